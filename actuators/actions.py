@@ -1,0 +1,65 @@
+"""What can be done: the action space of each actuator and the values it takes.
+
+A choice is one of a few words; a continuous action is a vector inside a box; a text action is a string. Values travel
+as plain Python (str, tuple of float), so the gate needs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Value = str | tuple[float, ...]
+"""A choice or text is a str, a continuous action a tuple of floats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of `choices`, which are distinct and at least two."""
+
+    name: str
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuous:
+    """A vector with `low[i] <= value[i] <= high[i]`."""
+
+    name: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A string written by the language task called `task`."""
+
+    name: str
+    task: str
+
+
+Actuator = Choice | Continuous | Utterance
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSpace:
+    """Every actuator, in the order of the settings."""
+
+    actuators: tuple[Actuator, ...]
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The choice actuators, in order."""
+        return tuple(a for a in self.actuators if isinstance(a, Choice))
+
+    @property
+    def continuous(self) -> tuple[Continuous, ...]:
+        """The continuous actuators, in order."""
+        return tuple(a for a in self.actuators if isinstance(a, Continuous))
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One actuator's part of a decision: the value and the probability (density, if continuous) it was drawn with."""
+
+    value: Value
+    probability: float

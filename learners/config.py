@@ -1,0 +1,143 @@
+"""Settings of what is learned: encoders, policy, rewards, tasks, learner, experience, fine-tuning, promotion."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sensors.config import Settings
+
+Train = Literal["frozen", "top", "lora", "full"]
+
+
+class EncoderSettings(Settings):
+    """A pretrained encoder."""
+
+    model: str = Field(description="`bundled:NAME`, a transformers id or a folder")
+    train: Train = "frozen"
+    lora_rank: int = Field(8, gt=0, le=256)
+    plugin: str | None = Field(None, description="an entry point of `reflexd.encoders` instead of a transformers model")
+
+
+class PolicySettings(Settings):
+    """The fused model."""
+
+    fusion: Literal["bottleneck"] = "bottleneck"
+    width: int = Field(256, ge=16, le=2_048)
+    latents: int = Field(4, ge=1, le=64)
+    layers: int = Field(2, ge=1, le=12)
+    heads: int = Field(4, ge=1, le=32)
+    tokens: int = Field(4, ge=1, le=64, description="pooled tokens each encoder contributes")
+    history: int = Field(4, ge=1, le=64, description="recent states the heads see")
+    gamma: float = Field(0.99, ge=0, le=1)
+    modality_dropout: float = Field(0.1, ge=0, lt=1)
+    algorithm: Literal["auto", "dqn", "sac", "crossq", "bandit"] = "auto"
+
+
+class TopicReward(Settings):
+    """Rewards that arrive on the `reward` topic."""
+
+    name: str
+    kind: Literal["topic"]
+    clip: float = Field(10.0, gt=0)
+    max_per_s: float = Field(100.0, gt=0, description="more than this from one source is dropped and counted")
+
+
+class ExpressionReward(Settings):
+    """Arithmetic on telemetry and actions, at every tick."""
+
+    name: str
+    kind: Literal["expression"]
+    value: str
+    clip: float = Field(10.0, gt=0)
+
+
+class PluginReward(Settings):
+    """A Python function that comes through the entry point `reflexd.rewards`."""
+
+    name: str
+    kind: Literal["plugin"]
+    plugin: str
+    clip: float = Field(10.0, gt=0)
+
+
+AnyReward = Annotated[TopicReward | ExpressionReward | PluginReward, Field(discriminator="kind")]
+
+
+class TaskSettings(Settings):
+    """A supervised task on a stream."""
+
+    kind: Literal["classify", "tag", "relate", "answer", "translate", "summarize", "chat"]
+    model: str
+    stream: str | None = None
+    labels: tuple[str, ...] = ()
+    train: Train = "lora"
+    lora_rank: int = Field(8, gt=0, le=256)
+    multi_label: bool = False
+    feeds_policy: bool = Field(False, description="its class probabilities are a token of the fusion")
+    ask_below: float | None = Field(None, ge=0, le=1, description="publish label_requested when less sure than this")
+    max_new_tokens: int = Field(64, gt=0, le=4_096)
+    system: str | None = Field(None, description="system prompt of a chat task")
+
+
+class LearnerSettings(Settings):
+    """The background process."""
+
+    enabled: bool = True
+    engine: Literal["local", "ray"] = "local"
+    update_every_s: float = Field(1.0, gt=0, description="how often new experience is fetched")
+    updates_per_step: float = Field(1.0, gt=0, le=64)
+    promote_every_s: float = Field(60.0, gt=0)
+    demonstrations: float = Field(
+        0.5, ge=0, le=1, description="share of a batch from demonstrations and overrides, once there are any"
+    )
+    batch: int = Field(256, ge=8, le=65_536)
+    warmup: int = Field(256, ge=1, description="transitions before the first update")
+    threads: int = Field(1, ge=1, le=64)
+    seed: int = 0
+    memory_fraction: float = Field(0.5, gt=0, le=1, description="share of the GPU's memory the learner may take")
+
+
+class ExperienceSettings(Settings):
+    """The durable store."""
+
+    max_gb: float = Field(4.0, gt=0)
+    reserve: float = Field(0.25, ge=0, lt=1, description="share kept for failures, interventions and demonstrations")
+    raw_s: float = Field(600.0, ge=0, description="how long raw frames and sounds are kept for re-encoding")
+
+
+class FinetuneSettings(Settings):
+    """Periodic fine-tuning from labels."""
+
+    every_s: float = Field(3_600.0, gt=0)
+    min_labels: int = Field(32, ge=1)
+    epochs: int = Field(3, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    batch: int = Field(16, ge=1)
+    holdout: float = Field(0.2, gt=0, lt=1, description="share of labels that never trains")
+    replay: float = Field(0.5, ge=0, le=4, description="earlier labels mixed in, per new one")
+    margin: float = Field(0.0, ge=0, description="how much the held-out metric may fall and still be promoted")
+    forget_margin: float = Field(0.03, ge=0, description="how much the forgetting set may lose")
+
+
+class PromotionSettings(Settings):
+    """What a candidate must pass, and how it is watched once live."""
+
+    margin: float = Field(0.05, ge=0)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    min_effective_samples: float = Field(50.0, gt=0)
+    observations: int = Field(512, ge=1, description="recorded observations for the sanity step")
+    shadow_s: float = Field(10.0, ge=0)
+    probation_s: float = Field(60.0, ge=0)
+    keep_last: int = Field(5, ge=1)
+    keep_best: int = Field(3, ge=0)
+    steps: tuple[Literal["whole", "fast", "sane", "labels", "ope", "shadow", "probation"], ...] = (
+        "whole",
+        "fast",
+        "sane",
+        "labels",
+        "ope",
+        "shadow",
+        "probation",
+    )

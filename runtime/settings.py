@@ -1,0 +1,201 @@
+"""The whole settings file as one model: what the other packages declare, joined, with what only runtime needs.
+
+Knows nothing of YAML or of files: `config.py` reads those.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from actuators.config import AnyActuator, GateSettings
+from learners.config import (
+    AnyReward,
+    EncoderSettings,
+    ExperienceSettings,
+    FinetuneSettings,
+    LearnerSettings,
+    PolicySettings,
+    PromotionSettings,
+    TaskSettings,
+    TopicReward,
+)
+from sensors.config import AnyStream, Name, Settings
+
+SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
+
+
+class TickSettings(Settings):
+    """The pace of control."""
+
+    rate_hz: float = Field(10.0, gt=0, le=50)
+
+    @property
+    def period_s(self) -> float:
+        """Seconds from one deadline to the next."""
+        return 1.0 / self.rate_hz
+
+
+class Credentials(Settings):
+    """One broker user."""
+
+    username: str
+    password: SecretStr | None = None
+
+
+class MqttSettings(Settings):
+    """The broker."""
+
+    url: str = Field("embedded://127.0.0.1:1883", description="embedded://, mqtt:// or mqtts:// HOST:PORT")
+    username: str | None = None
+    password: SecretStr | None = None
+    ca: Path | None = Field(None, description="certificate authority that signed the broker's certificate")
+    cert: Path | None = Field(None, description="client certificate")
+    key: Path | None = Field(None, description="the client certificate's key")
+    gate: Credentials | None = Field(
+        None, description="the user that may write actuator topics; default: username above"
+    )
+    agent: Credentials | None = None
+    dashboard: Credentials | None = None
+    keepalive_s: int = Field(
+        2, ge=1, le=600, description="a silent broker is noticed within half of this by an own echo"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES or not parts.hostname:
+            raise ValueError("write embedded://HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT")
+        if parts.username or parts.password:
+            raise ValueError("put the user under username: and password:, not into the URL")
+        if parts.port is not None and not 0 < parts.port < 65_536:
+            raise ValueError("the port must be between 1 and 65535")
+        return url
+
+    @property
+    def scheme(self) -> str:
+        """`mqtt`, `mqtts` or `embedded`."""
+        return urlsplit(self.url).scheme
+
+    @property
+    def host(self) -> str:
+        """The broker's host."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The broker's port."""
+        parts = urlsplit(self.url)
+        return parts.port or SCHEMES[parts.scheme]
+
+    def credentials(self, process: Literal["gate", "agent", "dashboard"]) -> Credentials | None:
+        """The user a process connects as."""
+        own = {"gate": self.gate, "agent": self.agent, "dashboard": self.dashboard}[process]
+        if own is not None:
+            return own
+        return Credentials(username=self.username, password=self.password) if self.username else None
+
+
+class EngineSettings(Settings):
+    """How inference runs."""
+
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = Field(1, ge=1, le=64)
+    tolerance: float = Field(
+        0.02, gt=0, description="largest relative difference of a backend's tokens from float32 torch"
+    )
+
+
+class DashboardSettings(Settings):
+    """The page."""
+
+    listen: str = Field("127.0.0.1:8080", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
+    token: SecretStr | None = Field(
+        None, description="the operator's token; default: made at first start, in state_dir"
+    )
+    viewer_token: SecretStr | None = Field(None, description="a token that may look and change nothing")
+
+
+class MetricsSettings(Settings):
+    """/metrics, /livez and /readyz."""
+
+    listen: str = Field("127.0.0.1:9464", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
+
+
+class RecordSettings(Settings):
+    """Session recordings (MCAP)."""
+
+    enabled: bool = False
+    max_gb: float = Field(2.0, gt=0)
+
+
+class PlantSettings(Settings):
+    """A simulated device started beside the daemon, as a process of its own behind the broker."""
+
+    environment: str = Field(description="`panorama` (the demo's world) or a gymnasium id")
+    seed: int = 0
+    takeovers: bool = Field(False, description="the world corrects the policy now and then in its first two minutes")
+
+
+class Config(Settings):
+    """One settings file."""
+
+    agent: Name
+    mode: Literal["shadow", "assist", "autonomous"] = "autonomous"
+    tick: TickSettings = TickSettings()
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    state_dir: Path = Field(description="experience, checkpoints, recordings, latches")
+    mqtt: MqttSettings = MqttSettings()
+    streams: dict[Name, AnyStream] = Field(min_length=1, max_length=64)
+    encoders: dict[Name, EncoderSettings] = Field(default_factory=dict)
+    actuators: dict[Name, AnyActuator] = Field(min_length=1, max_length=64)
+    gate: GateSettings = GateSettings()
+    policy: PolicySettings = PolicySettings()
+    rewards: tuple[AnyReward, ...] = (TopicReward(name="feedback", kind="topic"),)
+    tasks: dict[Name, TaskSettings] = Field(default_factory=dict)
+    learner: LearnerSettings = LearnerSettings()
+    experience: ExperienceSettings = ExperienceSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    engine: EngineSettings = EngineSettings()
+    dashboard: DashboardSettings | None = None
+    metrics: MetricsSettings | None = None
+    record: RecordSettings = RecordSettings()
+    plant: PlantSettings | None = None
+    discovery: Annotated[bool, Field(description="publish Home Assistant discovery")] = False
+
+    @model_validator(mode="after")
+    def _references(self) -> Self:
+        for name, stream in self.streams.items():
+            if stream.encoder is not None and stream.encoder not in self.encoders:
+                raise ValueError(
+                    f"streams.{name}.encoder: {stream.encoder!r} is not under encoders: {sorted(self.encoders)}"
+                )
+            if stream.encoder is None and stream.kind in {"camera", "microphone", "text"}:
+                raise ValueError(
+                    f"streams.{name}.encoder: missing; a {stream.kind} needs one of encoders: {sorted(self.encoders)}"
+                )
+        for name, actuator in self.actuators.items():
+            if actuator.kind == "text" and actuator.task not in self.tasks:
+                raise ValueError(f"actuators.{name}.task: {actuator.task!r} is not under tasks: {sorted(self.tasks)}")
+            unknown = set(actuator.requires or ()) - set(self.streams)
+            if unknown:
+                raise ValueError(
+                    f"actuators.{name}.requires: {sorted(unknown)} are not under streams: {sorted(self.streams)}"
+                )
+        for name, task in self.tasks.items():
+            if task.stream is not None and task.stream not in self.streams:
+                raise ValueError(f"tasks.{name}.stream: {task.stream!r} is not under streams: {sorted(self.streams)}")
+        names = [reward.name for reward in self.rewards]
+        if len(set(names)) != len(names):
+            raise ValueError("rewards: each name may be used once")
+        return self
+
+
+NAME = re.compile(r"^[a-z0-9_-]{1,64}$")

@@ -1,0 +1,89 @@
+"""Settings of the streams. Imports no hardware and no torch, so that a file can be checked in under a second."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$", description="lower-case letters, digits, _ and -")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Base of every settings model: unknown keys and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StreamSettings(Settings):
+    """What every stream has."""
+
+    max_age_s: Positive = Field(1.0, description="older than this, a reading is missing for the policy")
+    required: bool = Field(False, description="the gate acts safe while this stream is stale")
+    encoder: str | None = Field(None, description="a name under `encoders`; telemetry needs none")
+
+
+class CameraSettings(StreamSettings):
+    """A camera: USB, file, RTSP, HTTP MJPEG or JPEG/PNG over MQTT."""
+
+    kind: Literal["camera"]
+    source: int | str = Field(description="a number, a file, rtsp://, http://, `topic` or `topic:NAME`")
+    rate_hz: Positive = Field(10.0, description="frames a second wanted; also the pace of a file")
+    loop: bool = Field(False, description="start a file again at its end")
+    width: int | None = Field(None, gt=0, le=16_384, description="asked of the device; it may give another")
+    height: int | None = Field(None, gt=0, le=16_384)
+    max_pixels: int = Field(16_777_216, gt=0, description="larger pictures are refused before they are decoded")
+
+
+class MicrophoneSettings(StreamSettings):
+    """A microphone: a PortAudio device, a sound file or 16-bit PCM over MQTT; always 16 kHz mono to the policy."""
+
+    kind: Literal["microphone"]
+    source: int | str = Field(
+        "default", description="`default`, a device name or number, a file, `topic` or `topic:NAME`"
+    )
+    window_s: Positive = Field(2.0, le=30.0, description="how much of the past the encoder hears")
+    hop_s: Positive = Field(0.1, le=5.0, description="how often a new window is offered")
+    rate_hz: int = Field(16_000, ge=8_000, le=192_000, description="sample rate of the MQTT PCM or asked of the device")
+    loop: bool = False
+
+
+class TextSettings(StreamSettings):
+    """Lines of text: an MQTT topic, standard input or a followed file."""
+
+    kind: Literal["text"]
+    source: str = Field("topic", description="`topic`, `topic:NAME`, `stdin` or `file:PATH`")
+    ttl_s: Positive = Field(60.0, description="how long a text stays in force; it is then missing")
+    max_chars: int = Field(2_000, gt=0, le=100_000)
+
+
+class TelemetrySettings(StreamSettings):
+    """Numbers picked out of a JSON object by name or JSON pointer (RFC 6901)."""
+
+    kind: Literal["telemetry"]
+    source: str = Field("topic", description="`topic` or `topic:NAME`")
+    fields: tuple[str, ...] = Field(
+        min_length=1, max_length=4_096, description="keys, or JSON pointers with a leading /"
+    )
+
+    @field_validator("fields")
+    @classmethod
+    def _distinct(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(fields)) != len(fields):
+            raise ValueError("each field may be named once; remove the repeated one")
+        return fields
+
+
+class PluginStreamSettings(StreamSettings):
+    """A sensor that comes through the entry point `reflexd.sensors`."""
+
+    kind: Literal["plugin"]
+    plugin: str = Field(description="the entry point's name")
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+
+AnyStream = Annotated[
+    CameraSettings | MicrophoneSettings | TextSettings | TelemetrySettings | PluginStreamSettings,
+    Field(discriminator="kind"),
+]

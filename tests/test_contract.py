@@ -1,0 +1,60 @@
+"""The wire contract's decoding refuses what it must; the agent-gate link survives a round trip."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime import link, topics
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"NaN",
+        b'{"value":Infinity}',
+        b'{"value":1e999}',
+        b"[" * 40 + b"]" * 40,
+        b"\xff",
+        b"",
+        b"{" * 100_000,
+        b'"' + b"a" * 70_000 + b'"',
+    ],
+)
+def test_hostile_json_is_refused(payload: bytes) -> None:
+    with pytest.raises(topics.Refused):
+        topics.parse(payload)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_reward_or_refused(payload: bytes) -> None:
+    try:
+        reward = topics.decode(topics.Reward, payload)
+    except topics.Refused as refusal:
+        assert str(refusal)
+    else:
+        assert isinstance(reward.value, float)
+
+
+def test_topics_are_named_by_the_design() -> None:
+    names = topics.Topics("demo")
+    assert names.command("head") == "reflexd/demo/act/head/set"
+    assert names("in", "front") == "reflexd/demo/in/front"
+
+
+def test_messages_survive_the_link() -> None:
+    proposal = link.Proposal(3, "d3", "p1", 1.5, {"head": "left", "arm": (0.5, -1.0)}, stale=("room",))
+    verdict = link.Verdict(
+        "d3",
+        armed=True,
+        stopped=False,
+        mode={"head": "autonomous"},
+        outcomes={"head": link.Outcome(True, None, "left", "policy")},
+    )
+    gate, agent = link.pair()
+    with gate, agent:
+        agent.send(link.pack(proposal))
+        gate.send(link.pack(verdict))
+        assert link.unpack(gate.recv(link.MAX_MESSAGE)) == proposal
+        assert link.unpack(agent.recv(link.MAX_MESSAGE)) == verdict
