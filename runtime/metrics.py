@@ -1,0 +1,156 @@
+"""Prometheus metrics: every figure the agent publishes for scraping, in base units, under the prefix `reflexd_`.
+
+The registry is an argument: two agents in one process, or a test, do not share numbers. Label values come from the
+settings (streams, encoders, actuators, rules), never from messages, so that the number of series stays bounded. This
+module knows no HTTP (`metrics_http.py`) and decides nothing: others call it with what they measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
+TICK_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+AGE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+MODES = ("shadow", "assist", "autonomous")
+
+
+class Total:
+    """A counter fed with absolute figures of another process, which start again at zero when that process does."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._last = 0.0
+
+    def set(self, value: float) -> None:
+        """Count what is new since the last figure; a smaller one means the source started again."""
+        self._counter.inc(value - self._last if value >= self._last else value)
+        self._last = value
+
+
+class Metrics:
+    """Every metric of one agent, registered in `registry` at construction."""
+
+    def __init__(self, registry: CollectorRegistry, *, agent: str, version: str) -> None:
+        self.registry = registry
+        ProcessCollector(registry=registry)
+        Info("reflexd_build", "What is running.", registry=registry).info({"agent": agent, "version": version})
+        self._tick(registry)
+        self._streams(registry)
+        self._gate(registry)
+        self._learner(registry)
+        self._link(registry)
+
+    def _tick(self, registry: CollectorRegistry) -> None:
+        self.tick_seconds = Histogram(
+            "reflexd_tick_seconds",
+            "Duration of a tick, from its deadline to the proposal handed to the gate.",
+            buckets=TICK_BUCKETS,
+            registry=registry,
+        )
+        self.encoder_seconds = Histogram(
+            "reflexd_encoder_seconds",
+            "Duration of one encoder pass.",
+            ["encoder"],
+            buckets=TICK_BUCKETS,
+            registry=registry,
+        )
+        self.overruns = Counter("reflexd_tick_overruns", "Ticks that ran past the next deadline.", registry=registry)
+        self.skipped = Counter("reflexd_ticks_skipped", "Deadlines left out because of overruns.", registry=registry)
+        self.period_seconds = Gauge("reflexd_tick_period_seconds", "The period asked for.", registry=registry)
+
+    def _streams(self, registry: CollectorRegistry) -> None:
+        self.sensor_to_command_seconds = Histogram(
+            "reflexd_sensor_to_command_seconds",
+            "From capture of a stream's reading to the command made from it; first use of each reading only.",
+            ["stream"],
+            buckets=AGE_BUCKETS,
+            registry=registry,
+        )
+        self.acted_age_seconds = Histogram(
+            "reflexd_acted_age_seconds",
+            "Age of each stream's reading in every decision acted on.",
+            ["stream"],
+            buckets=AGE_BUCKETS,
+            registry=registry,
+        )
+        self.stream_age_seconds = Gauge(
+            "reflexd_stream_age_seconds", "Age of the newest reading at the last tick.", ["stream"], registry=registry
+        )
+        self.stream_stale = Gauge(
+            "reflexd_stream_stale", "1 while the stream is older than its max_age_s.", ["stream"], registry=registry
+        )
+        self.drops = Counter(
+            "reflexd_stream_drops", "Readings dropped, by cause.", ["stream", "cause"], registry=registry
+        )
+
+    def _gate(self, registry: CollectorRegistry) -> None:
+        self.refusals = Counter(
+            "reflexd_gate_refusals", "Actions the gate refused, by rule.", ["actuator", "rule"], registry=registry
+        )
+        self.commands = Counter(
+            "reflexd_commands", "Commands sent, by who decided.", ["actuator", "by"], registry=registry
+        )
+        self.armed = Gauge("reflexd_armed", "1 while the gate lets the policy act.", registry=registry)
+        self.stopped = Gauge("reflexd_stopped", "1 while the software stop is engaged.", registry=registry)
+        self.mode = Gauge("reflexd_mode", "1 for the mode in force.", ["mode"], registry=registry)
+
+    def _learner(self, registry: CollectorRegistry) -> None:
+        self.learner_up = Gauge("reflexd_learner_up", "1 while the learner reports progress.", registry=registry)
+        self.updates = Counter("reflexd_learner_updates", "Gradient updates.", registry=registry)
+        self.loss = Gauge("reflexd_learner_loss", "Loss of the last updates.", ["part"], registry=registry)
+        self.q = Gauge("reflexd_learner_q", "Mean estimated return of sampled actions.", registry=registry)
+        self.buffer = Gauge("reflexd_learner_buffer_transitions", "Transitions in the store.", registry=registry)
+        self.reward_mean = Gauge("reflexd_reward_mean", "Mean reward a tick, recent window.", registry=registry)
+        self.rewards = Counter("reflexd_rewards", "Rewards credited to a decision.", registry=registry)
+        self.promotions = Counter("reflexd_promotions", "Policies that went live.", registry=registry)
+        self.rejections = Counter("reflexd_rejections", "Candidates refused, by step.", ["step"], registry=registry)
+        self.rollbacks = Counter("reflexd_rollbacks", "Policies taken back.", registry=registry)
+        self._updates = Total(self.updates)
+
+    def _link(self, registry: CollectorRegistry) -> None:
+        self.mqtt_connected = Gauge("reflexd_mqtt_connected", "1 while the broker answers.", registry=registry)
+        self.reconnects = Counter("reflexd_mqtt_reconnects", "Connections made after the first.", registry=registry)
+        self.refused_messages = Counter(
+            "reflexd_messages_refused",
+            "Messages not taken, by topic kind and cause.",
+            ["kind", "cause"],
+            registry=registry,
+        )
+        self.restarts = Counter("reflexd_child_restarts", "Children started again.", ["child"], registry=registry)
+
+    def observe_ages(self, ages_s: Mapping[str, float], stale: frozenset[str]) -> None:
+        """Note every stream's age at a tick, and which ones are too old to be used."""
+        for stream, age_s in ages_s.items():
+            self.stream_age_seconds.labels(stream).set(age_s)
+            self.stream_stale.labels(stream).set(stream in stale)
+            if stream not in stale:
+                self.acted_age_seconds.labels(stream).observe(age_s)
+        for stream in stale - ages_s.keys():
+            self.stream_stale.labels(stream).set(1)
+
+    def observe_gate(self, *, armed: bool, stopped: bool, mode: str) -> None:
+        """Note the gate's state."""
+        self.armed.set(armed)
+        self.stopped.set(stopped)
+        for name in MODES:
+            self.mode.labels(name).set(name == mode)
+
+    def observe_learner(self, progress: Mapping[str, Any]) -> None:
+        """Note the learner's part of `health`: `updates`, `loss` (a number or one for each part), `q`, `buffer`, `reward_mean`."""
+        self.learner_up.set(progress.get("state") not in (None, "off", "dead"))
+        if isinstance(progress.get("updates"), int | float):
+            self._updates.set(float(progress["updates"]))
+        loss = progress.get("loss")
+        for part, value in (loss if isinstance(loss, Mapping) else {"total": loss}).items():
+            _set(self.loss.labels(str(part)), value)
+        _set(self.q, progress.get("q"))
+        _set(self.buffer, progress.get("buffer"))
+        _set(self.reward_mean, progress.get("reward_mean"))
+
+
+def _set(gauge: Gauge, value: object) -> None:
+    if isinstance(value, int | float):
+        gauge.set(value)

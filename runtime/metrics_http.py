@@ -1,0 +1,62 @@
+"""/metrics, /livez and /readyz on one port, inside the agent's event loop.
+
+`/livez` answers 200 as long as the loop turns. `/readyz` asks the agent: 200 with `ready`, or 503 with one reason a line.
+It has no login: it changes nothing and shows no content of any stream; it listens on loopback unless told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+Ready = Callable[[], Sequence[str]]
+"""What keeps the agent from being ready, in words; empty when it is."""
+
+
+def application(registry: CollectorRegistry, ready: Ready) -> web.Application:
+    """The three routes."""
+
+    async def metrics(request: web.Request) -> web.Response:
+        encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encoder(registry), headers={"Content-Type": content_type})
+
+    async def livez(_: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        reasons = ready()
+        return web.Response(text="".join(f"{r}\n" for r in reasons) or "ready\n", status=503 if reasons else 200)
+
+    app = web.Application(client_max_size=1)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/livez", livez)
+    app.router.add_get("/readyz", readyz)
+    return app
+
+
+def address(listen: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[V6]:PORT` as host and port."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+@asynccontextmanager
+async def serve(app: web.Application, listen: str) -> AsyncIterator[int]:
+    """Answer on `listen` while the context lasts; gives the port, which is the system's choice for port 0.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    host, port = address(listen)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
