@@ -1,0 +1,142 @@
+"""One tick as it is remembered, and its form on disk.
+
+A transition holds what the policy saw (tokens of every encoder, masks, ages), what was executed and by whom, with which
+probability, and what came of it. Successors are not stored: the next transition is the next one of the same session, so
+every array is kept once. Knows neither the database nor torch.
+
+Shapes: tokens of an encoder are float16 [T, W], telemetry is float32 [T, W] (T = 1).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from actuators.actions import Value
+
+By = Literal["policy", "override", "gate", "nobody"]
+"""Who moved an actuator at this tick."""
+
+FORMAT = 1
+_DTYPES = {"float16": np.float16, "float32": np.float32}
+
+
+class Malformed(ValueError):  # noqa: N818 - reads as what happened
+    """A stored record or an offered transition is not whole; `str` says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What one tick saw and did.
+
+    `actions` is what was executed (a person's or the gate's value where they acted); an actuator that is absent was not
+    moved. A transition without any action only ends a session: it carries the last observation. `done` says that the
+    state after this tick is terminal; an episode that was merely cut is a session without a successor.
+    """
+
+    session: str
+    tick: int
+    decision: str
+    stamp_s: float
+    """Unix seconds."""
+    policy: str
+    tokens: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    encoder_versions: Mapping[str, str] = field(default_factory=dict)
+    present: Mapping[str, bool] = field(default_factory=dict)
+    ages_s: Mapping[str, float] = field(default_factory=dict)
+    actions: Mapping[str, Value] = field(default_factory=dict)
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    """As drawn, exploration included; a density where the action is continuous."""
+    by: Mapping[str, By] = field(default_factory=dict)
+    reward: float = 0.0
+    done: bool = False
+    intervention: bool = False
+    demonstration: bool = False
+    failure: bool = False
+    """Kept in the reserve and in a stratum of its own; terminal states count, good or bad: they anchor the values."""
+    value: float = 0.0
+
+    @property
+    def reserved(self) -> bool:
+        """Whether the reserve of the store keeps it."""
+        return self.intervention or self.demonstration or self.failure
+
+
+def encode(transition: Transition) -> tuple[bytes, bytes]:
+    """Header (JSON) and body (raw arrays) of everything that never changes after the tick.
+
+    Raises:
+        Malformed: an array is not finite, not float16/float32, or not two-dimensional.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in transition.tokens.items()}
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES or array.ndim != 2:
+            raise Malformed(f"tokens of {name}: {array.dtype} {array.shape}; float16 or float32 [T, W] is stored")
+        if not np.isfinite(array).all():
+            raise Malformed(f"tokens of {name} are not finite")
+    numbers = [transition.reward, transition.value, transition.stamp_s, *transition.probabilities.values()]
+    if not all(map(math.isfinite, numbers)):
+        raise Malformed(f"reward, value, stamp or a probability of {transition.decision} is not finite")
+    head = {
+        "format": FORMAT,
+        "tokens": [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()],
+        "encoder_versions": dict(transition.encoder_versions),
+        "present": dict(transition.present),
+        "ages_s": {name: age if math.isfinite(age) else None for name, age in transition.ages_s.items()},
+        "actions": dict(transition.actions),
+        "probabilities": dict(transition.probabilities),
+        "by": dict(transition.by),
+    }
+    return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY), b"".join(a.tobytes() for a in arrays.values())
+
+
+def decode_head(head: bytes) -> dict[str, Any]:
+    """The header as the mapping arguments of `Transition`, `tokens` still described.
+
+    Raises:
+        Malformed: not ours.
+    """
+    try:
+        fields = orjson.loads(head)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"header: {error}") from None
+    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+        raise Malformed(f"header: not format {FORMAT}")
+    fields["ages_s"] = {name: math.inf if age is None else age for name, age in fields["ages_s"].items()}
+    fields["actions"] = {
+        name: tuple(map(float, value)) if isinstance(value, list) else value
+        for name, value in fields["actions"].items()
+    }
+    return fields
+
+
+def decode_body(described: list[list[Any]], body: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of a body, read-only views of it.
+
+    Raises:
+        Malformed: the body is shorter or longer than described.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    offset = 0
+    for name, dtype, shape in described:
+        count = math.prod(shape)
+        size = count * np.dtype(_DTYPES[dtype]).itemsize
+        if offset + size > len(body):
+            raise Malformed(f"body ends within {name}")
+        arrays[name] = np.frombuffer(body, _DTYPES[dtype], count, offset).reshape(shape)
+        offset += size
+    if offset != len(body):
+        raise Malformed(f"body has {len(body) - offset} bytes too many")
+    return arrays
+
+
+def checksum(identity: str, head: bytes, body: bytes) -> int:
+    """CRC-32 over what never changes; SQLite's pages carry none."""
+    return zlib.crc32(body, zlib.crc32(head, zlib.crc32(identity.encode())))
