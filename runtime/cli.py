@@ -1,0 +1,172 @@
+"""The command line: what each verb takes, and which part of the program does it.
+
+Heavy imports wait until the verb that needs them, so that `--help` and `check` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import click
+
+from runtime import config as settings_file
+from runtime.verbs import commands
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+REFUSED = 2
+"""Exit code for settings or arguments that cannot be used."""
+
+
+class Examples(click.Command):
+    """A command whose help shows examples as they are typed."""
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The epilog line by line, unwrapped."""
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write_text("Examples:")
+            for line in self.epilog.strip().splitlines():
+                formatter.write(f"  {line.strip()}\n")
+
+
+def load(path: Path) -> settings_file.Loaded:
+    """A settings file, or the list of what is wrong with it on standard error and exit code 2."""
+    try:
+        return settings_file.load(path)
+    except settings_file.ConfigError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        sys.exit(REFUSED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="reflexd")
+def main() -> None:
+    """Reflexd gives a machine reflexes that it keeps learning.
+
+    It watches cameras, microphones, text and telemetry, fuses them in one model at every tick, acts over MQTT, and learns in
+    the background from rewards and corrections.
+
+    Start with `reflexd demo`, then copy a file of configs/ and `reflexd check` it.
+    """
+
+
+@main.command(cls=Examples, epilog="reflexd run configs/video.yaml\nreflexd run robot.yaml --fault joints=stuck@10s")
+@click.argument("config", type=FILE)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="STREAM=KIND[@START]",
+    help="Break a stream on purpose: off, stuck, garbage, wrong, slow, delayed, intermittent.",
+)
+@click.option("--verbose", is_flag=True, help="One log line for every tick.")
+def run(config: Path, faults: tuple[str, ...], *, verbose: bool) -> None:
+    """Run the daemon on CONFIG until Ctrl-C; a second Ctrl-C forces."""
+    from runtime.daemon import run_daemon
+
+    loaded = load(config)
+    sys.exit(run_daemon(config, loaded, faults=faults, verbose=verbose))
+
+
+@main.command(cls=Examples, epilog="reflexd demo\nmosquitto_sub -p 1883 -t 'reflexd/demo/decision'")
+@click.option("--verbose", is_flag=True, help="One log line for every tick.")
+def demo(*, verbose: bool) -> None:
+    """Run the demo with its simulated world; the page is on http://127.0.0.1:8080."""
+    from runtime.daemon import run_daemon
+
+    with as_file(files("configs") / "demo.yaml") as path:
+        loaded = load(path)
+        sys.exit(run_daemon(path, loaded, faults=(), verbose=verbose))
+
+
+@main.command(cls=Examples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
+@click.argument("config", type=FILE, required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of a settings file.")
+def check(config: Path | None, *, schema: bool) -> None:
+    """Validate CONFIG; exit code 2 with file:line, path and remedy for everything that is wrong."""
+    if schema:
+        from runtime.settings import Config
+
+        click.echo(json.dumps(Config.model_json_schema(), indent=2))
+        return
+    if config is None:
+        raise click.UsageError("name a settings file, or --schema")
+    loaded = load(config)
+    c = loaded.config
+    click.echo(
+        f"{config}: good. agent {c.agent}, {len(c.streams)} streams, {len(c.actuators)} actuators, {c.tick.rate_hz:g} Hz, mode {c.mode}"
+    )
+
+
+@main.command()
+def devices() -> None:
+    """List the cameras and microphones found."""
+    from rich.console import Console
+    from rich.table import Table
+    from sensors.devices import devices as find
+
+    table = Table("kind", "source", "name", "detail")
+    for device in find():
+        table.add_row(device.kind, str(device.source), device.name, device.detail)
+    Console().print(table)
+
+
+@main.command(cls=Examples, epilog="reflexd status\nreflexd status robot.yaml --json")
+@click.argument("config", type=FILE, required=False)
+@click.option("--json", "as_json", is_flag=True, help="The last health message as JSON.")
+@click.option("--timeout", "timeout_s", default=12.0, show_default=True, help="Seconds to wait for an answer.")
+def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
+    """Say once how the daemon of CONFIG (default: the demo) is."""
+    from runtime.terminal import show_status
+
+    sys.exit(show_status(_config_or_demo(config), as_json=as_json, timeout_s=timeout_s))
+
+
+@main.command()
+@click.argument("config", type=FILE, required=False)
+def top(config: Path | None) -> None:
+    """Watch the daemon of CONFIG (default: the demo) in the terminal."""
+    from runtime.terminal import watch
+
+    sys.exit(watch(_config_or_demo(config)))
+
+
+@main.command(
+    cls=Examples,
+    epilog="reflexd plant CartPole-v1 --agent cart --mqtt mqtt://127.0.0.1:1883\nreflexd plant CartPole-v1 --config > cart.yaml",
+)
+@click.argument("environment", metavar="ENV")
+@click.option("--agent", default="demo", show_default=True, help="The agent whose topics to use.")
+@click.option("--mqtt", "url", default="mqtt://127.0.0.1:1883", show_default=True, help="The broker.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--rate", "rate_hz", default=None, type=float, help="Steps a second; default: the environment's own.")
+@click.option(
+    "--config", "as_config", is_flag=True, help="Print the settings file for an agent that controls ENV, and end."
+)
+def plant(environment: str, agent: str, url: str, seed: int, rate_hz: float | None, *, as_config: bool) -> None:
+    """Put a gymnasium environment, or the demo's `panorama`, behind the broker as a device, in real time."""
+    from runtime.plant import print_config, run_plant
+
+    if as_config:
+        print_config(environment, agent, url, rate_hz)
+        return
+    run_plant(environment, agent=agent, url=url, seed=seed, rate_hz=rate_hz)
+
+
+def _config_or_demo(config: Path | None) -> settings_file.Loaded:
+    if config is not None:
+        return load(config)
+    with as_file(files("configs") / "demo.yaml") as path:
+        return load(path)
+
+
+for _command in commands:
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The newest reading of each stream, and what a tick sees of it.
+
+Nothing is queued: the latest reading wins and every one that nobody saw is counted. `put` may be called from any thread;
+it is one assignment under the interpreter's lock. Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sensors.config import AnyStream
+from sensors.readings import Observation, Reading
+
+
+@dataclass(slots=True)
+class _Slot:
+    limit_s: float
+    reading: Reading | None = None
+    seen: Reading | None = None
+    """The reading the last tick used, to tell what is fresh."""
+    drops: Counter[str] = field(default_factory=Counter)
+
+
+class Inbox:
+    """One slot for every stream."""
+
+    def __init__(self, streams: Mapping[str, AnyStream]) -> None:
+        self._slots = {name: _Slot(limit_s=age_limit_s(settings)) for name, settings in streams.items()}
+        self._required = frozenset(name for name, settings in streams.items() if settings.required)
+
+    def put(self, reading: Reading) -> None:
+        """Take a reading; an older one that no tick saw is dropped and counted as `superseded`."""
+        slot = self._slots[reading.stream]
+        current = slot.reading
+        if current is not None:
+            if reading.stamp_s < current.stamp_s:
+                slot.drops["out_of_order"] += 1
+                return
+            if current is not slot.seen:
+                slot.drops["superseded"] += 1
+        slot.reading = reading
+
+    def observe(self, tick: int, now_s: float) -> Observation:
+        """What tick `tick` sees at `now_s`; marks the readings as seen."""
+        readings: dict[str, Reading] = {}
+        ages: dict[str, float] = {}
+        fresh: list[str] = []
+        for name, slot in self._slots.items():
+            reading = slot.reading
+            if reading is None:
+                continue
+            ages[name] = max(0.0, now_s - reading.stamp_s)
+            if ages[name] > slot.limit_s:
+                continue
+            readings[name] = reading
+            if reading is not slot.seen:
+                fresh.append(name)
+                slot.seen = reading
+        missing = frozenset(self._slots.keys() - readings.keys())
+        return Observation(tick, now_s, readings, ages, missing, frozenset(fresh))
+
+    def stale(self, now_s: float) -> dict[str, float | None]:
+        """Streams that are missing now, with their age (None: never spoke)."""
+        return {
+            name: None if slot.reading is None else now_s - slot.reading.stamp_s
+            for name, slot in self._slots.items()
+            if slot.reading is None or now_s - slot.reading.stamp_s > slot.limit_s
+        }
+
+    def latest(self, stream: str) -> Reading | None:
+        """The newest reading of a stream, stale or not."""
+        return self._slots[stream].reading
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Streams without which the gate acts safe."""
+        return self._required
+
+    @property
+    def drops(self) -> dict[str, Counter[str]]:
+        """What was dropped here, by stream and cause."""
+        return {name: slot.drops for name, slot in self._slots.items()}
+
+
+def age_limit_s(settings: AnyStream) -> float:
+    """Seconds after which a reading is missing: a text stays in force for its `ttl_s`."""
+    return settings.ttl_s if settings.kind == "text" else settings.max_age_s
