@@ -1,0 +1,107 @@
+"""One-step feedback: a linear posterior for each choice, drawn from by Thompson sampling with known probabilities.
+
+Disjoint LinUCB's model (Li et al. 2010): for each choice a ridge regression of the reward on features of the context,
+A = ridge I + sum f f', b = sum r f. Its posterior N(A^-1 b, v^2 A^-1) is sampled (Agrawal and Goyal 2013). The features
+are the context, a constant, and random Fourier features of it (Rahimi and Recht 2007), so that curved reward functions
+are within reach without retraining. Every transition is taken in once, exactly.
+
+Shapes: B batch, C context, F features, n choices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearPosterior(nn.Module):
+    """The posterior over the reward of every choice of every actuator.
+
+    Args:
+        context: C.
+        sizes: number of choices of each actuator.
+        fourier: number of random Fourier features.
+        ridge: prior precision.
+        spread: v, the posterior's standard deviation in units of the model's own.
+    """
+
+    covariance: Tensor
+    moment: Tensor
+    frequency: Tensor
+    phase: Tensor
+
+    def __init__(
+        self, context: int, sizes: tuple[int, ...], *, fourier: int = 512, ridge: float = 1.0, spread: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.sizes, self.ridge, self.spread = sizes, ridge, spread
+        width = 1 + context + fourier
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("frequency", torch.randn(context, fourier, generator=generator))
+        self.register_buffer("phase", 2 * math.pi * torch.rand(fourier, generator=generator))
+        self.register_buffer("covariance", torch.eye(width, dtype=torch.float64).repeat(sum(sizes), 1, 1) / ridge)
+        self.register_buffer("moment", torch.zeros(sum(sizes), width, dtype=torch.float64))
+
+    def features(self, context_BC: Tensor) -> Tensor:
+        """Return B,F in float64."""
+        scale = context_BC.shape[-1] ** -0.5
+        wave_BF = torch.cos(scale * context_BC @ self.frequency + self.phase) * (2 / len(self.phase)) ** 0.5
+        linear_BF = torch.cat((torch.ones_like(context_BC[:, :1]), context_BC), dim=-1) * scale
+        return torch.cat((linear_BF, wave_BF), dim=-1).double()
+
+    def forward(self, context_BC: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and standard deviation, B,n each, for every actuator."""
+        f_BF = self.features(context_BC)
+        projected_nBF = f_BF @ self.covariance
+        mean_Bn = torch.einsum("nbf,nf->bn", projected_nBF, self.moment)
+        std_Bn = self.spread * torch.einsum("nbf,bf->bn", projected_nBF, f_BF).clamp_min(0).sqrt()
+        pairs = zip(
+            torch.split(mean_Bn.float(), list(self.sizes), -1),
+            torch.split(std_Bn.float(), list(self.sizes), -1),
+            strict=True,
+        )
+        return list(pairs)
+
+    @torch.no_grad()
+    def take(self, context_BC: Tensor, index_Ba: Tensor, reward_B: Tensor, weight_Ba: Tensor) -> None:
+        """Take in B outcomes by rank-one updates (Sherman and Morrison 1950).
+
+        `index_Ba` has a column for each actuator; a weight of 0 leaves the outcome out.
+        """
+        offset_a = torch.tensor((0, *self.sizes[:-1])).cumsum(0).to(index_Ba.device)
+        for f_F, rows, r, weights in zip(
+            self.features(context_BC),
+            (index_Ba + offset_a).tolist(),
+            reward_B.tolist(),
+            weight_Ba.tolist(),
+            strict=True,
+        ):
+            for row, weight in zip(rows, weights, strict=True):
+                if weight > 0:
+                    projected_F = self.covariance[row] @ f_F
+                    gain = weight / (1 + weight * projected_F.dot(f_F))
+                    self.covariance[row].addr_(projected_F, projected_F, alpha=-float(gain))
+                    self.moment[row].add_(f_F, alpha=weight * r)
+
+
+def thompson_probabilities(mean_Bn: Tensor, std_Bn: Tensor, points: int = 128) -> Tensor:
+    """Return the probability B,n that independent draws N(mean, std^2) have their maximum at each choice.
+
+    P(i) = E_x[prod_{j != i} Phi((x - m_j) / s_j)], x ~ N(m_i, s_i^2), by the midpoint rule in probability, normalised.
+    Actions are drawn from exactly these numbers, so what is logged is what was done. A mean of minus infinity: never.
+    """
+    middle_K = (torch.arange(points, device=mean_Bn.device, dtype=mean_Bn.dtype) + 0.5) / points
+    normal_K = torch.special.ndtri(middle_K)
+    std_Bn = std_Bn.clamp_min(1e-9)
+    finite_Bn = mean_Bn.isfinite()
+    safe_Bn = mean_Bn.masked_fill(~finite_Bn, 0.0)
+    x_BnK = safe_Bn.unsqueeze(-1) + std_Bn.unsqueeze(-1) * normal_K
+    z_BnmK = (x_BnK.unsqueeze(2) - safe_Bn[:, None, :, None]) / std_Bn[:, None, :, None]
+    log_BnmK = torch.special.log_ndtr(z_BnmK)
+    size = mean_Bn.shape[-1]
+    skip_Bnm = torch.eye(size, dtype=torch.bool, device=mean_Bn.device) | ~finite_Bn.unsqueeze(1)
+    share_Bn = log_BnmK.masked_fill(skip_Bnm.unsqueeze(-1), 0.0).sum(2).exp().mean(-1).masked_fill(~finite_Bn, 0.0)
+    probabilities_Bn: Tensor = share_Bn / share_Bn.sum(-1, keepdim=True)
+    return probabilities_Bn

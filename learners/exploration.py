@@ -1,0 +1,70 @@
+"""Noise that hangs together in time, and draws whose probability is known exactly.
+
+Independent noise at every tick shakes an actuator and explores little. Pink noise (Eberhard et al. 2023, "Pink Noise Is
+All You Need") is made here without a horizon, as a sum of first-order autoregressions with time constants of 1 to 256
+ticks. At each tick it is N(0, 1), so the density of one action is the policy's own; that successive draws depend on each
+other is not in that number.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TIME_CONSTANTS = (1.0, 4.0, 16.0, 64.0, 256.0)
+
+
+class PinkNoise:
+    """Unit-variance noise, B rows of A numbers, correlated over successive calls; starts afresh when B changes."""
+
+    def __init__(self, width: int, time_constants: tuple[float, ...] = TIME_CONSTANTS) -> None:
+        self.width = width
+        self._keep = torch.tensor([0.0 if t <= 1 else 1 - 1 / t for t in time_constants])
+        self._state_BAK: Tensor | None = None
+
+    def __call__(self, rows: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+        """Draw the next B,A."""
+        fresh_BAK = torch.randn(rows, self.width, len(self._keep), generator=generator, device=generator.device)
+        fresh_BAK = fresh_BAK.to(device)
+        keep_K = self._keep.to(device)
+        if self._state_BAK is None or self._state_BAK.shape != fresh_BAK.shape:
+            self._state_BAK = fresh_BAK
+        else:
+            self._state_BAK = keep_K * self._state_BAK + (1 - keep_K**2).sqrt() * fresh_BAK
+        noise_BA: Tensor = self._state_BAK.sum(-1) / len(keep_K) ** 0.5
+        return noise_BA
+
+    def restart(self) -> None:
+        """Forget the past, as at the start of an episode."""
+        self._state_BAK = None
+
+    def state(self) -> Tensor | None:
+        """Return what to keep for an exact resume."""
+        return None if self._state_BAK is None else self._state_BAK.clone()
+
+    def restore(self, state: Tensor | None) -> None:
+        """Take up what `state` gave."""
+        self._state_BAK = None if state is None else state.clone()
+
+
+def epsilon_greedy(scores_Bn: Tensor, epsilon: float, mask_Bn: Tensor | None) -> Tensor:
+    """Return the probabilities B,n: the best allowed choice, with `epsilon` spread evenly over the allowed ones."""
+    allowed_Bn = torch.ones_like(scores_Bn, dtype=torch.bool) if mask_Bn is None else mask_Bn
+    best_B = masked(scores_Bn, mask_Bn).argmax(-1, keepdim=True)
+    uniform_Bn = allowed_Bn / allowed_Bn.sum(-1, keepdim=True)
+    return (epsilon * uniform_Bn).scatter_add(-1, best_B, uniform_Bn.new_full(best_B.shape, 1 - epsilon))
+
+
+def masked(scores_Bn: Tensor, mask_Bn: Tensor | None) -> Tensor:
+    """Put what is not allowed at minus infinity. A row that allows nothing raises ValueError."""
+    if mask_Bn is None:
+        return scores_Bn
+    if not bool(mask_Bn.any(-1).all()):
+        raise ValueError("an action mask forbids every choice of an actuator; allow at least one, e.g. its safe value")
+    return scores_Bn.masked_fill(~mask_Bn, -torch.inf)
+
+
+def draw(probabilities_Bn: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one index B from each row."""
+    rows = probabilities_Bn.to(generator.device)
+    return torch.multinomial(rows, 1, generator=generator).squeeze(-1).to(probabilities_Bn.device)

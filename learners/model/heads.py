@@ -1,0 +1,310 @@
+"""The heads of the policy: from the context to one action for each actuator, its probability and a value.
+
+One head for each kind of actuator: choices get a dueling quantile critic with a branch for each actuator (DQN) or a
+linear posterior (bandit, when gamma is 0); continuous actuators get a squashed Gaussian actor with an ensemble of critics
+(SAC, CrossQ). Heads hold the online networks only: target networks and optimisers belong to the algorithms.
+Text actuators are written by language tasks and get no head.
+
+Shapes: B batch, C context, A all continuous components together, n choices of one actuator, K quantiles, N critics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from actuators.actions import ActionSpace, Continuous
+from learners.bandit import LinearPosterior, thompson_probabilities
+from learners.exploration import PinkNoise, draw, epsilon_greedy, masked
+from learners.networks import Norm, trunk
+
+Algorithm = Literal["auto", "dqn", "sac", "crossq", "bandit"]
+DEFAULT_CONTINUOUS: Literal["sac", "crossq"] = "crossq"
+LOG_STD = (-5.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """Which algorithm serves which kind of actuator; None where there is no actuator of that kind."""
+
+    choice: Literal["dqn", "bandit"] | None
+    continuous: Literal["sac", "crossq"] | None
+
+
+def kinds(algorithm: Algorithm, actions: ActionSpace, gamma: float) -> Kinds:
+    """Resolve `auto`: DQN for choices, or the bandit when gamma is 0; `DEFAULT_CONTINUOUS` for continuous actuators.
+
+    A named algorithm chooses for its own kind and leaves the other to `auto`.
+    """
+    if algorithm == "bandit" and gamma != 0:
+        raise ValueError(f"policy.algorithm: bandit learns from one-step feedback and needs gamma: 0, not {gamma}")
+    one_step = algorithm == "bandit" or (algorithm in ("auto", "sac", "crossq") and gamma == 0)
+    continuous = algorithm if algorithm in ("sac", "crossq") else DEFAULT_CONTINUOUS
+    return Kinds(
+        ("bandit" if one_step else "dqn") if actions.choices else None, continuous if actions.continuous else None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOutput:
+    """What the heads say about B contexts.
+
+    `values`: for a choice the index (B, int64), for a continuous actuator the vector (B,A) in the actuator's units.
+    `probabilities`: B for each actuator, exploration included; a density for continuous ones, and 1 where nothing was
+    drawn. `value`: the expected return, B. `scores`: the critic's value of each choice, B,n.
+    """
+
+    values: dict[str, Tensor]
+    probabilities: dict[str, Tensor]
+    value: Tensor
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+
+class DuelingQuantiles(nn.Module):
+    """A dueling critic with quantiles and one branch for each choice actuator.
+
+    Wang et al. 2016 (dueling), Dabney et al. 2018 (quantiles), Tavakoli et al. 2018 (branches). With one quantile it is
+    the plain expected value.
+    """
+
+    epsilon: Tensor
+
+    def __init__(
+        self, context: int, sizes: tuple[int, ...], hidden: tuple[int, ...], quantiles: int, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.sizes, self.quantiles = sizes, quantiles
+        self.trunk = trunk(context, hidden, norm)
+        self.value = nn.Linear(hidden[-1], quantiles)
+        self.advantage = nn.Linear(hidden[-1], sum(sizes) * quantiles)
+        self.register_buffer("epsilon", torch.ones(()))
+
+    def forward(self, context_BC: Tensor) -> list[Tensor]:
+        """Return the quantiles B,n,K of each branch."""
+        x_BH = self.trunk(context_BC)
+        value_B1K = self.value(x_BH).unsqueeze(1)
+        advantage_BnK = self.advantage(x_BH).unflatten(-1, (-1, self.quantiles))
+        return [
+            value_B1K + a_BnK - a_BnK.mean(1, keepdim=True)
+            for a_BnK in torch.split(advantage_BnK, list(self.sizes), dim=1)
+        ]
+
+
+class SquashedGaussian(nn.Module):
+    """The actor: a Gaussian squashed by tanh to (-1, 1)^A, with a standard deviation that depends on the context."""
+
+    def __init__(self, context: int, width: int, hidden: tuple[int, ...], norm: Norm) -> None:
+        super().__init__()
+        self.trunk = trunk(context, hidden, norm)
+        self.out = nn.Linear(hidden[-1], 2 * width)
+        low, high = LOG_STD
+        nn.init.constant_(self.out.bias[width:], math.atanh(-(high + low) / (high - low)))  # starts at 1
+
+    def forward(self, context_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation before squashing, B,A each."""
+        mean_BA, raw_BA = self.out(self.trunk(context_BC)).chunk(2, dim=-1)
+        low, high = LOG_STD
+        return mean_BA, low + 0.5 * (high - low) * (torch.tanh(raw_BA) + 1)
+
+    def sample(self, context_BC: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions B,A in (-1, 1) made from standard normal `noise_BA`, and their log density B,A by component."""
+        mean_BA, log_std_BA = self(context_BC)
+        raw_BA = mean_BA + log_std_BA.exp() * noise_BA
+        return torch.tanh(raw_BA), squashed_log_density(raw_BA, noise_BA, log_std_BA)
+
+
+def squashed_log_density(raw_BA: Tensor, noise_BA: Tensor, log_std_BA: Tensor) -> Tensor:
+    """Log density of tanh(raw): Gaussian minus the log of tanh's slope, 2 (log 2 - raw - softplus(-2 raw)), stable."""
+    gaussian_BA = -0.5 * noise_BA.square() - log_std_BA - 0.5 * math.log(2 * math.pi)
+    return gaussian_BA - 2 * (math.log(2) - raw_BA - F.softplus(-2 * raw_BA))
+
+
+class Critics(nn.Module):
+    """N independent critics of context and action."""
+
+    def __init__(self, context: int, width: int, hidden: tuple[int, ...], norm: Norm, count: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            nn.Sequential(trunk(context + width, hidden, norm), nn.Linear(hidden[-1], 1)) for _ in range(count)
+        )
+
+    def forward(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
+        """Return N,B values of actions in (-1, 1)."""
+        x_BI = torch.cat((context_BC, action_BA), dim=-1)
+        return torch.stack([member(x_BI).squeeze(-1) for member in self.members])
+
+
+class ContinuousHead(nn.Module):
+    """Actor and critics of all continuous actuators together, and the map between (-1, 1) and their units."""
+
+    centre: Tensor
+    reach: Tensor
+
+    def __init__(
+        self, context: int, actuators: tuple[Continuous, ...], hidden: tuple[int, ...], norm: Norm, critics: int
+    ) -> None:
+        super().__init__()
+        low_A = torch.tensor([x for a in actuators for x in a.low], dtype=torch.float32)
+        high_A = torch.tensor([x for a in actuators for x in a.high], dtype=torch.float32)
+        self.register_buffer("centre", (high_A + low_A) / 2, persistent=False)
+        self.register_buffer("reach", (high_A - low_A) / 2, persistent=False)
+        self.widths = tuple(len(a.low) for a in actuators)
+        self.actor = SquashedGaussian(context, len(low_A), hidden, "none" if norm == "layer" else norm)
+        self.critics = Critics(context, len(low_A), hidden, norm, critics)
+        self.noise = PinkNoise(len(low_A))
+
+    def to_units(self, unit_BA: Tensor) -> Tensor:
+        """(-1, 1) -> actuator units, never outside the limits by rounding."""
+        return torch.clamp(self.centre + self.reach * unit_BA, self.centre - self.reach, self.centre + self.reach)
+
+    def from_units(self, value_BA: Tensor) -> Tensor:
+        """Actuator units -> [-1, 1]."""
+        return ((value_BA - self.centre) / self.reach).clamp(-1, 1)
+
+    def act(self, context_BC: Tensor, generator: torch.Generator, scale: float) -> tuple[Tensor, Tensor]:
+        """Return unit actions B,A and their log density in actuator units by component; `scale` widens the noise."""
+        mean_BA, log_std_BA = self.actor(context_BC)
+        if scale == 0:
+            return torch.tanh(mean_BA), torch.zeros_like(mean_BA)
+        log_std_BA = log_std_BA + math.log(scale)
+        noise_BA = self.noise(len(mean_BA), generator, mean_BA.device)
+        raw_BA = mean_BA + log_std_BA.exp() * noise_BA
+        return torch.tanh(raw_BA), squashed_log_density(raw_BA, noise_BA, log_std_BA) - self.reach.log()
+
+
+class Heads(nn.Module):
+    """All heads of one policy.
+
+    Args:
+        actions: every actuator.
+        context_width: C.
+        algorithm: as in `policy.algorithm`; with `gamma` it decides the kind of each head.
+        gamma: discount; 0 makes choices a bandit.
+        hidden: widths of the hidden layers of every actor and critic.
+        quantiles: of the choice critic.
+        critics: how many critics a continuous head has.
+    """
+
+    def __init__(
+        self,
+        actions: ActionSpace,
+        context_width: int,
+        algorithm: Algorithm = "auto",
+        *,
+        gamma: float = 0.99,
+        hidden: tuple[int, ...] = (256, 256),
+        quantiles: int = 25,
+        critics: int = 2,
+    ) -> None:
+        super().__init__()
+        self.actions, self.context_width, self.kinds = actions, context_width, kinds(algorithm, actions, gamma)
+        sizes = tuple(len(a.choices) for a in actions.choices)
+        self.choice: DuelingQuantiles | None = None
+        self.bandit: LinearPosterior | None = None
+        self.continuous: ContinuousHead | None = None
+        if self.kinds.choice == "dqn":
+            self.choice = DuelingQuantiles(context_width, sizes, hidden, quantiles, "layer")
+        elif self.kinds.choice == "bandit":
+            self.bandit = LinearPosterior(context_width, sizes)
+        if self.kinds.continuous is not None:
+            norm: Norm = "batch" if self.kinds.continuous == "crossq" else "layer"
+            self.continuous = ContinuousHead(context_width, actions.continuous, hidden, norm, critics)
+
+    @torch.no_grad()
+    def act(
+        self,
+        context_BC: Tensor,
+        *,
+        generator: torch.Generator,
+        explore: bool | float = True,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> HeadOutput:
+        """Choose an action for each actuator.
+
+        Args:
+            context_BC: the contexts.
+            generator: the only source of chance.
+            explore: False: the best action. True: as far as training has come. A number: epsilon for choices (over
+                the critic's best, or mixed into Thompson sampling), and a factor on the continuous noise.
+            masks: B,n bool for a choice actuator: which choices are allowed now.
+        """
+        out = HeadOutput({}, {}, context_BC.new_zeros(len(context_BC)))
+        estimates: list[Tensor] = []
+        if self.choice is not None or self.bandit is not None:
+            estimates.append(self._choose(context_BC, generator, explore, masks or {}, out))
+        if self.continuous is not None:
+            estimates.append(self._move(context_BC, generator, explore, out))
+        if estimates:
+            out.value.copy_(torch.stack(estimates).mean(0))
+        return out
+
+    def _choose(
+        self,
+        context_BC: Tensor,
+        generator: torch.Generator,
+        explore: bool | float,  # noqa: FBT001 - as in act
+        masks: Mapping[str, Tensor],
+        out: HeadOutput,
+    ) -> Tensor:
+        """Fill in the choice actuators; return the value B of the choices taken."""
+        taken: list[Tensor] = []
+        for actuator, (scores_Bn, probabilities_Bn) in zip(
+            self.actions.choices, self._preferences(context_BC, explore, masks), strict=True
+        ):
+            index_B = draw(probabilities_Bn, generator)
+            out.values[actuator.name], out.scores[actuator.name] = index_B, scores_Bn
+            out.probabilities[actuator.name] = probabilities_Bn.gather(-1, index_B.unsqueeze(-1)).squeeze(-1)
+            taken.append(scores_Bn.gather(-1, index_B.unsqueeze(-1)).squeeze(-1))
+        return torch.stack(taken).mean(0)
+
+    def _preferences(
+        self,
+        context_BC: Tensor,
+        explore: bool | float,  # noqa: FBT001 - as in act
+        masks: Mapping[str, Tensor],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return scores and probabilities, B,n each, for every choice actuator."""
+        names = [a.name for a in self.actions.choices]
+        if self.choice is not None:
+            epsilon = float(self.choice.epsilon) if explore is True else float(explore)
+            scores = [q_BnK.mean(-1) for q_BnK in self.choice(context_BC)]
+            return [(s, epsilon_greedy(s, epsilon, masks.get(name))) for name, s in zip(names, scores, strict=True)]
+        assert self.bandit is not None
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for name, (mean_Bn, std_Bn) in zip(names, self.bandit(context_BC), strict=True):
+            mask_Bn = masks.get(name)
+            if explore is False:
+                pairs.append((mean_Bn, epsilon_greedy(mean_Bn, 0.0, mask_Bn)))
+                continue
+            thompson_Bn = thompson_probabilities(masked(mean_Bn, mask_Bn), std_Bn)
+            uniform_Bn = epsilon_greedy(mean_Bn, 1.0, mask_Bn)
+            mix = 0.0 if explore is True else float(explore)
+            pairs.append((mean_Bn, torch.lerp(thompson_Bn, uniform_Bn, mix)))
+        return pairs
+
+    def _move(
+        self,
+        context_BC: Tensor,
+        generator: torch.Generator,
+        explore: bool | float,  # noqa: FBT001 - as in act
+        out: HeadOutput,
+    ) -> Tensor:
+        """Fill in the continuous actuators; return the critics' mean value B of the action taken."""
+        head = self.continuous
+        assert head is not None
+        unit_BA, log_density_BA = head.act(context_BC, generator, float(explore))
+        parts = zip(
+            torch.split(head.to_units(unit_BA), list(head.widths), -1),
+            torch.split(log_density_BA, list(head.widths), -1),
+            strict=True,
+        )
+        for actuator, (value_BA, log_BA) in zip(self.actions.continuous, parts, strict=True):
+            out.values[actuator.name], out.probabilities[actuator.name] = value_BA, log_BA.sum(-1).exp()
+        value_B: Tensor = head.critics(context_BC, unit_BA).mean(0)
+        return value_B

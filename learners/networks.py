@@ -1,0 +1,150 @@
+"""Small networks of the reinforcement-learning heads: trunks with LayerNorm, batch renormalisation or unit spheres.
+
+Sources: LayerNorm critics as in RLPD (Ball et al. 2023); batch renormalisation (Ioffe 2017) as CrossQ places it, on the
+input and after every activation (Bhatt et al. 2024); hyperspherical normalisation as in SimBaV2 (Lee et al. 2025).
+Knows neither actions nor losses.
+
+Shapes: B batch, I in, H hidden, O out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["none", "layer", "batch", "sphere"]
+
+
+class BatchRenorm(nn.Module):
+    """Batch renormalisation of B,H (Ioffe 2017): batch statistics pulled towards the running ones.
+
+    During the first `warmup` training passes it is plain batch normalisation, while the running statistics are still
+    young. In `eval()` the running statistics are used, so that acting on one observation is well defined.
+    """
+
+    mean: Tensor
+    var: Tensor
+    passes: Tensor
+
+    def __init__(self, width: int, *, momentum: float = 0.01, warmup: int = 10_000, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("var", torch.ones(width))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.momentum, self.warmup, self.eps = momentum, warmup, eps
+        self._count = 0
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        """Normalise; in training also move the running statistics."""
+        if not self.training or len(x_BH) < 2:
+            return F.batch_norm(x_BH, self.mean, self.var, self.weight, self.bias, training=False, eps=self.eps)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        r: Tensor | None = None
+        d: Tensor | None = None
+        with torch.no_grad():
+            var, mean = torch.var_mean(x_BH, dim=0, correction=0)
+            if self.passes.item() >= self.warmup:
+                deviation = (self.var + self.eps).sqrt()
+                r = ((var + self.eps).sqrt() / deviation).clamp(1 / 3, 3)
+                d = ((mean - self.mean) / deviation).clamp(-5, 5)
+            self.mean.lerp_(mean, self.momentum)
+            self.var.lerp_(var, self.momentum)
+            self.passes += 1
+        if r is not None and d is not None:  # r and d are constants to the gradient, so they fold into the affine part
+            weight, bias = weight * r, bias + weight * d
+        return F.batch_norm(x_BH, None, None, weight, bias, training=True, eps=self.eps)
+
+
+class SphereLinear(nn.Module):
+    """A linear map without bias whose columns are kept on the unit sphere, with a learned scale (SimBaV2, section 4)."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(width_out, width_in), dim=1))
+        self.scale = nn.Parameter(torch.full((width_out,), (2 / width_in) ** 0.5 * width_in**0.5))
+
+    def forward(self, x_BI: Tensor) -> Tensor:
+        """Project and scale."""
+        return F.linear(x_BI, self.weight) * self.scale
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Put the weights back on the sphere; called after every optimiser step."""
+        self.weight.copy_(F.normalize(self.weight, dim=1))
+
+
+class SphereBlock(nn.Module):
+    """An inverted-bottleneck block of SimBaV2: LERP between the input and a normalised two-layer map of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = SphereLinear(width, 2 * width), SphereLinear(2 * width, width)
+        self.alpha = nn.Parameter(torch.full((width,), 0.5))
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        """Return the next unit vector."""
+        y_BH = F.normalize(self.down(F.relu(self.up(x_BH))), dim=-1)
+        return F.normalize(x_BH + self.alpha * (y_BH - x_BH), dim=-1)
+
+
+class SphereTrunk(nn.Module):
+    """SimBaV2's encoder: shift by a constant coordinate, normalise, embed, blocks."""
+
+    def __init__(self, width_in: int, width: int, blocks: int = 1, shift: float = 3.0) -> None:
+        super().__init__()
+        self.shift = shift
+        self.embed = SphereLinear(width_in + 1, width)
+        self.blocks = nn.Sequential(*(SphereBlock(width) for _ in range(blocks)))
+
+    def forward(self, x_BI: Tensor) -> Tensor:
+        """Map B,I to unit vectors B,H times sqrt(H), the scale that the other trunks give."""
+        constant_B1 = x_BI.new_full((*x_BI.shape[:-1], 1), self.shift)
+        x_BH = F.normalize(self.embed(F.normalize(torch.cat((x_BI, constant_B1), dim=-1), dim=-1)), dim=-1)
+        out_BH: Tensor = self.blocks(x_BH)
+        scale: float = out_BH.shape[-1] ** 0.5
+        return out_BH * scale
+
+
+def trunk(width_in: int, hidden: Sequence[int], norm: Norm = "layer") -> nn.Module:
+    """Build the hidden layers: B,I -> B,hidden[-1]."""
+    if norm == "sphere":
+        return SphereTrunk(width_in, hidden[-1], blocks=max(1, len(hidden) - 1))
+    layers: list[nn.Module] = [BatchRenorm(width_in)] if norm == "batch" else []
+    for size_in, size_out in zip((width_in, *hidden[:-1]), hidden, strict=True):
+        layers.append(nn.Linear(size_in, size_out))
+        if norm == "layer":
+            layers.append(nn.LayerNorm(size_out))
+        layers.append(nn.ReLU())
+        if norm == "batch":
+            layers.append(BatchRenorm(size_out))
+    return nn.Sequential(*layers)
+
+
+def project(module: nn.Module) -> None:
+    """Put every sphere-constrained weight of `module` back on its sphere."""
+    for part in module.modules():
+        if isinstance(part, SphereLinear):
+            part.project()
+
+
+@torch.no_grad()
+def track(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """Move `target` towards `source` by `rate` (Polyak averaging); integer buffers are copied."""
+    pairs = list(zip(target.state_dict().values(), source.state_dict().values(), strict=True))
+    floating = [(t, s) for t, s in pairs if t.is_floating_point()]
+    torch._foreach_lerp_([t for t, _ in floating], [s for _, s in floating], rate)
+    for t, s in pairs:
+        if not t.is_floating_point():
+            t.copy_(s)
+
+
+def adam(parameters: Sequence[nn.Parameter], rate: float, beta1: float = 0.9) -> torch.optim.Adam:
+    """Adam in one fused kernel for each group, on CPU and GPU."""
+    return torch.optim.Adam(parameters, lr=rate, betas=(beta1, 0.999), fused=True)
