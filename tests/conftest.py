@@ -1,0 +1,65 @@
+"""Shared fixtures: a real broker of the test's own, one torch thread, and no test may leave a task behind."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import Mosquitto
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+GRACE_TURNS = 20
+"""Turns of the loop in which cancelled tasks may finish."""
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A mosquitto on a free loopback port."""
+    mosquitto = Mosquitto(tmp_path)
+    try:
+        yield mosquitto.start()
+    finally:
+        mosquitto.stop()
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> None:
+    """Two cores are shared: torch takes one thread, if it is there at all."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Wrap every coroutine test in the leak check."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = leaks_nothing(item.obj)
+
+
+def leaks_nothing(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """The test, failing when tasks it started are still there at its end."""
+
+    @functools.wraps(test)
+    async def checked(*args: Any, **kwargs: Any) -> None:
+        before = asyncio.all_tasks()
+        await test(*args, **kwargs)
+        for _ in range(GRACE_TURNS):
+            left = asyncio.all_tasks() - before
+            if not left:
+                return
+            await asyncio.sleep(0)
+        for task in left:
+            task.cancel()
+        pytest.fail(f"tasks left behind: {sorted(task.get_name() for task in left)}")
+
+    return checked

@@ -1,0 +1,79 @@
+"""Shared fakes and real servers under a test's control."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+DEADLINE_S = 20.0
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:
+    """Poll a condition outside the loop; fails with `what` when it does not come true in time."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not happen within {timeout_s} s")
+        time.sleep(0.005)
+
+
+def listening(port: int) -> bool:
+    """Whether somebody accepts on a loopback port."""
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Mosquitto:
+    """A real mosquitto that can be stopped, continued, killed and started again on the same port."""
+
+    def __init__(self, folder: Path, port: int | None = None, extra: str = "") -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self.extra = extra
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """`mqtt://127.0.0.1:PORT`."""
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def start(self) -> Self:
+        """Start it and wait until it listens."""
+        config = self.folder / f"mosquitto-{self.port}.conf"
+        config.write_text(
+            self.extra or f"listener {self.port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n",
+        )
+        binary = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        assert binary, "mosquitto is missing: apt-get install mosquitto"
+        log = (self.folder / f"mosquitto-{self.port}.log").open("ab")
+        with log:
+            self.process = subprocess.Popen([binary, "-c", str(config), "-v"], stdout=log, stderr=log)
+        wait_for(lambda: listening(self.port), "mosquitto listening")
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal: SIGSTOP freezes it with its connections open."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """Kill it, frozen or not."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(timeout=DEADLINE_S)
+            self.process = None
