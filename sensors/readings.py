@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture: `image` is uint8, height x width x 3, RGB."""
+    """One picture: `image` is uint8, height x width x 3, RGB.
+
+    `encoded` is the JPEG or PNG it arrived as, where it did: recordings keep that instead of the larger pixels.
+    """
 
     stream: str
     stamp_s: float
     seq: int
     image: NDArray[np.uint8]
+    encoded: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,135 @@
+"""A recording's messages: readings, decisions and what came of them as JSON that Foxglove shows, and back without loss.
+
+Pictures are `foxglove.CompressedImage` (as they arrived, else PNG: both decode to the same pixels every time), sound is
+`foxglove.RawAudio` in float32, of which only the samples that are new since the last window are kept. Knows no file.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from sensors.readings import Frame, Reading, Sound, Telemetry, Text
+
+Encode = Callable[[NDArray[np.uint8]], bytes]
+Decode = Callable[[bytes], NDArray[np.uint8]]
+
+CANDIDATES = 256
+"""Places at which an overlap is tried: digital silence would offer thousands."""
+
+_TIME = {"type": "object", "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}}}
+_BYTES = {"type": "string", "contentEncoding": "base64"}
+_COMMON: dict[str, Any] = {"timestamp": _TIME, "seq": {"type": "integer"}, "stamp_s": {"type": "number"}}
+
+
+def _schema(**properties: Any) -> bytes:
+    return orjson.dumps({"type": "object", "properties": _COMMON | properties})
+
+
+SCHEMAS: dict[str, bytes] = {
+    "foxglove.CompressedImage": _schema(frame_id={"type": "string"}, format={"type": "string"}, data=_BYTES),
+    "foxglove.RawAudio": _schema(
+        format={"type": "string"}, sample_rate={"type": "integer"}, number_of_channels={"type": "integer"}, data=_BYTES
+    ),
+    "reflexd.Text": _schema(text={"type": "string"}),
+    "reflexd.Telemetry": _schema(fields={"type": "array"}, values={"type": "array"}),
+    "reflexd.Decision": _schema(),
+    "reflexd.Message": _schema(),
+}
+SCHEMA_OF: dict[type, str] = {
+    Frame: "foxglove.CompressedImage",
+    Sound: "foxglove.RawAudio",
+    Text: "reflexd.Text",
+    Telemetry: "reflexd.Telemetry",
+}
+
+
+@dataclass(slots=True)
+class ReadingCodec:
+    """Turns the successive readings of all streams into message bodies and back; keeps the last sound of each stream."""
+
+    png: Encode
+    decode_image: Decode
+    _sounds: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def encode(self, reading: Reading) -> dict[str, Any]:
+        """The body of a reading's message, without its timestamp."""
+        common = {"seq": reading.seq, "stamp_s": reading.stamp_s}
+        match reading:
+            case Frame():
+                data = reading.encoded or self.png(reading.image)
+                kind = "jpeg" if data[:2] == b"\xff\xd8" else "png"
+                return common | {"frame_id": reading.stream, "format": kind, "data": _to_text(data)}
+            case Sound():
+                return common | self._encode_sound(reading)
+            case Text():
+                return common | {"text": reading.text}
+            case Telemetry():
+                return common | {"fields": list(reading.fields), "values": [float(v) for v in reading.values]}
+
+    def decode(self, stream: str, schema: str, body: dict[str, Any]) -> Reading:
+        """The reading that a message of `schema` was made of.
+
+        Raises:
+            ValueError: a message that is not one of ours.
+        """
+        stamp_s, seq = body["stamp_s"], body["seq"]
+        match schema:
+            case "foxglove.CompressedImage":
+                data = base64.b64decode(body["data"], validate=True)
+                return Frame(stream, stamp_s, seq, self.decode_image(data), data)
+            case "foxglove.RawAudio":
+                return Sound(stream, stamp_s, seq, self._decode_sound(stream, body), body["sample_rate"])
+            case "reflexd.Text":
+                return Text(stream, stamp_s, seq, body["text"])
+            case "reflexd.Telemetry":
+                return Telemetry(stream, stamp_s, seq, tuple(body["fields"]), np.array(body["values"], np.float32))
+        raise ValueError(f"{stream}: no reading has the schema {schema!r}")
+
+    def _encode_sound(self, sound: Sound) -> dict[str, Any]:
+        new = new_samples(self._sounds.get(sound.stream), sound.samples)
+        self._sounds[sound.stream] = sound.samples
+        return {
+            "format": "pcm-f32",
+            "sample_rate": sound.rate_hz,
+            "number_of_channels": 1,
+            "window": len(sound.samples),
+            "data": _to_text(sound.samples[len(sound.samples) - new :].astype("<f4").tobytes()),
+        }
+
+    def _decode_sound(self, stream: str, body: dict[str, Any]) -> NDArray[np.float32]:
+        new = np.frombuffer(base64.b64decode(body["data"], validate=True), "<f4").astype(np.float32)
+        window = int(body["window"])
+        before = self._sounds.get(stream, np.empty(0, np.float32))
+        samples = np.concatenate((before, new))[-window:] if window else np.empty(0, np.float32)
+        if len(samples) != window:
+            raise ValueError(f"{stream}: a sound refers to samples that are not in the recording")
+        self._sounds[stream] = samples
+        return samples
+
+
+def new_samples(before: NDArray[np.float32] | None, now: NDArray[np.float32]) -> int:
+    """How many samples at the end of `now` are not in `before`, so that the rest of it is the end of `before`.
+
+    Looks for the last 32 samples of `before`; where the overlap is not exact, everything is new.
+    """
+    if before is None or len(before) != len(now) or len(now) < 32:
+        return len(now)
+    if np.array_equal(before, now):
+        return 0
+    key = before[-32:]
+    for start in np.flatnonzero(now[: len(now) - 31] == key[0])[::-1][:CANDIDATES]:
+        new = len(now) - int(start) - 32
+        if new > 0 and np.array_equal(now[start : start + 32], key) and np.array_equal(before[new:], now[:-new]):
+            return new
+    return len(now)
+
+
+def _to_text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

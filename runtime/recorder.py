@@ -1,0 +1,184 @@
+"""Session recordings: an MCAP file of readings, decisions, outcomes, rewards and events, and reading it back.
+
+The tick hands over what it has; a thread encodes and writes. A full queue drops the newcomer and counts it, and a recording
+with a gap says so at its end. The file opens in Foxglove and with the `mcap` package; one that was cut off by a crash is
+read up to its last whole chunk. The only importer of `mcap`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+from mcap.exceptions import McapError
+from mcap.reader import NonSeekingReader, make_reader
+from mcap.writer import Writer
+
+from runtime.messages import SCHEMA_OF, SCHEMAS, Decode, Encode, ReadingCodec
+from sensors.readings import Reading
+
+_LOG = structlog.get_logger()
+QUEUE = 256
+CHUNK = 1 << 17
+"""Bytes of a chunk: what a crash may cost at the end of a recording."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickRecord:
+    """What one tick adds to a recording."""
+
+    stamp_ns: int
+    fresh: tuple[Reading, ...]
+    decision: dict[str, Any]
+    """The `decision` message, with `tick`, `stamp_s` (monotonic), `explore`, `used` ({stream: seq}) and `outcomes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A reward, an event or another message worth keeping, as it was on its topic."""
+
+    stamp_ns: int
+    topic: str
+    body: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Writes one recording from a thread of its own."""
+
+    path: Path
+    metadata: dict[str, str]
+    attachments: dict[str, bytes]
+    png: Encode
+    decode_image: Decode
+    max_bytes: int
+    dropped: int = 0
+    written: int = 0
+    full: bool = False
+    """The size limit was reached and the file closed."""
+    _queue: queue.Queue[TickRecord | Note | None] = field(default_factory=lambda: queue.Queue(QUEUE))
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Create the file and begin."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def put(self, item: TickRecord | Note) -> bool:
+        """Take one record; False when it was dropped."""
+        if self.full:
+            return False
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            self.dropped += 1
+            return False
+        return True
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what is queued and end the file properly."""
+        if self._thread is not None:
+            self._queue.put(None, timeout=timeout_s)
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        with self.path.open("wb") as file:
+            writer = Writer(file, chunk_size=CHUNK)
+            writer.start(profile="reflexd", library="reflexd")
+            writer.add_metadata("reflexd", self.metadata)
+            for name, data in self.attachments.items():
+                writer.add_attachment(time.time_ns(), time.time_ns(), name, "application/octet-stream", data)
+            channels = _Channels(writer, ReadingCodec(self.png, self.decode_image))
+            while (item := self._queue.get()) is not None and not self.full:
+                channels.write(item)
+                self.written += 1
+                self.full = file.tell() > self.max_bytes
+            writer.add_metadata("end", {"written": str(self.written), "dropped": str(self.dropped)})
+            writer.finish()  # type: ignore[no-untyped-call]
+
+
+@dataclass(slots=True)
+class _Channels:
+    """The open channels of a file, made as they are first needed."""
+
+    writer: Writer
+    codec: ReadingCodec
+    _schemas: dict[str, int] = field(default_factory=dict)
+    _channels: dict[str, int] = field(default_factory=dict)
+
+    def write(self, item: TickRecord | Note) -> None:
+        if isinstance(item, Note):
+            self._add(f"/{item.topic}", "reflexd.Message", item.stamp_ns, item.body)
+            return
+        for reading in item.fresh:
+            self._add(f"/in/{reading.stream}", SCHEMA_OF[type(reading)], item.stamp_ns, self.codec.encode(reading))
+        self._add("/decision", "reflexd.Decision", item.stamp_ns, item.decision)
+
+    def _add(self, topic: str, schema: str, stamp_ns: int, body: dict[str, Any]) -> None:
+        if topic not in self._channels:
+            if schema not in self._schemas:
+                self._schemas[schema] = self.writer.register_schema(schema, "jsonschema", SCHEMAS[schema])
+            self._channels[topic] = self.writer.register_channel(topic, "json", self._schemas[schema])
+        body = {"timestamp": {"sec": stamp_ns // 10**9, "nsec": stamp_ns % 10**9}} | body
+        data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        self.writer.add_message(self._channels[topic], stamp_ns, data, stamp_ns)
+
+
+class RecordingError(ValueError):
+    """A file that is no recording of ours, or not whole; `str` says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recording being read."""
+
+    path: Path
+
+    def metadata(self) -> dict[str, str]:
+        """What was noted at its start.
+
+        Raises:
+            RecordingError: not one of ours.
+        """
+        with self.path.open("rb") as file:
+            try:
+                for entry in NonSeekingReader(file).iter_metadata():
+                    if entry.name == "reflexd":
+                        return dict(entry.metadata)
+            except McapError as error:
+                raise RecordingError(f"{self.path}: not an MCAP file: {error}") from None
+        raise RecordingError(f"{self.path}: an MCAP file, but not one that reflexd recorded")
+
+    def attachments(self) -> dict[str, bytes]:
+        """The attached files by name."""
+        with self.path.open("rb") as file:
+            return {entry.name: entry.data for entry in make_reader(file).iter_attachments()}
+
+    def ticks(self, png: Encode, decode_image: Decode) -> Iterator[tuple[list[Reading], dict[str, Any]]]:
+        """Each tick in order: the readings that were new, and the decision as recorded."""
+        codec = ReadingCodec(png, decode_image)
+        fresh: list[Reading] = []
+        for topic, schema, body in self.messages():
+            if topic.startswith("/in/"):
+                fresh.append(codec.decode(topic.removeprefix("/in/"), schema, body))
+            elif topic == "/decision":
+                yield fresh, body
+                fresh = []
+
+    def messages(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Topic, schema and body of every message in the order it was written, up to the last whole one."""
+        with self.path.open("rb") as file:
+            try:
+                for schema, channel, message in NonSeekingReader(file).iter_messages(log_time_order=False):
+                    if channel.message_encoding == "json" and schema is not None:
+                        yield channel.topic, schema.name, orjson.loads(message.data)
+            except (McapError, orjson.JSONDecodeError) as error:
+                _LOG.warning("recording_cut_off", path=str(self.path), reason=str(error))
