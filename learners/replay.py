@@ -1,0 +1,409 @@
+"""Replay: the most recent transitions as arrays in memory, and batches drawn from them.
+
+Used by the learner process, which fills it from the store, and in lock-step, where nothing touches a disk. A transition's
+successor is the next one of its session, so each state is held once; n-step returns and histories are made while drawing.
+
+The newest transitions stand in the main ring. What it would overwrite next to a failure, an intervention or a demonstration
+moves to the reserve ring, so that these never run out.
+
+What is drawn: a share from demonstrations and interventions once there are any (RLPD, Ball et al. 2023), a floor from
+failures, the rest uniformly. Tokens made by another version of an encoder than the present one count as missing: they are
+left out, never mixed.
+
+Shapes: N positions, B batch, H history, T tokens of a stream, W their width, S streams, U actuators that can be learned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actuators.actions import Choice, Continuous, Value
+from learners.batch import Batch
+from learners.model.features import Features
+from learners.model.spec import PolicySpec
+from learners.ring import Ring
+from learners.transition import Transition
+
+MAX_GAP = 3
+"""Ticks from one transition to the next that still make it its successor: an overrun skips ticks, an outage ends a chain."""
+FAILURES = 1 / 16
+"""Share of a batch that failures get at least, once there are any."""
+RESERVE = 0.2
+"""Share of the memory for the reserve ring."""
+LEAD_UP = 8
+"""Transitions before a reserved one that are kept with it, beside its history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strata:
+    """How many transitions of each kind can be drawn."""
+
+    all: int
+    taught: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Which rows of the store a replay holds: enough to fill an equal one again."""
+
+    main: tuple[int, ...]
+    reserve: tuple[int, ...]
+    trail: int
+
+
+class Replay:
+    """Rings over as many transitions as `max_bytes` holds.
+
+    Args:
+        spec: the policy's streams, actions, history and discount.
+        max_bytes: of the arrays.
+        steps: n of the n-step returns.
+        taught_share: of a batch from demonstrations and interventions.
+        settle: newest transitions that are not drawn yet, because their rewards may still be on the way.
+        failure_share: see `FAILURES`.
+        max_rows: no more than this, whatever the memory.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        *,
+        max_bytes: int,
+        steps: int = 1,
+        taught_share: float = 0.5,
+        settle: int = 0,
+        failure_share: float = FAILURES,
+        max_rows: int = 1_000_000,
+    ) -> None:
+        self.spec, self.steps, self.settle = spec, steps, settle
+        self.taught_share, self.failure_share = taught_share, failure_share
+        self.versions: dict[str, str] = {}
+        """The present version of each stream's encoder; a stream that is not named takes any."""
+        self.skipped: Counter[str] = Counter()
+        """Tokens and actions left out, by cause: `shape`, `action`."""
+        self.choices = list(spec.actions.choices)
+        self.actuators: list[Choice | Continuous] = [*spec.actions.choices, *spec.actions.continuous]
+        total = max(80, min(max_rows, max_bytes // self._row_bytes()))
+        self._reserve = Ring(round(total * (1 - RESERVE)), round(total * RESERVE))
+        self._main = Ring(0, total - self._reserve.size)
+        self._trail = 1 << 30
+        """Transitions since the last reserved one that left the main ring."""
+        self._allocate(self._main.size + self._reserve.size)
+
+    def _row_bytes(self) -> int:
+        numbers = sum(s.tokens * s.width * (4 if s.modality == "telemetry" else 2) for s in self.spec.streams)
+        return int(numbers + 8 * len(self.spec.streams) + 64 + 16 * len(self.actuators))
+
+    def _allocate(self, n: int) -> None:
+        streams = self.spec.streams
+        kinds = {s.name: np.float32 if s.modality == "telemetry" else np.float16 for s in streams}
+        self._tokens = {s.name: np.zeros((n, s.tokens, s.width), kinds[s.name]) for s in streams}
+        self._version_NS = np.full((n, len(streams)), -1, np.int32)  # -1: the stream is missing
+        self._ages_NS = np.full((n, len(streams)), np.inf, np.float32)
+        self._index_NC = np.zeros((n, len(self.choices)), np.int64)
+        self._value = {a.name: np.zeros((n, len(a.low)), np.float32) for a in self.spec.actions.continuous}
+        self._moved_NU = np.zeros((n, len(self.actuators)), bool)
+        self._taught_NU = np.zeros((n, len(self.actuators)), bool)
+        self._reward_N = np.zeros(n, np.float32)
+        self._done_N, self._failure_N = np.zeros(n, bool), np.zeros(n, bool)
+        self._follows_N = np.zeros(n, bool)  # the next position holds this one's successor
+        self._preceded_N = np.zeros(n, bool)  # the position before holds its predecessor
+        self._session_N, self._tick_N = np.full(n, -1, np.int64), np.zeros(n, np.int64)
+        self._number_N = np.full(n, -1, np.int64)  # the store's row number
+        self._where: dict[int, int] = {}  # row number -> position
+        self._version_ids: dict[str, int] = {}
+        self._session_ids: dict[str, int] = {}
+        self._lists: dict[str, NDArray[np.int64]] | None = None
+        self._columns: list[NDArray[Any]] = [
+            *(*self._tokens.values(), *self._value.values(), self._version_NS, self._ages_NS, self._index_NC),
+            *(self._moved_NU, self._taught_NU, self._reward_N, self._done_N, self._failure_N),
+            *(self._session_N, self._tick_N, self._number_N),
+        ]
+
+    def __len__(self) -> int:
+        """Transitions held."""
+        return self._main.held + self._reserve.held
+
+    @property
+    def added(self) -> int:
+        """Transitions ever taken."""
+        return self._main.added
+
+    @property
+    def capacity(self) -> int:
+        """Of the main ring."""
+        return self._main.size
+
+    @property
+    def bytes(self) -> int:
+        """Of the arrays, whether used or not."""
+        return (self._main.size + self._reserve.size) * self._row_bytes()
+
+    def append(self, transition: Transition, number: int = -1) -> None:
+        """Take the next transition; `number` is its row in the store, for later changes."""
+        at = self._main.head
+        if self._main.full:
+            self._retire(at)
+        self._place(at, transition, number)
+        self._chain(self._main, at)
+        self._main.added += 1
+
+    def change(self, number: int, after: Mapping[str, float]) -> bool:
+        """Apply a late reward or mark to a row of the store; False when it is not held (any more)."""
+        at = self._where.get(number)
+        if at is None:
+            return False
+        self._reward_N[at], self._done_N[at] = after["reward"], bool(after["done"])
+        self._failure_N[at] = bool(after["failure"]) or bool(after["done"])
+        if after["demonstration"] or (after["intervention"] and not self._taught_NU[at].any()):
+            self._taught_NU[at] = self._moved_NU[at]
+        self._lists = None
+        return True
+
+    def held(self) -> Held:
+        """Which rows are held, oldest first."""
+        main, reserve = (tuple(self._number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
+        return Held(main, reserve, self._trail)
+
+    def refill(self, held: Held, rows: Mapping[int, Transition]) -> None:
+        """Fill an empty replay as another one was; rows that are gone are passed over."""
+        for ring, numbers in ((self._main, held.main), (self._reserve, held.reserve)):
+            for number in numbers:
+                if number in rows:
+                    self._place(ring.head, rows[number], number)
+                    self._chain(ring, ring.head)
+                    ring.added += 1
+        self._trail = held.trail
+
+    def strata(self) -> Strata:
+        """What can be drawn."""
+        lists = self._special()
+        return Strata(int(self._drawable(self._main.order()).sum()), len(lists["taught"]), len(lists["failures"]))
+
+    def sample(self, count: int, generator: torch.Generator) -> Batch:
+        """Draw `count` transitions.
+
+        Raises:
+            ValueError: nothing can be drawn yet.
+        """
+        lists = self._special()
+        taught = round(count * self.taught_share) if len(lists["taught"]) else 0
+        failures = round(count * self.failure_share) if len(lists["failures"]) else 0
+        failures = min(failures, count - taught)
+        parts = [
+            self._uniform(count - taught - failures, generator),
+            _pick(lists["taught"], taught, generator),
+            _pick(lists["failures"], failures, generator),
+        ]
+        return self.batch(np.concatenate(parts))
+
+    def ordered(self, start: int, stop: int, *, steps: int | None = None) -> Batch | None:
+        """Return what can be drawn of the transitions number `start` to `stop` (as in `added`); None if nothing."""
+        counts = np.arange(max(start, self.added - self._main.held), min(stop, self.added))
+        positions = self._main.start + counts % self._main.size
+        positions = positions[self._drawable(positions)]
+        return self.batch(positions, steps=steps) if len(positions) else None
+
+    def batch(self, positions: NDArray[np.int64], *, steps: int | None = None) -> Batch:
+        """Build the batch of the transitions at the given positions."""
+        at_B = positions
+        rewards_B, discounts_B, next_B = self._returns(at_B, steps or self.steps)
+        actions = {a.name: torch.from_numpy(self._index_NC[at_B, c]) for c, a in enumerate(self.choices)}
+        actions |= {name: torch.from_numpy(value_NA[at_B]) for name, value_NA in self._value.items()}
+        return Batch(
+            features=self._features(at_B),
+            next_features=self._features(next_B),
+            actions=actions,
+            rewards=torch.from_numpy(rewards_B),
+            discounts=torch.from_numpy(discounts_B),
+            taught={a.name: torch.from_numpy(self._taught_NU[at_B, u]) for u, a in enumerate(self.actuators)},
+            moved={a.name: torch.from_numpy(self._moved_NU[at_B, u]) for u, a in enumerate(self.actuators)},
+        )
+
+    def _place(self, at: int, transition: Transition, number: int) -> None:
+        """Write one transition's own columns."""
+        old = int(self._number_N[at])
+        if self._where.get(old) == at:
+            del self._where[old]
+        self._number_N[at] = number
+        if number >= 0:
+            self._where[number] = at
+        self._session_N[at] = self._session_ids.setdefault(transition.session, len(self._session_ids))
+        self._tick_N[at] = transition.tick
+        special = bool(self._taught_NU[at].any() or self._failure_N[at])
+        self._place_tokens(at, transition)
+        self._place_actions(at, transition)
+        self._reward_N[at], self._done_N[at] = transition.reward, transition.done
+        self._failure_N[at] = transition.failure or transition.done
+        if special or self._taught_NU[at].any() or self._failure_N[at]:
+            self._lists = None
+
+    def _chain(self, ring: Ring, at: int) -> None:
+        """Link a position just written with the one before, and cut the one after from what was here."""
+        before, after = ring.before(at), ring.after(at)
+        gap = self._tick_N[at] - self._tick_N[before]
+        follows = bool(ring.held and self._session_N[at] == self._session_N[before] and 0 < gap <= MAX_GAP)
+        self._follows_N[before] = follows
+        self._preceded_N[at], self._follows_N[at], self._preceded_N[after] = follows, False, False
+
+    def _retire(self, at: int) -> None:
+        """Move the oldest of the main ring to the reserve when it belongs to something reserved."""
+        ahead = self._main.start + (at - self._main.start + np.arange(LEAD_UP + self.spec.history)) % self._main.size
+        near = self._failure_N[ahead] | self._taught_NU[ahead].any(-1)
+        self._trail = 0 if near[0] else self._trail + 1
+        if not (near.any() or self._trail <= self.steps):
+            return
+        to = self._reserve.head
+        old = int(self._number_N[to])
+        if self._where.get(old) == to:
+            del self._where[old]
+        for column in self._columns:
+            column[to] = column[at]
+        number = int(self._number_N[at])
+        if number >= 0:
+            self._where[number] = to
+        self._chain(self._reserve, to)
+        self._reserve.added += 1
+        self._lists = None
+
+    def _place_tokens(self, at: int, transition: Transition) -> None:
+        for s, stream in enumerate(self.spec.streams):
+            tokens = transition.tokens.get(stream.name)
+            self._version_NS[at, s], self._ages_NS[at, s] = -1, np.inf
+            if tokens is None or not transition.present.get(stream.name, False):
+                continue
+            if tokens.shape != self._tokens[stream.name].shape[1:]:
+                self.skipped["shape"] += 1
+                continue
+            self._tokens[stream.name][at] = tokens
+            self._ages_NS[at, s] = transition.ages_s.get(stream.name, 0.0)
+            version = transition.encoder_versions.get(stream.name, "")
+            self._version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
+
+    def _place_actions(self, at: int, transition: Transition) -> None:
+        self._moved_NU[at], self._taught_NU[at] = False, False
+        overridden = "override" in transition.by.values()
+        every = transition.demonstration or (transition.intervention and not overridden)
+        for u, actuator in enumerate(self.actuators):
+            value = transition.actions.get(actuator.name)
+            if value is None:
+                continue
+            if not self._take_value(at, u, actuator, value):
+                self.skipped["action"] += 1
+                continue
+            self._moved_NU[at, u] = True
+            self._taught_NU[at, u] = every or transition.by.get(actuator.name) == "override"
+
+    def _take_value(self, at: int, u: int, actuator: Choice | Continuous, value: Value) -> bool:
+        if isinstance(actuator, Choice):
+            if value not in actuator.choices:
+                return False
+            self._index_NC[at, u] = actuator.choices.index(str(value))
+            return True
+        if isinstance(value, str) or len(value) != len(actuator.low):
+            return False
+        self._value[actuator.name][at] = value
+        return True
+
+    def _drawable(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Something was done there, and what came of it is known."""
+        at = positions
+        settled = (at >= self._main.stop) | (self._main.age(at) >= self.settle) | self._done_N[at]
+        ready: NDArray[np.bool_] = self._moved_NU[at].any(-1) & (self._done_N[at] | self._follows_N[at]) & settled
+        return ready
+
+    def _special(self) -> dict[str, NDArray[np.int64]]:
+        """Positions of the reserved strata; searched again only when one of them changed."""
+        if self._lists is None:
+            at = np.concatenate((self._main.order(), self._reserve.order()))
+            self._lists = {"taught": at[self._taught_NU[at].any(-1)], "failures": at[self._failure_N[at]]}
+        return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
+
+    def _uniform(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
+        """Uniform over what can be drawn from the main ring, by rejection: no list is kept while it fills."""
+        drawn: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        missing, attempts = count, 0
+        while missing > 0:
+            if attempts == 64 or not self._main.held:
+                ready = self._main.order()
+                ready = ready[self._drawable(ready)]
+                if not len(ready):
+                    raise ValueError(f"none of {len(self)} transitions has both an action and an outcome yet")
+                drawn.append(_pick(ready, missing, generator))
+                break
+            back = torch.randint(self._main.held, (missing + 8,), generator=generator).numpy()
+            tried = self._main.newest(back)
+            fit = tried[self._drawable(tried)][:missing]
+            drawn.append(fit)
+            missing, attempts = missing - len(fit), attempts + 1
+        return np.concatenate(drawn)
+
+    def _returns(
+        self, positions: NDArray[np.int64], steps: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """n-step rewards, discounts and next states; a chain that breaks off earlier gives fewer steps."""
+        gamma = self.spec.gamma
+        here = positions.copy()
+        rewards = np.zeros(len(here), np.float64)
+        discounts = np.ones(len(here), np.float64)
+        going = self._done_N[here] | self._follows_N[here]
+        for _ in range(steps):
+            rewards += np.where(going, discounts * self._reward_N[here], 0.0)
+            ended = going & self._done_N[here]
+            going &= ~ended
+            discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))
+            here = np.where(going, self._after(here), here)
+            going &= self._done_N[here] | self._follows_N[here]  # a state without an outcome only ends the walk
+            if not going.any():
+                break
+        return rewards.astype(np.float32), discounts.astype(np.float32), here
+
+    def _after(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(at >= self._main.stop, self._reserve.after(at), self._main.after(at))
+
+    def _before(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(at >= self._main.stop, self._reserve.before(at), self._main.before(at))
+
+    def _features(self, positions: NDArray[np.int64]) -> Features:
+        """Features [B], or [B, H] oldest first with a history; what is before a session's start is missing."""
+        history = self.spec.history
+        at_BH = np.repeat(positions[:, None], history, axis=1)
+        alive_BH = np.ones_like(at_BH, dtype=bool)
+        for h in range(history - 2, -1, -1):
+            before = self._before(at_BH[:, h + 1])
+            alive_BH[:, h] = alive_BH[:, h + 1] & self._preceded_N[at_BH[:, h + 1]] & ~self._done_N[before]
+            at_BH[:, h] = np.where(alive_BH[:, h], before, positions)
+        present_BHS = self._present(at_BH) & alive_BH[..., None]
+        ages_BHS = np.where(present_BHS, self._ages_NS[at_BH], np.inf).astype(np.float32)
+        if history == 1:
+            at_BH, present_BHS, ages_BHS = at_BH[:, 0], present_BHS[:, 0], ages_BHS[:, 0]
+        tokens = {name: _gather(array, at_BH) for name, array in self._tokens.items()}
+        return Features(tokens, torch.from_numpy(present_BHS), torch.from_numpy(ages_BHS))
+
+    def _present(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        version = self._version_NS[at]
+        present: NDArray[np.bool_] = version >= 0
+        for s, stream in enumerate(self.spec.streams):
+            if stream.name in self.versions:
+                present[..., s] = version[..., s] == self._version_ids.get(self.versions[stream.name], -2)
+        return present
+
+
+def _gather(array: NDArray[Any], at: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(array[at].astype(np.float32, copy=False))
+
+
+def _pick(positions: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:
+    if not count:
+        return np.empty(0, np.int64)
+    chosen: NDArray[np.int64] = positions[torch.randint(len(positions), (count,), generator=generator).numpy()]
+    return chosen
