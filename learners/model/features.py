@@ -1,0 +1,106 @@
+"""What the policy is given: tokens of every stream, which are present, how old they are.
+
+The same object serves one tick, a batch of ticks and a batch of histories: all tensors share their leading dimensions,
+`[B]` or `[B, H]`, oldest first along H. Telemetry tokens are the raw numbers; the policy normalises them. Where a
+stream is not present its tokens and age are arbitrary and must not matter.
+
+Shapes: B batch, H history, T tokens of a stream, W their width, S streams in the order of the spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learners.model.spec import PolicySpec
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """`tokens[name]`: float32 [..., T, W]; `present`: bool [..., S]; `ages`: float32 seconds [..., S]."""
+
+    tokens: dict[str, Tensor]
+    present: Tensor
+    ages: Tensor
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The leading dimensions, (B,) or (B, H)."""
+        return tuple(self.present.shape[:-1])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Features:
+        """Apply `function` to every tensor; it may change leading dimensions only."""
+        return Features({k: function(v) for k, v in self.tokens.items()}, function(self.present), function(self.ages))
+
+    def __getitem__(self, index: Any) -> Features:
+        """Index the leading dimensions."""
+        return self.map(lambda x: x[index])
+
+    def to(self, device: torch.device | str) -> Features:
+        """The same on another device."""
+        return self.map(lambda x: x.to(device))
+
+    def flatten(self) -> Features:
+        """[B, H] -> [B * H]; [B] stays."""
+        depth = len(self.lead)
+        return self if depth == 1 else self.map(lambda x: x.flatten(0, depth - 1))
+
+    def without(self, spec: PolicySpec, names: Sequence[str]) -> Features:
+        """The same with the named streams marked as not present."""
+        keep_S = torch.tensor([name not in names for name in spec.names], device=self.present.device)
+        return Features(self.tokens, self.present & keep_S, self.ages)
+
+
+def stack(items: Sequence[Features], dim: int = 0) -> Features:
+    """Join features of equal shape along a new leading dimension: items of [B] with dim=1 become [B, H]."""
+    tokens = {name: torch.stack([f.tokens[name] for f in items], dim) for name in items[0].tokens}
+    present, ages = (torch.stack([getattr(f, name) for f in items], dim) for name in ("present", "ages"))
+    return Features(tokens, present, ages)
+
+
+def concat(items: Sequence[Features]) -> Features:
+    """Join along the first dimension."""
+    tokens = {name: torch.cat([f.tokens[name] for f in items]) for name in items[0].tokens}
+    return Features(tokens, torch.cat([f.present for f in items]), torch.cat([f.ages for f in items]))
+
+
+def blank(spec: PolicySpec, *lead: int) -> Features:
+    """Features with every stream missing: zeros, and infinite ages."""
+    tokens = {s.name: torch.zeros(*lead, s.tokens, s.width) for s in spec.streams}
+    count = len(spec.streams)
+    return Features(tokens, torch.zeros(*lead, count, dtype=torch.bool), torch.full((*lead, count), torch.inf))
+
+
+def recorded(
+    spec: PolicySpec,
+    tokens: Sequence[Mapping[str, NDArray[Any]]],
+    present: Sequence[Mapping[str, bool]],
+    ages_s: Sequence[Mapping[str, float]],
+) -> Features:
+    """Features [B] of B remembered ticks (the fields of `Transition`); a stream without tokens is missing.
+
+    Raises:
+        ValueError: remembered tokens have another shape than the spec says (another encoder or setting made them).
+    """
+    features = blank(spec, len(tokens))
+    for s, stream in enumerate(spec.streams):
+        out_BTW = features.tokens[stream.name].numpy()
+        for b, arrays in enumerate(tokens):
+            array = arrays.get(stream.name)
+            if array is None or not present[b].get(stream.name, False):
+                continue
+            if array.shape != out_BTW.shape[1:]:
+                raise ValueError(
+                    f"{stream.name}: remembered tokens {array.shape}, the policy wants {out_BTW.shape[1:]}; "
+                    "re-encode the experience or start a new state_dir"
+                )
+            np.copyto(out_BTW[b], array)
+            features.present[b, s] = True
+            features.ages[b, s] = ages_s[b].get(stream.name, 0.0)
+    return features

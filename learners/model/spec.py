@@ -1,0 +1,123 @@
+"""What a policy is built from, as plain data: streams, actions and sizes. Goes to JSON and back; imports no torch.
+
+A `PolicySpec` is saved beside the weights (`spec.json`), so that a checkpoint says by itself how to build its policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import orjson
+
+from actuators.actions import ActionSpace, Actuator, Choice, Continuous, Utterance
+
+Modality = Literal["vision", "hearing", "language", "telemetry"]
+Algorithm = Literal["auto", "dqn", "sac", "crossq", "bandit"]
+FORMAT = 1
+_ACTUATORS: dict[str, type[Actuator]] = {"choice": Choice, "continuous": Continuous, "text": Utterance}
+
+
+class SpecError(ValueError):
+    """A spec is not one of ours or contradicts itself; `str` says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """What one stream contributes: `tokens` vectors of `width` numbers; telemetry is one vector of its fields."""
+
+    name: str
+    modality: Modality
+    tokens: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.modality not in get_args(Modality):
+            raise SpecError(f"stream {self.name}: unknown modality {self.modality!r}; one of {get_args(Modality)}")
+        if self.tokens < 1 or self.width < 1:
+            raise SpecError(f"stream {self.name}: {self.tokens} tokens of width {self.width}; both must be at least 1")
+        if self.modality == "telemetry" and self.tokens != 1:
+            raise SpecError(f"stream {self.name}: telemetry is one token, not {self.tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """Everything that decides a policy's shapes and what its heads learn with; the defaults are the settings'."""
+
+    streams: tuple[StreamSpec, ...]
+    actions: ActionSpace
+    width: int = 256
+    latents: int = 4
+    layers: int = 2
+    heads: int = 4
+    history: int = 4
+    gamma: float = 0.99
+    algorithm: Algorithm = "auto"
+    modality_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        names = [stream.name for stream in self.streams]
+        if not names or len(set(names)) != len(names):
+            raise SpecError(f"streams {names}: at least one is needed, each with a name of its own")
+        if self.width % self.heads:
+            raise SpecError(
+                f"width {self.width} is not a multiple of heads {self.heads}; change policy.width or policy.heads"
+            )
+        if self.history < 1:
+            raise SpecError(f"history {self.history}: at least 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The streams' names; `Features.present` and `.ages` are in this order."""
+        return tuple(stream.name for stream in self.streams)
+
+    @property
+    def telemetry(self) -> tuple[StreamSpec, ...]:
+        """The telemetry streams, in order."""
+        return tuple(stream for stream in self.streams if stream.modality == "telemetry")
+
+    @property
+    def telemetry_width(self) -> int:
+        """Numbers of all telemetry streams together."""
+        return sum(stream.width for stream in self.telemetry)
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing but one telemetry stream: fusion is then bypassed."""
+        return len(self.streams) == 1 and self.streams[0].modality == "telemetry"
+
+    def to_json(self) -> bytes:
+        """The spec as JSON."""
+        body = asdict(self)
+        body["actions"] = [_actuator_out(actuator) for actuator in self.actions.actuators]
+        return orjson.dumps({"format": FORMAT, **body}, option=orjson.OPT_INDENT_2)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> PolicySpec:
+        """The spec that `to_json` wrote.
+
+        Raises:
+            SpecError: not JSON, another format, a field too many or missing, or a contradiction.
+        """
+        try:
+            body = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise SpecError(f"not JSON: {error}") from None
+        if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+            raise SpecError(f"not a policy spec of format {FORMAT}")
+        try:
+            body["streams"] = tuple(StreamSpec(**stream) for stream in body["streams"])
+            body["actions"] = ActionSpace(tuple(_actuator_in(entry) for entry in body["actions"]))
+            return cls(**body)
+        except (TypeError, KeyError) as error:
+            raise SpecError(f"policy spec: {error}") from None
+
+
+def _actuator_out(actuator: Actuator) -> dict[str, Any]:
+    kind = next(kind for kind, cls in _ACTUATORS.items() if isinstance(actuator, cls))
+    return {"kind": kind, **asdict(actuator)}
+
+
+def _actuator_in(entry: dict[str, Any]) -> Actuator:
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    return _ACTUATORS[fields.pop("kind")](**fields)
