@@ -16,11 +16,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from actuators.expressions import Expression, ExpressionError, Known
 from runtime.complaints import Problem, Steps, dotted, explain
 from runtime.settings import Config
 
 MAX_BYTES = 1_048_576
 MAX_NODES = 50_000
+MAX_DEPTH = 20
 _REFERENCE = re.compile(r"\$\{(env|file):([^}]+)\}")
 
 
@@ -58,6 +60,12 @@ def load(path: Path) -> Loaded:
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise ConfigError([explain(path, reader.lines, detail) for detail in details]) from None
+    problems = [
+        Problem(path, reader.lines.get(where, 1), dotted(where), str(error), "correct the expression")
+        for where, error in _bad_expressions(config)
+    ]
+    if problems:
+        raise ConfigError(problems)
     return Loaded(config, reader.secrets | _model_secrets(config), text)
 
 
@@ -81,7 +89,7 @@ def _compose(path: Path, text: str) -> yaml.Node:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark = error.context_mark or error.problem_mark  # an unclosed bracket is wrong where it opens
         line = mark.line + 1 if mark else 1
         raise ConfigError(
             [
@@ -120,6 +128,11 @@ class _Reader:
             self._problem(node, where, f"more than {MAX_NODES} values", "write the file without nested aliases")
             return None
         self.lines[where] = node.start_mark.line + 1
+        if len(where) > MAX_DEPTH:  # an alias of what it stands in never ends
+            self._problem(
+                node, where[:2], f"nested deeper than {MAX_DEPTH}", "write the file without recursive aliases"
+            )
+            return None
         if isinstance(node, yaml.MappingNode):
             return dict(self._items(node, where))
         if isinstance(node, yaml.SequenceNode):
@@ -170,6 +183,32 @@ class _Reader:
 
     def _problem(self, node: yaml.Node, where: Steps, message: str, remedy: str) -> None:
         self.problems.append(Problem(self.path, node.start_mark.line + 1, dotted(where), message, remedy))
+
+
+def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
+    actions = known_actions(config)
+    readings = known_readings(config)
+    texts: list[tuple[Steps, str, Known]] = [
+        (("gate", "forbid", n), text, actions) for n, text in enumerate(config.gate.forbid)
+    ]
+    for n, reward in enumerate(config.rewards):
+        if reward.kind == "expression":
+            texts.append((("rewards", n, "value"), reward.value, {**readings, **actions}))
+    for where, text, known in texts:
+        try:
+            Expression(text, known)
+        except ExpressionError as error:
+            yield where, error
+
+
+def known_actions(config: Config) -> Known:
+    """What an expression may say of actuators: a word, or so many numbers."""
+    return {name: len(a.low) if a.kind == "continuous" else None for name, a in config.actuators.items()}
+
+
+def known_readings(config: Config) -> Known:
+    """What an expression may say of streams: the fields of telemetry."""
+    return {name: stream.fields for name, stream in config.streams.items() if stream.kind == "telemetry"}
 
 
 def _model_secrets(config: Config) -> set[str]:

@@ -51,6 +51,8 @@ class Ticked:
     latency_s: float
     """From the observation to the proposal at the gate."""
     remembered: bool
+    mode: str
+    explore: bool
 
 
 @dataclass(slots=True)
@@ -93,12 +95,21 @@ class Ticker:
     async def tick(self, index: int) -> Ticked:
         """One pass from perception to memory."""
         observation = self.observe(index)
+        explored = self.exploring
         decided = await self.decide(observation)
         decision = f"{self.session}-{index}"
         verdict, latency_s = await self.act(observation, decided, decision)
-        ticked = self.remember(observation, decided, verdict, decision, latency_s)
+        remembered, stamp_unix_s = self.remember(observation, decided, verdict, decision)
+        ticked = Ticked(
+            observation, decided, verdict, decision, stamp_unix_s, latency_s, remembered, self.mode, explored
+        )
         self.report(ticked)
         return ticked
+
+    @property
+    def exploring(self) -> bool:
+        """Whether actions are drawn with exploration: only where they are carried out."""
+        return self.explore and self.mode == "autonomous"
 
     def observe(self, index: int) -> Observation:
         """The newest reading of every stream."""
@@ -106,7 +117,7 @@ class Ticker:
 
     async def decide(self, observation: Observation) -> Decided:
         """The model's answer, computed off the loop. Exploration is for a policy that acts."""
-        return await self.engine.decide(observation, explore=self.explore and self.mode == "autonomous")
+        return await self.engine.decide(observation, explore=self.exploring)
 
     async def act(self, observation: Observation, decided: Decided, decision: str) -> tuple[link.Verdict | None, float]:
         """Offer the decision to the gate and hear what became of it."""
@@ -128,9 +139,9 @@ class Ticker:
         return verdict, latency_s
 
     def remember(
-        self, observation: Observation, decided: Decided, verdict: link.Verdict | None, decision: str, latency_s: float
-    ) -> Ticked:
-        """The transition, to the store off the loop."""
+        self, observation: Observation, decided: Decided, verdict: link.Verdict | None, decision: str
+    ) -> tuple[bool, float]:
+        """The transition, to the store off the loop; whether it was taken, and its stamp in Unix seconds."""
         stamp_unix_s = time.time() - (self.clock.now() - observation.stamp_s)
         executed, by = what_was_done(decided.actions, verdict)
         transition = Transition(
@@ -151,7 +162,7 @@ class Ticker:
             value=decided.value,
         )
         remembered = self.memory.append(transition) if self.memory is not None else False
-        return Ticked(observation, decided, verdict, decision, stamp_unix_s, latency_s, remembered)
+        return remembered, stamp_unix_s
 
 
 def what_was_done(proposed: dict[str, Action], verdict: link.Verdict | None) -> tuple[dict[str, Value], dict[str, By]]:

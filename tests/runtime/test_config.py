@@ -31,7 +31,7 @@ BROKEN = [
     ("agent: demo", "agent: De mo", 1, "agent", "pattern"),
     ("agent: demo\n", "", 1, "agent", "add `agent:`"),
     ("agent: demo", "agent: demo\nagent: other", 2, "agent", "keep one"),
-    ("agent: demo", "agent: [", 2, "", "indentation"),
+    ("agent: demo", "agent: [", 1, "", "indentation"),
     ("agent: demo", "agent: demo\n\tmode: x", 2, "", "indentation"),
     ("agent: demo", "agent: demo\nagnet: x", 2, "agnet", "did you mean `agent`"),
     ("agent: demo", "agent: demo\nmode: fast", 2, "mode", "autonomous"),
@@ -65,12 +65,20 @@ BROKEN = [
     ("high: [1]}", "high: [1]}\n  say: {kind: text, task: talk}", 11, "actuators.say.task", "tasks"),
     ("high: [1]}", "high: [1]}\ngate: {forbid: ['lamp ==']}", 11, "gate.forbid.0", ""),
     ("high: [1]}", "high: [1]}\ngate: {forbid: [\"lamp == 'x'\"]}", 11, "gate.forbid.0", "head"),
-    ("high: [1]}", "high: [1]}\nrewards: [{name: r, kind: expression, value: 'joints.q9'}]", 11, "rewards.0.value", "joints.q1"),
+    (
+        "high: [1]}",
+        "high: [1]}\nrewards: [{name: r, kind: expression, value: 'joints.q9'}]",
+        11,
+        "rewards.0.value",
+        "joints has ['q1']",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("old", "new", "line", "path", "word"), BROKEN)
-def test_a_broken_file_names_file_line_path_and_remedy(tmp_path: Path, old: str, new: str, line: int, path: str, word: str) -> None:
+def test_a_broken_file_names_file_line_path_and_remedy(
+    tmp_path: Path, old: str, new: str, line: int, path: str, word: str
+) -> None:
     assert GOOD.count(old) == 1
     file = tmp_path / "broken.yaml"
     file.write_text(GOOD.replace(old, new))
@@ -83,7 +91,9 @@ def test_a_broken_file_names_file_line_path_and_remedy(tmp_path: Path, old: str,
     assert word in str(problem)
 
 
-@pytest.mark.parametrize("content", [b"", b"- a", b"\xff\xfe\x00", b"a: &a [*a]", b"x" * 2_000_000, b"a: " + b"[" * 5000, b"? [1]\n: 2"])
+@pytest.mark.parametrize(
+    "content", [b"", b"- a", b"\xff\xfe\x00", b"a: &a [*a]", b"x" * 2_000_000, b"a: " + b"[" * 5000, b"? [1]\n: 2"]
+)
 def test_files_that_are_no_settings_are_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "no.yaml"
     file.write_bytes(content)
@@ -106,11 +116,15 @@ def test_aliases_cannot_make_a_short_file_endless(tmp_path: Path) -> None:
         config.load(file)
 
 
-def test_secrets_come_from_environment_and_file_and_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_come_from_environment_and_file_and_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REFLEXD_TEST_PASSWORD", "canary-one")
     (tmp_path / "token").write_text("canary-two\n")
     file = tmp_path / "good.yaml"
-    file.write_text(GOOD + "mqtt: {username: me, password: '${env:REFLEXD_TEST_PASSWORD}'}\ndashboard: {token: '${file:token}'}\n")
+    file.write_text(
+        GOOD + "mqtt: {username: me, password: '${env:REFLEXD_TEST_PASSWORD}'}\ndashboard: {token: '${file:token}'}\n"
+    )
     loaded = config.load(file)
     user = loaded.config.mqtt.credentials("gate")
     assert user is not None
@@ -137,7 +151,9 @@ def test_check_refuses_with_exit_code_2_and_little_work(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text(GOOD.replace("kind: camera", "kind: cam"))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "runtime.cli", "check", str(file)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.cli", "check", str(file)], capture_output=True, text=True, check=False
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 2
     assert f"{file}:4: streams.front: " in done.stderr

@@ -1,0 +1,153 @@
+"""Off-policy estimators: what a candidate would have earned, from decisions another policy made and whose probabilities were logged.
+
+All are functions of plain arrays and know no model. N rounds or trajectories, T steps, n choices, D features.
+Importance weights are target / logged probability; a logged probability must be positive wherever the target's is.
+
+Sources: importance sampling and per-decision importance sampling, Precup et al. 2000; self-normalised, Swaminathan &
+Joachims 2015; doubly robust, Dudik et al. 2011 (one step) and Jiang & Li 2016 (sequences); fitted Q evaluation, Le et al.
+2019; effective sample size, Kong 1992.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value, the per-round terms it is the mean of, and how many rounds' worth of evidence stand behind it."""
+
+    value: float
+    terms: Array
+    effective_samples: float
+
+
+def effective_samples(weights_N: Array) -> float:
+    """(sum w)^2 / sum w^2: N when all weights are equal, 1 when one dominates, 0 when all are zero."""
+    square = float(np.square(weights_N).sum())
+    return float(weights_N.sum()) ** 2 / square if square > 0 else 0.0
+
+
+def importance_weights(target_N: Array, logged_N: Array) -> Array:
+    """Target / logged probability of the action that was taken.
+
+    Raises:
+        ValueError: a logged probability is not positive, or a value is not finite.
+    """
+    if not (np.isfinite(target_N).all() and np.isfinite(logged_N).all()):
+        raise ValueError("a probability is not finite")
+    if (logged_N <= 0).any():
+        raise ValueError(
+            f"{int((logged_N <= 0).sum())} logged probabilities are not positive: the action could not have been taken"
+        )
+    return np.asarray(target_N / logged_N, np.float64)
+
+
+def ips(reward_N: Array, weight_N: Array) -> Estimate:
+    """Inverse propensity scoring: unbiased, of high variance."""
+    terms = weight_N * reward_N
+    return Estimate(float(terms.mean()), terms, effective_samples(weight_N))
+
+
+def snips(reward_N: Array, weight_N: Array) -> Estimate:
+    """Self-normalised IPS: slightly biased, bounded by the rewards, indifferent to a shift of them."""
+    total = float(weight_N.sum())
+    if total <= 0:
+        raise ValueError("every importance weight is zero: the target never does what was logged")
+    value = float((weight_N * reward_N).sum() / total)
+    # the delta method's terms: their mean is the value, their spread is its standard error
+    terms = value + weight_N * (reward_N - value) * len(weight_N) / total
+    return Estimate(value, terms, effective_samples(weight_N))
+
+
+def direct(q_Nn: Array, target_Nn: Array) -> Estimate:
+    """The direct method: what a reward model predicts for the target's choices; biased as the model is."""
+    terms = (q_Nn * target_Nn).sum(-1)
+    return Estimate(float(terms.mean()), terms, float(len(terms)))
+
+
+def doubly_robust(reward_N: Array, weight_N: Array, q_taken_N: Array, q_Nn: Array, target_Nn: Array) -> Estimate:
+    """Direct method plus the weighted error of its model: right if either the model or the probabilities are."""
+    terms = (q_Nn * target_Nn).sum(-1) + weight_N * (reward_N - q_taken_N)
+    return Estimate(float(terms.mean()), terms, effective_samples(weight_N))
+
+
+def per_decision(reward_NT: Array, weight_NT: Array, gamma: float, *, normalised: bool = False) -> Estimate:
+    """Per-decision importance sampling over trajectories; finished ones are padded with reward 0 and weight 1.
+
+    `normalised` divides each step's weights by their mean: weighted per-decision importance sampling.
+    """
+    cumulative_NT = np.asarray(np.cumprod(weight_NT, axis=1), np.float64)
+    scale_NT = cumulative_NT
+    if normalised:
+        mean_1T = cumulative_NT.mean(0, keepdims=True)
+        scale_NT = np.divide(cumulative_NT, mean_1T, out=np.zeros_like(cumulative_NT), where=mean_1T > 0)
+    discount_T = gamma ** np.arange(reward_NT.shape[1])
+    terms = (discount_T * scale_NT * reward_NT).sum(1)
+    return Estimate(float(terms.mean()), terms, effective_samples(cumulative_NT[:, -1]))
+
+
+def sequential_doubly_robust(
+    reward_NT: Array, weight_NT: Array, q_taken_NT: Array, v_NT: Array, gamma: float
+) -> Estimate:
+    """Doubly robust over trajectories: V_t + w_t (r_t + gamma DR_(t+1) - Q_t), from the last step to the first.
+
+    After a trajectory's end, rewards, Q and V are 0 and weights 1.
+    """
+    dr_N = np.zeros(len(reward_NT))
+    for t in range(reward_NT.shape[1] - 1, -1, -1):
+        dr_N = v_NT[:, t] + weight_NT[:, t] * (reward_NT[:, t] + gamma * dr_N - q_taken_NT[:, t])
+    return Estimate(float(dr_N.mean()), dr_N, effective_samples(np.asarray(np.prod(weight_NT, axis=1), np.float64)))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearQ:
+    """A value function that is linear in features of state and action."""
+
+    weights: Array
+    sweeps: int
+    residual: float
+    """Largest change of a prediction in the last sweep."""
+
+    def __call__(self, features: Array) -> Array:
+        """Values of features [..., D]."""
+        return np.asarray(features @ self.weights, np.float64)
+
+
+def fitted_q(
+    features_ND: Array,
+    reward_N: Array,
+    discount_N: Array,
+    next_ND: Array,
+    *,
+    ridge: float = 1e-3,
+    sweeps: int = 1_000,
+    tolerance: float = 1e-6,
+) -> LinearQ:
+    """Fitted Q evaluation with linear features: regress r + discount * Q(next) until it stands still.
+
+    `next_ND` are the features expected under the target at the next state (averaged over its choices, which linearity
+    allows); `discount_N` is gamma, or 0 where the step was terminal.
+
+    Raises:
+        ArithmeticError: the iteration diverges, which bootstrapped regression may do off-policy.
+    """
+    gram = features_ND.T @ features_ND + ridge * np.eye(features_ND.shape[1])
+    solve = np.linalg.solve(gram, features_ND.T)
+    weights = np.zeros(features_ND.shape[1])
+    bound = 1e3 * (1.0 + float(np.abs(reward_N).max(initial=0.0))) / max(1e-3, 1.0 - float(discount_N.max(initial=0.0)))
+    change = float("inf")
+    for sweep in range(1, sweeps + 1):
+        updated = solve @ (reward_N + discount_N * (next_ND @ weights))
+        change = float(np.abs(features_ND @ (updated - weights)).max(initial=0.0))
+        weights = updated
+        if not np.isfinite(weights).all() or float(np.abs(features_ND @ weights).max(initial=0.0)) > bound:
+            raise ArithmeticError(f"fitted Q evaluation diverged after {sweep} sweeps")
+        if change < tolerance:
+            break
+    return LinearQ(weights, sweep, change)

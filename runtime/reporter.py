@@ -1,0 +1,132 @@
+"""Everything the agent tells the world: decisions, events, health, metrics, log lines, and the recording.
+
+Publishes through two connections, control and media, so that an oversized picture can never cost the control one. Events
+may come from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import structlog
+
+from runtime.health import Health
+from runtime.metrics import Metrics
+from runtime.mqtt import Connection
+from runtime.recorder import Note, Recorder, TickRecord
+from runtime.tick import Ticked
+from runtime.topics import Topics, encode
+
+HEALTH_EVERY_S = 10.0
+LOG_EVERY_S = 1.0
+_LOG = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Turns what happened into messages. Create it inside the running loop."""
+
+    control: Connection
+    topics: Topics
+    metrics: Metrics
+    recorder: Recorder | None = None
+    on_tick: list[Callable[[Ticked], None]] = field(default_factory=list)
+    """Others who want every finished tick: previews, tasks, probation."""
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _next_log_s: float = 0.0
+    _used: dict[str, float] = field(default_factory=dict)
+    """Stamp of the reading of each stream that was last acted on."""
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        """Publish an event, from any thread."""
+        self._loop.call_soon_threadsafe(self._event, kind, data)
+
+    def _event(self, kind: str, data: dict[str, Any]) -> None:
+        body = {"type": kind, "stamp": time.time(), "data": data}
+        _LOG.info("event", type=kind, **data)
+        self.control.post(self.topics("event"), encode(body), qos=1, keep="all")
+        if self.recorder is not None:
+            self.recorder.put(Note(time.time_ns(), "event", body))
+
+    def ticked(self, ticked: Ticked) -> None:
+        """One finished tick."""
+        body = decision_body(ticked)
+        self.control.post(self.topics("decision"), encode(body))
+        self._measure(ticked)
+        self._record(ticked, body)
+        self._say(ticked, body)
+        for listener in self.on_tick:
+            listener(ticked)
+
+    async def health(self, health: Health) -> None:
+        """Publish health until cancelled, the first one at once."""
+        while True:
+            body = await asyncio.to_thread(health.payload)
+            self.metrics.observe_learner(body["learner"])
+            self.control.post(self.topics("health"), encode(body))
+            await asyncio.sleep(HEALTH_EVERY_S)
+
+    def _measure(self, ticked: Ticked) -> None:
+        observation, verdict = ticked.observation, ticked.verdict
+        self.metrics.tick_seconds.observe(ticked.latency_s)
+        self.metrics.observe_ages(observation.ages_s, observation.missing)
+        for stream in observation.fresh:
+            age_s = observation.ages_s[stream] + ticked.latency_s
+            self.metrics.sensor_to_command_seconds.labels(stream).observe(age_s)
+        if verdict is None:
+            return
+        self.metrics.observe_gate(armed=verdict.armed, stopped=verdict.stopped, mode=ticked.mode)
+        for name, outcome in verdict.outcomes.items():
+            if outcome.sent:
+                self.metrics.commands.labels(name, outcome.by).inc()
+            elif outcome.rule is not None:
+                self.metrics.refusals.labels(name, outcome.rule).inc()
+
+    def _record(self, ticked: Ticked, body: dict[str, Any]) -> None:
+        if self.recorder is None:
+            return
+        observation = ticked.observation
+        fresh = tuple(observation.readings[name] for name in sorted(observation.fresh))
+        more = {
+            "stamp_s": observation.stamp_s,
+            "explore": ticked.explore,
+            "used": {name: reading.seq for name, reading in observation.readings.items()},
+            "outcomes": {name: asdict(outcome) for name, outcome in ticked.verdict.outcomes.items()}
+            if ticked.verdict
+            else {},
+        }
+        self.recorder.put(TickRecord(int(ticked.stamp_unix_s * 1e9), fresh, body | more))
+
+    def _say(self, ticked: Ticked, body: dict[str, Any]) -> None:
+        """The canonical line: every tick at debug, one a second at info."""
+        line = {key: body[key] for key in ("id", "policy", "mode", "latency_ms", "missing")}
+        line["actions"] = {name: action["value"] for name, action in body["actions"].items()}
+        now = ticked.observation.stamp_s
+        if now >= self._next_log_s:
+            self._next_log_s = now + LOG_EVERY_S
+            _LOG.info("tick", **line)
+        else:
+            _LOG.debug("tick", **line)
+
+
+def decision_body(ticked: Ticked) -> dict[str, Any]:
+    """The `decision` message."""
+    observation, decided = ticked.observation, ticked.decided
+    return {
+        "id": ticked.decision,
+        "tick": observation.tick,
+        "stamp": ticked.stamp_unix_s,
+        "policy": decided.policy,
+        "mode": ticked.mode,
+        "actions": {
+            name: {"value": action.value, "probability": action.probability} for name, action in decided.actions.items()
+        },
+        "value": decided.value,
+        "ages_ms": {name: round(age * 1e3, 1) for name, age in observation.ages_s.items()},
+        "missing": sorted(observation.missing),
+        "latency_ms": round(ticked.latency_s * 1e3, 3),
+    }

@@ -1,0 +1,145 @@
+"""The agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune.
+
+A request is untrusted. It is answered once, with the data or with the reason why not; the work runs off the loop. Retained
+requests are ignored: they are someone's past wish. (arm, disarm, mode and reload are the supervisor's.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from learners.checkpoints import CheckpointRefused, Checkpoints, Manifest
+from runtime.mqtt import Connection, Message
+from runtime.topics import Payload, Refused, Topics, decode, encode
+
+Emit = Callable[[str, dict[str, Any]], None]
+Answer = dict[str, Any]
+MAX_WAITING = 16
+
+
+class Version(Payload):
+    """promote, rollback."""
+
+    version: str | None = Field(None, max_length=128)
+
+
+class Decision(Payload):
+    """explain."""
+
+    decision: str = Field(max_length=128)
+
+
+class Record(Payload):
+    """record."""
+
+    on: bool = True
+
+
+class Task(Payload):
+    """finetune."""
+
+    task: str | None = Field(None, max_length=64)
+
+
+class RequestFailed(Exception):  # noqa: N818 - reads as what happened
+    """A request that cannot be fulfilled; `str` is the answer's error."""
+
+
+@dataclass(slots=True)
+class Requests:
+    """Takes requests from the connection and answers them one after the other."""
+
+    connection: Connection
+    topics: Topics
+    checkpoints: Checkpoints
+    emit: Emit
+    explain: Callable[[str], Awaitable[Answer]]
+    record: Callable[[bool], Awaitable[Answer]]
+    finetune: Callable[[str | None], Awaitable[Answer]]
+    _waiting: asyncio.Queue[tuple[str, Message]] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
+
+    def listen(self) -> None:
+        """Subscribe to the agent's verbs."""
+        for verb in self._verbs():
+            self.connection.on(self.topics("request", verb), self.take)
+
+    def take(self, message: Message) -> None:
+        """Queue one request; a full queue is answered at once."""
+        if message.retain:
+            raise Refused("a retained request is ignored: publish it without the retain flag")
+        verb = message.topic.rsplit("/", 1)[-1]
+        try:
+            self._waiting.put_nowait((verb, message))
+        except asyncio.QueueFull:
+            self._reply(verb, message, {"status": "error", "error": f"{MAX_WAITING} requests are waiting; try again"})
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        while True:
+            verb, message = await self._waiting.get()
+            self._reply(verb, message, await self._answered(verb, message.payload))
+
+    async def _answered(self, verb: str, payload: bytes) -> Answer:
+        try:
+            return {"status": "ok", "data": await self._verbs()[verb](payload)}
+        except (Refused, RequestFailed, CheckpointRefused) as error:
+            return {"status": "error", "error": str(error)}
+
+    def _reply(self, verb: str, message: Message, answer: Answer) -> None:
+        self.connection.reply(message, encode(answer), self.topics("response", verb))
+
+    def _verbs(self) -> dict[str, Callable[[bytes], Awaitable[Answer]]]:
+        return {
+            "promote": self._promote,
+            "rollback": self._rollback,
+            "checkpoints": self._list,
+            "explain": self._explain,
+            "record": self._record,
+            "finetune": self._finetune,
+        }
+
+    async def _promote(self, payload: bytes) -> Answer:
+        version = decode(Version, payload or b"{}").version
+        if version is None:
+            raise RequestFailed('name the version: {"version": "000042-1f3a9c0e"}; request/checkpoints lists them')
+        before = (await asyncio.to_thread(self.checkpoints.live)).version
+        await asyncio.to_thread(self.checkpoints.promote, version)
+        self.emit("policy_promoted", {"version": version, "before": before, "by": "request"})
+        return {"version": version, "before": before}
+
+    async def _rollback(self, payload: bytes) -> Answer:
+        to = decode(Version, payload or b"{}").version
+        before = (await asyncio.to_thread(self.checkpoints.live)).version
+        live = await asyncio.to_thread(lambda: self.checkpoints.rollback(to=to))
+        self.emit("policy_rolled_back", {"version": before, "to": live.version, "by": "request"})
+        return {"version": live.version, "before": before}
+
+    async def _list(self, _payload: bytes) -> Answer:
+        live, manifests = await asyncio.gather(
+            asyncio.to_thread(self.checkpoints.live), asyncio.to_thread(self.checkpoints.list)
+        )
+        return {"live": live.version, "failed": list(live.failed), "checkpoints": [_row(m) for m in manifests[-50:]]}
+
+    async def _explain(self, payload: bytes) -> Answer:
+        return await self.explain(decode(Decision, payload).decision)
+
+    async def _record(self, payload: bytes) -> Answer:
+        return await self.record(decode(Record, payload or b"{}").on)
+
+    async def _finetune(self, payload: bytes) -> Answer:
+        return await self.finetune(decode(Task, payload or b"{}").task)
+
+
+def _row(manifest: Manifest) -> Answer:
+    return {
+        "version": manifest.version,
+        "parent": manifest.parent,
+        "created": manifest.created_s,
+        "metrics": manifest.metrics,
+        "data": manifest.data,
+    }
