@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -29,6 +30,16 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = DEADLI
         if time.monotonic() > end:
             raise TimeoutError(f"{what} did not happen within {timeout_s} s")
         time.sleep(0.005)
+
+
+async def eventually(condition: Callable[[], bool], what: str = "it", timeout_s: float = DEADLINE_S) -> float:
+    """Wait in the loop until a condition holds; returns the seconds it took, and fails when it never does."""
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > timeout_s:
+            raise TimeoutError(f"{what} did not happen within {timeout_s} s")
+        await asyncio.sleep(0.002)
+    return time.monotonic() - begun
 
 
 def listening(port: int) -> bool:

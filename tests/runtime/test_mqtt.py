@@ -1,0 +1,280 @@
+"""The connection against a real mosquitto."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiomqtt
+import pytest
+from fakes import Mosquitto, eventually, free_port
+
+from runtime.mqtt import Address, Connection, Message, MqttLost, Will, _shut
+from runtime.settings import MqttSettings
+from runtime.topics import Refused
+
+
+@asynccontextmanager
+async def running(connection: Connection, *, wait: bool = True) -> AsyncIterator[Connection]:
+    task = asyncio.create_task(connection.run())
+    try:
+        if wait:
+            async with asyncio.timeout(10):
+                await connection.up()
+        yield connection
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def connection(broker: Mosquitto, identifier: str = "one", **options: object) -> Connection:
+    return Connection(Address("127.0.0.1", broker.port), identifier, **options)  # type: ignore[arg-type]
+
+
+class Collector:
+    """Keeps messages and lets a test wait for them."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._more = asyncio.Event()
+
+    def __call__(self, message: Message) -> None:
+        self.messages.append(message)
+        self._more.set()
+
+    async def until(self, condition: Callable[[list[Message]], bool], timeout_s: float = 10.0) -> list[Message]:
+        async with asyncio.timeout(timeout_s):
+            while not condition(self.messages):
+                self._more.clear()
+                await self._more.wait()
+        return self.messages
+
+
+async def test_qos_1_is_acknowledged_and_nagle_is_off(broker: Mosquitto) -> None:
+    got = Collector()
+    link = connection(broker)
+    link.on("t/+", got)
+    async with running(link):
+        assert link._client is not None
+        sock = link._client._client.socket()
+        assert isinstance(sock, socket.socket)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        await link.publish("t/a", b"hello")
+        messages = await got.until(lambda m: len(m) == 1)
+    assert (messages[0].topic, messages[0].payload, messages[0].qos, messages[0].retain) == ("t/a", b"hello", 1, False)
+
+
+async def test_retained_is_ignored_or_sent_as_told(broker: Mosquitto) -> None:
+    async with running(connection(broker, "writer")) as writer:
+        await writer.publish("cmd", b"old", retain=True)
+        await writer.publish("state", b"known", retain=True)
+    commands, states = Collector(), Collector()
+    link = connection(broker)
+    link.on("cmd", commands)
+    link.on("state", states, retained="send")
+    async with running(link):
+        await states.until(lambda m: len(m) == 1)
+        await link.publish("cmd", b"new")
+        await commands.until(lambda m: len(m) == 1)
+    assert [m.payload for m in commands.messages] == [b"new"]
+    assert [(m.payload, m.retain) for m in states.messages] == [(b"known", True)]
+
+
+async def test_request_and_response(broker: Mosquitto) -> None:
+    server = connection(broker, "server", protected=lambda topic: topic.startswith("act/"))
+    server.on("request/ping", lambda m: server.reply(m, m.payload + b"!", "response/ping") and None)
+    client = connection(broker, "client")
+    fallback = Collector()
+    client.on("response/ping", fallback)
+    acted = Collector()
+    client.on("act/#", acted)
+    async with running(server), running(client):
+        answers = await asyncio.gather(
+            *(client.request("request/ping", str(n).encode(), reply_to="answers/client") for n in range(5))
+        )
+        assert [a.payload for a in answers] == [b"0!", b"1!", b"2!", b"3!", b"4!"]
+        await client.publish("request/ping", b"plain")
+        await fallback.until(lambda m: len(m) == 1)
+        client.post("request/ping", b"sly", qos=1, response_topic="act/head/set")
+        await fallback.until(lambda m: len(m) == 2)
+        with pytest.raises(TimeoutError):
+            await client.request("request/nobody", b"", reply_to="answers/client", timeout_s=0.05)
+    assert acted.messages == []
+    assert server.drops["forbidden response topic"] == 1
+
+
+async def test_refused_payloads_are_counted_and_the_connection_lives(broker: Mosquitto) -> None:
+    def refuse(message: Message) -> None:
+        raise Refused("no")
+
+    got = Collector()
+    link = connection(broker)
+    link.on("bad/#", refuse)
+    link.on("good", got)
+    async with running(link):
+        await link.publish("bad/a", b"\xff" * 10)
+        await link.publish("good", b"")
+        await got.until(lambda m: len(m) == 1)
+    assert link.refused == {"bad/#": 1}
+    assert link.connects == 1
+
+
+async def test_the_oldest_incoming_gives_way(broker: Mosquitto) -> None:
+    got = Collector()
+    link = connection(broker, max_incoming=5)
+    link.on("flood", got, qos=0)
+    async with running(link), running(connection(broker, "writer")) as writer:
+        queue = link._queue
+        for n in range(20):
+            queue.put_nowait(_raw(f"{n}".encode()))
+        await writer.publish("flood", b"last")
+        await got.until(lambda m: m[-1:] != [] and m[-1].payload == b"last")
+    assert queue.dropped >= 15
+    assert [m.payload for m in got.messages][-2:] == [b"19", b"last"]
+
+
+def _raw(payload: bytes) -> aiomqtt.Message:
+    return aiomqtt.Message("flood", payload, 0, retain=False, mid=0, properties=None)
+
+
+async def test_what_is_posted_while_disconnected(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    link = connection(broker)
+    try:
+        async with running(link, wait=False):
+            assert not link.post("gone", b"1")
+            assert link.post("state", b"1", retain=True, qos=1, keep="latest")
+            assert link.post("state", b"2", retain=True, qos=1, keep="latest")
+            assert link.post("event", b"a", qos=1, keep="all")
+            assert link.post("event", b"b", qos=1, keep="all")
+            with pytest.raises(MqttLost):
+                await link.publish("x", b"")
+            with pytest.raises(MqttLost):
+                await link.request("x", b"", reply_to="y")
+            got = Collector()
+            link.on("#", got)
+            broker.start()
+            await got.until(lambda m: len(m) == 3)
+    finally:
+        broker.stop()
+    assert [(m.topic, m.payload) for m in got.messages] == [("state", b"2"), ("event", b"a"), ("event", b"b")]
+    assert link.drops["disconnected"] == 1
+
+
+async def test_a_frozen_broker_is_noticed_and_everything_restored(broker: Mosquitto) -> None:
+    changes: list[tuple[float, bool, str]] = []
+    link = connection(
+        broker,
+        will=Will("status", b"offline"),
+        hello=lambda: link.post("status", b"online", qos=1, retain=True) and None,
+        changed=lambda up, why: changes.append((time.monotonic(), up, why)),
+    )
+    got = Collector()
+    link.on("in", got)
+    async with running(link):
+        frozen_s = time.monotonic()
+        broker.signal(signal.SIGSTOP)
+        await eventually(lambda: not link.connected)
+        noticed_s = time.monotonic() - frozen_s
+        broker.signal(signal.SIGCONT)
+        back_s = await eventually(lambda: link.connected)
+        watcher, status = connection(broker, "watcher"), Collector()
+        watcher.on("status", status, retained="send")
+        async with running(watcher):
+            await status.until(lambda m: len(m) == 1)
+            await watcher.publish("in", b"again")
+            await got.until(lambda m: len(m) == 1)
+    assert status.messages[0].payload == b"online"
+    assert "silent" in changes[1][2]
+    assert noticed_s <= 3.0, noticed_s  # 1 s on a quiet machine: tests/benchmarks/bench_gate.py
+    assert back_s <= 5.0, back_s
+
+
+async def test_killed_broker_back_on_the_same_port(broker: Mosquitto) -> None:
+    link = connection(broker)
+    got = Collector()
+    link.on("in", got)
+    async with running(link):
+        broker.stop()
+        await eventually(lambda: not link.connected)
+        broker.start()
+        await eventually(lambda: link.connected)
+        await link.publish("in", b"x")
+        await got.until(lambda m: len(m) == 1)
+
+
+async def test_the_will_is_published_for_who_vanishes_and_not_for_who_leaves(broker: Mosquitto) -> None:
+    status = Collector()
+    watcher = connection(broker, "watcher")
+    watcher.on("status/+", status)
+    async with running(watcher):
+        async with running(connection(broker, "polite", will=Will("status/polite", b"offline"))):
+            pass
+        rude = connection(broker, "rude", will=Will("status/rude", b"offline"))
+        async with running(rude):
+            assert rude._client is not None
+            sock = rude._client._client.socket()
+            assert sock is not None
+            sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+            await status.until(lambda m: len(m) == 1)
+    assert [m.topic for m in status.messages] == ["status/rude"]
+
+
+async def test_cancelled_while_connecting_leaves_nothing(tmp_path: Path) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(5)
+        link = Connection(Address("127.0.0.1", mute.getsockname()[1]), "one")
+        task = asyncio.create_task(link.run())
+        await eventually(lambda: bool(mute.fileno()) and _pending(mute))
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _pending(server: socket.socket) -> bool:
+    import select
+
+    return bool(select.select([server], [], [], 0)[0])
+
+
+async def test_bounded_outgoing_and_unsendable(broker: Mosquitto) -> None:
+    link = connection(broker, max_outgoing=2)
+    async with running(link):
+        assert link.post("a", b"")
+        assert link.post("b/+", b"")
+        assert not link.post("c", b"")
+        assert await link.drained(5)
+    assert link.drops["outgoing full"] == 1
+    assert link.drops["unsendable"] == 1
+
+
+async def test_a_wrong_password_is_retried_not_fatal(tmp_path: Path) -> None:
+    port = free_port()
+    broker = Mosquitto(tmp_path, port, f"listener {port} 127.0.0.1\nallow_anonymous false\n").start()
+    try:
+        link = connection(broker)
+        async with running(link, wait=False):
+            client = link._new_client()
+            with pytest.raises(aiomqtt.MqttError, match="Not authorized"):
+                await link._open(client)
+            await _shut(client)
+            assert not link.connected
+    finally:
+        broker.stop()
+
+
+def test_an_address_from_settings() -> None:
+    settings = MqttSettings.model_validate(
+        {"url": "mqtt://h:1", "username": "u", "password": "p", "gate": {"username": "g"}}
+    )
+    assert Address.of(settings, "agent").credentials == settings.credentials("agent")
+    gate = Address.of(settings, "gate").credentials
+    assert gate is not None
+    assert gate.username == "g"
+    with pytest.raises(OSError, match="No such file"):
+        Address.of(settings.model_copy(update={"url": "mqtts://h", "ca": Path("/nowhere")}), "gate")
