@@ -15,6 +15,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from learners.batch import Batch
+from learners.parts import Contexts
+
 
 class LinearPosterior(nn.Module):
     """The posterior over the reward of every choice of every actuator.
@@ -105,3 +108,45 @@ def thompson_probabilities(mean_Bn: Tensor, std_Bn: Tensor, points: int = 128) -
     share_Bn = log_BnmK.masked_fill(skip_Bnm.unsqueeze(-1), 0.0).sum(2).exp().mean(-1).masked_fill(~finite_Bn, 0.0)
     probabilities_Bn: Tensor = share_Bn / share_Bn.sum(-1, keepdim=True)
     return probabilities_Bn
+
+
+class Bandit:
+    """Learns the posterior head: exactly, from every transition once, not from sampled batches.
+
+    The features must stay what they were, so an algorithm with a bandit leaves the encoder as it is.
+    """
+
+    def __init__(self, head: LinearPosterior, names: tuple[str, ...]) -> None:
+        self.head, self.names = head, names
+
+    def observe(self, context_BC: Tensor, batch: Batch) -> None:
+        """Take in B outcomes."""
+        index_Ba = torch.stack([batch.actions[name] for name in self.names], dim=-1)
+        moved = [batch.moved.get(name, torch.ones_like(batch.rewards)).float() for name in self.names]
+        weights_B = torch.ones_like(batch.rewards) if batch.weights is None else batch.weights
+        self.head.take(context_BC, index_Ba, batch.rewards, weights_B.unsqueeze(-1) * torch.stack(moved, dim=-1))
+
+    def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return no loss, and how far the prediction for what was done is off."""
+        errors = []
+        for name, (mean_Bn, _) in zip(self.names, self.head(contexts.now.detach()), strict=True):
+            predicted_B = mean_Bn.gather(-1, batch.actions[name].unsqueeze(-1)).squeeze(-1)
+            errors.append((predicted_B - batch.rewards).square().mean())
+        return contexts.now.new_zeros(()), {"bandit_error": torch.stack(errors).mean()}
+
+    def groups(self) -> list[dict[str, object]]:
+        """Return nothing: the posterior is computed, not descended."""
+        return []
+
+    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """Return how sure the posterior has become."""
+        del batch, updates
+        stds = [std_Bn.mean() for _, std_Bn in self.head(contexts.now.detach())]
+        return {"bandit_std": torch.stack(stds).mean()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return nothing: the head holds it all."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up nothing."""

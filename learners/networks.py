@@ -30,7 +30,7 @@ class BatchRenorm(nn.Module):
     var: Tensor
     passes: Tensor
 
-    def __init__(self, width: int, *, momentum: float = 0.01, warmup: int = 10_000, eps: float = 1e-3) -> None:
+    def __init__(self, width: int, *, momentum: float = 0.01, warmup: int = 100_000, eps: float = 1e-3) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
@@ -136,8 +136,9 @@ def project(module: nn.Module) -> None:
 
 @torch.no_grad()
 def track(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """Move `target` towards `source` by `rate` (Polyak averaging); integer buffers are copied."""
-    pairs = list(zip(target.state_dict().values(), source.state_dict().values(), strict=True))
+    """Move `target` towards the same-named tensors of `source` by `rate` (Polyak averaging); integers are copied."""
+    theirs = source.state_dict()
+    pairs = [(t, theirs[name]) for name, t in target.state_dict().items()]
     floating = [(t, s) for t, s in pairs if t.is_floating_point()]
     torch._foreach_lerp_([t for t, _ in floating], [s for _, s in floating], rate)
     for t, s in pairs:

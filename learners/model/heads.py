@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from actuators.actions import ActionSpace, Continuous
 from learners.bandit import LinearPosterior, thompson_probabilities
 from learners.exploration import PinkNoise, draw, epsilon_greedy, masked
+from learners.model.spec import Algorithm
 from learners.networks import Norm, trunk
 
-Algorithm = Literal["auto", "dqn", "sac", "crossq", "bandit"]
 DEFAULT_CONTINUOUS: Literal["sac", "crossq"] = "crossq"
 LOG_STD = (-5.0, 2.0)
 

@@ -1,0 +1,144 @@
+"""One learner for all actuators of a policy: encodes a batch once and lets a part for each kind of actuator learn from it.
+
+Used in lock-step by `reflexd train` and by the learner process; neither gathers experience here. The same state,
+generator and batches give the same weights bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learners.bandit import Bandit
+from learners.batch import Batch
+from learners.crossq import Crossq
+from learners.dqn import Dqn
+from learners.model.heads import Heads
+from learners.networks import track
+from learners.parts import Contexts, Part, load_optimiser, nest, optimiser_state, pick
+from learners.sac import Sac
+
+ENCODER_RATE = 3e-4
+ENCODER_TRACK = 0.005
+
+
+def parts(heads: Heads, generator: torch.Generator) -> list[Part]:
+    """Build the parts that the heads ask for."""
+    choices = tuple(a.name for a in heads.actions.choices)
+    continuous = tuple(a.name for a in heads.actions.continuous)
+    built: list[Part] = []
+    if heads.choice is not None:
+        built.append(Dqn(heads.choice, choices))
+    if heads.bandit is not None:
+        built.append(Bandit(heads.bandit, choices))
+    if heads.continuous is not None:
+        kind = Crossq if heads.kinds.continuous == "crossq" else Sac
+        built.append(kind(heads.continuous, continuous, generator))
+    return built
+
+
+def slow_copy(policy: nn.Module) -> nn.Module:
+    """Copy the policy without its heads, not to be trained."""
+    heads, policy.heads = policy.heads, nn.Identity()
+    try:
+        copied = copy.deepcopy(policy)
+    finally:
+        policy.heads = heads
+    return copied.requires_grad_(False).eval()
+
+
+class Algorithm:
+    """Learns a policy from batches.
+
+    Args:
+        policy: what acts; trained in place.
+        generator: the only source of chance.
+    """
+
+    def __init__(self, policy: Any, generator: torch.Generator) -> None:
+        self.policy, self.generator, self.updates = policy, generator, 0
+        self.parts = parts(policy.heads, generator)
+        encoder = [p for name, p in policy.named_parameters() if not name.startswith("heads.") and p.requires_grad]
+        if policy.heads.bandit is not None:  # its posterior holds only for features that stay as they are
+            encoder = []
+        # With nothing to train before the heads, a slow copy of the encoder would be the encoder itself.
+        self.target: Any = slow_copy(policy) if encoder else None
+        trained = [group for part in self.parts for group in part.groups()]
+        if encoder:
+            trained.append({"params": encoder, "lr": ENCODER_RATE, "betas": (0.9, 0.999)})
+        self.optimiser = torch.optim.Adam(trained, fused=True) if trained else None
+
+    def observe(self, batch: Batch) -> None:
+        """Take in every transition once, in the order it was made, with discounts and taught marks or without.
+
+        The bandit's posterior lives from this alone; the others do not need it.
+        """
+        bandits = [part for part in self.parts if isinstance(part, Bandit)]
+        if bandits:
+            with torch.no_grad():
+                context_BC = self.policy.eval().encode(batch.features)
+            for part in bandits:
+                part.observe(context_BC, batch)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """Learn from one batch; return the metrics, whose names start with the part's.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the weights are still those of before.
+        """
+        self.policy.train()
+        contexts = self._contexts(batch)
+        losses, metrics = [], {}
+        for part in self.parts:
+            loss, told = part.loss(contexts, batch)
+            losses.append(loss)
+            metrics.update(told)
+        if losses and self.optimiser is not None:
+            total = torch.stack(losses).sum()
+            if not bool(total.isfinite()):
+                raise FloatingPointError(f"update {self.updates}: the loss is {float(total)}; the batch was skipped")
+            self.optimiser.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call] # torch ships it so
+            self.optimiser.step()
+        self.updates += 1
+        for part in self.parts:
+            metrics.update(part.improve(contexts, batch, self.updates))
+        if self.target is not None:
+            track(self.target, self.policy, ENCODER_TRACK)
+        self.policy.eval()
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _contexts(self, batch: Batch) -> Contexts:
+        """Encode the batch; without a trained encoder once is enough for online and target."""
+        if self.target is None:
+            with torch.no_grad():
+                now, upcoming = self.policy.encode(batch.features), self.policy.encode(batch.next_features)
+            return Contexts(now, upcoming, upcoming)
+        with torch.no_grad():
+            upcoming, slow = self.policy.encode(batch.next_features), self.target.encode(batch.next_features)
+        return Contexts(self.policy.encode(batch.features), upcoming, slow)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that an exact resume needs beside the policy's own weights, as flat tensors."""
+        state = {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()}
+        for index, part in enumerate(self.parts):
+            state |= nest(f"part{index}", part.state_dict())
+        if self.optimiser is not None:
+            state |= nest("optimiser", optimiser_state(self.optimiser))
+        if self.target is not None:
+            state |= nest("encoder", self.target.state_dict())
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave; the policy's weights must be loaded by then."""
+        self.updates = int(state["updates"])
+        self.generator.set_state(state["generator"])
+        for index, part in enumerate(self.parts):
+            part.load_state_dict(pick(f"part{index}", state))
+        if self.optimiser is not None:
+            load_optimiser(self.optimiser, pick("optimiser", state))
+        if self.target is not None:
+            self.target.load_state_dict(pick("encoder", state))

@@ -1,0 +1,117 @@
+"""Demonstrations for gymnasium environments: scripted controllers and recorded episodes.
+
+A file of episodes is an `.npz` with, for each episode i, `observations_i` (one more than steps), `actions_i` (as the
+environment takes them), `rewards_i` and `dones_i`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+Controller = Callable[[NDArray[np.float64]], Any]
+"""From an observation to an action of the environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What a teacher did: n + 1 observations, n actions (as the environment takes them), rewards and dones.
+
+    `dones` says where the world ended, which is at most at the last step; otherwise time ran out.
+    """
+
+    observations: list[Any]
+    actions: list[Any]
+    rewards: list[float]
+    dones: list[bool]
+
+
+def cart_pole(observation_4: NDArray[np.float64]) -> int:
+    """Push towards where the pole falls, and back to the middle."""
+    x, v, angle, spin = observation_4
+    return int(0.1 * x + 0.3 * v + 3.0 * angle + spin > 0)
+
+
+def acrobot(observation_6: NDArray[np.float64]) -> int:
+    """Pump energy: torque along the first joint's spin."""
+    return 0 if observation_6[4] > 0 else 2
+
+
+def pendulum(observation_3: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Pump energy until the pendulum can reach the top, then hold it there (Astrom and Furuta 2000)."""
+    cosine, sine, spin = observation_3
+    if cosine > 0.9:
+        angle = float(np.arctan2(sine, cosine))
+        return np.array([np.clip(-12.0 * angle - 3.0 * spin, -2, 2)], np.float32)
+    missing = 15.0 * (1 - cosine) - 0.5 * spin**2
+    return np.array([2.0 * np.sign(spin or 1.0) * np.sign(missing)], np.float32)
+
+
+def mountain_car(observation_2: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Push along the speed."""
+    return np.array([1.0 if observation_2[1] >= 0 else -1.0], np.float32)
+
+
+SCRIPTS: Mapping[str, Controller] = {
+    "CartPole-v1": cart_pole,
+    "Acrobot-v1": acrobot,
+    "Pendulum-v1": pendulum,
+    "MountainCarContinuous-v0": mountain_car,
+}
+
+
+def demonstrate(env: gymnasium.Env[Any, Any], controller: Controller, seeds: range) -> list[Episode]:
+    """Let a controller play one episode for each seed."""
+    episodes = []
+    for seed in seeds:
+        observation, _ = env.reset(seed=seed)
+        episode = Episode([observation], [], [], [])
+        ended = False
+        while not ended:
+            action = controller(observation)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            episode.observations.append(observation)
+            episode.actions.append(action)
+            episode.rewards.append(float(reward))
+            episode.dones.append(bool(terminated))
+            ended = bool(terminated or truncated)
+        episodes.append(episode)
+    return episodes
+
+
+def save(path: Path, episodes: list[Episode]) -> None:
+    """Write episodes to an `.npz`."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, e in enumerate(episodes):
+        arrays |= {f"observations_{i}": np.asarray(e.observations), f"actions_{i}": np.asarray(e.actions)}
+        arrays |= {f"rewards_{i}": np.asarray(e.rewards), f"dones_{i}": np.asarray(e.dones, bool)}
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type] # the names are no keyword of savez
+
+
+def load(path: Path) -> list[Episode]:
+    """Read episodes; pickled objects are refused.
+
+    Raises:
+        ValueError: an array is missing, or the lengths do not fit each other.
+    """
+    with np.load(path, allow_pickle=False) as data:
+        count = sum(name.startswith("observations_") for name in data.files)
+        episodes = []
+        for i in range(count):
+            try:
+                o, a, r, d = (data[f"{name}_{i}"] for name in ("observations", "actions", "rewards", "dones"))
+            except KeyError as error:
+                raise ValueError(f"{path}: episode {i}: {error}") from None
+            if not len(o) - 1 == len(a) == len(r) == len(d) > 0:
+                raise ValueError(
+                    f"{path}: episode {i}: {len(o)} observations, {len(a)} actions, {len(r)} rewards and {len(d)} dones;"
+                    " there must be one observation more than of the others"
+                )
+            episodes.append(Episode(list(o), list(a), [float(x) for x in r], [bool(x) for x in d]))
+    return episodes
