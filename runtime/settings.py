@@ -45,6 +45,14 @@ class Credentials(Settings):
 
     username: str
     password: SecretStr | None = None
+    media: str | None = Field(
+        None,
+        description="user of the second connection, for pictures and sound, where the broker ties identifiers to users (use_username_as_clientid); same password",
+    )
+
+    def for_media(self) -> Credentials:
+        """The user of the second connection."""
+        return self if self.media is None else Credentials(username=self.media, password=self.password)
 
 
 class MqttSettings(Settings):
@@ -120,6 +128,9 @@ class DashboardSettings(Settings):
         None, description="the operator's token; default: made at first start, in state_dir"
     )
     viewer_token: SecretStr | None = Field(None, description="a token that may look and change nothing")
+    hosts: tuple[str, ...] = Field(
+        (), description="further host names the page is reached by, for instance behind a proxy"
+    )
 
 
 class MetricsSettings(Settings):

@@ -1,0 +1,100 @@
+"""`python -m runtime.dashboard CONFIG`: the page as a process of its own, an MQTT client and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from ipaddress import ip_address
+from pathlib import Path
+
+import structlog
+from setproctitle import setproctitle
+
+from runtime.config import ConfigError, load
+from runtime.dashboard.access import Access, token_file
+from runtime.dashboard.commands import Commands
+from runtime.dashboard.hub import Hub
+from runtime.dashboard.mirror import Mirror
+from runtime.dashboard.uplink import Uplink
+from runtime.dashboard.web import Page
+from runtime.metrics_http import address, serve
+from runtime.mqtt import Address
+from runtime.settings import Config, DashboardSettings
+from runtime.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+
+def access(config: Config, settings: DashboardSettings) -> Access:
+    """The tokens, from the settings or from `state_dir/token`, which is made where it is missing.
+
+    Raises:
+        OSError, ValueError: the token file cannot be used.
+    """
+    viewer = settings.viewer_token.get_secret_value() if settings.viewer_token else None
+    if settings.token is not None:
+        return Access(settings.token.get_secret_value(), viewer, time.monotonic)
+    config.state_dir.mkdir(parents=True, exist_ok=True)
+    return Access(token_file(config.state_dir / "token"), viewer, time.monotonic)
+
+
+def hosts(settings: DashboardSettings) -> frozenset[str] | None:
+    """Host names under which the page answers: on loopback only loopback's own, so that no foreign name can be pointed here."""
+    host, _ = address(settings.listen)
+    try:
+        loopback = ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        return frozenset((*settings.hosts, host)) if settings.hosts else None
+    return frozenset(("localhost", "127.0.0.1", "[::1]", host, f"[{host}]", *settings.hosts))
+
+
+async def run(config: Config, settings: DashboardSettings) -> None:
+    """Serve the page until cancelled."""
+    topics = Topics(config.agent)
+    mirror = Mirror(topics)
+    hub = Hub(mirror)
+    uplink = Uplink(Address.of(config.mqtt, "dashboard"), topics, mirror, lambda: hub.watched)
+    hub.watch_changed = uplink.watch_changed.set
+    page = Page(config.agent, access(config, settings), hub, Commands(topics, uplink, mirror.answered), hosts(settings))
+    async with serve(page.application(), settings.listen) as port:
+        log.info("dashboard.listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
+        await uplink.run()
+
+
+async def until_told(config: Config, settings: DashboardSettings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    serving = asyncio.create_task(run(config, settings), name="dashboard")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        log.info("dashboard.stopped")
+
+
+def main(arguments: list[str]) -> int:
+    """The process; 0 after a signal, 2 for settings that cannot be used, 1 where the port or token file cannot."""
+    try:
+        config = load(Path(arguments[0])).config
+    except (IndexError, ConfigError) as error:
+        sys.stderr.write(f"{error if arguments else 'name a settings file'}\n")
+        return 2
+    if config.dashboard is None:
+        sys.stderr.write("there is no `dashboard:` in this settings file; add `dashboard: {}`\n")
+        return 2
+    setproctitle("reflexd: dashboard")
+    try:
+        asyncio.run(until_told(config, config.dashboard))
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"dashboard: {error}; change dashboard.listen or state_dir\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+// Line charts as SVG: a thin line over a light area, three grid lines, a reading under the pointer.
+import { clock, h, number, s, say, seconds } from "./dom.js";
+
+const WIDTH = 320;
+const HEIGHT = 92;
+const LEFT = 40;
+const BOTTOM = 16;
+const TOP = 6;
+
+/** A titled chart; `update(points)` takes [[stamp, value], ...]. */
+export function chart(title, { unit = "", from = null } = {}) {
+  const latest = h("span", { class: "latest" }, "–");
+  const svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", class: "chart" });
+  const element = h("figure", { class: "chartbox" }, h("figcaption", {}, h("span", {}, title), latest), svg);
+  let kept = [];
+
+  function draw(points, pointer = null) {
+    kept = points;
+    svg.replaceChildren();
+    if (points.length < 2) {
+      svg.append(label(WIDTH / 2, HEIGHT / 2, "waiting for values", "middle"));
+      svg.setAttribute("aria-label", `${title}: no values yet`);
+      return;
+    }
+    const { x, y, ticks, t0, t1 } = scales(points, from);
+    for (const tick of ticks) {
+      svg.append(s("line", { x1: LEFT, x2: WIDTH, y1: y(tick), y2: y(tick), class: "gridline" }));
+      svg.append(label(LEFT - 5, y(tick) + 3, number(tick, 3), "end"));
+    }
+    svg.append(label(LEFT, HEIGHT - 3, `${seconds(t1 - t0)} ago`, "start"), label(WIDTH, HEIGHT - 3, "now", "end"));
+    const line = points.map(([t, v]) => `${x(t).toFixed(1)},${y(v).toFixed(1)}`).join(" ");
+    svg.append(s("polygon", { points: `${x(t0)},${HEIGHT - BOTTOM} ${line} ${x(t1)},${HEIGHT - BOTTOM}`, class: "area" }));
+    svg.append(s("polyline", { points: line, class: "line" }));
+    const [t, v] = pointer ?? points.at(-1);
+    svg.append(s("circle", { cx: x(t), cy: y(v), r: 3, class: "dot" }));
+    say(latest, pointer ? `${clock(t)}  ${number(v)}${unit}` : `${number(v)}${unit}`);
+    svg.setAttribute("aria-label", describe(title, unit, points));
+  }
+
+  svg.addEventListener("pointermove", (event) => {
+    if (kept.length < 2) return;
+    const box = svg.getBoundingClientRect();
+    const { t0, t1 } = scales(kept, from);
+    const wanted = t0 + ((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (WIDTH - LEFT)) * (t1 - t0);
+    draw(kept, kept.reduce((best, point) => (Math.abs(point[0] - wanted) < Math.abs(best[0] - wanted) ? point : best)));
+  });
+  svg.addEventListener("pointerleave", () => draw(kept));
+  draw([]);
+  return { element, update: (points) => draw(points ?? []) };
+}
+
+function scales(points, from) {
+  const values = points.map(([, v]) => v);
+  let low = Math.min(...values, from ?? Infinity);
+  let high = Math.max(...values);
+  if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
+  const step = nice((high - low) / 2);
+  low = from ?? Math.floor(low / step) * step;
+  const ticks = [];
+  for (let tick = Math.ceil(low / step) * step; tick <= high + step * 0.999 && ticks.length < 5; tick += step) ticks.push(tick);
+  high = Math.max(high, ticks.at(-1));
+  const t0 = points[0][0];
+  const t1 = Math.max(points.at(-1)[0], t0 + 1);
+  return {
+    t0, t1, ticks,
+    x: (t) => LEFT + ((t - t0) / (t1 - t0)) * (WIDTH - LEFT - 4),
+    y: (v) => TOP + (1 - (v - low) / (high - low)) * (HEIGHT - BOTTOM - TOP),
+  };
+}
+
+function nice(raw) {
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const ratio = raw / power;
+  return (ratio > 5 ? 10 : ratio > 2 ? 5 : ratio > 1 ? 2 : 1) * power;
+}
+
+function label(x, y, text, anchor) {
+  const element = s("text", { x, y, "text-anchor": anchor, class: "tick" });
+  element.textContent = text;
+  return element;
+}
+
+function describe(title, unit, points) {
+  const values = points.map(([, v]) => v);
+  const span = seconds(points.at(-1)[0] - points[0][0]);
+  return `${title} over ${span}: from ${number(values[0])} to ${number(values.at(-1))}${unit}, lowest ${number(Math.min(...values))}, highest ${number(Math.max(...values))}`;
+}
+
+/** A tiny line of the last values, without axes. */
+export function sparkline() {
+  const svg = s("svg", { viewBox: "0 0 100 24", class: "spark", "aria-hidden": "true", preserveAspectRatio: "none" });
+  const line = s("polyline", { class: "line" });
+  svg.append(line);
+  const values = [];
+  return {
+    element: svg,
+    add(value) {
+      values.push(value);
+      if (values.length > 80) values.shift();
+      const low = Math.min(...values);
+      const span = Math.max(...values) - low || 1;
+      line.setAttribute("points", values.map((v, i) => `${(i / 79) * 100},${22 - ((v - low) / span) * 20}`).join(" "));
+    },
+  };
+}

@@ -1,0 +1,94 @@
+// Small helpers: making elements, showing numbers and times.
+
+/** An element; attributes starting with "on" are listeners, null children are left out. */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "value") element.value = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** An SVG element. */
+export function s(tag, attributes = {}) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+/** Sets text only where it differs, so that screen readers and selections are left alone. */
+export function say(element, text) {
+  const wanted = String(text ?? "");
+  if (element.textContent !== wanted) element.textContent = wanted;
+}
+
+export function number(value, digits = 3) {
+  if (typeof value !== "number" || !Number.isFinite(value)) return "–";
+  if (value !== 0 && (Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3)) return value.toExponential(1);
+  return String(Number(value.toPrecision(digits)));
+}
+
+export function count(value) {
+  return typeof value === "number" ? value.toLocaleString("en", { maximumFractionDigits: 0 }) : "–";
+}
+
+export function percent(value) {
+  return typeof value === "number" ? `${Math.round(value * 100)} %` : "–";
+}
+
+export function seconds(value) {
+  if (typeof value !== "number") return "never";
+  if (value < 1) return `${Math.round(value * 1000)} ms`;
+  if (value < 90) return `${value < 10 ? value.toFixed(1) : Math.round(value)} s`;
+  if (value < 5400) return `${Math.round(value / 60)} min`;
+  return value < 129600 ? `${Math.round(value / 3600)} h` : `${Math.round(value / 86400)} days`;
+}
+
+export function clock(stamp) {
+  return typeof stamp === "number" ? new Date(stamp * 1000).toLocaleTimeString("en-GB") : "";
+}
+
+export function shown(value) {
+  if (Array.isArray(value)) return value.map((v) => (typeof v === "number" ? number(v) : v)).join(", ");
+  if (typeof value === "number") return number(value);
+  return value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/** Keeps one child element for each key, made by `make` and refreshed by `refresh`; the order follows the keys. */
+export function keyed(parent, keys, make, refresh) {
+  parent._kept ??= new Map();
+  const kept = parent._kept;
+  for (const key of [...kept.keys()]) if (!keys.includes(key)) { kept.get(key).element.remove(); kept.delete(key); }
+  keys.forEach((key, index) => {
+    if (!kept.has(key)) {
+      const made = make(key);
+      kept.set(key, made instanceof Element ? { element: made } : made);
+    }
+    const { element } = kept.get(key);
+    if (parent.children[index] !== element) parent.insertBefore(element, parent.children[index] ?? null);
+    refresh?.(key, kept.get(key));
+  });
+}
+
+export function toast(text, bad = false) {
+  const box = document.getElementById("toasts");
+  const note = h("p", { class: bad ? "toast bad" : "toast" }, text);
+  box.append(note);
+  while (box.children.length > 4) box.firstChild.remove();
+  setTimeout(() => note.remove(), bad ? 9000 : 4000);
+}
+
+/** Asks yes or no in a modal dialog; resolves to a boolean. */
+export function ask(title, text, yes = "Yes") {
+  const dialog = document.getElementById("ask");
+  say(document.getElementById("ask-title"), title);
+  say(document.getElementById("ask-text"), text);
+  say(document.getElementById("ask-yes"), yes);
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}

@@ -1,0 +1,84 @@
+// Five questions, each answered in one line.
+import { h, number, percent, say, seconds, shown } from "./dom.js";
+import { age, armed, health, info, lastDecision, missing, mode, stopped, trouble } from "./facts.js";
+import { section } from "./wire.js";
+import { lastExplanation } from "./why.js";
+
+const QUESTIONS = [["well", "Is it well?", well], ["see", "What does it see and hear?", sees], ["act", "What does it do?", does],
+  ["why", "Why?", why], ["learn", "Is it learning?", learning]];
+const tiles = {};
+
+export function mount() {
+  for (const [target, question] of QUESTIONS) {
+    const answer = h("p", { class: "answer" });
+    const detail = h("p", { class: "detail" });
+    tiles[target] = { answer, detail, dot: h("span", { class: "dotmark", "aria-hidden": "true" }) };
+    document.getElementById("glance").append(
+      h("a", { class: "tile", href: `#${target}` }, h("p", { class: "question" }, tiles[target].dot, question), answer, detail));
+  }
+}
+
+export function render() {
+  for (const [target, , judge] of QUESTIONS) {
+    const [kind, answer, detail] = judge();
+    tiles[target].dot.className = `dotmark ${kind}`;
+    say(tiles[target].answer, answer);
+    say(tiles[target].detail, detail);
+  }
+}
+
+function well() {
+  const gone = trouble();
+  if (gone) return ["bad", "No", gone];
+  const streams = Object.keys(info().streams);
+  const stale = streams.filter(missing);
+  const tick = health().tick;
+  const pace = tick ? `ticks take ${number(tick.p50_ms)} ms, worst ${number(tick.p99_ms)} ms` : `${number(info().rate_hz)} Hz`;
+  if (stopped()) return ["bad", "Stopped", "by the software stop"];
+  if (stale.length) return ["warn", "Partly", `missing: ${stale.join(", ")}; ${pace}`];
+  return ["good", "Yes", `${streams.length} of ${streams.length} streams fresh, ${pace}`];
+}
+
+function sees() {
+  const streams = Object.entries(info().streams);
+  const fresh = streams.filter(([name]) => !missing(name));
+  const facts = section("senses") ?? {};
+  const text = streams.map(([name]) => facts[name]).filter((f) => f?.text).sort((a, b) => b.at - a.at)[0]?.text;
+  const words = Object.values(facts).find((f) => f.words)?.words;
+  const answer = text ? `“${text}”` : words ? `“${words}”` : fresh.map(([name]) => name).join(", ") || "Nothing";
+  const worst = Math.max(0, ...fresh.filter(([, s]) => s.kind !== "text").map(([name]) => age(name) ?? 0));
+  return [fresh.length ? "good" : "bad", answer, fresh.length ? `${fresh.map(([n]) => n).join(", ")}; oldest ${seconds(worst)}` : "every stream is missing"];
+}
+
+function does() {
+  const decision = lastDecision();
+  if (!decision) return ["warn", "Nothing yet", ""];
+  const parts = Object.entries(decision.actions ?? {}).map(([name, action]) => `${name} ${shown(action.value)}`);
+  const sure = Object.values(decision.actions ?? {})[0]?.probability;
+  const acts = armed() && !stopped() && mode() === "autonomous";
+  const kind = acts ? "good" : "warn";
+  const how = stopped() ? "stopped: nothing is sent" : !armed() ? "not armed: nothing is sent" : mode() === "shadow" ? "shadow: nothing is sent" : mode() === "assist" ? "proposes only" : `probability ${percent(Math.min(1, sure ?? 0))}`;
+  return [kind, parts.join(", ") || "Nothing", how];
+}
+
+function why() {
+  const told = lastExplanation();
+  if (!told) return ["", "Choose a decision", "to see what each stream contributed"];
+  const total = told.bars.reduce((sum, bar) => sum + Math.abs(bar.value), 0) || 1;
+  const [first, ...rest] = [...told.bars].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  const share = (bar) => `${bar.stream} ${percent(Math.abs(bar.value) / total)}`;
+  return ["good", first ? `Mostly ${first.stream}` : "Nothing counted", [first, ...rest].filter(Boolean).slice(0, 3).map(share).join(", ")];
+}
+
+function learning() {
+  const learner = health().learner ?? {};
+  if (["off", undefined].includes(learner.state)) return ["", "Off", learner.state ? "the learner is not enabled" : "no word from the learner yet"];
+  if (learner.state === "dead") return ["bad", "No", "the learner has stopped reporting"];
+  const points = section("curve/reward_mean") ?? section("curve/reward") ?? [];
+  const part = Math.max(1, Math.floor(points.length / 4));
+  const mean = (list) => list.reduce((sum, [, v]) => sum + v, 0) / list.length;
+  const trend = points.length >= 4 ? mean(points.slice(-part)) - mean(points.slice(0, part)) : null;
+  const answer = trend === null ? "Collecting" : trend > 0 ? "Yes, reward is rising" : "Reward is not rising";
+  const rate = learner.updates_per_s === undefined ? learner.state : `${number(learner.updates_per_s)} updates/s`;
+  return [trend === null || trend > 0 ? "good" : "warn", answer, `${rate}, policy ${health().policy ?? "–"}`];
+}

@@ -1,0 +1,128 @@
+// Streams: pictures while someone looks, loudness, words, texts and numbers, each with its age.
+import { clock, h, keyed, number, say, seconds, shown } from "./dom.js";
+import { age, info, missing } from "./facts.js";
+import { sparkline } from "./charts.js";
+import { onPicture, section, watch } from "./wire.js";
+
+const visible = new Set();
+const root = () => document.getElementById("streams");
+const observer = new IntersectionObserver((entries) => {
+  for (const entry of entries) visible[entry.isIntersecting ? "add" : "delete"](entry.target.dataset.stream);
+  watch(visible);
+});
+
+export function mount() {
+  document.getElementById("see").append(h("div", { id: "streams", class: "stack" }));
+  document.addEventListener("visibilitychange", () => watch(visible));
+}
+
+export function render() {
+  const streams = info().streams;
+  const order = { camera: 0, microphone: 1, text: 2, telemetry: 3, plugin: 4 };
+  const names = Object.keys(streams).sort((a, b) => order[streams[a].kind] - order[streams[b].kind]);
+  keyed(root(), names, (name) => make(name, streams[name]), (name, kept) => refresh(name, kept));
+}
+
+function make(name, stream) {
+  const body = { camera, microphone, text, telemetry }[stream.kind] ?? telemetry;
+  const made = body(name, stream);
+  const mark = h("span", { class: "badge" });
+  const element = h("article", { class: `card stream ${stream.kind}`, "data-stream": name, "aria-label": `${stream.kind} ${name}` },
+    h("header", { class: "row" }, h("h3", {}, name), h("span", { class: "kind" }, stream.required ? `${stream.kind}, required` : stream.kind), mark), made.body);
+  observer.observe(element);
+  return { element, mark, stream, refresh: made.refresh };
+}
+
+function refresh(name, kept) {
+  const gone = missing(name);
+  const old = age(name);
+  kept.mark.className = `badge ${gone ? "bad" : "good"}`;
+  say(kept.mark, gone ? (old === undefined || old === null ? "never" : `missing, ${seconds(old)}`) : seconds(old));
+  kept.element.classList.toggle("gone", gone);
+  kept.refresh?.((section("senses") ?? {})[name] ?? {});
+}
+
+function camera(name) {
+  const canvas = h("canvas", { width: 320, height: 180, role: "img", "aria-label": `Live picture of ${name}` });
+  const note = h("p", { class: "overlay" }, "waiting for a picture");
+  let busy = false;
+  onPicture(name, async (blob) => {
+    if (busy) return;
+    busy = true;
+    try {
+      const picture = await createImageBitmap(blob);
+      if (canvas.width !== picture.width || canvas.height !== picture.height) Object.assign(canvas, { width: picture.width, height: picture.height });
+      canvas.getContext("2d").drawImage(picture, 0, 0);
+      canvas.dataset.frames = Number(canvas.dataset.frames ?? 0) + 1;
+      note.hidden = true;
+    } catch {
+      note.hidden = false;
+      say(note, "a picture that cannot be shown");
+    } finally {
+      busy = false;
+    }
+  });
+  return { body: h("div", { class: "picture" }, canvas, note) };
+}
+
+function microphone(name) {
+  const meter = h("meter", { min: -60, max: 0, low: -50, high: -6, optimum: -20, "aria-label": `Sound level of ${name} in dBFS` });
+  const level = h("span", { class: "figure" }, "–");
+  const words = h("p", { class: "said" });
+  const line = sparkline();
+  let seen = 0;
+  return {
+    body: h("div", {}, h("div", { class: "row" }, meter, level), line.element, words),
+    refresh(facts) {
+      if (typeof facts.level_db === "number") meter.value = facts.level_db;
+      say(level, typeof facts.level_db === "number" ? `${facts.level_db.toFixed(0)} dB` : "–");
+      if (facts.at && facts.at !== seen) { seen = facts.at; line.add(facts.level_db); }
+      const heard = facts.words ?? recognised(name);
+      say(words, heard ? `“${heard}”` : "");
+    },
+  };
+}
+
+/** Words that a task made of this stream, if any. */
+function recognised(name) {
+  const tasks = info().tasks ?? {};
+  for (const [task, result] of Object.entries(section("tasks") ?? {})) {
+    if (result.stream === name || tasks[task]?.stream === name) return result.text ?? result.words ?? result.label;
+  }
+  return undefined;
+}
+
+function text() {
+  const list = h("ol", { class: "said lines", reversed: true });
+  return {
+    body: list,
+    refresh(facts) {
+      const lines = [...(facts.texts ?? [])].reverse().slice(0, 4);
+      keyed(list, lines.map((l) => `${l.at}`), (key) => {
+        const found = lines.find((l) => `${l.at}` === key);
+        return h("li", {}, h("q", {}, found.text), h("time", {}, clock(found.at)));
+      });
+    },
+  };
+}
+
+function telemetry() {
+  const list = h("dl", { class: "values" });
+  let seen = 0;
+  return {
+    body: list,
+    refresh(facts) {
+      const values = facts.values ?? {};
+      const fresh = facts.at !== seen;
+      seen = facts.at;
+      keyed(list, Object.keys(values), (key) => {
+        const line = sparkline();
+        const figure = h("dd", { class: "figure" });
+        return { element: h("div", { class: "value" }, h("dt", {}, key), line.element, figure), line, figure };
+      }, (key, kept) => {
+        say(kept.figure, typeof values[key] === "number" ? number(values[key]) : shown(values[key]));
+        if (fresh && typeof values[key] === "number") kept.line.add(values[key]);
+      });
+    },
+  };
+}

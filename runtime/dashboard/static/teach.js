@@ -1,0 +1,75 @@
+// People teach: answers to its questions, labels, rewards, and a line of text in its ear.
+import { h, keyed, say, shown } from "./dom.js";
+import { info } from "./facts.js";
+import { section, tryTo } from "./wire.js";
+
+let questions;
+let none;
+let tasks;
+let streams;
+let labelling;
+let speaking;
+
+export function mount() {
+  questions = h("div", { class: "stack" });
+  none = h("p", { class: "muted" }, "It has no question now.");
+  tasks = h("select", { id: "label-task" });
+  streams = h("select", { id: "text-stream" });
+  const options = h("datalist", { id: "label-options" });
+  const label = h("input", { id: "label-label", list: "label-options", required: true, maxlength: 2000, autocomplete: "off" });
+  const text = h("input", { id: "label-text", maxlength: 2000, autocomplete: "off" });
+  tasks.addEventListener("change", () => options.replaceChildren(...(info().tasks[tasks.value]?.labels ?? []).map((value) => h("option", { value }))));
+  labelling = form("Give a label", [["Task", tasks], ["Text", text], ["Label", label]], "Send label", async () => {
+    await tryTo({ do: "label", task: tasks.value, label: label.value, ...(text.value && { text: text.value }) }, "Label sent");
+    text.value = "";
+  });
+  labelling.append(options);
+  const line = h("input", { id: "text-line", required: true, maxlength: 2000, autocomplete: "off" });
+  speaking = form("Tell it something", [["Stream", streams], ["Text", line]], "Send", async () => {
+    await tryTo({ do: "text", stream: streams.value, text: line.value }, "Sent");
+    line.value = "";
+  });
+  const judge = h("div", { class: "row operator" }, h("span", { class: "grow" }, "What it does now is"), reward(1, "Good"), reward(-1, "Bad"));
+  document.getElementById("teach").append(none, questions, judge, speaking, labelling);
+}
+
+function reward(value, text) {
+  return h("button", { type: "button", class: "button", "aria-label": `Reward: ${text}`, onclick: () => tryTo({ do: "reward", value }, `Reward ${value > 0 ? "+" : ""}${value} given`) }, text);
+}
+
+function form(title, fields, send, submit) {
+  const body = h("form", { class: "stack tight", onsubmit: (event) => { event.preventDefault(); submit(); } },
+    fields.map(([name, input]) => h("label", { class: "field" }, h("span", {}, name), input)), h("button", { class: "button" }, send));
+  return h("details", { class: "hand operator" }, h("summary", {}, title), body);
+}
+
+export function render(changed) {
+  if (changed.has("info")) {
+    const kinds = info();
+    options(tasks, Object.keys(kinds.tasks ?? {}));
+    options(streams, Object.keys(kinds.streams).filter((n) => kinds.streams[n].kind === "text" && String(kinds.streams[n].source).startsWith("topic")));
+    labelling.hidden = !tasks.options.length;
+    speaking.hidden = !streams.options.length;
+    tasks.dispatchEvent(new Event("change"));
+  }
+  const open = section("questions") ?? [];
+  none.hidden = open.length > 0;
+  keyed(questions, open.map((q) => q.id), (id) => question(open.find((q) => q.id === id)));
+}
+
+function options(select, names) {
+  const chosen = select.value;
+  select.replaceChildren(...names.map((value) => h("option", { value }, value)));
+  if (names.includes(chosen)) select.value = chosen;
+}
+
+function question(asked) {
+  const about = asked.text ?? shown(asked.reading ?? asked.decision ?? "");
+  const candidates = (asked.candidates ?? info().tasks?.[asked.task]?.labels ?? []).map((c) => (typeof c === "string" ? c : c.label ?? c[0])).slice(0, 12);
+  const answer = (label) => tryTo({ do: "label", task: asked.task, label, question: asked.id, ...(asked.text && { text: asked.text }), ...(asked.decision && { decision: asked.decision }) }, `Answered: ${label}`);
+  const own = h("input", { "aria-label": "Another answer", maxlength: 2000, placeholder: "another answer" });
+  return h("article", { class: "card question", "aria-label": `Question about ${asked.task}` },
+    h("p", {}, h("strong", {}, `${asked.task}? `), h("q", {}, about)),
+    h("div", { class: "row wrap operator" }, candidates.map((c) => h("button", { type: "button", class: "button", onclick: () => answer(c) }, c)), own,
+      h("button", { type: "button", class: "button", onclick: () => own.value && answer(own.value) }, "Answer")));
+}

@@ -1,0 +1,110 @@
+// The web socket: sections of state in, pictures in, wishes out. Reconnects by itself and knows when it is deaf.
+import { toast } from "./dom.js";
+
+const DEAF_MS = 2000;
+
+export const state = { sections: {}, role: "viewer", agent: "", connected: false, offset: 0 };
+const listeners = new Set();
+const pictures = new Map();
+const waiting = new Map();
+let socket = null;
+let heard = 0;
+let next = 1;
+let watching = [];
+let retry = 250;
+
+export const section = (name) => state.sections[name];
+export const now = () => Date.now() / 1000 + state.offset;
+export const operator = () => state.role === "operator";
+
+/** `listener(names)` is called with the set of sections that changed; an empty set once a second for the clocks. */
+export function onChange(listener) { listeners.add(listener); }
+export function onPicture(stream, listener) { pictures.set(stream, listener); }
+function tell(names) { for (const listener of listeners) listener(names); }
+
+export function watch(streams) {
+  const wanted = document.hidden ? [] : [...streams].sort();
+  if (JSON.stringify(wanted) === JSON.stringify(watching)) return;
+  watching = wanted;
+  if (state.connected) socket.send(JSON.stringify({ do: "watch", streams: watching }));
+}
+
+/** Sends a wish; resolves to the agent's data, rejects with the reason. */
+export function wish(body) {
+  if (!state.connected) return Promise.reject(new Error("the page has lost its server"));
+  const id = next++;
+  socket.send(JSON.stringify({ ...body, id }));
+  return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
+}
+
+export const request = (verb, data = {}) => wish({ do: "request", verb, data });
+
+/** A wish whose outcome is only shown. */
+export async function tryTo(body, done) {
+  try {
+    const data = await wish(body);
+    if (done) toast(done);
+    return data;
+  } catch (error) {
+    toast(error.message, true);
+    return undefined;
+  }
+}
+
+function hear(message) {
+  heard = Date.now();
+  if (typeof message.data !== "string") return picture(message.data);
+  const news = JSON.parse(message.data);
+  state.offset = news.now - Date.now() / 1000;
+  for (const reply of news.replies) {
+    if (reply.role) Object.assign(state, { role: reply.role, agent: reply.agent });
+    const asked = waiting.get(reply.id);
+    waiting.delete(reply.id);
+    if (reply.error) asked ? asked.reject(new Error(reply.error)) : toast(reply.error, true);
+    else asked?.resolve(reply.data ?? {});
+  }
+  Object.assign(state.sections, news.sections);
+  tell(new Set(Object.keys(news.sections).concat(news.replies.length ? ["replies"] : [])));
+}
+
+function picture(buffer) {
+  const bytes = new Uint8Array(buffer);
+  const stream = new TextDecoder().decode(bytes.subarray(1, 1 + bytes[0]));
+  pictures.get(stream)?.(new Blob([bytes.subarray(1 + bytes[0])]));
+}
+
+export function connect() {
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/socket`);
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = hear;
+  socket.onopen = () => {
+    state.connected = true;
+    heard = Date.now();
+    retry = 250;
+    socket.send(JSON.stringify({ do: "watch", streams: watching }));
+    tell(new Set(["connected"]));
+  };
+  socket.onclose = lost;
+}
+
+async function lost() {
+  state.connected = false;
+  for (const asked of waiting.values()) asked.reject(new Error("the connection was lost before an answer came"));
+  waiting.clear();
+  tell(new Set(["connected"]));
+  const page = await fetch("/", { redirect: "manual" }).catch(() => null);
+  if (page && page.type === "opaqueredirect") return location.replace("/login");
+  setTimeout(connect, retry);
+  retry = Math.min(4000, retry * 2);
+  return undefined;
+}
+
+setInterval(() => {
+  if (state.connected && Date.now() - heard > DEAF_MS) {
+    state.connected = false;
+    socket.onclose = null;
+    socket.close();
+    lost();
+  }
+  tell(new Set());
+}, 500);

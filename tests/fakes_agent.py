@@ -1,0 +1,325 @@
+"""An agent that exists on the wire only: it publishes and answers as the contract says, so that clients can be tried.
+
+Its world: a coloured square moves over a picture, an order names a side, and the `head` turns to it; the policy gets better
+with time. Stop, mode, arm, override, promote, rollback, explain and watch do what the real one does, as far as a client
+can see. Run it by hand with `python tests/fakes_agent.py mqtt://127.0.0.1:1883`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import struct
+import sys
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import orjson
+from PIL import Image, ImageDraw
+
+from runtime.about import describe
+from runtime.mqtt import Address, Connection, Message, Will
+from runtime.settings import Config
+from runtime.topics import Topics, encode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+AGENT = "demo"
+CHOICES = ("left", "stay", "right")
+ORDERS = ("find the cat", "look at the coffee", "where is the rocket", "show me the astronaut")
+
+
+def config(url: str, **more: Any) -> Config:
+    """Settings like the demo's, with one actuator of every kind."""
+    return Config.model_validate(
+        {
+            "agent": AGENT,
+            "state_dir": "/nonexistent",
+            "mqtt": {"url": url},
+            "streams": {
+                "front": {"kind": "camera", "source": "rtsp://user:canary@cam/1", "required": True, "encoder": "v"},
+                "room": {"kind": "microphone", "source": "topic", "encoder": "h"},
+                "orders": {"kind": "text", "source": "topic", "max_age_s": 60, "encoder": "l"},
+                "joints": {"kind": "telemetry", "source": "topic", "fields": ["angle", "speed", "/imu/yaw"]},
+            },
+            "encoders": {
+                "v": {"model": "bundled:efficientnet-lite0"},
+                "h": {"model": "bundled:whisper-tiny.en"},
+                "l": {"model": "bundled:minilm-l6"},
+            },
+            "actuators": {
+                "head": {"kind": "choice", "choices": list(CHOICES), "safe": "stay"},
+                "arm": {"kind": "continuous", "low": [-1, -1], "high": [1, 1], "safe": "hold"},
+            },
+            "tasks": {
+                "intents": {
+                    "kind": "classify",
+                    "stream": "orders",
+                    "model": "bundled:minilm-l6",
+                    "labels": ["find", "look", "where", "show"],
+                }
+            },
+            **more,
+        }
+    )
+
+
+@dataclass
+class FakeAgent:
+    """The whole fake, on one connection."""
+
+    url: str
+    rate_hz: float = 10.0
+    topics: Topics = field(default_factory=lambda: Topics(AGENT))
+    tick: int = 0
+    armed: bool = True
+    stopped: bool = False
+    mode: str = "autonomous"
+    seq: int = 0
+    live: str = "000007-1f3a9c0e"
+    failed: list[str] = field(default_factory=list)
+    override_until_s: float = 0.0
+    override_value: Any = None
+    watch_until_s: float = 0.0
+    order: str = ORDERS[0]
+    device: dict[str, Any] = field(default_factory=lambda: {"head": "stay", "arm": [0.0, 0.0]})
+    heard: list[tuple[str, Any]] = field(default_factory=list)
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
+    link: Connection = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        will = Will(self.topics("status"), encode({"state": "offline", "reasons": ["connection lost"]}))
+        self.link = Connection(Address(parts.hostname or "", parts.port or 1883), "reflexd-demo", will, self._hello)
+        for name in ("stop", "reward", "label", "watch", "override/+", "request/+", "in/orders"):
+            self.link.on(self.topics(name), self._take)
+
+    def _hello(self) -> None:
+        self._status()
+        info = describe(config(self.url), version="0.1.0", policy=self.live)
+        self.link.post(self.topics("info"), encode({**info, "mode": self.mode}), qos=1, retain=True)
+        for name in self.device:
+            self._device(name)
+        self._health()
+
+    def _status(self) -> None:
+        state = "stopped" if self.stopped else "online"
+        self.link.post(self.topics("status"), encode({"state": state, "reasons": []}), qos=1, retain=True)
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Publish an event."""
+        self.link.post(self.topics("event"), encode({"type": kind, "stamp": time.time(), "data": data}), qos=1)
+
+    def _device(self, name: str, seq: int | None = None) -> None:
+        body = {"value": self.device[name], "seq": seq, "boot": "b1"}
+        self.link.post(self.topics.state(name), encode(body), qos=1, retain=True)
+
+    def command(self, name: str, value: Any, policy: str) -> None:
+        """What the gate writes, and the device's answer."""
+        self.seq += 1
+        body = {"value": value, "decision": f"s-{self.tick}", "boot": "b1", "seq": self.seq}
+        more = {"stamp": time.time(), "ttl_ms": 300, "policy": policy}
+        self.link.post(self.topics.command(name), encode({**body, **more}), qos=1)
+        self.device[name] = value
+        self._device(name, self.seq)
+
+    def safe(self) -> None:
+        """Every device its safe value."""
+        self.command("head", "stay", "gate")
+
+    def _take(self, message: Message) -> None:
+        kind, _, rest = message.topic.removeprefix(f"{self.topics.base}/").partition("/")
+        body = orjson.loads(message.payload)
+        self.heard.append((f"{kind}/{rest}".rstrip("/"), body))
+        if kind == "watch":
+            self.watch_until_s = time.monotonic() + 5
+        elif kind == "in":
+            self.order = body["text"]
+        elif kind == "override":
+            self.override_value, self.override_until_s = body["value"], time.monotonic() + body["hold_s"]
+            if rest == "head":
+                self.command(rest, body["value"], "override")
+        elif kind == "stop":
+            self._stop(engaged=body["engaged"])
+        elif kind == "request":
+            self.link.reply(message, encode(self._answer(rest, body)), self.topics("response", rest))
+
+    def _stop(self, *, engaged: bool) -> None:
+        self.stopped, self.armed = engaged, False
+        if engaged:
+            self.safe()
+        self._status()
+        self.event("stopped" if engaged else "released", by="request")
+        self._health()
+
+    def _answer(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        if verb in {"arm", "disarm"}:
+            if self.stopped and verb == "arm":
+                return {"status": "error", "error": "the software stop is engaged; release it first"}
+            self.armed = verb == "arm"
+            self.event("armed" if self.armed else "disarmed", by="request")
+            self._health()
+            return {"status": "ok"}
+        if verb == "mode":
+            self.mode = body["mode"]
+            self._hello()
+            return {"status": "ok", "data": {"mode": self.mode}}
+        if verb == "promote":
+            self.event("policy_promoted", version=body["version"], before=self.live, effective_samples=412.0)
+            self.live = body["version"]
+            return {"status": "ok", "data": {"version": self.live}}
+        if verb == "rollback":
+            before, self.live = self.live, "000006-aa10b2c3"
+            self.failed.append(before)
+            self.event("policy_rolled_back", version=before, to=self.live, by="request")
+            return {"status": "ok", "data": {"version": self.live}}
+        if verb == "checkpoints":
+            return {"status": "ok", "data": self._checkpoints()}
+        if verb == "explain":
+            return {"status": "ok", "data": self._explanation(body["decision"])}
+        return {"status": "ok", "data": {}}
+
+    def _checkpoints(self) -> dict[str, Any]:
+        names = ["000005-77c0d9ee", "000006-aa10b2c3", "000007-1f3a9c0e", "000008-5be2f410"]
+        rows = [{"version": v, "created": time.time() - 300 * (8 - i), "metrics": {}} for i, v in enumerate(names)]
+        return {"live": self.live, "failed": self.failed, "checkpoints": rows}
+
+    def _explanation(self, decision: str) -> dict[str, Any]:
+        values = {"orders": 0.61, "front": 0.34, "room": -0.08, "joints": 0.05}
+        return {"decision": decision, "policy": self.live, "lineage": [self.live, "000006-aa10b2c3"], "values": values}
+
+    async def run(self) -> None:
+        """Connect and tick until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.link.run(), name="fake agent link")
+            group.create_task(self._tick_for_ever(), name="fake agent ticks")
+
+    async def _tick_for_ever(self) -> None:
+        await self.link.up()
+        while True:
+            self._one_tick()
+            await asyncio.sleep(1 / self.rate_hz)
+
+    @property
+    def skill(self) -> float:
+        """How good the policy is by now."""
+        return 1 - math.exp(-self.tick / 600)
+
+    def _one_tick(self) -> None:
+        self.tick += 1
+        sharp = 0.34 + 0.6 * self.skill
+        best = CHOICES[int(self.tick / 40) % 3]
+        probabilities = {c: sharp if c == best else (1 - sharp) / 2 for c in CHOICES}
+        choice = self.chance.choices(CHOICES, [probabilities[c] for c in CHOICES])[0]
+        arm = [round(math.sin(self.tick / 30), 3), round(math.cos(self.tick / 47), 3)]
+        self.link.post(self.topics("decision"), encode(self._decision(choice, probabilities, arm)))
+        if self.armed and not self.stopped and self.mode == "autonomous" and time.monotonic() > self.override_until_s:
+            self.command("head", choice, self.live)
+            self.command("arm", arm, self.live)
+        if self.mode == "assist" and self.tick % 10 == 0:
+            self.link.post(self.topics("proposal", "head"), encode({"value": choice, "decision": f"s-{self.tick}"}))
+        reward = (1.0 if choice == best else -0.2) * self.skill + self.chance.gauss(0, 0.15)
+        self.link.post(self.topics("reward"), encode({"value": reward, "decision": f"s-{self.tick}"}), qos=1)
+        self._senses()
+        if self.tick % 20 == 0:
+            self._health()
+        if self.tick % 300 == 20:
+            self.ask()
+
+    def _decision(self, choice: str, probabilities: dict[str, float], arm: list[float]) -> dict[str, Any]:
+        head = {"value": choice, "probability": probabilities[choice], "probabilities": probabilities}
+        return {
+            "id": f"s-{self.tick}",
+            "tick": self.tick,
+            "stamp": time.time(),
+            "policy": self.live,
+            "mode": self.mode,
+            "actions": {"head": head, "arm": {"value": arm, "probability": 0.8}},
+            "value": 8 * self.skill + self.chance.gauss(0, 0.3),
+            "ages_ms": {"front": 40 + 30 * self.chance.random(), "room": 90.0, "orders": 8000.0, "joints": 12.0},
+            "missing": [],
+            "latency_ms": 21 + 4 * self.chance.random() + (30 if self.chance.random() < 0.01 else 0),
+        }
+
+    def ask(self) -> None:
+        """A question for a person."""
+        text = self.chance.choice(ORDERS)
+        self.event(
+            "label_requested", id=f"q-{self.tick}", task="intents", text=text, candidates=["find", "look", "show"]
+        )
+
+    def _senses(self) -> None:
+        t = self.tick
+        values = {"angle": math.sin(t / 15), "speed": math.cos(t / 15), "imu": {"yaw": math.sin(t / 60) * 3}}
+        self.link.post(self.topics("in", "joints"), encode(values))
+        loud = abs(math.sin(t / 9)) * 9_000
+        sound = (int(loud * math.sin(i / 6)) for i in range(1_600))
+        self.link.post(self.topics("in", "room"), struct.pack("<1600h", *sound))
+        if t % 150 == 5:
+            self.link.post(self.topics("in", "orders"), encode({"text": self.chance.choice(ORDERS)}))
+            self.link.post(self.topics("task", "intents"), encode({"label": "find", "probability": 0.93}))
+        if t % 3 == 0 and time.monotonic() < self.watch_until_s:
+            self.link.post(self.topics("preview", "front"), picture(t))
+
+    def _health(self) -> None:
+        drops = {"backlog": self.tick // 200}
+        streams = {
+            n: {"age_s": 0.05, "stale": False, "drops": drops if n == "front" else {}} for n in config(self.url).streams
+        }
+        learner = {
+            "state": "training",
+            "updates": self.tick * 2,
+            "updates_per_s": 19.6,
+            "loss": 0.9 * math.exp(-self.tick / 500) + 0.05 + 0.02 * self.chance.random(),
+            "q": 8 * self.skill,
+            "buffer": self.tick,
+            "reward_mean": self.skill * 0.8,
+        }
+        body = {
+            "tick": {"p50_ms": 22.4, "p99_ms": 31.0, "overruns": 1, "count": self.tick},
+            "streams": streams,
+            "memory_mb": 812.5,
+            "learner": learner,
+            "policy": self.live,
+            "mode": self.mode,
+            "armed": self.armed,
+            "stopped": self.stopped,
+            "gate": {"refusals": {"rate": self.tick // 90}},
+        }
+        self.link.post(self.topics("health"), encode(body))
+
+
+def picture(t: int) -> bytes:
+    """A 320 x 180 JPEG: hills, a sun that moves with `t`."""
+    image = Image.new("RGB", (320, 180), (126, 176, 220))
+    draw = ImageDraw.Draw(image)
+    x = 160 + 110 * math.sin(t / 25)
+    draw.ellipse((x - 18, 26, x + 18, 62), fill=(255, 214, 92))
+    draw.polygon([(0, 130), (80, 70), (170, 140), (240, 90), (320, 140), (320, 180), (0, 180)], fill=(64, 112, 82))
+    draw.rectangle((0, 150, 320, 180), fill=(46, 84, 60))
+    out = BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+@asynccontextmanager
+async def running(url: str, **more: Any) -> AsyncIterator[FakeAgent]:
+    """A fake agent for the time of the context."""
+    agent = FakeAgent(url, **more)
+    task = asyncio.create_task(agent.run(), name="fake agent")
+    try:
+        await asyncio.wait_for(agent.link.up(), 10)
+        yield agent
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+if __name__ == "__main__":
+    asyncio.run(FakeAgent(sys.argv[1]).run())
