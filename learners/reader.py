@@ -7,7 +7,8 @@ out. A file that was set aside and replaced by the writer is noticed by its inod
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -73,6 +74,20 @@ class Reader:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside is of one moment."""
+        db = self._connection()
+        if db is None:
+            yield
+            return
+        db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
 
     def count(self) -> int:
         """Rows held."""
@@ -208,7 +223,9 @@ class Reader:
         if self._db is not None and inode == self._inode:
             return self._db
         self.close()
-        db = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=5.0, check_same_thread=False)
+        db = sqlite3.connect(
+            f"file:{self.path}?mode=ro", uri=True, timeout=5.0, check_same_thread=False, isolation_level=None
+        )
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.DatabaseError:

@@ -169,6 +169,11 @@ class Replay:
         self._lists = None
         return True
 
+    def detach(self) -> None:
+        """Forget the rows' numbers: the store began anew and will use them again."""
+        self._number_N[:] = -1
+        self._where.clear()
+
     def held(self) -> Held:
         """Which rows are held, oldest first."""
         main, reserve = (tuple(self._number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
@@ -374,7 +379,7 @@ class Replay:
         return np.where(at >= self._main.stop, self._reserve.before(at), self._main.before(at))
 
     def _features(self, positions: NDArray[np.int64]) -> Features:
-        """Features [B], or [B, H] oldest first with a history; what is before a session's start is missing."""
+        """Features [B, H], oldest first; what is before a session's start is missing."""
         history = self.spec.history
         at_BH = np.repeat(positions[:, None], history, axis=1)
         alive_BH = np.ones_like(at_BH, dtype=bool)
@@ -384,8 +389,6 @@ class Replay:
             at_BH[:, h] = np.where(alive_BH[:, h], before, positions)
         present_BHS = self._present(at_BH) & alive_BH[..., None]
         ages_BHS = np.where(present_BHS, self._ages_NS[at_BH], np.inf).astype(np.float32)
-        if history == 1:
-            at_BH, present_BHS, ages_BHS = at_BH[:, 0], present_BHS[:, 0], ages_BHS[:, 0]
         tokens = {name: _gather(array, at_BH) for name, array in self._tokens.items()}
         return Features(tokens, torch.from_numpy(present_BHS), torch.from_numpy(ages_BHS))
 

@@ -41,10 +41,10 @@ def replay(history: int = 1, **fields: Any) -> Replay:
 
 
 def ticks(features: Any) -> list[Any]:
-    """The tick each state came from; None where the stream is missing."""
+    """The tick each state came from, a list where there is a history; nan where the stream is missing."""
     values = features.tokens["joints"][..., 0, 0]
-    present = features.present[..., 1]
-    return torch.where(present, values, torch.nan).tolist()
+    found = torch.where(features.present[..., 1], values, torch.nan)
+    return (found[:, 0] if found.shape[1] == 1 else found).tolist()
 
 
 def test_one_step_and_what_is_executed() -> None:
@@ -60,7 +60,7 @@ def test_one_step_and_what_is_executed() -> None:
     assert batch.actions["head"].tolist() == [1, 2, 0]
     torch.testing.assert_close(batch.actions["arm"][0], torch.tensor([0.001, -1.0]))
     assert batch.features.tokens["front"].dtype == torch.float32
-    assert batch.features.ages[0].tolist() == [0.5, 0.25]
+    assert batch.features.ages[0, 0].tolist() == [0.5, 0.25]
     assert memory.ordered(3, 99) is None  # what came of the newest is not known
 
 
@@ -253,8 +253,8 @@ def test_tokens_of_another_encoder_version_or_shape_are_missing() -> None:
         memory.versions = {} if version is None else {"front": version}
         batch = memory.ordered(0, 9)
         assert batch is not None
-        assert batch.features.present[:, 0].int().tolist() == expected
-        assert batch.features.present[:, 1].all()
+        assert batch.features.present[:, 0, 0].int().tolist() == expected
+        assert batch.features.present[..., 1].all()
     assert memory.skipped["shape"] == 1
 
 

@@ -1,0 +1,69 @@
+"""Events from the learner to whoever has an MQTT connection: one small file each, taken and then deleted.
+
+A file appears by one rename, and is deleted only after it was passed on: a crash on either side repeats an event rather
+than losing it. Bounded: with `limit` files waiting, newcomers are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from learners.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened; `acknowledge` once it was passed on."""
+
+    kind: str
+    fields: dict[str, Any]
+    stamp_s: float
+    """Unix seconds."""
+    path: Path
+
+    def acknowledge(self) -> None:
+        """It need not be offered again."""
+        self.path.unlink(missing_ok=True)
+
+
+class Outbox:
+    """The folder of waiting events."""
+
+    def __init__(self, folder: Path, *, limit: int = 1_000, clock: Callable[[], float] = time.time) -> None:
+        self.folder, self.limit = folder, limit
+        self.drops: Counter[str] = Counter()
+        """`full`: nobody collects; `unreadable`: a file that is no event."""
+        self._clock, self._count = clock, 0
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def post(self, kind: str, fields: dict[str, Any]) -> bool:
+        """Leave an event; False when it was dropped."""
+        if sum(1 for _ in self.folder.glob("*.json")) >= self.limit:
+            self.drops["full"] += 1
+            return False
+        stamp_s = self._clock()
+        self._count += 1
+        body = orjson.dumps({"kind": kind, "stamp_s": stamp_s, "fields": fields}, option=orjson.OPT_SERIALIZE_NUMPY)
+        write_atomically(self.folder / f"{int(stamp_s * 1e6):020d}-{self._count:06d}.json", body, durable=False)
+        return True
+
+    def collect(self) -> list[Event]:
+        """The waiting events, oldest first."""
+        found = []
+        for path in sorted(self.folder.glob("[!.]*.json")):
+            try:
+                body = orjson.loads(path.read_bytes())
+                found.append(Event(body["kind"], body["fields"], body["stamp_s"], path))
+            except FileNotFoundError:
+                continue
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                self.drops["unreadable"] += 1
+                path.unlink(missing_ok=True)
+        return found

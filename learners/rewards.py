@@ -1,0 +1,101 @@
+"""Rewards computed at every tick: arithmetic on telemetry and actions, and Python functions from `reflexd.rewards`.
+
+A tick's reward is of what was seen at that tick and of what was executed then. A reward that cannot be computed (a stream is
+missing, a division by zero, a plug-in that fails) counts as 0 and is counted by its name. Knows nothing of the `reward` topic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import entry_points
+from typing import Any
+
+from actuators.actions import Value
+from actuators.config import AnyActuator
+from actuators.expressions import Expression, ExpressionError, Known
+from learners.config import AnyReward, ExpressionReward, PluginReward
+from sensors.config import AnyStream
+from sensors.readings import Observation, Telemetry
+
+GROUP = "reflexd.rewards"
+Plugin = Callable[[Observation, Mapping[str, Value]], float]
+_PLUGIN_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a careless plug-in raises; anything else stops the agent, since nobody knows what it means."""
+
+
+class RewardUnknown(LookupError):  # noqa: N818 - reads as what happened
+    """No installed package offers the named plug-in; `str` says which there are."""
+
+
+def known(streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]) -> Known:
+    """The names an expression may use: telemetry fields, and actions with their components."""
+    names: dict[str, Any] = {name: s.fields for name, s in streams.items() if s.kind == "telemetry"}
+    for name, actuator in actuators.items():
+        names[name] = len(actuator.low) if actuator.kind == "continuous" else None
+    return names
+
+
+class Rewards:
+    """The rewards of kind `expression` and `plugin` among `settings`.
+
+    Raises:
+        actuators.expressions.ExpressionError: an expression cannot be used.
+        RewardUnknown: a plug-in is not installed.
+    """
+
+    def __init__(
+        self, settings: Iterable[AnyReward], names: Known | None = None, plugins: Mapping[str, Plugin] | None = None
+    ) -> None:
+        self.faults: Counter[str] = Counter()
+        """Ticks at which a reward could not be computed, by its name."""
+        self.latest: dict[str, float] = {}
+        """The last tick's rewards by name."""
+        self._expressions: list[tuple[ExpressionReward, Expression]] = []
+        self._plugins: list[tuple[PluginReward, Plugin]] = []
+        for reward in settings:
+            if isinstance(reward, ExpressionReward):
+                self._expressions.append((reward, Expression(reward.value, names)))
+            elif isinstance(reward, PluginReward):
+                self._plugins.append((reward, _plugin(reward.plugin, plugins)))
+
+    def at(self, observation: Observation, actions: Mapping[str, Value]) -> float:
+        """The sum of all, each clipped to its own limit."""
+        self.latest = {}
+        if self._expressions:
+            values = _values(observation, actions)
+            for setting, expression in self._expressions:
+                self._take(setting, partial(expression.evaluate, values))
+        for plugged, plugin in self._plugins:
+            self._take(plugged, partial(plugin, observation, actions))
+        return sum(self.latest.values())
+
+    def _take(self, setting: ExpressionReward | PluginReward, compute: Callable[[], float]) -> None:
+        try:
+            value = float(compute())
+        except (ExpressionError, *_PLUGIN_FAULTS):
+            value = math.nan
+        if not math.isfinite(value):  # before any clip: min and max let a NaN through
+            self.faults[setting.name] += 1
+            value = 0.0
+        self.latest[setting.name] = max(-setting.clip, min(setting.clip, value))
+
+
+def _values(observation: Observation, actions: Mapping[str, Value]) -> dict[str, Any]:
+    values: dict[str, Any] = dict(actions)
+    for name, reading in observation.readings.items():
+        if isinstance(reading, Telemetry):
+            values[name] = dict(zip(reading.fields, reading.values.tolist(), strict=True))
+    return values
+
+
+def _plugin(name: str, given: Mapping[str, Plugin] | None) -> Plugin:
+    if given is not None and name in given:
+        return given[name]
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        raise RewardUnknown(f"no installed package offers the reward {name!r} under {GROUP}; there are {sorted(found)}")
+    plugin: Plugin = found[name].load()
+    return plugin
