@@ -1,0 +1,233 @@
+"""Commands and device states as topics and bytes. No I/O, and no judgement of values: the gate has done that.
+
+A device of ours gets the JSON command of the design: `{"value","decision","boot","seq","stamp","ttl_ms","policy"}`; a foreign
+one gets its own `topic:` and `payload:`, a `string.Template` text. In a JSON text values are escaped, so that nothing a policy
+or a person says can add a key. `boot` names one run of the gate and `seq` grows by one with every command of it, whichever
+actuator it is for. Stamps are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from string import Template
+from typing import Any
+
+import orjson
+from jsonpointer import JsonPointer, JsonPointerException
+
+from actuators.actions import Value
+from actuators.config import ActuatorSettings, AnyActuator, ChoiceSettings, ContinuousSettings
+
+MAX_JSON_BYTES = 65_536
+MAX_DEPTH = 16
+_MISSING = object()
+
+
+class WireError(ValueError):
+    """A payload or a template cannot be used; `str` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message to publish."""
+
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+    expiry_s: int | None = None
+    """MQTT 5 message expiry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a device says it does, and the command it answers, where it says so."""
+
+    value: str | float | list[float]
+    seq: int | None = None
+    boot: str | None = None
+
+
+def command_topic(base: str, name: str, settings: ActuatorSettings) -> str:
+    """Where commands go; `base` is `reflexd/<agent>`."""
+    return settings.topic or f"{base}/act/{name}/set"
+
+
+def state_topic(base: str, name: str, settings: ActuatorSettings) -> str:
+    """Where the device reports."""
+    return settings.state_topic or f"{base}/act/{name}/state"
+
+
+class Commands:
+    """Writes commands and keeps `boot` and `seq`.
+
+    Args:
+        base: `reflexd/<agent>`.
+        actuators: settings by name.
+        boot: a word never used before, one for each run of the gate.
+
+    Raises:
+        WireError: a `payload:` does not give JSON although it looks like it.
+    """
+
+    def __init__(self, base: str, actuators: Mapping[str, AnyActuator], boot: str) -> None:
+        self.boot = boot
+        self._base = base
+        self._actuators = dict(actuators)
+        self._templates = {
+            name: ForeignPayload(name, each) for name, each in actuators.items() if each.payload is not None
+        }
+        self._seq = 0
+        self._last: dict[str, int] = {}
+
+    def write(self, actuator: str, value: Value, *, decision: str | None, policy: str, stamp_s: float) -> Outgoing:
+        """The next command; `stamp_s` is the Unix time from which it ages."""
+        settings = self._actuators[actuator]
+        self._seq += 1
+        self._last[actuator] = self._seq
+        fields = {
+            "value": list(value) if isinstance(value, tuple) else value,
+            "decision": decision,
+            "boot": self.boot,
+            "seq": self._seq,
+            "stamp": stamp_s,
+            "ttl_ms": settings.ttl_ms,
+            "policy": policy,
+        }
+        template = self._templates.get(actuator)
+        payload = orjson.dumps(fields) if template is None else template.fill(fields)
+        topic = command_topic(self._base, actuator, settings)
+        return Outgoing(topic, payload, qos=1, expiry_s=max(1, math.ceil(settings.ttl_ms / 1_000)))
+
+    def is_older(self, actuator: str, report: Report) -> bool:
+        """Whether a report answers a command before the last one to this actuator, so that it is no longer the truth."""
+        return report.boot == self.boot and report.seq is not None and report.seq < self._last.get(actuator, 0)
+
+
+class ForeignPayload:
+    """A `payload:` template, checked once.
+
+    Raises:
+        WireError: it starts like JSON and is none once filled in.
+    """
+
+    def __init__(self, name: str, settings: AnyActuator) -> None:
+        self._template = Template(settings.payload or "")
+        self._is_json = (settings.payload or "").lstrip()[:1] in {"{", "[", '"'}
+        if self._is_json:
+            self._check(name, settings)
+
+    def _check(self, name: str, settings: AnyActuator) -> None:
+        sample: Any = '"\\'
+        if isinstance(settings, ContinuousSettings):
+            sample = list(settings.low)
+        fields = {"value": sample, "decision": None, "boot": "b", "seq": 1, "stamp": 1.5, "ttl_ms": 300, "policy": "p"}
+        try:
+            orjson.loads(self.fill(fields))
+        except orjson.JSONDecodeError as error:
+            raise WireError(
+                f'actuators.{name}.payload: not JSON once filled in ({error}); put words in quotes: "${{value}}", numbers not'
+            ) from None
+
+    def fill(self, fields: Mapping[str, Any]) -> bytes:
+        """The bytes for one command. A vector of one number is written as the number."""
+        return self._template.substitute({key: self._text(value) for key, value in fields.items()}).encode()
+
+    def _text(self, value: Any) -> str:
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            return orjson.dumps(value).decode()
+        return orjson.dumps(value).decode()[1:-1] if self._is_json else value
+
+
+def parse_state(settings: AnyActuator, payload: bytes) -> Report:
+    """An untrusted report: a JSON object with the value under `state_value`, or the bare value.
+
+    Raises:
+        WireError: malformed, too large, too deep, without the value, or of a type no actuator has.
+    """
+    document = parse_json(payload, bare_words=True)
+    seq = boot = None
+    if isinstance(document, dict):
+        seq, boot = _acknowledged(document)
+        document = _find(document, settings.state_value)
+    if isinstance(settings, ChoiceSettings) and isinstance(document, bool | int | float):
+        document = orjson.dumps(document).decode()  # a switch may say true, or 1
+    return Report(_value(document), seq, boot)
+
+
+def state_payload(value: Value | None, seq: int | None, boot: str | None) -> bytes:
+    """A device's report of what it does and of the command it answers."""
+    return orjson.dumps({"value": value, "seq": seq, "boot": boot})
+
+
+def parse_json(payload: bytes, *, bare_words: bool = False) -> Any:
+    """Untrusted JSON, strict; with `bare_words`, text that is no JSON is a string.
+
+    Raises:
+        WireError: too large, malformed, not finite (orjson), or nested deeper than `MAX_DEPTH`.
+    """
+    if len(payload) > MAX_JSON_BYTES:
+        raise WireError(f"{len(payload)} bytes; at most {MAX_JSON_BYTES} are taken")
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        if not bare_words or payload[:1] in b'{["':
+            raise WireError(f"not JSON: {error}") from None
+        return _word(payload)
+    if _deeper_than(value, MAX_DEPTH):
+        raise WireError(f"nested deeper than {MAX_DEPTH}")
+    return value
+
+
+def _word(payload: bytes) -> str:
+    try:
+        return payload.decode().strip()
+    except UnicodeDecodeError:
+        raise WireError("neither JSON nor UTF-8") from None
+
+
+def _acknowledged(document: dict[str, Any]) -> tuple[int | None, str | None]:
+    seq, boot = document.get("seq"), document.get("boot")
+    known = isinstance(seq, int) and not isinstance(seq, bool) and isinstance(boot, str)
+    return (seq, boot) if known else (None, None)
+
+
+def _find(document: dict[str, Any], where: str) -> Any:
+    try:
+        pointer = JsonPointer(where) if where.startswith("/") else None
+        found = document.get(where, _MISSING) if pointer is None else pointer.resolve(document, _MISSING)
+    except JsonPointerException:
+        found = _MISSING
+    if found is _MISSING:
+        raise WireError(f"there is no {where!r} in the report; set state_value")
+    return found
+
+
+def _value(document: Any) -> str | float | list[float]:
+    if isinstance(document, str):
+        return document
+    items = document if isinstance(document, list) else [document]
+    if not items or any(isinstance(item, bool) or not isinstance(item, int | float) for item in items):
+        raise WireError("the value must be a word, a number or a list of numbers")
+    return [float(item) for item in items] if isinstance(document, list) else float(document)
+
+
+def _deeper_than(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return False
+    return True
+
+
+def _children(item: object) -> list[object]:
+    if isinstance(item, dict):
+        return list(item.values())
+    return item if isinstance(item, list) else []
