@@ -80,7 +80,7 @@ class Window:
         return self
 
     def features(self) -> Features:
-        """Return features [1, H], or [1] without a history; places before the episode began are not present."""
+        """Return features [1, H]; places before the episode began are not present."""
         history = self.spec.history
         frames = list(self._frames)
         missing = history - len(frames)
@@ -91,5 +91,4 @@ class Window:
         }
         present_1HS = torch.ones(1, history, len(self.spec.streams), dtype=torch.bool)
         present_1HS[:, :missing] = False
-        features = Features(tokens, present_1HS, torch.zeros(present_1HS.shape))
-        return features[:, 0] if history == 1 else features
+        return Features(tokens, present_1HS, torch.zeros(present_1HS.shape))
