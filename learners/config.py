@@ -97,6 +97,10 @@ class LearnerSettings(Settings):
     threads: int = Field(1, ge=1, le=64)
     seed: int = 0
     memory_fraction: float = Field(0.5, gt=0, le=1, description="share of the GPU's memory the learner may take")
+    n_step: int = Field(3, ge=1, le=64, description="steps of reward before the critic's own estimate takes over")
+    replay_gb: float = Field(0.5, gt=0, description="memory of the transitions that batches are drawn from")
+    settle_s: float = Field(1.0, ge=0, description="newer transitions are not drawn: their rewards may be on the way")
+    save_every_s: float = Field(30.0, gt=0, description="how often the training state is saved for an exact resume")
 
 
 class ExperienceSettings(Settings):
