@@ -1,0 +1,47 @@
+"""What the gate must not forget over a restart: the software stop, a person's disarming, the modes.
+
+One small JSON file, replaced as a whole and synced. A missing file is a first start; one that cannot be read counts as
+stopped, because a stop may stand in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import orjson
+
+UNREADABLE: dict[str, object] = {}
+"""What `load` gives for a broken file; the gate takes it as stopped."""
+
+
+def load(path: Path) -> dict[str, object] | None:
+    """The latches, None when there are none yet, `UNREADABLE` when they cannot be read."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, orjson.JSONDecodeError):
+        return UNREADABLE
+    return value if isinstance(value, dict) else UNREADABLE
+
+
+def save(path: Path, latches: Mapping[str, object]) -> None:
+    """Replace the file and return once it is on the disk.
+
+    Raises:
+        OSError: it could not be written; the old one is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as out:
+        out.write(orjson.dumps(dict(latches), option=orjson.OPT_INDENT_2))
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)

@@ -1,0 +1,113 @@
+"""structlog for every process: a console on a terminal, one JSON object a line otherwise, both on standard error.
+
+Records of the standard library's logging take the same way. Values known to be secret (those the settings loader met) are
+scrubbed from every record, wherever they stand in it, also percent-encoded as in a URL.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+from urllib.parse import quote, quote_plus
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+SHORTEST_SECRET = 4
+"""Shorter values would scrub every other word; they are hidden only where they are the whole value."""
+HIDDEN = "***"
+MAX_DEPTH = 8
+
+
+class Scrubber:
+    """Removes secrets from records. Secrets may be added at any time."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets: set[str] = set()
+        self._spellings: list[str] = []
+        self.add(secrets)
+
+    def add(self, secrets: Iterable[str]) -> None:
+        """Learn further secrets."""
+        self._secrets.update(secret for secret in secrets if secret)
+        long = {secret for secret in self._secrets if len(secret) >= SHORTEST_SECRET}
+        spellings = {spelling for secret in long for spelling in _spellings(secret)}
+        self._spellings = sorted(spellings, key=len, reverse=True)  # the longest first: one may contain another
+
+    def text(self, text: str) -> str:
+        """`text` without secrets."""
+        if text in self._secrets:
+            return HIDDEN
+        for spelling in self._spellings:
+            if spelling in text:
+                text = text.replace(spelling, HIDDEN)
+        return text
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """Any value without secrets; what is no plain data is shown by its `repr`."""
+        if isinstance(value, str):
+            return self.text(value)
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if depth >= MAX_DEPTH:
+            return self.text(repr(value))
+        if isinstance(value, dict):
+            return {self.value(key, depth + 1): self.value(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self.value(item, depth + 1) for item in value]
+        return self.text(repr(value))
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """The processor."""
+        return {key: item if key.startswith("_") else self.value(item) for key, item in event.items()}
+
+
+def configure(*, verbose: bool = False, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Scrubber:
+    """Set logging up for this process, once more at any time; returns the scrubber for secrets met later."""
+    out = stream or sys.stderr
+    scrubber = Scrubber(secrets)
+    level = logging.DEBUG if verbose else logging.INFO
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        scrubber,
+    ]
+    renderer: Processor = structlog.dev.ConsoleRenderer() if out.isatty() else _json
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        cache_logger_on_first_use=False,  # a later configure must reach loggers made at import
+    )
+    _bridge(out, level, shared, renderer)
+    return scrubber
+
+
+def _bridge(out: TextIO, level: int, shared: list[Processor], renderer: Processor) -> None:
+    handler = logging.StreamHandler(out)
+    name: Processor = structlog.stdlib.add_logger_name
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[name, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(level, logging.INFO))  # other libraries' debug lines are not ours to show
+
+
+def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _spellings(secret: str) -> set[str]:
+    """The ways a secret may stand in a record: as it is, in a URL, in a `repr`, in JSON."""
+    inside_quotes = orjson.dumps(secret).decode()[1:-1]
+    return {secret, quote(secret, safe=""), quote(secret), quote_plus(secret), repr(secret)[1:-1], inside_quotes}

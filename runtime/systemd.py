@@ -1,0 +1,100 @@
+"""What systemd is told over NOTIFY_SOCKET: sd_notify(3) without libsystemd, and when the watchdog may be fed.
+
+Everything is a no-op when the variable is not set. A datagram that cannot be sent is counted, never waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Notifier:
+    """Sends state to the service manager."""
+
+    address: str | None = None
+    watchdog_s: float | None = None
+    """The manager's WatchdogSec=, or None when it does not watch."""
+    unsent: int = 0
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Notifier:
+        """Read NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID, and remove them: children must not speak for the service."""
+        address = environment.pop("NOTIFY_SOCKET", None)
+        usec = environment.pop("WATCHDOG_USEC", "")
+        pid = environment.pop("WATCHDOG_PID", str(os.getpid()))
+        watched = usec.isdigit() and int(usec) > 0 and pid == str(os.getpid())
+        return cls(address, int(usec) / 1e6 if watched else None)
+
+    def send(self, *lines: str) -> bool:
+        """One datagram of `VARIABLE=value` lines; False when it could not be sent."""
+        if not self.address:
+            return False
+        name = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+                out.setblocking(False)
+                out.sendto("\n".join(lines).encode(), name)
+        except OSError:
+            self.unsent += 1
+            return False
+        return True
+
+    def ready(self, status: str) -> None:
+        """The service is up (again)."""
+        self.send("READY=1", f"STATUS={_line(status)}")
+
+    def reloading(self) -> None:
+        """A reload begins; `ready` ends it. MONOTONIC_USEC is what Type=notify-reload wants."""
+        self.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000}")
+
+    def stopping(self, status: str = "draining") -> None:
+        """The end begins."""
+        self.send("STOPPING=1", f"STATUS={_line(status)}")
+
+    def extend(self, seconds: float) -> None:
+        """Ask for `seconds` from now before a time-out."""
+        self.send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def status(self, text: str) -> None:
+        """Words for `systemctl status`."""
+        self.send(f"STATUS={_line(text)}")
+
+    def watchdog(self) -> None:
+        """A sign of life."""
+        self.send("WATCHDOG=1")
+
+
+@dataclass(slots=True)
+class Feeder:
+    """Feeds the watchdog and says READY, from completed ticks alone: there is no timer here.
+
+    A tick counts when the agent was ready, every required stream was fresh and the gate has answered it.
+    """
+
+    notifier: Notifier
+    required: frozenset[str]
+    told_ready: bool = False
+    fed_s: float = float("-inf")
+
+    def ticked(self, *, ready: bool, stale: tuple[str, ...], now_s: float, status: str) -> bool:
+        """One tick that the gate has answered; True when the manager was told something."""
+        if not ready or self.required.intersection(stale):
+            return False
+        if not self.told_ready:
+            self.told_ready = True
+            self.notifier.ready(status)
+        elif now_s - self.fed_s < (self.notifier.watchdog_s or 1.0) / 5:
+            return False
+        self.fed_s = now_s
+        if self.notifier.watchdog_s is not None:
+            self.notifier.watchdog()
+        return True
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
