@@ -6,7 +6,8 @@ a lock, so that processes that start together make it once. The packages' code i
 read from their files. Importing this module registers EfficientNet-Lite with transformers.
 """
 
-# mypy: disable-error-code="no-untyped-call,no-any-return" - transformers is typed in parts only
+# transformers is typed in parts only
+# mypy: disable-error-code="no-untyped-call,no-any-return"
 from __future__ import annotations
 
 import hashlib

@@ -7,7 +7,8 @@ port by its parameter names (`from_port`).
 Shapes: B batch, C channels, Y and X of a map (224 px -> 7 x 7), N classes.
 """
 
-# mypy: disable-error-code="no-untyped-call,no-any-return" - transformers is typed in parts only
+# transformers is typed in parts only
+# mypy: disable-error-code="no-untyped-call,no-any-return"
 from __future__ import annotations
 
 import re

@@ -6,7 +6,8 @@ one LSTM cell, a sigmoid. Frames are 512 samples; each is seen with the 64 sampl
 Shapes: B batch, N samples, F frames of 512 samples.
 """
 
-# mypy: disable-error-code="no-untyped-call,no-any-return" - transformers is typed in parts only
+# transformers is typed in parts only
+# mypy: disable-error-code="no-untyped-call,no-any-return"
 from __future__ import annotations
 
 from pathlib import Path

@@ -119,5 +119,5 @@ def _actuator_out(actuator: Actuator) -> dict[str, Any]:
 
 
 def _actuator_in(entry: dict[str, Any]) -> Actuator:
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
     return _ACTUATORS[fields.pop("kind")](**fields)

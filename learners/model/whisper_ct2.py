@@ -6,7 +6,8 @@ length u16 and bytes that end in 0. Nothing in it is executed. Attention project
 value in `self_attention/linear_0`, key and value in `attention/linear_1`; Whisper has no key bias, so that third is zero.
 """
 
-# mypy: disable-error-code="no-untyped-call,no-any-return" - transformers is typed in parts only
+# transformers is typed in parts only
+# mypy: disable-error-code="no-untyped-call,no-any-return"
 from __future__ import annotations
 
 import json

@@ -1,0 +1,156 @@
+"""The policy: features -> fused state -> context of recent states -> heads.
+
+The state is the fused vector with the raw, normalised telemetry beside it: control that needs exact numbers finds them
+unharmed. Where a single telemetry stream is all there is, fusion is left out and the context is the normalised numbers
+of `history` ticks, newest first, as published algorithms have it.
+
+Encoders are no part of it: it works on tokens, live or remembered, so that learning, shadow runs and explanations need
+none. An episode's first ticks repeat its oldest state in the place of those before it.
+
+Shapes: B batch, H history (oldest first), S streams, T tokens, W their width, D state, C context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from learners.model.features import Features
+from learners.model.fusion import Adapter, Fusion, masked
+from learners.model.heads import HeadOutput, Heads
+from learners.model.normalise import Normaliser
+from learners.model.spec import PolicySpec
+
+WEIGHTS, SPEC = "policy.safetensors", "spec.json"
+
+
+class Policy(nn.Module):
+    """Everything trainable but the encoders, built from its spec."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.fusion = None if spec.plain else Fusion(spec)
+        self.telemetry = nn.ModuleList(Normaliser(s.width) for s in spec.telemetry) if spec.plain else nn.ModuleList()
+        self.state_width = spec.telemetry_width + (0 if spec.plain else spec.width)
+        older = spec.history - 1
+        self.recall = nn.Linear(older * self.state_width, spec.width) if older and not spec.plain else None
+        self.context_width = (
+            self.state_width * spec.history if spec.plain else self.state_width + (spec.width if older else 0)
+        )
+        self.heads = Heads(spec.actions, self.context_width, spec.algorithm, gamma=spec.gamma)
+
+    def normalisers(self) -> dict[str, Normaliser]:
+        """The normaliser of each stream."""
+        if self.fusion is None:
+            return {s.name: cast("Normaliser", n) for s, n in zip(self.spec.streams, self.telemetry, strict=True)}
+        adapters = zip(self.spec.streams, self.fusion.adapters, strict=True)
+        return {s.name: cast("Adapter", adapter).normalise for s, adapter in adapters}
+
+    @torch.no_grad()
+    def observe(self, features: Features) -> None:
+        """Let the normalisers see new experience; whoever learns calls it once for every batch of fresh ticks."""
+        flat = features.flatten()
+        for s, (name, normaliser) in enumerate(self.normalisers().items()):
+            normaliser.observe(flat.tokens[name][flat.present[:, s]].flatten(0, 1))
+
+    def fuse(self, features: Features) -> Tensor:
+        """Features [B] -> state B,D."""
+        tokens = [features.tokens[name] for name in self.spec.names]
+        state_BD: Tensor = self.estimate(tokens, features.present, features.ages)
+        return state_BD
+
+    def estimate(self, tokens: list[Tensor], present_BS: Tensor, ages_BS: Tensor) -> Tensor:
+        """`fuse` on bare tensors, the form that backends convert."""
+        raw_BF = self._numbers(tokens, present_BS)
+        if self.fusion is None:
+            assert raw_BF is not None
+            return raw_BF
+        fused_BD: Tensor = self.fusion(tokens, present_BS, ages_BS)
+        return fused_BD if raw_BF is None else torch.cat((fused_BD, raw_BF), dim=-1)
+
+    def _numbers(self, tokens: list[Tensor], present_BS: Tensor) -> Tensor | None:
+        """Normalised telemetry of every stream B,F; zero where missing, None where there is none."""
+        normalisers = self.normalisers()
+        parts = [
+            masked(normalisers[stream.name](masked(x_BTW, present_BS[:, s])), present_BS[:, s]).flatten(1)
+            for s, (stream, x_BTW) in enumerate(zip(self.spec.streams, tokens, strict=True))
+            if stream.modality == "telemetry"
+        ]
+        return torch.cat(parts, dim=-1) if parts else None
+
+    def context(self, states_BHD: Tensor) -> Tensor:
+        """States of the last `history` ticks, oldest first, -> context B,C that starts with the newest state.
+
+        Raises:
+            ValueError: another number of states than `spec.history`.
+        """
+        if states_BHD.shape[1] != self.spec.history:
+            raise ValueError(
+                f"{states_BHD.shape[1]} states for a policy with history {self.spec.history}; repeat the oldest"
+            )
+        newest_BD = states_BHD[:, -1]
+        if self.spec.plain:
+            return states_BHD.flip(1).flatten(1)
+        if self.recall is None:
+            return newest_BD
+        return torch.cat((newest_BD, self.recall(states_BHD[:, :-1].flatten(1))), dim=-1)
+
+    def encode(self, features: Features, *, generator: torch.Generator | None = None) -> Tensor:
+        """Features [B] or [B, H] -> context B,C, with gradients; in `train()` whole streams are left out at random.
+
+        `[B]` stands for a history that repeats itself. `generator` decides what is left out.
+        """
+        if self.training and self.spec.modality_dropout > 0 and len(self.spec.streams) > 1:
+            features = drop_streams(features, self.spec.modality_dropout, generator)
+        states = self.fuse(features.flatten())
+        if len(features.lead) == 1:
+            return self.context(states.unsqueeze(1).expand(-1, self.spec.history, -1))
+        return self.context(states.reshape(*features.lead, -1))
+
+    def act(self, features: Features, *, generator: torch.Generator, explore: bool | float = False) -> HeadOutput:
+        """Actions for recorded features, [B] or [B, H], away from the tick."""
+        with torch.no_grad():
+            return self.heads.act(self.encode(features), generator=generator, explore=explore)
+
+
+def drop_streams(features: Features, probability: float, generator: torch.Generator | None) -> Features:
+    """Leave whole streams out at random, the same along a history; what would lose all of its streams keeps all."""
+    shape = (features.lead[0], features.present.shape[-1])
+    keep_BS = torch.rand(shape, generator=generator).to(features.present.device) >= probability
+    if len(features.lead) > 1:
+        keep_BS = keep_BS.unsqueeze(1)
+    present = features.present & keep_BS
+    present = torch.where(present.any(-1, keepdim=True), present, features.present)
+    return Features(features.tokens, present, features.ages)
+
+
+def save(policy: Policy, folder: Path) -> None:
+    """Write weights and spec; a checkpoint adds manifest and signature."""
+    save_file({name: x.contiguous() for name, x in policy.state_dict().items()}, folder / WEIGHTS)
+    (folder / SPEC).write_bytes(policy.spec.to_json())
+
+
+def build(spec: PolicySpec, tensors: Mapping[str, Tensor]) -> Policy:
+    """A policy with these weights, in `eval()`.
+
+    Raises:
+        RuntimeError: a weight is missing, unknown or of another shape.
+    """
+    policy = Policy(spec)
+    policy.load_state_dict(tensors)
+    return policy.eval()
+
+
+def load(folder: Path) -> Policy:
+    """What `save` wrote, without looking at a signature.
+
+    Raises:
+        SpecError, RuntimeError, OSError, safetensors.SafetensorError: the folder is not whole.
+    """
+    return build(PolicySpec.from_json((folder / SPEC).read_bytes()), load_file(folder / WEIGHTS))
