@@ -103,9 +103,12 @@ class Checkpoints:
         *,
         keep_last: int = 5,
         keep_best: int = 3,
+        keep_promoted: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.keep_last, self.keep_best = folder, keep_last, keep_best
+        self.keep_promoted = keep_promoted
+        """How many of those that ever acted stay; None: all."""
         self._key, self._clock = key, clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(folder):
@@ -242,7 +245,8 @@ class Checkpoints:
             live = self.live()
             if version in live.failed:
                 raise CheckpointRefused(version, "failed_before", "it was live and rolled back; it is not tried again")
-            promoted = (*(name for name in live.promoted if name != version), version)
+            earlier = live.promoted if self.keep_promoted is None else live.promoted[-self.keep_promoted :]
+            promoted = (*(name for name in earlier if name != version), version)
             return self._point(Live(version, promoted, live.failed, self._clock()))
 
     def rollback(self, *, to: str | None = None) -> Live:
@@ -302,7 +306,8 @@ class Checkpoints:
             (m for m in manifests if isinstance(m.metrics.get("score"), int | float)),
             key=lambda m: float(m.metrics["score"]),
         )
-        keep = {newest, live.version, *live.promoted}
+        promoted = live.promoted if self.keep_promoted is None else live.promoted[-self.keep_promoted :]
+        keep = {newest, live.version, *promoted}
         keep |= {m.version for m in manifests[-self.keep_last :]}
         keep |= {m.version for m in scored[len(scored) - self.keep_best :]}
         for manifest in manifests:

@@ -38,7 +38,7 @@ def known(streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]
     return names
 
 
-class Rewards:
+class TickRewards:
     """The rewards of kind `expression` and `plugin` among `settings`.
 
     Raises:
@@ -81,6 +81,18 @@ class Rewards:
             self.faults[setting.name] += 1
             value = 0.0
         self.latest[setting.name] = max(-setting.clip, min(setting.clip, value))
+
+
+def build_rewards(
+    settings: Iterable[AnyReward], streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]
+) -> TickRewards:
+    """The tick's rewards of one settings file.
+
+    Raises:
+        actuators.expressions.ExpressionError: an expression cannot be used.
+        RewardUnknown: a plug-in is not installed.
+    """
+    return TickRewards(settings, known(streams, actuators))
 
 
 def _values(observation: Observation, actions: Mapping[str, Value]) -> dict[str, Any]:

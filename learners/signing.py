@@ -24,7 +24,7 @@ class KeyRefused(Exception):  # noqa: N818 - reads as what happened
     """The signing key cannot be used; `str` says which file, why, and the remedy."""
 
 
-def signing_key(state_dir: Path, credentials: Path | None = None) -> Ed25519PrivateKey:
+def load_key(state_dir: Path, credentials: Path | None = None) -> Ed25519PrivateKey:
     """The key of this installation, made when there is none.
 
     Args:

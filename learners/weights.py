@@ -41,11 +41,14 @@ def unpack(data: bytes) -> dict[str, Tensor]:
     Raises:
         WeightsRefused: a pickle, not safetensors, or a number that is not finite.
     """
-    if data.startswith(_PICKLE):
-        raise WeightsRefused("pickle", "the file is a pickle, which may run code; only safetensors is read")
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
+        # Only now: a header of 896 bytes makes a good safetensors file begin like a pickle too.
+        if data.startswith(_PICKLE):
+            raise WeightsRefused(
+                "pickle", "the file is a pickle, which may run code; only safetensors is read"
+            ) from None
         raise WeightsRefused("not_safetensors", f"not a whole safetensors file: {error}") from None
     check_finite(tensors)
     return tensors

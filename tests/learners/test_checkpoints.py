@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from learners import checkpoints as module
 from learners.checkpoints import CheckpointRefused, Checkpoints, Live
-from learners.signing import KeyRefused, signing_key
-from learners.weights import WeightsRefused, shapes_of, unpack
+from learners.signing import KeyRefused, load_key
+from learners.weights import WeightsRefused, pack, shapes_of, unpack
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
@@ -276,19 +276,19 @@ def test_a_foreign_version_is_adopted_under_our_key(folder: Checkpoints, tmp_pat
 
 
 def test_the_key_is_made_once_readable_by_its_owner_alone(tmp_path: Path) -> None:
-    key = signing_key(tmp_path)
+    key = load_key(tmp_path)
     path = tmp_path / "keys" / "checkpoint-key.pem"
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(path.parent.iterdir()) == [path]
     raw = serialization.Encoding.Raw, serialization.PublicFormat.Raw
-    assert signing_key(tmp_path).public_key().public_bytes(*raw) == key.public_key().public_bytes(*raw)
+    assert load_key(tmp_path).public_key().public_bytes(*raw) == key.public_key().public_bytes(*raw)
     path.chmod(0o640)
     with pytest.raises(KeyRefused, match="chmod 600"):
-        signing_key(tmp_path)
+        load_key(tmp_path)
     path.chmod(0o600)
     path.write_bytes(b"nonsense")
     with pytest.raises(KeyRefused, match="not an unencrypted PEM"):
-        signing_key(tmp_path)
+        load_key(tmp_path)
 
 
 def test_a_credential_of_systemd_comes_first_and_must_be_ed25519(tmp_path: Path) -> None:
@@ -296,13 +296,24 @@ def test_a_credential_of_systemd_comes_first_and_must_be_ed25519(tmp_path: Path)
     credentials.mkdir()
     pem = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (credentials / "checkpoint-key").write_bytes(KEY.private_bytes(*pem))
-    given = signing_key(tmp_path, credentials)
+    given = load_key(tmp_path, credentials)
     assert given.sign(b"x") == KEY.sign(b"x")
     assert not (tmp_path / "keys").exists()
     (credentials / "checkpoint-key").write_bytes(generate_private_key(65_537, 2_048).private_bytes(*pem))
     with pytest.raises(KeyRefused, match="Ed25519"):
-        signing_key(tmp_path, credentials)
-    assert signing_key(tmp_path, tmp_path / "none").sign(b"x") != KEY.sign(b"x")
+        load_key(tmp_path, credentials)
+    assert load_key(tmp_path, tmp_path / "none").sign(b"x") != KEY.sign(b"x")
+
+
+@pytest.mark.parametrize("opening", [2, 3, 4, 5])
+def test_a_header_that_looks_like_a_pickle_is_none(opening: int) -> None:
+    """The header's length is the file's first bytes: 896 reads as protocol 3."""
+    for length in range(1, 1_500):
+        data = pack({"x" * length: torch.zeros(1)})
+        if data.startswith(bytes((0x80, opening))):
+            assert len(unpack(data)) == 1
+            return
+    raise AssertionError("no such header was made")
 
 
 def test_unpack_refuses_an_empty_file() -> None:

@@ -1,0 +1,35 @@
+"""What the agent leaves for the learner: the spec of the policy it runs, in `state_dir/learner/spec.json`.
+
+Only the agent knows it, because only the agent loads the encoders, whose widths are part of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from learners.files import write_atomically
+from learners.model.spec import PolicySpec, SpecError
+
+
+def spec_path(state_dir: Path) -> Path:
+    """Where the spec lies."""
+    return state_dir / "learner" / "spec.json"
+
+
+def hand_over(state_dir: Path, spec: PolicySpec) -> bool:
+    """Leave the spec for the learner; False when it is there already."""
+    path = spec_path(state_dir)
+    content = spec.to_json()
+    if path.exists() and path.read_bytes() == content:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(path, content)
+    return True
+
+
+def take_over(state_dir: Path) -> PolicySpec | None:
+    """The spec the agent left; None while there is none that reads."""
+    try:
+        return PolicySpec.from_json(spec_path(state_dir).read_bytes())
+    except (FileNotFoundError, SpecError):
+        return None
