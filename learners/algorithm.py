@@ -23,6 +23,8 @@ from learners.sac import Sac
 
 ENCODER_RATE = 3e-4
 ENCODER_TRACK = 0.005
+NORMALISE = 4
+"""Rows of each batch that the running normalisation sees, so that it settles over thousands of updates, not a few."""
 
 
 def parts(heads: Heads, generator: torch.Generator) -> list[Part]:
@@ -54,7 +56,8 @@ class Algorithm:
     """Learns a policy from batches.
 
     Args:
-        policy: what acts; trained in place.
+        policy: what acts (`learners.model.policy.Policy`, or anything with its `encode`, `observe` and `heads`);
+            trained in place.
         generator: the only source of chance.
     """
 
@@ -72,16 +75,11 @@ class Algorithm:
         self.optimiser = torch.optim.Adam(trained, fused=True) if trained else None
 
     def observe(self, batch: Batch) -> None:
-        """Take in every transition once, in the order it was made, with discounts and taught marks or without.
-
-        The bandit's posterior lives from this alone; the others do not need it.
-        """
-        bandits = [part for part in self.parts if isinstance(part, Bandit)]
-        if bandits:
-            with torch.no_grad():
-                context_BC = self.policy.eval().encode(batch.features)
-            for part in bandits:
-                part.observe(context_BC, batch)
+        """Take in every transition once, in the order it was made. The bandit lives from this alone; others ignore it."""
+        self.policy.eval()
+        for part in self.parts:
+            if isinstance(part, Bandit):
+                part.observe(self.policy, batch)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from one batch; return the metrics, whose names start with the part's.
@@ -89,6 +87,8 @@ class Algorithm:
         Raises:
             FloatingPointError: a loss is not finite; the weights are still those of before.
         """
+        if self.policy.heads.bandit is None:  # a bandit's features must stay what they were
+            self.policy.observe(batch.features if self.updates == 0 else batch.features[:NORMALISE])
         self.policy.train()
         contexts = self._contexts(batch)
         losses, metrics = [], {}
@@ -118,8 +118,9 @@ class Algorithm:
                 now, upcoming = self.policy.encode(batch.features), self.policy.encode(batch.next_features)
             return Contexts(now, upcoming, upcoming)
         with torch.no_grad():
-            upcoming, slow = self.policy.encode(batch.next_features), self.target.encode(batch.next_features)
-        return Contexts(self.policy.encode(batch.features), upcoming, slow)
+            slow = self.target.encode(batch.next_features)
+            upcoming = self.policy.eval().encode(batch.next_features)
+        return Contexts(self.policy.train().encode(batch.features, generator=self.generator), upcoming, slow)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that an exact resume needs beside the policy's own weights, as flat tensors."""

@@ -11,12 +11,17 @@ Shapes: B batch, C context, F features, n choices.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from learners.batch import Batch
-from learners.parts import Contexts
+from learners.model.features import concat as join
+from learners.parts import Contexts, nest, pick
+
+SETTLE = 256
+"""Transitions until the normalisation of a bandit's features stands still; a power of two."""
 
 
 class LinearPosterior(nn.Module):
@@ -67,6 +72,11 @@ class LinearPosterior(nn.Module):
         )
         return list(pairs)
 
+    def reset(self) -> None:
+        """Return to the prior."""
+        self.covariance.copy_(torch.eye(self.covariance.shape[-1], dtype=torch.float64) / self.ridge)
+        self.moment.zero_()
+
     @torch.no_grad()
     def take(self, context_BC: Tensor, index_Ba: Tensor, reward_B: Tensor, weight_Ba: Tensor) -> None:
         """Take in B outcomes by rank-one updates (Sherman and Morrison 1950).
@@ -113,17 +123,40 @@ def thompson_probabilities(mean_Bn: Tensor, std_Bn: Tensor, points: int = 128) -
 class Bandit:
     """Learns the posterior head: exactly, from every transition once, not from sampled batches.
 
-    The features must stay what they were, so an algorithm with a bandit leaves the encoder as it is.
+    What the posterior knows holds only for features that stay as they are. So the encoder is left alone, and the running
+    normalisation settles on the first `SETTLE` transitions, which are taken in again each time it has moved: when their
+    number is a power of two.
     """
 
     def __init__(self, head: LinearPosterior, names: tuple[str, ...]) -> None:
         self.head, self.names = head, names
+        self._early: list[Batch] = []
+        self._settled = False
 
-    def observe(self, context_BC: Tensor, batch: Batch) -> None:
+    def observe(self, policy: Any, batch: Batch) -> None:
         """Take in B outcomes."""
+        for row in range(len(batch)):
+            if self._settled:
+                self._take(policy, batch[row:])
+                return
+            self._early.append(batch[row : row + 1])
+            count = len(self._early)
+            if count & (count - 1):
+                self._take(policy, self._early[-1])
+                continue
+            policy.observe(join([early.features for early in self._early[count // 2 :]]))
+            self.head.reset()
+            for early in self._early:
+                self._take(policy, early)
+            if count >= SETTLE:
+                self._settled, self._early = True, []
+
+    @torch.no_grad()
+    def _take(self, policy: Any, batch: Batch) -> None:
         index_Ba = torch.stack([batch.actions[name] for name in self.names], dim=-1)
         moved = [batch.moved.get(name, torch.ones_like(batch.rewards)).float() for name in self.names]
         weights_B = torch.ones_like(batch.rewards) if batch.weights is None else batch.weights
+        context_BC = policy.encode(batch.features)
         self.head.take(context_BC, index_Ba, batch.rewards, weights_B.unsqueeze(-1) * torch.stack(moved, dim=-1))
 
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -145,8 +178,14 @@ class Bandit:
         return {"bandit_std": torch.stack(stds).mean()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return nothing: the head holds it all."""
-        return {}
+        """Return the first transitions, while they are still needed; the head holds the rest."""
+        state = {"settled": torch.tensor(self._settled)}
+        for index, early in enumerate(self._early):
+            state |= nest(f"early{index}", early.tensors())
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up nothing."""
+        """Take up what `state_dict` gave."""
+        self._settled = bool(state["settled"])
+        count = len({name.split(".")[0] for name in state if name.startswith("early")})
+        self._early = [Batch.of(pick(f"early{index}", state)) for index in range(count)]

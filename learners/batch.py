@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from learners.model.features import Features
+from learners.model.features import Features
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,56 @@ class Batch:
     def __len__(self) -> int:
         """B."""
         return len(self.rewards)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """Return some of the transitions."""
+        cut = {
+            name: {key: value[rows] for key, value in getattr(self, name).items()}
+            for name in ("actions", "masks", "taught", "moved")
+        }
+        return Batch(
+            self.features[rows],
+            self.next_features[rows],
+            rewards=self.rewards[rows],
+            discounts=self.discounts[rows],
+            weights=None if self.weights is None else self.weights[rows],
+            **cut,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor by a dotted name, as a checkpoint holds them."""
+        flat = {"rewards": self.rewards, "discounts": self.discounts}
+        if self.weights is not None:
+            flat["weights"] = self.weights
+        for name in ("actions", "masks", "taught", "moved"):
+            flat |= {f"{name}.{key}": value for key, value in getattr(self, name).items()}
+        for name in ("features", "next_features"):
+            f: Features = getattr(self, name)
+            flat |= {f"{name}.tokens.{key}": value for key, value in f.tokens.items()}
+            flat |= {f"{name}.present": f.present, f"{name}.ages": f.ages}
+        return flat
+
+    @classmethod
+    def of(cls, flat: Mapping[str, Tensor]) -> Batch:
+        """Return the batch that `tensors` took apart."""
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
+
+        def features(name: str) -> Features:
+            return Features(below(f"{name}.tokens."), flat[f"{name}.present"], flat[f"{name}.ages"])
+
+        return cls(
+            features("features"),
+            features("next_features"),
+            below("actions."),
+            flat["rewards"],
+            flat["discounts"],
+            below("masks."),
+            below("taught."),
+            below("moved."),
+            flat.get("weights"),
+        )
 
     def weighted(self, loss_B: Tensor) -> Tensor:
         """Return the weighted mean of a loss B (or N,B)."""

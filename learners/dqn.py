@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from learners.batch import Batch, taught_mean
 from learners.exploration import masked
@@ -44,11 +45,11 @@ def quantile_huber(predicted_BK: Tensor, target_BJ: Tensor, kappa: float = 1.0) 
     """
     count = predicted_BK.shape[-1]
     middle_K = (torch.arange(count, device=predicted_BK.device, dtype=predicted_BK.dtype) + 0.5) / count
-    error_BKJ = target_BJ.unsqueeze(-2) - predicted_BK.unsqueeze(-1)
-    size_BKJ = error_BKJ.abs()
-    huber_BKJ = torch.where(size_BKJ <= kappa, 0.5 * size_BKJ.square(), kappa * (size_BKJ - 0.5 * kappa))
-    slope_BKJ = (middle_K.unsqueeze(-1) - (error_BKJ < 0).to(predicted_BK.dtype)).abs()
-    loss_B: Tensor = (slope_BKJ * huber_BKJ / kappa).mean(-1).sum(-1)
+    shape = (*predicted_BK.shape, target_BJ.shape[-1])
+    predicted_BK1, target_B1J = predicted_BK.unsqueeze(-1).expand(shape), target_BJ.unsqueeze(-2).expand(shape)
+    huber_BKJ = F.huber_loss(predicted_BK1, target_B1J, reduction="none", delta=kappa)
+    slope_BKJ = torch.where(target_B1J < predicted_BK1, 1 - middle_K.unsqueeze(-1), middle_K.unsqueeze(-1))
+    loss_B: Tensor = (slope_BKJ * huber_BKJ).mean(-1).sum(-1) / kappa
     return loss_B
 
 

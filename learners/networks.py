@@ -44,21 +44,22 @@ class BatchRenorm(nn.Module):
         """Normalise; in training also move the running statistics."""
         if not self.training or len(x_BH) < 2:
             return F.batch_norm(x_BH, self.mean, self.var, self.weight, self.bias, training=False, eps=self.eps)
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        r: Tensor | None = None
-        d: Tensor | None = None
         with torch.no_grad():
-            var, mean = torch.var_mean(x_BH, dim=0, correction=0)
-            if self.passes.item() >= self.warmup:
-                deviation = (self.var + self.eps).sqrt()
-                r = ((var + self.eps).sqrt() / deviation).clamp(1 / 3, 3)
-                d = ((mean - self.mean) / deviation).clamp(-5, 5)
+            self.passes += 1
+        if self.passes.item() <= self.warmup:
+            return F.batch_norm(
+                x_BH, self.mean, self.var, self.weight, self.bias, training=True, momentum=self.momentum, eps=self.eps
+            )
+        with torch.no_grad():
+            mean = x_BH.mean(0)
+            var = (x_BH.square().mean(0) - mean.square()).clamp_min(0)
+            deviation = (self.var + self.eps).sqrt()
+            r = ((var + self.eps).sqrt() / deviation).clamp(1 / 3, 3)
+            d = ((mean - self.mean) / deviation).clamp(-5, 5)
             self.mean.lerp_(mean, self.momentum)
             self.var.lerp_(var, self.momentum)
-            self.passes += 1
-        if r is not None and d is not None:  # r and d are constants to the gradient, so they fold into the affine part
-            weight, bias = weight * r, bias + weight * d
+        # r and d are constants to the gradient, so they fold into the affine part.
+        weight, bias = self.weight * r, self.bias + self.weight * d
         return F.batch_norm(x_BH, None, None, weight, bias, training=True, eps=self.eps)
 
 

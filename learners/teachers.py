@@ -115,3 +115,18 @@ def load(path: Path) -> list[Episode]:
                 )
             episodes.append(Episode(list(o), list(a), [float(x) for x in r], [bool(x) for x in d]))
     return episodes
+
+
+def episodes_of(environment: str, env: gymnasium.Env[Any, Any], source: int | Path) -> list[Episode]:
+    """Return so many scripted episodes, or those of a file.
+
+    Raises:
+        ValueError: there is no script for the environment, or the file is no file of episodes.
+    """
+    if isinstance(source, Path):
+        return load(source)
+    if environment not in SCRIPTS:
+        raise ValueError(
+            f"no scripted teacher for {environment}; there are {', '.join(SCRIPTS)}; or give a file of episodes"
+        )
+    return demonstrate(env, SCRIPTS[environment], range(4_000_000, 4_000_000 + source))

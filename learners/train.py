@@ -8,23 +8,32 @@ further episodes. `results.json` says which step it comes from. Steps of evaluat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
+import orjson
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from actuators.actions import Value
 from learners.algorithm import Algorithm
+from learners.checkpoints import Checkpoints
+from learners.curve import plot
 from learners.environments import Score, from_environment, run_episodes, to_environment
 from learners.model.features import concat
 from learners.model.policy import Policy
 from learners.model.spec import Algorithm as Name
 from learners.perception import Tokens, Window, specify, tokens, values_of
 from learners.replay import Replay
-from learners.teachers import Episode
+from learners.signing import load_key
+from learners.teachers import Episode, episodes_of
 from learners.transition import Transition
 
 SELECTION_SEED, FINAL_SEED, EVALUATION_SEED = 2_000_000, 3_000_000, 1_000_000
@@ -94,11 +103,16 @@ class Trainer:
         steps = s.choice_steps if choices else s.steps
         self.replay = Replay(self.spec, max_bytes=s.memory_bytes, steps=steps, taught_share=s.demonstrations)
         self.window = Window(self.spec)
-        self.updates = 0
         self.kept: list[Kept] = []
         self.evaluations: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
         self._episode = self._tick = self._observed = 0
+
+    @property
+    def algorithm_name(self) -> str:
+        """The algorithms in use, as `dqn` or `dqn+crossq`."""
+        kinds = self.policy.heads.kinds
+        return "+".join(name for name in (kinds.choice, kinds.continuous) if name is not None)
 
     def teach(self, episodes: Iterable[Episode]) -> int:
         """Store a teacher's episodes; return the number of transitions."""
@@ -242,3 +256,99 @@ class Trainer:
         assert best is not None
         self.policy.load_state_dict(best[1].weights)
         return best[1].step, Score.of(self.play(FINAL_SEED, self.settings.final_episodes))
+
+
+def train(
+    environment: str,
+    steps: int,
+    seed: int,
+    out: Path,
+    *,
+    algorithm: Name = "auto",
+    demonstrations: int | Path = 0,
+    progress: bool = True,
+    settings: TrainSettings | None = None,
+) -> dict[str, Any]:
+    """Train, and write `results.json`, `curve.png` and a signed checkpoint below `out`.
+
+    Args:
+        environment: a gymnasium id.
+        steps: of the environment.
+        seed: of everything random.
+        out: a folder; made if it is missing. Its `checkpoints` can be adopted, or run as a `state_dir`.
+        algorithm: as `policy.algorithm`.
+        demonstrations: so many episodes of the scripted teacher, or a file of episodes (see `learners.teachers`).
+        progress: show a bar on stderr.
+        settings: hyperparameters.
+
+    Raises:
+        ValueError: no such environment, actions or observations nothing here can handle, no script for demonstrations.
+    """
+    began_s = time.monotonic()
+    torch.set_flush_denormal(True)
+    trainer = Trainer(
+        _maker(environment), seed=seed, settings=replace(settings or TrainSettings(), algorithm=algorithm)
+    )
+    taught = trainer.teach(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
+    with _bar(progress, environment, steps) as bar:
+        trainer.report, tick = bar
+        trainer.run(steps, tick)
+    step, final = trainer.deliver()
+    results = {
+        "environment": environment,
+        "algorithm": trainer.algorithm_name,
+        "steps": steps,
+        "seed": seed,
+        "updates": trainer.algorithm.updates,
+        "wall_s": time.monotonic() - began_s,
+        "evaluations": trainer.evaluations,
+        "final": final.as_dict(),
+        "delivered": {"step": step, "chosen_by": SELECTION, "demonstrated_transitions": taught},
+        "settings": asdict(trainer.settings),
+    }
+    _write(out, trainer, results)
+    return results
+
+
+SELECTION = "highest mean on 30 further episodes among the four best evaluations; the final episodes took no part"
+
+
+def _maker(environment: str) -> Callable[[], gymnasium.Env[Any, Any]]:
+    try:
+        gymnasium.spec(environment)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"no environment {environment!r}: {error}") from None
+    return lambda: gymnasium.make(environment)
+
+
+def _write(out: Path, trainer: Trainer, results: dict[str, Any]) -> None:
+    """Write everything a run leaves."""
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(out / "checkpoints", load_key(out))
+    version = checkpoints.save(
+        {"policy": trainer.policy.state_dict()},
+        {"spec": orjson.loads(trainer.spec.to_json())},
+        metrics={"final_mean": results["final"]["mean"], "steps": results["steps"]},
+    )
+    checkpoints.promote(version)
+    results["checkpoint"] = version
+    (out / "results.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    title = f"{results['environment']}, {results['algorithm']}, seed {results['seed']}"
+    plot(out / "curve.png", title, trainer.evaluations, results["final"])
+
+
+@contextmanager
+def _bar(
+    show: bool,  # noqa: FBT001 - passed on from a keyword
+    environment: str,
+    steps: int,
+) -> Iterator[tuple[Callable[[int, Score], None], Callable[[int], None]]]:
+    """Give what to call after an evaluation and after a step."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task(environment, total=steps)
+
+        def report(step: int, score: Score) -> None:
+            bar.update(task, completed=step, description=f"{environment} {score.mean:.1f} ± {score.std:.1f}")
+
+        yield report, lambda step: bar.update(task, completed=step)

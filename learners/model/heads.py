@@ -199,7 +199,7 @@ class Heads(nn.Module):
         *,
         gamma: float = 0.99,
         hidden: tuple[int, ...] = (256, 256),
-        quantiles: int = 25,
+        quantiles: int = 16,
         critics: int = 2,
     ) -> None:
         super().__init__()
