@@ -108,12 +108,25 @@ def devices() -> None:
     """List the cameras and microphones found."""
     from rich.console import Console
     from rich.table import Table
+
     from sensors.devices import devices as find
 
+    found = find()
     table = Table("kind", "source", "name", "detail")
-    for device in find():
-        table.add_row(device.kind, str(device.source), device.name, device.detail)
+    for camera in found.cameras:
+        table.add_row(
+            "camera", str(camera.number), camera.name, camera.path if camera.usable else f"{camera.path}: not allowed"
+        )
+    for microphone in found.microphones:
+        table.add_row(
+            "microphone",
+            str(microphone.number),
+            microphone.name,
+            f"{microphone.channels} ch, {microphone.rate_hz:g} Hz",
+        )
     Console().print(table)
+    for problem in found.problems:
+        click.echo(problem, err=True)
 
 
 @main.command(cls=Examples, epilog="reflexd status\nreflexd status robot.yaml --json")

@@ -169,12 +169,15 @@ def what_was_done(proposed: dict[str, Action], verdict: link.Verdict | None) -> 
     """What each actuator was told at this tick and by whom; an unanswered proposal moved nothing."""
     if verdict is None:
         return {}, dict.fromkeys(proposed, "nobody")
-    executed = {
-        name: outcome.value
-        for name, outcome in verdict.outcomes.items()
-        if outcome.value is not None and outcome.by != "nobody"
-    }
-    return executed, {name: outcome.by for name, outcome in verdict.outcomes.items()}
+    executed = {n: o.value for n, o in verdict.outcomes.items() if o.value is not None and o.by != "nobody"}
+    return executed, {name: _credit(proposed.get(name), outcome) for name, outcome in verdict.outcomes.items()}
+
+
+def _credit(proposed: Action | None, outcome: link.Outcome) -> By:
+    """The policy is credited with what it proposed at this tick, not with an earlier action that a refusal left in force."""
+    if outcome.by == "policy" and (proposed is None or proposed.value != outcome.value):
+        return "nobody"
+    return outcome.by
 
 
 def overall_mode(modes: dict[str, str]) -> str:

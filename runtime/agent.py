@@ -1,0 +1,124 @@
+"""The agent process: runs what `assembly.py` built from the settings, until told to stop.
+
+`python -m runtime.agent CONFIG --gate-fd N`, started by the supervisor. It has no right to write an actuator topic: it
+proposes, the gate acts. SIGTERM ends the tick first and then puts everything away, so that nothing acknowledged is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from runtime import child, log
+from runtime.assembly import Parts, assemble
+from runtime.config import Loaded, load
+from runtime.gatelink import GateGone
+from sensors.base import Sensor
+
+_LOG = structlog.get_logger(__name__)
+DECODERS = 2
+"""Threads that decode pictures and resample sound."""
+OUTBOX_POLL_S = 0.5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process's entry; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="runtime.agent", description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--gate-fd", type=int, required=True)
+    parser.add_argument("--fault", action="append", default=[])
+    parser.add_argument("--verbose", action="store_true")
+    given = parser.parse_args(arguments)
+    child.become("agent")
+    loaded = load(given.config)
+    log.configure(verbose=given.verbose, secrets=loaded.secrets)
+    end = socket.socket(fileno=given.gate_fd)
+    end.setblocking(False)
+    try:
+        asyncio.run(run(loaded, end, given.fault))
+    except* GateGone as gone:
+        _LOG.error("agent.gate_gone", reason=str(gone.exceptions[0]))  # noqa: TRY400 - expected, no traceback
+        return 1
+    return 0
+
+
+async def run(loaded: Loaded, end: socket.socket, faults: list[str]) -> None:
+    """Build everything, run until SIGTERM, and put everything away in order."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as decoders:
+        parts = await assemble(loaded, end, faults, decoders)
+        _settle_memory()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(job, name=name) for name, job in jobs(parts).items()]
+                group.create_task(_end_when(stopping, tasks), name="stop")
+        finally:
+            await asyncio.to_thread(parts.put_away)
+
+
+def jobs(parts: Parts) -> dict[str, Coroutine[Any, Any, None]]:
+    """Every task of the agent by name."""
+    running: dict[str, Coroutine[Any, Any, None]] = {
+        "control mqtt": parts.control.run(),
+        "media mqtt": parts.media.run(),
+        "gate": parts.ticker.gate.listen(),
+        "intake": parts.intake.run(),
+        "tick": parts.ticker.run(),
+        "swap": parts.swap.run(),
+        "requests": parts.requests.run(),
+        "health": parts.reporter.health(parts.health),
+        "outbox": _forward(parts),
+    }
+    for name, sensor in parts.sensors.items():
+        if isinstance(sensor, Sensor):
+            running[f"sensor {name}"] = _sense(parts, sensor)
+    return running | parts.extra_jobs()
+
+
+async def _sense(parts: Parts, sensor: Sensor) -> None:
+    """One sensor that runs by itself; its losses and recoveries are events."""
+
+    def lost(reason: str) -> None:
+        parts.reporter.event("sensor_lost", {"stream": sensor.name, "reason": reason})
+
+    def recovered() -> None:
+        parts.reporter.event("sensor_recovered", {"stream": sensor.name})
+
+    await sensor.run(parts.inbox.put, lost, recovered)
+
+
+async def _forward(parts: Parts) -> None:
+    """Events of the learner, which has no connection of its own."""
+    while True:
+        for event in await asyncio.to_thread(parts.outbox.collect):
+            parts.reporter.event(event.kind, event.fields)
+            event.acknowledge()
+        await asyncio.sleep(OUTBOX_POLL_S)
+
+
+async def _end_when(stopping: asyncio.Event, tasks: list[asyncio.Task[Any]]) -> None:
+    await stopping.wait()
+    for task in tasks:
+        task.cancel()
+
+
+def _settle_memory() -> None:
+    """What was built lives as long as the process: the collector need not walk it at every full pass (30 ms with torch)."""
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

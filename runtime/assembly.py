@@ -1,0 +1,230 @@
+"""Builds the agent from its settings: sensors, inbox, engine, store, connections, and who listens to whom.
+
+The only place that builds them. Reads top-down as the data flows; does nothing by itself once it has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+import uuid
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.experience import Store
+from learners.handover import hand_over
+from learners.outbox import Outbox
+from learners.rewards import build_rewards
+from learners.signing import load_key
+from runtime.clock import MonotonicClock, Pacer
+from runtime.config import Loaded
+from runtime.engine import Engine
+from runtime.feedback import Feedback
+from runtime.gatelink import GateLink
+from runtime.health import Health
+from runtime.inbox import Inbox
+from runtime.intake import Intake
+from runtime.metrics import Metrics
+from runtime.metrics_http import serve
+from runtime.mqtt import Address, Connection, Message
+from runtime.preview import Previews
+from runtime.raw import RawKeeper, streams_to_keep
+from runtime.reporter import Reporter
+from runtime.requests import Requests
+from runtime.settings import Config
+from runtime.swap import Swap
+from runtime.tick import Ticker
+from runtime.topics import Topics
+from sensors.base import Sensor, TopicSensor
+from sensors.faults import apply_fault, parse_fault
+from sensors.registry import build
+
+
+@dataclass(slots=True)
+class Parts:
+    """What was built, in the order the data flows."""
+
+    config: Config
+    sensors: Mapping[str, Sensor | TopicSensor]
+    inbox: Inbox
+    intake: Intake
+    engine: Engine
+    ticker: Ticker
+    store: Store
+    feedback: Feedback
+    checkpoints: Checkpoints
+    swap: Swap
+    outbox: Outbox
+    control: Connection
+    media: Connection
+    reporter: Reporter
+    requests: Requests
+    health: Health
+    jobs: dict[str, Coroutine[Any, Any, None]] = field(default_factory=dict)
+    """Further tasks: metrics, language tasks, previews."""
+
+    def put_away(self) -> None:
+        """Commit and close everything that holds data; takes up to a few seconds."""
+        if self.reporter.recorder is not None:
+            self.reporter.recorder.close()
+        self.store.close()
+        self.engine.close()
+
+
+async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decoders: ThreadPoolExecutor) -> Parts:
+    """Build the agent; loading and calibrating the models takes seconds, off the loop.
+
+    Raises:
+        ValueError: settings that only show when used, such as a fault for an unknown stream.
+    """
+    config = loaded.config
+    topics = Topics(config.agent)
+    clock = MonotonicClock()
+    control, media = (_connection(config, part) for part in ("agent", "media"))
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, agent=config.agent, version=installed_version("reflexd"))
+    reporter = Reporter(control, topics, metrics)
+    checkpoints = _checkpoints(config)
+    sensors = {name: build(name, settings) for name, settings in config.streams.items()}
+    sensors |= _with_faults(sensors, faults)
+    inbox = Inbox(config.streams)
+    intake = Intake(
+        {n: (s, config.streams[n].kind) for n, s in sensors.items() if isinstance(s, TopicSensor)}, inbox.put, decoders
+    )
+    engine = await _engine(config, checkpoints, reporter)
+    store = Store(config.state_dir / "experience", config.experience, on_event=reporter.event)
+    feedback = Feedback(store, reporter.event, config.rewards, frozenset(config.tasks), clock.now, time.time)
+    ticker = Ticker(
+        session=uuid.uuid4().hex[:12],
+        pacer=Pacer(config.tick.period_s, clock),
+        clock=clock,
+        inbox=inbox,
+        engine=engine,
+        gate=GateLink(end),
+        memory=store,
+        rewards=build_rewards(config.rewards, config.streams, config.actuators),
+        report=reporter.ticked,
+        mode=config.mode,
+    )
+    progress = config.state_dir / "learner" / "progress.json"
+    health = Health(ticker, inbox, intake, sensors, store, feedback, progress, config.learner.enabled)
+    parts = Parts(
+        config=config,
+        sensors=sensors,
+        inbox=inbox,
+        intake=intake,
+        engine=engine,
+        ticker=ticker,
+        store=store,
+        feedback=feedback,
+        checkpoints=checkpoints,
+        swap=Swap(checkpoints, engine, reporter.event),
+        outbox=Outbox(config.state_dir / "learner" / "outbox"),
+        control=control,
+        media=media,
+        reporter=reporter,
+        requests=_requests(control, topics, checkpoints, reporter),
+        health=health,
+    )
+    _listen(parts, topics, decoders)
+    _measure(parts, registry)
+    return parts
+
+
+def _connection(config: Config, part: str) -> Connection:
+    """`agent` for control, `media` for what may be large: the broker drops a connection for one oversized packet."""
+    return Connection(Address.of(config.mqtt, "agent"), f"reflexd-{config.agent}-{part}")
+
+
+def _checkpoints(config: Config) -> Checkpoints:
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    key = load_key(config.state_dir, Path(credentials) if credentials else None)
+    keep = config.promotion
+    return Checkpoints(config.state_dir / "checkpoints", key, keep_last=keep.keep_last, keep_best=keep.keep_best)
+
+
+def _with_faults(sensors: Mapping[str, Sensor | TopicSensor], faults: list[str]) -> dict[str, Sensor | TopicSensor]:
+    broken: dict[str, Sensor | TopicSensor] = {}
+    for text in faults:
+        fault = parse_fault(text)
+        if fault.stream not in sensors:
+            raise ValueError(f"--fault {text}: no stream {fault.stream!r}; there are {sorted(sensors)}")
+        broken[fault.stream] = apply_fault(broken.get(fault.stream, sensors[fault.stream]), fault)
+    return broken
+
+
+async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter) -> Engine:
+    """The engine with the live policy, else untrained weights, which the run says aloud."""
+    engine = await asyncio.to_thread(build_engine, config)
+    hand_over(config.state_dir, engine.spec)
+
+    def refused(refusal: CheckpointRefused) -> None:
+        reporter.event(
+            "checkpoint_refused", {"version": refusal.version, "reason": refusal.reason, "detail": refusal.detail}
+        )
+
+    loaded = await asyncio.to_thread(checkpoints.load_live, refused, engine.shapes)
+    if loaded is None:
+        reporter.event(
+            "policy_untrained", {"remedy": "let the learner run, or put a checkpoint of `reflexd train` in place"}
+        )
+    else:
+        await engine.load(checkpoints.folder / loaded.manifest.version)
+    return engine
+
+
+def _listen(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
+    """Route every topic to whoever takes it."""
+    for name, sensor in parts.sensors.items():
+        if isinstance(sensor, TopicSensor):
+            link = parts.control if parts.config.streams[name].kind in {"text", "telemetry"} else parts.media
+            link.on(sensor.topic or topics("in", name), partial(_offer, parts.intake, name), qos=0)
+    parts.control.on(topics("reward"), lambda message: parts.feedback.reward(message.payload))
+    parts.control.on(topics("label"), lambda message: parts.feedback.label(message.payload))
+    parts.requests.listen()
+    keeper = RawKeeper(parts.store, streams_to_keep(parts.config), opencv.encode, decoders)
+    if keeper.streams:
+        parts.reporter.on_tick.append(keeper.ticked)
+    viewer = Viewer(Previews(opencv.encode), parts.media, topics, decoders)
+    parts.control.on(topics("watch"), viewer.watch, qos=0)
+    parts.reporter.on_tick.append(viewer.ticked)
+
+
+def _offer(intake: Intake, stream: str, message: Message) -> None:
+    intake.offer(stream, message.payload, message.stamp_s)
+
+
+def _measure(parts: Parts, registry: CollectorRegistry) -> None:
+    metrics = parts.config.metrics
+    if metrics is not None:
+        parts.jobs["metrics"] = _serve(application(registry, partial(unready, parts)), metrics.listen)
+
+
+async def _serve(app: web.Application, listen: str) -> None:
+    async with serve(app, listen):
+        await asyncio.Event().wait()
+
+
+def unready(parts: Parts) -> list[str]:
+    """What keeps the agent from being ready, in words."""
+    ticker, verdict = parts.ticker, parts.ticker.gate.latest
+    reasons = [
+        f"stream {name} is stale" for name in parts.inbox.stale(ticker.clock.now()) if name in parts.inbox.required
+    ]
+    if not parts.control.connected:
+        reasons.append("no connection to the broker")
+    if verdict is None:
+        reasons.append("no tick was answered by the gate yet")
+    elif not verdict.armed and parts.config.gate.arm == "auto" and ticker.mode == "autonomous":
+        reasons.append("stopped" if verdict.stopped else "not armed")
+    return reasons

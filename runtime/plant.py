@@ -1,0 +1,93 @@
+"""Puts a simulated device behind the broker, in real time: `reflexd plant` and the child that `plant:` starts.
+
+The device itself (actuators/) knows topics and payloads and nothing of connections; this carries them. It is a process of its
+own and reaches the daemon over MQTT alone, as a real device would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+
+import structlog
+import yaml
+
+from actuators.registry import build_plant, plant_settings
+from actuators.simulated import Plant
+from runtime import child, log
+from runtime.clock import MonotonicClock, Pacer
+from runtime.config import load
+from runtime.mqtt import Address, Connection, Message
+from runtime.settings import MqttSettings
+
+_LOG = structlog.get_logger(__name__)
+
+
+def run_plant(environment: str, *, agent: str, url: str, seed: int, rate_hz: float | None) -> None:
+    """Run until Ctrl-C."""
+    log.configure()
+    settings = MqttSettings(url=url)
+    asyncio.run(serve(build_plant(environment, agent=agent, seed=seed, rate_hz=rate_hz), settings, agent))
+
+
+def print_config(environment: str, agent: str, url: str, rate_hz: float | None) -> None:
+    """The settings file of an agent that controls this environment."""
+    settings = plant_settings(environment, agent=agent, rate_hz=rate_hz) | {"mqtt": {"url": url}}
+    sys.stdout.write(yaml.safe_dump(settings, sort_keys=False))
+
+
+async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
+    """Carry messages between the plant and the broker until SIGTERM or Ctrl-C."""
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    link = Connection(Address.of(settings, "agent"), f"reflexd-{agent}-plant")
+    for topic in plant.subscriptions():
+        link.on(topic, lambda message: _receive(plant, message))
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(link.run(), name="plant mqtt"), group.create_task(_step(plant, link), name="plant")]
+        await ending.wait()
+        for task in tasks:
+            task.cancel()
+
+
+def _receive(plant: Plant, message: Message) -> None:
+    plant.receive(message.topic, message.payload, retained=message.retain, now_s=time.time())
+
+
+async def _step(plant: Plant, link: Connection) -> None:
+    """Step on monotonic deadlines; a slow step skips, as the world would not wait either."""
+    pacer = Pacer(plant.period_s, MonotonicClock())
+    await link.up()
+    while True:
+        await pacer.next()
+        for out in await asyncio.to_thread(plant.step, time.time()):
+            link.post(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The child of the supervisor: `python -m runtime.plant CONFIG`."""
+    path = Path((arguments or sys.argv[1:])[0])
+    loaded = load(path)
+    log.configure(secrets=loaded.secrets)
+    child.become("plant")
+    config = loaded.config
+    if config.plant is None:
+        _LOG.error("plant.none", reason=f"{path} has no plant:")
+        return 2
+    plant = build_plant(
+        config.plant.environment,
+        agent=config.agent,
+        seed=config.plant.seed,
+        rate_hz=None,
+        takeovers=config.plant.takeovers,
+    )
+    asyncio.run(serve(plant, config.mqtt, config.agent))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
