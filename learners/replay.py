@@ -189,6 +189,11 @@ class Replay:
                     ring.added += 1
         self._trail = held.trail
 
+    def newest(self, count: int) -> Features | None:
+        """Features [B, H] of the last `count` taken, whether they can be drawn or not; None if there are none."""
+        count = min(count, self._main.held)
+        return self._features(self._main.order()[-count:]) if count else None
+
     def strata(self) -> Strata:
         """What can be drawn."""
         lists = self._special()
@@ -379,15 +384,16 @@ class Replay:
         return np.where(at >= self._main.stop, self._reserve.before(at), self._main.before(at))
 
     def _features(self, positions: NDArray[np.int64]) -> Features:
-        """Features [B, H], oldest first; what is before a session's start is missing."""
+        """Features [B, H], oldest first; a session's first state stands for those before it, as when acting."""
         history = self.spec.history
         at_BH = np.repeat(positions[:, None], history, axis=1)
-        alive_BH = np.ones_like(at_BH, dtype=bool)
+        alive_B = np.ones(len(positions), bool)
         for h in range(history - 2, -1, -1):
-            before = self._before(at_BH[:, h + 1])
-            alive_BH[:, h] = alive_BH[:, h + 1] & self._preceded_N[at_BH[:, h + 1]] & ~self._done_N[before]
-            at_BH[:, h] = np.where(alive_BH[:, h], before, positions)
-        present_BHS = self._present(at_BH) & alive_BH[..., None]
+            later = at_BH[:, h + 1]
+            before = self._before(later)
+            alive_B &= self._preceded_N[later] & ~self._done_N[before]
+            at_BH[:, h] = np.where(alive_B, before, later)
+        present_BHS = self._present(at_BH)
         ages_BHS = np.where(present_BHS, self._ages_NS[at_BH], np.inf).astype(np.float32)
         tokens = {name: _gather(array, at_BH) for name, array in self._tokens.items()}
         return Features(tokens, torch.from_numpy(present_BHS), torch.from_numpy(ages_BHS))

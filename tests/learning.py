@@ -18,6 +18,7 @@ from learners.journal import Journal
 from learners.learner import Learner
 from learners.model.features import Features
 from learners.model.heads import Heads
+from learners.model.normalise import Normaliser
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.reader import Reader
 from learners.source import Source
@@ -33,13 +34,18 @@ class SmallPolicy(nn.Module):
 
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
+        self.normalise = Normaliser(2)
         self.encoder = nn.Linear(2, 8)
         self.dropout = nn.Dropout(0.1)
         self.heads = Heads(spec.actions, 8, gamma=spec.gamma, hidden=(32,), quantiles=5)
 
-    def encode(self, features: Features) -> Tensor:
-        out: Tensor = self.dropout(torch.tanh(self.encoder(features.tokens["joints"][:, -1, 0])))
+    def encode(self, features: Features, *, generator: torch.Generator | None = None) -> Tensor:
+        x = self.normalise(features.tokens["joints"][:, -1, 0])
+        out: Tensor = self.dropout(torch.tanh(self.encoder(x)))
         return out
+
+    def observe(self, features: Features) -> None:
+        self.normalise.observe(features.tokens["joints"].flatten(0, -2))
 
 
 def learner_settings(**fields: Any) -> LearnerSettings:

@@ -108,11 +108,12 @@ def test_history_stops_where_a_session_or_the_world_began() -> None:
         memory.append(tick(n, done=n == 1))
     batch = memory.ordered(0, 9)
     assert batch is not None
-    nan = float("nan")
-    expected = [[nan, nan, 0], [nan, 0, 1], [nan, nan, 2]]
-    np.testing.assert_equal(ticks(batch.features), expected)
-    assert torch.isinf(batch.features.ages[0, 0]).all()
-    np.testing.assert_equal(ticks(batch.next_features)[2], [nan, 2, 3])
+    assert ticks(batch.features) == [[0, 0, 0], [0, 0, 1], [2, 2, 2]]
+    assert ticks(batch.next_features)[2] == [2, 2, 3]
+    newest = memory.newest(2)
+    assert newest is not None
+    assert ticks(newest) == [[2, 2, 2], [2, 2, 3]]
+    assert replay().newest(5) is None
 
 
 def naive(transitions: list[Transition], i: int, steps: int, gamma: float) -> tuple[float, float, int] | None:
