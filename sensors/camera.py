@@ -45,8 +45,6 @@ class CameraSensor:
     ) -> None:
         self.name = name
         self.drops: Counter[str] = Counter()
-        self.fps = 0.0
-        """What the source says of itself; 0 while unknown."""
         source = _source(settings.source)
         self._shown = redact(str(source))
         self._seq = 0

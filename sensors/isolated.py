@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from sensors.driver import Job, Message, pack_job, read_message
@@ -30,7 +30,7 @@ class Driver:
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self) -> Generator[Message]:
         """Start the process and yield what it says until it ends or is stopped."""
         mine, theirs = socket.socketpair()
         self._socket = mine

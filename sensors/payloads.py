@@ -31,11 +31,11 @@ def parse_json(payload: bytes, limit: int = MAX_JSON_BYTES) -> Any:
 
 def _deeper_than(value: object, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [child for item in level for child in _children(item)]
         if not level:
             return False
-    return True
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _children(item: object) -> list[object]:

@@ -36,14 +36,10 @@ def build(name: str, settings: AnyStream, *, clock: Callable[[], float] = time.m
         ValueError: the settings name something that does not exist; the message says what would be right.
     """
     match settings:
-        case CameraSettings(source=source):
-            if is_topic(source):
-                return TopicCamera(name, topic_of(source), settings.max_pixels)
-            return CameraSensor(name, settings, clock=clock)
-        case MicrophoneSettings(source=source):
-            if is_topic(source):
-                return TopicMicrophone(name, topic_of(source), settings)
-            return MicrophoneSensor(name, settings, clock=clock)
+        case CameraSettings():
+            return _camera(name, settings, clock)
+        case MicrophoneSettings():
+            return _microphone(name, settings, clock)
         case TextSettings():
             return _text(name, settings, clock)
         case TelemetrySettings():
@@ -62,6 +58,18 @@ def topic_of(source: int | str) -> str | None:
     if "+" in name or "#" in name:
         raise ValueError(f"{source!r}: a stream has one topic, without + or #")
     return name or None
+
+
+def _camera(name: str, settings: CameraSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:
+    if is_topic(settings.source):
+        return TopicCamera(name, topic_of(settings.source), settings.max_pixels)
+    return CameraSensor(name, settings, clock=clock)
+
+
+def _microphone(name: str, settings: MicrophoneSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:
+    if is_topic(settings.source):
+        return TopicMicrophone(name, topic_of(settings.source), settings)
+    return MicrophoneSensor(name, settings, clock=clock)
 
 
 def _text(name: str, settings: TextSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:

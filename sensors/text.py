@@ -19,6 +19,7 @@ from pathlib import Path
 from sensors.base import PayloadRefused, Publish
 from sensors.payloads import parse_json
 from sensors.readings import Text
+from sensors.threads import tell
 
 _CHUNK = 65_536
 _BYTES_PER_CHAR = 4
@@ -164,10 +165,10 @@ class StdinText(_LineSensor):
                     data = os.read(self._descriptor, _CHUNK)
                     self._take(self._lines.feed(data) if data else self._lines.flush(), publish)
                     if not data:
-                        loop.call_soon_threadsafe(ended.set)
+                        tell(loop, ended.set)
                         return
             except OSError:
-                loop.call_soon_threadsafe(ended.set)
+                tell(loop, ended.set)
             finally:
                 os.close(wake_read)
 
@@ -200,21 +201,22 @@ class FollowedText(_LineSensor):
         self._skip = True
         """True until the first look: what is already in the file is not news."""
 
+    @property
+    def following(self) -> bool:
+        """Whether the file is open."""
+        return self._file is not None
+
     async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
         """Deliver appended lines until cancelled."""
         loop = asyncio.get_running_loop()
         stop = threading.Event()
 
-        def tell(reason: str | None) -> None:
-            if stop.is_set():
-                return
-            if reason is None:
-                loop.call_soon_threadsafe(recovered)
-            else:
-                loop.call_soon_threadsafe(lost, reason)
+        def report(reason: str | None) -> None:
+            if not stop.is_set():
+                tell(loop, recovered) if reason is None else tell(loop, lost, reason)
 
         thread = threading.Thread(
-            target=self._follow, args=(publish, tell, stop), name=f"text {self.name}", daemon=True
+            target=self._follow, args=(publish, report, stop), name=f"text {self.name}", daemon=True
         )
         thread.start()
         try:
@@ -222,13 +224,13 @@ class FollowedText(_LineSensor):
         finally:
             stop.set()
 
-    def _follow(self, publish: Publish, tell: Callable[[str | None], None], stop: threading.Event) -> None:
+    def _follow(self, publish: Publish, report: Callable[[str | None], None], stop: threading.Event) -> None:
         missing = False
         while not stop.is_set():
             reason = self._look(publish)
             if (reason is not None) != missing:
                 missing = reason is not None
-                tell(reason)
+                report(reason)
             stop.wait(self._poll_s)
         self._close()
 

@@ -1,8 +1,7 @@
 """Keeps one source alive: connects, judges it by the age of its data, reports, replaces it, backs off.
 
 No driver time-out is trusted. A source is lost when its newest datum is older than its period plus `grace_s`, whatever
-the driver says, and its driver is replaced after `replace_s` of silence. The period is learned: the median of the last
-gaps, so that a camera slower than asked is not reported at every frame. Knows neither pictures nor sound.
+the driver says, and its driver is replaced after `replace_s` of silence. The period is learned from the last gaps, so that a camera slower than asked is not reported at every frame. Knows neither pictures nor sound.
 """
 
 from __future__ import annotations
@@ -12,18 +11,22 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import orjson
 
 from sensors.base import SensorLost
 from sensors.driver import Message
+from sensors.threads import tell
 
 
 class Connection(Protocol):
     """One attempt to use a source."""
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self) -> Generator[Message]:
         """What it says until it ends; blocks."""
 
     def stop(self) -> None:
@@ -46,7 +49,7 @@ class Limits:
     """A connection that fell silent for this long is replaced."""
     back_off_s: tuple[float, float] = (0.25, 4.0)
     """First and longest wait between two connections."""
-    probe_wait_s: float = 1.0
+    probe_wait_s: float = 0.5
     """Longest wait while the source is plainly absent, which costs nothing to find out."""
 
 
@@ -63,6 +66,7 @@ class Period:
 
     def __init__(self, floor_s: float) -> None:
         self._floor_s = floor_s
+        self._claimed_s = 0.0
         self._gaps: deque[float] = deque(maxlen=9)
         self._last_s: float | None = None
 
@@ -72,14 +76,21 @@ class Period:
             self._gaps.append(stamp_s - self._last_s)
         self._last_s = stamp_s
 
+    def claim(self, period_s: float) -> None:
+        """What the source says of itself: believed until it was seen."""
+        self._claimed_s = period_s
+
     def restart(self) -> None:
         """A new connection: what lies between is no gap."""
         self._last_s = None
 
     @property
     def value_s(self) -> float:
-        """The median gap, not below the floor."""
-        return max(self._floor_s, statistics.median(self._gaps)) if self._gaps else self._floor_s
+        """The mean gap, an interruption counting as twice the median; not below the floor."""
+        if not self._gaps:
+            return max(self._floor_s, self._claimed_s)
+        longest_s = 2 * statistics.median(self._gaps)
+        return max(self._floor_s, statistics.fmean(min(gap, longest_s) for gap in self._gaps))
 
 
 class Watcher:
@@ -100,6 +111,8 @@ class Watcher:
         self.name = name
         self.counts: Counter[str] = Counter()
         """connections, replaced, failed."""
+        self.fps = 0.0
+        """Data a second as the source claims; 0 while unknown."""
         self._connect = connect
         self._take = take
         self._limits = limits
@@ -107,7 +120,7 @@ class Watcher:
         self._begin = begin
         self._clock = clock
         self._period = Period(limits.period_s)
-        self._arrived = asyncio.Event()
+        self._changed: asyncio.Future[None] | None = None
         self._newest_s: float | None = None
         self._reported = False
 
@@ -130,7 +143,6 @@ class Watcher:
         """One connection from start to end; why it ended."""
         loop = asyncio.get_running_loop()
         self._newest_s = None
-        self._arrived.clear()
         self._period.restart()
         connection = self._connect()
         done: asyncio.Future[SensorLost] = loop.create_future()
@@ -152,34 +164,36 @@ class Watcher:
         recovered: Callable[[], None],
     ) -> None:
         """The reader's thread: from the probe to the end of the messages."""
-        reason: SensorLost = SensorLost("the driver process ended without a word")
         try:
             self._probe()
             self._begin()
-            for message in connection.messages():
-                if message.kind == "E":
-                    reason = SensorLost(message.text)
-                elif message.kind == "X":
-                    reason = Ended("the recording has ended; set loop: true to repeat it")
-                elif self._take(message):
-                    loop.call_soon_threadsafe(self._note, done, message.stamp_s, recovered)
-        except SensorLost as error:
-            reason = error
-        except RuntimeError:  # the loop was closed while this thread still read
-            return
-        try:
-            loop.call_soon_threadsafe(_finish, done, reason)
-        except RuntimeError:
-            return
+            with closing(connection.messages()) as messages:
+                for message in messages:
+                    _raise_if_last(message)
+                    if message.kind == "O":
+                        tell(loop, self._opened, message)
+                    elif self._take(message):
+                        tell(loop, self._note, done, message.stamp_s, recovered)
+        except SensorLost as reason:
+            tell(loop, _finish, done, reason)
+        else:
+            tell(loop, _finish, done, SensorLost("the driver process ended without a word"))
+
+    def _opened(self, message: Message) -> None:
+        """The source says what it is (event loop)."""
+        self.fps = float(orjson.loads(message.body)["fps"])
+        self._period.claim(1.0 / self.fps if self.fps > 0 else 0.0)
 
     def _note(self, done: asyncio.Future[SensorLost], stamp_s: float, recovered: Callable[[], None]) -> None:
         """A datum arrived (event loop)."""
         if done.done():
             return
+        first, self._newest_s = self._newest_s is None, stamp_s
         self._period.add(stamp_s)
-        self._newest_s = stamp_s
-        self._arrived.set()
-        if self._reported and self._clock() - stamp_s <= self._period.value_s + self._limits.grace_s:
+        back = self._reported and self._clock() - stamp_s <= self._report_after_s()
+        if (first or back) and self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)  # other limits hold from now on
+        if back:
             self._reported = False
             recovered()
 
@@ -187,7 +201,9 @@ class Watcher:
         """Wait for the end, or for silence that calls for a new connection."""
         start_s = self._clock()
         while not done.done():
-            await asyncio.wait({done}, timeout=self._patience_s(start_s))
+            self._changed = asyncio.get_running_loop().create_future()
+            events: list[asyncio.Future[Any]] = [done, self._changed]
+            await asyncio.wait(events, timeout=self._patience_s(start_s), return_when=asyncio.FIRST_COMPLETED)
             if done.done():
                 break
             age_s = self._clock() - (start_s if self._newest_s is None else self._newest_s)
@@ -220,6 +236,13 @@ class Watcher:
         if not self._reported:
             self._reported = True
             lost(reason)
+
+
+def _raise_if_last(message: Message) -> None:
+    if message.kind == "E":
+        raise SensorLost(message.text)
+    if message.kind == "X":
+        raise Ended("the recording has ended; set loop: true to repeat it")
 
 
 def _finish(done: asyncio.Future[SensorLost], reason: SensorLost) -> None:
