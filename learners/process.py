@@ -35,10 +35,10 @@ from learners.learner import Learner
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.outbox import Outbox
-from learners.progress import Progress
 from learners.reader import Reader
 from learners.signing import load_key
 from learners.source import Source
+from learners.status import Progress
 
 POLL_S = 0.2
 LEARNER_STATE_LIMIT = 64_000_000
@@ -253,7 +253,7 @@ class Background:
         self.progress.tell(self.learner.position.update, lambda: {"state": state, **self.figures()}, now=now)
 
     def figures(self) -> dict[str, Any]:
-        """What `progress.json` says; see `progress.py`."""
+        """What `progress.json` says; see `status.py`."""
         learner = self.learner
         metrics = learner.metrics
         strata = learner.replay.strata()
