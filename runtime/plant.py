@@ -17,6 +17,7 @@ import yaml
 
 from actuators.registry import build_plant, plant_settings
 from actuators.simulated import Plant
+from actuators.wire import Outgoing
 from runtime import child, log
 from runtime.clock import MonotonicClock, Pacer
 from runtime.config import load
@@ -46,7 +47,7 @@ async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     link = Connection(Address.of(settings, "agent"), f"reflexd-{agent}-plant")
     for topic in plant.subscriptions():
-        link.on(topic, lambda message: _receive(plant, message))
+        link.on(topic, lambda message: _receive(plant, link, message))
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(link.run(), name="plant mqtt"), group.create_task(_step(plant, link), name="plant")]
         await ending.wait()
@@ -54,8 +55,8 @@ async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
             task.cancel()
 
 
-def _receive(plant: Plant, message: Message) -> None:
-    plant.receive(message.topic, message.payload, retained=message.retain, now_s=time.time())
+def _receive(plant: Plant, link: Connection, message: Message) -> None:
+    _post(link, plant.receive(message.topic, message.payload, retained=message.retain, now_s=time.time()))
 
 
 async def _step(plant: Plant, link: Connection) -> None:
@@ -64,8 +65,12 @@ async def _step(plant: Plant, link: Connection) -> None:
     await link.up()
     while True:
         await pacer.next()
-        for out in await asyncio.to_thread(plant.step, time.time()):
-            link.post(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
+        _post(link, await asyncio.to_thread(plant.step, time.time()))
+
+
+def _post(link: Connection, messages: list[Outgoing]) -> None:
+    for out in messages:
+        link.post(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
 
 
 def main(arguments: list[str] | None = None) -> int:
