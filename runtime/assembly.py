@@ -6,7 +6,6 @@ The only place that builds them. Reads top-down as the data flows; does nothing 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 import uuid
@@ -15,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version as installed_version
-from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from learners.checkpoints import CheckpointRefused, Checkpoints
@@ -25,17 +24,16 @@ from learners.experience import Store
 from learners.handover import hand_over
 from learners.outbox import Outbox
 from learners.rewards import build_rewards
-from learners.signing import load_key
 from runtime.clock import MonotonicClock, Pacer
 from runtime.config import Loaded
-from runtime.engine import Engine
+from runtime.engine import Engine, build_engine
 from runtime.feedback import Feedback
 from runtime.gatelink import GateLink
 from runtime.health import Health
 from runtime.inbox import Inbox
 from runtime.intake import Intake
 from runtime.metrics import Metrics
-from runtime.metrics_http import serve
+from runtime.metrics_http import application, serve
 from runtime.mqtt import Address, Connection, Message
 from runtime.preview import Previews
 from runtime.raw import RawKeeper, streams_to_keep
@@ -45,6 +43,9 @@ from runtime.settings import Config
 from runtime.swap import Swap
 from runtime.tick import Ticker
 from runtime.topics import Topics
+from runtime.versions import open_checkpoints
+from runtime.viewer import Viewer
+from sensors import opencv
 from sensors.base import Sensor, TopicSensor
 from sensors.faults import apply_fault, parse_fault
 from sensors.registry import build
@@ -94,7 +95,7 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
     registry = CollectorRegistry()
     metrics = Metrics(registry, agent=config.agent, version=installed_version("reflexd"))
     reporter = Reporter(control, topics, metrics)
-    checkpoints = _checkpoints(config)
+    checkpoints = open_checkpoints(config)
     sensors = {name: build(name, settings) for name, settings in config.streams.items()}
     sensors |= _with_faults(sensors, faults)
     inbox = Inbox(config.streams)
@@ -144,13 +145,6 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
 def _connection(config: Config, part: str) -> Connection:
     """`agent` for control, `media` for what may be large: the broker drops a connection for one oversized packet."""
     return Connection(Address.of(config.mqtt, "agent"), f"reflexd-{config.agent}-{part}")
-
-
-def _checkpoints(config: Config) -> Checkpoints:
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    key = load_key(config.state_dir, Path(credentials) if credentials else None)
-    keep = config.promotion
-    return Checkpoints(config.state_dir / "checkpoints", key, keep_last=keep.keep_last, keep_best=keep.keep_best)
 
 
 def _with_faults(sensors: Mapping[str, Sensor | TopicSensor], faults: list[str]) -> dict[str, Sensor | TopicSensor]:

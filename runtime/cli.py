@@ -12,13 +12,9 @@ from pathlib import Path
 
 import click
 
-from runtime import config as settings_file
-from runtime.verbs import commands
+from runtime.verbs import commands, load, load_or_demo
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-REFUSED = 2
-"""Exit code for settings or arguments that cannot be used."""
 
 
 class Examples(click.Command):
@@ -31,16 +27,6 @@ class Examples(click.Command):
             formatter.write_text("Examples:")
             for line in self.epilog.strip().splitlines():
                 formatter.write(f"  {line.strip()}\n")
-
-
-def load(path: Path) -> settings_file.Loaded:
-    """A settings file, or the list of what is wrong with it on standard error and exit code 2."""
-    try:
-        return settings_file.load(path)
-    except settings_file.ConfigError as error:
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
-        sys.exit(REFUSED)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -137,7 +123,7 @@ def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
     """Say once how the daemon of CONFIG (default: the demo) is."""
     from runtime.terminal import show_status
 
-    sys.exit(show_status(_config_or_demo(config), as_json=as_json, timeout_s=timeout_s))
+    sys.exit(show_status(load_or_demo(config), as_json=as_json, timeout_s=timeout_s))
 
 
 @main.command()
@@ -146,7 +132,7 @@ def top(config: Path | None) -> None:
     """Watch the daemon of CONFIG (default: the demo) in the terminal."""
     from runtime.terminal import watch
 
-    sys.exit(watch(_config_or_demo(config)))
+    sys.exit(watch(load_or_demo(config)))
 
 
 @main.command(
@@ -169,13 +155,6 @@ def plant(environment: str, agent: str, url: str, seed: int, rate_hz: float | No
         print_config(environment, agent, url, rate_hz)
         return
     run_plant(environment, agent=agent, url=url, seed=seed, rate_hz=rate_hz)
-
-
-def _config_or_demo(config: Path | None) -> settings_file.Loaded:
-    if config is not None:
-        return load(config)
-    with as_file(files("configs") / "demo.yaml") as path:
-        return load(path)
 
 
 for _command in commands:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from runtime import config as settings_file
+from runtime.config import Loaded
+
+if TYPE_CHECKING:
+    from learners.checkpoints import Checkpoints
+
+REFUSED = 2
+"""Exit code for settings or arguments that cannot be used."""
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 ANY = click.Path(path_type=Path)
@@ -95,4 +106,129 @@ def evaluate(task: str, model: str, test: Path, out: Path | None) -> None:
     click.echo(json.dumps(report["metrics"], indent=2))
 
 
-commands: list[click.Command] = [train, finetune, evaluate]
+@click.command()
+@click.argument("decision")
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@click.option("--json", "as_json", is_flag=True)
+def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
+    """Say why DECISION was taken: what each stream contributed, ages, policy version, and the gate's verdict.
+
+    Example: reflexd explain 3f9c1a2b7d4e-1042
+    """
+    from runtime.ask import NoAnswer, ask
+    from runtime.explaining import picture
+
+    try:
+        answer = ask(load_or_demo(config), "explain", {"decision": decision})
+    except NoAnswer as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        picture(answer)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@click.pass_context
+def checkpoints(context: click.Context, config: Path | None) -> None:
+    """List policy versions; promote one, or roll back to the one before. A running agent follows within a second."""
+    from runtime.versions import open_checkpoints, show
+
+    context.obj = open_checkpoints(load_or_demo(config).config)
+    if context.invoked_subcommand is None:
+        show(context.obj)
+
+
+@checkpoints.command()
+@click.argument("version")
+@click.pass_obj
+def promote(folder: Checkpoints, version: str) -> None:
+    """Make VERSION live, after every check of its files."""
+    from learners.checkpoints import CheckpointRefused
+
+    try:
+        folder.promote(version)
+    except CheckpointRefused as refusal:
+        raise click.ClickException(str(refusal)) from None
+    click.echo(f"{version} is live")
+
+
+@checkpoints.command()
+@click.pass_obj
+def rollback(folder: Checkpoints) -> None:
+    """Take the live version out for good and return to the one before it."""
+    from learners.checkpoints import CheckpointRefused
+
+    try:
+        live = folder.rollback()
+    except CheckpointRefused as refusal:
+        raise click.ClickException(str(refusal)) from None
+    click.echo(f"{live.version} is live")
+
+
+@checkpoints.command()
+@click.argument("directory", type=FOLDER)
+@click.pass_obj
+def adopt(folder: Checkpoints, directory: Path) -> None:
+    """Take over the checkpoint that `reflexd train` wrote to DIRECTORY and make it live."""
+    from runtime.versions import adopt as take
+
+    click.echo(f"{take(folder, directory)} is live")
+
+
+@click.command()
+@click.argument("state", type=click.Choice(["on", "off"]))
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+def record(state: str, config: Path | None) -> None:
+    """Begin or end a session recording (MCAP) in the running daemon.
+
+    Example: reflexd record on; reflexd record off
+    """
+    from runtime.ask import NoAnswer, ask
+
+    try:
+        answer = ask(load_or_demo(config), "record", {"on": state == "on"})
+    except NoAnswer as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(answer))
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--config", type=FILE, help="The settings the recording was made with; default: the demo's.")
+@click.option("--policy", help="Another version: says where it would have decided otherwise.")
+@click.option("--json", "as_json", is_flag=True)
+def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool) -> None:
+    """Decide a recorded session again with the policy versions that acted in it, and compare every decision.
+
+    Exit code 0 when all are the same, 1 when not.
+    """
+    from runtime.recorder import RecordingError
+    from runtime.replay import replay_file
+
+    try:
+        report = replay_file(file, load_or_demo(config).config, policy=policy, progress=sys.stderr.isatty())
+    except RecordingError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(report.body()) if as_json else report.text())
+    sys.exit(0 if report.same or policy else 1)
+
+
+commands: list[click.Command] = [train, finetune, evaluate, explain, checkpoints, record, replay]
+
+
+def load_or_demo(config: Path | None) -> Loaded:
+    """A settings file, else the demo's; a broken one ends the program with exit code 2."""
+    with as_file(files("configs") / "demo.yaml") as demo:
+        return load(config or demo)
+
+
+def load(path: Path) -> Loaded:
+    """A settings file, or the list of what is wrong with it on standard error and exit code 2."""
+    try:
+        return settings_file.load(path)
+    except settings_file.ConfigError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        sys.exit(REFUSED)

@@ -1,0 +1,138 @@
+"""`request/explain` and how its answer looks in a terminal: what each stream contributed, ages, lineage, the gate's verdict.
+
+Reads the record, not the tick: a decision is explained by the version that took it, in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.explain import NotExplainable, explain
+from learners.model.policy import Policy
+from learners.model.policy import build as build_policy
+from learners.model.spec import PolicySpec
+from learners.reader import Reader, Row
+from learners.transition import Transition
+from runtime.engine import Engine
+from runtime.requests import Answer, RequestFailed
+
+BACKGROUND = 16
+"""Other ticks that stand for "not told"."""
+SPREAD = 32
+"""The background is every so manieth tick before the decision."""
+BAR = 24
+
+
+@dataclass(slots=True)
+class Explainer:
+    """Answers for any decision in the record."""
+
+    folder: Path
+    """`state_dir/experience`."""
+    checkpoints: Checkpoints
+    engine: Engine
+
+    async def __call__(self, decision: str) -> Answer:
+        """The explanation of one decision.
+
+        Raises:
+            RequestFailed: it is not on record, or cannot be explained.
+        """
+        try:
+            return await asyncio.to_thread(self._explain, decision)
+        except (NotExplainable, CheckpointRefused, ValueError) as error:
+            raise RequestFailed(f"{decision}: {error}") from None
+
+    def _explain(self, decision: str) -> Answer:
+        with Reader(self.folder) as reader:
+            row = reader.decision(decision)
+            if row is None:
+                raise RequestFailed(
+                    f"{decision}: not in the record; it may be older than experience.max_gb keeps, or a typing error"
+                )
+            policy = self._policy(row.transition.policy)
+            history = policy.spec.history
+            window = _window(reader, row, history)
+            background = _background(reader, row, history)
+        parts = explain(policy, window, background)
+        return _answer(row.transition, parts) | {"lineage": self._lineage(row.transition.policy)}
+
+    def _policy(self, version: str) -> Policy:
+        if version == self.engine.version:
+            return self.engine.frozen_policy()
+        loaded = self.checkpoints.load(version)
+        return build_policy(PolicySpec.from_json(self.engine.spec.to_json()), loaded.tensors["policy"])
+
+    def _lineage(self, version: str | None) -> list[str]:
+        """The version and its ancestors, newest first."""
+        parents = {manifest.version: manifest.parent for manifest in self.checkpoints.list()}
+        line: list[str] = []
+        while version is not None and version not in line and len(line) < 20:
+            line.append(version)
+            version = parents.get(version)
+        return line
+
+
+def _window(reader: Reader, row: Row, history: int) -> list[Transition]:
+    """The decision and the ticks before it in its session, oldest first."""
+    near = reader.rows(max(1, row.row - history + 1), row.row + 1)
+    return [each.transition for each in near if each.transition.session == row.transition.session]
+
+
+def _background(reader: Reader, row: Row, history: int) -> list[list[Transition]]:
+    """Windows of other ticks before the decision, spread out so that streams have had time to change."""
+    windows = []
+    for back in range(1, BACKGROUND * 4 + 1):
+        at = row.row - back * SPREAD
+        if at < 1 or len(windows) == BACKGROUND:
+            break
+        found = reader.rows(max(1, at - history + 1), at + 1)
+        if found:
+            windows.append(
+                [each.transition for each in found if each.transition.session == found[-1].transition.session]
+            )
+    return windows
+
+
+def _answer(transition: Transition, parts: dict[str, Any]) -> Answer:
+    return {
+        "decision": transition.decision,
+        "policy": transition.policy,
+        "stamp": transition.stamp_s,
+        "parts": {name: asdict(part) for name, part in parts.items()},
+        "actions": dict(transition.actions),
+        "probabilities": dict(transition.probabilities),
+        "by": dict(transition.by),
+        "ages_ms": {name: round(age * 1e3, 1) for name, age in transition.ages_s.items()},
+        "missing": sorted(name for name, present in transition.present.items() if not present),
+        "reward": transition.reward,
+        "value": transition.value,
+    }
+
+
+def picture(answer: Answer) -> None:
+    """Print an explanation as bars."""
+    console = Console()
+    console.print(
+        f"decision {answer['decision']}  policy {answer['policy']}  reward {answer['reward']:.3f}  value {answer['value']:.3f}"
+    )
+    for name, part in answer["parts"].items():
+        by = answer["by"].get(name, "nobody")
+        console.print(
+            f"\n{name} = {answer['actions'].get(name)}  by {by}, p {answer['probabilities'].get(name, 0):.3f}; {part['told']} {part['score']:.3f}, usual {part['baseline']:.3f}"
+        )
+        table = Table("stream", "part", "", "age ms", box=None)
+        largest = max((abs(value) for value in part["streams"].values()), default=0.0) or 1.0
+        for stream, value in sorted(part["streams"].items(), key=lambda item: -abs(item[1])):
+            bar = "█" * round(abs(value) / largest * BAR)
+            age = "missing" if stream in answer["missing"] else str(answer["ages_ms"].get(stream))
+            table.add_row(stream, f"{value:+.4f}", f"[{'green' if value >= 0 else 'red'}]{bar}[/]", age)
+        console.print(table)
+    console.print("\nlineage: " + " < ".join(answer["lineage"]))
