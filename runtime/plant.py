@@ -56,19 +56,22 @@ async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
 
 
 def _receive(plant: Plant, link: Connection, message: Message) -> None:
-    _post(link, plant.receive(message.topic, message.payload, retained=message.retain, now_s=time.time()))
+    _publish(link, plant.receive(message.topic, message.payload, retained=message.retain, now_s=time.time()))
 
 
 async def _step(plant: Plant, link: Connection) -> None:
-    """Step on monotonic deadlines; a slow step skips, as the world would not wait either."""
+    """Step on monotonic deadlines; a slow step skips, as the world would not wait either.
+
+    Steps and messages take turns on one loop: the device has one thread, and no state is shared.
+    """
     pacer = Pacer(plant.period_s, MonotonicClock())
     await link.up()
     while True:
         await pacer.next()
-        _post(link, await asyncio.to_thread(plant.step, time.time()))
+        _publish(link, plant.step(time.time()))
 
 
-def _post(link: Connection, messages: list[Outgoing]) -> None:
+def _publish(link: Connection, messages: list[Outgoing]) -> None:
     for out in messages:
         link.post(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
 
