@@ -15,7 +15,6 @@ import socket
 import struct
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -223,8 +222,7 @@ def main(arguments: list[str]) -> None:
         line += data
     threading.Thread(target=_watch, args=(connection,), name="watch", daemon=True).start()
     serve(connection, bytes(line))
-    connection.shutdown(socket.SHUT_WR)
-    time.sleep(0.05)
+    os._exit(0)  # everything is sent; a driver library that hangs in its own end would hold the process
 
 
 if __name__ == "__main__":

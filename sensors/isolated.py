@@ -39,9 +39,9 @@ class Driver:
                 for end in (mine, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
                 self._process = self._start(theirs.fileno())
-            mine.sendall(pack_job(self._job))
-            while not self._stopped and (message := read_message(mine)) is not None:
-                yield message
+            if _send(mine, pack_job(self._job)):
+                while not self._stopped and (message := read_message(mine)) is not None:
+                    yield message
         finally:
             self._reap()
             mine.close()
@@ -84,3 +84,11 @@ class Driver:
                 self._process.wait(_REAP_S)
             except subprocess.TimeoutExpired:  # state D; Popen reaps it when it is collected or the next one starts
                 return
+
+
+def _send(connection: socket.socket, data: bytes) -> bool:
+    try:
+        connection.sendall(data)
+    except OSError:  # stopped, or dead before it listened
+        return False
+    return True

@@ -163,21 +163,21 @@ class Watcher:
         done: asyncio.Future[SensorLost],
         recovered: Callable[[], None],
     ) -> None:
-        """The reader's thread: from the probe to the end of the messages."""
-        try:
-            self._probe()
-            self._begin()
-            with closing(connection.messages()) as messages:
+        """The reader's thread: from the probe to the end of the messages; the end is told before the driver is reaped."""
+        reason = SensorLost("the driver process ended without a word")
+        with closing(connection.messages()) as messages:
+            try:
+                self._probe()
+                self._begin()
                 for message in messages:
                     _raise_if_last(message)
                     if message.kind == "O":
                         tell(loop, self._opened, message)
                     elif self._take(message):
                         tell(loop, self._note, done, message.stamp_s, recovered)
-        except SensorLost as reason:
+            except SensorLost as error:
+                reason = error
             tell(loop, _finish, done, reason)
-        else:
-            tell(loop, _finish, done, SensorLost("the driver process ended without a word"))
 
     def _opened(self, message: Message) -> None:
         """The source says what it is (event loop)."""

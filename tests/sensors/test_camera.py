@@ -60,7 +60,7 @@ def short_video(path: Path, frames: int, fps: float = 50.0) -> Path:
     cv2 = opencv.load()
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (64, 48))
     for number in range(frames):
-        writer.write(np.full((48, 64, 3), 20 * number, np.uint8))
+        writer.write(np.full((48, 64, 3), 8 * number, np.uint8))
     writer.release()
     return path
 
@@ -166,7 +166,7 @@ def test_absent_sources_are_found_out_cheaply(source: int | str) -> None:
 
 def test_capture_keeps_the_pace_and_the_order_of_a_file(tmp_path: Path) -> None:
     sink = Sink(8)
-    job = CaptureJob(str(short_video(tmp_path / "short.avi", 10)), 50.0, True, None, None, 10_000)
+    job = CaptureJob(str(short_video(tmp_path / "short.avi", 30)), 50.0, True, None, None, 10_000)
     opencv.capture(job, sink, sink.stop)
     assert sink.fps == 50.0
     brightness = [int(image.mean()) for image in sink.images]
