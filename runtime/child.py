@@ -68,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not die_with(given.parent, signal.Signals[given.signal]):
         return ORPHAN
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # the gate's place in line is not for its children
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     name = f"reflexd: {given.title}" if given.title else given.command[0]
     try:
         os.execvp(given.command[0], [name, *given.command[1:]])  # noqa: S606 - replaces this process, no shell

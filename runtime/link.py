@@ -7,6 +7,7 @@ to the agent alone; a copy in any other child would hide the end-of-file.
 
 from __future__ import annotations
 
+import math
 import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -95,7 +96,9 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _value(value: Any) -> Value:
-    return tuple(float(v) for v in value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):  # JSON has no NaN or infinity: null is one, and the gate must see it as such
+        return tuple(math.nan if v is None else float(v) for v in value)
+    return str(value)
 
 
 def _outcome(entry: dict[str, Any]) -> dict[str, Any]:

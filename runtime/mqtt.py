@@ -385,9 +385,9 @@ class Connection:
         self.connects += 1
         self._up.set()
         log.info("mqtt.connected", client=self.identifier, broker=f"{self.address.host}:{self.address.port}")
-        self.hello()
-        while self._kept:
+        while self._kept:  # before hello: what was kept is older than what is said now
             self._start(self._kept.popitem(last=False)[1])
+        self.hello()
         self.changed(True, "connected")
 
     async def _subscribe(self, client: aiomqtt.Client, subscriptions: list[Subscription]) -> None:

@@ -1,0 +1,30 @@
+"""The real supervisor with fake children: `supervised.py CONFIG CHILDREN.json`, a list of `[name, linked, [command...]]`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import orjson
+
+from runtime import child, log
+from runtime.children import Spec
+from runtime.config import load
+from runtime.supervisor import run
+
+
+def main() -> int:
+    path, children = map(Path, sys.argv[1:3])
+    loaded = load(path)
+    scrubber = log.configure(secrets=loaded.secrets)
+
+    def table() -> list[Spec]:
+        rows = orjson.loads(children.read_bytes())
+        return [Spec(name, tuple(child.wrapped(command)), linked=linked, grace_s=2.0) for name, linked, command in rows]
+
+    return asyncio.run(run(loaded.config, path, text=loaded.text, scrubber=scrubber, children=table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
