@@ -110,7 +110,8 @@ class FakeAgent:
 
     def _status(self) -> None:
         state = "stopped" if self.stopped else "online"
-        self.link.post(self.topics("status"), encode({"state": state, "reasons": []}), qos=1, retain=True)
+        reasons = [] if self.armed else ["not armed"]
+        self.link.post(self.topics("status"), encode({"state": state, "reasons": reasons}), qos=1, retain=True)
 
     def event(self, kind: str, **data: Any) -> None:
         """Publish an event."""
@@ -155,35 +156,45 @@ class FakeAgent:
         if engaged:
             self.safe()
         self._status()
-        self.event("stopped" if engaged else "released", by="request")
+        self.event("stopped" if engaged else "stop_released")
         self._health()
 
     def _answer(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-        if verb in {"arm", "disarm"}:
-            if self.stopped and verb == "arm":
-                return {"status": "error", "error": "the software stop is engaged; release it first"}
-            self.armed = verb == "arm"
-            self.event("armed" if self.armed else "disarmed", by="request")
-            self._health()
-            return {"status": "ok"}
-        if verb == "mode":
-            self.mode = body["mode"]
-            self._hello()
-            return {"status": "ok", "data": {"mode": self.mode}}
-        if verb == "promote":
-            self.event("policy_promoted", version=body["version"], before=self.live, effective_samples=412.0)
-            self.live = body["version"]
-            return {"status": "ok", "data": {"version": self.live}}
-        if verb == "rollback":
-            before, self.live = self.live, "000006-aa10b2c3"
-            self.failed.append(before)
-            self.event("policy_rolled_back", version=before, to=self.live, by="request")
-            return {"status": "ok", "data": {"version": self.live}}
-        if verb == "checkpoints":
-            return {"status": "ok", "data": self._checkpoints()}
-        if verb == "explain":
-            return {"status": "ok", "data": self._explanation(body["decision"])}
-        return {"status": "ok", "data": {}}
+        if verb == "arm" and self.stopped:
+            return {"status": "error", "error": "the software stop is engaged; release it first"}
+        answers = {
+            "arm": lambda: self._arm(on=True),
+            "disarm": lambda: self._arm(on=False),
+            "mode": lambda: self._mode(body["mode"]),
+            "promote": lambda: self._promote(body["version"]),
+            "rollback": self._rollback,
+            "checkpoints": self._checkpoints,
+            "explain": lambda: self._explanation(body["decision"]),
+        }
+        return {"status": "ok", "data": answers.get(verb, dict)()}
+
+    def _arm(self, *, on: bool) -> dict[str, Any]:
+        self.armed = on
+        self.event("armed" if on else "disarmed")
+        self._status()
+        self._health()
+        return {"armed": on}
+
+    def _mode(self, mode: str) -> dict[str, Any]:
+        self.mode = mode
+        self._hello()
+        return {"modes": dict.fromkeys(self.device, mode)}
+
+    def _promote(self, version: str) -> dict[str, Any]:
+        before, self.live = self.live, version
+        self.event("policy_promoted", version=version, before=before, effective_samples=412.0)
+        return {"version": version, "before": before}
+
+    def _rollback(self) -> dict[str, Any]:
+        before, self.live = self.live, "000006-aa10b2c3"
+        self.failed.append(before)
+        self.event("policy_rolled_back", version=before, to=self.live, by="request")
+        return {"version": self.live, "before": before}
 
     def _checkpoints(self) -> dict[str, Any]:
         names = ["000005-77c0d9ee", "000006-aa10b2c3", "000007-1f3a9c0e", "000008-5be2f410"]
@@ -229,7 +240,7 @@ class FakeAgent:
         self._senses()
         if self.tick % 20 == 0:
             self._health()
-        if self.tick % 300 == 20:
+        if self.tick % 100 == 20:
             self.ask()
 
     def _decision(self, choice: str, probabilities: dict[str, float], arm: list[float]) -> dict[str, Any]:

@@ -92,20 +92,23 @@ class Uplink:
                 continue
             media = self._connection("media")
             media.on(self.topics("preview/+"), self._take, qos=0)
-            running = asyncio.create_task(media.run(), name="page media")
-            try:
+            async with asyncio.TaskGroup() as spell:
+                running = spell.create_task(media.run(), name="page media")
                 await self._keep_watching(media)
-            finally:
                 running.cancel()
-                await asyncio.wait([running])
 
     async def _keep_watching(self, media: Connection) -> None:
+        """Ask for previews until nobody has looked for one period."""
         reading: set[str] = set()
-        while streams := self.watched():
+        idle = False
+        while not idle or self.watched():
+            streams = self.watched()
+            idle = not streams
+            if streams:
+                self.control.post(self.topics("watch"), encode({"streams": streams}))
             for topic in {self._raw(stream) for stream in streams} - reading - self._extra - {""}:
                 reading.add(topic)
                 media.on(topic, self._take, qos=0)
-            self.control.post(self.topics("watch"), encode({"streams": streams}))
             self.watch_changed.clear()
             try:
                 async with asyncio.timeout(WATCH_S):

@@ -1,8 +1,7 @@
 // Line charts as SVG: a thin line over a light area, three grid lines, a reading under the pointer.
 import { clock, h, number, s, say, seconds } from "./dom.js";
 
-const WIDTH = 320;
-const HEIGHT = 92;
+const HEIGHT = 110;
 const LEFT = 40;
 const BOTTOM = 16;
 const TOP = 6;
@@ -10,24 +9,27 @@ const TOP = 6;
 /** A titled chart; `update(points)` takes [[stamp, value], ...]. */
 export function chart(title, { unit = "", from = null } = {}) {
   const latest = h("span", { class: "latest" }, "–");
-  const svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", class: "chart" });
+  const svg = s("svg", { role: "img", class: "chart" });
   const element = h("figure", { class: "chartbox" }, h("figcaption", {}, h("span", {}, title), latest), svg);
   let kept = [];
+  let width = 300;
 
   function draw(points, pointer = null) {
     kept = points;
     svg.replaceChildren();
+    width = Math.max(160, svg.clientWidth || 300);
+    svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     if (points.length < 2) {
-      svg.append(label(WIDTH / 2, HEIGHT / 2, "waiting for values", "middle"));
+      svg.append(label(width / 2, HEIGHT / 2, "waiting for values", "middle"));
       svg.setAttribute("aria-label", `${title}: no values yet`);
       return;
     }
-    const { x, y, ticks, t0, t1 } = scales(points, from);
+    const { x, y, ticks, t0, t1 } = scales(points, from, width);
     for (const tick of ticks) {
-      svg.append(s("line", { x1: LEFT, x2: WIDTH, y1: y(tick), y2: y(tick), class: "gridline" }));
+      svg.append(s("line", { x1: LEFT, x2: width, y1: y(tick), y2: y(tick), class: "gridline" }));
       svg.append(label(LEFT - 5, y(tick) + 3, number(tick, 3), "end"));
     }
-    svg.append(label(LEFT, HEIGHT - 3, `${seconds(t1 - t0)} ago`, "start"), label(WIDTH, HEIGHT - 3, "now", "end"));
+    svg.append(label(LEFT, HEIGHT - 3, `${seconds(t1 - t0)} ago`, "start"), label(width, HEIGHT - 3, "now", "end"));
     const line = points.map(([t, v]) => `${x(t).toFixed(1)},${y(v).toFixed(1)}`).join(" ");
     svg.append(s("polygon", { points: `${x(t0)},${HEIGHT - BOTTOM} ${line} ${x(t1)},${HEIGHT - BOTTOM}`, class: "area" }));
     svg.append(s("polyline", { points: line, class: "line" }));
@@ -40,8 +42,8 @@ export function chart(title, { unit = "", from = null } = {}) {
   svg.addEventListener("pointermove", (event) => {
     if (kept.length < 2) return;
     const box = svg.getBoundingClientRect();
-    const { t0, t1 } = scales(kept, from);
-    const wanted = t0 + ((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (WIDTH - LEFT)) * (t1 - t0);
+    const { t0, t1 } = scales(kept, from, width);
+    const wanted = t0 + ((((event.clientX - box.left) / box.width) * width - LEFT) / (width - LEFT)) * (t1 - t0);
     draw(kept, kept.reduce((best, point) => (Math.abs(point[0] - wanted) < Math.abs(best[0] - wanted) ? point : best)));
   });
   svg.addEventListener("pointerleave", () => draw(kept));
@@ -49,7 +51,7 @@ export function chart(title, { unit = "", from = null } = {}) {
   return { element, update: (points) => draw(points ?? []) };
 }
 
-function scales(points, from) {
+function scales(points, from, width) {
   const values = points.map(([, v]) => v);
   let low = Math.min(...values, from ?? Infinity);
   let high = Math.max(...values);
@@ -63,7 +65,7 @@ function scales(points, from) {
   const t1 = Math.max(points.at(-1)[0], t0 + 1);
   return {
     t0, t1, ticks,
-    x: (t) => LEFT + ((t - t0) / (t1 - t0)) * (WIDTH - LEFT - 4),
+    x: (t) => LEFT + ((t - t0) / (t1 - t0)) * (width - LEFT - 4),
     y: (v) => TOP + (1 - (v - low) / (high - low)) * (HEIGHT - BOTTOM - TOP),
   };
 }

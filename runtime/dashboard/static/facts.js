@@ -11,7 +11,7 @@ function event(types) {
 export function stopped() {
   const status = section("status");
   const health = section("health");
-  const told = event(["stopped", "released"]);
+  const told = event(["stopped", "stop_released"]);
   return Boolean(latest([
     { value: status ? status.state === "stopped" : undefined, at: status?.at },
     { value: health?.stopped, at: health?.at },
@@ -21,8 +21,11 @@ export function stopped() {
 
 export function armed() {
   const health = section("health");
+  const status = section("status");
   const told = event(["armed", "disarmed", "stopped"]);
+  const said = { online: !status?.reasons?.includes("not armed"), stopped: false, starting: false, offline: false }[status?.state];
   return latest([
+    { value: said, at: status?.at },
     { value: health?.armed, at: health?.at },
     { value: told.type && told.type === "armed", at: told.at },
   ]);

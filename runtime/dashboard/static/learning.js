@@ -41,11 +41,13 @@ async function refresh() {
   if (data) list(data);
 }
 
+const made = (entry) => entry.created ?? entry.created_s ?? 0;
+
 function list(data) {
   const found = Array.isArray(data) ? data : (data.checkpoints ?? data.versions ?? []);
   const live = data.live?.version ?? data.live ?? health().policy;
   const failed = data.failed ?? data.live?.failed ?? [];
-  const entries = found.map((entry) => (typeof entry === "string" ? { version: entry } : entry)).sort((a, b) => (b.created_s ?? 0) - (a.created_s ?? 0)).slice(0, 20);
+  const entries = found.map((entry) => (typeof entry === "string" ? { version: entry } : entry)).sort((a, b) => made(b) - made(a)).slice(0, 20);
   note.hidden = entries.length > 0;
   versions._kept?.clear();
   versions.replaceChildren(...entries.map((entry) => row(entry, live, failed)));
@@ -55,9 +57,8 @@ function row(entry, live, failed) {
   const version = entry.version ?? entry.id;
   const isLive = version === live || entry.live === true;
   const [kind, text, title] = verdict(entry, version, isLive, failed);
-  const made = new Date((entry.created_s ?? entry.created ?? 0) * 1000);
   const promote = isLive ? null : h("button", { type: "button", class: "button small", "aria-label": `Promote ${version}`, onclick: () => promoteTo(version) }, "Promote");
-  return h("tr", { class: isLive ? "live" : null }, h("th", { scope: "row" }, version), h("td", {}, Number.isFinite(made.valueOf()) && made.valueOf() ? clock(made / 1000) : ""),
+  return h("tr", { class: isLive ? "live" : null }, h("th", { scope: "row" }, version), h("td", {}, made(entry) ? clock(made(entry)) : ""),
     h("td", {}, h("span", { class: `badge ${kind}`, title }, text)), h("td", { class: "operator" }, promote));
 }
 

@@ -53,8 +53,8 @@ export function render(changed) {
     tasks.dispatchEvent(new Event("change"));
   }
   const open = section("questions") ?? [];
-  none.hidden = open.length > 0;
-  keyed(questions, open.map((q) => q.id), (id) => question(open.find((q) => q.id === id)));
+  say(none, open.length > 2 ? `It has ${open.length} questions; these are the newest.` : open.length ? "It asks:" : "It has no question now.");
+  keyed(questions, open.slice(-2).reverse().map((q) => q.id), (id) => question(open.find((q) => q.id === id)));
 }
 
 function options(select, names) {

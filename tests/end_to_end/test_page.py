@@ -1,0 +1,200 @@
+"""A person in front of the page: headless Chromium, a real mosquitto, the page's own process, an agent on the wire."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from end_to_end.browser import CHROMIUM, FLAGS, VIEWER, agent_process, page_process
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from fakes import Mosquitto
+
+pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is missing: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Mosquitto]]:
+    folder = tmp_path_factory.mktemp("page")
+    mosquitto = Mosquitto(folder).start()
+    try:
+        with agent_process(mosquitto.url, folder), page_process(folder, mosquitto.url) as (address, token):
+            yield address, token, mosquitto
+    finally:
+        mosquitto.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def open_page(browser: Browser, world: tuple[str, str, Mosquitto], token: str | None = None, **context: object) -> Page:
+    page = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **context}).new_page()
+    page.set_default_timeout(15_000)
+    page.goto(f"{world[0]}/login#token={token or world[1]}")
+    page.wait_for_selector("#actuators article")
+    return page
+
+
+def until(page: Page, expression: str) -> None:
+    """Wait for an expression to be true; the page's policy forbids what playwright's own way of waiting needs."""
+    end = time.monotonic() + 20
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
+
+
+@pytest.fixture
+def page(browser: Browser, world: tuple[str, str, Mosquitto]) -> Iterator[Page]:
+    opened = open_page(browser, world)
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    yield opened
+    opened.context.close()
+    assert problems == []
+
+
+def test_a_person_logs_in_by_hand_and_a_wrong_token_is_refused(
+    browser: Browser, world: tuple[str, str, Mosquitto]
+) -> None:
+    page = browser.new_context().new_page()
+    page.goto(world[0])
+    expect(page).to_have_url(f"{world[0]}/login")
+    page.get_by_label("Token").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("not the token")
+    page.get_by_label("Token").fill(world[1])
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Software stop")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page).to_have_url(f"{world[0]}/login")
+    page.context.close()
+
+
+def test_pictures_change_and_the_reward_curve_grows(page: Page) -> None:
+    frames = "Number(document.querySelector('canvas').dataset.frames ?? 0)"
+    until(page, f"{frames} > 2")
+    pixels = "document.querySelector('canvas').toDataURL()"
+    first = page.evaluate(pixels)
+    until(page, f"{pixels} !== {json.dumps(first)}")
+    points = "document.querySelectorAll('#learn .chart polyline')[0]?.getAttribute('points').split(' ').length ?? 0"
+    before = page.evaluate(points)
+    until(page, f"({points}) > {max(before, 1)}")
+    expect(page.locator("#glance")).to_contain_text("Is it learning?")
+
+
+def test_stop_is_in_sight_safe_within_a_second_and_release_arms_nothing(page: Page) -> None:
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    stop = page.get_by_role("button", name="Software stop")
+    expect(stop).to_be_in_viewport()
+    head = page.locator("[data-actuator=head]")
+    pressed = time.monotonic()
+    stop.click()
+    expect(head).to_contain_text("by the gate (safe action)", timeout=1_000)
+    expect(head.locator(".big")).to_have_text("stay", timeout=1_000)
+    assert time.monotonic() - pressed < 1.0
+    expect(page.get_by_role("alert")).to_contain_text("Stopped by software")
+    expect(page.get_by_text("that one must be wired")).to_be_visible()
+    page.get_by_role("button", name="Release stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Release", exact=True).click()
+    expect(page.locator("#pill")).to_contain_text("not armed")
+    page.get_by_role("button", name="Arm", exact=True).click()
+    expect(page.locator("#pill")).to_contain_text("online · armed")
+
+
+def test_override_mode_promote_rollback_label_and_text_reach_the_agent(page: Page) -> None:
+    head = page.locator("[data-actuator=head]")
+    head.get_by_text("Take over by hand").click()
+    head.get_by_role("button", name="left").click()
+    expect(head).to_contain_text("by a person")
+    page.get_by_role("radio", name="Shadow").click()
+    expect(page.locator("#glance")).to_contain_text("shadow: nothing is sent")
+    page.get_by_role("radio", name="Assist").click()
+    page.get_by_role("dialog").get_by_role("button", name="Switch").click()
+    head.get_by_role("button", name="Confirm").click()
+    page.get_by_role("radio", name="Autonomous").click()
+    page.get_by_role("dialog").get_by_role("button", name="Switch").click()
+    page.get_by_role("button", name="Promote 000008-5be2f410").click()
+    page.get_by_role("dialog").get_by_role("button", name="Promote").click()
+    expect(page.locator("#events")).to_contain_text("Policy promoted")
+    expect(page.locator("tr.live")).to_contain_text("000008-5be2f410")
+    page.get_by_role("button", name="Roll back").click()
+    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    expect(page.locator("#events")).to_contain_text("Policy rolled back")
+    question = page.locator(".question").first
+    question.get_by_role("button", name="look").click()
+    expect(page.locator("#toasts")).to_contain_text("Answered: look")
+    page.get_by_text("Tell it something").click()
+    page.get_by_label("Text", exact=True).first.fill("find the moon")
+    page.keyboard.press("Enter")
+    expect(page.locator("#glance")).to_contain_text("find the moon")
+
+
+def test_a_decision_is_explained_with_bars_by_keyboard_alone(page: Page) -> None:
+    row = page.locator(".decisions button").first
+    row.focus()
+    page.keyboard.press("Enter")
+    bars = page.locator("#explanation .shapley li")
+    expect(bars).to_have_count(4)
+    expect(bars.first).to_contain_text("orders")
+    expect(bars.first).to_contain_text("+0.61")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_no_serious_accessibility_finding_and_no_sideways_scrolling(
+    browser: Browser, world: tuple[str, str, Mosquitto], scheme: str, width: int
+) -> None:
+    page = open_page(browser, world, color_scheme=scheme, viewport={"width": width, "height": 844}, bypass_csp=True)
+    page.wait_for_selector("#explanation .shapley")
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.add_script_tag(content=(files("axe_playwright_python") / "axe.min.js").read_text())
+    found = page.evaluate("axe.run()")["violations"]
+    serious = [
+        (f["id"], [n["html"][:150] for n in f["nodes"]]) for f in found if f["impact"] in {"serious", "critical"}
+    ]
+    assert serious == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(page.get_by_role("button", name="Software stop")).to_be_in_viewport()
+    page.context.close()
+
+
+def test_a_viewer_looks_and_cannot_steer(browser: Browser, world: tuple[str, str, Mosquitto]) -> None:
+    page = open_page(browser, world, token=VIEWER)
+    expect(page.get_by_role("button", name="Software stop")).to_be_disabled()
+    expect(page.get_by_role("button", name="Disarm")).to_be_disabled()
+    expect(page.get_by_role("button", name="Roll back")).to_be_hidden()
+    answer = page.evaluate(
+        """async () => (await import("/static/wire.js")).wish({ do: "stop", engaged: true }).catch((e) => e.message)"""
+    )
+    assert "viewer may look only" in answer
+    page.context.close()
+
+
+def test_no_secret_is_in_anything_the_page_was_given(page: Page, world: tuple[str, str, Mosquitto]) -> None:
+    sections = page.evaluate("""async () => JSON.stringify((await import("/static/wire.js")).state)""")
+    assert "rtsp://cam/1" in sections
+    for secret in (world[1], VIEWER, "canary"):
+        assert secret not in sections + page.content()
+
+
+def test_a_lost_broker_is_said_within_two_seconds_and_its_return_too(
+    page: Page, world: tuple[str, str, Mosquitto]
+) -> None:
+    expect(page.locator("#pill")).to_contain_text("online")
+    world[2].signal(signal.SIGSTOP)
+    frozen = time.monotonic()
+    expect(page.get_by_role("alert")).to_contain_text("broker does not answer", timeout=2_000)
+    assert time.monotonic() - frozen < 2.0
+    world[2].signal(signal.SIGCONT)
+    expect(page.locator("#pill")).to_contain_text("online", timeout=8_000)
