@@ -16,17 +16,22 @@ import torch
 _PR_SET_PDEATHSIG = 1
 
 
-def give_way(title: str, threads: int) -> Literal["idle", "nice"]:
-    """Take a name, the lowest priority and `threads` threads for torch; returns which priority it became."""
+Priority = Literal["idle", "nice", "normal"]
+
+
+def give_way(title: str, threads: int, priority: Priority = "idle") -> Priority:
+    """Take a name, a priority and `threads` threads for torch; returns which priority it became."""
     setproctitle.setproctitle(title)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # denormals made one model 14 times slower
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except PermissionError:
+    if priority == "idle":
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        except PermissionError:
+            priority = "nice"
+    if priority == "nice":
         os.nice(19)
-        return "nice"
-    return "idle"
+    return priority
 
 
 def die_with(parent: int) -> bool:

@@ -95,6 +95,9 @@ class LearnerSettings(Settings):
     batch: int = Field(256, ge=8, le=65_536)
     warmup: int = Field(256, ge=1, description="transitions before the first update")
     threads: int = Field(1, ge=1, le=64)
+    priority: Literal["idle", "nice", "normal"] = Field(
+        "idle", description="idle: only when nobody else wants the core; normal: cores or a GPU of its own"
+    )
     seed: int = 0
     memory_fraction: float = Field(0.5, gt=0, le=1, description="share of the GPU's memory the learner may take")
     n_step: int = Field(3, ge=1, le=64, description="steps of reward before the critic's own estimate takes over")

@@ -112,6 +112,7 @@ class Background:
             while not self.stop.is_set() and self._same_spec():
                 self.once()
             self.learner.save()
+            self._tell("stopped", now=True)
         self.reader.close()
 
     def begin(self) -> None:
@@ -313,7 +314,7 @@ def main(arguments: list[str]) -> int:
     if not die_with(parent):
         return 1
     inputs = Inputs.model_validate(orjson.loads(Path(arguments[0]).read_bytes()))
-    give_way("reflexd: learner", inputs.learner.threads)
+    give_way("reflexd: learner", inputs.learner.threads, inputs.learner.priority)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

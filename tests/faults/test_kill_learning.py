@@ -22,7 +22,6 @@ from learners.outbox import Outbox
 from learners.process import Inputs
 from learners.reader import Reader
 from learners.signing import load_key
-from learners.source import Moment, Source
 
 ROOT = Path(process.__file__).parents[1]
 WRITER = """
@@ -113,7 +112,7 @@ def kill_learners(folder: Path, kills: int, seed: int) -> int:
         "state_dir": str(folder), "device": "cpu", "promotion": {"steps": ["whole", "fast"]},
         "learner": {
             "batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "updates_per_step": 8,
-            "update_every_s": 0.05, "promote_every_s": 0.1, "save_every_s": 0.1,
+            "update_every_s": 0.05, "promote_every_s": 0.1, "save_every_s": 0.1, "priority": "normal",
         },
     }  # fmt: skip
     path = folder / "settings.json"
@@ -144,8 +143,8 @@ def kill_learners(folder: Path, kills: int, seed: int) -> int:
     assert unloadable == 0
     assert at > 0
     assert versions.live().version is not None
-    rows = list(Source(Reader(folder / "experience")).rows(Moment(), Moment(1 << 40, 1 << 40)))
-    assert len(rows) == filled
+    with Reader(folder / "experience") as reader:
+        assert reader.count() == filled
     return unloadable
 
 

@@ -187,13 +187,16 @@ def wait_until(what: Callable[[], object], deadline_s: float = 240.0) -> None:
         tick.wait(0.02)
 
 
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    path = tmp_path / "settings.json"
-    path.write_bytes(inputs(tmp_path, promote_every_s=0.2, save_every_s=0.2).model_dump_json().encode())
+def started(tmp_path: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[bytes]] = []
 
-    def start() -> subprocess.Popen[bytes]:
+    def start(**fields: Any) -> subprocess.Popen[bytes]:
+        path = tmp_path / "settings.json"
+        path.write_bytes(inputs(tmp_path, promote_every_s=0.2, save_every_s=0.2, **fields).model_dump_json().encode())
         running.append(subprocess.Popen([sys.executable, "-m", "learners.process", str(path)], cwd=ROOT))
         return running[-1]
 
@@ -203,20 +206,27 @@ def started(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
         one.wait()
 
 
-def test_the_process_gives_way_learns_and_ends_in_order(tmp_path: Path, started: Any) -> None:
-    learning.fill(tmp_path, 0, 200)
+def test_the_process_gives_way_and_has_a_name(tmp_path: Path, started: Start) -> None:
     one = started()
     wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
     assert psutil.Process(one.pid).cmdline()[0] == "reflexd: learner"
     assert os.sched_getscheduler(one.pid) == os.SCHED_IDLE
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(60) == 0
+
+
+def test_the_process_learns_ends_in_order_and_resumes(tmp_path: Path, started: Start) -> None:
+    learning.fill(tmp_path, 0, 200)
     hand_over(tmp_path, learning.SPEC)
+    one = started(priority="normal")
     versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
     wait_until(lambda: versions.live().version is not None)
     one.send_signal(signal.SIGTERM)
     assert one.wait(60) == 0
     progress = orjson.loads((tmp_path / "learner" / "progress.json").read_bytes())
     assert progress["updates"] > 0
-    again = started()
+    assert progress["state"] == "stopped"
+    again = started(priority="normal")
     wait_until(lambda: ("learner_resumed", True) in [(kind, f.get("resumed")) for kind, f in events(tmp_path)])
     again.send_signal(signal.SIGTERM)
     assert again.wait(60) == 0
@@ -224,7 +234,7 @@ def test_the_process_gives_way_learns_and_ends_in_order(tmp_path: Path, started:
 
 def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
-    path.write_bytes(inputs(tmp_path).model_dump_json().encode())
+    path.write_bytes(inputs(tmp_path, priority="normal").model_dump_json().encode())
     script = (
         "import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'learners.process', sys.argv[1]]);"
         " print(p.pid, flush=True); sys.stdin.read()"
