@@ -63,6 +63,9 @@ class Encoder(Protocol):
     def examples(self) -> list[Inputs]:
         """Inputs of every shape that will occur often, to convert and to calibrate with."""
 
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take fine-tuned weights; the version follows."""
+
 
 class _Tower:
     """What the three kinds share: a tower, its version, and whatever runs it."""

@@ -1,0 +1,343 @@
+"""Runs a torch module on the fastest backend that gives the same numbers.
+
+`choose` measures every allowed backend on real-sized inputs against float32 torch and keeps the fastest whose tokens stay
+within the tolerance; what it found is remembered in `engine.json` under the module's version, the processor and the
+libraries. OpenVINO's graph is converted from the live module and kept in `openvino/` beside it, because converting
+takes seconds. bfloat16 is tried only where the processor has instructions for it. On a GPU: autocast, and CUDA graphs.
+
+Difference means the largest absolute difference over the largest absolute value of the reference.
+"""
+
+# torch.cuda is typed in parts only
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import openvino
+import orjson
+import torch
+from torch import Tensor, nn
+
+Backend = Literal["torch", "openvino"]
+Precision = Literal["float32", "bfloat16"]
+Inputs = tuple[Tensor, ...]
+Run = Callable[..., Tensor]
+REPEATS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One backend on one module: milliseconds (median), and how far from float32 torch."""
+
+    backend: Backend
+    precision: Precision
+    ms: float
+    cosine: float
+    difference: float
+    failed: str = ""
+    """Why it could not run; empty where it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The settings under `engine`."""
+
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = 1
+    tolerance: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What will run a module, and everything that was measured."""
+
+    backend: Backend
+    precision: Precision
+    measured: tuple[Measured, ...]
+
+
+class NoBackend(ValueError):  # noqa: N818 - reads as what happened
+    """The wanted backend cannot run the module or leaves the tolerance; `str` has the numbers."""
+
+
+def processor() -> str:
+    """The processor's model name and whether it computes in bfloat16."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    return f"{name} bf16={int(has_bfloat16())}"
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has bfloat16 instructions (avx512_bf16 or amx)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "BF16" in _core().get_property(
+        "CPU", "OPTIMIZATION_CAPABILITIES"
+    )
+
+
+_CORES: list[Any] = []
+
+
+def _core() -> Any:
+    """OpenVINO's core, made at first use: loading its plugins takes a while."""
+    if not _CORES:
+        _CORES.append(openvino.Core())
+    return _CORES[0]
+
+
+def torch_run(module: nn.Module, precision: Precision) -> Run:
+    """Eager torch, on the module's device; bfloat16 by autocast, the output float32 again."""
+    device = next((p.device.type for p in module.parameters()), "cpu")
+    if precision == "float32":
+        return module
+
+    def run(*inputs: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            out: Tensor = module(*inputs)
+        return out.float()
+
+    return run
+
+
+class OpenVinoRun:
+    """A compiled OpenVINO graph called like the module it came from; not safe for two threads at once."""
+
+    def __init__(self, graph: Any, precision: Precision, threads: int) -> None:
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # the learner and the broker need the cores too
+        }
+        self._compiled = _core().compile_model(graph, "CPU", options)
+        self._request = self._compiled.create_infer_request()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run on the inputs' own memory; the output is a copy."""
+        held = [tensor.contiguous() for tensor in inputs]  # the request reads them without a copy
+        for i, tensor in enumerate(held):
+            self._request.set_input_tensor(i, openvino.Tensor(tensor.numpy(), shared_memory=True))
+        self._request.infer()
+        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+
+
+def convert(module: nn.Module, example: Inputs) -> Any:
+    """The module as an OpenVINO graph with free batch and length.
+
+    Raises:
+        RuntimeError: a construct the converter does not know.
+    """
+    # the converter of OpenVINO 2026 traces with what torch 2.13 calls deprecated; the two are pinned together
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return openvino.convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
+
+
+def graph_of(module: nn.Module, example: Inputs, version: str, folder: Path | None) -> Any:
+    """The converted graph, from `folder` where it was kept before; kept there otherwise.
+
+    The file's name carries `version`, so a graph of other weights is never taken.
+    """
+    if folder is None:
+        return convert(module, example)
+    path = folder / f"{version}-ov{openvino.__version__.split('-')[0]}" / "graph.xml"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            openvino.save_model(convert(module, example), Path(temporary) / "graph.xml", compress_to_fp16=False)
+            if path.parent.is_dir():  # left behind half made
+                shutil.rmtree(path.parent)
+            Path(temporary).rename(path.parent)
+            Path(temporary).mkdir()  # for the context manager to remove
+    return _core().read_model(path)
+
+
+def compare(reference: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, float]:
+    """Lowest cosine and largest difference over pairs of outputs."""
+    cosines, differences = [], []
+    for want, have in zip(reference, got, strict=True):
+        cosines.append(float(torch.cosine_similarity(want.double().flatten(), have.double().flatten(), dim=0)))
+        differences.append(float((want - have).abs().max() / want.abs().max().clamp(min=1e-12)))
+    # NaN must not pass a comparison with the tolerance: max() may hide it
+    return min(cosines), float("inf") if any(d != d for d in differences) else max(differences)  # noqa: PLR0124 - NaN
+
+
+def measure(run: Run, examples: Sequence[Inputs], reference: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Milliseconds (sum of the medians over the examples), cosine and difference."""
+    milliseconds, outputs = 0.0, []
+    for inputs in examples:
+        outputs.append(run(*inputs))
+        times: list[float] = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            run(*inputs)
+            times.append(time.perf_counter() - start)
+        milliseconds += 1_000 * statistics.median(times)
+    return (milliseconds, *compare(reference, outputs))
+
+
+def candidates(wanted: Wanted, device: torch.device) -> list[tuple[Backend, Precision]]:
+    """What the settings and the machine allow, the reference first."""
+    backends: list[Backend] = ["torch", "openvino"] if wanted.backend == "auto" else [wanted.backend]
+    if device.type != "cpu":
+        backends = ["torch"]
+    allowed: list[Precision] = ["float32", "bfloat16"] if wanted.precision == "auto" else [wanted.precision]
+    has = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    return [(backend, p) for backend in backends for p in allowed if p == "float32" or has]
+
+
+@torch.inference_mode()
+def calibrate(
+    module: nn.Module, examples: Sequence[Inputs], wanted: Wanted, version: str, folder: Path | None
+) -> Choice:
+    """Measure every candidate and choose.
+
+    Raises:
+        NoBackend: none of them runs within the tolerance.
+    """
+    device = examples[0][0].device
+    reference = [module(*inputs) for inputs in examples]
+    measured: list[Measured] = []
+    for backend, precision in candidates(wanted, device):
+        try:
+            run = build(module, examples, backend, precision, wanted.threads, version, folder)
+            measured.append(Measured(backend, precision, *measure(run, examples, reference)))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            measured.append(Measured(backend, precision, 0.0, 0.0, float("inf"), reason))
+    good = [m for m in measured if m.difference <= wanted.tolerance]
+    if not good:
+        found = "; ".join(
+            f"{m.backend} {m.precision}: {m.failed or f'difference {m.difference:.3g}'}" for m in measured
+        )
+        raise NoBackend(
+            f"no backend within engine.tolerance {wanted.tolerance}: {found or 'none allowed'}; change engine.*"
+        )
+    best = min(good, key=lambda m: m.ms)
+    return Choice(best.backend, best.precision, tuple(measured))
+
+
+def build(
+    module: nn.Module,
+    examples: Sequence[Inputs],
+    backend: Backend,
+    precision: Precision,
+    threads: int,
+    version: str,
+    folder: Path | None,
+) -> Run:
+    """Something that runs the module, warmed up on every example."""
+    run: Run
+    if backend == "torch":
+        run = torch_run(module, precision)
+    else:
+        run = OpenVinoRun(graph_of(module, examples[-1], version, folder), precision, threads)
+    with torch.inference_mode():
+        for inputs in examples:
+            run(*inputs)
+    return run
+
+
+class Calibrations:
+    """Choices remembered in `state_dir/engine.json`; converted graphs are kept in `state_dir/openvino`."""
+
+    def __init__(self, state_dir: Path | None, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self._file = None if state_dir is None else state_dir / "engine.json"
+        self.folder = None if state_dir is None else state_dir / "openvino"
+
+    def _key(self, version: str, device: torch.device) -> str:
+        libraries = f"torch {torch.__version__} openvino {openvino.__version__}"
+        return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.wanted)).decode()}"
+
+    def recall(self, version: str, device: torch.device) -> Choice | None:
+        """The remembered choice, or None; an unreadable file counts as none."""
+        if self._file is None or not self._file.is_file():
+            return None
+        try:
+            entry = orjson.loads(self._file.read_bytes())[self._key(version, device)]
+            return Choice(entry["backend"], entry["precision"], tuple(Measured(**m) for m in entry["measured"]))
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return None
+
+    def remember(self, version: str, device: torch.device, choice: Choice) -> None:
+        """Write one choice beside the others, by rename."""
+        if self._file is None:
+            return
+        try:
+            known = orjson.loads(self._file.read_bytes()) if self._file.is_file() else {}
+        except orjson.JSONDecodeError:
+            known = {}
+        entry = asdict(choice)
+        for m in entry["measured"]:
+            m["difference"] = min(m["difference"], 1e30)  # JSON has no infinity
+        known = {**known, self._key(version, device): entry}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._file.with_suffix(f".{os.getpid()}.tmp")
+        fresh.write_bytes(orjson.dumps(known, option=orjson.OPT_INDENT_2))
+        fresh.replace(self._file)
+
+    def runner(
+        self, module: nn.Module, examples: Sequence[Inputs], version: str, *, keep: bool = True
+    ) -> tuple[Run, Choice]:
+        """The fastest allowed way to run the module, calibrated at most once for a version and machine.
+
+        `keep=False` is for a version that stands for shapes and not for weights: its graph is converted every time.
+
+        Raises:
+            NoBackend: none of them runs within the tolerance.
+        """
+        device = examples[0][0].device
+        folder = self.folder if keep else None
+        choice = self.recall(version, device)
+        if choice is None:
+            choice = calibrate(module, examples, self.wanted, version, folder)
+            self.remember(version, device, choice)
+        run = build(module, examples, choice.backend, choice.precision, self.wanted.threads, version, folder)
+        return run, choice
+
+
+class CudaGraphRun:
+    """A module captured as one CUDA graph for inputs of fixed shapes (torch.cuda.CUDAGraph): one launch a call."""
+
+    def __init__(self, module: nn.Module, example: Inputs) -> None:
+        self._inputs = tuple(x.clone() for x in example)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), torch.inference_mode():  # warm up away from the capture, as documented
+            for _ in range(3):
+                module(*self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph), torch.inference_mode():
+            self._output = module(*self._inputs)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Copy in, replay, copy out."""
+        for held, fresh in zip(self._inputs, inputs, strict=True):
+            held.copy_(fresh, non_blocking=True)
+        self._graph.replay()
+        out: Tensor = self._output.clone()
+        return out
+
+
+def stream_of(device: torch.device) -> Any:
+    """A context in which work goes to a stream of its own on a GPU; nothing on a CPU."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,339 @@
+"""Inference off the event loop: one thread, cached tokens, weights that change between two ticks.
+
+`decide` awaits the inference thread, which encodes the streams that have something new (those that share an encoder in one
+batch), fuses, keeps the history and asks the heads. `load` fills the standby weights in a loader thread of low priority and
+then flips the pointer in the inference thread, so a tick sees one version or the other, whole. Tokens pass through
+float16 before they are used: what is remembered is exactly what was acted on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import os
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actuators.registry import action_space
+from learners.checkpoints import Loaded
+from learners.checkpoints import load as load_checkpoint
+from learners.model.backends import Calibrations, CudaGraphRun, Run, Wanted, stream_of
+from learners.model.backends import Choice as BackendChoice
+from learners.model.encoders import Encoder
+from learners.model.encoders import load as load_encoder
+from learners.model.features import Features, stack
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+from learners.weights import shapes_of
+from runtime.decided import Decided, Estimate, Weights, actions_of, forward_scores
+from runtime.settings import Config
+from runtime.versions import open_checkpoints
+from sensors.readings import Observation, Reading, Telemetry
+
+__all__ = ["Decided", "Engine", "build_engine", "forward_scores"]
+
+ENCODER_FILE = "encoder-"
+"""Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """Everything a tick uses, replaced as a whole."""
+
+    version: str
+    policy: Policy
+    encoders: dict[str, Encoder]
+    fuse: Run
+
+
+@dataclass(slots=True)
+class _Cached:
+    reading: Reading
+    version: str
+    tokens_TW: NDArray[Any]
+
+
+@dataclass(slots=True)
+class Engine:
+    """The policy and its encoders, acting.
+
+    Args:
+        policy: the weights to start with.
+        encoders: by their name in the settings.
+        routes: which encoder reads each stream; telemetry has none.
+        calibrations: chooses backends and remembers them.
+        read: turns a checkpoint's directory into verified weights; whatever it raises, `load` raises.
+        version: name of the weights to start with.
+        device: where the policy lives.
+        seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
+    """
+
+    policy: Policy
+    encoders: dict[str, Encoder]
+    routes: Mapping[str, str]
+    calibrations: Calibrations
+    read: Callable[[Path], Weights]
+    version: str = "untrained"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    choices: dict[str, BackendChoice] = field(default_factory=dict)
+    """What runs each encoder, and the fused part under `policy`."""
+    _live: _Live = field(init=False)
+    _standby: Policy = field(init=False)
+    _cache: dict[str, _Cached] = field(default_factory=dict)
+    _history: deque[Features] = field(init=False)
+    _states: deque[Tensor] = field(init=False)
+    _inference: ThreadPoolExecutor = field(init=False)
+    _loader: ThreadPoolExecutor = field(init=False)
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stream: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        threads = self.calibrations.wanted.threads
+        self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads, 0))
+        self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads, 10))
+        self._history = deque(maxlen=self.spec.history)
+        self._states = deque(maxlen=self.spec.history)
+        self.policy = self.policy.to(self.device).eval()
+        self._standby = copy.deepcopy(self.policy)
+        self._live = self._inference.submit(self._first).result()
+
+    def _first(self) -> _Live:
+        self._stream = stream_of(self.device)
+        encoders = {name: self._ready(name, encoder) for name, encoder in self.encoders.items()}
+        return _Live(self.version, self.policy, encoders, self._fuse_run(self.policy))
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy is built from."""
+        return self.policy.spec
+
+    @property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """What a checkpoint's files must hold."""
+        return {"policy": shapes_of(self._live.policy.state_dict())}
+
+    @property
+    def encoder_versions(self) -> dict[str, str]:
+        """The version of the encoder behind each stream."""
+        return {stream: self._live.encoders[name].version for stream, name in self.routes.items()}
+
+    def frozen_policy(self) -> Policy:
+        """A copy of the policy that acts, for work away from the tick."""
+        return copy.deepcopy(self._live.policy).cpu()
+
+    def close(self) -> None:
+        """End both threads; a decision that runs is finished."""
+        self._loader.shutdown(wait=True)
+        self._inference.shutdown(wait=True)
+
+    async def decide(self, observation: Observation, *, explore: bool | float = False) -> Decided:
+        """The actions for what is observed, computed in the inference thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._inference, self._decide, observation, explore)
+
+    async def load(self, directory: Path) -> None:
+        """Bring a checkpoint in: read and fill in the loader thread, flip between two ticks.
+
+        Raises:
+            CheckpointRefused, or whatever else `read` refuses with: the acting weights stay.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._loading:
+            live = await loop.run_in_executor(self._loader, self._prepare, directory)
+            await loop.run_in_executor(self._inference, self._flip, live)
+        self.version = live.version
+
+    def _prepare(self, directory: Path) -> _Live:
+        """Standby weights from a checkpoint, ready to run."""
+        weights = self.read(directory)
+        self._standby.load_state_dict(weights.tensors["policy"])
+        encoders = {name: self._tuned(name, base, weights) for name, base in self.encoders.items()}
+        return _Live(directory.name, self._standby, encoders, self._fuse_run(self._standby))
+
+    def _tuned(self, name: str, base: Encoder, weights: Weights) -> Encoder:
+        """The encoder with the checkpoint's weights; the pretrained one where it brings none."""
+        state = weights.tensors.get(ENCODER_FILE + name)
+        if state is None:
+            return base
+        assert base.module is not None
+        tuned = copy.copy(base)
+        tuned.module = copy.deepcopy(base.module)
+        tuned.load_state(state)
+        acting = self._live.encoders[name]
+        return acting if acting.version == tuned.version else self._ready(name, tuned)
+
+    def _flip(self, live: _Live) -> None:
+        """Runs between two ticks. The history is fused again by the new weights, as they learned it."""
+        self._standby, self._live = self._live.policy, live
+        self.policy = live.policy
+        if self._history:
+            with torch.inference_mode():
+                past = stack(list(self._history)).map(lambda x: x.squeeze(1))
+                self._states.extend(state_D.unsqueeze(0) for state_D in live.policy.fuse(past).unbind(0))
+
+    def _ready(self, name: str, encoder: Encoder) -> Encoder:
+        """Put the encoder on its fastest backend."""
+        if encoder.module is not None:
+            encoder.run, self.choices[name] = self.calibrations.runner(
+                encoder.module, encoder.examples(), encoder.version
+            )
+        return encoder
+
+    def _fuse_run(self, policy: Policy) -> Run:
+        """The fused part on its fastest backend; a plain policy is a few additions and stays in torch."""
+        module = Estimate(policy).eval()
+        if self.spec.plain:
+            return module
+        examples = [self._example()]
+        if self.device.type == "cuda":
+            return CudaGraphRun(module, examples[0])
+        shape = hashlib.sha256(self.spec.to_json()).hexdigest()[:16]
+        run, self.choices["policy"] = self.calibrations.runner(module, examples, shape, keep=False)
+        return run
+
+    def _example(self) -> tuple[Tensor, ...]:
+        count = len(self.spec.streams)
+        generator = torch.Generator().manual_seed(0)
+        tokens = [torch.randn(1, s.tokens, s.width, generator=generator) for s in self.spec.streams]
+        present, ages = torch.ones(1, count, dtype=torch.bool), torch.full((1, count), 0.1)
+        return tuple(x.to(self.device) for x in (present, ages, *tokens))
+
+    @torch.inference_mode()
+    def _decide(self, observation: Observation, explore: bool | float) -> Decided:  # noqa: FBT001 - as in decide
+        start = time.perf_counter()
+        live = self._live
+        with self._stream:
+            encoded = self._perceive(live, observation)
+            features = self._features(observation)
+            state_BD = live.fuse(features.present, features.ages, *(features.tokens[n] for n in self.spec.names))
+            self._history.append(features)
+            self._states.append(state_BD)
+            while len(self._states) < self.spec.history:  # an episode starts as if it had always been so
+                self._states.appendleft(self._states[0])
+                self._history.appendleft(self._history[0])
+            context_BC = live.policy.context(torch.stack(list(self._states), dim=1))
+            generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + observation.tick)
+            out = live.policy.heads.act(context_BC, generator=generator, explore=explore)
+            actions, scores = actions_of(self.spec, out)
+        tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in self.spec.names}
+        versions = {name: self._cache[name].version for name in tokens if name in self.routes}
+        value = float(out.value[0])
+        latency_s = time.perf_counter() - start
+        return Decided(live.version, actions, value, tokens, versions, scores, latency_s, encoded)
+
+    def _perceive(self, live: _Live, observation: Observation) -> tuple[str, ...]:
+        """Encode what is new, streams that share an encoder in one batch."""
+        work: dict[str, list[Reading]] = defaultdict(list)
+        for name, reading in observation.readings.items():
+            if isinstance(reading, Telemetry):
+                self._cache[name] = _Cached(reading, "", reading.values.astype(np.float32)[None])
+            elif name in self.routes:
+                encoder = live.encoders[self.routes[name]]
+                cached = self._cache.get(name)
+                if cached is None or cached.reading is not reading or cached.version != encoder.version:
+                    work[self.routes[name]].append(reading)
+        for route, readings in work.items():
+            encoder = live.encoders[route]
+            tokens_BTW = encoder.encode(encoder.prepare(readings)).half().cpu().numpy()
+            for reading, tokens_TW in zip(readings, tokens_BTW, strict=True):
+                self._cache[reading.stream] = _Cached(reading, encoder.version, tokens_TW)
+        return tuple(reading.stream for readings in work.values() for reading in readings)
+
+    def _features(self, observation: Observation) -> Features:
+        """Features [1] of this tick; missing streams are zeros."""
+        tokens: dict[str, Tensor] = {}
+        present = [name in observation.readings for name in self.spec.names]
+        for stream, there in zip(self.spec.streams, present, strict=True):
+            if there:
+                array = np.asarray(self._cache[stream.name].tokens_TW, np.float32)
+                tokens[stream.name] = torch.tensor(array).unsqueeze(0)
+            else:
+                tokens[stream.name] = torch.zeros(1, stream.tokens, stream.width)
+        ages = [observation.ages_s.get(name, float("inf")) for name in self.spec.names]
+        return Features(tokens, torch.tensor([present]), torch.tensor([ages], dtype=torch.float32)).to(self.device)
+
+
+def _prepare_thread(threads: int, nice: int) -> None:
+    """Both settings belong to a thread, so each sets its own; denormals made one model 14 times slower."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    if nice:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+def build_engine(config: Config) -> Engine:
+    """The engine of a settings file, with untrained weights; loads encoders and calibrates, which takes seconds.
+
+    Raises:
+        BundledError, UnknownArchitecture, NoBackend, OSError: a model cannot be used; the message has the remedy.
+        ValueError: streams that share an encoder contradict each other, or a stream has no encoder.
+    """
+    device = device_of(config.device)
+    routes = {name: s.encoder for name, s in config.streams.items() if s.encoder is not None}
+    encoders = {
+        name: load_encoder(config.encoders[name], config.policy.tokens, device, window_s=_window_s(config, name))
+        for name in sorted(set(routes.values()))
+    }
+    streams = tuple(_stream(config, name, encoders) for name in config.streams)
+    policy_settings = config.policy.model_dump(exclude={"fusion", "tokens"})
+    spec = PolicySpec(streams, action_space(config.actuators), **policy_settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.learner.seed)
+        policy = Policy(spec)
+    wanted = Wanted(**config.engine.model_dump())
+    return Engine(
+        policy,
+        encoders,
+        routes,
+        Calibrations(config.state_dir, wanted),
+        partial(_verified, config, {"policy": shapes_of(policy.state_dict())}),
+        device=device,
+        seed=config.learner.seed,
+    )
+
+
+def _verified(config: Config, shapes: dict[str, dict[str, tuple[int, ...]]], directory: Path) -> Loaded:
+    """A checkpoint after every check, in memory."""
+    return load_checkpoint(directory, open_checkpoints(config).public, shapes)
+
+
+def device_of(setting: str) -> torch.device:
+    """`auto` is the first GPU where there is one."""
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(setting)
+
+
+def _window_s(config: Config, encoder: str) -> float:
+    """The longest window of the microphones that share an encoder; the others are filled with silence."""
+    windows = [s.window_s for s in config.streams.values() if s.kind == "microphone" and s.encoder == encoder]
+    return max(windows, default=2.0)
+
+
+def _stream(config: Config, name: str, encoders: Mapping[str, Encoder]) -> StreamSpec:
+    settings = config.streams[name]
+    if settings.encoder is not None:
+        encoder = encoders[settings.encoder]
+        wanted = {"camera": "vision", "microphone": "hearing", "text": "language"}.get(settings.kind, encoder.modality)
+        if encoder.modality != wanted:
+            raise ValueError(
+                f"streams.{name}: a {settings.kind} needs an encoder of {wanted}; {settings.encoder} is one of {encoder.modality}"
+            )
+        return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width)
+    if settings.kind == "telemetry":
+        return StreamSpec(name, "telemetry", 1, len(settings.fields))
+    raise ValueError(f"streams.{name}.encoder: missing; a {settings.kind} stream needs one of encoders")
