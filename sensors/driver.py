@@ -30,7 +30,7 @@ from sensors.base import SensorLost
 HEADER = struct.Struct("<cdIII")
 MAX_MESSAGE = 1 << 30
 _PR_SET_PDEATHSIG = 1
-_ADDRESS_SPACE = 8 << 30
+_ADDRESS_SPACE = 3 << 30
 """Bytes of address space a driver may map: a decoder that believes a liar fails here and not in the agent."""
 
 Job = opencv.CaptureJob | portaudio.RecordJob | portaudio.PlayJob

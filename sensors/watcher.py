@@ -51,6 +51,8 @@ class Limits:
     """First and longest wait between two connections."""
     probe_wait_s: float = 0.5
     """Longest wait while the source is plainly absent, which costs nothing to find out."""
+    enough: int = 2
+    """Fresh data in a row that make a recovery: a dying decoder may still hand out a last picture."""
 
 
 class Absent(SensorLost):
@@ -123,6 +125,8 @@ class Watcher:
         self._changed: asyncio.Future[None] | None = None
         self._newest_s: float | None = None
         self._reported = False
+        self._fresh = 0
+        """Fresh data in a row since the last loss or connection."""
 
     async def run(self, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
         """Keep the source alive until cancelled; then at most one second passes."""
@@ -143,6 +147,7 @@ class Watcher:
         """One connection from start to end; why it ended."""
         loop = asyncio.get_running_loop()
         self._newest_s = None
+        self._fresh = 0
         self._period.restart()
         connection = self._connect()
         done: asyncio.Future[SensorLost] = loop.create_future()
@@ -190,7 +195,8 @@ class Watcher:
             return
         first, self._newest_s = self._newest_s is None, stamp_s
         self._period.add(stamp_s)
-        back = self._reported and self._clock() - stamp_s <= self._report_after_s()
+        self._fresh = self._fresh + 1 if self._clock() - stamp_s <= self._report_after_s() else 0
+        back = self._reported and self._fresh >= self._limits.enough
         if (first or back) and self._changed is not None and not self._changed.done():
             self._changed.set_result(None)  # other limits hold from now on
         if back:
@@ -233,6 +239,7 @@ class Watcher:
         return max(0.001, base_s + limit_s - self._clock())
 
     def _report(self, reason: str, lost: Callable[[str], None]) -> None:
+        self._fresh = 0
         if not self._reported:
             self._reported = True
             lost(reason)

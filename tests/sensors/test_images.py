@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -98,6 +99,27 @@ def test_a_png_with_a_damaged_body_is_refused() -> None:
     with pytest.raises(PayloadRefused) as refusal:
         decode_image(PNG[:at] + bytes(8) + PNG[at + 8 :], LIMIT)
     assert refusal.value.cause == "undecodable"
+
+
+def test_a_png_with_a_wrong_chunk_length_is_refused_at_once() -> None:
+    at = PNG.index(b"IDAT") - 4
+    start_s = time.monotonic()
+    for length in (0, 7, 2**20, 2**31 - 1, 2**32 - 1):
+        with pytest.raises(PayloadRefused):
+            decode_image(PNG[:at] + struct.pack(">I", length) + PNG[at + 4 :], LIMIT)
+    assert time.monotonic() - start_s < 0.5
+
+
+def test_what_a_png_carries_besides_its_picture_is_left_out() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    bomb = chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(50_000_000), 9))
+    animation = chunk(b"acTL", struct.pack(">II", 1, 0))
+    start_s = time.monotonic()
+    image = decode_image(PNG[:33] + bomb + animation + PNG[33:], LIMIT)
+    assert np.array_equal(image, decode_image(PNG, LIMIT))
+    assert time.monotonic() - start_s < 0.5
 
 
 def test_an_orientation_in_the_exif_is_applied() -> None:

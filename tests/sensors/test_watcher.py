@@ -39,6 +39,11 @@ class Wire:
     def say(self, kind: str, body: bytes = b"", stamp_s: float | None = None) -> None:
         self.inbox.put(Message(kind, time.monotonic() if stamp_s is None else stamp_s, 0, 0, bytearray(body)))
 
+    def revive(self) -> None:
+        """Two data: one alone may be the last of a dying decoder."""
+        for _ in range(QUICK.enough):
+            self.say("F")
+
 
 class Bench:
     """A watcher, the wires it asked for, and a witness."""
@@ -91,7 +96,7 @@ async def test_silence_is_reported_once_then_replaced_then_recovered() -> None:
         second = await bench.wire(2)
         assert wire.stopped
         assert bench.watcher.counts["replaced"] == 1
-        second.say("F")
+        second.revive()
         await bench.witness.until(lambda: len(bench.witness.recovered) == 1)
         assert len(bench.witness.lost) == 1
 
@@ -101,10 +106,21 @@ async def test_a_stop_that_resumes_needs_no_new_connection() -> None:
         wire = await bench.wire(1)
         wire.say("F")
         await bench.witness.until(lambda: len(bench.witness.lost) == 1)
-        wire.say("F")
+        wire.revive()
         await bench.witness.until(lambda: len(bench.witness.recovered) == 1)
         await bench.witness.until(lambda: len(bench.witness.lost) == 2)
         assert len(bench.wires) == 1
+
+
+async def test_one_last_frame_is_no_recovery() -> None:
+    async with Bench() as bench:
+        wire = await bench.wire(1)
+        wire.say("F")
+        await bench.witness.until(lambda: len(bench.witness.lost) == 1)
+        wire.say("F")
+        wire.say("E", b"gone")
+        await bench.wire(2)
+        assert bench.witness.recovered == []
 
 
 async def test_an_old_frame_is_no_recovery() -> None:
@@ -112,7 +128,8 @@ async def test_an_old_frame_is_no_recovery() -> None:
         wire = await bench.wire(1)
         wire.say("F")
         await bench.witness.until(lambda: len(bench.witness.lost) == 1)
-        wire.say("F", stamp_s=time.monotonic() - 1.0)
+        for _ in range(3):
+            wire.say("F", stamp_s=time.monotonic() - 1.0)
         await bench.wire(2)
         assert bench.witness.recovered == []
 
@@ -133,7 +150,7 @@ async def test_errors_and_deaths_are_told_and_followed_by_a_new_connection() -> 
         assert bench.witness.lost[0][1] == "cam: the driver found no video there"
         second = await bench.wire(2)
         second.say("D", b"superseded")
-        second.say("F")
+        second.revive()
         await bench.witness.until(lambda: len(bench.witness.recovered) == 1)
         second.inbox.put(None)
         await bench.witness.until(lambda: len(bench.witness.lost) == 2)
@@ -151,7 +168,7 @@ async def test_an_absent_source_starts_no_driver() -> None:
         await bench.wire(4)
         bench.absent = False
         present = await bench.wire(len(bench.wires) + 2)
-        present.say("F")
+        present.revive()
         await bench.witness.until(lambda: len(bench.witness.recovered) == 1)
 
 
