@@ -90,6 +90,7 @@ class Child:
     planned: bool = False
     """The next end is a restart on purpose: no failure."""
     restarts: int = 0
+    _pidfd: int | None = None
     _failures: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RESTARTS))
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -120,7 +121,12 @@ class Child:
         finally:
             self.unlink()
         log.info("child.started", child=self.spec.name, pid=self.process.pid)
-        return await self.process.wait()
+        self._pidfd = os.pidfd_open(self.process.pid)
+        try:
+            return await self.process.wait()
+        finally:
+            os.close(self._pidfd)
+            self._pidfd = None
 
     async def _failed(self, code: int) -> None:
         if self.stopping or self.planned:
@@ -168,9 +174,10 @@ class Child:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.process is not None and self.process.returncode is None:
+        """Through a pidfd: `Popen.send_signal` would reap a process that asyncio is waiting for, and lose its exit code."""
+        if self._pidfd is not None:
             with suppress(ProcessLookupError):
-                self.process.send_signal(number)
+                signal.pidfd_send_signal(self._pidfd, number)
 
 
 def said(code: int) -> str:

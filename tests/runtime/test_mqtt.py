@@ -6,53 +6,20 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiomqtt
 import pytest
-from fakes import Mosquitto, eventually, free_port
+from wire_helpers import Collector, running
 
+from fakes import Mosquitto, eventually, free_port
 from runtime.mqtt import Address, Connection, Message, MqttLost, Will, _shut
 from runtime.settings import MqttSettings
 from runtime.topics import Refused
 
 
-@asynccontextmanager
-async def running(connection: Connection, *, wait: bool = True) -> AsyncIterator[Connection]:
-    task = asyncio.create_task(connection.run())
-    try:
-        if wait:
-            async with asyncio.timeout(10):
-                await connection.up()
-        yield connection
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
 def connection(broker: Mosquitto, identifier: str = "one", **options: object) -> Connection:
     return Connection(Address("127.0.0.1", broker.port), identifier, **options)  # type: ignore[arg-type]
-
-
-class Collector:
-    """Keeps messages and lets a test wait for them."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-        self._more = asyncio.Event()
-
-    def __call__(self, message: Message) -> None:
-        self.messages.append(message)
-        self._more.set()
-
-    async def until(self, condition: Callable[[list[Message]], bool], timeout_s: float = 10.0) -> list[Message]:
-        async with asyncio.timeout(timeout_s):
-            while not condition(self.messages):
-                self._more.clear()
-                await self._more.wait()
-        return self.messages
 
 
 async def test_qos_1_is_acknowledged_and_nagle_is_off(broker: Mosquitto) -> None:
