@@ -98,7 +98,10 @@ class PanoramaPlant:
         return [self.device.report(self.world.head.turn)]
 
     def _advance(self, now_s: float) -> None:
-        seconds = min(LONGEST_S, max(0.0, now_s - self._now_s))
+        seconds = now_s - self._now_s
+        if -LONGEST_S < seconds <= 0.0:  # `step` and `receive` read the clock before they wait for each other
+            return
+        seconds = min(LONGEST_S, max(0.0, seconds))
         self._now_s = now_s
         self.world.advance(seconds)
         self._score.advance(seconds)
