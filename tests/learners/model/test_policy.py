@@ -1,0 +1,204 @@
+"""The fused model: what is missing cannot matter, histories repeat, plain telemetry passes unharmed, specs round-trip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from actuators.actions import ActionSpace, Choice, Continuous, Utterance
+from learners.model.features import Features, blank, concat, recorded, stack
+from learners.model.normalise import Normaliser
+from learners.model.policy import Policy, drop_streams, load, save
+from learners.model.spec import PolicySpec, SpecError, StreamSpec
+from runtime.decided import forward_scores
+
+ACTIONS = ActionSpace(
+    (Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, 0.0), (1.0, 2.0)), Utterance("say", "talk"))
+)
+STREAMS = (
+    StreamSpec("front", "vision", 4, 20),
+    StreamSpec("room", "hearing", 3, 12),
+    StreamSpec("orders", "language", 1, 8),
+    StreamSpec("joints", "telemetry", 1, 2),
+)
+
+
+def small(**changes: object) -> PolicySpec:
+    return PolicySpec(**{"streams": STREAMS, "actions": ACTIONS, "width": 32, "heads": 4, "history": 3, **changes})  # type: ignore[arg-type]
+
+
+def features(spec: PolicySpec, *lead: int, seed: int = 0) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = {s.name: torch.randn(*lead, s.tokens, s.width, generator=generator) for s in spec.streams}
+    count = len(spec.streams)
+    return Features(tokens, torch.ones(*lead, count, dtype=torch.bool), torch.rand(*lead, count, generator=generator))
+
+
+@pytest.mark.parametrize("name", [s.name for s in STREAMS])
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_a_masked_streams_content_cannot_change_the_state(name: str, garbage: float) -> None:
+    spec = small()
+    policy = Policy(spec).eval()
+    policy.observe(features(spec, 16, seed=1))
+    masked = features(spec, 2).without(spec, [name])
+    s = spec.names.index(name)
+    ages = masked.ages.clone()
+    ages[:, s] = garbage
+    spoiled = Features({**masked.tokens, name: torch.full_like(masked.tokens[name], garbage)}, masked.present, ages)
+    with torch.no_grad():
+        assert torch.equal(policy.fuse(masked), policy.fuse(spoiled))
+        assert not torch.equal(policy.fuse(masked), policy.fuse(features(spec, 2)))
+
+
+@pytest.mark.parametrize("name", [s.name for s in STREAMS])
+def test_masking_a_stream_changes_no_other_streams_tokens(name: str) -> None:
+    spec = small()
+    fusion = Policy(spec).eval().fusion
+    assert fusion is not None
+
+    def adapted(given: Features) -> list[Tensor]:
+        return fusion.adapt([given.tokens[n] for n in spec.names], given.present, given.ages)
+
+    whole, masked = adapted(features(spec, 2)), adapted(features(spec, 2).without(spec, [name]))
+    for other, before, after in zip(spec.names, whole, masked, strict=True):
+        assert torch.equal(before, after) == (other != name)
+
+
+def test_everything_missing_still_decides() -> None:
+    spec = small()
+    out = forward_scores(Policy(spec).eval(), blank(spec, 1))
+    assert out.scores["head"].isfinite().all()
+    assert int(out.values["head"]) in range(3)
+    assert out.values["arm"].isfinite().all()
+
+
+def test_every_present_stream_reaches_the_state_and_learns() -> None:
+    spec = small()
+    policy = Policy(spec).eval()
+    given = features(spec, 2)
+    for x in given.tokens.values():
+        x.requires_grad_()
+    policy.encode(given).square().sum().backward()
+    assert all(float(x.grad.abs().sum()) > 0 for x in given.tokens.values() if x.grad is not None)
+    assert all(x.grad is not None for x in given.tokens.values())
+
+
+def test_a_batch_of_one_tick_is_a_history_that_repeats() -> None:
+    spec = small()
+    policy = Policy(spec).eval()
+    one = features(spec, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(policy.encode(one), policy.encode(stack([one] * 3, dim=1)))
+        assert policy.encode(one).shape == (2, policy.context_width)
+        later = stack([features(spec, 2, seed=5), one, one], dim=1)
+        assert not torch.allclose(policy.encode(one), policy.encode(later))
+    with pytest.raises(ValueError, match="repeat the oldest"):
+        policy.context(torch.zeros(1, 2, policy.state_width))
+
+
+def test_a_single_telemetry_stream_is_the_context_itself() -> None:
+    spec = PolicySpec((StreamSpec("joints", "telemetry", 1, 3),), ACTIONS, history=1)
+    policy = Policy(spec).eval()
+    given = features(spec, 5)
+    assert policy.fusion is None
+    assert torch.equal(policy.encode(given), given.tokens["joints"][:, 0])
+    policy.observe(given)
+    x = given.tokens["joints"][:, 0]
+    want = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-6).sqrt()
+    torch.testing.assert_close(policy.encode(given), want)
+    assert Policy(PolicySpec(spec.streams, ACTIONS, history=2)).context_width == 6
+
+
+def test_the_newest_state_leads_a_plain_history() -> None:
+    spec = PolicySpec((StreamSpec("joints", "telemetry", 1, 1),), ACTIONS, history=2)
+    context = Policy(spec).context(torch.tensor([[[1.0], [2.0]]]))
+    assert context.tolist() == [[2.0, 1.0]]
+
+
+def test_dropout_leaves_out_streams_along_the_whole_history_and_never_all() -> None:
+    spec = small()
+    given = features(spec, 400, 3)
+    dropped = drop_streams(given, 0.6, torch.Generator().manual_seed(0))
+    assert dropped.present.any(-1).all()
+    assert torch.equal(dropped.present[:, 0], dropped.present[:, 2])
+    # 0.6 is left out, but the 0.6 ** 4 that would lose all keep all
+    assert float(dropped.present.float().mean()) == pytest.approx(0.4 + 0.6**4, abs=0.03)
+    policy = Policy(small(modality_dropout=0.5)).train()
+    a, b = (policy.encode(given[:4], generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    assert not torch.equal(a, b)
+
+
+def test_normaliser_merges_batches_as_if_seen_at_once_and_then_stands_still() -> None:
+    x = torch.randn(100, 3) * 5 + 2
+    normaliser = Normaliser(3, limit=100)
+    assert torch.equal(normaliser(x), x)
+    for part in x.split([1, 39, 60]):
+        normaliser.observe(part)
+    torch.testing.assert_close(normaliser.mean, x.mean(0))
+    torch.testing.assert_close(normaliser.scatter / 100, x.var(0, correction=0), rtol=1e-4, atol=1e-4)
+    before = normaliser.mean.clone()
+    normaliser.observe(x + 100)
+    assert torch.equal(normaliser.mean, before)
+    assert normaliser(torch.full((1, 3), 1e9)).tolist() == [[10.0] * 3]
+
+
+def test_save_and_load_give_the_same_policy(tmp_path: Path) -> None:
+    spec = small()
+    policy = Policy(spec).eval()
+    policy.observe(features(spec, 8))
+    save(policy, tmp_path)
+    again = load(tmp_path)
+    assert again.spec == spec
+    assert torch.equal(again.fuse(features(spec, 2)), policy.fuse(features(spec, 2)))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "not a policy spec"),
+        (b'{"format": 1, "streams": []}', "actions"),
+        (b'{"format": 9}', "format 1"),
+    ],
+)
+def test_a_foreign_spec_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        PolicySpec.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": 30}, "multiple"),
+        ({"streams": ()}, "at least one"),
+        ({"history": 0}, "at least 1"),
+        ({"streams": STREAMS * 2}, "own"),
+    ],
+)
+def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        small(**changes)
+
+
+@pytest.mark.parametrize("stream", [("a", "smell", 1, 1), ("a", "vision", 0, 1), ("a", "telemetry", 2, 1)])
+def test_a_stream_that_cannot_be_is_refused(stream: tuple[str, str, int, int]) -> None:
+    with pytest.raises(SpecError):
+        StreamSpec(*stream)  # type: ignore[arg-type]
+
+
+def test_recorded_ticks_become_features() -> None:
+    spec = small()
+    tokens = {"front": np.ones((4, 20), np.float16), "joints": np.ones((1, 2), np.float32)}
+    got = recorded(spec, [tokens, {}], [{"front": True, "joints": False}, {}], [{"front": 0.5}, {}])
+    assert got.present.tolist() == [[True, False, False, False], [False] * 4]
+    assert got.tokens["front"][0].eq(1).all()
+    assert got.tokens["joints"].eq(0).all()
+    assert float(got.ages[0, 0]) == 0.5
+    assert concat([got, got]).lead == (4,)
+    assert got[0:1].to("cpu").flatten().lead == (1,)
+    with pytest.raises(ValueError, match="re-encode"):
+        recorded(spec, [{"front": np.ones((5, 20), np.float16)}], [{"front": True}], [{}])
