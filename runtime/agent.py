@@ -44,12 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     log.configure(verbose=given.verbose, secrets=loaded.secrets)
     end = socket.socket(fileno=given.gate_fd)
     end.setblocking(False)
+    code = 0
     try:
         asyncio.run(run(loaded, end, given.fault))
     except* GateGone as gone:
-        _LOG.error("agent.gate_gone", reason=str(gone.exceptions[0]))  # noqa: TRY400 - expected, no traceback
-        return 1
-    return 0
+        _LOG.error("agent.gate_gone", reason=str(gone.exceptions[0]))
+        code = 1
+    return code
 
 
 async def run(loaded: Loaded, end: socket.socket, faults: list[str]) -> None:
@@ -84,7 +85,7 @@ def jobs(parts: Parts) -> dict[str, Coroutine[Any, Any, None]]:
     for name, sensor in parts.sensors.items():
         if isinstance(sensor, Sensor):
             running[f"sensor {name}"] = _sense(parts, sensor)
-    return running | parts.extra_jobs()
+    return running | parts.jobs
 
 
 async def _sense(parts: Parts, sensor: Sensor) -> None:

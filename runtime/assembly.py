@@ -24,9 +24,11 @@ from learners.experience import Store
 from learners.handover import hand_over
 from learners.outbox import Outbox
 from learners.rewards import build_rewards
+from runtime.brain import build_engine
 from runtime.clock import MonotonicClock, Pacer
 from runtime.config import Loaded
-from runtime.engine import Engine, build_engine
+from runtime.engine import Engine
+from runtime.explaining import Explainer
 from runtime.feedback import Feedback
 from runtime.gatelink import GateLink
 from runtime.health import Health
@@ -38,7 +40,8 @@ from runtime.mqtt import Address, Connection, Message
 from runtime.preview import Previews
 from runtime.raw import RawKeeper, streams_to_keep
 from runtime.reporter import Reporter
-from runtime.requests import Requests
+from runtime.requests import Answer, RequestFailed, Requests
+from runtime.sessions import Sessions
 from runtime.settings import Config
 from runtime.swap import Swap
 from runtime.tick import Ticker
@@ -134,7 +137,15 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
         control=control,
         media=media,
         reporter=reporter,
-        requests=_requests(control, topics, checkpoints, reporter),
+        requests=Requests(
+            connection=control,
+            topics=topics,
+            checkpoints=checkpoints,
+            emit=reporter.event,
+            explain=Explainer(config.state_dir / "experience", checkpoints, engine),
+            record=Sessions(config, ticker, reporter),
+            finetune=partial(_wish_finetune, config),
+        ),
         health=health,
     )
     _listen(parts, topics, decoders)
@@ -159,7 +170,7 @@ def _with_faults(sensors: Mapping[str, Sensor | TopicSensor], faults: list[str])
 
 async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter) -> Engine:
     """The engine with the live policy, else untrained weights, which the run says aloud."""
-    engine = await asyncio.to_thread(build_engine, config)
+    engine = await asyncio.to_thread(build_engine, config, checkpoints)
     hand_over(config.state_dir, engine.spec)
 
     def refused(refusal: CheckpointRefused) -> None:
@@ -192,6 +203,18 @@ def _listen(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
     viewer = Viewer(Previews(opencv.encode), parts.media, topics, decoders)
     parts.control.on(topics("watch"), viewer.watch, qos=0)
     parts.reporter.on_tick.append(viewer.ticked)
+
+
+async def _wish_finetune(config: Config, task: str | None) -> Answer:
+    """Leave the wish for the learner, which answers with events."""
+    if not config.learner.enabled:
+        raise RequestFailed("learner.enabled is false: there is nobody to fine-tune")
+    if task is not None and task not in config.tasks:
+        raise RequestFailed(f"{task!r} is not under tasks: {sorted(config.tasks)}")
+    wishes = Outbox(config.state_dir / "learner" / "wishes", limit=16)
+    if not await asyncio.to_thread(wishes.post, "finetune", {"task": task}):
+        raise RequestFailed("16 wishes are waiting; the learner is busy or gone")
+    return {"task": task, "state": "asked"}
 
 
 def _offer(intake: Intake, stream: str, message: Message) -> None:

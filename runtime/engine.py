@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -45,6 +46,7 @@ from sensors.readings import Observation, Reading, Telemetry
 
 __all__ = ["Decided", "Engine", "build_engine", "forward_scores"]
 
+HISTORY_FILE = "history.safetensors"
 ENCODER_FILE = "encoder-"
 """Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
 
@@ -144,6 +146,46 @@ class Engine:
         """The actions for what is observed, computed in the inference thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._inference, self._decide, observation, explore)
+
+    async def snapshot(self) -> dict[str, bytes]:
+        """The past that the next decision sees, as safetensors: what a recording needs at its begin."""
+        loop = asyncio.get_running_loop()
+        return {HISTORY_FILE: await loop.run_in_executor(self._inference, self._pack_history)}
+
+    async def restore(self, files: Mapping[str, bytes]) -> None:
+        """Take up what `snapshot` gave, before the first decision of a replay.
+
+        Raises:
+            KeyError, safetensors.SafetensorError: the files are not a snapshot.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._inference, self._unpack_history, files[HISTORY_FILE])
+
+    def _pack_history(self) -> bytes:
+        rows = {f"{h}/tokens/{k}": x for h, f in enumerate(self._history) for k, x in f.tokens.items()}
+        for h, features in enumerate(self._history):
+            rows |= {f"{h}/present": features.present, f"{h}/ages": features.ages}
+        noise = self._live.policy.heads.continuous
+        state = None if noise is None else noise.noise.state()
+        rows |= {} if state is None else {"noise": state}
+        return safetensors.torch.save(
+            {name: x.cpu().contiguous() for name, x in rows.items()} or {"empty": torch.zeros(1)}
+        )
+
+    def _unpack_history(self, data: bytes) -> None:
+        rows = {name: x.to(self.device) for name, x in safetensors.torch.load(data).items()}
+        self._history.clear()
+        self._states.clear()
+        for h in range(sum(name.endswith("/present") for name in rows)):
+            tokens = {name: rows[f"{h}/tokens/{name}"] for name in self.spec.names}
+            self._history.append(Features(tokens, rows[f"{h}/present"], rows[f"{h}/ages"]))
+            with torch.inference_mode():
+                self._states.append(
+                    self._live.fuse(rows[f"{h}/present"], rows[f"{h}/ages"], *(tokens[n] for n in self.spec.names))
+                )
+        continuous = self._live.policy.heads.continuous
+        if continuous is not None:
+            continuous.noise.restore(rows.get("noise"))
 
     async def load(self, directory: Path) -> None:
         """Bring a checkpoint in: read and fill in the loader thread, flip between two ticks.

@@ -88,7 +88,7 @@ def _window(reader: Reader, row: Row, history: int) -> list[Transition]:
 
 def _background(reader: Reader, row: Row, history: int) -> list[list[Transition]]:
     """Windows of other ticks before the decision, spread out so that streams have had time to change."""
-    windows = []
+    windows: list[list[Transition]] = []
     for back in range(1, BACKGROUND * 4 + 1):
         at = row.row - back * SPREAD
         if at < 1 or len(windows) == BACKGROUND:

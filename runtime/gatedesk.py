@@ -32,6 +32,7 @@ class Desk:
     def __init__(self, host: GateHost, reload: Reload) -> None:
         self.host = host
         self.reload = reload
+        self._overridden: dict[str, dict[str, Any]] = {}
         self._reloads: asyncio.Queue[Message | None] = asyncio.Queue(4)
         topics, on = host.topics, host.connection.on
         on(topics("stop"), self.stop)
@@ -62,7 +63,10 @@ class Desk:
         ruling = host.gate.override(name, wish.value, wish.hold_s, host.now())
         host.carry([ruling])
         told = {"actuator": name, "value": wish.value, "hold_s": wish.hold_s, "source": wish.source}
-        host.event("override", told | {"sent": ruling.sent, "rule": ruling.rule})
+        told |= {"sent": ruling.sent, "rule": ruling.rule}
+        if told != self._overridden.get(name):  # a hand on a slider repeats itself many times a second
+            self._overridden[name] = told
+            host.event("override", told)
         host.settled()
 
     def requested(self, message: Message) -> None:

@@ -27,6 +27,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from learners.config import EncoderSettings
+from learners.model import modulation
 from learners.model.bundled import resolve
 from learners.model.preprocess import HOP, RATE_HZ, Mel, normalised, resize, tokenize, upload, window
 from learners.model.spec import Modality
@@ -212,6 +213,8 @@ def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window
     """
     if settings.plugin is not None:
         return _plugin(settings.plugin)(settings, tokens, device)
+    if settings.model == modulation.NAME:
+        return modulation.ModulationEncoder(tokens, window_s)
     source = resolve(settings.model)
     # float32: the reference every backend is measured against
     model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()

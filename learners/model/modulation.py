@@ -1,0 +1,100 @@
+"""A hearing encoder without weights: the modulation spectrum of the log-mel energies of a window.
+
+Every mel band's energy over time is Fourier-transformed, and only magnitudes are kept: what rhythm each band has, and not when
+the window began. A word that is somewhere in the window, or repeated in it, therefore gives nearly the same tokens wherever it
+stands. Modulation spectra as speech features: Greenberg & Kingsbury 1997, "The modulation spectrogram". The mel energies are
+Whisper's (transformers' WhisperFeatureExtractor), which need no weights either.
+
+Shapes: B batch, N samples, M mel bands, L frames (100 a second), F modulation frequencies, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import WhisperFeatureExtractor
+
+from learners.model.spec import Modality
+from sensors.readings import Reading, Sound
+
+NAME = "builtin:modulation-spectrum"
+RATE_HZ = 16_000
+MELS = 40
+FREQUENCIES = 24
+"""From 0 up to about 12 Hz in a 2 s window: syllables come 4 to 8 a second."""
+
+
+class ModulationSpectrum(nn.Module):
+    """Log-mel energies B,M,L -> tokens B,T,W, each token a group of neighbouring mel bands."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, energies_BML: Tensor) -> Tensor:
+        """Magnitudes, compressed by log1p; the mean level of every band is the frequency 0."""
+        window_L = torch.hann_window(energies_BML.shape[-1], device=energies_BML.device)
+        level_BM1 = energies_BML.mean(-1, keepdim=True)
+        spectrum_BMF = torch.fft.rfft((energies_BML - level_BM1) * window_L, dim=-1).abs()[..., 1:FREQUENCIES]
+        out_BMF = torch.cat((level_BM1, torch.log1p(spectrum_BMF)), dim=-1)
+        return out_BMF.reshape(len(out_BMF), self.tokens, -1)
+
+
+class ModulationEncoder:
+    """An `Encoder` for hearing; see `encoders.Encoder`.
+
+    Args:
+        tokens: groups of mel bands; must divide `MELS`.
+        window_s: seconds heard at once; shorter sounds are padded with silence in front.
+    """
+
+    modality: Modality = "hearing"
+
+    def __init__(self, tokens: int, window_s: float) -> None:
+        if MELS % tokens:
+            raise ValueError(f"policy.tokens {tokens} must divide {MELS} for {NAME}; use 1, 2, 4, 5, 8, 10, 20 or 40")
+        self.tokens, self.width = tokens, MELS // tokens * FREQUENCIES
+        self.samples = round(window_s * RATE_HZ)
+        self.module: nn.Module | None = None  # a Fourier transform: nothing to convert, a fraction of a millisecond
+        self._extract: Any = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
+            feature_size=MELS, sampling_rate=RATE_HZ
+        )
+        self.run: Callable[..., Tensor] = ModulationSpectrum(tokens)
+        self.version = hashlib.sha256(f"{NAME} 1 {tokens} {self.samples} {MELS} {FREQUENCIES}".encode()).hexdigest()[
+            :16
+        ]
+
+    def prepare(self, readings: Sequence[Reading]) -> tuple[Tensor, ...]:
+        """Log-mel energies B,M,L of the last window of each sound."""
+        sounds = [_fitted(reading, self.samples) for reading in readings]
+        features = self._extract(sounds, sampling_rate=RATE_HZ, padding=False, return_tensors="np").input_features
+        return (torch.from_numpy(np.asarray(features, np.float32)),)
+
+    def encode(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Tokens B,T,W float32."""
+        return self.run(*inputs)
+
+    def examples(self) -> list[tuple[Tensor, ...]]:
+        """One window of silence."""
+        return [(torch.zeros(1, MELS, self.samples // 160),)]
+
+    def load_state(self, state: object) -> None:
+        """There is nothing to load.
+
+        Raises:
+            ValueError: a checkpoint claims weights for it.
+        """
+        raise ValueError(f"{NAME} has no weights, but the checkpoint brings some: {type(state).__name__}")
+
+
+def _fitted(reading: Reading, samples: int) -> NDArray[np.float32]:
+    if not isinstance(reading, Sound):
+        raise TypeError(f"{reading.stream}: a sound is needed, not {type(reading).__name__}")
+    newest = reading.samples[-samples:]
+    return np.pad(newest, (samples - len(newest), 0)).astype(np.float32)
