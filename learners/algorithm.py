@@ -99,7 +99,9 @@ class Algorithm:
         if losses and self.optimiser is not None:
             total = torch.stack(losses).sum()
             if not bool(total.isfinite()):
-                raise FloatingPointError(f"update {self.updates}: the loss is {float(total)}; the batch was skipped")
+                raise FloatingPointError(
+                    f"update {self.updates}: the loss is {float(total.detach())}; the batch was skipped"
+                )
             self.optimiser.zero_grad()
             total.backward()  # type: ignore[no-untyped-call] # torch ships it so
             self.optimiser.step()

@@ -1,9 +1,11 @@
-"""One-step feedback: a linear posterior for each choice, drawn from by Thompson sampling with known probabilities.
+"""One-step feedback: a linear posterior for each choice, acted on by upper confidence with known probabilities.
 
 Disjoint LinUCB's model (Li et al. 2010): for each choice a ridge regression of the reward on features of the context,
-A = ridge I + sum f f', b = sum r f. Its posterior N(A^-1 b, v^2 A^-1) is sampled (Agrawal and Goyal 2013). The features
-are the context, a constant, and random Fourier features of it (Rahimi and Recht 2007), so that curved reward functions
-are within reach without retraining. Every transition is taken in once, exactly.
+A = ridge I + sum f f', b = sum r f, mean f' A^-1 b, deviation sqrt(f' A^-1 f). LinUCB takes the highest
+mean + width * deviation; here that number goes through a softmax, so that every choice has a probability above zero that
+is known exactly and can be logged for off-policy evaluation. The features are the context, a constant, and random Fourier
+features of it (Rahimi and Recht 2007), so that curved reward functions are within reach without retraining. Every transition
+is taken in once, exactly. Width and temperature are in units of the range of rewards seen so far, which counts 0 in.
 
 Shapes: B batch, C context, F features, n choices.
 """
@@ -17,11 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from learners.batch import Batch
+from learners.exploration import masked
 from learners.model.features import concat as join
 from learners.parts import Contexts, nest, pick
 
 SETTLE = 256
 """Transitions until the normalisation of a bandit's features stands still; a power of two."""
+CLIP = 2.0
+"""Normalised numbers beyond this say no more: a rarely used number would otherwise outweigh all others."""
 
 
 class LinearPosterior(nn.Module):
@@ -32,45 +37,62 @@ class LinearPosterior(nn.Module):
         sizes: number of choices of each actuator.
         fourier: number of random Fourier features.
         ridge: prior precision.
-        spread: v, the posterior's standard deviation in units of the model's own.
+        width: how far above the mean a choice is judged, in its deviations.
+        temperature: of the softmax.
     """
 
     covariance: Tensor
     moment: Tensor
     frequency: Tensor
     phase: Tensor
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(
-        self, context: int, sizes: tuple[int, ...], *, fourier: int = 512, ridge: float = 1.0, spread: float = 0.2
+        self,
+        context: int,
+        sizes: tuple[int, ...],
+        *,
+        fourier: int = 256,
+        ridge: float = 0.1,
+        width: float = 0.15,
+        temperature: float = 0.02,
     ) -> None:
         super().__init__()
-        self.sizes, self.ridge, self.spread = sizes, ridge, spread
-        width = 1 + context + fourier
+        self.sizes, self.ridge, self.width, self.temperature = sizes, ridge, width, temperature
+        count = 1 + context + fourier
         generator = torch.Generator().manual_seed(0)
+        self.register_buffer("lowest", torch.zeros(()))
+        self.register_buffer("highest", torch.zeros(()))
         self.register_buffer("frequency", torch.randn(context, fourier, generator=generator))
         self.register_buffer("phase", 2 * math.pi * torch.rand(fourier, generator=generator))
-        self.register_buffer("covariance", torch.eye(width, dtype=torch.float64).repeat(sum(sizes), 1, 1) / ridge)
-        self.register_buffer("moment", torch.zeros(sum(sizes), width, dtype=torch.float64))
+        self.register_buffer("covariance", torch.eye(count, dtype=torch.float64).repeat(sum(sizes), 1, 1) / ridge)
+        self.register_buffer("moment", torch.zeros(sum(sizes), count, dtype=torch.float64))
 
     def features(self, context_BC: Tensor) -> Tensor:
-        """Return B,F in float64."""
-        scale = context_BC.shape[-1] ** -0.5
-        wave_BF = torch.cos(scale * context_BC @ self.frequency + self.phase) * (2 / len(self.phase)) ** 0.5
-        linear_BF = torch.cat((torch.ones_like(context_BC[:, :1]), context_BC), dim=-1) * scale
-        return torch.cat((linear_BF, wave_BF), dim=-1).double()
+        """Return B,F in float64; each part has a length of about 1."""
+        x_BC = context_BC.clamp(-CLIP, CLIP) * context_BC.shape[-1] ** -0.5
+        wave_BF = torch.cos(x_BC @ self.frequency + self.phase) * (2 / len(self.phase)) ** 0.5
+        return torch.cat((torch.ones_like(x_BC[:, :1]), x_BC, wave_BF), dim=-1).double()
 
     def forward(self, context_BC: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return mean and standard deviation, B,n each, for every actuator."""
         f_BF = self.features(context_BC)
         projected_nBF = f_BF @ self.covariance
         mean_Bn = torch.einsum("nbf,nf->bn", projected_nBF, self.moment)
-        std_Bn = self.spread * torch.einsum("nbf,bf->bn", projected_nBF, f_BF).clamp_min(0).sqrt()
+        std_Bn = torch.einsum("nbf,bf->bn", projected_nBF, f_BF).clamp_min(0).sqrt()
         pairs = zip(
             torch.split(mean_Bn.float(), list(self.sizes), -1),
             torch.split(std_Bn.float(), list(self.sizes), -1),
             strict=True,
         )
         return list(pairs)
+
+    def probabilities(self, mean_Bn: Tensor, std_Bn: Tensor, mask_Bn: Tensor | None = None) -> Tensor:
+        """Return the probability B,n of each choice: softmax of the upper confidence bounds over what is allowed."""
+        span = float(self.highest - self.lowest) or 1.0
+        bound_Bn = masked(mean_Bn / span + self.width * std_Bn, mask_Bn)
+        return torch.softmax(bound_Bn / self.temperature, dim=-1)
 
     def reset(self) -> None:
         """Return to the prior."""
@@ -83,6 +105,10 @@ class LinearPosterior(nn.Module):
 
         `index_Ba` has a column for each actuator; a weight of 0 leaves the outcome out.
         """
+        used_B = (weight_Ba > 0).any(-1)
+        if bool(used_B.any()):
+            self.lowest.copy_(torch.minimum(self.lowest, reward_B[used_B].min()))
+            self.highest.copy_(torch.maximum(self.highest, reward_B[used_B].max()))
         offset_a = torch.tensor((0, *self.sizes[:-1])).cumsum(0).to(index_Ba.device)
         for f_F, rows, r, weights in zip(
             self.features(context_BC),
@@ -97,27 +123,6 @@ class LinearPosterior(nn.Module):
                     gain = weight / (1 + weight * projected_F.dot(f_F))
                     self.covariance[row].addr_(projected_F, projected_F, alpha=-float(gain))
                     self.moment[row].add_(f_F, alpha=weight * r)
-
-
-def thompson_probabilities(mean_Bn: Tensor, std_Bn: Tensor, points: int = 128) -> Tensor:
-    """Return the probability B,n that independent draws N(mean, std^2) have their maximum at each choice.
-
-    P(i) = E_x[prod_{j != i} Phi((x - m_j) / s_j)], x ~ N(m_i, s_i^2), by the midpoint rule in probability, normalised.
-    Actions are drawn from exactly these numbers, so what is logged is what was done. A mean of minus infinity: never.
-    """
-    middle_K = (torch.arange(points, device=mean_Bn.device, dtype=mean_Bn.dtype) + 0.5) / points
-    normal_K = torch.special.ndtri(middle_K)
-    std_Bn = std_Bn.clamp_min(1e-9)
-    finite_Bn = mean_Bn.isfinite()
-    safe_Bn = mean_Bn.masked_fill(~finite_Bn, 0.0)
-    x_BnK = safe_Bn.unsqueeze(-1) + std_Bn.unsqueeze(-1) * normal_K
-    z_BnmK = (x_BnK.unsqueeze(2) - safe_Bn[:, None, :, None]) / std_Bn[:, None, :, None]
-    log_BnmK = torch.special.log_ndtr(z_BnmK)
-    size = mean_Bn.shape[-1]
-    skip_Bnm = torch.eye(size, dtype=torch.bool, device=mean_Bn.device) | ~finite_Bn.unsqueeze(1)
-    share_Bn = log_BnmK.masked_fill(skip_Bnm.unsqueeze(-1), 0.0).sum(2).exp().mean(-1).masked_fill(~finite_Bn, 0.0)
-    probabilities_Bn: Tensor = share_Bn / share_Bn.sum(-1, keepdim=True)
-    return probabilities_Bn
 
 
 class Bandit:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 TIME_CONSTANTS = (1.0, 4.0, 16.0, 64.0, 256.0)
+SLOW = (16.0, 64.0)
+"""Of excursions: they are to get somewhere (a car out of its valley: 16 of 20 episodes, none with independent noise)."""
 
 
 class PinkNoise:
@@ -45,6 +47,24 @@ class PinkNoise:
     def restore(self, state: Tensor | None) -> None:
         """Take up what `state` gave."""
         self._state_BAK = None if state is None else state.clone()
+
+
+class Excursions:
+    """Which rows act freely just now: stretches of `length` ticks on average, in a share `epsilon` of the time."""
+
+    def __init__(self, length: float = 256.0) -> None:
+        self.length = length
+        self._free_B: Tensor | None = None
+
+    def __call__(self, rows: int, epsilon: float, generator: torch.Generator) -> Tensor:
+        """Return B bool, on the generator's device."""
+        drawn_2B = torch.rand(2, rows, generator=generator, device=generator.device)
+        fresh_B = drawn_2B[0] < epsilon
+        if self._free_B is None or len(self._free_B) != rows:
+            self._free_B = fresh_B
+        else:
+            self._free_B = torch.where(drawn_2B[1] < 1 / self.length, fresh_B, self._free_B)
+        return self._free_B
 
 
 def epsilon_greedy(scores_Bn: Tensor, epsilon: float, mask_Bn: Tensor | None) -> Tensor:

@@ -55,8 +55,8 @@ def groups(module: nn.Module, rate: float, beta1: float) -> list[dict[str, objec
 
 
 def nest(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put `prefix.` before every name."""
-    return {f"{prefix}.{name}": value for name, value in state.items()}
+    """Copy a state with `prefix.` before every name."""
+    return {f"{prefix}.{name}": value.detach().clone() for name, value in state.items()}
 
 
 def pick(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def pick(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return moments and step counts as `index.name`; empty before the first step."""
     state = optimiser.state_dict()["state"]
-    return {f"{index}.{name}": value.clone() for index, values in state.items() for name, value in values.items()}
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:

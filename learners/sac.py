@@ -37,6 +37,8 @@ class SacSettings:
     """Target entropy of each component."""
     temperature: float = 1.0
     imitation: float = 1.0
+    epsilon_updates: int = 2_000
+    """Until then excursions become rarer, from always to never."""
 
 
 def soft_target(
@@ -90,6 +92,7 @@ class ActorCritic:
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Step the actor and the temperature, every `delay` updates."""
         project(self.head.critics)
+        self.head.epsilon.fill_(max(0.0, 1 - updates / self.settings.epsilon_updates))
         if updates % self.settings.delay:
             return {}
         context_BC = contexts.now.detach()
@@ -124,14 +127,15 @@ class ActorCritic:
     def cloning(self, context_BC: Tensor, batch: Batch, loss_B: Tensor) -> Tensor:
         """Return the cloning loss: squared distance of the mean to taught actions, scaled as TD3+BC to the critics' size.
 
-        Fujimoto and Gu 2021, equation 5: the value term has the size of |Q|, so the cloning term is given it too.
+        Fujimoto and Gu 2021, equation 5: the value term has the size of |Q|, so the cloning term is given it too; and
+        enough beyond it to outweigh the entropy term while the critics know nothing yet.
         """
         taught = [batch.taught.get(name) for name in self.names]
         if not any(t is not None and bool(t.any()) for t in taught):
             return torch.zeros((), device=context_BC.device)
         mean_BA, _ = self.head.actor(context_BC)
         error_BA = (torch.tanh(mean_BA) - self.executed(batch)).square()
-        scale = self.settings.imitation * loss_B.detach().abs().mean()
+        scale = self.settings.imitation * (loss_B.detach().abs().mean() + 10 * self.log_temperature.detach().exp())
         parts = torch.split(error_BA, list(self.head.widths), dim=-1)
         return (
             scale * torch.stack([taught_mean(e_BA.mean(-1), t) for e_BA, t in zip(parts, taught, strict=True)]).mean()

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actuators.actions import ActionSpace, Continuous
-from learners.bandit import LinearPosterior, thompson_probabilities
-from learners.exploration import PinkNoise, draw, epsilon_greedy, masked
+from learners.bandit import LinearPosterior
+from learners.exploration import SLOW, Excursions, PinkNoise, draw, epsilon_greedy
 from learners.model.spec import Algorithm
 from learners.networks import Norm, trunk
 
@@ -145,6 +145,7 @@ class ContinuousHead(nn.Module):
 
     centre: Tensor
     reach: Tensor
+    epsilon: Tensor
 
     def __init__(
         self, context: int, actuators: tuple[Continuous, ...], hidden: tuple[int, ...], norm: Norm, critics: int
@@ -157,7 +158,9 @@ class ContinuousHead(nn.Module):
         self.widths = tuple(len(a.low) for a in actuators)
         self.actor = SquashedGaussian(context, len(low_A), hidden, "none" if norm == "layer" else norm)
         self.critics = Critics(context, len(low_A), hidden, norm, critics)
-        self.noise = PinkNoise(len(low_A))
+        self.noise, self.wander = PinkNoise(len(low_A)), PinkNoise(len(low_A), SLOW)
+        self.excursions = Excursions()
+        self.register_buffer("epsilon", torch.ones(()))
 
     def to_units(self, unit_BA: Tensor) -> Tensor:
         """(-1, 1) -> actuator units, never outside the limits by rounding."""
@@ -168,14 +171,42 @@ class ContinuousHead(nn.Module):
         return ((value_BA - self.centre) / self.reach).clamp(-1, 1)
 
     def act(self, context_BC: Tensor, generator: torch.Generator, scale: float) -> tuple[Tensor, Tensor]:
-        """Return unit actions B,A and their log density in actuator units by component; `scale` widens the noise."""
+        """Return unit actions B,A and the log density of each actuator's part in its units, B,actuators.
+
+        `scale` widens the noise; 0 gives the mean, which is certain: log density 0.
+        """
         mean_BA, log_std_BA = self.actor(context_BC)
         if scale == 0:
-            return torch.tanh(mean_BA), torch.zeros_like(mean_BA)
+            return torch.tanh(mean_BA), self.by_actuator(torch.zeros_like(mean_BA))
         log_std_BA = log_std_BA + math.log(scale)
         noise_BA = self.noise(len(mean_BA), generator, mean_BA.device)
         raw_BA = mean_BA + log_std_BA.exp() * noise_BA
-        return torch.tanh(raw_BA), squashed_log_density(raw_BA, noise_BA, log_std_BA) - self.reach.log()
+        log_density_BA = squashed_log_density(raw_BA, noise_BA, log_std_BA) - self.reach.log()
+        return torch.tanh(raw_BA), self.by_actuator(log_density_BA)
+
+    def explore(self, context_BC: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As `act`, with excursions.
+
+        An excursion takes all actuators together, slowly wandering over their whole ranges. The density is that of the
+        mixture: (1 - epsilon) policy + epsilon excursion.
+        """
+        epsilon = float(self.epsilon)
+        mean_BA, log_std_BA = self.actor(context_BC)
+        rows = len(mean_BA)
+        wander_BA = self.wander(rows, generator, mean_BA.device)
+        free_B = self.excursions(rows, epsilon, generator).to(mean_BA.device)
+        raw_BA = mean_BA + log_std_BA.exp() * self.noise(rows, generator, mean_BA.device)
+        raw_BA = torch.where(free_B.unsqueeze(-1), wander_BA, raw_BA)
+        own_BA = squashed_log_density(raw_BA, (raw_BA - mean_BA) / log_std_BA.exp(), log_std_BA)
+        free_BA = squashed_log_density(raw_BA, raw_BA, torch.zeros_like(raw_BA))
+        own_Ba, free_Ba = self.by_actuator(own_BA), self.by_actuator(free_BA)
+        weights = torch.tensor([1 - epsilon, epsilon], device=mean_BA.device).log().view(2, 1, 1)
+        mixture_Ba = torch.logsumexp(torch.stack((own_Ba, free_Ba)) + weights, 0)
+        return torch.tanh(raw_BA), mixture_Ba - self.by_actuator(self.reach.log().unsqueeze(0))
+
+    def by_actuator(self, x_BA: Tensor) -> Tensor:
+        """Sum the components of each actuator."""
+        return torch.stack([part.sum(-1) for part in torch.split(x_BA, list(self.widths), -1)], dim=-1)
 
 
 class Heads(nn.Module):
@@ -231,7 +262,7 @@ class Heads(nn.Module):
             context_BC: the contexts.
             generator: the only source of chance.
             explore: False: the best action. True: as far as training has come. A number: epsilon for choices (over
-                the critic's best, or mixed into Thompson sampling), and a factor on the continuous noise.
+                the critic's best, or mixed into the bandit's own), and a factor on the policy's continuous noise.
             masks: B,n bool for a choice actuator: which choices are allowed now.
         """
         out = HeadOutput({}, {}, context_BC.new_zeros(len(context_BC)))
@@ -282,10 +313,10 @@ class Heads(nn.Module):
             if explore is False:
                 pairs.append((mean_Bn, epsilon_greedy(mean_Bn, 0.0, mask_Bn)))
                 continue
-            thompson_Bn = thompson_probabilities(masked(mean_Bn, mask_Bn), std_Bn)
+            bound_Bn = self.bandit.probabilities(mean_Bn, std_Bn, mask_Bn)
             uniform_Bn = epsilon_greedy(mean_Bn, 1.0, mask_Bn)
             mix = 0.0 if explore is True else float(explore)
-            pairs.append((mean_Bn, torch.lerp(thompson_Bn, uniform_Bn, mix)))
+            pairs.append((mean_Bn, torch.lerp(bound_Bn, uniform_Bn, mix)))
         return pairs
 
     def _move(
@@ -298,13 +329,12 @@ class Heads(nn.Module):
         """Fill in the continuous actuators; return the critics' mean value B of the action taken."""
         head = self.continuous
         assert head is not None
-        unit_BA, log_density_BA = head.act(context_BC, generator, float(explore))
-        parts = zip(
-            torch.split(head.to_units(unit_BA), list(head.widths), -1),
-            torch.split(log_density_BA, list(head.widths), -1),
-            strict=True,
-        )
-        for actuator, (value_BA, log_BA) in zip(self.actions.continuous, parts, strict=True):
-            out.values[actuator.name], out.probabilities[actuator.name] = value_BA, log_BA.sum(-1).exp()
+        if explore is True:
+            unit_BA, log_density_Ba = head.explore(context_BC, generator)
+        else:
+            unit_BA, log_density_Ba = head.act(context_BC, generator, float(explore))
+        values = torch.split(head.to_units(unit_BA), list(head.widths), -1)
+        for a, (actuator, value_BA) in enumerate(zip(self.actions.continuous, values, strict=True)):
+            out.values[actuator.name], out.probabilities[actuator.name] = value_BA, log_density_Ba[:, a].exp()
         value_B: Tensor = head.critics(context_BC, unit_BA).mean(0)
         return value_B
