@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import struct
 import sys
 import threading
 from pathlib import Path
@@ -145,6 +147,24 @@ async def test_http_mjpeg(tmp_path: Path, port: int, start: Start, running: Runn
         await witness.until(lambda: bool(witness.lost))
         start(sys.executable, Path(__file__).with_name("mjpeg_server.py"), str(port), "20", *files)
         await witness.until(lambda: bool(witness.recovered))
+
+
+@pytest.mark.device
+async def test_a_lying_mjpeg_camera_harms_only_its_driver(
+    tmp_path: Path, port: int, start: Start, running: Running
+) -> None:
+    """Pictures that claim 40,000 x 40,000 pixels: never a frame, and neither process takes the 5 GB."""
+    honest = opencv.encode(np.zeros((48, 64, 3), np.uint8))
+    at = honest.index(b"\xff\xc0") + 5
+    (tmp_path / "liar.jpg").write_bytes(honest[:at] + struct.pack(">HH", 40_000, 40_000) + honest[at + 4 :])
+    server = Path(__file__).with_name("mjpeg_server.py")
+    start(sys.executable, server, str(port), "20", tmp_path / "liar.jpg")
+    mine, theirs = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    async with running(camera(f"http://127.0.0.1:{port}/", rate_hz=20)) as witness:
+        await witness.until(lambda: bool(witness.lost))
+        assert witness.readings == []
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - mine < 50_000
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - theirs < 1_000_000
 
 
 async def test_an_http_server_without_video_is_said(tmp_path: Path, port: int, start: Start, running: Running) -> None:

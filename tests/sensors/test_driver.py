@@ -186,3 +186,43 @@ def test_a_password_is_not_among_the_arguments() -> None:
     reader.join()
     assert arguments
     assert not any(b"secret" in line for line in arguments)
+
+
+def test_main_reads_its_job_does_it_and_leaves(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, so without its limits; the real process is used by every other test."""
+    mine, theirs = ends
+    left = threading.Semaphore(0)
+    monkeypatch.setattr(driver, "_limit", lambda: None)
+    monkeypatch.setattr(driver.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(driver.os, "_exit", lambda _status: left.release())
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    job = pack_job(PlayJob("/nowhere.wav", loop=False))
+    mine.sendall(job)
+    driver.main(["front", str(os.dup(theirs.fileno()))])
+    assert left.acquire(timeout=5.0), "it leaves when the job is done"
+    assert everything(mine)[-1].kind == "E"
+    mine.close()
+    assert left.acquire(timeout=5.0), "it leaves when its owner is gone"
+
+
+def test_main_without_a_job_does_nothing(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = ends
+    monkeypatch.setattr(driver, "_limit", lambda: None)
+    monkeypatch.setattr(driver.signal, "signal", lambda *_: None)
+    mine.sendall(b'{"job":')
+    mine.close()
+    driver.main(["front", str(os.dup(theirs.fileno()))])
+
+
+def test_a_recording_job_reaches_the_sound_device(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = ends
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    serve(theirs, pack_job(RecordJob(None, 16_000)))
+    assert "pip install" in everything(mine)[-1].text
