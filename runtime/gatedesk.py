@@ -62,7 +62,7 @@ class Desk:
         host = self.host
         ruling = host.gate.override(name, wish.value, wish.hold_s, host.now())
         host.carry([ruling])
-        told = {"actuator": name, "value": wish.value, "hold_s": wish.hold_s, "source": wish.source}
+        told: dict[str, Any] = {"actuator": name, "value": wish.value, "hold_s": wish.hold_s, "source": wish.source}
         told |= {"sent": ruling.sent, "rule": ruling.rule}
         if told != self._overridden.get(name):  # a hand on a slider repeats itself many times a second
             self._overridden[name] = told

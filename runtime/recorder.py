@@ -61,6 +61,8 @@ class Recorder:
     max_bytes: int
     dropped: int = 0
     written: int = 0
+    begun: bool = False
+    """The first tick was handed over: it brings every reading in use, later ones only what is new."""
     full: bool = False
     """The size limit was reached and the file closed."""
     _queue: queue.Queue[TickRecord | Note | None] = field(default_factory=lambda: queue.Queue(QUEUE))

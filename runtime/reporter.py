@@ -90,10 +90,13 @@ class Reporter:
         if self.recorder is None:
             return
         observation = ticked.observation
-        fresh = tuple(observation.readings[name] for name in sorted(observation.fresh))
+        names = sorted(observation.fresh if self.recorder.begun else observation.readings)
+        self.recorder.begun = True
+        fresh = tuple(observation.readings[name] for name in names)
         more = {
             "stamp_s": observation.stamp_s,
             "explore": ticked.explore,
+            "ages_s": dict(observation.ages_s),
             "used": {name: reading.seq for name, reading in observation.readings.items()},
             "outcomes": {name: asdict(outcome) for name, outcome in ticked.verdict.outcomes.items()}
             if ticked.verdict

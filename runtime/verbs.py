@@ -6,7 +6,7 @@ import json
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from runtime.config import Loaded
 
 if TYPE_CHECKING:
     from learners.checkpoints import Checkpoints
+    from learners.model.spec import Algorithm
 
 REFUSED = 2
 """Exit code for settings or arguments that cannot be used."""
@@ -38,7 +39,7 @@ TASKS = ("classify", "tag", "relate", "answer", "translate", "summarize", "chat"
     show_default=True,
     help="Scripted demonstrations to start from, where the environment has them.",
 )
-def train(environment: str, steps: int, seed: int, out: Path, algorithm: str, demonstrations: int) -> None:
+def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorithm, demonstrations: int) -> None:
     """Train a policy against a gymnasium ENV in lock-step; the checkpoint is one that `reflexd run` loads.
 
     Example: reflexd train CartPole-v1 --steps 20000 --seed 0 --out runs/cart
@@ -78,7 +79,7 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: str, de
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Go on from OUT where an earlier run was killed."
 )
-def finetune(train_file: Path, **options: object) -> None:
+def finetune(train_file: Path, **options: Any) -> None:
     """Fine-tune a pretrained model from files: CoNLL columns, CSV/TSV, JSON lines, or folders of class-named files.
 
     Example: reflexd finetune --task tag --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
