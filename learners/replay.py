@@ -408,7 +408,7 @@ class Replay:
 
 
 def _gather(array: NDArray[Any], at: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(array[at].astype(np.float32, copy=False))
+    return torch.from_numpy(array[at]).float()  # torch widens float16 several times faster than numpy
 
 
 def _pick(positions: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:
