@@ -26,6 +26,9 @@ from runtime.topics import Topics
 
 log = structlog.get_logger(__name__)
 
+LEAVE_S = 3.0
+"""How long connections may take to say goodbye."""
+
 
 def access(config: Config, settings: DashboardSettings) -> Access:
     """The tokens, from the settings or from `state_dir/token`, which is made where it is missing.
@@ -66,15 +69,20 @@ async def run(config: Config, settings: DashboardSettings) -> None:
 
 
 async def until_told(config: Config, settings: DashboardSettings) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    serving = asyncio.create_task(run(config, settings), name="dashboard")
+    """Serve until SIGTERM or SIGINT; then end within `LEAVE_S`, whatever a connection still waits for."""
+    told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
-    try:
+        loop.add_signal_handler(number, told.set)
+    serving = asyncio.create_task(run(config, settings), name="dashboard")
+    waiting = asyncio.create_task(told.wait(), name="signal")
+    await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        waiting.cancel()
         await serving
-    except asyncio.CancelledError:
-        log.info("dashboard.stopped")
+    serving.cancel()
+    _, unfinished = await asyncio.wait((serving,), timeout=LEAVE_S)
+    log.info("dashboard.stopped", in_time=not unfinished)
 
 
 def main(arguments: list[str]) -> int:

@@ -131,7 +131,7 @@ def test_override_mode_promote_rollback_label_and_text_reach_the_agent(page: Pag
     page.get_by_role("button", name="Roll back").click()
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
     expect(page.locator("#events")).to_contain_text("Policy rolled back")
-    question = page.locator(".question").first
+    question = page.locator("#teach .question").first
     question.get_by_role("button", name="look").click()
     expect(page.locator("#toasts")).to_contain_text("Answered: look")
     page.get_by_text("Tell it something").click()
