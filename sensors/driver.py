@@ -195,9 +195,11 @@ def _last_words(
 
 def _watch(connection: socket.socket) -> None:
     """End the process at once when the other end closes: it sends nothing after the job."""
-    while connection.recv(4_096):
-        pass
-    os._exit(0)
+    try:
+        while connection.recv(4_096):
+            pass
+    finally:
+        os._exit(0)
 
 
 def _limit() -> None:
@@ -213,16 +215,17 @@ def main(arguments: list[str]) -> None:
     """The entry of the process; `arguments` are NAME (shown by ps) and the socket's descriptor."""
     _limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
-    connection = socket.socket(fileno=int(arguments[1]))
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        data = connection.recv(65_536)
-        if not data:
-            return
-        line += data
-    threading.Thread(target=_watch, args=(connection,), name="watch", daemon=True).start()
-    serve(connection, bytes(line))
-    os._exit(0)  # everything is sent; a driver library that hangs in its own end would hold the process
+    with socket.socket(fileno=int(arguments[1])) as connection:
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            data = connection.recv(65_536)
+            if not data:
+                return
+            line += data
+        watch = threading.Thread(target=_watch, args=(connection,), name="watch", daemon=True)
+        watch.start()
+        serve(connection, bytes(line))
+        os._exit(0)  # everything is sent; a driver library that hangs in its own end would hold the process
 
 
 if __name__ == "__main__":

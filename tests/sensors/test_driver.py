@@ -193,18 +193,30 @@ def test_main_reads_its_job_does_it_and_leaves(
 ) -> None:
     """In this process, so without its limits; the real process is used by every other test."""
     mine, theirs = ends
-    left = threading.Semaphore(0)
+    left, watched = threading.Semaphore(0), threading.Event()
     monkeypatch.setattr(driver, "_limit", lambda: None)
     monkeypatch.setattr(driver.signal, "signal", lambda *_: None)
     monkeypatch.setattr(driver.os, "_exit", lambda _status: left.release())
+    monkeypatch.setattr(driver, "_watch", lambda connection: watched.set())
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     job = pack_job(PlayJob("/nowhere.wav", loop=False))
     mine.sendall(job)
     driver.main(["front", str(os.dup(theirs.fileno()))])
     assert left.acquire(timeout=5.0), "it leaves when the job is done"
     assert everything(mine)[-1].kind == "E"
+    assert watched.wait(5.0)
+
+
+def test_the_watch_leaves_when_the_owner_is_gone(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = ends
+    left: list[int] = []
+    monkeypatch.setattr(driver.os, "_exit", left.append)
+    mine.sendall(b"not a word is expected")
     mine.close()
-    assert left.acquire(timeout=5.0), "it leaves when its owner is gone"
+    driver._watch(theirs)
+    assert left == [0]
 
 
 def test_main_without_a_job_does_nothing(
