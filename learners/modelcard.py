@@ -1,0 +1,69 @@
+"""The model card of a fine-tuned folder: where it comes from, what it learned from, what was trained, measured, forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LIBRARY = {"classify": "text-classification", "tag": "token-classification", "answer": "question-answering"}
+LIBRARY |= {"translate": "translation", "summarize": "summarization", "chat": "text-generation"}
+NOTES = {
+    "relate": "Class scores are read at the first token, at `$` before the first span and at `#` before the second: the "
+    "three blocks of the token head's outputs, added.",
+    "tag": "Tags are those of each word's first piece. Token types say how a word is written: 0 lower, 1 Capitalised, 2 ALL "
+    "CAPITALS, 3 mixed (where the tokenizer drops capitals).",
+}
+
+
+def write(path: Path, report: Mapping[str, Any], *, data: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """Write `README.md` from the report; `data` names each split and its size."""
+    task = report["task"]
+    front = ["---", "library_name: transformers"]
+    front += [f"pipeline_tag: {LIBRARY[task]}"] if task in LIBRARY else []
+    front += [f"base_model: {report['model']}", "---"]
+    share = report["trained_parameters"] / max(report["total_parameters"], 1)
+    body = [
+        f"# {report['model']} for {task}",
+        (
+            f"Fine-tuned with reflexd, `train: {report['train']}`: {report['trained_parameters']:,} of "
+            f"{report['total_parameters']:,} parameters ({share:.2%}), {report['epochs']} epochs, {report['wall_s']:.0f} s. "
+            f"The weights are those of epoch {report['best_epoch']}, chosen on validation."
+        ),
+        "## Data",
+        _table(("split", "examples from"), data.items()),
+        "## Metrics",
+        _metrics(report["metrics"]),
+        "## What was forgotten",
+        _forgotten(report.get("forgotten")),
+        "## Settings",
+        _table(("setting", "value"), ((key, str(value)) for key, value in settings.items())),
+        "![curves](curves.png)",
+    ]
+    if task in NOTES:
+        body += ["## Use", NOTES[task]]
+    path.write_text("\n".join(front) + "\n\n" + "\n\n".join(body) + "\n", encoding="utf-8")
+
+
+def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(name for split in metrics.values() for name in split))
+    rows = (
+        (split, *(f"{values[n]:.4f}" if n in values else "" for n in names))
+        for split, values in metrics.items()
+        if values
+    )
+    return _table(("split", *names), rows)
+
+
+def _forgotten(forgotten: Mapping[str, Any] | None) -> str:
+    if not forgotten:
+        return "Not measured: no earlier task was named."
+    return (
+        f"{forgotten['metric']} of the earlier task ({forgotten['task']}, {forgotten['examples']} examples): "
+        f"{forgotten['before']:.4f} before, {forgotten['after']:.4f} after; {forgotten['lost']:+.4f} lost."
+    )
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)

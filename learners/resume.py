@@ -1,0 +1,115 @@
+"""The state of a fine-tune on disk, so that a run that was killed goes on: tensors as safetensors, the rest as JSON.
+
+The JSON names the tensor files and is replaced last, by one rename: a kill at any moment leaves the state before or the
+state after. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from learners.files import write_atomically
+
+FORMAT = 1
+STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was saved."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+    best: dict[str, Tensor]
+
+
+class State:
+    """The folder of one run's state; `fingerprint` says which run it belongs to."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+        self._number = 0
+        self._best_file = ""
+
+    def save(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], best: Mapping[str, Tensor] | None) -> None:
+        """Write a new state and remove the one before; `best` is None where the best weights are as they were."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._number += 1
+        now = f"now-{self._number}.safetensors"
+        save_file(_own(tensors), self.folder / now)
+        if best is not None:
+            self._best_file = f"best-{self._number}.safetensors"
+            save_file(_own(best), self.folder / self._best_file)
+        body = {"format": FORMAT, "fingerprint": self.fingerprint, "number": self._number, "now": now}
+        body |= {"best": self._best_file, "facts": dict(facts)}
+        write_atomically(self.folder / STATE, orjson.dumps(body), durable=False)
+        for path in self.folder.glob("*.safetensors"):
+            if path.name not in (now, self._best_file):
+                path.unlink()
+
+    def load(self) -> Loaded | None:
+        """The saved state; None where there is none, it belongs to another run, or it does not read."""
+        try:
+            body = orjson.loads((self.folder / STATE).read_bytes())
+            if body["format"] != FORMAT or body["fingerprint"] != self.fingerprint:
+                return None
+            tensors = load_file(self.folder / body["now"])
+            best = load_file(self.folder / body["best"]) if body["best"] else {}
+        except (FileNotFoundError, orjson.JSONDecodeError, SafetensorError, KeyError, TypeError):
+            return None
+        self._number, self._best_file = body["number"], body["best"]
+        return Loaded(body["facts"], tensors, best)
+
+    def clear(self) -> None:
+        """Remove the state: the run is over."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def trained_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that are trained."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def restore(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Put `trained_of`'s copies back."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(tensors[prefix + name])
+
+
+def optimizer_tensors(made: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's moments by parameter number and name."""
+    states = made.state_dict()["state"]
+    return {
+        f"optimizer/{i}/{name}": torch.as_tensor(value)
+        for i, entries in states.items()
+        for name, value in entries.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(made: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put the moments back."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer/"):
+            _, number, name = key.split("/")
+            states.setdefault(int(number), {})[name] = tensor
+    made.load_state_dict({"state": states, "param_groups": made.state_dict()["param_groups"]})

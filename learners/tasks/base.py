@@ -1,0 +1,245 @@
+"""What every supervised task is: a head on a pretrained model, with its loss, collation, metrics and prediction.
+
+A task holds a transformers model (`AutoModelFor...`) and what turns examples into its inputs. An example is a mapping
+with the fields of its kind (`text`, `label`, ...); a feature is one model input made from it; an example may give several
+features (long contexts). The loop that trains it is `learners/trainer.py`; which parameters move is `learners/trainable.py`.
+Adding a task is adding one file here: the registry finds its class.
+
+Shapes: B batch, T tokens, L labels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import orjson
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+
+from learners.files import write_atomically
+from learners.tasks.heads import quiet, with_labels
+
+Example = Mapping[str, Any]
+Feature = dict[str, Any]
+Batch = dict[str, Tensor]
+NAME = "task.json"
+IGNORED = -100
+"""The target that cross-entropy leaves out."""
+
+
+class DataError(ValueError):
+    """Examples cannot be used; `str` says which, why and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a task can be told; saved beside the weights, because predicting needs the same."""
+
+    max_length: int = 128
+    multi_label: bool = False
+    threshold: float = 0.5
+    """Probability from which a label of a multi-label task counts."""
+    label_smoothing: float = 0.0
+    dropout: float | None = None
+    """Instead of the model's own."""
+    window_s: float | None = None
+    """Sounds: length the model sees; default: whole seconds that hold 99 % of the training sounds."""
+    augment: bool = True
+    flip: bool = False
+    """Pictures: mirrored ones mean the same."""
+    case: bool = True
+    """Tags: give a lower-casing model the capitalisation through its token types."""
+    max_new_tokens: int = 64
+    system: str | None = None
+    """Chat: the system prompt."""
+
+    @classmethod
+    def known(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of `given` that are options."""
+        names = {f.name for f in fields(cls)}
+        return {name: value for name, value in given.items() if name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a task trains unless told otherwise; `rates` is the learning rate by mode."""
+
+    epochs: int = 5
+    batch: int = 32
+    rates: Mapping[str, float] = field(
+        default_factory=lambda: {"frozen": 2e-3, "top": 3e-4, "lora": 1e-3, "full": 1e-4}
+    )
+    layer_decay: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a task says of one example: `value` is what metrics compare, `confidence` in [0, 1] where there is one."""
+
+    value: Any
+    confidence: float | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """More for whoever reads the result (spans, positions)."""
+
+
+class Task(ABC):
+    """One task with its model. Not for several threads at once."""
+
+    kind: ClassVar[str]
+    modality: ClassVar[str] = "text"
+    selection: ClassVar[str]
+    """The validation metric that chooses the epoch; higher is better."""
+    recipe: ClassVar[Recipe] = Recipe()
+    auto: ClassVar[Any]
+    """The AutoModelFor... class."""
+    extra_trainable: tuple[str, ...] = ()
+    """Modules of the encoder that are new here and so have to be trained whenever gradients reach them."""
+
+    def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
+        self.source, self.options, self.labels = source, options, tuple(labels)
+        self.processor = self.load_processor(source)
+        self.model: Any = self.load_model(source)  # transformers' classes are untyped in strict mode
+        self.model.eval()
+
+    @classmethod
+    def open(cls, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Self:
+        """The task on a model: a transformers id or folder, or a folder written by `save`, whose options then hold."""
+        saved = saved_options(source)
+        return cls(source, replace(Options(**{**cls.recipe.options, **saved}), **options), labels)
+
+    @abstractmethod
+    def load_processor(self, source: Path | str) -> Any:
+        """The tokenizer or feature extractor."""
+
+    def configure(self, config: PreTrainedConfig) -> None:
+        """Change the model's configuration before it is built."""
+        if self.options.dropout is not None:
+            for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+                if hasattr(config, name):
+                    setattr(config, name, self.options.dropout)
+            for name in ("dropout", "dropout_rate", "attention_dropout"):
+                if hasattr(config, name):
+                    setattr(config, name, self.options.dropout)
+
+    def outputs_named(self) -> tuple[str, ...]:
+        """Names of the head's outputs; empty where the head is part of the pretrained model."""
+        return self.labels
+
+    def load_model(self, source: Path | str) -> Any:
+        """The pretrained model under a head for `labels`; rows of labels that a saved head knows are kept."""
+        with quiet():
+            config = AutoConfig.from_pretrained(source)
+            self.configure(config)
+            if not (wanted := self.outputs_named()):
+                return self.auto.from_pretrained(source, config=config, dtype=torch.float32)
+            known = [str(config.id2label[i]) for i in sorted(config.id2label)] if config.id2label else []
+            if known == list(wanted):
+                return self.auto.from_pretrained(source, config=config, dtype=torch.float32)
+            if (Path(source) / NAME).is_file():
+                old = self.auto.from_pretrained(source, config=config, dtype=torch.float32)
+                return with_labels(old, wanted)
+            config.id2label = dict(enumerate(wanted))
+            config.label2id = {name: i for i, name in enumerate(wanted)}
+            return self.auto.from_pretrained(source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+
+    @abstractmethod
+    def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
+        """Model inputs of one example, with targets where it has a label; `rng` augments, for training only."""
+
+    @abstractmethod
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """A padded batch."""
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """The mean training loss of a batch; `model` is this task's model, perhaps wrapped by an adapter."""
+
+    @abstractmethod
+    def outputs(self, model: torch.nn.Module, batch: Batch) -> list[Any]:
+        """What the model says of each feature of a batch."""
+
+    @abstractmethod
+    def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
+        """What the outputs of all features of an example say together."""
+
+    @abstractmethod
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """The field's metrics, fractions in [0, 1] but `bleu` and `perplexity`."""
+
+    @classmethod
+    @abstractmethod
+    def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
+        """The labels in use, in a fixed order; empty for tasks without any."""
+
+    @property
+    def varying(self) -> bool:
+        """Whether features of an example differ from epoch to epoch."""
+        return False
+
+    def length(self, feature: Feature) -> int:
+        """By which batches are grouped."""
+        return len(feature.get("input_ids", ()))
+
+    @torch.inference_mode()
+    def predict(
+        self, examples: Sequence[Example], *, batch: int = 32, model: torch.nn.Module | None = None
+    ) -> list[Prediction]:
+        """Predictions in order; features of similar length share a batch."""
+        model = self.model if model is None else model
+        features = [self.features(example) for example in examples]
+        flat = [(i, j) for i, some in enumerate(features) for j in range(len(some))]
+        flat.sort(key=lambda at: self.length(features[at[0]][at[1]]))
+        found: dict[tuple[int, int], Any] = {}
+        for start in range(0, len(flat), batch):
+            ats = flat[start : start + batch]
+            inputs = to_device(self.collate([features[i][j] for i, j in ats]), self.device)
+            found.update(zip(ats, self.outputs(model, inputs), strict=True))
+        return [
+            self.prediction(example, some, [found[i, j] for j in range(len(some))])
+            for i, (example, some) in enumerate(zip(examples, features, strict=True))
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        found: torch.device = self.model.device
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `from_pretrained` of transformers and `open` load."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        body = {"kind": self.kind, "modality": self.modality, "labels": self.labels, "options": asdict(self.options)}
+        write_atomically(folder / NAME, orjson.dumps(body, option=orjson.OPT_INDENT_2), durable=False)
+
+
+def saved(source: Path | str) -> dict[str, Any]:
+    """What `save` wrote beside the weights; empty for any other model."""
+    path = Path(source) / NAME
+    return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def saved_options(source: Path | str) -> dict[str, Any]:
+    """The options among `saved`."""
+    return Options.known(saved(source).get("options", {}))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the model is."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of different length as one int64 tensor, padded at the right."""
+    padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+    return padded

@@ -1,0 +1,143 @@
+"""Chat with a causal model: its own chat template, the history of turns, and an answer that comes piece by piece.
+
+Training counts the assistant's tokens only: each assistant turn is what the template adds after the turns before it.
+Generation is greedy with a key-value cache; it is a generator, so whoever reads it can stop it between two tokens.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from learners.tasks.base import IGNORED, Batch, DataError, Example, Feature, Options, Prediction, Recipe
+from learners.tasks.texts import TextTask, inputs
+
+Turn = Mapping[str, str]
+PLAIN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+"""For models that bring no template."""
+
+
+class Chat(TextTask):
+    """`messages` (each `role`, `content`), the last one the assistant's where it is to be learned."""
+
+    kind = "chat"
+    selection = "negative_loss"
+    auto: ClassVar[Any] = AutoModelForCausalLM
+    recipe = Recipe(epochs=3, batch=4, rates={"top": 1e-4, "lora": 5e-4, "full": 2e-5}, options={"max_length": 1024})
+
+    def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
+        super().__init__(source, options, labels)
+        self.processor.chat_template = self.processor.chat_template or PLAIN
+
+    @classmethod
+    def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
+        """None."""
+        del examples
+        return ()
+
+    def turns(self, example: Example) -> list[Turn]:
+        """The turns with the system prompt in front.
+
+        Raises:
+            DataError: no turns.
+        """
+        turns = list(example.get("messages", ()))
+        if not turns:
+            raise DataError(f"an example without `messages`: {dict(example)}")
+        if self.options.system and turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": self.options.system})
+        return turns
+
+    def ids(self, turns: Sequence[Turn], *, ask: bool) -> list[int]:
+        """Token ids of the turns; `ask` adds the beginning of an assistant turn."""
+        text = self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
+        return list(self.processor(text, add_special_tokens=False)["input_ids"])
+
+    def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
+        """One feature; too long ones lose their beginning, as a conversation does."""
+        del rng
+        turns = self.turns(example)
+        whole = self.ids(turns, ask=False)
+        targets = [IGNORED] * len(whole)
+        for i, turn in enumerate(turns):
+            if turn["role"] == "assistant":
+                start, stop = len(self.ids(turns[:i], ask=True)), len(self.ids(turns[: i + 1], ask=False))
+                targets[start:stop] = whole[start:stop]
+        cut = slice(-self.options.max_length, None)
+        return [{"input_ids": whole[cut], "labels": targets[cut], "turns": turns}]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of each assistant token given all before it."""
+        sums_B, counts_B = self._losses(model, batch)
+        return sums_B.sum() / counts_B.sum().clamp(min=1)
+
+    def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits_BTV = model(**inputs(batch)).logits[:, :-1].float()
+        labels_BT = batch["labels"][:, 1:]
+        losses_BT = nn.functional.cross_entropy(
+            logits_BTV.transpose(1, 2), labels_BT, ignore_index=IGNORED, reduction="none"
+        )
+        return losses_BT.sum(-1), (labels_BT != IGNORED).sum(-1)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Loss and number of the assistant's tokens."""
+        sums_B, counts_B = self._losses(model, batch)
+        return list(zip(sums_B.tolist(), counts_B.tolist(), strict=True))
+
+    def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
+        """How well the given answers are predicted; `stream` gives answers of its own."""
+        del example, features
+        loss, count = outputs[0]
+        return Prediction({"loss": loss, "tokens": count}, math.exp(-loss / count) if count else None)
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Perplexity of the assistant's tokens, and the negative mean loss that chooses the epoch."""
+        del examples
+        total = sum(prediction.value["loss"] for prediction in predictions)
+        count = max(sum(prediction.value["tokens"] for prediction in predictions), 1)
+        return {"perplexity": math.exp(min(total / count, 700.0)), "negative_loss": -total / count}
+
+    @torch.inference_mode()
+    def _step(self, ids_BT: Tensor, cache: Any) -> tuple[int, Any]:
+        out = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True)
+        return int(out.logits[0, -1].argmax()), out.past_key_values
+
+    def stream(self, turns: Sequence[Turn]) -> Iterator[str]:
+        """Answer the turns: pieces of text as they are made, at most `max_new_tokens` tokens.
+
+        Older turns are left out, the system prompt kept, until the rest fits `max_length`.
+        """
+        ids_BT = torch.tensor([self._prompt(self.turns({"messages": turns}))], device=self.device)
+        stops = self._stops()
+        made: list[int] = []
+        said, cache = "", None
+        for _ in range(self.options.max_new_tokens):
+            token, cache = self._step(ids_BT, cache)
+            if token in stops:
+                break
+            made.append(token)
+            text = self.processor.decode(made, skip_special_tokens=True)
+            if not text.endswith("\ufffd") and len(text) > len(said):  # half a character waits for its rest
+                yield text[len(said) :]
+                said = text
+            ids_BT = torch.tensor([[token]], device=self.device)
+
+    def _prompt(self, turns: list[Turn]) -> list[int]:
+        keep = 1 if turns[0]["role"] == "system" else 0
+        while len(ids := self.ids(turns, ask=True)) > self.options.max_length and len(turns) > keep + 1:
+            del turns[keep]
+        return ids[-self.options.max_length :]
+
+    def _stops(self) -> set[int]:
+        ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        given = ends if isinstance(ends, list) else [ends]
+        return {int(end) for end in [*given, self.processor.eos_token_id] if end is not None}

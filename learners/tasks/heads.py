@@ -1,0 +1,103 @@
+"""Heads on pretrained models: which modules they are, how they grow by labels, and silence while they are made.
+
+Knows transformers models by their structure only: the backbone is what holds the lists of equal blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging as untyped
+
+logging: Any = untyped
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from reporting that a head is new: it is meant to be."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def with_labels(old: Any, names: Sequence[str]) -> Any:
+    """The same model with a head for other outputs; rows of outputs that keep their name keep their weights."""
+    before = {str(old.config.id2label[i]): int(i) for i in old.config.id2label}
+    config = copy.deepcopy(old.config)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    new = type(old)(config)
+    output = output_layer(new)
+    own = dict(old.named_parameters()) | dict(old.named_buffers())
+    for name, tensor in [*new.named_parameters(), *new.named_buffers()]:
+        if name.rpartition(".")[0] != output:
+            tensor.copy_(own[name])
+            continue
+        for i, label in enumerate(names):
+            if label in before:
+                tensor[i] = own[name][before[label]]
+    return new
+
+
+def output_layer(model: nn.Module) -> str:
+    """The name of the linear layer that gives a head's outputs.
+
+    Raises:
+        ValueError: the model has no linear head.
+    """
+    heads = head_modules(model)
+    linear: list[str] = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(name == head or name.startswith(head + ".") for head in heads)
+    ]
+    if not linear:
+        raise ValueError(f"{type(model).__name__} has no linear head among {heads}")
+    return linear[-1]
+
+
+def block_lists(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost lists of at least two modules of one class: a transformer's layers, a network's stages."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if any(name.startswith(outer + ".") for outer in found):
+            continue
+        children = list(module.children())
+        listed = isinstance(module, nn.ModuleList | nn.Sequential)
+        if (
+            listed
+            and len(children) > 1
+            and len({type(child) for child in children}) == 1
+            and _has_parameters(children[0])
+        ):
+            found[name] = module
+    return found
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Names of the modules on top of the backbone that have parameters of their own, tied embeddings left out."""
+    lists = block_lists(model)
+    tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    heads = []
+    for name, child in model.named_children():
+        inside = any(at == name or at.startswith(name + ".") for at in lists)
+        own = [p for p in child.parameters() if id(p) not in tied]
+        if not inside and own:
+            heads.append(name)
+    return heads
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

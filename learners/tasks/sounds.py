@@ -1,0 +1,50 @@
+"""Sounds as the models take them: files to 16 kHz mono, and small changes of them for training.
+
+Shapes: N samples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+RATE_HZ = 16_000
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus"})
+SPEED, GAIN_DB, NOISE_DB = 0.15, 6.0, (20.0, 50.0)
+
+
+def read_sound(path: Path) -> NDArray[np.float32]:
+    """A sound file as float32 mono at 16 kHz."""
+    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    return resampled(samples.mean(1), rate_hz)
+
+
+def resampled(samples_N: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+    """The samples at 16 kHz."""
+    if rate_hz == RATE_HZ:
+        return samples_N
+    return np.asarray(soxr.resample(samples_N, rate_hz, RATE_HZ), np.float32)
+
+
+def duration_s(path: Path) -> float:
+    """How long a sound file is."""
+    return float(soundfile.info(path).duration)
+
+
+def changed(samples_N: NDArray[np.float32], rng: np.random.Generator, window: int) -> NDArray[np.float32]:
+    """Faster or slower (and so higher or deeper, as another speaker), louder or softer, noisy, placed in the window."""
+    speed = 1 + rng.uniform(-SPEED, SPEED)
+    at_N = np.arange(0, len(samples_N) - 1, speed)
+    moved_N = np.interp(at_N, np.arange(len(samples_N)), samples_N).astype(np.float32)
+    moved_N *= np.float32(10 ** (rng.uniform(-GAIN_DB, GAIN_DB) / 20))
+    level = float(np.sqrt(np.mean(moved_N**2)) + 1e-6) * 10 ** (-rng.uniform(*NOISE_DB) / 20)
+    room = max(0, window - len(moved_N))
+    out_N = np.zeros(max(window, len(moved_N)), np.float32)
+    start = int(rng.integers(0, room + 1)) if room else 0
+    out_N[start : start + len(moved_N)] = moved_N
+    noise_N = rng.standard_normal(len(out_N)).astype(np.float32)
+    return out_N + noise_N * np.float32(level)

@@ -1,0 +1,73 @@
+"""What the tasks on text share: the tokenizer, padded batches, classification metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from learners.tasks.base import IGNORED, Batch, Feature, Task, pad
+
+
+class TextTask(Task):
+    """A task whose features are token ids."""
+
+    def load_processor(self, source: Path | str) -> Any:
+        """The tokenizer; must be a fast one, which knows where its pieces come from."""
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if not tokenizer.is_fast:
+            raise ValueError(f"{source}: its tokenizer has no fast form; save one with tokenizers first")
+        return tokenizer
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Ids, mask and, where present, token types and targets."""
+        ids = [feature["input_ids"] for feature in features]
+        batch = {
+            "input_ids": pad(ids, self.processor.pad_token_id or 0),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0),
+        }
+        if "token_type_ids" in features[0]:
+            batch["token_type_ids"] = pad([feature["token_type_ids"] for feature in features], 0)
+        if "labels" in features[0]:
+            batch["labels"] = self.targets([feature["labels"] for feature in features])
+        return batch
+
+    def targets(self, labels: Sequence[Any]) -> Tensor:
+        """The targets of a batch: one class an example, or one a token."""
+        if isinstance(labels[0], int):
+            return torch.tensor(labels)
+        return pad(labels, IGNORED)
+
+    def text_feature(self, *texts: str) -> Feature:
+        """Ids and token types of one text or a pair, cut to `max_length`."""
+        encoded = self.processor(*texts, truncation=True, max_length=self.options.max_length)
+        return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+
+
+def inputs(batch: Batch) -> Batch:
+    """The batch without targets."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def cross_entropy(logits_NL: Tensor, labels_N: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy over targets that are not ignored, in float32."""
+    return F.cross_entropy(logits_NL.float(), labels_N, ignore_index=IGNORED, label_smoothing=smoothing)
+
+
+def macro_f1(wanted: Sequence[Any], found: Sequence[Any]) -> float:
+    """Unweighted mean F1 over the labels that are wanted or found somewhere."""
+    scores = [f1(wanted, found, label) for label in sorted({*wanted, *found}, key=str)]
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def f1(wanted: Sequence[Any], found: Sequence[Any], label: Any) -> float:
+    """F1 of one label; 0 where it is never right."""
+    hits = sum(w == f == label for w, f in zip(wanted, found, strict=True))
+    total = sum(w == label for w in wanted) + sum(f == label for f in found)
+    return 2 * hits / total if total else 0.0

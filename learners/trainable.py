@@ -1,0 +1,134 @@
+"""Which parameters fine-tuning moves: the head alone, the top layers too, low-rank adapters (LoRA), or all. Owns peft.
+
+LoRA (Hu et al. 2021) goes to every linear layer and every dense convolution of the backbone, whatever the architecture;
+heads and new modules train in full beside it. Merged adapters leave a plain transformers model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+from torch import nn
+
+from learners.config import Train
+from learners.tasks.heads import block_lists, head_modules
+
+TOP_SHARE = 1 / 3
+"""Share of the layers that `top` trains, at least one of each list."""
+
+
+def prepare(
+    model: nn.Module, mode: Train, *, rank: int = 8, extra: Sequence[str] = (), dropout: float = 0.05
+) -> nn.Module:
+    """Set what is trained; for LoRA the model comes back wrapped.
+
+    Args:
+        model: changed in place.
+        mode: `frozen` trains the head, `top` the upper third of the layers too, `lora` adapters, `full` everything.
+        rank: of the adapters; their scale is twice the rank over the rank.
+        extra: new modules inside the backbone, trained by `lora` and `full`.
+        dropout: before the adapters.
+
+    Raises:
+        ValueError: nothing would be trained.
+    """
+    if mode == "full":
+        model.requires_grad_(requires_grad=True)
+        return model
+    heads = head_modules(model)
+    model.requires_grad_(requires_grad=False)
+    if mode == "lora":
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=lora_targets(model),
+            modules_to_save=[*heads, *extra] or None,
+        )  # fmt: skip
+        wrapped: nn.Module = peft.get_peft_model(model, config)
+        return wrapped
+    for name in heads:
+        model.get_submodule(name).requires_grad_(requires_grad=True)
+    if mode == "top":
+        for name in top_modules(model):
+            model.get_submodule(name).requires_grad_(requires_grad=True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"train: {mode} trains nothing: {type(model).__name__} has no head of its own; use top, lora or full"
+        )
+    return model
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Full names of the linear layers and dense convolutions of the backbone."""
+    heads = head_modules(model)
+    tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    names = []
+    for name, module in model.named_modules():
+        dense = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        dense = dense or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        in_head = any(name == head or name.startswith(head + ".") for head in heads)
+        if dense and not in_head and id(module.weight) not in tied:
+            names.append(name)
+    return names
+
+
+def top_modules(model: nn.Module) -> list[str]:
+    """The upper third of each list of layers, and what follows the list beside it (norms, poolers)."""
+    names: list[str] = []
+    for at, module in block_lists(model).items():
+        blocks = [name for name, _ in module.named_children()]
+        count = max(1, round(len(blocks) * TOP_SHARE))
+        names += [f"{at}.{name}" for name in blocks[-count:]]
+        names += _after(model, at)
+    return names
+
+
+def _after(model: nn.Module, at: str) -> list[str]:
+    """Siblings registered after a list, on every level above it."""
+    names: list[str] = []
+    while "." in at:
+        parent, _, own = at.rpartition(".")
+        order = [name for name, _ in model.get_submodule(parent).named_children()]
+        names += [f"{parent}.{name}" for name in order[order.index(own) + 1 :]]
+        at = parent
+    order = [name for name, _ in model.named_children()]
+    later = order[order.index(at) + 1 :]
+    tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    whole = [name for name in later if not any(id(p) in tied for p in model.get_submodule(name).parameters())]
+    return names + [name for name in whole if not block_lists(model.get_submodule(name))]
+
+
+def counts(model: nn.Module) -> tuple[int, int]:
+    """Trained and all parameters; adapters count in both."""
+    everything = list(model.parameters())
+    return sum(p.numel() for p in everything if p.requires_grad), sum(p.numel() for p in everything)
+
+
+def set_training(model: nn.Module) -> None:
+    """Training mode for what is trained; frozen parts stay as in inference: no dropout, no running statistics.
+
+    Batch norms keep their statistics everywhere: fine-tuning sets are small and their batches are not the world.
+    """
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        frozen = own and not any(parameter.requires_grad for parameter in own)
+        if frozen or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def save_adapter(model: nn.Module, folder: Path) -> bool:
+    """Write the adapter alone, for `PeftModel.from_pretrained`; False where there is none."""
+    if not isinstance(model, peft.PeftModel):
+        return False
+    model.save_pretrained(str(folder))
+    return True
+
+
+def merged(model: Any) -> Any:
+    """The plain model with the adapters added to its weights."""
+    if isinstance(model, peft.PeftModel):
+        model = model.merge_and_unload()
+    model.requires_grad_(requires_grad=True)
+    return model.eval()

@@ -1,0 +1,121 @@
+"""Fine-tuning on real data, with every split used once for what it is for: prints a table and writes reports.
+
+    .venv/bin/python tests/benchmarks/bench_finetune.py [--only NAME ...] [--out runs/finetune] [--set epochs=3 ...]
+
+Validation chooses the epoch, the test split is measured once at the end. `wanted` is the figure to reach, on test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import finetune_data as data
+import orjson
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from learners.finetune import finetune
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    task: str
+    model: str | Callable[[Path], str]
+    make: Callable[[Path], tuple[Any, Any, Any]]
+    mode: str
+    metric: str
+    wanted: float | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+MINILM, WHISPER, EFFNET = "bundled:minilm-l6", "bundled:whisper-tiny.en", "bundled:efficientnet-lite0"
+CASES: dict[str, Case] = {
+    "wnut-full": Case("tag", MINILM, data.wnut, "full", "entity_f1", 0.44),
+    "wnut-lora": Case("tag", MINILM, data.wnut, "lora", "entity_f1", 0.42),
+    "wnut-bert": Case("tag", data.small_bert, data.wnut, "full", "entity_f1", None, {"epochs": 3}),
+    "clinc-full": Case("classify", MINILM, data.clinc, "full", "accuracy", 0.953),
+    "clinc-lora": Case("classify", MINILM, data.clinc, "lora", "accuracy", 0.945),
+    "clinc-top": Case("classify", MINILM, data.clinc, "top", "accuracy", None),
+    "clinc-frozen": Case("classify", MINILM, data.clinc, "frozen", "accuracy", None),
+    "semeval-full": Case("relate", MINILM, data.semeval, "full", "macro_f1", 0.81),
+    "digits-top": Case("classify", WHISPER, data.spoken_digits, "top", "accuracy", 0.985),
+    "digits-lora": Case("classify", WHISPER, data.spoken_digits, "lora", "accuracy", 0.985),
+    **{
+        f"speaker-{name}": Case("classify", WHISPER, data.without(name), "top", "accuracy", 0.93, {"epochs": 4})
+        for name in data.SPEAKERS
+    },
+    "stamps-probe": Case("classify", EFFNET, data.stamps, "frozen", "accuracy", None, {"augment": False}),
+    "stamps-top": Case("classify", EFFNET, data.stamps, "top", "accuracy", 0.870, {"flip": True}),
+    "stamps-full": Case("classify", EFFNET, data.stamps, "full", "accuracy", 0.870, {"flip": True}),
+    "translate": Case("translate", data.tiny_t5, data.orders_translated, "full", "bleu", 90.0, data.T5_OPTIONS),
+    "summarize": Case("summarize", data.tiny_t5, data.orders_summarized, "full", "rougeL", 0.9, data.T5_OPTIONS),
+    "answer": Case("answer", data.tiny_bert, data.order_questions, "full", "exact_match", 0.9, data.SPAN_OPTIONS),
+}
+
+
+def run(name: str, case: Case, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Run one case; its report."""
+    train, validation, test = case.make(out / "data")
+    model = case.model if isinstance(case.model, str) else case.model(out / "models")
+    return finetune(
+        task=case.task, model=model, train=train, validation=validation, test=test, out=out / name, mode=case.mode,
+        progress=sys.stderr.isatty(), **{**case.options, **overrides},
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Run what is asked for; a table of all reports there are."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--out", type=Path, default=Path("runs/finetune"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="only show the reports that are there")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    overrides = {key: orjson.loads(value) for key, value in (item.split("=") for item in given.set)}
+    given.out.mkdir(parents=True, exist_ok=True)
+    if not given.table:
+        for name in given.only:
+            report = run(name, CASES[name], given.out, overrides)
+            metric = CASES[name].metric
+            print(
+                f"{name}: {metric} {report['metrics']['test'][metric]:.4f} on test, {report['wall_s']:.0f} s",
+                flush=True,
+            )
+    show(given.out)
+
+
+def show(out: Path) -> None:
+    """The table."""
+    table = Table("run", "metric", "validation", "test", "wanted", "trained", "epochs", "wall s", "report")
+    for name, case in CASES.items():
+        path = out / name / "report.json"
+        if path.is_file():
+            r = orjson.loads(path.read_bytes())
+            share = r["trained_parameters"] / r["total_parameters"]
+            scores = [f"{r['metrics'][split][case.metric]:.4f}" for split in ("validation", "test")]
+            wanted = "" if case.wanted is None else f"{case.wanted:g}"
+            table.add_row(
+                name,
+                case.metric,
+                *scores,
+                wanted,
+                f"{share:.2%}",
+                f"{r['best_epoch']}/{r['epochs']}",
+                f"{r['wall_s']:.0f}",
+                str(path),
+            )
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
