@@ -36,6 +36,8 @@ Precision = Literal["float32", "bfloat16"]
 Inputs = tuple[Tensor, ...]
 Run = Callable[..., Tensor]
 REPEATS = 7
+FAR = 1e30
+"""The difference of what did not run or was not a number; JSON has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,8 @@ def compare(reference: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, 
         cosines.append(float(torch.cosine_similarity(want.double().flatten(), have.double().flatten(), dim=0)))
         differences.append(float((want - have).abs().max() / want.abs().max().clamp(min=1e-12)))
     # NaN must not pass a comparison with the tolerance: max() may hide it
-    return min(cosines), float("inf") if any(d != d for d in differences) else max(differences)  # noqa: PLR0124 - NaN
+    cosine = min(c if c == c else 0.0 for c in cosines)  # noqa: PLR0124 - NaN
+    return cosine, FAR if any(d != d for d in differences) else min(FAR, max(differences))  # noqa: PLR0124 - NaN
 
 
 def measure(run: Run, examples: Sequence[Inputs], reference: Sequence[Tensor]) -> tuple[float, float, float]:
@@ -221,7 +224,7 @@ def calibrate(
             measured.append(Measured(backend, precision, *measure(run, examples, reference)))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0][:200]
-            measured.append(Measured(backend, precision, 0.0, 0.0, float("inf"), reason))
+            measured.append(Measured(backend, precision, 0.0, 0.0, FAR, reason))
     good = [m for m in measured if m.difference <= wanted.tolerance]
     if not good:
         found = "; ".join(
@@ -286,8 +289,6 @@ class Calibrations:
         except orjson.JSONDecodeError:
             known = {}
         entry = asdict(choice)
-        for m in entry["measured"]:
-            m["difference"] = min(m["difference"], 1e30)  # JSON has no infinity
         known = {**known, self._key(version, device): entry}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._file.with_suffix(f".{os.getpid()}.tmp")

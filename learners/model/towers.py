@@ -76,7 +76,8 @@ class VisionTower(nn.Module):
         step = (patch, patch) if isinstance(patch, int) else tuple(patch)
         high, wide = self.size[0] // step[0], self.size[1] // step[1]
         x_BPC = out[:, out.shape[1] - high * wide :]  # class and register tokens come first
-        return x_BPC.transpose(1, 2).reshape(len(x_BPC), -1, high, wide)
+        # .shape and not len(): tracing keeps the batch free only so
+        return x_BPC.transpose(1, 2).reshape(x_BPC.shape[0], x_BPC.shape[2], high, wide)
 
     def forward(self, image_BCYX: Tensor) -> Tensor:
         """Scale, look, pool."""
