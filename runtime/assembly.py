@@ -142,7 +142,7 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
             topics=topics,
             checkpoints=checkpoints,
             emit=reporter.event,
-            explain=Explainer(config.state_dir / "experience", checkpoints, engine),
+            explain=Explainer(config.state_dir / "experience", checkpoints, engine, config.learner.seed),
             record=Sessions(config, ticker, reporter),
             finetune=partial(_wish_finetune, config),
         ),

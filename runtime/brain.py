@@ -38,18 +38,16 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
     """
     torch.set_num_threads(config.engine.threads)
     device = pick_device(config.device)
-    window_s = max((s.window_s for s in config.streams.values() if s.kind == "microphone"), default=2.0)
     used = {stream.encoder for stream in config.streams.values() if stream.encoder is not None}
     encoders = {
-        name: load_encoder(settings, config.policy.tokens, device, window_s=window_s)
+        name: load_encoder(settings, config.policy.tokens, device, window_s=window_s(config, name))
         for name, settings in config.encoders.items()
         if name in used
     }
     spec = build_spec(config, encoders)
-    torch.manual_seed(config.learner.seed)  # untrained weights are the same at every start
     wanted = Wanted(config.engine.backend, config.engine.precision, config.engine.threads, config.engine.tolerance)
     engine = Engine(
-        policy=Policy(spec),
+        policy=untrained(spec, config.learner.seed),
         encoders=encoders,
         routes={name: s.encoder for name, s in config.streams.items() if s.encoder is not None},
         calibrations=Calibrations(config.state_dir, wanted),
@@ -60,6 +58,19 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
     chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
     _LOG.info("engine.ready", device=str(device), backends=chosen, streams=list(spec.names))
     return engine
+
+
+def window_s(config: Config, encoder: str) -> float:
+    """The longest window of the microphones that share an encoder; the others are filled with silence."""
+    windows = [s.window_s for s in config.streams.values() if s.kind == "microphone" and s.encoder == encoder]
+    return max(windows, default=2.0)
+
+
+def untrained(spec: PolicySpec, seed: int) -> Policy:
+    """The weights a daemon starts with; the same at every start, so that an untrained decision can be explained later."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Policy(spec).eval()
 
 
 def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:

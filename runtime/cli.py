@@ -6,11 +6,13 @@ Heavy imports wait until the verb that needs them, so that `--help` and `check` 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import click
+import structlog
 
 from runtime.verbs import commands, load, load_or_demo
 
@@ -39,6 +41,8 @@ def main() -> None:
 
     Start with `reflexd demo`, then copy a file of configs/ and `reflexd check` it.
     """
+    # verbs that ask or show keep their output clean; run, demo and plant set logging up anew
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 
 @main.command(cls=Examples, epilog="reflexd run configs/video.yaml\nreflexd run robot.yaml --fault joints=stuck@10s")

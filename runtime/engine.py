@@ -18,7 +18,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +27,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actuators.registry import action_space
-from learners.checkpoints import Loaded
-from learners.checkpoints import load as load_checkpoint
-from learners.model.backends import Calibrations, CudaGraphRun, Run, Wanted, stream_of
+from learners.model.backends import Calibrations, CudaGraphRun, Run, stream_of
 from learners.model.backends import Choice as BackendChoice
 from learners.model.encoders import Encoder
-from learners.model.encoders import load as load_encoder
 from learners.model.features import Features, stack
 from learners.model.policy import Policy
-from learners.model.spec import PolicySpec, StreamSpec
+from learners.model.spec import PolicySpec
 from learners.weights import shapes_of
 from runtime.decided import Decided, Estimate, Weights, actions_of, forward_scores
-from runtime.settings import Config
-from runtime.versions import open_checkpoints
 from sensors.readings import Observation, Reading, Telemetry
 
-__all__ = ["Decided", "Engine", "build_engine", "forward_scores"]
+__all__ = ["UNTRAINED", "Decided", "Engine", "forward_scores"]
 
+UNTRAINED = "untrained"
+"""The version of weights that no checkpoint holds."""
 HISTORY_FILE = "history.safetensors"
 ENCODER_FILE = "encoder-"
 """Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
@@ -88,7 +83,7 @@ class Engine:
     routes: Mapping[str, str]
     calibrations: Calibrations
     read: Callable[[Path], Weights]
-    version: str = "untrained"
+    version: str = UNTRAINED
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     choices: dict[str, BackendChoice] = field(default_factory=dict)
@@ -315,67 +310,3 @@ def _prepare_thread(threads: int, nice: int) -> None:
     torch.set_flush_denormal(True)
     if nice:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
-
-
-def build_engine(config: Config) -> Engine:
-    """The engine of a settings file, with untrained weights; loads encoders and calibrates, which takes seconds.
-
-    Raises:
-        BundledError, UnknownArchitecture, NoBackend, OSError: a model cannot be used; the message has the remedy.
-        ValueError: streams that share an encoder contradict each other, or a stream has no encoder.
-    """
-    device = device_of(config.device)
-    routes = {name: s.encoder for name, s in config.streams.items() if s.encoder is not None}
-    encoders = {
-        name: load_encoder(config.encoders[name], config.policy.tokens, device, window_s=_window_s(config, name))
-        for name in sorted(set(routes.values()))
-    }
-    streams = tuple(_stream(config, name, encoders) for name in config.streams)
-    policy_settings = config.policy.model_dump(exclude={"fusion", "tokens"})
-    spec = PolicySpec(streams, action_space(config.actuators), **policy_settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.learner.seed)
-        policy = Policy(spec)
-    wanted = Wanted(**config.engine.model_dump())
-    return Engine(
-        policy,
-        encoders,
-        routes,
-        Calibrations(config.state_dir, wanted),
-        partial(_verified, config, {"policy": shapes_of(policy.state_dict())}),
-        device=device,
-        seed=config.learner.seed,
-    )
-
-
-def _verified(config: Config, shapes: dict[str, dict[str, tuple[int, ...]]], directory: Path) -> Loaded:
-    """A checkpoint after every check, in memory."""
-    return load_checkpoint(directory, open_checkpoints(config).public, shapes)
-
-
-def device_of(setting: str) -> torch.device:
-    """`auto` is the first GPU where there is one."""
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(setting)
-
-
-def _window_s(config: Config, encoder: str) -> float:
-    """The longest window of the microphones that share an encoder; the others are filled with silence."""
-    windows = [s.window_s for s in config.streams.values() if s.kind == "microphone" and s.encoder == encoder]
-    return max(windows, default=2.0)
-
-
-def _stream(config: Config, name: str, encoders: Mapping[str, Encoder]) -> StreamSpec:
-    settings = config.streams[name]
-    if settings.encoder is not None:
-        encoder = encoders[settings.encoder]
-        wanted = {"camera": "vision", "microphone": "hearing", "text": "language"}.get(settings.kind, encoder.modality)
-        if encoder.modality != wanted:
-            raise ValueError(
-                f"streams.{name}: a {settings.kind} needs an encoder of {wanted}; {settings.encoder} is one of {encoder.modality}"
-            )
-        return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width)
-    if settings.kind == "telemetry":
-        return StreamSpec(name, "telemetry", 1, len(settings.fields))
-    raise ValueError(f"streams.{name}.encoder: missing; a {settings.kind} stream needs one of encoders")

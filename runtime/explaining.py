@@ -17,10 +17,10 @@ from learners.checkpoints import CheckpointRefused, Checkpoints
 from learners.explain import NotExplainable, explain
 from learners.model.policy import Policy
 from learners.model.policy import build as build_policy
-from learners.model.spec import PolicySpec
 from learners.reader import Reader, Row
 from learners.transition import Transition
-from runtime.engine import Engine
+from runtime.brain import untrained
+from runtime.engine import UNTRAINED, Engine
 from runtime.requests import Answer, RequestFailed
 
 BACKGROUND = 16
@@ -38,6 +38,8 @@ class Explainer:
     """`state_dir/experience`."""
     checkpoints: Checkpoints
     engine: Engine
+    seed: int
+    """Of the untrained weights."""
 
     async def __call__(self, decision: str) -> Answer:
         """The explanation of one decision.
@@ -67,8 +69,9 @@ class Explainer:
     def _policy(self, version: str) -> Policy:
         if version == self.engine.version:
             return self.engine.frozen_policy()
-        loaded = self.checkpoints.load(version)
-        return build_policy(PolicySpec.from_json(self.engine.spec.to_json()), loaded.tensors["policy"])
+        if version == UNTRAINED:
+            return untrained(self.engine.spec, self.seed)
+        return build_policy(self.engine.spec, self.checkpoints.load(version).tensors["policy"])
 
     def _lineage(self, version: str | None) -> list[str]:
         """The version and its ancestors, newest first."""

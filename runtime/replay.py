@@ -16,7 +16,7 @@ from rich.progress import track
 
 from learners.checkpoints import CheckpointRefused, Checkpoints
 from runtime.brain import build_engine
-from runtime.engine import Decided, Engine
+from runtime.engine import UNTRAINED, Decided, Engine
 from runtime.recorder import Recording, RecordingError
 from runtime.sessions import png
 from runtime.settings import Config
@@ -24,7 +24,6 @@ from runtime.versions import open_checkpoints
 from sensors import opencv
 from sensors.readings import Observation, Reading
 
-UNTRAINED = "untrained"
 SHOWN = 20
 
 
@@ -98,8 +97,10 @@ async def _replay(
 async def _switch(engine: Engine, checkpoints: Checkpoints, version: str, report: Report) -> None:
     if version not in report.versions:
         report.versions.append(version)
-    if version in (engine.version, UNTRAINED):
+    if version == engine.version:
         return
+    if version == UNTRAINED:
+        raise RecordingError("decisions of untrained weights after trained ones: two sessions in one recording")
     try:
         await engine.load(checkpoints.folder / version)
     except CheckpointRefused as refusal:

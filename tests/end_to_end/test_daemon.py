@@ -1,0 +1,198 @@
+"""The daemon as a user runs it: the demo from its settings file, watched from outside over a real broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+import yaml
+from paho.mqtt.enums import CallbackAPIVersion
+
+START_S = 150.0
+"""For the first start on a busy machine: models are converted and backends calibrated."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Watcher:
+    """A plain MQTT client that keeps every message."""
+
+    def __init__(self, port: int) -> None:
+        self.messages: queue.Queue[mqtt.MQTTMessage] = queue.Queue()
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.client.on_connect = lambda client, *_: client.subscribe("reflexd/demo/#", 1)
+        self.client.on_message = lambda _c, _u, message: self.messages.put(message)
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                self.client.connect("127.0.0.1", port)
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the broker never listened"
+                threading.Event().wait(0.1)
+        self.client.loop_start()
+
+    def wait(self, topic: str, accept: Callable[[Any], bool] = lambda _: True, timeout_s: float = 60.0) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            message = self.messages.get(timeout=max(0.01, deadline - time.monotonic()))
+            if message.topic == f"reflexd/demo/{topic}":
+                body = json.loads(message.payload)
+                if accept(body):
+                    return body
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+class Daemon:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        settings = yaml.safe_load(Path("configs/demo.yaml").read_text())
+        self.port = free_port()
+        settings["mqtt"]["url"] = f"embedded://127.0.0.1:{self.port}"
+        settings["state_dir"] = str(folder / "state")
+        settings["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
+        settings["learner"] |= {"promote_every_s": 5, "warmup": 64, "batch": 32}
+        settings["promotion"] = {"steps": ["whole"]}
+        settings["plant"]["takeovers"] = False
+        del settings["dashboard"]
+        self.config = folder / "demo.yaml"
+        self.config.write_text(yaml.safe_dump(settings))
+        self.log = (folder / "log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "runtime.cli", "run", str(self.config)], stderr=self.log, stdout=self.log
+        )
+
+    def verb(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "runtime.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    def child(self, title: str) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return next(
+            int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title.encode())
+        )
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    running = Daemon(tmp_path_factory.mktemp("daemon"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def watcher(daemon: Daemon) -> Iterator[Watcher]:
+    seen = Watcher(daemon.port)
+    yield seen
+    seen.close()
+
+
+def test_it_decides_on_every_stream_and_the_head_moves(daemon: Daemon, watcher: Watcher) -> None:
+    def every_stream(body: Any) -> bool:
+        return set(body["ages_ms"]) == {"front", "room", "orders", "joints"} and not body["missing"]
+
+    decision = watcher.wait("decision", every_stream, START_S)
+    action = decision["actions"]["head"]
+    assert action["value"] in {"left", "stay", "right"}
+    assert 0 < action["probability"] <= 1
+    assert decision["policy"] == "untrained"
+    command = watcher.wait("act/head/set", lambda body: body["policy"] == "untrained")
+    assert command["decision"].startswith(decision["id"].split("-")[0])
+    acknowledged = watcher.wait("act/head/state", lambda body: (body.get("seq") or 0) >= command["seq"])
+    assert acknowledged["boot"] == command["boot"]
+
+
+def test_status_and_health_say_it_is_well(daemon: Daemon, watcher: Watcher) -> None:
+    health = watcher.wait("health", lambda body: body["armed"] and body["tick"]["count"] > 20)
+    assert {name: stream["stale"] for name, stream in health["streams"].items()} == dict.fromkeys(
+        health["streams"], False
+    )
+    told = daemon.verb("status", str(daemon.config), "--json", "--timeout", "30")
+    assert json.loads(told.stdout)["policy"]
+
+
+def test_a_policy_is_learned_promoted_and_flipped_in(daemon: Daemon, watcher: Watcher) -> None:
+    promoted = watcher.wait("event", lambda body: body["type"] == "policy_promoted", 120)
+    version = promoted["data"]["version"]
+    assert watcher.wait("decision", lambda body: body["policy"] == version)
+    listed = daemon.verb("checkpoints", "--config", str(daemon.config))
+    assert version[:6] in listed.stdout
+
+
+def test_a_recording_is_decided_again_bit_for_bit_across_a_promotion(daemon: Daemon, watcher: Watcher) -> None:
+    assert daemon.verb("record", "on", "--config", str(daemon.config)).returncode == 0
+    before = watcher.wait("decision")["policy"]
+    watcher.wait("decision", lambda body: body["policy"] != before, 120)
+    for _ in range(5):
+        watcher.wait("decision")
+    ended = daemon.verb("record", "off", "--config", str(daemon.config))
+    facts = json.loads(ended.stdout)
+    assert facts["dropped"] == 0
+    done = daemon.verb("replay", facts["path"], "--config", str(daemon.config), "--json")
+    report = json.loads(done.stdout)
+    assert report["same"], report["different"][:3]
+    assert report["decisions"] > 10
+    assert len(report["versions"]) >= 2
+    assert done.returncode == 0
+
+
+def test_a_decision_can_be_explained(daemon: Daemon, watcher: Watcher) -> None:
+    decision = watcher.wait("decision")["id"]
+    told = daemon.verb("explain", decision, "--config", str(daemon.config), "--json")
+    assert told.returncode == 0, told.stderr
+    part = json.loads(told.stdout)["parts"]["head"]
+    assert sum(part["streams"].values()) == pytest.approx(part["score"] - part["baseline"], abs=1e-4)
+
+
+def test_stop_is_obeyed_and_release_alone_moves_nothing(daemon: Daemon, watcher: Watcher) -> None:
+    watcher.client.publish("reflexd/demo/stop", b'{"engaged": true}', 1)
+    safe = watcher.wait("act/head/set", lambda body: body["policy"] == "gate")
+    assert safe["value"] == "stay"
+    assert watcher.wait("status", lambda body: body["state"] == "stopped")
+    watcher.client.publish("reflexd/demo/stop", b'{"engaged": false}', 1)
+    watcher.wait("status", lambda body: body["state"] != "stopped")
+    watcher.client.publish("reflexd/demo/request/arm", b"{}", 1)
+    assert watcher.wait("act/head/set", lambda body: body["policy"] not in {"gate", "override"})
+
+
+def test_a_killed_agent_comes_back_with_the_live_policy(daemon: Daemon, watcher: Watcher) -> None:
+    live = watcher.wait("decision")["policy"]
+    os.kill(daemon.child("reflexd: agent"), signal.SIGKILL)
+    assert watcher.wait("event", lambda body: body["type"] == "child_restarted")["data"]["child"] == "agent"
+    back = watcher.wait("decision", timeout_s=START_S)
+    assert back["policy"] != "untrained"
+    assert int(back["policy"].split("-")[0]) >= int(live.split("-")[0])
+
+
+def test_sigterm_ends_it_in_order(daemon: Daemon, watcher: Watcher) -> None:
+    daemon.process.send_signal(signal.SIGTERM)
+    assert watcher.wait("status", lambda body: body["state"] == "offline")
+    assert daemon.process.wait(60) == 0
