@@ -189,13 +189,13 @@ class _Checker:
             return self._reference(node)
         if isinstance(node, ast.Call):
             return self._call(node)
+        if not isinstance(node, _PLAIN):
+            raise self._error(node, f"{type(node).__name__} is not allowed here")
         for field, value in ast.iter_fields(node):
             if isinstance(value, list):
                 setattr(node, field, [self._child(item, node) for item in value])
             elif isinstance(value, ast.AST):
                 setattr(node, field, self._child(value, node))
-        if not isinstance(node, _PLAIN):
-            raise self._error(node, f"{type(node).__name__} is not allowed here")
         return node
 
     def _child(self, node: ast.AST, parent: ast.expr) -> ast.AST:

@@ -625,3 +625,85 @@ def test_hold_sends_nothing() -> None:
     assert told(gate.lost(10.0)) == {"head": (None, "lost", "nobody"), "it": (None, "lost", "nobody")}
     named = ChoiceSettings(kind="choice", choices=("hold", "go"), safe="hold")
     assert told(make(it=named).lost(10.0)) == {"it": ("hold", "lost", "gate")}
+
+
+# What people are told.
+
+
+def test_reasons_say_what_happened() -> None:
+    gate = make(head=HEAD, say=SAY, lamp=LAMP, slow=HEAD.model_copy(update={"min_interval_s": 9.0}))
+    assert one(gate, 11.0, "say", "\udfff").reason == "half of a character: the text cannot be written as UTF-8"
+    assert one(gate, 11.0, "say", "\ud800a").rule == "wrong_type"
+    assert one(gate, 11.0, "say", "12345").sent
+    assert one(gate, 11.0, "say", 3.0).reason == "a word is wanted, not float"  # type: ignore[arg-type]
+    long = one(gate, 11.0, "head", "x" * 50)
+    assert long.reason == f"{'x' * 40!r} is not one of ['left', 'stay', 'right']"
+    assert gate.override("head", "left", -1.0, 11.0).reason == "hold_s must be between 0 and 3600"
+    one(gate, 11.0, "lamp", "ON")
+    assert one(gate, 11.25, "lamp", "OFF").reason == "'ON' is held for 0.5 s"
+    one(gate, 11.0, "slow", "left")
+    assert one(gate, 11.5, "slow", "left").reason == "0.500 s after the last command; at least 9"
+    gate.override("head", "left", 1.0, 12.0)
+    assert one(gate, 12.1, "head", "right").reason == "a person acts"
+    gate.tick(13.5)
+    gate.judge(Offer(14.0), 14.0)
+    gate.set_mode("assist", 14.0)
+    assert one(gate, 14.0, "head", "right").reason == "the mode is assist"
+    unknown = one(gate, 14.0, "t" * 70, "wag")
+    assert unknown.reason == f"{'t' * 64!r} is not configured; there are ['head', 'lamp', 'say', 'slow']"
+    assert unknown.by == "nobody"
+
+
+def test_reasons_of_rest() -> None:
+    gate = make()
+    one(gate, 11.0, "head", "left")
+    assert gate.set_mode("shadow", 11.1)[0].reason == "the mode is now shadow"
+    gate.set_mode("autonomous", 11.1)
+    assert gate.disconnected(11.2)[0].reason == "no connection to the broker"
+    assert one(gate, 11.3, "head", "left").reason == "not armed"
+    assert gate.disarm(11.4)[0].reason == "disarmed by a person"
+    assert gate.stop(11.5, engaged=True)[0].reason == "the software stop is engaged"
+    assert one(gate, 11.6, "head", "left").reason == "the software stop is engaged"
+    refusal = gate.arm(11.7)
+    assert refusal is not None
+    assert refusal.reason == "release the stop first, then arm"
+    assert one(make(), 11.0, "head", "left", ready=False).reason == "the agent is starting or draining"
+    late = make().judge(Offer(10.0, {"head": "left"}), 10.5)[0]
+    assert late.reason == "observed 500 ms ago; at most 300"
+    big = ContinuousSettings(kind="continuous", low=(0.0,), high=(1.0,))
+    assert one(make(it=big), 11.0, "it", 10**400).reason == "a number is beyond a double"
+
+
+def test_safe_actions_keep_time_for_what_comes_after() -> None:
+    held = LAMP.model_copy(update={"safe": "OFF", "min_interval_s": 0.25})
+    gate = make(lamp=held)
+    one(gate, 11.0, "lamp", "ON")
+    assert gate.tick(12.0)[0].rule == "lost"
+    assert one(gate, 12.125, "lamp", "ON").rule == "too_soon"
+    assert one(gate, 13.0, "lamp", "ON").sent
+    gate.set_mode("assist", 14.0)
+    assert gate.override("lamp", "ON", 1.0, 14.125).rule == "too_soon"
+    gate.override("lamp", "ON", 0.5, 15.0)
+    gate.judge(Offer(15.5), 15.5)
+    assert gate.told("lamp") == ("OFF", "gate")
+    assert gate.override("lamp", "ON", 0.5, 15.625).rule == "too_soon"
+    gate.lost(16.0)
+    gate.judge(Offer(17.0), 17.0)
+    gate.lost(17.0)
+    assert gate.counters["lost"] == 3
+
+
+def test_a_remembered_mode_replaces_that_of_the_settings() -> None:
+    gate = Gate({"head": HEAD}, GateSettings(), now_s=10.0, mode="shadow")
+    gate.restore({"stopped": False, "wanted": True, "modes": {"head": "autonomous"}})
+    assert gate.modes == {"head": "autonomous"}
+    assert gate.armed is False
+
+
+def test_by_default_the_clock_starts_at_zero_and_ticks_at_ten_hertz() -> None:
+    gate = Gate({"head": HEAD}, GateSettings())
+    assert gate.armed is False
+    assert gate.is_reconciled(2.0)
+    assert not gate.is_reconciled(1.9)
+    gate.judge(Offer(0.5), 0.5)
+    assert gate.deadline_s == pytest.approx(0.75)

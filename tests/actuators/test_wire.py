@@ -1,0 +1,253 @@
+"""The wire: what the gate writes is what a device reads, and what a hostile publisher writes is not taken."""
+
+from __future__ import annotations
+
+import math
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, UtteranceSettings
+from actuators.device import MAX_BOOTS, DeviceInbox, parse_command
+from actuators.wire import Commands, Report, WireError, parse_json, parse_state, state_payload
+
+BASE = "reflexd/demo"
+HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay", ttl_ms=300)
+ARM = ContinuousSettings(kind="continuous", low=(-1.0, -1.0), high=(1.0, 1.0), ttl_ms=1_500)
+DIM = ContinuousSettings(
+    kind="continuous", low=(0.0,), high=(254.0,), topic="z2m/dim/set", payload='{"brightness": ${value}}'
+)
+LAMP = ChoiceSettings(
+    kind="choice",
+    choices=("OFF", "ON"),
+    safe="OFF",
+    topic="z2m/lamp/set",
+    payload='{"state": "${value}"}',
+    state_topic="z2m/lamp",
+    state_value="state",
+)
+SAY = UtteranceSettings(kind="text", task="chat", topic="tts", payload='{"text": "${value}", "of": "${decision}"}')
+PLAIN = ChoiceSettings(kind="choice", choices=("a", "b"), safe="a", topic="plain", payload="${value}")
+ALL: dict[str, AnyActuator] = {"head": HEAD, "arm": ARM, "dim": DIM, "lamp": LAMP, "say": SAY, "plain": PLAIN}
+
+
+def write(name: str, value: object, decision: str | None = "d1") -> bytes:
+    return Commands(BASE, ALL, "boot1").write(name, value, decision=decision, policy="p1", stamp_s=100.0).payload  # type: ignore[arg-type]
+
+
+def test_a_command_has_the_fields_of_the_contract() -> None:
+    commands = Commands(BASE, ALL, "boot1")
+    first = commands.write("head", "left", decision="d1", policy="p1", stamp_s=100.0)
+    assert (first.topic, first.qos, first.retain, first.expiry_s) == ("reflexd/demo/act/head/set", 1, False, 1)
+    assert orjson.loads(first.payload) == {
+        "value": "left",
+        "decision": "d1",
+        "boot": "boot1",
+        "seq": 1,
+        "stamp": 100.0,
+        "ttl_ms": 300,
+        "policy": "p1",
+    }
+    second = commands.write("arm", (0.5, -1.0), decision=None, policy="gate", stamp_s=101.0)
+    assert (orjson.loads(second.payload)["seq"], second.expiry_s) == (2, 2)
+    assert orjson.loads(second.payload)["value"] == [0.5, -1.0]
+
+
+def test_foreign_devices_get_their_own_words() -> None:
+    assert write("lamp", "ON") == b'{"state": "ON"}'
+    assert write("dim", (12.5,)) == b'{"brightness": 12.5}'
+    assert write("plain", "a") == b"a"
+    lamp = Commands(BASE, ALL, "b").write("lamp", "ON", decision=None, policy="gate", stamp_s=1.0)
+    assert (lamp.topic, lamp.retain) == ("z2m/lamp/set", False)
+
+
+@given(st.text(max_size=30))
+def test_no_text_can_add_a_key(text: str) -> None:
+    assert orjson.loads(write("say", text, None)) == {"text": text, "of": ""}
+
+
+@pytest.mark.parametrize("payload", ['{"state": ${value}}', '{"state": "${value}"', '["${value}",]'])
+def test_a_template_that_gives_no_json_is_refused_at_load(payload: str) -> None:
+    with pytest.raises(WireError, match=r"actuators\.lamp\.payload"):
+        Commands(BASE, {"lamp": LAMP.model_copy(update={"payload": payload})}, "b")
+
+
+@given(
+    value=st.one_of(
+        st.text(max_size=20), st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4).map(tuple)
+    ),
+    decision=st.one_of(st.none(), st.text(max_size=8)),
+    stamp_s=st.floats(0, 4e9),
+)
+def test_round_trip(value: str | tuple[float, ...], decision: str | None, stamp_s: float) -> None:
+    out = Commands(BASE, {"it": HEAD}, "b").write("it", value, decision=decision, policy="p", stamp_s=stamp_s)
+    command = DeviceInbox().accept(out.payload, retained=False, now_s=stamp_s)
+    assert command is not None
+    assert (command.value, command.decision, command.boot, command.seq) == (value, decision, "b", 1)
+    assert (command.stamp_s, command.ttl_ms, command.policy) == (stamp_s, 300, "p")
+    assert parse_state(HEAD, state_payload("left", command.seq, command.boot)) == Report("left", 1, "b")
+
+
+def test_answers_to_older_commands_are_known() -> None:
+    commands = Commands(BASE, ALL, "b")
+    assert not commands.is_older("head", Report("left", 0, "b"))
+    for _ in range(2):
+        commands.write("head", "left", decision=None, policy="p", stamp_s=1.0)
+    commands.write("arm", (0.0, 0.0), decision=None, policy="p", stamp_s=1.0)
+    assert commands.is_older("head", Report("left", 1, "b"))
+    assert not commands.is_older("head", Report("left", 2, "b"))
+    assert not commands.is_older("head", Report("left", 1, "another"))
+    assert not commands.is_older("head", Report("left"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "payload", "report"),
+    [
+        (HEAD, b'{"value":"left","seq":3,"boot":"b"}', Report("left", 3, "b")),
+        (HEAD, b'{"value":"left","seq":true,"boot":"b"}', Report("left")),
+        (HEAD, b'{"value":"left","seq":3}', Report("left")),
+        (HEAD, b"left", Report("left")),
+        (HEAD, b' "left"', Report("left")),
+        (HEAD, b'{"value":true}', Report("true")),
+        (HEAD, b"1", Report("1")),
+        (LAMP, b'{"state":"ON","linkquality":80}', Report("ON")),
+        (LAMP.model_copy(update={"state_value": "/a/0/b"}), b'{"a":[{"b":"ON"}]}', Report("ON")),
+        (ARM, b'{"value":[1,-0.5]}', Report([1.0, -0.5])),
+        (DIM, b'{"value":3}', Report(3.0)),
+        (DIM, b"3.5", Report(3.5)),
+    ],
+)
+def test_reports(settings: AnyActuator, payload: bytes, report: Report) -> None:
+    assert parse_state(settings, payload) == report
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{",
+        b'{"other":1}',
+        b'{"value":null}',
+        b'{"value":[]}',
+        b'{"value":[true]}',
+        b'{"value":{"a":1}}',
+        b'{"value":NaN}',
+        b"[1,",
+        b"\xff\xfe",
+        b"[" * 40 + b"]" * 40,
+        b'"' + b"a" * 70_000 + b'"',
+    ],
+)
+def test_bad_reports(payload: bytes) -> None:
+    with pytest.raises(WireError):
+        parse_state(ARM, payload)
+
+
+def test_a_pointer_into_nothing() -> None:
+    settings = LAMP.model_copy(update={"state_value": "/a/b"})
+    for payload in (b'{"a":3}', b'{"a":[1]}', b"{}"):
+        with pytest.raises(WireError, match="set state_value"):
+            parse_state(settings, payload)
+
+
+@given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
+def test_any_bytes_are_a_report_or_refused(payload: bytes) -> None:
+    for settings in (HEAD, ARM, LAMP):
+        try:
+            value = parse_state(settings, payload).value
+        except WireError:
+            continue
+        numbers = value if isinstance(value, list) else [value]
+        assert all(isinstance(number, str) or math.isfinite(number) for number in numbers)
+
+
+def test_depth_is_counted_exactly() -> None:
+    assert parse_json(b"[" * 16 + b"]" * 16)
+    with pytest.raises(WireError, match="deeper"):
+        parse_json(b"[" * 18 + b"]" * 18)
+
+
+# The device's side.
+
+
+def command(seq: int = 1, boot: str = "b", stamp_s: float = 100.0, **more: object) -> bytes:
+    body = {"value": "left", "decision": "d", "boot": boot, "seq": seq, "stamp": stamp_s, "ttl_ms": 300, "policy": "p"}
+    return orjson.dumps(body | more)
+
+
+def test_a_device_takes_each_command_once_and_in_order() -> None:
+    inbox = DeviceInbox()
+    taken = [inbox.accept(command(seq), retained=False, now_s=100.0) is not None for seq in (1, 1, 3, 2, 3, 4)]
+    assert taken == [True, False, True, False, False, True]
+    assert inbox.drops == {"seq": 3}
+
+
+def test_a_device_ignores_what_is_late_early_or_retained() -> None:
+    inbox = DeviceInbox()
+    assert inbox.accept(command(1), retained=True, now_s=100.0) is None
+    assert inbox.accept(command(1), retained=False, now_s=100.31) is None
+    assert inbox.accept(command(1), retained=False, now_s=99.69) is None
+    assert inbox.drops == {"retained": 1, "expired": 2}
+    assert inbox.accept(command(1), retained=False, now_s=100.29) is not None, (
+        "what was dropped was not counted as seen"
+    )
+
+
+def test_a_new_run_starts_its_own_sequence_and_an_old_one_cannot_be_replayed() -> None:
+    inbox = DeviceInbox()
+    assert inbox.accept(command(9, "old"), retained=False, now_s=100.0)
+    assert inbox.accept(command(0, "new"), retained=False, now_s=100.0)
+    assert inbox.accept(command(9, "old"), retained=False, now_s=100.0) is None
+    for run in range(MAX_BOOTS):
+        inbox.accept(command(1, f"run{run}"), retained=False, now_s=100.0)
+    assert inbox.accept(command(0, "run15"), retained=False, now_s=100.0) is None
+    assert len(inbox._last) == MAX_BOOTS
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b'{"value":"left"}',
+        command(seq=-1),
+        command(seq=True),
+        command(seq=1.5),  # type: ignore[arg-type]
+        command(boot=3),  # type: ignore[arg-type]
+        command(policy=None),
+        command(decision=4),
+        command(value=None),
+        command(value=3),
+        command(value=["a"]),
+        command(value=[True]),
+        command(value={"a": 1}),
+        command(ttl_ms="300"),
+        command(stamp=None),
+        command().replace(b"100.0", b"1e999"),
+        command(extra=[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]),
+    ],
+)
+def test_malformed_commands(payload: bytes) -> None:
+    inbox = DeviceInbox()
+    assert inbox.accept(payload, retained=False, now_s=100.0) is None
+    assert inbox.drops == {"malformed": 1}
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from("ab"), st.floats(99, 101), st.booleans()), max_size=30))
+def test_whatever_arrives_nothing_is_executed_twice(messages: list[tuple[int, str, float, bool]]) -> None:
+    inbox = DeviceInbox()
+    executed: dict[str, int] = {}
+    for seq, boot, now_s, retained in messages:
+        if inbox.accept(command(seq, boot), retained=retained, now_s=now_s) is not None:
+            assert not retained
+            assert abs(now_s - 100.0) <= 0.3
+            assert seq > executed.get(boot, -1)
+            executed[boot] = seq
+
+
+def test_numbers_in_commands() -> None:
+    assert parse_command(command(value=[1, -0.5])).value == (1.0, -0.5)
+    assert parse_command(command(value=[])).value == ()
