@@ -170,6 +170,7 @@ class Connection:
     _kept: OrderedDict[str, _Outgoing] = field(default_factory=OrderedDict)
     _answers: dict[bytes, asyncio.Future[Message]] = field(default_factory=dict)
     _heard_s: float = 0.0
+    _greeted: bool = False
 
     def __post_init__(self) -> None:
         self._queue = _Newest(maxsize=self.max_incoming)
@@ -199,7 +200,7 @@ class Connection:
         subscription = Subscription(topic_filter, handler, qos, retained, no_local)
         self._subscriptions[topic_filter] = subscription
         if self.connected and self._group is not None and self._client is not None:
-            self._group.create_task(self._subscribe(self._client, [subscription]), name=f"subscribe {topic_filter}")
+            self._group.create_task(self._join(self._client, subscription), name=f"subscribe {topic_filter}")
 
     def post(
         self,
@@ -315,8 +316,11 @@ class Connection:
             async with asyncio.TaskGroup() as group:
                 self._group, self._client = group, client
                 group.create_task(self._watch(client), name=f"{self.identifier} echo")
-                await self._greet(client)
-                await self._receive(client)  # in the body: a child that fails while the group exits miscounts cancels
+                try:  # in the body: a child that fails while the group exits miscounts cancels
+                    await self._greet(client)
+                    await self._receive(client)
+                finally:
+                    self._leave()
         except (aiomqtt.MqttError, MqttLost) as error:
             reason = _said(error)
         except ExceptionGroup as errors:
@@ -329,9 +333,9 @@ class Connection:
                 await client.__aexit__(None, None, None)
             raise
         finally:
-            self._group = self._client = None
-            if self._up.is_set():
-                self._up.clear()
+            self._leave()
+            if self._greeted:
+                self._greeted = False
                 log.warning("mqtt.lost", client=self.identifier, reason=reason)
                 self.changed(False, reason)
             await _shut(client)
@@ -383,12 +387,26 @@ class Connection:
         if self._subscriptions:
             await self._subscribe(client, list(self._subscriptions.values()))
         self.connects += 1
+        self._greeted = True
         self._up.set()
         log.info("mqtt.connected", client=self.identifier, broker=f"{self.address.host}:{self.address.port}")
         while self._kept:  # before hello: what was kept is older than what is said now
             self._start(self._kept.popitem(last=False)[1])
         self.hello()
         self.changed(True, "connected")
+
+    async def _join(self, client: aiomqtt.Client, subscription: Subscription) -> None:
+        """One more subscription in a running session."""
+        try:
+            await self._subscribe(client, [subscription])
+        except aiomqtt.MqttError:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        """From here on nothing is sent: a group that ends takes no more tasks."""
+        self._group = self._client = None
+        self._up.clear()
 
     async def _subscribe(self, client: aiomqtt.Client, subscriptions: list[Subscription]) -> None:
         codes: Any = await client.subscribe([(s.filter, s.options) for s in subscriptions])
@@ -443,6 +461,7 @@ class Connection:
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
                 if self._heard_s < asked_s and not stalled:
+                    self._leave()
                     raise MqttLost(f"the broker is silent: {error}") from None
 
     # --- sending
@@ -450,9 +469,15 @@ class Connection:
     def _start(self, outgoing: _Outgoing) -> None:
         assert self._group is not None
         assert self._client is not None
+        task = self._group.create_task(self._send(self._client, outgoing), name=f"publish {outgoing.topic}")
         self._sending += 1
         self._idle.clear()
-        self._group.create_task(self._send(self._client, outgoing), name=f"publish {outgoing.topic}")
+        task.add_done_callback(self._sent)  # also of a task that is cancelled before it began
+
+    def _sent(self, _task: asyncio.Task[None]) -> None:
+        self._sending -= 1
+        if not self._sending:
+            self._idle.set()
 
     async def _send(self, client: aiomqtt.Client, out: _Outgoing) -> None:
         try:
@@ -462,10 +487,6 @@ class Connection:
         except ValueError as error:  # paho: a topic or payload it cannot write
             self.drops["unsendable"] += 1
             log.warning("mqtt.unsendable", topic=out.topic, reason=str(error))
-        finally:
-            self._sending -= 1
-            if not self._sending:
-                self._idle.set()
 
     def _keep(self, outgoing: _Outgoing, keep: Literal["no", "latest", "all"]) -> bool:
         if keep == "no":

@@ -245,3 +245,32 @@ def test_an_address_from_settings() -> None:
     assert gate.username == "g"
     with pytest.raises(OSError, match="No such file"):
         Address.of(settings.model_copy(update={"url": "mqtts://h", "ca": Path("/nowhere")}), "gate")
+
+
+async def test_posting_at_any_moment_of_a_loss_is_safe(broker: Mosquitto) -> None:
+    link = connection(broker)
+    posted = 0
+    async with running(link):
+        for _ in range(3):
+            await eventually(lambda: link.connected)
+            broker.stop()
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:  # in every turn of the loop, before, during and after the loss
+                posted += link.post("t", b"x", qos=1)
+                await asyncio.sleep(0)
+            assert not link.connected
+            broker.start()
+        await eventually(lambda: link.connected)
+        assert await link.drained(5)
+        assert link._sending == 0
+    assert posted
+    assert link.drops["disconnected"]
+
+
+async def test_a_filter_added_while_connected(broker: Mosquitto) -> None:
+    got = Collector()
+    link = connection(broker)
+    async with running(link), running(connection(broker, "writer")) as writer:
+        await writer.publish("late", b"retained", retain=True)
+        link.on("late", got, retained="send")
+        await got.until(lambda m: len(m) == 1)
