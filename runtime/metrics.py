@@ -35,6 +35,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, *, agent: str, version: str) -> None:
         self.registry = registry
+        self._totals: dict[Counter, Total] = {}
         ProcessCollector(registry=registry)
         Info("reflexd_build", "What is running.", registry=registry).info({"agent": agent, "version": version})
         self._tick(registry)
@@ -108,7 +109,6 @@ class Metrics:
         self.promotions = Counter("reflexd_promotions", "Policies that went live.", registry=registry)
         self.rejections = Counter("reflexd_rejections", "Candidates refused, by step.", ["step"], registry=registry)
         self.rollbacks = Counter("reflexd_rollbacks", "Policies taken back.", registry=registry)
-        self._updates = Total(self.updates)
 
     def _link(self, registry: CollectorRegistry) -> None:
         self.mqtt_connected = Gauge("reflexd_mqtt_connected", "1 while the broker answers.", registry=registry)
@@ -138,11 +138,42 @@ class Metrics:
         for name in MODES:
             self.mode.labels(name).set(name == mode)
 
+    def observe_health(self, health: Mapping[str, Any]) -> None:
+        """Note the totals of a `health` message: overruns, skipped deadlines, drops by stream and cause, the learner's part."""
+        tick = health.get("tick") or {}
+        self._total(self.overruns, tick.get("overruns"))
+        self._total(self.skipped, tick.get("skipped"))
+        for stream, entry in (health.get("streams") or {}).items():
+            for cause, count in (entry.get("drops") or {}).items():
+                self._total(self.drops.labels(stream, cause), count)
+        self._total(self.rewards, (health.get("feedback") or {}).get("reward"))
+        self.observe_learner(health.get("learner") or {})
+
+    def observe_event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Note an event that is counted: a policy that went live, was refused or taken back; a child that was restarted."""
+        match kind:
+            case "policy_promoted":
+                self.promotions.inc()
+            case "policy_rolled_back":
+                self.rollbacks.inc()
+            case "policy_rejected":
+                self.rejections.labels(str(data.get("step") or data.get("reason") or "unknown")[:32]).inc()
+            case "child_restarted":
+                self.restarts.labels(str(data.get("child", "unknown"))[:32]).inc()
+
+    def observe_link(self, *, connected: bool, connects: int) -> None:
+        """Note the connection to the broker and how often it was made."""
+        self.mqtt_connected.set(connected)
+        self._total(self.reconnects, max(0, connects - 1))
+
+    def _total(self, counter: Counter, value: object) -> None:
+        if isinstance(value, int | float):
+            self._totals.setdefault(counter, Total(counter)).set(float(value))
+
     def observe_learner(self, progress: Mapping[str, Any]) -> None:
         """Note the learner's part of `health`: `updates`, `loss` (a number or one for each part), `q`, `buffer`, `reward_mean`."""
         self.learner_up.set(progress.get("state") not in (None, "off", "dead"))
-        if isinstance(progress.get("updates"), int | float):
-            self._updates.set(float(progress["updates"]))
+        self._total(self.updates, progress.get("updates"))
         loss = progress.get("loss")
         for part, value in (loss if isinstance(loss, Mapping) else {"total": loss}).items():
             _set(self.loss.labels(str(part)), value)

@@ -28,7 +28,7 @@ from runtime.settings import Config
 from runtime.topics import Topics, encode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 AGENT = "demo"
 CHOICES = ("left", "stay", "right")
@@ -162,7 +162,7 @@ class FakeAgent:
     def _answer(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
         if verb == "arm" and self.stopped:
             return {"status": "error", "error": "the software stop is engaged; release it first"}
-        answers = {
+        answers: dict[str, Callable[[], dict[str, Any]]] = {
             "arm": lambda: self._arm(on=True),
             "disarm": lambda: self._arm(on=False),
             "mode": lambda: self._mode(body["mode"]),
@@ -171,7 +171,7 @@ class FakeAgent:
             "checkpoints": self._checkpoints,
             "explain": lambda: self._explanation(body["decision"]),
         }
-        return {"status": "ok", "data": answers.get(verb, dict)()}
+        return {"status": "ok", "data": answers[verb]() if verb in answers else {}}
 
     def _arm(self, *, on: bool) -> dict[str, Any]:
         self.armed = on
@@ -203,7 +203,10 @@ class FakeAgent:
 
     def _explanation(self, decision: str) -> dict[str, Any]:
         values = {"orders": 0.61, "front": 0.34, "room": -0.08, "joints": 0.05}
-        return {"decision": decision, "policy": self.live, "lineage": [self.live, "000006-aa10b2c3"], "values": values}
+        part = {"score": 1.42, "baseline": 0.5, "streams": values, "told": "q"}
+        lineage = [self.live, "000006-aa10b2c3"]
+        told = {"decision": decision, "policy": self.live, "lineage": lineage, "parts": {"head": part}}
+        return {**told, "by": {"head": "policy"}, "reward": 0.4, "value": 1.4}
 
     async def run(self) -> None:
         """Connect and tick until cancelled."""

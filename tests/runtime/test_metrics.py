@@ -77,6 +77,37 @@ def test_a_learner_that_starts_again_does_not_count_backwards() -> None:
     assert value(m, "reflexd_promotions_total") == 1
 
 
+def test_totals_of_health_and_events_are_counted_once() -> None:
+    m = Metrics(CollectorRegistry(), agent="demo", version="0.1.0")
+    for overruns, dropped in ((2, 5), (3, 9)):
+        m.observe_health(
+            {
+                "tick": {"overruns": overruns, "skipped": 1},
+                "streams": {"front": {"drops": {"backlog": dropped}}},
+                "feedback": {"reward": 7},
+                "learner": {"state": "training", "updates": 10},
+            }
+        )
+    m.observe_link(connected=True, connects=3)
+    for kind, data in (
+        ("policy_promoted", {}),
+        ("policy_rolled_back", {}),
+        ("policy_rejected", {"step": "ope"}),
+        ("child_restarted", {"child": "learner"}),
+        ("armed", {}),
+    ):
+        m.observe_event(kind, data)
+    assert value(m, "reflexd_tick_overruns_total") == 3
+    assert value(m, "reflexd_ticks_skipped_total") == 1
+    assert value(m, "reflexd_stream_drops_total", stream="front", cause="backlog") == 9
+    assert value(m, "reflexd_rewards_total") == 7
+    assert value(m, "reflexd_learner_updates_total") == 10
+    assert value(m, "reflexd_mqtt_reconnects_total") == 2
+    assert value(m, "reflexd_rejections_total", step="ope") == 1
+    assert value(m, "reflexd_child_restarts_total", child="learner") == 1
+    assert value(m, "reflexd_promotions_total") == value(m, "reflexd_rollbacks_total") == 1
+
+
 def test_every_metric_has_the_prefix_and_a_base_unit() -> None:
     text = generate_latest(exercised().registry).decode()
     names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))

@@ -46,10 +46,20 @@ function row(decision) {
     h("span", { class: "figure" }, first ? percent(Math.min(1, first.probability)) : ""), h("span", { class: "figure muted" }, `${number(decision.latency_ms)} ms`)));
 }
 
-/** Shapley values by stream, whatever actuator they are for: [{stream, value}]. */
-function bars(data) {
-  const values = data.values ?? data.contributions ?? data.shapley ?? data.streams ?? {};
-  return Object.entries(values).map(([stream, v]) => ({ stream, value: typeof v === "number" ? v : Number(v?.value ?? v?.shapley ?? 0) }));
+/** Shapley values of one actuator's part: [{stream, value}], the strongest first. */
+function bars(part) {
+  return Object.entries(part.streams ?? {}).map(([stream, value]) => ({ stream, value: Number(value) }))
+    .sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+}
+
+/** Over all actuators, each part scaled to its own size: what counted most in general. */
+function summed(data) {
+  const total = {};
+  for (const part of Object.values(data.parts ?? {})) {
+    const size = Object.values(part.streams ?? {}).reduce((sum, v) => sum + Math.abs(v), 0) || 1;
+    for (const [stream, value] of Object.entries(part.streams ?? {})) total[stream] = (total[stream] ?? 0) + Math.abs(value) / size;
+  }
+  return Object.entries(total).map(([stream, value]) => ({ stream, value }));
 }
 
 export async function explain(decision, quiet = false) {
@@ -57,7 +67,7 @@ export async function explain(decision, quiet = false) {
   busy = true;
   try {
     const data = await request("explain", { decision: decision.id });
-    told = { decision: decision.id, at: decision.stamp, bars: bars(data), data };
+    told = { decision: decision.id, at: decision.stamp, bars: summed(data), data };
     show(decision);
   } catch (error) {
     if (!quiet) {
@@ -71,14 +81,23 @@ export async function explain(decision, quiet = false) {
 
 function show(decision) {
   const { data } = told;
-  const largest = Math.max(1e-9, ...told.bars.map((bar) => Math.abs(bar.value)));
-  const what = Object.entries(decision.actions ?? {}).map(([name, a]) => `${name} ${shown(a.value)}`).join(", ");
-  const ordered = [...told.bars].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  const parts = Object.entries(data.parts ?? {});
   panel.replaceChildren(
-    h("p", { class: "row" }, h("strong", {}, what), h("time", { class: "muted" }, clock(decision.stamp))),
-    h("ul", { class: "shapley", "aria-label": "Contribution of each stream to the chosen action" }, ordered.map((bar) => shapley(bar, largest, decision))),
+    h("p", { class: "row" }, h("strong", {}, `Decision ${decision.id}`), h("time", { class: "muted" }, clock(decision.stamp))),
+    ...parts.map(([name, part]) => explained(name, part, decision, data)),
+    parts.length ? "" : h("p", { class: "muted" }, "Nothing was done that could be explained."),
     h("p", { class: "muted small" }, facts(data, decision)),
     h("div", { class: "row operator" }, h("span", { class: "small muted" }, "Was it right?"), judge(decision, 1, "Good"), judge(decision, -1, "Bad")));
+}
+
+function explained(name, part, decision, data) {
+  const all = bars(part);
+  const largest = Math.max(1e-9, ...all.map((bar) => Math.abs(bar.value)));
+  const value = data.actions?.[name] ?? decision.actions?.[name]?.value;
+  const by = data.by?.[name] && data.by[name] !== "policy" ? ` (by ${data.by[name]})` : "";
+  return h("div", { class: "stack tight" },
+    h("p", {}, h("strong", {}, `${name} ${shown(value)}${by}`), h("span", { class: "muted small" }, `  ${part.told === "q" ? "value" : "log density"} ${number(part.score)}, ${number(part.baseline)} without what the streams say`)),
+    h("ul", { class: "shapley", "aria-label": `Contribution of each stream to ${name}` }, all.map((bar) => shapley(bar, largest, decision))));
 }
 
 function shapley(bar, largest, decision) {
@@ -92,10 +111,8 @@ function shapley(bar, largest, decision) {
 function facts(data, decision) {
   const parts = [`policy ${data.policy ?? decision.policy}`];
   if (Array.isArray(data.lineage) && data.lineage.length > 1) parts.push(`from ${data.lineage.slice(1, 4).join(" ← ")}`);
-  if (typeof data.score === "number") parts.push(`score ${number(data.score)}`);
-  if (typeof data.baseline === "number") parts.push(`without any stream ${number(data.baseline)}`);
-  const gate = data.gate;
-  if (gate) parts.push(`gate: ${typeof gate === "string" ? gate : (gate.rule ?? (gate.sent === false ? "not sent" : "sent"))}`);
+  if (typeof data.reward === "number") parts.push(`reward ${number(data.reward)}`);
+  if (typeof data.value === "number") parts.push(`estimated return ${number(data.value)}`);
   return parts.join(" · ");
 }
 
