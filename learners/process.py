@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,14 @@ class Background:
         *,
         build: Callable[[PolicySpec], nn.Module] = Policy,
         steps: Mapping[str, Step] = STEPS,
+        chores: Sequence[Callable[[], object]] = (),
     ) -> None:
         folder = inputs.state_dir / "learner"
         key = load_key(inputs.state_dir, _credentials())
         promotion = inputs.promotion
         self.inputs, self.spec, self.stop, self.build, self.steps = inputs, spec, stop, build, steps
+        self.chores = chores
+        """Called once a round, such as periodic fine-tuning; they look at the clock themselves."""
         self.device = pick_device(inputs.device)
         self.reader = Reader(inputs.state_dir / "experience")
         self.outbox = Outbox(folder / "outbox")
@@ -138,6 +141,9 @@ class Background:
         self._tell(state)
         if not done:
             self.stop.wait(min(settings.update_every_s, 1.0))
+        with torch.random.fork_rng(devices=[]):
+            for chore in self.chores:
+                chore()
         if self._is_due("save", settings.save_every_s):
             self.learner.save()
         if self._is_due("promote", settings.promote_every_s) and self.learner.position.update > self._judged:

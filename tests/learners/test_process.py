@@ -83,6 +83,21 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     assert progress["state"] == "training"
 
 
+def test_chores_are_done_every_round_and_leave_no_trace_in_learning(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 100)
+    done: list[float] = []
+    one = background(tmp_path)
+    one.chores = [lambda: done.append(float(torch.rand(1)))]
+    one.begin()
+    one.learner.ingest()
+    one.learner.train(float("inf"), until=int(one.learner.position.owed))
+    before = torch.get_rng_state()
+    one.once()
+    one.once()
+    assert len(done) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
     seen: list[Trial] = []
 
@@ -248,6 +263,26 @@ def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.communicate()
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_it_serves_one_spec_after_another_until_told_to_stop(tmp_path: Path) -> None:
+    """With the real policy, in a thread of this process."""
+    stop = threading.Event()
+    learning.fill(tmp_path, 0, 200)
+    serving = threading.Thread(target=process.serve, args=(inputs(tmp_path, promote_every_s=0.1), stop))
+    serving.start()
+    wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
+    hand_over(tmp_path, learning.SPEC)
+    versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
+    wait_until(lambda: versions.live().version is not None)
+    other = learning.PolicySpec(learning.SPEC.streams, learning.ACTIONS, history=2, width=16, gamma=0.5)
+    hand_over(tmp_path, other)
+    wait_until(lambda: len([kind for kind, _ in events(tmp_path) if kind == "learner_resumed"]) == 2)
+    stop.set()
+    serving.join(60)
+    assert not serving.is_alive()
+    wrong = [fields["reason"] for kind, fields in events(tmp_path) if kind == "checkpoint_refused"]
+    assert set(wrong) == {"wrong_shapes"}  # neither the state nor the live version of another policy is taken up
 
 
 def test_usage(capsys: Any) -> None:
