@@ -96,6 +96,13 @@ class World:
                     return
                 await asyncio.sleep(0.02)
 
+    async def moving(self, value: str) -> None:
+        """Tick until the head was told `value`; a slow machine may let the dead-man act in between."""
+        async with asyncio.timeout(10):
+            while not (await self.propose({"head": value})).outcomes["head"].sent:  # noqa: ASYNC110 - the agent's own pace
+                await asyncio.sleep(0.02)
+        await eventually(lambda: any(c["value"] == value for c in self.commands()))
+
     async def ask(self, verb: str, **body: Any) -> dict[str, Any]:
         answer = await self.outside.request(
             TOPICS("request", verb), encode(body) if body else b"", reply_to="answers/me", timeout_s=5
@@ -189,17 +196,15 @@ async def test_nothing_that_is_not_finite_or_in_range_reaches_a_device(tmp_path:
 
 async def test_a_closed_link_and_a_silent_one_are_safe(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker) as world:
-        await world.armed()
-        await world.propose({"head": "left"})
-        await eventually(lambda: world.events("agent_lost") == [{"cause": "silent"}], "the dead-man")
+        await world.moving("left")
+        await eventually(lambda: {"cause": "silent"} in world.events("agent_lost"), "the dead-man")
         await eventually(lambda: world.commands()[-1]["value"] == "stay")
-        assert world.of("status")[-1]["state"] == "degraded"
-        await world.armed()
-        await world.propose({"head": "right"})
+        await eventually(lambda: world.of("status")[-1]["state"] == "degraded")
+        await world.moving("right")
         world.agent.close()
         await eventually(lambda: {"cause": "closed"} in world.events("agent_lost"), "the end-of-file")
         await eventually(lambda: world.commands()[-1]["value"] == "stay")
-    assert [c["value"] for c in world.commands() if c["policy"] == "p1"] == ["left", "right"]
+    assert {c["value"] for c in world.commands() if c["policy"] == "p1"} == {"left", "right"}
 
 
 async def test_nonsense_from_the_agent_is_counted(tmp_path: Path, broker: Mosquitto) -> None:
