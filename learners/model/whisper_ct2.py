@@ -31,6 +31,8 @@ from transformers import (
 
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _MAX_RANK = 8
+END, START = 50_256, 50_257
+"""<|endoftext|> and <|startoftranscript|> of the English vocabulary."""
 
 
 class Ct2Error(ValueError):
@@ -152,8 +154,10 @@ def build(variables: dict[str, NDArray[np.generic]]) -> WhisperForConditionalGen
         for side in ("encoder", "decoder")
     }
     width, mels = state["model.encoder.conv1.weight"].shape[:2]
+    vocabulary = state["proj_out.weight"].shape[0]
     config = WhisperConfig(
-        vocab_size=state["proj_out.weight"].shape[0],
+        vocab_size=vocabulary,
+        pad_token_id=min(END, vocabulary - 1),
         num_mel_bins=mels,
         d_model=width,
         encoder_layers=layers["encoder"],
@@ -172,12 +176,11 @@ def build(variables: dict[str, NDArray[np.generic]]) -> WhisperForConditionalGen
 
 def generation_config(options: dict[str, list[int]]) -> GenerationConfig:
     """How English-only Whisper is decoded; `options` is the `config.json` beside the weights."""
-    start, end = 50_257, 50_256  # <|startoftranscript|>, <|endoftext|> of the English vocabulary
     return GenerationConfig(
-        bos_token_id=start,
-        decoder_start_token_id=start,
-        eos_token_id=end,
-        pad_token_id=end,
+        bos_token_id=START,
+        decoder_start_token_id=START,
+        eos_token_id=END,
+        pad_token_id=END,
         no_timestamps_token_id=50_362,
         prev_sot_token_id=50_360,
         is_multilingual=False,
