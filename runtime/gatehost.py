@@ -254,6 +254,7 @@ class GateHost:
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Publish an event; kept while there is no connection."""
+        self.counts[f"event {kind}"] += 1
         log.info("event", type=kind, **data)
         body = {"type": kind, "stamp": self.wall(), "data": data}
         self.connection.post(self.topics("event"), encode(body), qos=1, keep="all")

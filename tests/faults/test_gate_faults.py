@@ -106,7 +106,7 @@ async def test_commands_are_not_retained_and_replays_move_nothing(tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 async def test_the_broker_frozen_or_killed(tmp_path: Path, broker: Mosquitto, number: signal.Signals) -> None:
-    async with under_test(tmp_path, broker) as (_, device):
+    async with under_test(tmp_path, broker) as (daemon, device):
         await device.moving()
         broker.signal(number)
         await asyncio.sleep(1.5)  # longer than any time to live: what is in flight must not be carried out later
@@ -117,7 +117,7 @@ async def test_the_broker_frozen_or_killed(tmp_path: Path, broker: Mosquitto, nu
             broker.start()
         await device.moving()
         await eventually(lambda: device.statuses[-1]["state"] == "online", "online again")
-        await eventually(lambda: "broker_recovered" in [event["type"] for event in device.events], "the event")
+        assert '"type":"broker_recovered"' in daemon.log.read_text()  # the device may come back later than the event
     assert max(device.ages_s) <= 0.3  # the actuator's ttl_ms
 
 
