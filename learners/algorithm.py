@@ -114,15 +114,14 @@ class Algorithm:
         return {name: float(value) for name, value in metrics.items()}
 
     def _contexts(self, batch: Batch) -> Contexts:
-        """Encode the batch; without a trained encoder once is enough for online and target."""
+        """Encode the batch; the next states by the slow copy, where there is one."""
         if self.target is None:
             with torch.no_grad():
                 now, upcoming = self.policy.encode(batch.features), self.policy.encode(batch.next_features)
-            return Contexts(now, upcoming, upcoming)
+            return Contexts(now, upcoming)
         with torch.no_grad():
             slow = self.target.encode(batch.next_features)
-            upcoming = self.policy.eval().encode(batch.next_features)
-        return Contexts(self.policy.train().encode(batch.features, generator=self.generator), upcoming, slow)
+        return Contexts(self.policy.encode(batch.features, generator=self.generator), slow)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that an exact resume needs beside the policy's own weights, as flat tensors."""

@@ -94,7 +94,7 @@ class Dqn:
         with torch.no_grad():
             target_BK = double_target(
                 self.head(contexts.upcoming),
-                self.target(contexts.upcoming_target),
+                self.target(contexts.upcoming),
                 batch.rewards,
                 batch.discounts,
                 [batch.masks.get(name) for name in self.names],

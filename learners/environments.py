@@ -1,8 +1,8 @@
 """Gymnasium environments as streams and actuators, and greedy episodes in them.
 
-A vector (or discrete) observation is the telemetry stream `observation`, a picture the camera stream `camera`; a Dict has
+A vector (or discrete) observation is the telemetry stream `state`, a picture the camera stream `view`; a Dict has
 a stream for each key. A Discrete action is the choice actuator `action` with the words "0", "1", ...; a Box the continuous
-one; MultiDiscrete gives `action0`, `action1`, ... Rewards are not scaled, observations not normalised here.
+one; MultiDiscrete gives `action0`, `action1`, ... These are the names that `reflexd plant` uses. Rewards are not scaled, observations not normalised here.
 """
 
 from __future__ import annotations
@@ -76,10 +76,8 @@ def streams(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
     Raises:
         ValueError: a kind of space that is no stream.
     """
-    if isinstance(space, spaces.Dict):
-        found = dict(space.items())
-    else:
-        found = {"camera" if is_picture(space) else "observation": space}
+    single = "view" if is_picture(space) else "state"
+    found = dict(space.items()) if isinstance(space, spaces.Dict) else {single: space}
     for name, part in found.items():
         supported = isinstance(part, (spaces.Box, spaces.Discrete))
         if not supported:

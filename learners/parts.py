@@ -19,14 +19,14 @@ from learners.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The encoded batch: `now` carries gradients to the encoder, the next states do not.
+    """The encoded batch: `now` carries gradients to the encoder.
 
-    `upcoming` is the next state as the online encoder sees it, `upcoming_target` as its slow copy does.
+    `upcoming` is the next state as the encoder's slow copy sees it. Online heads choose on it as well: a second pass of the
+    online encoder would cost a fifth more and differ little.
     """
 
     now: Tensor
     upcoming: Tensor
-    upcoming_target: Tensor
 
 
 class Part(Protocol):

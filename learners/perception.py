@@ -1,5 +1,7 @@
 """From observations of a gymnasium environment to the policy's features.
 
+Pictures go through a pretrained encoder, one at a time; vectors are telemetry as they are.
+
 Shapes: H history, T tokens of a stream, W their width.
 """
 
@@ -16,39 +18,66 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from actuators.actions import ActionSpace, Choice, Continuous, Value
+from learners.config import EncoderSettings, PolicySettings
 from learners.environments import action_space, is_picture, split, streams, vector
+from learners.model.encoders import Encoder, load
 from learners.model.features import Features
 from learners.model.heads import HeadOutput
 from learners.model.spec import Algorithm, PolicySpec, StreamSpec
+from sensors.readings import Frame
 
 PICTURE_HISTORY = 4
+ENCODER = "bundled:efficientnet-lite0"
 Tokens = Mapping[str, NDArray[Any]]
 """Of one frame: [T, W] of each stream."""
 
 
-def specify(env: gymnasium.Env[Any, Any], *, gamma: float, algorithm: Algorithm) -> PolicySpec:
-    """Return the policy's spec for an environment: one state is enough unless there are pictures."""
-    found = streams(env.observation_space)
-    pictures = any(is_picture(space) for space in found.values())
-    return PolicySpec(
-        tuple(_stream(name, space) for name, space in found.items()),
-        action_space(env.action_space),
-        history=PICTURE_HISTORY if pictures else 1,
-        gamma=gamma,
-        algorithm=algorithm,
-    )
+class Senses:
+    """Makes tokens of observations.
 
+    Args:
+        space: of the observations.
+        encoder: for pictures; by default the bundled one, loaded only where there are any.
+    """
 
-def _stream(name: str, space: spaces.Space[Any]) -> StreamSpec:
-    if is_picture(space):
-        raise NotImplementedError
-    return StreamSpec(name, "telemetry", 1, vector(space, space.sample()).shape[1])
+    def __init__(self, space: spaces.Space[Any], encoder: Encoder | None = None) -> None:
+        self.space, self.streams = space, streams(space)
+        self.pictures = any(is_picture(part) for part in self.streams.values())
+        if self.pictures and encoder is None:
+            encoder = load(EncoderSettings(model=ENCODER), PolicySettings().tokens, torch.device("cpu"))
+        self.encoder = encoder
 
+    def specify(
+        self, env: gymnasium.Env[Any, Any], *, gamma: float, algorithm: Algorithm, width: int = 256
+    ) -> PolicySpec:
+        """Return the spec of a policy for an environment: one state is enough unless there are pictures."""
+        return PolicySpec(
+            tuple(self._stream(name, space) for name, space in self.streams.items()),
+            action_space(env.action_space),
+            width=width,
+            history=PICTURE_HISTORY if self.pictures else 1,
+            gamma=gamma,
+            algorithm=algorithm,
+        )
 
-def tokens(space: spaces.Space[Any], observation: Any) -> Tokens:
-    """Return one frame."""
-    found = streams(space)
-    return {name: vector(found[name], value) for name, value in split(space, observation).items()}
+    def _stream(self, name: str, space: spaces.Space[Any]) -> StreamSpec:
+        if is_picture(space):
+            assert self.encoder is not None
+            return StreamSpec(name, "vision", self.encoder.tokens, self.encoder.width)
+        return StreamSpec(name, "telemetry", 1, vector(space, space.sample()).shape[1])
+
+    def tokens(self, observation: Any) -> Tokens:
+        """Return one frame."""
+        parts = split(self.space, observation)
+        return {name: self._tokens(name, space, parts[name]) for name, space in self.streams.items()}
+
+    def _tokens(self, name: str, space: spaces.Space[Any], value: Any) -> NDArray[Any]:
+        if not is_picture(space):
+            return vector(space, value)
+        assert self.encoder is not None
+        image = np.repeat(value, 3, axis=2) if value.shape[2] == 1 else np.array(value)
+        tokens_BTW = self.encoder.encode(self.encoder.prepare([Frame(name, 0.0, 0, image)]))
+        return tokens_BTW[0].numpy().astype(np.float16)
 
 
 def values_of(actions: ActionSpace, output: HeadOutput, row: int) -> dict[str, Value]:

@@ -174,7 +174,7 @@ class Sac(ActorCritic):
         """Return the critics' squared error, summed over critics."""
         with torch.no_grad():
             action_BA, log_density_BA = self.head.actor.sample(contexts.upcoming, self.noise(len(batch)))
-            next_NB = self.target(contexts.upcoming_target, action_BA)
+            next_NB = self.target(contexts.upcoming, action_BA)
             if self.settings.subset < len(next_NB):
                 order = torch.randperm(len(next_NB), generator=self.generator, device=self.generator.device)
                 next_NB = next_NB[order[: self.settings.subset].to(next_NB.device)]

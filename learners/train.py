@@ -27,10 +27,11 @@ from learners.algorithm import Algorithm
 from learners.checkpoints import Checkpoints
 from learners.curve import plot
 from learners.environments import Score, from_environment, run_episodes, to_environment
+from learners.model.encoders import Encoder
 from learners.model.features import concat
 from learners.model.policy import Policy
 from learners.model.spec import Algorithm as Name
-from learners.perception import Tokens, Window, specify, tokens, values_of
+from learners.perception import Senses, Tokens, Window, values_of
 from learners.replay import Replay
 from learners.signing import load_key
 from learners.teachers import Episode, episodes_of
@@ -46,6 +47,8 @@ class TrainSettings:
 
     gamma: float = 0.99
     algorithm: Name = "auto"
+    width: int = 256
+    """Of the fusion, where there are pictures."""
     batch: int = 256
     choice_batch: int = 64
     steps: int = 1
@@ -80,6 +83,7 @@ class Trainer:
         seed: of everything random.
         settings: hyperparameters.
         report: called after every evaluation with the step and the score.
+        encoder: of pictures; the bundled one by default.
     """
 
     def __init__(
@@ -89,13 +93,15 @@ class Trainer:
         seed: int,
         settings: TrainSettings | None = None,
         report: Callable[[int, Score], None] | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         self.make, self.seed, self.settings, self.report = make, seed, settings or TrainSettings(), report
         s = self.settings
         self.env = make()
         self.generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # initial weights
-        self.spec = specify(self.env, gamma=s.gamma, algorithm=s.algorithm)
+        self.senses = Senses(self.env.observation_space, encoder)
+        self.spec = self.senses.specify(self.env, gamma=s.gamma, algorithm=s.algorithm, width=s.width)
         self.policy = Policy(self.spec).eval()
         self.algorithm = Algorithm(self.policy, self.generator)
         choices = bool(self.spec.actions.choices)
@@ -160,7 +166,7 @@ class Trainer:
         return frame
 
     def _tokens(self, observation: Any) -> Tokens:
-        return tokens(self.env.observation_space, observation)
+        return self.senses.tokens(observation)
 
     def _remember(
         self,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from actuators.actions import ActionSpace, Choice, Continuous
@@ -54,3 +59,60 @@ def random_batch(policy: Policy, size: int, generator: torch.Generator, *, taugh
         torch.full((size,), policy.spec.gamma),
         taught=marks,
     )
+
+
+class Corridor(gymnasium.Env[Any, Any]):
+    """Eleven places, start in the middle; right is 1; the right end pays 1 and ends, twelve steps cut it off."""
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = spaces.Discrete(11), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place, self.steps = 5, 0
+        return self.place, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        self.place = min(10, max(0, self.place + (1 if action == 1 else -1)))
+        self.steps += 1
+        ended = self.place == 10
+        return self.place, float(ended), ended, self.steps >= 12, {}
+
+
+class Tiles(gymnasium.Env[Any, Any]):
+    """A picture whose left or right half is bright; naming the side pays 1. One step each, twenty to an episode."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+        self.action_space = spaces.Discrete(2)
+
+    def _look(self) -> np.ndarray[Any, Any]:
+        self.side = int(self.np_random.integers(2))
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[:, 4 * self.side : 4 * self.side + 4] = 255
+        return image
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._look(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = float(action == self.side)
+        self.steps += 1
+        return self._look(), reward, False, self.steps >= 20, {}
+
+
+class Shrink:
+    """An encoder of pictures: one token of four pooled cells; the real one's interface."""
+
+    modality, version, tokens, width, module = "vision", "shrink", 1, 12, None
+
+    def prepare(self, readings: Any) -> Any:
+        return (torch.stack([torch.from_numpy(r.image).permute(2, 0, 1) for r in readings]).float() / 255,)
+
+    def run(self, pictures: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1).unsqueeze(1)
+
+    def encode(self, inputs: Any) -> torch.Tensor:
+        return self.run(*inputs)

@@ -220,6 +220,7 @@ class Heads(nn.Module):
         hidden: widths of the hidden layers of every actor and critic.
         quantiles: of the choice critic.
         critics: how many critics a continuous head has.
+        norm: of the critics; by default LayerNorm, and batch renormalisation for CrossQ.
     """
 
     def __init__(
@@ -232,6 +233,7 @@ class Heads(nn.Module):
         hidden: tuple[int, ...] = (256, 256),
         quantiles: int = 16,
         critics: int = 2,
+        norm: Norm | None = None,
     ) -> None:
         super().__init__()
         self.actions, self.context_width, self.kinds = actions, context_width, kinds(algorithm, actions, gamma)
@@ -240,12 +242,12 @@ class Heads(nn.Module):
         self.bandit: LinearPosterior | None = None
         self.continuous: ContinuousHead | None = None
         if self.kinds.choice == "dqn":
-            self.choice = DuelingQuantiles(context_width, sizes, hidden, quantiles, "layer")
+            self.choice = DuelingQuantiles(context_width, sizes, hidden, quantiles, norm or "layer")
         elif self.kinds.choice == "bandit":
             self.bandit = LinearPosterior(context_width, sizes)
         if self.kinds.continuous is not None:
-            norm: Norm = "batch" if self.kinds.continuous == "crossq" else "layer"
-            self.continuous = ContinuousHead(context_width, actions.continuous, hidden, norm, critics)
+            usual: Norm = "batch" if self.kinds.continuous == "crossq" else "layer"
+            self.continuous = ContinuousHead(context_width, actions.continuous, hidden, norm or usual, critics)
 
     @torch.no_grad()
     def act(

@@ -61,7 +61,7 @@ def test_present_and_next_states_share_their_statistics() -> None:
     policy.train()
     twin.train()
     part = Crossq(head, ("arm",), torch.Generator().manual_seed(3))
-    loss, _ = part.loss(Contexts(now, upcoming, upcoming), batch)
+    loss, _ = part.loss(Contexts(now, upcoming), batch)
     with torch.no_grad():
         noise = torch.randn(16, 2, generator=torch.Generator().manual_seed(3))
         action, log_density = twin.actor.eval().sample(upcoming, noise)

@@ -96,7 +96,7 @@ def test_epsilon_shrinks_with_updates_and_the_target_follows() -> None:
     assert float(head.epsilon) == pytest.approx(1 - 0.98 / settings.epsilon_updates, abs=1e-6)
     expected = before + settings.track * (head.value.weight.detach() - before)
     torch.testing.assert_close(part.target.value.weight, expected)
-    part.improve(Contexts(*[torch.zeros(1, 3)] * 3), batch, settings.epsilon_updates * 2)
+    part.improve(Contexts(*[torch.zeros(1, 3)] * 2), batch, settings.epsilon_updates * 2)
     assert float(head.epsilon) == pytest.approx(settings.epsilon)
 
 
@@ -104,7 +104,7 @@ def test_what_was_not_moved_or_weighs_nothing_does_not_teach() -> None:
     policy = plain(CHOICE)
     part = Dqn(policy.heads.choice, ("head",))  # type: ignore[arg-type]
     batch = random_batch(policy, 8, torch.Generator().manual_seed(1))
-    contexts = Contexts(*[policy.encode(batch.features)] * 3)
+    contexts = Contexts(*[policy.encode(batch.features)] * 2)
     full, _ = part.loss(contexts, batch)
     still = Batch(
         batch.features,

@@ -60,7 +60,7 @@ def test_actor_step_leaves_the_critics_without_gradient() -> None:
     part = Sac(head, ("arm",), torch.Generator().manual_seed(0))
     batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
     before = {n: p.clone() for n, p in head.named_parameters()}
-    contexts = Contexts(*[policy.encode(batch.features)] * 3)
+    contexts = Contexts(*[policy.encode(batch.features)] * 2)
     metrics = part.improve(contexts, batch, 1)
     after = dict(head.named_parameters())
     assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("critics"))
@@ -75,7 +75,7 @@ def test_the_minimum_is_taken_over_a_random_subset() -> None:
     assert head is not None
     part = Sac(head, ("arm",), torch.Generator().manual_seed(0), SacSettings(subset=1))
     batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
-    contexts = Contexts(*[policy.encode(batch.features)] * 3)
+    contexts = Contexts(*[policy.encode(batch.features)] * 2)
     losses = {round(float(part.loss(contexts, batch)[0].detach()), 4) for _ in range(6)}
     assert len(losses) > 1
 
