@@ -10,8 +10,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
-from setproctitle import setproctitle
 
+from runtime import child
 from runtime.config import ConfigError, load
 from runtime.dashboard.access import Access, token_file
 from runtime.dashboard.commands import Commands
@@ -19,6 +19,7 @@ from runtime.dashboard.hub import Hub
 from runtime.dashboard.mirror import Mirror
 from runtime.dashboard.uplink import Uplink
 from runtime.dashboard.web import Page
+from runtime.log import configure
 from runtime.metrics_http import address, serve
 from runtime.mqtt import Address
 from runtime.settings import Config, DashboardSettings
@@ -88,14 +89,16 @@ async def until_told(config: Config, settings: DashboardSettings) -> None:
 def main(arguments: list[str]) -> int:
     """The process; 0 after a signal, 2 for settings that cannot be used, 1 where the port or token file cannot."""
     try:
-        config = load(Path(arguments[0])).config
+        loaded = load(Path(arguments[0]))
     except (IndexError, ConfigError) as error:
         sys.stderr.write(f"{error if arguments else 'name a settings file'}\n")
         return 2
+    config = loaded.config
     if config.dashboard is None:
         sys.stderr.write("there is no `dashboard:` in this settings file; add `dashboard: {}`\n")
         return 2
-    setproctitle("reflexd: dashboard")
+    child.become("dashboard")
+    configure(secrets=loaded.secrets)
     try:
         asyncio.run(until_told(config, config.dashboard))
     except (OSError, ValueError) as error:

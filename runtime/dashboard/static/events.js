@@ -3,8 +3,8 @@ import { clock, h, keyed, shown } from "./dom.js";
 import { proper } from "./facts.js";
 import { section } from "./wire.js";
 
-const BAD = /lost|rejected|rolled_back|stopped|restarted|refused|failed|quarantine/;
-const GOOD = /recovered|promoted|armed|released|passed/;
+const BAD = /lost|rejected|rolled_back|^stopped|restarted|refused|failed|gave_up|set_aside|quarantine/;
+const GOOD = /recovered|promoted|^armed|released|passed|reloaded$/;
 let list;
 
 export function mount() {
