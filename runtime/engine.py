@@ -163,8 +163,9 @@ class Engine:
         noise = self._live.policy.heads.continuous
         state = None if noise is None else noise.noise.state()
         rows |= {} if state is None else {"noise": state}
+        # cloned: the first ticks of an episode stand in the history more than once, and safetensors refuses shared memory
         return safetensors.torch.save(
-            {name: x.cpu().contiguous() for name, x in rows.items()} or {"empty": torch.zeros(1)}
+            {name: x.cpu().contiguous().clone() for name, x in rows.items()} or {"empty": torch.zeros(1)}
         )
 
     def _unpack_history(self, data: bytes) -> None:

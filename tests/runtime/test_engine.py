@@ -22,7 +22,7 @@ from actuators.actions import ActionSpace, Choice
 from learners.model.backends import Calibrations, Wanted
 from learners.model.policy import Policy, load, save
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.engine import ENCODER_FILE, Engine, device_of, forward_scores
+from runtime.engine import ENCODER_FILE, Engine, forward_scores
 from sensors.readings import Observation, Reading, Telemetry, Text
 
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
@@ -262,17 +262,20 @@ async def test_no_decision_waits_for_a_checkpoint_of_100_mb(tmp_path: Path) -> N
         await engine.decide(seen(tick, orders=text("orders", "abc", tick), x=tick))
         return time.perf_counter() - start
 
-    quiet = [await decide() for _ in range(60)]
+    quiet = [await decide() for _ in range(30)]
     busy: list[float] = []
-    for _ in range(5):
+    loads: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
         loading = asyncio.create_task(engine.load(folder))
         while not loading.done():
             busy.append(await decide())
         await loading
+        loads.append(time.perf_counter() - start)
     engine.close()
-    assert len(busy) >= 10
+    assert len(busy) >= 6
     assert statistics.median(busy) < 2.5 * statistics.median(quiet)
-    assert max(busy) < statistics.median(quiet) + 0.1  # a whole load would show as a stall
+    assert max(busy) < statistics.median(loads)  # a decision that waited for a load would have taken as long
 
 
 async def test_a_plain_policy_acts_without_fusion() -> None:
@@ -285,6 +288,14 @@ async def test_a_plain_policy_acts_without_fusion() -> None:
     engine.close()
 
 
-def test_device_of() -> None:
-    assert device_of("cpu") == torch.device("cpu")
-    assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+async def test_a_snapshot_restores_the_past(engine: Engine) -> None:
+    observations = [seen(i, orders=text("orders", "abc"[i:]), x=float(i)) for i in range(3)]
+    for observation in observations[:2]:
+        await engine.decide(observation)
+    files = await engine.snapshot()
+    want = await engine.decide(observations[2])
+    other = engine_of(spec_of())
+    await other.restore(files)
+    got = await other.decide(observations[2])
+    other.close()
+    assert (got.scores, got.value, got.actions) == (want.scores, want.value, want.actions)

@@ -1,0 +1,137 @@
+"""Every bundled encoder on every backend: milliseconds on one thread, cosine and largest difference from eager float32.
+
+    python tests/benchmarks/bench_backends.py [FOLDER_OR_ID ...]
+
+The difference is relative to the largest value of the reference. Backends alternate, so that load on the machine hits all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learners.config import EncoderSettings
+from learners.model import backends, encoders
+from learners.model.bundled import BundledError
+
+Run = Callable[..., Tensor]
+BUNDLED = ("bundled:efficientnet-lite0", "bundled:minilm-l6")
+RANDOM = "whisper-tiny, random weights"
+ROUNDS = 15
+
+
+def onnx_run(module: nn.Module, example: tuple[Tensor, ...]) -> Run:
+    """ONNX Runtime, float32, one thread."""
+    import onnxruntime
+
+    file = io.BytesIO()
+    names = [f"x{i}" for i in range(len(example))]
+    torch.onnx.export(module, example, file, input_names=names, dynamo=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Tensor:
+        feed: dict[str, np.ndarray] = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    return run
+
+
+def compiled(module: nn.Module) -> Run:
+    """torch.compile with the bfloat16 of the eager row, where the processor has it."""
+    run: Run = torch.compile(backends.torch_run(module, "bfloat16" if backends.has_bfloat16() else "float32"))
+    return run
+
+
+def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable[[], Run]]:
+    """How each row is made."""
+
+    def openvino(precision: backends.Precision) -> Run:
+        return backends.OpenVinoRun(backends.convert(module, example), precision, 1)
+
+    return {
+        "torch eager float32": lambda: module,
+        "torch bfloat16 channels-last": lambda: backends.torch_run(module, "bfloat16"),
+        "torch compiled": lambda: compiled(module),
+        "ONNX Runtime float32": lambda: onnx_run(module, example),
+        "OpenVINO float32": lambda: openvino("float32"),
+        "OpenVINO bfloat16": lambda: openvino("bfloat16"),
+    }
+
+
+@torch.inference_mode()
+def table(model: str, title: str = "") -> None:
+    """Measure and print one encoder."""
+    encoder = encoders.load(EncoderSettings(model=model), 4, torch.device("cpu"))
+    module, example = encoder.module, encoder.examples()[-1]
+    assert module is not None
+    runs: dict[str, Run] = {}
+    failed: dict[str, str] = {}
+    for name, make in makers(module, example).items():
+        if "bfloat16" in name and not backends.has_bfloat16():
+            failed[name] = "no bfloat16 here"
+            continue
+        try:
+            runs[name] = make()
+            runs[name](*example)
+        except (RuntimeError, ValueError, TypeError) as error:
+            runs.pop(name, None)
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(*example)
+            times[name].append(1_000 * (time.perf_counter() - start))
+    reference = module(*example)
+    print(f"\n{title or model}  {tuple(example[0].shape)} -> {tuple(reference.shape)}")
+    print(f"  {'backend':<30}{'ms':>8}{'cosine':>11}{'difference':>12}")
+    for name, run in runs.items():
+        cosine, difference = backends.compare([reference], [run(*example)])
+        print(f"  {name:<30}{statistics.median(times[name]):>8.2f}{cosine:>11.6f}{difference:>12.2g}")
+    for name, why in failed.items():
+        print(f"  {name:<30}{why:>8}")
+
+
+def random_whisper(folder: str) -> str:
+    """A folder with Whisper of tiny's sizes and random weights: the times are those of any Whisper-tiny."""
+    from transformers import WhisperConfig, WhisperModel
+
+    sizes = {"d_model": 384, "encoder_layers": 4, "decoder_layers": 1, "encoder_ffn_dim": 1536, "decoder_ffn_dim": 64}
+    torch.manual_seed(0)
+    heads = {"encoder_attention_heads": 6, "decoder_attention_heads": 6}
+    WhisperModel(WhisperConfig(**sizes, **heads)).save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="transformers folders or ids; default: the bundled ones")
+    warnings.simplefilter("ignore")  # exporters complain about their own internals
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    print(backends.processor())
+    models = parser.parse_args().models
+    for model in models or BUNDLED:
+        try:
+            table(model)
+        except BundledError as error:
+            print(f"\n{model}: {error}")
+    if not models:
+        with tempfile.TemporaryDirectory() as folder:
+            table(random_whisper(folder), RANDOM)
+
+
+if __name__ == "__main__":
+    main()
