@@ -6,6 +6,7 @@ heads and new modules train in full beside it. Merged adapters leave a plain tra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ def prepare(
             r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=lora_targets(model),
             modules_to_save=[*heads, *extra] or None,
         )  # fmt: skip
-        wrapped: nn.Module = peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft asks transformers 5 for an attribute under its old name
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            wrapped: nn.Module = peft.get_peft_model(model, config)
         return wrapped
     for name in heads:
         model.get_submodule(name).requires_grad_(requires_grad=True)

@@ -215,7 +215,8 @@ class Task(ABC):
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` of transformers and `open` load."""
-        self.model.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         body = {"kind": self.kind, "modality": self.modality, "labels": self.labels, "options": asdict(self.options)}
         write_atomically(folder / NAME, orjson.dumps(body, option=orjson.OPT_INDENT_2), durable=False)

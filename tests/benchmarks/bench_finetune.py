@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from learners.finetune import finetune
+from learners.model.bundled import BundledError
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ CASES: dict[str, Case] = {
         f"speaker-{name}": Case("classify", WHISPER, data.without(name), "top", "accuracy", 0.93, {"epochs": 4})
         for name in data.SPEAKERS
     },
+    "digits-small": Case(
+        "classify",
+        data.small_whisper,
+        data.spoken_digits,
+        "full",
+        "accuracy",
+        None,
+        {"epochs": 20, "learning_rate": 5e-4},
+    ),
     "stamps-probe": Case("classify", EFFNET, data.stamps, "frozen", "accuracy", None, {"augment": False}),
     "stamps-top": Case("classify", EFFNET, data.stamps, "top", "accuracy", 0.870, {"flip": True}),
     "stamps-full": Case("classify", EFFNET, data.stamps, "full", "accuracy", 0.870, {"flip": True}),
@@ -85,7 +95,11 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     if not given.table:
         for name in given.only:
-            report = run(name, CASES[name], given.out, overrides)
+            try:
+                report = run(name, CASES[name], given.out, overrides)
+            except BundledError as error:  # weights that are not the reviewed ones are not used, and not measured
+                print(f"{name}: not measured: {error}", flush=True)
+                continue
             metric = CASES[name].metric
             print(
                 f"{name}: {metric} {report['metrics']['test'][metric]:.4f} on test, {report['wall_s']:.0f} s",

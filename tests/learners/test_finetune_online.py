@@ -1,0 +1,223 @@
+"""Labels that arrive: the dataset they make, candidates that are promoted or not, and why."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import tinymodels
+from PIL import Image
+
+from learners.config import FinetuneSettings, TaskSettings
+from learners.experience import Label, Raw, Store, Transition
+from learners.labels import Labels
+from learners.online import Online, agreement, refusal, replay
+from learners.reader import Reader
+from learners.tasks.base import DataError
+from learners.tasks.registry import open_task
+from learners.trainer import Stopped
+
+FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}
+OPTIONS = {"epochs": 25, "learning_rate": 3e-3, "patience": 6}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "experience", clock=lambda: 100.0)
+    yield opened
+    assert opened.close()
+
+
+def publish(store: Store, rows: list[dict[str, str]]) -> None:
+    for row in rows:
+        assert store.add_label(Label("intents", row["label"], row["text"]))
+    assert store.flush()
+
+
+def online(tmp_path: Path, clock: Callable[[], float] = lambda: 0.0, **finetune: Any) -> Online:
+    model = tmp_path / "model"
+    if not model.exists():
+        tinymodels.bert(model)
+    settings = TaskSettings(kind="classify", stream="orders", model=str(model), train="full")
+    chosen = {
+        "every_s": 10,
+        "min_labels": 20,
+        "holdout": 0.3,
+        "replay": 1.0,
+        "batch": 8,
+        "forget_margin": 0.05,
+    } | finetune
+    reader = Reader(tmp_path / "experience")
+    return Online(
+        "intents", settings, FinetuneSettings(**chosen), tmp_path / "tasks", reader, clock=clock, options=OPTIONS
+    )
+
+
+def test_waves_are_learned_kept_and_a_poisoned_one_is_refused(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    first = tuner.run()
+    assert first.promoted, first
+    assert first.event == "task_promoted"
+    assert first.figures["new_after"] >= 0.9
+    publish(store, tinymodels.orders(60, 2, SECOND))
+    second = tuner.run()
+    assert second.promoted, second
+    assert second.figures["known_after"] >= second.figures["known_before"] - 0.05
+    assert second.figures["all_after"] > second.figures["all_before"]
+    assert second.figures["replayed"] > 0
+    live = tuner.versions.live()
+    assert live is not None
+    assert set(open_task("classify", live.path).labels) == {"move", "halt", "turn", "warn"}
+
+    rows = tinymodels.orders(60, 3, FIRST | SECOND)
+    labels = np.random.default_rng(0).permutation([row["label"] for row in rows])
+    publish(store, [{**row, "label": str(label)} for row, label in zip(rows, labels, strict=True)])
+    third = tuner.run()
+    assert not third.promoted
+    assert third.event == "task_rejected"
+    assert "cannot be learned" in third.reason
+    assert third.fields["agreement_low"] <= third.fields["chance"]
+    assert tuner.versions.live() == live
+    # what was refused is set aside: the next wave neither replays it nor is judged by it
+    publish(store, tinymodels.orders(40, 4, FIRST | SECOND))
+    fourth = tuner.run()
+    assert fourth.promoted, fourth
+    assert fourth.figures["held_known"] == second.figures["held_known"] + second.figures["held_new"]
+    assert tuner.versions.rollback() == live
+    assert tuner.versions.live() == live
+
+
+def test_it_waits_for_time_and_labels(tmp_path: Path, store: Store) -> None:
+    now = 0.0
+    tuner = online(tmp_path, clock=lambda: now)
+    publish(store, tinymodels.orders(19, 1, FIRST))
+    now = 11.0
+    assert not tuner.due(), "a label too few"
+    publish(store, tinymodels.orders(1, 2, FIRST))
+    assert tuner.due()
+    with pytest.raises(Stopped):
+        tuner.run(stop=lambda: True)
+    assert tuner.memory.judged == 0, "a stopped run changes nothing"
+    assert not tuner.due(), "the pause begins anew"
+
+
+def test_too_few_labels_are_said(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    with pytest.raises(DataError, match="none of its new labels"):
+        tuner.run()
+    publish(store, [{"text": "go", "label": "move"}])
+    with pytest.raises(DataError, match="more are needed"):
+        tuner.run()
+
+
+def test_agreement_by_hand() -> None:
+    wanted, found = list("aabb"), list("aaba")
+    figures = agreement(wanted, found)
+    assert figures["agreement"] == 0.75
+    assert figures["chance"] == pytest.approx(0.5 * 0.75 + 0.5 * 0.25)
+    # Wilson at z = 1.645, n = 4, p = .75: (.75 + .33825 - 1.645 * sqrt(.046875 + .042281)) / 1.67650
+    assert figures["agreement_low"] == pytest.approx(0.3562, abs=2e-4)
+    assert agreement(["a"] * 9, ["a"] * 9)["chance"] == 0.5, "one label alone: nothing to confuse"
+
+
+def test_refusals_in_their_order() -> None:
+    settings = FinetuneSettings(margin=0.01, forget_margin=0.03)
+    fine = {
+        "agreement": 0.9,
+        "agreement_low": 0.8,
+        "chance": 0.3,
+        "all_before": 0.7,
+        "all_after": 0.8,
+        "known_before": 0.9,
+        "known_after": 0.88,
+    }
+    assert refusal(fine, settings) is None
+    assert "cannot be learned" in str(refusal(fine | {"agreement_low": 0.2}, settings))
+    assert "worse" in str(refusal(fine | {"all_after": 0.68}, settings))
+    assert "forgets" in str(refusal(fine | {"known_after": 0.86}, settings))
+
+
+def test_replay_takes_labels_evenly() -> None:
+    rows = [{"text": str(i), "label": "many"} for i in range(30)] + [
+        {"text": f"f{i}", "label": "few"} for i in range(3)
+    ]
+    picked = replay(rows, 8, 0)
+    assert [row["label"] for row in picked].count("few") == 3
+    assert len(picked) == 8
+    assert len(replay(rows, 99, 0)) == 33
+    assert replay(rows, 0, 0) == []
+
+
+def test_held_out_depends_on_the_text_alone_and_corrections_replace(tmp_path: Path, store: Store) -> None:
+    publish(
+        store,
+        [*tinymodels.orders(200, 1, FIRST), {"text": "the go", "label": "move"}, {"text": "the go", "label": "halt"}],
+    )
+    settings = TaskSettings(kind="classify", model="x", stream="orders")
+    found = Labels("intents", settings, Reader(tmp_path / "experience")).all()
+    assert len({one.key for one in found}) == len(found)
+    assert found[-1].example == {"text": "the go", "label": "halt"}
+    share = sum(one.held(0.3) for one in found) / len(found)
+    assert 0.15 < share < 0.45
+    assert all(one.held(0.3) for one in found if one.held(0.2)), "a larger part contains the smaller"
+
+
+def label(decision: str | None = None, text: str | None = None, given: str | tuple[str, ...] = "a") -> Label:
+    return Label("t", given, text, decision)
+
+
+@pytest.mark.parametrize("kind", ["classify", "tag", "translate", "answer", "chat", "relate"])
+def test_texts_become_examples_of_every_kind(tmp_path: Path, store: Store, kind: str) -> None:
+    texts = {"answer": '{"question": "q", "context": "a b"}', "relate": "<e1>x</e1> <e2>y</e2>"}
+    given = ("O", "B-x") if kind == "tag" else "a"
+    store.add_label(label(text=texts.get(kind, "one two"), given=given))
+    store.add_label(label(text="only", given="bad") if kind == "tag" else label(text=None, decision="gone"))
+    assert store.flush()
+    labels = Labels("t", TaskSettings(kind=kind, model="m", stream="s"), Reader(tmp_path / "experience"))
+    wanted = {
+        "classify": {"text": "one two", "label": "a"}, "tag": {"tokens": ["one", "two"], "tags": ["O", "B-x"]},
+        "translate": {"source": "one two", "target": "a"}, "answer": {"question": "q", "context": "a b", "answers": [{"text": "a"}]},
+        "chat": {"messages": [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "a"}]},
+        "relate": {"text": "<e1>x</e1> <e2>y</e2>", "label": "a"},
+    }  # fmt: skip
+    assert [one.example for one in labels.all()] == [wanted[kind]]
+    assert labels.skipped == ({"unusable": 1} if kind == "tag" else {"unknown_decision": 1})
+
+
+def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store) -> None:
+    picture, sound = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 6), (200, 10, 10)).save(picture, "PNG")
+    soundfile.write(sound, np.zeros(800, np.float32), 16_000, format="FLAC")
+    kept = {
+        "see": ("png", picture.getvalue()),
+        "hear": ("flac", sound.getvalue()),
+        "read": ("utf-8", b"go now"),
+        "odd": ("tiff", b"x"),
+    }
+    for i, (stream, (encoding, data)) in enumerate(kept.items()):
+        store.append(Transition("s", i, f"d{i}", 100.0 + i, "p", ages_s={stream: 0.2}))
+        store.add_raw(Raw(stream, 99.8 + i, encoding, data))
+        store.add_label(Label(stream, "a", None, f"d{i}"))
+    store.add_label(Label("see", "a", None, "d1"))
+    store.add_label(Label("see", "other", "x"))
+    assert store.flush()
+    found = {}
+    for stream in kept:
+        labels = Labels(
+            stream,
+            TaskSettings(kind="classify", model="m", stream=stream, labels=("a",)),
+            Reader(tmp_path / "experience"),
+        )
+        found[stream] = [one.example for one in labels.all()]
+        if stream == "see":
+            assert labels.skipped == {"reading_gone": 1, "unknown_label": 1}
+    assert found["see"][0]["picture"].shape == (6, 8, 3)
+    assert found["hear"][0]["sound"].shape == (800,)
+    assert found["read"] == [{"text": "go now", "label": "a"}]
+    assert found["odd"] == []

@@ -1,0 +1,68 @@
+"""Learning rates, weight decay and which parameters get which, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tinymodels
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from learners.schedule import factor, groups, optimizer, set_rate
+
+
+def test_warm_up_rises_then_the_rate_falls_to_zero() -> None:
+    linear = [factor(step, 10, warmup=0.2, kind="linear") for step in range(11)]
+    assert linear[:4] == pytest.approx([1 / 3, 2 / 3, 1.0, 7 / 8])
+    assert linear[10] == 0.0
+    assert factor(6, 10, warmup=0.2, kind="cosine") == pytest.approx(0.5)
+    assert factor(9, 10, warmup=0.2, kind="constant") == 1.0
+
+
+class One(nn.Module):
+    """A matrix and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.tensor([[2.0]]))
+        self.vector = nn.Parameter(torch.tensor([2.0]))
+
+
+def stepped(name: str) -> tuple[float, float]:
+    model = One()
+    made = optimizer(name, model, rate=0.1, weight_decay=0.5, layer_decay=1.0, momentum=0.9)
+    model.matrix.grad, model.vector.grad = torch.tensor([[4.0]]), torch.tensor([4.0])
+    made.step()
+    return model.matrix.item(), model.vector.item()
+
+
+def test_adamw_decay_is_decoupled_and_leaves_vectors_alone() -> None:
+    # 2 * (1 - 0.1 * 0.5) = 1.9; Adam's first step is rate * sign(gradient) = 0.1
+    assert stepped("adamw") == pytest.approx((1.8, 1.9), abs=1e-6)
+
+
+def test_sgd_decay_is_decoupled() -> None:
+    # 2 * (1 - 0.1 * 0.5) - 0.1 * 4 = 1.5; coupled decay would put 0.5 * 2 into the momentum
+    assert stepped("sgd") == pytest.approx((1.5, 1.6), abs=1e-6)
+
+
+def test_layer_decay_lowers_the_rate_from_head_to_embeddings(tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tinymodels.bert(tmp_path), num_labels=2)
+    rates = {}
+    for group in groups(model, 1.0, 0.01, 0.5):
+        for name, parameter in model.named_parameters():
+            if any(parameter is p for p in group["params"]):
+                rates[name] = group["rate"]
+    assert rates["classifier.weight"] == 1.0
+    assert rates["bert.encoder.layer.2.attention.self.query.weight"] == 0.5
+    assert rates["bert.encoder.layer.0.attention.self.query.weight"] == 0.125
+    assert rates["bert.embeddings.word_embeddings.weight"] == 0.0625
+
+
+def test_set_rate_scales_every_group() -> None:
+    model = One()
+    made = optimizer("adamw", model, rate=0.1, weight_decay=0.5, layer_decay=1.0, momentum=0.9)
+    set_rate(made, 0.25)
+    assert {group["lr"] for group in made.param_groups} == {0.025}

@@ -1,0 +1,130 @@
+"""Small real architectures with random weights and word vocabularies, as folders: tests need no download and no minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+WORDS = "go stop left right up down red green blue the a now please Paris anna works in $ # ? . what is".lower().split()
+TURN = "{% for m in messages %}<{{ m.role }}> {{ m.content }} </s> {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+
+
+def tokenizer(special: Sequence[str], words: Sequence[str], template: tuple[str, str] | None, **names: str) -> Any:
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*special, *words]))}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if template is not None:
+        used = [(t, vocabulary[t]) for t in special if t in template[1]]
+        made.post_processor = processors.TemplateProcessing(*template, used)
+    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+def save(folder: Path, model: Any, processor: Any) -> Path:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def bert(
+    folder: Path, words: Sequence[str] = WORDS, *, width: int = 32, length: int = 64, dropout: float = 0.0
+) -> Path:
+    torch.manual_seed(0)
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    made = tokenizer(
+        ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), words, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), **names
+    )
+    made.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    config = BertConfig(
+        vocab_size=len(made), hidden_size=width, num_hidden_layers=3, num_attention_heads=2, intermediate_size=2 * width,
+        max_position_embeddings=length, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    return save(folder, BertModel(config), made)
+
+
+def t5(folder: Path, words: Sequence[str] = WORDS) -> Path:
+    torch.manual_seed(0)
+    names = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
+    made = tokenizer(("<pad>", "</s>", "<unk>"), words, ("$A </s>", "$A </s> $B </s>"), **names)
+    config = T5Config(
+        vocab_size=len(made), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4,
+        dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return save(folder, T5ForConditionalGeneration(config), made)
+
+
+def llama(folder: Path, words: Sequence[str] = WORDS) -> Path:
+    torch.manual_seed(0)
+    names = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
+    made = tokenizer(("<pad>", "</s>", "<unk>", "<user>", "<assistant>", "<system>"), words, None, **names)
+    made.chat_template = TURN
+    config = LlamaConfig(
+        vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=128, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return save(folder, LlamaForCausalLM(config), made)
+
+
+def whisper(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=64, num_mel_bins=80, d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=1500,
+        max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    return save(folder, WhisperModel(config), WhisperFeatureExtractor())
+
+
+def efficientnet(folder: Path) -> Path:
+    import learners.model.bundled  # noqa: F401 - registers the architecture
+    from learners.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteForImageClassification
+
+    torch.manual_seed(0)
+    stages = ((1, 3, 1, 1, 8), (2, 3, 2, 2, 16))
+    config = EfficientNetLiteConfig(stages=stages, stem=8, hidden_size=32, image_size=32, dropout=0.0)
+    model = EfficientNetLiteForImageClassification(config)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0  # one batch gives the statistics a trained network would have
+    with torch.no_grad():
+        model.train()(torch.randn(16, 3, 32, 32))
+    model.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    (folder / "preprocessor_config.json").write_bytes(
+        orjson.dumps({"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    )
+    return folder
+
+
+def orders(count: int, seed: int, intents: dict[str, str]) -> list[dict[str, str]]:
+    """Texts of three words, one of which decides the label."""
+    import random
+
+    generator = random.Random(seed)
+    filler = ["the", "a", "now", "please", "is", "in"]
+    rows = []
+    for i in range(count):
+        word, label = list(intents.items())[i % len(intents)]
+        parts = [word, *generator.choices(filler, k=4)]
+        generator.shuffle(parts)
+        rows.append({"text": " ".join(parts), "label": label})
+    return rows
