@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -26,10 +27,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import openvino
 import orjson
 import torch
 from torch import Tensor, nn
+
+# None makes openvino use its own silent stub: the real one reports every use to its maker, from a fork of this process
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402 - after the line above
 
 Backend = Literal["torch", "openvino"]
 Precision = Literal["float32", "bfloat16"]
