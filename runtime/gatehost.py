@@ -204,7 +204,7 @@ class GateHost:
     async def run(self) -> None:
         """Tell the gate the time until cancelled."""
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(min(TICK_S, max(0.001, self.gate.deadline_s - self.now())))
             self.tick()
 
     def tick(self) -> None:

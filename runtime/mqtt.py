@@ -17,10 +17,10 @@ import socket
 import ssl
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 import aiomqtt
@@ -40,6 +40,7 @@ BACKOFF_S = (0.1, 1.5)
 KEPT = 100
 """Messages kept for the next connect."""
 TAKEN_OVER = 0x8E
+T = TypeVar("T")
 
 
 class MqttLost(ConnectionError):  # noqa: N818 - reads as what happened
@@ -248,7 +249,8 @@ class Connection:
         if client is None or not self.connected:
             raise MqttLost(f"no connection to {self.address.host}:{self.address.port}")
         try:
-            await client.publish(topic, payload, qos, retain, _properties(expiry_s, None, None), timeout=timeout_s)
+            properties = _properties(expiry_s, None, None)
+            await _faithful(client.publish(topic, payload, qos, retain, properties, timeout=timeout_s))
         except aiomqtt.MqttError as error:
             raise MqttLost(f"{topic}: {error}") from None
 
@@ -409,7 +411,7 @@ class Connection:
         self._up.clear()
 
     async def _subscribe(self, client: aiomqtt.Client, subscriptions: list[Subscription]) -> None:
-        codes: Any = await client.subscribe([(s.filter, s.options) for s in subscriptions])
+        codes: Any = await _faithful(client.subscribe([(s.filter, s.options) for s in subscriptions]))
         for subscription, code in zip(subscriptions, codes, strict=False):
             if code.value >= 0x80:
                 log.error(
@@ -454,10 +456,10 @@ class Connection:
         topic = f"reflexd/echo/{self.identifier}"
         patience_s = self.address.keepalive_s / 4
         while True:
-            await asyncio.sleep(self.address.keepalive_s / 5)
+            await asyncio.sleep(self.address.keepalive_s * 0.15)  # with the patience: 0.4 of the keepalive at most
             asked_s = time.monotonic()
             try:
-                await client.publish(topic, b"", 1, timeout=patience_s)
+                await _faithful(client.publish(topic, b"", 1, timeout=patience_s))
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
                 if self._heard_s < asked_s and not stalled:
@@ -504,6 +506,17 @@ class Connection:
         future = self._answers.get(message.correlation or b"")
         if future is not None and not future.done():
             future.set_result(message)
+
+
+async def _faithful(call: Coroutine[Any, Any, T]) -> T:
+    """Await a call of aiomqtt; Python 3.11's `wait_for` inside it swallows a cancellation that comes with the answer."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    result = await call
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 def _wild(topic_filter: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from wire_helpers import Collector, running
 
 from fakes import Mosquitto, eventually, free_port
-from runtime.mqtt import Address, Connection, Message, MqttLost, Will, _shut
+from runtime.mqtt import Address, Connection, Message, MqttLost, Will, _faithful, _shut
 from runtime.settings import MqttSettings
 from runtime.topics import Refused
 
@@ -274,3 +275,29 @@ async def test_a_filter_added_while_connected(broker: Mosquitto) -> None:
         await writer.publish("late", b"retained", retain=True)
         link.on("late", got, retained="send")
         await got.until(lambda m: len(m) == 1)
+
+
+@pytest.mark.parametrize("faithful", [True, False])
+async def test_a_cancellation_that_comes_with_the_answer_is_kept(faithful: bool) -> None:
+    answered = asyncio.Event()
+    after: list[str] = []
+
+    async def call() -> None:
+        await asyncio.wait_for(answered.wait(), timeout=5)
+
+    async def caller() -> None:
+        await (_faithful(call()) if faithful else call())
+        after.append("went on")
+
+    task = asyncio.create_task(caller())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answered.set()
+    await asyncio.sleep(0)  # the answer is there, its receiver has not run
+    task.cancel()
+    await asyncio.wait([task])
+    if faithful:
+        assert task.cancelled()
+        assert after == []
+    elif sys.version_info < (3, 12):
+        assert after == ["went on"]  # what this guards against
