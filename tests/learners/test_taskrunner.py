@@ -32,7 +32,7 @@ class Heard:
 
     def callbacks(self) -> Callbacks:
         def into(target: list[Any]) -> Callable[..., None]:
-            def take(*said) -> None:
+            def take(*said: Any) -> None:
                 target.append(said[0] if len(said) == 1 else said)
                 self.changed.set()
 
