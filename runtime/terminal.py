@@ -118,7 +118,13 @@ def picture(agent: str, seen: Seen, *, connected: bool = True) -> Panel:
     state = str(seen.status.get("state", "no status yet")) if connected else "no connection to the broker"
     reasons = ", ".join(map(str, seen.status.get("reasons", [])))
     head = Text.assemble((state, f"bold {COLOURS.get(state, 'red')}"), f"  {reasons}")
-    parts: list[RenderableType] = [head, _streams(seen.health), _actuators(seen.decision), _figures(seen.health), _events(seen.events)]
+    parts: list[RenderableType] = [
+        head,
+        _streams(seen.health),
+        _actuators(seen.decision),
+        _figures(seen.health),
+        _events(seen.events),
+    ]
     return Panel(Group(*parts), title=f"reflexd {agent}", title_align="left")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fakes import Mosquitto
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
