@@ -226,7 +226,13 @@ class Supervisor:
             self._code = self._code or 128 + number
             self._force()
             return
-        self._reason = f"{number.name} received"
+        self._begin_end(f"{number.name} received", 0)
+
+    def _begin_end(self, reason: str, code: int) -> None:
+        """From here on no child is started again, but the broker, which carries the safe actions."""
+        self._reason, self._code = reason, code
+        for kept in self.children:
+            kept.stopping = True
         self._ending.set()
 
     # --- children
@@ -274,8 +280,7 @@ class Supervisor:
     def _give_up(self, reason: str) -> None:
         log.error("supervisor.gives_up", reason=reason)
         self._host.event("gave_up", {"reason": reason})
-        self._reason, self._code = reason, 1
-        self._ending.set()
+        self._begin_end(reason, 1)
 
     async def _watch(self) -> None:
         """Restart an agent that is alive and says nothing."""

@@ -178,12 +178,18 @@ async def test_children_die_with_the_supervisor(tmp_path: Path, broker: Mosquitt
     assert len(gone) == 2
 
 
+def stubborn(folder: Path) -> list[object]:
+    """A child that does not hear SIGTERM, from the moment `deaf` exists."""
+    code = f"import signal; signal.signal(15, signal.SIG_IGN); open({str(folder / 'deaf')!r}, 'w')\nwhile True: signal.pause()"
+    return ["other", False, [sys.executable, "-c", code]]
+
+
 async def test_a_second_signal_forces(tmp_path: Path, broker: Mosquitto) -> None:
-    stubborn = [sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: signal.pause()"]
     config = write_config(tmp_path, broker.url)
     async with device_on(broker.port) as device:
-        daemon = start_daemon(tmp_path, config, [agent_row(), ["other", False, stubborn]])
+        daemon = start_daemon(tmp_path, config, [agent_row(), stubborn(tmp_path)])
         await device.moving()
+        await eventually((tmp_path / "deaf").exists)
         daemon.process.send_signal(signal.SIGINT)
         await eventually(lambda: "supervisor.draining" in daemon.log.read_text(), "draining")
         daemon.process.send_signal(signal.SIGINT)
@@ -194,8 +200,20 @@ async def test_a_second_signal_forces(tmp_path: Path, broker: Mosquitto) -> None
 
 
 async def test_a_hanging_child_is_killed_after_its_grace(tmp_path: Path, broker: Mosquitto) -> None:
-    stubborn = [sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: signal.pause()"]
-    async with under_test(tmp_path, broker, [agent_row(), ["other", False, stubborn]]) as (daemon, device):
+    async with under_test(tmp_path, broker, [agent_row(), stubborn(tmp_path)]) as (daemon, device):
         await device.moving()
+        await eventually((tmp_path / "deaf").exists)
     assert daemon.process.returncode == 0
     assert "child.killed" in daemon.log.read_text()
+
+
+async def test_a_signal_to_everybody_at_once_restarts_nobody(tmp_path: Path, broker: Mosquitto) -> None:
+    async with under_test(tmp_path, broker, [agent_row(), ["other", False, SLEEPER]]) as (daemon, device):
+        await device.moving()
+        parent = psutil.Process(daemon.process.pid)
+        for each in (parent, *parent.children()):
+            each.terminate()
+        assert await asyncio.to_thread(daemon.process.wait, 20) == 0
+        await eventually(lambda: device.value == "stay", "the safe action")
+    assert daemon.log.read_text().count("child.started") == 2
+    assert "child.failed" not in daemon.log.read_text()
