@@ -43,6 +43,8 @@ BROKER_S = 10.0
 """For the embedded broker to listen."""
 HUNG_S = 20.0
 """An agent that has ticked and then was silent for so long is restarted."""
+SAME_SIGNAL_S = 0.5
+"""One Ctrl-C may come twice: from the terminal, and from a program in between that passes it on."""
 CANNOT_BEGIN = 2
 FIRST_IN_LINE = -10
 """The gate's niceness: a busy machine must not delay a safe action."""
@@ -137,6 +139,7 @@ class Supervisor:
     _reason: str = "told to end"
     _code: int = 0
     _agent_end: Any = None
+    _signalled_s: float = float("-inf")
 
     async def run(self) -> int:
         """Start, run, end."""
@@ -221,11 +224,15 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, desk.ask_reload)
 
     def _told_to_end(self, number: signal.Signals) -> None:
+        now_s = time.monotonic()
+        if self._ending.is_set() and now_s - self._signalled_s < SAME_SIGNAL_S:
+            return
         if self._ending.is_set():
             log.warning("supervisor.forced", signal=number.name)
             self._code = self._code or 128 + number
             self._force()
             return
+        self._signalled_s = now_s
         self._begin_end(f"{number.name} received", 0)
 
     def _begin_end(self, reason: str, code: int) -> None:

@@ -190,8 +190,11 @@ async def test_a_second_signal_forces(tmp_path: Path, broker: Mosquitto) -> None
         daemon = start_daemon(tmp_path, config, [agent_row(), stubborn(tmp_path)])
         await device.moving()
         await eventually((tmp_path / "deaf").exists)
-        daemon.process.send_signal(signal.SIGINT)
+        for _ in range(2):  # at once: one Ctrl-C
+            daemon.process.send_signal(signal.SIGINT)
         await eventually(lambda: "supervisor.draining" in daemon.log.read_text(), "draining")
+        await asyncio.sleep(0.6)  # a person's second thought
+        assert "supervisor.forced" not in daemon.log.read_text()
         daemon.process.send_signal(signal.SIGINT)
         code = await asyncio.to_thread(daemon.process.wait, 10)
     assert code == 128 + signal.SIGINT
