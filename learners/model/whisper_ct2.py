@@ -154,10 +154,8 @@ def build(variables: dict[str, NDArray[np.generic]]) -> WhisperForConditionalGen
         for side in ("encoder", "decoder")
     }
     width, mels = state["model.encoder.conv1.weight"].shape[:2]
-    vocabulary = state["proj_out.weight"].shape[0]
     config = WhisperConfig(
-        vocab_size=vocabulary,
-        pad_token_id=min(END, vocabulary - 1),
+        vocab_size=state["proj_out.weight"].shape[0],
         num_mel_bins=mels,
         d_model=width,
         encoder_layers=layers["encoder"],

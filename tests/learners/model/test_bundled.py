@@ -122,14 +122,10 @@ def random_whisper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]
 
     torch.manual_seed(0)
     source, target = tmp_path_factory.mktemp("whisper"), tmp_path_factory.mktemp("ct2") / "model"
-    words = [
-        "<|endoftext|>",
-        "<|startoftranscript|>",
-        "<|startofprev|>",
-        "<|nospeech|>",
-        "<|notimestamps|>",
-        *"abcdefgh",
-    ]
+    words = [f"w{i}" for i in range(51_864)]
+    special = {50_256: "endoftext", 50_257: "startoftranscript", 50_360: "startofprev", 50_362: "notimestamps"}
+    for i, word in special.items():
+        words[i] = f"<|{word}|>"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [])),
         eos_token="<|endoftext|>",
@@ -137,17 +133,19 @@ def random_whisper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]
     )
     sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1}
+    ids = {"pad_token_id": 50_256, "bos_token_id": 50_257, "eos_token_id": 50_256, "decoder_start_token_id": 50_257}
     model = WhisperForConditionalGeneration(WhisperConfig(vocab_size=len(words), **sizes, **heads, **ids)).eval()
     for parameter in model.parameters():  # large enough that a swapped matrix would show
         torch.nn.init.normal_(parameter, std=0.2)
     model.model.encoder.embed_positions.requires_grad_(requires_grad=False)
     model.generation_config.suppress_tokens, model.generation_config.begin_suppress_tokens = [2], [3]
     model.generation_config.alignment_heads = [[0, 0]]
-    model.generation_config.no_timestamps_token_id = 4
+    model.generation_config.no_timestamps_token_id = 50_362
     model.save_pretrained(source)
     tokenizer.save_pretrained(source)
-    ctranslate2.converters.TransformersConverter(str(source)).convert(str(target), quantization="float16")
+    ctranslate2.converters.TransformersConverter(str(source), copy_files=["tokenizer.json"]).convert(
+        str(target), quantization="float16"
+    )
     return model, target
 
 
@@ -183,7 +181,7 @@ def test_conversion_writes_a_folder_that_transformers_loads(random_whisper: tupl
 def test_the_whole_model_survives_ctranslate2_and_back(random_whisper: tuple[Any, Path]) -> None:
     original, folder = random_whisper
     model = whisper_ct2.build(whisper_ct2.read_variables((folder / "model.bin").read_bytes()))
-    mel, ids = torch.randn(1, 80, 3000), torch.tensor([[1, 5, 6, 7]])
+    mel, ids = torch.randn(1, 80, 3000), torch.tensor([[50_257, 5, 6, 7]])
     with torch.no_grad():
         got, want = (m(input_features=mel, decoder_input_ids=ids).logits for m in (model, original))
     # float16 on the way, and Whisper has no key bias to lose
