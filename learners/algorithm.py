@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learners.adam import Adam, Group
 from learners.bandit import Bandit
 from learners.batch import Batch
 from learners.crossq import Crossq
 from learners.dqn import Dqn
+from learners.model.features import concat
 from learners.model.heads import Heads
-from learners.networks import track
-from learners.parts import Contexts, Part, load_optimiser, nest, optimiser_state, pick
+from learners.networks import BatchRenorm, Tracker
+from learners.parts import Contexts, Part, nest, pick
 from learners.sac import Sac
 
 ENCODER_RATE = 3e-4
 ENCODER_TRACK = 0.005
-NORMALISE = 4
-"""Rows of each batch that the running normalisation sees, so that it settles over thousands of updates, not a few."""
+NORMALISE, NORMALISE_EVERY = 32, 8
+"""So many rows of every so manieth batch go into the running normalisation: it settles over thousands of updates."""
 
 
 def parts(heads: Heads, generator: torch.Generator) -> list[Part]:
@@ -69,10 +71,11 @@ class Algorithm:
             encoder = []
         # With nothing to train before the heads, a slow copy of the encoder would be the encoder itself.
         self.target: Any = slow_copy(policy) if encoder else None
+        self._follow = Tracker(self.target, policy) if self.target is not None else None
         trained = [group for part in self.parts for group in part.groups()]
-        if encoder:
-            trained.append({"params": encoder, "lr": ENCODER_RATE, "betas": (0.9, 0.999)})
-        self.optimiser = torch.optim.Adam(trained, fused=True) if trained else None
+        self.optimiser = Adam([*trained, Group(encoder, ENCODER_RATE)])
+        # Switching modules between training and acting takes time; plain networks behave the same in both.
+        self._moody = bool(encoder) or any(isinstance(m, (BatchRenorm, nn.Dropout)) for m in policy.modules())
 
     def observe(self, batch: Batch) -> None:
         """Take in every transition once, in the order it was made. The bandit lives from this alone; others ignore it."""
@@ -88,15 +91,16 @@ class Algorithm:
             FloatingPointError: a loss is not finite; the weights are still those of before.
         """
         if self.policy.heads.bandit is None:  # a bandit's features must stay what they were
-            self.policy.observe(batch.features if self.updates == 0 else batch.features[:NORMALISE])
-        self.policy.train()
+            self._normalise(batch)
+        if self._moody:
+            self.policy.train()
         contexts = self._contexts(batch)
         losses, metrics = [], {}
         for part in self.parts:
             loss, told = part.loss(contexts, batch)
             losses.append(loss)
             metrics.update(told)
-        if losses and self.optimiser is not None:
+        if self.optimiser.groups:
             total = torch.stack(losses).sum()
             if not bool(total.isfinite()):
                 raise FloatingPointError(
@@ -108,16 +112,22 @@ class Algorithm:
         self.updates += 1
         for part in self.parts:
             metrics.update(part.improve(contexts, batch, self.updates))
-        if self.target is not None:
-            track(self.target, self.policy, ENCODER_TRACK)
-        self.policy.eval()
+        if self._follow is not None:
+            self._follow(ENCODER_TRACK)
+        if self._moody:
+            self.policy.eval()
         return {name: float(value) for name, value in metrics.items()}
+
+    def _normalise(self, batch: Batch) -> None:
+        """Let the running normalisation see some of the experience."""
+        if self.updates % NORMALISE_EVERY == 0:
+            self.policy.observe(batch.features if self.updates == 0 else batch.features[:NORMALISE])
 
     def _contexts(self, batch: Batch) -> Contexts:
         """Encode the batch; the next states by the slow copy, where there is one."""
         if self.target is None:
             with torch.no_grad():
-                now, upcoming = self.policy.encode(batch.features), self.policy.encode(batch.next_features)
+                now, upcoming = self.policy.encode(concat((batch.features, batch.next_features))).chunk(2)
             return Contexts(now, upcoming)
         with torch.no_grad():
             slow = self.target.encode(batch.next_features)
@@ -128,8 +138,7 @@ class Algorithm:
         state = {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()}
         for index, part in enumerate(self.parts):
             state |= nest(f"part{index}", part.state_dict())
-        if self.optimiser is not None:
-            state |= nest("optimiser", optimiser_state(self.optimiser))
+        state |= nest("optimiser", self.optimiser.state_dict())
         if self.target is not None:
             state |= nest("encoder", self.target.state_dict())
         return state
@@ -140,7 +149,6 @@ class Algorithm:
         self.generator.set_state(state["generator"])
         for index, part in enumerate(self.parts):
             part.load_state_dict(pick(f"part{index}", state))
-        if self.optimiser is not None:
-            load_optimiser(self.optimiser, pick("optimiser", state))
+        self.optimiser.load_state_dict(pick("optimiser", state))
         if self.target is not None:
             self.target.load_state_dict(pick("encoder", state))

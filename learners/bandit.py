@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learners.adam import Group
 from learners.batch import Batch
 from learners.exploration import masked
 from learners.model.features import concat as join
@@ -172,7 +173,7 @@ class Bandit:
             errors.append((predicted_B - batch.rewards).square().mean())
         return contexts.now.new_zeros(()), {"bandit_error": torch.stack(errors).mean()}
 
-    def groups(self) -> list[dict[str, object]]:
+    def groups(self) -> list[Group]:
         """Return nothing: the posterior is computed, not descended."""
         return []
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from learners.adam import Group
 from learners.batch import Batch, taught_mean
 from learners.exploration import masked
-from learners.networks import track
-from learners.parts import Contexts, groups, nest, pick
+from learners.networks import Tracker
+from learners.parts import Contexts, group, nest, pick
 
 if TYPE_CHECKING:
     from learners.model.heads import DuelingQuantiles
@@ -88,6 +89,7 @@ class Dqn:
         self.settings = settings or DqnSettings()
         self.head, self.names = head, names
         self.target = copy.deepcopy(head).requires_grad_(False)
+        self._follow = Tracker(self.target, head)
 
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the temporal-difference loss plus the imitation loss, and metrics."""
@@ -120,14 +122,14 @@ class Dqn:
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """After the critic's step: move the target, shrink epsilon."""
         del contexts, batch
-        track(self.target, self.head, self.settings.track)
+        self._follow(self.settings.track)
         left = max(0.0, 1 - updates / self.settings.epsilon_updates)
         self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
         return {}
 
-    def groups(self) -> list[dict[str, object]]:
-        """Return the optimiser group of the critic."""
-        return groups(self.head, self.settings.rate, self.settings.beta1)
+    def groups(self) -> list[Group]:
+        """Return the critic."""
+        return [group(self.head, self.settings.rate, self.settings.beta1)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the target critic."""

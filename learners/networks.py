@@ -135,18 +135,22 @@ def project(module: nn.Module) -> None:
             part.project()
 
 
-@torch.no_grad()
-def track(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """Move `target` towards the same-named tensors of `source` by `rate` (Polyak averaging); integers are copied."""
-    theirs = source.state_dict()
-    pairs = [(t, theirs[name]) for name, t in target.state_dict().items()]
-    floating = [(t, s) for t, s in pairs if t.is_floating_point()]
-    torch._foreach_lerp_([t for t, _ in floating], [s for _, s in floating], rate)
-    for t, s in pairs:
-        if not t.is_floating_point():
-            t.copy_(s)
+class Tracker:
+    """Lets `target` follow the same-named tensors of `source` (Polyak averaging); integer buffers are copied.
 
+    Both keep their tensors: they may be loaded into, not replaced.
+    """
 
-def adam(parameters: Sequence[nn.Parameter], rate: float, beta1: float = 0.9) -> torch.optim.Adam:
-    """Adam in one fused kernel for each group, on CPU and GPU."""
-    return torch.optim.Adam(parameters, lr=rate, betas=(beta1, 0.999), fused=True)
+    def __init__(self, target: nn.Module, source: nn.Module) -> None:
+        theirs = source.state_dict()
+        pairs = [(tensor, theirs[name]) for name, tensor in target.state_dict().items()]
+        self._moving = [t for t, _ in pairs if t.is_floating_point()]
+        self._ahead = [s for t, s in pairs if t.is_floating_point()]
+        self._copied = [(t, s) for t, s in pairs if not t.is_floating_point()]
+
+    @torch.no_grad()
+    def __call__(self, rate: float) -> None:
+        """Move by `rate` of the way."""
+        torch._foreach_lerp_(self._moving, self._ahead, rate)
+        for target, source in self._copied:
+            target.copy_(source)

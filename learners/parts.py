@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
+from learners.adam import Group
 from learners.batch import Batch
 
 
@@ -35,8 +35,8 @@ class Part(Protocol):
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of critics and encoder, and metrics."""
 
-    def groups(self) -> list[dict[str, object]]:
-        """Return the optimiser groups that `loss` trains."""
+    def groups(self) -> list[Group]:
+        """Return what `loss` trains."""
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Do what follows the critics' step (actor, temperature, targets); return metrics."""
@@ -48,10 +48,9 @@ class Part(Protocol):
         """Take up what `state_dict` gave."""
 
 
-def groups(module: nn.Module, rate: float, beta1: float) -> list[dict[str, object]]:
-    """Return one Adam group with everything in `module` that can be trained."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return [{"params": parameters, "lr": rate, "betas": (beta1, 0.999)}] if parameters else []
+def group(module: nn.Module, rate: float, beta1: float) -> Group:
+    """Return everything in `module` that can be trained."""
+    return Group([p for p in module.parameters() if p.requires_grad], rate, beta1)
 
 
 def nest(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,17 +61,3 @@ def nest(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def pick(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what stands behind `prefix.`, without it."""
     return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}
-
-
-def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return moments and step counts as `index.name`; empty before the first step."""
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
-
-
-def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Take up what `optimiser_state` gave, for an optimiser of the same parameters."""
-    whole = optimiser.state_dict()
-    indices = {int(name.split(".")[0]) for name in state}
-    whole["state"] = {index: {n: v.clone() for n, v in pick(str(index), state).items()} for index in indices}
-    optimiser.load_state_dict(whole)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from learners.adam import Adam, Group
 from learners.batch import Batch, taught_mean
-from learners.networks import adam, project, track
-from learners.parts import Contexts, groups, load_optimiser, nest, optimiser_state, pick
+from learners.networks import BatchRenorm, Tracker, project
+from learners.parts import Contexts, group, nest, pick
 
 if TYPE_CHECKING:
     from learners.model.heads import ContinuousHead
@@ -70,10 +71,12 @@ class ActorCritic:
     ) -> None:
         self.head, self.names, self.settings, self.generator = head, names, settings, generator
         self.target_entropy = settings.entropy * sum(head.widths)
+        self._judged = list(head.critics.parameters())
+        self._moody = [m for m in head.critics.modules() if isinstance(m, BatchRenorm)]
         start = torch.tensor(float(settings.temperature), device=head.centre.device).log()
         self.log_temperature = nn.Parameter(start)
-        self.actor_optimiser = adam(list(head.actor.parameters()), settings.rate, settings.beta1)
-        self.temperature_optimiser = adam([self.log_temperature], settings.rate, settings.beta1)
+        self.actor_optimiser = Adam([group(head.actor, settings.rate, settings.beta1)])
+        self.temperature_optimiser = Adam([Group([self.log_temperature], settings.rate, settings.beta1)])
 
     def noise(self, rows: int) -> Tensor:
         """Draw standard normal B,A."""
@@ -85,9 +88,9 @@ class ActorCritic:
         """Return the executed actions B,A in [-1, 1]."""
         return self.head.from_units(torch.cat([batch.actions[name] for name in self.names], dim=-1))
 
-    def groups(self) -> list[dict[str, object]]:
-        """Return the optimiser group of the critics."""
-        return groups(self.head.critics, self.settings.rate, self.settings.beta1)
+    def groups(self) -> list[Group]:
+        """Return the critics."""
+        return [group(self.head.critics, self.settings.rate, self.settings.beta1)]
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Step the actor and the temperature, every `delay` updates."""
@@ -118,11 +121,19 @@ class ActorCritic:
 
     def judge(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
         """Return the value B the actor climbs; the critics' weights get no gradient from it."""
-        critics = self.head.critics
-        critics.requires_grad_(False).eval()
-        value_B: Tensor = critics(context_BC, action_BA).amin(0)
-        critics.requires_grad_(True).train()
+        for parameter in self._judged:
+            parameter.requires_grad = False
+        self._mode(training=False)
+        value_B: Tensor = self.head.critics(context_BC, action_BA).amin(0)
+        self._mode(training=True)
+        for parameter in self._judged:
+            parameter.requires_grad = True
         return value_B
+
+    def _mode(self, *, training: bool) -> None:
+        """Switch what behaves differently in training; LayerNorm critics have nothing of the kind."""
+        for part in self._moody:
+            part.training = training
 
     def cloning(self, context_BC: Tensor, batch: Batch, loss_B: Tensor) -> Tensor:
         """Return the cloning loss: squared distance of the mean to taught actions, scaled as TD3+BC to the critics' size.
@@ -145,16 +156,16 @@ class ActorCritic:
         """Return temperature and optimisers."""
         return {
             "log_temperature": self.log_temperature.detach().clone(),
-            **nest("actor", optimiser_state(self.actor_optimiser)),
-            **nest("temperature", optimiser_state(self.temperature_optimiser)),
+            **nest("actor", self.actor_optimiser.state_dict()),
+            **nest("temperature", self.temperature_optimiser.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
-        load_optimiser(self.actor_optimiser, pick("actor", state))
-        load_optimiser(self.temperature_optimiser, pick("temperature", state))
+        self.actor_optimiser.load_state_dict(pick("actor", state))
+        self.temperature_optimiser.load_state_dict(pick("temperature", state))
 
 
 class Sac(ActorCritic):
@@ -169,6 +180,7 @@ class Sac(ActorCritic):
     ) -> None:
         super().__init__(head, names, settings or SacSettings(), generator)
         self.target = copy.deepcopy(head.critics).requires_grad_(False)
+        self._follow = Tracker(self.target, head.critics)
 
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the critics' squared error, summed over critics."""
@@ -188,7 +200,7 @@ class Sac(ActorCritic):
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Step the actor, then let the target critics follow."""
         metrics = super().improve(contexts, batch, updates)
-        track(self.target, self.head.critics, self.settings.track)
+        self._follow(self.settings.track)
         return metrics
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from rl import ARM, CHOICE, OTHER, plain, random_batch
 
 from actuators.actions import ActionSpace
+from learners.adam import Adam, Group
 from learners.algorithm import Algorithm
 from learners.batch import Batch
 from learners.crossq import Crossq
@@ -57,8 +58,8 @@ def test_the_state_is_a_snapshot() -> None:
     learning = Algorithm(policy, torch.Generator().manual_seed(0))
     batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
     learning.update(batch)
-    moments = {k: v.clone() for k, v in learning.state_dict().items() if "exp_avg" in k}
-    kept = {k: v for k, v in learning.state_dict().items() if "exp_avg" in k}
+    moments = {k: v.clone() for k, v in learning.state_dict().items() if "optimiser.first" in k}
+    kept = {k: v for k, v in learning.state_dict().items() if "optimiser.first" in k}
     learning.update(batch)
     assert moments
     assert all(torch.equal(moments[k], kept[k]) for k in kept)
@@ -129,6 +130,26 @@ def test_the_encoder_learns_with_the_heads_and_has_a_slow_copy() -> None:
         torch.testing.assert_close(moved, 0.005 * (now[name].detach() - was), atol=1e-7, rtol=1e-2)
     assert not any(name.startswith("heads") for name in learning.target.state_dict())
     assert any(name.startswith("encoder.") for name in learning.state_dict())
+
+
+def test_adam_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(3, 2, generator=generator)) for _ in range(3)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    adam = Adam([Group(ours[:2], 1e-2, 0.5), Group(ours[2:], 1e-3)])
+    reference = torch.optim.Adam(
+        [{"params": theirs[:2], "lr": 1e-2, "betas": (0.5, 0.999)}, {"params": theirs[2:], "lr": 1e-3}]
+    )
+    for step in range(5):
+        for params, optimiser in ((ours, adam), (theirs, reference)):
+            optimiser.zero_grad()
+            used = params if step % 2 else params[1:]  # the first has no gradient in every other step
+            sum(((p - 1) ** 2).sum() for p in used).backward()
+            optimiser.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(KeyError):
+        adam.load_state_dict({})
 
 
 def test_a_batch_comes_apart_and_together_again() -> None:
