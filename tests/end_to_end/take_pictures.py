@@ -24,6 +24,7 @@ def take(
     page.locator(".decisions button").nth(3).click()
     page.wait_for_selector("#explanation .shapley")
     page.mouse.move(5, 5)
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(2_000)
     page.screenshot(path=folder / f"page-{name}.png")
     context.close()
