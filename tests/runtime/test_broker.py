@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiomqtt
 import pytest
@@ -17,7 +19,7 @@ from paho.mqtt.properties import Properties
 from wire_helpers import Collector, running
 
 from fakes import eventually, free_port, listening, wait_for
-from runtime import broker
+from runtime import broker, broker_iotcore, child
 from runtime.children import environment
 from runtime.mqtt import Address, Connection, Will
 from runtime.settings import Credentials, MqttSettings
@@ -250,3 +252,20 @@ def test_iotcore_is_only_imported_by_its_own_process() -> None:
     code = "import sys, runtime.broker, runtime.broker_iotcore; print('iotcore' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, check=True)
     assert done.stdout == b"False\n"
+
+
+def test_iotcore_gets_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    class Broker:
+        def __init__(self, config_path: str) -> None:
+            started.append(config_path)
+
+        def run_forever(self) -> None:
+            started.append("run")
+
+    monkeypatch.setitem(sys.modules, "iotcore", SimpleNamespace(IotCoreBroker=Broker))
+    monkeypatch.setattr(child, "become", started.append)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    assert broker_iotcore.main(["x.toml"]) == 0
+    assert started == ["broker", "x.toml", "run"]

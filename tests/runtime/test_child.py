@@ -37,8 +37,7 @@ def test_children_die_with_a_killed_parent_and_a_foreign_binary_is_titled() -> N
         pids = [int(parent.stdout.readline()) for _ in range(2)]
         children = [psutil.Process(pid) for pid in pids]
         wait_for(lambda: children[0].cmdline()[:1] == ["reflexd: broker"], "the title")
-        wait_for(lambda: "time.sleep(60)" in children[1].cmdline()[-1], "the second command")
-        wait_for(lambda: "runtime.child" not in children[1].cmdline(), "the exec")
+        wait_for(lambda: children[1].cmdline()[1:2] == ["-c"], "the second command")
     finally:
         parent.kill()
         parent.wait()
@@ -127,3 +126,34 @@ def test_the_usual_children() -> None:
     assert specs[0].command[-6:] == (str(path), "--gate-fd", "{gate_fd}", "--fault", "front=off", "--verbose")
     assert not any(spec.linked for spec in specs[1:])
     assert specs[1].command[-1].endswith("learner/settings.json")
+
+
+def test_the_steps_before_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[int, signal.Signals]] = []
+    ran: list[tuple[str, list[str]]] = []
+
+    def exec_nothing(file: str, arguments: list[str]) -> None:
+        ran.append((file, arguments))
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(child, "die_with", lambda parent, number: asked.append((parent, number)) or True)
+    monkeypatch.setattr(os, "execvp", exec_nothing)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        code = child.main(["--parent", "7", "--signal", "SIGTERM", "--title", "broker", "--", "/x/mosquitto", "-v"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 127
+    assert asked == [(7, signal.SIGTERM)]
+    assert ran == [("/x/mosquitto", ["reflexd: broker", "-v"])]
+    assert "/x/mosquitto: No such file" in capsys.readouterr().err
+    monkeypatch.setattr(child, "die_with", lambda _parent, _number: False)
+    assert child.main(["--parent", "7", "--", "true"]) == child.ORPHAN
+
+
+def test_asking_the_kernel() -> None:
+    code = "import os; from runtime import child; print(child.die_with(os.getppid()), child.die_with(1), end='')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert done.stdout == b"True False"
+    with pytest.raises(OSError, match="prctl"):
+        child.die_with(os.getppid(), 999)  # type: ignore[arg-type]
