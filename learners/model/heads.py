@@ -81,19 +81,14 @@ class DuelingQuantiles(nn.Module):
         super().__init__()
         self.sizes, self.quantiles = sizes, quantiles
         self.trunk = trunk(context, hidden, norm)
-        self.value = nn.Linear(hidden[-1], quantiles)
-        self.advantage = nn.Linear(hidden[-1], sum(sizes) * quantiles)
+        self.out = nn.Linear(hidden[-1], (1 + sum(sizes)) * quantiles)  # the value first, then every advantage
         self.register_buffer("epsilon", torch.ones(()))
 
     def forward(self, context_BC: Tensor) -> list[Tensor]:
         """Return the quantiles B,n,K of each branch."""
-        x_BH = self.trunk(context_BC)
-        value_B1K = self.value(x_BH).unsqueeze(1)
-        advantage_BnK = self.advantage(x_BH).unflatten(-1, (-1, self.quantiles))
-        return [
-            value_B1K + a_BnK - a_BnK.mean(1, keepdim=True)
-            for a_BnK in torch.split(advantage_BnK, list(self.sizes), dim=1)
-        ]
+        parts_BxK = self.out(self.trunk(context_BC)).unflatten(-1, (-1, self.quantiles))
+        value_B1K, *advantages = torch.split(parts_BxK, [1, *self.sizes], dim=1)
+        return [value_B1K + (a_BnK - a_BnK.mean(1, keepdim=True)) for a_BnK in advantages]
 
 
 class SquashedGaussian(nn.Module):

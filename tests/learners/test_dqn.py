@@ -89,13 +89,13 @@ def test_epsilon_shrinks_with_updates_and_the_target_follows() -> None:
     assert isinstance(part, Dqn)
     head = policy.heads.choice
     assert head is not None
-    before = part.target.value.weight.clone()
+    before = part.target.out.weight.clone()
     batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
     algorithm.update(batch)
     settings = DqnSettings()
     assert float(head.epsilon) == pytest.approx(1 - 0.98 / settings.epsilon_updates, abs=1e-6)
-    expected = before + settings.track * (head.value.weight.detach() - before)
-    torch.testing.assert_close(part.target.value.weight, expected)
+    expected = before + settings.track * (head.out.weight.detach() - before)
+    torch.testing.assert_close(part.target.out.weight, expected)
     part.improve(Contexts(*[torch.zeros(1, 3)] * 2), batch, settings.epsilon_updates * 2)
     assert float(head.epsilon) == pytest.approx(settings.epsilon)
 

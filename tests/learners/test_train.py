@@ -84,7 +84,7 @@ def test_looking_does_not_disturb_training() -> None:
         trainer = Trainer(lambda: gymnasium.make("CartPole-v1"), seed=0, settings=replace(SMALL, evaluate_every=every))
         trainer.run(160)
         assert trainer.policy.heads.choice is not None
-        return trainer.policy.heads.choice.value.weight.detach().clone()
+        return trainer.policy.heads.choice.out.weight.detach().clone()
 
     assert torch.equal(weights(40), weights(160))
 
