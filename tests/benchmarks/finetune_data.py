@@ -144,7 +144,7 @@ def order_questions(out: Path) -> Paths:
 
 def words_tokenizer(special: Sequence[str], *, bert: bool) -> PreTrainedTokenizerFast:
     """A tokenizer whose vocabulary is the words of the rule-made sets."""
-    other = ["please", "the", "now", "because", "is", "wanted", "what", "of", "and"]
+    other = ["please", "the", "now", "because", "is", "wanted", "what", "number", "colour", "thing"]
     words = [
         *VERBS,
         *VERBS.values(),
