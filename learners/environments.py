@@ -32,8 +32,8 @@ def action_space(space: spaces.Space[Any]) -> ActionSpace:
             tuple(Choice(f"action{k}", tuple(str(i) for i in range(n))) for k, n in enumerate(space.nvec))
         )
     if isinstance(space, spaces.Box):
-        low, high = np.ravel(space.low).astype(float), np.ravel(space.high).astype(float)
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        low, high = np.ravel(space.low).astype(float).tolist(), np.ravel(space.high).astype(float).tolist()
+        if not np.isfinite([low, high]).all():
             raise ValueError(
                 f"a continuous actuator needs finite limits, and {space} has none; wrap it in RescaleAction"
             )

@@ -69,6 +69,14 @@ def test_the_checkpoint_is_the_policy_that_was_measured(tmp_path: Path) -> None:
     assert np.mean(trainer.play(FINAL_SEED, 5)) == results["final"]["mean"]
 
 
+def test_a_continuous_actuator_is_written_too(tmp_path: Path) -> None:
+    results = train("Pendulum-v1", 220, 0, tmp_path, settings=SMALL, progress=False, demonstrations=2)
+    assert results["algorithm"] == "crossq"
+    assert results["delivered"]["demonstrated_transitions"] == 400
+    spec = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path)).load(results["checkpoint"]).documents["spec"]
+    assert spec["actions"] == [{"kind": "continuous", "name": "action", "low": [-2.0], "high": [2.0]}]
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     def curve(seed: int) -> list[dict[str, float]]:
         trainer = Trainer(lambda: gymnasium.make("Pendulum-v1"), seed=seed, settings=SMALL)
