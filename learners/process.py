@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,21 @@ from torch import Tensor, nn
 
 from learners.background import background_stream, die_with, give_way
 from learners.checkpoints import CheckpointRefused, Checkpoints
-from learners.config import ExperienceSettings, LearnerSettings, PromotionSettings
+from learners.config import ExperienceSettings, FinetuneSettings, LearnerSettings, PromotionSettings, TaskSettings
 from learners.evaluate import STEPS, Step, Trial, Verdict, evaluate
 from learners.handover import take_over
 from learners.journal import Journal
 from learners.learner import Learner
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
+from learners.online import Online
 from learners.outbox import Outbox
 from learners.reader import Reader
 from learners.signing import load_key
 from learners.source import Source
 from learners.status import Progress
+from learners.tasks.base import DataError
+from learners.trainer import Stopped
 
 POLL_S = 0.2
 LEARNER_STATE_LIMIT = 64_000_000
@@ -64,6 +68,8 @@ class Inputs(BaseModel):
     learner: LearnerSettings = LearnerSettings.model_validate({})
     experience: ExperienceSettings = ExperienceSettings.model_validate({})
     promotion: PromotionSettings = PromotionSettings.model_validate({})
+    finetune: FinetuneSettings = FinetuneSettings.model_validate({})
+    tasks: dict[str, TaskSettings] = {}
 
 
 class Background:
@@ -303,7 +309,34 @@ def serve(inputs: Inputs, stop: threading.Event) -> None:
             waited = True
             stop.wait(POLL_S)
             continue
-        Background(inputs, spec, stop).run()
+        Background(inputs, spec, stop, chores=chores(inputs, outbox, stop)).run()
+
+
+def chores(inputs: Inputs, outbox: Outbox, stop: threading.Event) -> list[Callable[[], object]]:
+    """Periodic fine-tuning of every task, and what was wished for on `request/finetune`."""
+    folder = inputs.state_dir / "learner"
+    reader = Reader(inputs.state_dir / "experience")
+    tasks = {
+        name: Online(name, settings, inputs.finetune, folder / "tasks", reader, seed=inputs.learner.seed)
+        for name, settings in inputs.tasks.items()
+    }
+    wishes = Outbox(folder / "wishes", limit=16)
+    return [partial(_finetune, tasks, wishes, outbox, stop)] if tasks else []
+
+
+def _finetune(tasks: Mapping[str, Online], wishes: Outbox, outbox: Outbox, stop: threading.Event) -> None:
+    wished: set[str] = set()
+    for wish in wishes.collect():
+        wished |= {wish.fields["task"]} if wish.fields.get("task") else set(tasks)
+        wish.acknowledge()
+    for name, task in tasks.items():
+        if name in wished or task.due():
+            try:
+                verdict = task.run(stop=stop.is_set)
+            except (DataError, Stopped) as reason:
+                outbox.post("finetune_skipped", {"task": name, "reason": str(reason)})
+            else:
+                outbox.post(verdict.event, {"task": name, **verdict.fields})
 
 
 def _credentials() -> Path | None:

@@ -11,10 +11,10 @@ import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -24,9 +24,11 @@ from learners.experience import Store
 from learners.handover import hand_over
 from learners.outbox import Outbox
 from learners.rewards import build_rewards
+from runtime.announcer import Announcer
 from runtime.brain import build_engine
 from runtime.clock import MonotonicClock, Pacer
 from runtime.config import Loaded
+from runtime.discovery import Discovery
 from runtime.engine import Engine
 from runtime.explaining import Explainer
 from runtime.feedback import Feedback
@@ -34,6 +36,7 @@ from runtime.gatelink import GateLink
 from runtime.health import Health
 from runtime.inbox import Inbox
 from runtime.intake import Intake
+from runtime.language import Language
 from runtime.metrics import Metrics
 from runtime.metrics_http import application, serve
 from runtime.mqtt import Address, Connection, Message
@@ -94,9 +97,10 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
     config = loaded.config
     topics = Topics(config.agent)
     clock = MonotonicClock()
-    control, media = (_connection(config, part) for part in ("agent", "media"))
+    control, media = (_connection(config, "agent"), _connection(config, "media"))
     registry = CollectorRegistry()
     metrics = Metrics(registry, agent=config.agent, version=installed_version("reflexd"))
+    metrics.period_seconds.set(config.tick.period_s)
     reporter = Reporter(control, topics, metrics)
     checkpoints = open_checkpoints(config)
     sensors = {name: build(name, settings) for name, settings in config.streams.items()}
@@ -153,9 +157,15 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
     return parts
 
 
-def _connection(config: Config, part: str) -> Connection:
-    """`agent` for control, `media` for what may be large: the broker drops a connection for one oversized packet."""
-    return Connection(Address.of(config.mqtt, "agent"), f"reflexd-{config.agent}-{part}")
+def _connection(config: Config, part: Literal["agent", "media"]) -> Connection:
+    """`agent` for control, `media` for what may be large: the broker drops a connection for one oversized packet.
+
+    A broker that ties identifiers to users (`use_username_as_clientid`) wants a user of its own for the second one.
+    """
+    address = Address.of(config.mqtt, "agent")
+    if part == "media" and address.credentials is not None:
+        address = replace(address, credentials=address.credentials.for_media())
+    return Connection(address, f"reflexd-{config.agent}-{part}")
 
 
 def _with_faults(sensors: Mapping[str, Sensor | TopicSensor], faults: list[str]) -> dict[str, Sensor | TopicSensor]:
@@ -200,6 +210,15 @@ def _listen(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
     keeper = RawKeeper(parts.store, streams_to_keep(parts.config), opencv.encode, decoders)
     if keeper.streams:
         parts.reporter.on_tick.append(keeper.ticked)
+    if parts.config.tasks:
+        language = Language(parts.config, parts.control, topics, parts.reporter.event, parts.ticker.utterances)
+        parts.reporter.on_tick.append(language.ticked)
+        parts.jobs["tasks"] = language.runner.run()
+    if parts.config.discovery:
+        discovery = Discovery(parts.config, installed_version("reflexd"))
+        announcer = Announcer(discovery, parts.control, parts.health.payload, partial(_told, parts))
+        announcer.listen()
+        parts.jobs["home assistant"] = announcer.run()
     viewer = Viewer(Previews(opencv.encode), parts.media, topics, decoders)
     parts.control.on(topics("watch"), viewer.watch, qos=0)
     parts.reporter.on_tick.append(viewer.ticked)
@@ -215,6 +234,12 @@ async def _wish_finetune(config: Config, task: str | None) -> Answer:
     if not await asyncio.to_thread(wishes.post, "finetune", {"task": task}):
         raise RequestFailed("16 wishes are waiting; the learner is busy or gone")
     return {"task": task, "state": "asked"}
+
+
+def _told(parts: Parts) -> dict[str, Any]:
+    """What each actuator was last told."""
+    verdict = parts.ticker.gate.latest
+    return {name: outcome.value for name, outcome in verdict.outcomes.items()} if verdict else {}
 
 
 def _offer(intake: Intake, stream: str, message: Message) -> None:

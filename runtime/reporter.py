@@ -48,6 +48,7 @@ class Reporter:
     def _event(self, kind: str, data: dict[str, Any]) -> None:
         body = {"type": kind, "stamp": time.time(), "data": data}
         _LOG.info("event", type=kind, **data)
+        self.metrics.observe_event(kind, data)
         self.control.post(self.topics("event"), encode(body), qos=1, keep="all")
         if self.recorder is not None:
             self.recorder.put(Note(time.time_ns(), "event", body))
@@ -66,7 +67,8 @@ class Reporter:
         """Publish health until cancelled, the first one at once."""
         while True:
             body = await asyncio.to_thread(health.payload)
-            self.metrics.observe_learner(body["learner"])
+            self.metrics.observe_health(body)
+            self.metrics.observe_link(connected=self.control.connected, connects=self.control.connects)
             self.control.post(self.topics("health"), encode(body))
             await asyncio.sleep(HEALTH_EVERY_S)
 

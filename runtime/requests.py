@@ -107,6 +107,9 @@ class Requests:
         version = decode(Version, payload or b"{}").version
         if version is None:
             raise RequestFailed('name the version: {"version": "000042-1f3a9c0e"}; request/checkpoints lists them')
+        if version == "newest":  # a button elsewhere cannot know names
+            known = await asyncio.to_thread(self.checkpoints.list)
+            version = known[-1].version if known else version
         before = (await asyncio.to_thread(self.checkpoints.live)).version
         await asyncio.to_thread(self.checkpoints.promote, version)
         self.emit("policy_promoted", {"version": version, "before": before, "by": "request"})

@@ -12,6 +12,7 @@ import click
 
 from runtime import config as settings_file
 from runtime.config import Loaded
+from runtime.service import service
 
 if TYPE_CHECKING:
     from learners.checkpoints import Checkpoints
@@ -216,7 +217,7 @@ def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool
     sys.exit(0 if report.same or policy else 1)
 
 
-commands: list[click.Command] = [train, finetune, evaluate, explain, checkpoints, record, replay]
+commands: list[click.Command] = [train, finetune, evaluate, explain, checkpoints, record, replay, service]
 
 
 def load_or_demo(config: Path | None) -> Loaded:
