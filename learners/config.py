@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sensors.config import Settings
 
@@ -86,6 +86,14 @@ class LearnerSettings(Settings):
 
     enabled: bool = True
     engine: Literal["local", "ray"] = "local"
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_here(cls, engine: str) -> str:
+        if engine != "local":
+            raise ValueError("the fleet learner (ray) is not part of this version; write `engine: local`")
+        return engine
+
     update_every_s: float = Field(1.0, gt=0, description="how often new experience is fetched")
     updates_per_step: float = Field(1.0, gt=0, le=64)
     promote_every_s: float = Field(60.0, gt=0)

@@ -34,6 +34,8 @@ TICK_S = 0.01
 """How often time is told to the gate: the dead-man is late by this at most."""
 AGAIN_S = 0.25
 """A safe action that a device of ours has not acknowledged is sent again: it may have been away, or the command too old."""
+PROPOSE_EVERY = 10
+"""Ticks after which an unchanged proposal is offered again: whoever comes later sees it too."""
 AT_ONCE = 16
 """Proposals taken in one turn of the loop."""
 
@@ -70,6 +72,7 @@ class GateHost:
     _told: tuple[Any, ...] = ()
     _told_info: tuple[str, str] = ("", "")
     _armed: bool = False
+    _proposals: dict[str, Any] = field(default_factory=dict)
     _dirty: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     topics: Topics = field(init=False)
@@ -134,8 +137,28 @@ class GateHost:
         self.was_ready = self.was_ready or message.ready
         rulings = self.gate.judge(message, now_s)
         self.carry(rulings, message)
+        self._propose(message, rulings)
         self._answer(message, rulings)
         self.settled()
+
+    def _propose(self, message: link.Proposal, rulings: list[Ruling]) -> None:
+        """What the policy would do, where a person decides: offered anew while it changes, and gone when it is too old."""
+        for ruling in rulings:
+            name = ruling.actuator
+            if ruling.rule != "mode" or self.gate.modes.get(name) != "assist":
+                continue
+            value, ttl_ms = message.actions.get(name), self.config.actuators[name].ttl_ms
+            if value is None or (value == self._proposals.get(name) and message.tick % PROPOSE_EVERY):
+                continue
+            self._proposals[name] = value
+            body = {
+                "value": value,
+                "decision": message.decision,
+                "policy": message.policy,
+                "stamp": self.wall(),
+                "ttl_ms": ttl_ms,
+            }
+            self.connection.post(self.topics("proposal", name), encode(body), expiry_s=max(1.0, ttl_ms / 1_000))
 
     def _answer(self, proposal: link.Proposal, rulings: list[Ruling]) -> None:
         by_name = {ruling.actuator: ruling for ruling in rulings}

@@ -1,0 +1,115 @@
+"""How the demo learns: its score over time, as numbers, a table and a plot.
+
+`python tests/benchmarks/demo_curve.py --minutes 10 --seeds 0 1 2 3 --out runs/demo`. Score = (policy - random) / (oracle - random) of
+the mean reward of the last minute; oracle and random are scripted heads beside it in the same world (topic `plant`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import paho.mqtt.client as mqtt
+import yaml
+from paho.mqtt.enums import CallbackAPIVersion
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def settings(seed: int, folder: Path, port: int, *, takeovers: bool) -> Path:
+    config: dict[str, Any] = yaml.safe_load(Path("configs/demo.yaml").read_text())
+    config["mqtt"]["url"] = f"embedded://127.0.0.1:{port}"
+    config["state_dir"] = str(folder / "state")
+    config["plant"] |= {"seed": seed, "takeovers": takeovers}
+    config["learner"]["seed"] = seed
+    config.pop("dashboard", None)
+    config.pop("metrics", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def run(seed: int, folder: Path, minutes: float, *, takeovers: bool) -> list[dict[str, Any]]:
+    """One run from nothing; what the world said of it, once a second."""
+    port = free_port()
+    rows: list[dict[str, Any]] = []
+    config = settings(seed, folder, port, takeovers=takeovers)
+    with (folder / "log").open("w") as log:
+        daemon = subprocess.Popen([sys.executable, "-m", "runtime.cli", "run", str(config)], stdout=log, stderr=log)
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        client.on_connect = lambda c, *_: c.subscribe([("reflexd/demo/plant", 0), ("reflexd/demo/decision", 0)])
+        first = threading.Event()
+
+        def heard(_client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
+            if message.topic.endswith("decision"):
+                first.set()
+            elif first.is_set():
+                rows.append(json.loads(message.payload))
+
+        client.on_message = heard
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            try:
+                client.connect("127.0.0.1", port)
+                break
+            except OSError:
+                time.sleep(0.2)
+        client.loop_start()
+        first.wait(180)
+        time.sleep(minutes * 60)
+        client.loop_stop()
+        os.kill(daemon.pid, signal.SIGTERM)
+        daemon.wait(60)
+    (folder / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def scores(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Minutes and scores, where the world knew one."""
+    start = rows[0]["stamp"] if rows else 0.0
+    known = [row for row in rows if row.get("score") is not None]
+    return [(row["stamp"] - start) / 60 for row in known], [row["score"] for row in known]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--no-takeovers", action="store_true", help="the world never corrects")
+    given = parser.parse_args()
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for seed in given.seeds:
+        rows = run(seed, given.out / f"seed{seed}", given.minutes, takeovers=not given.no_takeovers)
+        minutes, values = scores(rows)
+        marks = {m: next((v for t, v in zip(minutes, values, strict=True) if t >= m), None) for m in (1, 2, 5, 10)}
+        print(f"seed {seed}: last {values[-1] if values else None}; at minute {marks}", flush=True)
+        axes.plot(minutes, values, label=f"seed {seed}")
+    axes.axhline(0.7, linestyle=":", color="grey")
+    axes.set(xlabel="minutes", ylabel="score of the last minute", title="demo: (policy - random) / (oracle - random)")
+    axes.legend()
+    given.out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(given.out / "curve.png", dpi=110)
+    print(f"plot: {given.out / 'curve.png'}")
+
+
+if __name__ == "__main__":
+    main()
