@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     log.configure(verbose=given.verbose, secrets=loaded.secrets)
     end = socket.socket(fileno=given.gate_fd)
     end.setblocking(False)
+    end.set_inheritable(False)  # a copy in any other process would hide the end-of-file
     code = 0
     try:
         asyncio.run(run(loaded, end, given.fault))

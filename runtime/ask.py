@@ -17,7 +17,7 @@ class NoAnswer(Exception):  # noqa: N818 - reads as what happened
     """The daemon did not answer, or refused; `str` says which and what to do."""
 
 
-def ask(loaded: Loaded, verb: str, body: dict[str, Any], *, timeout_s: float = 10.0) -> dict[str, Any]:
+def ask(loaded: Loaded, verb: str, body: dict[str, Any], *, timeout_s: float = 30.0) -> dict[str, Any]:
     """Send `request/<verb>` and return the answer's data.
 
     Raises:
