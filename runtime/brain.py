@@ -5,8 +5,10 @@ Slow (seconds): it loads pretrained models and may calibrate backends. Knows no 
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import structlog
 import torch
@@ -18,8 +20,10 @@ from learners.model.encoders import Encoder
 from learners.model.encoders import load as load_encoder
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from runtime.config import load as load_settings
 from runtime.engine import Engine
 from runtime.settings import Config
+from runtime.versions import open_checkpoints
 from sensors.registry import MODALITIES
 
 _LOG = structlog.get_logger(__name__)
@@ -124,3 +128,15 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BrainError(f"device: {name} is not here; write auto or cpu")
     return device
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m runtime.brain CONFIG`: convert models and calibrate backends now, so that the first start need not."""
+    config = load_settings(Path(arguments[0])).config
+    config.state_dir.mkdir(parents=True, exist_ok=True)
+    build_engine(config, open_checkpoints(config)).close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
