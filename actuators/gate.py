@@ -187,8 +187,10 @@ class Gate:
 
     def stop(self, now_s: float, *, engaged: bool) -> list[Ruling]:
         """The software stop. Engaging sends every safe action; releasing moves nothing: that takes `arm`."""
+        self._wanted = self._wanted and not (
+            engaged or self.stopped
+        )  # releasing what was never engaged changes nothing
         self.stopped = engaged
-        self._wanted = False
         if not engaged:
             return []
         return self._rest_all(Refusal("stopped", "the software stop is engaged"), now_s, everyone=True)

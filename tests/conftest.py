@@ -32,11 +32,17 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 
 
 @pytest.fixture(autouse=True)
-def one_torch_thread() -> None:
-    """Two cores are shared: torch takes one thread, if it is there at all."""
+def one_torch_thread() -> Iterator[None]:
+    """Two cores are shared: torch takes one thread, if it is there at all; and denormals are numbers again afterwards."""
+    _torch(lambda torch: torch.set_num_threads(1))
+    yield
+    _torch(lambda torch: torch.set_flush_denormal(False))
+
+
+def _torch(do: Callable[[Any], object]) -> None:
     torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "set_num_threads"):
-        torch.set_num_threads(1)
+    if torch is not None and hasattr(torch, "set_flush_denormal"):
+        do(torch)
 
 
 @pytest.hookimpl(trylast=True)

@@ -7,7 +7,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -68,7 +68,11 @@ def descriptors() -> int:
 
 def children() -> set[int]:
     """The processes this one started and that are not reaped."""
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread may end while it is looked at
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
 
 
 async def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:

@@ -110,7 +110,7 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(engaged=st.booleans())
     def stop(self, engaged: bool) -> None:
-        self.released = not engaged or self.released
+        self.released = (self.stopped and not engaged) or self.released
         self.stopped = engaged
         self.carry(self.gate.stop(self.now_s, engaged=engaged))
 

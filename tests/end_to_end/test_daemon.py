@@ -151,7 +151,7 @@ def test_a_recording_is_decided_again_bit_for_bit_across_a_promotion(daemon: Dae
     assert daemon.verb("record", "on", "--config", str(daemon.config)).returncode == 0
     before = watcher.wait("decision")["policy"]
     watcher.wait("decision", lambda body: body["policy"] != before, 120)
-    for _ in range(5):
+    for _ in range(20):
         watcher.wait("decision")
     ended = daemon.verb("record", "off", "--config", str(daemon.config))
     facts = json.loads(ended.stdout)
