@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -343,16 +344,15 @@ def connect(path: Path) -> sqlite3.Connection:
         ValueError: written by a newer version of this program.
     """
     db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-    try:
+    with ExitStack() as undo:
+        undo.callback(db.close)
         if not path.stat().st_size:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "journal_size_limit = 16777216"):
             db.execute(f"PRAGMA {pragma}").fetchall()
         if path.name == "experience.db":
             migrate(db, path)
-    except BaseException:
-        db.close()
-        raise
+        undo.pop_all()
     return db
 
 

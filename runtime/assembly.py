@@ -141,20 +141,27 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
         control=control,
         media=media,
         reporter=reporter,
-        requests=Requests(
-            connection=control,
-            topics=topics,
-            checkpoints=checkpoints,
-            emit=reporter.event,
-            explain=Explainer(config.state_dir / "experience", checkpoints, engine, config.learner.seed),
-            record=Sessions(config, ticker, reporter),
-            finetune=partial(_wish_finetune, config),
-        ),
+        requests=_requests(config, control, topics, checkpoints, reporter, ticker),
         health=health,
     )
     _listen(parts, topics, decoders)
     _measure(parts, registry)
     return parts
+
+
+def _requests(
+    config: Config, control: Connection, topics: Topics, checkpoints: Checkpoints, reporter: Reporter, ticker: Ticker
+) -> Requests:
+    experience = config.state_dir / "experience"
+    return Requests(
+        connection=control,
+        topics=topics,
+        checkpoints=checkpoints,
+        emit=reporter.event,
+        explain=Explainer(experience, checkpoints, ticker.engine, config.learner.seed),
+        record=Sessions(config, ticker, reporter),
+        finetune=partial(_wish_finetune, config),
+    )
 
 
 def _connection(config: Config, part: Literal["agent", "media"]) -> Connection:
