@@ -57,6 +57,10 @@ class Watcher:
                 if accept(body):
                     return body
 
+    def forget(self) -> None:
+        """Only what arrives from now on counts."""
+        self.messages = queue.Queue()
+
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
@@ -149,6 +153,7 @@ def test_a_policy_is_learned_promoted_and_flipped_in(daemon: Daemon, watcher: Wa
 
 def test_a_recording_is_decided_again_bit_for_bit_across_a_promotion(daemon: Daemon, watcher: Watcher) -> None:
     assert daemon.verb("record", "on", "--config", str(daemon.config)).returncode == 0
+    watcher.forget()
     before = watcher.wait("decision")["policy"]
     watcher.wait("decision", lambda body: body["policy"] != before, 120)
     for _ in range(20):
@@ -184,6 +189,7 @@ def test_stop_is_obeyed_and_release_alone_moves_nothing(daemon: Daemon, watcher:
 
 
 def test_a_killed_agent_comes_back_with_the_live_policy(daemon: Daemon, watcher: Watcher) -> None:
+    watcher.forget()
     live = watcher.wait("decision")["policy"]
     os.kill(daemon.child("reflexd: agent"), signal.SIGKILL)
     assert watcher.wait("event", lambda body: body["type"] == "child_restarted")["data"]["child"] == "agent"
