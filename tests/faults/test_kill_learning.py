@@ -77,12 +77,12 @@ def kill_writers(folder: Path, kills: int, seed: int) -> int:
 
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
-    kill_writers(tmp_path, kills=3, seed=0)
+    assert kill_writers(tmp_path, kills=3, seed=0) == 0
 
 
 @pytest.mark.slow
 def test_what_was_acknowledged_survives_kill_9_often(tmp_path: Path) -> None:
-    kill_writers(tmp_path, kills=25, seed=1)
+    assert kill_writers(tmp_path, kills=25, seed=1) == 0
 
 
 def wait_until(what: Callable[[], object], deadline_s: float = 240.0) -> None:
@@ -149,10 +149,10 @@ def kill_learners(folder: Path, kills: int, seed: int) -> int:
 
 
 def test_a_killed_learner_resumes_and_goes_on(tmp_path: Path) -> None:
-    kill_learners(tmp_path, kills=2, seed=0)
+    assert kill_learners(tmp_path, kills=2, seed=0) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 def test_a_killed_learner_resumes_and_goes_on_often(tmp_path: Path) -> None:
-    kill_learners(tmp_path, kills=25, seed=1)
+    assert kill_learners(tmp_path, kills=25, seed=1) == 0

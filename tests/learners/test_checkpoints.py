@@ -339,8 +339,13 @@ for n in range(10**9):
 
 
 def test_a_writer_killed_at_random_moments_always_leaves_a_loadable_version(tmp_path: Path) -> None:
-    """Here 6 kills; `tests/faults` and the benchmark do a hundred."""
-    kill_writer(tmp_path, kills=6, seed=0)
+    assert kill_writer(tmp_path, kills=6, seed=0) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+def test_a_writer_killed_a_hundred_times_always_leaves_a_loadable_version(tmp_path: Path) -> None:
+    assert kill_writer(tmp_path, kills=100, seed=1) == 0
 
 
 def kill_writer(folder: Path, kills: int, seed: int) -> int:

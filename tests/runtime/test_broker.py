@@ -211,6 +211,7 @@ async def test_mosquitto_keeps_what_is_retained_over_a_restart(tmp_path: Path) -
     async with running(reader):
         await got.until(lambda m: len(m) == 1)
     made.end()
+    assert [(m.payload, m.retain) for m in got.messages] == [(b"kept", True)]
 
 
 def test_a_taken_port_says_what_to_do(tmp_path: Path) -> None:

@@ -233,6 +233,13 @@ def test_whatever_arrives_is_survived(topic: str, payload: bytes) -> None:
     made.take(f"reflexd/demo/{topic}", payload)
     for section in made.versions:
         json.loads(made.encoded(section))
+    still_listens(made)
+
+
+def still_listens(made: Mirror) -> None:
+    """After any nonsense, what is well-formed is taken as ever."""
+    tell(made, "status", {"state": "degraded", "reasons": ["after nonsense"]})
+    assert made.sections["status"]["reasons"] == ["after nonsense"]
 
 
 JSON = st.recursive(
@@ -258,6 +265,7 @@ def test_whatever_json_arrives_is_survived(topic: str, body: object) -> None:
     made.take("reflexd/demo/in/orders", b"x")
     for section in made.versions:
         json.loads(made.encoded(section))
+    still_listens(made)
 
 
 def test_senses_ignore_streams_nobody_declared() -> None:

@@ -221,6 +221,7 @@ async def test_nonsense_from_the_agent_is_counted(tmp_path: Path, broker: Mosqui
         await eventually(lambda: world.host.counts["malformed proposal"] == 6)
         world.agent.send(link.pack(link.Verdict("d", armed=True, stopped=False, mode={})))
         await world.armed()
+        assert world.host.counts["malformed proposal"] == 6
 
 
 async def test_stop_is_latched_through_a_restart_and_release_moves_nothing(tmp_path: Path, broker: Mosquitto) -> None:

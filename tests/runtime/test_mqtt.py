@@ -174,6 +174,7 @@ async def test_killed_broker_back_on_the_same_port(broker: Mosquitto) -> None:
         await eventually(lambda: link.connected)
         await link.publish("in", b"x")
         await got.until(lambda m: len(m) == 1)
+    assert link.connects == 2
 
 
 async def test_the_will_is_published_for_who_vanishes_and_not_for_who_leaves(broker: Mosquitto) -> None:
@@ -202,6 +203,8 @@ async def test_cancelled_while_connecting_leaves_nothing(tmp_path: Path) -> None
         await eventually(lambda: bool(mute.fileno()) and _pending(mute))
         task.cancel()
         await asyncio.wait([task])
+        assert task.cancelled()
+        assert link.connects == 0
 
 
 def _pending(server: socket.socket) -> bool:
@@ -275,6 +278,7 @@ async def test_a_filter_added_while_connected(broker: Mosquitto) -> None:
         await writer.publish("late", b"retained", retain=True)
         link.on("late", got, retained="send")
         await got.until(lambda m: len(m) == 1)
+    assert got.messages[0].payload == b"retained"
 
 
 @pytest.mark.parametrize("faithful", [True, False])

@@ -78,6 +78,7 @@ def test_nobody_listening_stops_the_mailbox() -> None:
     mailbox.drop("undecodable")
     mailbox.close()
     theirs.close()
+    assert not mailbox._thread.is_alive()
 
 
 def test_a_lost_source_is_the_last_message(ends: tuple[socket.socket, socket.socket]) -> None:
@@ -227,6 +228,7 @@ def test_main_without_a_job_does_nothing(
     monkeypatch.setattr(driver.signal, "signal", lambda *_: None)
     mine.sendall(b'{"job":')
     mine.close()
+    monkeypatch.setattr(driver, "serve", lambda *_: pytest.fail("half a job was played"))
     driver.main(["front", str(os.dup(theirs.fileno()))])
 
 

@@ -150,3 +150,4 @@ async def test_a_missing_file_is_lost_until_it_appears(tmp_path: Path, running: 
         await witness.until(lambda: bool(witness.lost))
         path.write_text("hello\n")
         await witness.until(lambda: bool(witness.recovered) and len(witness.readings) == 1)
+    assert witness.readings[0].text == "hello"
