@@ -139,9 +139,12 @@ class FinetuneSettings(Settings):
 class PromotionSettings(Settings):
     """What a candidate must pass, and how it is watched once live."""
 
-    margin: float = Field(0.05, ge=0)
+    margin: float = Field(
+        0.05, ge=0, description="how much a candidate may be worse: in reward a tick, or in a task's held-out metric"
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    min_effective_samples: float = Field(50.0, gt=0)
+    min_effective_samples: float = Field(50.0, gt=0, description="less evidence than this is not a pass")
+    decisions: int = Field(2_048, ge=64, description="newest logged decisions for off-policy evaluation")
     observations: int = Field(512, ge=1, description="recorded observations for the sanity step")
     shadow_s: float = Field(10.0, ge=0)
     probation_s: float = Field(60.0, ge=0)

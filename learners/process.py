@@ -1,7 +1,8 @@
 """The learner process: `python -m learners.process SETTINGS.json`.
 
 Waits for the spec the agent leaves, resumes, and then, until told to stop: takes in new experience every `update_every_s`,
-updates the policy, every `promote_every_s` puts a candidate on trial and promotes it if it passes. It touches no actuator and
+updates the policy, every `promote_every_s` puts a candidate on trial and promotes it if it passes. A trial takes a while (its
+shadow step watches fresh ticks): it goes on a little in every round, beside training. It touches no actuator and
 no network: checkpoints, `learner/progress.json` and the outbox are all it leaves. Started and restarted by the supervisor.
 
 Events in the outbox: `policy_promoted`, `policy_rejected` (with every step's figures), `checkpoint_refused`,
@@ -10,6 +11,7 @@ Events in the outbox: `policy_promoted`, `policy_rejected` (with every step's fi
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 from learners.background import background_stream, die_with, give_way
 from learners.checkpoints import CheckpointRefused, Checkpoints
 from learners.config import ExperienceSettings, FinetuneSettings, LearnerSettings, PromotionSettings, TaskSettings
-from learners.evaluate import STEPS, Step, Trial, Verdict, evaluate
+from learners.evaluate import Examination, Step, Trial, Verdict
 from learners.handover import take_over
 from learners.journal import Journal
 from learners.learner import Learner
@@ -37,6 +39,7 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.online import Online
 from learners.outbox import Outbox
+from learners.promotion import STEPS
 from learners.reader import Reader
 from learners.signing import load_key
 from learners.source import Source
@@ -45,6 +48,8 @@ from learners.tasks.base import DataError
 from learners.trainer import Stopped
 
 POLL_S = 0.2
+FRESH = 256
+"""Rows that a trial takes from the store at a time."""
 LEARNER_STATE_LIMIT = 64_000_000
 """Bytes of learner state that travel with a version; a larger one only lies in the saved state."""
 
@@ -110,6 +115,9 @@ class Background:
         )
         self.live: tuple[str, Any] | None = None
         self.verdict: Verdict | None = None
+        self.examination: Examination | None = None
+        """The trial that is going on."""
+        self._candidate: tuple[str, Any] = ("", None)
         self._judged = -1
         self._due: dict[str, float] = {}
 
@@ -152,28 +160,51 @@ class Background:
                 chore()
         if self._is_due("save", settings.save_every_s):
             self.learner.save()
-        if self._is_due("promote", settings.promote_every_s) and self.learner.position.update > self._judged:
-            self.trial()
+        if self.examination is not None:
+            self.go_on(time.monotonic() + settings.update_every_s)
+        elif self._is_due("promote", settings.promote_every_s) and self.learner.position.update > self._judged:
+            self.begin_trial()
 
-    def trial(self) -> Verdict:
-        """Write a candidate, put it through the steps, and promote it if it passes."""
+    def trial(self) -> Verdict | None:
+        """Put a candidate on trial; the verdict, unless a step has to wait."""
+        self.begin_trial()
+        return self.go_on()
+
+    def begin_trial(self) -> None:
+        """Write a candidate and prepare its trial."""
         self._judged = self.learner.position.update
         with torch.random.fork_rng(devices=[]):  # judging must not change what is learned next
             version = self._write_candidate()
-            verdict, candidate = self._judge(version)
-        self.verdict = verdict
+            self.examination = self._examine(version)
+
+    def go_on(self, until_s: float = math.inf) -> Verdict | None:
+        """Go on with the trial until a moment of the monotonic clock; at its end promote the candidate or say why not."""
+        examination = self.examination
+        assert examination is not None
+        if self.versions.live().version != examination.trial.live_version:
+            verdict: Verdict | None = examination.void("another version went live during the trial")
+        else:
+            with torch.random.fork_rng(devices=[]):
+                verdict = examination.advance(until_s)
+        if verdict is not None:
+            self.examination = None
+            self._conclude(verdict)
+        return verdict
+
+    def _conclude(self, verdict: Verdict) -> None:
+        version, candidate = self._candidate
+        self._candidate, self.verdict = ("", None), verdict
         fields = {"version": version, "live": self.live[0] if self.live else None, **verdict.fields()}
-        if verdict.passed:
-            try:
-                self.versions.promote(version, self.learner.shapes())
-            except CheckpointRefused as refusal:
-                self._refused(refusal)
-                return verdict
+        if not verdict.passed:
+            self.outbox.post("policy_rejected", fields)
+            return
+        try:
+            self.versions.promote(version, self.learner.shapes())
+        except CheckpointRefused as refusal:
+            self._refused(refusal)
+        else:
             self.live = (version, candidate)
             self.outbox.post("policy_promoted", fields)
-        else:
-            self.outbox.post("policy_rejected", fields)
-        return verdict
 
     def _write_candidate(self) -> str:
         learner = self.learner
@@ -196,22 +227,28 @@ class Background:
             metrics={"score": mean, "updates": position.update, **learner.metrics},
         )
 
-    def _judge(self, version: str) -> tuple[Verdict, Any]:
+    def _examine(self, version: str) -> Examination:
         loaded = self.versions.load(version, self.learner.shapes())
         candidate: Any = self.build(self.spec).eval()
         candidate.load_state_dict(loaded.tensors["policy"])
+        self._candidate = (version, candidate)
         live = self._live_policy()
+        settings, rate_hz = self.inputs.learner, self.inputs.tick.rate_hz
         trial = Trial(
             manifest=loaded.manifest,
             spec=self.spec,
             candidate=candidate,
             live=live[1] if live else None,
-            live_version=live[0] if live else None,
+            live_version=self.versions.live().version,
             recent=lambda count: [row.transition for row in self.reader.newest(count)],
             settings=self.inputs.promotion,
-            period_s=1 / self.inputs.tick.rate_hz,
+            period_s=1 / rate_hz,
+            settle=round(settings.settle_s * rate_hz),
+            after=lambda row: self.reader.rows(row + 1, row + 1 + FRESH),
+            last_row=self.reader.last_row,
+            versions=dict(self.learner.replay.versions),
         )
-        return evaluate(trial, self.steps, self.inputs.promotion.steps), candidate
+        return Examination(trial, self.steps, self.inputs.promotion.steps)
 
     def _live_policy(self) -> tuple[str, Any] | None:
         version = self.versions.live().version
@@ -286,6 +323,7 @@ class Background:
             "reward_mean": learner.reward_mean,
             "policy": self.versions.live().version,
             "candidate": self.verdict.fields() if self.verdict else None,
+            "on_trial": {"version": self._candidate[0], "step": self.examination.step} if self.examination else None,
             "unreadable": self.reader.unreadable,
         }
 

@@ -1,0 +1,291 @@
+"""What a candidate would earn beside the live policy, from logged decisions: every estimator, its bound, and which decides.
+
+All figures are rewards a tick: discounted values from the logged states times (1 - gamma), candidate minus live, paired on
+the same decisions. The estimators, from the one that trusts the logged probabilities alone to the one that trusts a model:
+
+- `snips`: self-normalised importance sampling of the immediate reward. With gamma 0 that is all there is.
+- `per_decision`: weighted per-decision importance sampling over windows as long as the horizon.
+- `doubly_robust`: over windows of T ticks, with a value function that was fitted on other decisions (cross-fitting) for what
+  comes after and against variance. T is the longest of 1, 2, 4 ... up to the horizon that has enough effective samples.
+- `fitted_q`: fitted Q evaluation with linear features, and its error by the delta method: the value's influence function,
+  whose weights are linear estimates of the ratio of state-action densities (Duan, Jia & Wang 2020). Their effective sample
+  size says how much of what was tried carries the estimate.
+
+`doubly_robust` decides where it has enough effective samples; else `fitted_q`, if it has; else nothing is known. Bounds are
+one-sided, Student's t over means of blocks of successive decisions, because neighbours are not independent; a block is at
+least as long as a window.
+
+Knows arrays only. Shapes: N decisions in the order of time, T ticks of a window, W windows, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.confidence import lower_bound
+from learners.estimators import (
+    Estimate,
+    LinearQ,
+    effective_samples,
+    fitted_q,
+    importance_weights,
+    per_decision,
+    sequential_doubly_robust,
+    snips,
+)
+
+FOLDS = 4
+HORIZON = 64
+"""Longest window, in ticks."""
+LARGEST_GAMMA = 0.999
+"""A discount of 1 is taken as this."""
+RIDGE = 1e-4
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One policy on the log: probability N of what was done, features N,D of what it would do, on average."""
+
+    probability: Array
+    features: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """N logged decisions.
+
+    `own`: the policy that acted drew the action; `known`: the outcome is known (a successor, or the end of an episode);
+    `follows`: the next row is the successor.
+    """
+
+    reward: Array
+    done: Flags
+    follows: Flags
+    known: Flags
+    own: Flags
+    logged: Array
+    taken: Array
+    candidate: Side
+    live: Side
+    gamma: float
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Candidate and live."""
+        return self.candidate, self.live
+
+    @property
+    def scale(self) -> float:
+        """From a discounted value to a reward a tick."""
+        return 1.0 - min(self.gamma, LARGEST_GAMMA)
+
+    @property
+    def horizon(self) -> int:
+        """Ticks until the discount has fallen to a tenth."""
+        if self.gamma <= 0:
+            return 1
+        return min(HORIZON, math.ceil(math.log(0.1) / math.log(min(self.gamma, LARGEST_GAMMA))))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Candidate minus live by one estimator, in rewards a tick."""
+
+    estimator: str
+    value: float
+    lower: float
+    upper: float
+    effective_samples: float
+    """The smaller one of both sides."""
+    window: int = 1
+
+    def figures(self) -> dict[str, Any]:
+        """Rounded, with what is not finite as None."""
+        numbers = {"value": self.value, "lower": self.lower, "upper": self.upper, "ess": self.effective_samples}
+        return {k: round(v, 5) if math.isfinite(v) else None for k, v in numbers.items()} | {"window": self.window}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """All differences; `decides` is None where nothing is known, and `unknown` says why."""
+
+    differences: dict[str, Difference] = field(default_factory=dict)
+    decides: Difference | None = None
+    unknown: str = ""
+
+
+def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float) -> Judged:
+    """Every estimator on the evidence."""
+    e = evidence
+    usable_N = e.own & e.known
+    count = int(usable_N.sum())
+    if count < 2 * FOLDS:
+        return Judged(unknown=f"{count} decisions have an outcome and a probability of the policy's own")
+    block = max(e.horizon, math.ceil(math.sqrt(count)))
+    found: dict[str, Difference] = {}
+
+    def add(name: str, pair: Pair, window: int = 1) -> None:
+        found[name] = _difference(name, pair, 1.0 if name == "snips" else e.scale, confidence, block, window)
+
+    weights = [importance_weights(side.probability, e.logged) for side in e.sides]
+    if all(float(w_N[usable_N].sum()) > 0 for w_N in weights):
+        add("snips", _pair(snips(e.reward[usable_N], w_N[usable_N]) for w_N in weights))
+    add("per_decision", _pair(_per_decision(e, w_N) for w_N in weights), e.horizon)
+    try:
+        scaled = _standardised(e)
+        add("doubly_robust", *_doubly_robust(scaled, weights, min_effective_samples))
+        if e.gamma > 0:
+            add("fitted_q", _pair(_influence(scaled, side) for side in scaled.sides))
+    except ArithmeticError as error:
+        return Judged(found, None, str(error))
+    for name in ("doubly_robust", "fitted_q"):
+        if name in found and found[name].effective_samples >= min_effective_samples:
+            return Judged(found, found[name])
+    most = max(d.effective_samples for d in found.values())
+    return Judged(
+        found, None, f"at most {most:.1f} effective samples; {min_effective_samples:g} are needed to know anything"
+    )
+
+
+Pair = tuple[Estimate, Estimate]
+"""Of candidate and live."""
+
+
+def _pair(estimates: Iterable[Estimate]) -> Pair:
+    candidate, live = estimates
+    return candidate, live
+
+
+def _difference(name: str, pair: Pair, scale: float, confidence: float, block: int, window: int) -> Difference:
+    candidate, live = pair
+    terms = scale * (candidate.terms - live.terms)
+    return Difference(
+        name,
+        scale * (candidate.value - live.value),
+        lower_bound(terms, confidence, lag=block),
+        -lower_bound(-terms, confidence, lag=block),
+        min(candidate.effective_samples, live.effective_samples),
+        window,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """W windows of T ticks and one more place for what comes after.
+
+    `rows`: W,T+1; `inside`: whether the tick is weighed; `cut`: the place where a window ends without the end of an
+    episode, so that the value there stands for the rest.
+    """
+
+    rows: NDArray[np.int64]
+    inside: Flags
+    cut: Flags
+
+
+def windows(e: Evidence, length: int) -> Windows:
+    """A window for every decision that is the policy's own and has an outcome; it ends early at an action that is not."""
+    usable_N = e.own & e.known
+    start_W = np.flatnonzero(usable_N)
+    rows = np.minimum(start_W[:, None] + np.arange(length + 1), len(usable_N) - 1)
+    inside, cut = np.zeros(rows.shape, bool), np.zeros(rows.shape, bool)
+    going_W = np.ones(len(rows), bool)
+    for t in range(length + 1):
+        inside[:, t] = going_W & usable_N[rows[:, t]] if t < length else False
+        cut[:, t] = going_W & ~inside[:, t]
+        going_W = inside[:, t] & e.follows[rows[:, t]]  # neither the end of an episode nor a gap
+    return Windows(rows, inside, cut)
+
+
+def _per_decision(e: Evidence, weight_N: Array) -> Estimate:
+    w = windows(e, e.horizon)
+    inside = w.inside[:, :-1]
+    reward_WT = np.where(inside, e.reward[w.rows[:, :-1]], 0.0)
+    weight_WT = np.where(inside, weight_N[w.rows[:, :-1]], 1.0)
+    return per_decision(reward_WT, weight_WT, e.gamma, normalised=True)
+
+
+def _robust(e: Evidence, weight_N: Array, q_N: Array, v_N: Array, length: int) -> Estimate:
+    w = windows(e, length)
+    reward = np.where(w.inside, e.reward[w.rows], 0.0)
+    weight = np.where(w.inside, weight_N[w.rows], 1.0)
+    q = np.where(w.inside, q_N[w.rows], 0.0)
+    v = np.where(w.inside | w.cut, v_N[w.rows], 0.0)
+    return sequential_doubly_robust(reward, weight, q, v, e.gamma)
+
+
+def _doubly_robust(e: Evidence, weights: list[Array], enough: float) -> tuple[Pair, int]:
+    """Estimates over the longest window that has enough effective samples, or over one tick; and that window.
+
+    Raises:
+        ArithmeticError: a value function cannot be fitted.
+    """
+    crossed = [_cross_fitted(e, side) for side in e.sides]
+    best: tuple[Pair, int] | None = None
+    length = 1
+    while length <= e.horizon:
+        pair = _pair(_robust(e, w_N, q_N, v_N, length) for w_N, (q_N, v_N) in zip(weights, crossed, strict=True))
+        if best is not None and min(one.effective_samples for one in pair) < enough:
+            break
+        best = (pair, length)
+        length *= 2
+    assert best is not None
+    return best
+
+
+def _standardised(e: Evidence) -> Evidence:
+    """The evidence with features of mean 0 and deviation 1 (but the constant), so that one ridge fits all."""
+    mean, deviation = e.taken.mean(0), e.taken.std(0)
+    varies = deviation > 1e-9
+    mean, deviation = np.where(varies, mean, 0.0), np.where(varies, deviation, 1.0)
+
+    def scale(x: Array) -> Array:
+        return np.asarray((x - mean) / deviation, np.float64)
+
+    candidate, live = (Side(side.probability, scale(side.features)) for side in e.sides)
+    gamma = min(e.gamma, LARGEST_GAMMA)
+    return replace(e, taken=scale(e.taken), candidate=candidate, live=live, gamma=gamma)
+
+
+def _regression(e: Evidence, side: Side, rows: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
+    """Features, rewards, discounts and next features of the given rows."""
+    after = np.minimum(rows + 1, len(e.reward) - 1)
+    discount = np.where(e.done[rows], 0.0, e.gamma)
+    return e.taken[rows], e.reward[rows], discount, side.features[after]
+
+
+def _fit(e: Evidence, side: Side, rows: NDArray[np.int64]) -> LinearQ:
+    features, reward, discount, following = _regression(e, side, rows)
+    return fitted_q(features, reward, discount, following, ridge=RIDGE * len(rows), sweeps=2_000)
+
+
+def _cross_fitted(e: Evidence, side: Side) -> tuple[Array, Array]:
+    """Q of what was done and V of what the policy would do, N each, from value functions fitted on the other folds."""
+    fold_N = np.minimum(np.arange(len(e.reward)) * FOLDS // len(e.reward), FOLDS - 1)
+    q_N, v_N = np.zeros(len(e.reward)), np.zeros(len(e.reward))
+    for fold in range(FOLDS):
+        q = _fit(e, side, np.flatnonzero(e.known & (fold_N != fold)))
+        here = fold_N == fold
+        q_N[here], v_N[here] = q(e.taken[here]), q(side.features[here])
+    return q_N, v_N
+
+
+def _influence(e: Evidence, side: Side) -> Estimate:
+    """Fitted Q evaluation at the logged states; terms are its influence function, whose mean is the value."""
+    rows = np.flatnonzero(e.known)
+    q = _fit(e, side, rows)
+    features, reward, discount, following = _regression(e, side, rows)
+    error = reward + discount * q(following) - q(features)
+    matrix = features.T @ (features - discount[:, None] * following) + RIDGE * len(rows) * np.eye(features.shape[1])
+    start = side.features[rows].mean(0)
+    weight = len(rows) * (features @ np.linalg.solve(matrix.T, start))
+    values = q(side.features[rows])
+    return Estimate(float(values.mean()), values + weight * error, effective_samples(weight * (1 - e.gamma)))

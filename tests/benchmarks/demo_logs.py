@@ -1,0 +1,230 @@
+"""The demo in lock-step, as logs to judge policies on: what was seen, done, with which probability, and what came of it.
+
+A policy learns the demo's world with one update a tick, as the daemon would, and its latest version acts. Kept are every
+transition and the weights every so many ticks, so that a trial can take any moment of it: the version that acted, the ticks
+it was judged on, and candidates.
+
+`Cheap` senses give the world's truth as one telemetry stream (the way to the photograph that is asked for): minutes of
+learning in seconds. `Real` senses are the demo's own: picture, sound and text through the encoders of `configs/demo.yaml`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actuators.actions import ActionSpace, Choice
+from actuators.lockstep import Panorama
+from actuators.panorama import TURNS
+from learners.algorithm import Algorithm
+from learners.config import EncoderSettings, PolicySettings
+from learners.model.encoders import Encoder, load
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+from learners.replay import Replay
+from learners.transition import Transition
+from sensors.readings import Frame, Reading, Sound, Text
+
+ACTIONS = ActionSpace((Choice("head", tuple(TURNS)),))
+WARMUP = 256
+RATE_HZ = 10
+
+Tokens = dict[str, NDArray[Any]]
+
+
+class Senses(Protocol):
+    """Makes tokens of what the world shows."""
+
+    streams: tuple[StreamSpec, ...]
+    history: int
+
+    def __call__(self, env: Panorama, seen: Mapping[str, Any]) -> Tokens:
+        """Tokens of each stream."""
+
+
+class Cheap:
+    """Sine and cosine of the way to the photograph that is asked for, and of the head's angle."""
+
+    streams = (StreamSpec("truth", "telemetry", 1, 4),)
+    history = 1
+
+    def __call__(self, env: Panorama, seen: Mapping[str, Any]) -> Tokens:
+        way, angle = np.deg2rad([env.world.distance_deg(), float(seen["angle"][0])])
+        return {"truth": np.array([[np.sin(way), np.cos(way), np.sin(angle), np.cos(angle)]], np.float32)}
+
+
+class Real:
+    """The demo's streams and encoders."""
+
+    def __init__(self) -> None:
+        config: dict[str, Any] = yaml.safe_load(Path("configs/demo.yaml").read_text())
+        policy = PolicySettings.model_validate(config.get("policy", {}))
+        cpu = torch.device("cpu")
+        self.encoders: dict[str, Encoder] = {
+            name: load(EncoderSettings.model_validate(value), policy.tokens, cpu)
+            for name, value in config["encoders"].items()
+        }
+        modality = {"front": "vision", "room": "hearing", "orders": "language"}
+        self.streams = (
+            *(StreamSpec(n, m, self.encoders[m].tokens, self.encoders[m].width) for n, m in modality.items()),  # type: ignore[arg-type] # the three are modalities
+            StreamSpec("joints", "telemetry", 1, 1),
+        )
+        self.history = policy.history
+        self._texts: dict[str, NDArray[Any]] = {}
+
+    def __call__(self, env: Panorama, seen: Mapping[str, Any]) -> Tokens:
+        text = seen["text"]
+        if text not in self._texts:
+            self._texts[text] = self._encode("language", Text("orders", 0.0, 0, text))
+        samples = np.round(seen["sound"] * 32_768.0).clip(-32_768, 32_767).astype(np.int16)
+        return {
+            "front": self._encode("vision", Frame("front", 0.0, 0, seen["image"])),
+            "room": self._encode("hearing", Sound("room", 0.0, 0, samples, 16_000)),
+            "orders": self._texts[text],
+            "joints": seen["angle"].reshape(1, 1),
+        }
+
+    def _encode(self, name: str, reading: Reading) -> NDArray[Any]:
+        encoder = self.encoders[name]
+        tokens_BTW = encoder.encode(encoder.prepare([reading]))
+        array: NDArray[Any] = tokens_BTW[0].half().numpy()
+        return array
+
+
+@dataclass(slots=True)
+class Log:
+    """What one run left."""
+
+    spec: PolicySpec
+    seed: int
+    every: int
+    transitions: list[Transition] = field(default_factory=list)
+    weights: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """Of the learner, by tick."""
+    acted: dict[int, int] = field(default_factory=dict)
+    """By tick of a decision on promotion: the tick whose weights act from then on."""
+
+    def policy(self, tick: int) -> Policy:
+        """The learner's policy of a tick."""
+        policy = Policy(self.spec).eval()
+        policy.load_state_dict(self.weights[tick])
+        return policy
+
+
+Judge = Callable[[Policy, Policy | None, list[Transition], int], bool]
+"""Whether the candidate goes live: candidate, live, transitions so far, tick."""
+
+
+def run(
+    senses: Senses,
+    seed: int,
+    ticks: int,
+    *,
+    every: int = 200,
+    judge: Judge = lambda *_: True,
+    tell: Callable[[int], None] = lambda _: None,
+    gamma: float = 0.8,
+) -> Log:
+    """Learn for so many ticks; a candidate every `every` of them, which acts if `judge` says so."""
+    torch.manual_seed(seed)
+    spec = PolicySpec(senses.streams, ACTIONS, history=senses.history, gamma=gamma)
+    learner = Policy(spec).eval()
+    algorithm = Algorithm(learner, torch.Generator().manual_seed(seed))
+    acting, live = copy.deepcopy(learner), None
+    draw, explore = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    replay = Replay(spec, max_bytes=1 << 30, max_rows=round(1.3 * ticks))
+    log = Log(spec, seed, every)
+    env, past = Panorama(), Past(spec)
+    seen: Mapping[str, Any] = env.reset(seed=seed)[0]
+    for tick in range(1, ticks + 1):
+        made = step(env, senses, seen, acting, past, explore, tick)
+        seen = made.seen
+        log.transitions.append(made.transition)
+        replay.append(made.transition, tick)
+        if tick > WARMUP:
+            algorithm.update(replay.sample(64, draw))
+        if tick % every == 0 and tick > WARMUP:
+            log.weights[tick] = {name: value.clone() for name, value in learner.state_dict().items()}
+            candidate = log.policy(tick)
+            if judge(candidate, live, log.transitions, tick):
+                acting = live = candidate
+                log.acted[tick] = tick
+        tell(tick)
+    return log
+
+
+class Past:
+    """The newest observations, as the engine keeps them."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        self.replay_spec = spec
+        self.frames: list[Tokens] = []
+
+    def features(self, tokens: Tokens) -> Any:
+        """Features [1, H] with the newest observation."""
+        from learners.model.features import recorded, stack
+
+        spec = self.replay_spec
+        self.frames = [*(self.frames or [tokens] * (spec.history - 1)), tokens][-spec.history :]
+        there = dict.fromkeys(spec.names, True)
+        ages = dict.fromkeys(spec.names, 0.0)
+        return stack([recorded(spec, [frame], [there], [ages]) for frame in self.frames], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tick and what is seen after it."""
+
+    transition: Transition
+    seen: Mapping[str, Any]
+
+
+def step(
+    env: Panorama,
+    senses: Senses,
+    seen: Mapping[str, Any],
+    acting: Policy,
+    past: Past,
+    generator: torch.Generator,
+    tick: int,
+    explore: bool | float = True,
+) -> Made:
+    """Decide, act and remember."""
+    tokens = senses(env, seen)
+    out = acting.act(past.features(tokens), generator=generator, explore=explore)
+    choice = int(out.values["head"][0])
+    seen, reward, _, over, _ = env.step(np.int64(choice))
+    if over:
+        seen, _ = env.reset()
+    names = tuple(tokens)
+    made = Transition(
+        session="demo", tick=tick, decision=f"demo-{tick}", stamp_s=tick / RATE_HZ, policy="acting", tokens=tokens,
+        present=dict.fromkeys(names, True), ages_s=dict.fromkeys(names, 0.0), actions={"head": TURNS[choice]},
+        probabilities={"head": float(out.probabilities["head"][0])}, by={"head": "policy"}, reward=reward, done=over,
+        value=float(out.value[0]),
+    )  # fmt: skip
+    return Made(made, seen)
+
+
+def played(
+    policy: Policy, senses: Senses, seed: int, ticks: int, *, explore: bool | float = True
+) -> NDArray[np.float64]:
+    """The rewards of a policy that acts in a world of its own."""
+    env, past = Panorama(), Past(policy.spec)
+    generator = torch.Generator().manual_seed(seed)
+    seen: Mapping[str, Any] = env.reset(seed=seed)[0]
+    rewards = []
+    for tick in range(ticks):
+        made = step(env, senses, seen, policy, past, generator, tick, explore)
+        seen = made.seen
+        rewards.append(made.transition.reward)
+    return np.array(rewards)
