@@ -7,9 +7,12 @@ or none of them changed or has held-out labels, there is nothing to judge by, an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from learners.evaluate import Finding, Trial
+from learners.evaluate import Finding, HeldOut, Trial
+from learners.online import Online, score
+from learners.tasks.registry import open_task
 
 
 def labels(trial: Trial) -> Finding:
@@ -29,3 +32,40 @@ def labels(trial: Trial) -> Finding:
         if one.after < one.before - margin
     ]
     return Finding("labels", passed=not worse, figures=figures, reason="; ".join(worse))
+
+
+class Feeding:
+    """The tasks whose answers are a token of the fusion."""
+
+    def __init__(self, tasks: Mapping[str, Online]) -> None:
+        self.tasks = {name: task for name, task in tasks.items() if task.settings.feeds_policy}
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.tasks)
+
+    def versions(self) -> dict[str, str]:
+        """The present version of each; a task that was never fine-tuned has none."""
+        live = {name: task.versions.live() for name, task in self.tasks.items()}
+        return {name: version.name for name, version in live.items() if version is not None}
+
+    def held_out(self, before: Mapping[str, str]) -> dict[str, HeldOut]:
+        """Of each task with another version now than `before`, both measured on its held-out labels."""
+        found = {name: _measured(self.tasks[name], version) for name, version in before.items() if name in self.tasks}
+        return {name: one for name, one in found.items() if one is not None}
+
+
+def _measured(task: Online, before: str) -> HeldOut | None:
+    now = task.versions.live()
+    old = next((version for version in task.versions.all() if version.name == before), None)
+    if now is None or old is None or now.name == before:
+        return None
+    memory, share = task.memory, task.finetune.holdout
+    examples = [one.example for one in task.labels.all() if one.held(share) and memory.counts(one)]
+    if not examples:
+        return None
+    kind = task.settings.kind
+    present = open_task(kind, now.path)
+    return HeldOut(
+        score(open_task(kind, old.path), examples), score(present, examples), len(examples), present.selection
+    )

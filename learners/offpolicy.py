@@ -64,7 +64,7 @@ class Evidence:
     """N logged decisions.
 
     `own`: the policy that acted drew the action; `known`: the outcome is known (a successor, or the end of an episode);
-    `follows`: the next row is the successor.
+    `follows`: the next row is the successor. `taken`: features N,D of what was done, one of them constant.
     """
 
     reward: Array

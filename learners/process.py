@@ -11,7 +11,6 @@ Events in the outbox: `policy_promoted`, `policy_rejected` (with every step's fi
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -29,10 +28,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from learners.background import background_stream, die_with, give_way
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
 from learners.config import ExperienceSettings, FinetuneSettings, LearnerSettings, PromotionSettings, TaskSettings
-from learners.evaluate import Examination, Step, Trial, Verdict
+from learners.evaluate import Step
 from learners.handover import take_over
+from learners.heldout import Feeding
 from learners.journal import Journal
 from learners.learner import Learner
 from learners.model.policy import Policy
@@ -46,12 +46,9 @@ from learners.source import Source
 from learners.status import Progress
 from learners.tasks.base import DataError
 from learners.trainer import Stopped
+from learners.trials import Trials
 
 POLL_S = 0.2
-FRESH = 256
-"""Rows that a trial takes from the store at a time."""
-LEARNER_STATE_LIMIT = 64_000_000
-"""Bytes of learner state that travel with a version; a larger one only lies in the saved state."""
 
 
 class Pace(BaseModel):
@@ -93,7 +90,7 @@ class Background:
         folder = inputs.state_dir / "learner"
         key = load_key(inputs.state_dir, _credentials())
         promotion = inputs.promotion
-        self.inputs, self.spec, self.stop, self.build, self.steps = inputs, spec, stop, build, steps
+        self.inputs, self.spec, self.stop = inputs, spec, stop
         self.chores = chores
         """Called once a round, such as periodic fine-tuning; they look at the clock themselves."""
         self.device = pick_device(inputs.device)
@@ -113,12 +110,10 @@ class Background:
             rate_hz=inputs.tick.rate_hz,
             device=self.device,
         )
-        self.live: tuple[str, Any] | None = None
-        self.verdict: Verdict | None = None
-        self.examination: Examination | None = None
-        """The trial that is going on."""
-        self._candidate: tuple[str, Any] = ("", None)
-        self._judged = -1
+        feeding = Feeding(tasks_of(inputs, self.reader))
+        self.trials = Trials(
+            self.learner, self.versions, self.reader, self.outbox, build, promotion, steps, feeding, inputs.tick.rate_hz
+        )
         self._due: dict[str, float] = {}
 
     def run(self) -> None:
@@ -138,7 +133,7 @@ class Background:
         resumed = self.learner.resume(self._weights)
         self._report_refusals()
         if not resumed:
-            loaded = self.versions.load_live(self._refused, self.learner.shapes())
+            loaded = self.versions.load_live(self.trials.refused, self.learner.shapes())
             if loaded is not None:
                 self.learner.take_up(loaded.manifest.version, loaded.tensors["policy"])
             self.learner.save()
@@ -148,7 +143,7 @@ class Background:
     def once(self) -> None:
         """One round: take in, update for a while, and what has become due."""
         settings = self.inputs.learner
-        self._follow_rollback()
+        self.trials.follow_rollback()
         self.learner.ingest()
         done = self.learner.train(time.monotonic() + settings.update_every_s)
         state = "training" if done else ("waiting" if not self.learner.position.update else "idle")
@@ -160,122 +155,10 @@ class Background:
                 chore()
         if self._is_due("save", settings.save_every_s):
             self.learner.save()
-        if self.examination is not None:
-            self.go_on(time.monotonic() + settings.update_every_s)
-        elif self._is_due("promote", settings.promote_every_s) and self.learner.position.update > self._judged:
-            self.begin_trial()
-
-    def trial(self) -> Verdict | None:
-        """Put a candidate on trial; the verdict, unless a step has to wait."""
-        self.begin_trial()
-        return self.go_on()
-
-    def begin_trial(self) -> None:
-        """Write a candidate and prepare its trial."""
-        self._judged = self.learner.position.update
-        with torch.random.fork_rng(devices=[]):  # judging must not change what is learned next
-            version = self._write_candidate()
-            self.examination = self._examine(version)
-
-    def go_on(self, until_s: float = math.inf) -> Verdict | None:
-        """Go on with the trial until a moment of the monotonic clock; at its end promote the candidate or say why not."""
-        examination = self.examination
-        assert examination is not None
-        if self.versions.live().version != examination.trial.live_version:
-            verdict: Verdict | None = examination.void("another version went live during the trial")
-        else:
-            with torch.random.fork_rng(devices=[]):
-                verdict = examination.advance(until_s)
-        if verdict is not None:
-            self.examination = None
-            self._conclude(verdict)
-        return verdict
-
-    def _conclude(self, verdict: Verdict) -> None:
-        version, candidate = self._candidate
-        self._candidate, self.verdict = ("", None), verdict
-        fields = {"version": version, "live": self.live[0] if self.live else None, **verdict.fields()}
-        if not verdict.passed:
-            self.outbox.post("policy_rejected", fields)
-            return
-        try:
-            self.versions.promote(version, self.learner.shapes())
-        except CheckpointRefused as refusal:
-            self._refused(refusal)
-        else:
-            self.live = (version, candidate)
-            self.outbox.post("policy_promoted", fields)
-
-    def _write_candidate(self) -> str:
-        learner = self.learner
-        tensors: dict[str, dict[str, Tensor]] = {"policy": learner.policy.state_dict()}
-        extra = learner.algorithm.state_dict()
-        if sum(t.numel() * t.element_size() for t in extra.values()) <= LEARNER_STATE_LIMIT:
-            tensors["learner"] = extra
-        position = learner.position
-        mean = learner.reward_mean
-        return self.versions.save(
-            tensors,
-            {
-                "spec": orjson.loads(self.spec.to_json()),
-                "settings": self.inputs.learner.model_dump(),
-                "position": {"update": position.update, "row": position.row, "change": position.change},
-            },
-            parent=self.versions.live().version,
-            encoder_versions=learner.replay.versions,
-            data={"last_row": position.row, "transitions": len(learner.replay), "first_row": self.reader.first_row()},
-            metrics={"score": mean, "updates": position.update, **learner.metrics},
-        )
-
-    def _examine(self, version: str) -> Examination:
-        loaded = self.versions.load(version, self.learner.shapes())
-        candidate: Any = self.build(self.spec).eval()
-        candidate.load_state_dict(loaded.tensors["policy"])
-        self._candidate = (version, candidate)
-        live = self._live_policy()
-        settings, rate_hz = self.inputs.learner, self.inputs.tick.rate_hz
-        trial = Trial(
-            manifest=loaded.manifest,
-            spec=self.spec,
-            candidate=candidate,
-            live=live[1] if live else None,
-            live_version=self.versions.live().version,
-            recent=lambda count: [row.transition for row in self.reader.newest(count)],
-            settings=self.inputs.promotion,
-            period_s=1 / rate_hz,
-            settle=round(settings.settle_s * rate_hz),
-            after=lambda row: self.reader.rows(row + 1, row + 1 + FRESH),
-            last_row=self.reader.last_row,
-            versions=dict(self.learner.replay.versions),
-        )
-        return Examination(trial, self.steps, self.inputs.promotion.steps)
-
-    def _live_policy(self) -> tuple[str, Any] | None:
-        version = self.versions.live().version
-        if version is None:
-            self.live = None
-        elif self.live is None or self.live[0] != version:
-            try:
-                loaded = self.versions.load(version, self.learner.shapes())
-            except CheckpointRefused as refusal:
-                self._refused(refusal)
-                self.live = None
-            else:
-                policy: Any = self.build(self.spec).eval()
-                policy.load_state_dict(loaded.tensors["policy"])
-                self.live = (version, policy)
-        return self.live
-
-    def _follow_rollback(self) -> None:
-        """After a rollback, learn on from the version that came back: what failed is not the ground to build on."""
-        live = self.versions.live()
-        failed = self.live is not None and self.live[0] in live.failed
-        if failed and live.version is not None:
-            with torch.random.fork_rng(devices=[]):
-                self._live_policy()
-            if self.live is not None:
-                self.learner.take_up(self.live[0], self.live[1].state_dict())
-                self._judged = self.learner.position.update
+        if self.trials.examination is not None:
+            self.trials.go_on(time.monotonic() + settings.update_every_s)
+        elif self._is_due("promote", settings.promote_every_s) and self.trials.something_new:
+            self.trials.begin()
 
     def _weights(self, version: str) -> dict[str, Tensor]:
         return self.versions.load(version, self.learner.shapes()).tensors["policy"]
@@ -291,13 +174,9 @@ class Background:
         self._due[what] = moment
         return True
 
-    def _refused(self, refusal: CheckpointRefused) -> None:
-        fields = {"version": refusal.version, "reason": refusal.reason, "detail": refusal.detail}
-        self.outbox.post("checkpoint_refused", fields)
-
     def _report_refusals(self) -> None:
         while self.learner.refused:
-            self._refused(self.learner.refused.pop(0))
+            self.trials.refused(self.learner.refused.pop(0))
 
     def _tell(self, state: str, *, now: bool = False) -> None:
         self.progress.tell(self.learner.position.update, lambda: {"state": state, **self.figures()}, now=now)
@@ -322,8 +201,8 @@ class Background:
             "skipped": learner.skipped,
             "reward_mean": learner.reward_mean,
             "policy": self.versions.live().version,
-            "candidate": self.verdict.fields() if self.verdict else None,
-            "on_trial": {"version": self._candidate[0], "step": self.examination.step} if self.examination else None,
+            "candidate": self.trials.verdict.fields() if self.trials.verdict else None,
+            "on_trial": self.trials.on_trial(),
             "unreadable": self.reader.unreadable,
         }
 
@@ -354,12 +233,18 @@ def chores(inputs: Inputs, outbox: Outbox, stop: threading.Event) -> list[Callab
     """Periodic fine-tuning of every task, and what was wished for on `request/finetune`."""
     folder = inputs.state_dir / "learner"
     reader = Reader(inputs.state_dir / "experience")
-    tasks = {
-        name: Online(name, settings, inputs.finetune, folder / "tasks", reader, seed=inputs.learner.seed)
-        for name, settings in inputs.tasks.items()
-    }
+    tasks = tasks_of(inputs, reader)
     wishes = Outbox(folder / "wishes", limit=16)
     return [partial(_finetune, tasks, wishes, outbox, stop)] if tasks else []
+
+
+def tasks_of(inputs: Inputs, reader: Reader) -> dict[str, Online]:
+    """The fine-tuning of every task."""
+    folder = inputs.state_dir / "learner" / "tasks"
+    return {
+        name: Online(name, settings, inputs.finetune, folder, reader, seed=inputs.learner.seed)
+        for name, settings in inputs.tasks.items()
+    }
 
 
 def _finetune(tasks: Mapping[str, Online], wishes: Outbox, outbox: Outbox, stop: threading.Event) -> None:

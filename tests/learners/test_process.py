@@ -61,7 +61,8 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     one.begin()
     one.once()
     assert one.learner.position.update > 0
-    verdict = one.trial()
+    verdict = one.trials.run()
+    assert verdict is not None
     assert verdict.passed, verdict
     live = one.versions.live().version
     assert live is not None
@@ -110,8 +111,9 @@ def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
     one.begin()
     one.once()
     before = torch.get_rng_state()
-    verdict = one.trial()
+    verdict = one.trials.run()
     assert torch.equal(torch.get_rng_state(), before)  # judging leaves no trace in what is learned next
+    assert verdict is not None
     assert not verdict.passed
     assert one.versions.live().version is None
     assert len(seen[0].recent(50)) == 50
@@ -127,17 +129,17 @@ def test_after_a_rollback_it_learns_on_from_the_version_that_came_back(tmp_path:
     one = background(tmp_path)
     one.begin()
     one.once()
-    one.trial()
+    one.trials.run()
     good = one.versions.live().version
     assert good is not None
     one.learner.train(float("inf"), until=one.learner.position.update + 20)
-    one.trial()
+    one.trials.run()
     assert one.versions.live().version != good
     one.versions.rollback()
-    one._follow_rollback()
+    one.trials.follow_rollback()
     expected = one.versions.load(good).tensors["policy"]
     assert all(torch.equal(value, expected[name]) for name, value in one.learner.policy.state_dict().items())
-    one._follow_rollback()  # once is enough
+    one.trials.follow_rollback()  # once is enough
     two = background(tmp_path)
     two.begin()
     learning.assert_identical(learning.weights(two.learner), learning.weights(one.learner))
@@ -158,14 +160,15 @@ def test_a_live_version_that_is_broken_is_an_event(tmp_path: Path) -> None:
     one = background(tmp_path)
     one.begin()
     one.once()
-    one.trial()
+    one.trials.run()
     live = one.versions.live().version
     assert live is not None
     (tmp_path / "checkpoints" / live / "spec.json").write_bytes(b"")
     two = background(tmp_path)
     two.begin()
     two.once()
-    verdict = two.trial()
+    verdict = two.trials.run()
+    assert verdict is not None
     assert verdict.passed
     assert ("checkpoint_refused", "wrong_hash") in [(kind, fields.get("reason")) for kind, fields in events(tmp_path)]
 
