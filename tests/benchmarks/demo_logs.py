@@ -37,6 +37,7 @@ from sensors.readings import Frame, Reading, Sound, Text
 ACTIONS = ActionSpace((Choice("head", tuple(TURNS)),))
 WARMUP = 256
 RATE_HZ = 10
+GAMMA = 0.8
 
 Tokens = dict[str, NDArray[Any]]
 
@@ -132,7 +133,7 @@ def run(
     every: int = 200,
     judge: Judge = lambda *_: True,
     tell: Callable[[int], None] = lambda _: None,
-    gamma: float = 0.8,
+    gamma: float = GAMMA,
 ) -> Log:
     """Learn for so many ticks; a candidate every `every` of them, which acts if `judge` says so."""
     torch.manual_seed(seed)
