@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.compared import Acts
-from learners.logged import CHUNK, Logged
+from learners.logged import Acts, Logged
 from learners.model.heads import HeadOutput
 from learners.model.spec import PolicySpec
 
@@ -35,14 +34,14 @@ class Actions:
     """Motions outside their limits and choices that do not exist."""
 
 
-def act(policy: Acts, logged: Logged, size: int = CHUNK) -> Generator[None, None, Actions]:
+def act(policy: Acts, logged: Logged) -> Generator[None, None, Actions]:
     """Go through the observations chunk by chunk; the generator returns the whole."""
     generator = torch.Generator().manual_seed(0)
     parts: list[Values] = []
     sound = True
-    for _, batch in logged.chunks(size):
+    for rows in logged.chunks():
         with torch.no_grad():
-            out = policy.heads.act(policy.encode(batch.features), generator=generator, explore=False)
+            out = policy.heads.act(logged.contexts(policy, rows), generator=generator, explore=False)
         sound &= is_sound(out)
         parts.append({name: value.double().numpy() for name, value in out.values.items()})
         yield

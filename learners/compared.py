@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.batch import Batch
-from learners.logged import Logged
-from learners.model.features import Features
+from learners.logged import Acts, Logged
 from learners.model.heads import Heads
 from learners.propensity import Preference, motions, preferences, taken, unit_actions
 
@@ -31,15 +28,6 @@ DRAWS = 8
 """Motions that a continuous actor's average is taken over."""
 
 Array = NDArray[np.float64]
-
-
-class Acts(Protocol):
-    """What is asked of a policy: contexts of what was seen, and heads."""
-
-    heads: Heads
-
-    def encode(self, features: Features) -> Tensor:
-        """Contexts B,C of features [B, H]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,34 +60,34 @@ def compare(candidate: Acts, live: Acts, logged: Logged, seed: int = 0) -> Gener
     generator = torch.Generator().manual_seed(seed)
     projected = min(PROJECTED, len(logged) // 50)
     parts: list[tuple[Array, ...]] = []
-    for rows, batch in logged.chunks():
+    for rows in logged.chunks():
         with torch.no_grad():
-            sides = [_side(policy, batch, generator) for policy in (candidate, live)]
+            sides = [_side(policy, logged.contexts(policy, rows), generator) for policy in (candidate, live)]
+            actions = logged.actions(rows)
             own = {name: own_N[rows] for name, own_N in logged.own.items()}
-            joint = [_joint(side, batch, own) for side in sides]
+            joint = [_joint(side, actions, own) for side in sides]
             logged_B = np.prod([p_N[rows] for p_N in logged.probability.values()], axis=0)
-            parts.append((logged_B, *joint, *_features(sides, batch, projected)))
+            parts.append((logged_B, *joint, *_features(sides, actions, projected)))
         yield
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Compared(*columns)
 
 
-def _side(policy: Acts, batch: Batch, generator: torch.Generator) -> _Side:
-    context_BC = policy.encode(batch.features)
+def _side(policy: Acts, context_BC: Tensor, generator: torch.Generator) -> _Side:
     head = policy.heads.continuous
     draws = None if head is None else motions(head, context_BC, DRAWS, generator)
     return _Side(policy.heads, context_BC, preferences(policy.heads, context_BC), draws)
 
 
-def _joint(side: _Side, batch: Batch, own: Mapping[str, NDArray[np.bool_]]) -> Array:
+def _joint(side: _Side, actions: Mapping[str, Tensor], own: Mapping[str, NDArray[np.bool_]]) -> Array:
     """Probability B of the actions that were the policy's own."""
-    product_B = np.ones(len(batch))
-    for name, probability_B in taken(side.heads, side.context, batch.actions).items():
+    product_B = np.ones(len(side.context))
+    for name, probability_B in taken(side.heads, side.context, actions).items():
         product_B *= np.where(own[name], probability_B.numpy(), 1.0)
     return product_B
 
 
-def _features(sides: list[_Side], batch: Batch, projected: int) -> tuple[Array, Array, Array]:
+def _features(sides: list[_Side], actions: Mapping[str, Tensor], projected: int) -> tuple[Array, Array, Array]:
     """Features B,D of what was done and of what each side would do."""
     state_BK = _state(sides, projected)
     done: list[Tensor] = []
@@ -107,15 +95,15 @@ def _features(sides: list[_Side], batch: Batch, projected: int) -> tuple[Array, 
     for name in sides[0].choices:
         scores = [side.choices[name].scores for side in sides]
         size = scores[0].shape[-1]
-        done.append(_choice_features(torch.eye(size)[batch.actions[name]], scores, state_BK))
+        done.append(_choice_features(torch.eye(size)[actions[name]], scores, state_BK))
         for columns, side in zip(would, sides, strict=True):
             columns.append(_choice_features(side.choices[name].probabilities, scores, state_BK))
     if sides[0].draws is not None:
-        done.append(_motion_features(unit_actions(sides[0].heads, batch.actions).unsqueeze(0), sides, state_BK))
+        done.append(_motion_features(unit_actions(sides[0].heads, actions).unsqueeze(0), sides, state_BK))
         for columns, side in zip(would, sides, strict=True):
             assert side.draws is not None
             columns.append(_motion_features(side.draws, sides, state_BK))
-    joined = [torch.cat([torch.ones(len(batch), 1), *columns], -1).double().numpy() for columns in (done, *would)]
+    joined = [torch.cat([torch.ones(len(state_BK), 1), *columns], -1).double().numpy() for columns in (done, *would)]
     return joined[0], joined[1], joined[2]
 
 

@@ -13,14 +13,19 @@ Shapes: N decisions in the order of time, A components of one continuous actuato
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from actuators.actions import Choice, Continuous
-from learners.batch import Batch
+from learners.model.features import Features
+from learners.model.heads import Heads
+from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.replay import MAX_GAP, Replay
 from learners.transition import Transition
@@ -30,6 +35,15 @@ CHUNK = 64
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+
+
+class Acts(Protocol):
+    """What is asked of a policy: contexts of what was seen, and heads."""
+
+    heads: Heads
+
+    def encode(self, features: Features) -> Tensor:
+        """Contexts B,C of features [B, H]."""
 
 
 @dataclass(slots=True)
@@ -60,7 +74,8 @@ class Logged:
     ) -> None:
         self.spec, self.transitions = spec, transitions
         count = len(transitions)
-        self._replay = Replay(spec, max_bytes=1 << 62, max_rows=max(80, round(1.3 * count) + 2))
+        single = replace(spec, history=1)  # histories are put together here, so that nothing is held or encoded twice
+        self._replay = Replay(single, max_bytes=1 << 62, max_rows=max(80, round(1.3 * count) + 2))
         for transition in transitions:
             self._replay.append(transition)
             self._replay.versions.update(transition.encoder_versions)
@@ -91,15 +106,36 @@ class Logged:
         own_N: Flags = np.any([np.zeros(len(self), bool), *self.own.values()], axis=0)
         return own_N
 
-    def chunks(self, size: int = CHUNK) -> Iterator[tuple[slice, Batch]]:
-        """The decisions in order, a few at a time; `features` and `actions` of a batch are what counts."""
+    def chunks(self, size: int = CHUNK) -> Iterator[slice]:
+        """All rows in order, a few at a time."""
         for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            yield rows, self._replay.batch(np.arange(rows.start, rows.stop), steps=1)
+            yield slice(start, min(start + size, len(self)))
 
-    def newest(self) -> Batch:
-        """The last decision alone."""
-        return self._replay.batch(np.array([len(self) - 1]), steps=1)
+    def actions(self, rows: slice) -> Mapping[str, Tensor]:
+        """What was executed: index B of a choice, motion B,A."""
+        return self._replay.batch(np.arange(rows.start, rows.stop), steps=1).actions
+
+    def history(self, rows: slice) -> NDArray[np.int64]:
+        """Row numbers B,H of what a policy sees at each row, oldest first; a session's first stands for those before it."""
+        at_BH = np.repeat(np.arange(rows.start, rows.stop)[:, None], self.spec.history, axis=1)
+        for h in range(self.spec.history - 2, -1, -1):
+            later_B = at_BH[:, h + 1]
+            at_BH[:, h] = np.where((later_B > 0) & self.follows_N[later_B - 1], later_B - 1, later_B)
+        return at_BH
+
+    def seen(self, at: NDArray[np.int64]) -> Features:
+        """Features of given rows, with the leading dimensions of `at`."""
+        single = self._replay.batch(at.reshape(-1), steps=1).features[:, 0]
+        return single.map(lambda x: x.reshape(*at.shape, *x.shape[1:]))
+
+    def contexts(self, policy: Acts, rows: slice) -> Tensor:
+        """Contexts B,C of a policy. Where it is known how, each row is fused once and not once for every history it is in."""
+        at_BH = self.history(rows)
+        if not isinstance(policy, Policy):
+            return policy.encode(self.seen(at_BH))
+        first = int(at_BH.min(initial=rows.start))
+        states_RD = policy.fuse(self.seen(np.arange(first, rows.stop)))
+        return policy.context(states_RD[torch.from_numpy(at_BH - first)])
 
 
 def _chained(transitions: Sequence[Transition]) -> Flags:

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from learners.compared import Acts, compare
+from learners.compared import compare
 from learners.evaluate import Finding, Trial, Working, working
-from learners.logged import Logged
+from learners.logged import Acts, Logged
 from learners.offpolicy import Evidence, Judged, Side, judge
 
 

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from learners.acting import Values, agreement, is_sound, outside, shares
-from learners.compared import Acts
 from learners.evaluate import BUDGET, Finding, Trial, Working, working
-from learners.logged import Logged
+from learners.logged import Acts, Logged
 from learners.model.heads import HeadOutput
 from learners.offpolicy import Judged, judge
 from learners.ope import figures as estimates
@@ -77,7 +76,7 @@ class Watch:
         """One fresh tick."""
         history = [*self.past, row.transition]
         logged = Logged(self.trial.spec, history, dict(self.trial.versions))
-        features = logged.newest().features
+        features = logged.seen(logged.history(slice(len(history) - 1, len(history))))
         started = time.thread_time()
         out = _decide(self.trial.candidate, features)
         self.seconds.append(time.thread_time() - started)

@@ -19,6 +19,7 @@ from learners.model.heads import Heads
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.propensity import densities, motions, preferences, taken, unit_actions
+from learners.replay import Replay
 from learners.transition import Transition
 
 torch.set_num_threads(1)
@@ -73,21 +74,42 @@ def test_a_successor_is_the_next_tick_of_the_same_session() -> None:
 
 
 def test_features_are_those_of_replay_with_the_history() -> None:
-    rows = [tick(n) for n in range(100)]
+    rows = [tick(n, done=n == 69) for n in range(100)]
     logged = Logged(SPEC, rows)
-    parts = list(logged.chunks(64))
-    assert [(rows.start, rows.stop) for rows, _ in parts] == [(0, 64), (64, 100)]
-    seen = parts[1][1].features.tokens["joints"]
-    assert seen.shape == (36, 2, 1, 2)
-    assert np.array_equal(seen[5, 0], rows[68].tokens["joints"])
-    assert np.array_equal(seen[5, 1], rows[69].tokens["joints"])
-    assert torch.equal(logged.newest().features.tokens["joints"][0], seen[-1])
+    assert list(logged.chunks(64)) == [slice(0, 64), slice(64, 100)]
+    replay = Replay(SPEC, max_bytes=1 << 20, max_rows=200)
+    for row in rows:
+        replay.append(row)
+    wanted = replay.newest(100)
+    assert wanted is not None
+    seen = logged.seen(logged.history(slice(0, 100)))
+    assert seen.lead == (100, 2)
+    assert torch.equal(seen.tokens["joints"], wanted.tokens["joints"])
+    assert torch.equal(seen.present, wanted.present)
+    assert logged.history(slice(68, 72)).tolist() == [[67, 68], [68, 69], [70, 70], [70, 71]]
+
+
+def test_contexts_are_those_of_encoding_each_history() -> None:
+    torch.manual_seed(0)
+    streams = (StreamSpec("joints", "telemetry", 1, 2), StreamSpec("orders", "language", 2, 8))
+    spec = PolicySpec(streams, ARM, width=16, heads=2, history=3, gamma=0.9)
+    policy = Policy(spec).eval()
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(30):
+        orders = rng.normal(size=(2, 8)).astype(np.float16)
+        tokens = {**tick(n).tokens, **({"orders": orders} if n % 4 else {})}
+        rows.append(tick(n, tokens=tokens, present=dict.fromkeys(tokens, True), done=n == 11))
+    logged = Logged(spec, rows)
+    with torch.no_grad():
+        for part in (slice(0, 7), slice(7, 30)):
+            whole = policy.encode(logged.seen(logged.history(part)))
+            torch.testing.assert_close(logged.contexts(policy, part), whole)
 
 
 def test_tokens_of_another_encoder_are_missing() -> None:
     rows = [tick(n, encoder_versions={"joints": "old" if n < 3 else "new"}) for n in range(6)]
-    batch = next(iter(Logged(SPEC, rows).chunks()))[1]
-    assert batch.features.present[:, -1, 0].tolist() == [False] * 3 + [True] * 3
+    assert Logged(SPEC, rows).seen(np.arange(6)).present[:, 0].tolist() == [False] * 3 + [True] * 3
 
 
 @pytest.mark.parametrize(("algorithm", "gamma"), [("dqn", 0.9), ("bandit", 0.0), ("sac", 0.9)])
