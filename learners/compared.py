@@ -57,12 +57,11 @@ class _Side:
 
 def compare(candidate: Acts, live: Acts, logged: Logged, seed: int = 0) -> Generator[None, None, Compared]:
     """Go through the decisions chunk by chunk; the generator returns the whole."""
-    generator = torch.Generator().manual_seed(seed)
     projected = min(PROJECTED, len(logged) // 50)
     parts: list[tuple[Array, ...]] = []
     for rows in logged.chunks():
         with torch.no_grad():
-            sides = [_side(policy, logged.contexts(policy, rows), generator) for policy in (candidate, live)]
+            sides = [_side(policy, logged.contexts(policy, rows), seed + rows.start) for policy in (candidate, live)]
             actions = logged.actions(rows)
             own = {name: own_N[rows] for name, own_N in logged.own.items()}
             joint = [_joint(side, actions, own) for side in sides]
@@ -73,8 +72,10 @@ def compare(candidate: Acts, live: Acts, logged: Logged, seed: int = 0) -> Gener
     return Compared(*columns)
 
 
-def _side(policy: Acts, context_BC: Tensor, generator: torch.Generator) -> _Side:
+def _side(policy: Acts, context_BC: Tensor, seed: int) -> _Side:
+    """The same seed for both sides: the noise of their draws then cancels in the difference."""
     head = policy.heads.continuous
+    generator = torch.Generator().manual_seed(seed)
     draws = None if head is None else motions(head, context_BC, DRAWS, generator)
     return _Side(policy.heads, context_BC, preferences(policy.heads, context_BC), draws)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import learning
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -263,3 +264,78 @@ def test_a_trial_that_waits_ends_when_its_time_is_over() -> None:
     assert not verdict.passed
     assert pauses
     assert pytest.approx(len(pauses), abs=2) == 30
+
+
+def test_motions_are_told_by_how_much_they_vary() -> None:
+    from actuators.actions import ActionSpace, Choice, Continuous
+    from learners.acting import agreement, collapsed, outside, shares
+    from learners.model.spec import PolicySpec
+
+    arm = Continuous("arm", (-1.0, 0.0), (1.0, 4.0))
+    spec = PolicySpec(learning.SPEC.streams, ActionSpace((Choice("head", ("left", "right")), arm)))
+    still = {"head": np.zeros(4), "arm": np.tile([0.5, 1.0], (4, 1))}
+    moving = {
+        "head": np.array([0.0, 1.0, 1.0, 2.0]),
+        "arm": np.array([[-1.0, 0.0], [1.0, 4.0], [1.0, 4.0], [1.2, 0.0]]),
+    }
+    assert collapsed(spec, still) == {"head": True, "arm": True}
+    assert collapsed(spec, moving) == {"head": False, "arm": False}
+    assert shares(spec, still) == {"head": {"left": 1.0, "right": 0.0}, "arm": {"deviation": 0.0}}
+    assert outside(spec, still) == 0
+    assert outside(spec, moving) == 2  # a third choice, and 1.2
+    assert agreement(spec, still, still) == {"head": 1.0, "arm": 1.0}
+    assert agreement(spec, still, moving)["head"] == 0.25
+    distances = (0.75 + 0.25 + 0.25 + 0.35 + 0.25 + 0.75 + 0.75 + 0.25) / 8
+    assert agreement(spec, still, moving)["arm"] == pytest.approx(1 - distances, abs=1e-4)
+
+
+def test_continuous_actuators_are_judged_by_their_densities() -> None:
+    """An arm whose reward falls with its distance from the first number; the worse policy goes the other way."""
+    from actuators.actions import ActionSpace, Continuous
+    from learners.model.spec import PolicySpec
+
+    actions = ActionSpace((Continuous("arm", (-1.0,), (1.0,)),))
+    spec = PolicySpec(learning.SPEC.streams, actions, history=1, gamma=0.0, algorithm="sac")
+
+    class Arm(nn.Module):
+        def __init__(self, sign: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.heads = Heads(actions, 2, "sac", gamma=0.5, hidden=(4,)).eval()
+            head = self.heads.continuous
+            assert head is not None
+            head.epsilon.fill_(0.1)
+            head.actor.trunk = nn.Identity()  # type: ignore[assignment] # a linear actor
+            head.actor.out = nn.Linear(2, 2)
+            head.actor.out.weight.data = torch.tensor([[sign, 0.0], [0.0, 0.0]])
+            head.actor.out.bias.data = torch.tensor([0.0, 0.3])
+
+        def encode(self, features: Features) -> Tensor:
+            return features.tokens["joints"][:, -1, 0]
+
+    live, worse = Arm(1.0), Arm(-1.0)
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for n in range(500):
+        made = learning.made(n)
+        context = torch.from_numpy(made.tokens["joints"])
+        out = live.heads.act(context, generator=generator, explore=True)
+        value = float(out.values["arm"][0, 0])
+        rows.append(
+            Row(
+                n + 1,
+                replace(
+                    made, actions={"arm": (value,)}, probabilities={"arm": float(out.probabilities["arm"][0])},
+                    by={"arm": "policy"}, reward=-abs(value - np.tanh(float(context[0, 0]))), done=False,
+                ),
+            )
+        )  # fmt: skip
+    world = World(0)
+    world.rows = rows
+    bad = run("ope", replace(trial(worse, live, world), spec=spec))
+    assert not bad.passed
+    assert bad.figures["own"] == 490
+    assert bad.figures["estimates"]["snips"]["upper"] < 0
+    good = run("ope", replace(trial(live, worse, world), spec=spec))
+    assert good.passed, good
+    assert run("ope", replace(trial(live, live, world), spec=spec)).figures["lower"] == 0.0

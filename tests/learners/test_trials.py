@@ -26,7 +26,14 @@ torch.set_num_threads(1)
 
 
 def background(folder: Path, **promotion: Any) -> Background:
-    learner = {"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05}
+    learner = {
+        "batch": 32,
+        "warmup": 40,
+        "settle_s": 0,
+        "replay_gb": 1e-3,
+        "update_every_s": 0.05,
+        "updates_per_step": 4,
+    }
     given = Inputs.model_validate(
         {"state_dir": str(folder), "device": "cpu", "learner": learner, "promotion": {"shadow_s": 0.3, **promotion}}
     )
