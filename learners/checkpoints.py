@@ -249,8 +249,11 @@ class Checkpoints:
             promoted = (*(name for name in earlier if name != version), version)
             return self._point(Live(version, promoted, live.failed, self._clock()))
 
-    def rollback(self, *, to: str | None = None) -> Live:
+    def rollback(self, *, to: str | None = None, failing: str | None = None) -> Live:
         """Take the live version out for good and return to the one before it that still loads (or to `to`).
+
+        `failing` names the version that is meant: when another one has gone live since, that one stays and `failing` is only
+        marked.
 
         Raises:
             CheckpointRefused: there is nothing to go back to, or `to` may not be loaded.
@@ -259,6 +262,10 @@ class Checkpoints:
             live = self.live()
             if live.version is None:
                 raise CheckpointRefused("none", "missing", "no version is live, so there is nothing to roll back")
+            if failing is not None and failing != live.version:
+                acted = tuple(name for name in live.promoted if name != failing)
+                marked = (*(name for name in live.failed if name != failing), failing)
+                return self._point(Live(live.version, acted, marked, live.changed_s))
             earlier = [name for name in reversed(live.promoted) if name != live.version and name not in live.failed]
             for candidate in [to] if to is not None else earlier:
                 try:

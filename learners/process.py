@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from learners.background import background_stream, die_with, give_way
-from learners.checkpoints import Checkpoints
+from learners.checkpoints import CheckpointRefused, Checkpoints
 from learners.config import ExperienceSettings, FinetuneSettings, LearnerSettings, PromotionSettings, TaskSettings
 from learners.evaluate import Step
 from learners.handover import take_over
@@ -39,6 +39,7 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.online import Online
 from learners.outbox import Outbox
+from learners.probation import under_way
 from learners.promotion import STEPS
 from learners.reader import Reader
 from learners.signing import load_key
@@ -137,6 +138,8 @@ class Background:
             if loaded is not None:
                 self.learner.take_up(loaded.manifest.version, loaded.tensors["policy"])
             self.learner.save()
+        elif self._rolled_back_meanwhile():
+            self._take_up_live()
         position = self.learner.position
         self.outbox.post("learner_resumed", {"resumed": resumed, "update": position.update, "row": position.row})
 
@@ -157,8 +160,29 @@ class Background:
             self.learner.save()
         if self.trials.examination is not None:
             self.trials.go_on(time.monotonic() + settings.update_every_s)
+        elif under_way(self.inputs.state_dir, time.time()):
+            pass  # what acts is on probation; one change at a time, so that it is known what a drop is due to
         elif self._is_due("promote", settings.promote_every_s) and self.trials.something_new:
             self.trials.begin()
+
+    def _rolled_back_meanwhile(self) -> bool:
+        """Whether a rollback is younger than the saved state: that state builds on what failed."""
+        live, saved = self.versions.live(), self.learner.state.list()
+        if not (live.version and live.failed and saved):
+            return False
+        back = int(live.version.split("-")[0]) < int(live.failed[-1].split("-")[0])
+        return back and live.changed_s > saved[-1].created_s
+
+    def _take_up_live(self) -> None:
+        live = self.versions.live().version
+        assert live is not None
+        try:
+            weights = self._weights(live)
+        except CheckpointRefused as refusal:
+            self.trials.refused(refusal)
+            return
+        self.learner.take_up(live, weights)
+        self.learner.save()
 
     def _weights(self, version: str) -> dict[str, Tensor]:
         return self.versions.load(version, self.learner.shapes()).tensors["policy"]

@@ -105,7 +105,10 @@ async def _forward(parts: Parts) -> None:
     """Events of the learner, which has no connection of its own."""
     while True:
         for event in await asyncio.to_thread(parts.outbox.collect):
-            parts.reporter.event(event.kind, event.fields)
+            if event.kind == "source_quarantined":
+                parts.sources.accused(event.fields)  # carries it out, and says so
+            else:
+                parts.reporter.event(event.kind, event.fields)
             event.acknowledge()
         await asyncio.sleep(OUTBOX_POLL_S)
 

@@ -22,7 +22,10 @@ from prometheus_client import CollectorRegistry
 from learners.checkpoints import CheckpointRefused, Checkpoints
 from learners.experience import Store
 from learners.handover import hand_over
+from learners.ledger import Ledger
 from learners.outbox import Outbox
+from learners.probation import Probation
+from learners.quarantine import Quarantine
 from learners.rewards import build_rewards
 from runtime.announcer import Announcer
 from runtime.brain import build_engine
@@ -40,12 +43,15 @@ from runtime.language import Language
 from runtime.metrics import Metrics
 from runtime.metrics_http import application, serve
 from runtime.mqtt import Address, Connection, Message
+from runtime.outcomes import Outcomes
 from runtime.preview import Previews
+from runtime.probation import Watch
 from runtime.raw import RawKeeper, streams_to_keep
 from runtime.reporter import Reporter
 from runtime.requests import Answer, RequestFailed, Requests
 from runtime.sessions import Sessions
 from runtime.settings import Config
+from runtime.sources import Sources
 from runtime.swap import Swap
 from runtime.tick import Ticker
 from runtime.topics import Topics
@@ -71,6 +77,9 @@ class Parts:
     feedback: Feedback
     checkpoints: Checkpoints
     swap: Swap
+    watch: Watch
+    sources: Sources
+    outcomes: Outcomes
     outbox: Outbox
     control: Connection
     media: Connection
@@ -84,6 +93,8 @@ class Parts:
         """Commit and close everything that holds data; takes up to a few seconds."""
         if self.reporter.recorder is not None:
             self.reporter.recorder.close()
+        self.watch.close()
+        self.sources.close()
         self.store.close()
         self.engine.close()
 
@@ -109,9 +120,23 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
     intake = Intake(
         {n: (s, config.streams[n].kind) for n, s in sensors.items() if isinstance(s, TopicSensor)}, inbox.put, decoders
     )
-    engine = await _engine(config, checkpoints, reporter)
+    watch = Watch(_probation(config), checkpoints, config.state_dir, reporter.event, time.time)
+    await asyncio.to_thread(watch.start)
+    engine = await _engine(config, checkpoints, reporter, watch)
     store = Store(config.state_dir / "experience", config.experience, on_event=reporter.event)
-    feedback = Feedback(store, reporter.event, config.rewards, frozenset(config.tasks), clock.now, time.time)
+    rewards = build_rewards(config.rewards, config.streams, config.actuators)
+    outcomes = Outcomes(rewards, Ledger(config.learner.settle_s), time.time)
+    sources = Sources(Quarantine(), store, outcomes.ledger, config.state_dir, reporter.event, time.time)
+    feedback = Feedback(
+        store,
+        reporter.event,
+        config.rewards,
+        frozenset(config.tasks),
+        clock.now,
+        time.time,
+        outcomes.credited,
+        sources.names,
+    )
     ticker = Ticker(
         session=uuid.uuid4().hex[:12],
         pacer=Pacer(config.tick.period_s, clock),
@@ -120,12 +145,23 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
         engine=engine,
         gate=GateLink(end),
         memory=store,
-        rewards=build_rewards(config.rewards, config.streams, config.actuators),
+        rewards=rewards,
         report=reporter.ticked,
         mode=config.mode,
     )
     progress = config.state_dir / "learner" / "progress.json"
-    health = Health(ticker, inbox, intake, sensors, store, feedback, progress, config.learner.enabled)
+    health = Health(
+        ticker,
+        inbox,
+        intake,
+        sensors,
+        store,
+        feedback,
+        progress,
+        config.learner.enabled,
+        watch.figures,
+        sources.figures,
+    )
     parts = Parts(
         config=config,
         sensors=sensors,
@@ -136,21 +172,31 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
         store=store,
         feedback=feedback,
         checkpoints=checkpoints,
-        swap=Swap(checkpoints, engine, reporter.event),
+        swap=Swap(checkpoints, engine, reporter.event, watcher=watch),
+        watch=watch,
+        sources=sources,
+        outcomes=outcomes,
         outbox=Outbox(config.state_dir / "learner" / "outbox"),
         control=control,
         media=media,
         reporter=reporter,
-        requests=_requests(config, control, topics, checkpoints, reporter, ticker),
+        requests=_requests(config, control, topics, checkpoints, reporter, ticker, sources),
         health=health,
     )
+    _judge(parts)
     _listen(parts, topics, decoders)
     _measure(parts, registry)
     return parts
 
 
 def _requests(
-    config: Config, control: Connection, topics: Topics, checkpoints: Checkpoints, reporter: Reporter, ticker: Ticker
+    config: Config,
+    control: Connection,
+    topics: Topics,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    ticker: Ticker,
+    sources: Sources,
 ) -> Requests:
     experience = config.state_dir / "experience"
     return Requests(
@@ -161,7 +207,26 @@ def _requests(
         explain=Explainer(experience, checkpoints, ticker.engine, config.learner.seed),
         record=Sessions(config, ticker, reporter),
         finetune=partial(_wish_finetune, config),
+        release=sources.release,
     )
+
+
+def _probation(config: Config) -> Probation:
+    """What the settings say of it; left out of `promotion.steps`, it is over at once."""
+    promotion = config.promotion
+    lasts_s = promotion.probation_s if "probation" in promotion.steps else 0.0
+    return Probation(lasts_s, promotion.margin, 1.0 - promotion.confidence)
+
+
+def _judge(parts: Parts) -> None:
+    """Tell those who judge policies and sources what came of each decision."""
+    parts.sources.start()
+    parts.watch.quarantined = parts.sources.names
+    parts.outcomes.listeners += [parts.sources.settled, parts.watch.settled]
+    parts.outcomes.late = parts.sources.late
+    parts.reporter.on_tick.append(parts.outcomes.ticked)
+    parts.jobs["probation"] = parts.watch.run(parts.swap.follow)
+    parts.jobs["sources"] = parts.sources.run()
 
 
 def _connection(config: Config, part: Literal["agent", "media"]) -> Connection:
@@ -185,7 +250,7 @@ def _with_faults(sensors: Mapping[str, Sensor | TopicSensor], faults: list[str])
     return broken
 
 
-async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter) -> Engine:
+async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter, watch: Watch) -> Engine:
     """The engine with the live policy, else untrained weights, which the run says aloud."""
     engine = await asyncio.to_thread(build_engine, config, checkpoints)
     hand_over(config.state_dir, engine.spec)
@@ -201,6 +266,7 @@ async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter) 
             "policy_untrained", {"remedy": "let the learner run, or put a checkpoint of `reflexd train` in place"}
         )
     else:
+        await watch.coming(loaded.manifest.version)
         await engine.load(checkpoints.folder / loaded.manifest.version)
     return engine
 

@@ -1,7 +1,8 @@
 """Rewards and labels from outside on their way into experience.
 
 Every source has a quota and every value a clip; what is refused is counted by cause and said in an event, rate-limited so
-that a noisy producer cannot flood the event topic. Overrides are carried out by the gate, not here; the tick learns of them
+that a noisy producer cannot flood the event topic. A quarantined source (`sources.py`) is stored as before, where it counts for
+nothing until it is released. Overrides are carried out by the gate, not here; the tick learns of them
 from the gate's verdict.
 """
 
@@ -50,6 +51,10 @@ class Feedback:
     """Monotonic seconds."""
     wall: Callable[[], float]
     """Unix seconds."""
+    credited: Callable[[str, float, str | None, float | None], None] = lambda *_: None
+    """Is told of every reward taken: source, value, decision, stamp."""
+    quarantined: Callable[[], frozenset[str]] = frozenset
+    """Sources kept apart; those of labels as `label:NAME`."""
     counts: Counter[str] = field(default_factory=Counter)
     recent: float = 0.0
     """Exponential mean of the last rewards, for health and the page."""
@@ -75,8 +80,7 @@ class Feedback:
         if self.store.credit(
             value, decision=reward.decision, stamp_s=reward.stamp, done=reward.done, source=reward.source
         ):
-            self.counts["reward"] += 1
-            self.recent += 0.01 * (value - self.recent)
+            self._taken(reward, value)
         else:
             self._refuse("reward_lost", "the experience store is full or closed")
 
@@ -99,9 +103,18 @@ class Feedback:
         answer = label.label if isinstance(label.label, str) else tuple(label.label)
         subject = label.decision or label.id  # a question is named after the decision it is about
         if self.store.add_label(Label(label.task, answer, label.text, subject, label.source, self.wall())):
-            self.counts["label"] += 1
+            kept_apart = f"label:{label.source}" in self.quarantined()
+            self.counts["label_quarantined" if kept_apart else "label"] += 1
         else:
             self._refuse("label_lost", "the experience store is full or closed")
+
+    def _taken(self, reward: topics.Reward, value: float) -> None:
+        if reward.source in self.quarantined():
+            self.counts["reward_quarantined"] += 1
+            return
+        self.counts["reward"] += 1
+        self.recent += 0.01 * (value - self.recent)
+        self.credited(reward.source, value, reward.decision, reward.stamp)
 
     def _within_quota(self, source: str, rate: float) -> bool:
         bucket = self._buckets.get(source)

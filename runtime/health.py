@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class Health:
     feedback: Feedback | None
     progress_file: Path
     learner_enabled: bool
+    probation: Callable[[], dict[str, Any]] = dict
+    """The numbers of the version on probation; empty when there is none."""
+    sources: Callable[[], dict[str, Any]] = dict
+    """Sources of feedback that are quarantined or were released."""
 
     def payload(self) -> dict[str, Any]:
         """The `health` message."""
@@ -49,7 +53,9 @@ class Health:
             "learner": self.learner(),
             "experience": self.experience(),
             "feedback": dict(self.feedback.counts) if self.feedback else {},
+            "sources": self.sources(),
             "policy": self.ticker.engine.version,
+            "probation": self.probation(),
             "mode": self.ticker.mode,
             "armed": verdict.armed if verdict else False,
             "stopped": verdict.stopped if verdict else False,

@@ -109,6 +109,8 @@ class Metrics:
         self.promotions = Counter("reflexd_promotions", "Policies that went live.", registry=registry)
         self.rejections = Counter("reflexd_rejections", "Candidates refused, by step.", ["step"], registry=registry)
         self.rollbacks = Counter("reflexd_rollbacks", "Policies taken back.", registry=registry)
+        self.probation = Gauge("reflexd_probation", "1 while a policy is on probation.", registry=registry)
+        self.quarantined = Gauge("reflexd_sources_quarantined", "Sources of feedback kept apart.", registry=registry)
 
     def _link(self, registry: CollectorRegistry) -> None:
         self.mqtt_connected = Gauge("reflexd_mqtt_connected", "1 while the broker answers.", registry=registry)
@@ -147,6 +149,8 @@ class Metrics:
             for cause, count in (entry.get("drops") or {}).items():
                 self._total(self.drops.labels(stream, cause), count)
         self._total(self.rewards, (health.get("feedback") or {}).get("reward"))
+        self.probation.set(bool(health.get("probation")))
+        self.quarantined.set(len((health.get("sources") or {}).get("quarantined") or ()))
         self.observe_learner(health.get("learner") or {})
 
     def observe_event(self, kind: str, data: Mapping[str, Any]) -> None:

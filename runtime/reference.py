@@ -29,7 +29,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("label", "in, QoS 1", "one labelled example; `id` answers a `label_requested` event"),
     ("override/<actuator>", "in, QoS 1", "a person acts for `hold_s` seconds; the policy yields and learns from it"),
     ("stop", "in, QoS 1", "the software stop, latched through restarts; releasing moves nothing: `request/arm` does"),
-    ("request/<verb>", "in, QoS 1", '`arm`, `disarm`, `mode`, `promote`, `rollback`, `explain`, `checkpoints`, `reload`, `record`, `finetune`; answered on the MQTT 5 response topic with the same correlation data, else on `response/<verb>`: `{"status":"ok"/"error","data"?,"error"?}`'),
+    ("request/<verb>", "in, QoS 1", '`arm`, `disarm`, `mode`, `promote`, `rollback`, `explain`, `checkpoints`, `reload`, `record`, `finetune`, `release`; answered on the MQTT 5 response topic with the same correlation data, else on `response/<verb>`: `{"status":"ok"/"error","data"?,"error"?}`'),
     ("response/<verb>", "out, QoS 1", "the answer to a request that named no response topic"),
     ("act/<actuator>/set", "out, QoS 1, with expiry, never retained", "the command; written by the gate alone"),
     ("act/<actuator>/state", "in, retained by the device", "acknowledgement and truth"),

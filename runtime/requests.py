@@ -1,4 +1,4 @@
-"""The agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune.
+"""The agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune, release.
 
 A request is untrusted. It is answered once, with the data or with the reason why not; the work runs off the loop. Retained
 requests are ignored: they are someone's past wish. (arm, disarm, mode and reload are the supervisor's.)
@@ -46,6 +46,12 @@ class Task(Payload):
     task: str | None = Field(None, max_length=64)
 
 
+class Source(Payload):
+    """release."""
+
+    source: str = Field(max_length=128)
+
+
 class RequestFailed(Exception):  # noqa: N818 - reads as what happened
     """A request that cannot be fulfilled; `str` is the answer's error."""
 
@@ -61,6 +67,8 @@ class Requests:
     explain: Callable[[str], Awaitable[Answer]]
     record: Callable[[bool], Awaitable[Answer]]
     finetune: Callable[[str | None], Awaitable[Answer]]
+    release: Callable[[str], bool]
+    """Lets a quarantined source count again; False when it was not quarantined."""
     _waiting: asyncio.Queue[tuple[str, Message]] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
 
     def listen(self) -> None:
@@ -101,6 +109,7 @@ class Requests:
             "explain": self._explain,
             "record": self._record,
             "finetune": self._finetune,
+            "release": self._release,
         }
 
     async def _promote(self, payload: bytes) -> Answer:
@@ -136,6 +145,12 @@ class Requests:
 
     async def _finetune(self, payload: bytes) -> Answer:
         return await self.finetune(decode(Task, payload or b"{}").task)
+
+    async def _release(self, payload: bytes) -> Answer:
+        source = decode(Source, payload).source
+        if not self.release(source):
+            raise RequestFailed(f"{source!r} is not quarantined; health names those that are")
+        return {"source": source, "state": "released"}
 
 
 def _row(manifest: Manifest) -> Answer:

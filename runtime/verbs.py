@@ -1,4 +1,4 @@
-"""The verbs that learn, explain and keep: train, finetune, evaluate, record, replay, explain, checkpoints, export, service."""
+"""The verbs that learn, explain and keep: train, finetune, evaluate, record, replay, explain, checkpoints, release, export, service."""
 
 from __future__ import annotations
 
@@ -197,6 +197,23 @@ def record(state: str, config: Path | None) -> None:
 
 
 @click.command()
+@click.argument("source")
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+def release(source: str, config: Path | None) -> None:
+    """Let a quarantined SOURCE of rewards (or label:SOURCE) count again in the running daemon; it is not judged any more.
+
+    Example: reflexd release button-3
+    """
+    from runtime.ask import NoAnswer, ask
+
+    try:
+        answer = ask(load_or_demo(config), "release", {"source": source})
+    except NoAnswer as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(answer))
+
+
+@click.command()
 @click.argument("file", type=FILE)
 @click.option("--config", type=FILE, help="The settings the recording was made with; default: the demo's.")
 @click.option("--policy", help="Another version: says where it would have decided otherwise.")
@@ -217,7 +234,7 @@ def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool
     sys.exit(0 if report.same or policy else 1)
 
 
-commands: list[click.Command] = [train, finetune, evaluate, explain, checkpoints, record, replay, service]
+commands: list[click.Command] = [train, finetune, evaluate, explain, checkpoints, record, replay, release, service]
 
 
 def load_or_demo(config: Path | None) -> Loaded:

@@ -78,6 +78,7 @@ class Bench:
             explain=explain,
             record=record,
             finetune=finetune,
+            release=lambda source: source == "kept",
         )
 
     async def ask(self, verb: str, payload: bytes = b"") -> dict[str, Any]:
@@ -115,6 +116,7 @@ async def test_promote_list_and_roll_back(tmp_path: Path) -> None:
         ("explain", b"{}", "decision"),
         ("explain", b'{"decision": "unknown"}', "not in the record"),
         ("record", b"NaN", "JSON"),
+        ("release", b'{"source": "free"}', "not quarantined"),
     ],
 )
 async def test_what_cannot_be_done_is_answered_with_the_reason(
@@ -130,6 +132,7 @@ async def test_the_other_verbs_reach_their_parts(tmp_path: Path) -> None:
     assert (await bench.ask("explain", b'{"decision": "s-1"}'))["data"] == {"decision": "s-1"}
     assert (await bench.ask("record", b'{"on": false}'))["data"] == {"on": False}
     assert (await bench.ask("finetune", b'{"task": "intents"}'))["data"] == {"task": "intents"}
+    assert (await bench.ask("release", b'{"source": "kept"}'))["data"] == {"source": "kept", "state": "released"}
     bench.requests.listen()
     assert "reflexd/demo/request/promote" in bench.link.topics
 

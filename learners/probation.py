@@ -1,0 +1,240 @@
+"""Probation: a version that has just gone live is watched for a while, and comes back out when it does worse.
+
+Watched are the rewards of its own decisions and how often the gate refuses them, in blocks of one second of acting, against the
+last minutes of the version before (`drop.py` has the tests; each is given half of alpha, so that together they take out an equal
+version with probability at most alpha). A version during whose probation the agent died twice is taken out, too. Where there is no
+version before, or too little is known of it, nothing is compared, and the figures say so.
+
+Says what should happen. `runtime/probation.py` carries it out in the agent, which lives on when the learner does not, and keeps it
+in a file; the learner reads there whether a version is on probation, and meanwhile brings no other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from learners.drop import LEAST, Bet, Drop, Reference
+from learners.ledger import Entry
+from learners.watched import BLOCK_S, Watched
+
+CONFIRMED = 64
+"""Names of versions that passed, the newest."""
+MORE_REFUSALS = 0.1
+"""Share of decisions that may be refused more than before."""
+MOST_REFUSALS = 0.95
+"""Where that many were refused before, nothing can be told."""
+MAX_CRASHES = 2
+FILE = "probation.json"
+"""In the state folder."""
+PATIENCE = 2.0
+"""A probation may take so many times its seconds of acting; a policy that is not let act is not waited for any longer."""
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a probation."""
+
+    version: str
+    before: str | None
+    passed: bool
+    why: str
+    """`rewards`, `refusals`, `crashes`; `time` when it is over without any of these."""
+    figures: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Trial:
+    """One version on probation."""
+
+    version: str
+    before: str | None
+    begun_s: float
+    """Unix seconds."""
+    crashes: int = 0
+    seconds: int = 0
+    """Of acting so far."""
+    watched: Watched = field(default_factory=Watched)
+    rewards: Drop | None = None
+    refusals: Bet | None = None
+    reason: str = ""
+    """Why rewards are not compared."""
+
+
+@dataclass(slots=True)
+class Probation:
+    """See the module.
+
+    Args:
+        lasts_s: seconds of acting; 0 ends it at once.
+        margin: how much the mean reward of a decision may be lower.
+        alpha: how probably an equal version is taken out.
+    """
+
+    lasts_s: float = 60.0
+    margin: float = 0.05
+    alpha: float = 0.05
+    good: str | None = None
+    """The last version that passed: what a rollback goes back to."""
+    known: Watched = field(default_factory=Watched)
+    """What came of the good version's decisions."""
+    confirmed: deque[str] = field(default_factory=lambda: deque(maxlen=CONFIRMED))
+    trial: Trial | None = None
+
+    def acts(self, version: str, now_s: float) -> Trial | None:
+        """A version acts from now on; its trial, if one begins."""
+        if self.trial is not None and self.trial.version == version:
+            return None
+        if version == self.good or version in self.confirmed or self.lasts_s <= 0:
+            self.trust(version)
+            return None
+        self.trial = Trial(version, self.good, now_s)
+        self._arm(self.trial)
+        return self.trial
+
+    def trust(self, version: str) -> None:
+        """A version is good: it passed, or is one that did."""
+        if version != self.good:
+            passed = self.trial is not None and self.trial.version == version
+            self.known = self.trial.watched if passed and self.trial is not None else Watched()
+            self.good = version
+        if version not in self.confirmed:
+            self.confirmed.append(version)
+        self.trial = None
+
+    def crashed(self) -> Verdict | None:
+        """The agent ended without order; the verdict when that is once too often."""
+        trial = self.trial
+        if trial is None:
+            return None
+        trial.crashes += 1
+        return self._verdict("crashes") if trial.crashes >= MAX_CRASHES and trial.before is not None else None
+
+    def observe(self, entries: Iterable[Entry], without: frozenset[str] = frozenset()) -> Verdict | None:
+        """Take settled decisions, oldest first; rewards of the sources in `without` do not count."""
+        for entry in entries:
+            verdict = self._take(entry, entry.total(without)) if entry.acted else None
+            if verdict is not None:
+                return verdict
+        return None
+
+    def _take(self, entry: Entry, reward: float | None) -> Verdict | None:
+        trial = self.trial
+        if trial is None:
+            if entry.version == self.good:
+                self.known.add(entry.stamp_s, reward, refused=entry.refused)
+            return None
+        if entry.version != trial.version:
+            return None
+        rewarded, refused = trial.watched.add(entry.stamp_s, reward, refused=entry.refused)
+        if rewarded is not None and trial.rewards is not None and trial.rewards.update(rewarded):
+            return self._verdict("rewards")
+        if refused is None:
+            return None
+        trial.seconds += 1
+        if trial.refusals is not None and trial.refusals.update(refused):
+            return self._verdict("refusals")
+        return self._verdict("time") if trial.seconds * BLOCK_S >= self.lasts_s else None
+
+    def _verdict(self, why: str) -> Verdict:
+        trial = self.trial
+        assert trial is not None
+        return Verdict(trial.version, trial.before, why == "time", why, self.figures())
+
+    def _arm(self, trial: Trial) -> None:
+        """Set up the tests against what is known of the good version."""
+        if trial.before is None:
+            trial.reason = "no version before it to compare with or go back to"
+            return
+        reference = Reference.of(self.known.rewards)
+        if reference is None:
+            trial.reason = f"{len(self.known.rewards)} s of rewards of the version before; {LEAST} are needed"
+        else:
+            trial.rewards = Drop(reference, self.alpha / 2, self.margin)
+        refused = Reference.of(self.known.refusals)
+        limit = MOST_REFUSALS if refused is None else refused.upper() + MORE_REFUSALS
+        if limit < MOST_REFUSALS:
+            trial.refusals = Bet(limit, self.alpha / 2)
+
+    def figures(self) -> dict[str, Any]:
+        """The probation's numbers so far; empty when there is none."""
+        trial = self.trial
+        if trial is None:
+            return {}
+        known, drop, bet = self.known, trial.rewards, trial.refusals
+        figures: dict[str, Any] = {"seconds": trial.seconds, "lasts_s": self.lasts_s, "crashes": trial.crashes}
+        figures["rewarded_s"] = len(trial.watched.rewards)
+        if drop is not None:
+            bound = drop.bound()
+            figures |= {
+                "mean_before": round(drop.reference.mean, 4),
+                "mean_now": round(drop.mean, 4) if drop.count else None,
+                "bound": round(bound, 4) if drop.count else None,
+                "n_before": drop.reference.count,
+                "n": drop.count,
+                "deviation": round(drop.variance() ** 0.5, 4),
+                "inflation": round(drop.reference.inflation, 2),
+                "margin": self.margin,
+            }
+        else:
+            figures["not_compared"] = trial.reason
+        if bet is not None:
+            before = sum(known.refusals) / len(known.refusals)
+            figures |= {"refused_before": round(before, 4), "refused_now": round(bet.mean, 4)}
+            figures["refused_limit"] = round(bet.limit, 4)
+        return figures | {"alpha": self.alpha}
+
+    def dump(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        trial = self.trial
+        return {
+            "format": FORMAT,
+            "lasts_s": self.lasts_s,
+            "good": self.good,
+            "confirmed": list(self.confirmed),
+            "known": self.known.dump(),
+            "trial": None
+            if trial is None
+            else {
+                **{name: getattr(trial, name) for name in ("version", "before", "begun_s", "crashes", "seconds")},
+                "watched": trial.watched.dump(),
+            },
+        }
+
+    def restore(self, body: dict[str, Any]) -> None:
+        """Take up what `dump` gave; the tests are computed anew from the blocks.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']!r}; this program reads {FORMAT}")
+        known, trial = Watched.of(body["known"]), None
+        if body["trial"] is not None:
+            fields = dict(body["trial"])
+            watched = Watched.of(fields.pop("watched"))
+            trial = Trial(**fields, watched=watched)
+        self.good, self.known, self.trial = body["good"], known, trial
+        self.confirmed.extend(body["confirmed"])
+        if trial is not None:
+            self._arm(trial)
+            if trial.rewards is not None:
+                trial.rewards.replay(trial.watched.rewards)
+            if trial.refusals is not None:
+                trial.refusals.replay(trial.watched.refusals)
+
+
+def under_way(state_dir: Path, now_s: float) -> bool:
+    """Whether a version is on probation at a moment of Unix time, as the agent's file says; no file says no."""
+    try:
+        body = orjson.loads((state_dir / FILE).read_bytes())
+        trial = body["trial"]
+        return trial is not None and now_s - trial["begun_s"] < PATIENCE * body["lasts_s"]
+    except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
+        return False
