@@ -144,7 +144,7 @@ class PromotionSettings(Settings):
     )
     confidence: float = Field(0.95, gt=0.5, lt=1)
     min_effective_samples: float = Field(50.0, gt=0, description="less evidence than this is not a pass")
-    decisions: int = Field(1_024, ge=64, description="newest logged decisions for off-policy evaluation")
+    decisions: int = Field(2_048, ge=64, description="newest logged decisions for off-policy evaluation")
     observations: int = Field(512, ge=1, description="recorded observations for the sanity step")
     shadow_s: float = Field(10.0, ge=0)
     probation_s: float = Field(60.0, ge=0)

@@ -45,7 +45,10 @@ HORIZON = 64
 """Longest window, in ticks."""
 LARGEST_GAMMA = 0.999
 """A discount of 1 is taken as this."""
-RIDGE = 1e-4
+RIDGE = 1e-2
+"""On features of deviation 1, a decision."""
+CONSTANT = 1e3
+"""Size of the constant feature: so large that the ridge does not pull at it."""
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -242,10 +245,10 @@ def _doubly_robust(e: Evidence, weights: list[Array], enough: float) -> tuple[Pa
 
 
 def _standardised(e: Evidence) -> Evidence:
-    """The evidence with features of mean 0 and deviation 1 (but the constant), so that one ridge fits all."""
+    """The evidence with features of mean 0 and deviation 1, and a large constant, so that one ridge fits all."""
     mean, deviation = e.taken.mean(0), e.taken.std(0)
     varies = deviation > 1e-9
-    mean, deviation = np.where(varies, mean, 0.0), np.where(varies, deviation, 1.0)
+    mean, deviation = np.where(varies, mean, 0.0), np.where(varies, deviation, 1 / CONSTANT)
 
     def scale(x: Array) -> Array:
         return np.asarray((x - mean) / deviation, np.float64)
