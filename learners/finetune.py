@@ -181,6 +181,7 @@ def tune(
     tell: Tell | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
 ) -> Tuned:  # fmt: skip
     """Train the task's model in place; LoRA is merged at the end (`keep`: the adapter is written there too)."""
+    torch.set_flush_denormal(True)
     torch.manual_seed(settings.seed)  # the adapters
     model = trainable.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
     trained, total = trainable.counts(model)

@@ -39,6 +39,8 @@ from learners.versions import Version, Versions
 
 MIN_STEPS = 60
 """Updates a fine-tune takes at least: few labels see more epochs, with early stopping."""
+PATIENCE = 5
+"""Epochs without a better score before it stops, at least."""
 INNER = 6
 """One in so many training examples chooses the epoch."""
 Z95 = 1.645
@@ -160,10 +162,11 @@ class Online:
         batch = self.finetune.batch
         steps = math.ceil(len(outer) / batch)
         rate = self.finetune.learning_rate or task.recipe.rates.get(self.settings.train, 1e-4)
+        epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / steps))
+        # a small slice stands still for a few epochs before it improves again
         settings = Settings(
-            epochs=max(self.finetune.epochs, math.ceil(MIN_STEPS / steps)), batch=batch, learning_rate=rate,
-            seed=self.seed, patience=5,
-        )  # fmt: skip
+            epochs=epochs, batch=batch, learning_rate=rate, seed=self.seed, patience=max(PATIENCE, epochs // 2)
+        )
         settings = replace(settings, **self._options)
         tune(
             task,

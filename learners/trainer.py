@@ -238,7 +238,7 @@ class Trainer:
 
 
 def bfloat16_helps(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by units of its own: recent GPUs, and CPUs with AMX (others gained nothing)."""
+    """Whether bfloat16 is computed by units of its own: recent GPUs, CPUs with AMX or AVX512-BF16 (a third less time)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,66 @@
+"""From labels over MQTT to a task that uses what it learned: the real daemon, with a tiny model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import labelling
+import pytest
+import tinymodels
+
+INTENTS = {"go": "move", "stop": "halt", "left": "turn"}
+LATER = {"red": "warn", "blue": "calm"}
+SLOW_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labelling.Daemon]:
+    folder = tmp_path_factory.mktemp("labels")
+    model = str(tinymodels.bert(folder / "model"))
+    made = labelling.settings(
+        folder,
+        labelling.free_port(),
+        model,
+        tasks={"intents": {"kind": "classify", "stream": "orders", "model": model, "train": "full"}},
+        finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "holdout": 0.3, "replay": 1.0},
+        learner={"priority": "nice"},
+    )
+    with labelling.Daemon(folder, made) as running:
+        running.wait("decision", timeout_s=labelling.START_S)
+        yield running
+
+
+def test_labels_become_a_version_that_answers(daemon: labelling.Daemon) -> None:
+    daemon.label(tinymodels.orders(90, 1, INTENTS))
+    told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
+    assert told["type"] == "task_promoted", told
+    version = told["data"]["version"]
+    assert told["data"]["new_after"] >= 0.9, told
+    assert daemon.ask("please stop now", version)["value"] == "halt"
+    assert daemon.ask("please go now", version)["value"] == "move"
+
+
+def test_a_second_wave_is_learned_and_the_first_is_kept(daemon: labelling.Daemon) -> None:
+    daemon.label(tinymodels.orders(90, 2, LATER))
+    told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
+    assert told["type"] == "task_promoted", told
+    figures = told["data"]
+    assert figures["replayed"] > 0
+    assert figures["known_after"] >= figures["known_before"] - 0.03
+    assert daemon.ask("is the red now", figures["version"])["value"] == "warn"
+    assert daemon.ask("a stop please", figures["version"])["value"] == "halt"
+
+
+def test_a_poisoned_wave_is_refused_with_its_numbers_and_changes_nothing(daemon: labelling.Daemon) -> None:
+    before = daemon.ask("please stop now")["version"]
+    rows = tinymodels.orders(90, 3, INTENTS)
+    labels = [row["label"] for row in rows]
+    random.Random(0).shuffle(labels)
+    daemon.label([{**row, "label": label} for row, label in zip(rows, labels, strict=True)])
+    told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
+    assert told["type"] == "task_rejected", told
+    assert "cannot be learned" in told["data"]["reason"]
+    assert told["data"]["agreement_low"] <= told["data"]["chance"]
+    answer = daemon.ask("please stop now")
+    assert (answer["version"], answer["value"]) == (before, "halt")
