@@ -36,7 +36,7 @@ BATCHES = (1, 2, 4, 8, 16)
 LEAST_BATCHES = 8
 FIRST = 3
 """New blocks before anything is said: one may be anything."""
-SURENESS = 0.9
+SURENESS = 0.97
 """Of the bound on the variance."""
 RHO = 5.0
 """Blocks of information at which the boundary is tightest, about."""

@@ -94,6 +94,8 @@ class Probation:
         if version == self.good or version in self.confirmed or self.lasts_s <= 0:
             self.trust(version)
             return None
+        if self.good is None and self.trial is not None:
+            self.trust(self.trial.version)  # nothing has passed yet: what acted before stands in
         self.trial = Trial(version, self.good, now_s)
         self._arm(self.trial)
         return self.trial

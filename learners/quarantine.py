@@ -148,8 +148,9 @@ class Quarantine:
             "weight_against": sum(against.values()) if others == "sources" else None,
         }
         if others == "sources" and sum(against.values()) < OUTWEIGHS * weight:
-            self._forget()
-            return [Finding("disagree", source, figures)]
+            self.standings[source].sides["sources"] = Comparison(Bet(LIMIT, ALPHA))
+            outweighs = weight >= OUTWEIGHS * sum(against.values())  # then the others are to be found, not this one
+            return [] if outweighs else [Finding("disagree", source, figures)]
         self.keep(source, figures)
         return [Finding("contradicts", source, figures)]
 

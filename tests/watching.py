@@ -1,0 +1,252 @@
+"""The demo's world in virtual time, with everything in the agent that judges policies and sources after the gate.
+
+Real: the world's movement and rewards, reward payloads through `Feedback`, `Outcomes`, `Sources`, `Watch`, signed `Checkpoints`,
+`Swap`. Scripted: the policies, which know where the picture is and err at a given rate, instead of an engine that sees; nothing is
+drawn or spoken. A reward arrives one tick after its decision, and loading a version takes `LOAD_S`, during which the old one acts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from actuators import panorama
+from actuators.actions import Action
+from actuators.panorama import TICK_S, TURNS, Turn, World
+from learners.checkpoints import Checkpoints
+from learners.config import TopicReward
+from learners.experience import Label
+from learners.ledger import Ledger
+from learners.probation import Probation
+from learners.quarantine import Quarantine
+from runtime.decided import Decided
+from runtime.feedback import Feedback
+from runtime.link import Outcome, Verdict
+from runtime.outcomes import Outcomes
+from runtime.probation import Watch
+from runtime.sources import Sources
+from runtime.swap import Swap
+from runtime.tick import Ticked
+from sensors.readings import Observation
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+BEGUN_S = 1_750_000_000.0
+LOAD_S = 1.0
+"""Longer than the demo's policy takes to be read, checked and compiled."""
+
+
+class Blind(World):
+    """The world without its pictures, which nobody looks at here."""
+
+    def _paint(self) -> NDArray[np.uint8]:
+        return np.zeros((1, 1, 3), np.uint8)
+
+
+@dataclass(slots=True)
+class Script:
+    """A policy that prefers what the oracle does, except for its errors.
+
+    `errors` is the share of ticks at which it prefers something else, `confused` the share of episodes in which it takes another
+    picture for the one asked for. `sign` -1 is the same policy with its scores negated: it does what it likes least.
+    """
+
+    errors: float = 0.12
+    confused: float = 0.0
+    sign: int = 1
+    episode: int = -1
+    seen: str = ""
+
+    def turn(self, world: World, rng: np.random.Generator) -> Turn:
+        """The choice of highest score."""
+        if world.episode != self.episode:
+            others = [name for name in world.places if name != world.target]
+            self.episode = world.episode
+            self.seen = str(rng.choice(others)) if rng.random() < self.confused else world.target
+        wanted = panorama.oracle(panorama.wrapped(world.places[self.seen] - world.head.angle_deg))
+        if rng.random() < self.errors:
+            wanted = TURNS[(TURNS.index(wanted) + int(rng.integers(1, 3))) % 3]
+        scores = {turn: float(rng.random()) for turn in TURNS}
+        scores[wanted] = 3.0
+        if wanted != "stay":
+            scores["stay"] = 2.0  # half right; the other way is the worst
+        return max(TURNS, key=lambda turn: self.sign * scores[turn])
+
+
+@dataclass
+class KeptStore:
+    """The store's part for feedback: takes everything, and knows who is kept apart."""
+
+    kept: set[str] = field(default_factory=set)
+    taken: Counter[str] = field(default_factory=Counter)
+
+    def credit(self, _value: float, *, decision: str | None, stamp_s: float | None, done: bool, source: str) -> bool:
+        assert decision is not None or stamp_s is not None
+        self.taken[source] += 1
+        return not (done and decision is None)
+
+    def add_label(self, label: Label) -> bool:
+        self.taken[f"label:{label.source}"] += 1
+        return True
+
+    def quarantine(self, source: str, *, on: bool = True) -> bool:
+        (self.kept.add if on else self.kept.discard)(source)
+        return True
+
+
+@dataclass
+class ScriptedEngine:
+    """What acts, by version; a loaded version acts `LOAD_S` of virtual time later."""
+
+    now: Callable[[], float]
+    version: str = "untrained"
+    acting: str = "untrained"
+    from_s: float = 0.0
+
+    async def load(self, directory: Path) -> None:
+        self.version, self.from_s = directory.name, self.now() + LOAD_S
+
+    def acts(self) -> str:
+        if self.now() >= self.from_s:
+            self.acting = self.version
+        return self.acting
+
+
+@dataclass
+class NoRewards:
+    """No rewards at the tick itself."""
+
+    latest: dict[str, float] = field(default_factory=dict)
+
+
+Sends = Callable[["Stage", str, float], list[dict[str, Any]]]
+
+
+def world_only(_stage: Stage, decision: str, gain: float) -> list[dict[str, Any]]:
+    """One honest source rewards every decision."""
+    return [{"value": gain, "decision": decision, "source": "world"}]
+
+
+class Stage:
+    """One agent in one world.
+
+    Args:
+        folder: for its state.
+        seed: of world and policies.
+        policies: by the name that `version` gives them: each becomes a signed checkpoint.
+        lasts_s: of probation.
+        sends: the reward messages for a decision.
+        refusals: share of decisions the gate refuses, by policy name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        policies: dict[str, Script],
+        *,
+        lasts_s: float = 60.0,
+        sends: Sends = world_only,
+        refusals: dict[str, float] | None = None,
+    ) -> None:
+        self.world, self.rng = Blind(seed), np.random.default_rng([seed, 7])
+        self.now_s, self.count, self.sends, self.refusals = BEGUN_S, 0, sends, refusals or {}
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.gains: list[float] = []
+        self.acted: list[str] = []
+        self.checkpoints = Checkpoints(folder / "checkpoints", KEY, clock=lambda: self.now_s)
+        self.version = {
+            name: self.checkpoints.save({"policy": {"w": torch.full((1,), float(n))}}, {})
+            for n, name in enumerate(policies)
+        }
+        self.names = {version: name for name, version in self.version.items()}
+        self.policies = policies
+        self.store, self.engine = KeptStore(), ScriptedEngine(lambda: self.now_s)
+        self.outcomes = Outcomes(NoRewards(), Ledger(1.0), lambda: self.now_s)
+        self.sources = Sources(Quarantine(), self.store, self.outcomes.ledger, folder, self._emit, lambda: self.now_s)
+        self.sources.start()
+        self.watch = Watch(
+            Probation(lasts_s), self.checkpoints, folder, self._emit, lambda: self.now_s, self.sources.names
+        )
+        self.watch.start()
+        self.outcomes.listeners += [self.sources.settled, self.watch.settled]
+        self.outcomes.late = self.sources.late
+        reward = TopicReward.model_validate({"name": "feedback", "kind": "topic"})
+        self.feedback = Feedback(
+            store=self.store,  # type: ignore[arg-type]
+            emit=self._emit,
+            rewards=(reward,),
+            tasks=frozenset(),
+            now=lambda: self.now_s,
+            wall=lambda: self.now_s,
+            credited=self.outcomes.credited,
+            quarantined=self.sources.names,
+        )
+        self.swap = Swap(self.checkpoints, self.engine, self._emit, watcher=self.watch)  # type: ignore[arg-type]
+        self._last: tuple[str, float] | None = None
+
+    def kinds(self) -> list[str]:
+        """The types of all events so far."""
+        return [kind for kind, _ in self.events]
+
+    def event(self, kind: str) -> dict[str, Any]:
+        """The numbers of the newest event of a type."""
+        return next(data for one, data in reversed(self.events) if one == kind)
+
+    async def promote(self, name: str) -> None:
+        """Force a policy live and wait until it acts."""
+        self.checkpoints.promote(self.version[name])
+        await self.run(3 * LOAD_S, until=lambda: self.acted[-1] == name)
+
+    async def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> float:
+        """Let virtual time pass; returns how much did."""
+        begun_s = self.now_s
+        for _ in range(round(seconds / TICK_S)):
+            await self.tick()
+            if until():
+                break
+        return self.now_s - begun_s
+
+    async def tick(self) -> None:
+        """One tick: the last decision's rewards arrive, then the next decision acts."""
+        self.now_s += TICK_S
+        self.count += 1
+        if self._last is not None:
+            for body in self.sends(self, *self._last):
+                self.feedback.reward(orjson.dumps(body))
+        version = self.engine.acts()
+        name = self.names.get(version, "")
+        script = self.policies[name] if name else Script(errors=2 / 3)
+        before, turn = self.world.distance_deg(), script.turn(self.world, self.rng)
+        refused = self.rng.random() < self.refusals.get(name, 0.0)
+        self.world.head.turn = self.world.head.turn if refused else turn
+        self.world.advance(TICK_S)
+        gain = panorama.reward(before, self.world.distance_deg())
+        self.outcomes.ticked(self._ticked(version, turn, refused=refused))
+        self._last = (f"s-{self.count}", gain)
+        self.gains.append(gain)
+        self.acted.append(name)
+        if self.world.over:
+            self.world.begin()
+        await self.watch.conclude(self.swap.follow)
+        if self.count % 2 == 0:
+            await self.swap.follow()
+
+    def _ticked(self, version: str, turn: Turn, *, refused: bool) -> Ticked:
+        decision = f"s-{self.count}"
+        outcome = Outcome(False, "min_hold", "stay", "nobody") if refused else Outcome(True, None, turn, "policy")
+        verdict = Verdict(decision, True, False, {"head": "autonomous"}, {"head": outcome})
+        decided = Decided(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
+        observation = Observation(self.count, self.now_s, {}, {})
+        return Ticked(observation, decided, verdict, decision, self.now_s, 0.0, True, "autonomous", True)
+
+    def _emit(self, kind: str, data: dict[str, Any]) -> None:
+        self.events.append((kind, data))
