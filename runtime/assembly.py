@@ -55,6 +55,7 @@ from runtime.sources import Sources
 from runtime.swap import Swap
 from runtime.tick import Ticker
 from runtime.topics import Topics
+from runtime.tuning import Tuning
 from runtime.versions import open_checkpoints
 from runtime.viewer import Viewer
 from sensors import opencv
@@ -287,6 +288,7 @@ def _listen(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
         language = Language(parts.config, parts.control, topics, parts.reporter.event, parts.ticker.utterances)
         parts.reporter.on_tick.append(language.ticked)
         parts.jobs["tasks"] = language.runner.run()
+    parts.jobs["encoders"] = Tuning(parts.config, parts.engine, parts.reporter.event).run()
     if parts.config.discovery:
         discovery = Discovery(parts.config, installed_version("reflexd"))
         announcer = Announcer(discovery, parts.control, parts.health.payload, partial(_told, parts))

@@ -195,6 +195,30 @@ class Engine:
             await loop.run_in_executor(self._inference, self._flip, live)
         self.version = live.version
 
+    async def tune(self, name: str, state: Mapping[str, Tensor]) -> bool:
+        """Give an encoder other weights, between two ticks; the policy stays. False where they are the ones it has.
+
+        Tokens of the older weights are not looked at again: what is seen now is encoded anew, and the history begins again.
+
+        Raises:
+            RuntimeError: a weight is missing, unknown or of another shape.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._loading:
+            tuned = await loop.run_in_executor(self._loader, self._with_state, name, self.encoders[name], state)
+            if tuned is self._live.encoders[name]:
+                return False
+            await loop.run_in_executor(self._inference, self._take, name, tuned)
+        return True
+
+    def _take(self, name: str, tuned: Encoder) -> None:
+        """Runs between two ticks; later checkpoints that bring no weights for the encoder keep these."""
+        self.encoders = {**self.encoders, name: tuned}
+        live = self._live
+        self._live = _Live(live.version, live.policy, {**live.encoders, name: tuned}, live.fuse)
+        self._history.clear()
+        self._states.clear()
+
     def _prepare(self, directory: Path) -> _Live:
         """Standby weights from a checkpoint, ready to run."""
         weights = self.read(directory)
@@ -205,9 +229,12 @@ class Engine:
     def _tuned(self, name: str, base: Encoder, weights: Weights) -> Encoder:
         """The encoder with the checkpoint's weights; the pretrained one where it brings none."""
         state = weights.tensors.get(ENCODER_FILE + name)
-        if state is None:
-            return base
-        assert base.module is not None
+        return base if state is None else self._with_state(name, base, state)
+
+    def _with_state(self, name: str, base: Encoder, state: Mapping[str, Tensor]) -> Encoder:
+        """A copy with other weights on its backend; the acting encoder where it has the same."""
+        if base.module is None:
+            raise RuntimeError(f"encoder {name}: it has no module that could take weights")
         tuned = copy.copy(base)
         tuned.module = copy.deepcopy(base.module)
         tuned.load_state(state)
@@ -216,6 +243,9 @@ class Engine:
 
     def _flip(self, live: _Live) -> None:
         """Runs between two ticks. The history is fused again by the new weights, as they learned it."""
+        if any(encoder.version != self._live.encoders[name].version for name, encoder in live.encoders.items()):
+            self._history.clear()
+            self._states.clear()
         self._standby, self._live = self._live.policy, live
         self.policy = live.policy
         if self._history:

@@ -59,6 +59,7 @@ class Daemon:
         self.ticks: list[int] = []
         self.events: list[dict[str, Any]] = []
         self._said: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+        self.state_dir = Path(made["state_dir"])
         config = folder / "waves.yaml"
         config.write_text(yaml.safe_dump(dict(made)))
         self._log = (folder / "log").open("w+")
@@ -126,6 +127,14 @@ class Daemon:
     def event(self, *kinds: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """The next event of one of these kinds."""
         return self.wait("event", lambda body: body["type"] in kinds, timeout_s=timeout_s)
+
+    def told(self, kind: str, timeout_s: float = 30.0) -> dict[str, Any]:
+        """The newest event of a kind, whenever it came; waits for the first."""
+        deadline_s = time.monotonic() + timeout_s
+        while not (found := [event for event in self.events if event["type"] == kind]):
+            assert time.monotonic() < deadline_s, f"no {kind}; events {[event['type'] for event in self.events]}"
+            threading.Event().wait(0.05)
+        return found[-1]["data"]  # type: ignore[no-any-return] # JSON
 
     def label(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Publish labelled orders, a little below the quota of one source."""

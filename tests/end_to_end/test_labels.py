@@ -9,6 +9,8 @@ import labelling
 import pytest
 import tinymodels
 
+from learners.reader import Reader
+
 INTENTS = {"go": "move", "stop": "halt", "left": "turn"}
 LATER = {"red": "warn", "blue": "calm"}
 SLOW_S = 90.0
@@ -22,6 +24,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labelling.Daemo
         folder,
         labelling.free_port(),
         model,
+        encoders={"language": {"model": model, "train": "full"}},
         tasks={"intents": {"kind": "classify", "stream": "orders", "model": model, "train": "full"}},
         finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "holdout": 0.3, "replay": 1.0},
         learner={"priority": "nice"},
@@ -39,6 +42,19 @@ def test_labels_become_a_version_that_answers(daemon: labelling.Daemon) -> None:
     assert told["data"]["new_after"] >= 0.9, told
     assert daemon.ask("please stop now", version)["value"] == "halt"
     assert daemon.ask("please go now", version)["value"] == "move"
+
+
+def test_the_streams_encoder_follows_its_task(daemon: labelling.Daemon) -> None:
+    swapped = daemon.told("encoder_swapped")
+    assert swapped["encoder"] == "language"
+    assert swapped["task"] == "intents"
+    assert swapped["version"] != swapped["before"]
+    reader = Reader(daemon.state_dir / "experience")
+
+    def remembered() -> bool:
+        return reader.newest(1)[0].transition.encoder_versions == {"orders": swapped["version"]}
+
+    daemon.wait("decision", lambda _: remembered(), timeout_s=20)
 
 
 def test_a_second_wave_is_learned_and_the_first_is_kept(daemon: labelling.Daemon) -> None:
