@@ -1,0 +1,143 @@
+"""The collapse that ends off-policy runs: DQN on CartPole-v1, the return of the policy that acts, with the gate and without it.
+
+    python tests/benchmarks/bench_collapse.py [--seeds 10] [--steps 50000]
+
+One learner in lock-step, an update a step. Every 1,000 steps its policy is a candidate: without the gate it acts from then on, with
+it only if it passes `whole`, `fast`, `sane`, `labels` and `ope` on the newest 2,048 logged decisions (there is no shadow in
+lock-step). What acts explores with its own epsilon; its return is the mean of ten greedy episodes. Counted are the evaluations after the
+first of at least 475 that are below 400, and the longest row of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from actuators.actions import Value
+from learners.checkpoints import Manifest
+from learners.config import PromotionSettings
+from learners.environments import Score
+from learners.evaluate import Trial, evaluate
+from learners.perception import Tokens, values_of
+from learners.promotion import STEPS
+from learners.train import EVALUATION_SEED, Trainer
+from learners.transition import Transition
+
+SETTINGS = PromotionSettings.model_validate({})
+BEFORE_SHADOW = ("whole", "fast", "sane", "labels", "ope")
+REACHED, FALLEN = 475.0, 400.0
+
+
+class Run(Trainer):
+    """A learner, and beside it the version that acts."""
+
+    def __init__(self, seed: int, *, gated: bool) -> None:
+        super().__init__(lambda: gymnasium.make("CartPole-v1"), seed=seed)
+        self.gated = gated
+        self.acting: Any = copy.deepcopy(self.policy)
+        self.live: Any = None
+        self.rows: list[Transition] = []
+        self.returns: list[float] = []
+        self.promoted = 0
+        self._probability = 1.0
+
+    @torch.no_grad()
+    def _decide(self) -> dict[str, Value]:
+        context_BC = self.acting.encode(self.window.features())
+        output = self.acting.heads.act(context_BC, generator=self.generator, explore=True)
+        self._probability = float(next(iter(output.probabilities.values()))[0])
+        return values_of(self.spec.actions, output, 0)
+
+    def _remember(
+        self,
+        frame: Tokens,
+        values: Mapping[str, Value] | None = None,
+        reward: float = 0.0,
+        *,
+        done: bool = False,
+        taught: bool = False,
+    ) -> None:
+        self._tick += 1
+        names = tuple(values or {})
+        row = Transition(
+            session=str(self._episode), tick=self._tick, decision=str(self._tick), stamp_s=0.0, policy="acting",
+            tokens=frame, present=dict.fromkeys(frame, True), ages_s=dict.fromkeys(frame, 0.0), actions=values or {},
+            probabilities=dict.fromkeys(names, self._probability), by=dict.fromkeys(names, "policy"), reward=reward,
+            done=done, demonstration=taught,
+        )  # fmt: skip
+        self.replay.append(row)
+        self.rows = [*self.rows[-SETTINGS.decisions :], row]
+
+    def evaluate(self, step: int) -> Score:
+        candidate = copy.deepcopy(self.policy)
+        if not self.gated or self._passes(candidate):
+            self.acting = self.live = candidate
+            self.promoted += 1
+        learner, self.policy = self.policy, self.acting
+        score = Score.of(self.play(EVALUATION_SEED, self.settings.evaluation_episodes))
+        self.policy = learner
+        self.returns.append(score.mean)
+        return score
+
+    def _passes(self, candidate: Any) -> bool:
+        trial = Trial(
+            manifest=Manifest("000002-00000000", None, 0.0, {}), spec=self.spec, candidate=candidate, live=self.live,
+            live_version=None if self.live is None else "000001-00000000",
+            recent=lambda count: self.rows[-count:], settings=SETTINGS, period_s=0.1,
+        )  # fmt: skip
+        return evaluate(trial, STEPS, BEFORE_SHADOW).passed
+
+
+def fallen(returns: list[float]) -> tuple[int | None, int, int]:
+    """The evaluation that first reached the goal, how many below came after it, and the longest row of them."""
+    first = next((n for n, value in enumerate(returns) if value >= REACHED), None)
+    if first is None:
+        return None, 0, 0
+    low = [value < FALLEN for value in returns[first:]]
+    longest = run = 0
+    for is_low in low:
+        run = run + 1 if is_low else 0
+        longest = max(longest, run)
+    return first + 1, sum(low), longest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=50_000)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    console = Console(width=140)
+    table = Table("gate", "seed", "475 at", "below 400 after", "longest row", "mean after", "last", "promoted")
+    with Progress(console=console) as progress:
+        job = progress.add_task("CartPole-v1", total=2 * given.seeds * given.steps)
+        for seed in range(given.seeds):
+            for gated in (False, True):
+                run = Run(seed, gated=gated)
+                run.run(given.steps, lambda _: progress.advance(job))
+                first, below, longest = fallen(run.returns)
+                after = run.returns[(first or 1) - 1 :]
+                table.add_row(
+                    "with" if gated else "without", str(seed), f"{first},000" if first else "never", str(below),
+                    str(longest), f"{np.mean(after):.0f}", f"{run.returns[-1]:.0f}",
+                    f"{run.promoted} of {len(run.returns)}",
+                )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
