@@ -37,6 +37,7 @@ class Labelled:
     id: int
     key: str
     example: dict[str, Any]
+    source: str = "default"
 
     def held(self, share: float) -> bool:
         """Whether it belongs to the part that never trains."""
@@ -81,7 +82,7 @@ class Labels:
         except (ValueError, KeyError, PayloadRefused, soundfile.LibsndfileError):
             self.skipped["unusable"] += 1
             return None
-        return Labelled(label.id, hashlib.sha256(body).hexdigest()[:WIDTH], example)
+        return Labelled(label.id, hashlib.sha256(body).hexdigest()[:WIDTH], example, label.source)
 
     def _recorded(self, label: Label) -> dict[str, Any] | None:
         """The reading of the task's stream that the decision saw."""

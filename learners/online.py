@@ -9,7 +9,9 @@ A candidate is promoted if, on held-out labels,
 2. it is no worse than the live version on all of them, within `margin`;
 3. it loses at most `forget_margin` on the earlier ones.
 
-Labels of a rejected candidate are set aside for good. The epoch is chosen on a slice of the training part, so the held-out
+When a candidate fails and its new labels come from several sources, another is trained without the source that the live version
+agrees with least (`blame.py`): if that one passes, the source is what lowered the held-out metric. It is named, and the candidate
+without it goes live. Labels of a rejected candidate are set aside for good. The epoch is chosen on a slice of the training part, so the held-out
 part judges only.
 """
 
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from learners.blame import suspects
 from learners.config import FinetuneSettings, TaskSettings
 from learners.files import write_atomically
 from learners.finetune import Splits, tune
@@ -55,6 +58,8 @@ class Verdict:
     reason: str
     version: str | None
     figures: dict[str, float]
+    blamed: dict[str, Any] | None = None
+    """The source whose labels lowered the held-out metric, as `source_quarantined` tells it."""
 
     @property
     def event(self) -> str:
@@ -134,20 +139,76 @@ class Online:
         new = [one for one in labels if one.id > memory.judged]
         if not new:
             raise DataError(f"task {self.name}: none of its new labels is usable: {dict(self.labels.skipped)}")
+        start_s = time.monotonic()
+        candidate, figures = self._attempt(new, known, memory, tell, stop)
+        blamed = None
+        if refusal(figures, self.finetune) is not None:
+            for suspect in suspects(new, self._judge_of(candidate)):
+                found = self._without(suspect, new, known, memory, figures, tell, stop)
+                if found is not None:
+                    candidate, figures, blamed = found
+                    break
+        figures["wall_s"] = time.monotonic() - start_s
+        verdict = self._decide(memory, candidate, max(one.id for one in new), figures)
+        return replace(verdict, blamed=blamed)
+
+    def _attempt(
+        self,
+        new: Sequence[Labelled],
+        known: Sequence[Labelled],
+        memory: Memory,
+        tell: Tell | None,
+        stop: Callable[[], bool] | None,
+    ) -> tuple[Task, dict[str, float]]:
+        """A candidate and its figures."""
         share = self.finetune.holdout
         held_new, held_known = ([o.example for o in part if o.held(share)] for part in (new, known))
         train_new, train_known = ([o.example for o in part if not o.held(share)] for part in (new, known))
         replayed = replay(train_known, round(self.finetune.replay * len(train_new)), self.seed + memory.number)
-        start_s = time.monotonic()
         if len(train_new) < 2 or not held_new:
             raise DataError(
                 f"task {self.name}: {len(train_new)} labels to train on and {len(held_new)} held out; more are needed"
             )
         candidate = self._train([*train_new, *replayed], [*known, *new], tell, stop)
         figures = {"new_labels": float(len(new)), "trained_on": float(len(train_new)), "replayed": float(len(replayed))}
-        figures |= self._judge(candidate, held_new, held_known)
-        figures["wall_s"] = time.monotonic() - start_s
-        return self._decide(memory, candidate, max(one.id for one in new), figures)
+        return candidate, figures | self._judge(candidate, held_new, held_known)
+
+    def _judge_of(self, candidate: Task) -> Callable[[Sequence[Example]], float]:
+        """Who says how well labels agree with what was learned before: the live version, else the candidate itself."""
+        live = self.versions.live()
+        task = open_task(self.settings.kind, live.path) if live is not None else candidate
+        return lambda examples: score(task, examples)
+
+    def _without(
+        self,
+        suspect: str,
+        new: Sequence[Labelled],
+        known: Sequence[Labelled],
+        memory: Memory,
+        before: dict[str, float],
+        tell: Tell | None,
+        stop: Callable[[], bool] | None,
+    ) -> tuple[Task, dict[str, float], dict[str, Any]] | None:
+        """A candidate without a source's labels; None when that does not help."""
+        rest = [one for one in new if one.source != suspect]
+        try:
+            candidate, figures = self._attempt(
+                rest, [one for one in known if one.source != suspect], memory, tell, stop
+            )
+        except DataError:
+            return None
+        if refusal(figures, self.finetune) is not None:
+            return None
+        told = {
+            "source": f"label:{suspect}",
+            "kind": "labels",
+            "task": self.name,
+            "labels": len(new) - len(rest),
+            "reason": refusal(before, self.finetune),
+            "held_out_with": before["all_after"],
+            "held_out_without": figures["all_after"],
+        }
+        return candidate, figures, told
 
     def _train(
         self,

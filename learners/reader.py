@@ -148,9 +148,10 @@ class Reader:
         return [source for (source,) in self._all("SELECT source FROM sources WHERE quarantined ORDER BY source", ())]
 
     def labels(self, task: str, since: int = 0) -> list[Label]:
-        """Labels of a task with `id > since`, oldest first."""
+        """Labels of a task with `id > since`, oldest first; those of sources kept apart (as `label:SOURCE`) are left out."""
         query = (
-            "SELECT task, label, text, decision, source, stamp_s, id FROM labels WHERE task = ? AND id > ? ORDER BY id"
+            "SELECT task, label, text, decision, source, stamp_s, id FROM labels WHERE task = ? AND id > ?"
+            " AND 'label:' || source NOT IN (SELECT source FROM sources WHERE quarantined) ORDER BY id"
         )
         found = self._all(query, (task, since))
         return [Label(row[0], _label(orjson.loads(row[1])), *row[2:]) for row in found]

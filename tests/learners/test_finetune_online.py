@@ -13,9 +13,10 @@ import soundfile
 import tinymodels
 from PIL import Image
 
+from learners.blame import suspects
 from learners.config import FinetuneSettings, TaskSettings
 from learners.experience import Label, Raw, Store, Transition
-from learners.labels import Labels
+from learners.labels import Labelled, Labels
 from learners.online import Online, agreement, refusal, replay
 from learners.reader import Reader
 from learners.tasks.base import DataError
@@ -91,6 +92,38 @@ def test_waves_are_learned_kept_and_a_poisoned_one_is_refused(tmp_path: Path, st
     assert fourth.figures["held_known"] == second.figures["held_known"] + second.figures["held_new"]
     assert tuner.versions.rollback() == live
     assert tuner.versions.live() == live
+
+
+def test_a_source_that_lowers_the_held_out_metric_is_named_and_the_rest_is_learned(
+    tmp_path: Path, store: Store
+) -> None:
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    assert tuner.run().promoted
+    flipped = {"move": "halt", "halt": "move"}
+    for row in tinymodels.orders(60, 2, FIRST):
+        assert store.add_label(Label("intents", row["label"], row["text"], source="anna"))
+    for row in tinymodels.orders(60, 3, FIRST):
+        assert store.add_label(Label("intents", flipped[row["label"]], row["text"], source="paul"))
+    assert store.flush()
+    verdict = tuner.run()
+    assert verdict.blamed is not None, verdict
+    assert verdict.promoted
+    assert (verdict.blamed["source"], verdict.blamed["kind"], verdict.blamed["task"]) == (
+        *("label:paul", "labels", "intents"),
+    )
+    assert verdict.blamed["held_out_without"] > verdict.blamed["held_out_with"] + 0.1
+    store.quarantine("label:paul")
+    assert store.flush()
+    assert {one.source for one in tuner.labels.all()} == {"default", "anna"}
+
+
+def test_a_source_alone_is_not_suspected() -> None:
+    labels = [Labelled(n, "0", {"text": "go", "label": "move"}, source) for n in range(20) for source in ("a",)]
+    assert suspects(labels, lambda _: 0.0) == []
+    more = [Labelled(n, "0", {"n": n, "label": "x"}, source) for n in range(60) for source in ("b", "c")[n % 2 :][:1]]
+    few = [Labelled(99, "0", {"n": -100, "label": "x"}, "few")]
+    assert suspects(more + few, lambda examples: -float(examples[0]["n"])) == ["c", "b"]
 
 
 def test_it_waits_for_time_and_labels(tmp_path: Path, store: Store) -> None:
