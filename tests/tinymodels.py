@@ -17,6 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperModel,
@@ -92,6 +95,18 @@ def whisper(folder: Path) -> Path:
         suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
     return save(folder, WhisperModel(config), WhisperFeatureExtractor())
+
+
+def wav2vec2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16, 16, 16),
+        conv_kernel=(10, 8, 4), conv_stride=(5, 8, 4), num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+        hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0,
+        layerdrop=0.0, apply_spec_augment=False, classifier_proj_size=16,
+    )  # fmt: skip
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=16_000, do_normalize=True, return_attention_mask=False)
+    return save(folder, Wav2Vec2Model(config), extractor)
 
 
 def efficientnet(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
+from learners.config import Train
 from learners.finetune import Splits, tune
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.classify_sounds import ClassifySounds
@@ -134,6 +135,27 @@ def test_sounds_are_learned_with_a_whisper_of_one_second(tmp_path: Path) -> None
     assert model.config.max_source_positions == 50
     again = open_task("classify", tmp_path / "o")
     assert again.predict([{"sound": str(tmp_path / "a.wav")}])[0].value == "low"
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_sounds_are_learned_from_their_samples_by_a_wav2vec2(tmp_path: Path, mode: Train) -> None:
+    rows = [
+        {"sound": tone(f, i), "label": label} for i in range(8) for label, f in {"low": 200.0, "high": 2000.0}.items()
+    ]
+    labels = ("high", "low")
+    task = open_task("classify", tinymodels.wav2vec2(tmp_path / "m"), modality="sound", labels=labels, window_s=1.0)
+    assert task.features(rows[0])[0]["input_values"].shape == (int(0.4 * RATE_HZ),)
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    tuned = tune(task, Splits(rows, rows), Settings(epochs=20, batch=8, learning_rate=5e-3, patience=20), mode)
+    assert tuned.run.best == 1.0
+    assert tuned.trained < tuned.total or mode == "full"
+    if mode == "lora":
+        kept = "wav2vec2.encoder.layer_norm.weight"
+        assert torch.equal(before[kept], dict(task.model.named_parameters())[kept])
+    task.save(tmp_path / "o")
+    assert AutoModelForAudioClassification.from_pretrained(tmp_path / "o").config.label2id == {"high": 0, "low": 1}
+    again = open_task("classify", tmp_path / "o")
+    assert [p.value for p in again.predict([{"sound": tone(220, 77)}, {"sound": tone(1900, 78)}])] == ["low", "high"]
 
 
 def test_sounds_are_resampled_and_mixed_down(tmp_path: Path) -> None:
