@@ -1,6 +1,6 @@
 """What the promotion gate makes of good and bad candidates on logs of the demo's world, and whether learning starves behind it.
 
-    python tests/benchmarks/bench_promotion.py [--senses cheap|real] [--seeds 10] [--ticks 4400] [--cache DIR] [--curves 4]
+    python tests/benchmarks/bench_promotion.py [--senses cheap|real] [--seeds 10] [--ticks 4400] [--cache DIR] [--curves 3]
 
 A learner learns the demo in lock-step, its latest version always acting (see demo_logs.py); the log is kept in `--cache`. A
 trial takes a moment of the log: the version that acted until then is live, the ticks before are what was recorded, the
@@ -13,7 +13,8 @@ hundred ticks after are the shadow's. Every candidate goes through the real step
 - `damaged`: noise on its choice heads, as little as takes it at least twice the margin below the live version.
 
 Returns (all but `negated` and `same`) are measured by playing both in the same worlds, `--played` ticks. The second table is
-learning itself: the same seeds with every candidate going live, and with the gate in between.
+learning itself: the same seeds with every candidate going live, with the gate in between, and with the gate and as long a pause
+as shadow and probation take.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ SETTINGS = PromotionSettings.model_validate({})
 FRESH = 100
 FIRST = 600
 KINDS = ("negated", "same", "further", "better", "damaged")
+PACES = (("always promoted", 200, False), ("gated", 200, True), ("gated, with pauses", 900, True))
+"""Ticks from one candidate to the next: every 20 s, and with shadow and a probation of 60 s in between."""
 BEFORE_SHADOW = ("whole", "fast", "sane", "labels", "ope")
 
 
@@ -207,13 +210,13 @@ def curve(make: Callable[[], demo.Senses], seeds: int, ticks: int, console: Cons
     """Reward a tick while learning, in five parts, without and with the gate."""
     table = Table("learning", "seed", *(f"part {n + 1}" for n in range(5)), "promoted", "first at tick")
     with Progress(console=console) as progress:
-        job = progress.add_task("learning curves", total=2 * seeds * ticks)
+        job = progress.add_task("learning curves", total=len(PACES) * seeds * ticks)
         means: dict[str, list[Any]] = {}
         for seed in range(seeds):
-            for name in ("always promoted", "gated"):
+            for name, every, gated in PACES:
                 kept: dict[str, Any] = {}
-                judge = gate(kept) if name == "gated" else (lambda *_: True)
-                log = demo.run(make(), seed, ticks, judge=judge, tell=lambda _: progress.advance(job))
+                judge = gate(kept) if gated else (lambda *_: True)
+                log = demo.run(make(), seed, ticks, every=every, judge=judge, tell=lambda _: progress.advance(job))
                 rewards = np.array([t.reward for t in log.transitions])
                 parts = [float(part.mean()) for part in np.array_split(rewards, 5)]
                 means.setdefault(name, []).append(parts)
@@ -256,7 +259,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=400, help="ticks from one trial to the next")
     parser.add_argument("--played", type=int, default=500, help="ticks that measure a return; 0: not measured")
     parser.add_argument("--cache", type=Path, default=Path("runs/promotion"))
-    parser.add_argument("--curves", type=int, default=4, help="seeds of the second table; 0: none")
+    parser.add_argument("--curves", type=int, default=3, help="seeds of the second table; 0: none")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
