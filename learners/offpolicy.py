@@ -133,6 +133,8 @@ def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float
     count = int(usable_N.sum())
     if count < 2 * FOLDS:
         return Judged(unknown=f"{count} decisions have an outcome and a probability of the policy's own")
+    if not all(np.isfinite(side.probability).all() and np.isfinite(side.features).all() for side in e.sides):
+        return Judged(unknown="a probability or a value on a logged decision is not finite")
     block = max(e.horizon, math.ceil(math.sqrt(count)))
     found: dict[str, Difference] = {}
 
@@ -148,7 +150,7 @@ def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float
         add("doubly_robust", *_doubly_robust(scaled, weights, min_effective_samples))
         if e.gamma > 0:
             add("fitted_q", _pair(_influence(scaled, side) for side in scaled.sides))
-    except ArithmeticError as error:
+    except (ArithmeticError, np.linalg.LinAlgError) as error:
         return Judged(found, None, str(error))
     for name in ("doubly_robust", "fitted_q"):
         if name in found and found[name].effective_samples >= min_effective_samples:

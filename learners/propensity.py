@@ -48,7 +48,7 @@ def preferences(heads: Heads, context_BC: Tensor) -> dict[str, Preference]:
 
 @torch.no_grad()
 def densities(head: ContinuousHead, context_BC: Tensor, unit_BA: Tensor) -> Tensor:
-    """Density B,a of given motions in (-1, 1), in the actuators' units: (1 - epsilon) policy + epsilon excursion."""
+    """Density B,a (float64) of given motions in (-1, 1), in the actuators' units: (1 - epsilon) policy + epsilon excursion."""
     mean_BA, log_std_BA = head.actor(context_BC)
     raw_BA = torch.atanh(unit_BA.clamp(-EDGE, EDGE))
     own_BA = squashed_log_density(raw_BA, (raw_BA - mean_BA) / log_std_BA.exp(), log_std_BA)
@@ -58,7 +58,7 @@ def densities(head: ContinuousHead, context_BC: Tensor, unit_BA: Tensor) -> Tens
     mixture_Ba = torch.logsumexp(
         torch.stack((head.by_actuator(own_BA), head.by_actuator(free_BA))) + weights_2.view(2, 1, 1), 0
     )
-    return (mixture_Ba - head.by_actuator(head.reach.log().unsqueeze(0))).exp()
+    return (mixture_Ba - head.by_actuator(head.reach.log().unsqueeze(0))).double().exp()
 
 
 @torch.no_grad()
@@ -84,6 +84,6 @@ def taken(heads: Heads, context_BC: Tensor, actions: Mapping[str, Tensor]) -> di
         index_B1 = actions[name].unsqueeze(-1)
         found[name] = preference.probabilities.gather(-1, index_B1).squeeze(-1).double()
     if heads.continuous is not None:
-        density_Ba = densities(heads.continuous, context_BC, unit_actions(heads, actions)).double()
+        density_Ba = densities(heads.continuous, context_BC, unit_actions(heads, actions))
         found |= {a.name: density_Ba[:, i] for i, a in enumerate(heads.actions.continuous)}
     return found

@@ -139,7 +139,7 @@ def test_a_density_integrates_to_one() -> None:
     head.epsilon.fill_(0.2)
     units = torch.linspace(-0.99999, 0.99999, 40_001).unsqueeze(-1)
     density = densities(head, torch.randn(1, 3).expand(len(units), -1), units)[:, 0]
-    assert torch.trapezoid(density, 2.0 * units[:, 0]) == pytest.approx(1.0, abs=5e-3)
+    assert torch.trapezoid(density.float(), 2.0 * units[:, 0]) == pytest.approx(1.0, abs=5e-3)
 
 
 def test_motions_are_drawn_from_that_density() -> None:
@@ -152,7 +152,7 @@ def test_motions_are_drawn_from_that_density() -> None:
     drawn = motions(head, context, 20_000, torch.Generator().manual_seed(0))[:, 0, 0]
     units = torch.linspace(-0.99999, 0.99999, 40_001).unsqueeze(-1)
     density = densities(head, context.expand(len(units), -1), units)[:, 0]
-    below = torch.trapezoid(density[:20_001], 2.0 * units[:20_001, 0])
+    below = torch.trapezoid(density[:20_001].float(), 2.0 * units[:20_001, 0])
     assert (drawn < 0).float().mean() == pytest.approx(float(below), abs=0.02)
 
 

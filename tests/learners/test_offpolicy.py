@@ -164,6 +164,17 @@ def test_a_value_function_that_runs_away_is_not_known() -> None:
     assert judged.differences["snips"].figures()["ess"] > 1
 
 
+def test_numbers_that_are_not_finite_are_not_known() -> None:
+    evidence, _ = logged(400, 8)
+    for field in ("probability", "features"):
+        broken = getattr(evidence.candidate, field).copy()
+        broken[3] = np.inf
+        side = replace(evidence.candidate, **{field: broken})
+        judged = judge(replace(evidence, candidate=side), confidence=0.95, min_effective_samples=1)
+        assert judged.decides is None
+        assert "not finite" in judged.unknown
+
+
 chances = st.floats(0.05, 0.95)
 
 
