@@ -120,3 +120,21 @@ def test_any_payload_is_taken_or_counted(payload: bytes) -> None:
         bench.feedback.counts["label_malformed"] + len(bench.store.labels) + bench.feedback.counts["label_unknown_task"]
         == 1
     )
+
+
+def test_taken_rewards_are_told_and_those_of_quarantined_sources_are_only_stored() -> None:
+    bench = _bench(clip=2.0)
+    told: list[tuple[str, float, str | None, float | None]] = []
+    bench.feedback.credited = lambda *credit: told.append(credit)
+    bench.feedback.quarantined = lambda: frozenset({"liar", "label:liar"})
+    bench.feedback.reward(b'{"value": 3.0, "decision": "a-1", "source": "world"}')
+    bench.feedback.reward(b'{"value": -3.0, "decision": "a-1", "source": "liar"}')
+    bench.feedback.label(b'{"task": "intents", "label": "stop", "text": "halt", "source": "liar"}')
+    assert told == [("world", 2.0, "a-1", None)]
+    assert bench.store.credits == [(2.0, "a-1"), (-2.0, "a-1")]
+    assert len(bench.store.labels) == 1
+    assert {name: bench.feedback.counts[name] for name in ("reward", "reward_quarantined", "label_quarantined")} == {
+        "reward": 1,
+        "reward_quarantined": 1,
+        "label_quarantined": 1,
+    }
