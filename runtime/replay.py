@@ -20,6 +20,8 @@ from runtime.engine import UNTRAINED, Decided, Engine
 from runtime.recorder import Recording, RecordingError
 from runtime.sessions import png
 from runtime.settings import Config
+from runtime.topics import parse
+from runtime.tuning import Tuning, VersionGone
 from runtime.versions import open_checkpoints
 from sensors import opencv
 from sensors.readings import Observation, Reading
@@ -70,15 +72,20 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
             raise RecordingError(
                 f"{path}: recorded with other streams, actuators or policy settings; give the file it was made with: --config"
             )
-        return asyncio.run(_replay(recording, engine, checkpoints, policy, progress=progress))
+        tuning = Tuning(config, engine, lambda _kind, _data: None)
+        return asyncio.run(_replay(recording, tuning, checkpoints, policy, progress=progress))
     finally:
         engine.close()
 
 
 async def _replay(
-    recording: Recording, engine: Engine, checkpoints: Checkpoints, policy: str | None, *, progress: bool
+    recording: Recording, tuning: Tuning, checkpoints: Checkpoints, policy: str | None, *, progress: bool
 ) -> Report:
-    report = Report()
+    report, engine = Report(), tuning.engine
+    try:
+        await tuning.recall(parse(recording.metadata().get("encoders", "{}").encode()))
+    except VersionGone as gone:
+        raise RecordingError(str(gone)) from None
     ticks = recording.ticks(png, opencv.decode)
     first = next(ticks, None)
     if first is None:

@@ -16,6 +16,7 @@ from runtime.reporter import Reporter
 from runtime.requests import Answer, RequestFailed
 from runtime.settings import Config
 from runtime.tick import Ticker
+from runtime.topics import encode
 from sensors import opencv
 
 
@@ -48,6 +49,9 @@ class Sessions:
                 "program": installed_version("reflexd"),
                 "spec": self.ticker.engine.spec.to_json().decode(),
                 "seed": str(self.ticker.engine.seed),
+                "encoders": encode(
+                    {name: encoder.version for name, encoder in self.ticker.engine.encoders.items()}
+                ).decode(),
             },
             attachments=await self.ticker.engine.snapshot(),
             png=png,

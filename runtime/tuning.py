@@ -3,18 +3,22 @@
 Only for encoders whose `train` is not frozen. Tokens that were remembered under the older version stay what they are, under
 its name: the learner leaves them out, and what is seen now is encoded anew.
 
+A recording names the encoders it began with; `recall` brings them back for a replay. A swap within a recording is not noted there:
+decisions after it come out different.
+
 Events: `encoder_swapped`, `encoder_refused`, `encoder_untaught` (it should be trained, and no task would).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from learners.tuned import state_of, teachers, untaught
 from learners.versions import Versions
@@ -24,6 +28,10 @@ from runtime.settings import Config
 
 POLL_S = 0.5
 Emit = Callable[[str, dict[str, Any]], None]
+
+
+class VersionGone(ValueError):  # noqa: N818 - reads as what happened
+    """An encoder cannot become what it was; `str` says which and why."""
 
 
 @dataclass(slots=True)
@@ -56,6 +64,27 @@ class Tuning:
                 await self.follow(encoder)
             await asyncio.sleep(POLL_S)
 
+    async def recall(self, wanted: Mapping[str, str]) -> None:
+        """Bring encoders back to the versions they had, out of what is still there of their tasks.
+
+        Raises:
+            VersionGone: no version of the task gives these weights.
+        """
+        for name, version in wanted.items():
+            encoder = self.engine.encoders.get(name)
+            if encoder is None or encoder.version == version:
+                continue
+            for one in Versions(self.folder / self.tasks[name]).all() if name in self.tasks else []:
+                await self.engine.tune(name, self._state(name, one.path))
+                if self.engine.encoders[name].version == version:
+                    break
+            else:
+                raise VersionGone(f"encoder {name}: its version {version} is no longer here (now {encoder.version})")
+
+    def _state(self, encoder: str, folder: Path) -> dict[str, Tensor]:
+        settings, base = self.config.encoders[encoder], self.engine.encoders[encoder]
+        return state_of(settings, base, folder, window_s=window_s(self.config, encoder))
+
     async def follow(self, encoder: str) -> bool:
         """Take up the task's live version if it is another one than before; True when the encoder changed."""
         task = self.tasks[encoder]
@@ -65,11 +94,8 @@ class Tuning:
         self._seen[encoder] = live.name
         told = {"encoder": encoder, "task": task, "task_version": live.name}
         before = self.engine.encoders[encoder].version
-        settings, base = self.config.encoders[encoder], self.engine.encoders[encoder]
         try:
-            state = await asyncio.to_thread(
-                state_of, settings, base, live.path, window_s=window_s(self.config, encoder)
-            )
+            state = await asyncio.to_thread(self._state, encoder, live.path)
             changed = await self.engine.tune(encoder, state)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             self.emit("encoder_refused", {**told, "version": before, "reason": str(error)})

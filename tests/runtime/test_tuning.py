@@ -18,11 +18,11 @@ from learners.model.encoders import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.tasks.registry import open_task
-from learners.tuned import state_of, teachers, untaught
+from learners.tuned import teachers, untaught
 from learners.versions import Versions
 from runtime.engine import Engine
 from runtime.settings import Config
-from runtime.tuning import Tuning
+from runtime.tuning import Tuning, VersionGone
 from sensors.readings import Observation, Text
 
 CPU = torch.device("cpu")
@@ -95,9 +95,11 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
     mean_W = (x_BLW[0] * ids[1][0, :, None]).sum(0) / ids[1].sum()
     assert after.tokens["orders"][0] == pytest.approx((mean_W / mean_W.norm()).numpy(), abs=2e-3)
     fresh = engine_of(config)  # as after a restart: the same version, whose tokens are still comparable
-    await fresh.tune(
-        "language", state_of(config.encoders["language"], fresh.encoders["language"], folder, window_s=2.0)
-    )
+    wanted = {"language": engine.encoders["language"].version}
+    promote(config, 2)
+    with pytest.raises(VersionGone, match="no longer here"):
+        await Tuning(config, fresh, lambda *_: None).recall({"language": "0" * 16})
+    await Tuning(config, fresh, lambda *_: None).recall(wanted)
     alone = await fresh.decide(seen(1, order))
     assert alone.encoder_versions == after.encoder_versions
     assert np.array_equal(alone.tokens["orders"], after.tokens["orders"])
