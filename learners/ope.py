@@ -14,8 +14,9 @@ from typing import Any
 
 from learners.compared import compare
 from learners.evaluate import Finding, Trial, Working, working
+from learners.evidence import Evidence, Side
 from learners.logged import Acts, Logged
-from learners.offpolicy import Evidence, Judged, Side, judge
+from learners.offpolicy import Judged, judge
 
 
 def ope(trial: Trial) -> Working:

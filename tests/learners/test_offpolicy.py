@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners import offpolicy
-from learners.offpolicy import Evidence, Side, judge, windows
+from learners.evidence import Evidence, Side, windows
+from learners.offpolicy import judge
 
 STATES, CHOICES = 3, 2
 GAMMA = 0.8
