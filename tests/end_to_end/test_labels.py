@@ -13,7 +13,7 @@ from learners.reader import Reader
 
 INTENTS = {"go": "move", "stop": "halt", "left": "turn"}
 LATER = {"red": "warn", "blue": "calm"}
-SLOW_S = 90.0
+SLOW_S = 240.0
 
 
 @pytest.fixture(scope="module")
