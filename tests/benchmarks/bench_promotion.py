@@ -1,6 +1,6 @@
 """What the promotion gate makes of good and bad candidates on logs of the demo's world, and whether learning starves behind it.
 
-    python tests/benchmarks/bench_promotion.py [--senses cheap|real] [--seeds 10] [--ticks 4400] [--cache DIR] [--curves 3]
+    python tests/benchmarks/bench_promotion.py [--senses cheap|real] [--seeds 10] [--ticks 4400] [--cache DIR] [--curves 2]
 
 A learner learns the demo in lock-step, its latest version always acting (see demo_logs.py); the log is kept in `--cache`. A
 trial takes a moment of the log: the version that acted until then is live, the ticks before are what was recorded, the
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=400, help="ticks from one trial to the next")
     parser.add_argument("--played", type=int, default=500, help="ticks that measure a return; 0: not measured")
     parser.add_argument("--cache", type=Path, default=Path("runs/promotion"))
-    parser.add_argument("--curves", type=int, default=3, help="seeds of the second table; 0: none")
+    parser.add_argument("--curves", type=int, default=2, help="seeds of the second table; 0: none")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -268,8 +268,10 @@ def main() -> None:
     bench = Bench(make(), logs(given, make, console), given.played)
     moments = list(bench.moments(given.every))
     with Progress(console=console) as progress:
-        for log, tick in progress.track(moments, description=f"{len(moments)} trials"):
+        for done, (log, tick) in enumerate(progress.track(moments, description=f"{len(moments)} moments"), 1):
             bench.at(log, tick)
+            if not console.is_terminal and done % 10 == 0:
+                print(f"{done} of {len(moments)} moments", flush=True)
     console.print(bench.table())
     if given.curves:
         console.print(curve(make, given.curves, given.ticks, console))
