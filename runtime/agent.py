@@ -65,7 +65,7 @@ async def run(loaded: Loaded, end: socket.socket, faults: list[str]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(job, name=name) for name, job in jobs(parts).items()]
-                group.create_task(_end_when(stopping, tasks), name="stop")
+                group.create_task(_end_when(stopping, tasks, parts), name="stop")
         finally:
             await asyncio.to_thread(parts.put_away)
 
@@ -113,8 +113,9 @@ async def _forward(parts: Parts) -> None:
         await asyncio.sleep(OUTBOX_POLL_S)
 
 
-async def _end_when(stopping: asyncio.Event, tasks: list[asyncio.Task[Any]]) -> None:
+async def _end_when(stopping: asyncio.Event, tasks: list[asyncio.Task[Any]], parts: Parts) -> None:
     await stopping.wait()
+    parts.watch.ending = True
     for task in tasks:
         task.cancel()
 

@@ -37,6 +37,8 @@ class Watch:
     """Unix seconds."""
     quarantined: Callable[[], frozenset[str]] = frozenset
     """Sources whose rewards do not count."""
+    ending: bool = False
+    """The agent was told to end: nothing that it dies of."""
     _verdict: Verdict | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _unwritten: bool = False
@@ -109,8 +111,8 @@ class Watch:
             self._verdict = None
 
     def close(self) -> None:
-        """A regular end."""
-        self._write(self._body(running=False))
+        """Write what is known at the agent's end, and whether that was a regular one."""
+        self._write(self._body(running=not self.ending))
 
     def figures(self) -> dict[str, Any]:
         """For `health`."""

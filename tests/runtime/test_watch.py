@@ -74,6 +74,7 @@ async def test_probation_goes_on_after_a_restart(tmp_path: Path) -> None:
     stage = await acting_well(tmp_path, 3)
     await stage.promote("equal")
     await stage.run(10.0)
+    stage.watch.ending = True
     stage.watch.close()
     before = stage.watch.figures()
     watch = reopened(stage, tmp_path)
@@ -93,6 +94,14 @@ async def test_an_agent_that_dies_twice_on_probation_comes_up_with_the_good_vers
     assert reopened(stage, tmp_path).figures() == {}
     assert stage.checkpoints.live().version == stage.version["good"]
     assert stage.event("policy_rolled_back")["why"] == "crashes"
+
+
+async def test_an_end_by_an_exception_is_a_death_too(tmp_path: Path) -> None:
+    stage = await acting_well(tmp_path, 9)
+    stage.checkpoints.promote(stage.version["negated"])
+    await stage.watch.coming(stage.version["negated"])
+    stage.watch.close()
+    assert reopened(stage, tmp_path).figures()["crashes"] == 1
 
 
 async def test_no_way_back_is_said_and_the_version_stays(tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""A whole daemon over a real broker: a version whose rewards fall is back out within ten seconds, and dying does not save it."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import orjson
+import paho.mqtt.client as mqtt
+import pytest
+import yaml
+from paho.mqtt.enums import CallbackAPIVersion
+
+from fakes import free_port
+from runtime.brain import build_engine
+from runtime.config import load
+from runtime.versions import open_checkpoints
+
+BASE = "reflexd/small"
+START_S = 150.0
+SETTINGS: dict[str, Any] = {
+    "agent": "small",
+    "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["angle"]}},
+    "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
+    "rewards": [{"name": "feedback", "kind": "topic"}],
+    "gate": {"arm": "auto", "deadman_ms": 2_000},
+    "learner": {"enabled": False},
+    "promotion": {"probation_s": 15},
+}
+
+
+class Rewarder:
+    """Rewards every decision by the version that made it, and keeps events and decisions."""
+
+    def __init__(self, port: int) -> None:
+        self.gains: dict[str, float] = {}
+        self.events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.acting = ""
+        self.decided = threading.Condition()
+        self._rng = np.random.default_rng(0)
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.client.on_connect = lambda client, *_: client.subscribe([(f"{BASE}/decision", 0), (f"{BASE}/event", 1)])
+        self.client.on_message = self._take
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                self.client.connect("127.0.0.1", port)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                threading.Event().wait(0.2)
+        self.client.loop_start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def _take(self, _client: object, _userdata: object, message: mqtt.MQTTMessage) -> None:
+        body = orjson.loads(message.payload)
+        if message.topic.endswith("/event"):
+            self.events.put(body)
+            return
+        gain = self.gains.get(body["policy"], 0.0) + float(self._rng.normal(0.0, 0.2))
+        reward = {"value": gain, "decision": body["id"], "source": "world"}
+        self.client.publish(f"{BASE}/reward", orjson.dumps(reward), 1)
+        with self.decided:
+            self.acting = body["policy"]
+            self.decided.notify_all()
+
+    def wait(
+        self, kind: str, timeout_s: float = 60.0, accept: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> dict[str, Any]:
+        """The numbers of the next event of a type."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            event = self.events.get(timeout=max(0.01, deadline - time.monotonic()))
+            if event["type"] == kind and accept(event["data"]):
+                data: dict[str, Any] = event["data"]
+                return data
+
+    def until(self, version: str, timeout_s: float = 60.0) -> float:
+        """Wait until a version decides; returns the moment."""
+        with self.decided:
+            assert self.decided.wait_for(lambda: self.acting == version, timeout_s), self.acting
+        return time.monotonic()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Path]:
+    port = free_port()
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            SETTINGS | {"state_dir": str(tmp_path / "state"), "mqtt": {"url": f"embedded://127.0.0.1:{port}"}}
+        )
+    )
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen([sys.executable, "-m", "runtime.cli", "run", str(path)], stdout=log, stderr=log)
+    yield path
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    log.close()
+
+
+def test_it_is_back_out_in_ten_seconds_and_a_crash_loop_too(config: Path) -> None:
+    loaded = load(config).config
+    checkpoints = open_checkpoints(loaded)
+    engine = build_engine(loaded, checkpoints)
+    state, spec = engine.policy.state_dict(), json.loads(engine.spec.to_json())
+    engine.close()
+    good, bad, crashing = (
+        checkpoints.save(
+            {"policy": {k: x + shift if x.is_floating_point() else x for k, x in state.items()}}, {"spec": spec}
+        )
+        for shift in (0.0, 0.5, 1.0)
+    )
+    with Rewarder(int(str(loaded.mqtt.url).rpartition(":")[2])) as world:
+        world.gains = {good: 1.0, bad: -2.0, crashing: 1.0}
+        world.until("untrained", START_S)
+        checkpoints.promote(good)
+        world.wait("policy_confirmed", 60.0)
+        checkpoints.promote(bad)
+        begun_s = world.until(bad)
+        told = world.wait("policy_rolled_back", 20.0)
+        took_s = world.until(good) - begun_s
+        assert took_s <= 10.0
+        assert (told["version"], told["to"], told["why"]) == (bad, good, "rewards")
+        checkpoints.promote(crashing)  # its exploration is no probability: the agent dies of the first decision
+        told = world.wait("policy_rolled_back", START_S)
+        assert (told["version"], told["why"], told["crashes"]) == (crashing, "crashes", 2)
+        world.until(good, START_S)
+    assert checkpoints.live().failed == (bad, crashing)
