@@ -34,6 +34,8 @@ FILE = "probation.json"
 """In the state folder."""
 PATIENCE = 2.0
 """A probation may take so many times its seconds of acting; a policy that is not let act is not waited for any longer."""
+IDLE_S = 15.0
+"""A version that has not acted after so long, such as in shadow mode, is not waited for at all."""
 FORMAT = 1
 
 
@@ -237,6 +239,9 @@ def under_way(state_dir: Path, now_s: float) -> bool:
     try:
         body = orjson.loads((state_dir / FILE).read_bytes())
         trial = body["trial"]
-        return trial is not None and now_s - trial["begun_s"] < PATIENCE * body["lasts_s"]
+        if trial is None:
+            return False
+        so_far_s = now_s - float(trial["begun_s"])
+        return so_far_s < (PATIENCE * float(body["lasts_s"]) if trial["seconds"] else IDLE_S)
     except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
         return False

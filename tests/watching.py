@@ -41,7 +41,7 @@ from sensors.readings import Observation
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 BEGUN_S = 1_750_000_000.0
 LOAD_S = 1.0
-"""Longer than the demo's policy takes to be read, checked and compiled."""
+"""About what the demo's policy takes to be read, checked and compiled."""
 
 
 class Blind(World):

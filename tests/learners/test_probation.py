@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from learners.ledger import Entry
-from learners.probation import FILE, PATIENCE, Probation, Verdict, under_way
+from learners.probation import FILE, IDLE_S, PATIENCE, Probation, Verdict, under_way
 from learners.watched import KEPT
 
 RATE_HZ = 10
@@ -165,6 +165,13 @@ def test_others_read_whether_one_is_under_way(tmp_path: Path) -> None:
     probation.acts("b", 100.0)
     (tmp_path / FILE).write_bytes(orjson.dumps(probation.dump()))
     assert under_way(tmp_path, 101.0)
+    assert not under_way(tmp_path, 100.0 + IDLE_S)  # it does not act
+    watched(probation, decisions("b", 3, 1.0, start_s=120))
+    (tmp_path / FILE).write_bytes(orjson.dumps(probation.dump()))
+    assert under_way(tmp_path, 100.0 + IDLE_S)
     assert not under_way(tmp_path, 100.0 + PATIENCE * 30.0)
+    probation.trust("b")
+    (tmp_path / FILE).write_bytes(orjson.dumps(probation.dump()))
+    assert not under_way(tmp_path, 101.0)
     (tmp_path / FILE).write_bytes(b"{")
     assert not under_way(tmp_path, 101.0)
