@@ -1,4 +1,4 @@
-"""Hostile rewards in figures: `python tests/benchmarks/bench_poison.py [SEEDS] [SECONDS]` (default 5 and 300).
+"""Hostile rewards in figures: `python tests/benchmarks/bench_poison.py [SEEDS] [SECONDS] [FIRST SEED]` (default 5, 300, 0).
 
 In the demo's world, one message in five comes from a hostile source: the honest reward of a random decision with its sign flipped. Each
 seed learns five times from nothing: from the honest source alone; with the hostile one too, watched or not; and with one that shouts
@@ -160,10 +160,11 @@ class Agent:
 
 def main(arguments: list[str]) -> int:
     seeds, seconds = (int(arguments[0]) if arguments else 5), (int(arguments[1]) if len(arguments) > 1 else 300)
+    first = int(arguments[2]) if len(arguments) > 2 else 0
     torch.set_num_threads(1)
     runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
     with Progress(console=Console(stderr=True)) as progress:
-        for seed in range(seeds):
+        for seed in range(first, first + seeds):
             for arm, (hostile, watched) in ARMS.items():
                 bar = progress.add_task(f"seed {seed}, {arm}", total=seconds)
                 with tempfile.TemporaryDirectory() as folder:
