@@ -15,15 +15,17 @@ import sys
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from runtime import child, log
-from runtime.assembly import Parts, assemble
 from runtime.config import Loaded, load
 from runtime.gatelink import GateGone
 from sensors.base import Sensor
+
+if TYPE_CHECKING:
+    from runtime.assembly import Parts
 
 _LOG = structlog.get_logger(__name__)
 DECODERS = 2
@@ -40,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args(arguments)
     child.become("agent")
+    gc.disable()  # until everything is built: nothing of it is garbage, and looking costs a fifth of the imports
     loaded = load(given.config)
     log.configure(verbose=given.verbose, secrets=loaded.secrets)
     end = socket.socket(fileno=given.gate_fd)
@@ -56,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def run(loaded: Loaded, end: socket.socket, faults: list[str]) -> None:
     """Build everything, run until SIGTERM, and put everything away in order."""
+    from runtime.assembly import assemble  # noqa: PLC0415 - torch and the models' code: seconds, without the collector
+
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -124,6 +129,7 @@ def _settle_memory() -> None:
     """What was built lives as long as the process: the collector need not walk it at every full pass (30 ms with torch)."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 if __name__ == "__main__":

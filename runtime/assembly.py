@@ -39,7 +39,6 @@ from runtime.gatelink import GateLink
 from runtime.health import Health
 from runtime.inbox import Inbox
 from runtime.intake import Intake
-from runtime.language import Language
 from runtime.metrics import Metrics
 from runtime.metrics_http import application, serve
 from runtime.mqtt import Address, Connection, Message
@@ -285,6 +284,8 @@ def _listen(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
     if keeper.streams:
         parts.reporter.on_tick.append(keeper.ticked)
     if parts.config.tasks:
+        from runtime.language import Language  # noqa: PLC0415 - a second of imports that only tasks need
+
         language = Language(parts.config, parts.control, topics, parts.reporter.event, parts.ticker.utterances)
         parts.reporter.on_tick.append(language.ticked)
         parts.jobs["tasks"] = language.runner.run()

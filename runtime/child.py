@@ -13,6 +13,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from setproctitle import setproctitle
 
@@ -40,8 +41,13 @@ def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> bool:
     return os.getppid() == parent
 
 
-def wrapped(command: list[str], *, title: str | None = None, number: signal.Signals = signal.SIGKILL) -> list[str]:
-    """`command` as a child of this process; `title` renames a foreign binary (a Python child titles itself)."""
+def wrapped(
+    command: list[str], *, title: str | None = None, number: signal.Signals = signal.SIGKILL, idle: bool = False
+) -> list[str]:
+    """`command` as a child of this process; `title` renames a foreign binary (a Python child titles itself).
+
+    `idle` lets it run only when nobody else wants the core, from its first import on; where the kernel refuses, it runs as it is.
+    """
     rename = ["--title", title] if title else []
     return [
         sys.executable,
@@ -52,6 +58,7 @@ def wrapped(command: list[str], *, title: str | None = None, number: signal.Sign
         "--signal",
         number.name,
         *rename,
+        *(["--idle"] if idle else []),
         "--",
         *command,
     ]
@@ -63,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--title")
+    parser.add_argument("--idle", action="store_true")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(arguments)
     if not die_with(given.parent, signal.Signals[given.signal]):
@@ -70,6 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # the gate's place in line is not for its children
         os.setpriority(os.PRIO_PROCESS, 0, 0)
+    if given.idle:
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     name = f"reflexd: {given.title}" if given.title else given.command[0]
     try:
         os.execvp(given.command[0], [name, *given.command[1:]])  # noqa: S606 - replaces this process, no shell

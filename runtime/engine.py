@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import hashlib
 import os
 import threading
 import time
@@ -35,6 +34,7 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.weights import shapes_of
 from runtime.decided import Decided, Estimate, Weights, actions_of, forward_scores
+from runtime.fused import fused
 from sensors.readings import Observation, Reading, Telemetry
 
 __all__ = ["UNTRAINED", "Decided", "Engine", "forward_scores"]
@@ -111,7 +111,7 @@ class Engine:
     def _first(self) -> _Live:
         self._stream = stream_of(self.device)
         encoders = {name: self._ready(name, encoder) for name, encoder in self.encoders.items()}
-        return _Live(self.version, self.policy, encoders, self._fuse_run(self.policy))
+        return _Live(self.version, self.policy, encoders, self._fuse_run(self.policy, first=True))
 
     @property
     def spec(self) -> PolicySpec:
@@ -261,16 +261,13 @@ class Engine:
             )
         return encoder
 
-    def _fuse_run(self, policy: Policy) -> Run:
+    def _fuse_run(self, policy: Policy, *, first: bool = False) -> Run:
         """The fused part on its fastest backend; a plain policy is a few additions and stays in torch."""
-        module = Estimate(policy).eval()
         if self.spec.plain:
-            return module
-        examples = [self._example()]
+            return Estimate(policy).eval()
         if self.device.type == "cuda":
-            return CudaGraphRun(module, examples[0])
-        shape = hashlib.sha256(self.spec.to_json()).hexdigest()[:16]
-        run, self.choices["policy"] = self.calibrations.runner(module, examples, shape, keep=False)
+            return CudaGraphRun(Estimate(policy).eval(), self._example())
+        run, self.choices["policy"] = fused(self.calibrations, policy, self._example(), first=first)
         return run
 
     def _example(self) -> tuple[Tensor, ...]:

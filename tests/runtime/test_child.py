@@ -75,6 +75,13 @@ def test_a_title() -> None:
     assert done.stdout.startswith(b"reflexd: agent")
 
 
+def test_an_idle_child_gives_way_from_its_first_moment() -> None:
+    code = "import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    command = child.wrapped([sys.executable, "-c", code], idle=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert done.stdout == b"True\n"
+
+
 async def test_a_failing_child_is_restarted_and_given_up() -> None:
     seen: list[tuple[str, int, int]] = []
     kept = Child(
