@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import torch
 
 from learners.blame import suspects
 from learners.config import FinetuneSettings, TaskSettings
@@ -217,6 +218,8 @@ class Online:
         tell: Tell | None,
         stop: Callable[[], bool] | None,
     ) -> Task:
+        # the new rows of the head; another stream than one that may have made a random model's own weights
+        torch.manual_seed(self.seed + 2)
         task = self._open(labels)
         inner = [e for i, e in enumerate(examples) if i % INNER == INNER - 1] or examples
         outer = [e for i, e in enumerate(examples) if i % INNER != INNER - 1]

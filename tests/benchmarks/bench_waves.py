@@ -23,21 +23,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: a folder of tests is called learners
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-import finetune_data as data
-import labelling
+import finetune_data as data  # noqa: E402 - after the path
+import labelling  # noqa: E402 - after the path
 
-from learners import datasets
-from learners.tasks.registry import open_task
-from learners.versions import Versions
+from learners import datasets  # noqa: E402 - after the path
+from learners.tasks.registry import open_task  # noqa: E402 - after the path
+from learners.versions import Versions  # noqa: E402 - after the path
 
 MINILM = "bundled:minilm-l6"
 INTENTS = 5
 """Of a wave."""
 ASKED = 10
 """Orders of each wave that are asked over MQTT."""
-REST_S = 20.0
 LIMIT_S = 1_500.0
 Rows = list[dict[str, str]]
 
@@ -78,22 +77,22 @@ def score(folder: Path, asked: list[Rows]) -> list[float]:
     return [task.metrics(rows, task.predict([{"text": row["text"]} for row in rows]))["accuracy"] for rows in asked]
 
 
-def run(folder: Path, replay: float, per_intent: int, priority: str, table: Table) -> str:
+def run(folder: Path, replay: float, given: argparse.Namespace, table: Table) -> str:
     """All four waves with one share of replay; a line about the ticks."""
-    published, asked = waves(folder, per_intent)
+    published, asked = waves(folder, given.per_intent)
     margins = {} if replay else {"margin": 4.0, "forget_margin": 4.0}
     made = labelling.settings(
         folder,
         labelling.free_port(),
-        MINILM,
+        given.model,
         finetune={"replay": replay, "min_labels": len(published[0]), **margins},
-        learner={"priority": priority},
+        learner={"priority": given.priority},
     )
     busy = missed = 0
     with labelling.Daemon(folder, made) as daemon:
         daemon.wait("decision", timeout_s=labelling.START_S)
         start = len(daemon.ticks)
-        threading.Event().wait(REST_S)
+        threading.Event().wait(given.rest_s)
         resting, resting_missed = len(daemon.ticks) - start, daemon.missed(start)
         for number, rows in enumerate(published, 1):
             at = len(daemon.ticks)
@@ -104,7 +103,7 @@ def run(folder: Path, replay: float, per_intent: int, priority: str, table: Tabl
             scores = score(folder, asked)
             live = Versions(folder / "state" / "learner" / "tasks" / "intents").live()
             right = total = 0
-            for wave in asked[:number]:
+            for wave in asked[:number] if live else []:  # without a version the task says nothing
                 for row in random.Random(number).sample(wave, ASKED):
                     answer = daemon.ask(row["text"], live.name if live else None)
                     right, total = right + (answer["value"] == row["label"]), total + 1
@@ -129,6 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replay", nargs="*", type=float, default=[1.0, 0.0])
     parser.add_argument("--per-intent", type=int, default=20)
+    parser.add_argument("--model", default=MINILM)
+    parser.add_argument("--rest-s", type=float, default=20.0)
     parser.add_argument("--priority", default="idle", choices=["idle", "nice", "normal"])
     parser.add_argument("--folder", type=Path, help="kept afterwards; default: a temporary one")
     given = parser.parse_args()
@@ -139,7 +140,7 @@ def main() -> None:
         for replay in given.replay:
             folder = (given.folder or Path(temporary)) / f"replay-{replay:g}"
             folder.mkdir(parents=True)
-            console.print(run(folder, replay, given.per_intent, given.priority, table))
+            console.print(run(folder, replay, given, table))
     console.print(table)
 
 

@@ -24,7 +24,7 @@ from learners.tasks.registry import open_task
 from learners.trainer import Stopped
 
 FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}
-OPTIONS = {"epochs": 25, "learning_rate": 3e-3, "patience": 6}
+OPTIONS = {"epochs": 40, "learning_rate": 1e-3, "patience": 20}
 
 
 @pytest.fixture
