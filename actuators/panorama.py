@@ -28,6 +28,8 @@ TURN_DEG_S = 90.0
 TICK_S = 0.1
 """The interval over which the full way is `TURN_DEG_S * TICK_S`."""
 RATE_HZ = 16_000
+LENGTH_S = (2.5, 4.0)
+"""Of an episode: any picture is reached within 2 s, and what is learned comes from many orders and not from long ones."""
 CENTRED_DEG = 5.0
 """The scripted controller leaves the head alone within this distance."""
 
@@ -163,7 +165,7 @@ class World:
         }
         self.target = names[int(self._rng.integers(len(names)))]
         self.spoken = not self.spoken
-        self.length_s = float(self._rng.uniform(6.0, 10.0))
+        self.length_s = float(self._rng.uniform(*LENGTH_S))
         self.elapsed_s = 0.0
         self.episode += 1
         phrase = ORDERS[int(self._rng.integers(len(ORDERS)))]

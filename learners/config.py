@@ -23,7 +23,13 @@ class EncoderSettings(Settings):
 class PolicySettings(Settings):
     """The fused model."""
 
-    fusion: Literal["bottleneck"] = "bottleneck"
+    fusion: Literal["bottleneck", "matching"] = Field(
+        "bottleneck",
+        description="bottleneck: latents attend to all tokens; matching: where in the picture is what sound or text speak of",
+    )
+    hidden: tuple[Annotated[int, Field(ge=8, le=4_096)], ...] = Field(
+        (256, 256), min_length=1, max_length=8, description="hidden layers of every actor and critic"
+    )
     width: int = Field(256, ge=16, le=2_048)
     latents: int = Field(4, ge=1, le=64)
     layers: int = Field(2, ge=1, le=12)
@@ -31,7 +37,10 @@ class PolicySettings(Settings):
     tokens: int = Field(4, ge=1, le=64, description="pooled tokens each encoder contributes")
     history: int = Field(4, ge=1, le=64, description="recent states the heads see")
     gamma: float = Field(0.99, ge=0, le=1)
-    modality_dropout: float = Field(0.1, ge=0, lt=1)
+    modality_dropout: float = Field(0.1, ge=0, lt=1, description="how often training leaves a whole stream out")
+    feature_dropout: float = Field(
+        0.3, ge=0, lt=1, description="share of an encoder's features that training leaves out of a batch"
+    )
     algorithm: Literal["auto", "dqn", "sac", "crossq", "bandit"] = "auto"
 
 
@@ -110,6 +119,15 @@ class LearnerSettings(Settings):
     memory_fraction: float = Field(0.5, gt=0, le=1, description="share of the GPU's memory the learner may take")
     n_step: int = Field(3, ge=1, le=64, description="steps of reward before the critic's own estimate takes over")
     replay_gb: float = Field(0.5, gt=0, description="memory of the transitions that batches are drawn from")
+    mirror: tuple[str, ...] = Field(
+        (),
+        description="actuators and telemetry streams that change sides in a mirror: half of the experience is learned mirrored; "
+        "a choice must list its choices from side to side",
+    )
+    center_rewards: bool = Field(
+        False,
+        description="subtract the mean reward: for tasks that go on whatever is done, not where an episode's length counts",
+    )
     settle_s: float = Field(1.0, ge=0, description="newer transitions are not drawn: their rewards may be on the way")
     save_every_s: float = Field(30.0, gt=0, description="how often the training state is saved for an exact resume")
 

@@ -24,6 +24,7 @@ from learners.batch import Batch
 from learners.checkpoints import CheckpointRefused, Checkpoints
 from learners.config import LearnerSettings
 from learners.journal import Entry, Journal
+from learners.mirror import Mirror
 from learners.model.spec import PolicySpec
 from learners.replay import Held, Replay
 from learners.source import Moment, Source
@@ -88,6 +89,7 @@ class Learner:
         self.policy: Any = build(spec).to(self.device).eval()
         self.algorithm = Algorithm(self.policy, torch.Generator(self.device).manual_seed(settings.seed))
         self.draw = torch.Generator().manual_seed(settings.seed)
+        self.mirror = Mirror(spec, settings.mirror) if settings.mirror else None
         self.replay = self._empty()
         self.position = Position()
         self.metrics: dict[str, float] = {}
@@ -212,6 +214,7 @@ class Learner:
             steps=s.n_step,
             taught_share=s.demonstrations,
             settle=round(s.settle_s * self.rate_hz),
+            centre=s.center_rewards,
         )
 
     def _owe(self, came: int) -> None:
@@ -236,6 +239,8 @@ class Learner:
 
     def _update(self) -> None:
         batch = self.replay.sample(self.batch, self.draw)
+        if self.mirror is not None:
+            batch = self.mirror(batch, self.draw)
         try:
             self.metrics = self.algorithm.update(self._to_device(batch))
         except FloatingPointError:

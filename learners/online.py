@@ -218,7 +218,7 @@ class Online:
         tell: Tell | None,
         stop: Callable[[], bool] | None,
     ) -> Task:
-        # the new rows of the head; another stream than one that may have made a random model's own weights
+        # the new rows of the head are drawn here: the same labels give the same candidate
         torch.manual_seed(self.seed + 2)
         task = self._open(labels)
         inner = [e for i, e in enumerate(examples) if i % INNER == INNER - 1] or examples

@@ -68,6 +68,9 @@ class Replay:
         max_bytes: of the arrays.
         steps: n of the n-step returns.
         taught_share: of a batch from demonstrations and interventions.
+        centre: subtract the mean reward of the main ring, as reward centring (Naik et al. 2024) in its simple form: values
+            are then of what is better than usual, and do not hide it under what is always there. For tasks whose episodes
+            end whatever is done.
         settle: newest transitions that are not drawn yet, because their rewards may still be on the way.
         failure_share: see `FAILURES`.
         max_rows: no more than this, whatever the memory.
@@ -81,10 +84,11 @@ class Replay:
         steps: int = 1,
         taught_share: float = 0.5,
         settle: int = 0,
+        centre: bool = False,
         failure_share: float = FAILURES,
         max_rows: int = 1_000_000,
     ) -> None:
-        self.spec, self.steps, self.settle = spec, steps, settle
+        self.spec, self.steps, self.settle, self.centre = spec, steps, settle, centre
         self.taught_share, self.failure_share = taught_share, failure_share
         self.versions: dict[str, str] = {}
         """The present version of each stream's encoder; a stream that is not named takes any."""
@@ -362,12 +366,13 @@ class Replay:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """n-step rewards, discounts and next states; a chain that breaks off earlier gives fewer steps."""
         gamma = self.spec.gamma
+        usual = float(self._reward_N[self._main.order()].mean()) if self.centre and self._main.held else 0.0
         here = positions.copy()
         rewards = np.zeros(len(here), np.float64)
         discounts = np.ones(len(here), np.float64)
         going = self._done_N[here] | self._follows_N[here]
         for _ in range(steps):
-            rewards += np.where(going, discounts * self._reward_N[here], 0.0)
+            rewards += np.where(going, discounts * (self._reward_N[here] - usual), 0.0)
             ended = going & self._done_N[here]
             going &= ~ended
             discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))

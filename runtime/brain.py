@@ -83,6 +83,8 @@ def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
     return PolicySpec(
         streams=tuple(_stream(name, config, encoders) for name in config.streams),
         actions=action_space(config.actuators),
+        fusion=p.fusion,
+        hidden=p.hidden,
         width=p.width,
         latents=p.latents,
         layers=p.layers,
@@ -91,6 +93,7 @@ def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
         gamma=p.gamma,
         algorithm=p.algorithm,
         modality_dropout=p.modality_dropout,
+        feature_dropout=p.feature_dropout,
     )
 
 
@@ -107,7 +110,8 @@ def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> Strea
             f"streams.{name}.encoder: {settings.encoder} ({config.encoders[settings.encoder].model}) is a model of "
             f"{encoder.modality}; a {settings.kind} needs one of {wanted}"
         )
-    return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width)
+    columns = getattr(encoder, "columns", encoder.tokens)  # only pictures have a grid
+    return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width, columns)
 
 
 def shapes_of_spec(spec: PolicySpec) -> dict[str, tuple[int, ...]]:

@@ -118,6 +118,7 @@ class VisionEncoder(_Tower):
         self.size = picture_size(options, model.config)
         mean, std = (list(options.get(key, [0.5] * 3)) for key in ("image_mean", "image_std"))
         tower = VisionTower(model, tokens, self.size, mean, std)
+        self.columns = tower.columns.shape[1]
         for convolution in (m for m in tower.modules() if isinstance(m, nn.Conv2d)):
             convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
         super().__init__(tower, tokens, tower.width, device, {"size": self.size, "mean": mean, "std": std})

@@ -5,6 +5,8 @@ as by Perceiver IO, Jaegle et al. 2022). In the first layer they learn what was 
 token says which stream it is of, where in it, and how old; what is missing is set to zero and hidden from attention, so
 that its content cannot reach the state by any path, not even as NaN.
 
+`policy.fusion: matching` takes another way for streams that speak of places in a picture, see `matching.py`.
+
 Shapes: B batch, S streams, T tokens of a stream, W their width, D width of the policy, L latents, K all tokens, H heads, E = D / H.
 """
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from learners.model.matching import Matching
 from learners.model.normalise import Normaliser
 from learners.model.spec import PolicySpec, StreamSpec
 
@@ -27,14 +30,34 @@ def masked(x_BTW: Tensor, present_B: Tensor) -> Tensor:
     return torch.where(present_B[:, None, None], x_BTW, torch.zeros_like(x_BTW))
 
 
+class FeatureDropout(nn.Module):
+    """Leaves features out for a whole batch in training, the same ones in every row: one small mask instead of a large one.
+
+    Pretrained tokens are wide and redundant, and experience is correlated: without it a few of their features are learned
+    by heart.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x_BTW: Tensor) -> Tensor:
+        """Zero some of W, scale the others up."""
+        if not self.training or not self.probability:
+            return x_BTW
+        keep_W = torch.rand(x_BTW.shape[-1], device=x_BTW.device) >= self.probability
+        return x_BTW * (keep_W / (1 - self.probability))
+
+
 class Adapter(nn.Module):
     """One stream's tokens B,T,W -> B,T,D: normalise, project, say which stream, which place and how old."""
 
-    def __init__(self, stream: StreamSpec, width: int) -> None:
+    def __init__(self, stream: StreamSpec, width: int, dropout: float) -> None:
         super().__init__()
         self.normalise = Normaliser(stream.width)
         # an encoder's tokens may be of any scale before statistics are gathered; telemetry must keep its own
-        self.level = nn.Identity() if stream.modality == "telemetry" else nn.LayerNorm(stream.width)
+        encoded = stream.modality != "telemetry"
+        self.level = nn.Sequential(nn.LayerNorm(stream.width), FeatureDropout(dropout)) if encoded else nn.Identity()
         self.project = nn.Linear(stream.width, width)
         self.place = nn.Parameter(torch.randn(stream.tokens, width) * 0.02)
         self.age = nn.Linear(2, width)
@@ -86,14 +109,12 @@ class Bottleneck(nn.Module):
         return x_BJD.reshape(batch, count, self.heads, width // self.heads).transpose(1, 2)
 
 
-class Fusion(nn.Module):
-    """Tokens of every stream, in the order of the spec, -> state B,D."""
+class Attention(nn.Module):
+    """The bottleneck: adapted tokens of all streams -> B,D; with nothing present it is the latents' own."""
 
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
         self.counts = tuple(stream.tokens for stream in spec.streams)
-        self.adapters = nn.ModuleList(Adapter(stream, spec.width) for stream in spec.streams)
-        self.streams = nn.Parameter(torch.randn(len(spec.streams), spec.width) * 0.02)
         self.latents = nn.Parameter(torch.randn(spec.latents, spec.width) * 0.02)
         self.layers = nn.ModuleList(Bottleneck(spec.width, spec.heads) for _ in range(spec.layers))
         self.out = nn.Sequential(
@@ -101,6 +122,28 @@ class Fusion(nn.Module):
             nn.Linear(spec.latents * spec.width, spec.width),
             nn.LayerNorm(spec.width),
         )
+
+    def forward(self, adapted: Sequence[Tensor], present_BS: Tensor) -> Tensor:
+        """The state."""
+        x_BKD = torch.cat(list(adapted), dim=1)
+        visible_BK = torch.cat(
+            [present_BS[:, s : s + 1].expand(-1, count) for s, count in enumerate(self.counts)], dim=1
+        )
+        z_BLD = self.latents.expand(x_BKD.shape[0], -1, -1)
+        for layer in self.layers:
+            z_BLD = layer(z_BLD, x_BKD, visible_BK)
+        state_BD: Tensor = self.out(z_BLD.flatten(1))
+        return state_BD
+
+
+class Fusion(nn.Module):
+    """Tokens of every stream, in the order of the spec, -> state B,D."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleList(Adapter(stream, spec.width, spec.feature_dropout) for stream in spec.streams)
+        self.streams = nn.Parameter(torch.randn(len(spec.streams), spec.width) * 0.02)
+        self.how: nn.Module = Matching(spec) if spec.fusion == "matching" else Attention(spec)
 
     def adapt(self, tokens: Sequence[Tensor], present_BS: Tensor, ages_BS: Tensor) -> list[Tensor]:
         """Each stream's tokens B,T,D, independent of every other stream."""
@@ -110,13 +153,6 @@ class Fusion(nn.Module):
         ]
 
     def forward(self, tokens: Sequence[Tensor], present_BS: Tensor, ages_BS: Tensor) -> Tensor:
-        """The state; with nothing present it is the latents' own."""
-        x_BKD = torch.cat(self.adapt(tokens, present_BS, ages_BS), dim=1)
-        visible_BK = torch.cat(
-            [present_BS[:, s : s + 1].expand(-1, count) for s, count in enumerate(self.counts)], dim=1
-        )
-        z_BLD = self.latents.expand(x_BKD.shape[0], -1, -1)
-        for layer in self.layers:
-            z_BLD = layer(z_BLD, x_BKD, visible_BK)
-        state_BD: Tensor = self.out(z_BLD.flatten(1))
+        """The state; what is not present has no part in it."""
+        state_BD: Tensor = self.how(self.adapt(tokens, present_BS, ages_BS), present_BS)
         return state_BD

@@ -26,6 +26,7 @@ from sensors.readings import Reading, Sound
 NAME = "builtin:modulation-spectrum"
 RATE_HZ = 16_000
 MELS = 40
+"""At least so many bands: as many more as it takes to divide them evenly among the tokens."""
 FREQUENCIES = 24
 """From 0 up to about 12 Hz in a 2 s window: syllables come 4 to 8 a second."""
 
@@ -50,25 +51,24 @@ class ModulationEncoder:
     """An `Encoder` for hearing; see `encoders.Encoder`.
 
     Args:
-        tokens: groups of mel bands; must divide `MELS`.
+        tokens: groups of mel bands.
         window_s: seconds heard at once; shorter sounds are padded with silence in front.
     """
 
     modality: Modality = "hearing"
 
     def __init__(self, tokens: int, window_s: float) -> None:
-        if MELS % tokens:
-            raise ValueError(f"policy.tokens {tokens} must divide {MELS} for {NAME}; use 1, 2, 4, 5, 8, 10, 20 or 40")
-        self.tokens, self.width = tokens, MELS // tokens * FREQUENCIES
+        self.bands = -(-MELS // tokens) * tokens
+        self.tokens, self.width = tokens, self.bands // tokens * FREQUENCIES
         self.samples = round(window_s * RATE_HZ)
         self.module: nn.Module | None = None  # a Fourier transform: nothing to convert, a fraction of a millisecond
         self._extract: Any = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
-            feature_size=MELS, sampling_rate=RATE_HZ
+            feature_size=self.bands, sampling_rate=RATE_HZ
         )
         self.run: Callable[..., Tensor] = ModulationSpectrum(tokens)
-        self.version = hashlib.sha256(f"{NAME} 1 {tokens} {self.samples} {MELS} {FREQUENCIES}".encode()).hexdigest()[
-            :16
-        ]
+        self.version = hashlib.sha256(
+            f"{NAME} 1 {tokens} {self.samples} {self.bands} {FREQUENCIES}".encode()
+        ).hexdigest()[:16]
 
     def prepare(self, readings: Sequence[Reading]) -> tuple[Tensor, ...]:
         """Log-mel energies B,M,L of the last window of each sound."""
@@ -82,7 +82,7 @@ class ModulationEncoder:
 
     def examples(self) -> list[tuple[Tensor, ...]]:
         """One window of silence."""
-        return [(torch.zeros(1, MELS, self.samples // 160),)]
+        return [(torch.zeros(1, self.bands, self.samples // 160),)]
 
     def load_state(self, state: object) -> None:
         """There is nothing to load.

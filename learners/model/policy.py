@@ -43,7 +43,7 @@ class Policy(nn.Module):
         self.context_width = (
             self.state_width * spec.history if spec.plain else self.state_width + (spec.width if older else 0)
         )
-        self.heads = Heads(spec.actions, self.context_width, spec.algorithm, gamma=spec.gamma)
+        self.heads = Heads(spec.actions, self.context_width, spec.algorithm, gamma=spec.gamma, hidden=spec.hidden)
 
     def normalisers(self) -> dict[str, Normaliser]:
         """The normaliser of each stream."""

@@ -14,6 +14,7 @@ from actuators.actions import ActionSpace, Actuator, Choice, Continuous, Utteran
 
 Modality = Literal["vision", "hearing", "language", "telemetry"]
 Algorithm = Literal["auto", "dqn", "sac", "crossq", "bandit"]
+Fusing = Literal["bottleneck", "matching"]
 FORMAT = 1
 _ACTUATORS: dict[str, type[Actuator]] = {"choice": Choice, "continuous": Continuous, "text": Utterance}
 
@@ -24,18 +25,26 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
-    """What one stream contributes: `tokens` vectors of `width` numbers; telemetry is one vector of its fields."""
+    """What one stream contributes: `tokens` vectors of `width` numbers; telemetry is one vector of its fields.
+
+    A picture's tokens are places of a grid, row by row, with `columns` in a row (0: one row).
+    """
 
     name: str
     modality: Modality
     tokens: int
     width: int
+    columns: int = 0
 
     def __post_init__(self) -> None:
         if self.modality not in get_args(Modality):
             raise SpecError(f"stream {self.name}: unknown modality {self.modality!r}; one of {get_args(Modality)}")
         if self.tokens < 1 or self.width < 1:
             raise SpecError(f"stream {self.name}: {self.tokens} tokens of width {self.width}; both must be at least 1")
+        if self.columns == 0:
+            object.__setattr__(self, "columns", self.tokens)
+        if self.tokens % self.columns:
+            raise SpecError(f"stream {self.name}: {self.tokens} tokens are no grid of {self.columns} columns")
         if self.modality == "telemetry" and self.tokens != 1:
             raise SpecError(f"stream {self.name}: telemetry is one token, not {self.tokens}")
 
@@ -46,6 +55,9 @@ class PolicySpec:
 
     streams: tuple[StreamSpec, ...]
     actions: ActionSpace
+    fusion: Fusing = "bottleneck"
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers of every actor and critic."""
     width: int = 256
     latents: int = 4
     layers: int = 2
@@ -54,6 +66,7 @@ class PolicySpec:
     gamma: float = 0.99
     algorithm: Algorithm = "auto"
     modality_dropout: float = 0.1
+    feature_dropout: float = 0.3
 
     def __post_init__(self) -> None:
         names = [stream.name for stream in self.streams]
@@ -65,6 +78,20 @@ class PolicySpec:
             )
         if self.history < 1:
             raise SpecError(f"history {self.history}: at least 1")
+        if not self.hidden or min(self.hidden) < 1:
+            raise SpecError(f"hidden {self.hidden}: at least one layer, each of at least one unit")
+        if self.fusion == "matching" and not all(self.pairs):
+            raise SpecError(
+                "policy.fusion: matching needs a camera with policy.tokens above 1 and a microphone or a text; "
+                "write `fusion: bottleneck`"
+            )
+
+    @property
+    def pairs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which streams have places to look at, and which ones speak, by number."""
+        seen = tuple(i for i, s in enumerate(self.streams) if s.modality == "vision" and s.tokens > 1)
+        said = tuple(i for i, s in enumerate(self.streams) if s.modality in ("hearing", "language"))
+        return seen, said
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,6 +134,7 @@ class PolicySpec:
             raise SpecError(f"not a policy spec of format {FORMAT}")
         try:
             body["streams"] = tuple(StreamSpec(**stream) for stream in body["streams"])
+            body |= {"hidden": tuple(body["hidden"])} if "hidden" in body else {}
             body["actions"] = ActionSpace(tuple(_actuator_in(entry) for entry in body["actions"]))
             return cls(**body)
         except (TypeError, KeyError) as error:

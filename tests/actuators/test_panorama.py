@@ -84,7 +84,7 @@ def test_orders_come_by_turns_and_are_drawn_anew() -> None:
         assert world.over
         world.begin()
         assert not world.over
-        assert 6.0 <= world.length_s <= 10.0
+        assert 2.5 <= world.length_s <= 4.0
         assert world.spoken != spoken
     assert targets == set(PHOTOGRAPHS)
     assert len(texts) > 8

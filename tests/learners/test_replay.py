@@ -290,3 +290,15 @@ def test_the_memory_bound_holds() -> None:
     arrays = sum(column.nbytes for column in memory._columns)
     assert memory.bytes <= 1 << 20
     assert arrays <= memory.bytes
+
+
+def test_centred_rewards_are_what_is_better_than_usual() -> None:
+    memory = replay(centre=True, steps=2)
+    for n in range(5):
+        memory.append(tick(n, done=n == 4))
+    batch = memory.ordered(0, 99)
+    assert batch is not None
+    usual = 2.0  # the mean of 0 to 4
+    expected = [(n - usual) + 0.9 * (n + 1 - usual) for n in range(4)] + [4 - usual]
+    assert batch.rewards.tolist() == pytest.approx(expected)
+    assert batch.discounts.tolist() == pytest.approx([0.81, 0.81, 0.81, 0.0, 0.0])

@@ -1,0 +1,64 @@
+"""Matching: where in a picture is what the other streams speak of?
+
+What an order names and where it stands in the picture meet in a product, which attention and sums over tokens need far more
+examples to imitate. Every place of a picture gives a key, the streams that speak (sound, text) give a query, and groups of
+their element-wise product are summed: a low-rank bilinear form (Kim et al. 2017, "Hadamard Product for Low-rank Bilinear
+Pooling"), one map over the places for each group. The maps are normalised over the places, as attention is, and read out
+with their places kept. The same weights serve every place, so what was learned at one place holds at all.
+
+Knows tokens that are adapted already, and nothing of encoders.
+
+Shapes: B batch, T places (tokens) of a picture, D width of the policy, G groups, E = D / G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from learners.model.spec import PolicySpec
+
+GROUPS = 8
+
+
+class Matching(nn.Module):
+    """Adapted tokens of every stream -> one vector B,D.
+
+    Args:
+        spec: of the policy, which has made sure that there is something to match.
+    """
+
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__()
+        self.seen, self.said = spec.pairs
+        width = spec.width
+        self.groups = GROUPS if width % GROUPS == 0 else 1
+        self.normalise = nn.LayerNorm(width)
+        self.key = nn.Linear(width, width)
+        self.query = nn.ModuleList(nn.Linear(width * spec.streams[i].tokens, width) for i in self.said)
+        places = sum(spec.streams[i].tokens for i in self.seen)
+        self.out = nn.Sequential(nn.Linear(places * self.groups, width), nn.LayerNorm(width))
+
+    def forward(self, adapted: Sequence[Tensor], present_BS: Tensor) -> Tensor:
+        """What was found where; streams that are missing neither ask nor answer."""
+        query_BD = self._ask(adapted, present_BS)
+        maps = [self._look(adapted[i], query_BD) * present_BS[:, i : i + 1] for i in self.seen]
+        out_BD: Tensor = self.out(torch.cat(maps, dim=1))
+        return out_BD
+
+    def _ask(self, adapted: Sequence[Tensor], present_BS: Tensor) -> Tensor:
+        """The sum of what every stream that speaks asks for, B,D."""
+        asked = [
+            query(F.layer_norm(adapted[i], adapted[i].shape[-1:]).flatten(1)) * present_BS[:, i : i + 1]
+            for query, i in zip(self.query, self.said, strict=True)
+        ]
+        return torch.stack(asked).sum(0)
+
+    def _look(self, x_BTD: Tensor, query_BD: Tensor) -> Tensor:
+        """One picture's maps B,(T G)."""
+        product_BTGE = (self.key(self.normalise(x_BTD)) * query_BD.unsqueeze(1)).unflatten(-1, (self.groups, -1))
+        match_BTG = product_BTGE.sum(-1) / product_BTGE.shape[-1] ** 0.5
+        return torch.softmax(match_BTG, dim=1).flatten(1)
