@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,7 +42,8 @@ def settings(seed: int, folder: Path, port: int, *, takeovers: bool) -> Path:
     config["learner"]["seed"] = seed
     config.pop("dashboard", None)
     config.pop("metrics", None)
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # from nothing: a state of an earlier run would be resumed
+    folder.mkdir(parents=True)
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -1,0 +1,171 @@
+"""What helps the demo's policy to learn from few ticks: fusion, mirroring, centring, one at a time left out.
+
+`python tests/benchmarks/bench_demo_policy.py`: logs the demo's world in lock-step through the real encoders (a third of the actions
+the scripted controller's, the others random), learns from the first N ticks with the demo's settings, and tells in how many
+ticks of another world the greedy action is the scripted controller's: where the picture is in sight, by written and by spoken
+order. Same updates, same batches, one thread. About eight minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from actuators.lockstep import Panorama
+from learners.algorithm import Algorithm
+from learners.mirror import Mirror
+from learners.model.backends import Calibrations, Wanted
+from learners.model.encoders import Encoder
+from learners.model.encoders import load as load_encoder
+from learners.model.features import Features, recorded
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec
+from learners.replay import Replay
+from learners.transition import Transition
+from runtime.brain import build_spec, window_s
+from runtime.config import load as load_settings
+from runtime.settings import Config
+from sensors.readings import Frame, Reading, Sound, Text
+
+IN_SIGHT_DEG = 100.0
+TAUGHT = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Ticks of one world, and what the scripted controller would have done."""
+
+    transitions: list[Transition]
+    best: torch.Tensor
+    in_sight: torch.Tensor
+    spoken: torch.Tensor
+
+
+def encoders_of(config: Config) -> dict[str, Encoder]:
+    made = {
+        name: load_encoder(s, config.policy.tokens, torch.device("cpu"), window_s=window_s(config, name))
+        for name, s in config.encoders.items()
+    }
+    calibrations = Calibrations(Path(tempfile.mkdtemp()), Wanted())
+    for encoder in made.values():
+        if encoder.module is not None:
+            encoder.run, _ = calibrations.runner(encoder.module, encoder.examples(), encoder.version)
+    return made
+
+
+def tokens_of(observation: dict[str, Any], encoders: dict[str, Encoder]) -> dict[str, Any]:
+    readings: dict[str, Reading] = {
+        "front": Frame("front", 0.0, 0, observation["image"]),
+        "room": Sound("room", 0.0, 0, observation["sound"]),
+        "orders": Text("orders", 0.0, 0, observation["text"]),
+    }
+    kinds = {"front": "vision", "room": "hearing", "orders": "language"}
+    tokens = {
+        name: encoders[kinds[name]].encode(encoders[kinds[name]].prepare([reading]))[0].half().numpy()
+        for name, reading in readings.items()
+    }
+    return tokens | {"joints": observation["angle"].astype(np.float32)[None]}
+
+
+def play(seed: int, ticks: int, encoders: dict[str, Encoder], spec: PolicySpec) -> Log:
+    world, draw = Panorama(), np.random.default_rng(seed)
+    observation, _ = world.reset(seed=seed)
+    turns = spec.actions.choices[0].choices
+    present, ages = dict.fromkeys(spec.names, True), dict.fromkeys(spec.names, 0.05)
+    transitions, best, in_sight, spoken = [], [], [], []
+    for tick in track(range(ticks), f"world {seed}"):
+        best.append(world.oracle())
+        in_sight.append(abs(world.world.distance_deg()) < IN_SIGHT_DEG)
+        spoken.append(world.world.spoken)
+        tokens = tokens_of(observation, encoders)
+        action = best[-1] if draw.random() < TAUGHT else int(draw.integers(len(turns)))
+        observation, reward, _, over, _ = world.step(np.int64(action))
+        transitions.append(
+            Transition(
+                "s", tick, str(tick), 0.0, "log", tokens=tokens, present=present, ages_s=ages,
+                actions={"head": turns[action]}, probabilities={"head": 1 / 3}, by={"head": "policy"}, reward=reward, done=over,
+            )
+        )  # fmt: skip
+        if over:
+            observation, _ = world.reset()
+    return Log(transitions, torch.tensor(best), torch.tensor(in_sight), torch.tensor(spoken))
+
+
+def learn(
+    spec: PolicySpec, config: Config, log: Log, ticks: int, updates: int, *, mirror: bool, centre: bool
+) -> Policy:
+    torch.manual_seed(0)
+    policy = Policy(spec).eval()
+    algorithm = Algorithm(policy, torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    memory = Replay(spec, max_bytes=500_000_000, steps=config.learner.n_step, taught_share=0.0, centre=centre)
+    for transition in log.transitions[:ticks]:
+        memory.append(transition)
+    change: Callable[..., Any] = Mirror(spec, config.learner.mirror) if mirror else lambda batch, _: batch
+    for _ in track(range(updates), "learning", transient=True):
+        algorithm.update(change(memory.sample(config.learner.batch, draw), draw))
+    return policy.eval()
+
+
+@torch.no_grad()
+def judge(policy: Policy, log: Log, without: tuple[str, ...] = ()) -> tuple[float, float]:
+    """Share of the scripted controller's actions, by written and by spoken order; streams `without` are masked."""
+    rows = log.transitions
+    features: Features = recorded(
+        policy.spec, [t.tokens for t in rows], [t.present for t in rows], [t.ages_s for t in rows]
+    )
+    features = features.without(policy.spec, without)
+    assert policy.heads.choice is not None
+    scores = [policy.heads.choice(policy.encode(features[s : s + 500]))[0].mean(-1) for s in range(0, len(rows), 500)]
+    right = (torch.cat(scores).argmax(-1) == log.best).float()
+    written, spoken = log.in_sight & ~log.spoken, log.in_sight & log.spoken
+    return float(right[written].mean()), float(right[spoken].mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ticks", type=int, nargs="+", default=[3_000, 6_000])
+    parser.add_argument("--updates", type=int, default=1_600)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    config = load_settings(Path("configs/demo.yaml")).config
+    encoders = encoders_of(config)
+    spec = build_spec(config, encoders)
+    train, test = play(1, max(given.ticks), encoders, spec), play(99, 3_000, encoders, spec)
+    variants: dict[str, tuple[PolicySpec, bool, bool]] = {
+        "as shipped": (spec, True, True),
+        "not mirrored": (spec, False, True),
+        "rewards not centred": (spec, True, False),
+        "gamma 0.9": (replace(spec, gamma=0.9), True, True),
+        "bottleneck": (replace(spec, fusion="bottleneck"), True, True),
+        "bottleneck, not mirrored, gamma 0.9, not centred": (
+            replace(spec, fusion="bottleneck", gamma=0.9),
+            False,
+            False,
+        ),
+    }
+    sys.stdout.write(f"{'':50} {'ticks':>6} {'written':>8} {'spoken':>8}\n")
+    for ticks in given.ticks:
+        for name, (variant, mirror, centre) in variants.items():
+            policy = learn(variant, config, train, ticks, given.updates, mirror=mirror, centre=centre)
+            written, spoken = judge(policy, test)
+            sys.stdout.write(f"{name:50} {ticks:6d} {written:8.2f} {spoken:8.2f}\n")
+            sys.stdout.flush()
+            if name == "as shipped":
+                for masked in (("orders", "room"), ("front",)):
+                    written, spoken = judge(policy, test, masked)
+                    sys.stdout.write(f"  without {' and '.join(masked):40} {ticks:6d} {written:8.2f} {spoken:8.2f}\n")
+
+
+if __name__ == "__main__":
+    main()
