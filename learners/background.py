@@ -30,7 +30,7 @@ def give_way(title: str, threads: int, priority: Priority = "idle") -> Priority:
         except PermissionError:
             priority = "nice"
     if priority == "nice":
-        os.nice(19)
+        os.setpriority(os.PRIO_PROCESS, 0, 19)  # whatever it was started with
     return priority
 
 

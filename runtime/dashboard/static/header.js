@@ -19,6 +19,7 @@ export function mount() {
     await fetch("/logout", { method: "POST" });
     location.replace("/login");
   });
+  byId("logout").disabled = false; // before this it would have done nothing
 }
 
 async function stop() {
