@@ -99,7 +99,8 @@ async def test_a_whole_life(tmp_path: Path) -> None:
         run.supervisor._told_to_end(signal.SIGTERM)
         await asyncio.wait([run.task])
         await eventually(lambda: run.device.value == "stay", "the last safe action")
-        assert run.device.statuses[-1] == {"state": "offline", "reasons": ["SIGTERM received"]}
+        parting = {"state": "offline", "reasons": ["SIGTERM received"]}
+        await eventually(lambda: run.device.statuses[-1] == parting, "the parting status")
     assert run.task.result() == 0
     said = [line for message in manager.got() for line in message.split("\n")]
     manager.socket.close()
