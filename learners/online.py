@@ -218,7 +218,7 @@ class Online:
         tell: Tell | None,
         stop: Callable[[], bool] | None,
     ) -> Task:
-        # the new rows of the head are drawn here: the same labels give the same candidate
+        # new rows of the head must not depend on what was drawn before
         torch.manual_seed(self.seed + 2)
         task = self._open(labels)
         inner = [e for i, e in enumerate(examples) if i % INNER == INNER - 1] or examples

@@ -142,7 +142,7 @@ async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store
     monkeypatch.setattr("runtime.tick.time", wall)
     own = {"name": "turns", "kind": "expression", "value": "(head == 'left') - (head == 'right')"}
     async with agent(tmp_path, wall, rewards=[*SETTINGS["rewards"], own]) as parts:
-        for index in range(3_000):  # a busy machine leaves ticks without a verdict
+        for index in range(3_000):
             wall.now_s += 0.1
             ticked = await parts.ticker.tick(index)
             turn = ticked.decided.actions["head"].value

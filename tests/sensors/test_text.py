@@ -99,6 +99,7 @@ async def test_standard_input_that_says_nothing_can_be_cancelled(running: Runnin
     async with running(StdinText("typed", 10, descriptor=read)) as witness:
         os.write(write, b"one\n")
         await witness.until(lambda: len(witness.readings) == 1)
+        assert [reading.text for reading in witness.readings if isinstance(reading, Text)] == ["one"]
     os.close(write)
     os.close(read)
 
