@@ -12,6 +12,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from actuators.gate import Gate
 from actuators.rulings import Ruling
 from actuators.wire import Commands, Report, WireError, parse_state, state_topic
 from runtime import latches, link
-from runtime.mqtt import Connection, Message
+from runtime.mqtt import Connection, Message, MqttLost
 from runtime.settings import Config
 from runtime.systemd import Feeder
 from runtime.topics import Refused, Topics, encode
@@ -36,6 +37,8 @@ AGAIN_S = 0.25
 """A safe action that a device of ours has not acknowledged is sent again: it may have been away, or the command too old."""
 PROPOSE_EVERY = 10
 """Ticks after which an unchanged proposal is offered again: whoever comes later sees it too."""
+FAREWELL_S = 2.0
+"""For the broker to take the last status; longer than a reconnection takes."""
 AT_ONCE = 16
 """Proposals taken in one turn of the loop."""
 
@@ -346,8 +349,20 @@ class GateHost:
             await self._write()
 
     async def farewell(self, reason: str) -> None:
-        """The last words."""
+        """The last words: said until the broker has them, or `FAREWELL_S` is over; then the will says that it vanished."""
         self.detach()
         payload = encode({"state": "offline", "reasons": [reason]})
-        self.connection.post(self.topics("status"), payload, qos=1, retain=True)
-        await self.connection.drained(1.0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                while not await self._parted(payload):
+                    await asyncio.sleep(TICK_S)
+                    await self.connection.up()
+                return
+        log.warning("gate.no_farewell", waited_s=FAREWELL_S)
+
+    async def _parted(self, status: bytes) -> bool:
+        try:
+            await self.connection.publish(self.topics("status"), status, retain=True)
+        except MqttLost:
+            return False
+        return True

@@ -298,8 +298,7 @@ class Connection:
         while True:
             begun_s = time.monotonic()
             reason = await self._session()
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # Python 3.11's TaskGroup loses it when a child fails meanwhile
+            if _cancelled():  # Python 3.11's TaskGroup loses it when a child fails meanwhile
                 raise asyncio.CancelledError
             self.drops["incoming full"] = self._queue.dropped
             attempt = 0 if time.monotonic() - begun_s > STEADY_S else attempt + 1
@@ -330,12 +329,11 @@ class Connection:
             if other is not None:
                 raise other from None
             reason = _said(errors)
-        except asyncio.CancelledError:
-            with suppress(aiomqtt.MqttError):
-                await client.__aexit__(None, None, None)
-            raise
         finally:
             self._leave()
+            if _cancelled():  # whatever a child raised meanwhile: without a DISCONNECT the broker publishes the will
+                with suppress(aiomqtt.MqttError):
+                    await client.__aexit__(None, None, None)
             if self._greeted:
                 self._greeted = False
                 log.warning("mqtt.lost", client=self.identifier, reason=reason)
@@ -506,6 +504,12 @@ class Connection:
         future = self._answers.get(message.correlation or b"")
         if future is not None and not future.done():
             future.set_result(message)
+
+
+def _cancelled() -> bool:
+    """Whether this task was told to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _faithful(call: Coroutine[Any, Any, T]) -> T:

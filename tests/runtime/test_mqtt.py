@@ -184,6 +184,11 @@ async def test_the_will_is_published_for_who_vanishes_and_not_for_who_leaves(bro
     async with running(watcher):
         async with running(connection(broker, "polite", will=Will("status/polite", b"offline"))):
             pass
+        unlucky = connection(broker, "unlucky", will=Will("status/unlucky", b"offline"))
+        async with running(unlucky):
+            assert unlucky._group is not None
+            unlucky._group.create_task(_fails_when_cancelled())
+            await watcher.publish("x", b"")  # one turn: the task has begun
         rude = connection(broker, "rude", will=Will("status/rude", b"offline"))
         async with running(rude):
             assert rude._client is not None
@@ -205,6 +210,14 @@ async def test_cancelled_while_connecting_leaves_nothing(tmp_path: Path) -> None
         await asyncio.wait([task])
         assert task.cancelled()
         assert link.connects == 0
+
+
+async def _fails_when_cancelled() -> None:
+    """As a publish whose time-out comes together with the cancellation."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        raise aiomqtt.MqttError("timed out")
 
 
 def _pending(server: socket.socket) -> bool:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,20 +90,20 @@ async def daemon(folder: Path, *rows: list[object], notifier: Notifier | None = 
 
 async def test_a_whole_life(tmp_path: Path) -> None:
     manager = Manager(str(tmp_path / "notify"))
-    async with daemon(
-        tmp_path, agent_row(), ["other", False, SLEEPER], notifier=Notifier(manager.address, watchdog_s=1.0)
-    ) as run:
-        await run.device.moving()
-        await run.device.moving()
-        assert run.device.statuses[-1]["state"] == "online"
-        run.supervisor._told_to_end(signal.SIGTERM)
-        await asyncio.wait([run.task])
-        await eventually(lambda: run.device.value == "stay", "the last safe action")
-        parting = {"state": "offline", "reasons": ["SIGTERM received"]}
-        await eventually(lambda: run.device.statuses[-1] == parting, "the parting status")
-    assert run.task.result() == 0
-    said = [line for message in manager.got() for line in message.split("\n")]
-    manager.socket.close()
+    with closing(manager.socket):
+        async with daemon(
+            tmp_path, agent_row(), ["other", False, SLEEPER], notifier=Notifier(manager.address, watchdog_s=1.0)
+        ) as run:
+            await run.device.moving()
+            await run.device.moving()
+            assert run.device.statuses[-1]["state"] == "online"
+            run.supervisor._told_to_end(signal.SIGTERM)
+            await asyncio.wait([run.task])
+            await eventually(lambda: run.device.value == "stay", "the last safe action")
+            parting = {"state": "offline", "reasons": ["SIGTERM received"]}
+            await eventually(lambda: run.device.statuses[-1] == parting, "the parting status")
+        assert run.task.result() == 0
+        said = [line for message in manager.got() for line in message.split("\n")]
     assert said.index("READY=1") < said.index("WATCHDOG=1") < said.index("STOPPING=1")
     assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in said)
 
