@@ -59,7 +59,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python debian-run
 
 $(VENV)/.test: $(VENV)/.run | debian-test
 	@echo "Installing what the tests need."
-	$(PIP) --editable '.[chat,simulation,embedded,fleet,test]'
+	$(PIP) --editable '.[chat,simulation,embedded,export,fleet,test]'
 	@touch $@
 
 RUN_PACKAGES := mosquitto libportaudio2 libgl1 libglib2.0-0

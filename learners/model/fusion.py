@@ -65,7 +65,7 @@ class Adapter(nn.Module):
     def forward(self, x_BTW: Tensor, present_B: Tensor, age_B: Tensor) -> Tensor:
         """Adapted tokens; rows that are not present hold nothing of their content."""
         x_BTW = masked(x_BTW, present_B)
-        age_B = torch.where(present_B, age_B, torch.zeros_like(age_B)).clamp(0, MAX_AGE_S)
+        age_B = torch.where(present_B, age_B, torch.zeros_like(age_B)).clamp(0.0, MAX_AGE_S)
         age_B2 = torch.stack((age_B.log1p(), torch.exp(-age_B)), dim=-1)
         x_BTD: Tensor = self.project(self.level(self.normalise(x_BTW)))
         extra_BTD: Tensor = self.place + self.age(age_B2).unsqueeze(1)
