@@ -126,8 +126,10 @@ async def _end_when(stopping: asyncio.Event, tasks: list[asyncio.Task[Any]], par
 
 
 def _settle_memory() -> None:
-    """What was built lives as long as the process: the collector need not walk it at every full pass (30 ms with torch)."""
-    gc.collect()
+    """What was built lives as long as the process: the collector need not walk it at every full pass (30 ms with torch).
+
+    Nor once before: that takes half a second of the start, and finds next to nothing.
+    """
     gc.freeze()
     gc.enable()
 

@@ -6,6 +6,7 @@ Slow (seconds): it loads pretrained models and may calibrate backends. Knows no 
 from __future__ import annotations
 
 import sys
+import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 
 from actuators.registry import action_space
 from learners.checkpoints import Checkpoints
-from learners.model.backends import Calibrations, Wanted
+from learners.model.backends import Wanted
+from learners.model.calibrations import Calibrations, shared_cache
 from learners.model.encoders import Encoder
 from learners.model.encoders import load as load_encoder
 from learners.model.policy import Policy
@@ -54,7 +56,7 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
         policy=untrained(spec, config.learner.seed),
         encoders=encoders,
         routes={name: s.encoder for name, s in config.streams.items() if s.encoder is not None},
-        calibrations=Calibrations(config.state_dir, wanted),
+        calibrations=Calibrations(config.state_dir, wanted, shared_cache()),
         read=lambda directory: checkpoints.load(directory.name, {"policy": shapes_of_spec(spec)}),
         device=device,
         seed=zlib.crc32(config.agent.encode()),
@@ -135,10 +137,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m runtime.brain CONFIG`: convert models and calibrate backends now, so that the first start need not."""
+    """`python -m runtime.brain CONFIG`: convert models and calibrate backends now, so that the first start need not.
+
+    What it finds stays in the user's cache; the daemon's own state is not begun.
+    """
     config = load_settings(Path(arguments[0])).config
-    config.state_dir.mkdir(parents=True, exist_ok=True)
-    build_engine(config, open_checkpoints(config)).close()
+    with tempfile.TemporaryDirectory() as folder:
+        config = config.model_copy(update={"state_dir": Path(folder)})
+        engine = build_engine(config, open_checkpoints(config))
+        engine.calibrations.tidy()
+        engine.close()
     return 0
 
 

@@ -14,10 +14,12 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import Literal
 
 from setproctitle import setproctitle
 
 _PR_SET_PDEATHSIG = 1
+Priority = Literal["idle", "nice", "normal"]
 ORPHAN = 75
 """Exit code of a child whose parent was gone before it began."""
 
@@ -42,11 +44,15 @@ def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> bool:
 
 
 def wrapped(
-    command: list[str], *, title: str | None = None, number: signal.Signals = signal.SIGKILL, idle: bool = False
+    command: list[str],
+    *,
+    title: str | None = None,
+    number: signal.Signals = signal.SIGKILL,
+    priority: Priority = "normal",
 ) -> list[str]:
     """`command` as a child of this process; `title` renames a foreign binary (a Python child titles itself).
 
-    `idle` lets it run only when nobody else wants the core, from its first import on; where the kernel refuses, it runs as it is.
+    It has its priority from its first import on. `idle`: only when nobody else wants the core; where the kernel refuses, as it is.
     """
     rename = ["--title", title] if title else []
     return [
@@ -58,7 +64,7 @@ def wrapped(
         "--signal",
         number.name,
         *rename,
-        *(["--idle"] if idle else []),
+        *([] if priority == "normal" else ["--priority", priority]),
         "--",
         *command,
     ]
@@ -70,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--title")
-    parser.add_argument("--idle", action="store_true")
+    parser.add_argument("--priority", choices=("idle", "nice", "normal"), default="normal")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(arguments)
     if not die_with(given.parent, signal.Signals[given.signal]):
@@ -78,9 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # the gate's place in line is not for its children
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-    if given.idle:
+    if given.priority == "idle":
         with suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if given.priority == "nice":
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
     name = f"reflexd: {given.title}" if given.title else given.command[0]
     try:
         os.execvp(given.command[0], [name, *given.command[1:]])  # noqa: S606 - replaces this process, no shell

@@ -58,8 +58,9 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     specs = [Spec("agent", tuple(child.wrapped(agent)), linked=True, stdin=True)]
     if config.learner.enabled:
         settings = config.state_dir / "learner" / "settings.json"
-        idle = config.learner.priority == "idle"  # its imports alone would hold up the agent's on few cores
-        specs.append(Spec("learner", tuple(child.wrapped([*python, "learners.process", str(settings)], idle=idle))))
+        learner = [*python, "learners.process", str(settings)]
+        # at once: its imports alone would hold up the agent's on few cores
+        specs.append(Spec("learner", tuple(child.wrapped(learner, priority=config.learner.priority))))
     if config.dashboard is not None:
         specs.append(Spec("dashboard", tuple(child.wrapped([*python, "runtime.dashboard", str(path)])), grace_s=3.0))
     if config.plant is not None:

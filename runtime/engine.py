@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.model.backends import Calibrations, CudaGraphRun, Run, stream_of
 from learners.model.backends import Choice as BackendChoice
+from learners.model.backends import CudaGraphRun, Run, stream_of
+from learners.model.calibrations import Calibrations
 from learners.model.encoders import Encoder
 from learners.model.features import Features, stack
 from learners.model.policy import Policy
@@ -110,7 +111,7 @@ class Engine:
 
     def _first(self) -> _Live:
         self._stream = stream_of(self.device)
-        encoders = {name: self._ready(name, encoder) for name, encoder in self.encoders.items()}
+        encoders = {name: self._ready(name, encoder, first=True) for name, encoder in self.encoders.items()}
         return _Live(self.version, self.policy, encoders, self._fuse_run(self.policy, first=True))
 
     @property
@@ -253,11 +254,11 @@ class Engine:
                 past = stack(list(self._history)).map(lambda x: x.squeeze(1))
                 self._states.extend(state_D.unsqueeze(0) for state_D in live.policy.fuse(past).unbind(0))
 
-    def _ready(self, name: str, encoder: Encoder) -> Encoder:
-        """Put the encoder on its fastest backend."""
+    def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
+        """Put the encoder on its fastest backend; the graphs of what a daemon starts with are there for others, too."""
         if encoder.module is not None:
             encoder.run, self.choices[name] = self.calibrations.runner(
-                encoder.module, encoder.examples(), encoder.version
+                encoder.module, encoder.examples(), encoder.version, shared=first
             )
         return encoder
 

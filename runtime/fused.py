@@ -1,20 +1,21 @@
 """The fused part of a policy on its fastest backend, and the graphs of the last few weights kept on disk.
 
 Which backend is fastest depends on shapes alone and is calibrated once for a spec; the converted graph depends on the weights.
-Converting takes the better part of a second, so the graph of the weights a daemon starts with is kept for ever, and those of
-checkpoints until `KEPT` newer ones were used: a restart with the weights that were live converts nothing.
+Converting takes the better part of a second, so the graph of the weights a daemon starts with is kept for all daemons of this
+user (`calibrations.py`), and those of checkpoints in `state_dir` until `KEPT` newer ones were used: a restart with the weights that
+were live converts nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
 import torch
 
-from learners.model.backends import Calibrations, Choice, Inputs, Run, build, calibrate
+from learners.model.backends import Choice, Inputs, Run, build, calibrate
+from learners.model.calibrations import Calibrations
 from learners.model.policy import Policy
 from runtime.decided import Estimate
 
@@ -39,13 +40,14 @@ def fused(calibrations: Calibrations, policy: Policy, example: Inputs, *, first:
     shape = hashlib.sha256(policy.spec.to_json()).hexdigest()[:16]
     version = f"{FIRST if first else LATER}-{digest(policy)}"
     device = example[0].device
-    choice = calibrations.recall(shape, device)
+    choice, folders = calibrations.recall(shape, device), calibrations.folders(shared=first)
     if choice is None:
-        choice = calibrate(module, examples, wanted, version, calibrations.folder)
+        choice = calibrate(module, examples, wanted, version, folders)
         calibrations.remember(shape, device, choice)
-    run = build(module, examples, choice.backend, choice.precision, wanted.threads, version, calibrations.folder)
-    if calibrations.folder is not None:
-        _prune(calibrations.folder, version)
+    run = build(module, examples, choice.backend, choice.precision, wanted.threads, version, folders)
+    if not first:
+        for folder in folders:
+            _prune(folder)
     return run, choice
 
 
@@ -58,10 +60,8 @@ def digest(policy: Policy) -> str:
     return found.hexdigest()[:16]
 
 
-def _prune(folder: Path, version: str) -> None:
-    """Mark what was used now, and leave the newest."""
-    for used in folder.glob(f"{version}-ov*"):
-        os.utime(used)
+def _prune(folder: Path) -> None:
+    """Leave what was used last."""
     known = sorted(folder.glob(f"{LATER}-*-ov*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in known[KEPT:]:
         shutil.rmtree(old)

@@ -1,9 +1,9 @@
 """Runs a torch module on the fastest backend that gives the same numbers.
 
-`choose` measures every allowed backend on real-sized inputs against float32 torch and keeps the fastest whose tokens stay
-within the tolerance; what it found is remembered in `engine.json` under the module's version, the processor and the
-libraries. OpenVINO's graph is converted from the live module and kept in `openvino/` beside it, because converting
-takes seconds. bfloat16 is tried only where the processor has instructions for it. On a GPU: autocast, and CUDA graphs.
+`calibrate` measures every allowed backend on real-sized inputs against float32 torch and keeps the fastest whose tokens stay
+within the tolerance; `calibrations.py` remembers what it found. OpenVINO's graph is converted from the live module and kept on
+disk, because converting takes seconds. bfloat16 is tried only where the processor has instructions for it. On a GPU: autocast,
+and CUDA graphs.
 
 Difference means the largest absolute difference over the largest absolute value of the reference.
 """
@@ -13,6 +13,7 @@ Difference means the largest absolute difference over the largest absolute value
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -22,12 +23,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 import torch
 from torch import Tensor, nn
 
@@ -81,13 +81,16 @@ class NoBackend(ValueError):  # noqa: N818 - reads as what happened
 
 
 def processor() -> str:
-    """The processor's model name and whether it computes in bfloat16."""
+    """The processor's model name, a digest of the instructions it has, and whether it computes in bfloat16."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    name = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    return f"{name} bf16={int(has_bfloat16())}"
+    told = dict(_field(line) for line in reversed(path.read_text().splitlines())) if path.is_file() else {}
+    flags = hashlib.sha256(" ".join(sorted(told.get("flags", "").split())).encode()).hexdigest()[:8]
+    return f"{told.get('model name') or platform.processor()} {flags} bf16={int(has_bfloat16())}"
+
+
+def _field(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
 
 
 def has_bfloat16() -> bool:
@@ -156,23 +159,47 @@ def convert(module: nn.Module, example: Inputs) -> Any:
         return openvino.convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
 
 
-def graph_of(module: nn.Module, example: Inputs, version: str, folder: Path | None) -> Any:
-    """The converted graph, from `folder` where it was kept before; kept there otherwise.
+def graph_of(module: nn.Module, example: Inputs, version: str, folders: Sequence[Path]) -> Any:
+    """The converted graph: from the first of `folders` that has it, else converted and kept in the first that can be written.
 
-    The file's name carries `version`, so a graph of other weights is never taken.
+    The name it is kept under carries `version`, so a graph of other weights is never taken; one that does not read is made anew.
     """
-    if folder is None:
-        return convert(module, example)
-    path = folder / f"{version}-ov{openvino.__version__.split('-')[0]}" / "graph.xml"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            openvino.save_model(convert(module, example), Path(temporary) / "graph.xml", compress_to_fp16=False)
-            if path.parent.is_dir():  # left behind half made
-                shutil.rmtree(path.parent)
-            Path(temporary).rename(path.parent)
-            Path(temporary).mkdir()  # for the context manager to remove
-    return _core().read_model(path)
+    name = f"{version}-ov{openvino.__version__.split('-')[0]}"
+    for folder in folders:
+        if (graph := _read(folder / name)) is not None:
+            return graph
+    graph = convert(module, example)
+    # read back: the first start computes with the same file as every later one
+    return next((kept for folder in folders if (kept := _keep(graph, folder / name)) is not None), graph)
+
+
+def _read(kept: Path) -> Any:
+    """The graph in a folder; None where there is none that reads."""
+    if not (kept / "graph.xml").is_file():
+        return None
+    with suppress(OSError):
+        os.utime(kept)  # used now: the longest unused go first
+    try:
+        return _core().read_model(kept / "graph.xml")
+    except RuntimeError:
+        shutil.rmtree(kept, ignore_errors=True)
+        return None
+
+
+def _keep(graph: Any, target: Path) -> Any:
+    """Write a graph beside its place and rename it, then read it; None where the folder cannot be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as temporary:
+            made = Path(temporary) / "made"
+            made.mkdir()
+            openvino.save_model(graph, made / "graph.xml", compress_to_fp16=False)
+            if not (target / "graph.xml").is_file():  # else another process was quicker
+                shutil.rmtree(target, ignore_errors=True)  # left behind half made
+                made.rename(target)
+    except OSError:
+        return _read(target)
+    return _read(target)
 
 
 def compare(reference: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, float]:
@@ -212,7 +239,7 @@ def candidates(wanted: Wanted, device: torch.device) -> list[tuple[Backend, Prec
 
 @torch.inference_mode()
 def calibrate(
-    module: nn.Module, examples: Sequence[Inputs], wanted: Wanted, version: str, folder: Path | None
+    module: nn.Module, examples: Sequence[Inputs], wanted: Wanted, version: str, folders: Sequence[Path] = ()
 ) -> Choice:
     """Measure every candidate and choose.
 
@@ -224,7 +251,7 @@ def calibrate(
     measured: list[Measured] = []
     for backend, precision in candidates(wanted, device):
         try:
-            run = build(module, examples, backend, precision, wanted.threads, version, folder)
+            run = build(module, examples, backend, precision, wanted.threads, version, folders)
             measured.append(Measured(backend, precision, *measure(run, examples, reference)))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0][:200]
@@ -248,75 +275,18 @@ def build(
     precision: Precision,
     threads: int,
     version: str,
-    folder: Path | None,
+    folders: Sequence[Path] = (),
 ) -> Run:
     """Something that runs the module, warmed up on every example."""
     run: Run
     if backend == "torch":
         run = torch_run(module, precision)
     else:
-        run = OpenVinoRun(graph_of(module, examples[-1], version, folder), precision, threads)
+        run = OpenVinoRun(graph_of(module, examples[-1], version, folders), precision, threads)
     with torch.inference_mode():
         for inputs in examples:
             run(*inputs)
     return run
-
-
-class Calibrations:
-    """Choices remembered in `state_dir/engine.json`; converted graphs are kept in `state_dir/openvino`."""
-
-    def __init__(self, state_dir: Path | None, wanted: Wanted) -> None:
-        self.wanted = wanted
-        self._file = None if state_dir is None else state_dir / "engine.json"
-        self.folder = None if state_dir is None else state_dir / "openvino"
-
-    def _key(self, version: str, device: torch.device) -> str:
-        libraries = f"torch {torch.__version__} openvino {openvino.__version__}"
-        return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.wanted)).decode()}"
-
-    def recall(self, version: str, device: torch.device) -> Choice | None:
-        """The remembered choice, or None; an unreadable file counts as none."""
-        if self._file is None or not self._file.is_file():
-            return None
-        try:
-            entry = orjson.loads(self._file.read_bytes())[self._key(version, device)]
-            return Choice(entry["backend"], entry["precision"], tuple(Measured(**m) for m in entry["measured"]))
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return None
-
-    def remember(self, version: str, device: torch.device, choice: Choice) -> None:
-        """Write one choice beside the others, by rename."""
-        if self._file is None:
-            return
-        try:
-            known = orjson.loads(self._file.read_bytes()) if self._file.is_file() else {}
-        except orjson.JSONDecodeError:
-            known = {}
-        entry = asdict(choice)
-        known = {**known, self._key(version, device): entry}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._file.with_suffix(f".{os.getpid()}.tmp")
-        fresh.write_bytes(orjson.dumps(known, option=orjson.OPT_INDENT_2))
-        fresh.replace(self._file)
-
-    def runner(
-        self, module: nn.Module, examples: Sequence[Inputs], version: str, *, keep: bool = True
-    ) -> tuple[Run, Choice]:
-        """The fastest allowed way to run the module, calibrated at most once for a version and machine.
-
-        `keep=False` is for a version that stands for shapes and not for weights: its graph is converted every time.
-
-        Raises:
-            NoBackend: none of them runs within the tolerance.
-        """
-        device = examples[0][0].device
-        folder = self.folder if keep else None
-        choice = self.recall(version, device)
-        if choice is None:
-            choice = calibrate(module, examples, self.wanted, version, folder)
-            self.remember(version, device, choice)
-        run = build(module, examples, choice.backend, choice.precision, self.wanted.threads, version, folder)
-        return run, choice
 
 
 class CudaGraphRun:

@@ -23,7 +23,8 @@ from rich.progress import track
 from actuators.lockstep import Panorama
 from learners.algorithm import Algorithm
 from learners.mirror import Mirror
-from learners.model.backends import Calibrations, Wanted
+from learners.model.backends import Wanted
+from learners.model.calibrations import Calibrations
 from learners.model.encoders import Encoder
 from learners.model.encoders import load as load_encoder
 from learners.model.features import Features, recorded

@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from learners.config import EncoderSettings  # noqa: E402 - after the path
 from learners.handover import take_over  # noqa: E402 - after the path
-from learners.model.backends import Calibrations, Wanted, build  # noqa: E402 - after the path
+from learners.model.backends import Wanted, build  # noqa: E402 - after the path
+from learners.model.calibrations import Calibrations  # noqa: E402 - after the path
 from learners.model.encoders import load  # noqa: E402 - after the path
 from learners.model.policy import Policy  # noqa: E402 - after the path
 from learners.model.preprocess import resize  # noqa: E402 - after the path
@@ -65,7 +66,7 @@ class Model:
         assert choice is not None, "the daemon has not calibrated its policy in this state_dir"
         example = (self.present, self.ages, tokens)
         estimate = Estimate(self.policy).eval()
-        self.fuse = build(estimate, [example], choice.backend, choice.precision, 1, "by-hand", None)
+        self.fuse = build(estimate, [example], choice.backend, choice.precision, 1, "by-hand")
         self.states: deque[torch.Tensor] = deque(maxlen=spec.history)
         self.tokens = tokens
         self.choices = spec.actions.choices[0].choices

@@ -75,9 +75,15 @@ def test_a_title() -> None:
     assert done.stdout.startswith(b"reflexd: agent")
 
 
+def test_a_nice_child_is_nice_from_its_first_moment() -> None:
+    command = child.wrapped([sys.executable, "-c", "import os; print(os.nice(0))"], priority="nice")
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert done.stdout == b"19\n"
+
+
 def test_an_idle_child_gives_way_from_its_first_moment() -> None:
     code = "import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
-    command = child.wrapped([sys.executable, "-c", code], idle=True)
+    command = child.wrapped([sys.executable, "-c", code], priority="idle")
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert done.stdout == b"True\n"
 

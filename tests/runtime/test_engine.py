@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice
-from learners.model.backends import Calibrations, Wanted
+from learners.model.backends import Wanted
+from learners.model.calibrations import Calibrations
 from learners.model.policy import Policy, load, save
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.engine import ENCODER_FILE, Engine, forward_scores

@@ -9,7 +9,8 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.model import backends
-from learners.model.backends import Calibrations, Inputs, Wanted
+from learners.model.backends import Inputs, Wanted
+from learners.model.calibrations import Calibrations
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime import fused

@@ -13,7 +13,8 @@ from transformers import AutoModel
 
 from actuators.actions import ActionSpace, Choice
 from learners.config import EncoderSettings, TaskSettings
-from learners.model.backends import Calibrations, Wanted
+from learners.model.backends import Wanted
+from learners.model.calibrations import Calibrations
 from learners.model.encoders import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec

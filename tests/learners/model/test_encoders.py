@@ -15,8 +15,9 @@ import transformers as hf
 from torch import nn
 
 from learners.config import EncoderSettings
-from learners.model import backends, efficientnet_lite, encoders, towers
-from learners.model.backends import Calibrations, NoBackend, Wanted
+from learners.model import backends, calibrations, efficientnet_lite, encoders, towers
+from learners.model.backends import NoBackend, Wanted
+from learners.model.calibrations import Calibrations
 from learners.model.preprocess import Mel, normalised, resize, window
 from sensors.readings import Frame, Reading, Sound, Text
 
@@ -243,15 +244,15 @@ def test_picture_size(options: dict[str, Any], want: tuple[int, int]) -> None:
 
 def test_a_choice_is_remembered_and_used_again(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = make(folders, "vit")
-    calibrations = Calibrations(tmp_path, Wanted(tolerance=0.05))
-    _, first = calibrations.runner(encoder.module, encoder.examples(), encoder.version)
+    own = Calibrations(tmp_path, Wanted(tolerance=0.05))
+    _, first = own.runner(encoder.module, encoder.examples(), encoder.version)
     assert {m.backend for m in first.measured} == {"torch", "openvino"}
     assert next(m for m in first.measured if m.backend == "torch").difference == 0
 
     def forbidden(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(backends, "calibrate", forbidden)
+    monkeypatch.setattr(calibrations, "calibrate", forbidden)
     _, again = Calibrations(tmp_path, Wanted(tolerance=0.05)).runner(
         encoder.module, encoder.examples(), encoder.version
     )
@@ -259,9 +260,9 @@ def test_a_choice_is_remembered_and_used_again(folders: Path, tmp_path: Path, mo
     with pytest.raises(AssertionError, match="measured again"):
         Calibrations(tmp_path, Wanted(tolerance=0.01)).runner(encoder.module, encoder.examples(), encoder.version)
     (tmp_path / "engine.json").write_text("{torn")
-    assert calibrations.recall(encoder.version, CPU) is None
-    calibrations.remember(encoder.version, CPU, first)
-    assert calibrations.recall(encoder.version, CPU) == first
+    assert own.recall(encoder.version, CPU) is None
+    own.remember(encoder.version, CPU, first)
+    assert own.recall(encoder.version, CPU) == first
 
 
 class Unstable(nn.Module):
@@ -282,7 +283,7 @@ def test_bfloat16_beyond_the_tolerance_is_never_chosen(tmp_path: Path) -> None:
     assert choice.precision == "float32"
     assert next(m for m in choice.measured if m.precision == "bfloat16").difference > 0.02
     with pytest.raises(NoBackend, match="bfloat16: difference"):
-        backends.calibrate(Unstable(), [example], Wanted("torch", "bfloat16"), "v", None)
+        backends.calibrate(Unstable(), [example], Wanted("torch", "bfloat16"), "v")
 
 
 def test_nan_is_no_agreement() -> None:
