@@ -86,6 +86,11 @@ class TaskSettings(Settings):
     multi_label: bool = False
     feeds_policy: bool = Field(False, description="its class probabilities are a token of the fusion")
     ask_below: float | None = Field(None, ge=0, le=1, description="publish label_requested when less sure than this")
+    heldout: str | None = Field(
+        None,
+        description="a file or folder that `reflexd finetune` reads: its examples alone judge a fine-tune, so that no label from "
+        "outside can shape what judges; default: the part `finetune.holdout` of the labels themselves",
+    )
     max_new_tokens: int = Field(64, gt=0, le=4_096)
     system: str | None = Field(None, description="system prompt of a chat task")
 

@@ -1,8 +1,8 @@
 """The step `labels`: held-out metrics of the tasks that feed the policy are no worse than the margin.
 
-The part of a task's labels that never trains is kept by `online.py`. A candidate acts on what the task's present version says,
-the live policy was promoted with another one, perhaps: both are measured on the held-out labels. Where no task feeds the policy,
-or none of them changed or has held-out labels, there is nothing to judge by, and the figures say so.
+What never trains is `holdout.py`'s: the task's `heldout` file, else a part of its labels. A candidate acts on what the task's
+present version says, the live policy was promoted with another one, perhaps: both are measured on what is held out. Where no task
+feeds the policy, or none of them changed or has anything held out, there is nothing to judge by, and the figures say so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from learners.evaluate import Finding, HeldOut, Trial
 from learners.online import Online, score
+from learners.tasks.base import DataError
 from learners.tasks.registry import open_task
 
 
@@ -60,8 +61,10 @@ def _measured(task: Online, before: str) -> HeldOut | None:
     old = next((version for version in task.versions.all() if version.name == before), None)
     if now is None or old is None or now.name == before:
         return None
-    memory, share = task.memory, task.finetune.holdout
-    examples = [one.example for one in task.labels.all() if one.held(share) and memory.counts(one)]
+    try:
+        examples = task.held_out()
+    except DataError:  # said by `finetune_skipped` whenever it is due
+        return None
     if not examples:
         return None
     kind = task.settings.kind

@@ -12,7 +12,7 @@ A candidate is promoted if, on held-out labels,
 When a candidate fails and its new labels come from several sources, another is trained without the source that the live version
 agrees with least (`blame.py`): if that one passes, the source is what lowered the held-out metric. It is named, and the candidate
 without it goes live. Labels of a rejected candidate are set aside for good. The epoch is chosen on a slice of the training part, so the held-out
-part judges only.
+part judges only. What is held out is `holdout.py`'s: a file of the operator's, or a part of the labels.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from learners.blame import suspects
 from learners.config import FinetuneSettings, TaskSettings
 from learners.files import write_atomically
 from learners.finetune import Splits, tune
+from learners.holdout import Holdout
 from learners.labels import Labelled, Labels
 from learners.model.bundled import resolve
 from learners.reader import Reader
@@ -59,6 +60,8 @@ class Verdict:
     reason: str
     version: str | None
     figures: dict[str, float]
+    held_out: str = "labels"
+    """Where what judged came from: a `file`, or the `labels` themselves."""
     blamed: dict[str, Any] | None = None
     """The source whose labels lowered the held-out metric, as `source_quarantined` tells it."""
 
@@ -70,7 +73,13 @@ class Verdict:
     @property
     def fields(self) -> dict[str, Any]:
         """Everything, flat."""
-        return {"task": self.task, "reason": self.reason, "version": self.version, **self.figures}
+        return {
+            "task": self.task,
+            "reason": self.reason,
+            "version": self.version,
+            "held_out": self.held_out,
+            **self.figures,
+        }
 
 
 @dataclass(slots=True)
@@ -121,6 +130,23 @@ class Online:
         self.versions.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.versions.folder / "memory.json", orjson.dumps(asdict(memory)))
 
+    def holdout(self) -> Holdout:
+        """What judges.
+
+        Raises:
+            DataError: the file of held-out examples cannot be read.
+        """
+        return Holdout.of(self.settings.heldout, self.finetune.holdout)
+
+    def held_out(self) -> list[dict[str, Any]]:
+        """The examples that judge now.
+
+        Raises:
+            DataError: as `holdout`.
+        """
+        memory = self.memory
+        return self.holdout().examples([one for one in self.labels.all() if memory.counts(one)])
+
     def due(self) -> bool:
         """Whether it is time and there are enough new labels."""
         if self._clock() - self._last_s < self.finetune.every_s:
@@ -131,7 +157,7 @@ class Online:
         """Train and judge a candidate on what has arrived since the last one.
 
         Raises:
-            DataError: no new label is usable.
+            DataError: no new label is usable, or the file of held-out examples is not.
             trainer.Stopped: `stop` said so; nothing has changed.
         """
         self._last_s = self._clock()
@@ -162,17 +188,16 @@ class Online:
         stop: Callable[[], bool] | None,
     ) -> tuple[Task, dict[str, float]]:
         """A candidate and its figures."""
-        share = self.finetune.holdout
-        held_new, held_known = ([o.example for o in part if o.held(share)] for part in (new, known))
-        train_new, train_known = ([o.example for o in part if not o.held(share)] for part in (new, known))
-        replayed = replay(train_known, round(self.finetune.replay * len(train_new)), self.seed + memory.number)
-        if len(train_new) < 2 or not held_new:
+        parts = self.holdout().parts(new, known)
+        train, held = parts.train_new, parts.held_new
+        replayed = replay(parts.train_known, round(self.finetune.replay * len(train)), self.seed + memory.number)
+        if len(train) < 2 or not held:
             raise DataError(
-                f"task {self.name}: {len(train_new)} labels to train on and {len(held_new)} held out; more are needed"
+                f"task {self.name}: {len(train)} labels to train on and {len(held)} held out; more are needed"
             )
-        candidate = self._train([*train_new, *replayed], [*known, *new], tell, stop)
-        figures = {"new_labels": float(len(new)), "trained_on": float(len(train_new)), "replayed": float(len(replayed))}
-        return candidate, figures | self._judge(candidate, held_new, held_known)
+        candidate = self._train([*train, *replayed], [*known, *new], tell, stop)
+        figures = {"new_labels": float(len(new)), "trained_on": float(len(train)), "replayed": float(len(replayed))}
+        return candidate, figures | self._judge(candidate, held, parts.held_known)
 
     def _judge_of(self, candidate: Task) -> Callable[[Sequence[Example]], float]:
         """Who says how well labels agree with what was learned before: the live version, else the candidate itself."""
@@ -280,9 +305,8 @@ class Online:
         memory.judged = last
         self._remember(memory)
         name = version.name if version is not None else None
-        return Verdict(
-            self.name, reason is None, reason or "no worse, and the new labels can be learned", name, figures
-        )
+        said = reason or "no worse, and the new labels can be learned"
+        return Verdict(self.name, reason is None, said, name, figures, self.holdout().origin)
 
 
 def refusal(figures: dict[str, float], settings: FinetuneSettings) -> str | None:
