@@ -158,13 +158,20 @@ class Reader:
 
     def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
         """Raw readings of a stream with `start_s <= stamp_s < stop_s` (Unix)."""
+        query = "SELECT stream, stamp_s, encoding, data FROM raw WHERE stream = ? AND stamp_s >= ? AND stamp_s < ?"
+        return [Raw(*found) for found in self._kept(f"{query} ORDER BY stamp_s", (stream, start_s, stop_s))]
+
+    def raw_streams(self) -> frozenset[str]:
+        """Streams of which there is any raw reading."""
+        return frozenset(stream for (stream,) in self._kept("SELECT DISTINCT stream FROM raw", ()))
+
+    def _kept(self, query: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         path = self.path.with_name("raw.db")
         if not path.exists():
             return []
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
-            query = "SELECT stream, stamp_s, encoding, data FROM raw WHERE stream = ? AND stamp_s >= ? AND stamp_s < ?"
-            return [Raw(*found) for found in db.execute(f"{query} ORDER BY stamp_s", (stream, start_s, stop_s))]
+            return db.execute(query, arguments).fetchall()
         finally:
             db.close()
 

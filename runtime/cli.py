@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import structlog
 
+from runtime.export_verb import export
 from runtime.verbs import commands, load, load_or_demo
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -161,7 +162,7 @@ def plant(environment: str, agent: str, url: str, seed: int, rate_hz: float | No
     run_plant(environment, agent=agent, url=url, seed=seed, rate_hz=rate_hz)
 
 
-for _command in commands:
+for _command in (*commands, export):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -63,9 +63,7 @@ class ReadingCodec:
         common = {"seq": reading.seq, "stamp_s": reading.stamp_s}
         match reading:
             case Frame():
-                data = reading.encoded or self.png(reading.image)
-                kind = "jpeg" if data[:2] == b"\xff\xd8" else "png"
-                return common | {"frame_id": reading.stream, "format": kind, "data": _to_text(data)}
+                return common | picture(reading.stream, reading.encoded or self.png(reading.image))
             case Sound():
                 return common | self._encode_sound(reading)
             case Text():
@@ -112,6 +110,12 @@ class ReadingCodec:
             raise ValueError(f"{stream}: a sound refers to samples that are not in the recording")
         self._sounds[stream] = samples
         return samples
+
+
+def picture(stream: str, data: bytes) -> dict[str, Any]:
+    """The body of an encoded picture, without what is common to readings."""
+    kind = "jpeg" if data[:2] == b"\xff\xd8" else "png"
+    return {"frame_id": stream, "format": kind, "data": _to_text(data)}
 
 
 def new_samples(before: NDArray[np.float32] | None, now: NDArray[np.float32]) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,39 +93,73 @@ class Recorder:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        with self.path.open("wb") as file:
-            writer = Writer(file, chunk_size=CHUNK)
-            writer.start(profile="reflexd", library="reflexd")
-            writer.add_metadata("reflexd", self.metadata)
-            for name, data in self.attachments.items():
-                writer.add_attachment(time.time_ns(), time.time_ns(), name, "application/octet-stream", data)
-            channels = _Channels(writer, ReadingCodec(self.png, self.decode_image))
+        codec = ReadingCodec(self.png, self.decode_image)
+        with written(self.path, codec, "reflexd", self.metadata, self.attachments) as channels:
             while (item := self._queue.get()) is not None and not self.full:
                 channels.write(item)
                 self.written += 1
-                self.full = file.tell() > self.max_bytes
-            writer.add_metadata("end", {"written": str(self.written), "dropped": str(self.dropped)})
-            writer.finish()  # type: ignore[no-untyped-call]
+                self.full = channels.bytes > self.max_bytes
+            channels.note("end", {"written": str(self.written), "dropped": str(self.dropped)})
+
+
+@contextmanager
+def written(
+    path: Path, codec: ReadingCodec, name: str, metadata: dict[str, str], attachments: dict[str, bytes]
+) -> Iterator[Channels]:
+    """A new MCAP file to write to; whole once the context is left without an exception.
+
+    Args:
+        path: of the file.
+        codec: turns readings into messages.
+        name: of the metadata: `reflexd` for what can be replayed.
+        metadata: noted at its start.
+        attachments: by name.
+    """
+    with path.open("wb") as file:
+        writer = Writer(file, chunk_size=CHUNK)
+        writer.start(profile="reflexd", library="reflexd")
+        channels = Channels(writer, codec, file.tell)
+        channels.note(name, metadata)
+        for title, data in attachments.items():
+            writer.add_attachment(time.time_ns(), time.time_ns(), title, "application/octet-stream", data)
+        yield channels
+        writer.finish()  # type: ignore[no-untyped-call]
 
 
 @dataclass(slots=True)
-class _Channels:
+class Channels:
     """The open channels of a file, made as they are first needed."""
 
     writer: Writer
     codec: ReadingCodec
+    _tell: Callable[[], int]
     _schemas: dict[str, int] = field(default_factory=dict)
     _channels: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def bytes(self) -> int:
+        """Size of the file so far, without the chunk that is being filled."""
+        return self._tell()
+
+    def note(self, name: str, metadata: dict[str, str]) -> None:
+        """Metadata at this place."""
+        self.writer.add_metadata(name, metadata)
+
     def write(self, item: TickRecord | Note) -> None:
+        """One record of a session."""
         if isinstance(item, Note):
-            self._add(f"/{item.topic}", "reflexd.Message", item.stamp_ns, item.body)
+            self.add(f"/{item.topic}", "reflexd.Message", item.stamp_ns, item.body)
             return
         for reading in item.fresh:
-            self._add(f"/in/{reading.stream}", SCHEMA_OF[type(reading)], item.stamp_ns, self.codec.encode(reading))
-        self._add("/decision", "reflexd.Decision", item.stamp_ns, item.decision)
+            self.read(reading, item.stamp_ns)
+        self.add("/decision", "reflexd.Decision", item.stamp_ns, item.decision)
 
-    def _add(self, topic: str, schema: str, stamp_ns: int, body: dict[str, Any]) -> None:
+    def read(self, reading: Reading, stamp_ns: int) -> None:
+        """One reading."""
+        self.add(f"/in/{reading.stream}", SCHEMA_OF[type(reading)], stamp_ns, self.codec.encode(reading))
+
+    def add(self, topic: str, schema: str, stamp_ns: int, body: dict[str, Any]) -> None:
+        """One message."""
         if topic not in self._channels:
             if schema not in self._schemas:
                 self._schemas[schema] = self.writer.register_schema(schema, "jsonschema", SCHEMAS[schema])
