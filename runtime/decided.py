@@ -5,7 +5,7 @@ Shapes: B batch, S streams, D state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +42,18 @@ class Decided:
     latency_s: float
     encoded: tuple[str, ...] = ()
     """Streams that were encoded at this tick; the others came from the cache."""
+    choices: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of each choice actuator: with which probability every choice would have been taken; they sum to 1."""
+    encode_s: dict[str, float] = field(default_factory=dict)
+    """How long each encoder worked at this tick, where it did."""
+
+    def told(self) -> dict[str, dict[str, Any]]:
+        """The actions as a `decision` message has them: value, probability, and the probabilities of all choices."""
+        return {
+            name: {"value": action.value, "probability": action.probability}
+            | ({"probabilities": self.choices[name]} if name in self.choices else {})
+            for name, action in self.actions.items()
+        }
 
 
 class Estimate(nn.Module):
@@ -65,6 +77,15 @@ def actions_of(spec: PolicySpec, out: HeadOutput) -> tuple[dict[str, Action], di
         value: Value = actuator.choices[int(drawn)] if isinstance(actuator, Choice) else tuple(map(float, drawn))
         actions[actuator.name] = Action(value, float(out.probabilities[actuator.name][0]))
     return actions, {name: row[0].tolist() for name, row in out.scores.items()}
+
+
+def choices_of(spec: PolicySpec, out: HeadOutput) -> dict[str, dict[str, float]]:
+    """The first row's probability of every choice, by actuator and choice."""
+    return {
+        a.name: dict(zip(a.choices, out.choices[a.name][0].tolist(), strict=True))
+        for a in spec.actions.choices
+        if a.name in out.choices
+    }
 
 
 @torch.no_grad()

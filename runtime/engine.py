@@ -34,7 +34,7 @@ from learners.model.features import Features, stack
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.weights import shapes_of
-from runtime.decided import Decided, Estimate, Weights, actions_of, forward_scores
+from runtime.decided import Decided, Estimate, Weights, actions_of, choices_of, forward_scores
 from runtime.fused import fused
 from sensors.readings import Observation, Reading, Telemetry
 
@@ -283,7 +283,7 @@ class Engine:
         start = time.perf_counter()
         live = self._live
         with self._stream:
-            encoded = self._perceive(live, observation)
+            encoded, encode_s = self._perceive(live, observation)
             features = self._features(observation)
             state_BD = live.fuse(features.present, features.ages, *(features.tokens[n] for n in self.spec.names))
             self._history.append(features)
@@ -295,14 +295,15 @@ class Engine:
             generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + observation.tick)
             out = live.policy.heads.act(context_BC, generator=generator, explore=explore)
             actions, scores = actions_of(self.spec, out)
+            choices = choices_of(self.spec, out)
         tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in self.spec.names}
         versions = {name: self._cache[name].version for name in tokens if name in self.routes}
         value = float(out.value[0])
         latency_s = time.perf_counter() - start
-        return Decided(live.version, actions, value, tokens, versions, scores, latency_s, encoded)
+        return Decided(live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s)
 
-    def _perceive(self, live: _Live, observation: Observation) -> tuple[str, ...]:
-        """Encode what is new, streams that share an encoder in one batch."""
+    def _perceive(self, live: _Live, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
+        """Encode what is new, streams that share an encoder in one batch; which streams, and how long each encoder took."""
         work: dict[str, list[Reading]] = defaultdict(list)
         for name, reading in observation.readings.items():
             if isinstance(reading, Telemetry):
@@ -312,12 +313,14 @@ class Engine:
                 cached = self._cache.get(name)
                 if cached is None or cached.reading is not reading or cached.version != encoder.version:
                     work[self.routes[name]].append(reading)
+        took_s: dict[str, float] = {}
         for route, readings in work.items():
-            encoder = live.encoders[route]
+            encoder, start = live.encoders[route], time.perf_counter()
             tokens_BTW = encoder.encode(encoder.prepare(readings)).half().cpu().numpy()
             for reading, tokens_TW in zip(readings, tokens_BTW, strict=True):
                 self._cache[reading.stream] = _Cached(reading, encoder.version, tokens_TW)
-        return tuple(reading.stream for readings in work.values() for reading in readings)
+            took_s[route] = time.perf_counter() - start
+        return tuple(reading.stream for readings in work.values() for reading in readings), took_s
 
     def _features(self, observation: Observation) -> Features:
         """Features [1] of this tick; missing streams are zeros."""

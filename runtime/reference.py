@@ -21,7 +21,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("status", "out, retained, QoS 1, also the will", "`starting`, `online`, `degraded`, `stopped` or `offline`, with reasons in words"),
     ("info", "out, retained, QoS 1", "version, digest of the settings, streams, actuators with limits, tasks, live policy, mode"),
     ("health", "out, every 10 s", "tick p50 and p99 in ms, overruns; each stream's age, staleness and drops; memory; the learner's state and figures; live policy, mode, armed, stopped"),
-    ("decision", "out, each tick, QoS 0", '`{"id","tick","stamp","policy","mode","actions":{name:{"value","probability"}},"value","ages_ms","missing","latency_ms"}`'),
+    ("decision", "out, each tick, QoS 0", '`{"id","tick","stamp","policy","mode","actions":{name:{"value","probability","probabilities"?}},"value","ages_ms","missing","latency_ms"}`'),
     ("event", "out, QoS 1", '`{"type","stamp","data"}`; every type is in [operating.md](operating.md#events)'),
     ("proposal/<actuator>", "out, QoS 1", "what the policy would do, in mode `assist`; a person confirms with `override/<actuator>`"),
     ("in/<stream>", "in", "text: UTF-8 or a JSON object with `text`; camera: JPEG or PNG; microphone: 16-bit little-endian mono PCM; telemetry: a JSON object"),

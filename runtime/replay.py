@@ -137,7 +137,10 @@ def _observation(recorded: dict[str, Any], fresh: list[Reading], held: dict[str,
 
 def _compare(report: Report, recorded: dict[str, Any], decided: Decided) -> None:
     report.decisions += 1
-    now = {name: {"value": _plain(a.value), "probability": a.probability} for name, a in decided.actions.items()}
+    now = {
+        name: {key: _plain(x) for key, x in told.items() if key in recorded["actions"].get(name, told)}
+        for name, told in decided.told().items()
+    }  # recordings of before have no probabilities of all choices
     if now != recorded["actions"] or decided.value != recorded["value"]:
         report.different.append({"decision": recorded["id"], "recorded": recorded["actions"], "now": now})
 

@@ -127,9 +127,7 @@ def decision_body(ticked: Ticked) -> dict[str, Any]:
         "stamp": ticked.stamp_unix_s,
         "policy": decided.policy,
         "mode": ticked.mode,
-        "actions": {
-            name: {"value": action.value, "probability": action.probability} for name, action in decided.actions.items()
-        },
+        "actions": decided.told(),
         "value": decided.value,
         "ages_ms": {name: round(age * 1e3, 1) for name, age in observation.ages_s.items()},
         "missing": sorted(observation.missing),

@@ -57,13 +57,15 @@ class HeadOutput:
 
     `values`: for a choice the index (B, int64), for a continuous actuator the vector (B,A) in the actuator's units.
     `probabilities`: B for each actuator, exploration included; a density for continuous ones, and 1 where nothing was
-    drawn. `value`: the expected return, B. `scores`: the critic's value of each choice, B,n.
+    drawn. `value`: the expected return, B. `scores`: the critic's value of each choice, B,n. `choices`: with which probability
+    each choice is taken, exploration included, B,n.
     """
 
     values: dict[str, Tensor]
     probabilities: dict[str, Tensor]
     value: Tensor
     scores: dict[str, Tensor] = field(default_factory=dict)
+    choices: dict[str, Tensor] = field(default_factory=dict)
 
 
 class DuelingQuantiles(nn.Module):
@@ -287,6 +289,7 @@ class Heads(nn.Module):
         ):
             index_B = draw(probabilities_Bn, generator)
             out.values[actuator.name], out.scores[actuator.name] = index_B, scores_Bn
+            out.choices[actuator.name] = probabilities_Bn
             out.probabilities[actuator.name] = probabilities_Bn.gather(-1, index_B.unsqueeze(-1)).squeeze(-1)
             taken.append(scores_Bn.gather(-1, index_B.unsqueeze(-1)).squeeze(-1))
         return torch.stack(taken).mean(0)
