@@ -25,6 +25,7 @@ from actuators.rulings import Ruling
 from actuators.wire import Commands, Report, WireError, parse_state, state_topic
 from runtime import latches, link
 from runtime.mqtt import Connection, Message, MqttLost
+from runtime.refusals import Refusals
 from runtime.settings import Config
 from runtime.systemd import Feeder
 from runtime.topics import Refused, Topics, encode
@@ -58,6 +59,7 @@ class GateHost:
     now: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     counts: Counter[str] = field(default_factory=Counter)
+    refusals: Refusals = field(default_factory=Refusals)
     policy: str = ""
     spoke_s: float | None = None
     """When the agent last spoke, whatever became of it since; None before it first did."""
@@ -205,8 +207,9 @@ class GateHost:
                 self.connection.post(out.topic, out.payload, qos=1, expiry_s=out.expiry_s)
                 self._unanswered[ruling.actuator] = self.now()
                 self.counts["commands"] += 1
-            if ruling.news:
-                self.event("refused", {"actuator": ruling.actuator, "rule": ruling.rule, "reason": ruling.reason})
+            told = self.refusals.told(ruling, self.now())
+            if told is not None:
+                self.event("refused", told)
 
     def reported(self, name: str, message: Message) -> None:
         """A device says what it does."""
