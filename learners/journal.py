@@ -17,7 +17,7 @@ from learners.source import Moment
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """After `update` updates, everything up to a moment was taken in, or the weights of `version` were taken up."""
+    """After `update` updates, everything up to a moment was taken in, or weights taken up, or tokens made anew."""
 
     number: int
     """Counts up; a saved state says which was the last it contains."""
@@ -25,6 +25,8 @@ class Entry:
     row: int = 0
     change: int = 0
     version: str | None = None
+    recoded: int | None = None
+    """Tokens made anew were taken in up to this entry of `reencoded.db`."""
 
     @property
     def moment(self) -> Moment:

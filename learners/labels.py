@@ -19,12 +19,11 @@ import soundfile
 
 from learners.config import TaskSettings
 from learners.database import Label, Raw
+from learners.kept import raw_of
 from learners.reader import Reader
 from sensors.base import PayloadRefused
 from sensors.images import decode_image
 
-AROUND_S = 0.05
-"""How far a raw reading's stamp may be from the decision's capture."""
 MAX_PIXELS = 20_000_000
 WIDTH = 16
 """Hex digits of a key."""
@@ -91,12 +90,10 @@ class Labels:
         if row is None or stream is None:
             self.skipped["unknown_decision"] += 1
             return None
-        captured_s = row.transition.stamp_s - row.transition.ages_s.get(stream, 0.0)
-        raws = self.reader.raw(stream, captured_s - AROUND_S, row.transition.stamp_s + AROUND_S)
-        if not raws:
+        raw = raw_of(self.reader, row.transition, stream)
+        if raw is None:
             self.skipped["reading_gone"] += 1
             return None
-        raw = min(raws, key=lambda one: abs(one.stamp_s - captured_s))
         return {"text": raw.data.decode(errors="replace")} if raw.encoding == "utf-8" else {"raw": raw}
 
     def _example(self, subject: dict[str, Any], label: Label) -> dict[str, Any]:

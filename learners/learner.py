@@ -26,6 +26,7 @@ from learners.config import LearnerSettings
 from learners.journal import Entry, Journal
 from learners.mirror import Mirror
 from learners.model.spec import PolicySpec
+from learners.reencoded import Reencoded
 from learners.replay import Held, Replay
 from learners.source import Moment, Source
 from learners.weights import shapes_of
@@ -46,6 +47,8 @@ class Position:
     change: int = 0
     entry: int = 0
     """Of the journal."""
+    recoded: int = 0
+    """The last entry of tokens made anew that was taken in."""
     unobserved: int = 0
     """Transitions in the replay that a part which sees each one once has not seen yet."""
 
@@ -67,6 +70,8 @@ class Learner:
         build: makes the policy, an nn.Module as `Algorithm` asks.
         rate_hz: ticks a second, which says how many updates may be owed and which transitions are settled.
         device: of the training.
+        batch: transitions of an update; default: the settings'.
+        recoded: tokens made anew after an encoder's swap.
     """
 
     def __init__(
@@ -81,7 +86,9 @@ class Learner:
         rate_hz: float = 10.0,
         device: torch.device | str = "cpu",
         batch: int | None = None,
+        recoded: Reencoded | None = None,
     ) -> None:
+        self.recoded = recoded
         self.spec, self.settings, self.source, self.state, self.journal = spec, settings, source, state, journal
         self.device, self.rate_hz = torch.device(device), rate_hz
         self.batch = batch or settings.batch
@@ -122,6 +129,8 @@ class Learner:
         until = until or self.source.now()
         if until.row < self.position.row:  # the store was set aside and began anew
             self.replay.detach()
+            if self.recoded is not None:
+                self.recoded.clear()
             self.position.row = self.position.change = 0
         if until == self.position.moment:
             return 0
@@ -139,6 +148,23 @@ class Learner:
         self._owe(came)
         self._observe(came)
         return came
+
+    def take_reencoded(self, until: int | None = None) -> int:
+        """Take tokens made anew into the replay, up to an entry (default: all); returns how many fitted a row that is held."""
+        if self.recoded is None:
+            return 0
+        last = self.recoded.last() if until is None else until
+        if last == self.position.recoded:
+            return 0
+        if until is None:
+            self._note(recoded=last)
+        came = self._retoken(self.position.recoded, last)
+        self.position.recoded = last
+        return came
+
+    def _retoken(self, since: int, until: int) -> int:
+        entries = self.recoded.between(since, until) if self.recoded is not None else ()
+        return sum(self.replay.retoken(one.row, one.stream, one.version, one.tokens_TW) for one in entries)
 
     def train(self, deadline_s: float, *, until: int | None = None, clock: Callable[[], float] = time.monotonic) -> int:
         """Do what is owed until a moment of `clock`, or up to update number `until`; returns how many were done."""
@@ -161,6 +187,9 @@ class Learner:
         version = self.state.save(tensors, {"position": position, "spec": orjson.loads(self.spec.to_json())})
         self.state.promote(version)
         self.journal.restart([])
+        if self.recoded is not None:
+            numbers = [number for number in (*held.main, *held.reserve) if number >= 0]
+            self.recoded.tidy(min(numbers, default=0), self.replay.versions)
         return version
 
     def resume(self, load: Callable[[str], dict[str, Tensor]]) -> bool:
@@ -196,14 +225,17 @@ class Learner:
         for entry in entries:
             self.train(float("inf"), until=entry.update)
             self.position.entry = entry.number
-            if entry.version is None:
-                self.ingest(entry.moment)
-            else:
+            if entry.version is not None:
                 self.start_from(load(entry.version))
+            elif entry.recoded is not None:
+                self.take_reencoded(entry.recoded)
+            else:
+                self.ingest(entry.moment)
 
     def _refill(self, held: Held) -> None:
         rows = self.source.pick(sorted({*held.main, *held.reserve}), self.position.moment)
         self.replay.refill(held, rows)
+        self._retoken(0, self.position.recoded)
         self._rewards.extend(rows[number].reward for number in held.main[-RECENT:] if number in rows)
 
     def _empty(self) -> Replay:

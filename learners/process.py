@@ -24,15 +24,14 @@ from typing import Any
 
 import orjson
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from learners.background import background_stream, die_with, give_way
 from learners.checkpoints import CheckpointRefused, Checkpoints
-from learners.config import ExperienceSettings, FinetuneSettings, LearnerSettings, PromotionSettings, TaskSettings
 from learners.evaluate import Step
 from learners.handover import take_over
 from learners.heldout import Feeding
+from learners.inputs import Inputs
 from learners.journal import Journal
 from learners.learner import Learner
 from learners.model.policy import Policy
@@ -42,6 +41,9 @@ from learners.outbox import Outbox
 from learners.probation import under_way
 from learners.promotion import STEPS
 from learners.reader import Reader
+from learners.recall import Recall
+from learners.reencode import Reencoder
+from learners.reencoded import Reencoded
 from learners.signing import load_key
 from learners.source import Source
 from learners.status import Progress
@@ -50,29 +52,6 @@ from learners.trainer import Stopped
 from learners.trials import Trials
 
 POLL_S = 0.2
-
-
-class Pace(BaseModel):
-    """Of the tick."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    rate_hz: float = 10.0
-
-
-class Inputs(BaseModel):
-    """What the learner needs of the settings file; the rest is not its business."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    state_dir: Path
-    device: str = "auto"
-    tick: Pace = Pace()
-    learner: LearnerSettings = LearnerSettings.model_validate({})
-    experience: ExperienceSettings = ExperienceSettings.model_validate({})
-    promotion: PromotionSettings = PromotionSettings.model_validate({})
-    finetune: FinetuneSettings = FinetuneSettings.model_validate({})
-    tasks: dict[str, TaskSettings] = {}
 
 
 class Background:
@@ -101,6 +80,7 @@ class Background:
         self.versions = Checkpoints(
             inputs.state_dir / "checkpoints", key, keep_last=promotion.keep_last, keep_best=promotion.keep_best
         )
+        recoded = Reencoded(folder / "reencoded.db")
         self.learner = Learner(
             spec,
             inputs.learner,
@@ -110,7 +90,9 @@ class Background:
             build,
             rate_hz=inputs.tick.rate_hz,
             device=self.device,
+            recoded=recoded,
         )
+        self.reencoder = Reencoder(self.reader, recoded, Recall(inputs))
         feeding = Feeding(tasks_of(inputs, self.reader))
         self.trials = Trials(
             self.learner, self.versions, self.reader, self.outbox, build, promotion, steps, feeding, inputs.tick.rate_hz
@@ -127,6 +109,7 @@ class Background:
             self.learner.save()
             self._tell("stopped", now=True)
         self.reader.close()
+        self.reencoder.recoded.close()
 
     def begin(self) -> None:
         """Resume, or start from the live version, or from fresh weights."""
@@ -156,6 +139,8 @@ class Background:
         with torch.random.fork_rng(devices=[]):
             for chore in self.chores:
                 chore()
+            self.reencoder.step(self.learner.replay, time.monotonic() + settings.update_every_s / 2)
+        self.learner.take_reencoded()
         if self._is_due("save", settings.save_every_s):
             self.learner.save()
         if self.trials.examination is not None:
@@ -228,6 +213,7 @@ class Background:
             "candidate": self.trials.verdict.fields() if self.trials.verdict else None,
             "on_trial": self.trials.on_trial(),
             "unreadable": self.reader.unreadable,
+            "reencoded": self.reencoder.figures(),
         }
 
 

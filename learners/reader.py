@@ -125,6 +125,12 @@ class Reader:
         found = self._decoded(self._all(query, (decision,)))
         return found[0] if found else None
 
+    def at(self, stamp_s: float) -> Transition | None:
+        """The tick of exactly this stamp."""
+        query = f"SELECT {_COLUMNS} FROM transitions WHERE stamp_s = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
+        found = self._decoded(self._all(query, (stamp_s,)))
+        return found[0].transition if found else None
+
     def reserved_rows(self) -> list[int]:
         """Numbers of failures, interventions and demonstrations, in order."""
         query = "SELECT row FROM transitions WHERE intervention OR demonstration OR failure ORDER BY row"

@@ -8,7 +8,7 @@ moves to the reserve ring, so that these never run out.
 
 What is drawn: a share from demonstrations and interventions once there are any (RLPD, Ball et al. 2023), a floor from
 failures, the rest uniformly. Tokens made by another version of an encoder than the present one count as missing: they are
-left out, never mixed.
+left out, never mixed, until `reencode.py` brings those of the present version.
 
 Shapes: N positions, B batch, H history, T tokens of a stream, W their width, S streams, U actuators that can be learned.
 """
@@ -171,6 +171,29 @@ class Replay:
         if after["demonstration"] or (after["intervention"] and not self._taught_NU[at].any()):
             self._taught_NU[at] = self._moved_NU[at]
         self._lists = None
+        return True
+
+    def stale(self) -> dict[str, list[int]]:
+        """By stream, the rows whose tokens another version of its encoder made than the present one; newest first."""
+        at = np.concatenate((self._reserve.order(), self._main.order()))
+        found: dict[str, list[int]] = {}
+        for s, stream in enumerate(self.spec.streams):
+            if stream.name not in self.versions:
+                continue
+            version_N = self._version_NS[at, s]
+            present = self._version_ids.get(self.versions[stream.name], -2)
+            rows = self._number_N[at[(version_N >= 0) & (version_N != present)]]
+            found[stream.name] = np.sort(rows[rows >= 0])[::-1].tolist()
+        return found
+
+    def retoken(self, number: int, stream: str, version: str, tokens_TW: NDArray[Any]) -> bool:
+        """Give a row's stream the tokens of another version; False when the row is not held, or they do not fit."""
+        at = self._where.get(number)
+        s = self.spec.names.index(stream) if stream in self.spec.names else -1
+        if at is None or s < 0 or self._version_NS[at, s] < 0 or tokens_TW.shape != self._tokens[stream].shape[1:]:
+            return False
+        self._tokens[stream][at] = tokens_TW
+        self._version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
         return True
 
     def detach(self) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from actuators.registry import action_space
 from learners.checkpoints import Checkpoints
+from learners.inputs import window_s as longest
 from learners.model.backends import Wanted
 from learners.model.calibrations import Calibrations, shared_cache
 from learners.model.encoders import Encoder
@@ -68,8 +69,8 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
 
 def window_s(config: Config, encoder: str) -> float:
     """The longest window of the microphones that share an encoder; the others are filled with silence."""
-    windows = [s.window_s for s in config.streams.values() if s.kind == "microphone" and s.encoder == encoder]
-    return max(windows, default=2.0)
+    streams = config.streams.items()
+    return longest({n: s.window_s for n, s in streams if s.kind == "microphone" and s.encoder == encoder})
 
 
 def untrained(spec: PolicySpec, seed: int) -> Policy:

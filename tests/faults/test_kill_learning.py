@@ -18,8 +18,8 @@ import pytest
 from learners import process
 from learners.checkpoints import CheckpointRefused, Checkpoints
 from learners.handover import hand_over
+from learners.inputs import Inputs
 from learners.outbox import Outbox
-from learners.process import Inputs
 from learners.reader import Reader
 from learners.signing import load_key
 

@@ -235,7 +235,7 @@ def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store
     }
     for i, (stream, (encoding, data)) in enumerate(kept.items()):
         store.append(Transition("s", i, f"d{i}", 100.0 + i, "p", ages_s={stream: 0.2}))
-        store.add_raw(Raw(stream, 99.8 + i, encoding, data))
+        store.add_raw(Raw(stream, 100.0 + i, encoding, data))
         store.add_label(Label(stream, "a", None, f"d{i}"))
     store.add_label(Label("see", "a", None, "d1"))
     store.add_label(Label("see", "other", "x"))

@@ -23,8 +23,9 @@ from learners.background import die_with
 from learners.checkpoints import Checkpoints
 from learners.evaluate import STEPS, Finding, Trial
 from learners.handover import hand_over, take_over
+from learners.inputs import Inputs
 from learners.outbox import Outbox
-from learners.process import Background, Inputs
+from learners.process import Background
 from learners.signing import load_key
 
 torch.set_num_threads(1)

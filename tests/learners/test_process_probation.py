@@ -12,9 +12,10 @@ import orjson
 import torch
 
 from learners.evaluate import STEPS
+from learners.inputs import Inputs
 from learners.outbox import Outbox
 from learners.probation import FILE, Probation
-from learners.process import Background, Inputs
+from learners.process import Background
 
 
 def background(folder: Path, **learner: Any) -> Background:

@@ -17,9 +17,10 @@ from learners.config import FinetuneSettings, TaskSettings
 from learners.evaluate import Verdict
 from learners.experience import Label, Store
 from learners.heldout import Feeding
+from learners.inputs import Inputs
 from learners.online import Online
 from learners.outbox import Outbox
-from learners.process import Background, Inputs
+from learners.process import Background
 from learners.reader import Reader
 
 torch.set_num_threads(1)

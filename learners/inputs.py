@@ -1,0 +1,73 @@
+"""What the learner needs of the settings file; the rest is not its business. It comes as JSON: the learner knows no YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from learners.config import (
+    EncoderSettings,
+    ExperienceSettings,
+    FinetuneSettings,
+    LearnerSettings,
+    PromotionSettings,
+    TaskSettings,
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Pace(_Part):
+    """Of the tick."""
+
+    rate_hz: float = 10.0
+
+
+class Route(_Part):
+    """Which encoder reads a stream."""
+
+    kind: str
+    encoder: str | None = None
+    window_s: float = 2.0
+
+
+class Tokens(_Part):
+    """Of the policy: how many each encoder gives."""
+
+    tokens: int = 4
+
+
+class Backend(_Part):
+    """How the agent runs its encoders."""
+
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = 1
+    tolerance: float = 0.02
+
+
+class Inputs(_Part):
+    """The learner's part of the settings."""
+
+    state_dir: Path
+    device: str = "auto"
+    tick: Pace = Pace()
+    learner: LearnerSettings = LearnerSettings.model_validate({})
+    experience: ExperienceSettings = ExperienceSettings.model_validate({})
+    promotion: PromotionSettings = PromotionSettings.model_validate({})
+    finetune: FinetuneSettings = FinetuneSettings.model_validate({})
+    tasks: dict[str, TaskSettings] = {}
+    encoders: dict[str, EncoderSettings] = {}
+    streams: dict[str, Route] = {}
+    policy: Tokens = Tokens()
+    engine: Backend = Backend()
+
+
+def window_s(windows: Mapping[str, float]) -> float:
+    """The longest window of the microphones that share an encoder, by stream; the others are filled with silence."""
+    return max(windows.values(), default=2.0)
