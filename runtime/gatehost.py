@@ -60,6 +60,8 @@ class GateHost:
     wall: Callable[[], float] = time.time
     counts: Counter[str] = field(default_factory=Counter)
     refusals: Refusals = field(default_factory=Refusals)
+    restarts: dict[str, int] = field(default_factory=dict)
+    """How often each child was started again; the agent, which has the metrics, may be among them."""
     policy: str = ""
     spoke_s: float | None = None
     """When the agent last spoke, whatever became of it since; None before it first did."""
@@ -169,7 +171,8 @@ class GateHost:
         by_name = {ruling.actuator: ruling for ruling in rulings}
         outcomes = {name: self._outcome(name, by_name.get(name)) for name in self.config.actuators}
         gate = self.gate
-        verdict = link.Verdict(proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes)
+        refused, restarts = self.refused(), dict(self.restarts)
+        verdict = link.Verdict(proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes, refused, restarts)
         try:
             assert self._end is not None
             self._end.send(link.pack(verdict))
@@ -179,6 +182,14 @@ class GateHost:
         self.feeder.ticked(
             ready=proposal.ready, stale=proposal.stale, now_s=self.now(), status=f"policy {self.policy}: ticking"
         )
+
+    def refused(self) -> dict[str, dict[str, int]]:
+        """The gate's refusals by actuator and rule; under "" what concerns none that is configured."""
+        out: dict[str, dict[str, int]] = {}
+        for (name, rule), count in self.gate.refused.items():
+            out.setdefault(name, {})[rule] = count
+        nobody = {rule: count for rule in ("lost", "unknown_actuator") if (count := self.gate.counters[rule])}
+        return out | ({"": nobody} if nobody else {})
 
     def _outcome(self, name: str, ruling: Ruling | None) -> link.Outcome:
         value, by = self.gate.told(name)

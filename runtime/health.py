@@ -59,7 +59,12 @@ class Health:
             "mode": self.ticker.mode,
             "armed": verdict.armed if verdict else False,
             "stopped": verdict.stopped if verdict else False,
-            "gate": {"unsent": self.ticker.gate.unsent, "unanswered": self.ticker.gate.unanswered},
+            "gate": {
+                "unsent": self.ticker.gate.unsent,
+                "unanswered": self.ticker.gate.unanswered,
+                "refusals": by_rule(verdict.refused) if verdict else {},
+            },
+            "restarts": dict(verdict.restarts) if verdict else {},
         }
 
     def tick(self) -> dict[str, Any]:
@@ -115,6 +120,14 @@ class Health:
         if self.store is None:
             return {}
         return {"committed": self.store.committed, "drops": dict(self.store.drops)}
+
+
+def by_rule(refused: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """The gate's refusals by rule, of all actuators together."""
+    total: Counter[str] = Counter()
+    for rules in refused.values():
+        total.update(rules)
+    return dict(total)
 
 
 def read_progress(path: Path) -> dict[str, Any] | None:

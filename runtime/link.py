@@ -58,6 +58,10 @@ class Verdict:
     mode: dict[str, str]
     """Mode of each actuator."""
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    refused: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Refusals since the daemon's start, by actuator and rule; under "" what concerns none that is configured."""
+    restarts: dict[str, int] = field(default_factory=dict)
+    """How often each child was started again."""
 
 
 def pack(message: Proposal | Verdict) -> bytes:

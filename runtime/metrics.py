@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 TICK_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 AGE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 MODES = ("shadow", "assist", "autonomous")
+TAKEN = frozenset({"", "clipped", "quarantined"})
+"""What follows `reward` or `label` in the counts of feedback that was taken after all."""
 
 
 class Total:
@@ -65,14 +67,14 @@ class Metrics:
     def _streams(self, registry: CollectorRegistry) -> None:
         self.sensor_to_command_seconds = Histogram(
             "reflexd_sensor_to_command_seconds",
-            "From capture of a stream's reading to the command made from it; first use of each reading only.",
+            "From capture of a stream's reading to the command made from it, until the gate had sent it; first use only.",
             ["stream"],
             buckets=AGE_BUCKETS,
             registry=registry,
         )
         self.acted_age_seconds = Histogram(
             "reflexd_acted_age_seconds",
-            "Age of each stream's reading in every decision acted on.",
+            "Age of each stream's reading when a command made from it had been sent.",
             ["stream"],
             buckets=AGE_BUCKETS,
             registry=registry,
@@ -122,16 +124,42 @@ class Metrics:
             registry=registry,
         )
         self.restarts = Counter("reflexd_child_restarts", "Children started again.", ["child"], registry=registry)
+        self.tasks = Gauge("reflexd_tasks", "Tasks in the agent's event loop.", registry=registry)
+        self.threads = Gauge("reflexd_threads", "Threads that Python started in the agent.", registry=registry)
 
     def observe_ages(self, ages_s: Mapping[str, float], stale: frozenset[str]) -> None:
         """Note every stream's age at a tick, and which ones are too old to be used."""
         for stream, age_s in ages_s.items():
             self.stream_age_seconds.labels(stream).set(age_s)
             self.stream_stale.labels(stream).set(stream in stale)
-            if stream not in stale:
-                self.acted_age_seconds.labels(stream).observe(age_s)
         for stream in stale - ages_s.keys():
             self.stream_stale.labels(stream).set(1)
+
+    def observe_acted(self, ages_s: Mapping[str, float], fresh: frozenset[str], answered_s: float) -> None:
+        """Note a tick whose decision was sent to a device.
+
+        Args:
+            ages_s: of the readings it was made from, at the observation.
+            fresh: those that no decision saw before.
+            answered_s: from the observation to the moment the gate had sent the command.
+        """
+        for stream, age_s in ages_s.items():
+            self.acted_age_seconds.labels(stream).observe(age_s + answered_s)
+            if stream in fresh:
+                self.sensor_to_command_seconds.labels(stream).observe(age_s + answered_s)
+
+    def observe_totals(self, refused: Mapping[str, Mapping[str, int]], restarts: Mapping[str, int]) -> None:
+        """Note the supervisor's totals: refusals by actuator and rule, and how often each child was started again."""
+        for actuator, rules in refused.items():
+            for rule, count in rules.items():
+                self._total(self.refusals.labels(actuator, rule), count)
+        for child, count in restarts.items():
+            self._total(self.restarts.labels(child), count)
+
+    def observe_refused(self, counts: Mapping[str, int]) -> None:
+        """Note how many messages of each kind were not taken since the start."""
+        for kind, count in counts.items():
+            self._total(self.refused_messages.labels(kind, "malformed"), count)
 
     def observe_gate(self, *, armed: bool, stopped: bool, mode: str) -> None:
         """Note the gate's state."""
@@ -148,13 +176,21 @@ class Metrics:
         for stream, entry in (health.get("streams") or {}).items():
             for cause, count in (entry.get("drops") or {}).items():
                 self._total(self.drops.labels(stream, cause), count)
-        self._total(self.rewards, (health.get("feedback") or {}).get("reward"))
+        feedback = health.get("feedback") or {}
+        self._total(self.rewards, feedback.get("reward"))
+        for name, count in feedback.items():
+            kind, _, cause = name.partition("_")
+            if cause not in TAKEN:
+                self._total(self.refused_messages.labels(kind, cause), count)
+        process = health.get("process") or {}
+        _set(self.tasks, process.get("tasks"))
+        _set(self.threads, process.get("threads"))
         self.probation.set(bool(health.get("probation")))
         self.quarantined.set(len((health.get("sources") or {}).get("quarantined") or ()))
         self.observe_learner(health.get("learner") or {})
 
     def observe_event(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Note an event that is counted: a policy that went live, was refused or taken back; a child that was restarted."""
+        """Note an event that is counted: a policy that went live, was refused or taken back."""
         match kind:
             case "policy_promoted":
                 self.promotions.inc()
@@ -162,8 +198,6 @@ class Metrics:
                 self.rollbacks.inc()
             case "policy_rejected":
                 self.rejections.labels(str(data.get("step") or data.get("reason") or "unknown")[:32]).inc()
-            case "child_restarted":
-                self.restarts.labels(str(data.get("child", "unknown"))[:32]).inc()
 
     def observe_link(self, *, connected: bool, connects: int) -> None:
         """Note the connection to the broker and how often it was made."""

@@ -7,6 +7,7 @@ may come from any thread.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -67,26 +68,29 @@ class Reporter:
         """Publish health until cancelled, the first one at once."""
         while True:
             body = await asyncio.to_thread(health.payload)
+            body["process"] = {"tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
             self.metrics.observe_health(body)
             self.metrics.observe_link(connected=self.control.connected, connects=self.control.connects)
+            self.metrics.observe_refused({kind_of(self.topics, name): n for name, n in self.control.refused.items()})
             self.control.post(self.topics("health"), encode(body))
             await asyncio.sleep(HEALTH_EVERY_S)
 
     def _measure(self, ticked: Ticked) -> None:
         observation, verdict = ticked.observation, ticked.verdict
         self.metrics.tick_seconds.observe(ticked.latency_s)
+        for encoder, took_s in ticked.decided.encode_s.items():
+            self.metrics.encoder_seconds.labels(encoder).observe(took_s)
         self.metrics.observe_ages(observation.ages_s, observation.missing)
-        for stream in observation.fresh:
-            age_s = observation.ages_s[stream] + ticked.latency_s
-            self.metrics.sensor_to_command_seconds.labels(stream).observe(age_s)
         if verdict is None:
             return
         self.metrics.observe_gate(armed=verdict.armed, stopped=verdict.stopped, mode=ticked.mode)
+        self.metrics.observe_totals(verdict.refused, verdict.restarts)
         for name, outcome in verdict.outcomes.items():
             if outcome.sent:
                 self.metrics.commands.labels(name, outcome.by).inc()
-            elif outcome.rule is not None:
-                self.metrics.refusals.labels(name, outcome.rule).inc()
+        if any(outcome.sent and outcome.by == "policy" for outcome in verdict.outcomes.values()):
+            used = {name: observation.ages_s[name] for name in observation.readings}
+            self.metrics.observe_acted(used, observation.fresh, ticked.answered_s)
 
     def _record(self, ticked: Ticked, body: dict[str, Any]) -> None:
         if self.recorder is None:
@@ -116,6 +120,12 @@ class Reporter:
             _LOG.info("tick", **line)
         else:
             _LOG.debug("tick", **line)
+
+
+def kind_of(topics: Topics, subscription: str) -> str:
+    """What a subscription is for, in one word: the first part below the base, or `stream` for somebody else's topic."""
+    below = subscription.removeprefix(f"{topics.base}/")
+    return "stream" if below == subscription else below.split("/")[0]
 
 
 def decision_body(ticked: Ticked) -> dict[str, Any]:

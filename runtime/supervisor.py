@@ -282,6 +282,7 @@ class Supervisor:
         self._agent_end.close()
 
     def _restarted(self, name: str, code: int, restarts: int) -> None:
+        self._host.restarts[name] = restarts
         self._host.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
 
     def _give_up(self, reason: str) -> None:

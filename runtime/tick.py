@@ -53,6 +53,8 @@ class Ticked:
     remembered: bool
     mode: str
     explore: bool
+    answered_s: float = 0.0
+    """From the observation to the gate's verdict, which comes after the command has left; 0 without one."""
 
 
 @dataclass(slots=True)
@@ -99,9 +101,19 @@ class Ticker:
         decided = await self.decide(observation)
         decision = f"{self.session}-{index}"
         verdict, latency_s = await self.act(observation, decided, decision)
+        answered_s = 0.0 if verdict is None else self.clock.now() - observation.stamp_s
         remembered, stamp_unix_s = self.remember(observation, decided, verdict, decision)
         ticked = Ticked(
-            observation, decided, verdict, decision, stamp_unix_s, latency_s, remembered, self.mode, explored
+            observation,
+            decided,
+            verdict,
+            decision,
+            stamp_unix_s,
+            latency_s,
+            remembered,
+            self.mode,
+            explored,
+            answered_s,
         )
         self.report(ticked)
         return ticked

@@ -30,9 +30,9 @@ def exercised() -> Metrics:
     m.encoder_seconds.labels("vision").observe(0.004)
     m.period_seconds.set(0.1)
     m.observe_ages({"front": 0.05, "room": 3.0}, frozenset({"room", "orders"}))
-    m.sensor_to_command_seconds.labels("front").observe(0.07)
+    m.observe_acted({"front": 0.05, "joints": 0.01}, frozenset({"front"}), 0.02)
+    m.observe_totals({"head": {"stale": 3}, "": {"lost": 1}}, {"learner": 1})
     m.drops.labels("front", "backlog").inc()
-    m.refusals.labels("head", "rate").inc()
     m.commands.labels("head", "policy").inc()
     m.observe_gate(armed=True, stopped=False, mode="assist")
     m.observe_learner(
@@ -42,8 +42,8 @@ def exercised() -> Metrics:
         counter.inc()
     m.rejections.labels("ope").inc()
     m.mqtt_connected.set(1)
-    m.refused_messages.labels("reward", "malformed").inc()
-    m.restarts.labels("learner").inc()
+    m.observe_refused({"reward": 1})
+    m.observe_health({"process": {"tasks": 14, "threads": 9}, "learner": {"state": "training"}})
     return m
 
 
@@ -58,7 +58,10 @@ def test_figures_arrive_under_their_names_in_base_units() -> None:
     assert value(m, "reflexd_stream_stale", stream="orders") == 1, "a stream that never spoke is stale too"
     assert value(m, "reflexd_stream_stale", stream="front") == 0
     assert value(m, "reflexd_acted_age_seconds_count", stream="front") == 1
-    assert value(m, "reflexd_acted_age_seconds_count", stream="room") is None, "a stale stream was not acted on"
+    assert value(m, "reflexd_acted_age_seconds_sum", stream="front") == pytest.approx(0.07)
+    assert value(m, "reflexd_sensor_to_command_seconds_sum", stream="front") == pytest.approx(0.07)
+    assert value(m, "reflexd_sensor_to_command_seconds_count", stream="joints") is None, "it was used before"
+    assert value(m, "reflexd_tasks") == 14
     assert [value(m, "reflexd_mode", mode=mode) for mode in ("shadow", "assist", "autonomous")] == [0, 1, 0]
     assert value(m, "reflexd_learner_updates_total") == 40
     assert value(m, "reflexd_learner_loss", part="q") == 0.5
@@ -84,7 +87,7 @@ def test_totals_of_health_and_events_are_counted_once() -> None:
             {
                 "tick": {"overruns": overruns, "skipped": 1},
                 "streams": {"front": {"drops": {"backlog": dropped}}},
-                "feedback": {"reward": 7},
+                "feedback": {"reward": 7, "reward_clipped": 2, "reward_malformed": 3, "label_unknown_task": 1},
                 "learner": {"state": "training", "updates": 10},
             }
         )
@@ -93,7 +96,6 @@ def test_totals_of_health_and_events_are_counted_once() -> None:
         ("policy_promoted", {}),
         ("policy_rolled_back", {}),
         ("policy_rejected", {"step": "ope"}),
-        ("child_restarted", {"child": "learner"}),
         ("armed", {}),
     ):
         m.observe_event(kind, data)
@@ -104,8 +106,18 @@ def test_totals_of_health_and_events_are_counted_once() -> None:
     assert value(m, "reflexd_learner_updates_total") == 10
     assert value(m, "reflexd_mqtt_reconnects_total") == 2
     assert value(m, "reflexd_rejections_total", step="ope") == 1
-    assert value(m, "reflexd_child_restarts_total", child="learner") == 1
+    assert value(m, "reflexd_messages_refused_total", kind="reward", cause="malformed") == 3
+    assert value(m, "reflexd_messages_refused_total", kind="label", cause="unknown_task") == 1
+    assert value(m, "reflexd_messages_refused_total", kind="reward", cause="clipped") is None, "it was taken"
     assert value(m, "reflexd_promotions_total") == value(m, "reflexd_rollbacks_total") == 1
+
+
+def test_the_supervisors_totals_are_counted_once_and_survive_a_new_agent() -> None:
+    m = Metrics(CollectorRegistry(), agent="demo", version="0.1.0")
+    for stale in (3, 3, 5):
+        m.observe_totals({"head": {"stale": stale}}, {"agent": 1})
+    assert value(m, "reflexd_gate_refusals_total", actuator="head", rule="stale") == 5
+    assert value(m, "reflexd_child_restarts_total", child="agent") == 1
 
 
 def test_every_metric_has_the_prefix_and_a_base_unit() -> None:

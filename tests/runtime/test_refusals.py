@@ -51,7 +51,9 @@ def test_a_person_who_holds_on_brings_a_few_events_and_no_refusal_is_lost() -> N
     """A hand on a slider while the policy goes on: 30 s at 20 Hz against the real gate."""
     actuators = {
         "head": ChoiceSettings(kind="choice", choices=("left", "right"), safe="left"),
-        "arm": ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), max_rate=(0.5,), safe=(0.0,)),
+        "arm": ContinuousSettings(
+            kind="continuous", low=(-1.0,), high=(1.0,), max_rate=(0.5,), safe=(0.0,), out_of_range="clamp"
+        ),
     }
     gate = Gate(actuators, GateSettings(reconcile_s=0.0), period_s=0.05)
     gate.reconciled("arm", [0.0], 0.0)
