@@ -46,6 +46,8 @@ class Decided:
     """Of each choice actuator: with which probability every choice would have been taken; they sum to 1."""
     encode_s: dict[str, float] = field(default_factory=dict)
     """How long each encoder worked at this tick, where it did."""
+    encoders: dict[str, str] = field(default_factory=dict)
+    """The version of every encoder at this tick, by its name, whether its streams were there or not."""
 
     def told(self) -> dict[str, dict[str, Any]]:
         """The actions as a `decision` message has them: value, probability, and the probabilities of all choices."""

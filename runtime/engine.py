@@ -300,7 +300,10 @@ class Engine:
         versions = {name: self._cache[name].version for name in tokens if name in self.routes}
         value = float(out.value[0])
         latency_s = time.perf_counter() - start
-        return Decided(live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s)
+        encoders = {name: encoder.version for name, encoder in live.encoders.items()}
+        return Decided(
+            live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders
+        )
 
     def _perceive(self, live: _Live, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
         """Encode what is new, streams that share an encoder in one batch; which streams, and how long each encoder took."""

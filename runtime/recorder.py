@@ -38,7 +38,8 @@ class TickRecord:
     stamp_ns: int
     fresh: tuple[Reading, ...]
     decision: dict[str, Any]
-    """The `decision` message, with `tick`, `stamp_s` (monotonic), `explore`, `used` ({stream: seq}) and `outcomes`."""
+    """The `decision` message, with `tick`, `stamp_s` (monotonic), `explore`, `encoders` (versions by name), `used` ({stream: seq})
+    and `outcomes`."""
 
 
 @dataclass(frozen=True, slots=True)

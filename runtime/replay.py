@@ -1,7 +1,7 @@
 """`reflexd replay`: decides a recorded session again, without sensors, clock or broker, and compares every decision.
 
-The same policy versions read the same readings at the same ticks, so on the same machine every action, probability and value
-must come out bit for bit. With another version it says where that one would have decided otherwise.
+The same policy and encoder versions read the same readings at the same ticks, so on the same machine every action, probability and
+value must come out bit for bit. With another version it says where that one would have decided otherwise.
 """
 
 from __future__ import annotations
@@ -82,10 +82,7 @@ async def _replay(
     recording: Recording, tuning: Tuning, checkpoints: Checkpoints, policy: str | None, *, progress: bool
 ) -> Report:
     report, engine = Report(), tuning.engine
-    try:
-        await tuning.recall(parse(recording.metadata().get("encoders", "{}").encode()))
-    except VersionGone as gone:
-        raise RecordingError(str(gone)) from None
+    await _recall(tuning, parse(recording.metadata().get("encoders", "{}").encode()), "at its begin")
     ticks = recording.ticks(png, opencv.decode)
     first = next(ticks, None)
     if first is None:
@@ -95,10 +92,19 @@ async def _replay(
     await engine.restore(recording.attachments())
     for fresh, recorded in track(itertools.chain([first], ticks), "replaying", total=None, disable=not progress):
         await _switch(engine, checkpoints, policy or recorded["policy"], report)
+        await _recall(tuning, recorded.get("encoders", {}), recorded["id"])
         held |= {reading.stream: reading for reading in fresh}
         decided = await engine.decide(_observation(recorded, fresh, held), explore=recorded["explore"])
         _compare(report, recorded, decided)
     return report
+
+
+async def _recall(tuning: Tuning, encoders: dict[str, str], where: str) -> None:
+    """Have every encoder in the version it had; a swap begins the history anew, as it did then."""
+    try:
+        await tuning.recall(encoders)
+    except VersionGone as gone:
+        raise RecordingError(f"{where}: {gone}") from None
 
 
 async def _switch(engine: Engine, checkpoints: Checkpoints, version: str, report: Report) -> None:

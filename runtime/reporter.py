@@ -102,6 +102,7 @@ class Reporter:
         more = {
             "stamp_s": observation.stamp_s,
             "explore": ticked.explore,
+            "encoders": ticked.decided.encoders,
             "ages_s": dict(observation.ages_s),
             "used": {name: reading.seq for name, reading in observation.readings.items()},
             "outcomes": {name: asdict(outcome) for name, outcome in ticked.verdict.outcomes.items()}

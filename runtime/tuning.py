@@ -3,8 +3,7 @@
 Only for encoders whose `train` is not frozen. Tokens that were remembered under the older version stay what they are, under
 its name: the learner leaves them out, and what is seen now is encoded anew.
 
-A recording names the encoders it began with; `recall` brings them back for a replay. A swap within a recording is not noted there:
-decisions after it come out different.
+A recording names the encoders of every decision; `recall` brings them back for a replay, before the tick that first had them.
 
 Events: `encoder_swapped`, `encoder_refused`, `encoder_untaught` (it should be trained, and no task would).
 """
