@@ -210,7 +210,7 @@ class Metrics:
 
     def observe_learner(self, progress: Mapping[str, Any]) -> None:
         """Note the learner's part of `health`: `updates`, `loss` (a number or one for each part), `q`, `buffer`, `reward_mean`."""
-        self.learner_up.set(progress.get("state") not in (None, "off", "dead"))
+        self.learner_up.set("updates" in progress and progress.get("state") != "dead")
         self._total(self.updates, progress.get("updates"))
         loss = progress.get("loss")
         for part, value in (loss if isinstance(loss, Mapping) else {"total": loss}).items():

@@ -43,7 +43,7 @@ def exercised() -> Metrics:
     m.rejections.labels("ope").inc()
     m.mqtt_connected.set(1)
     m.observe_refused({"reward": 1})
-    m.observe_health({"process": {"tasks": 14, "threads": 9}, "learner": {"state": "training"}})
+    m.observe_health({"process": {"tasks": 14, "threads": 9}, "learner": {"state": "training", "updates": 40}})
     return m
 
 
