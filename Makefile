@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit bench bench-demo mutation docs wheel clean debian-run debian-test
+.PHONY: help run test lint unit bench bench-demo soak mutation docs wheel clean debian-run debian-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ bench: $(VENV)/.test ## every benchmark: prints tables of ratios; the fine-tunin
 
 bench-demo: $(VENV)/.test ## learning curve of the demo, as numbers and runs/demo/curve.png
 	$(BIN)/python tests/benchmarks/demo_curve.py --out runs/demo
+
+soak: $(VENV)/.test ## 15 minutes at three times the rate with a broker that goes away and policies that change: what grows?
+	$(BIN)/python tests/benchmarks/soak.py --out runs/soak
 
 mutation: $(VENV)/.test ## mutation score of the gate (at least 90 %)
 	bash tests/actuators/mutation.sh
