@@ -42,6 +42,12 @@ class PolicySettings(Settings):
         0.3, ge=0, lt=1, description="share of an encoder's features that training leaves out of a batch"
     )
     algorithm: Literal["auto", "dqn", "sac", "crossq", "bandit"] = "auto"
+    ask_below: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="publish label_requested when the best choice leads the second by less than this share of the usual lead",
+    )
 
 
 class TopicReward(Settings):

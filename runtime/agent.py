@@ -25,7 +25,7 @@ from runtime.gatelink import GateGone
 from sensors.base import Sensor
 
 if TYPE_CHECKING:
-    from runtime.assembly import Parts
+    from runtime.parts import Parts
 
 _LOG = structlog.get_logger(__name__)
 DECODERS = 2

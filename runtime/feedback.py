@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from actuators.actions import Value
 from learners.config import AnyReward, TopicReward
-from learners.experience import Label, Store
+from learners.experience import Label, Mark, Store
 from runtime import topics
 
 Emit = Callable[[str, dict[str, Any]], None]
@@ -55,6 +56,8 @@ class Feedback:
     """Is told of every reward taken: source, value, decision, stamp."""
     quarantined: Callable[[], frozenset[str]] = frozenset
     """Sources kept apart; those of labels as `label:NAME`."""
+    asked: Callable[[str, str], Value | None] = lambda *_: None
+    """What an actuator did at a decision that was asked about; None for any other."""
     counts: Counter[str] = field(default_factory=Counter)
     recent: float = 0.0
     """Exponential mean of the last rewards, for health and the page."""
@@ -91,6 +94,11 @@ class Feedback:
         except topics.Refused as refusal:
             self._refuse("label_malformed", str(refusal))
             return
+        if label.task not in self.tasks and label.id is not None:
+            done = self.asked(label.id, label.task)
+            if done is not None:
+                self._judged(label, label.id, done)
+                return
         if label.task not in self.tasks:
             self._refuse("label_unknown_task", f"{label.task!r} is not under tasks: {sorted(self.tasks)}")
             return
@@ -105,6 +113,20 @@ class Feedback:
         if self.store.add_label(Label(label.task, answer, label.text, subject, label.source, self.wall())):
             kept_apart = f"label:{label.source}" in self.quarantined()
             self.counts["label_quarantined" if kept_apart else "label"] += 1
+        else:
+            self._refuse("label_lost", "the experience store is full or closed")
+
+    def _judged(self, label: topics.Label, decision: str, done: Value) -> None:
+        """An answer to a question about a decision: what was done was right, which makes it a demonstration; or it was not."""
+        if not self._within_quota(f"label:{label.source}", rate=100.0):
+            self._refuse("label_too_many", f"source {label.source}: more than 100 a second")
+        elif f"label:{label.source}" in self.quarantined():
+            self.counts["label_quarantined"] += 1
+        elif label.label != done:
+            remedy = f"what should be done instead is taught with override/{label.task}"
+            self._refuse("label_other_action", f"{decision} did {done!r} and not {label.label!r}; {remedy}")
+        elif self.store.mark(Mark(decision, demonstration=True)):
+            self.counts["decision_confirmed"] += 1
         else:
             self._refuse("label_lost", "the experience store is full or closed")
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learners.taskrunner import Callbacks, Question, Result, Speech, TaskRunner
+from runtime.asking import candidates, shown
 from runtime.mqtt import Connection
+from runtime.preview import Jpeg
 from runtime.settings import Config
 from runtime.tick import Ticked, Utterances
 from runtime.topics import Topics, encode
+from sensors import opencv
 from sensors.readings import Text
 
 Emit = Callable[[str, dict[str, Any]], None]
@@ -28,6 +31,7 @@ class Language:
     topics: Topics
     emit: Emit
     utterances: Utterances
+    jpeg: Jpeg = opencv.encode
     runner: TaskRunner = field(init=False)
     _said: dict[str, str] = field(default_factory=dict)
 
@@ -48,7 +52,8 @@ class Language:
             "task": question.task,
             "stream": question.reading.stream,
             "confidence": round(question.confidence, 4),
-            "candidates": dict(question.candidates),
+            "candidates": candidates(dict(question.candidates)),
+            "reading": {question.reading.stream: shown(question.reading, self.jpeg)},
         }
         if isinstance(question.reading, Text):
             data["text"] = question.reading.text

@@ -64,10 +64,11 @@ class Previews:
         if isinstance(reading, Frame):
             step = max(1, math.ceil(reading.image.shape[1] / WIDTH))
             return self.jpeg(np.ascontiguousarray(reading.image[::step, ::step]))
-        return encode(_facts(reading))
+        return encode(facts(reading))
 
 
-def _facts(reading: Sound | Text | Any) -> dict[str, Any]:
+def facts(reading: Sound | Text | Any) -> dict[str, Any]:
+    """What a reading that is no picture says."""
     if isinstance(reading, Sound):
         return levels(reading.samples[-reading.rate_hz // 4 :])
     if isinstance(reading, Text):

@@ -48,7 +48,7 @@ class Reporter:
 
     def _event(self, kind: str, data: dict[str, Any]) -> None:
         body = {"type": kind, "stamp": time.time(), "data": data}
-        _LOG.info("event", type=kind, **data)
+        _LOG.info("event", type=kind, **{name: value for name, value in data.items() if name != "reading"})
         self.metrics.observe_event(kind, data)
         self.control.post(self.topics("event"), encode(body), qos=1, keep="all")
         if self.recorder is not None:

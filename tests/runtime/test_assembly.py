@@ -17,8 +17,9 @@ import yaml
 
 from fakes import free_port
 from runtime import link
-from runtime.assembly import Parts, assemble
+from runtime.assembly import assemble
 from runtime.config import load
+from runtime.parts import Parts
 
 SETTINGS: dict[str, Any] = {
     "agent": "small",

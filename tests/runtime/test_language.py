@@ -72,6 +72,8 @@ async def test_results_and_questions_are_published(parts: Any) -> None:
     assert [kind for kind, _ in events] == ["label_requested", "task_failed"]
     assert events[0][1]["id"] == "s-1"
     assert events[0][1]["text"] == "halt"
+    assert events[0][1]["candidates"][0] == {"label": "stop", "probability": 0.31}
+    assert events[0][1]["reading"] == {"orders": {"text": "halt"}}
 
 
 async def test_speech_waits_for_the_gate_as_a_whole_beginning(parts: Any) -> None:

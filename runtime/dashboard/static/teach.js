@@ -64,9 +64,10 @@ function options(select, names) {
 }
 
 function question(asked) {
-  const about = asked.text ?? shown(asked.reading ?? asked.decision ?? "");
+  const about = asked.text ?? Object.values(asked.reading ?? {}).find((r) => r.text)?.text ?? shown(asked.decision ?? asked.id);
   const candidates = (asked.candidates ?? info().tasks?.[asked.task]?.labels ?? []).map((c) => (typeof c === "string" ? c : c.label ?? c[0])).slice(0, 12);
-  const answer = (label) => tryTo({ do: "label", task: asked.task, label, question: asked.id, ...(asked.text && { text: asked.text }), ...(asked.decision && { decision: asked.decision }) }, `Answered: ${label}`);
+  // what should have been done instead is shown by doing it
+  const answer = (label) => asked.actuator && label !== asked.value ? tryTo({ do: "override", actuator: asked.actuator, value: label, hold_s: 1 }, `${asked.actuator}: ${label}`) : tryTo({ do: "label", task: asked.task, label, question: asked.id, ...(asked.text && { text: asked.text }), ...(asked.decision && { decision: asked.decision }) }, `Answered: ${label}`);
   const own = h("input", { "aria-label": "Another answer", maxlength: 2000, placeholder: "another answer" });
   return h("article", { class: "card question", "aria-label": `Question about ${asked.task}` },
     h("p", {}, h("strong", {}, `${asked.task}? `), h("q", {}, about)),
