@@ -14,7 +14,8 @@ import pytest
 from wire_helpers import Collector, running
 
 from fakes import Mosquitto, eventually, free_port
-from runtime.mqtt import Address, Connection, Message, MqttLost, Will, _faithful, _shut
+from runtime.mqtt import Address, Connection, Message, MqttLost, Will
+from runtime.mqtt import client as own
 from runtime.settings import MqttSettings
 from runtime.topics import Refused
 
@@ -245,8 +246,8 @@ async def test_a_wrong_password_is_retried_not_fatal(tmp_path: Path) -> None:
         async with running(link, wait=False):
             client = link._new_client()
             with pytest.raises(aiomqtt.MqttError, match="Not authorized"):
-                await link._open(client)
-            await _shut(client)
+                await own.connect(client)
+            await own.shut(client)
             assert not link.connected
     finally:
         broker.stop()
@@ -279,7 +280,7 @@ async def test_posting_at_any_moment_of_a_loss_is_safe(broker: Mosquitto) -> Non
             broker.start()
         await eventually(lambda: link.connected)
         assert await link.drained(5)
-        assert link._sending == 0
+        assert link._sender.sending == 0
     assert posted
     assert link.drops["disconnected"]
 
@@ -303,7 +304,7 @@ async def test_a_cancellation_that_comes_with_the_answer_is_kept(faithful: bool)
         await asyncio.wait_for(answered.wait(), timeout=5)
 
     async def caller() -> None:
-        await (_faithful(call()) if faithful else call())
+        await (own.faithful(call()) if faithful else call())
         after.append("went on")
 
     task = asyncio.create_task(caller())

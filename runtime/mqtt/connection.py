@@ -1,0 +1,275 @@
+"""One connection to the broker, kept up.
+
+It reconnects by itself (back-off with jitter), and on every connect subscribes first and then says hello. A frozen broker
+keeps TCP alive, so an own echo (a QoS 1 publish nobody reads, whose acknowledgement is awaited) notices silence within
+half of `keepalive_s`. Nothing is queued without bound: the oldest incoming message makes room for the newest, and what
+cannot be sent is dropped; both are counted in `drops`. Payloads are untrusted: a handler raises `Refused`, which is counted.
+
+The client identifier is fixed. The broker therefore ends an older session of the same name, and publishes its will, before it
+lets the new one in: a late will can never overwrite a newer status. It knows nothing of what the payloads mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import aiomqtt
+import structlog
+
+from runtime.mqtt.client import Newest, cancelled, connect, faithful, make, said, shut
+from runtime.mqtt.receiving import Receiver
+from runtime.mqtt.sending import Keep, Sender
+from runtime.mqtt.wire import Address, Handler, Message, MqttLost, Outgoing, Subscription, Will, properties
+
+log = structlog.get_logger(__name__)
+
+STEADY_S = 5.0
+"""A session that lasted so long ends the back-off."""
+BACKOFF_S = (0.1, 1.5)
+
+
+@dataclass(slots=True)
+class Connection:
+    """A connection that is kept up while `run` runs. Create it inside the running loop."""
+
+    address: Address
+    identifier: str
+    will: Will | None = None
+    hello: Callable[[], None] = lambda: None
+    """Called after subscribing, on every connect; publishes with `post`."""
+    changed: Callable[[bool, str], None] = lambda _up, _reason: None
+    """Called with the new state and the reason on every change."""
+    protected: Callable[[str], bool] = lambda _topic: False
+    """Topics that are never answered to, whatever a request asks for."""
+    max_incoming: int = 1_000
+    max_outgoing: int = 200
+    max_packet: int = 2_097_152
+    drops: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    connects: int = 0
+    _inbound: Receiver = field(init=False)
+    _queue: Newest = field(init=False)
+    _client: aiomqtt.Client | None = None
+    _group: asyncio.TaskGroup | None = None
+    _sender: Sender = field(init=False)
+    _up: asyncio.Event = field(default_factory=asyncio.Event)
+    _greeted: bool = False
+
+    def __post_init__(self) -> None:
+        self._queue = Newest(maxsize=self.max_incoming)
+        self._inbound = Receiver(self.identifier, self.refused)
+        self._sender = Sender(self.max_outgoing, self.drops)
+
+    # --- what the owner calls
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers, as far as is known."""
+        return self._up.is_set()
+
+    async def up(self) -> None:
+        """Wait for the connection."""
+        await self._up.wait()
+
+    def on(
+        self,
+        topic_filter: str,
+        handler: Handler,
+        *,
+        qos: Literal[0, 1] = 1,
+        retained: Literal["send", "ignore"] = "ignore",
+        no_local: bool = False,
+    ) -> None:
+        """Route a filter to a handler, now and after every reconnect. The handler is called in the loop and must be quick."""
+        subscription = Subscription(topic_filter, handler, qos, retained, no_local)
+        self._inbound.subscriptions[topic_filter] = subscription
+        if self.connected and self._group is not None and self._client is not None:
+            self._group.create_task(self._join(self._client, subscription), name=f"subscribe {topic_filter}")
+
+    def post(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: Literal[0, 1] = 0,
+        retain: bool = False,
+        expiry_s: float | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+        keep: Keep = "no",
+    ) -> bool:
+        """Send without waiting; False when it was dropped (and counted).
+
+        Without a connection `keep` decides: `latest` keeps the newest of each topic for the next connect, `all` keeps every one
+        (the oldest of `KEPT` gives way), `no` drops.
+        """
+        outgoing = Outgoing(topic, payload, qos, retain, properties(expiry_s, response_topic, correlation))
+        return self._sender.send(outgoing) if self.connected else self._sender.keep(outgoing, keep)
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: Literal[0, 1] = 1,
+        retain: bool = False,
+        expiry_s: float | None = None,
+        timeout_s: float = 1.0,
+    ) -> None:
+        """Send and wait: for the acknowledgement at QoS 1, for the socket at QoS 0.
+
+        Raises:
+            MqttLost: no connection, or no acknowledgement in time.
+        """
+        client = self._client
+        if client is None or not self.connected:
+            raise MqttLost(f"no connection to {self.address.host}:{self.address.port}")
+        try:
+            out = properties(expiry_s, None, None)
+            await faithful(client.publish(topic, payload, qos, retain, out, timeout=timeout_s))
+        except aiomqtt.MqttError as error:
+            raise MqttLost(f"{topic}: {error}") from None
+
+    async def request(self, topic: str, payload: bytes, *, reply_to: str, timeout_s: float = 2.0) -> Message:
+        """Publish a request and wait for the answer with the same correlation data on `reply_to`.
+
+        Raises:
+            MqttLost: no connection.
+            TimeoutError: no answer in time.
+        """
+        if not self.connected or self._client is None:
+            raise MqttLost(f"no connection to {self.address.host}:{self.address.port}")
+        if reply_to not in self._inbound.subscriptions:
+            await self._inbound.subscribe(self._client, [self._inbound.await_answers(reply_to)])
+        correlation, future = self._inbound.question()
+        try:
+            self.post(topic, payload, qos=1, response_topic=reply_to, correlation=correlation)
+            async with asyncio.timeout(timeout_s):
+                return await future
+        finally:
+            self._inbound.forget(correlation)
+
+    def reply(self, request: Message, payload: bytes, fallback: str) -> bool:
+        """Answer on the request's response topic, else on `fallback`; never on a protected topic (counted)."""
+        topic = request.response_topic or fallback
+        if any(c in topic for c in "+#\0") or topic.startswith("$") or self.protected(topic):
+            self.drops["forbidden response topic"] += 1
+            topic = fallback
+        return self.post(topic, payload, qos=1, correlation=request.correlation)
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait until everything posted was sent and acknowledged; False when it was not in time."""
+        return await self._sender.drained(timeout_s)
+
+    async def run(self) -> None:
+        """Keep the connection up until cancelled, then take leave so that no will is published."""
+        attempt = 0
+        while True:
+            begun_s = time.monotonic()
+            reason = await self._session()
+            if cancelled():  # Python 3.11's TaskGroup loses it when a child fails meanwhile
+                raise asyncio.CancelledError
+            self.drops["incoming full"] = self._queue.dropped
+            attempt = 0 if time.monotonic() - begun_s > STEADY_S else attempt + 1
+            delay_s = min(BACKOFF_S[1], BACKOFF_S[0] * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            log.debug("mqtt.retry", client=self.identifier, reason=reason, delay_s=round(delay_s, 2))
+            await asyncio.sleep(delay_s)
+
+    # --- one session
+
+    async def _session(self) -> str:
+        """From connect to loss; returns why it ended."""
+        client = self._new_client()
+        reason = "closed by the broker"
+        try:
+            await connect(client)
+            async with asyncio.TaskGroup() as group:
+                self._group, self._client = group, client
+                self._sender.begin(group, client)
+                group.create_task(self._watch(client), name=f"{self.identifier} echo")
+                try:  # in the body: a child that fails while the group exits miscounts cancels
+                    await self._greet(client)
+                    await self._receive(client)
+                finally:
+                    self._leave()
+        except (aiomqtt.MqttError, MqttLost) as error:
+            reason = said(error)
+        except ExceptionGroup as errors:
+            _, other = errors.split((aiomqtt.MqttError, MqttLost))
+            if other is not None:
+                raise other from None
+            reason = said(errors)
+        finally:
+            self._leave()
+            if cancelled():  # whatever a child raised meanwhile: without a DISCONNECT the broker publishes the will
+                with suppress(aiomqtt.MqttError):
+                    await client.__aexit__(None, None, None)
+            if self._greeted:
+                self._greeted = False
+                log.warning("mqtt.lost", client=self.identifier, reason=reason)
+                self.changed(False, reason)
+            await shut(client)
+        return reason
+
+    def _new_client(self) -> aiomqtt.Client:
+        return make(
+            self.address,
+            self.identifier,
+            self.will,
+            self._queue,
+            max_packet=self.max_packet,
+            max_outgoing=self.max_outgoing,
+        )
+
+    async def _greet(self, client: aiomqtt.Client) -> None:
+        await self._inbound.subscribe(client, list(self._inbound.subscriptions.values()))
+        self.connects += 1
+        self._greeted = True
+        self._up.set()
+        log.info("mqtt.connected", client=self.identifier, broker=f"{self.address.host}:{self.address.port}")
+        self._sender.catch_up()  # before hello: what was kept is older than what is said now
+        self.hello()
+        self.changed(True, "connected")
+
+    async def _join(self, client: aiomqtt.Client, subscription: Subscription) -> None:
+        """One more subscription in a running session."""
+        try:
+            await self._inbound.subscribe(client, [subscription])
+        except aiomqtt.MqttError:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        """From here on nothing is sent: a group that ends takes no more tasks."""
+        self._group = self._client = None
+        self._sender.leave()
+        self._up.clear()
+
+    async def _receive(self, client: aiomqtt.Client) -> None:
+        async for first in client.messages:
+            self._inbound.dispatch(first)
+            while not self._queue.empty():
+                self._inbound.dispatch(self._queue.get_nowait())
+        raise MqttLost("closed by the broker")
+
+    async def _watch(self, client: aiomqtt.Client) -> None:
+        """The echo. Its topic has no readers; the acknowledgement is the answer."""
+        topic = f"reflexd/echo/{self.identifier}"
+        patience_s = self.address.keepalive_s / 4
+        while True:
+            await asyncio.sleep(self.address.keepalive_s * 0.15)  # with the patience: 0.4 of the keepalive at most
+            asked_s = time.monotonic()
+            try:
+                await faithful(client.publish(topic, b"", 1, timeout=patience_s))
+            except aiomqtt.MqttError as error:
+                stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
+                if self._inbound.heard_s < asked_s and not stalled:
+                    self._leave()
+                    raise MqttLost(f"the broker is silent: {error}") from None
