@@ -154,9 +154,18 @@ def convert(module: nn.Module, example: Inputs) -> Any:
         RuntimeError: a construct the converter does not know.
     """
     # the converter of OpenVINO 2026 traces with what torch 2.13 calls deprecated; the two are pinned together
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return openvino.convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return openvino.convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
+    finally:
+        _forget_traces()
+
+
+def _forget_traces() -> None:
+    """Let go of the traced module: torch keeps every one for ever, with a type of its own (9 MB for the demo's policy)."""
+    torch._C._jit_clear_class_registry()  # what torch's own tests do between two of them
+    torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
 
 
 def graph_of(module: nn.Module, example: Inputs, version: str, folders: Sequence[Path]) -> Any:
