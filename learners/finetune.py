@@ -78,42 +78,36 @@ def finetune(
     out = Path(out)
     paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
     splits = Splits(*(datasets.read(path) for path in paths.values()))
-    facts = {
-        "task": task,
-        "model": model,
-        "mode": mode,
-        "seed": seed,
-        "options": options,
-        "data": splits_digest(splits),
-    }
-    state = State(
-        out / "state", hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
-    )
+    facts = {"task": task, "model": model, "mode": mode, "seed": seed, "options": options}
+    state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
+    fresh, settings, extra = build(task, model, splits.train, mode, {**options, "seed": seed})
+    bar: AbstractContextManager[Tell | None] = Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
+    keep, rank = out if adapter else None, extra["lora_rank"]
+    with bar as tell:
+        tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, tell=tell, keep=keep)
+    report = _report(tuned, splits, model, mode)
+    if earlier and earlier_data:
+        report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
+    used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
+    write(out, tuned, report, settings, used)
+    state.clear()
+    return report
+
+
+def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
+    """Where a run that is killed goes on; of other arguments, or if not to be resumed, from the begin. Makes `out`."""
+    digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
+    state = State(out / "state", digest)
     if not resume:
         state.clear()
     out.mkdir(parents=True, exist_ok=True)
-    fresh, settings, extra = build(task, model, splits.train, mode, {**options, "seed": seed})
-    bar: AbstractContextManager[Tell | None] = Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
-    with bar as tell:
-        tuned = tune(
-            fresh,
-            splits,
-            settings,
-            mode,
-            rank=extra["lora_rank"],
-            state=state,
-            tell=tell,
-            keep=out if adapter else None,
-        )
+    return state
+
+
+def _report(tuned: Tuned, splits: Splits, model: str, mode: Train) -> dict[str, Any]:
+    """The test split is read here, once, with the weights that were chosen."""
     metrics = {"validation": tuned.run.history[tuned.run.best_epoch - 1], "test": measure(tuned.task, splits.test)}
-    report = describe(tuned, model, mode, metrics)
-    if earlier and earlier_data:
-        report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
-    write(
-        out, tuned, report, settings, {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
-    )
-    state.clear()
-    return report
+    return describe(tuned, model, mode, metrics)
 
 
 def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None = None) -> dict[str, Any]:

@@ -179,22 +179,24 @@ class Trainer:
     ) -> None:
         """Append a transition; without values it only ends an episode whose time ran out."""
         self._tick += 1
-        self.replay.append(
-            Transition(
-                session=str(self._episode),
-                tick=self._tick,
-                decision="",
-                stamp_s=0.0,
-                policy="",
-                tokens=frame,
-                present=dict.fromkeys(frame, True),
-                ages_s=dict.fromkeys(frame, 0.0),
-                actions=values or {},
-                reward=reward,
-                done=done,
-                demonstration=taught,
-            )
+        transition = Transition(
+            session=str(self._episode),
+            tick=self._tick,
+            decision="",
+            stamp_s=0.0,
+            policy="",
+            tokens=frame,
+            present=dict.fromkeys(frame, True),
+            ages_s=dict.fromkeys(frame, 0.0),
+            actions=values or {},
+            reward=reward,
+            done=done,
+            demonstration=taught,
         )
+        self._keep(transition)
+
+    def _keep(self, transition: Transition) -> None:
+        self.replay.append(transition)
 
     @torch.no_grad()
     def _decide(self) -> dict[str, Value]:

@@ -8,10 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
+
+import paho.mqtt.client as mqtt
 
 DEADLINE_S = 20.0
 
@@ -21,6 +24,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def connect_when_up(client: mqtt.Client, port: int, timeout_s: float) -> None:
+    """Connect a plain MQTT client as soon as a broker listens, and start its thread."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            client.connect("127.0.0.1", port)
+            break
+        except OSError:
+            assert time.monotonic() < deadline_s, "the broker never listened"
+            threading.Event().wait(0.1)
+    client.loop_start()
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:

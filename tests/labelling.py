@@ -6,7 +6,6 @@ import itertools
 import json
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,15 +18,12 @@ import paho.mqtt.client as mqtt
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
+from fakes import connect_when_up, free_port
+
+__all__ = ["Daemon", "free_port", "settings"]
+
 BASE = "reflexd/waves"
 START_S = 150.0
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings(folder: Path, port: int, model: str, **changed: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +64,7 @@ class Daemon:
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client.on_connect = lambda client, *_: client.subscribe(f"{BASE}/#", 1)
         self.client.on_message = self._take
-        self._connect(int(str(made["mqtt"]["url"]).rpartition(":")[2]))
+        connect_when_up(self.client, int(str(made["mqtt"]["url"]).rpartition(":")[2]), START_S)
 
     def __enter__(self) -> Self:
         return self
@@ -83,17 +79,6 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         self._log.close()
-
-    def _connect(self, port: int) -> None:
-        deadline_s = time.monotonic() + START_S
-        while True:
-            try:
-                self.client.connect("127.0.0.1", port)
-                break
-            except OSError:
-                assert time.monotonic() < deadline_s, "the broker never listened"
-                threading.Event().wait(0.1)
-        self.client.loop_start()
 
     def _take(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
         topic = message.topic.removeprefix(BASE + "/")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from learners.checkpoints import Manifest
 from learners.config import PromotionSettings
 from learners.environments import Score
 from learners.evaluate import Trial, evaluate
-from learners.perception import Tokens, values_of
+from learners.perception import values_of
 from learners.promotion import STEPS
 from learners.train import EVALUATION_SEED, Trainer
 from learners.transition import Transition
@@ -61,23 +61,16 @@ class Run(Trainer):
         self._probability = float(next(iter(output.probabilities.values()))[0])
         return values_of(self.spec.actions, output, 0)
 
-    def _remember(
-        self,
-        frame: Tokens,
-        values: Mapping[str, Value] | None = None,
-        reward: float = 0.0,
-        *,
-        done: bool = False,
-        taught: bool = False,
-    ) -> None:
-        self._tick += 1
-        names = tuple(values or {})
-        row = Transition(
-            session=str(self._episode), tick=self._tick, decision=str(self._tick), stamp_s=0.0, policy="acting",
-            tokens=frame, present=dict.fromkeys(frame, True), ages_s=dict.fromkeys(frame, 0.0), actions=values or {},
-            probabilities=dict.fromkeys(names, self._probability), by=dict.fromkeys(names, "policy"), reward=reward,
-            done=done, demonstration=taught,
-        )  # fmt: skip
+    def _keep(self, transition: Transition) -> None:
+        """The row as the daemon logs it: with a decision, and the probability it was drawn with."""
+        names = tuple(transition.actions)
+        row = replace(
+            transition,
+            decision=str(transition.tick),
+            policy="acting",
+            probabilities=dict.fromkeys(names, self._probability),
+            by=dict.fromkeys(names, "policy"),
+        )
         self.replay.append(row)
         self.rows = [*self.rows[-SETTINGS.decisions :], row]
 

@@ -12,6 +12,7 @@ telemetry, and time is virtual. Exit code 1 when the return loses more than 5 %,
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -159,8 +160,12 @@ class Agent:
 
 
 def main(arguments: list[str]) -> int:
-    seeds, seconds = (int(arguments[0]) if arguments else 5), (int(arguments[1]) if len(arguments) > 1 else 300)
-    first = int(arguments[2]) if len(arguments) > 2 else 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", nargs="?", type=int, default=5)
+    parser.add_argument("seconds", nargs="?", type=int, default=300, help="of virtual time, for each run")
+    parser.add_argument("first", nargs="?", type=int, default=0, help="the first seed")
+    given = parser.parse_args(arguments)
+    seeds, seconds, first = given.seeds, given.seconds, given.first
     torch.set_num_threads(1)
     runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
     with Progress(console=Console(stderr=True)) as progress:

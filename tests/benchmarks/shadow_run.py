@@ -14,6 +14,7 @@ Prints a line a minute and a table; exit code 1 when a command of the policy was
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import shutil
@@ -39,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from actuators import demo  # noqa: E402 - after the path
-from fakes import free_port  # noqa: E402 - after the path
+from fakes import connect_when_up, free_port  # noqa: E402 - after the path
 from runtime.plant import serve  # noqa: E402 - after the path
 from runtime.settings import MqttSettings  # noqa: E402 - after the path
 
@@ -119,16 +120,7 @@ def connected(port: int, seen: Seen) -> mqtt.Client:
     topics = [("reflexd/demo/decision", 0), ("reflexd/demo/override/head", 1), ("reflexd/demo/event", 1)]
     client.on_connect = lambda one, *_: one.subscribe(topics)
     client.on_message = seen.take
-    deadline_s = time.monotonic() + START_S
-    while True:
-        try:
-            client.connect("127.0.0.1", port)
-            break
-        except OSError:
-            if time.monotonic() > deadline_s:
-                raise
-            threading.Event().wait(0.2)
-    client.loop_start()
+    connect_when_up(client, port, START_S)
     return client
 
 
@@ -153,9 +145,13 @@ def by_policy(lines: list[str]) -> Counter[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[:1] == ["world"]:
-        return world(int(arguments[1]))
-    seconds = float(arguments[0]) if arguments else 600.0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seconds", nargs="?", type=float, default=600.0)
+    parser.add_argument("--world", type=int, metavar="PORT", help=argparse.SUPPRESS)  # this file's own child
+    given = parser.parse_args(arguments)
+    if given.world is not None:
+        return world(given.world)
+    seconds = given.seconds
     seen, port = Seen(), free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -166,7 +162,7 @@ def main(arguments: list[str]) -> int:
             client = connected(port, seen)
             running.callback(client.loop_stop)
             running.callback(client.disconnect)
-            started(running, [sys.executable, __file__, "world", str(port)], log)
+            started(running, [sys.executable, __file__, "--world", str(port)], log)
             listener = commands(port, heard)
             running.callback(listener.terminate)
             watch(seconds, seen, daemon)

@@ -6,10 +6,8 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,14 +18,10 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
+from fakes import connect_when_up, free_port
+
 START_S = 150.0
 """For the first start on a busy machine: models are converted and backends calibrated."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Watcher:
@@ -38,15 +32,7 @@ class Watcher:
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client.on_connect = lambda client, *_: client.subscribe("reflexd/demo/#", 1)
         self.client.on_message = lambda _c, _u, message: self.messages.put(message)
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                self.client.connect("127.0.0.1", port)
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the broker never listened"
-                threading.Event().wait(0.1)
-        self.client.loop_start()
+        connect_when_up(self.client, port, START_S)
 
     def wait(self, topic: str, accept: Callable[[Any], bool] = lambda _: True, timeout_s: float = 60.0) -> Any:
         deadline = time.monotonic() + timeout_s
