@@ -1,8 +1,8 @@
 """Soak: the demo at three times its rate, with a broker that goes away and policies that change, watched for what grows.
 
 `python tests/benchmarks/soak.py --seconds 900 --reconnects 50 --swaps 50 --out runs/soak`. Real daemon, real broker, the demo's models,
-learner and simulated world. All of the daemon's connections go through a small proxy that cuts them; promote and rollback are
-asked for in turn. Memory, descriptors and threads of each process are read from outside, the agent's tasks from its `health`.
+learner and simulated world. All of the daemon's connections go through a small proxy that cuts them; the learner promotes a
+version for every swap, and every second one is rolled back. Memory, descriptors and threads of each process are read from outside, the agent's tasks from its `health`.
 Prints a table of slopes after warm-up and writes `soak.png` and `soak.json`; exit code 1 where something grows.
 
 Shapes: N samples.
@@ -130,13 +130,13 @@ def _name(process: psutil.Process) -> str:
     return title.removeprefix("reflexd: ").strip() if title.startswith("reflexd:") else process.name()
 
 
-def settings(folder: Path, port: int, times: float, seconds: float) -> Path:
+def settings(folder: Path, port: int, times: float, seconds: float, swaps: int) -> Path:
     """The demo's settings at another rate, with a learner that has a version to change soon."""
     config: dict[str, Any] = yaml.safe_load(Path("configs/demo.yaml").read_text())
     config["mqtt"]["url"] = f"mqtt://127.0.0.1:{port}"
     config["state_dir"] = str(folder / "state")
     config["tick"]["rate_hz"] *= times
-    config["learner"] |= {"warmup": 64, "promote_every_s": min(20.0, seconds / 12), "replay_gb": 0.05}
+    config["learner"] |= {"warmup": 64, "promote_every_s": max(2.0, seconds / swaps), "replay_gb": 0.03}
     config["promotion"] = {"steps": ["whole"], "keep_last": 5}
     config["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
     config["dashboard"]["listen"] = f"127.0.0.1:{free_port()}"
@@ -173,10 +173,9 @@ class Operator:
         else:
             self.answers.append(body)
 
-    def swap(self, number: int) -> None:
-        """Promote the newest version, or roll back, in turn."""
-        verb, body = ("promote", {"version": "newest"}) if number % 2 == 0 else ("rollback", {})
-        self.client.publish(f"reflexd/demo/request/{verb}", orjson.dumps(body), 1)
+    def roll_back(self) -> None:
+        """Take the live version out; the learner's next one goes live in its time, so the two take turns."""
+        self.client.publish("reflexd/demo/request/rollback", b"{}", 1)
 
     def close(self) -> None:
         self.client.disconnect()
@@ -190,7 +189,7 @@ async def soak(given: argparse.Namespace) -> tuple[Samples, dict[str, Any]]:
     proxy = Proxy(broker.port)
     await proxy.start()
     operator = Operator(broker.port)
-    config = settings(folder, proxy.port, given.times, given.seconds)
+    config = settings(folder, proxy.port, given.times, given.seconds, given.swaps)
     with (folder / "log").open("w") as log:
         command = [sys.executable, "-m", "runtime.cli", "run", str(config)]
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
@@ -211,6 +210,8 @@ async def soak(given: argparse.Namespace) -> tuple[Samples, dict[str, Any]]:
         "reconnects": proxy.cuts,
         "broker_recovered": operator.events["broker_recovered"],
         "swaps": operator.events["policy_swapped"],
+        "promoted": operator.events["policy_promoted"],
+        "rolled_back": operator.events["policy_rolled_back"],
         "answers": dict(_count(operator.answers)),
         "events": dict(operator.events),
         "ticks": operator.ticks,
@@ -250,8 +251,8 @@ async def _watch(given: argparse.Namespace, daemon: psutil.Process, proxy: Proxy
         if cuts < given.reconnects * now_s / given.seconds:
             cuts += 1
             proxy.cut()
-        if swaps < given.swaps * now_s / given.seconds - 0.5:
-            operator.swap(swaps)
+        if swaps < given.swaps / 2 * now_s / given.seconds - 0.5:
+            operator.roll_back()
             swaps += 1
         _show(now_s, given.seconds, cuts, swaps)
         await asyncio.sleep(EVERY_S - (time.monotonic() - begun) % EVERY_S)
@@ -261,7 +262,10 @@ async def _watch(given: argparse.Namespace, daemon: psutil.Process, proxy: Proxy
 def _show(now_s: float, seconds: float, cuts: int, swaps: int) -> None:
     if sys.stderr.isatty():
         print(
-            f"\r{now_s:5.0f} of {seconds:.0f} s, {cuts} reconnects, {swaps} swaps ", end="", file=sys.stderr, flush=True
+            f"\r{now_s:5.0f} of {seconds:.0f} s, {cuts} reconnects, {swaps} rollbacks ",
+            end="",
+            file=sys.stderr,
+            flush=True,
         )
 
 
