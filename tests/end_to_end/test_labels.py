@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 
@@ -9,6 +10,8 @@ import labelling
 import pytest
 import tinymodels
 
+from learners.config import TaskSettings
+from learners.labels import Labels
 from learners.reader import Reader
 
 INTENTS = {"go": "move", "stop": "halt", "left": "turn"}
@@ -25,13 +28,40 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labelling.Daemo
         labelling.free_port(),
         model,
         encoders={"language": {"model": model, "train": "full"}},
-        tasks={"intents": {"kind": "classify", "stream": "orders", "model": model, "train": "full"}},
+        tasks={
+            "intents": {"kind": "classify", "stream": "orders", "model": model, "train": "full"},
+            "moods": {
+                "kind": "classify",
+                "stream": "orders",
+                "model": model,
+                "labels": ["calm", "cross"],
+                "ask_below": 0.99,
+            },
+        },
         finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "holdout": 0.3, "replay": 1.0},
         learner={"priority": "nice"},
     )
     with labelling.Daemon(folder, made) as running:
         running.wait("decision", timeout_s=labelling.START_S)
         yield running
+
+
+def test_an_unsure_task_asks_and_the_answer_needs_its_id_alone(daemon: labelling.Daemon) -> None:
+    """Two questions within ten seconds are one; the text is taken from the recorded reading."""
+    for text in ("please go now", "stop the red"):
+        daemon.client.publish(f"{labelling.BASE}/in/orders", text.encode(), 1)
+        daemon.wait("decision", lambda body: body["missing"] == [])
+    asked = daemon.told("label_requested")
+    assert asked["task"] == "moods"
+    assert {one["label"] for one in asked["candidates"]} == {"calm", "cross"}
+    assert asked["reading"] == {"orders": {"text": asked["text"]}}
+    assert [event["type"] for event in daemon.events].count("label_requested") == 1
+    answer = {"task": "moods", "label": "calm", "id": asked["id"]}
+    daemon.client.publish(f"{labelling.BASE}/label", json.dumps(answer), 1)
+    settings = TaskSettings(kind="classify", model="m", stream="orders")
+    labels = Labels("moods", settings, Reader(daemon.state_dir / "experience"))
+    daemon.wait("decision", lambda _: bool(labels.all()), timeout_s=20)
+    assert [one.example for one in labels.all()] == [{"text": asked["text"], "label": "calm"}]
 
 
 def test_labels_become_a_version_that_answers(daemon: labelling.Daemon) -> None:
@@ -55,6 +85,8 @@ def test_the_streams_encoder_follows_its_task(daemon: labelling.Daemon) -> None:
         return reader.newest(1)[0].transition.encoder_versions == {"orders": swapped["version"]}
 
     daemon.wait("decision", lambda _: remembered(), timeout_s=20)
+    # what the version before saw of the first orders is encoded again, from the readings that were kept
+    daemon.wait("health", lambda body: body["learner"].get("reencoded", {}).get("done", 0) > 0, timeout_s=60)
 
 
 def test_a_second_wave_is_learned_and_the_first_is_kept(daemon: labelling.Daemon) -> None:
