@@ -62,6 +62,7 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
         device=device,
         seed=zlib.crc32(config.agent.encode()),
     )
+    engine.calibrations.tidy()
     chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
     _LOG.info("engine.ready", device=str(device), backends=chosen, streams=list(spec.names))
     return engine
@@ -145,9 +146,7 @@ def main(arguments: list[str]) -> int:
     config = load_settings(Path(arguments[0])).config
     with tempfile.TemporaryDirectory() as folder:
         config = config.model_copy(update={"state_dir": Path(folder)})
-        engine = build_engine(config, open_checkpoints(config))
-        engine.calibrations.tidy()
-        engine.close()
+        build_engine(config, open_checkpoints(config)).close()
     return 0
 
 

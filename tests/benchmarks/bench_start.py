@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--empty-cache", action="store_true", help="begin each round with an empty model cache")
     parser.add_argument("--log", action="store_true", help="show what the daemon said")
     given = parser.parse_args()
+    print(f"load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     found: dict[str, list[tuple[float, float]]] = {"empty state_dir": [], "again": []}
     for _ in range(given.rounds):
         with tempfile.TemporaryDirectory() as name:
