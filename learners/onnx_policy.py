@@ -11,6 +11,7 @@ Shapes: B batch, H history (oldest first), S streams in the order of the spec, T
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -85,6 +86,8 @@ def export(policy: Policy, path: Path, *, version: str, encoder_versions: dict[s
     spec = policy.spec
     if not spec.actions.choices and not spec.actions.continuous:
         raise OnnxExportFailed("this policy has text actuators only: there is nothing to score")
+    for library in ("onnxscript", "onnxruntime"):  # what cannot be compared is not begun
+        _library(library)
     module = Served(policy.cpu().eval())
     _convert(module, path)
     session = open_session(path)
@@ -125,11 +128,16 @@ def _convert(module: Served, path: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
-    except (ModuleNotFoundError, ImportError) as error:
-        raise OnnxExportFailed(f"{error.name or error} is missing: pip install 'reflexd[export]'") from None
     except torch.onnx.errors.OnnxExporterError as error:
         first = str(error).strip().splitlines()[0]
         raise OnnxExportFailed(f"the exporter gave up: {first}") from error
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise OnnxExportFailed(f"{name} is missing: pip install 'reflexd[export]'") from None
 
 
 def open_session(path: Path) -> Any:
@@ -138,13 +146,10 @@ def open_session(path: Path) -> Any:
     Raises:
         OnnxExportFailed: onnxruntime is not installed.
     """
-    try:
-        import onnxruntime  # noqa: PLC0415 - an extra that only exporting needs
-    except ModuleNotFoundError:
-        raise OnnxExportFailed("onnxruntime is missing: pip install 'reflexd[export]'") from None
-    options = onnxruntime.SessionOptions()
+    runtime = _library("onnxruntime")
+    options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def run(session: Any, spec: PolicySpec, inputs: Sequence[Tensor]) -> dict[str, NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_a_policy_that_only_speaks_is_refused_in_words(tmp_path: Path) -> None:
 def test_a_graph_with_other_numbers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_policy, "TOLERANCE", -1.0)
     with pytest.raises(onnx_policy.OnnxExportFailed, match="it is deleted"):
+        onnx_policy.export(
+            policy(streams=STREAMS[2:], history=1), tmp_path / "p.onnx", version="x", encoder_versions={}
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("library", ["onnxscript", "onnxruntime"])
+def test_a_missing_library_is_named_with_its_remedy(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(onnx_policy.OnnxExportFailed, match=f"{library} is missing: pip install 'reflexd\\[export\\]'"):
         onnx_policy.export(
             policy(streams=STREAMS[2:], history=1), tmp_path / "p.onnx", version="x", encoder_versions={}
         )
