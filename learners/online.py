@@ -233,6 +233,7 @@ class Online:
             "reason": refusal(before, self.finetune),
             "held_out_with": before["all_after"],
             "held_out_without": figures["all_after"],
+            "held_out": self.holdout().origin,
         }
         return candidate, figures, told
 

@@ -207,9 +207,16 @@ def test_the_running_learner_does_it_beside_training_and_says_so(tmp_path: Path,
 
 def test_a_version_that_is_gone_leaves_its_ticks_out(tmp_path: Path, store: Store) -> None:
     given = inputs(tmp_path)
+    promote(given, 1)
+    known = versions_of(given)
+    wide = open_task("classify", str(tinymodels.bert(tmp_path / "wide", width=64)), labels=("x", "y"))
+    Versions(tmp_path / "learner" / "tasks" / "intents").add(
+        wide, 2
+    )  # of another architecture: no version of the encoder
     recall = Recall(given)
-    old = recall("orders", versions_of(given)[0])
+    old = recall("orders", known[0])
     assert old is not None
+    assert recall("orders", known[1]) is not None
     fill(store, old, 0, 8)
     assert store.append(replace(tick(8, old, "go", 0.0), encoder_versions={"orders": "0" * 16}))
     assert store.flush()
