@@ -251,7 +251,7 @@ async def _watch(given: argparse.Namespace, daemon: psutil.Process, proxy: Proxy
         if cuts < given.reconnects * now_s / given.seconds:
             cuts += 1
             proxy.cut()
-        if swaps < given.swaps / 2 * now_s / given.seconds - 0.5:
+        if swaps < given.swaps / 2 * now_s / given.seconds - 0.25:
             operator.roll_back()
             swaps += 1
         _show(now_s, given.seconds, cuts, swaps)
