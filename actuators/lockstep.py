@@ -1,6 +1,6 @@
 """The demo's world as a gymnasium environment: one step a tick of 0.1 s, no broker, as fast as it can be computed.
 
-Observation: `image` uint8 180 x 320 x 3 (RGB), `sound` the last 1.5 s as float32 in [-1, 1] at 16 kHz, `text`, `angle` in degrees.
+Observation: `image` uint8 180 x 320 x 3 (RGB), `sound` the last 2 s as float32 in [-1, 1] at 16 kHz, `text`, `angle` in degrees.
 Action: 0 left, 1 stay, 2 right. Reward as in the demo. An episode is one order; it ends truncated after 2.5 to 4 s.
 """
 
@@ -16,7 +16,7 @@ from gymnasium import spaces
 from actuators import panorama
 from actuators.panorama import HEIGHT, RATE_HZ, TICK_S, TURNS, WIDTH, World
 
-WINDOW = RATE_HZ * 3 // 2
+WINDOW = RATE_HZ * 2
 CHUNK = round(RATE_HZ * TICK_S)
 
 Observation = dict[str, Any]

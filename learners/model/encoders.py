@@ -27,7 +27,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from learners.config import EncoderSettings
-from learners.model import modulation
+from learners.model import modulation, utterance
 from learners.model.bundled import resolve
 from learners.model.preprocess import HOP, RATE_HZ, Mel, normalised, resize, tokenize, upload, window
 from learners.model.spec import Modality
@@ -204,6 +204,13 @@ def picture_size(options: Mapping[str, Any], config: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+BUILT_IN: dict[str, Callable[[int, float], Encoder]] = {
+    modulation.NAME: modulation.ModulationEncoder,
+    utterance.NAME: utterance.UtteranceEncoder,
+}
+"""Encoders without weights, made from their number of tokens and the seconds they hear at once."""
+
+
 def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window_s: float = 2.0) -> Encoder:
     """The encoder the settings name.
 
@@ -214,8 +221,8 @@ def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window
     """
     if settings.plugin is not None:
         return _plugin(settings.plugin)(settings, tokens, device)
-    if settings.model == modulation.NAME:
-        return modulation.ModulationEncoder(tokens, window_s)
+    if settings.model in BUILT_IN:
+        return BUILT_IN[settings.model](tokens, window_s)
     source = resolve(settings.model)
     # float32: the reference every backend is measured against
     model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()

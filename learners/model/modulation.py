@@ -72,7 +72,7 @@ class ModulationEncoder:
 
     def prepare(self, readings: Sequence[Reading]) -> tuple[Tensor, ...]:
         """Log-mel energies B,M,L of the last window of each sound."""
-        sounds = [_fitted(reading, self.samples) for reading in readings]
+        sounds = [fitted(reading, self.samples) for reading in readings]
         features = self._extract(sounds, sampling_rate=RATE_HZ, padding=False, return_tensors="np").input_features
         return (torch.from_numpy(np.asarray(features, np.float32)),)
 
@@ -93,7 +93,8 @@ class ModulationEncoder:
         raise ValueError(f"{NAME} has no weights, but the checkpoint brings some: {type(state).__name__}")
 
 
-def _fitted(reading: Reading, samples: int) -> NDArray[np.float32]:
+def fitted(reading: Reading, samples: int) -> NDArray[np.float32]:
+    """The newest samples of a sound, with silence in front where it is shorter; TypeError for anything else."""
     if not isinstance(reading, Sound):
         raise TypeError(f"{reading.stream}: a sound is needed, not {type(reading).__name__}")
     newest = reading.samples[-samples:]
