@@ -28,6 +28,11 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 
+MARKS = (1, 2, 5, 8, 9, 10)
+SLACK = 0.05
+"""Minutes: the world speaks once a second, and a run of ten minutes ends a little before its tenth."""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -102,7 +107,9 @@ def main() -> None:
     for seed in given.seeds:
         rows = run(seed, given.out / f"seed{seed}", given.minutes, takeovers=not given.no_takeovers)
         minutes, values = scores(rows)
-        marks = {m: next((v for t, v in zip(minutes, values, strict=True) if t >= m), None) for m in (1, 2, 5, 10)}
+        marks = {
+            m: next((round(v, 2) for t, v in zip(minutes, values, strict=True) if t >= m - SLACK), None) for m in MARKS
+        }
         print(f"seed {seed}: last {values[-1] if values else None}; at minute {marks}", flush=True)
         axes.plot(minutes, values, label=f"seed {seed}")
     axes.axhline(0.7, linestyle=":", color="grey")
