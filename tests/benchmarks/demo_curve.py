@@ -27,7 +27,6 @@ from paho.mqtt.enums import CallbackAPIVersion
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-
 MARKS = (1, 2, 5, 8, 9, 10)
 SLACK = 0.05
 """Minutes: the world speaks once a second, and a run of ten minutes ends a little before its tenth."""
