@@ -312,7 +312,7 @@ class Gate:
 
     def _apply(self, each: _Actuator, value: Value, by: By, now_s: float) -> Ruling:
         past = limits.Past(each.value, now_s - each.sent_s, now_s - each.changed_s)
-        paced = limits.pace(each.settings, value, past, 2 * self._period_s)
+        paced = limits.pace(each.settings, value, past, 2 * self._period_s, approach=by == "override")
         if not isinstance(paced, Refusal):
             paced = self._forbid(each.name, paced) or paced
         if isinstance(paced, Refusal):

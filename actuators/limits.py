@@ -82,7 +82,9 @@ class Past:
     since_change_s: float
 
 
-def pace(settings: AnyActuator, value: Value, past: Past, longest_s: float) -> Value | Refusal:
+def pace(
+    settings: AnyActuator, value: Value, past: Past, longest_s: float, *, approach: bool = False
+) -> Value | Refusal:
     """`value`, or as much of the way to it as the pace allows.
 
     Args:
@@ -90,6 +92,7 @@ def pace(settings: AnyActuator, value: Value, past: Past, longest_s: float) -> V
         value: what `check` let through.
         past: what it does now.
         longest_s: time since the last command counts at most this much, so that a pause does not save up a jump.
+        approach: a step that is too large is shortened, whatever the settings say: a person's hand is followed.
     """
     if past.since_sent_s < settings.min_interval_s:
         return Refusal(
@@ -100,12 +103,18 @@ def pace(settings: AnyActuator, value: Value, past: Past, longest_s: float) -> V
             return Refusal("min_hold", f"{past.value!r} is held for {settings.min_hold_s:g} s")
         return value
     if isinstance(settings, ContinuousSettings) and settings.max_rate is not None:
-        return _rate(settings, settings.max_rate, value, past, longest_s)
+        return _rate(settings, settings.max_rate, value, past, longest_s, approach=approach)
     return value
 
 
 def _rate(
-    settings: ContinuousSettings, rates: tuple[float, ...], value: Value, past: Past, longest_s: float
+    settings: ContinuousSettings,
+    rates: tuple[float, ...],
+    value: Value,
+    past: Past,
+    longest_s: float,
+    *,
+    approach: bool,
 ) -> Value | Refusal:
     if not isinstance(past.value, tuple) or not isinstance(value, tuple):
         return value  # nothing is known to measure the step from
@@ -116,7 +125,7 @@ def _rate(
     )
     if all(abs(a - b) <= SLACK for a, b in zip(near, value, strict=True)):
         return value
-    if settings.out_of_range == "refuse":
+    if settings.out_of_range == "refuse" and not approach:
         return Refusal(
             "too_fast", f"from {list(past.value)} to {list(value)} in {span_s:.3f} s; at most {list(rates)} a second"
         )

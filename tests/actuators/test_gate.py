@@ -570,9 +570,10 @@ def test_an_override_waits_until_it_may_act() -> None:
     assert slow.judge(Offer(12.0), 12.0) == [Ruling("head", "right", None, "override")]
 
 
-def test_an_override_approaches_its_value_at_the_allowed_pace() -> None:
-    gate = make(it=ARM.model_copy(update={"out_of_range": "clamp"}))
-    assert gate.override("it", [9.0, 0.0], 5.0, 11.0).value == (0.4, 0.0)
+@pytest.mark.parametrize(("out_of_range", "wanted"), [("clamp", 9.0), ("refuse", 1.0)])
+def test_an_override_approaches_its_value_at_the_allowed_pace(out_of_range: str, wanted: float) -> None:
+    gate = make(it=ARM.model_copy(update={"out_of_range": out_of_range}))
+    assert gate.override("it", [wanted, 0.0], 5.0, 11.0).value == (0.4, 0.0)
     seen = [one(gate, 11.0 + 0.1 * tick, "it", (0.0, 0.0)).value for tick in range(1, 5)]
     assert seen == [pytest.approx((0.6, 0.0)), pytest.approx((0.8, 0.0)), pytest.approx((1.0, 0.0)), None]
 
