@@ -64,10 +64,11 @@ function does() {
 function why() {
   const told = lastExplanation();
   if (!told) return ["", "Choose a decision", "to see what each stream contributed"];
-  const total = told.bars.reduce((sum, bar) => sum + Math.abs(bar.value), 0) || 1;
+  const total = told.bars.reduce((sum, bar) => sum + Math.abs(bar.value), 0);
+  if (!total) return ["warn", "No stream counted", "the chosen decision would have been the same without them"];
   const [first, ...rest] = [...told.bars].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
   const share = (bar) => `${bar.stream} ${percent(Math.abs(bar.value) / total)}`;
-  return ["good", first ? `Mostly ${first.stream}` : "Nothing counted", [first, ...rest].filter(Boolean).slice(0, 3).map(share).join(", ")];
+  return ["good", `Mostly ${first.stream}`, [first, ...rest].slice(0, 3).map(share).join(", ")];
 }
 
 function learning() {
