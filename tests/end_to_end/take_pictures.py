@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from end_to_end.browser import CHROMIUM, FLAGS  # noqa: E402 - after the path
@@ -50,7 +50,7 @@ def explain(page: Page) -> None:
         raise RuntimeError(page.locator("#explanation").inner_text())
     page.mouse.move(5, 5)
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
-    page.wait_for_timeout(2_000)
+    expect(page.locator("#pill")).to_contain_text("online · armed", timeout=60_000)
 
 
 def main(folder: Path, minutes: float, *, whole: bool) -> None:

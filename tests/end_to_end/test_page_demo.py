@@ -1,0 +1,239 @@
+"""A person in front of the page of the running demo: the whole daemon, its world, its broker; the device is watched beside it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from end_to_end.browser import CHROMIUM, FLAGS, VIEWER
+from end_to_end.demo import INTENTS, Demo, running_demo
+from paho.mqtt.enums import CallbackAPIVersion
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from fakes import connect_when_up, wait_for
+from learners.reader import Reader
+
+pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is missing: apt-get install chromium")
+PATIENCE_MS = 60_000
+WHEN_PRESSED = """document.getElementById("stop").addEventListener("click",
+    () => { document.body.dataset.pressed = Date.now(); }, { capture: true, once: true })"""
+"""The moment of a press is the browser's, not that of the wish to press: the driver waits for the button to hold still first."""
+STEERING: list[dict[str, Any]] = [
+    {"do": "stop", "engaged": True},
+    {"do": "override", "actuator": "head", "value": "left"},
+    {"do": "reward", "value": 1},
+    {"do": "label", "task": "intents", "label": "find", "text": "find it"},
+    {"do": "text", "stream": "orders", "text": "find it"},
+    *(
+        {"do": "request", "verb": verb, "data": {}}
+        for verb in ("arm", "disarm", "mode", "promote", "rollback", "reload", "record", "finetune")
+    ),
+]
+"""Everything a browser may wish but to look."""
+
+
+@dataclass
+class Device:
+    """What the head does, as its own reports say, with the time of each."""
+
+    said: list[tuple[float, str]] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def take(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
+        body: dict[str, Any] = json.loads(message.payload)
+        with self.changed:
+            self.said.append((time.time(), str(body["value"])))
+            self.changed.notify_all()
+
+    def comes_to(self, value: str, since_s: float) -> float:
+        """Seconds from `since_s` to the first report after it that says so."""
+
+        def after() -> list[float]:
+            return [s - since_s for s, said in self.said if said == value and s >= since_s]
+
+        with self.changed:
+            assert self.changed.wait_for(after, 5.0), f"the head does {self.said[-1:]}, not {value}"
+            return after()[0]
+
+    def moves(self) -> None:
+        """Wait for three more reports: nobody has stopped it."""
+        with self.changed:
+            wanted = len(self.said) + 3
+            assert self.changed.wait_for(lambda: len(self.said) >= wanted, 10.0), "the head reports nothing more"
+
+
+@contextmanager
+def watched(demo: Demo) -> Iterator[Device]:
+    """The device's reports, straight from the broker."""
+    device = Device()
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client.on_connect = lambda c, *_: c.subscribe("reflexd/demo/act/head/state", 1)
+    client.on_message = device.take
+    connect_when_up(client, demo.port, 10.0)
+    client.loop_start()
+    try:
+        yield device
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    changes: dict[str, Any] = {
+        "plant": {"takeovers": False},
+        "learner": {"promote_every_s": 5},
+        "promotion": {"steps": ["whole", "fast"]},
+        "dashboard": {"viewer_token": VIEWER},
+        "tasks": {"intents": INTENTS},
+    }
+    with running_demo(tmp_path_factory.mktemp("demo"), **changes) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def open_page(browser: Browser, demo: Demo, token: str, **context: Any) -> Page:
+    page = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **context}).new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(f"{demo.address}/login#token={token}")
+    page.wait_for_selector("#streams canvas[data-frames]")
+    return page
+
+
+@pytest.fixture
+def page(browser: Browser, demo: Demo) -> Iterator[Page]:
+    opened = open_page(browser, demo, demo.token)
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    yield opened
+    opened.context.close()
+    assert problems == []
+
+
+def until(page: Page, expression: str) -> None:
+    """Wait for an expression to be true; the page's policy forbids what playwright's own way of waiting needs."""
+    end = time.monotonic() + PATIENCE_MS / 1_000
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
+
+
+def confirm(page: Page, name: str) -> None:
+    page.get_by_role("dialog").get_by_role("button", name=name, exact=True).click()
+
+
+def test_frames_change_and_the_reward_curve_grows(page: Page) -> None:
+    pixels = "document.querySelector('#streams canvas').toDataURL()"
+    first = page.evaluate(pixels)
+    until(page, f"{pixels} !== {json.dumps(first)}")
+    points = "document.querySelectorAll('#learn .chart polyline')[0]?.getAttribute('points').split(' ').length ?? 0"
+    before = page.evaluate(points)
+    until(page, f"({points}) > {max(before, 1)}")
+    expect(page.locator("#pill")).to_contain_text("online · armed", timeout=PATIENCE_MS)
+
+
+def test_stop_release_arm_and_taking_over_reach_the_device(page: Page, demo: Demo) -> None:
+    head = page.locator("[data-actuator=head]")
+    with watched(demo) as device:
+        expect(page.locator("#pill")).to_contain_text("online · armed", timeout=PATIENCE_MS)
+        page.evaluate(WHEN_PRESSED)
+        page.get_by_role("button", name="Software stop").click()
+        pressed_s = page.evaluate("Number(document.body.dataset.pressed)") / 1_000
+        assert device.comes_to("stay", pressed_s) < 1.0
+        expect(page.get_by_role("alert")).to_contain_text("Stopped by software")
+        page.get_by_role("button", name="Release stop").click()
+        confirm(page, "Release")
+        expect(page.locator("#pill")).to_contain_text("not armed")
+        assert {said for at_s, said in device.said if at_s > pressed_s + 1.0} <= {"stay"}
+        page.get_by_role("button", name="Arm", exact=True).click()
+        expect(page.locator("#pill")).to_contain_text("online · armed")
+        head.get_by_text("Take over by hand").click()
+        head.get_by_label("How long to hold head").select_option("10")
+        for turn in ("left", "right"):
+            pressed_s = time.time()
+            head.get_by_role("button", name=turn).click()
+            device.comes_to(turn, pressed_s)
+            expect(head).to_contain_text("by a person")
+
+
+def test_a_question_it_asks_is_answered(page: Page, demo: Demo) -> None:
+    question = page.locator("#teach .question").first
+    question.get_by_role("button", name="find").click()
+    expect(page.locator("#toasts")).to_contain_text("Answered: find")
+    with Reader(demo.folder / "state" / "experience") as reader:
+        wait_for(lambda: [x.label for x in reader.labels("intents")] == ["find"], "the answer among the labels", 20.0)
+
+
+def test_the_mode_is_changed_and_nothing_moves_in_shadow(page: Page, demo: Demo) -> None:
+    with watched(demo) as device:
+        page.get_by_role("radio", name="Shadow").click()
+        expect(page.locator("#glance")).to_contain_text("shadow: nothing is sent")
+        page.get_by_role("radio", name="Autonomous").click()
+        confirm(page, "Switch")
+        expect(page.get_by_role("radio", name="Autonomous")).to_be_checked()
+        expect(page.locator("#glance")).not_to_contain_text("nothing is sent")
+        device.moves()
+
+
+def test_versions_are_promoted_and_rolled_back(page: Page) -> None:
+    until(page, "document.querySelectorAll('#learn tr').length > 2")
+    button = page.locator("#learn").get_by_role("button", name="Promote ").last
+    version = (button.get_attribute("aria-label") or button.inner_text()).removeprefix("Promote ").strip()
+    button.click()
+    confirm(page, "Promote")
+    expect(page.locator("#events")).to_contain_text("Policy promoted")
+    expect(page.locator("#toasts")).to_contain_text(version, timeout=PATIENCE_MS)
+    page.get_by_role("button", name="Roll back").click()
+    confirm(page, "Roll back")
+    expect(page.locator("#events")).to_contain_text("Policy rolled back", timeout=PATIENCE_MS)
+
+
+def test_a_decision_is_explained_with_bars(page: Page) -> None:
+    page.locator(".decisions button").nth(2).click()
+    expect(page.locator("#explanation .shapley li")).to_have_count(4)
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+def test_no_serious_accessibility_finding(browser: Browser, demo: Demo, scheme: str, width: int) -> None:
+    viewport = {"width": width, "height": 844}
+    page = open_page(browser, demo, demo.token, color_scheme=scheme, viewport=viewport, bypass_csp=True)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.add_script_tag(content=(files("axe_playwright_python") / "axe.min.js").read_text())
+    found = page.evaluate("axe.run()")["violations"]
+    serious = [
+        (f["id"], [n["html"][:150] for n in f["nodes"]]) for f in found if f["impact"] in {"serious", "critical"}
+    ]
+    assert serious == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.context.close()
+
+
+def test_a_viewer_sees_and_cannot_steer(browser: Browser, demo: Demo) -> None:
+    page = open_page(browser, demo, VIEWER)
+    expect(page.get_by_role("button", name="Software stop")).to_be_disabled()
+    with watched(demo) as device:
+        for wish in STEERING:
+            answer = page.evaluate(
+                f"""async () => (await import("/static/wire.js")).wish({json.dumps(wish)}).catch((e) => e.message)"""
+            )
+            assert "viewer may look only" in answer, wish
+        device.moves()
+    expect(page.locator("#pill")).to_contain_text("online · armed", timeout=PATIENCE_MS)
+    page.context.close()
