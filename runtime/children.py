@@ -123,11 +123,13 @@ class Child:
         finally:
             self.unlink()
         log.info("child.started", child=self.spec.name, pid=self.process.pid)
-        self._pidfd = os.pidfd_open(self.process.pid)
+        with suppress(ProcessLookupError):  # it has ended already, and asyncio has reaped it
+            self._pidfd = os.pidfd_open(self.process.pid)
         try:
             return await self.process.wait()
         finally:
-            os.close(self._pidfd)
+            if self._pidfd is not None:
+                os.close(self._pidfd)
             self._pidfd = None
 
     async def _failed(self, code: int) -> None:

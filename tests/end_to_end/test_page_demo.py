@@ -23,7 +23,7 @@ from fakes import connect_when_up, wait_for
 from learners.reader import Reader
 
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is missing: apt-get install chromium")
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 WHEN_PRESSED = """document.getElementById("stop").addEventListener("click",
     () => { document.body.dataset.pressed = Date.now(); }, { capture: true, once: true })"""
 """The moment of a press is the browser's, not that of the wish to press: the driver waits for the button to hold still first."""

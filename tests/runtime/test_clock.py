@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.clock import FakeClock, MonotonicClock, Pacer
@@ -43,6 +43,7 @@ async def test_an_overrun_skips_to_the_next_multiple_and_is_counted() -> None:
     assert (pacer.overruns, pacer.skipped) == (1, 2)
 
 
+@settings(deadline=None)  # of the machine, not of the ticks
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=12))
 def test_ticks_never_pile_up(work: list[float]) -> None:
     clock = FakeClock()

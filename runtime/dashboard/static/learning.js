@@ -6,7 +6,7 @@ import { request, section, state, tryTo } from "./wire.js";
 import { fill } from "./well.js";
 
 const CURVES = [["reward", "Reward"], ["return", "Return"], ["loss", "Loss"], ["value", "Estimated value"]];
-const VERDICTS = ["policy_promoted", "policy_rejected", "policy_rolled_back", "policy_probation_passed"];
+const VERDICTS = ["policy_promoted", "policy_rejected", "policy_rolled_back", "policy_on_probation", "policy_confirmed"];
 const charts = {};
 let figures;
 let versions;
