@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from actuators.config import AnyActuator
 from runtime.settings import Config
-from sensors.config import AnyStream
+from sensors.config import AnyStream, public_source
 
 
 def describe(config: Config, *, version: str, policy: str, text: str = "") -> dict[str, Any]:
@@ -38,15 +37,6 @@ def describe(config: Config, *, version: str, policy: str, text: str = "") -> di
         "learner": {"enabled": config.learner.enabled, "engine": config.learner.engine},
         "takeovers": bool(config.plant and config.plant.takeovers),
     }
-
-
-def public_source(source: str | int) -> str | int:
-    """A stream's source without what could be a secret: user, password and query of a URL."""
-    if isinstance(source, int) or "://" not in source:
-        return source
-    parts = urlsplit(source)
-    host = parts.hostname or ""
-    return urlunsplit((parts.scheme, f"{host}:{parts.port}" if parts.port else host, parts.path, "", ""))
 
 
 def _stream(stream: AnyStream) -> dict[str, Any]:

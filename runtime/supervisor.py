@@ -26,6 +26,7 @@ import structlog
 
 from actuators.gate import Gate
 from actuators.wire import Commands
+from learners.inputs import Inputs
 from runtime import about, broker, child, latches, link
 from runtime.children import Child, GaveUp, Spec, table
 from runtime.config import ConfigError, load
@@ -378,11 +379,12 @@ def _start(group: asyncio.TaskGroup, job: Coroutine[Any, Any, None], name: str) 
 
 
 def _write_learner_settings(config: Config) -> None:
-    """The settings for the learner, which knows no YAML; secrets are masked in it."""
+    """The learner's part of the settings and nothing else, as JSON: where streams come from may hold a password."""
     folder = config.state_dir / "learner"
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "settings.part"
-    part.write_bytes(orjson.dumps(config.model_dump(mode="json")))
+    inputs = Inputs.model_validate(config.model_dump(mode="json"))
+    part.write_bytes(orjson.dumps(inputs.model_dump(mode="json")))
     part.replace(folder / "settings.json")
 
 

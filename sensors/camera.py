@@ -8,7 +8,6 @@ speed; `rate_hz` says how many of its frames a second are seen.
 from __future__ import annotations
 
 import os
-import re
 import socket
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from sensors.base import PayloadRefused, Publish
-from sensors.config import CameraSettings
+from sensors.config import CameraSettings, public_source
 from sensors.driver import Message
 from sensors.images import decode_image
 from sensors.isolated import Driver
@@ -29,7 +28,6 @@ from sensors.watcher import Absent, Limits, Watcher
 
 DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _PROBE_S = 1.0
-_SECRET = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 class CameraSensor:
@@ -46,7 +44,7 @@ class CameraSensor:
         self.name = name
         self.drops: Counter[str] = Counter()
         source = _source(settings.source)
-        self._shown = redact(str(source))
+        self._shown = public_source(source)
         self._seq = 0
         self._publish: Publish = lambda _reading: None
         job = CaptureJob(source, settings.rate_hz, settings.loop, settings.width, settings.height, settings.max_pixels)
@@ -125,11 +123,6 @@ def probe(source: int | str) -> None:
             socket.create_connection(address, _PROBE_S).close()
         except OSError as error:
             raise Absent(f"nothing answers at {address[0]}:{address[1]}: {error}") from None
-
-
-def redact(source: str) -> str:
-    """The source without a user name or password."""
-    return _SECRET.sub("", source)
 
 
 def _source(source: int | str) -> int | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -14,6 +15,17 @@ class Settings(BaseModel):
     """Base of every settings model: unknown keys and non-finite numbers are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def public_source(source: str | int) -> str | int:
+    """A stream's source without what could be a secret: a URL's user, password, query and fragment.
+
+    Everything up to the last `@` is taken for user and password: people write passwords with `/`, `?` and `#` in them as they are.
+    """
+    if isinstance(source, int) or "://" not in source:
+        return source
+    scheme, _, rest = source.partition("://")
+    return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2], maxsplit=1)[0]}"
 
 
 class StreamSettings(Settings):

@@ -10,10 +10,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from runtime.about import describe, public_source
+from runtime.about import describe
 from runtime.config import load
 from runtime.discovery import Discovery
 from runtime.settings import Config
+from sensors.config import public_source
 
 ROOT = Path(__file__).parents[2]
 TOPIC = {"type": "string", "pattern": r"^[^+#\u0000]+$"}

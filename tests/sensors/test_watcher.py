@@ -208,10 +208,14 @@ def test_the_period_is_learned_from_the_gaps() -> None:
 
 
 async def test_losses_name_no_password() -> None:
-    from sensors.camera import CameraSensor, redact
-    from sensors.config import CameraSettings
+    from sensors.camera import CameraSensor
+    from sensors.config import CameraSettings, public_source
 
-    assert redact("rtsp://user:secret@cam/1") == "rtsp://cam/1"
+    assert public_source("rtsp://user:secret@cam/1") == "rtsp://cam/1"
+    assert public_source("http://cam:81/video?token=secret#secret") == "http://cam:81/video"
+    assert public_source("rtsp://user:se@cret@cam?a=b") == "rtsp://cam"
+    assert public_source("rtsp://user:se/c?r#et@cam/1") == "rtsp://cam/1"
+    assert public_source("films/a?b.mp4") == "films/a?b.mp4"
     settings = CameraSettings(kind="camera", source="rtsp://user:secret@127.0.0.1:1/x")
     sensor, witness = CameraSensor("front", settings), Witness()
     task = asyncio.create_task(sensor.run(witness.publish, witness.on_lost, witness.on_recovered))
