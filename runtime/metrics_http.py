@@ -6,12 +6,27 @@ It has no login: it changes nothing and shows no content of any stream; it liste
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+SHIELD = {
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cache-Control": "no-store",
+    "Server": "reflexd",
+}
+"""Headers of every answer: a browser is to run, frame, keep and send on nothing of it."""
+_VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}")
 
 Ready = Callable[[], Sequence[str]]
 """What keeps the agent from being ready, in words; empty when it is."""
@@ -21,7 +36,7 @@ def application(registry: CollectorRegistry, ready: Ready) -> web.Application:
     """The three routes."""
 
     async def metrics(request: web.Request) -> web.Response:
-        encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
+        encoder, content_type = choose_encoder(_understood(request.headers.get("Accept", "")))
         return web.Response(body=encoder(registry), headers={"Content-Type": content_type})
 
     async def livez(_: web.Request) -> web.Response:
@@ -32,10 +47,28 @@ def application(registry: CollectorRegistry, ready: Ready) -> web.Application:
         return web.Response(text="".join(f"{r}\n" for r in reasons) or "ready\n", status=503 if reasons else 200)
 
     app = web.Application(client_max_size=1)
+    app.on_response_prepare.append(put_headers(SHIELD))
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     return app
+
+
+def put_headers(headers: Mapping[str, str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """A signal handler that puts these headers on each answer, also on refusals."""
+
+    async def put(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(headers)
+
+    return put
+
+
+def _understood(accept: str) -> str:
+    """The Accept header, or nothing where a version in it is no version: the chooser would stumble over it."""
+    versions = (
+        part.strip().partition("=")[2] for part in re.split("[;,]", accept) if part.strip().startswith("version=")
+    )
+    return accept if all(_VERSION.fullmatch(version) for version in versions) else ""
 
 
 def address(listen: str) -> tuple[str, int]:

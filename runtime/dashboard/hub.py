@@ -34,6 +34,8 @@ class Client:
 
     ws: web.WebSocketResponse
     role: Role
+    welcome: Callable[[], bool] = lambda: True
+    """Whether its session is still good: who signed out is sent nothing more."""
     watching: frozenset[str] = frozenset()
     seen: dict[str, int] = field(default_factory=dict)
     seen_pictures: dict[str, int] = field(default_factory=dict)
@@ -77,7 +79,7 @@ class Hub:
         self.clients.add(client)
         try:
             async with asyncio.timeout(None) as limit:
-                while not client.ws.closed:
+                while not client.ws.closed and client.welcome():
                     limit.reschedule(asyncio.get_running_loop().time() + self.patience_s)
                     await self._send_news(client)
                     limit.reschedule(None)

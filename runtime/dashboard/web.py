@@ -19,18 +19,12 @@ from pydantic import ValidationError
 from runtime.dashboard.access import Access, Limited, Role
 from runtime.dashboard.commands import WISHES, AnyWish, Commands, Forbidden, Look, Unreachable
 from runtime.dashboard.hub import MAX_CLIENTS, Client, Hub
+from runtime.metrics_http import SHIELD, put_headers
+from runtime.topics import Refused, parse
 
-HEADERS = {
+HEADERS = SHIELD | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-    "Cache-Control": "no-store",
-    "Server": "reflexd",
 }
 MAX_WISH = 65_536
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -50,7 +44,7 @@ class Page:
     def application(self) -> web.Application:
         """The routes, with the checks around them."""
         app = web.Application(middlewares=[self._host_check], client_max_size=4_096)
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(put_headers(HEADERS))
         router = app.router
         router.add_get("/", self.index)
         router.add_get("/login", self.login_form)
@@ -121,7 +115,7 @@ class Page:
         if not ws.can_prepare(request).ok:
             raise web.HTTPUpgradeRequired(text="this is a web socket")
         await ws.prepare(request)
-        client = Client(ws, role)
+        client = Client(ws, role, welcome=lambda: self.role(request) == role)
         client.replies.append({"role": role, "agent": self.agent})
         sender = asyncio.create_task(self.hub.serve(client), name=f"browser {id(client)}")
         sender.add_done_callback(lambda _: _cut(request))
@@ -148,9 +142,12 @@ class Page:
 
     async def _answer(self, client: Client, text: str) -> None:
         try:
-            wish: AnyWish = WISHES.validate_json(text)
+            wish: AnyWish = WISHES.validate_python(parse(text.encode()))
         except ValidationError as error:
             client.replies.append({"id": 0, "error": _first(error)})
+            return
+        except Refused as refusal:
+            client.replies.append({"id": 0, "error": str(refusal)})
             return
         if isinstance(wish, Look):
             self.hub.watch(client, wish.streams)
@@ -190,13 +187,11 @@ def _static(name: str) -> Handler:
     return handler
 
 
-async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(HEADERS)
-
-
 async def _token(request: web.Request) -> str:
     if request.content_type != "application/x-www-form-urlencoded":
         raise web.HTTPUnsupportedMediaType(text="send the token as a form")
+    if (request.charset or "utf-8").lower() != "utf-8":  # some codecs give half characters, which no token has
+        raise web.HTTPUnsupportedMediaType(text="send the token in UTF-8")
     try:
         form = await request.post()
     except (ValueError, LookupError):

@@ -6,88 +6,18 @@ import asyncio
 import json
 import re
 import socket
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import aiohttp
 import pytest
-from aiohttp import ClientSession, WSServerHandshakeError
+from aiohttp import WSServerHandshakeError
+from doors import OPERATOR, VIEWER, comes, reply, site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.dashboard.__main__ import hosts, main
-from runtime.dashboard.access import TRIES, Access
-from runtime.dashboard.commands import Commands
-from runtime.dashboard.hub import Hub
-from runtime.dashboard.mirror import Mirror
-from runtime.dashboard.web import Page, static_files
-from runtime.metrics_http import serve
+from runtime.dashboard.access import TRIES
+from runtime.dashboard.web import static_files
 from runtime.settings import DashboardSettings
-from runtime.topics import Topics
-
-OPERATOR, VIEWER = "operator-token-0123456789", "viewer-token-0123456789"
-LOCAL = frozenset({"127.0.0.1", "localhost"})
-
-
-class Wire:
-    def __init__(self) -> None:
-        self.sent: list[str] = []
-
-    async def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
-        self.sent.append(topic)
-
-    async def request(self, verb: str, data: dict[str, object]) -> dict[str, object]:
-        return {"verb": verb}
-
-
-@dataclass
-class Site:
-    port: int
-    hub: Hub
-    wire: Wire
-    http: ClientSession
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def sign_in(self, token: str) -> str:
-        answer = await self.http.post(f"{self.url}/login", data={"token": token})
-        assert answer.status == 200
-        return answer.headers["Set-Cookie"].split(";")[0]
-
-    async def talk(self, cookie: str, **headers: str) -> aiohttp.ClientWebSocketResponse:
-        return await self.http.ws_connect(
-            f"{self.url}/socket", headers={"Cookie": cookie, "Origin": self.url, **headers}, max_msg_size=0
-        )
-
-
-@asynccontextmanager
-async def site(known: frozenset[str] | None = LOCAL) -> AsyncIterator[Site]:
-    hub, wire = Hub(Mirror(Topics("demo"))), Wire()
-    page = Page("demo", Access(OPERATOR, VIEWER, time.monotonic), hub, Commands(Topics("demo"), wire, str), known)
-    async with (
-        serve(page.application(), "127.0.0.1:0") as port,
-        ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
-    ):
-        yield Site(port, hub, wire, http)
-
-
-async def comes(hub: Hub, condition: Callable[[Hub], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not condition(hub):  # noqa: ASYNC110 - the hub announces nothing to wait for
-            await asyncio.sleep(0.005)
-
-
-async def reply(ws: aiohttp.ClientWebSocketResponse, number: int) -> dict[str, object]:
-    async with asyncio.timeout(10):
-        while True:
-            for entry in json.loads((await ws.receive()).data)["replies"]:
-                if entry.get("id") == number:
-                    return dict(entry)
-
 
 PUBLIC = ["/login", "/static/style.css", "/static/app.js", "/static/icon.svg"]
 MATRIX = [

@@ -1,0 +1,88 @@
+"""The page's server on a free port with a broker that only writes down what it is given, and ways in for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import ClientSession, web
+
+from runtime.dashboard.access import Access
+from runtime.dashboard.commands import Commands
+from runtime.dashboard.hub import Hub
+from runtime.dashboard.mirror import Mirror
+from runtime.dashboard.web import Page
+from runtime.metrics_http import serve
+from runtime.topics import Topics, encode
+
+OPERATOR, VIEWER = "operator-token-0123456789", "viewer-token-0123456789"
+LOCAL = frozenset({"127.0.0.1", "localhost"})
+
+
+class Wire:
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.asked: list[tuple[str, object]] = []
+
+    async def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
+        self.sent.append(topic)
+
+    async def request(self, verb: str, data: dict[str, object]) -> dict[str, object]:
+        encode(data)  # as the real one does: what cannot be encoded fails here too
+        self.asked.append((verb, data))
+        return {"verb": verb}
+
+
+@dataclass
+class Site:
+    port: int
+    hub: Hub
+    wire: Wire
+    http: ClientSession
+    access: Access
+    app: web.Application
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def sign_in(self, token: str) -> str:
+        answer = await self.http.post(f"{self.url}/login", data={"token": token})
+        assert answer.status == 200
+        return answer.headers["Set-Cookie"].split(";")[0]
+
+    async def talk(self, cookie: str, **headers: str) -> aiohttp.ClientWebSocketResponse:
+        return await self.http.ws_connect(
+            f"{self.url}/socket", headers={"Cookie": cookie, "Origin": self.url, **headers}, max_msg_size=0
+        )
+
+
+@asynccontextmanager
+async def site(known: frozenset[str] | None = LOCAL) -> AsyncIterator[Site]:
+    hub, wire = Hub(Mirror(Topics("demo"))), Wire()
+    access = Access(OPERATOR, VIEWER, time.monotonic)
+    app = Page("demo", access, hub, Commands(Topics("demo"), wire, str), known).application()
+    async with (
+        serve(app, "127.0.0.1:0") as port,
+        ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
+    ):
+        yield Site(port, hub, wire, http, access, app)
+
+
+async def comes(hub: Hub, condition: Callable[[Hub], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not condition(hub):  # noqa: ASYNC110 - the hub announces nothing to wait for
+            await asyncio.sleep(0.005)
+
+
+async def reply(ws: aiohttp.ClientWebSocketResponse, number: int) -> dict[str, object]:
+    async with asyncio.timeout(10):
+        while True:
+            for entry in json.loads((await ws.receive()).data)["replies"]:
+                if entry.get("id") == number:
+                    return dict(entry)
