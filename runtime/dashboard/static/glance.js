@@ -36,6 +36,7 @@ function well() {
   const pace = tick ? `ticks take ${number(tick.p50_ms)} ms, worst ${number(tick.p99_ms)} ms` : `${number(info().rate_hz)} Hz`;
   if (stopped()) return ["bad", "Stopped", "by the software stop"];
   if (stale.length) return ["warn", "Partly", `missing: ${stale.join(", ")}; ${pace}`];
+  if (tick && tick.p99_ms > 1000 / info().rate_hz) return ["warn", "Slow at times", `budget ${number(1000 / info().rate_hz)} ms; ${pace}`];
   return ["good", "Yes", `${streams.length} of ${streams.length} streams fresh, ${pace}`];
 }
 

@@ -4,11 +4,12 @@ import { lastDecision, missing } from "./facts.js";
 import { request, section, tryTo } from "./wire.js";
 
 const SHOWN = 10;
+const FIRST_MS = 3000;
 const kept = [];
 const remembered = new Map();
 let told = null;
 let busy = false;
-let asked = false;
+let asked = 0;
 let list;
 let panel;
 
@@ -31,8 +32,8 @@ export function render() {
   }
   list.classList.toggle("held", hovered);
   keyed(list, kept.map((d) => d.id), (id) => row(kept.find((d) => d.id === id)), (id, entry) => entry.element.classList.toggle("chosen", told?.decision === id));
-  if (!asked && decision && section("status")?.state === "online") {
-    asked = true;
+  if (!told && decision && section("status")?.state === "online" && Date.now() - asked > FIRST_MS) { // a young agent has too few ticks to compare with: ask again
+    asked = Date.now();
     explain(decision, true);
   }
 }
