@@ -124,11 +124,13 @@ def main() -> None:
                 run.run(given.steps, lambda _: progress.advance(job))
                 first, below, longest = fallen(run.returns)
                 after = run.returns[(first or 1) - 1 :]
-                table.add_row(
+                row = (
                     "with" if gated else "without", str(seed), f"{first},000" if first else "never", str(below),
                     str(longest), f"{np.mean(after):.0f}", f"{run.returns[-1]:.0f}",
                     f"{run.promoted} of {len(run.returns)}",
                 )  # fmt: skip
+                table.add_row(*row)
+                progress.console.print(" | ".join(row))  # an hour's work is not lost with the last seed
     console.print(table)
 
 
