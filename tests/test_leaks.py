@@ -18,7 +18,11 @@ async def test_a_task_left_behind_fails_the_test() -> None:
 
 
 async def test_a_task_that_ends_is_no_leak() -> None:
+    ended = []
+
     async def careful() -> None:
         await asyncio.create_task(asyncio.sleep(0))
+        ended.append(True)
 
     await leaks_nothing(careful)()
+    assert ended == [True]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from fakes import free_port, listening, wait_for
 
@@ -23,6 +27,42 @@ FLAGS = [
     "--disable-dev-shm-usage",
 ]
 VIEWER = "viewer-token-of-this-test"
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless browser."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def without_errors(page: Page) -> Iterator[Page]:
+    """The page for a test, closed after it; whatever its scripts or its console complained of fails the test."""
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    yield page
+    page.context.close()
+    assert problems == []
+
+
+def until(page: Page, expression: str, patience_s: float = 20.0) -> None:
+    """Wait for an expression to be true; the page's policy forbids what playwright's own way of waiting needs."""
+    end_s = time.monotonic() + patience_s
+    while not page.evaluate(expression):
+        assert time.monotonic() < end_s, expression
+        page.wait_for_timeout(50)
+
+
+def serious_findings(page: Page) -> list[tuple[str, list[str]]]:
+    """What axe finds serious or critical with everything unfolded: rule and elements. The page must bypass its CSP."""
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.add_script_tag(content=(files("axe_playwright_python") / "axe.min.js").read_text())
+    found = page.evaluate("axe.run()")["violations"]
+    return [(f["id"], [n["html"][:150] for n in f["nodes"]]) for f in found if f["impact"] in {"serious", "critical"}]
 
 
 @contextmanager

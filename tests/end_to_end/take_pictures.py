@@ -6,10 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from end_to_end.browser import CHROMIUM, FLAGS  # noqa: E402 - after the path
+from end_to_end.browser import chromium  # noqa: E402 - after the path
 from end_to_end.demo import INTENTS, Demo, running_demo  # noqa: E402 - after the path
 
 PICTURES = (
@@ -58,9 +58,8 @@ def main(folder: Path, minutes: float, *, whole: bool) -> None:
     with (
         tempfile.TemporaryDirectory() as scratch,
         running_demo(Path(scratch), tasks={"intents": {**INTENTS, "ask_below": 0.5}}) as demo,
-        sync_playwright() as playwright,
+        chromium() as browser,
     ):
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         first = visit(browser, demo, 800, 600, "light")
         first.wait_for_timeout(minutes * 60_000)
         first.context.close()
@@ -69,7 +68,6 @@ def main(folder: Path, minutes: float, *, whole: bool) -> None:
             explain(page)
             page.screenshot(path=folder / f"page-{name}.png", full_page=full)
             page.context.close()
-        browser.close()
 
 
 if __name__ == "__main__":

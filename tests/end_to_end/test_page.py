@@ -6,12 +6,20 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from end_to_end.browser import CHROMIUM, FLAGS, VIEWER, agent_process, page_process
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from end_to_end.browser import (
+    CHROMIUM,
+    VIEWER,
+    agent_process,
+    chromium,
+    page_process,
+    serious_findings,
+    until,
+    without_errors,
+)
+from playwright.sync_api import Browser, Page, expect
 
 from fakes import Mosquitto
 
@@ -31,10 +39,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 def open_page(browser: Browser, world: tuple[str, str, Mosquitto], token: str | None = None, **context: object) -> Page:
@@ -45,23 +51,10 @@ def open_page(browser: Browser, world: tuple[str, str, Mosquitto], token: str | 
     return page
 
 
-def until(page: Page, expression: str) -> None:
-    """Wait for an expression to be true; the page's policy forbids what playwright's own way of waiting needs."""
-    end = time.monotonic() + 20
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, expression
-        page.wait_for_timeout(50)
-
-
 @pytest.fixture
 def page(browser: Browser, world: tuple[str, str, Mosquitto]) -> Iterator[Page]:
-    opened = open_page(browser, world)
-    problems: list[str] = []
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-    yield opened
-    opened.context.close()
-    assert problems == []
+    with without_errors(open_page(browser, world)) as opened:
+        yield opened
 
 
 def test_a_person_logs_in_by_hand_and_a_wrong_token_is_refused(
@@ -157,13 +150,7 @@ def test_no_serious_accessibility_finding_and_no_sideways_scrolling(
 ) -> None:
     page = open_page(browser, world, color_scheme=scheme, viewport={"width": width, "height": 844}, bypass_csp=True)
     page.wait_for_selector("#explanation .shapley")
-    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    page.add_script_tag(content=(files("axe_playwright_python") / "axe.min.js").read_text())
-    found = page.evaluate("axe.run()")["violations"]
-    serious = [
-        (f["id"], [n["html"][:150] for n in f["nodes"]]) for f in found if f["impact"] in {"serious", "critical"}
-    ]
-    assert serious == []
+    assert serious_findings(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     expect(page.get_by_role("button", name="Software stop")).to_be_in_viewport()
     page.context.close()

@@ -8,16 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from end_to_end.browser import CHROMIUM, FLAGS, VIEWER
+from end_to_end.browser import CHROMIUM, VIEWER, chromium, serious_findings, until, without_errors
 from end_to_end.demo import INTENTS, Demo, running_demo
 from paho.mqtt.enums import CallbackAPIVersion
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from fakes import connect_when_up, wait_for
 from learners.reader import Reader
@@ -102,10 +101,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 def open_page(browser: Browser, demo: Demo, token: str, **context: Any) -> Page:
@@ -118,21 +115,12 @@ def open_page(browser: Browser, demo: Demo, token: str, **context: Any) -> Page:
 
 @pytest.fixture
 def page(browser: Browser, demo: Demo) -> Iterator[Page]:
-    opened = open_page(browser, demo, demo.token)
-    problems: list[str] = []
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-    yield opened
-    opened.context.close()
-    assert problems == []
+    with without_errors(open_page(browser, demo, demo.token)) as opened:
+        yield opened
 
 
-def until(page: Page, expression: str) -> None:
-    """Wait for an expression to be true; the page's policy forbids what playwright's own way of waiting needs."""
-    end = time.monotonic() + PATIENCE_MS / 1_000
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, expression
-        page.wait_for_timeout(50)
+def patiently(page: Page, expression: str) -> None:
+    until(page, expression, PATIENCE_MS / 1_000)
 
 
 def confirm(page: Page, name: str) -> None:
@@ -142,10 +130,10 @@ def confirm(page: Page, name: str) -> None:
 def test_frames_change_and_the_reward_curve_grows(page: Page) -> None:
     pixels = "document.querySelector('#streams canvas').toDataURL()"
     first = page.evaluate(pixels)
-    until(page, f"{pixels} !== {json.dumps(first)}")
+    patiently(page, f"{pixels} !== {json.dumps(first)}")
     points = "document.querySelectorAll('#learn .chart polyline')[0]?.getAttribute('points').split(' ').length ?? 0"
     before = page.evaluate(points)
-    until(page, f"({points}) > {max(before, 1)}")
+    patiently(page, f"({points}) > {max(before, 1)}")
     expect(page.locator("#pill")).to_contain_text("online · armed", timeout=PATIENCE_MS)
 
 
@@ -193,7 +181,7 @@ def test_the_mode_is_changed_and_nothing_moves_in_shadow(page: Page, demo: Demo)
 
 
 def test_versions_are_promoted_and_rolled_back(page: Page) -> None:
-    until(page, "document.querySelectorAll('#learn tr').length > 2")
+    patiently(page, "document.querySelectorAll('#learn tr').length > 2")
     button = page.locator("#learn").get_by_role("button", name="Promote ").last
     version = (button.get_attribute("aria-label") or button.inner_text()).removeprefix("Promote ").strip()
     button.click()
@@ -214,13 +202,7 @@ def test_a_decision_is_explained_with_bars(page: Page) -> None:
 def test_no_serious_accessibility_finding(browser: Browser, demo: Demo, scheme: str, width: int) -> None:
     viewport = {"width": width, "height": 844}
     page = open_page(browser, demo, demo.token, color_scheme=scheme, viewport=viewport, bypass_csp=True)
-    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    page.add_script_tag(content=(files("axe_playwright_python") / "axe.min.js").read_text())
-    found = page.evaluate("axe.run()")["violations"]
-    serious = [
-        (f["id"], [n["html"][:150] for n in f["nodes"]]) for f in found if f["impact"] in {"serious", "critical"}
-    ]
-    assert serious == []
+    assert serious_findings(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.context.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,6 @@ from learners.trainer import Stopped
 
 FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}
 OPTIONS = {"epochs": 40, "learning_rate": 1e-3, "patience": 20}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "experience", clock=lambda: 100.0)
-    yield opened
-    assert opened.close()
 
 
 def publish(store: Store, rows: list[dict[str, str]]) -> None:

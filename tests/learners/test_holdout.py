@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -19,13 +18,6 @@ from learners.tasks.base import DataError
 
 INTENTS = {"go": "move", "stop": "halt"}
 FLIPPED = {"move": "halt", "halt": "move"}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "experience", clock=lambda: 100.0)
-    yield opened
-    assert opened.close()
 
 
 def held_file(tmp_path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,6 @@ from sensors.readings import Frame, Sound, Text
 
 FOREVER = float("inf")
 ORDERS = ("go left", "stop now", "please go", "is the red")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "experience", clock=lambda: 100.0)
-    yield opened
-    assert opened.close()
 
 
 def inputs(tmp_path: Path) -> Inputs:

@@ -124,4 +124,5 @@ async def test_nobody_takes_over_the_gates_session_by_its_identifier(guarded: Mo
             await thief.publish("reflexd/demo/reward", b"{}", qos=1)
         async with client(guarded, "home", identifier="reflexd-demo-gate") as thief:
             await thief.publish("reflexd/demo/reward", b"{}", qos=1)
-        await gate.publish(COMMAND, b"{}", qos=1)  # the session is still there
+        await gate.publish(COMMAND, b"{}", qos=1)
+        assert gate._client.is_connected(), "the session is still there"
