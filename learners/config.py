@@ -95,7 +95,8 @@ class TaskSettings(Settings):
     heldout: str | None = Field(
         None,
         description="a file or folder that `reflexd finetune` reads: its examples alone judge a fine-tune, so that no label from "
-        "outside can shape what judges; default: the part `finetune.holdout` of the labels themselves",
+        "outside can shape what judges, and labels of classes that are not in it are not learned; without one a fine-tuned version "
+        "waits until a person promotes it",
     )
     max_new_tokens: int = Field(64, gt=0, le=4_096)
     system: str | None = Field(None, description="system prompt of a chat task")
@@ -159,10 +160,23 @@ class FinetuneSettings(Settings):
     epochs: int = Field(3, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     batch: int = Field(16, ge=1)
-    holdout: float = Field(0.2, gt=0, lt=1, description="share of labels that never trains")
+    holdout: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of labels that never trains: as validation it stops the training and chooses the epoch; what judges is "
+        "`tasks.X.heldout`",
+    )
+    per_source: int = Field(
+        1_000, ge=1, description="newest labels of one source that one fine-tune learns from; older ones are left out"
+    )
     replay: float = Field(0.5, ge=0, le=4, description="earlier labels mixed in, per new one")
-    margin: float = Field(0.0, ge=0, description="how much the held-out metric may fall and still be promoted")
-    forget_margin: float = Field(0.03, ge=0, description="how much the forgetting set may lose")
+    margin: float = Field(
+        0.0, ge=0, description="how much the metric on the held-out file may fall and still be promoted"
+    )
+    forget_margin: float = Field(
+        0.03, ge=0, description="how much the forgetting set may lose: what of the held-out file the live version knows"
+    )
 
 
 class PromotionSettings(Settings):

@@ -204,8 +204,13 @@ def describe(tuned: Tuned, model: str, mode: Train, metrics: dict[str, dict[str,
 
 def write(out: Path, tuned: Tuned, report: dict[str, Any], settings: Settings, data: dict[str, str]) -> None:
     """The folder: weights, processor, report, curves and card."""
+    tuned.task.save(out)
+    annotate(out, tuned, report, settings, data)
+
+
+def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: Settings, data: dict[str, str]) -> None:
+    """Put report, curves and card beside weights that are there; `data` says what each split was made from."""
     task, run = tuned.task, tuned.run
-    task.save(out)
     scores = [found[task.selection] for found in run.history]
     plot(
         out / "curves.png",

@@ -1,8 +1,8 @@
 """The step `labels`: held-out metrics of the tasks that feed the policy are no worse than the margin.
 
-What never trains is `holdout.py`'s: the task's `heldout` file, else a part of its labels. A candidate acts on what the task's
-present version says, the live policy was promoted with another one, perhaps: both are measured on what is held out. Where no task
-feeds the policy, or none of them changed or has anything held out, there is nothing to judge by, and the figures say so.
+What judges is `holdout.py`'s: the task's `heldout` file, nothing that came over MQTT. A candidate acts on what the task's present
+version says, the live policy was promoted with another one, perhaps: both are measured on what is held out. Where no task feeds the
+policy, or none of them changed or has a file, there is nothing to judge by, and the figures say so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from learners.evaluate import Finding, HeldOut, Trial
-from learners.online import Online, score
+from learners.judging import score
+from learners.online import Online
 from learners.tasks.base import DataError
 from learners.tasks.registry import open_task
 
@@ -20,7 +21,9 @@ def labels(trial: Trial) -> Finding:
     """No task that feeds the policy has become worse."""
     found = trial.held_out()
     if not found:
-        return Finding("labels", passed=True, figures={"applies": False, "note": "no held-out labels"})
+        return Finding(
+            "labels", passed=True, figures={"applies": False, "note": "no held-out file of a task that changed"}
+        )
     margin = trial.settings.margin
     tasks: dict[str, Any] = {
         name: {"before": round(one.before, 4), "after": round(one.after, 4), "labels": one.labels, "metric": one.metric}
@@ -62,7 +65,7 @@ def _measured(task: Online, before: str) -> HeldOut | None:
     if now is None or old is None or now.name == before:
         return None
     try:
-        examples = task.held_out()
+        examples = task.holdout().examples
     except DataError:  # said by `finetune_skipped` whenever it is due
         return None
     if not examples:

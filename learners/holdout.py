@@ -1,15 +1,18 @@
-"""What judges a fine-tune: the examples that never train, and where they come from.
+"""What judges a fine-tune, what only chooses its epoch, and what trains: three parts that never mix.
 
-With `tasks.X.heldout: FILE` they are that file's examples and nothing else: whoever may publish labels cannot shape them, and
-labels whose text stands in the file are not trained on either. Without a file they are a fixed part of the labels themselves, chosen
-by content: then the sources that teach are also those that judge, and events say `"held_out": "labels"`.
+The examples of `tasks.X.heldout: FILE` judge, and nothing else does: whoever may publish labels cannot shape them, and labels that
+say what the file says are not trained on. Without a file nothing judges, and what a fine-tune is worth is not known.
 
-A picture or sound of the file that is published again as a label is not recognised.
+Of the labels a fixed part, chosen by content, never trains either. It is *validation*: it stops the training and chooses the epoch.
+It comes from those who teach: it can speak against them (labels that nobody could learn), never for what they taught.
+
+Where the file names classes, labels of other classes are left out of training and counted as uncovered: what cannot be judged is not
+learned. A picture or sound of the file that is published again as a label is not recognised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,20 +25,31 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Labels apart: what trains and what judges, of the new ones and of those known before."""
+    """Labels apart."""
 
-    train_new: Rows
-    train_known: Rows
-    held_new: Rows
-    held_known: Rows
+    new: Rows
+    """Train, not seen by the live version."""
+    known: Rows
+    """May train again, as replay."""
+    tried: Rows
+    """Validation, of the new ones."""
+    kept: Rows
+    """Validation, of those known before."""
+    uncovered: tuple[str, ...] = ()
+    """Classes of new labels that the file says nothing of, one entry a label."""
+
+    @property
+    def validation(self) -> Rows:
+        """What chooses the epoch."""
+        return [*self.tried, *self.kept]
 
 
 @dataclass(frozen=True, slots=True)
 class Holdout:
-    """The rule that holds examples out.
+    """The rule that keeps examples apart.
 
     Args:
-        share: of the labels, where there is no file.
+        share: of the labels that is validation.
         file: the examples of the file; None without one.
     """
 
@@ -52,24 +66,50 @@ class Holdout:
         return cls(share, None if heldout is None else tuple(read(heldout)))
 
     @property
-    def origin(self) -> Literal["file", "labels"]:
+    def origin(self) -> Literal["none", "file"]:
         """Where the held-out figures come from."""
-        return "labels" if self.file is None else "file"
+        return "none" if self.file is None else "file"
+
+    @property
+    def examples(self) -> Rows:
+        """Everything that judges; nothing without a file."""
+        return list(self.file or ())
 
     def parts(self, new: Sequence[Labelled], known: Sequence[Labelled]) -> Parts:
-        """Labels apart. The file judges all at once: its examples stand under `held_new`."""
-        if self.file is not None:
-            there = {said(example) for example in self.file} - {""}
-            rows = [[o.example for o in part if said(o.example) not in there] for part in (new, known)]
-            return Parts(rows[0], rows[1], list(self.file), [])
-        held = [[o.example for o in part if o.held(self.share)] for part in (new, known)]
-        rows = [[o.example for o in part if not o.held(self.share)] for part in (new, known)]
-        return Parts(rows[0], rows[1], held[0], held[1])
+        """Labels apart."""
+        there = {said(example) for example in self.examples} - {""}
+        judged = {name for example in self.examples for name in classes(example)}
+        train: tuple[Rows, Rows] = ([], [])
+        validation: tuple[Rows, Rows] = ([], [])
+        uncovered: list[str] = []
+        for at, labels in enumerate((new, known)):
+            for one in labels:
+                foreign = classes(one.example) - judged if judged else frozenset[str]()
+                if foreign:
+                    uncovered += [min(foreign)] if at == 0 else []
+                elif said(one.example) not in there:
+                    (validation if one.held(self.share) else train)[at].append(one.example)
+        return Parts(*train, *validation, tuple(uncovered))
 
-    def examples(self, labels: Sequence[Labelled]) -> Rows:
-        """Everything that judges."""
-        parts = self.parts(labels, [])
-        return [*parts.held_known, *parts.held_new]
+    def apart(self, known: Collection[str] | None) -> tuple[Rows, Rows]:
+        """The file's examples of classes that are new, and of those that the live version knows (the forgetting set).
+
+        Args:
+            known: the live version's classes, empty where its kind has none; None without a live version.
+        """
+        if known is None:
+            return self.examples, []
+        found: tuple[Rows, Rows] = ([], [])
+        for example in self.examples:
+            found[classes(example) <= set(known)].append(example)
+        return found
+
+
+def classes(example: Example) -> frozenset[str]:
+    """The labels of an example, or the kinds of entity its tags name; empty for texts and spans as targets."""
+    given = example.get("label", ())
+    found = {given} if isinstance(given, str) else set(given)
+    return frozenset(found | {tag[2:] if tag[1:2] == "-" else tag for tag in example.get("tags", ())})
 
 
 def said(example: Example) -> str:

@@ -270,8 +270,8 @@ def _finetune(tasks: Mapping[str, Online], wishes: Outbox, outbox: Outbox, stop:
                 outbox.post("finetune_skipped", {"task": name, "reason": str(reason)})
             else:
                 outbox.post(verdict.event, {"task": name, **verdict.fields})
-                if verdict.blamed is not None:
-                    outbox.post("source_quarantined", verdict.blamed)
+                for source in verdict.blamed:
+                    outbox.post("source_quarantined", source)
 
 
 def _credentials() -> Path | None:

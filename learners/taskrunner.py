@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.config import TaskSettings
+from learners.lesson import PRETRAINED, options_of
 from learners.model.bundled import resolve
-from learners.online import options_of
 from learners.tasks.base import DataError, Prediction, Task, saved
 from learners.tasks.registry import open_task
 from learners.versions import Versions
@@ -32,8 +32,6 @@ CANDIDATES = 5
 TURNS = 16
 """Turns a chat remembers."""
 SPEAKING = frozenset({"translate", "summarize"})
-PRETRAINED = SPEAKING | {"chat"}
-"""Kinds that need no head of their own."""
 
 
 @dataclass(frozen=True, slots=True)

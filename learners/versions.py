@@ -1,15 +1,17 @@
 """The versions of a task's model under `state_dir/learner/tasks/NAME`: whole folders, and a file that names the live one.
 
 A version is written beside its place and renamed; `current.json` is replaced by a rename: readers in other processes see
-the old or the new version, never a part.
+the old or the new version, never a part. A version may wait: it is kept and not live until a person promotes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -18,6 +20,9 @@ from learners.tasks.base import Task
 
 KEEP = 3
 CURRENT = "current.json"
+REPORT = "report.json"
+LAST_LABEL = "last_label"
+"""In a version's report: the number of the last label it was trained with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,19 @@ class Version:
     name: str
     path: Path
 
+    @property
+    def report(self) -> dict[str, Any]:
+        """What its report says; empty without one."""
+        try:
+            return dict(orjson.loads((self.path / REPORT).read_bytes()))
+        except (FileNotFoundError, orjson.JSONDecodeError, TypeError, ValueError):
+            return {}
+
+    @property
+    def last_label(self) -> int:
+        """The last label it was trained with; 0 where its report does not say."""
+        return int(self.report.get(LAST_LABEL, 0))
+
 
 class Versions:
     """Of one task."""
@@ -34,44 +52,81 @@ class Versions:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def _current(self) -> dict[str, Any]:
+        try:
+            return dict(orjson.loads((self.folder / CURRENT).read_bytes()))
+        except (FileNotFoundError, orjson.JSONDecodeError, TypeError, ValueError):
+            return {}
+
     def live(self) -> Version | None:
         """The version in use; None before the first."""
-        try:
-            body = orjson.loads((self.folder / CURRENT).read_bytes())
-            version = Version(str(body["version"]), self.folder / str(body["folder"]))
-        except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
+        body = self._current()
+        if "version" not in body or "folder" not in body:
             return None
+        version = Version(str(body["version"]), self.folder / str(body["folder"]))
         return version if (version.path / "config.json").is_file() else None
 
-    def add(self, task: Task, number: int) -> Version:
-        """Write a version; its name carries a digest of the weights, so equal names are equal models."""
+    def was_live(self) -> list[str]:
+        """Names of the versions that were live before, oldest first."""
+        body, live = self._current(), self.live()
+        if live is None:
+            return []
+        # a file that does not say so is from when every version had been live
+        earlier = [version.name for version in self.all() if number_of(version) < number_of(live)]
+        return [str(name) for name in body.get("was_live", earlier)]
+
+    def add(self, task: Task, number: int, describe: Callable[[Path], None] | None = None) -> Version:
+        """Write a version; its name carries a digest of the weights, so equal names are equal models.
+
+        Args:
+            task: with its model.
+            number: its place in the sequence.
+            describe: writes more into the folder before it gets its name.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".draft-{number}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         task.save(draft)
+        if describe is not None:
+            describe(draft)
         with (draft / "model.safetensors").open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         version = Version(f"{number}-{digest[:12]}", self.folder / f"{number}-{digest[:12]}")
         shutil.rmtree(version.path, ignore_errors=True)
         draft.rename(version.path)
+        self._tidy()
         return version
 
     def promote(self, version: Version) -> None:
         """Make it the live one and remove versions older than the last few."""
-        write_atomically(self.folder / CURRENT, orjson.dumps({"version": version.name, "folder": version.path.name}))
-        for old in self.all()[:-KEEP]:
-            if old.path != version.path:
-                self.remove(old)
+        live = self.live()
+        earlier = [name for name in self.was_live() if name != version.name]
+        if live is not None and live.name != version.name:
+            earlier = [*(name for name in earlier if name != live.name), live.name]
+        self._point(version, earlier)
+        self._tidy()
 
     def rollback(self) -> Version | None:
-        """Make the version before the live one live; None where there is none."""
-        live, versions = self.live(), self.all()
-        earlier = [v for v in versions if live is not None and number_of(v) < number_of(live)]
-        if not earlier:
+        """Make the version that was live before the live one live again; None where there is none."""
+        there = {version.name: version for version in self.all()}
+        earlier = [name for name in self.was_live() if name in there]
+        if self.live() is None or not earlier:
             return None
-        self.promote(earlier[-1])
-        return earlier[-1]
+        self._point(there[earlier[-1]], earlier[:-1])
+        return there[earlier[-1]]
+
+    def _point(self, version: Version, earlier: list[str]) -> None:
+        body = {"version": version.name, "folder": version.path.name, "was_live": earlier[-KEEP:]}
+        write_atomically(self.folder / CURRENT, orjson.dumps(body))
+
+    def _tidy(self) -> None:
+        """Keep the last few, the live one, and the one a rollback would return to."""
+        live, earlier = self.live(), self.was_live()
+        kept = {live.name if live is not None else "", *earlier[-1:]}
+        for old in self.all()[:-KEEP]:
+            if old.name not in kept:
+                self.remove(old)
 
     def all(self) -> list[Version]:
         """Those on disk, oldest first."""

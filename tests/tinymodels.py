@@ -143,3 +143,9 @@ def orders(count: int, seed: int, intents: dict[str, str]) -> list[dict[str, str
         generator.shuffle(parts)
         rows.append({"text": " ".join(parts), "label": label})
     return rows
+
+
+def held_out(path: Path, count: int, intents: dict[str, str], seed: int = 9) -> Path:
+    """Orders in a file of the operator's: what `tasks.X.heldout` names."""
+    path.write_bytes(b"\n".join(orjson.dumps(row) for row in orders(count, seed, intents)))
+    return path

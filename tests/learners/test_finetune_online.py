@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import soundfile
 import tinymodels
 from PIL import Image
 
-from learners.blame import suspects
+from learners.blame import alone, suspects
 from learners.config import FinetuneSettings, TaskSettings
 from learners.experience import Label, Raw, Store, Transition
+from learners.judging import each, worse
 from learners.labels import Labelled, Labels
-from learners.online import Online, agreement, refusal, replay
+from learners.lesson import replay
+from learners.online import Online, newest
 from learners.reader import Reader
-from learners.tasks.base import DataError
+from learners.tasks.base import DataError, Prediction
 from learners.tasks.registry import open_task
 from learners.trainer import Stopped
+from learners.verdicts import agreement, refusal
 
 FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}
-OPTIONS = {"epochs": 40, "learning_rate": 1e-3, "patience": 20}
+OPTIONS = {"epochs": 20, "learning_rate": 2e-3, "patience": 8}
 
 
-def publish(store: Store, rows: list[dict[str, str]]) -> None:
+def publish(store: Store, rows: list[dict[str, str]], source: str = "default", **other: str) -> None:
+    """Rows as labels of a source; `other` names labels that are sent instead."""
     for row in rows:
-        assert store.add_label(Label("intents", row["label"], row["text"]))
+        assert store.add_label(Label("intents", other.get(row["label"], row["label"]), row["text"], source=source))
     assert store.flush()
 
 
@@ -37,13 +42,15 @@ def online(tmp_path: Path, clock: Callable[[], float] = lambda: 0.0, **finetune:
     model = tmp_path / "model"
     if not model.exists():
         tinymodels.bert(model)
-    settings = TaskSettings(kind="classify", stream="orders", model=str(model), train="full")
+    heldout = tinymodels.held_out(tmp_path / "held.jsonl", 80, FIRST | SECOND)
+    settings = TaskSettings(kind="classify", stream="orders", model=str(model), train="full", heldout=str(heldout))
     chosen = {
         "every_s": 10,
         "min_labels": 20,
         "holdout": 0.3,
         "replay": 1.0,
         "batch": 8,
+        "margin": 0.02,
         "forget_margin": 0.05,
     } | finetune
     reader = Reader(tmp_path / "experience")
@@ -58,12 +65,14 @@ def test_waves_are_learned_kept_and_a_poisoned_one_is_refused(tmp_path: Path, st
     first = tuner.run()
     assert first.promoted, first
     assert first.event == "task_promoted"
-    assert first.figures["new_after"] >= 0.9
+    assert first.figures["agreement"] >= 0.9, "on what it was taught"
+    assert 0.4 < first.figures["all_after"] <= 0.5, "half of the file is of classes nobody has taught yet"
     publish(store, tinymodels.orders(60, 2, SECOND))
     second = tuner.run()
     assert second.promoted, second
+    assert (second.figures["held_known"], second.figures["held_new"]) == (40, 40)
     assert second.figures["known_after"] >= second.figures["known_before"] - 0.05
-    assert second.figures["all_after"] > second.figures["all_before"]
+    assert second.figures["all_after"] > second.figures["all_before"] + 0.3
     assert second.figures["replayed"] > 0
     live = tuner.versions.live()
     assert live is not None
@@ -73,50 +82,118 @@ def test_waves_are_learned_kept_and_a_poisoned_one_is_refused(tmp_path: Path, st
     labels = np.random.default_rng(0).permutation([row["label"] for row in rows])
     publish(store, [{**row, "label": str(label)} for row, label in zip(rows, labels, strict=True)])
     third = tuner.run()
-    assert not third.promoted
+    assert third.outcome == "rejected"
     assert third.event == "task_rejected"
     assert "cannot be learned" in third.reason
-    assert third.fields["agreement_low"] <= third.fields["chance"]
+    assert third.fields["validation_agreement_low"] <= third.fields["validation_chance"]
     assert tuner.versions.live() == live
-    # what was refused is set aside: the next wave neither replays it nor is judged by it
+    assert [told["source"] for told in third.blamed] == ["label:default"], "it taught alone, and its labels are noise"
+    # what was refused is set aside: the next wave does not replay it
     publish(store, tinymodels.orders(40, 4, FIRST | SECOND))
     fourth = tuner.run()
     assert fourth.promoted, fourth
-    assert fourth.figures["held_known"] == second.figures["held_known"] + second.figures["held_new"]
     assert tuner.versions.rollback() == live
     assert tuner.versions.live() == live
 
 
-def test_a_source_that_lowers_the_held_out_metric_is_named_and_the_rest_is_learned(
-    tmp_path: Path, store: Store
-) -> None:
+def test_sources_that_lower_the_held_out_metric_are_named_and_the_rest_is_learned(tmp_path: Path, store: Store) -> None:
     tuner = online(tmp_path)
     publish(store, tinymodels.orders(60, 1, FIRST))
     assert tuner.run().promoted
-    flipped = {"move": "halt", "halt": "move"}
-    for row in tinymodels.orders(60, 2, FIRST):
-        assert store.add_label(Label("intents", row["label"], row["text"], source="anna"))
-    for row in tinymodels.orders(60, 3, FIRST):
-        assert store.add_label(Label("intents", flipped[row["label"]], row["text"], source="paul"))
-    assert store.flush()
+    publish(store, tinymodels.orders(60, 2, FIRST), "anna")
+    publish(store, tinymodels.orders(60, 3, FIRST), "paul", move="halt", halt="move")
     verdict = tuner.run()
-    assert verdict.blamed is not None, verdict
-    assert verdict.promoted
-    assert (verdict.blamed["source"], verdict.blamed["kind"], verdict.blamed["task"]) == (
-        *("label:paul", "labels", "intents"),
-    )
-    assert verdict.blamed["held_out_without"] > verdict.blamed["held_out_with"] + 0.1
+    assert verdict.promoted, verdict
+    (blamed,) = verdict.blamed
+    assert (blamed["source"], blamed["kind"], blamed["task"]) == ("label:paul", "labels", "intents")
+    assert blamed["held_out_without"] == verdict.figures["all_after"] >= blamed["held_out_with"]
+    assert blamed["chance"] <= blamed["alpha"] or blamed["contradicts"]
     store.quarantine("label:paul")
     assert store.flush()
     assert {one.source for one in tuner.labels.all()} == {"default", "anna"}
 
 
-def test_a_source_alone_is_not_suspected() -> None:
-    labels = [Labelled(n, "0", {"text": "go", "label": "move"}, source) for n in range(20) for source in ("a",)]
-    assert suspects(labels, lambda _: 0.0) == []
-    more = [Labelled(n, "0", {"n": n, "label": "x"}, source) for n in range(60) for source in ("b", "c")[n % 2 :][:1]]
-    few = [Labelled(99, "0", {"n": -100, "label": "x"}, "few")]
-    assert suspects(more + few, lambda examples: -float(examples[0]["n"])) == ["c", "b"]
+def test_two_that_lie_together_are_both_named(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    assert tuner.run().promoted
+    publish(store, tinymodels.orders(24, 2, FIRST), "anna")
+    for seed, liar in ((3, "paul"), (4, "mark")):
+        publish(store, tinymodels.orders(48, seed, FIRST), liar, move="halt", halt="move")
+    verdict = tuner.run()
+    assert verdict.promoted, verdict
+    assert {told["source"] for told in verdict.blamed} == {"label:paul", "label:mark"}
+
+
+def test_no_source_is_blamed_for_what_chance_explains(tmp_path: Path, store: Store) -> None:
+    """A few wrong labels of an honest source cost an example or two of the file: refused, and nobody is kept apart."""
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST | SECOND))
+    assert tuner.run().promoted
+    tuner.finetune = tuner.finetune.model_copy(update={"margin": -0.5})  # stricter than anyone can be
+    publish(store, tinymodels.orders(60, 2, FIRST | SECOND), "anna")
+    verdict = tuner.run()
+    assert verdict.outcome == "rejected"
+    assert verdict.blamed == ()
+
+
+def test_suspects_are_the_least_agreeing_and_never_all_there_are() -> None:
+    def labels(count: int, source: str) -> list[Labelled]:
+        return [Labelled(n, "0", {"n": len(source), "label": "x"}, source) for n in range(count)]
+
+    def agrees(examples: Sequence[dict[str, Any]]) -> float:
+        return float(examples[0]["n"])
+
+    assert suspects(labels(20, "a"), agrees) == []
+    assert suspects(labels(20, "a") + labels(20, "bb") + labels(7, "few"), agrees) == [("a",), ("bb",), ("a", "bb")]
+    assert suspects(labels(20, "bb") + labels(20, "a"), agrees) == [("a",), ("bb",)]
+    assert alone(labels(20, "a")) == "a"
+    assert alone(labels(7, "a")) is None
+    assert alone(labels(20, "a") + labels(20, "bb")) is None
+
+
+def test_the_sign_test_by_hand() -> None:
+    # eight examples fell, one rose, three stayed: P(at least 8 of 9) = (9 + 1) / 2^9
+    after, before = [0.0] * 8 + [1.0] + [0.5] * 3, [1.0] * 8 + [0.0] + [0.5] * 3
+    assert worse(after, before) == pytest.approx(10 / 512)
+    assert worse(before, before) == 1.0
+
+
+def test_examples_are_scored_one_by_one(tmp_path: Path) -> None:
+    tag = open_task("tag", tinymodels.bert(tmp_path / "b"), labels=("O", "B-x", "I-x"))
+    rows = [{"tokens": ["a", "b"], "tags": ["O", "B-x"]}]
+    assert each(tag, rows, [Prediction(["O", "O"])]) == [0.5]
+    say = open_task("summarize", tinymodels.t5(tmp_path / "t"))
+    assert each(say, [{"source": "a", "target": "red cup"}], [Prediction("red cup")]) == [1.0]
+
+
+def test_one_source_cannot_fill_a_lesson(tmp_path: Path, store: Store) -> None:
+    labels = [Labelled(n, "0", {}, source) for n, source in enumerate(["loud", "anna", "loud", "loud", "anna"])]
+    assert [one.id for one in newest(labels, 2)] == [1, 2, 3, 4]
+    tuner = online(tmp_path, per_source=10, holdout=0.01)
+    publish(store, tinymodels.orders(60, 1, FIRST), "loud")
+    publish(store, tinymodels.orders(10, 2, FIRST), "anna")
+    assert tuner.run().figures["new_labels"] <= 20
+
+
+def test_a_model_that_answers_before_it_is_tuned_is_what_its_first_version_is_held_against(
+    tmp_path: Path, store: Store
+) -> None:
+    """A chat's selection metric is negative: held against zero no first version would ever pass."""
+    rows = [{"messages": [{"role": "user", "content": "what is red ?"}, {"role": "assistant", "content": "stop ."}]}]
+    held = tmp_path / "held.jsonl"
+    held.write_bytes(orjson.dumps(rows[0]))
+    model = str(tinymodels.llama(tmp_path / "llama"))
+    settings = TaskSettings(kind="chat", stream="orders", model=model, train="full", heldout=str(held))
+    finetune = FinetuneSettings(min_labels=1, holdout=0.01, batch=4)
+    options = {"epochs": 20, "learning_rate": 1e-2, "patience": 20}
+    one = Online("talk", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"), options=options)
+    for text in ("is red ?", "red ?", "what red ?", "the red ?"):
+        assert store.add_label(Label("talk", "stop .", text))
+    assert store.flush()
+    verdict = one.run()
+    assert verdict.promoted, verdict
+    assert 0 > verdict.figures["all_after"] > verdict.figures["all_before"]
 
 
 def test_it_waits_for_time_and_labels(tmp_path: Path, store: Store) -> None:
@@ -164,7 +241,9 @@ def test_refusals_in_their_order() -> None:
         "known_after": 0.88,
     }
     assert refusal(fine, settings) is None
-    assert "cannot be learned" in str(refusal(fine | {"agreement_low": 0.2}, settings))
+    assert "is not what the held-out file says" in str(refusal(fine | {"agreement_low": 0.2}, settings))
+    noise = {"validation_agreement": 0.3, "validation_agreement_low": 0.2, "validation_chance": 0.25}
+    assert "cannot be learned" in str(refusal(fine | noise, settings))
     assert "worse" in str(refusal(fine | {"all_after": 0.68}, settings))
     assert "forgets" in str(refusal(fine | {"known_after": 0.86}, settings))
 

@@ -157,13 +157,16 @@ def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Pa
         assert store.add_label(Label("intents", ("move", "halt")[n % 2], f"{('go', 'stop')[n % 2]} {n}"))
     assert store.flush()
     store.close()
-    settings = TaskSettings(kind="classify", stream="orders", model=str(tmp_path / "model"), feeds_policy=True)
+    held = tinymodels.held_out(tmp_path / "held.jsonl", 12, {"go": "move", "stop": "halt"})
+    settings = TaskSettings(
+        kind="classify", stream="orders", model=str(tmp_path / "model"), feeds_policy=True, heldout=str(held)
+    )
     finetune = FinetuneSettings.model_validate({"min_labels": 1, "holdout": 0.3})
     task = Online("intents", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"))
     feeding = Feeding({"intents": task})
     assert len(feeding) == 1
     assert (feeding.versions(), feeding.held_out({})) == ({}, {})
-    model = task._open(task.labels.all())
+    model = task.lesson._open(None, [one.example for one in task.labels.all()])
     first = task.versions.add(model, 1)
     task.versions.promote(first)
     assert feeding.versions() == {"intents": first.name}
@@ -172,11 +175,12 @@ def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Pa
         next(iter(model.model.parameters())).add_(0.01)
     task.versions.promote(task.versions.add(model, 2))
     found = feeding.held_out({"intents": first.name})["intents"]
-    held = sum(one.held(0.3) for one in task.labels.all())
-    assert found.labels == held > 5
+    assert found.labels == 12
     assert found.metric == "accuracy"
     assert 0 <= found.before <= 1
     assert 0 <= found.after <= 1
+    task.settings = settings.model_copy(update={"heldout": None})
+    assert feeding.held_out({"intents": first.name}) == {}, "labels that came over MQTT judge nothing"
 
 
 @pytest.mark.parametrize("feeds", [False, True])

@@ -1,0 +1,112 @@
+"""What becomes of a fine-tuned version, and the rules that say so: promoted, rejected, or not known.
+
+A candidate is promoted if, on the held-out file of the operator's,
+
+1. it agrees with the file on what it was taught, more than two independent raters of the same habits would (Wilson's lower bound of
+   the agreement at 95 % above chance agreement, as in Cohen's kappa);
+2. it is no worse than the version before on all of the file, within `finetune.margin`;
+3. it loses at most `finetune.forget_margin` on those whose classes the version before knew.
+
+Labels can only speak against a candidate: if it agrees with the new ones that did not train no better than chance, they cannot be
+learned (they are shuffled, say), and it is rejected whatever else it does. Without a file there is nothing to hold a candidate against: "not
+known", which is not a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from learners.config import FinetuneSettings
+
+Z95 = 1.645
+Outcome = Literal["promoted", "rejected", "not known"]
+EVENTS: dict[Outcome, str] = {
+    "promoted": "task_promoted",
+    "rejected": "task_rejected",
+    "not known": "task_held_back",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a candidate, with its numbers; `fields` is what an event carries."""
+
+    task: str
+    outcome: Outcome
+    reason: str
+    version: str | None
+    """Of what was kept: live, or waiting for a person."""
+    figures: dict[str, Any]
+    held_out: Literal["none", "file"]
+    """Where what judged came from."""
+    blamed: tuple[dict[str, Any], ...] = ()
+    """The sources whose labels lowered the held-out metric, each as `source_quarantined` tells it."""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether it is live."""
+        return self.outcome == "promoted"
+
+    @property
+    def event(self) -> str:
+        """The event's type."""
+        return EVENTS[self.outcome]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Everything, flat."""
+        return {
+            "task": self.task,
+            "verdict": self.outcome,
+            "reason": self.reason,
+            "version": self.version,
+            "held_out": self.held_out,
+            **self.figures,
+        }
+
+
+def refusal(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
+    """Why a candidate is not promoted, by its figures on the held-out file; None if it is."""
+    if (said := by_chance(figures, "validation_")) is not None:
+        return f"the new labels cannot be learned: {said}"
+    if (said := by_chance(figures, "")) is not None:
+        return f"what was taught is not what the held-out file says: {said}"
+    if figures["all_after"] < figures["all_before"] - settings.margin:
+        return f"worse on the held-out file: {figures['all_after']:.3f} after {figures['all_before']:.3f}"
+    if "known_before" in figures and figures["known_after"] < figures["known_before"] - settings.forget_margin:
+        return f"forgets: {figures['known_after']:.3f} after {figures['known_before']:.3f} on what it knew of the held-out file"
+    return None
+
+
+def by_chance(figures: Mapping[str, Any], of: str) -> str | None:
+    """The numbers in words where an agreement is no better than chance; None where it is, or was not measured."""
+    low, chance = figures.get(f"{of}agreement_low", 1.0), figures.get(f"{of}chance", 0.0)
+    if low > chance:
+        return None
+    return f"agreement {figures[f'{of}agreement']:.3f} (at least {low:.3f}) against {chance:.3f} by chance"
+
+
+def not_known(task: str, version: str) -> str:
+    """What is said where nothing can judge."""
+    return (
+        f"not known: no held-out file; name one under tasks.{task}.heldout, or promote it yourself: request/promote"
+        f' {{"task": "{task}", "version": "{version}"}}'
+    )
+
+
+def agreement(wanted: Sequence[str], found: Sequence[str]) -> dict[str, float]:
+    """Agreement, its lower bound (Wilson 1927, one-sided 95 %), and chance agreement (Cohen 1960).
+
+    With one label alone there is nothing to confuse: chance is then one half.
+    """
+    n = len(wanted)
+    agreed = sum(w == f for w, f in zip(wanted, found, strict=True)) / n
+    chance = sum((wanted.count(label) / n) * (list(found).count(label) / n) for label in set(wanted))
+    if len(set(wanted)) == 1:
+        chance = 0.5
+    centre = agreed + Z95**2 / (2 * n)
+    spread = Z95 * math.sqrt(agreed * (1 - agreed) / n + Z95**2 / (4 * n * n))
+    return {"agreement": agreed, "agreement_low": (centre - spread) / (1 + Z95**2 / n), "chance": chance}
