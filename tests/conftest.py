@@ -1,4 +1,4 @@
-"""Shared fixtures: a real broker of the test's own, one torch thread, and no test may leave a task behind."""
+"""Shared fixtures: a real broker of the test's own, one torch thread; no test may leave a task behind or tell a secret."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from canary_watch import WATCH
 
 from fakes import Mosquitto
 
@@ -19,6 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GRACE_TURNS = 20
 """Turns of the loop in which cancelled tasks may finish."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Listen for secrets from the first test to the last."""
+    config.pluginmanager.register(WATCH, "canaries")
 
 
 @pytest.fixture

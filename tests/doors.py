@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
+import canaries
 from aiohttp import ClientSession, web
 
 from runtime.dashboard.access import Access
@@ -20,7 +21,6 @@ from runtime.dashboard.web import Page
 from runtime.metrics_http import serve
 from runtime.topics import Topics, encode
 
-OPERATOR, VIEWER = "operator-token-0123456789", "viewer-token-0123456789"
 LOCAL = frozenset({"127.0.0.1", "localhost"})
 
 
@@ -65,7 +65,7 @@ class Site:
 @asynccontextmanager
 async def site(known: frozenset[str] | None = LOCAL) -> AsyncIterator[Site]:
     hub, wire = Hub(Mirror(Topics("demo"))), Wire()
-    access = Access(OPERATOR, VIEWER, time.monotonic)
+    access = Access(canaries.OPERATOR, canaries.VIEWER, time.monotonic)
     app = Page("demo", access, hub, Commands(Topics("demo"), wire, str), known).application()
     async with (
         serve(app, "127.0.0.1:0") as port,

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import canaries
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 DEADLINE_S = 20.0
 
@@ -27,7 +29,8 @@ def free_port() -> int:
 
 
 def connect_when_up(client: mqtt.Client, port: int, timeout_s: float) -> None:
-    """Connect a plain MQTT client as soon as a broker listens, and start its thread."""
+    """Connect a plain MQTT client, with the login of the tests, as soon as a broker listens, and start its thread."""
+    client.username_pw_set(*canaries.LOGIN.values())
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:
@@ -65,6 +68,15 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def listener(port: int) -> mqtt.Client:
+    """A client that gets whatever passes an open broker, so that `canary_watch.py` hears it, until that broker is gone."""
+    ear = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5, reconnect_on_failure=False)
+    ear.on_connect = lambda client, *_: client.subscribe("#")
+    ear.connect("127.0.0.1", port)
+    ear.loop_start()
+    return ear
+
+
 class Mosquitto:
     """A real mosquitto that can be stopped, continued, killed and started again on the same port."""
 
@@ -73,6 +85,7 @@ class Mosquitto:
         self.port = port or free_port()
         self.extra = extra
         self.process: subprocess.Popen[bytes] | None = None
+        self._ear: mqtt.Client | None = None
 
     @property
     def url(self) -> str:
@@ -91,6 +104,8 @@ class Mosquitto:
         with log:
             self.process = subprocess.Popen([binary, "-c", str(config), "-v"], stdout=log, stderr=log)
         wait_for(lambda: listening(self.port), "mosquitto listening")
+        if not self.extra:
+            self._ear = listener(self.port)
         return self
 
     def signal(self, number: signal.Signals) -> None:
@@ -104,3 +119,7 @@ class Mosquitto:
             self.process.kill()
             self.process.wait(timeout=DEADLINE_S)
             self.process = None
+        if self._ear is not None:
+            self._ear.disconnect()
+            self._ear.loop_stop()
+            self._ear = None

@@ -19,6 +19,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import canaries
 import orjson
 from PIL import Image, ImageDraw
 
@@ -43,7 +44,12 @@ def config(url: str, **more: Any) -> Config:
             "state_dir": "/nonexistent",
             "mqtt": {"url": url},
             "streams": {
-                "front": {"kind": "camera", "source": "rtsp://user:canary@cam/1", "required": True, "encoder": "v"},
+                "front": {
+                    "kind": "camera",
+                    "source": f"rtsp://user:{canaries.RTSP}@cam/1",
+                    "required": True,
+                    "encoder": "v",
+                },
                 "room": {"kind": "microphone", "source": "topic", "encoder": "h"},
                 "orders": {"kind": "text", "source": "topic", "max_age_s": 60, "encoder": "l"},
                 "joints": {"kind": "telemetry", "source": "topic", "fields": ["angle", "speed", "/imu/yaw"]},
@@ -76,6 +82,7 @@ class FakeAgent:
 
     url: str
     rate_hz: float = 10.0
+    gives_orders: bool = True
     topics: Topics = field(default_factory=lambda: Topics(AGENT))
     tick: int = 0
     armed: bool = True
@@ -275,7 +282,7 @@ class FakeAgent:
         loud = abs(math.sin(t / 9)) * 9_000
         sound = (int(loud * math.sin(i / 6)) for i in range(1_600))
         self.link.post(self.topics("in", "room"), struct.pack("<1600h", *sound))
-        if t % 150 == 5:
+        if self.gives_orders and t % 150 == 5:
             self.link.post(self.topics("in", "orders"), encode({"text": self.chance.choice(ORDERS)}))
             self.link.post(self.topics("task", "intents"), encode({"label": "find", "probability": 0.93}))
         if t % 3 == 0 and time.monotonic() < self.watch_until_s:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import canaries
 import paho.mqtt.client as mqtt
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
@@ -33,7 +34,7 @@ def settings(folder: Path, port: int, model: str, **changed: Mapping[str, Any]) 
         "mode": "shadow",
         "tick": {"rate_hz": 10},
         "state_dir": str(folder / "state"),
-        "mqtt": {"url": f"embedded://127.0.0.1:{port}"},
+        "mqtt": {"url": f"embedded://127.0.0.1:{port}", **canaries.LOGIN},
         "streams": {"orders": {"kind": "text", "source": "topic", "ttl_s": 60, "max_age_s": 60, "encoder": "language"}},
         "encoders": {"language": {"model": model, "train": "frozen"}},
         "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},

@@ -7,7 +7,15 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from runtime.mqtt import Connection, Message
+import canaries
+
+from runtime.mqtt import Address, Connection, Message
+from runtime.settings import Credentials
+
+
+def address(port: int) -> Address:
+    """A broker on loopback, with the login of the tests; an open one takes any."""
+    return Address("127.0.0.1", port, Credentials.model_validate(canaries.LOGIN))
 
 
 @asynccontextmanager

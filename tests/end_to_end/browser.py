@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+import canaries
+from canary_watch import WATCH
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from fakes import free_port, listening, wait_for
@@ -26,7 +28,6 @@ FLAGS = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
-VIEWER = "viewer-token-of-this-test"
 
 
 @contextmanager
@@ -38,6 +39,13 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+def overheard(page: Page) -> Page:
+    """The page, with `canary_watch.py` hearing its console and everything its web sockets get from now on."""
+    page.on("console", lambda said: WATCH.take("console of the page", said.text))
+    page.on("websocket", lambda ws: ws.on("framereceived", lambda frame: WATCH.take("web socket of the page", frame)))
+    return page
+
+
 @contextmanager
 def without_errors(page: Page) -> Iterator[Page]:
     """The page for a test, closed after it; whatever its scripts or its console complained of fails the test."""
@@ -45,6 +53,7 @@ def without_errors(page: Page) -> Iterator[Page]:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
     yield page
+    WATCH.take("the page", page.content())
     page.context.close()
     assert problems == []
 
@@ -71,9 +80,9 @@ def page_process(folder: Path, url: str, extra: str = "") -> Iterator[tuple[str,
     port = free_port()
     config = folder / "page.yaml"
     config.write_text(
-        f"agent: demo\nstate_dir: {folder}/state\nmqtt: {{url: '{url}'}}\n"
+        f"agent: demo\nstate_dir: {folder}/state\nmqtt: {{url: '{url}', {canaries.LOGIN_YAML}}}\n"
         "streams: {joints: {kind: telemetry, fields: [a]}}\nactuators: {head: {kind: choice, choices: [a, b], safe: a}}\n"
-        f"dashboard: {{listen: '127.0.0.1:{port}', viewer_token: {VIEWER}}}\n{extra}"
+        f"dashboard: {{listen: '127.0.0.1:{port}', viewer_token: {canaries.VIEWER}}}\n{extra}"
     )
     with (folder / "page.log").open("wb") as log:
         command = [sys.executable, "-m", "runtime.dashboard", str(config)]

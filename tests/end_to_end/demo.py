@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import canaries
 import yaml
 
 from fakes import free_port, listening, wait_for
@@ -49,7 +50,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     """configs/demo.yaml with a state directory and ports of its own; `changes` are merged into its sections."""
     known: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     known["state_dir"] = str(folder / "state")
-    known["mqtt"]["url"] = f"embedded://127.0.0.1:{free_port()}"
+    known["mqtt"] |= {"url": f"embedded://127.0.0.1:{free_port()}", **canaries.LOGIN}
     known["dashboard"]["listen"] = f"127.0.0.1:{free_port()}"
     known["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
     for section, change in changes.items():

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import canaries
 import paho.mqtt.client as mqtt
 import psutil
 import pytest
@@ -31,15 +32,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from fakes import Mosquitto, free_port, listening, wait_for
 
 ROOT = Path(__file__).parents[2]
-CANARIES = {
-    "mqtt": "c4nary-mqtt-7d1f",
-    "rtsp": "c4nary-rtsp-90ab",
-    "inline": "c4nary-inline-55e2",
-    "query": "c4nary-query-12cd",
-    "operator": "c4nary-operator-3f3f",
-    "viewer": "c4nary-viewer-8a8a",
-}
-SONG = re.compile(rb"c4nary-[a-z]+-[0-9a-f]{4}")
+SONG = re.compile(rb"c4nary-[a-z-]+-[0-9a-f]{4}")
 START_S = 150.0
 
 
@@ -52,8 +45,8 @@ def settings(folder: Path, broker: int) -> dict[str, Any]:
         "streams": {
             "joints": {"kind": "telemetry", "source": "topic", "fields": ["angle"], "required": True},
             "hidden": {**camera, "source": f"rtsp://cam:${{env:SINGS_RTSP}}@127.0.0.1:{free_port()}/1"},
-            "plain": {**camera, "source": f"rtsp://cam:{CANARIES['inline']}@127.0.0.1:{free_port()}/1"},
-            "http": {**camera, "source": f"http://127.0.0.1:{free_port()}/x?token={CANARIES['query']}"},
+            "plain": {**camera, "source": f"rtsp://cam:{canaries.INLINE}@127.0.0.1:{free_port()}/1"},
+            "http": {**camera, "source": f"http://127.0.0.1:{free_port()}/x?token={canaries.QUERY}"},
         },
         "encoders": {"vision": {"model": "bundled:efficientnet-lite0"}},
         "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
@@ -64,7 +57,7 @@ def settings(folder: Path, broker: int) -> dict[str, Any]:
         "dashboard": {
             "listen": f"127.0.0.1:{free_port()}",
             "token": "${file:" + str(folder / "operator-token") + "}",
-            "viewer_token": CANARIES["viewer"],
+            "viewer_token": canaries.VIEWER,
         },
         "metrics": {"listen": f"127.0.0.1:{free_port()}"},
     }
@@ -91,7 +84,7 @@ class Singing:
 
     def listen(self) -> mqtt.Client:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-        client.username_pw_set("sings", CANARIES["mqtt"])
+        client.username_pw_set("sings", canaries.MQTT)
         client.on_connect = lambda client, *_: client.subscribe("#", 1)
         client.on_message = lambda _c, _u, message: self.heard.append(message)
         client.connect("127.0.0.1", self.broker.port)
@@ -114,12 +107,12 @@ def singing(tmp_path: Path) -> Iterator[Singing]:
     passwords.touch(0o600)
     tool = shutil.which("mosquitto_passwd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     assert tool, "mosquitto_passwd is missing: apt-get install mosquitto"
-    subprocess.run([tool, "-b", str(passwords), "sings", CANARIES["mqtt"]], check=True, capture_output=True)
+    subprocess.run([tool, "-b", str(passwords), "sings", canaries.MQTT], check=True, capture_output=True)
     text = f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\nuser root\n"
     broker = Mosquitto(tmp_path, port, extra=text).start()
-    (tmp_path / "operator-token").write_text(CANARIES["operator"])
+    (tmp_path / "operator-token").write_text(canaries.OPERATOR)
     known = settings(tmp_path, port)
-    environment = os.environ | {"SINGS_MQTT": CANARIES["mqtt"], "SINGS_RTSP": CANARIES["rtsp"]}
+    environment = os.environ | {"SINGS_MQTT": canaries.MQTT, "SINGS_RTSP": canaries.RTSP}
     found = Singing(tmp_path, known, broker, environment)
     found.config.write_text(yaml.safe_dump(known))
     yield found
@@ -152,7 +145,7 @@ def on_the_metrics_port(address: str) -> set[tuple[str, bytes]]:
 async def on_the_page(address: str) -> set[tuple[str, bytes]]:
     found: set[tuple[str, bytes]] = set()
     async with ClientSession() as http:
-        answer = await http.post(f"{address}/login", data={"token": CANARIES["operator"]})
+        answer = await http.post(f"{address}/login", data={"token": canaries.OPERATOR})
         found |= sung("login", await answer.read() + repr(answer.headers).encode())
         cookie = answer.headers["Set-Cookie"].split(";")[0]
         headers = {"Cookie": cookie, "Origin": address}
@@ -216,18 +209,16 @@ async def test_no_secret_is_in_anything_a_whole_daemon_produced(singing: Singing
 
 
 BROKEN = {
-    "a key that is not known": {"mqtt": {"pasword": CANARIES["mqtt"]}},
-    "a password of the wrong type": {"mqtt": {"password": [CANARIES["mqtt"]]}},
+    "a key that is not known": {"mqtt": {"pasword": canaries.MQTT}},
+    "a password of the wrong type": {"mqtt": {"password": [canaries.MQTT]}},
     "a secret where a number belongs": {"tick": {"rate_hz": "${env:SINGS_MQTT}"}},
     "a secret as a name": {"agent": "${env:SINGS_RTSP}!"},
-    "credentials in the broker's address": {"mqtt": {"url": f"mqtt://u:{CANARIES['mqtt']}@host:x"}},
-    "a camera with an odd setting": {
-        "streams": {"c": {"kind": "camera", "source": f"rtsp://u:{CANARIES['inline']}@h/1"}}
-    },
+    "credentials in the broker's address": {"mqtt": {"url": f"mqtt://u:{canaries.MQTT}@host:x"}},
+    "a camera with an odd setting": {"streams": {"c": {"kind": "camera", "source": f"rtsp://u:{canaries.INLINE}@h/1"}}},
     "a camera of no known sort": {
-        "streams": {"c": {"kind": "camera", "source": f"rtsp//u:{CANARIES['inline']}@h/1", "encoder": "vision"}}
+        "streams": {"c": {"kind": "camera", "source": f"rtsp//u:{canaries.INLINE}@h/1", "encoder": "vision"}}
     },
-    "a token that is too short": {"dashboard": {"token": CANARIES["operator"], "listen": 7}},
+    "a token that is too short": {"dashboard": {"token": canaries.OPERATOR, "listen": 7}},
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import canaries
 import paho.mqtt.client as mqtt
 import pytest
 import yaml
@@ -57,7 +58,7 @@ class Daemon:
         self.folder = folder
         settings = yaml.safe_load(Path("configs/demo.yaml").read_text())
         self.port = free_port()
-        settings["mqtt"]["url"] = f"embedded://127.0.0.1:{self.port}"
+        settings["mqtt"] |= {"url": f"embedded://127.0.0.1:{self.port}", **canaries.LOGIN}
         settings["state_dir"] = str(folder / "state")
         settings["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
         settings["learner"] |= {"promote_every_s": 5, "warmup": 64, "batch": 32}

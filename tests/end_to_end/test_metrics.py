@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import canaries
 import numpy as np
 import orjson
 import paho.mqtt.client as mqtt
@@ -150,7 +151,7 @@ def daemon(tmp_path: Path) -> Iterator[tuple[psutil.Process, Mosquitto, int]]:
     broker, port = Mosquitto(tmp_path).start(), free_port()
     more = {
         "state_dir": str(tmp_path / "state"),
-        "mqtt": {"url": broker.url},
+        "mqtt": {"url": broker.url, **canaries.LOGIN},
         "metrics": {"listen": f"127.0.0.1:{port}"},
     }
     (tmp_path / "driven.yaml").write_text(yaml.safe_dump(SETTINGS | more))

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import canaries
 import pytest
+from canaries import VIEWER
 from end_to_end.browser import (
     CHROMIUM,
-    VIEWER,
     agent_process,
     chromium,
+    overheard,
     page_process,
     serious_findings,
     until,
@@ -45,6 +47,7 @@ def browser() -> Iterator[Browser]:
 
 def open_page(browser: Browser, world: tuple[str, str, Mosquitto], token: str | None = None, **context: object) -> Page:
     page = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **context}).new_page()
+    overheard(page)
     page.set_default_timeout(15_000)
     page.goto(f"{world[0]}/login#token={token or world[1]}")
     page.wait_for_selector("#actuators article")
@@ -171,7 +174,7 @@ def test_a_viewer_looks_and_cannot_steer(browser: Browser, world: tuple[str, str
 def test_no_secret_is_in_anything_the_page_was_given(page: Page, world: tuple[str, str, Mosquitto]) -> None:
     sections = page.evaluate("""async () => JSON.stringify((await import("/static/wire.js")).state)""")
     assert "rtsp://cam/1" in sections
-    for secret in (world[1], VIEWER, "canary"):
+    for secret in (world[1], VIEWER, canaries.MARK):
         assert secret not in sections + page.content()
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from end_to_end.browser import CHROMIUM, VIEWER, chromium, serious_findings, until, without_errors
+from canaries import VIEWER
+from end_to_end.browser import CHROMIUM, chromium, overheard, serious_findings, until, without_errors
 from end_to_end.demo import INTENTS, Demo, running_demo
 from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, Page, expect
@@ -107,6 +108,7 @@ def browser() -> Iterator[Browser]:
 
 def open_page(browser: Browser, demo: Demo, token: str, **context: Any) -> Page:
     page = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **context}).new_page()
+    overheard(page)
     page.set_default_timeout(PATIENCE_MS)
     page.goto(f"{demo.address}/login#token={token}")
     page.wait_for_selector("#streams canvas[data-frames]")

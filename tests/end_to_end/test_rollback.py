@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import canaries
 import numpy as np
 import orjson
 import paho.mqtt.client as mqtt
@@ -53,6 +54,7 @@ class Rewarder:
         deadline = time.monotonic() + START_S
         while True:
             try:
+                self.client.username_pw_set(*canaries.LOGIN.values())
                 self.client.connect("127.0.0.1", port)
                 break
             except OSError:
@@ -104,7 +106,8 @@ def config(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "small.yaml"
     path.write_text(
         yaml.safe_dump(
-            SETTINGS | {"state_dir": str(tmp_path / "state"), "mqtt": {"url": f"embedded://127.0.0.1:{port}"}}
+            SETTINGS
+            | {"state_dir": str(tmp_path / "state"), "mqtt": {"url": f"embedded://127.0.0.1:{port}", **canaries.LOGIN}}
         )
     )
     log = (tmp_path / "log").open("w")

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import canaries
 import orjson
 import psutil
+from wire_helpers import address
 
 from actuators.device import Command, DeviceInbox
 from actuators.wire import state_payload
 from fakes import Mosquitto, eventually
-from runtime.mqtt import Address, Connection, Message
+from runtime.mqtt import Connection, Message
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -30,7 +32,7 @@ CONFIG = """\
 agent: tester
 tick: {{rate_hz: 20}}
 state_dir: {state}
-mqtt: {{url: "{url}"}}
+mqtt: {{url: "{url}", {login}}}
 streams:
   joints: {{kind: telemetry, source: topic, fields: [a], max_age_s: 0.5}}
 actuators:
@@ -108,7 +110,7 @@ class Daemon:
 def write_config(folder: Path, url: str, arm: str = "auto", more: str = "") -> Path:
     """A settings file for the fake agent."""
     path = folder / "tester.yaml"
-    path.write_text(CONFIG.format(state=folder / "state", url=url, arm=arm) + more)
+    path.write_text(CONFIG.format(state=folder / "state", url=url, arm=arm, login=canaries.LOGIN_YAML) + more)
     return path
 
 
@@ -147,7 +149,7 @@ def end_daemon(daemon: Daemon, timeout_s: float = 20.0) -> int:
 @asynccontextmanager
 async def device_on(port: int) -> AsyncIterator[Device]:
     """A device that is connected."""
-    connection = Connection(Address("127.0.0.1", port), "tester-device")
+    connection = Connection(address(port), "tester-device")
     device = Device(connection)
     connection.on("reflexd/tester/act/head/set", device.command)
     connection.on("reflexd/tester/status", lambda m: device.statuses.append(orjson.loads(m.payload)), retained="send")

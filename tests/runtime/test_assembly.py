@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import canaries
 import numpy as np
 import orjson
 import pytest
@@ -55,7 +56,7 @@ async def answer(gate: socket.socket) -> None:
 async def agent(folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None) -> AsyncIterator[Parts]:
     """Everything `assemble` builds, with the tasks that matter here."""
     settings = SETTINGS | {
-        "state_dir": str(folder / "state"), "mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}"},
+        "state_dir": str(folder / "state"), "mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}", **canaries.LOGIN},
         "rewards": rewards or SETTINGS["rewards"],
     }  # fmt: skip
     path = folder / "small.yaml"

@@ -13,10 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import aiomqtt
+import canaries
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from wire_helpers import Collector, running
+from wire_helpers import Collector, address, running
 
 from fakes import eventually, free_port, listening, wait_for
 from runtime import broker, broker_iotcore, child
@@ -54,7 +55,7 @@ def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running
 
 
 def connect(embedded: Running, name: str, **more: object) -> Connection:
-    return Connection(Address("127.0.0.1", embedded.port), name, **more)  # type: ignore[arg-type]
+    return Connection(address(embedded.port), name, **more)  # type: ignore[arg-type]
 
 
 async def test_qos_0_and_1_in_order(embedded: Running) -> None:
@@ -180,9 +181,16 @@ async def test_an_expired_message_is_not_delivered(tmp_path: Path) -> None:
 
 async def test_users_of_the_settings_may_enter_and_nobody_else(tmp_path: Path) -> None:
     port = free_port()
-    made = Running("mosquitto", tmp_path, port, username="me", password='p"w', gate={"username": "g", "password": "x"})
+    made = Running(
+        "mosquitto",
+        tmp_path,
+        port,
+        username="me",
+        password=canaries.ODD,
+        gate={"username": "g", "password": canaries.MQTT},
+    )
     try:
-        address = Address("127.0.0.1", port, Credentials.model_validate({"username": "me", "password": 'p"w'}))
+        address = Address("127.0.0.1", port, Credentials.model_validate({"username": "me", "password": canaries.ODD}))
         async with running(Connection(address, "one")) as one:
             await one.publish("t", b"")
         stranger = Connection(Address("127.0.0.1", port), "two")
@@ -195,7 +203,7 @@ async def test_users_of_the_settings_may_enter_and_nobody_else(tmp_path: Path) -
         made.end()
     secret = tmp_path / "broker" / "passwords"
     assert secret.stat().st_mode & 0o077 == 0
-    assert 'p"w' not in secret.read_text()
+    assert canaries.told(secret.read_text()) is None
 
 
 async def test_mosquitto_keeps_what_is_retained_over_a_restart(tmp_path: Path) -> None:
@@ -229,7 +237,9 @@ def test_an_open_broker_beyond_loopback_is_refused(tmp_path: Path) -> None:
         broker.prepare(settings(port).model_copy(update={"url": f"embedded://0.0.0.0:{port}"}), tmp_path)
     with pytest.raises(broker.BrokerError, match="everybody"):
         broker.prepare(settings(port).model_copy(update={"url": f"embedded://some.host:{port}"}), tmp_path)
-    with_users = settings(port, username="u", password="p").model_copy(update={"url": f"embedded://0.0.0.0:{port}"})
+    with_users = settings(port, username="u", password=canaries.MQTT).model_copy(
+        update={"url": f"embedded://0.0.0.0:{port}"}
+    )
     assert "listener" in (Path(broker.prepare(with_users, tmp_path).command[-1])).read_text()
 
 

@@ -14,7 +14,8 @@ import aiohttp
 import psutil
 import pytest
 from aiohttp import ClientResponse, ClientSession, WSServerHandshakeError
-from doors import OPERATOR, VIEWER, Site, comes, reply, site
+from canaries import OPERATOR, VIEWER
+from doors import Site, comes, reply, site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge
@@ -234,7 +235,7 @@ ODD = ("1" * 40, "NaN", "1e999", '"\\ud800"', "[" * 90 + "]" * 90)
 RAW = [json.dumps({"do": "request", "verb": "arm", "data": {"x": "?"}}).replace('"?"', odd) for odd in ODD]
 
 
-@pytest.mark.parametrize("token", [VIEWER, OPERATOR])
+@pytest.mark.parametrize("token", [VIEWER, OPERATOR], ids=["viewer", "operator"])
 def test_no_wish_makes_the_socket_fail_and_no_viewers_wish_is_sent(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.dashboard.hub.PERIOD_S", 0.001)
     monkeypatch.setattr("runtime.dashboard.hub.WISHES_PER_S", 1e9)

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from canaries import OPERATOR, VIEWER
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +19,6 @@ from runtime.dashboard.curves import MAX_POINTS, Curve, Returns
 from runtime.dashboard.mirror import DECISIONS, EVENTS, QUESTIONS, Mirror
 from runtime.dashboard.senses import Senses, loudness
 from runtime.topics import Topics
-
-OPERATOR, VIEWER = "operator-token-0123456789", "viewer-token-0123456789"
 
 
 class Clock:

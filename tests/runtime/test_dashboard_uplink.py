@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import canaries
 import pytest
+from wire_helpers import address
 
 from fakes import Mosquitto, free_port, listening
 from fakes_agent import FakeAgent, running
@@ -17,7 +19,6 @@ from runtime.dashboard.__main__ import main, until_told
 from runtime.dashboard.commands import Unreachable
 from runtime.dashboard.mirror import Mirror
 from runtime.dashboard.uplink import Uplink
-from runtime.mqtt import Address
 from runtime.topics import Topics
 
 
@@ -34,7 +35,7 @@ async def comes(condition: Callable[[], bool], what: str, within_s: float = 20.0
 async def linked(broker: Mosquitto, watched: list[str]) -> AsyncIterator[tuple[Uplink, Mirror]]:
     topics = Topics("demo")
     mirror = Mirror(topics)
-    uplink = Uplink(Address("127.0.0.1", broker.port), topics, mirror, lambda: watched)
+    uplink = Uplink(address(broker.port), topics, mirror, lambda: watched)
     task = asyncio.create_task(uplink.run())
     try:
         await asyncio.wait_for(uplink.control.up(), 10)
@@ -113,7 +114,7 @@ async def test_a_frozen_broker_is_noticed_within_two_seconds_and_its_return_too(
 def settings_file(tmp_path: Path, port: int, more: str = "") -> Path:
     path = tmp_path / "page.yaml"
     path.write_text(
-        f"agent: demo\nstate_dir: {tmp_path}/state\nmqtt: {{url: 'mqtt://127.0.0.1:{free_port()}'}}\n"
+        f"agent: demo\nstate_dir: {tmp_path}/state\nmqtt: {{url: 'mqtt://127.0.0.1:{free_port()}', {canaries.LOGIN_YAML}}}\n"
         "streams: {joints: {kind: telemetry, fields: [a]}}\n"
         f"actuators: {{head: {{kind: choice, choices: [a, b], safe: a}}}}\n{more or f'dashboard: {{listen: 127.0.0.1:{port}}}'}\n"
     )

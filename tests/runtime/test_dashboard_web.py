@@ -10,7 +10,8 @@ import socket
 import aiohttp
 import pytest
 from aiohttp import WSServerHandshakeError
-from doors import OPERATOR, VIEWER, comes, reply, site
+from canaries import OPERATOR, VIEWER
+from doors import comes, reply, site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

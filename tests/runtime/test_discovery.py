@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import canaries
 import jsonschema
 import pytest
 
@@ -163,6 +164,6 @@ def test_info_names_everything_and_no_secret() -> None:
     told = describe(config, version="1", policy="p")
     assert set(told["streams"]) == set(config.streams)
     assert told["actuators"]["head"]["choices"] == ["left", "stay", "right"]
-    assert public_source("rtsp://user:canary@cam:554/1?token=canary") == "rtsp://cam:554/1"
+    assert public_source(f"rtsp://user:{canaries.RTSP}@cam:554/1?token={canaries.QUERY}") == "rtsp://cam:554/1"
     assert public_source(0) == 0
     assert public_source("topic:a/b") == "topic:a/b"

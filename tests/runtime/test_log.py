@@ -6,13 +6,13 @@ import io
 import logging
 from collections.abc import Iterator
 
+import canaries
 import orjson
 import pytest
 import structlog
+from canaries import ODD
 
 from runtime import log
-
-CANARY = "c4n4ry p@ss/word"
 
 
 @pytest.fixture
@@ -45,31 +45,31 @@ def test_structlog_and_the_standard_library_look_alike(out: io.StringIO) -> None
 @pytest.mark.parametrize(
     "value",
     [
-        CANARY,
-        f"rtsp://u:{CANARY}@cam/1",
-        "rtsp://u:c4n4ry%20p%40ss%2Fword@cam/1",
-        {"deep": [{CANARY: (CANARY, 1)}]},
-        {CANARY},
-        ValueError(CANARY),
-        CANARY.encode(),
+        ODD,
+        f"rtsp://u:{ODD}@cam/1",
+        f"rtsp://u:{canaries.IN_A_URL}@cam/1",
+        {"deep": [{ODD: (ODD, 1)}]},
+        {ODD},
+        ValueError(ODD),
+        ODD.encode(),
     ],
 )
 def test_secrets_are_scrubbed_wherever_they_stand(out: io.StringIO, value: object) -> None:
-    log.configure(stream=out, secrets={CANARY})
-    structlog.get_logger().info(f"event {CANARY}", value=value)
+    log.configure(stream=out, secrets={ODD})
+    structlog.get_logger().info(f"event {ODD}", value=value)
     logging.getLogger("b").error("record %s", value)
-    assert "c4n4ry" not in out.getvalue()
+    assert canaries.MARK not in out.getvalue()
     assert len(records(out)) == 2
 
 
 def test_tracebacks_are_scrubbed(out: io.StringIO) -> None:
-    log.configure(stream=out, secrets={CANARY})
+    log.configure(stream=out, secrets={ODD})
     try:
-        int(f"login {CANARY} failed")
+        int(f"login {ODD} failed")
     except ValueError:
         structlog.get_logger().exception("ours")
         logging.getLogger("b").exception("theirs")
-    assert "c4n4ry" not in out.getvalue()
+    assert canaries.MARK not in out.getvalue()
     assert out.getvalue().count("ValueError") >= 2
 
 
@@ -87,10 +87,10 @@ def test_a_longer_secret_is_hidden_whole(out: io.StringIO) -> None:
 
 
 def test_very_deep_values_are_cut(out: io.StringIO) -> None:
-    value: object = CANARY
+    value: object = ODD
     for _ in range(30):
         value = [value]
-    assert "c4n4ry" not in str(log.Scrubber([CANARY]).value(value))
+    assert canaries.MARK not in str(log.Scrubber([ODD]).value(value))
 
 
 class Terminal(io.StringIO):
@@ -100,8 +100,8 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_gets_words(out: io.StringIO) -> None:
     terminal = Terminal()
-    log.configure(stream=terminal, verbose=True, secrets=[CANARY])
-    structlog.get_logger().debug("shown", key=CANARY)
+    log.configure(stream=terminal, verbose=True, secrets=[ODD])
+    structlog.get_logger().debug("shown", key=ODD)
     assert "shown" in terminal.getvalue()
-    assert "c4n4ry" not in terminal.getvalue()
+    assert canaries.MARK not in terminal.getvalue()
     assert not terminal.getvalue().startswith("{")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import aiomqtt
+import canaries
 import paho.mqtt.client as paho
 import pytest
 from aiomqtt import MqttCodeError, MqttError
@@ -29,7 +30,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
     assert tool, "mosquitto_passwd is missing: apt-get install mosquitto"
     passwords.touch()
     for user in USERS:
-        subprocess.run([tool, "-b", str(passwords), user, f"secret-{user}"], check=True, capture_output=True)
+        subprocess.run([tool, "-b", str(passwords), user, f"{canaries.MQTT}-{user}"], check=True, capture_output=True)
     shutil.copy(FOLDER / "acl", folder / "acl")
     for path in (passwords, folder / "acl"):
         path.chmod(0o644)
@@ -46,7 +47,7 @@ def client(broker: Mosquitto, user: str, password: str | None = None, identifier
         "127.0.0.1",
         broker.port,
         username=user,
-        password=password or f"secret-{user}",
+        password=password or f"{canaries.MQTT}-{user}",
         identifier=identifier or f"any-{user}",
         protocol=aiomqtt.ProtocolVersion.V5,
         timeout=5,

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import aiomqtt
+import canaries
 import pytest
-from wire_helpers import Collector, running
+from wire_helpers import Collector, address, running
 
 from fakes import Mosquitto, eventually, free_port
 from runtime.mqtt import Address, Connection, Message, MqttLost, Will
@@ -21,7 +22,7 @@ from runtime.topics import Refused
 
 
 def connection(broker: Mosquitto, identifier: str = "one", **options: object) -> Connection:
-    return Connection(Address("127.0.0.1", broker.port), identifier, **options)  # type: ignore[arg-type]
+    return Connection(address(broker.port), identifier, **options)  # type: ignore[arg-type]
 
 
 async def test_qos_1_is_acknowledged_and_nagle_is_off(broker: Mosquitto) -> None:
@@ -255,7 +256,7 @@ async def test_a_wrong_password_is_retried_not_fatal(tmp_path: Path) -> None:
 
 def test_an_address_from_settings() -> None:
     settings = MqttSettings.model_validate(
-        {"url": "mqtt://h:1", "username": "u", "password": "p", "gate": {"username": "g"}}
+        {"url": "mqtt://h:1", "username": "u", "password": canaries.MQTT, "gate": {"username": "g"}}
     )
     assert Address.of(settings, "agent").credentials == settings.credentials("agent")
     gate = Address.of(settings, "gate").credentials

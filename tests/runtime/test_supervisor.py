@@ -12,17 +12,18 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import canaries
 import orjson
 import pytest
 from faults.harness import SLEEPER, Device, agent_row, device_on
-from wire_helpers import Manager, running
+from wire_helpers import Manager, address, running
 
 from fakes import eventually, free_port
 from runtime import child, supervisor
 from runtime.children import Spec, environment
 from runtime.config import load
 from runtime.log import Scrubber
-from runtime.mqtt import Address, Connection
+from runtime.mqtt import Connection
 from runtime.supervisor import Supervisor, _only_one
 from runtime.systemd import Notifier
 
@@ -30,7 +31,7 @@ CONFIG = """\
 agent: tester
 tick: {{rate_hz: 20}}
 state_dir: {state}
-mqtt: {{url: "embedded://127.0.0.1:{port}"}}
+mqtt: {{url: "embedded://127.0.0.1:{port}", {login}}}
 streams:
   joints: {{kind: telemetry, source: topic, fields: [a]}}
 actuators:
@@ -70,7 +71,7 @@ def specs(*rows: list[object]) -> list[Spec]:
 async def daemon(folder: Path, *rows: list[object], notifier: Notifier | None = None) -> AsyncIterator[Run]:
     port = free_port()
     path = folder / "tester.yaml"
-    path.write_text(CONFIG.format(state=folder / "state", port=port))
+    path.write_text(CONFIG.format(state=folder / "state", port=port, login=canaries.LOGIN_YAML))
     loaded = load(path)
     (folder / "state").mkdir(exist_ok=True)
     made = Supervisor(
@@ -79,7 +80,7 @@ async def daemon(folder: Path, *rows: list[object], notifier: Notifier | None = 
     task = asyncio.create_task(made.run())
     try:
         await eventually(lambda: len(made.children) == len(rows) or task.done(), "the start")
-        async with device_on(port) as device, running(Connection(Address("127.0.0.1", port), "operator")) as operator:
+        async with device_on(port) as device, running(Connection(address(port), "operator")) as operator:
             yield Run(made, path, port, task, operator, device)
     finally:
         if not task.done():
@@ -144,7 +145,7 @@ async def test_reload(tmp_path: Path) -> None:
 async def test_a_child_that_cannot_be_started_ends_the_daemon(tmp_path: Path) -> None:
     port = free_port()
     path = tmp_path / "tester.yaml"
-    path.write_text(CONFIG.format(state=tmp_path / "state", port=port))
+    path.write_text(CONFIG.format(state=tmp_path / "state", port=port, login=canaries.LOGIN_YAML))
     loaded = load(path)
     code = await supervisor.run(
         loaded.config, path, children=lambda: [Spec("gone", ("/no/such/binary",))], notifier=Notifier()

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import canaries
 import pytest
 from sensing import Running, Start, children, descriptors, eventually
 
@@ -35,7 +36,10 @@ pytestmark = [
 
 @pytest.fixture
 def sensor(port: int) -> CameraSensor:
-    return CameraSensor("front", CameraSettings(kind="camera", source=f"rtsp://127.0.0.1:{port}/test", rate_hz=RATE_HZ))
+    return CameraSensor(
+        "front",
+        CameraSettings(kind="camera", source=f"rtsp://cam:{canaries.RTSP}@127.0.0.1:{port}/test", rate_hz=RATE_HZ),
+    )
 
 
 async def rounds(count: int, sensor: CameraSensor, port: int, start: Start, running: Running) -> list[list[float]]:
@@ -103,3 +107,18 @@ async def test_a_long_freeze_is_survived(sensor: CameraSensor, port: int, start:
         await witness.until(lambda: len(witness.recovered) == 1, 15.0)
         assert witness.recovered[0] - resumed_s <= 5.0
     assert len(witness.lost) == 1
+
+
+async def test_a_camera_that_wants_a_password_gets_it_and_nobody_else_does(
+    sensor: CameraSensor, port: int, start: Start, running: Running
+) -> None:
+    """That neither the log of FFmpeg nor the reasons tell it, `canary_watch.py` hears."""
+    start(PYTHON, SERVER, str(port), str(FPS), canaries.RTSP)
+    async with running(sensor) as witness:
+        await witness.until(lambda: len(witness.readings) >= 3, 15.0)
+    wrong = f"rtsp://cam:{canaries.INLINE}@127.0.0.1:{port}/test"
+    async with running(CameraSensor("front", CameraSettings(kind="camera", source=wrong, rate_hz=RATE_HZ))) as witness:
+        await witness.until(lambda: bool(witness.lost), 15.0)
+    assert not witness.readings
+    assert f"rtsp://127.0.0.1:{port}/test" in witness.lost[0][1]
+    assert canaries.told(repr(witness.lost)) is None
