@@ -47,6 +47,7 @@ from runtime.sessions import Sessions
 from runtime.settings import Config
 from runtime.sources import Sources
 from runtime.swap import Swap
+from runtime.taskversions import TaskVersions
 from runtime.tick import Ticker, TickRewards
 from runtime.topics import Topics
 from runtime.versions import open_checkpoints
@@ -214,6 +215,7 @@ def _requests(
         connection=control,
         topics=topics,
         checkpoints=checkpoints,
+        tasks=TaskVersions.of(config),
         emit=reporter.event,
         explain=Explainer(experience, checkpoints, ticker.engine, config.learner.seed),
         record=Sessions(config, ticker, reporter),

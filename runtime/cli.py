@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import structlog
 
+from runtime.checkpoints_verb import checkpoints
 from runtime.export_verb import export
 from runtime.verbs import commands, load, load_or_demo
 
@@ -87,8 +88,12 @@ def check(config: Path | None, *, schema: bool) -> None:
         return
     if config is None:
         raise click.UsageError("name a settings file, or --schema")
+    from runtime.advice import advice
+
     loaded = load(config)
     c = loaded.config
+    for said in advice(config, loaded):
+        click.echo(str(said), err=True)
     click.echo(
         f"{config}: good. agent {c.agent}, {len(c.streams)} streams, {len(c.actuators)} actuators, {c.tick.rate_hz:g} Hz, mode {c.mode}"
     )
@@ -162,7 +167,7 @@ def plant(environment: str, agent: str, url: str, seed: int, rate_hz: float | No
     run_plant(environment, agent=agent, url=url, seed=seed, rate_hz=rate_hz)
 
 
-for _command in (*commands, export):
+for _command in (*commands, checkpoints, export):
     main.add_command(_command)
 
 if __name__ == "__main__":

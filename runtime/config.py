@@ -36,11 +36,12 @@ class ConfigError(Exception):
 
 @dataclass(slots=True)
 class Loaded:
-    """A settings file as read: the model, the secret values met on the way, and its digest's text."""
+    """A settings file as read: the model, the secret values met on the way, its digest's text, and where each path stands."""
 
     config: Config
     secrets: set[str] = field(default_factory=set)
     text: str = ""
+    lines: dict[Steps, int] = field(default_factory=dict)
 
 
 def load(path: Path) -> Loaded:
@@ -66,7 +67,7 @@ def load(path: Path) -> Loaded:
     ]
     if problems:
         raise ConfigError(problems)
-    return Loaded(config, reader.secrets | _model_secrets(config), text)
+    return Loaded(config, reader.secrets | _model_secrets(config), text, reader.lines)
 
 
 def _read(path: Path) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from learners.checkpoints import CheckpointRefused, Checkpoints, Manifest
 from runtime.mqtt import Connection, Message
+from runtime.taskversions import TaskRefused, TaskVersions
 from runtime.topics import Payload, Refused, Topics, decode, encode
 
 Emit = Callable[[str, dict[str, Any]], None]
@@ -23,9 +24,10 @@ MAX_WAITING = 16
 
 
 class Version(Payload):
-    """promote, rollback."""
+    """promote, rollback, checkpoints: of the policy, or of a task."""
 
     version: str | None = Field(None, max_length=128)
+    task: str | None = Field(None, max_length=64)
 
 
 class Decision(Payload):
@@ -63,6 +65,7 @@ class Requests:
     connection: Connection
     topics: Topics
     checkpoints: Checkpoints
+    tasks: TaskVersions
     emit: Emit
     explain: Callable[[str], Awaitable[Answer]]
     record: Callable[[bool], Awaitable[Answer]]
@@ -95,7 +98,7 @@ class Requests:
     async def _answered(self, verb: str, payload: bytes) -> Answer:
         try:
             return {"status": "ok", "data": await self._verbs()[verb](payload)}
-        except (Refused, RequestFailed, CheckpointRefused) as error:
+        except (Refused, RequestFailed, CheckpointRefused, TaskRefused) as error:
             return {"status": "error", "error": str(error)}
 
     def _reply(self, verb: str, message: Message, answer: Answer) -> None:
@@ -113,7 +116,10 @@ class Requests:
         }
 
     async def _promote(self, payload: bytes) -> Answer:
-        version = decode(Version, payload or b"{}").version
+        wish = decode(Version, payload or b"{}")
+        version = wish.version
+        if wish.task is not None:
+            return await self._promote_task(wish.task, version)
         if version is None:
             raise RequestFailed('name the version: {"version": "000042-1f3a9c0e"}; request/checkpoints lists them')
         if version == "newest":  # a button elsewhere cannot know names
@@ -124,14 +130,31 @@ class Requests:
         self.emit("policy_promoted", {"version": version, "before": before, "by": "request"})
         return {"version": version, "before": before}
 
+    async def _promote_task(self, task: str, version: str | None) -> Answer:
+        if version is None:
+            raise RequestFailed(
+                f'name the version: {{"task": "{task}", "version": "newest"}}; request/checkpoints lists them'
+            )
+        done = await asyncio.to_thread(self.tasks.promote, task, version)
+        self.emit("task_promoted", {**done, "by": "request"})
+        return done
+
     async def _rollback(self, payload: bytes) -> Answer:
-        to = decode(Version, payload or b"{}").version
+        wish = decode(Version, payload or b"{}")
+        if wish.task is not None:
+            done = await asyncio.to_thread(self.tasks.rollback, wish.task)
+            self.emit("task_rolled_back", {**done, "by": "request"})
+            return done
+        to = wish.version
         before = (await asyncio.to_thread(self.checkpoints.live)).version
         live = await asyncio.to_thread(lambda: self.checkpoints.rollback(to=to))
         self.emit("policy_rolled_back", {"version": before, "to": live.version, "by": "request"})
         return {"version": live.version, "before": before}
 
-    async def _list(self, _payload: bytes) -> Answer:
+    async def _list(self, payload: bytes) -> Answer:
+        task = decode(Version, payload or b"{}").task
+        if task is not None:
+            return await asyncio.to_thread(self.tasks.rows, task)
         live, manifests = await asyncio.gather(
             asyncio.to_thread(self.checkpoints.live), asyncio.to_thread(self.checkpoints.list)
         )

@@ -1,4 +1,4 @@
-"""The verbs that learn, explain and keep: train, finetune, evaluate, record, replay, explain, checkpoints, release, export, service."""
+"""The verbs that learn, explain and keep: train, finetune, evaluate, record, replay, explain, release, service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from runtime.config import Loaded
 from runtime.service import service
 
 if TYPE_CHECKING:
-    from learners.checkpoints import Checkpoints
     from learners.model.spec import Algorithm
 
 REFUSED = 2
@@ -130,55 +129,6 @@ def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
         picture(answer)
 
 
-@click.group(invoke_without_command=True)
-@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
-@click.pass_context
-def checkpoints(context: click.Context, config: Path | None) -> None:
-    """List policy versions; promote one, or roll back to the one before. A running agent follows within a second."""
-    from runtime.versions import open_checkpoints, show
-
-    context.obj = open_checkpoints(load_or_demo(config).config)
-    if context.invoked_subcommand is None:
-        show(context.obj)
-
-
-@checkpoints.command()
-@click.argument("version")
-@click.pass_obj
-def promote(folder: Checkpoints, version: str) -> None:
-    """Make VERSION live, after every check of its files."""
-    from learners.checkpoints import CheckpointRefused
-
-    try:
-        folder.promote(version)
-    except CheckpointRefused as refusal:
-        raise click.ClickException(str(refusal)) from None
-    click.echo(f"{version} is live")
-
-
-@checkpoints.command()
-@click.pass_obj
-def rollback(folder: Checkpoints) -> None:
-    """Take the live version out for good and return to the one before it."""
-    from learners.checkpoints import CheckpointRefused
-
-    try:
-        live = folder.rollback()
-    except CheckpointRefused as refusal:
-        raise click.ClickException(str(refusal)) from None
-    click.echo(f"{live.version} is live")
-
-
-@checkpoints.command()
-@click.argument("directory", type=FOLDER)
-@click.pass_obj
-def adopt(folder: Checkpoints, directory: Path) -> None:
-    """Take over the checkpoint that `reflexd train` wrote to DIRECTORY and make it live."""
-    from runtime.versions import adopt as take
-
-    click.echo(f"{take(folder, directory)} is live")
-
-
 @click.command()
 @click.argument("state", type=click.Choice(["on", "off"]))
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
@@ -234,7 +184,7 @@ def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool
     sys.exit(0 if report.same or policy else 1)
 
 
-commands: list[click.Command] = [train, finetune, evaluate, explain, checkpoints, record, replay, release, service]
+commands: list[click.Command] = [train, finetune, evaluate, explain, record, replay, release, service]
 
 
 def load_or_demo(config: Path | None) -> Loaded:

@@ -213,7 +213,7 @@ def test_held_out_labels_may_not_get_worse() -> None:
     assert not finding.passed
     assert finding.reason == "moods: accuracy 0.800 after 0.900"
     assert finding.figures["tasks"]["intents"]["labels"] == 40
-    assert run("labels", trial(Scripted(right))).figures["note"] == "no held-out labels"
+    assert run("labels", trial(Scripted(right))).figures["note"] == "no held-out file of a task that changed"
 
 
 def test_shadow_knows_nothing_without_new_ticks() -> None:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tinymodels
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.tasks.registry import open_task
+from learners.versions import Versions
 from runtime.mqtt import Message
 from runtime.requests import MAX_WAITING, RequestFailed, Requests
 from runtime.swap import Swap
+from runtime.taskversions import TaskVersions
 from runtime.topics import Refused, Topics
 
 
@@ -74,6 +78,7 @@ class Bench:
             connection=self.link,
             topics=Topics("demo"),
             checkpoints=self.checkpoints,
+            tasks=TaskVersions(folder / "tasks", ("intents",)),
             emit=lambda kind, data: self.events.append((kind, data)),
             explain=explain,
             record=record,
@@ -106,6 +111,24 @@ async def test_promote_list_and_roll_back(tmp_path: Path) -> None:
     assert "not tried again" in refused["error"]
 
 
+async def test_a_task_s_versions_are_listed_promoted_and_rolled_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    task = open_task("classify", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
+    versions = Versions(tmp_path / "tasks" / "intents")
+    first, second = versions.add(task, 1), versions.add(task, 2)
+    wish = json.dumps({"task": "intents", "version": first.name}).encode()
+    assert (await bench.ask("promote", wish))["data"] == {"task": "intents", "version": first.name, "before": None}
+    newest = (await bench.ask("promote", b'{"task": "intents", "version": "newest"}'))["data"]
+    assert newest == {"task": "intents", "version": second.name, "before": first.name}
+    listed = (await bench.ask("checkpoints", b'{"task": "intents"}'))["data"]
+    assert listed["live"] == second.name
+    assert [row["version"] for row in listed["versions"]] == [first.name, second.name]
+    assert (await bench.ask("rollback", b'{"task": "intents"}'))["data"]["to"] == first.name
+    assert versions.live() == first
+    assert [kind for kind, _ in bench.events] == ["task_promoted", "task_promoted", "task_rolled_back"]
+    assert all(data["by"] == "request" for _, data in bench.events)
+
+
 @pytest.mark.parametrize(
     ("verb", "payload", "word"),
     [
@@ -113,6 +136,11 @@ async def test_promote_list_and_roll_back(tmp_path: Path) -> None:
         ("promote", b"[]", "payload"),
         ("promote", b'{"version": "../../etc"}', "bad_name"),
         ("rollback", b"", "nothing to roll back"),
+        ("promote", b'{"task": "intents"}', "name the version"),
+        ("promote", b'{"task": "intents", "version": "newest"}', "has no version 'newest'; there are []"),
+        ("promote", b'{"task": "other", "version": "1-a"}', "is not under tasks: ['intents']"),
+        ("rollback", b'{"task": "intents"}', "nothing to roll back to"),
+        ("checkpoints", b'{"task": "../x"}', "is not under tasks"),
         ("explain", b"{}", "decision"),
         ("explain", b'{"decision": "unknown"}', "not in the record"),
         ("record", b"NaN", "JSON"),
