@@ -63,8 +63,11 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python debian-run
 $(VENV)/.test: $(VENV)/.run | debian-test
 	@echo "Installing what the tests need."
 	$(PIP) --editable '.[chat,simulation,embedded,export,fleet,test]'
+	npm install --silent --no-audit --no-fund --ignore-scripts --omit=optional --prefix $(VENV)/node-red $(NODE_RED)
 	@touch $@
 
+# the last line of Node-RED that Debian 12's node runs
+NODE_RED := node-red@4.1.15
 RUN_PACKAGES := mosquitto libportaudio2 libgl1 libglib2.0-0
 TEST_PACKAGES := $(RUN_PACKAGES) mosquitto-clients espeak-ng pulseaudio pulseaudio-utils libasound2-plugins alsa-utils \
   gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
@@ -76,3 +79,4 @@ debian-run:
 
 debian-test:
 	@bash configs/debian.sh $(TEST_PACKAGES)
+	@command -v npm >/dev/null || bash configs/debian.sh npm
