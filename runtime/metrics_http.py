@@ -6,6 +6,7 @@ It has no login: it changes nothing and shows no content of any stream; it liste
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -71,6 +72,32 @@ def _understood(accept: str) -> str:
     return accept if all(_VERSION.fullmatch(version) for version in versions) else ""
 
 
+class Shielded(web.RequestHandler):
+    """One connection. What is no HTTP never reaches a route; it is refused here, with the same headers and no echo of itself."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what could not be read, or to what failed (500, which aiohttp logs).
+
+        Raises:
+            ConnectionError: an answer was begun already.
+        """
+        if status >= 500 or request.writer.output_size > 0:
+            answer = super().handle_error(request, status, exc, message)
+        else:
+            answer = web.Response(status=status, text="that is no request\n")
+            answer.force_close()
+        answer.headers.update(SHIELD)
+        return answer
+
+
 def address(listen: str) -> tuple[str, int]:
     """`HOST:PORT` or `[V6]:PORT` as host and port."""
     host, _, port = listen.rpartition(":")
@@ -85,11 +112,12 @@ async def serve(app: web.Application, listen: str) -> AsyncIterator[int]:
         OSError: the address is taken or not ours.
     """
     host, port = address(listen)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
+    server, loop = runner.server, asyncio.get_running_loop()
+    assert server is not None, "a runner that is set up has a server"
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        yield runner.addresses[0][1]
+        async with await loop.create_server(lambda: Shielded(server, loop=loop, access_log=None), host, port) as door:  # type: ignore[arg-type]  # none is wanted
+            yield door.sockets[0].getsockname()[1]
     finally:
         await runner.cleanup()

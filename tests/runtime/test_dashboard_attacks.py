@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -158,6 +159,31 @@ def attacks_on(opened: Callable[[], Any], attack: Callable[[Any, Callable[[Await
             await asyncio.to_thread(attack, target, wait)
 
     asyncio.run(attacked())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"SSH-2.0-x\r\n\r\n", b"GET\r\n\r\n", b"\0" * 40 + b"\r\n\r\n",
+     b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nCookie: " + OPERATOR.encode() + b"\x00\r\n\r\n",
+     b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\n\r\n", b"POST /login HTTP/1.1\r\nContent-Length: -1\r\n\r\n"],
+    ids=["tls", "ssh", "short", "zeros", "version", "cookie", "long", "length"],
+)  # fmt: skip
+async def test_what_is_no_http_is_refused_with_the_same_headers_and_not_echoed(
+    raw: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site() as page, serve(application(CollectorRegistry(), list), "127.0.0.1:0") as metrics:
+        for port in (page.port, metrics):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(raw)
+            async with asyncio.timeout(10):
+                answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert re.match(rb"HTTP/1\.[01] 4\d\d ", head)
+            assert {f"{name}: {value}".encode() for name, value in SHIELD.items()} <= set(head.split(b"\r\n"))
+            assert body == b"that is no request\n"
+    assert not caplog.records, "a scanner does not fill the log"
 
 
 CHARSETS = [
