@@ -61,10 +61,11 @@ class Algorithm:
         policy: what acts (`learners.model.policy.Policy`, or anything with its `encode`, `observe` and `heads`);
             trained in place.
         generator: the only source of chance.
+        updates: made so far; exploration fades with them, and does not begin anew where only the weights change.
     """
 
-    def __init__(self, policy: Any, generator: torch.Generator) -> None:
-        self.policy, self.generator, self.updates = policy, generator, 0
+    def __init__(self, policy: Any, generator: torch.Generator, updates: int = 0) -> None:
+        self.policy, self.generator, self.updates = policy, generator, updates
         self.parts = parts(policy.heads, generator)
         encoder = [p for name, p in policy.named_parameters() if not name.startswith("heads.") and p.requires_grad]
         if policy.heads.bandit is not None:  # its posterior holds only for features that stay as they are

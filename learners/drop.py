@@ -1,6 +1,6 @@
 """Whether a stream of figures fell below, or rose above, what it was before: tests that may be looked at all the time.
 
-Figures are block means, one a second of acting. Three parts:
+Figures are block means, one a second of acting, or returns, one an episode. Three parts:
 
 - `Reference`: what the figures were before, with a long-run variance that counts how much neighbouring blocks depend on each
   other (batch means; the largest over several batch lengths, with a chi-square bound because there are few batches).
@@ -13,7 +13,7 @@ Figures are block means, one a second of acting. Three parts:
   exceeds 1/alpha with probability at most alpha (Ville; Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables
   by betting"). Exact at every n, for values whose mean given the past is at most m.
 
-Assumed: blocks further apart than `MEMORY` are all but independent, and the world that rewards is the same before and after. A world
+Assumed: blocks further apart than `MEMORY` are all but independent (and whole episodes are), and the world that rewards is the same before and after. A world
 that gets harder at the very moment of a change is taken for the change's fault. What is simulated: `tests/benchmarks/bench_probation.py`.
 """
 
@@ -44,15 +44,15 @@ BETS = (0.1, 0.25, 0.5, 0.9)
 """Shares of the largest bet that cannot ruin the gambler; he splits his wealth over them."""
 
 
-def long_run_variance(blocks_N: Sequence[float]) -> float:
+def long_run_variance(blocks_N: Sequence[float], memory: int = MEMORY) -> float:
     """An upper estimate of the limit of N var(mean of N blocks); infinity for fewer than two blocks.
 
-    Short series cannot tell how far dependence reaches: below `ENOUGH` blocks it is taken to be total over `MEMORY`.
+    Short series cannot tell how far dependence reaches: below `ENOUGH` blocks it is taken to be total over `memory`.
     """
     x_N = np.asarray(blocks_N, np.float64)
     if len(x_N) < 2:
         return math.inf
-    found = float(x_N.var(ddof=1)) * (MEMORY if len(x_N) < ENOUGH else 1)
+    found = float(x_N.var(ddof=1)) * (memory if len(x_N) < ENOUGH else 1)
     for length in BATCHES:
         count = len(x_N) // length
         if count < LEAST_BATCHES:
@@ -75,14 +75,14 @@ class Reference:
     """The long-run variance over that of single blocks."""
 
     @classmethod
-    def of(cls, blocks_N: Sequence[float]) -> Reference | None:
-        """From the blocks of the last minutes; None for fewer than `LEAST`."""
-        if len(blocks_N) < LEAST:
+    def of(cls, blocks_N: Sequence[float], *, least: int = LEAST, memory: int = MEMORY) -> Reference | None:
+        """From the blocks of the last minutes; None for fewer than `least`."""
+        if len(blocks_N) < least:
             return None
-        variance = long_run_variance(blocks_N)
+        variance = long_run_variance(blocks_N, memory)
         single = float(np.var(np.asarray(blocks_N, np.float64), ddof=1))
         return cls(
-            len(blocks_N), float(np.mean(blocks_N)), variance, variance / single if single > 0 else float(MEMORY)
+            len(blocks_N), float(np.mean(blocks_N)), variance, variance / single if single > 0 else float(memory)
         )
 
     def upper(self, sigmas: float = 2.0) -> float:
@@ -97,6 +97,7 @@ class Drop:
     reference: Reference
     alpha: float
     margin: float
+    rho: float = RHO
     count: int = 0
     mean: float = 0.0
     crossed: bool = False
@@ -121,8 +122,8 @@ class Drop:
         if not self.count:
             return -math.inf
         information = self.count * self.reference.count / (self.count + self.reference.count)
-        grown = information + RHO
-        boundary = math.sqrt(2 * grown * math.log(math.sqrt(grown / RHO) / (2 * self.alpha) + 1))
+        grown = information + self.rho
+        boundary = math.sqrt(2 * grown * math.log(math.sqrt(grown / self.rho) / (2 * self.alpha) + 1))
         return self.reference.mean - self.margin - math.sqrt(self.variance()) * boundary / information
 
     def variance(self) -> float:

@@ -110,9 +110,8 @@ class LinearQ:
     """A value function that is linear in features of state and action."""
 
     weights: Array
-    sweeps: int
-    residual: float
-    """Largest change of a prediction in the last sweep."""
+    radius: float
+    """Spectral radius of the iteration it is the fixed point of: how much of an error is left after one more sweep."""
 
     def __call__(self, features: Array) -> Array:
         """Values of features [..., D]."""
@@ -126,28 +125,22 @@ def fitted_q(
     next_ND: Array,
     *,
     ridge: float = 1e-3,
-    sweeps: int = 1_000,
-    tolerance: float = 1e-6,
+    largest_radius: float = 1.0,
 ) -> LinearQ:
-    """Fitted Q evaluation with linear features: regress r + discount * Q(next) until it stands still.
+    """Fitted Q evaluation with linear features: where regressing r + discount * Q(next) again and again comes to rest.
 
     `next_ND` are the features expected under the target at the next state (averaged over its choices, which linearity
-    allows); `discount_N` is gamma, or 0 where the step was terminal.
+    allows); `discount_N` is gamma, or 0 where the step was terminal. The rest is solved for, not iterated to; that the
+    iteration would get there is what its spectral radius says (Tsitsiklis & Van Roy 1996).
 
     Raises:
-        ArithmeticError: the iteration diverges, which bootstrapped regression may do off-policy.
+        ArithmeticError: the iteration diverges, which bootstrapped regression may do off-policy, or `largest_radius` is passed.
     """
     gram = features_ND.T @ features_ND + ridge * np.eye(features_ND.shape[1])
-    solve = np.linalg.solve(gram, features_ND.T)
-    weights = np.zeros(features_ND.shape[1])
-    bound = 1e3 * (1.0 + float(np.abs(reward_N).max(initial=0.0))) / max(1e-3, 1.0 - float(discount_N.max(initial=0.0)))
-    change = float("inf")
-    for sweep in range(1, sweeps + 1):
-        updated = solve @ (reward_N + discount_N * (next_ND @ weights))
-        change = float(np.abs(features_ND @ (updated - weights)).max(initial=0.0))
-        weights = updated
-        if not np.isfinite(weights).all() or float(np.abs(features_ND @ weights).max(initial=0.0)) > bound:
-            raise ArithmeticError(f"fitted Q evaluation diverged after {sweep} sweeps")
-        if change < tolerance:
-            break
-    return LinearQ(weights, sweep, change)
+    onward = features_ND.T @ (discount_N[:, None] * next_ND)
+    radius = float(np.abs(np.linalg.eigvals(np.linalg.solve(gram, onward))).max(initial=0.0))
+    if not radius < largest_radius:
+        raise ArithmeticError(
+            f"fitted Q evaluation diverged: spectral radius {radius:.4f}, below {largest_radius:.4g} is needed"
+        )
+    return LinearQ(np.asarray(np.linalg.solve(gram - onward, features_ND.T @ reward_N), np.float64), radius)

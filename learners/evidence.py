@@ -53,6 +53,11 @@ class Evidence:
         return self.candidate, self.live
 
     @property
+    def tells(self) -> bool:
+        """Whether outcomes differ: some ticks earned more than others, or an episode ended."""
+        return bool(self.done[self.known].any() or np.ptp(self.reward[self.known]) > 0)
+
+    @property
     def scale(self) -> float:
         """From a discounted value to a reward a tick."""
         return 1.0 - min(self.gamma, LARGEST_GAMMA)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -56,6 +56,17 @@ class Position:
     def moment(self) -> Moment:
         """What was taken in."""
         return Moment(self.row, self.change)
+
+
+def placed(document: Mapping[str, Any]) -> tuple[Position, int, dict[str, str]]:
+    """Where training was, as saved: the position, the trail of what is held, the encoders' versions.
+
+    Raises:
+        KeyError, TypeError, ValueError: another version of this program wrote it, with other fields.
+    """
+    position = dict(document)
+    trail, versions = int(position.pop("trail")), dict(position.pop("versions"))
+    return Position(**position), trail, versions
 
 
 class Learner:
@@ -120,7 +131,7 @@ class Learner:
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Take up a policy's weights and forget what belonged to the old ones (targets, moments of the optimiser)."""
         self.policy.load_state_dict(weights)
-        self.algorithm = Algorithm(self.policy, self.algorithm.generator)
+        self.algorithm = Algorithm(self.policy, self.algorithm.generator, self.algorithm.updates)
         self.policy.eval()
 
     def ingest(self, until: Moment | None = None) -> int:
@@ -200,9 +211,13 @@ class Learner:
         loaded = self.state.load_live(self.refused.append, self.shapes())
         entries = self.journal.entries()
         if loaded is not None:
-            position = dict(loaded.documents["position"])
-            trail, self.replay.versions = position.pop("trail"), position.pop("versions")
-            self.position = Position(**position)
+            try:
+                self.position, trail, self.replay.versions = placed(loaded.documents["position"])
+            except (KeyError, TypeError, ValueError) as error:
+                detail = f"the learner's position: {error!r}; it begins anew"
+                self.refused.append(CheckpointRefused(loaded.manifest.version, "unknown_format", detail))
+                self.journal.restart([])  # of a state that is not taken up
+                return False
             self.policy.load_state_dict(loaded.tensors["policy"])
             self.algorithm.load_state_dict(loaded.tensors["learner"])
             self.draw.set_state(loaded.tensors["random"]["draw"])

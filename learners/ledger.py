@@ -33,6 +33,8 @@ class Entry:
     """The reward computed at the tick itself; None where none is configured."""
     rewards: dict[str, float] = field(default_factory=dict)
     """By source; several of one source add up."""
+    done: bool = False
+    """An episode ended with it."""
 
     def total(self, without: frozenset[str] = frozenset()) -> float | None:
         """Everything that came for it; None when nothing did."""
@@ -58,13 +60,16 @@ class Ledger:
         if len(self._open) > MOST:
             self._open.popitem(last=False)
 
-    def credit(self, source: str, value: float, *, decision: str | None, stamp_s: float) -> Entry | None:
+    def credit(
+        self, source: str, value: float, *, decision: str | None, stamp_s: float, done: bool = False
+    ) -> Entry | None:
         """Add a reward to its decision, else to the one in force at `stamp_s`; the decision if it was settled before."""
         entry = self._named(decision) if decision is not None else self._in_force(stamp_s)
         if entry is None:
             self.counts["unknown"] += 1
             return None
         entry.rewards[source] = entry.rewards.get(source, 0.0) + value
+        entry.done = entry.done or done
         if entry.decision in self._open:
             return None
         self.counts["late"] += 1

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,21 +35,13 @@ from numpy.typing import NDArray
 from learners.confidence import lower_bound
 from learners.estimators import (
     Estimate,
-    LinearQ,
-    effective_samples,
-    fitted_q,
     importance_weights,
     per_decision,
     sequential_doubly_robust,
     snips,
 )
-from learners.evidence import LARGEST_GAMMA, Evidence, Side, windows
-
-FOLDS = 4
-RIDGE = 1e-2
-"""On features of deviation 1, a decision."""
-CONSTANT = 1e3
-"""Size of the constant feature: so large that the ridge does not pull at it."""
+from learners.evidence import Evidence, windows
+from learners.fitted import FOLDS, RIDGES, cross_fitted, influence, standardised
 
 Array = NDArray[np.float64]
 
@@ -88,6 +80,10 @@ def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float
     count = int(usable_N.sum())
     if count < 2 * FOLDS:
         return Judged(unknown=f"{count} decisions have an outcome and a probability of the policy's own")
+    if not e.tells:
+        return Judged(
+            unknown="every tick earned the same and no episode ended: nothing tells a better policy from a worse one"
+        )
     if not all(np.isfinite(side.probability).all() and np.isfinite(side.features).all() for side in e.sides):
         return Judged(unknown="a probability or a value on a logged decision is not finite")
     block = max(e.horizon, math.ceil(math.sqrt(count)))
@@ -101,12 +97,13 @@ def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float
         add("snips", _pair(snips(e.reward[usable_N], w_N[usable_N]) for w_N in weights))
     add("per_decision", _pair(_per_decision(e, w_N) for w_N in weights), e.horizon)
     try:
-        scaled = _standardised(e)
-        add("doubly_robust", *_doubly_robust(scaled, weights, min_effective_samples))
-        if e.gamma > 0:
-            add("fitted_q", _pair(_influence(scaled, side) for side in scaled.sides))
+        scaled = standardised(e)
+        robust, fitted = _modelled(scaled, weights, min_effective_samples)
     except (ArithmeticError, np.linalg.LinAlgError) as error:
         return Judged(found, None, str(error))
+    add("doubly_robust", *robust)
+    if fitted is not None:
+        add("fitted_q", fitted)
     for name in ("doubly_robust", "fitted_q"):
         if name in found and found[name].effective_samples >= min_effective_samples:
             return Judged(found, found[name])
@@ -155,13 +152,28 @@ def _robust(e: Evidence, weight_N: Array, q_N: Array, v_N: Array, length: int) -
     return sequential_doubly_robust(reward, weight, q, v, e.gamma)
 
 
-def _doubly_robust(e: Evidence, weights: list[Array], enough: float) -> tuple[Pair, int]:
+def _modelled(e: Evidence, weights: list[Array], enough: float) -> tuple[tuple[Pair, int], Pair | None]:
+    """What rests on value functions: doubly robust with its window, and fitted Q where there is a future to value.
+
+    Raises:
+        ArithmeticError: with no ridge the value functions come to rest.
+    """
+    for ridge in RIDGES:
+        try:
+            robust = _doubly_robust(e, weights, ridge, enough)
+            return robust, _pair(influence(e, side, ridge) for side in e.sides) if e.gamma > 0 else None
+        except ArithmeticError as error:
+            last = error
+    raise last
+
+
+def _doubly_robust(e: Evidence, weights: list[Array], ridge: float, enough: float) -> tuple[Pair, int]:
     """Estimates over the longest window that has enough effective samples, or over one tick; and that window.
 
     Raises:
         ArithmeticError: a value function cannot be fitted.
     """
-    crossed = [_cross_fitted(e, side) for side in e.sides]
+    crossed = [cross_fitted(e, side, ridge) for side in e.sides]
     best: tuple[Pair, int] | None = None
     length = 1
     while length <= e.horizon:
@@ -172,53 +184,3 @@ def _doubly_robust(e: Evidence, weights: list[Array], enough: float) -> tuple[Pa
         length *= 2
     assert best is not None
     return best
-
-
-def _standardised(e: Evidence) -> Evidence:
-    """The evidence with features of mean 0 and deviation 1, and a large constant, so that one ridge fits all."""
-    mean, deviation = e.taken.mean(0), e.taken.std(0)
-    varies = deviation > 1e-9
-    mean, deviation = np.where(varies, mean, 0.0), np.where(varies, deviation, 1 / CONSTANT)
-
-    def scale(x: Array) -> Array:
-        return np.asarray((x - mean) / deviation, np.float64)
-
-    candidate, live = (Side(side.probability, scale(side.features)) for side in e.sides)
-    gamma = min(e.gamma, LARGEST_GAMMA)
-    return replace(e, taken=scale(e.taken), candidate=candidate, live=live, gamma=gamma)
-
-
-def _regression(e: Evidence, side: Side, rows: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
-    """Features, rewards, discounts and next features of the given rows."""
-    after = np.minimum(rows + 1, len(e.reward) - 1)
-    discount = np.where(e.done[rows], 0.0, e.gamma)
-    return e.taken[rows], e.reward[rows], discount, side.features[after]
-
-
-def _fit(e: Evidence, side: Side, rows: NDArray[np.int64]) -> LinearQ:
-    features, reward, discount, following = _regression(e, side, rows)
-    return fitted_q(features, reward, discount, following, ridge=RIDGE * len(rows), sweeps=2_000)
-
-
-def _cross_fitted(e: Evidence, side: Side) -> tuple[Array, Array]:
-    """Q of what was done and V of what the policy would do, N each, from value functions fitted on the other folds."""
-    fold_N = np.minimum(np.arange(len(e.reward)) * FOLDS // len(e.reward), FOLDS - 1)
-    q_N, v_N = np.zeros(len(e.reward)), np.zeros(len(e.reward))
-    for fold in range(FOLDS):
-        q = _fit(e, side, np.flatnonzero(e.known & (fold_N != fold)))
-        here = fold_N == fold
-        q_N[here], v_N[here] = q(e.taken[here]), q(side.features[here])
-    return q_N, v_N
-
-
-def _influence(e: Evidence, side: Side) -> Estimate:
-    """Fitted Q evaluation at the logged states; terms are its influence function, whose mean is the value."""
-    rows = np.flatnonzero(e.known)
-    q = _fit(e, side, rows)
-    features, reward, discount, following = _regression(e, side, rows)
-    error = reward + discount * q(following) - q(features)
-    matrix = features.T @ (features - discount[:, None] * following) + RIDGE * len(rows) * np.eye(features.shape[1])
-    start = side.features[rows].mean(0)
-    weight = len(rows) * (features @ np.linalg.solve(matrix.T, start))
-    values = q(side.features[rows])
-    return Estimate(float(values.mean()), values + weight * error, effective_samples(weight * (1 - e.gamma)))

@@ -1,8 +1,8 @@
 """Probation: a version that has just gone live is watched for a while, and comes back out when it does worse.
 
-Watched are the rewards of its own decisions and how often the gate refuses them, in blocks of one second of acting, against the
-last minutes of the version before (`drop.py` has the tests; each is given half of alpha, so that together they take out an equal
-version with probability at most alpha). A version during whose probation the agent died twice is taken out, too. Where there is no
+Watched are the rewards of its own decisions and how often the gate refuses them, in blocks of one second of acting, and the returns
+of its episodes where rewards say `done`, against the last minutes of the version before and the last episodes of those that passed
+(`drop.py` has the tests; they share alpha, so that together they take out an equal version with probability at most alpha). A version during whose probation the agent died twice is taken out, too. Where there is no
 version before, or too little is known of it, nothing is compared, and the figures say so.
 
 Says what should happen. `runtime/probation.py` carries it out in the agent, which lives on when the learner does not, and keeps it
@@ -19,16 +19,14 @@ from typing import Any
 
 import orjson
 
-from learners.drop import LEAST, Bet, Drop, Reference
+from learners.comparison import Comparison
 from learners.ledger import Entry
-from learners.watched import BLOCK_S, Watched
+from learners.watched import BLOCK_S, Finished, Watched
 
 CONFIRMED = 64
 """Names of versions that passed, the newest."""
-MORE_REFUSALS = 0.1
-"""Share of decisions that may be refused more than before."""
-MOST_REFUSALS = 0.95
-"""Where that many were refused before, nothing can be told."""
+SEEN_EPISODES = 3
+"""Whole episodes that a probation waits for, where there are episodes."""
 MAX_CRASHES = 2
 FILE = "probation.json"
 """In the state folder."""
@@ -47,7 +45,7 @@ class Verdict:
     before: str | None
     passed: bool
     why: str
-    """`rewards`, `refusals`, `crashes`; `time` when it is over without any of these."""
+    """`rewards`, `returns`, `refusals`, `crashes`; `time` when it is over without any of these."""
     figures: dict[str, Any]
 
 
@@ -63,10 +61,7 @@ class Trial:
     seconds: int = 0
     """Of acting so far."""
     watched: Watched = field(default_factory=Watched)
-    rewards: Drop | None = None
-    refusals: Bet | None = None
-    reason: str = ""
-    """Why rewards are not compared."""
+    compared: Comparison = field(default_factory=Comparison)
 
 
 @dataclass(slots=True)
@@ -99,14 +94,17 @@ class Probation:
         if self.good is None and self.trial is not None:
             self.trust(self.trial.version)  # nothing has passed yet: what acted before stands in
         self.trial = Trial(version, self.good, now_s)
+        self.known.interrupt()
         self._arm(self.trial)
         return self.trial
 
     def trust(self, version: str) -> None:
         """A version is good: it passed, or is one that did."""
         if version != self.good:
-            passed = self.trial is not None and self.trial.version == version
-            self.known = self.trial.watched if passed and self.trial is not None else Watched()
+            before, self.known = self.known, Watched()
+            if self.trial is not None and self.trial.version == version:
+                self.known = self.trial.watched
+                self.known.follow(before)
             self.good = version
         if version not in self.confirmed:
             self.confirmed.append(version)
@@ -123,28 +121,34 @@ class Probation:
     def observe(self, entries: Iterable[Entry], without: frozenset[str] = frozenset()) -> Verdict | None:
         """Take settled decisions, oldest first; rewards of the sources in `without` do not count."""
         for entry in entries:
-            verdict = self._take(entry, entry.total(without)) if entry.acted else None
+            verdict = self._take(entry, entry.total(without))
             if verdict is not None:
                 return verdict
         return None
 
     def _take(self, entry: Entry, reward: float | None) -> Verdict | None:
         trial = self.trial
-        if trial is None:
-            if entry.version == self.good:
-                self.known.add(entry.stamp_s, reward, refused=entry.refused)
+        watched, version = (self.known, self.good) if trial is None else (trial.watched, trial.version)
+        if not entry.acted or entry.version != version:
+            watched.interrupt()
             return None
-        if entry.version != trial.version:
-            return None
-        rewarded, refused = trial.watched.add(entry.stamp_s, reward, refused=entry.refused)
-        if rewarded is not None and trial.rewards is not None and trial.rewards.update(rewarded):
-            return self._verdict("rewards")
-        if refused is None:
-            return None
-        trial.seconds += 1
-        if trial.refusals is not None and trial.refusals.update(refused):
-            return self._verdict("refusals")
-        return self._verdict("time") if trial.seconds * BLOCK_S >= self.lasts_s else None
+        done = watched.add(entry.stamp_s, reward, refused=entry.refused, done=entry.done)
+        return None if trial is None else self._judge(trial, done)
+
+    def _judge(self, trial: Trial, done: Finished) -> Verdict | None:
+        """What a decision of the version on probation finished."""
+        trial.seconds += done.refused is not None
+        worse = trial.compared.update(done)
+        if worse is not None:
+            return self._verdict(worse)
+        return self._verdict("time") if self._over(trial) else None
+
+    def _over(self, trial: Trial) -> bool:
+        """It has acted long enough, and for some episodes where there are any."""
+        so_far_s = trial.seconds * BLOCK_S
+        episodic = bool(self.known.returns or trial.watched.returns)
+        enough = not episodic or len(trial.watched.returns) >= SEEN_EPISODES
+        return so_far_s >= self.lasts_s * (1.0 if enough else PATIENCE)
 
     def _verdict(self, why: str) -> Verdict:
         trial = self.trial
@@ -154,45 +158,18 @@ class Probation:
     def _arm(self, trial: Trial) -> None:
         """Set up the tests against what is known of the good version."""
         if trial.before is None:
-            trial.reason = "no version before it to compare with or go back to"
-            return
-        reference = Reference.of(self.known.rewards)
-        if reference is None:
-            trial.reason = f"{len(self.known.rewards)} s of rewards of the version before; {LEAST} are needed"
+            trial.compared = Comparison(reason="no version before it to compare with or go back to")
         else:
-            trial.rewards = Drop(reference, self.alpha / 2, self.margin)
-        refused = Reference.of(self.known.refusals)
-        limit = MOST_REFUSALS if refused is None else refused.upper() + MORE_REFUSALS
-        if limit < MOST_REFUSALS:
-            trial.refusals = Bet(limit, self.alpha / 2)
+            trial.compared = Comparison.of(self.known, trial.watched, margin=self.margin, alpha=self.alpha)
 
     def figures(self) -> dict[str, Any]:
         """The probation's numbers so far; empty when there is none."""
         trial = self.trial
         if trial is None:
             return {}
-        known, drop, bet = self.known, trial.rewards, trial.refusals
         figures: dict[str, Any] = {"seconds": trial.seconds, "lasts_s": self.lasts_s, "crashes": trial.crashes}
         figures["rewarded_s"] = len(trial.watched.rewards)
-        if drop is not None:
-            bound = drop.bound()
-            figures |= {
-                "mean_before": round(drop.reference.mean, 4),
-                "mean_now": round(drop.mean, 4) if drop.count else None,
-                "bound": round(bound, 4) if drop.count else None,
-                "n_before": drop.reference.count,
-                "n": drop.count,
-                "deviation": round(drop.variance() ** 0.5, 4),
-                "inflation": round(drop.reference.inflation, 2),
-                "margin": self.margin,
-            }
-        else:
-            figures["not_compared"] = trial.reason
-        if bet is not None:
-            before = sum(known.refusals) / len(known.refusals)
-            figures |= {"refused_before": round(before, 4), "refused_now": round(bet.mean, 4)}
-            figures["refused_limit"] = round(bet.limit, 4)
-        return figures | {"alpha": self.alpha}
+        return figures | trial.compared.figures() | {"alpha": self.alpha}
 
     def dump(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -228,10 +205,7 @@ class Probation:
         self.confirmed.extend(body["confirmed"])
         if trial is not None:
             self._arm(trial)
-            if trial.rewards is not None:
-                trial.rewards.replay(trial.watched.rewards)
-            if trial.refusals is not None:
-                trial.refusals.replay(trial.watched.refusals)
+            trial.compared.replay(trial.watched)
 
 
 def under_way(state_dir: Path, now_s: float) -> bool:

@@ -1,4 +1,8 @@
-"""What came of one version's decisions, second by second of acting: rewards, and the share that the gate refused."""
+"""What came of one version's decisions: rewards and the share that the gate refused, second by second of acting, and returns.
+
+A return is the sum of the rewards of one whole episode, as rewards with `done` end them. It tells what the mean reward of a
+second cannot where every tick earns the same until the episode is over, as with a pole that must not fall.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,11 @@ from dataclasses import dataclass, field
 BLOCK_S = 1.0
 KEPT = 300
 """Blocks: five minutes of acting."""
+KEPT_EPISODES = 20
+LEAST_EPISODES = 5
+"""What returns can be compared with."""
+ENDLESS = 10_000
+"""Ticks after which an episode counts as it is."""
 
 
 @dataclass(slots=True)
@@ -31,25 +40,87 @@ class Blocks:
 
 
 @dataclass(slots=True)
+class Episode:
+    """The return so far."""
+
+    total: float = 0.0
+    ticks: int = 0
+    whole: bool = False
+    """It was this version's from its first tick on."""
+
+    def add(self, reward: float | None, *, ends: bool) -> tuple[float, int] | None:
+        """Take a tick; return and length when it ends a whole episode."""
+        self.total += reward or 0.0
+        self.ticks += 1
+        if not ends:
+            return None
+        found = (self.total, self.ticks) if self.whole else None
+        self.total, self.ticks, self.whole = 0.0, 0, True
+        return found
+
+    def interrupt(self) -> None:
+        """Somebody else acted: what is left of the episode is not this version's."""
+        self.total, self.ticks, self.whole = 0.0, 0, False
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What one decision finished: the figures of a second, the return of an episode."""
+
+    reward: float | None = None
+    refused: float | None = None
+    gained: float | None = None
+    """The return."""
+
+
+@dataclass(slots=True)
 class Watched:
-    """Second by second, what came of one version's decisions."""
+    """What came of one version's decisions."""
 
     rewards: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     refusals: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    returns: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPISODES))
+    lengths: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPISODES))
+    """Of the episodes, in ticks."""
+    longest: int = ENDLESS
+    """Ticks after which an episode is counted as it is, so that one without an end counts, too."""
     _reward: Blocks = field(default_factory=Blocks)
     _refusal: Blocks = field(default_factory=Blocks)
+    _episode: Episode = field(default_factory=Episode)
 
-    def add(self, stamp_s: float, reward: float | None, *, refused: bool) -> tuple[float | None, float | None]:
-        """Take a settled decision; the reward and refusal blocks that were finished by it."""
-        done = self._refusal.add(stamp_s, float(refused)), None if reward is None else self._reward.add(stamp_s, reward)
-        for block, kept in zip(done, (self.refusals, self.rewards), strict=True):
-            if block is not None:
-                kept.append(block)
-        return done[1], done[0]
+    def add(self, stamp_s: float, reward: float | None, *, refused: bool, done: bool = False) -> Finished:
+        """Take a settled decision."""
+        refusal = self._refusal.add(stamp_s, float(refused))
+        rewarded = None if reward is None else self._reward.add(stamp_s, reward)
+        if refusal is not None:
+            self.refusals.append(refusal)
+        if rewarded is not None:
+            self.rewards.append(rewarded)
+        episode = self._episode.add(reward, ends=done or self._episode.ticks + 1 >= self.longest)
+        if episode is None:
+            return Finished(rewarded, refusal)
+        self.returns.append(episode[0])
+        self.lengths.append(episode[1])
+        return Finished(rewarded, refusal, episode[0])
+
+    def interrupt(self) -> None:
+        """A decision that was another's."""
+        self._episode.interrupt()
+
+    def follow(self, before: Watched) -> None:
+        """Where there are too few episodes to compare with, the newest of the version before stand in."""
+        room = max(0, LEAST_EPISODES - len(self.returns))
+        self.returns.extendleft([*reversed(before.returns)][:room])
+        self.lengths.extendleft([*reversed(before.lengths)][:room])
 
     def dump(self) -> dict[str, list[float]]:
         """The blocks as plain data."""
-        return {"rewards": list(self.rewards), "refusals": list(self.refusals)}
+        return {
+            "rewards": list(self.rewards),
+            "refusals": list(self.refusals),
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+        }
 
     @classmethod
     def of(cls, body: Mapping[str, Sequence[float]]) -> Watched:
@@ -61,4 +132,9 @@ class Watched:
         watched = cls()
         watched.rewards.extend(map(float, body["rewards"]))
         watched.refusals.extend(map(float, body["refusals"]))
+        # files of versions before returns were watched have none
+        watched.returns.extend(map(float, body.get("returns", ())))
+        watched.lengths.extend(map(int, body.get("lengths", ())))
+        if len(watched.returns) != len(watched.lengths):
+            raise ValueError(f"{len(watched.returns)} returns of {len(watched.lengths)} episodes")
         return watched

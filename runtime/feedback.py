@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from actuators.actions import Value
 from learners.config import AnyReward, TopicReward
@@ -40,6 +40,19 @@ class _Bucket:
         return True
 
 
+class Credited(Protocol):
+    """Who is told of every reward taken."""
+
+    def __call__(
+        self, source: str, value: float, decision: str | None, stamp_s: float | None, /, *, done: bool
+    ) -> None:
+        """`done`: an episode ends with it."""
+
+
+def _nobody(_source: str, _value: float, _decision: str | None, _stamp_s: float | None, /, *, done: bool) -> None:
+    """Nobody is told."""
+
+
 @dataclass(slots=True)
 class Feedback:
     """Takes untrusted `reward` and `label` payloads."""
@@ -52,8 +65,7 @@ class Feedback:
     """Monotonic seconds."""
     wall: Callable[[], float]
     """Unix seconds."""
-    credited: Callable[[str, float, str | None, float | None], None] = lambda *_: None
-    """Is told of every reward taken: source, value, decision, stamp."""
+    credited: Credited = _nobody
     quarantined: Callable[[], frozenset[str]] = frozenset
     """Sources kept apart; those of labels as `label:NAME`."""
     asked: Callable[[str, str], Value | None] = lambda *_: None
@@ -136,7 +148,7 @@ class Feedback:
             return
         self.counts["reward"] += 1
         self.recent += 0.01 * (value - self.recent)
-        self.credited(reward.source, value, reward.decision, reward.stamp)
+        self.credited(reward.source, value, reward.decision, reward.stamp, done=reward.done)
 
     def _within_quota(self, source: str, rate: float) -> bool:
         bucket = self._buckets.get(source)

@@ -53,10 +53,12 @@ class Outcomes:
             for listener in self.listeners:
                 listener(settled)
 
-    def credited(self, source: str, value: float, decision: str | None, stamp_s: float | None) -> None:
-        """One reward that was taken."""
+    def credited(
+        self, source: str, value: float, decision: str | None, stamp_s: float | None, *, done: bool = False
+    ) -> None:
+        """One reward that was taken; `done` where it ends an episode."""
         stamp_s = self.wall() if stamp_s is None else stamp_s
-        settled = self.ledger.credit(source, value, decision=decision, stamp_s=stamp_s)
+        settled = self.ledger.credit(source, value, decision=decision, stamp_s=stamp_s, done=done)
         if settled is not None:
             self.late(settled, source)
 

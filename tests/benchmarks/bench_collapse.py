@@ -2,10 +2,11 @@
 
     python tests/benchmarks/bench_collapse.py [--seeds 10] [--steps 50000]
 
-One learner in lock-step, an update a step. Every 1,000 steps its policy is a candidate: without the gate it acts from then on, with
-it only if it passes `whole`, `fast`, `sane`, `labels` and `ope` on the newest 2,048 logged decisions (there is no shadow in
-lock-step). What acts explores with its own epsilon; its return is the mean of ten greedy episodes. Counted are the evaluations after the
-first of at least 475 that are below 400, and the longest row of them.
+One learner in lock-step, an update a step. Every 1,000 steps its policy is a candidate: without the gate it acts from then on. With it
+only if it passes `whole`, `fast`, `sane`, `labels` and `ope` on the newest 2,048 logged decisions, and then it is on probation, at 50
+ticks a second, during which no other is tried; one that fails is taken out at once and the learner goes on from the one before, as
+in the daemon. There is no shadow in lock-step. What acts explores with its own epsilon; its return is the mean of ten greedy
+episodes. Counted are the evaluations after the first of at least 475 that are below 400, and the longest row of them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actuators.actions import Value
+from learners.algorithm import Algorithm
 from learners.checkpoints import Manifest
 from learners.config import PromotionSettings
 from learners.environments import Score
 from learners.evaluate import Trial, evaluate
-from learners.perception import values_of
+from learners.ledger import Entry
+from learners.perception import Tokens, values_of
+from learners.probation import Probation
 from learners.promotion import STEPS
 from learners.train import EVALUATION_SEED, Trainer
 from learners.transition import Transition
@@ -39,20 +43,28 @@ from learners.transition import Transition
 SETTINGS = PromotionSettings.model_validate({})
 BEFORE_SHADOW = ("whole", "fast", "sane", "labels", "ope")
 REACHED, FALLEN = 475.0, 400.0
+RATE_HZ = 50.0
+"""Of CartPole itself: 0.02 s a step."""
 
 
 class Run(Trainer):
-    """A learner, and beside it the version that acts."""
+    """A learner, and beside it the versions that act."""
 
     def __init__(self, seed: int, *, gated: bool) -> None:
         super().__init__(lambda: gymnasium.make("CartPole-v1"), seed=seed)
         self.gated = gated
-        self.acting: Any = copy.deepcopy(self.policy)
-        self.live: Any = None
+        self.versions: dict[str, Any] = {"initial": copy.deepcopy(self.policy)}
+        self.live = "initial"
+        self.probation = Probation(SETTINGS.probation_s, SETTINGS.margin, 1 - SETTINGS.confidence)
         self.rows: list[Transition] = []
         self.returns: list[float] = []
-        self.promoted = 0
+        self.promoted = self.rolled_back = 0
         self._probability = 1.0
+
+    @property
+    def acting(self) -> Any:
+        """The policy that acts."""
+        return self.versions[self.live]
 
     @torch.no_grad()
     def _decide(self) -> dict[str, Value]:
@@ -61,23 +73,52 @@ class Run(Trainer):
         self._probability = float(next(iter(output.probabilities.values()))[0])
         return values_of(self.spec.actions, output, 0)
 
+    def _begin(self, observation: Any) -> Tokens:
+        """The episode before is over, by itself or by its time limit."""
+        if self.rows and self.gated:
+            self._settle(ended=True)
+        return super()._begin(observation)
+
     def _keep(self, transition: Transition) -> None:
         """The row as the daemon logs it: with a decision, and the probability it was drawn with."""
         names = tuple(transition.actions)
         row = replace(
-            transition,
-            decision=str(transition.tick),
-            policy="acting",
-            probabilities=dict.fromkeys(names, self._probability),
-            by=dict.fromkeys(names, "policy"),
-        )
+            transition, decision=str(transition.tick), policy=self.live,
+            probabilities=dict.fromkeys(names, self._probability), by=dict.fromkeys(names, "policy"),
+        )  # fmt: skip
         self.replay.append(row)
+        if self.rows and self.gated and names and self.rows[-1].session == row.session:
+            self._settle(ended=False)
         self.rows = [*self.rows[-SETTINGS.decisions :], row]
+
+    def _settle(self, *, ended: bool) -> None:
+        """What came of the newest decision is known: probation hears of it, and its verdict is carried out."""
+        row = next(row for row in reversed(self.rows) if row.actions)
+        entry = Entry(
+            row.decision, row.tick / RATE_HZ, row.policy, acted=True, refused=False, own=row.reward, done=ended
+        )
+        verdict = self.probation.observe([entry])
+        if verdict is None:
+            return
+        if verdict.passed or verdict.before is None:
+            self.probation.trust(verdict.version)
+            return
+        self.rolled_back += 1
+        self.probation.trust(verdict.before)
+        self.live = verdict.before
+        self.policy.load_state_dict(self.acting.state_dict())
+        self.algorithm = Algorithm(self.policy, self.generator, self.algorithm.updates)
+        self.policy.eval()
 
     def evaluate(self, step: int) -> Score:
         candidate = copy.deepcopy(self.policy)
-        if not self.gated or self._passes(candidate):
-            self.acting = self.live = candidate
+        if not self.gated or (self.probation.trial is None and self._passes(candidate)):
+            self.live = str(step)
+            kept = {self.live, self.probation.good}
+            self.versions = {name: policy for name, policy in self.versions.items() if name in kept} | {
+                self.live: candidate
+            }
+            self.probation.acts(self.live, self._tick / RATE_HZ)
             self.promoted += 1
         learner, self.policy = self.policy, self.acting
         score = Score.of(self.play(EVALUATION_SEED, self.settings.evaluation_episodes))
@@ -86,10 +127,11 @@ class Run(Trainer):
         return score
 
     def _passes(self, candidate: Any) -> bool:
+        first = self.live == "initial"
         trial = Trial(
-            manifest=Manifest("000002-00000000", None, 0.0, {}), spec=self.spec, candidate=candidate, live=self.live,
-            live_version=None if self.live is None else "000001-00000000",
-            recent=lambda count: self.rows[-count:], settings=SETTINGS, period_s=0.1,
+            manifest=Manifest("000002-00000000", None, 0.0, {}), spec=self.spec, candidate=candidate,
+            live=None if first else self.acting, live_version=None if first else self.live,
+            recent=lambda count: self.rows[-count:], settings=SETTINGS, period_s=1 / RATE_HZ,
         )  # fmt: skip
         return evaluate(trial, STEPS, BEFORE_SHADOW).passed
 
@@ -115,7 +157,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console(width=140)
-    table = Table("gate", "seed", "475 at", "below 400 after", "longest row", "mean after", "last", "promoted")
+    table = Table(
+        "gate", "seed", "475 at", "below 400 after", "longest row", "mean after", "last", "promoted", "taken out"
+    )
     with Progress(console=console) as progress:
         job = progress.add_task("CartPole-v1", total=2 * given.seeds * given.steps)
         for seed in range(given.seeds):
@@ -127,7 +171,7 @@ def main() -> None:
                 row = (
                     "with" if gated else "without", str(seed), f"{first},000" if first else "never", str(below),
                     str(longest), f"{np.mean(after):.0f}", f"{run.returns[-1]:.0f}",
-                    f"{run.promoted} of {len(run.returns)}",
+                    f"{run.promoted} of {len(run.returns)}", str(run.rolled_back),
                 )  # fmt: skip
                 table.add_row(*row)
                 progress.console.print(" | ".join(row))  # an hour's work is not lost with the last seed

@@ -115,7 +115,7 @@ def test_fitted_q_says_when_it_diverges() -> None:
     # the two-state example of Tsitsiklis & Van Roy 1996: features 1 and 2, both lead to the second
     features, following = np.array([[1.0], [2.0]]), np.array([[2.0], [2.0]])
     with pytest.raises(ArithmeticError, match="diverged"):
-        e.fitted_q(features, np.array([0.0, 0.1]), np.full(2, 0.99), following, ridge=0.0, sweeps=10_000)
+        e.fitted_q(features, np.array([0.0, 0.1]), np.full(2, 0.99), following, ridge=0.0)
 
 
 def test_what_cannot_be_weighted_is_refused() -> None:

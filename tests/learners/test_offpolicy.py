@@ -67,7 +67,7 @@ def value(policy: np.ndarray, gamma: float, end: float) -> np.ndarray:
 
 
 def test_one_step_differences_are_those_of_the_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offpolicy, "RIDGE", 1e-6)
+    monkeypatch.setattr(offpolicy, "RIDGES", (1e-6,))
     evidence, state = logged(6_000, 0, gamma=0.0)
     judged = judge(evidence, confidence=0.95, min_effective_samples=50)
     truth = float(((CANDIDATE - LIVE) * REWARD).sum(1)[state].mean())
@@ -90,7 +90,7 @@ def test_bounds_hold_as_often_as_they_say() -> None:
 
 
 def test_long_run_differences_are_those_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offpolicy, "RIDGE", 1e-6)
+    monkeypatch.setattr(offpolicy, "RIDGES", (1e-6,))
     evidence, state = logged(6_000, 1)
     evidence = replace(evidence, done=np.zeros_like(evidence.done), known=evidence.follows)  # never ends
     judged = judge(evidence, confidence=0.95, min_effective_samples=50)

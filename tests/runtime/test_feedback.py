@@ -124,17 +124,18 @@ def test_any_payload_is_taken_or_counted(payload: bytes) -> None:
 
 def test_taken_rewards_are_told_and_those_of_quarantined_sources_are_only_stored() -> None:
     bench = _bench(clip=2.0)
-    told: list[tuple[str, float, str | None, float | None]] = []
-    bench.feedback.credited = lambda *credit: told.append(credit)
+    told: list[tuple[str, float, str | None, float | None, bool]] = []
+    bench.feedback.credited = lambda *credit, done: told.append((*credit, done))
     bench.feedback.quarantined = lambda: frozenset({"liar", "label:liar"})
     bench.feedback.reward(b'{"value": 3.0, "decision": "a-1", "source": "world"}')
     bench.feedback.reward(b'{"value": -3.0, "decision": "a-1", "source": "liar"}')
     bench.feedback.label(b'{"task": "intents", "label": "stop", "text": "halt", "source": "liar"}')
-    assert told == [("world", 2.0, "a-1", None)]
-    assert bench.store.credits == [(2.0, "a-1"), (-2.0, "a-1")]
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-2", "source": "world", "done": true}')
+    assert told == [("world", 2.0, "a-1", None, False), ("world", 1.0, "a-2", None, True)]
+    assert bench.store.credits == [(2.0, "a-1"), (-2.0, "a-1"), (1.0, "a-2")]
     assert len(bench.store.labels) == 1
     assert {name: bench.feedback.counts[name] for name in ("reward", "reward_quarantined", "label_quarantined")} == {
-        "reward": 1,
+        "reward": 2,
         "reward_quarantined": 1,
         "label_quarantined": 1,
     }
