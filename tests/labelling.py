@@ -122,10 +122,12 @@ class Daemon:
             threading.Event().wait(0.05)
         return found[-1]["data"]  # type: ignore[no-any-return] # JSON
 
-    def label(self, rows: Sequence[Mapping[str, str]]) -> None:
+    def label(
+        self, rows: Sequence[Mapping[str, str]], task: str = "intents", source: str | None = None
+    ) -> None:  # fmt: skip
         """Publish labelled orders, a little below the quota of one source."""
         for row in rows:
-            body = {"task": "intents", "text": row["text"], "label": row["label"]}
+            body = {"task": task, "text": row["text"], "label": row["label"]} | ({"source": source} if source else {})
             self.client.publish(f"{BASE}/label", json.dumps(body), 1).wait_for_publish(10)
             threading.Event().wait(0.012)
 
@@ -139,6 +141,10 @@ class Daemon:
             return number >= decided and version in (None, body["version"])
 
         return self.wait("task/intents", about_it, timeout_s=30)
+
+    def request(self, verb: str, **body: str) -> None:
+        """Ask for something; events tell what came of it."""
+        self.client.publish(f"{BASE}/request/{verb}", json.dumps(body), 1)
 
     def missed(self, since: int = 0) -> int:
         """Ticks that were left out after the first `since` decisions seen here."""

@@ -29,7 +29,13 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labelling.Daemo
         model,
         encoders={"language": {"model": model, "train": "full"}},
         tasks={
-            "intents": {"kind": "classify", "stream": "orders", "model": model, "train": "full"},
+            "intents": {
+                "kind": "classify",
+                "stream": "orders",
+                "model": model,
+                "train": "full",
+                "heldout": str(tinymodels.held_out(folder / "held.jsonl", 100, INTENTS | LATER)),
+            },
             "moods": {
                 "kind": "classify",
                 "stream": "orders",
@@ -38,7 +44,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labelling.Daemo
                 "ask_below": 0.99,
             },
         },
-        finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "holdout": 0.3, "replay": 1.0},
+        finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "replay": 1.0},
         learner={"priority": "nice"},
     )
     with labelling.Daemon(folder, made) as running:
@@ -69,7 +75,9 @@ def test_labels_become_a_version_that_answers(daemon: labelling.Daemon) -> None:
     told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
     assert told["type"] == "task_promoted", told
     version = told["data"]["version"]
-    assert told["data"]["new_after"] >= 0.9, told
+    assert told["data"]["held_out"] == "file"
+    assert told["data"]["agreement"] >= 0.9, told
+    assert told["data"]["all_after"] <= 0.6, "two of five orders in the file are of a wave that has not come"
     assert daemon.ask("please stop now", version)["value"] == "halt"
     assert daemon.ask("please go now", version)["value"] == "move"
 
@@ -95,6 +103,8 @@ def test_a_second_wave_is_learned_and_the_first_is_kept(daemon: labelling.Daemon
     assert told["type"] == "task_promoted", told
     figures = told["data"]
     assert figures["replayed"] > 0
+    assert (figures["held_known"], figures["held_new"]) == (60, 40)
+    assert figures["all_after"] >= figures["all_before"] + 0.3
     assert figures["known_after"] >= figures["known_before"] - 0.03
     assert daemon.ask("is the red now", figures["version"])["value"] == "warn"
     assert daemon.ask("a stop please", figures["version"])["value"] == "halt"
@@ -105,10 +115,29 @@ def test_a_poisoned_wave_is_refused_with_its_numbers_and_changes_nothing(daemon:
     rows = tinymodels.orders(90, 3, INTENTS)
     labels = [row["label"] for row in rows]
     random.Random(0).shuffle(labels)
-    daemon.label([{**row, "label": label} for row, label in zip(rows, labels, strict=True)])
+    daemon.label([{**row, "label": label} for row, label in zip(rows, labels, strict=True)], source="mallory")
     told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
     assert told["type"] == "task_rejected", told
     assert "cannot be learned" in told["data"]["reason"]
-    assert told["data"]["agreement_low"] <= told["data"]["chance"]
+    assert told["data"]["validation_agreement_low"] <= told["data"]["validation_chance"]
+    assert {"all_before", "all_after", "known_before", "known_after"} <= set(told["data"])
     answer = daemon.ask("please stop now")
     assert (answer["version"], answer["value"]) == (before, "halt")
+    quarantined = daemon.told("source_quarantined")
+    assert (quarantined["source"], quarantined["kind"], quarantined["task"]) == ("label:mallory", "labels", "intents")
+
+
+def test_what_nothing_can_judge_waits_for_a_person(daemon: labelling.Daemon) -> None:
+    """`moods` has no held-out file: labels that agree with each other perfectly do not make it live."""
+    daemon.label(tinymodels.orders(90, 5, {"red": "cross", "blue": "calm"}), task="moods")
+    told = daemon.event("task_promoted", "task_rejected", "task_held_back", "finetune_skipped", timeout_s=SLOW_S)
+    assert told["type"] == "task_held_back", told
+    assert told["data"]["reason"].startswith("not known: no held-out file")
+    assert told["data"]["validation"] >= 0.9
+    version = told["data"]["version"]
+    daemon.request("promote", task="moods", version=version)
+    promoted = daemon.event("task_promoted", timeout_s=30)["data"]
+    assert (promoted["version"], promoted["by"]) == (version, "request")
+    daemon.client.publish(f"{labelling.BASE}/in/orders", b"is the red please", 1)
+    answer = daemon.wait("task/moods", lambda body: body["version"] == version, timeout_s=30)
+    assert answer["value"] == "cross"
