@@ -1,6 +1,6 @@
 """The collapse that ends off-policy runs: DQN on CartPole-v1, the return of the policy that acts, with the gate and without it.
 
-    python tests/benchmarks/bench_collapse.py [--seeds 10] [--steps 50000]
+    python tests/benchmarks/bench_collapse.py [--seeds 10] [--steps 50000] [--jobs 2]
 
 One learner in lock-step, an update a step. Every 1,000 steps its policy is a candidate: without the gate it acts from then on. With it
 only if it passes `whole`, `fast`, `sane`, `labels` and `ope` on the newest 2,048 logged decisions, and then it is on probation, at 50
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -149,32 +150,39 @@ def fallen(returns: list[float]) -> tuple[int | None, int, int]:
     return first + 1, sum(low), longest
 
 
+def trial(job: tuple[int, bool, int]) -> tuple[str, ...]:
+    """One run of a seed, with the gate or without; its row."""
+    seed, gated, steps = job
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    run = Run(seed, gated=gated)
+    run.run(steps)
+    first, below, longest = fallen(run.returns)
+    after = run.returns[(first or 1) - 1 :]
+    return (
+        "with" if gated else "without", str(seed), f"{first},000" if first else "never", str(below),
+        str(longest), f"{np.mean(after):.0f}", f"{run.returns[-1]:.0f}",
+        f"{run.promoted} of {len(run.returns)}", str(run.rolled_back),
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=50_000)
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     console = Console(width=140)
     table = Table(
         "gate", "seed", "475 at", "below 400 after", "longest row", "mean after", "last", "promoted", "taken out"
     )
-    with Progress(console=console) as progress:
-        job = progress.add_task("CartPole-v1", total=2 * given.seeds * given.steps)
-        for seed in range(given.seeds):
-            for gated in (False, True):
-                run = Run(seed, gated=gated)
-                run.run(given.steps, lambda _: progress.advance(job))
-                first, below, longest = fallen(run.returns)
-                after = run.returns[(first or 1) - 1 :]
-                row = (
-                    "with" if gated else "without", str(seed), f"{first},000" if first else "never", str(below),
-                    str(longest), f"{np.mean(after):.0f}", f"{run.returns[-1]:.0f}",
-                    f"{run.promoted} of {len(run.returns)}", str(run.rolled_back),
-                )  # fmt: skip
-                table.add_row(*row)
-                progress.console.print(" | ".join(row))  # an hour's work is not lost with the last seed
+    jobs = [(seed, gated, given.steps) for gated in (True, False) for seed in range(given.seeds)]
+    with Progress(console=console) as progress, multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
+        bar = progress.add_task("CartPole-v1", total=len(jobs))
+        for row in pool.imap(trial, jobs):
+            table.add_row(*row)
+            progress.console.print(" | ".join(row))  # an hour's work is not lost with the last seed
+            progress.advance(bar)
     console.print(table)
 
 
