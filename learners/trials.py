@@ -23,6 +23,7 @@ from learners.heldout import Feeding
 from learners.learner import Learner
 from learners.outbox import Outbox
 from learners.reader import Reader
+from learners.transition import Transition
 
 FRESH = 256
 """Rows that a trial takes from the store at a time."""
@@ -168,7 +169,7 @@ class Trials:
             candidate=candidate,
             live=live[1] if live else None,
             live_version=self.versions.live().version,
-            recent=lambda count: [row.transition for row in self.reader.newest(count)],
+            recent=self._recent,
             settings=self.settings,
             period_s=1 / self.rate_hz,
             settle=round(self.learner.settings.settle_s * self.rate_hz),
@@ -178,6 +179,14 @@ class Trials:
             held_out=lambda: self.feeding.held_out(self._fed()),
         )
         return Examination(trial, self.steps, self.settings.steps)
+
+    def _recent(self, count: int) -> list[Transition]:
+        """The newest transitions, oldest first; after an encoder's swap with the tokens that were made anew since."""
+        rows = self.reader.newest(count)
+        learner = self.learner
+        if learner.recoded is None:
+            return [row.transition for row in rows]
+        return learner.recoded.renew(rows, learner.replay.versions)
 
     def _fed(self) -> Mapping[str, str]:
         """The versions of the tasks that fed the live policy when it was written."""

@@ -162,6 +162,13 @@ def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_noth
     for n, tokens in enumerate(held_tokens(one)[20:60], 20):
         assert torch.equal(tokens, torch.from_numpy(encode(new, Text("orders", 0.0, 0, ORDERS[n // 4 % 4]))).float())
     assert not again.step(one.replay, 0.0), "what has no reading is not tried again"
+    judged = recoded.renew(one.source.reader.newest(80), one.replay.versions)
+    assert [t.encoder_versions["orders"] for t in judged] == [old_version] * 20 + [new_version] * 60
+    assert np.array_equal(np.stack([t.tokens["orders"] for t in judged[20:]]), held_tokens(one)[20:].half().numpy())
+    assert {t.encoder_versions["orders"] for t in recoded.renew(one.source.reader.newest(70), {})} == {
+        old_version,
+        new_version,
+    }
     one.train(FOREVER, until=20)
 
     (tmp_path / "experience" / "raw.db").unlink()  # by the time of the crash the raw readings are gone
