@@ -26,6 +26,8 @@ from runtime.messages import SCHEMA_OF, SCHEMAS, Decode, Encode, ReadingCodec
 from sensors.readings import Reading
 
 _LOG = structlog.get_logger()
+FORMAT = "1"
+"""Of what is recorded: topics, schemas of `messages.py`, metadata and attachments."""
 QUEUE = 256
 CHUNK = 1 << 17
 """Bytes of a chunk: what a crash may cost at the end of a recording."""
@@ -190,10 +192,18 @@ class Recording:
             try:
                 for entry in NonSeekingReader(file).iter_metadata():
                     if entry.name == "reflexd":
-                        return dict(entry.metadata)
+                        return self._readable(dict(entry.metadata))
             except McapError as error:
                 raise RecordingError(f"{self.path}: not an MCAP file: {error}") from None
         raise RecordingError(f"{self.path}: an MCAP file, but not one that reflexd recorded")
+
+    def _readable(self, metadata: dict[str, str]) -> dict[str, str]:
+        version = metadata.get("format", FORMAT)  # the first ones did not say theirs
+        if version != FORMAT:
+            raise RecordingError(
+                f"{self.path}: a recording of format {version}; this program reads {FORMAT}: upgrade it"
+            )
+        return metadata
 
     def attachments(self) -> dict[str, bytes]:
         """The attached files by name."""

@@ -68,7 +68,7 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
     checkpoints = open_checkpoints(config)
     engine = build_engine(config, checkpoints)
     try:
-        if metadata["spec"] != engine.spec.to_json().decode():
+        if metadata.get("spec") != engine.spec.to_json().decode():
             raise RecordingError(
                 f"{path}: recorded with other streams, actuators or policy settings; give the file it was made with: --config"
             )

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 
-from runtime.recorder import Recorder
+from runtime.recorder import FORMAT, Recorder
 from runtime.reporter import Reporter
 from runtime.requests import Answer, RequestFailed
 from runtime.settings import Config
@@ -44,6 +44,7 @@ class Sessions:
         recorder = Recorder(
             path=self.config.state_dir / "recordings" / name,
             metadata={
+                "format": FORMAT,
                 "agent": self.config.agent,
                 "session": self.ticker.session,
                 "program": installed_version("reflexd"),
