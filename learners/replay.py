@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from actuators.actions import Choice, Continuous, Value
 from learners.batch import Batch
+from learners.columns import Columns, row_bytes
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
 from learners.ring import Ring
@@ -90,48 +89,29 @@ class Replay:
     ) -> None:
         self.spec, self.steps, self.settle, self.centre = spec, steps, settle, centre
         self.taught_share, self.failure_share = taught_share, failure_share
-        self.versions: dict[str, str] = {}
-        """The present version of each stream's encoder; a stream that is not named takes any."""
-        self.skipped: Counter[str] = Counter()
-        """Tokens and actions left out, by cause: `shape`, `action`."""
-        self.choices = list(spec.actions.choices)
-        self.actuators: list[Choice | Continuous] = [*spec.actions.choices, *spec.actions.continuous]
-        total = max(80, min(max_rows, max_bytes // self._row_bytes()))
+        total = max(80, min(max_rows, max_bytes // row_bytes(spec)))
         self._reserve = Ring(round(total * (1 - RESERVE)), round(total * RESERVE))
         self._main = Ring(0, total - self._reserve.size)
         self._trail = 1 << 30
         """Transitions since the last reserved one that left the main ring."""
-        self._allocate(self._main.size + self._reserve.size)
-
-    def _row_bytes(self) -> int:
-        numbers = sum(s.tokens * s.width * (4 if s.modality == "telemetry" else 2) for s in self.spec.streams)
-        return int(numbers + 8 * len(self.spec.streams) + 64 + 16 * len(self.actuators))
-
-    def _allocate(self, n: int) -> None:
-        streams = self.spec.streams
-        kinds = {s.name: np.float32 if s.modality == "telemetry" else np.float16 for s in streams}
-        self._tokens = {s.name: np.zeros((n, s.tokens, s.width), kinds[s.name]) for s in streams}
-        self._version_NS = np.full((n, len(streams)), -1, np.int32)  # -1: the stream is missing
-        self._ages_NS = np.full((n, len(streams)), np.inf, np.float32)
-        self._index_NC = np.zeros((n, len(self.choices)), np.int64)
-        self._value = {a.name: np.zeros((n, len(a.low)), np.float32) for a in self.spec.actions.continuous}
-        self._moved_NU = np.zeros((n, len(self.actuators)), bool)
-        self._taught_NU = np.zeros((n, len(self.actuators)), bool)
-        self._reward_N = np.zeros(n, np.float32)
-        self._done_N, self._failure_N = np.zeros(n, bool), np.zeros(n, bool)
-        self._follows_N = np.zeros(n, bool)  # the next position holds this one's successor
-        self._preceded_N = np.zeros(n, bool)  # the position before holds its predecessor
-        self._session_N, self._tick_N = np.full(n, -1, np.int64), np.zeros(n, np.int64)
-        self._number_N = np.full(n, -1, np.int64)  # the store's row number
-        self._where: dict[int, int] = {}  # row number -> position
-        self._version_ids: dict[str, int] = {}
-        self._session_ids: dict[str, int] = {}
+        self._columns = Columns(spec, total)
+        self._follows_N = np.zeros(total, bool)  # the next position holds this one's successor
+        self._preceded_N = np.zeros(total, bool)  # the position before holds its predecessor
         self._lists: dict[str, NDArray[np.int64]] | None = None
-        self._columns: list[NDArray[Any]] = [
-            *(*self._tokens.values(), *self._value.values(), self._version_NS, self._ages_NS, self._index_NC),
-            *(self._moved_NU, self._taught_NU, self._reward_N, self._done_N, self._failure_N),
-            *(self._session_N, self._tick_N, self._number_N),
-        ]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The present version of each stream's encoder; a stream that is not named takes any."""
+        return self._columns.versions
+
+    @versions.setter
+    def versions(self, versions: dict[str, str]) -> None:
+        self._columns.versions = versions
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Tokens and actions left out, by cause: `shape`, `action`."""
+        return self._columns.skipped
 
     def __len__(self) -> int:
         """Transitions held."""
@@ -150,7 +130,7 @@ class Replay:
     @property
     def bytes(self) -> int:
         """Of the arrays, whether used or not."""
-        return (self._main.size + self._reserve.size) * self._row_bytes()
+        return (self._main.size + self._reserve.size) * row_bytes(self.spec)
 
     def append(self, transition: Transition, number: int = -1) -> None:
         """Take the next transition; `number` is its row in the store, for later changes."""
@@ -163,47 +143,26 @@ class Replay:
 
     def change(self, number: int, after: Mapping[str, float]) -> bool:
         """Apply a late reward or mark to a row of the store; False when it is not held (any more)."""
-        at = self._where.get(number)
-        if at is None:
-            return False
-        self._reward_N[at], self._done_N[at] = after["reward"], bool(after["done"])
-        self._failure_N[at] = bool(after["failure"]) or bool(after["done"])
-        if after["demonstration"] or (after["intervention"] and not self._taught_NU[at].any()):
-            self._taught_NU[at] = self._moved_NU[at]
-        self._lists = None
-        return True
+        changed = self._columns.change(number, after)
+        if changed:
+            self._lists = None
+        return changed
 
     def stale(self) -> dict[str, list[int]]:
         """By stream, the rows whose tokens another version of its encoder made than the present one; newest first."""
-        at = np.concatenate((self._reserve.order(), self._main.order()))
-        found: dict[str, list[int]] = {}
-        for s, stream in enumerate(self.spec.streams):
-            if stream.name not in self.versions:
-                continue
-            version_N = self._version_NS[at, s]
-            present = self._version_ids.get(self.versions[stream.name], -2)
-            rows = self._number_N[at[(version_N >= 0) & (version_N != present)]]
-            found[stream.name] = np.sort(rows[rows >= 0])[::-1].tolist()
-        return found
+        return self._columns.stale(np.concatenate((self._reserve.order(), self._main.order())))
 
     def retoken(self, number: int, stream: str, version: str, tokens_TW: NDArray[Any]) -> bool:
         """Give a row's stream the tokens of another version; False when the row is not held, or they do not fit."""
-        at = self._where.get(number)
-        s = self.spec.names.index(stream) if stream in self.spec.names else -1
-        if at is None or s < 0 or self._version_NS[at, s] < 0 or tokens_TW.shape != self._tokens[stream].shape[1:]:
-            return False
-        self._tokens[stream][at] = tokens_TW
-        self._version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
-        return True
+        return self._columns.retoken(number, stream, version, tokens_TW)
 
     def detach(self) -> None:
         """Forget the rows' numbers: the store began anew and will use them again."""
-        self._number_N[:] = -1
-        self._where.clear()
+        self._columns.detach()
 
     def held(self) -> Held:
         """Which rows are held, oldest first."""
-        main, reserve = (tuple(self._number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
+        main, reserve = (tuple(self._columns.number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
         return Held(main, reserve, self._trail)
 
     def refill(self, held: Held, rows: Mapping[int, Transition]) -> None:
@@ -254,115 +213,61 @@ class Replay:
         """Build the batch of the transitions at the given positions."""
         at_B = positions
         rewards_B, discounts_B, next_B = self._returns(at_B, steps or self.steps)
-        actions = {a.name: torch.from_numpy(self._index_NC[at_B, c]) for c, a in enumerate(self.choices)}
-        actions |= {name: torch.from_numpy(value_NA[at_B]) for name, value_NA in self._value.items()}
         return Batch(
             features=self._features(at_B),
             next_features=self._features(next_B),
-            actions=actions,
+            actions=self._columns.actions(at_B),
             rewards=torch.from_numpy(rewards_B),
             discounts=torch.from_numpy(discounts_B),
-            taught={a.name: torch.from_numpy(self._taught_NU[at_B, u]) for u, a in enumerate(self.actuators)},
-            moved={a.name: torch.from_numpy(self._moved_NU[at_B, u]) for u, a in enumerate(self.actuators)},
+            taught=self._columns.by_actuator(self._columns.taught_NU, at_B),
+            moved=self._columns.by_actuator(self._columns.moved_NU, at_B),
         )
 
     def _place(self, at: int, transition: Transition, number: int) -> None:
         """Write one transition's own columns."""
-        old = int(self._number_N[at])
-        if self._where.get(old) == at:
-            del self._where[old]
-        self._number_N[at] = number
-        if number >= 0:
-            self._where[number] = at
-        self._session_N[at] = self._session_ids.setdefault(transition.session, len(self._session_ids))
-        self._tick_N[at] = transition.tick
-        special = bool(self._taught_NU[at].any() or self._failure_N[at])
-        self._place_tokens(at, transition)
-        self._place_actions(at, transition)
-        self._reward_N[at], self._done_N[at] = transition.reward, transition.done
-        self._failure_N[at] = transition.failure or transition.done
-        if special or self._taught_NU[at].any() or self._failure_N[at]:
+        if self._columns.write(at, transition, number):
             self._lists = None
 
     def _chain(self, ring: Ring, at: int) -> None:
         """Link a position just written with the one before, and cut the one after from what was here."""
         before, after = ring.before(at), ring.after(at)
-        gap = self._tick_N[at] - self._tick_N[before]
-        follows = bool(ring.held and self._session_N[at] == self._session_N[before] and 0 < gap <= MAX_GAP)
+        gap = self._columns.tick_N[at] - self._columns.tick_N[before]
+        follows = bool(
+            ring.held and self._columns.session_N[at] == self._columns.session_N[before] and 0 < gap <= MAX_GAP
+        )
         self._follows_N[before] = follows
         self._preceded_N[at], self._follows_N[at], self._preceded_N[after] = follows, False, False
 
     def _retire(self, at: int) -> None:
         """Move the oldest of the main ring to the reserve when it belongs to something reserved."""
         ahead = self._main.start + (at - self._main.start + np.arange(LEAD_UP + self.spec.history)) % self._main.size
-        near = self._failure_N[ahead] | self._taught_NU[ahead].any(-1)
+        near = self._columns.failure_N[ahead] | self._columns.taught_NU[ahead].any(-1)
         self._trail = 0 if near[0] else self._trail + 1
         if not (near.any() or self._trail <= self.steps):
             return
         to = self._reserve.head
-        old = int(self._number_N[to])
-        if self._where.get(old) == to:
-            del self._where[old]
-        for column in self._columns:
-            column[to] = column[at]
-        number = int(self._number_N[at])
-        if number >= 0:
-            self._where[number] = to
+        self._columns.move(at, to)
         self._chain(self._reserve, to)
         self._reserve.added += 1
         self._lists = None
 
-    def _place_tokens(self, at: int, transition: Transition) -> None:
-        for s, stream in enumerate(self.spec.streams):
-            tokens = transition.tokens.get(stream.name)
-            self._version_NS[at, s], self._ages_NS[at, s] = -1, np.inf
-            if tokens is None or not transition.present.get(stream.name, False):
-                continue
-            if tokens.shape != self._tokens[stream.name].shape[1:]:
-                self.skipped["shape"] += 1
-                continue
-            self._tokens[stream.name][at] = tokens
-            self._ages_NS[at, s] = transition.ages_s.get(stream.name, 0.0)
-            version = transition.encoder_versions.get(stream.name, "")
-            self._version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
-
-    def _place_actions(self, at: int, transition: Transition) -> None:
-        self._moved_NU[at], self._taught_NU[at] = False, False
-        overridden = "override" in transition.by.values()
-        every = transition.demonstration or (transition.intervention and not overridden)
-        for u, actuator in enumerate(self.actuators):
-            value = transition.actions.get(actuator.name)
-            if value is None:
-                continue
-            if not self._take_value(at, u, actuator, value):
-                self.skipped["action"] += 1
-                continue
-            self._moved_NU[at, u] = True
-            self._taught_NU[at, u] = every or transition.by.get(actuator.name) == "override"
-
-    def _take_value(self, at: int, u: int, actuator: Choice | Continuous, value: Value) -> bool:
-        if isinstance(actuator, Choice):
-            if value not in actuator.choices:
-                return False
-            self._index_NC[at, u] = actuator.choices.index(str(value))
-            return True
-        if isinstance(value, str) or len(value) != len(actuator.low):
-            return False
-        self._value[actuator.name][at] = value
-        return True
-
     def _drawable(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Something was done there, and what came of it is known."""
         at = positions
-        settled = (at >= self._main.stop) | (self._main.age(at) >= self.settle) | self._done_N[at]
-        ready: NDArray[np.bool_] = self._moved_NU[at].any(-1) & (self._done_N[at] | self._follows_N[at]) & settled
+        settled = (at >= self._main.stop) | (self._main.age(at) >= self.settle) | self._columns.done_N[at]
+        ready: NDArray[np.bool_] = (
+            self._columns.moved_NU[at].any(-1) & (self._columns.done_N[at] | self._follows_N[at]) & settled
+        )
         return ready
 
     def _special(self) -> dict[str, NDArray[np.int64]]:
         """Positions of the reserved strata; searched again only when one of them changed."""
         if self._lists is None:
             at = np.concatenate((self._main.order(), self._reserve.order()))
-            self._lists = {"taught": at[self._taught_NU[at].any(-1)], "failures": at[self._failure_N[at]]}
+            self._lists = {
+                "taught": at[self._columns.taught_NU[at].any(-1)],
+                "failures": at[self._columns.failure_N[at]],
+            }
         return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
 
     def _uniform(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
@@ -389,18 +294,18 @@ class Replay:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """n-step rewards, discounts and next states; a chain that breaks off earlier gives fewer steps."""
         gamma = self.spec.gamma
-        usual = float(self._reward_N[self._main.order()].mean()) if self.centre and self._main.held else 0.0
+        usual = float(self._columns.reward_N[self._main.order()].mean()) if self.centre and self._main.held else 0.0
         here = positions.copy()
         rewards = np.zeros(len(here), np.float64)
         discounts = np.ones(len(here), np.float64)
-        going = self._done_N[here] | self._follows_N[here]
+        going = self._columns.done_N[here] | self._follows_N[here]
         for _ in range(steps):
-            rewards += np.where(going, discounts * (self._reward_N[here] - usual), 0.0)
-            ended = going & self._done_N[here]
+            rewards += np.where(going, discounts * (self._columns.reward_N[here] - usual), 0.0)
+            ended = going & self._columns.done_N[here]
             going &= ~ended
             discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))
             here = np.where(going, self._after(here), here)
-            going &= self._done_N[here] | self._follows_N[here]  # a state without an outcome only ends the walk
+            going &= self._columns.done_N[here] | self._follows_N[here]  # a state without an outcome only ends the walk
             if not going.any():
                 break
         return rewards.astype(np.float32), discounts.astype(np.float32), here
@@ -419,24 +324,9 @@ class Replay:
         for h in range(history - 2, -1, -1):
             later = at_BH[:, h + 1]
             before = self._before(later)
-            alive_B &= self._preceded_N[later] & ~self._done_N[before]
+            alive_B &= self._preceded_N[later] & ~self._columns.done_N[before]
             at_BH[:, h] = np.where(alive_B, before, later)
-        present_BHS = self._present(at_BH)
-        ages_BHS = np.where(present_BHS, self._ages_NS[at_BH], np.inf).astype(np.float32)
-        tokens = {name: _gather(array, at_BH) for name, array in self._tokens.items()}
-        return Features(tokens, torch.from_numpy(present_BHS), torch.from_numpy(ages_BHS))
-
-    def _present(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
-        version = self._version_NS[at]
-        present: NDArray[np.bool_] = version >= 0
-        for s, stream in enumerate(self.spec.streams):
-            if stream.name in self.versions:
-                present[..., s] = version[..., s] == self._version_ids.get(self.versions[stream.name], -2)
-        return present
-
-
-def _gather(array: NDArray[Any], at: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(array[at]).float()  # torch widens float16 several times faster than numpy
+        return self._columns.features(at_BH)
 
 
 def _pick(positions: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:

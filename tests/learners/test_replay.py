@@ -187,14 +187,14 @@ def test_reserved_ticks_outlive_the_ring_with_what_led_up_to_them() -> None:
         taught: dict[str, Any] = {"demonstration": True} if n == 500 else {}
         memory.append(tick(n, done=n == 300, **taught))
     assert (memory.strata().taught, memory.strata().failures) == (1, 1)
-    held = memory._number_N  # no store here: numbers are not used
+    held = memory._columns.number_N  # no store here: numbers are not used
     assert (held == -1).all()
     batch = memory.batch(memory._special()["taught"])
     assert ticks(batch.features) == [[499, 500]]
     assert ticks(batch.next_features) == [[501, 502]]
     assert batch.rewards.tolist() == pytest.approx([500 + 0.9 * 501])
     order = memory._reserve.order()
-    assert memory._tick_N[order].tolist() == [*range(291, 303), *range(491, 503)]
+    assert memory._columns.tick_N[order].tolist() == [*range(291, 303), *range(491, 503)]
 
 
 def test_late_changes_reach_the_row_wherever_it_is() -> None:
@@ -287,7 +287,7 @@ def test_the_newest_wait_until_their_rewards_are_in() -> None:
 
 def test_the_memory_bound_holds() -> None:
     memory = Replay(spec(), max_bytes=1 << 20)
-    arrays = sum(column.nbytes for column in memory._columns)
+    arrays = sum(column.nbytes for column in memory._columns.arrays)
     assert memory.bytes <= 1 << 20
     assert arrays <= memory.bytes
 
