@@ -170,7 +170,9 @@ class FinetuneSettings(Settings):
     per_source: int = Field(
         1_000, ge=1, description="newest labels of one source that one fine-tune learns from; older ones are left out"
     )
-    replay: float = Field(0.5, ge=0, le=4, description="earlier labels mixed in, per new one")
+    replay: float = Field(
+        1.0, ge=0, le=4, description="earlier labels mixed in: of each of their classes, per new one of a class"
+    )
     margin: float = Field(
         0.0, ge=0, description="how much the metric on the held-out file may fall and still be promoted"
     )

@@ -30,6 +30,8 @@ MIN_STEPS = 60
 """Updates a fine-tune takes at least: few labels see more epochs, with early stopping."""
 PATIENCE = 5
 """Epochs without a better score before it stops, at least."""
+WEIGH = 5
+"""Earlier labels in validation, at most, for each new one there."""
 PRETRAINED = frozenset({"translate", "summarize", "chat"})
 """Kinds that need no head of their own: their model answers before it is fine-tuned."""
 
@@ -102,13 +104,13 @@ class Lesson:
         Raises:
             trainer.Stopped: `stop` said so.
         """
-        again = replay(parts.known, round(self.finetune.replay * len(parts.new)), self.seed + number)
+        again = replay(parts.known, rehearsed(parts.new, parts.known, self.finetune.replay), self.seed + number)
         train = [*parts.new, *again]
         # new rows of the head must not depend on what was drawn before
         torch.manual_seed(self.seed + 2)
         task = self._open(live, [*train, *parts.validation])
-        settings = self._how(task, len(train))
-        splits = Splits(train, parts.validation or train)
+        settings = self._how(task, len(train), len(parts.new))
+        splits = Splits(train, balanced(parts.tried, parts.kept, self.seed + number) or train)
         mode, rank = self.settings.train, self.settings.lora_rank
         tuned = tune(task, splits, settings, mode, rank=rank, tell=tell, stop=stop)
         figures: dict[str, Any] = {
@@ -121,10 +123,12 @@ class Lesson:
         }
         return Taught(tuned, settings, mode, figures)
 
-    def _how(self, task: Task, examples: int) -> Settings:
+    def _how(self, task: Task, examples: int, new: int) -> Settings:
         batch = self.finetune.batch
         rate = self.finetune.learning_rate or task.recipe.rates.get(self.settings.train, 1e-4)
-        epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / math.ceil(examples / batch)))
+        # replay makes an epoch longer, not the new labels better known: how often they are seen counts
+        steps = min(math.ceil(new / batch), math.ceil(examples / batch))
+        epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / steps))
         # a small validation part stands still for a few epochs before it improves again
         patience = max(PATIENCE, epochs // 2)
         settings = Settings(epochs=epochs, batch=batch, learning_rate=rate, seed=self.seed, patience=patience)
@@ -140,6 +144,16 @@ class Lesson:
         return open_task(self.settings.kind, source, modality=modality, labels=names, **options_of(self.settings))
 
 
+def rehearsed(new: Rows, known: Rows, share: float) -> int:
+    """How many earlier examples: of each of their classes `share` times what a class of the new ones has.
+
+    A class that is rehearsed less than the new ones are taught is given up for them (Rebuffi et al. 2017: the head leans to
+    the classes that are seen more); without classes it is the share of the new ones.
+    """
+    kinds = [len({str(row.get("label", "")) for row in rows}) for rows in (new, known)]
+    return round(share * len(new) / max(kinds[0], 1) * kinds[1])
+
+
 def replay(examples: Sequence[dict[str, Any]], count: int, seed: int) -> Rows:
     """At most `count` earlier examples, as evenly over their labels as they allow."""
     by_label: dict[str, Rows] = defaultdict(list)
@@ -152,6 +166,18 @@ def replay(examples: Sequence[dict[str, Any]], count: int, seed: int) -> Rows:
             if by_label[label] and len(picked) < count:
                 picked.append(by_label[label].pop())
     return picked
+
+
+def balanced(tried: Rows, kept: Rows, seed: int) -> Rows:
+    """Validation in which new and earlier labels weigh alike, however many waves came before: the fewer are there several times.
+
+    Counted one by one, a class that is new would matter less with every wave, and the best epoch would be the first.
+    """
+    if not tried or not kept:
+        return [*tried, *kept]
+    kept = replay(kept, WEIGH * len(tried), seed)
+    times = max(1, round(len(kept) / len(tried)))
+    return [*tried * times, *kept * max(1, round(len(tried) / len(kept)))]
 
 
 def options_of(settings: TaskSettings) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""300 labelled orders over MQTT in three waves of different intents, while the daemon ticks: what is learned, kept, refused.
+"""300 labelled orders in three waves of different intents, then a poisoned one: what is learned, kept, refused; what ticks cost.
 
-    .venv/bin/python tests/benchmarks/bench_waves.py [--replay 1.0 0.0] [--per-intent 20] [--folder DIR]
+    .venv/bin/python tests/benchmarks/bench_waves.py [--daemon] [--seeds 0 1 2] [--replay 1 0] [--folder DIR]
 
-The real supervisor, agent, learner and broker. Each wave brings five new intents of CLINC150; the daemon fine-tunes by itself.
-After each, the version that answers on `task/intents` is scored on CLINC150's test split (30 orders an intent, none of them
-ever published), and a few orders are asked over MQTT. The fourth wave brings the first wave's intents again, labels shuffled. Ticks are
-counted from `decision` messages, while it fine-tunes and while it rests. With `--replay 0` the margins are open, to show
-what would be forgotten.
+Each wave brings five new intents of CLINC150, twenty orders each; which fifteen is the seed's. The fourth wave brings other orders of the
+first wave's intents with their labels shuffled. The held-out file that judges is CLINC150's validation split (20 orders an intent), what
+is printed is measured on its test split (30 an intent): neither is ever published.
+
+With `--daemon` everything is real: supervisor, agent, learner and broker; labels go over MQTT, the daemon fine-tunes by itself, a few orders
+are asked over MQTT after each wave, and ticks are counted from `decision` messages, while it fine-tunes and while it rests. Without,
+the same fine-tuning runs on the same store in this process: a minute a seed. `--replay 0` opens the margins too, to show what would
+be forgotten. Seeds of 100 and more are for trying things out.
 """
 
 from __future__ import annotations
@@ -17,9 +20,13 @@ import sys
 import tempfile
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import orjson
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,38 +36,63 @@ import finetune_data as data  # noqa: E402 - after the path
 import labelling  # noqa: E402 - after the path
 
 from learners import datasets  # noqa: E402 - after the path
+from learners.config import ExperienceSettings, FinetuneSettings, TaskSettings  # noqa: E402 - after the path
+from learners.experience import Label, Store  # noqa: E402 - after the path
+from learners.online import Online  # noqa: E402 - after the path
+from learners.reader import Reader  # noqa: E402 - after the path
 from learners.tasks.registry import open_task  # noqa: E402 - after the path
 from learners.versions import Versions  # noqa: E402 - after the path
 
 MINILM = "bundled:minilm-l6"
 INTENTS = 5
 """Of a wave."""
+PER_INTENT = 20
 ASKED = 10
 """Orders of each wave that are asked over MQTT."""
 LIMIT_S = 1_500.0
+OPEN = {"margin": 4.0, "forget_margin": 4.0}
 Rows = list[dict[str, str]]
 
 
-def waves(folder: Path, per_intent: int) -> tuple[list[Rows], list[Rows]]:
-    """Three waves and a shuffled one, and the test orders of the three."""
-    train, _, test = data.clinc(folder)
-    rows, held = datasets.read(train), datasets.read(test)
-    names = sorted({row["label"] for row in rows})[: 3 * INTENTS]
-    generator = random.Random(0)
-    published, asked = [], []
+@dataclass(frozen=True)
+class Told:
+    """What became of a wave: the event's type and data."""
+
+    kind: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a seed publishes, is judged by, and measured on."""
+
+    waves: list[Rows]
+    asked: list[Rows]
+    """Test orders of each wave."""
+    heldout: Path
+
+
+def plan(folder: Path, seed: int) -> Plan:
+    """Three waves and a shuffled one, the held-out file, and the test orders of the three."""
+    train, validation, test = (datasets.read(path) for path in data.clinc(folder))
+    generator = random.Random(seed)
+    names = generator.sample(sorted({row["label"] for row in train}), 3 * INTENTS)
+    waves, asked = [], []
     for at in range(0, len(names), INTENTS):
         own = names[at : at + INTENTS]
-        published.append(_some(rows, own, 0, per_intent))
-        generator.shuffle(published[-1])
-        asked.append([row for row in held if row["label"] in own])
-    poison = _some(rows, names[:INTENTS], per_intent, 2 * per_intent)
+        waves.append(some(train, own, 0, PER_INTENT))
+        generator.shuffle(waves[-1])
+        asked.append([row for row in test if row["label"] in own])
+    poison = some(train, names[:INTENTS], PER_INTENT, 2 * PER_INTENT)
     labels = [row["label"] for row in poison]
     generator.shuffle(labels)
-    published.append([{**row, "label": label} for row, label in zip(poison, labels, strict=True)])
-    return published, asked
+    waves.append([{**row, "label": label} for row, label in zip(poison, labels, strict=True)])
+    heldout = folder / "heldout.jsonl"
+    heldout.write_bytes(b"\n".join(orjson.dumps(row) for row in validation if row["label"] in names))
+    return Plan(waves, asked, heldout)
 
 
-def _some(rows: list[dict[str, Any]], names: list[str], first: int, last: int) -> Rows:
+def some(rows: list[dict[str, Any]], names: list[str], first: int, last: int) -> Rows:
     """Examples `first` to `last` of each intent."""
     by_name: dict[str, Rows] = defaultdict(list)
     for row in rows:
@@ -68,79 +100,182 @@ def _some(rows: list[dict[str, Any]], names: list[str], first: int, last: int) -
     return [row for name in names for row in by_name[name][first:last]]
 
 
-def score(folder: Path, asked: list[Rows]) -> list[float]:
+def score(versions: Versions, asked: list[Rows]) -> list[float]:
     """Accuracy of the live version on each wave's test orders."""
-    live = Versions(folder / "state" / "learner" / "tasks" / "intents").live()
+    live = versions.live()
     if live is None:
         return [0.0] * len(asked)
     task = open_task("classify", live.path)
     return [task.metrics(rows, task.predict([{"text": row["text"]} for row in rows]))["accuracy"] for rows in asked]
 
 
-def run(folder: Path, replay: float, given: argparse.Namespace, table: Table) -> str:
-    """All four waves with one share of replay; a line about the ticks."""
-    published, asked = waves(folder, given.per_intent)
-    margins = {} if replay else {"margin": 4.0, "forget_margin": 4.0}
-    made = labelling.settings(
-        folder,
-        labelling.free_port(),
-        given.model,
-        finetune={"replay": replay, "min_labels": len(published[0]), **margins},
-        learner={"priority": given.priority},
-    )
-    busy = missed = 0
-    with labelling.Daemon(folder, made) as daemon:
+class InProcess:
+    """The fine-tuning alone."""
+
+    def __init__(self, folder: Path, made: Plan, finetune: dict[str, Any], model: str, seed: int) -> None:
+        self.store = Store(folder / "experience", ExperienceSettings.model_validate({}))
+        settings = TaskSettings(kind="classify", stream="orders", model=model, train="lora", heldout=str(made.heldout))
+        wanted = FinetuneSettings.model_validate({"min_labels": 1, **finetune})
+        reader = Reader(folder / "experience")
+        self.online = Online("intents", settings, wanted, folder / "tasks", reader, seed=seed)
+        self.versions = self.online.versions
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+
+    def publish(self, rows: Rows) -> Told:
+        """Learn a wave."""
+        for row in rows:
+            self.store.add_label(Label("intents", row["label"], row["text"]))
+        self.store.flush()
+        verdict = self.online.run()
+        return Told(verdict.event, verdict.fields)
+
+    def asked(self, made: Plan, number: int) -> str:
+        """Nothing is asked here."""
+        return ""
+
+    def ticks(self) -> str:
+        """Nothing ticks here."""
+        return ""
+
+
+class Running:
+    """The real daemon."""
+
+    def __init__(self, folder: Path, made: Plan, finetune: dict[str, Any], given: argparse.Namespace) -> None:
+        self.model = given.model
+        task = {
+            "kind": "classify",
+            "stream": "orders",
+            "model": given.model,
+            "train": "lora",
+            "heldout": str(made.heldout),
+        }
+        settings = labelling.settings(
+            folder,
+            labelling.free_port(),
+            given.model,
+            tasks={"intents": task},
+            finetune={"min_labels": len(made.waves[0]), **finetune},
+            learner={"priority": given.priority},
+        )
+        self.versions = Versions(folder / "state" / "learner" / "tasks" / "intents")
+        self.busy = self.missed = self.resting = self.resting_missed = 0
+        self.rest_s = given.rest_s
+        self.daemon = labelling.Daemon(folder, settings)
+
+    def __enter__(self) -> Self:
+        daemon = self.daemon
         daemon.wait("decision", timeout_s=labelling.START_S)
         start = len(daemon.ticks)
-        threading.Event().wait(given.rest_s)
-        resting, resting_missed = len(daemon.ticks) - start, daemon.missed(start)
-        for number, rows in enumerate(published, 1):
-            at = len(daemon.ticks)
-            daemon.label(rows)
-            told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=LIMIT_S)
-            busy, missed = busy + len(daemon.ticks) - at, missed + daemon.missed(at)
-            figures = told["data"]
-            scores = score(folder, asked)
-            live = Versions(folder / "state" / "learner" / "tasks" / "intents").live()
-            right = total = 0
-            for wave in asked[:number] if live else []:  # without a version the task says nothing
-                for row in random.Random(number).sample(wave, ASKED):
-                    answer = daemon.ask(row["text"], live.name if live else None)
-                    right, total = right + (answer["value"] == row["label"]), total + 1
-            table.add_row(
-                f"{replay:g}",
-                str(number) if number <= len(asked) else "shuffled",
-                told["type"].removeprefix("task_"),
+        threading.Event().wait(self.rest_s)
+        self.resting, self.resting_missed = len(daemon.ticks) - start, daemon.missed(start)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.daemon.__exit__(*details)
+
+    def publish(self, rows: Rows) -> Told:
+        """Publish a wave and wait for what comes of it."""
+        at = len(self.daemon.ticks)
+        self.daemon.label(rows)
+        told = self.daemon.event(
+            "task_promoted", "task_rejected", "task_held_back", "finetune_skipped", timeout_s=LIMIT_S
+        )
+        self.busy, self.missed = self.busy + len(self.daemon.ticks) - at, self.missed + self.daemon.missed(at)
+        return Told(told["type"], told["data"])
+
+    def asked(self, made: Plan, number: int) -> str:
+        """How many of a few orders are answered rightly on `task/intents`."""
+        live, right, total = self.versions.live(), 0, 0
+        for wave in made.asked[:number] if live else []:  # without a version the task says nothing
+            for row in random.Random(number).sample(wave, ASKED):
+                answer = self.daemon.ask(row["text"], live.name if live else None)
+                right, total = right + (answer["value"] == row["label"]), total + 1
+        return f"{right}/{total}"
+
+    def ticks(self) -> str:
+        """Ticks left out."""
+        return (
+            f"ticks missed: {self.missed} of {self.busy} while fine-tuning, "
+            f"{self.resting_missed} of {self.resting} at rest"
+        )
+
+
+def run(folder: Path, seed: int, replay: float | None, given: argparse.Namespace) -> Iterator[list[str]]:
+    """All four waves with one share of replay; a row each."""
+    made = plan(folder, seed)
+    finetune: dict[str, Any] = {} if replay is None else {"replay": replay}
+    finetune |= {} if replay != 0 else OPEN
+    finetune |= {key: orjson.loads(value) for key, value in (item.split("=") for item in given.set)}
+    world = (
+        Running(folder, made, finetune, given) if given.daemon else InProcess(folder, made, finetune, given.model, seed)
+    )
+    with world:
+        for number, rows in enumerate(made.waves, 1):
+            told = world.publish(rows)
+            scores, figures = score(world.versions, made.asked), told.figures
+            yield [
+                str(seed),
+                "default" if replay is None else f"{replay:g}",
+                str(number) if number <= len(made.asked) else "shuffled",
+                told.kind.removeprefix("task_"),
                 *(f"{s:.3f}" for s in scores),
                 f"{sum(scores) / len(scores):.3f}",
-                f"{right}/{total}",
-                f"{figures.get('replayed', 0):.0f}",
-                f"{figures.get('wall_s', 0):.0f}",
+                world.asked(made, number),
+                *(f"{figures.get(name, 0):.0f}" for name in ("trained_on", "replayed", "epochs", "wall_s")),
                 str(figures["reason"]),
-            )
-    return (
-        f"replay {replay:g}: ticks missed {missed} of {busy} while fine-tuning, {resting_missed} of {resting} at rest"
-    )
+            ]
+        ticks = world.ticks()
+    if ticks:
+        yield [str(seed), "default" if replay is None else f"{replay:g}", "ticks", *[""] * 10, ticks]
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replay", nargs="*", type=float, default=[1.0, 0.0])
-    parser.add_argument("--per-intent", type=int, default=20)
+    parser.add_argument("--daemon", action="store_true")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument(
+        "--replay", nargs="*", type=float, default=[None, 0.0], help="default: the settings' own, and none"
+    )
     parser.add_argument("--model", default=MINILM)
     parser.add_argument("--rest-s", type=float, default=20.0)
     parser.add_argument("--priority", default="idle", choices=["idle", "nice", "normal"])
+    parser.add_argument("--set", nargs="*", default=[], metavar="FINETUNE=VALUE")
     parser.add_argument("--folder", type=Path, help="kept afterwards; default: a temporary one")
     given = parser.parse_args()
-    tests = [f"test {i}" for i in (1, 2, 3)]
-    table = Table("replay", "wave", "verdict", *tests, "all", "asked", "replayed", "s", "reason")
-    console = Console(width=170)
+    torch.set_num_threads(1)
+    heads = [
+        "seed",
+        "replay",
+        "wave",
+        "verdict",
+        "test 1",
+        "test 2",
+        "test 3",
+        "all",
+        "asked",
+        "new",
+        "again",
+        "epochs",
+        "s",
+        "reason",
+    ]
+    table, console = Table(*heads), Console(width=190)
+    print(" | ".join(heads), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        for replay in given.replay:
-            folder = (given.folder or Path(temporary)) / f"replay-{replay:g}"
-            folder.mkdir(parents=True)
-            console.print(run(folder, replay, given, table))
+        for seed in given.seeds:
+            for replay in given.replay:
+                folder = (given.folder or Path(temporary)) / f"seed-{seed}-replay-{replay}"
+                folder.mkdir(parents=True)
+                for row in run(folder, seed, replay, given):
+                    print(" | ".join(row), flush=True)
+                    table.add_row(*row)
     console.print(table)
 
 
