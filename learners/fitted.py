@@ -56,7 +56,7 @@ def _fit(e: Evidence, side: Side, rows: NDArray[np.int64], ridge: float) -> Line
     features, reward, discount, following = _regression(e, side, rows)
     slowest = (1.0 + e.gamma) / 2
     q = fitted_q(features, reward, discount, following, ridge=ridge * len(rows), largest_radius=slowest)
-    low, high = _attainable(e)
+    low, high = attainable(e)
     slack = SLACK * (high - low) + ROUNDING * max(abs(low), abs(high))
     for values in (q(features), q(following[discount > 0])):
         if values.min(initial=low) < low - slack or values.max(initial=high) > high + slack:
@@ -64,7 +64,7 @@ def _fit(e: Evidence, side: Side, rows: NDArray[np.int64], ridge: float) -> Line
     return q
 
 
-def _attainable(e: Evidence) -> tuple[float, float]:
+def attainable(e: Evidence) -> tuple[float, float]:
     """The lowest and the highest value that rewards like those of the log can add up to; an end adds nothing more."""
     low, high = float(e.reward[e.known].min()), float(e.reward[e.known].max())
     if e.done[e.known].any():
@@ -79,7 +79,7 @@ def cross_fitted(e: Evidence, side: Side, ridge: float) -> tuple[Array, Array]:
     for fold in range(FOLDS):
         q = _fit(e, side, np.flatnonzero(e.known & (fold_N != fold)), ridge)
         here = fold_N == fold
-        q_N[here], v_N[here] = (np.clip(q(x[here]), *_attainable(e)) for x in (e.taken, side.features))
+        q_N[here], v_N[here] = (np.clip(q(x[here]), *attainable(e)) for x in (e.taken, side.features))
     return q_N, v_N
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from learners import offpolicy
 from learners.evidence import Evidence, Side, windows
+from learners.fitted import attainable, cross_fitted, standardised
 from learners.offpolicy import judge
 
 STATES, CHOICES = 3, 2
@@ -163,6 +164,44 @@ def test_a_value_function_that_runs_away_is_not_known() -> None:
     assert judged.decides is None
     assert "diverged" in judged.unknown
     assert judged.differences["snips"].figures()["ess"] > 1
+
+
+def test_a_direction_that_runs_away_is_ridged_out_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence, _ = logged(1_500, 9)
+    noise = np.random.default_rng(0).normal(size=1_500)
+
+    def wider(features: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return np.column_stack([features, column])
+
+    candidate, live = (Side(s.probability, wider(s.features, np.roll(3 * noise, 1))) for s in evidence.sides)
+    wild = replace(evidence, taken=wider(evidence.taken, noise), candidate=candidate, live=live)
+    plain = judge(evidence, confidence=0.95, min_effective_samples=50).decides
+    judged = judge(wild, confidence=0.95, min_effective_samples=50)
+    assert plain is not None
+    assert judged.decides is not None
+    assert judged.decides.value == pytest.approx(plain.value, abs=0.1)
+    monkeypatch.setattr(offpolicy, "RIDGES", (1e-2,))
+    assert "diverged" in judge(wild, confidence=0.95, min_effective_samples=50).unknown
+
+
+def test_where_everything_earned_the_same_nothing_is_known() -> None:
+    evidence, _ = logged(400, 10)
+    same = replace(
+        evidence, reward=np.ones(400), done=np.zeros_like(evidence.done), known=evidence.follows | evidence.done
+    )
+    assert "tells a better policy from a worse one" in judge(same, confidence=0.95, min_effective_samples=1).unknown
+    assert judge(replace(same, done=evidence.done), confidence=0.95, min_effective_samples=1).unknown == ""
+
+
+def test_values_stay_within_what_rewards_can_add_up_to() -> None:
+    evidence, _ = logged(1_500, 11)
+    low, high = attainable(evidence)
+    assert [low, high] == pytest.approx([-0.5 / (1 - GAMMA), 1 / (1 - GAMMA)])
+    up = replace(evidence, reward=evidence.reward + 1)
+    assert attainable(up)[0] == 0.0  # an end adds nothing more
+    assert attainable(replace(up, done=np.zeros_like(up.done)))[0] == pytest.approx(0.5 / (1 - GAMMA))
+    for values in cross_fitted(standardised(evidence), evidence.candidate, 100.0):
+        assert low <= values.min() <= values.max() <= high
 
 
 def test_numbers_that_are_not_finite_are_not_known() -> None:
