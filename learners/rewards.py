@@ -17,7 +17,7 @@ from actuators.actions import Value
 from actuators.config import AnyActuator
 from actuators.expressions import Expression, ExpressionError, Known
 from learners.config import AnyReward, ExpressionReward, PluginReward
-from sensors.config import AnyStream
+from sensors.config import AnyStream, fields_of
 from sensors.readings import Observation, Telemetry
 
 GROUP = "reflexd.rewards"
@@ -32,7 +32,7 @@ class RewardUnknown(LookupError):  # noqa: N818 - reads as what happened
 
 def known(streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]) -> Known:
     """The names an expression may use: telemetry fields, and actions with their components."""
-    names: dict[str, Any] = {name: s.fields for name, s in streams.items() if s.kind == "telemetry"}
+    names: dict[str, Any] = {name: fields_of(s) for name, s in streams.items() if fields_of(s)}
     for name, actuator in actuators.items():
         names[name] = len(actuator.low) if actuator.kind == "continuous" else None
     return names

@@ -11,7 +11,7 @@ from typing import Any
 
 from actuators.config import AnyActuator
 from runtime.settings import Config
-from sensors.config import AnyStream, public_source
+from sensors.config import AnyStream, fields_of, public_source
 
 
 def describe(config: Config, *, version: str, policy: str, text: str = "") -> dict[str, Any]:
@@ -46,8 +46,8 @@ def _stream(stream: AnyStream) -> dict[str, Any]:
         "max_age_s": stream.max_age_s,
         "encoder": stream.encoder,
     }
-    if stream.kind == "telemetry":
-        told["fields"] = list(stream.fields)
+    if fields := fields_of(stream):
+        told["fields"] = list(fields)
     if stream.kind == "microphone":
         told["rate_hz"] = stream.rate_hz
     told["source"] = stream.plugin if stream.kind == "plugin" else public_source(stream.source)

@@ -36,6 +36,7 @@ from runtime.gatelink import GateLink
 from runtime.health import Health
 from runtime.inbox import Inbox
 from runtime.intake import Intake
+from runtime.log import Scrubber
 from runtime.metrics import Metrics
 from runtime.mqtt import Address, Connection
 from runtime.outcomes import Outcomes
@@ -66,7 +67,7 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
     config, topics, clock = loaded.config, Topics(loaded.config.agent), MonotonicClock()
     control, media = (_connection(config, "agent"), _connection(config, "media"))
     registry = CollectorRegistry()
-    reporter = Reporter(control, topics, _metrics(config, registry))
+    reporter = Reporter(control, topics, _metrics(config, registry), scrub=Scrubber(loaded.secrets).strings)
     senses = _sense(config, faults, decoders)
     brain = await _think(config, reporter)
     memory = _remember(config, reporter, clock)

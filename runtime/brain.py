@@ -27,6 +27,7 @@ from runtime.config import load as load_settings
 from runtime.engine import Engine
 from runtime.settings import Config
 from runtime.versions import open_checkpoints
+from sensors.config import fields_of
 from sensors.registry import MODALITIES
 
 _LOG = structlog.get_logger(__name__)
@@ -103,8 +104,8 @@ def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
 
 def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> StreamSpec:
     settings = config.streams[name]
-    if settings.kind == "telemetry":
-        return StreamSpec(name, "telemetry", 1, len(settings.fields))
+    if fields := fields_of(settings):
+        return StreamSpec(name, "telemetry", 1, len(fields))
     if settings.encoder is None:
         raise BrainError(f"streams.{name}.encoder: missing; a {settings.kind} stream needs one")
     encoder = encoders[settings.encoder]

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from actuators.expressions import Expression, ExpressionError, Known
 from runtime.complaints import Problem, Steps, dotted, explain
 from runtime.settings import Config
+from sensors.config import fields_of, stream_secrets
 
 MAX_BYTES = 1_048_576
 MAX_NODES = 50_000
@@ -209,7 +210,7 @@ def known_actions(config: Config) -> Known:
 
 def known_readings(config: Config) -> Known:
     """What an expression may say of streams: the fields of telemetry."""
-    return {name: stream.fields for name, stream in config.streams.items() if stream.kind == "telemetry"}
+    return {name: fields_of(stream) for name, stream in config.streams.items() if fields_of(stream)}
 
 
 def _model_secrets(config: Config) -> set[str]:
@@ -217,4 +218,5 @@ def _model_secrets(config: Config) -> set[str]:
     secrets = [config.mqtt.password, *(user.password for user in users if user)]
     if config.dashboard:
         secrets += [config.dashboard.token, config.dashboard.viewer_token]
-    return {secret.get_secret_value() for secret in secrets if secret is not None}
+    held = {secret.get_secret_value() for secret in secrets if secret is not None}
+    return held.union(*map(stream_secrets, config.streams.values()))

@@ -28,6 +28,7 @@ from runtime.recorded import RecordedKept
 from runtime.recorder import RecordingError
 from runtime.settings import Config
 from runtime.versions import open_checkpoints
+from sensors.config import fields_of
 
 
 class NotExported(ValueError):  # noqa: N818 - reads as what happened
@@ -165,7 +166,7 @@ def _nothing(episodes: Episodes, shown: frozenset[str]) -> str:
 
 
 def _fields(config: Config) -> dict[str, tuple[str, ...]]:
-    return {name: s.fields for name, s in config.streams.items() if s.kind == "telemetry"}
+    return {name: fields_of(s) for name, s in config.streams.items() if fields_of(s)}
 
 
 def _mcap(config: Config, wish: Wish, told: Told) -> str:

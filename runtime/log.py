@@ -60,6 +60,14 @@ class Scrubber:
             return [self.value(item, depth + 1) for item in value]
         return self.text(repr(value))
 
+    def strings(self, value: Any) -> Any:
+        """Any value in which every text is without secrets; all else is as it was."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.strings(key): self.strings(item) for key, item in value.items()}
+        return [self.strings(item) for item in value] if isinstance(value, list | tuple) else value
+
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         """The processor."""
         return {key: item if key.startswith("_") else self.value(item) for key, item in event.items()}

@@ -35,6 +35,8 @@ class Reporter:
     topics: Topics
     metrics: Metrics
     recorder: Recorder | None = None
+    scrub: Callable[[Any], Any] = lambda data: data
+    """Takes secrets out of what an event says: reasons come from drivers and plugins, which may tell what they were given."""
     on_tick: list[Callable[[Ticked], None]] = field(default_factory=list)
     """Others who want every finished tick: previews, tasks, probation."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -47,6 +49,7 @@ class Reporter:
         self._loop.call_soon_threadsafe(self._event, kind, data)
 
     def _event(self, kind: str, data: dict[str, Any]) -> None:
+        data = self.scrub(data)
         body = {"type": kind, "stamp": time.time(), "data": data}
         _LOG.info("event", type=kind, **{name: value for name, value in data.items() if name != "reading"})
         self.metrics.observe_event(kind, data)

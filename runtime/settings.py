@@ -24,7 +24,7 @@ from learners.config import (
     TaskSettings,
     TopicReward,
 )
-from sensors.config import AnyStream, Name, Settings
+from sensors.config import AnyStream, Name, Settings, fields_of
 
 SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
 
@@ -181,17 +181,20 @@ class Config(Settings):
     plant: PlantSettings | None = None
     discovery: Annotated[bool, Field(description="publish Home Assistant discovery")] = False
 
+    def _check_encoder(self, name: str, stream: AnyStream) -> None:
+        known = sorted(self.encoders)
+        if stream.encoder is not None and stream.encoder not in self.encoders:
+            raise ValueError(f"streams.{name}.encoder: {stream.encoder!r} is not under encoders: {known}")
+        if stream.encoder is None and not fields_of(stream):
+            instead = ", or `fields` where it gives telemetry" if stream.kind == "plugin" else ""
+            raise ValueError(
+                f"streams.{name}.encoder: missing; a {stream.kind} needs one of encoders: {known}{instead}"
+            )
+
     @model_validator(mode="after")
     def _references(self) -> Self:
         for name, stream in self.streams.items():
-            if stream.encoder is not None and stream.encoder not in self.encoders:
-                raise ValueError(
-                    f"streams.{name}.encoder: {stream.encoder!r} is not under encoders: {sorted(self.encoders)}"
-                )
-            if stream.encoder is None and stream.kind in {"camera", "microphone", "text"}:
-                raise ValueError(
-                    f"streams.{name}.encoder: missing; a {stream.kind} needs one of encoders: {sorted(self.encoders)}"
-                )
+            self._check_encoder(name, stream)
         for name, actuator in self.actuators.items():
             if actuator.kind == "text" and actuator.task not in self.tasks:
                 raise ValueError(f"actuators.{name}.task: {actuator.task!r} is not under tasks: {sorted(self.tasks)}")

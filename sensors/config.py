@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -26,6 +27,23 @@ def public_source(source: str | int) -> str | int:
         return source
     scheme, _, rest = source.partition("://")
     return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2], maxsplit=1)[0]}"
+
+
+SECRET_NAME = re.compile(
+    r"passw(or)?d|passphrase|pwd|secret|token|credential|(api|access|private|auth)[_-]?key", re.IGNORECASE
+)
+"""Names under which people keep secrets."""
+
+
+def secrets_in(source: str) -> set[str]:
+    """What `public_source` leaves out of a URL and must stay unsaid: the password, and values of a query that are named like secrets."""
+    _, found, rest = source.partition("://")
+    if not found:
+        return set()
+    user, _, after = rest.rpartition("@")
+    password = user.partition(":")[2]
+    values = {value for name, value in parse_qsl(after.partition("?")[2]) if SECRET_NAME.search(name)}
+    return {secret for secret in (password, unquote(password), *values) if secret}
 
 
 class StreamSettings(Settings):
@@ -92,10 +110,33 @@ class PluginStreamSettings(StreamSettings):
 
     kind: Literal["plugin"]
     plugin: str = Field(description="the entry point's name")
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    fields: tuple[str, ...] = Field(
+        (),
+        max_length=4_096,
+        description="where it gives telemetry, the names of its numbers, in order; it then needs no encoder",
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="the plugin's own; what is named like a password, secret, token or api_key is hidden in logs and events, and so is what comes from ${env:} or ${file:}",
+        repr=False,
+    )
 
 
 AnyStream = Annotated[
     CameraSettings | MicrophoneSettings | TextSettings | TelemetrySettings | PluginStreamSettings,
     Field(discriminator="kind"),
 ]
+
+
+def fields_of(stream: AnyStream) -> tuple[str, ...]:
+    """The names of the numbers of a stream that gives telemetry; none for any other."""
+    return stream.fields if isinstance(stream, TelemetrySettings | PluginStreamSettings) else ()
+
+
+def stream_secrets(stream: AnyStream) -> set[str]:
+    """What the settings of a stream hold that no log and no event may tell: of its address, and of a plugin's options."""
+    if stream.kind != "plugin":
+        return secrets_in(str(stream.source))
+    texts = {name: value for name, value in stream.options.items() if isinstance(value, str) and value}
+    named = {value for name, value in texts.items() if SECRET_NAME.search(name)}
+    return named.union(*map(secrets_in, texts.values()))

@@ -34,6 +34,20 @@ from fakes import Mosquitto, free_port, listening, wait_for
 ROOT = Path(__file__).parents[2]
 SONG = re.compile(rb"c4nary-[a-z-]+-[0-9a-f]{4}")
 START_S = 150.0
+PLUGIN = """
+import asyncio, logging
+from collections import Counter
+
+class Sings:
+    def __init__(self, name, options, *, clock):
+        self.name, self.drops, self.password = name, Counter(), options["password"]
+
+    async def run(self, publish, lost, recovered):
+        logging.getLogger("sings").warning("signing in with %s", self.password)
+        lost(f"the password {self.password!r} was refused")
+        await asyncio.Event().wait()
+"""
+"""A plugin that tells its password wherever it can."""
 
 
 def settings(folder: Path, broker: int) -> dict[str, Any]:
@@ -46,6 +60,12 @@ def settings(folder: Path, broker: int) -> dict[str, Any]:
             "joints": {"kind": "telemetry", "source": "topic", "fields": ["angle"], "required": True},
             "hidden": {**camera, "source": f"rtsp://cam:${{env:SINGS_RTSP}}@127.0.0.1:{free_port()}/1"},
             "plain": {**camera, "source": f"rtsp://cam:{canaries.INLINE}@127.0.0.1:{free_port()}/1"},
+            "careless": {
+                "kind": "plugin",
+                "plugin": "sings",
+                "fields": ["x"],
+                "options": {"password": canaries.PLUGIN},
+            },
             "http": {**camera, "source": f"http://127.0.0.1:{free_port()}/x?token={canaries.QUERY}"},
         },
         "encoders": {"vision": {"model": "bundled:efficientnet-lite0"}},
@@ -112,7 +132,12 @@ def singing(tmp_path: Path) -> Iterator[Singing]:
     broker = Mosquitto(tmp_path, port, extra=text).start()
     (tmp_path / "operator-token").write_text(canaries.OPERATOR)
     known = settings(tmp_path, port)
-    environment = os.environ | {"SINGS_MQTT": canaries.MQTT, "SINGS_RTSP": canaries.RTSP}
+    site = tmp_path / "site"
+    (site / "sings-1.dist-info").mkdir(parents=True)
+    (site / "sings.py").write_text(PLUGIN)
+    (site / "sings-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sings\nVersion: 1\n")
+    (site / "sings-1.dist-info" / "entry_points.txt").write_text("[reflexd.sensors]\nsings = sings:Sings\n")
+    environment = os.environ | {"PYTHONPATH": str(site)} | {"SINGS_MQTT": canaries.MQTT, "SINGS_RTSP": canaries.RTSP}
     found = Singing(tmp_path, known, broker, environment)
     found.config.write_text(yaml.safe_dump(known))
     yield found
@@ -203,6 +228,8 @@ async def test_no_secret_is_in_anything_a_whole_daemon_produced(singing: Singing
         arguments = [verb, str(singing.config)] if verb == "status" else [verb, "--config", str(singing.config)]
         found |= sung(verb, singing.verb(*arguments))
     assert found == set()
+    assert singing.has("event", "the password '***' was refused")
+    assert b"signing in with ***" in (singing.folder / "log").read_bytes()
     assert any(path.suffix == ".mcap" for path in files), "nothing was recorded"
     topics = {message.topic for message in singing.heard}
     assert {f"{base}/{name}" for name in ("info", "status", "health", "decision", "event")} <= topics

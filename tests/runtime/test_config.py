@@ -135,6 +135,23 @@ def test_secrets_come_from_environment_and_file_and_are_remembered(
     assert canaries.told(repr(loaded.config)) is None
 
 
+def test_secrets_of_plugins_and_in_addresses_are_remembered_and_other_words_are_not(tmp_path: Path) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text(
+        f"""agent: a
+state_dir: x
+streams:
+  one: {{kind: plugin, plugin: p, fields: [x], options: {{api_key: {canaries.PLUGIN}, login: 'http://u:{canaries.ODD[:6]}-x@h', key: angle, n: 3}}}}
+  two: {{kind: camera, source: 'rtsp://cam:{canaries.RTSP}@h/1?channel=main&token={canaries.QUERY}', encoder: e}}
+encoders: {{e: {{model: 'bundled:efficientnet-lite0'}}}}
+actuators: {{head: {{kind: choice, choices: [a, b], safe: a}}}}
+"""
+    )
+    loaded = config.load(file)
+    assert loaded.secrets == {canaries.PLUGIN, canaries.ODD[:6] + "-x", canaries.RTSP, canaries.QUERY}
+    assert canaries.PLUGIN not in repr(loaded.config.streams["one"])
+
+
 @given(st.text(max_size=300))
 def test_any_text_is_settings_or_refused(text: str) -> None:
     path = Path("/dev/shm/reflexd-any.yaml")

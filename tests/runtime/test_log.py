@@ -81,6 +81,16 @@ def test_secrets_may_come_later_and_short_ones_hide_only_themselves(out: io.Stri
     assert (record["whole"], record["part"], record["late"]) == ("***", "17", "x *** y")
 
 
+def test_only_texts_are_scrubbed_where_numbers_must_stay_numbers() -> None:
+    data = {"reason": "login 1234 refused", "n": 1234, "list": ["x", ("1234", None)], "deep": {"1234": 1234.5}}
+    assert log.Scrubber(["1234"]).strings(data) == {
+        "reason": "login *** refused",
+        "n": 1234,
+        "list": ["x", ["***", None]],
+        "deep": {"***": 1234.5},
+    }
+
+
 def test_a_longer_secret_is_hidden_whole(out: io.StringIO) -> None:
     scrubber = log.Scrubber(["secret", "secret-and-more"])
     assert scrubber.text("a secret-and-more b") == "a *** b"

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from actuators.registry import build_plant
 from actuators.simulated import Outgoing
 from learners.config import EncoderSettings, PluginReward
 from learners.model.encoders import load as load_encoder
 from learners.rewards import TickRewards
+from runtime.brain import build_spec
 from runtime.settings import Config
 from runtime.topics import Command, encode
 from sensors.base import Sensor
@@ -75,6 +77,19 @@ def test_unknown_options_and_plugins_are_refused_with_what_there_is() -> None:
         build_sensor("load", settings(rate=2))
     with pytest.raises(ValueError, match="load"):
         build_sensor("x", PluginStreamSettings(kind="plugin", plugin="nothing"))
+
+
+def test_the_settings_of_the_page_make_a_policy_with_every_plugin() -> None:
+    page = (PACKAGE.parents[1] / "docs" / "plugins.md").read_text()
+    known = Config.model_validate(yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0]))
+    colours = load_encoder(known.encoders["colours"], tokens=known.policy.tokens, device=torch.device("cpu"))
+    streams = {
+        stream.name: (stream.modality, stream.width) for stream in build_spec(known, {"colours": colours}).streams
+    }
+    assert streams == {"room": ("telemetry", 1), "load": ("telemetry", 3), "front": ("vision", colours.width)}
+    without = known.model_dump() | {"streams": {"load": {"kind": "plugin", "plugin": "load"}}}
+    with pytest.raises(ValueError, match="or `fields` where it gives telemetry"):
+        Config.model_validate(without)
 
 
 def command(value: str, seq: int, stamp: float) -> bytes:
