@@ -129,6 +129,19 @@ def confirm(page: Page, name: str) -> None:
     page.get_by_role("dialog").get_by_role("button", name=name, exact=True).click()
 
 
+def test_a_person_logs_in_with_the_token_by_hand(browser: Browser, demo: Demo) -> None:
+    page = overheard(browser.new_context().new_page())
+    page.goto(demo.address)
+    expect(page).to_have_url(f"{demo.address}/login")
+    page.get_by_label("Token").fill("not the token at all")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("not the token")
+    page.get_by_label("Token").fill(demo.token)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Software stop")).to_be_visible(timeout=PATIENCE_MS)
+    page.context.close()
+
+
 def test_frames_change_and_the_reward_curve_grows(page: Page) -> None:
     pixels = "document.querySelector('#streams canvas').toDataURL()"
     first = page.evaluate(pixels)

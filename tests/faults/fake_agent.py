@@ -1,7 +1,7 @@
 """A small agent that speaks the link: proposes at a steady rate, and can be made to freeze in a C call or to propose nonsense.
 
 `fake_agent.py --gate-fd N [--rate HZ] [--values a,b] [--not-ready N] [--exit-after N]`. SIGUSR1 holds the interpreter lock for
-3 s. Verdicts are printed as JSON lines when `--verdicts FILE` is given.
+3 s; SIGUSR2 takes a stream of `--unplug` away, or brings it back. Verdicts are printed as JSON lines when `--verdicts FILE` is given.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--verdicts", type=Path)
     parser.add_argument("--exit-after", type=int, default=0)
     parser.add_argument("--stale", default="")
+    parser.add_argument("--unplug", default="joints")
     given = parser.parse_args()
     end = socket.socket(fileno=given.gate_fd)
     os.set_inheritable(end.fileno(), False)
@@ -39,6 +40,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     libc = ctypes.PyDLL(None)  # PyDLL keeps the interpreter lock during the call
     signal.signal(signal.SIGUSR1, lambda *_: libc.usleep(int(HELD_S * 1e6)))
+    signal.signal(signal.SIGUSR2, lambda *_: setattr(given, "stale", "" if given.stale else given.unplug))
     ticker = threading.Thread(target=tick, args=(end, given, stop), daemon=True)
     ticker.start()
     while not stop.wait(0.01) and ticker.is_alive():
