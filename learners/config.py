@@ -90,7 +90,11 @@ class TaskSettings(Settings):
     train: Train = "lora"
     lora_rank: int = Field(8, gt=0, le=256)
     multi_label: bool = False
-    feeds_policy: bool = Field(False, description="its class probabilities are a token of the fusion")
+    feeds_policy: bool = Field(
+        False,
+        description="the probabilities of its `labels` are a token of the fusion: a telemetry stream of the task's name, in force as long "
+        "as what the task read",
+    )
     ask_below: float | None = Field(None, ge=0, le=1, description="publish label_requested when less sure than this")
     heldout: str | None = Field(
         None,

@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from learners.config import TaskSettings
 from learners.lesson import PRETRAINED, options_of
 from learners.model.bundled import resolve
@@ -121,7 +118,6 @@ class TaskRunner:
         self._loaded: dict[str, Loaded] = {}
         self._broken: dict[str, str | None] = {}
         self._asked_s: dict[str, float] = {}
-        self._tokens: dict[str, tuple[str, NDArray[np.float32]]] = {}
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -132,10 +128,6 @@ class TaskRunner:
                 self.counts["dropped"] += name in self._waiting
                 self._waiting[name] = (reading, decision)
                 self._wake.set()
-
-    def tokens(self) -> dict[str, tuple[str, NDArray[np.float32]]]:
-        """Of each task that feeds the policy: its version, and the newest probabilities as one token [1, labels]."""
-        return dict(self._tokens)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -176,9 +168,6 @@ class TaskRunner:
     def _hand_out(self, result: Result, reading: Reading, trained: bool) -> None:  # noqa: FBT001 - call_soon takes no keywords
         settings, prediction = self.tasks[result.task], result.prediction
         if trained:
-            if settings.feeds_policy and prediction.probabilities:
-                row = np.array([list(prediction.probabilities.values())], np.float32)
-                self._tokens[result.task] = (result.version, row)
             self.callbacks.result(result)
         unsure = settings.ask_below is not None and (prediction.confidence or 0.0) < settings.ask_below
         if unsure and result.decision is not None and self._may_ask(result.task):

@@ -5,7 +5,7 @@ Speech does not go to a device from here: it waits in `Utterances` until the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from runtime.settings import Config
 from runtime.tick import Ticked, Utterances
 from runtime.topics import Topics, encode
 from sensors import opencv
+from sensors.fed import FedTelemetry
 from sensors.readings import Text
 
 Emit = Callable[[str, dict[str, Any]], None]
@@ -32,6 +33,8 @@ class Language:
     emit: Emit
     utterances: Utterances
     jpeg: Jpeg = opencv.encode
+    fed: Mapping[str, FedTelemetry] = field(default_factory=dict)
+    """By task, the stream it feeds: one token of the fusion, as the policy sees it at the next tick."""
     runner: TaskRunner = field(init=False)
     _said: dict[str, str] = field(default_factory=dict)
 
@@ -44,6 +47,8 @@ class Language:
         self.runner.offer(ticked.observation.readings, ticked.observation.fresh, ticked.decision)
 
     def _result(self, result: Result) -> None:
+        if result.task in self.fed:
+            self.fed[result.task].take(result.prediction.probabilities, result.stamp_s)
         self.link.post(self.topics("task", result.task), encode(result.payload), qos=1)
 
     def _question(self, question: Question) -> None:

@@ -6,8 +6,9 @@ Knows nothing of YAML or of files: `config.py` reads those.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -24,7 +25,7 @@ from learners.config import (
     TaskSettings,
     TopicReward,
 )
-from sensors.config import AnyStream, Name, Settings, fields_of
+from sensors.config import PREFIX, AnyStream, Name, Settings, fields_of
 
 SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
 
@@ -181,6 +182,11 @@ class Config(Settings):
     plant: PlantSettings | None = None
     discovery: Annotated[bool, Field(description="publish Home Assistant discovery")] = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fed(cls, body: Any) -> Any:
+        return with_fed_streams(body) if isinstance(body, dict) else body
+
     def _check_encoder(self, name: str, stream: AnyStream) -> None:
         known = sorted(self.encoders)
         if stream.encoder is not None and stream.encoder not in self.encoders:
@@ -206,10 +212,46 @@ class Config(Settings):
         for name, task in self.tasks.items():
             if task.stream is not None and task.stream not in self.streams:
                 raise ValueError(f"tasks.{name}.stream: {task.stream!r} is not under streams: {sorted(self.streams)}")
+            if task.feeds_policy:
+                _check_fed(name, task, self.streams)
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise ValueError("rewards: each name may be used once")
         return self
+
+
+def _check_fed(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
+    if not (task.kind == "classify" and task.stream and task.labels):
+        raise ValueError(
+            f"tasks.{name}.feeds_policy: only a classify task with a `stream` and fixed `labels` gives the policy numbers"
+        )
+    if getattr(streams[name], "source", None) != f"{PREFIX}{name}":
+        raise ValueError(f"tasks.{name}.feeds_policy: a stream has this name already; rename one of them")
+
+
+def with_fed_streams(body: dict[str, Any]) -> dict[str, Any]:
+    """Raw settings with a telemetry stream for each task that feeds the policy; what is not well-formed is left to the model.
+
+    Such a stream has the task's name and labels, and is as old as what the task read: in force as long.
+    """
+    tasks, streams = body.get("tasks"), body.get("streams")
+    if not isinstance(tasks, dict) or not isinstance(streams, dict):
+        return body
+    raw = {name: task.model_dump() if isinstance(task, TaskSettings) else task for name, task in tasks.items()}
+    made = {
+        name: _fed_stream(name, task, streams)
+        for name, task in raw.items()
+        if isinstance(task, dict) and task.get("feeds_policy") and task.get("labels") and name not in streams
+    }
+    return {**body, "streams": {**streams, **made}} if made else body
+
+
+def _fed_stream(name: str, task: dict[str, Any], streams: dict[str, Any]) -> dict[str, Any]:
+    read = streams.get(str(task.get("stream")))
+    read = read.model_dump() if isinstance(read, Settings) else read
+    known = read if isinstance(read, dict) else {}
+    limit = known.get("ttl_s", 60.0) if known.get("kind") == "text" else known.get("max_age_s", 1.0)
+    return {"kind": "telemetry", "source": f"{PREFIX}{name}", "fields": list(task["labels"]), "max_age_s": limit}
 
 
 NAME = re.compile(r"^[a-z0-9_-]{1,64}$")

@@ -28,6 +28,7 @@ from runtime.tuning import Tuning
 from runtime.viewer import Viewer
 from sensors import opencv
 from sensors.base import TopicSensor
+from sensors.fed import FedTelemetry
 
 
 def wire(parts: Parts, topics: Topics, registry: CollectorRegistry, decoders: ThreadPoolExecutor) -> None:
@@ -73,7 +74,8 @@ def _watch_ticks(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> 
     if parts.config.tasks:
         from runtime.language import Language  # noqa: PLC0415 - a second of imports that only tasks need
 
-        language = Language(parts.config, parts.control, topics, parts.reporter.event, parts.ticker.utterances)
+        fed = {name: sensor for name, sensor in parts.sensors.items() if isinstance(sensor, FedTelemetry)}
+        language = Language(parts.config, parts.control, topics, parts.reporter.event, parts.ticker.utterances, fed=fed)
         parts.reporter.on_tick.append(language.ticked)
         parts.jobs["tasks"] = language.runner.run()
     asking = Asking(parts.config.policy.ask_below, parts.reporter.event, opencv.encode)

@@ -88,11 +88,17 @@ class TextSettings(StreamSettings):
     max_chars: int = Field(2_000, gt=0, le=100_000)
 
 
+PREFIX = "task:"
+"""What the source of a stream begins with that a task of the agent's own feeds."""
+
+
 class TelemetrySettings(StreamSettings):
     """Numbers picked out of a JSON object by name or JSON pointer (RFC 6901)."""
 
     kind: Literal["telemetry"]
-    source: str = Field("topic", description="`topic` or `topic:NAME`")
+    source: str = Field(
+        "topic", description="`topic` or `topic:NAME`; `task:NAME` is what `tasks.NAME.feeds_policy` makes by itself"
+    )
     fields: tuple[str, ...] = Field(
         min_length=1, max_length=4_096, description="keys, or JSON pointers with a leading /"
     )

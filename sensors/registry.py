@@ -14,6 +14,7 @@ from pathlib import Path
 from sensors.base import Sensor, TopicSensor
 from sensors.camera import CameraSensor, TopicCamera
 from sensors.config import (
+    PREFIX,
     AnyStream,
     CameraSettings,
     MicrophoneSettings,
@@ -21,6 +22,7 @@ from sensors.config import (
     TelemetrySettings,
     TextSettings,
 )
+from sensors.fed import FedTelemetry
 from sensors.microphone import MicrophoneSensor, TopicMicrophone
 from sensors.telemetry import TopicTelemetry
 from sensors.text import FollowedText, StdinText, TopicText
@@ -83,7 +85,9 @@ def _text(name: str, settings: TextSettings, clock: Callable[[], float]) -> Sens
     raise ValueError(f"streams.{name}.source: {source!r}; write topic, topic:NAME, stdin or file:PATH")
 
 
-def _telemetry(name: str, settings: TelemetrySettings) -> TopicSensor:
+def _telemetry(name: str, settings: TelemetrySettings) -> Sensor | TopicSensor:
+    if settings.source.startswith(PREFIX):
+        return FedTelemetry(name, settings.fields)
     if not is_topic(settings.source):
         raise ValueError(f"streams.{name}.source: {settings.source!r}; write topic or topic:NAME")
     return TopicTelemetry(name, topic_of(settings.source), settings.fields)
