@@ -64,10 +64,15 @@ def agreed(examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str
     return agreement([wanted for wanted, _ in pairs], [said for _, said in pairs]) if pairs else {}
 
 
+def opinion(task: Task, examples: Sequence[Example], least: int) -> dict[str, float]:
+    """A task's agreement with labels of classes that it knows; nothing where there are fewer than `least`."""
+    about = [example for example in examples if classes(example) <= knows(task)]
+    return agreed(about, answers(task, about)) if len(about) >= least else {}
+
+
 def contradicts(task: Task, examples: Sequence[Example], least: int) -> bool:
     """Whether labels of classes that a task knows agree with it no better than chance; fewer than `least` say nothing."""
-    about = [example for example in examples if classes(example) <= knows(task)]
-    return len(about) >= least and by_chance(agreed(about, answers(task, about)), "") is not None
+    return by_chance(opinion(task, examples, least), "") is not None
 
 
 def knows(task: Task) -> frozenset[str]:

@@ -27,7 +27,7 @@ from learners.trainer import Settings, Tell
 from learners.versions import LAST_LABEL, Version
 
 MIN_STEPS = 60
-"""Updates a fine-tune takes at least: few labels see more epochs, with early stopping."""
+"""Updates with new labels a fine-tune takes at least: few labels see more epochs, with early stopping."""
 PATIENCE = 5
 """Epochs without a better score before it stops, at least."""
 WEIGH = 5
@@ -109,7 +109,7 @@ class Lesson:
         # new rows of the head must not depend on what was drawn before
         torch.manual_seed(self.seed + 2)
         task = self._open(live, [*train, *parts.validation])
-        settings = self._how(task, len(train), len(parts.new))
+        settings = self._how(task, len(parts.new))
         splits = Splits(train, balanced(parts.tried, parts.kept, self.seed + number) or train)
         mode, rank = self.settings.train, self.settings.lora_rank
         tuned = tune(task, splits, settings, mode, rank=rank, tell=tell, stop=stop)
@@ -123,15 +123,16 @@ class Lesson:
         }
         return Taught(tuned, settings, mode, figures)
 
-    def _how(self, task: Task, examples: int, new: int) -> Settings:
+    def _how(self, task: Task, new: int) -> Settings:
         batch = self.finetune.batch
         rate = self.finetune.learning_rate or task.recipe.rates.get(self.settings.train, 1e-4)
         # replay makes an epoch longer, not the new labels better known: how often they are seen counts
-        steps = min(math.ceil(new / batch), math.ceil(examples / batch))
-        epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / steps))
+        epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / math.ceil(new / batch)))
         # a small validation part stands still for a few epochs before it improves again
         patience = max(PATIENCE, epochs // 2)
-        settings = Settings(epochs=epochs, batch=batch, learning_rate=rate, seed=self.seed, patience=patience)
+        settings = Settings(
+            epochs=epochs, batch=batch, learning_rate=rate, seed=self.seed, patience=patience, ties="last"
+        )
         return replace(settings, **self.options)
 
     def _open(self, live: Version | None, examples: Rows) -> Task:

@@ -26,7 +26,7 @@ from learners.blame import ALPHA, LEAST, alone, by_source, suspects
 from learners.config import FinetuneSettings, TaskSettings
 from learners.files import write_atomically
 from learners.holdout import Holdout, classes
-from learners.judging import Judged, agreed, answers, contradicts, judge, knows, score, worse
+from learners.judging import Judged, agreed, answers, contradicts, judge, knows, opinion, score, worse
 from learners.labels import Labelled, Labels
 from learners.lesson import PRETRAINED, Lesson, Taught, options_of
 from learners.model.bundled import resolve
@@ -194,10 +194,17 @@ class Online:
         tried = agreed(parts.tried, answers(taught.task, parts.tried))
         figures: dict[str, Any] = {"new_labels": float(len(wave.new)), **taught.figures}
         figures |= {f"validation_{name}": value for name, value in tried.items()}
+        figures |= {f"labels_{name}": value for name, value in self._opinion(wave, holdout, before).items()}
         if holdout.file is None:
             return Attempt(taught, figures, None)
         judged = judge(holdout, taught.task, before, {name for row in parts.new for name in classes(row)})
         return Attempt(taught, figures | judged.figures, judged)
+
+    def _opinion(self, wave: Wave, holdout: Holdout, before: Task | None) -> dict[str, float]:
+        """How well the version before agrees with the new labels; nothing where the file does not bear it out itself."""
+        if before is None or contradicts(before, holdout.examples, LEAST):
+            return {}
+        return opinion(before, [one.example for one in wave.new], LEAST)
 
     def _whose(
         self, wave: Wave, holdout: Holdout, before: Task | None, failed: Attempt

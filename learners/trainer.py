@@ -44,6 +44,8 @@ class Settings:
     """Largest gradient norm."""
     patience: int = 3
     """Epochs without a better validation score before it stops."""
+    ties: Literal["first", "last"] = "first"
+    """Which of equally good epochs is the best: on a small validation set, which is soon all right, the last one has learned longest."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     save_every_s: float = 60.0
@@ -176,12 +178,11 @@ class Trainer:
         run.history.append(metrics)
         run.epoch, run.at, run.total = run.epoch + 1, 0, 0.0
         score = metrics[self.task.selection]
-        improved = score > run.best
+        run.worse = 0 if score > run.best else run.worse + 1
+        improved = score > run.best or (score == run.best and self.settings.ties == "last")
         if improved:
-            run.best, run.best_epoch, run.worse = score, run.epoch, 0
+            run.best, run.best_epoch = score, run.epoch
             self.best = resume.trained_of(self.model)
-        else:
-            run.worse += 1
         self._report(run, 0, run.losses[-1], score)
         return improved
 

@@ -7,8 +7,9 @@ A candidate is promoted if, on the held-out file of the operator's,
 2. it is no worse than the version before on all of the file, within `finetune.margin`;
 3. it loses at most `finetune.forget_margin` on those whose classes the version before knew.
 
-Labels can only speak against a candidate: if it agrees with the new ones that did not train no better than chance, they cannot be
-learned (they are shuffled, say), and it is rejected whatever else it does. Without a file there is nothing to hold a candidate against: "not
+Labels can only speak against a candidate, and do so when they are noise (shuffled, say), whatever the candidate does: if the version
+before, where the file bears it out, agrees with those of classes it knows no better than chance; or the candidate with those that did not
+train. Without a file there is nothing to hold a candidate against: "not
 known", which is not a pass.
 """
 
@@ -70,6 +71,8 @@ class Verdict:
 
 def refusal(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
     """Why a candidate is not promoted, by its figures on the held-out file; None if it is."""
+    if (said := by_chance(figures, "labels_")) is not None:
+        return f"the new labels contradict what is known: {said}"
     if (said := by_chance(figures, "validation_")) is not None:
         return f"the new labels cannot be learned: {said}"
     if (said := by_chance(figures, "")) is not None:

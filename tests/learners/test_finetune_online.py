@@ -19,7 +19,7 @@ from learners.config import FinetuneSettings, TaskSettings
 from learners.experience import Label, Raw, Store, Transition
 from learners.judging import each, worse
 from learners.labels import Labelled, Labels
-from learners.lesson import replay
+from learners.lesson import WEIGH, balanced, rehearsed, replay
 from learners.online import Online, newest
 from learners.reader import Reader
 from learners.tasks.base import DataError, Prediction
@@ -84,8 +84,8 @@ def test_waves_are_learned_kept_and_a_poisoned_one_is_refused(tmp_path: Path, st
     third = tuner.run()
     assert third.outcome == "rejected"
     assert third.event == "task_rejected"
-    assert "cannot be learned" in third.reason
-    assert third.fields["validation_agreement_low"] <= third.fields["validation_chance"]
+    assert "contradict what is known" in third.reason
+    assert third.fields["labels_agreement_low"] <= third.fields["labels_chance"]
     assert tuner.versions.live() == live
     assert [told["source"] for told in third.blamed] == ["label:default"], "it taught alone, and its labels are noise"
     # what was refused is set aside: the next wave does not replay it
@@ -244,6 +244,8 @@ def test_refusals_in_their_order() -> None:
     assert "is not what the held-out file says" in str(refusal(fine | {"agreement_low": 0.2}, settings))
     noise = {"validation_agreement": 0.3, "validation_agreement_low": 0.2, "validation_chance": 0.25}
     assert "cannot be learned" in str(refusal(fine | noise, settings))
+    noise = {name.replace("validation", "labels"): value for name, value in noise.items()}
+    assert "contradict what is known" in str(refusal(fine | noise, settings))
     assert "worse" in str(refusal(fine | {"all_after": 0.68}, settings))
     assert "forgets" in str(refusal(fine | {"known_after": 0.86}, settings))
 
@@ -257,6 +259,27 @@ def test_replay_takes_labels_evenly() -> None:
     assert len(picked) == 8
     assert len(replay(rows, 99, 0)) == 33
     assert replay(rows, 0, 0) == []
+
+
+def test_every_earlier_class_is_rehearsed_as_much_as_a_new_one_is_taught() -> None:
+    new = [{"label": label} for label in "ab" for _ in range(8)]
+    known = [{"label": label} for label in "cdef" for _ in range(20)]
+    assert rehearsed(new, known, 1.0) == 4 * 8
+    assert rehearsed(new, known, 0.5) == 4 * 4
+    assert rehearsed([{"source": "x"}] * 6, [{"source": "y"}] * 40, 1.0) == 6, "no classes: as many as the new ones"
+    assert rehearsed(new, [], 1.0) == 0
+
+
+def test_new_and_earlier_labels_weigh_alike_when_the_epoch_is_chosen() -> None:
+    tried = [{"text": "new", "label": "a"}] * 4
+    for count in (1, 4, 9, 1_000):
+        kept = [{"text": str(i), "label": "b"} for i in range(count)]
+        rows = balanced(tried, kept, 0)
+        new = sum(row["text"] == "new" for row in rows)
+        assert 0.4 <= new / len(rows) <= 0.6
+        assert len(rows) <= 2 * WEIGH * len(tried) + len(tried)
+    assert balanced(tried, [], 0) == tried
+    assert balanced([], tried, 0) == tried
 
 
 def test_held_out_depends_on_the_text_alone_and_corrections_replace(tmp_path: Path, store: Store) -> None:
