@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import subprocess
 import sys
@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import tinymodels
 import torch
+from safetensors.torch import load_file
 
 from learners import resume
 from learners.finetune import finetune
@@ -46,6 +48,16 @@ def test_stops_after_patience_and_restores_the_best_epoch(tmp_path: Path) -> Non
     assert (run.best, run.best_epoch) == (0.6, 2)
     assert torch.equal(task.model.classifier.weight, task.seen[1])
     assert not torch.equal(task.model.classifier.weight, task.seen[4])
+
+
+def test_the_last_of_equally_good_epochs_where_it_is_asked_for(tmp_path: Path) -> None:
+    task = scripted(tmp_path)
+    prepare(task.model, "full")
+    settings = Settings(epochs=6, batch=8, learning_rate=1e-3, patience=3, ties="last")
+    run = Trainer(task, task.model, ROWS, ROWS, settings).run()
+    assert len(run.history) == 5, "an equal epoch is no progress: it stops as early"
+    assert (run.best, run.best_epoch) == (0.6, 4)
+    assert torch.equal(task.model.classifier.weight, task.seen[3])
 
 
 def build(folder: Path, state: Path | None, stop: Callable[[], bool] | None = None) -> Trainer:
@@ -103,36 +115,60 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         trainer.run()
 
 
-SCRIPT = """
+ARGUMENTS = {
+    "task": "classify",
+    "mode": "full",
+    "epochs": 12,
+    "patience": 12,
+    "batch": 4,
+    "learning_rate": 1e-3,
+    "save_every_s": 0.0,
+}
+SCRIPT = f"""
 import sys, torch
 torch.set_num_threads(1)
 from learners.finetune import finetune
-finetune(task="classify", model=sys.argv[1], train=sys.argv[2], validation=sys.argv[2], test=sys.argv[2], out=sys.argv[3],
-         mode="full", epochs=400, patience=400, batch=4, learning_rate=1e-5, save_every_s=0.0)
+finetune(model=sys.argv[1], train=sys.argv[2], validation=sys.argv[2], test=sys.argv[2], out=sys.argv[3], **{ARGUMENTS})
 """
 
 
-def test_a_killed_process_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
-    model, data, out = tinymodels.bert(tmp_path / "m"), tmp_path / "d.csv", tmp_path / "o"
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 somewhere in the middle: what was trained is not lost, and what comes out is what would have come out."""
+    model, data, out = tinymodels.bert(tmp_path / "m", dropout=0.2), tmp_path / "d.csv", tmp_path / "o"
     data.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in ROWS))
+    files = {"model": str(model), "train": data, "validation": data, "test": data}
+    whole = finetune(**files, out=tmp_path / "whole", **ARGUMENTS)
     child = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(model), str(data), str(out)], cwd=Path(__file__).parents[2]
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (out / "state" / "state.json").is_file() and time.monotonic() < deadline and child.poll() is None:
-            os.sched_yield()
+        deadline = time.monotonic() + 240
+        while _done(out) < 13 and time.monotonic() < deadline and child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.005)
         child.send_signal(signal.SIGKILL)
     finally:
         child.kill()
         child.wait()
-    facts = resume.orjson.loads((out / "state" / "state.json").read_bytes())
-    before = facts["facts"]["epoch"] * 10 + facts["facts"]["at"]
-    assert before > 0
-    assert resume.State(out / "state", facts["fingerprint"]).load() is not None
-    # the same arguments but for the length, so another run: it must start anew and end
-    report = finetune(
-        task="classify", model=str(model), train=data, validation=data, test=data, out=out, mode="full", epochs=1, batch=4,
-    )  # fmt: skip
-    assert report["epochs"] == 1
+    done = _done(out)
+    assert 13 <= done < 400, "killed in the middle"
+    steps, step = [], Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, *given: steps.append(given) or step(self, *given))
+    resumed = finetune(**files, out=out, **ARGUMENTS)
+    assert len(steps) <= 400 - done, "it went on from where it was"
+    assert resumed["history"] == whole["history"]
+    assert resumed["metrics"] == whole["metrics"]
+    weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     assert not (out / "state").exists()
+
+
+def _done(out: Path) -> int:
+    """Updates of ten an epoch that a run's state knows."""
+    try:
+        facts = orjson.loads((out / "state" / "state.json").read_bytes())["facts"]
+    except FileNotFoundError:
+        return 0
+    return int(facts["epoch"]) * 10 + int(facts["at"])
