@@ -261,6 +261,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/promotion"))
     parser.add_argument("--curves", type=int, default=2, help="seeds of the second table; 0: none")
     given = parser.parse_args()
+    if given.every % PACES[0][1]:
+        parser.error(f"--every: weights are kept every {PACES[0][1]} ticks, so write a multiple of it")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console(width=160)
