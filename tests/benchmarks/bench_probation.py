@@ -32,8 +32,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from watching import Script, Stage  # noqa: E402 - after the path
 
+from learners.comparison import EPISODE_RHO, SHARES  # noqa: E402 - after the path
 from learners.confidence import ConfidenceSequence  # noqa: E402 - after the path
 from learners.drop import Bet, Drop, Reference  # noqa: E402 - after the path
+from learners.watched import LEAST_EPISODES  # noqa: E402 - after the path
 
 ALPHA = 0.05
 REFERENCE_S = 120.0
@@ -85,6 +87,25 @@ def seeing_a_fall(rng: np.random.Generator, reference: int, bad: float) -> bool:
     return drop.crossed
 
 
+def seeing_returns_fall(known: int, returns: Callable[[int], np.ndarray]) -> bool:
+    """Whether sixty more episodes of the same returns ever look like a fall."""
+    reference = Reference.of(list(returns(known)), least=LEAST_EPISODES, memory=1)
+    assert reference is not None
+    drop = Drop(reference, ALPHA * SHARES["returns"], 0.0, EPISODE_RHO)
+    drop.replay(float(x) for x in returns(60))
+    return drop.crossed
+
+
+def poles(rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+    """Returns of a pole that falls in one episode of ten, somewhere before the limit of 500."""
+    return lambda count: np.where(rng.random(count) < 0.1, rng.uniform(50, 500, count), 500.0)
+
+
+def walks(rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+    """Returns that vary by a fifth."""
+    return lambda count: rng.normal(300.0, 60.0, count)
+
+
 def winning_the_bet(rng: np.random.Generator) -> bool:
     """Whether a bet is won on 300 values whose mean is at the limit."""
     limit = float(rng.uniform(0.1, 0.9))
@@ -98,6 +119,9 @@ COVERAGE: dict[str, tuple[Callable[[np.random.Generator], bool], float]] = {
     "fall seen, 120 s known": (lambda rng: seeing_a_fall(rng, 120, 0.0), ALPHA / 2),
     "fall seen, 120 s known, 1 in 10 episodes bad": (lambda rng: seeing_a_fall(rng, 120, 0.1), ALPHA / 2),
     "fall seen, 30 s known, 1 in 10 episodes bad": (lambda rng: seeing_a_fall(rng, 30, 0.1), ALPHA / 2),
+    "fall of returns seen, 5 episodes known": (lambda rng: seeing_returns_fall(5, walks(rng)), ALPHA / 4),
+    "the same, 1 in 10 episodes falls early": (lambda rng: seeing_returns_fall(5, poles(rng)), ALPHA / 4),
+    "fall of returns seen, 20 episodes known": (lambda rng: seeing_returns_fall(20, walks(rng)), ALPHA / 4),
     "bet won at its limit": (winning_the_bet, ALPHA / 2),
 }
 
