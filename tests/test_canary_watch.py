@@ -111,7 +111,9 @@ def test_every_way_of_telling_a_secret_is_named(folder: Path) -> None:
     assert code == pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.mark.parametrize("name", [name for name in vars(canaries) if name.isupper() and "SPELL" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name, value in vars(canaries).items() if name.isupper() and isinstance(value, str)]
+)
 def test_every_canary_is_recognised_as_it_is_and_in_a_login(name: str) -> None:
     secret = getattr(canaries, name)
     for text in (secret, f"mqtt://u:{secret}@h", base64.b64encode(f"user:{secret}".encode()).decode()):

@@ -48,6 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(folder / "tree")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-1_500:] + done.stderr[-1_500:]
+    shutil.rmtree(folder / "tree")  # a copy of these very tests, and of the passwords they are written with
     return folder / "dist"
 
 
