@@ -109,7 +109,7 @@ def settings(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_piece_of_settings_on_a_page_is_valid(page: Path) -> None:
     for text in settings(page):
-        Config.model_validate(placed(yaml.safe_load(text)))
+        assert Config.model_validate(placed(yaml.safe_load(text))).agent, text
 
 
 def test_pieces_of_settings_are_found_and_wrong_ones_refused() -> None:
