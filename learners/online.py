@@ -215,7 +215,7 @@ class Online:
         for group in suspects(wave.new, lambda examples: score(judge_by, examples)):
             try:
                 other = self._attempt(wave.without(group), holdout, before)
-            except DataError:
+            except DataError:  # too little is left without them to learn or to judge from
                 continue
             assert other.judged is not None
             if refusal(other.figures, self.finetune) is None:
