@@ -26,6 +26,21 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 TASKS = ("classify", "tag", "relate", "answer", "translate", "summarize", "chat")
 
 
+class Demonstrations(click.ParamType):
+    """A number of scripted episodes, or a file of recorded ones."""
+
+    name = "NUMBER|FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Path:
+        """Return the number, or the path of a file that is there."""
+        text = str(value)
+        if text.isdecimal():
+            return int(text)
+        if not Path(text).is_file():
+            self.fail(f"{text!r} is neither a number of episodes nor a file", param, ctx)
+        return Path(text)
+
+
 @click.command()
 @click.argument("environment", metavar="ENV")
 @click.option("--steps", default=20_000, show_default=True, help="Environment steps.")
@@ -34,12 +49,12 @@ TASKS = ("classify", "tag", "relate", "answer", "translate", "summarize", "chat"
 @click.option("--algorithm", type=click.Choice(["auto", "dqn", "sac", "crossq"]), default="auto", show_default=True)
 @click.option(
     "--demonstrations",
-    type=int,
+    type=Demonstrations(),
     default=0,
     show_default=True,
-    help="Scripted demonstrations to start from, where the environment has them.",
+    help="Start from so many scripted demonstrations, where the environment has a script, or from a file of episodes.",
 )
-def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorithm, demonstrations: int) -> None:
+def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorithm, demonstrations: int | Path) -> None:
     """Train a policy against a gymnasium ENV in lock-step; the checkpoint is one that `reflexd run` loads.
 
     Example: reflexd train CartPole-v1 --steps 20000 --seed 0 --out runs/cart
@@ -53,7 +68,6 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
         out=out,
         algorithm=algorithm,
         demonstrations=demonstrations,
-        progress=sys.stderr.isatty(),
     )
     final = results["final"]
     click.echo(

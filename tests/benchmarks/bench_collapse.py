@@ -35,10 +35,10 @@ from learners.config import PromotionSettings
 from learners.environments import Score
 from learners.evaluate import Trial, evaluate
 from learners.ledger import Entry
+from learners.lockstep import EVALUATION_SEED, Trainer
 from learners.perception import Tokens, values_of
 from learners.probation import Probation
 from learners.promotion import STEPS
-from learners.train import EVALUATION_SEED, Trainer
 from learners.transition import Transition
 
 SETTINGS = PromotionSettings.model_validate({})

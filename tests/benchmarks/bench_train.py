@@ -21,8 +21,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from learners.algorithm import Algorithm
+from learners.lockstep import Trainer, TrainSettings
 from learners.model.heads import Heads
-from learners.train import Trainer, TrainSettings, train
+from learners.train import train
 
 ROWS = {
     "CartPole-v1": (20_000, 475.0, "500 after 50k (SB3 zoo, DQN)"),

@@ -23,8 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from learners.algorithm import Algorithm
+from learners.lockstep import Trainer, TrainSettings
 from learners.model.heads import Heads
-from learners.train import Trainer, TrainSettings
 
 FILL = 5_000
 
