@@ -20,8 +20,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from learners.checkpoints import Manifest
 from learners.config import PromotionSettings
+from learners.manifest import Manifest
 from learners.model.features import Features, blank
 from learners.model.heads import Heads
 from learners.model.spec import PolicySpec

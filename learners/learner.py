@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from learners.algorithm import Algorithm
 from learners.batch import Batch
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
 from learners.config import LearnerSettings
 from learners.journal import Entry, Journal
+from learners.manifest import CheckpointRefused
 from learners.mirror import Mirror
 from learners.model.spec import PolicySpec
 from learners.reencoded import Reencoded

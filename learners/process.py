@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from learners.background import background_stream, die_with, give_way
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
 from learners.evaluate import Step
 from learners.handover import take_over
 from learners.heldout import Feeding
 from learners.inputs import Inputs
 from learners.journal import Journal
 from learners.learner import Learner
+from learners.manifest import CheckpointRefused
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.online import Online

@@ -16,11 +16,12 @@ import orjson
 import torch
 from torch import Tensor, nn
 
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
 from learners.config import PromotionSettings
 from learners.evaluate import Examination, Step, Trial, Verdict
 from learners.heldout import Feeding
 from learners.learner import Learner
+from learners.manifest import CheckpointRefused
 from learners.outbox import Outbox
 from learners.reader import Reader
 from learners.transition import Transition

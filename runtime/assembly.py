@@ -18,10 +18,11 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
 from learners.experience import Store
 from learners.handover import hand_over
 from learners.ledger import Ledger
+from learners.manifest import CheckpointRefused
 from learners.outbox import Outbox
 from learners.probation import Probation
 from learners.quarantine import Quarantine

@@ -37,7 +37,7 @@ def checkpoints(context: click.Context, config: Path | None, task: str | None) -
 
 def _said(work: Callable[[], T]) -> T:
     """The work's answer; a refusal becomes the command line's error."""
-    from learners.checkpoints import CheckpointRefused
+    from learners.manifest import CheckpointRefused
     from runtime.taskversions import TaskRefused
 
     try:

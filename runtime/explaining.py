@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
 from learners.explain import NotExplainable, explain
+from learners.manifest import CheckpointRefused
 from learners.model.policy import Policy
 from learners.model.policy import build as build_policy
 from learners.reader import Reader, Row

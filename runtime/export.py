@@ -14,12 +14,12 @@ from pathlib import Path
 import orjson
 
 from learners import onnx_policy
-from learners.checkpoints import CheckpointRefused
 from learners.episodes import Episodes, RawKept, Several
 from learners.files import write_atomically
 from learners.handover import take_over
 from learners.lerobot import DatasetWriter, ExportNeeds
 from learners.lerobot_frames import Layout, size_of
+from learners.manifest import CheckpointRefused
 from learners.model.policy import build
 from learners.model.spec import PolicySpec, SpecError
 from learners.reader import Reader

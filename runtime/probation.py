@@ -16,9 +16,10 @@ from typing import Any
 
 import orjson
 
-from learners.checkpoints import CheckpointRefused, Checkpoints, Live
+from learners.checkpoints import Checkpoints, Live
 from learners.files import write_atomically
 from learners.ledger import Entry
+from learners.manifest import CheckpointRefused
 from learners.probation import FILE, Probation, Verdict
 
 SAVE_EVERY_S = 5.0

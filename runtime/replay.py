@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.progress import track
 
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
+from learners.manifest import CheckpointRefused
 from runtime.brain import build_engine
 from runtime.engine import UNTRAINED, Decided, Engine
 from runtime.recorder import Recording, RecordingError

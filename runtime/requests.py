@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
-from learners.checkpoints import CheckpointRefused, Checkpoints, Manifest
+from learners.checkpoints import Checkpoints
+from learners.manifest import CheckpointRefused, Manifest
 from runtime.mqtt import Connection, Message
 from runtime.taskversions import TaskRefused, TaskVersions
 from runtime.topics import Payload, Refused, Topics, decode, encode

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
+from learners.manifest import CheckpointRefused
 from runtime.engine import Engine
 
 POLL_S = 0.2

@@ -10,7 +10,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from learners.checkpoints import CheckpointRefused, Checkpoints, Manifest
+from learners.checkpoints import Checkpoints
+from learners.manifest import CheckpointRefused, Manifest
 from learners.signing import load_key
 from runtime.settings import Config
 

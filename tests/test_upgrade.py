@@ -22,11 +22,12 @@ from mcap.writer import Writer
 from actuators.config import ChoiceSettings, GateSettings
 from actuators.gate import Gate
 from learners import database
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
 from learners.config import ExperienceSettings
 from learners.experience import Store
 from learners.handover import hand_over, spec_path, take_over
 from learners.journal import Entry, Journal
+from learners.manifest import CheckpointRefused
 from learners.model.backends import Choice, Wanted
 from learners.model.calibrations import Calibrations
 from learners.outbox import Outbox

@@ -16,9 +16,10 @@ import orjson
 import pytest
 
 from learners import process
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
 from learners.handover import hand_over
 from learners.inputs import Inputs
+from learners.manifest import CheckpointRefused
 from learners.outbox import Outbox
 from learners.reader import Reader
 from learners.signing import load_key

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from learners import checkpoints as module
-from learners.checkpoints import CheckpointRefused, Checkpoints, Live
+from learners.checkpoints import Checkpoints, Live
+from learners.manifest import CheckpointRefused
 from learners.signing import KeyRefused, load_key
 from learners.weights import WeightsRefused, pack, shapes_of, unpack
 

@@ -9,9 +9,9 @@ import learning
 import pytest
 import torch
 
-from learners.checkpoints import Manifest
 from learners.config import PromotionSettings
 from learners.evaluate import STEPS, Finding, Trial, describe, evaluate, fast, whole
+from learners.manifest import Manifest
 
 torch.set_num_threads(1)
 

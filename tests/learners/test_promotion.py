@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learners.checkpoints import Manifest
 from learners.config import PromotionSettings
 from learners.evaluate import Examination, Finding, HeldOut, Trial, evaluate
+from learners.manifest import Manifest
 from learners.model.features import Features
 from learners.model.heads import Heads
 from learners.promotion import STEPS

@@ -13,7 +13,8 @@ import tinymodels
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from learners.checkpoints import CheckpointRefused, Checkpoints
+from learners.checkpoints import Checkpoints
+from learners.manifest import CheckpointRefused
 from learners.tasks.registry import open_task
 from learners.versions import Versions
 from runtime.mqtt import Message

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from watching import Script, Stage
 
-from learners.checkpoints import CheckpointRefused
+from learners.manifest import CheckpointRefused
 from learners.probation import FILE
 from runtime.probation import Watch
 
