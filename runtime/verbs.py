@@ -26,7 +26,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 TASKS = ("classify", "tag", "relate", "answer", "translate", "summarize", "chat")
 
 
-class Demonstrations(click.ParamType):
+class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
     """A number of scripted episodes, or a file of recorded ones."""
 
     name = "NUMBER|FILE"

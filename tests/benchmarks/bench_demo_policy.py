@@ -63,7 +63,9 @@ def encoders_of(config: Config) -> dict[str, Encoder]:
     return made
 
 
-def tokens_of(observation: dict[str, Any], encoders: dict[str, Encoder]) -> dict[str, Any]:
+def tokens_of(
+    observation: dict[str, Any], encoders: dict[str, Encoder], without: tuple[str, ...] = ()
+) -> dict[str, Any]:
     readings: dict[str, Reading] = {
         "front": Frame("front", 0.0, 0, observation["image"]),
         "room": Sound("room", 0.0, 0, observation["sound"]),
@@ -73,6 +75,7 @@ def tokens_of(observation: dict[str, Any], encoders: dict[str, Encoder]) -> dict
     tokens = {
         name: encoders[kinds[name]].encode(encoders[kinds[name]].prepare([reading]))[0].half().numpy()
         for name, reading in readings.items()
+        if name not in without
     }
     return tokens | {"joints": observation["angle"].astype(np.float32)[None]}
 

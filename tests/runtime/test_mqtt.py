@@ -39,6 +39,23 @@ async def test_qos_1_is_acknowledged_and_nagle_is_off(broker: Mosquitto) -> None
     assert (messages[0].topic, messages[0].payload, messages[0].qos, messages[0].retain) == ("t/a", b"hello", 1, False)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the option is Linux's")
+async def test_what_was_read_is_acknowledged_at_once(broker: Mosquitto) -> None:
+    """The kernel falls back to delayed acknowledgements after every exchange; a read turns them off again."""
+    got = Collector()
+    link = connection(broker)
+    link.on("t", got, qos=0)
+    async with running(link), running(connection(broker, "two")) as other:
+        assert link._client is not None
+        sock = link._client._client.socket()
+        assert isinstance(sock, socket.socket)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 0
+        other.post("t", b"hello")
+        await got.until(lambda m: len(m) == 1)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
+
+
 async def test_retained_is_ignored_or_sent_as_told(broker: Mosquitto) -> None:
     async with running(connection(broker, "writer")) as writer:
         await writer.publish("cmd", b"old", retain=True)
