@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learners.model.backends import Choice as BackendChoice
-from learners.model.backends import CudaGraphRun, Run, stream_of
+from learners.model.backends import Run
 from learners.model.calibrations import Calibrations
+from learners.model.cuda import CudaGraphRun, stream_of
 from learners.model.encoders import Encoder
 from learners.model.features import Features, stack
 from learners.model.policy import Policy

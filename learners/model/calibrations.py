@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import openvino
 import orjson
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from torch import nn
 from learners.files import locked, write_atomically
 from learners.model.backends import Choice, Inputs, Measured, Run, Wanted, build, calibrate, processor
 from learners.model.bundled import cache_dir
+from learners.model.openvino_graphs import LIBRARY
 
 FILE, GRAPHS = "engine.json", "openvino"
 MOST_CHOICES = 256
@@ -60,7 +60,7 @@ class Calibrations:
         return tuple(place / GRAPHS for place in places if place is not None)
 
     def _key(self, version: str, device: torch.device) -> str:
-        libraries = f"torch {torch.__version__} openvino {openvino.__version__}"
+        libraries = f"torch {torch.__version__} openvino {LIBRARY}"
         return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.wanted)).decode()}"
 
     def recall(self, version: str, device: torch.device) -> Choice | None:

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from actuators.actions import ActionSpace, Choice
-from learners.model.backends import OpenVinoRun, convert
+from learners.model.openvino_graphs import OpenVinoRun, convert
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.decided import Estimate

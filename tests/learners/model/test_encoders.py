@@ -18,6 +18,7 @@ from learners.config import EncoderSettings
 from learners.model import backends, calibrations, efficientnet_lite, encoders, towers
 from learners.model.backends import NoBackend, Wanted
 from learners.model.calibrations import Calibrations
+from learners.model.cuda import CudaGraphRun
 from learners.model.preprocess import Mel, normalised, resize, window
 from sensors.readings import Frame, Reading, Sound, Text
 
@@ -301,7 +302,7 @@ def test_bfloat16_is_not_tried_without_instructions(monkeypatch: pytest.MonkeyPa
 def test_a_cuda_graph_gives_what_the_module_gives() -> None:
     module = nn.Sequential(nn.Linear(8, 8), nn.GELU()).cuda()
     x = torch.randn(1, 8, device="cuda")
-    torch.testing.assert_close(backends.CudaGraphRun(module, (x,))(x * 2), module(x * 2))
+    torch.testing.assert_close(CudaGraphRun(module, (x,))(x * 2), module(x * 2))
 
 
 @pytest.mark.gpu

@@ -1,0 +1,128 @@
+"""OpenVINO: torch modules converted to graphs, graphs kept on disk, and graphs that run. The only importer of openvino.
+
+Graphs are kept because converting takes seconds. Whether one is fast and exact enough is not decided here: `backends.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+# None makes openvino use its own silent stub: the real one reports every use to its maker, from a fork of this process
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402 - after the line above
+
+Precision = Literal["float32", "bfloat16"]
+LIBRARY: str = openvino.__version__
+
+
+_CORES: list[Any] = []
+
+
+def _core() -> Any:
+    """OpenVINO's core, made at first use: loading its plugins takes a while."""
+    if not _CORES:
+        _CORES.append(openvino.Core())
+    return _CORES[0]
+
+
+def bfloat16_capable() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class OpenVinoRun:
+    """A compiled OpenVINO graph called like the module it came from; not safe for two threads at once."""
+
+    def __init__(self, graph: Any, precision: Precision, threads: int) -> None:
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # the learner and the broker need the cores too
+        }
+        self._compiled = _core().compile_model(graph, "CPU", options)
+        self._request = self._compiled.create_infer_request()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run on the inputs' own memory; the output is a copy."""
+        held = [tensor.contiguous() for tensor in inputs]  # the request reads them without a copy
+        for i, tensor in enumerate(held):
+            self._request.set_input_tensor(i, openvino.Tensor(tensor.numpy(), shared_memory=True))
+        self._request.infer()
+        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+
+
+def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
+    """The module as an OpenVINO graph with free batch and length.
+
+    Raises:
+        RuntimeError: a construct the converter does not know.
+    """
+    # the converter of OpenVINO 2026 traces with what torch 2.13 calls deprecated; the two are pinned together
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return openvino.convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
+    finally:
+        _forget_traces()
+
+
+def _forget_traces() -> None:
+    """Let go of the traced module: torch keeps every one for ever, with a type of its own (9 MB for the demo's policy)."""
+    torch._C._jit_clear_class_registry()  # what torch's own tests do between two of them
+    torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+
+
+def graph_of(version: str, folders: Sequence[Path], make: Callable[[], Any]) -> Any:
+    """The converted graph: from the first of `folders` that has it, else made and kept in the first that can be written.
+
+    The name it is kept under carries `version`, so a graph of other weights is never taken; one that does not read is made anew.
+    """
+    name = f"{version}-ov{LIBRARY.partition('-')[0]}"
+    for folder in folders:
+        if (graph := _read(folder / name)) is not None:
+            return graph
+    graph = make()
+    # read back: the first start computes with the same file as every later one
+    return next((kept for folder in folders if (kept := _keep(graph, folder / name)) is not None), graph)
+
+
+def _read(kept: Path) -> Any:
+    """The graph in a folder; None where there is none that reads."""
+    if not (kept / "graph.xml").is_file():
+        return None
+    with suppress(OSError):
+        os.utime(kept)  # used now: the longest unused go first
+    try:
+        return _core().read_model(kept / "graph.xml")
+    except RuntimeError:
+        shutil.rmtree(kept, ignore_errors=True)
+        return None
+
+
+def _keep(graph: Any, target: Path) -> Any:
+    """Write a graph beside its place and rename it, then read it; None where the folder cannot be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as temporary:
+            made = Path(temporary) / "made"
+            made.mkdir()
+            openvino.save_model(graph, made / "graph.xml", compress_to_fp16=False)
+            if not (target / "graph.xml").is_file():  # else another process was quicker
+                shutil.rmtree(target, ignore_errors=True)  # left behind half made
+                made.rename(target)
+    except OSError:
+        return _read(target)
+    return _read(target)
