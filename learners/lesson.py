@@ -30,6 +30,8 @@ MIN_STEPS = 60
 """Updates with new labels a fine-tune takes at least: few labels see more epochs, with early stopping."""
 PATIENCE = 5
 """Epochs without a better score before it stops, at least."""
+GENTLE = 0.5
+"""Of the learning rate, where a candidate is taught again because it forgot too much."""
 WEIGH = 5
 """Earlier labels in validation, at most, for each new one there."""
 PRETRAINED = frozenset({"translate", "summarize", "chat"})
@@ -90,7 +92,14 @@ class Lesson:
     options: Mapping[str, Any]
 
     def teach(
-        self, live: Version | None, parts: Parts, number: int, tell: Tell | None, stop: Callable[[], bool] | None
+        self,
+        live: Version | None,
+        parts: Parts,
+        number: int,
+        tell: Tell | None,
+        stop: Callable[[], bool] | None,
+        *,
+        gently: bool = False,
     ) -> Taught:
         """Train a candidate.
 
@@ -100,6 +109,7 @@ class Lesson:
             number: of the run, so that replay draws others each time.
             tell: told of progress.
             stop: asked after every update.
+            gently: at `GENTLE` times the learning rate, so that less of what is known moves.
 
         Raises:
             trainer.Stopped: `stop` said so.
@@ -109,7 +119,7 @@ class Lesson:
         # new rows of the head must not depend on what was drawn before
         torch.manual_seed(self.seed + 2)
         task = self._open(live, [*train, *parts.validation])
-        settings = self._how(task, len(parts.new))
+        settings = self._how(task, len(parts.new), GENTLE if gently else 1.0)
         splits = Splits(train, balanced(parts.tried, parts.kept, self.seed + number) or train)
         mode, rank = self.settings.train, self.settings.lora_rank
         tuned = tune(task, splits, settings, mode, rank=rank, tell=tell, stop=stop)
@@ -123,9 +133,9 @@ class Lesson:
         }
         return Taught(tuned, settings, mode, figures)
 
-    def _how(self, task: Task, new: int) -> Settings:
+    def _how(self, task: Task, new: int, pace: float) -> Settings:
         batch = self.finetune.batch
-        rate = self.finetune.learning_rate or task.recipe.rates.get(self.settings.train, 1e-4)
+        rate = pace * (self.finetune.learning_rate or task.recipe.rates.get(self.settings.train, 1e-4))
         # replay makes an epoch longer, not the new labels better known: how often they are seen counts
         epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / math.ceil(new / batch)))
         # a small validation part stands still for a few epochs before it improves again

@@ -7,7 +7,8 @@ without one it is "not known", the version is kept beside the live one, and its 
 unless a person promotes it.
 
 When a candidate fails, the source whose labels lowered the held-out metric is looked for (`blame.py`): if a candidate without it passes,
-that one goes live. Labels of a rejected candidate are set aside for good.
+that one goes live. One that fails for forgetting alone, with nobody to blame, is taught once more, gently. Labels of a rejected candidate
+are set aside for good.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from learners.reader import Reader
 from learners.tasks.base import DataError, Task
 from learners.tasks.registry import open_task
 from learners.trainer import Tell
-from learners.verdicts import Outcome, Verdict, not_known, refusal
+from learners.verdicts import Outcome, Verdict, forgets, not_known, refusal
 from learners.versions import Version, Versions
 
 
@@ -158,6 +159,8 @@ class Online:
         blamed: tuple[dict[str, Any], ...] = ()
         if attempt.judged is not None and refusal(attempt.figures, self.finetune) is not None:
             attempt, blamed = self._whose(wave, holdout, before, attempt)
+        if not blamed and self._only_forgets(attempt):
+            attempt = self._again(wave, holdout, before, attempt)
         attempt.figures["wall_s"] = time.monotonic() - start_s
         return replace(self._decide(memory, holdout, attempt, wave), blamed=blamed)
 
@@ -183,14 +186,26 @@ class Online:
         known = [one for one in labels if one.id not in ids]
         return Wave(newest(fresh, self.finetune.per_source), known, memory.number, tell, stop)
 
-    def _attempt(self, wave: Wave, holdout: Holdout, before: Task | None) -> Attempt:
+    def _only_forgets(self, attempt: Attempt) -> bool:
+        """Whether what a candidate lost of earlier classes is all that is held against it."""
+        said = refusal(attempt.figures, self.finetune) if attempt.judged is not None else None
+        return said is not None and said == forgets(attempt.figures, self.finetune)
+
+    def _again(self, wave: Wave, holdout: Holdout, before: Task | None, failed: Attempt) -> Attempt:
+        """A second candidate, taught gently: the attempt to go on with, which says what the first one lost."""
+        second = self._attempt(wave, holdout, before, gently=True)
+        better = second if refusal(second.figures, self.finetune) is None else failed
+        better.figures.update(tries=2.0, known_after_first=failed.figures["known_after"])
+        return better
+
+    def _attempt(self, wave: Wave, holdout: Holdout, before: Task | None, *, gently: bool = False) -> Attempt:
         """A candidate and its figures."""
         parts = holdout.parts(wave.new, wave.known)
         if len(parts.new) < 2:
             uncovered = sorted(set(parts.uncovered))
             why = f"; the held-out file has no example of {uncovered[:8]}" if uncovered else ""
             raise DataError(f"task {self.name}: {len(parts.new)} labels to train on; more are needed{why}")
-        taught = self.lesson.teach(self.versions.live(), parts, wave.number, wave.tell, wave.stop)
+        taught = self.lesson.teach(self.versions.live(), parts, wave.number, wave.tell, wave.stop, gently=gently)
         tried = agreed(parts.tried, answers(taught.task, parts.tried))
         figures: dict[str, Any] = {"new_labels": float(len(wave.new)), **taught.figures}
         figures |= {f"validation_{name}": value for name, value in tried.items()}

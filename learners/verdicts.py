@@ -79,6 +79,11 @@ def refusal(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | Non
         return f"what was taught is not what the held-out file says: {said}"
     if figures["all_after"] < figures["all_before"] - settings.margin:
         return f"worse on the held-out file: {figures['all_after']:.3f} after {figures['all_before']:.3f}"
+    return forgets(figures, settings)
+
+
+def forgets(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
+    """What a candidate lost of what the version before knew, in words, where it is more than it may."""
     if "known_before" in figures and figures["known_after"] < figures["known_before"] - settings.forget_margin:
         return f"forgets: {figures['known_after']:.3f} after {figures['known_before']:.3f} on what it knew of the held-out file"
     return None

@@ -227,12 +227,12 @@ def run(folder: Path, seed: int, replay: float | None, given: argparse.Namespace
                 *(f"{s:.3f}" for s in scores),
                 f"{sum(scores) / len(scores):.3f}",
                 world.asked(made, number),
-                *(f"{figures.get(name, 0):.0f}" for name in ("trained_on", "replayed", "epochs", "wall_s")),
+                *(f"{figures.get(name, 1):.0f}" for name in ("trained_on", "replayed", "epochs", "tries", "wall_s")),
                 str(figures["reason"]),
             ]
         ticks = world.ticks()
     if ticks:
-        yield [str(seed), "default" if replay is None else f"{replay:g}", "ticks", *[""] * 10, ticks]
+        yield [str(seed), "default" if replay is None else f"{replay:g}", "ticks", *[""] * 11, ticks]
 
 
 def main() -> None:
@@ -263,6 +263,7 @@ def main() -> None:
         "new",
         "again",
         "epochs",
+        "tries",
         "s",
         "reason",
     ]

@@ -12,6 +12,7 @@ import orjson
 import pytest
 import soundfile
 import tinymodels
+import torch
 from PIL import Image
 
 from learners.blame import alone, suspects
@@ -19,7 +20,7 @@ from learners.config import FinetuneSettings, TaskSettings
 from learners.experience import Label, Raw, Store, Transition
 from learners.judging import each, worse
 from learners.labels import Labelled, Labels
-from learners.lesson import WEIGH, balanced, rehearsed, replay
+from learners.lesson import GENTLE, WEIGH, Lesson, Taught, balanced, rehearsed, replay
 from learners.online import Online, newest
 from learners.reader import Reader
 from learners.tasks.base import DataError, Prediction
@@ -57,6 +58,52 @@ def online(tmp_path: Path, clock: Callable[[], float] = lambda: 0.0, **finetune:
     return Online(
         "intents", settings, FinetuneSettings(**chosen), tmp_path / "tasks", reader, clock=clock, options=OPTIONS
     )
+
+
+class Careless(Lesson):
+    """Gives one earlier class up, unless it teaches gently."""
+
+    always = False
+
+    def teach(self, *given: Any, gently: bool = False) -> Taught:
+        taught = super().teach(*given, gently=gently)
+        if given[0] is not None and (self.always or not gently):
+            with torch.no_grad():
+                taught.task.model.classifier.bias[taught.task.labels.index("halt")] -= 100.0
+        return taught
+
+
+class Hopeless(Careless):
+    """Gives it up every time."""
+
+    always = True
+
+
+@pytest.mark.parametrize(("kind", "outcome"), [(Careless, "promoted"), (Hopeless, "rejected")])
+def test_what_only_forgets_is_taught_once_more_gently(
+    tmp_path: Path, store: Store, kind: type[Lesson], outcome: str
+) -> None:
+    tuner = online(tmp_path)
+    tuner.lesson = kind(tuner.settings, tuner.finetune, 0, OPTIONS)
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    assert "tries" not in tuner.run().figures
+    publish(store, tinymodels.orders(60, 2, SECOND))
+    told = tuner.run()
+    assert told.outcome == outcome, told
+    assert told.figures["tries"] == 2
+    assert told.figures["known_after_first"] <= told.figures["known_before"] - 0.4
+    assert (outcome == "rejected") == told.reason.startswith("forgets")
+
+
+def test_the_gentle_try_learns_slower(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    tuner.lesson = Lesson(tuner.settings, tuner.finetune, 0, {"epochs": 1})
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    parts = tuner.holdout().parts(tuner.labels.all(), [])
+    rates = [
+        tuner.lesson.teach(None, parts, 0, None, None, gently=gently).settings.learning_rate for gently in (False, True)
+    ]
+    assert rates[1] == GENTLE * rates[0]
 
 
 def test_waves_are_learned_kept_and_a_poisoned_one_is_refused(tmp_path: Path, store: Store) -> None:
