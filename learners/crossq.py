@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learners.batch import Batch
-from learners.model.heads import ContinuousHead
+from learners.model.actor_critic import ContinuousHead
 from learners.parts import Contexts
 from learners.sac import ActorCritic, SacSettings, soft_target
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from learners.exploration import epsilon_greedy
-from learners.model.heads import ContinuousHead, Heads, squashed_log_density
+from learners.model.actor_critic import ContinuousHead, squashed_log_density
+from learners.model.heads import Heads
 
 EDGE = 1 - 1e-6
 """Where the squashing is undone: at the limits themselves the Gaussian would be infinitely far out."""

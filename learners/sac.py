@@ -22,7 +22,7 @@ from learners.networks import BatchRenorm, Tracker, project
 from learners.parts import Contexts, group, nest, pick
 
 if TYPE_CHECKING:
-    from learners.model.heads import ContinuousHead
+    from learners.model.actor_critic import ContinuousHead
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import distributions
 
 from learners.algorithm import Algorithm
 from learners.batch import Batch
-from learners.model.heads import squashed_log_density
+from learners.model.actor_critic import squashed_log_density
 from learners.parts import Contexts
 from learners.sac import Sac, SacSettings, soft_target, temperature_loss
 
