@@ -1,7 +1,4 @@
-"""The experience database: tables, migration, and every statement that writes. One thread uses one `Database`.
-
-SQLite in WAL mode with synchronous=NORMAL: what was committed survives the death of the process (kill -9) without an
-fsync a commit; a power cut may cost the last commits and never the file. Measured in `tests/benchmarks/bench_experience.py`.
+"""The experience database: every statement that writes to the tables of `schema.py`. One thread uses one `Database`.
 
 Rows are evicted in blocks of `BLOCK` neighbours, so that the history before and the steps after a failure or an
 intervention stay with it. Knows no threads and no files beside its own; `salvage.py` deals with broken ones.
@@ -9,15 +6,13 @@ intervention stay with it. Knows no threads and no files beside its own; `salvag
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
+from learners.records import Credit, Label, Mark, Raw
+from learners.schema import RAW, connect
 from learners.transition import Transition, checksum, encode
 
 BLOCK = 32
@@ -26,89 +21,8 @@ STAMP_TOLERANCE_S = 2.0
 """A reward by stamp goes to the tick in force then; a tick that began longer ago than this is not it."""
 CHANGES_KEPT = 200_000
 
-_STEPS = (
-    """
-CREATE TABLE transitions(
-  row INTEGER PRIMARY KEY AUTOINCREMENT, session TEXT NOT NULL, tick INTEGER NOT NULL, decision TEXT NOT NULL,
-  stamp_s REAL NOT NULL, policy TEXT NOT NULL, reward REAL NOT NULL, done INTEGER NOT NULL,
-  intervention INTEGER NOT NULL, demonstration INTEGER NOT NULL, failure INTEGER NOT NULL, value REAL NOT NULL,
-  bytes INTEGER NOT NULL, crc INTEGER NOT NULL, head BLOB NOT NULL, body BLOB NOT NULL);
-CREATE INDEX by_decision ON transitions(decision);
-CREATE INDEX by_stamp ON transitions(stamp_s);
-CREATE TABLE rewards(
-  id INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL, value REAL NOT NULL, done INTEGER NOT NULL,
-  source TEXT NOT NULL, stamp_s REAL NOT NULL);
-CREATE INDEX rewards_by_row ON rewards(row);
-CREATE INDEX rewards_by_source ON rewards(source);
-CREATE TABLE changes(
-  id INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL, before BLOB NOT NULL, after BLOB NOT NULL);
-CREATE TABLE labels(
-  id INTEGER PRIMARY KEY AUTOINCREMENT, task TEXT NOT NULL, label TEXT NOT NULL, text TEXT, decision TEXT,
-  source TEXT NOT NULL, stamp_s REAL NOT NULL);
-CREATE INDEX labels_by_task ON labels(task, id);
-""",
-    # Quarantine: the reward a tick was appended with is kept apart, so that a source's share can be taken out again.
-    """
-CREATE TABLE sources(source TEXT PRIMARY KEY, quarantined INTEGER NOT NULL);
-ALTER TABLE transitions ADD COLUMN base REAL NOT NULL DEFAULT 0;
-UPDATE transitions SET base = reward - coalesce((SELECT sum(value) FROM rewards r WHERE r.row = transitions.row), 0);
-""",
-)
-"""What brings a database from version n to n + 1; a fresh one takes every step."""
-SCHEMA = len(_STEPS)
-_RAW = """
-CREATE TABLE IF NOT EXISTS raw(
-  id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT NULL, stamp_s REAL NOT NULL, encoding TEXT NOT NULL,
-  data BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS raw_by_stamp ON raw(stream, stamp_s);
-"""
 MUTABLE = ("reward", "done", "intervention", "demonstration", "failure")
 """Columns that may change after the tick; a change is logged with what was there before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """A reward for the named decision, else for the tick in force at `stamp_s` (Unix)."""
-
-    value: float
-    decision: str | None = None
-    stamp_s: float | None = None
-    done: bool = False
-    source: str = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Flags set on a remembered decision; None leaves one as it is."""
-
-    decision: str
-    done: bool | None = None
-    intervention: bool | None = None
-    demonstration: bool | None = None
-    failure: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """One labelled example: of a text, or of what a decision saw."""
-
-    task: str
-    label: str | tuple[str, ...]
-    text: str | None = None
-    decision: str | None = None
-    source: str = "default"
-    stamp_s: float = 0.0
-    id: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """An encoded reading: `encoding` says how (`jpeg`, `flac`, `utf-8`, ...). `stamp_s` is Unix seconds."""
-
-    stream: str
-    stamp_s: float
-    encoding: str
-    data: bytes
 
 
 class Database:
@@ -123,7 +37,7 @@ class Database:
         self.max_bytes, self.reserve, self.raw_s = max_bytes, reserve, raw_s
         self._db = connect(folder / "experience.db")
         self._raw = connect(folder / "raw.db")
-        self._raw.executescript(_RAW)
+        self._raw.executescript(RAW)
         self._blocks: dict[int, list[int]] = {}  # block -> [bytes, has reserved rows]
         self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
         self._load_blocks()
@@ -334,46 +248,3 @@ class Database:
 
 
 _TERMINAL = {"done": 1, "failure": 1}
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A writing connection with the tables in place, migrated if they are older.
-
-    Raises:
-        sqlite3.DatabaseError: not a database, or broken.
-        ValueError: written by a newer version of this program.
-    """
-    db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-    with ExitStack() as undo:
-        undo.callback(db.close)
-        if not path.stat().st_size:
-            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "journal_size_limit = 16777216"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        if path.name == "experience.db":
-            migrate(db, path)
-        undo.pop_all()
-    return db
-
-
-def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring the tables of an older version up to `SCHEMA`, each step in one transaction.
-
-    Raises:
-        ValueError: written by a newer version.
-    """
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA:
-        raise ValueError(
-            f"{path} is of schema {version}, newer than {SCHEMA}: run a newer reflexd or move the file away"
-        )
-    for number in range(version, SCHEMA):
-        db.executescript(f"BEGIN IMMEDIATE; {_STEPS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
-
-
-def fill(db: sqlite3.Connection, table: str, columns: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> int:
-    """Copy rows into a table, keeping their numbers; returns how many were taken."""
-    names = tuple(columns)
-    marks = ",".join("?" * len(names))
-    cursor = db.executemany(f"INSERT OR IGNORE INTO {table}({','.join(names)}) VALUES({marks})", rows)
-    return cursor.rowcount

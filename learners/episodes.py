@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from actuators.actions import Value
-from learners.database import Raw
 from learners.reader import Reader
+from learners.records import Raw
 from learners.transition import Transition
 
 CHUNK = 256

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from learners.config import ExperienceSettings
-from learners.database import Credit, Database, Label, Mark, Raw
+from learners.database import Database
+from learners.records import Credit, Label, Mark, Raw
 from learners.salvage import damaged, set_aside
 from learners.transition import Malformed, Transition
 

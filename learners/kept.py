@@ -7,8 +7,8 @@ for it. What tells them apart is when they were captured: the tick that saw a re
 
 from __future__ import annotations
 
-from learners.database import Raw
 from learners.reader import Reader
+from learners.records import Raw
 from learners.transition import Transition
 
 JITTER_S = 2e-3

@@ -18,9 +18,9 @@ import orjson
 import soundfile
 
 from learners.config import TaskSettings
-from learners.database import Label, Raw
 from learners.kept import raw_of
 from learners.reader import Reader
+from learners.records import Label, Raw
 from sensors.base import PayloadRefused
 from sensors.images import decode_image
 

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 import orjson
 
-from learners.database import SCHEMA, Label, Raw
+from learners.records import Label, Raw
+from learners.schema import SCHEMA
 from learners.transition import Malformed, Transition, checksum, decode_body, decode_head
 
 _COLUMNS = (

@@ -18,11 +18,11 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from learners.database import Raw
 from learners.kept import raw_of
 from learners.labels import decoded
 from learners.model.encoders import Encoder
 from learners.reader import Reader
+from learners.records import Raw
 from learners.reencoded import Recoded, Reencoded
 from learners.replay import Replay
 from learners.transition import Transition

@@ -7,13 +7,13 @@ set-aside file for whoever wants to try; nothing is deleted here.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learners.database import connect, fill
+from learners.schema import connect
 from learners.transition import checksum
 
 _TABLES = ("transitions", "rewards", "changes", "sources", "labels")
@@ -97,7 +97,7 @@ def _copy(kept: Path, new: sqlite3.Connection) -> tuple[int, int]:
             rows = _readable(old, table, columns, key, highest)
             if table == "transitions":
                 rows = (row for row in rows if _whole(dict(zip(columns, row, strict=True))))
-            taken = fill(new, table, columns, rows)
+            taken = _fill(new, table, columns, rows)
             if table == "transitions":
                 salvaged, seen = taken, highest
         new.execute("COMMIT")
@@ -130,6 +130,13 @@ def _readable(
             middle = (start + stop) // 2
             if middle > start:
                 ranges += [(middle, stop), (start, middle)]
+
+
+def _fill(db: sqlite3.Connection, table: str, columns: list[str], rows: Iterable[tuple[Any, ...]]) -> int:
+    """Copy rows into a table, keeping their numbers; returns how many were taken."""
+    marks = ",".join("?" * len(columns))
+    cursor = db.executemany(f"INSERT OR IGNORE INTO {table}({','.join(columns)}) VALUES({marks})", rows)
+    return cursor.rowcount
 
 
 def _whole(row: dict[str, Any]) -> bool:

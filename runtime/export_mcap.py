@@ -15,9 +15,9 @@ from typing import Any
 
 import soundfile
 
-from learners.database import Raw
 from learners.episodes import CHUNK
 from learners.reader import Reader, Rewarded
+from learners.records import Raw
 from learners.transition import Transition
 from runtime.messages import ReadingCodec, picture
 from runtime.recorder import Channels, Note, Recording, TickRecord, written

@@ -21,7 +21,7 @@ from mcap.writer import Writer
 
 from actuators.config import ChoiceSettings, GateSettings
 from actuators.gate import Gate
-from learners import database
+from learners import schema
 from learners.checkpoints import Checkpoints
 from learners.config import ExperienceSettings
 from learners.experience import Store
@@ -73,14 +73,14 @@ def of_format(versions: Checkpoints, version: str, number: int) -> None:
 @shows("experience/experience.db")
 def experience(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "experience.db")) as old:
-        old.executescript(database._STEPS[0] + "PRAGMA user_version = 1;")
+        old.executescript(schema._STEPS[0] + "PRAGMA user_version = 1;")
     said: list[str] = []
     with closing(Store(folder, ExperienceSettings.model_validate({}))) as store:
         assert store.append(learning.made(1))
         assert store.flush()
     assert Reader(folder).count() == 1
     with closing(sqlite3.connect(folder / "experience.db")) as newer:
-        newer.execute(f"PRAGMA user_version = {database.SCHEMA + 1}")
+        newer.execute(f"PRAGMA user_version = {schema.SCHEMA + 1}")
     before = (folder / "experience.db").read_bytes()
     settings = ExperienceSettings.model_validate({})
     with closing(Store(folder, settings, on_event=lambda kind, data: said.append(f"{kind} {data}"))) as store:

@@ -18,7 +18,7 @@ import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fakes import Mosquitto, connect_when_up, wait_for
-from learners import database
+from learners import schema
 from learners.checkpoints import Checkpoints
 from learners.signing import load_key
 from runtime.brain import build_engine
@@ -63,7 +63,7 @@ def make_strange(config: Path, state: Path) -> tuple[str, str]:
     (state / "learner" / "outbox").mkdir()
     (state / "learner" / "outbox" / "00000000000000000001-000001.json").write_text('{"format": 99}')
     (state / "experience").mkdir(exist_ok=True)
-    for path, number in (("experience/experience.db", database.SCHEMA + 1), ("learner/reencoded.db", 99)):
+    for path, number in (("experience/experience.db", schema.SCHEMA + 1), ("learner/reencoded.db", 99)):
         with closing(sqlite3.connect(state / path)) as db:
             db.execute(f"PRAGMA user_version = {number}")
     return good, strange

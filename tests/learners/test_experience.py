@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learners import database
+from learners import database, schema
 from learners.config import ExperienceSettings
 from learners.experience import Label, Mark, Raw, Store, Transition
 from learners.reader import Reader
@@ -314,7 +314,7 @@ def test_a_torn_log_costs_only_its_tail(tmp_path: Path) -> None:
 def test_an_older_schema_is_migrated_and_a_newer_one_left_alone(tmp_path: Path, events: Events) -> None:
     path = tmp_path / "experience.db"
     old = sqlite3.connect(path)
-    old.executescript(database._STEPS[0] + "PRAGMA user_version = 1;")
+    old.executescript(schema._STEPS[0] + "PRAGMA user_version = 1;")
     old.execute(
         "INSERT INTO transitions(session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration,"
         " failure, value, bytes, crc, head, body) VALUES('s', 1, 'd', 0, 'p', 3.0, 0, 0, 0, 0, 0, 0, 0, x'', x'')"
@@ -323,9 +323,9 @@ def test_an_older_schema_is_migrated_and_a_newer_one_left_alone(tmp_path: Path, 
     old.commit()
     old.close()
     assert Reader(tmp_path).last_row() == 0  # not before the writer migrated it
-    db = database.connect(path)
+    db = schema.connect(path)
     assert db.execute("SELECT base FROM transitions").fetchone() == (1.0,)
-    db.execute(f"PRAGMA user_version = {database.SCHEMA + 1}")
+    db.execute(f"PRAGMA user_version = {schema.SCHEMA + 1}")
     db.close()
     store = Store(tmp_path, settings(), on_event=lambda kind, fields: events.append((kind, fields)))
     store.append(tick(1))

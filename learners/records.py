@@ -1,0 +1,50 @@
+"""What is remembered beside ticks: rewards, marks and labels that come later, and raw readings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A reward for the named decision, else for the tick in force at `stamp_s` (Unix)."""
+
+    value: float
+    decision: str | None = None
+    stamp_s: float | None = None
+    done: bool = False
+    source: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Flags set on a remembered decision; None leaves one as it is."""
+
+    decision: str
+    done: bool | None = None
+    intervention: bool | None = None
+    demonstration: bool | None = None
+    failure: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One labelled example: of a text, or of what a decision saw."""
+
+    task: str
+    label: str | tuple[str, ...]
+    text: str | None = None
+    decision: str | None = None
+    source: str = "default"
+    stamp_s: float = 0.0
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """An encoded reading: `encoding` says how (`jpeg`, `flac`, `utf-8`, ...). `stamp_s` is Unix seconds."""
+
+    stream: str
+    stamp_s: float
+    encoding: str
+    data: bytes
