@@ -54,6 +54,12 @@ class Batch:
             **cut,
         )
 
+    def to(self, device: torch.device) -> Batch:
+        """Return the same on another device."""
+        if device == self.rewards.device:
+            return self
+        return Batch.of({name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by a dotted name, as a checkpoint holds them."""
         flat = {"rewards": self.rewards, "discounts": self.discounts}

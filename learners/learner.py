@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -20,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from learners.algorithm import Algorithm
-from learners.batch import Batch
 from learners.checkpoints import Checkpoints
 from learners.config import LearnerSettings
 from learners.journal import Entry, Journal
 from learners.manifest import CheckpointRefused
 from learners.mirror import Mirror
 from learners.model.spec import PolicySpec
+from learners.position import Position, document, placed
 from learners.reencoded import Reencoded
 from learners.replay import Held, Replay
 from learners.source import Moment, Source
@@ -36,38 +35,6 @@ DEBT_S = 60.0
 """Updates for so much experience may be owed; more is forgotten."""
 RECENT = 1_000
 """Rewards that `reward_mean` is taken over."""
-
-
-@dataclass(slots=True)
-class Position:
-    """Where training is."""
-
-    update: int = 0
-    owed: float = 0.0
-    row: int = 0
-    change: int = 0
-    entry: int = 0
-    """Of the journal."""
-    recoded: int = 0
-    """The last entry of tokens made anew that was taken in."""
-    unobserved: int = 0
-    """Transitions in the replay that a part which sees each one once has not seen yet."""
-
-    @property
-    def moment(self) -> Moment:
-        """What was taken in."""
-        return Moment(self.row, self.change)
-
-
-def placed(document: Mapping[str, Any]) -> tuple[Position, int, dict[str, str]]:
-    """Where training was, as saved: the position, the trail of what is held, the encoders' versions.
-
-    Raises:
-        KeyError, TypeError, ValueError: another version of this program wrote it, with other fields.
-    """
-    position = dict(document)
-    trail, versions = int(position.pop("trail")), dict(position.pop("versions"))
-    return Position(**position), trail, versions
 
 
 class Learner:
@@ -195,7 +162,7 @@ class Learner:
             "random": {"draw": self.draw.get_state(), "torch": torch.get_rng_state()},
             "held": {name: torch.tensor(getattr(held, name), dtype=torch.int64) for name in ("main", "reserve")},
         }
-        position = {**asdict(self.position), "trail": held.trail, "versions": self.replay.versions}
+        position = document(self.position, held.trail, self.replay.versions)
         version = self.state.save(tensors, {"position": position, "spec": orjson.loads(self.spec.to_json())})
         self.state.promote(version)
         self.journal.restart([])
@@ -283,34 +250,15 @@ class Learner:
         if settled and self.policy.heads.bandit is not None:
             batch = self.replay.ordered(start, start + settled, steps=1)
             if batch is not None:
-                self.algorithm.observe(self._to_device(batch))
+                self.algorithm.observe(batch.to(self.device))
 
     def _update(self) -> None:
         batch = self.replay.sample(self.batch, self.draw)
         if self.mirror is not None:
             batch = self.mirror(batch, self.draw)
         try:
-            self.metrics = self.algorithm.update(self._to_device(batch))
+            self.metrics = self.algorithm.update(batch.to(self.device))
         except FloatingPointError:
             self.skipped += 1
         self.position.update += 1
         self.position.owed -= 1
-
-    def _to_device(self, batch: Batch) -> Batch:
-        if self.device.type == "cpu":
-            return batch
-
-        def move(tensors: Any) -> dict[str, Tensor]:
-            return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
-
-        return replace(
-            batch,
-            features=batch.features.to(self.device),
-            next_features=batch.next_features.to(self.device),
-            actions=move(batch.actions),
-            rewards=batch.rewards.to(self.device),
-            discounts=batch.discounts.to(self.device),
-            masks=move(batch.masks),
-            taught=move(batch.taught),
-            moved=move(batch.moved),
-        )
