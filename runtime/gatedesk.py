@@ -50,9 +50,9 @@ class Desk:
         was = host.gate.stopped
         host.carry(host.gate.stop(host.now(), engaged=stop.engaged))
         if stop.engaged != was:
-            host.event("stopped" if stop.engaged else "stop_released", {})
-        host.settled()
-        host.latch()
+            host.news.event("stopped" if stop.engaged else "stop_released", {})
+        host.news.settled()
+        host.latches.changed()
 
     def override(self, message: Message) -> None:
         """A person acts."""
@@ -66,8 +66,8 @@ class Desk:
         told |= {"sent": ruling.sent, "rule": ruling.rule}
         if told != self._overridden.get(name):  # a hand on a slider repeats itself many times a second
             self._overridden[name] = told
-            host.event("override", told)
-        host.settled()
+            host.news.event("override", told)
+        host.news.settled()
 
     def requested(self, message: Message) -> None:
         """One request."""
@@ -104,8 +104,8 @@ class Desk:
     def _do(self, verb: str, payload: bytes) -> dict[str, Any]:
         host = self.host
         data = {"arm": self._arm, "disarm": self._disarm, "mode": self._mode}[verb](payload)
-        host.settled()
-        host.latch()
+        host.news.settled()
+        host.latches.changed()
         return data
 
     def _arm(self, _payload: bytes) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Desk:
         if refusal is not None:
             raise Refused(refusal.reason)
         armed = self.host.gate.armed
-        return {"armed": armed, "waiting_for": [] if armed else list(self.host.status()[1])}
+        return {"armed": armed, "waiting_for": [] if armed else list(self.host.news.status()[1])}
 
     def _disarm(self, _payload: bytes) -> dict[str, Any]:
         self.host.carry(self.host.gate.disarm(self.host.now()))
@@ -125,7 +125,7 @@ class Desk:
         if wish.actuator is not None and wish.actuator not in host.config.actuators:
             raise Refused(f"actuator: {wish.actuator!r} is not configured; there are {sorted(host.config.actuators)}")
         host.carry(host.gate.set_mode(wish.mode, host.now(), wish.actuator))
-        host.event("mode_changed", {"modes": host.gate.modes})
+        host.news.event("mode_changed", {"modes": host.gate.modes})
         return {"modes": host.gate.modes}
 
     def _reply(self, message: Message, answer: dict[str, Any]) -> None:

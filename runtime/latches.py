@@ -6,11 +6,15 @@ stopped, because a stop may stand in it.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import orjson
+import structlog
+
+log = structlog.get_logger(__name__)
 
 UNREADABLE: dict[str, object] = {}
 """What `load` gives for a broken file; the gate takes it as stopped."""
@@ -45,3 +49,38 @@ def save(path: Path, latches: Mapping[str, object]) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+class Keeper:
+    """Keeps the file up to date; the loop never waits for the disk.
+
+    Args:
+        path: the file.
+        current: gives the latches as they are now.
+    """
+
+    def __init__(self, path: Path, current: Callable[[], Mapping[str, object]]) -> None:
+        self.path, self.current = path, current
+        self._dirty = asyncio.Event()
+
+    def changed(self) -> None:
+        """Have the latches written soon."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Write the latches whenever they have changed, until cancelled."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            await self._write()
+
+    async def finish(self) -> None:
+        """Write what is still to be written."""
+        if self._dirty.is_set():
+            await self._write()
+
+    async def _write(self) -> None:
+        try:
+            await asyncio.to_thread(save, self.path, dict(self.current()))
+        except OSError as error:
+            log.error("gate.latches_not_written", file=str(self.path), reason=str(error))  # noqa: TRY400 - the reason is whole

@@ -156,7 +156,7 @@ class Supervisor:
                 tasks = [
                     start(connection.run(), "mqtt"),
                     start(self._host.run(), "gate"),
-                    start(self._host.keep_latches(), "latches"),
+                    start(self._host.latches.run(), "latches"),
                     start(desk.serve_reloads(), "reloads"),
                     start(self._watch(), "watch"),
                 ]
@@ -284,20 +284,20 @@ class Supervisor:
 
     def _restarted(self, name: str, code: int, restarts: int) -> None:
         self._host.restarts[name] = restarts
-        self._host.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
+        self._host.news.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
 
     def _give_up(self, reason: str) -> None:
         log.error("supervisor.gives_up", reason=reason)
-        self._host.event("gave_up", {"reason": reason})
+        self._host.news.event("gave_up", {"reason": reason})
         self._begin_end(reason, 1)
 
     async def _watch(self) -> None:
         """Restart an agent that is alive and says nothing."""
         while True:
             await asyncio.sleep(1.0)
-            heard_s, agent = self._host.spoke_s, self._child("agent")
+            heard_s, agent = self._host.agent.spoke_s, self._child("agent")
             if heard_s is not None and agent is not None and time.monotonic() - heard_s > HUNG_S:
-                self._host.spoke_s = None
+                self._host.agent.spoke_s = None
                 log.error("supervisor.agent_hangs", silent_s=HUNG_S)
                 agent.kill()
 
@@ -333,13 +333,13 @@ class Supervisor:
         try:
             loaded = await asyncio.to_thread(load, self.path)
         except ConfigError as error:
-            self._host.event("reload_refused", {"problems": [str(problem) for problem in error.problems]})
+            self._host.news.event("reload_refused", {"problems": [str(problem) for problem in error.problems]})
             self.notifier.ready(f"the new settings were refused: {error.problems[0]}")
             raise Refused(str(error)) from None
         if self.scrubber is not None:
             self.scrubber.add(loaded.secrets)
         answer = self._apply(loaded.config, loaded.text)
-        self._host.event("reloaded", answer)
+        self._host.news.event("reloaded", answer)
         self.notifier.ready(f"reloaded; restart required for: {', '.join(answer['restart_required']) or 'nothing'}")
         return answer
 
@@ -353,7 +353,7 @@ class Supervisor:
         wanted = {name for key in changed for name in LIVE.get(key, ("agent", "learner"))}
         if "mode" in changed:
             self._host.carry(self._host.gate.set_mode(new.mode, time.monotonic()))
-            self._host.latch()
+            self._host.latches.changed()
         missing = sorted(wanted - {kept.spec.name for kept in self.children})
         self.config, self.text = new, text
         _write_learner_settings(new)
@@ -361,7 +361,7 @@ class Supervisor:
         for kept in self.children:
             if kept.spec.name in wanted:
                 kept.restart()
-        self._host.settled()
+        self._host.news.settled()
         return {
             "changed": changed,
             "restarted": restarted,

@@ -147,7 +147,7 @@ async def world_of(folder: Path, broker: Mosquitto, **changes: Any) -> AsyncIter
     world = World(host, Connection(Address("127.0.0.1", broker.port), "outside"), agent_end)
     desk = Desk(host, world.reload)
     async with running(world.outside), running(host.connection):
-        jobs = [asyncio.create_task(job) for job in (host.run(), host.keep_latches(), desk.serve_reloads())]
+        jobs = [asyncio.create_task(job) for job in (host.run(), host.latches.run(), desk.serve_reloads())]
         host.attach(gate_end)
         try:
             yield world
@@ -343,13 +343,13 @@ async def test_a_lost_broker_disarms_and_its_return_restores_everything(tmp_path
         broker.stop()
         await eventually(lambda: not world.host.connection.connected)
         await eventually(lambda: not world.host.gate.armed)
-        assert "no connection to the broker" in world.host.status()[1] or world.host.status()[0] == "degraded"
+        assert "no connection to the broker" in world.host.news.status()[1] or world.host.news.status()[0] == "degraded"
         broker.start()
         await eventually(lambda: world.host.connection.connected and world.outside.connected)
         await world.armed()
         await eventually(lambda: world.of("status")[-1]["state"] == "online")
-        assert world.host.counts["event broker_lost"] == 1  # whoever listens may come back later than the event
-        assert world.host.counts["event broker_recovered"] == 1
+        assert world.host.news.counts["broker_lost"] == 1  # whoever listens may come back later than the event
+        assert world.host.news.counts["broker_recovered"] == 1
         assert world.of("info")[-1] == {"policy": "p1", "mode": "autonomous"}
 
 
@@ -373,7 +373,7 @@ async def test_latches_that_cannot_be_written_are_said(tmp_path: Path, broker: M
         (tmp_path / "latches.part").mkdir()
         await world.send(TOPICS("stop"), {"engaged": True})
         await eventually(lambda: world.host.gate.stopped)
-        world.host.latch()
+        world.host.latches.changed()
         await world.host.rest("end")
     assert latches.load(tmp_path / "latches.json") is None
 

@@ -136,7 +136,7 @@ async def test_reload(tmp_path: Path) -> None:
         assert agent.restarts == 0
         run.path.write_text(text + "policy: {history: 2}\nmode: shadow\n")
         assert (await run.reload())["data"]["changed"] == ["mode"]  # type: ignore[index]
-        assert run.supervisor._host.mode == "shadow"
+        assert run.supervisor._host.news.mode == "shadow"
         kinds = [event["type"] for event in run.device.events]
     assert "reload_refused" in kinds
     assert "reloaded" in kinds
