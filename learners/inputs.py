@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict
 
 from learners.config import (
@@ -66,6 +67,19 @@ class Inputs(_Part):
     streams: dict[str, Route] = {}
     policy: Tokens = Tokens()
     engine: Backend = Backend()
+
+
+def leave(settings: Mapping[str, Any]) -> None:
+    """Write the learner's part of the settings, and nothing else, where its process reads it: `state_dir/learner/settings.json`.
+
+    Where streams come from stays out, because it may hold a password.
+    """
+    inputs = Inputs.model_validate(settings)
+    folder = inputs.state_dir / "learner"
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "settings.part"
+    part.write_bytes(orjson.dumps(inputs.model_dump(mode="json")))
+    part.replace(folder / "settings.json")
 
 
 def window_s(windows: Mapping[str, float]) -> float:

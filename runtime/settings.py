@@ -182,6 +182,11 @@ class Config(Settings):
     plant: PlantSettings | None = None
     discovery: Annotated[bool, Field(description="publish Home Assistant discovery")] = False
 
+    @property
+    def required_streams(self) -> frozenset[str]:
+        """Streams without which nothing moves."""
+        return frozenset(name for name, stream in self.streams.items() if stream.required)
+
     @model_validator(mode="before")
     @classmethod
     def _fed(cls, body: Any) -> Any:

@@ -8,11 +8,9 @@ when a child was given up, 2 when it could not begin.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import time
-import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,22 +19,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import orjson
 import structlog
 
-from actuators.gate import Gate
-from actuators.wire import Commands
-from learners.inputs import Inputs
-from runtime import about, broker, child, latches, link
+from learners import inputs
+from runtime import about, broker, child, link
 from runtime.children import Child, GaveUp, Spec, table
 from runtime.config import ConfigError, load
+from runtime.gateassembly import assemble
 from runtime.gatedesk import Desk
 from runtime.gatehost import GateHost
 from runtime.log import Scrubber
-from runtime.mqtt import Address, Connection, Will
+from runtime.reload import compare
 from runtime.settings import Config
-from runtime.systemd import Feeder, Notifier
-from runtime.topics import Refused, Topics, encode
+from runtime.statelock import BusyError, only_one
+from runtime.systemd import Notifier
+from runtime.topics import Refused
 
 log = structlog.get_logger(__name__)
 
@@ -49,10 +46,6 @@ SAME_SIGNAL_S = 0.5
 CANNOT_BEGIN = 2
 FIRST_IN_LINE = -10
 """The gate's niceness: a busy machine must not delay a safe action."""
-RESTART_REQUIRED = ("agent", "state_dir", "tick", "mqtt", "actuators", "gate", "plant", "metrics")
-"""Settings that the gate, the broker or the plant were built from."""
-LIVE = {"dashboard": ("dashboard",), "mode": ()}
-"""Settings that only some children have; any other one restarts agent and learner."""
 Table = Callable[[], list[Spec]]
 
 
@@ -85,8 +78,8 @@ async def run(
         os.setpriority(os.PRIO_PROCESS, 0, min(before, FIRST_IN_LINE))
     chosen = children or partial(table, config, path, faults=faults, verbose=verbose)
     try:
-        with _only_one(config.state_dir):
-            _write_learner_settings(config)
+        with only_one(config.state_dir):
+            inputs.leave(config.model_dump(mode="json"))
             supervisor = Supervisor(config, path, text, chosen, notifier or Notifier.from_environment(), scrubber)
             return await supervisor.run()
     except (broker.BrokerError, BusyError, OSError) as error:
@@ -95,31 +88,6 @@ async def run(
     finally:
         with suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, before)
-
-
-class BusyError(Exception):
-    """Another daemon uses the state folder."""
-
-
-class _only_one:  # noqa: N801 - used like a function
-    """Holds a lock on the state folder."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise BusyError(
-                f"state_dir: another daemon uses {folder}; stop it, or give this one its own state_dir"
-            ) from None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_exception: object) -> None:
-        os.close(self._fd)
 
 
 @dataclass(slots=True)
@@ -145,7 +113,7 @@ class Supervisor:
     async def run(self) -> int:
         """Start, run, end."""
         prepared = broker.prepare(self.config.mqtt, self.config.state_dir) if self._embedded else None
-        self._host, connection = self._gate()
+        self._host = assemble(self.config, self.notifier, self._describe)
         desk = Desk(self._host, self.reload)
         self._signals(desk)
         try:
@@ -154,7 +122,7 @@ class Supervisor:
                 if prepared is not None:
                     await self._start_broker(prepared, start)
                 tasks = [
-                    start(connection.run(), "mqtt"),
+                    start(self._host.connection.run(), "mqtt"),
                     start(self._host.run(), "gate"),
                     start(self._host.latches.run(), "latches"),
                     start(desk.serve_reloads(), "reloads"),
@@ -179,41 +147,6 @@ class Supervisor:
     @property
     def _embedded(self) -> bool:
         return self.config.mqtt.scheme == "embedded"
-
-    def _gate(self) -> tuple[GateHost, Connection]:
-        config, topics = self.config, Topics(self.config.agent)
-        gate = Gate(
-            config.actuators,
-            config.gate,
-            _required(config),
-            period_s=config.tick.period_s,
-            now_s=time.monotonic(),
-            mode=config.mode,
-        )
-        latch_file = config.state_dir / "latches.json"
-        remembered = latches.load(latch_file)
-        if remembered is not None:
-            gate.restore(remembered)
-        foreign = {each.topic for each in config.actuators.values() if each.topic}
-        credentials = config.mqtt.credentials("gate")
-        connection = Connection(
-            Address.of(config.mqtt, "gate"),
-            credentials.username if credentials else f"reflexd-{config.agent}-gate",
-            will=Will(topics("status"), encode({"state": "offline", "reasons": ["the daemon vanished"]})),
-            protected=lambda topic: topic in foreign or (topic.startswith("reflexd/") and "/response/" not in topic),
-        )
-        boot = f"{int(time.time())}-{uuid.uuid4().hex[:8]}"
-        commands = Commands(topics.base, config.actuators, boot)
-        host = GateHost(
-            config,
-            gate,
-            commands,
-            connection,
-            latch_file,
-            Feeder(self.notifier, _required(config)),
-            describe=self._describe,
-        )
-        return host, connection
 
     def _describe(self, policy: str, mode: str) -> dict[str, Any]:
         return about.describe(self.config, version=_version(), policy=policy, text=self.text) | {"mode": mode}
@@ -344,48 +277,29 @@ class Supervisor:
         return answer
 
     def _apply(self, new: Config, text: str) -> dict[str, Any]:
-        changed = [key for key in Config.model_fields if getattr(self.config, key) != getattr(new, key)]
-        required = [key for key in changed if key in RESTART_REQUIRED]
-        if _required(self.config) != _required(new):
-            required.append("streams")
-        if required:  # half of a change is worse than none
-            return {"changed": changed, "restarted": [], "restart_required": required}
-        wanted = {name for key in changed for name in LIVE.get(key, ("agent", "learner"))}
-        if "mode" in changed:
+        changes = compare(self.config, new)
+        if changes.restart_required:
+            return {"changed": changes.changed, "restarted": [], "restart_required": changes.restart_required}
+        if "mode" in changes.changed:
             self._host.carry(self._host.gate.set_mode(new.mode, time.monotonic()))
             self._host.latches.changed()
-        missing = sorted(wanted - {kept.spec.name for kept in self.children})
         self.config, self.text = new, text
-        _write_learner_settings(new)
-        restarted = [kept.spec.name for kept in self.children if kept.spec.name in wanted]
-        for kept in self.children:
-            if kept.spec.name in wanted:
-                kept.restart()
+        inputs.leave(new.model_dump(mode="json"))
+        concerned = [kept for kept in self.children if kept.spec.name in changes.children]
+        for kept in concerned:
+            kept.restart()
         self._host.news.settled()
+        restarted = [kept.spec.name for kept in concerned]
+        missing = sorted(changes.children.difference(restarted))
         return {
-            "changed": changed,
+            "changed": changes.changed,
             "restarted": restarted,
             "restart_required": [name for name in missing if getattr(new, name, None)],
         }
 
 
-def _required(config: Config) -> frozenset[str]:
-    """Streams without which nothing moves."""
-    return frozenset(name for name, stream in config.streams.items() if stream.required)
-
-
 def _start(group: asyncio.TaskGroup, job: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     return group.create_task(job, name=name)
-
-
-def _write_learner_settings(config: Config) -> None:
-    """The learner's part of the settings and nothing else, as JSON: where streams come from may hold a password."""
-    folder = config.state_dir / "learner"
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "settings.part"
-    inputs = Inputs.model_validate(config.model_dump(mode="json"))
-    part.write_bytes(orjson.dumps(inputs.model_dump(mode="json")))
-    part.replace(folder / "settings.json")
 
 
 def _version() -> str:

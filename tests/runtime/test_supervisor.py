@@ -24,7 +24,8 @@ from runtime.children import Spec, environment
 from runtime.config import load
 from runtime.log import Scrubber
 from runtime.mqtt import Connection
-from runtime.supervisor import Supervisor, _only_one
+from runtime.statelock import only_one
+from runtime.supervisor import Supervisor
 from runtime.systemd import Notifier
 
 CONFIG = """\
@@ -171,7 +172,7 @@ async def test_a_taken_port_and_a_busy_folder_are_refused(tmp_path: Path) -> Non
         code = await supervisor.run(load(path).config, path, children=list, notifier=Notifier())
         assert code == supervisor.CANNOT_BEGIN
         assert not run.task.done()
-    with _only_one(tmp_path / "state"):
+    with only_one(tmp_path / "state"):
         code = await supervisor.run(load(path).config, path, children=list, notifier=Notifier())
     assert code == supervisor.CANNOT_BEGIN
 
