@@ -147,24 +147,39 @@ def top(config: Path | None) -> None:
 
 @main.command(
     cls=Examples,
-    epilog="reflexd plant CartPole-v1 --agent cart --mqtt mqtt://127.0.0.1:1883\nreflexd plant CartPole-v1 --config > cart.yaml",
+    epilog="reflexd plant CartPole-v1 --config > cart.yaml\nreflexd plant CartPole-v1 --settings cart.yaml",
 )
 @click.argument("environment", metavar="ENV")
 @click.option("--agent", default="demo", show_default=True, help="The agent whose topics to use.")
 @click.option("--mqtt", "url", default="mqtt://127.0.0.1:1883", show_default=True, help="The broker.")
+@click.option("--settings", type=FILE, help="Instead of both: a settings file, for its agent, broker and login.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--rate", "rate_hz", default=None, type=float, help="Steps a second; default: the environment's own.")
 @click.option(
     "--config", "as_config", is_flag=True, help="Print the settings file for an agent that controls ENV, and end."
 )
-def plant(environment: str, agent: str, url: str, seed: int, rate_hz: float | None, *, as_config: bool) -> None:
+def plant(
+    environment: str,
+    agent: str,
+    url: str,
+    settings: Path | None,
+    seed: int,
+    rate_hz: float | None,
+    *,
+    as_config: bool,
+) -> None:
     """Put a gymnasium environment, or the demo's `panorama`, behind the broker as a device, in real time."""
-    from runtime.plant import print_config, run_plant
+    from runtime.plant import broker, print_config, run_plant
 
-    if as_config:
-        print_config(environment, agent, url, rate_hz)
-        return
-    run_plant(environment, agent=agent, url=url, seed=seed, rate_hz=rate_hz)
+    try:
+        if as_config:
+            print_config(environment, agent, url, rate_hz)
+            return
+        config = load(settings).config if settings is not None else None
+        mqtt = broker(url) if config is None else config.mqtt
+        run_plant(environment, agent=agent if config is None else config.agent, mqtt=mqtt, seed=seed, rate_hz=rate_hz)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 for _command in (*commands, checkpoints, export):

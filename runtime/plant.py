@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 import yaml
+from pydantic import ValidationError
 
 from actuators.registry import build_plant, plant_settings
 from actuators.simulated import Plant
@@ -27,11 +28,27 @@ from runtime.settings import MqttSettings
 _LOG = structlog.get_logger(__name__)
 
 
-def run_plant(environment: str, *, agent: str, url: str, seed: int, rate_hz: float | None) -> None:
-    """Run until Ctrl-C."""
+def run_plant(environment: str, *, agent: str, mqtt: MqttSettings, seed: int, rate_hz: float | None) -> None:
+    """Run until Ctrl-C.
+
+    Raises:
+        ValueError: no such environment, or one whose spaces cannot be put on the wire.
+    """
     log.configure()
-    settings = MqttSettings(url=url)
-    asyncio.run(serve(build_plant(environment, agent=agent, seed=seed, rate_hz=rate_hz), settings, agent))
+    asyncio.run(serve(build_plant(environment, agent=agent, seed=seed, rate_hz=rate_hz), mqtt, agent))
+
+
+def broker(url: str) -> MqttSettings:
+    """The broker of an address without login.
+
+    Raises:
+        ValueError: what is wrong with it; the address is not repeated, since a password may stand in it.
+    """
+    try:
+        return MqttSettings(url=url)
+    except ValidationError as error:
+        said = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in error.errors())
+        raise ValueError(f"--mqtt: {said}; a login belongs into a file given with --settings") from None
 
 
 def print_config(environment: str, agent: str, url: str, rate_hz: float | None) -> None:

@@ -1,0 +1,192 @@
+"""kill -9 of the agent, the learner or the supervisor of a daemon that learns from a real plant, again and again.
+
+What the experience had taken before a kill is there after it; the daemon acts again with the version that was live, and the learner
+goes on from where it had saved. A killed supervisor is started again, as systemd does.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import canaries
+import orjson
+import paho.mqtt.client as mqtt
+import psutil
+import pytest
+import yaml
+from paho.mqtt.enums import CallbackAPIVersion
+
+from fakes import Mosquitto, connect_when_up
+from learners.reader import Reader
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = "reflexd/cart"
+START_S = 150.0
+RATE_HZ = 20.0
+BROKEN = {"checkpoint_refused", "experience_set_aside", "experience_refused"}
+VICTIMS = ("agent", "learner", "supervisor")
+
+
+def until(what: Callable[[], object], told: Callable[[], str], deadline_s: float = START_S) -> None:
+    end = time.monotonic() + deadline_s
+    while not what():
+        assert time.monotonic() < end, told()
+        threading.Event().wait(0.05)
+
+
+class Life:
+    """A plant, a daemon that is started again when it dies, and an ear."""
+
+    def __init__(self, folder: Path, broker: Mosquitto) -> None:
+        self.folder, self.broker, self.state = folder, broker, folder / "state"
+        self.lock = threading.Lock()
+        self.decisions: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        plant = ("plant", "CartPole-v1", "--rate", str(RATE_HZ))
+        command = [sys.executable, "-m", "runtime.cli", *plant, "--agent", "cart", "--config"]
+        printed = subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout
+        settings = yaml.safe_load(printed) | {
+            "state_dir": str(self.state),
+            "mqtt": {"url": broker.url, **canaries.LOGIN},
+            "gate": {"arm": "auto"},
+            "promotion": {"steps": ["whole", "fast"], "probation_s": 0},
+            "learner": {
+                "batch": 32, "warmup": 40, "update_every_s": 0.2, "promote_every_s": 2, "save_every_s": 1,
+                "priority": "normal",
+            },
+        }  # fmt: skip
+        self.config = folder / "cart.yaml"
+        self.config.write_text(yaml.safe_dump(settings))
+        self.log = (folder / "log").open("w+")
+        self.plant = self.run(*plant, "--settings", str(self.config))
+        self.daemon = self.run("run", str(self.config))
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.client.on_connect = lambda client, *_: client.subscribe(f"{BASE}/#", 1)
+        self.client.on_message = self.take
+        connect_when_up(self.client, broker.port, START_S)
+
+    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "runtime.cli", *arguments]
+        return subprocess.Popen(command, stdout=self.log, stderr=self.log, cwd=ROOT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+        for process in (self.daemon, self.plant):
+            process.send_signal(signal.SIGTERM)
+        for process in (self.daemon, self.plant):
+            process.wait(60)
+        self.log.close()
+
+    def take(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
+        topic = message.topic.removeprefix(f"{BASE}/")
+        if topic in ("decision", "event"):
+            body = orjson.loads(message.payload)
+            with self.lock:
+                (self.decisions if topic == "decision" else self.events).append(body)
+
+    def told(self) -> str:
+        """What is known, for a failure."""
+        self.log.seek(0)
+        return f"events {[event['type'] for event in self.events][-20:]}; log: {self.log.read()[-3000:]}"
+
+    def decided(self, since: int) -> list[dict[str, Any]]:
+        with self.lock:
+            return self.decisions[since:]
+
+    def count(self, kind: str) -> int:
+        with self.lock:
+            return sum(event["type"] == kind for event in self.events)
+
+    def updates(self) -> int:
+        try:
+            return int(orjson.loads((self.state / "learner" / "progress.json").read_bytes())["updates"])
+        except FileNotFoundError:
+            return 0
+
+    def rows(self) -> dict[int, str]:
+        """Row and decision of every transition that a reader sees."""
+        if not (self.state / "experience").is_dir():
+            return {}
+        with Reader(self.state / "experience") as reader:
+            return {row.row: row.transition.decision for row in reader.rows(0, 1 << 40)}
+
+    def pid(self, victim: str) -> int:
+        """The process with this title; one that was just started has its title in a moment."""
+        if victim == "supervisor":
+            return self.daemon.pid
+        found: list[int] = []
+
+        def titled() -> list[int]:
+            children = psutil.Process(self.daemon.pid).children()
+            found[:] = [child.pid for child in children if " ".join(child.cmdline()).strip() == f"reflexd: {victim}"]
+            return found
+
+        until(titled, self.told)
+        return found[0]
+
+    def kill(self, victim: str) -> None:
+        """Kill one, and start the daemon again if it was the one."""
+        family = psutil.Process(self.daemon.pid).children(recursive=True) if victim == "supervisor" else []
+        psutil.Process(self.pid(victim)).kill()
+        if victim == "supervisor":
+            self.daemon.wait(30)
+            psutil.wait_procs(family, timeout=30)
+            self.daemon = self.run("run", str(self.config))
+
+    def learning(self) -> None:
+        """Wait until it acts by a learned version and the learner makes updates."""
+        at, decided = self.updates(), len(self.decided(0))
+        until(lambda: any(d["policy"] != "untrained" for d in self.decided(decided)), self.told)
+        until(lambda: self.updates() > at, self.told)
+
+
+@pytest.fixture
+def life(tmp_path: Path, broker: Mosquitto) -> Iterator[Life]:
+    with ExitStack() as stack:
+        yield stack.enter_context(Life(tmp_path, broker))
+
+
+def survive(life: Life, victims: list[str], rng: random.Random) -> None:
+    life.learning()
+    for victim in victims:
+        threading.Event().wait(rng.uniform(0.0, 3.0))
+        acknowledged, at, resumed = life.rows(), life.updates(), life.count("learner_resumed")
+        life.kill(victim)
+        seen = len(life.decided(0))
+        until(lambda seen=seen: life.decided(seen), life.told)
+        first = life.decided(seen)[0]
+        assert first["policy"] != "untrained", f"after the {victim}: {life.told()}"
+        if victim != "agent":
+            until(lambda resumed=resumed: life.count("learner_resumed") > resumed, life.told)
+            told = [event["data"] for event in life.events if event["type"] == "learner_resumed"][-1]
+            assert told["resumed"], told
+            assert told["update"] <= at + RATE_HZ * 10
+        life.learning()
+        after = life.rows()
+        lost = {row for row, decision in acknowledged.items() if after.get(row) != decision}
+        assert not lost, f"after the {victim}: {len(lost)} of {len(acknowledged)} transitions"
+    assert not [event for event in life.events if event["type"] in BROKEN]
+
+
+def test_each_process_is_killed_once(life: Life) -> None:
+    survive(life, list(VICTIMS), random.Random(0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3_600)
+def test_fifty_kills_at_random_moments(life: Life) -> None:
+    rng = random.Random(1)
+    survive(life, [rng.choice(VICTIMS) for _ in range(50)], rng)
