@@ -17,20 +17,20 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from sensors.base import PayloadRefused, Publish
+from sensors.base import PayloadRefused
 from sensors.config import CameraSettings, public_source
+from sensors.driven import DrivenSensor
 from sensors.driver import Message
 from sensors.images import decode_image
-from sensors.isolated import Driver
 from sensors.opencv import CaptureJob
 from sensors.readings import Frame
-from sensors.watcher import Absent, Limits, Watcher
+from sensors.watcher import Absent, Limits
 
 DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _PROBE_S = 1.0
 
 
-class CameraSensor:
+class CameraSensor(DrivenSensor):
     """A camera that runs by itself."""
 
     def __init__(
@@ -41,41 +41,22 @@ class CameraSensor:
         clock: Callable[[], float] = time.monotonic,
         limits: Limits | None = None,
     ) -> None:
-        self.name = name
-        self.drops: Counter[str] = Counter()
         source = _source(settings.source)
-        self._shown = public_source(source)
-        self._seq = 0
-        self._publish: Publish = lambda _reading: None
-        job = CaptureJob(source, settings.rate_hz, settings.loop, settings.width, settings.height, settings.max_pixels)
-        self._watcher = Watcher(
-            f"{name} ({self._shown})",
-            lambda: Driver(name, job),
-            self._take,
+        super().__init__(
+            name,
+            public_source(source),
+            CaptureJob(source, settings.rate_hz, settings.loop, settings.width, settings.height, settings.max_pixels),
             limits or Limits(period_s=1.0 / settings.rate_hz),
             probe=lambda: probe(source),
             clock=clock,
         )
 
-    @property
-    def counts(self) -> Counter[str]:
-        """Connections made, replaced and failed."""
-        return self._watcher.counts
-
-    async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Deliver frames until cancelled."""
-        self._publish = publish
-        await self._watcher.run(lost, recovered)
-
     def _take(self, message: Message) -> bool:
-        if message.kind == "F":
-            image = np.frombuffer(message.body, np.uint8).reshape(message.first, message.second, 3)
-            self._seq += 1
-            self._publish(Frame(self.name, message.stamp_s, self._seq, image))
-            return True
-        if message.kind == "D":
-            self.drops[message.text] += 1
-        return False
+        if message.kind != "F":
+            return False
+        image = np.frombuffer(message.body, np.uint8).reshape(message.first, message.second, 3)
+        self._publish(Frame(self.name, message.stamp_s, self._next(), image))
+        return True
 
 
 class TopicCamera:

@@ -17,13 +17,13 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from sensors.base import PayloadRefused, Publish
+from sensors.base import PayloadRefused
 from sensors.config import MicrophoneSettings
+from sensors.driven import DrivenSensor
 from sensors.driver import Job, Message
-from sensors.isolated import Driver
 from sensors.portaudio import BLOCK_S, PlayJob, RecordJob
 from sensors.readings import Sound
-from sensors.watcher import Absent, Limits, Watcher
+from sensors.watcher import Absent, Limits
 
 RATE_HZ = 16_000
 MAX_PCM_S = 30.0
@@ -80,7 +80,7 @@ class Window:
             self._samples[keep:] = samples
 
 
-class MicrophoneSensor:
+class MicrophoneSensor(DrivenSensor):
     """A microphone or a sound file."""
 
     def __init__(
@@ -91,40 +91,23 @@ class MicrophoneSensor:
         clock: Callable[[], float] = time.monotonic,
         limits: Limits | None = None,
     ) -> None:
-        self.name = name
-        self.drops: Counter[str] = Counter()
-        self._seq = 0
         self._window = Window(settings.window_s, settings.hop_s)
-        self._publish: Publish = lambda _reading: None
         job = job_of(settings)
-        self._watcher = Watcher(
-            f"{name} ({settings.source})",
-            lambda: Driver(name, job),
-            self._take,
+        super().__init__(
+            name,
+            settings.source,
+            job,
             limits or Limits(period_s=max(settings.hop_s, 2 * BLOCK_S)),
             probe=lambda: _probe(job),
-            begin=self._window.clear,
             clock=clock,
+            begin=self._window.clear,
         )
 
-    @property
-    def counts(self) -> Counter[str]:
-        """Connections made, replaced and failed."""
-        return self._watcher.counts
-
-    async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Deliver windows until cancelled."""
-        self._publish = publish
-        await self._watcher.run(lost, recovered)
-
     def _take(self, message: Message) -> bool:
-        if message.kind == "D":
-            self.drops[message.text] += 1
         if message.kind != "S":
             return False
         if self._window.add(np.frombuffer(message.body, np.float32), message.first):
-            self._seq += 1
-            self._publish(Sound(self.name, message.stamp_s, self._seq, self._window.take(), RATE_HZ))
+            self._publish(Sound(self.name, message.stamp_s, self._next(), self._window.take(), RATE_HZ))
         return True
 
 
