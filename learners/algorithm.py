@@ -102,7 +102,7 @@ class Algorithm:
             losses.append(loss)
             metrics.update(told)
         if self.optimiser.groups:
-            total = torch.stack(losses).sum()
+            total = sum(losses[1:], losses[0])
             if not bool(total.isfinite()):
                 raise FloatingPointError(
                     f"update {self.updates}: the loss is {float(total.detach())}; the batch was skipped"

@@ -45,6 +45,9 @@ def quantile_huber(predicted_BK: Tensor, target_BJ: Tensor, kappa: float = 1.0) 
     With one quantile on each side it is half the Huber loss, since both of its slopes are weighted by 1/2.
     """
     count = predicted_BK.shape[-1]
+    if count == target_BJ.shape[-1] == 1:
+        plain_B1: Tensor = F.huber_loss(predicted_BK, target_BJ, reduction="none", delta=kappa)
+        return plain_B1.squeeze(-1) / (2 * kappa)
     middle_K = (torch.arange(count, device=predicted_BK.device, dtype=predicted_BK.dtype) + 0.5) / count
     shape = (*predicted_BK.shape, target_BJ.shape[-1])
     predicted_BK1, target_B1J = predicted_BK.unsqueeze(-1).expand(shape), target_BJ.unsqueeze(-2).expand(shape)
@@ -52,6 +55,11 @@ def quantile_huber(predicted_BK: Tensor, target_BJ: Tensor, kappa: float = 1.0) 
     slope_BKJ = torch.where(target_B1J < predicted_BK1, 1 - middle_K.unsqueeze(-1), middle_K.unsqueeze(-1))
     loss_B: Tensor = (slope_BKJ * huber_BKJ).mean(-1).sum(-1) / kappa
     return loss_B
+
+
+def average(branches: list[Tensor]) -> Tensor:
+    """Return the mean over branches; of one it is itself, as a stack and a mean cost as much as a layer of these networks."""
+    return branches[0] if len(branches) == 1 else torch.stack(branches).mean(0)
 
 
 def double_target(
@@ -66,7 +74,7 @@ def double_target(
     for online_BnK, target_BnK, mask_Bn in zip(online, target, masks, strict=True):
         best_B = masked(online_BnK.mean(-1), mask_Bn).argmax(-1)
         chosen.append(target_BnK[torch.arange(len(best_B), device=best_B.device), best_B])
-    return rewards_B.unsqueeze(-1) + discounts_B.unsqueeze(-1) * torch.stack(chosen).mean(0)
+    return rewards_B.unsqueeze(-1) + discounts_B.unsqueeze(-1) * average(chosen)
 
 
 def large_margin(scores_Bn: Tensor, expert_B: Tensor, margin: float) -> Tensor:
@@ -111,10 +119,10 @@ class Dqn:
             if name in batch.taught and bool(batch.taught[name].any()):
                 margin_B = large_margin(q_BnK.mean(-1), action_B, self.settings.margin)
                 imitation.append(taught_mean(margin_B, batch.taught[name]))
-        loss = batch.weighted(torch.stack(losses).mean(0))
-        metrics = {"dqn_loss": loss.detach(), "dqn_value": torch.stack(values).mean()}
+        loss = batch.weighted(average(losses))
+        metrics = {"dqn_loss": loss.detach(), "dqn_value": average(values)}
         if imitation:
-            taught = torch.stack(imitation).mean()
+            taught = average(imitation)
             metrics["dqn_imitation"] = taught.detach()
             loss = loss + self.settings.imitation * taught
         return loss, metrics

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.config import EncoderSettings
-from learners.model import backends, encoders
+from learners.model import backends, encoders, openvino_graphs
 from learners.model.bundled import BundledError
 
 Run = Callable[..., Tensor]
@@ -57,7 +57,7 @@ def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable
     """How each row is made."""
 
     def openvino(precision: backends.Precision) -> Run:
-        return backends.OpenVinoRun(backends.convert(module, example), precision, 1)
+        return openvino_graphs.OpenVinoRun(openvino_graphs.convert(module, example), precision, 1)
 
     return {
         "torch eager float32": lambda: module,

@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actuators.actions import Value
 from learners.algorithm import Algorithm
-from learners.checkpoints import Manifest
 from learners.config import PromotionSettings
 from learners.environments import Score
 from learners.evaluate import Trial, evaluate
 from learners.ledger import Entry
 from learners.lockstep import EVALUATION_SEED, Trainer
+from learners.manifest import Manifest
 from learners.perception import Tokens, values_of
 from learners.probation import Probation
 from learners.promotion import STEPS

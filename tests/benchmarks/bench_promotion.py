@@ -41,9 +41,9 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 import demo_logs as demo  # noqa: E402 - the path comes first
 
-from learners.checkpoints import Manifest  # noqa: E402 - the path comes first
 from learners.config import PromotionSettings  # noqa: E402 - the path comes first
 from learners.evaluate import Trial, Verdict, evaluate  # noqa: E402 - the path comes first
+from learners.manifest import Manifest  # noqa: E402 - the path comes first
 from learners.model.policy import Policy  # noqa: E402 - the path comes first
 from learners.promotion import STEPS  # noqa: E402 - the path comes first
 from learners.reader import Row  # noqa: E402 - the path comes first

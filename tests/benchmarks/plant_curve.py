@@ -43,13 +43,11 @@ class Seen:
     means: list[tuple[float, float]] = field(default_factory=list)
     """Seconds, mean return of the last episodes."""
     events: list[str] = field(default_factory=list)
-    ended: int = 0
 
     def heard(self, message: mqtt.MQTTMessage) -> None:
         """Take a message of the plant, or an event."""
         body, at_s = json.loads(message.payload), time.monotonic() - self.began_s
         if message.topic.endswith("/plant"):
-            self.ended += 1
             if body["episodes_in_mean"] == EPISODES:
                 self.means.append((at_s, body["mean_return"]))
         elif body["type"] in SHOWN:
@@ -105,6 +103,7 @@ def run(environment: str, seed: int, minutes: float, goal: float, hold: float) -
             )
             stack.callback(child.wait)
             stack.callback(child.send_signal, signal.SIGINT)
+        stack.callback(client.disconnect)  # first of all: a plant without its daemon falls
         until, over = time.monotonic() + 60 * minutes, threading.Event()
         while time.monotonic() < until:
             over.wait(1.0)
