@@ -1,9 +1,10 @@
-"""Noise that hangs together in time, and draws whose probability is known exactly.
+"""Exploration: noise, excursions, and draws whose probability is known exactly.
 
-Independent noise at every tick shakes an actuator and explores little. Pink noise (Eberhard et al. 2023, "Pink Noise Is
-All You Need") is made here without a horizon, as a sum of first-order autoregressions with time constants of 1 to 256
-ticks. At each tick it is N(0, 1), so the density of one action is the policy's own; that successive draws depend on each
-other is not in that number.
+A policy's own noise is independent from tick to tick, as SAC's and CrossQ's is. Where rewards tell nothing but the cost of acting, that
+gets nowhere (a car stays in its valley): then excursions wander slowly over the whole range, as a sum of first-order
+autoregressions (coloured noise, as in Eberhard et al. 2023). Where rewards tell more they harm: a HalfCheetah that is thrown on its back
+early learns to slide on it. At each tick every noise is N(0, 1), so the density of one action is known; that successive
+draws depend on each other is not in that number.
 """
 
 from __future__ import annotations
@@ -11,15 +12,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TIME_CONSTANTS = (1.0, 4.0, 16.0, 64.0, 256.0)
+INDEPENDENT = (1.0,)
 SLOW = (16.0, 64.0)
-"""Of excursions: they are to get somewhere (a car out of its valley: 16 of 20 episodes, none with independent noise)."""
+"""Time constants of excursions, in ticks: they are to get somewhere (a car out of its valley: 16 of 20 episodes, none with
+independent noise)."""
+UNTOLD = 0.01
+"""Share of the rewards' variance that actions must leave unexplained for rewards to tell more than the cost of acting."""
 
 
-class PinkNoise:
+def silent(rewards_B: Tensor, action_BA: Tensor) -> bool:
+    """Whether rewards tell nothing but what the action itself cost: least squares on actions and their squares explains them all."""
+    rewards_B, action_BA = rewards_B.cpu().double(), action_BA.cpu().double()  # a few hundred numbers: no GPU is quicker
+    centred_B1 = (rewards_B - rewards_B.mean()).unsqueeze(-1)
+    total = float(centred_B1.square().sum())
+    if total <= 1e-12 * len(rewards_B):
+        return True
+    inputs_BI = torch.cat((torch.ones_like(centred_B1), action_BA, action_BA.square()), dim=-1)
+    if len(inputs_BI) <= 2 * inputs_BI.shape[-1]:
+        return False
+    weights_I1 = torch.linalg.lstsq(inputs_BI, centred_B1, driver="gelsd").solution
+    left = float((centred_B1 - inputs_BI @ weights_I1).square().sum())
+    return left < UNTOLD * total
+
+
+class ColouredNoise:
     """Unit-variance noise, B rows of A numbers, correlated over successive calls; starts afresh when B changes."""
 
-    def __init__(self, width: int, time_constants: tuple[float, ...] = TIME_CONSTANTS) -> None:
+    def __init__(self, width: int, time_constants: tuple[float, ...]) -> None:
         self.width = width
         self._keep = torch.tensor([0.0 if t <= 1 else 1 - 1 / t for t in time_constants])
         self._state_BAK: Tensor | None = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from learners.adam import Adam, Group
 from learners.batch import Batch, taught_mean
+from learners.exploration import silent
 from learners.networks import BatchRenorm, Tracker, project
 from learners.parts import Contexts, group, nest, pick
 
@@ -39,7 +40,7 @@ class SacSettings:
     temperature: float = 1.0
     imitation: float = 1.0
     epsilon_updates: int = 2_000
-    """Until then excursions become rarer, from always to never."""
+    """After so many updates with rewards that tell something there are no excursions any more."""
 
 
 def soft_target(
@@ -95,7 +96,7 @@ class ActorCritic:
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Step the actor and the temperature, every `delay` updates."""
         project(self.head.critics)
-        self.head.epsilon.fill_(max(0.0, 1 - updates / self.settings.epsilon_updates))
+        self.explore(batch)
         if updates % self.settings.delay:
             return {}
         context_BC = contexts.now.detach()
@@ -118,6 +119,13 @@ class ActorCritic:
             f"{p}_entropy": -log_density_B.detach().mean(),
             f"{p}_imitation": cloning.detach(),
         }
+
+    def explore(self, batch: Batch) -> None:
+        """Excursions all the time while rewards are silent, then more and more rarely."""
+        if silent(batch.rewards, self.executed(batch)):
+            self.head.epsilon.fill_(1.0)
+        else:
+            self.head.epsilon.sub_(1 / self.settings.epsilon_updates).clamp_(min=0.0)
 
     def judge(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
         """Return the value B the actor climbs; the critics' weights get no gradient from it."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actuators.actions import Continuous
-from learners.exploration import SLOW, Excursions, PinkNoise
+from learners.exploration import INDEPENDENT, SLOW, ColouredNoise, Excursions
 from learners.networks import Norm, trunk
 
 LOG_STD = (-5.0, 2.0)
@@ -83,9 +83,9 @@ class ContinuousHead(nn.Module):
         self.widths = tuple(len(a.low) for a in actuators)
         self.actor = SquashedGaussian(context, len(low_A), hidden, "none" if norm == "layer" else norm)
         self.critics = Critics(context, len(low_A), hidden, norm, critics)
-        self.noise, self.wander = PinkNoise(len(low_A)), PinkNoise(len(low_A), SLOW)
+        self.noise, self.wander = ColouredNoise(len(low_A), INDEPENDENT), ColouredNoise(len(low_A), SLOW)
         self.excursions = Excursions()
-        self.register_buffer("epsilon", torch.ones(()))
+        self.register_buffer("epsilon", torch.zeros(()))
 
     def to_units(self, unit_BA: Tensor) -> Tensor:
         """(-1, 1) -> actuator units, never outside the limits by rounding."""

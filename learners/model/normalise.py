@@ -23,7 +23,7 @@ class Normaliser(nn.Module):
     scatter: Tensor
     eps: Tensor
 
-    def __init__(self, width: int, *, limit: int = 10_000, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, *, limit: int = 100_000, eps: float = 1e-6) -> None:
         super().__init__()
         self.limit = limit
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))

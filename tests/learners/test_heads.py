@@ -7,7 +7,7 @@ import torch
 from rl import ARM, CHOICE, OTHER
 
 from actuators.actions import ActionSpace, Utterance
-from learners.exploration import Excursions, PinkNoise, draw, epsilon_greedy
+from learners.exploration import ColouredNoise, Excursions, draw, epsilon_greedy, silent
 from learners.model.heads import Heads, Kinds, kinds
 
 BOTH = ActionSpace((CHOICE, ARM, OTHER))
@@ -152,8 +152,8 @@ def test_units_and_back() -> None:
     assert bool((head.to_units(torch.tensor([[1.0001, -1.0001]])) == torch.tensor([[1.0, 0.0]])).all())
 
 
-def test_pink_noise_is_standard_normal_and_hangs_together() -> None:
-    noise, source = PinkNoise(1), generator()
+def test_coloured_noise_is_standard_normal_and_hangs_together() -> None:
+    noise, source = ColouredNoise(1, (1.0, 4.0, 16.0, 64.0, 256.0)), generator()
     drawn = torch.stack([noise(2000, source)[:, 0] for _ in range(40)])
     torch.testing.assert_close(drawn.mean(1), torch.zeros(40), atol=0.12, rtol=0)
     torch.testing.assert_close(drawn.std(1), torch.ones(40), atol=0.1, rtol=0)
@@ -166,6 +166,23 @@ def test_pink_noise_is_standard_normal_and_hangs_together() -> None:
     assert torch.equal(following, noise(2000, generator(5)))
     noise.restart()
     assert noise.state() is None
+
+
+@pytest.mark.parametrize(
+    ("told", "is_silent"),
+    [(0.0, True), (0.005, True), (0.2, False), (10.0, False)],
+)
+def test_rewards_are_silent_where_actions_explain_them(told: float, is_silent: bool) -> None:
+    actions = torch.rand(256, 3, generator=generator(1)) * 2 - 1
+    cost = 0.5 - 0.1 * actions.square().sum(-1) + 0.02 * actions[:, 0]
+    world = torch.randn(256, generator=generator(2))
+    assert silent(cost + told * cost.std() * world, actions) is is_silent
+
+
+def test_rewards_that_never_vary_are_silent_and_too_few_say_nothing() -> None:
+    actions = torch.rand(64, 1, generator=generator(1))
+    assert silent(torch.full((64,), -1.0), actions)
+    assert not silent(torch.tensor([0.0, 1.0, 2.0]), actions[:3])
 
 
 def test_draw_and_epsilon_respect_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,3 +116,19 @@ def test_cloning_pulls_only_what_was_taught() -> None:
     arm = policy.act(seen(x), generator=generator, explore=False).values["arm"].mean(0)
     torch.testing.assert_close(arm, torch.tensor([0.8, 3.5]), atol=0.5, rtol=0)
     assert metrics["sac_imitation"] >= 0
+
+
+def test_excursions_come_while_rewards_are_silent_and_go_when_they_tell() -> None:
+    policy = plain(ARM, algorithm="sac")
+    head = policy.heads.continuous
+    assert head is not None
+    part = Sac(head, ("arm",), torch.Generator().manual_seed(0), SacSettings(epsilon_updates=4))
+    batch = random_batch(policy, 64, torch.Generator().manual_seed(1))
+    assert float(head.epsilon) == 0.0
+    part.explore(replace(batch, rewards=torch.full((64,), -0.5)))
+    assert float(head.epsilon) == 1.0
+    left = []
+    for _ in range(5):
+        part.explore(batch)
+        left.append(float(head.epsilon))
+    assert left == [0.75, 0.5, 0.25, 0.0, 0.0]
