@@ -292,9 +292,10 @@ def test_record_delivers_counts_overflows_and_says_when_the_device_stops(monkeyp
 
 
 def test_a_device_without_the_rate_is_opened_at_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sounddevice", PortAudio(own_rate=48_000))  # type: ignore[arg-type]
-    sink = Sink(3)
-    portaudio.record(RecordJob(2, RATE_HZ), sink, sink.stop)
+    monkeypatch.setitem(sys.modules, "sounddevice", PortAudio(own_rate=48_000, stops=True))  # type: ignore[arg-type]
+    sink = Sink(99)  # how many blocks the three become is up to the scheduler
+    with pytest.raises(SensorLost, match="stopped"):
+        portaudio.record(RecordJob(2, RATE_HZ), sink, sink.stop)
     assert {rate for _, rate, _ in sink.blocks} == {48_000}
 
 
