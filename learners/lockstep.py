@@ -44,7 +44,10 @@ class TrainSettings:
     steps: int = 1
     choice_steps: int = 3
     """n of the n-step returns, without and with choice actuators."""
-    warmup: int = 256
+    warmup: int = 1_000
+    choice_warmup: int = 256
+    """Steps before the first update, without and with choice actuators; a continuous policy that is led by its first few hundred steps
+    is led for long."""
     updates_per_step: int = 1
     memory_bytes: int = 1 << 30
     demonstrations: float = 0.5
@@ -96,6 +99,7 @@ class Trainer:
         self.algorithm = Algorithm(self.policy, self.generator)
         choices = bool(self.spec.actions.choices)
         self.batch = s.choice_batch if choices else s.batch
+        self.warmup = s.choice_warmup if choices else s.warmup
         steps = s.choice_steps if choices else s.steps
         self.replay = Replay(self.spec, max_bytes=s.memory_bytes, steps=steps, taught_share=s.demonstrations)
         self.window = Window(self.spec)
@@ -199,7 +203,7 @@ class Trainer:
         """Do the updates that one step earns."""
         if self.policy.heads.bandit is not None:
             self._observe()
-        if step < self.settings.warmup:
+        if step < self.warmup:
             return
         for _ in range(self.settings.updates_per_step):
             self.metrics = self.algorithm.update(self.replay.sample(self.batch, self.generator))

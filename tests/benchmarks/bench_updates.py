@@ -36,6 +36,7 @@ def ours(environment: str, algorithm: str, *, plain: bool) -> Callable[[int], No
         settings=TrainSettings(
             algorithm=algorithm,
             warmup=1 << 30,
+            choice_warmup=1 << 30,
             evaluate_every=1 << 30,
             evaluation_episodes=1,
             choice_batch=64,

@@ -23,6 +23,7 @@ SMALL = TrainSettings(
     batch=32,
     choice_batch=32,
     warmup=64,
+    choice_warmup=64,
     evaluate_every=200,
     evaluation_episodes=3,
     selection_episodes=3,
@@ -37,7 +38,7 @@ def test_cart_pole_is_learned_in_two_thousand_steps() -> None:
     trainer.run(2_000)
     _, final = trainer.deliver()
     assert final.mean > 110
-    assert trainer.algorithm.updates == 2_000 - settings.warmup + 1
+    assert trainer.algorithm.updates == 2_000 - settings.choice_warmup + 1
 
 
 def test_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +101,7 @@ def test_looking_does_not_disturb_training() -> None:
 
 
 def test_time_limits_bootstrap_and_ends_do_not() -> None:
-    trainer = Trainer(Corridor, seed=0, settings=replace(SMALL, warmup=10_000, choice_steps=1))
+    trainer = Trainer(Corridor, seed=0, settings=replace(SMALL, choice_warmup=10_000, choice_steps=1))
     trainer.run(400)
     batch = trainer.replay.sample(400, torch.Generator().manual_seed(0))
     place = batch.features.tokens["state"].flatten(1).argmax(1)
