@@ -22,7 +22,8 @@ UNTOLD = 0.01
 
 def silent(rewards_B: Tensor, action_BA: Tensor) -> bool:
     """Whether rewards tell nothing but what the action itself cost: least squares on actions and their squares explains them all."""
-    rewards_B, action_BA = rewards_B.cpu().double(), action_BA.cpu().double()  # a few hundred numbers: no GPU is quicker
+    # on the CPU: a GPU is no quicker with a few hundred numbers
+    rewards_B, action_BA = rewards_B.cpu().double(), action_BA.cpu().double()
     centred_B1 = (rewards_B - rewards_B.mean()).unsqueeze(-1)
     total = float(centred_B1.square().sum())
     if total <= 1e-12 * len(rewards_B):
