@@ -1,7 +1,7 @@
 """What an agent says of itself on `info`: everything a stranger on the broker needs to show and steer it.
 
 Built from the settings alone. Sources are stripped of user names and passwords; whatever came from the environment or a
-secret file never appears. `restart_required` names the settings that a reload cannot change.
+secret file never appears.
 """
 
 from __future__ import annotations
