@@ -12,6 +12,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import aiomqtt
@@ -84,7 +85,8 @@ def acknowledge_at_once(client: paho.Client) -> None:
         code = read(max_packets)
         sock = client.socket()
         if isinstance(sock, socket.socket):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            with suppress(OSError):  # one that broke meanwhile is told by the next read
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return code
 
     client.loop_read = read_and_acknowledge  # type: ignore[method-assign]
