@@ -7,6 +7,7 @@ which step it comes from; beside it lie the curve as a picture and a signed chec
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -88,7 +89,23 @@ def _maker(environment: str) -> Callable[[], gymnasium.Env[Any, Any]]:
         gymnasium.spec(environment)
     except gymnasium.error.Error as error:
         raise ValueError(f"no environment {environment!r}: {error}") from None
+    if "mujoco" in str(gymnasium.spec(environment).entry_point):
+        _warn_once()
     return lambda: gymnasium.make(environment)
+
+
+def _warn_once() -> None:
+    """MuJoCo says a warning for every environment that is made, ten of them an evaluation; here once."""
+    import mujoco  # noqa: PLC0415 - only some environments need it
+
+    told: set[str] = set()
+
+    def warn(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            warnings.warn(f"MuJoCo: {text}", stacklevel=1)
+
+    mujoco.set_mju_user_warning(warn)
 
 
 def _write(out: Path, trainer: Trainer, results: dict[str, Any]) -> None:

@@ -159,8 +159,10 @@ def life(tmp_path: Path, broker: Mosquitto) -> Iterator[Life]:
         yield stack.enter_context(Life(tmp_path, broker))
 
 
-def survive(life: Life, victims: list[str], rng: random.Random) -> None:
+def survive(life: Life, victims: list[str], rng: random.Random) -> int:
+    """Kill one after the other; returns how many transitions are missing in the end, and never stops at one."""
     life.learning()
+    lost: set[int] = set()
     for victim in victims:
         threading.Event().wait(rng.uniform(0.0, 3.0))
         acknowledged, at, resumed = life.rows(), life.updates(), life.count("learner_resumed")
@@ -176,17 +178,17 @@ def survive(life: Life, victims: list[str], rng: random.Random) -> None:
             assert told["update"] <= at + RATE_HZ * 10
         life.learning()
         after = life.rows()
-        lost = {row for row, decision in acknowledged.items() if after.get(row) != decision}
-        assert not lost, f"after the {victim}: {len(lost)} of {len(acknowledged)} transitions"
+        lost |= {row for row, decision in acknowledged.items() if after.get(row) != decision}
     assert not [event for event in life.events if event["type"] in BROKEN]
+    return len(lost)
 
 
 def test_each_process_is_killed_once(life: Life) -> None:
-    survive(life, list(VICTIMS), random.Random(0))
+    assert survive(life, list(VICTIMS), random.Random(0)) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3_600)
 def test_fifty_kills_at_random_moments(life: Life) -> None:
     rng = random.Random(1)
-    survive(life, [rng.choice(VICTIMS) for _ in range(50)], rng)
+    assert survive(life, [rng.choice(VICTIMS) for _ in range(50)], rng) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def test_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().err
     assert all(f"after {step} of 450 steps" in told for step in (200, 400, 450))
+
+
+def test_mujoco_warns_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mujoco")
+    once = replace(SMALL, evaluation_episodes=1, selection_episodes=1, final_episodes=2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        # its model uses an attribute that MuJoCo warns of
+        train("HalfCheetah-v5", 30, 0, tmp_path, settings=once, progress=False)
+    said = [str(one.message) for one in told if str(one.message).startswith("MuJoCo")]
+    assert len(said) == 1
+    assert "WARNING" not in capfd.readouterr().err
 
 
 def test_the_checkpoint_is_the_policy_that_was_measured(tmp_path: Path) -> None:
