@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from actuators import limits
 from actuators.actions import Value
-from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings
+from actuators.actuator import Actuator, Hold, doubt, quiet, report_of, stays_put
+from actuators.config import AnyActuator, ContinuousSettings, GateSettings
 from actuators.expressions import Expression, ExpressionError
 from actuators.limits import Refusal
 from actuators.rulings import By, Mode, Offer, Ruling
@@ -30,37 +31,6 @@ DISTRUSTED = frozenset({"wrong_type", "not_finite", "unknown_choice"})
 """Refusals after which the policy's last action is not left standing either."""
 PATIENT = frozenset({"too_soon", "min_hold"})
 """Refusals that pass by themselves: a person's hold starts nevertheless, and acts as soon as it may."""
-
-
-@dataclass(slots=True)
-class _Hold:
-    """A person's action in force."""
-
-    value: Value
-    until_s: float
-
-
-@dataclass(slots=True)
-class _Actuator:
-    """One actuator as the gate sees it."""
-
-    name: str
-    settings: AnyActuator
-    requires: frozenset[str]
-    mode: Mode
-    value: Value | None = None
-    """What it does, by the newest command or report; None when not known."""
-    by: By = "nobody"
-    sent_s: float = -math.inf
-    changed_s: float = -math.inf
-    touched: bool = False
-    """This gate has sent it something."""
-    resting: bool = False
-    """The safe action is the last that was sent."""
-    reported: bool = False
-    hold: _Hold | None = None
-    rule: str | None = None
-    """The rule in force at the last proposal."""
 
 
 class Gate:
@@ -90,7 +60,7 @@ class Gate:
     ) -> None:
         streams = frozenset(required)
         self._actuators = {
-            name: _Actuator(name, each, streams if each.requires is None else frozenset(each.requires), mode)
+            name: Actuator(name, each, streams if each.requires is None else frozenset(each.requires), mode)
             for name, each in actuators.items()
         }
         self._settings = settings
@@ -182,7 +152,7 @@ class Gate:
             return self._refuse(each, Refusal("wrong_type", f"hold_s must be between 0 and {MAX_HOLD_S:g}"))
         ruling = self._apply(each, checked, "override", now_s)
         if ruling.sent or ruling.rule in PATIENT:
-            each.hold = _Hold(checked, now_s + hold_s)
+            each.hold = Hold(checked, now_s + hold_s)
         return ruling
 
     def stop(self, now_s: float, *, engaged: bool) -> list[Ruling]:
@@ -240,7 +210,7 @@ class Gate:
         each = self._actuators.get(actuator)
         if each is None:
             return Refusal("unknown_actuator", f"{actuator[:64]!r} is not configured")
-        truth = _report(each.settings, value)
+        truth = report_of(each.settings, value)
         if isinstance(truth, Refusal):
             each.value, each.by = None, "nobody"
             return truth
@@ -273,7 +243,7 @@ class Gate:
 
     # How it is decided.
 
-    def _judge(self, each: _Actuator, offer: Offer, now_s: float) -> Ruling:
+    def _judge(self, each: Actuator, offer: Offer, now_s: float) -> Ruling:
         offered = each.name in offer.actions
         barred = self._barred()
         if barred is not None:
@@ -281,15 +251,15 @@ class Gate:
         if each.hold is not None:
             return self._continue(each, each.hold, now_s, offered=offered)
         if each.mode != "autonomous":
-            return self._refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else _quiet(each)
+            return self._refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else quiet(each)
         return self._from_policy(each, offer, now_s)
 
-    def _from_policy(self, each: _Actuator, offer: Offer, now_s: float) -> Ruling:
-        doubt = _doubt(each, offer, now_s)
-        if doubt is not None:
-            return self._distrust(each, doubt, now_s)
+    def _from_policy(self, each: Actuator, offer: Offer, now_s: float) -> Ruling:
+        doubted = doubt(each, offer, now_s)
+        if doubted is not None:
+            return self._distrust(each, doubted, now_s)
         if each.name not in offer.actions:
-            return _quiet(each)
+            return quiet(each)
         checked = limits.check(each.settings, offer.actions[each.name])
         if isinstance(checked, Refusal):
             return self._distrust(each, checked, now_s) if checked.rule in DISTRUSTED else self._refuse(each, checked)
@@ -302,15 +272,15 @@ class Gate:
             return Refusal("disarmed", "not armed")
         return None
 
-    def _continue(self, each: _Actuator, hold: _Hold, now_s: float, *, offered: bool) -> Ruling:
+    def _continue(self, each: Actuator, hold: Hold, now_s: float, *, offered: bool) -> Ruling:
         """A person's hold goes on: what could not be reached at once is approached."""
-        ruling = _quiet(each) if each.value == hold.value else self._apply(each, hold.value, "override", now_s)
+        ruling = quiet(each) if each.value == hold.value else self._apply(each, hold.value, "override", now_s)
         if not offered:
             return ruling
         refused = self._refuse(each, Refusal("overridden", "a person acts"))
         return replace(refused, value=ruling.value, by=ruling.by)
 
-    def _apply(self, each: _Actuator, value: Value, by: By, now_s: float) -> Ruling:
+    def _apply(self, each: Actuator, value: Value, by: By, now_s: float) -> Ruling:
         past = limits.Past(each.value, now_s - each.sent_s, now_s - each.changed_s)
         paced = limits.pace(each.settings, value, past, 2 * self._period_s, approach=by == "override")
         if not isinstance(paced, Refusal):
@@ -333,7 +303,7 @@ class Gate:
                 return Refusal("forbidden", reason)
         return None
 
-    def _send(self, each: _Actuator, value: Value, by: By, now_s: float) -> Ruling:
+    def _send(self, each: Actuator, value: Value, by: By, now_s: float) -> Ruling:
         if value != each.value:
             each.changed_s = now_s
         each.value, each.by, each.sent_s = value, by, now_s
@@ -341,7 +311,7 @@ class Gate:
         each.resting = by == "gate"
         return Ruling(each.name, value, None, by)
 
-    def _distrust(self, each: _Actuator, refusal: Refusal, now_s: float) -> Ruling:
+    def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> Ruling:
         """Refuse, and put the actuator at rest if it is not yet."""
         ruling = self._refuse(each, refusal)
         if each.resting:
@@ -359,13 +329,13 @@ class Gate:
                 rulings.append(self._rest(each, refusal.rule, refusal.reason, now_s))
         return rulings
 
-    def _rest(self, each: _Actuator, rule: str | None, reason: str, now_s: float) -> Ruling:
+    def _rest(self, each: Actuator, rule: str | None, reason: str, now_s: float) -> Ruling:
         each.resting = True
-        if _holds(each.settings):
+        if stays_put(each.settings):
             return Ruling(each.name, None, rule, "nobody", reason)
         return replace(self._send(each, each.settings.safe, "gate", now_s), rule=rule, reason=reason)
 
-    def _refuse(self, each: _Actuator, refusal: Refusal) -> Ruling:
+    def _refuse(self, each: Actuator, refusal: Refusal) -> Ruling:
         news = each.rule != refusal.rule
         each.rule = refusal.rule
         return self._count(Ruling(each.name, None, refusal.rule, "nobody", refusal.reason, news), refusal.rule)
@@ -389,32 +359,3 @@ class Gate:
 def known_names(actuators: Mapping[str, AnyActuator]) -> dict[str, int | None]:
     """What an expression may name: each actuator, a continuous one by its components."""
     return {name: len(each.low) if isinstance(each, ContinuousSettings) else None for name, each in actuators.items()}
-
-
-def _doubt(each: _Actuator, offer: Offer, now_s: float) -> Refusal | None:
-    """Why this proposal cannot be trusted for this actuator."""
-    if not offer.ready:
-        return Refusal("not_ready", "the agent is starting or draining")
-    age_s = now_s - offer.stamp_s
-    if not 0 <= age_s <= each.settings.ttl_ms / 1_000:
-        return Refusal("expired", f"observed {age_s * 1_000:.0f} ms ago; at most {each.settings.ttl_ms}")
-    stale = each.requires.intersection(offer.stale)
-    if stale:
-        return Refusal("stale", f"{sorted(stale)} gives nothing fresh")
-    return None
-
-
-def _report(settings: AnyActuator, value: object) -> Value | Refusal:
-    """A device's report: any finite vector of the right size, else what `check` takes."""
-    if isinstance(settings, ContinuousSettings):
-        return limits.vector(value, len(settings.low))
-    return limits.check(settings, value)
-
-
-def _holds(settings: AnyActuator) -> bool:
-    """Whether being safe means to send nothing."""
-    return settings.safe == "hold" and not (isinstance(settings, ChoiceSettings) and "hold" in settings.choices)
-
-
-def _quiet(each: _Actuator) -> Ruling:
-    return Ruling(each.name, None, None, "nobody")

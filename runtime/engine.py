@@ -13,7 +13,7 @@ import copy
 import os
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,12 +31,13 @@ from learners.model.backends import Run
 from learners.model.calibrations import Calibrations
 from learners.model.cuda import CudaGraphRun, stream_of
 from learners.model.encoders import Encoder
-from learners.model.features import Features, stack
+from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.weights import shapes_of
 from runtime.decided import Decided, Estimate, Weights, actions_of, choices_of, forward_scores
 from runtime.fused import fused
+from runtime.past import Past
 from sensors.readings import Observation, Reading, Telemetry
 
 __all__ = ["UNTRAINED", "Decided", "Engine", "forward_scores"]
@@ -93,8 +94,7 @@ class Engine:
     _live: _Live = field(init=False)
     _standby: Policy = field(init=False)
     _cache: dict[str, _Cached] = field(default_factory=dict)
-    _history: deque[Features] = field(init=False)
-    _states: deque[Tensor] = field(init=False)
+    _past: Past = field(init=False)
     _inference: ThreadPoolExecutor = field(init=False)
     _loader: ThreadPoolExecutor = field(init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -104,8 +104,7 @@ class Engine:
         threads = self.calibrations.wanted.threads
         self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads, 0))
         self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads, 10))
-        self._history = deque(maxlen=self.spec.history)
-        self._states = deque(maxlen=self.spec.history)
+        self._past = Past(self.spec)
         self.policy = self.policy.to(self.device).eval()
         self._standby = copy.deepcopy(self.policy)
         self._live = self._inference.submit(self._first).result()
@@ -147,7 +146,7 @@ class Engine:
     async def snapshot(self) -> dict[str, bytes]:
         """The past that the next decision sees, as safetensors: what a recording needs at its begin."""
         loop = asyncio.get_running_loop()
-        return {HISTORY_FILE: await loop.run_in_executor(self._inference, self._pack_history)}
+        return {HISTORY_FILE: await loop.run_in_executor(self._inference, self._pack)}
 
     async def restore(self, files: Mapping[str, bytes]) -> None:
         """Take up what `snapshot` gave, before the first decision of a replay.
@@ -156,31 +155,22 @@ class Engine:
             KeyError, safetensors.SafetensorError: the files are not a snapshot.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._inference, self._unpack_history, files[HISTORY_FILE])
+        await loop.run_in_executor(self._inference, self._unpack, files[HISTORY_FILE])
 
-    def _pack_history(self) -> bytes:
-        rows = {f"{h}/tokens/{k}": x for h, f in enumerate(self._history) for k, x in f.tokens.items()}
-        for h, features in enumerate(self._history):
-            rows |= {f"{h}/present": features.present, f"{h}/ages": features.ages}
-        noise = self._live.policy.heads.continuous
-        state = None if noise is None else noise.noise.state()
-        rows |= {} if state is None else {"noise": state}
+    @torch.inference_mode()
+    def _pack(self) -> bytes:
+        rows, continuous = self._past.pack(), self._live.policy.heads.continuous
+        noise = None if continuous is None else continuous.noise.state()
+        rows |= {} if noise is None else {"noise": noise}
         # cloned: the first ticks of an episode stand in the history more than once, and safetensors refuses shared memory
         return safetensors.torch.save(
             {name: x.cpu().contiguous().clone() for name, x in rows.items()} or {"empty": torch.zeros(1)}
         )
 
-    def _unpack_history(self, data: bytes) -> None:
+    def _unpack(self, data: bytes) -> None:
         rows = {name: x.to(self.device) for name, x in safetensors.torch.load(data).items()}
-        self._history.clear()
-        self._states.clear()
-        for h in range(sum(name.endswith("/present") for name in rows)):
-            tokens = {name: rows[f"{h}/tokens/{name}"] for name in self.spec.names}
-            self._history.append(Features(tokens, rows[f"{h}/present"], rows[f"{h}/ages"]))
-            with torch.inference_mode():
-                self._states.append(
-                    self._live.fuse(rows[f"{h}/present"], rows[f"{h}/ages"], *(tokens[n] for n in self.spec.names))
-                )
+        with torch.inference_mode():
+            self._past.unpack(rows, self._live.fuse)
         continuous = self._live.policy.heads.continuous
         if continuous is not None:
             continuous.noise.restore(rows.get("noise"))
@@ -218,8 +208,7 @@ class Engine:
         self.encoders = {**self.encoders, name: tuned}
         live = self._live
         self._live = _Live(live.version, live.policy, {**live.encoders, name: tuned}, live.fuse)
-        self._history.clear()
-        self._states.clear()
+        self._past.clear()
 
     def _prepare(self, directory: Path) -> _Live:
         """Standby weights from a checkpoint, ready to run."""
@@ -243,17 +232,14 @@ class Engine:
         acting = self._live.encoders[name]
         return acting if acting.version == tuned.version else self._ready(name, tuned)
 
+    @torch.inference_mode()
     def _flip(self, live: _Live) -> None:
         """Runs between two ticks. The history is fused again by the new weights, as they learned it."""
         if any(encoder.version != self._live.encoders[name].version for name, encoder in live.encoders.items()):
-            self._history.clear()
-            self._states.clear()
+            self._past.clear()
         self._standby, self._live = self._live.policy, live
         self.policy = live.policy
-        if self._history:
-            with torch.inference_mode():
-                past = stack(list(self._history)).map(lambda x: x.squeeze(1))
-                self._states.extend(state_D.unsqueeze(0) for state_D in live.policy.fuse(past).unbind(0))
+        self._past.refuse(live.policy)
 
     def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
         """Put the encoder on its fastest backend; the graphs of what a daemon starts with are there for others, too."""
@@ -285,14 +271,8 @@ class Engine:
         live = self._live
         with self._stream:
             encoded, encode_s = self._perceive(live, observation)
-            features = self._features(observation)
-            state_BD = live.fuse(features.present, features.ages, *(features.tokens[n] for n in self.spec.names))
-            self._history.append(features)
-            self._states.append(state_BD)
-            while len(self._states) < self.spec.history:  # an episode starts as if it had always been so
-                self._states.appendleft(self._states[0])
-                self._history.appendleft(self._history[0])
-            context_BC = live.policy.context(torch.stack(list(self._states), dim=1))
+            states_BHD = self._past.take(self._features(observation), live.fuse)
+            context_BC = live.policy.context(states_BHD)
             generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + observation.tick)
             out = live.policy.heads.act(context_BC, generator=generator, explore=explore)
             actions, scores = actions_of(self.spec, out)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import canaries
 import paho.mqtt.client as mqtt
@@ -40,6 +40,18 @@ def connect_when_up(client: mqtt.Client, port: int, timeout_s: float) -> None:
             assert time.monotonic() < deadline_s, "the broker never listened"
             threading.Event().wait(0.1)
     client.loop_start()
+
+
+def end(process: subprocess.Popen[Any], timeout_s: float = 60.0) -> int:
+    """SIGTERM and wait: the exit code. What does not end in time is killed, and that fails the test."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:

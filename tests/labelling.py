@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ import paho.mqtt.client as mqtt
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import connect_when_up, free_port
+from fakes import connect_when_up, end, free_port
 
 __all__ = ["Daemon", "free_port", "settings"]
 
@@ -73,12 +72,7 @@ class Daemon:
     def __exit__(self, *_: object) -> None:
         self.client.disconnect()
         self.client.loop_stop()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+        end(self.process)
         self._log.close()
 
     def _take(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:

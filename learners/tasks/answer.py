@@ -42,12 +42,6 @@ class Answer(TextTask):
         options={"max_length": 384},
     )
 
-    @classmethod
-    def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """None."""
-        del examples
-        return ()
-
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """One feature a window; in training only windows that hold the answer, if one does."""
         encoded = self.processor(

@@ -38,12 +38,6 @@ class Chat(TextTask):
         super().__init__(source, options, labels)
         self.processor.chat_template = self.processor.chat_template or PLAIN
 
-    @classmethod
-    def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """None."""
-        del examples
-        return ()
-
     def turns(self, example: Example) -> list[Turn]:
         """The turns with the system prompt in front.
 

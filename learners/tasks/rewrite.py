@@ -27,12 +27,6 @@ class Rewrite(TextTask):
         options={"max_length": 256},
     )
 
-    @classmethod
-    def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """None."""
-        del examples
-        return ()
-
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """One feature; the target, if there is one, as ids."""
         del rng

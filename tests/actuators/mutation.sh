@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mutation score of the gate: mutmut changes actuators/gate.py and actuators/limits.py one place at a time and the tests must
+# Mutation score of the gate: mutmut changes actuators/gate.py, actuator.py and limits.py one place at a time and the tests must
 # notice. Works in a copy, so that the tree stays clean. Prints the survivors and the score; fails below 90 %.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../.." && pwd)"
@@ -12,7 +12,7 @@ cp "$root"/tests/actuators/test_gate.py "$work/tests/"
 cat > "$work/pyproject.toml" <<'TOML'
 [tool.mutmut]
 source_paths = ["actuators"]
-only_mutate = ["actuators/gate.py", "actuators/limits.py"]
+only_mutate = ["actuators/gate.py", "actuators/actuator.py", "actuators/limits.py"]
 also_copy = ["actuators"]
 pytest_add_cli_args_test_selection = ["tests"]
 pytest_add_cli_args = ["-q", "-x", "-p", "no:cacheprovider"]

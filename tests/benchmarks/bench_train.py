@@ -1,9 +1,11 @@
 """Learning in lock-step: every row of the published comparison, or algorithms against each other at equal CPU time.
 
-    python tests/benchmarks/bench_train.py --rows CartPole-v1 --seeds 5 --out runs/train
+    python tests/benchmarks/bench_train.py --rows CartPole-v1 --seeds 0 1 2 3 4 --out runs/train
+    python tests/benchmarks/bench_train.py --plot docs/images/train-curves.png
     python tests/benchmarks/bench_train.py --compare HalfCheetah-v5 --minutes 5
 
-Rows print the final deterministic evaluation (100 episodes) of each seed beside what was published. A comparison runs
+Rows print the final deterministic evaluation (100 episodes) of each seed beside what was published; a seed that is there already
+is not run again. `--plot` draws the evaluations of all that is under `--out`, and prints the rows. A comparison runs
 CrossQ, SAC and SAC on unit spheres (SimBaV2's normalisation) for the same CPU time and prints how far each came.
 """
 
@@ -12,11 +14,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium
+import matplotlib as mpl
 import numpy as np
+import orjson
 import torch
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -25,30 +34,81 @@ from learners.lockstep import Trainer, TrainSettings
 from learners.model.heads import Heads
 from learners.train import train
 
+
+@dataclass(frozen=True)
+class Row:
+    """One environment of the comparison: what it may take, what is to be reached, what others have reached."""
+
+    steps: int
+    goal: float
+    published: float
+    source: str
+
+
 ROWS = {
-    "CartPole-v1": (20_000, 475.0, "500 after 50k (SB3 zoo, DQN)"),
-    "Acrobot-v1": (30_000, -85.0, "-77 after 100k (SB3 zoo, DQN), -92 after 500k (CleanRL)"),
-    "Pendulum-v1": (5_000, -165.0, "-146 after 20k (SB3 SAC), -154 after 10k (CrossQ 256)"),
-    "MountainCarContinuous-v0": (50_000, 90.0, "94.7 (SB3 zoo, SAC)"),
-    "Hopper-v5": (100_000, 2_700.0, "CrossQ 2,764 ± 781; SAC 1,103"),
-    "HalfCheetah-v5": (100_000, 7_500.0, "CrossQ 8,112 ± 896; SAC 6,156"),
+    "CartPole-v1": Row(20_000, 475.0, 500.0, "SB3 zoo, DQN, 50k"),
+    "Acrobot-v1": Row(30_000, -85.0, -77.0, "SB3 zoo, DQN, 100k; CleanRL -92, 500k"),
+    "Pendulum-v1": Row(5_000, -165.0, -146.0, "SB3, SAC, 20k"),
+    "MountainCarContinuous-v0": Row(4_000, 90.0, 94.7, "SB3 zoo, SAC, 50k"),
+    "Hopper-v5": Row(100_000, 2_700.0, 2_764.0, "CrossQ ± 781, 100k; SAC 1,103"),
+    "HalfCheetah-v5": Row(100_000, 7_500.0, 8_112.0, "CrossQ ± 896, 100k; SAC 6,156"),
 }
 
 
-def rows(names: list[str], seeds: int, out: Path) -> None:
+def run(names: list[str], seeds: list[int], out: Path) -> None:
+    """Train what is not there yet."""
     for name in names:
-        steps, goal, published = ROWS[name]
-        figures = []
-        for seed in range(seeds):
-            results = train(name, steps, seed, out / f"{name}-{seed}", progress=sys.stderr.isatty())
-            final = results["final"]
-            figures.append(final["mean"])
-            print(
-                f"{name:<26} seed {seed}  {final['mean']:>9.1f} ± {final['std']:<8.1f} {results['algorithm']:<7}"
-                f" from step {results['delivered']['step']:>6}  {results['wall_s']:>6.0f} s",
-                flush=True,
-            )
-        print(f"{name:<26} mean   {np.mean(figures):>9.1f}  goal {goal:g}  published {published}", flush=True)
+        for seed in seeds:
+            if not (out / f"{name}-{seed}" / "results.json").is_file():
+                train(name, ROWS[name].steps, seed, out / f"{name}-{seed}", progress=sys.stderr.isatty())
+            tell(name, out, [seed])
+        tell(name, out)
+
+
+def results(name: str, out: Path) -> dict[int, dict[str, Any]]:
+    """What each seed came to."""
+    paths = {int(path.parent.name.rpartition("-")[2]): path for path in out.glob(f"{name}-*/results.json")}
+    return {seed: orjson.loads(paths[seed].read_bytes()) for seed in sorted(paths)}
+
+
+def tell(name: str, out: Path, seeds: list[int] | None = None) -> None:
+    """A line for each of the seeds; without seeds one for all."""
+    row, found = ROWS[name], results(name, out)
+    for seed in seeds or ():
+        one = found[seed]
+        print(
+            f"{name:<26} seed {seed}  {one['final']['mean']:>9.1f} ± {one['final']['std']:<8.1f} {one['algorithm']:<7}"
+            f" from step {one['delivered']['step']:>6}  {one['wall_s']:>6.0f} s",
+            flush=True,
+        )
+    if seeds is None:
+        means = [one["final"]["mean"] for one in found.values()]
+        print(
+            f"{name:<26} mean of {len(means)} {np.mean(means):>9.1f}, lowest {min(means):.1f}; "
+            f"wanted {row.goal:g}; published {row.published:g} ({row.source})",
+            flush=True,
+        )
+
+
+def plot(path: Path, out: Path) -> None:
+    """Every seed's evaluations, with what was wanted and published; prints the rows, too."""
+    names = [name for name in ROWS if results(name, out)]
+    figure, panels = plt.subplots(-(-len(names) // 2), 2, figsize=(10, 3 * -(-len(names) // 2)), layout="constrained")
+    for name, axes in zip(names, panels.flat, strict=False):
+        row = ROWS[name]
+        for seed, one in results(name, out).items():
+            steps, means = zip(*((e["step"], e["mean"]) for e in one["evaluations"]), strict=True)
+            axes.plot(steps, means, linewidth=1, label=f"seed {seed}: delivers {one['final']['mean']:.5g}")
+        axes.axhline(row.goal, linestyle=":", color="black", label=f"wanted {row.goal:g}")
+        axes.axhline(row.published, linestyle="--", color="grey", label=f"published {row.published:g} ({row.source})")
+        axes.set(title=name, xlabel="steps", ylabel="return of 10 greedy episodes")
+        axes.legend(fontsize=6)
+        tell(name, out, list(results(name, out)))
+        tell(name, out)
+    for axes in list(panels.flat)[len(names) :]:
+        axes.remove()
+    figure.savefig(path, dpi=110)
+    print(f"plot: {path}")
 
 
 class OutOfTime(Exception):  # noqa: N818 - a signal, not a failure
@@ -94,8 +154,9 @@ def compare(environment: str, minutes: float, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", nargs="*", default=["CartPole-v1", "Pendulum-v1"], choices=list(ROWS))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
+    parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--compare", metavar="ENV")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -104,8 +165,10 @@ def main() -> None:
     torch.set_flush_denormal(True)
     if arguments.compare:
         compare(arguments.compare, arguments.minutes, arguments.seed)
+    elif arguments.plot:
+        plot(arguments.plot, arguments.out)
     else:
-        rows(arguments.rows, arguments.seeds, arguments.out)
+        run(arguments.rows, arguments.seeds, arguments.out)
 
 
 if __name__ == "__main__":

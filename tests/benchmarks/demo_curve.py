@@ -53,8 +53,8 @@ def settings(seed: int, folder: Path, port: int, *, takeovers: bool) -> Path:
     return path
 
 
-def run(seed: int, folder: Path, minutes: float, *, takeovers: bool) -> list[dict[str, Any]]:
-    """One run from nothing; what the world said of it, once a second."""
+def run(seed: int, folder: Path, minutes: float, *, takeovers: bool) -> None:
+    """One run from nothing; what the world said of it, once a second, is in `curve.jsonl`."""
     port = free_port()
     rows: list[dict[str, Any]] = []
     config = settings(seed, folder, port, takeovers=takeovers)
@@ -85,7 +85,6 @@ def run(seed: int, folder: Path, minutes: float, *, takeovers: bool) -> list[dic
         os.kill(daemon.pid, signal.SIGTERM)
         daemon.wait(60)
     (folder / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
 
 
 def scores(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
@@ -95,28 +94,41 @@ def scores(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     return [(row["stamp"] - start) / 60 for row in known], [row["score"] for row in known]
 
 
+def tell(folder: Path) -> None:
+    """A line of a run's scores."""
+    minutes, values = scores([json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()])
+    marks = {
+        m: next((round(v, 2) for t, v in zip(minutes, values, strict=True) if t >= m - SLACK), None) for m in MARKS
+    }
+    print(f"{folder.name}: last {values[-1] if values else None}; at minute {marks}", flush=True)
+
+
+def draw(out: Path) -> None:
+    """Every run that is there, in one plot."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for path in sorted(out.glob("seed*/curve.jsonl")):
+        minutes, values = scores([json.loads(line) for line in path.read_text().splitlines()])
+        axes.plot(minutes, values, label=path.parent.name.replace("-", " "))
+    axes.axhline(0.7, linestyle=":", color="grey")
+    axes.axhline(0.0, linewidth=0.5, color="grey")
+    axes.set(xlabel="minutes", ylabel="score of the last minute", title="demo: (policy - random) / (oracle - random)")
+    axes.legend()
+    figure.savefig(out / "curve.png", dpi=110)
+    print(f"plot: {out / 'curve.png'}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3], help="none: only draw what is there")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--no-takeovers", action="store_true", help="the world never corrects")
     given = parser.parse_args()
-    figure, axes = plt.subplots(figsize=(8, 4.5))
     for seed in given.seeds:
-        rows = run(seed, given.out / f"seed{seed}", given.minutes, takeovers=not given.no_takeovers)
-        minutes, values = scores(rows)
-        marks = {
-            m: next((round(v, 2) for t, v in zip(minutes, values, strict=True) if t >= m - SLACK), None) for m in MARKS
-        }
-        print(f"seed {seed}: last {values[-1] if values else None}; at minute {marks}", flush=True)
-        axes.plot(minutes, values, label=f"seed {seed}")
-    axes.axhline(0.7, linestyle=":", color="grey")
-    axes.set(xlabel="minutes", ylabel="score of the last minute", title="demo: (policy - random) / (oracle - random)")
-    axes.legend()
-    given.out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(given.out / "curve.png", dpi=110)
-    print(f"plot: {given.out / 'curve.png'}")
+        folder = given.out / f"seed{seed}{'-without-takeovers' if given.no_takeovers else ''}"
+        run(seed, folder, given.minutes, takeovers=not given.no_takeovers)
+        tell(folder)
+    draw(given.out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import canaries
 import yaml
 
-from fakes import free_port, listening, wait_for
+from fakes import end, free_port, listening, wait_for
 
 ROOT = Path(__file__).parents[2]
 START_S = 150.0
@@ -74,12 +73,7 @@ def running_demo(folder: Path, **changes: Any) -> Iterator[Demo]:
         wait_for(lambda: _up(demo, int(page.rpartition(":")[2])), "the demo's page", START_S)
         yield demo
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
+        end(process)
 
 
 def _up(demo: Demo, page: int) -> bool:

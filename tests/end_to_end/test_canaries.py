@@ -29,7 +29,7 @@ import yaml
 from aiohttp import ClientSession
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import Mosquitto, free_port, listening, wait_for
+from fakes import Mosquitto, end, free_port, listening, wait_for
 
 ROOT = Path(__file__).parents[2]
 SONG = re.compile(rb"c4nary-[a-z-]+-[0-9a-f]{4}")
@@ -214,8 +214,7 @@ async def test_no_secret_is_in_anything_a_whole_daemon_produced(singing: Singing
         agents[0].send_signal(signal.SIGABRT)
         wait_for(lambda: feed("event") and singing.has("event", "child_restarted"), "the crash", START_S)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        end(process)
         listener.disconnect()
         listener.loop_stop()
     for message in singing.heard:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import connect_when_up, free_port
+from fakes import connect_when_up, end, free_port
 
 START_S = 150.0
 """For the first start on a busy machine: models are converted and backends calibrated."""
@@ -83,12 +83,7 @@ class Daemon:
         )
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+        end(self.process)
         self.log.close()
 
 

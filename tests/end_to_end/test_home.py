@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import Mosquitto, connect_when_up, free_port, wait_for
+from fakes import Mosquitto, connect_when_up, end, free_port, wait_for
 
 START_S = 150.0
 """For the first start on a busy machine: the language model is converted."""
@@ -74,11 +73,9 @@ def home(tmp_path: Path) -> Iterator[Zigbee2MQTT]:
     devices = Zigbee2MQTT(broker.port)
     devices.report("OFF")
     yield devices
-    daemon.send_signal(signal.SIGTERM)
     try:
-        daemon.wait(60)
+        end(daemon)
     finally:
-        daemon.kill()
         devices.client.disconnect()
         devices.client.loop_stop()
         broker.stop()

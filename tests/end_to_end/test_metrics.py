@@ -32,7 +32,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from fakes import Mosquitto, free_port
+from fakes import Mosquitto, end, free_port
 from runtime.metrics import Metrics
 
 BASE = "reflexd/driven"
@@ -161,11 +161,9 @@ def daemon(tmp_path: Path) -> Iterator[tuple[psutil.Process, Mosquitto, int]]:
     try:
         yield psutil.Process(process.pid), broker, port
     finally:
-        process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            end(process)
         finally:
-            process.kill()
             broker.stop()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import free_port
+from fakes import end, free_port
 from runtime.brain import build_engine
 from runtime.config import load
 from runtime.versions import open_checkpoints
@@ -113,8 +112,7 @@ def config(tmp_path: Path) -> Iterator[Path]:
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen([sys.executable, "-m", "runtime.cli", "run", str(path)], stdout=log, stderr=log)
     yield path
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    end(process)
     log.close()
 
 

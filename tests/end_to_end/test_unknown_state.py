@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import paho.mqtt.client as mqtt
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import Mosquitto, connect_when_up, wait_for
+from fakes import Mosquitto, connect_when_up, end, wait_for
 from learners import schema
 from learners.checkpoints import Checkpoints
 from learners.signing import load_key
@@ -126,8 +125,7 @@ def test_it_starts_names_what_it_does_not_know_and_acts(tmp_path: Path, broker: 
         wait_for(lambda: witness.moved > 3, "acting")
         assert not witness.said("child_restarted")
     finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
+        code = end(process)
         witness.client.disconnect()
         witness.client.loop_stop()
     assert code == 0

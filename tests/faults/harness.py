@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from wire_helpers import address
 
 from actuators.device import Command, DeviceInbox
 from actuators.wire import state_payload
-from fakes import Mosquitto, eventually
+from fakes import Mosquitto, end, eventually
 from runtime.mqtt import Connection, Message
 
 HERE = Path(__file__).resolve().parent
@@ -136,14 +135,7 @@ def start_daemon(folder: Path, config: Path, rows: list[list[Any]] | None = None
 
 def end_daemon(daemon: Daemon, timeout_s: float = 20.0) -> int:
     """SIGTERM and wait; returns the exit code."""
-    if daemon.process.poll() is None:
-        daemon.process.send_signal(signal.SIGTERM)
-    try:
-        return daemon.process.wait(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        daemon.process.kill()
-        daemon.process.wait()
-        raise
+    return end(daemon.process, timeout_s)
 
 
 @asynccontextmanager

@@ -241,8 +241,7 @@ async def test_openvino_runs_the_fused_part_and_converts_it_again_after_a_load(t
         assert decided.scores["head"] == pytest.approx((await plain.decide(observation)).scores["head"], abs=1e-3)
         plain.close()
         await engine.load(folder)
-        engine._history.clear()
-        engine._states.clear()
+        engine._past.clear()
     engine.close()
 
 
