@@ -49,7 +49,7 @@ ROWS = {
     "CartPole-v1": Row(20_000, 475.0, 500.0, "SB3 zoo, DQN, 50k"),
     "Acrobot-v1": Row(30_000, -85.0, -77.0, "SB3 zoo, DQN, 100k; CleanRL -92, 500k"),
     "Pendulum-v1": Row(5_000, -165.0, -146.0, "SB3, SAC, 20k"),
-    "MountainCarContinuous-v0": Row(4_000, 90.0, 94.7, "SB3 zoo, SAC, 50k"),
+    "MountainCarContinuous-v0": Row(12_000, 90.0, 94.7, "SB3 zoo, SAC, 50k"),
     "Hopper-v5": Row(100_000, 2_700.0, 2_764.0, "CrossQ ± 781, 100k; SAC 1,103"),
     "HalfCheetah-v5": Row(100_000, 7_500.0, 8_112.0, "CrossQ ± 896, 100k; SAC 6,156"),
 }
