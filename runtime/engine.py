@@ -239,7 +239,7 @@ class Engine:
             self._past.clear()
         self._standby, self._live = self._live.policy, live
         self.policy = live.policy
-        self._past.refuse(live.policy)
+        self._past.fuse_again(live.policy)
 
     def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
         """Put the encoder on its fastest backend; the graphs of what a daemon starts with are there for others, too."""

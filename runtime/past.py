@@ -30,10 +30,6 @@ class Past:
         self._features: deque[Features] = deque(maxlen=spec.history)
         self._states: deque[Tensor] = deque(maxlen=spec.history)
 
-    def __len__(self) -> int:
-        """Ticks held: none, or H once there was a decision."""
-        return len(self._features)
-
     def clear(self) -> None:
         """Begin again."""
         self._features.clear()
@@ -49,7 +45,7 @@ class Past:
             self._states.appendleft(self._states[0])
         return torch.stack(list(self._states), dim=1)
 
-    def refuse(self, policy: Policy) -> None:
+    def fuse_again(self, policy: Policy) -> None:
         """Fuse everything held by other weights."""
         if self._features:
             past = stack(list(self._features)).map(lambda x: x.squeeze(1))

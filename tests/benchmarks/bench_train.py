@@ -4,8 +4,8 @@
     python tests/benchmarks/bench_train.py --plot docs/images/train-curves.png
     python tests/benchmarks/bench_train.py --compare HalfCheetah-v5 --minutes 5
 
-Rows print the final deterministic evaluation (100 episodes) of each seed beside what was published; a seed that is there already
-is not run again. `--plot` draws the evaluations of all that is under `--out`, and prints the rows. A comparison runs
+Rows print the final deterministic evaluation (100 episodes) of each seed beside what was published.
+`--plot` draws the evaluations of all that is under `--out`, and prints the rows. A comparison runs
 CrossQ, SAC and SAC on unit spheres (SimBaV2's normalisation) for the same CPU time and prints how far each came.
 """
 
@@ -56,11 +56,10 @@ ROWS = {
 
 
 def run(names: list[str], seeds: list[int], out: Path) -> None:
-    """Train what is not there yet."""
+    """Train each seed and print what it came to."""
     for name in names:
         for seed in seeds:
-            if not (out / f"{name}-{seed}" / "results.json").is_file():
-                train(name, ROWS[name].steps, seed, out / f"{name}-{seed}", progress=sys.stderr.isatty())
+            train(name, ROWS[name].steps, seed, out / f"{name}-{seed}", progress=sys.stderr.isatty())
             tell(name, out, [seed])
         tell(name, out)
 
@@ -93,6 +92,8 @@ def tell(name: str, out: Path, seeds: list[int] | None = None) -> None:
 def plot(path: Path, out: Path) -> None:
     """Every seed's evaluations, with what was wanted and published; prints the rows, too."""
     names = [name for name in ROWS if results(name, out)]
+    if not names:
+        sys.exit(f"{out}: no results.json of {', '.join(ROWS)} there; run them first with --rows")
     figure, panels = plt.subplots(-(-len(names) // 2), 2, figsize=(10, 3 * -(-len(names) // 2)), layout="constrained")
     for name, axes in zip(names, panels.flat, strict=False):
         row = ROWS[name]

@@ -105,8 +105,11 @@ def tell(folder: Path) -> None:
 
 def draw(out: Path) -> None:
     """Every run that is there, in one plot."""
+    paths = sorted(out.glob("seed*/curve.jsonl"))
+    if not paths:
+        sys.exit(f"{out}: no seed*/curve.jsonl there; run some --seeds first")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for path in sorted(out.glob("seed*/curve.jsonl")):
+    for path in paths:
         minutes, values = scores([json.loads(line) for line in path.read_text().splitlines()])
         axes.plot(minutes, values, label=path.parent.name.replace("-", " "))
     axes.axhline(0.7, linestyle=":", color="grey")

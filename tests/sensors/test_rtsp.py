@@ -74,25 +74,28 @@ def finish(server: subprocess.Popen[bytes]) -> None:
     server.stdout.close()
 
 
-def check(rows: list[list[float]]) -> None:
-    period_ms = 1_000 / RATE_HZ
-    assert max(row[0] for row in rows) <= period_ms + 250
-    assert max(row[1] for row in rows) <= 5.0
-    assert len({row[2] for row in rows}) == 1, "descriptors must stay flat"
-    assert {row[3] for row in rows} == {1}, "one driver process, always"
+def faults_of(rows: list[list[float]]) -> list[str]:
+    """What the rounds have shown to be wrong."""
+    held = {
+        "the loss is noticed within a period and 250 ms": max(row[0] for row in rows) <= 1_000 / RATE_HZ + 250,
+        "it recovers within 5 s": max(row[1] for row in rows) <= 5.0,
+        "descriptors stay flat": len({row[2] for row in rows}) == 1,
+        "there is one driver process, always": {row[3] for row in rows} == {1},
+    }
+    return [what for what, so in held.items() if not so]
 
 
 async def test_frozen_killed_and_restarted_three_times(
     sensor: CameraSensor, port: int, start: Start, running: Running
 ) -> None:
-    check(await rounds(3, sensor, port, start, running))
+    assert faults_of(await rounds(3, sensor, port, start, running)) == []
 
 
 @pytest.mark.slow
 async def test_frozen_killed_and_restarted_twenty_times(
     sensor: CameraSensor, port: int, start: Start, running: Running
 ) -> None:
-    check(await rounds(20, sensor, port, start, running))
+    assert faults_of(await rounds(20, sensor, port, start, running)) == []
 
 
 async def test_a_long_freeze_is_survived(sensor: CameraSensor, port: int, start: Start, running: Running) -> None:
