@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from learners.curves import plot
 from learners.files import write_atomically
 from learners.model.bundled import resolve
 from learners.resume import State
-from learners.tasks.base import Example, Options, Task, saved
+from learners.tasks.base import Example, Options, Recipe, Task, saved
+from learners.tasks.heads import set_prior
 from learners.tasks.registry import modality_of, open_task, task_class
 from learners.trainer import Run, Settings, Tell, Trainer
 
@@ -151,12 +152,7 @@ def build(
         raise ValueError(
             f"unknown options {sorted(unknown)}; there are {sorted(own | {f.name for f in fields(Options)} | set(extra))}"
         )
-    recipe = cls.recipe
-    settings = Settings(
-        epochs=recipe.epochs, batch=recipe.batch, learning_rate=recipe.rates.get(mode, 1e-4),
-        layer_decay=recipe.layer_decay if mode in ("full", "top") else 1.0,
-    )  # fmt: skip
-    settings = replace(settings, **{name: value for name, value in options.items() if name in own})
+    settings = settings_of(cls.recipe, mode, **{name: value for name, value in options.items() if name in own})
     torch.manual_seed(settings.seed)  # the new head
     source = resolve(model)
     if (
@@ -170,12 +166,24 @@ def build(
     return task, settings, extra
 
 
+def settings_of(recipe: Recipe, mode: Train, **others: Any) -> Settings:
+    """What a task's recipe says of a mode, but for `others`."""
+    own = {
+        "epochs": recipe.epochs, "batch": recipe.batch, "learning_rate": recipe.rates.get(mode, 1e-4),
+        "layer_decay": recipe.layer_decay if mode in ("full", "top") else 1.0,
+        "head_rate": recipe.head_rates.get(mode, 1.0),
+    }  # fmt: skip
+    return Settings(**own | others)
+
+
 def tune(
     task: Task, splits: Splits, settings: Settings, mode: Train, *, rank: int = 8, state: State | None = None,
     tell: Tell | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
 ) -> Tuned:  # fmt: skip
     """Train the task's model in place; LoRA is merged at the end (`keep`: the adapter is written there too)."""
     torch.set_flush_denormal(True)
+    if task.new_head and (prior := task.prior(splits.train)) is not None:
+        set_prior(task.model, prior)
     torch.manual_seed(settings.seed)  # the adapters
     model = trainable.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
     trained, total = trainable.counts(model)

@@ -18,7 +18,7 @@ import orjson
 import torch
 
 from learners.config import FinetuneSettings, TaskSettings, Train
-from learners.finetune import Splits, Tuned, annotate, describe, tune
+from learners.finetune import Splits, Tuned, annotate, describe, settings_of, tune
 from learners.holdout import Parts, Rows
 from learners.model.bundled import resolve
 from learners.tasks.base import Options, Task, saved
@@ -135,15 +135,21 @@ class Lesson:
 
     def _how(self, task: Task, new: int, pace: float) -> Settings:
         batch = self.finetune.batch
-        rate = pace * (self.finetune.learning_rate or task.recipe.rates.get(self.settings.train, 1e-4))
         # replay makes an epoch longer, not the new labels better known: how often they are seen counts
         epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / math.ceil(new / batch)))
         # a small validation part stands still for a few epochs before it improves again
         patience = max(PATIENCE, epochs // 2)
-        settings = Settings(
-            epochs=epochs, batch=batch, learning_rate=rate, seed=self.seed, patience=patience, ties="last"
-        )
-        return replace(settings, **self.options)
+        given: dict[str, Any] = {
+            "epochs": epochs,
+            "batch": batch,
+            "seed": self.seed,
+            "patience": patience,
+            "ties": "last",
+        }
+        if self.finetune.learning_rate:
+            given["learning_rate"] = self.finetune.learning_rate
+        settings = settings_of(task.recipe, self.settings.train, **given | dict(self.options))
+        return replace(settings, learning_rate=pace * settings.learning_rate)
 
     def _open(self, live: Version | None, examples: Rows) -> Task:
         """The live version, or the pretrained model, with a head for every label in use."""

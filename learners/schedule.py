@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from learners.tasks.heads import block_lists, head_modules
+from learners.tasks.heads import block_lists, following, head_modules
+from learners.trainable import base_of
 
 Kind = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["adamw", "sgd"]
@@ -50,16 +51,28 @@ class SGDW(torch.optim.SGD):
         return super().step(closure)
 
 
-def groups(model: nn.Module, rate: float, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of everything that is trained, by depth and decay; each says its full rate as `rate`."""
-    deepest, depth_of = _depths(model)
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+def groups(
+    model: nn.Module, rate: float, weight_decay: float, layer_decay: float, head_rate: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameter groups of everything that is trained, by depth and decay; each says its full rate as `rate`.
+
+    Args:
+        model: may be wrapped by an adapter.
+        rate: of what follows the blocks.
+        weight_decay: of matrices.
+        layer_decay: factor a layer down.
+        head_rate: factor of the head.
+    """
+    base = base_of(model)
+    deepest, depth_of = _depths(base)
+    heads = tuple(f"{name}." for name in head_modules(base))
+    found: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in base.named_parameters():
         if parameter.requires_grad:
-            found.setdefault((depth_of(name), parameter.dim() > 1), []).append(parameter)
+            found.setdefault((depth_of(name), name.startswith(heads), parameter.dim() > 1), []).append(parameter)
     made = []
-    for (depth, decays), parameters in sorted(found.items(), key=lambda item: item[0]):
-        own = rate * layer_decay ** (deepest - depth)
+    for (depth, of_head, decays), parameters in sorted(found.items(), key=lambda item: item[0]):
+        own = rate * layer_decay ** (deepest - depth) * (head_rate if of_head else 1.0)
         decay = weight_decay if decays else 0.0
         made.append({"params": parameters, "lr": own, "rate": own, "weight_decay": decay, "decoupled": decay})
     return made
@@ -67,23 +80,24 @@ def groups(model: nn.Module, rate: float, weight_decay: float, layer_decay: floa
 
 def _depths(model: nn.Module) -> tuple[int, Callable[[str], int]]:
     """The head's depth, and every parameter's: 0 embeddings, 1.. blocks, then what follows them."""
-    lists, heads = block_lists(model), set(head_modules(model))
+    lists, after = block_lists(model), tuple(f"{name}." for name in following(model))
     longest = max((len(list(module.children())) for module in lists.values()), default=0)
     where = re.compile("|".join(rf"^{re.escape(name)}\.(\d+)\." for name in lists) or "$^")
 
     def depth(name: str) -> int:
         if match := where.match(name):
             return 1 + int(next(group for group in match.groups() if group is not None))
-        return longest + 1 if name.partition(".")[0] in heads else 0
+        return longest + 1 if name.startswith(after) else 0
 
     return longest + 1, depth
 
 
 def optimizer(
-    name: OptimizerName, model: nn.Module, *, rate: float, weight_decay: float, layer_decay: float, momentum: float
-) -> torch.optim.Optimizer:
+    name: OptimizerName, model: nn.Module, *, rate: float, weight_decay: float, layer_decay: float = 1.0,
+    head_rate: float = 1.0, momentum: float = 0.9,
+) -> torch.optim.Optimizer:  # fmt: skip
     """The optimiser over what is trained."""
-    parts = groups(model, rate, weight_decay, layer_decay)
+    parts = groups(model, rate, weight_decay, layer_decay, head_rate)
     if name == "sgd":
         for part in parts:
             part["weight_decay"] = 0.0  # torch's SGD would couple it to the gradient

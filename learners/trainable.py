@@ -15,7 +15,7 @@ import peft
 from torch import nn
 
 from learners.config import Train
-from learners.tasks.heads import block_lists, head_modules
+from learners.tasks.heads import block_lists, following, head_modules
 
 TOP_SHARE = 1 / 3
 """Share of the layers that `top` trains, at least one of each list."""
@@ -84,29 +84,18 @@ def top_modules(model: nn.Module) -> list[str]:
         blocks = [name for name, _ in module.named_children()]
         count = max(1, round(len(blocks) * TOP_SHARE))
         names += [f"{at}.{name}" for name in blocks[-count:]]
-        names += _after(model, at)
-    return names
-
-
-def _after(model: nn.Module, at: str) -> list[str]:
-    """Siblings registered after a list, on every level above it."""
-    names: list[str] = []
-    while "." in at:
-        parent, _, own = at.rpartition(".")
-        order = [name for name, _ in model.get_submodule(parent).named_children()]
-        names += [f"{parent}.{name}" for name in order[order.index(own) + 1 :]]
-        at = parent
-    order = [name for name, _ in model.named_children()]
-    later = order[order.index(at) + 1 :]
-    tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    whole = [name for name in later if not any(id(p) in tied for p in model.get_submodule(name).parameters())]
-    return names + [name for name in whole if not block_lists(model.get_submodule(name))]
+    return names + following(model)
 
 
 def counts(model: nn.Module) -> tuple[int, int]:
     """Trained and all parameters; adapters count in both."""
     everything = list(model.parameters())
     return sum(p.numel() for p in everything if p.requires_grad), sum(p.numel() for p in everything)
+
+
+def base_of(model: Any) -> nn.Module:
+    """The model under its adapters; the model itself where it has none."""
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
 def set_training(model: nn.Module) -> None:

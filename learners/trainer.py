@@ -39,6 +39,8 @@ class Settings:
     """Share of all steps."""
     weight_decay: float = 0.01
     layer_decay: float = 1.0
+    head_rate: float = 1.0
+    """How many times the learning rate the head learns at."""
     momentum: float = 0.9
     clip: float = 1.0
     """Largest gradient norm."""
@@ -106,7 +108,7 @@ class Trainer:
         self._features = None if task.varying else [self._make(0, i) for i in range(len(train))]
         self._optimizer = optimizer(
             settings.optimizer, model, rate=settings.learning_rate, weight_decay=settings.weight_decay,
-            layer_decay=settings.layer_decay, momentum=settings.momentum,
+            layer_decay=settings.layer_decay, head_rate=settings.head_rate, momentum=settings.momentum,
         )  # fmt: skip
         self._bfloat16 = settings.precision == "bfloat16" or (
             settings.precision == "auto" and bfloat16_helps(task.device)

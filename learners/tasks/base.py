@@ -76,6 +76,8 @@ class Recipe:
         default_factory=lambda: {"frozen": 2e-3, "top": 3e-4, "lora": 1e-3, "full": 1e-4}
     )
     layer_decay: float = 1.0
+    head_rates: Mapping[str, float] = field(default_factory=dict)
+    """How many times the rate a head learns at, by mode; 1 where none is said."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -105,6 +107,8 @@ class Task(ABC):
 
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         self.source, self.options, self.labels = source, options, tuple(labels)
+        self.new_head = False
+        """Whether the head was drawn at random, and not read with the model."""
         self.processor = self.load_processor(source)
         self.model: Any = self.load_model(source)  # transformers' classes are untyped in strict mode
         self.model.eval()
@@ -148,7 +152,13 @@ class Task(ABC):
                 return with_labels(old, wanted)
             config.id2label = dict(enumerate(wanted))
             config.label2id = {name: i for i, name in enumerate(wanted)}
+            self.new_head = True
             return self.auto.from_pretrained(source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+
+    def prior(self, examples: Sequence[Example]) -> Tensor | None:
+        """The bias [L] with which a head that knows nothing else is right on average; None leaves it as it is."""
+        del examples
+        return None
 
     @abstractmethod
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:

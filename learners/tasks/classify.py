@@ -8,6 +8,7 @@ Shapes: B batch, L labels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe, Task
+from learners.tasks.heads import log_frequencies
 from learners.tasks.texts import TextTask, cross_entropy, inputs, macro_f1
 
 
@@ -31,6 +33,14 @@ class Classifier(Task):
     def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
         """Every label in use, sorted."""
         return tuple(sorted({label for example in examples for label in labels(example)}))
+
+    def prior(self, examples: Sequence[Example]) -> Tensor:
+        """The log frequency of every label; for several labels the logit of its share of the examples, which softens both ends."""
+        counts = Counter(label for example in examples for label in labels(example))
+        seen = [counts[label] for label in self.labels]
+        if not self.options.multi_label:
+            return log_frequencies(seen)
+        return torch.tensor([(n + 1) / (len(examples) + 2) for n in seen]).logit()
 
     def target(self, example: Example) -> Any:
         """A class number, or a 0/1 row for several labels.
@@ -103,6 +113,7 @@ class ClassifyText(TextTask, Classifier):
         epochs=10,
         batch=32,
         rates={"frozen": 5e-3, "top": 5e-4, "lora": 2e-3, "full": 2e-4},
+        head_rates={"lora": 10.0},
         options={"max_length": 128, "label_smoothing": 0.1},
     )
 

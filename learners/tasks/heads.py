@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging as untyped
 
 logging: Any = untyped
@@ -68,6 +68,24 @@ def output_layer(model: nn.Module) -> str:
     return linear[-1]
 
 
+def log_frequencies(counts: Sequence[int]) -> Tensor:
+    """Log share of every class, each counted once more than it is there; [L]."""
+    seen_L = torch.as_tensor(counts, dtype=torch.float32) + 1
+    return (seen_L / seen_L.sum()).log()
+
+
+@torch.no_grad()
+def set_prior(model: nn.Module, bias_L: Tensor) -> None:
+    """Begin a new head at the classes' own frequencies (Lin et al. 2017, section 4.1).
+
+    Where one class is nearly all there is, as `O` is in named entities, the first thing that is learned is to say it everywhere.
+    A head without this prior teaches that to the layers below: low-rank adapters then lose every difference between tokens.
+    """
+    bias = model.get_submodule(output_layer(model)).bias
+    if isinstance(bias, Tensor):
+        bias.copy_(bias_L)
+
+
 def block_lists(model: nn.Module) -> dict[str, nn.Module]:
     """The outermost lists of at least two modules of one class: a transformer's layers, a network's stages."""
     found: dict[str, nn.Module] = {}
@@ -86,10 +104,36 @@ def block_lists(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def following(model: nn.Module) -> list[str]:
+    """Names of the modules registered after a list of blocks, on its own level and every one above: norms, poolers, the head.
+
+    What holds blocks of its own or an embedding is left out: a decoder does not belong to the encoder before it.
+    """
+    found: dict[str, None] = {}
+    embedded = _embedded(model)
+    for blocks in block_lists(model):
+        at = blocks
+        while at:
+            parent, _, own = at.rpartition(".")
+            level = dict(model.get_submodule(parent).named_children())
+            later = list(level)[list(level).index(own) + 1 :]
+            found |= {f"{parent}.{name}".lstrip("."): None for name in later if _plain(level[name], embedded)}
+            at = parent
+    return list(found)
+
+
+def _plain(module: nn.Module, embedded: set[int]) -> bool:
+    return not any(id(parameter) in embedded for parameter in module.parameters()) and not block_lists(module)
+
+
+def _embedded(model: nn.Module) -> set[int]:
+    """The identities of all embeddings' parameters, which output layers may share."""
+    return {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+
+
 def head_modules(model: nn.Module) -> list[str]:
     """Names of the modules on top of the backbone that have parameters of their own, tied embeddings left out."""
-    lists = block_lists(model)
-    tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    lists, tied = block_lists(model), _embedded(model)
     heads = []
     for name, child in model.named_children():
         inside = any(at == name or at.startswith(name + ".") for at in lists)

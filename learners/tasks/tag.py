@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, W words, L tags.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from learners.tasks.base import IGNORED, Batch, DataError, Example, Feature, Options, Prediction, Recipe
+from learners.tasks.heads import log_frequencies
 from learners.tasks.texts import TextTask, cross_entropy, inputs
 
 CASES = 4
@@ -40,6 +42,7 @@ class Tag(TextTask):
         batch=16,
         rates={"frozen": 5e-3, "top": 5e-4, "lora": 1e-3, "full": 1e-4},
         layer_decay=0.9,
+        head_rates={"lora": 10.0},
         options={"max_length": 192},
     )
 
@@ -59,6 +62,11 @@ class Tag(TextTask):
         """`O`, then `B-x` and `I-x` of every entity type seen."""
         types = sorted({tag[2:] for example in examples for tag in example["tags"] if tag != "O"})
         return ("O", *(f"{side}-{kind}" for kind in types for side in "BI"))
+
+    def prior(self, examples: Sequence[Example]) -> Tensor:
+        """The log frequency of every tag, each counted once more than it is there."""
+        counts = Counter(tag for example in examples for tag in example["tags"])
+        return log_frequencies([counts[tag] for tag in self.labels])
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Windows of at most `max_length` pieces, cut between words."""

@@ -71,7 +71,7 @@ def test_lora_leaves_merged_weights_an_adapter_and_what_was_forgotten(tmp_path: 
     other = {n: table(tmp_path / f"o{n}.csv", tinymodels.orders(30, 7, {"red": "warm", "blue": "cold"})) for n in files}
     report = finetune(
         task="classify", model=str(tmp_path / "out"), out=tmp_path / "second", mode="lora", lora_rank=4, adapter=True,
-        earlier=tmp_path / "out", earlier_data=files["test"], epochs=20, batch=8, learning_rate=2e-2, patience=20, **other,
+        earlier=tmp_path / "out", earlier_data=files["test"], epochs=20, batch=8, learning_rate=5e-3, patience=20, **other,
     )  # fmt: skip
     assert report["metrics"]["test"]["accuracy"] >= 0.9
     assert report["forgotten"]["before"] == first["metrics"]["test"]["accuracy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tinymodels
@@ -11,6 +12,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from learners.schedule import factor, groups, optimizer, set_rate
+from learners.tasks.registry import open_task
+from learners.trainable import prepare
 
 
 def test_warm_up_rises_then_the_rate_falls_to_zero() -> None:
@@ -50,11 +53,7 @@ def test_sgd_decay_is_decoupled() -> None:
 
 def test_layer_decay_lowers_the_rate_from_head_to_embeddings(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tinymodels.bert(tmp_path), num_labels=2)
-    rates = {}
-    for group in groups(model, 1.0, 0.01, 0.5):
-        for name, parameter in model.named_parameters():
-            if any(parameter is p for p in group["params"]):
-                rates[name] = group["rate"]
+    rates = rate_of(model, groups(model, 1.0, 0.01, 0.5))
     assert rates["classifier.weight"] == 1.0
     assert rates["bert.encoder.layer.2.attention.self.query.weight"] == 0.5
     assert rates["bert.encoder.layer.0.attention.self.query.weight"] == 0.125
@@ -66,3 +65,29 @@ def test_set_rate_scales_every_group() -> None:
     made = optimizer("adamw", model, rate=0.1, weight_decay=0.5, layer_decay=1.0, momentum=0.9)
     set_rate(made, 0.25)
     assert {group["lr"] for group in made.param_groups} == {0.025}
+
+
+def rate_of(model: nn.Module, made: list[dict[str, Any]]) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)]: group["rate"] for group in made for parameter in group["params"]}
+
+
+def test_what_follows_the_blocks_learns_as_fast_as_the_head(tmp_path: Path) -> None:
+    pictures = open_task("classify", tinymodels.efficientnet(tmp_path / "e"), modality="picture", labels=("a", "b"))
+    rates = rate_of(pictures.model, groups(pictures.model, 1.0, 0.01, 0.5))
+    assert rates["efficientnet_lite.head.conv.weight"] == rates["classifier.weight"] == 1.0
+    assert rates["efficientnet_lite.stem.conv.weight"] == 0.5**4, "three blocks lie between"
+    texts = AutoModelForSequenceClassification.from_pretrained(tinymodels.bert(tmp_path / "b"), num_labels=2)
+    assert rate_of(texts, groups(texts, 1.0, 0.01, 0.5))["bert.pooler.dense.weight"] == 1.0
+
+
+def test_a_head_beside_adapters_learns_at_its_own_rate(tmp_path: Path) -> None:
+    task = open_task("classify", tinymodels.bert(tmp_path), labels=("a", "b"))
+    wrapped = prepare(task.model, "lora", rank=2)
+    rates = rate_of(wrapped, groups(wrapped, 1.0, 0.01, 0.5, 10.0))
+    heads = {name: rate for name, rate in rates.items() if ".classifier." in name}
+    assert set(heads.values()) == {10.0}
+    assert len(heads) == 2
+    assert rates["base_model.model.bert.encoder.layer.2.attention.self.query.lora_A.default.weight"] == 0.5
+    assert rates["base_model.model.bert.encoder.layer.0.attention.self.query.lora_B.default.weight"] == 0.125
+    assert set(rates) == {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}

@@ -10,6 +10,7 @@ import peft
 import pytest
 import tinymodels
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 
 from learners.finetune import Splits, tune
 from learners.tasks.registry import open_task
@@ -88,6 +89,16 @@ def test_top_and_lora_fit_other_architectures(tmp_path: Path, kind: str, make: C
     assert all("shared" not in name and "lm_head" not in name for name in lora_targets(task.model))
     wrapped = prepare(task.model, "lora")
     assert 0 < counts(wrapped)[0] < counts(wrapped)[1]
+
+
+def test_top_takes_no_decoder_for_what_follows_the_encoder() -> None:
+    config = BartConfig(
+        vocab_size=20, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=8,
+    )  # fmt: skip
+    names = top_modules(BartForConditionalGeneration(config))
+    assert {"model.encoder.layers.1", "model.decoder.layers.1"} <= set(names)
+    assert not any(name in ("model.decoder", "model.decoder.layers.0", "lm_head", "model.shared") for name in names)
 
 
 def test_nothing_to_train_is_said(tmp_path: Path) -> None:

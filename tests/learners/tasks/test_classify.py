@@ -39,6 +39,8 @@ def test_several_labels(tmp_path: Path) -> None:
     rows = [{"text": "go", "label": ["a", "b"]}, {"text": "stop", "label": []}]
     assert task.features(rows[0])[0]["labels"] == [1.0, 1.0, 0.0]
     found = [Prediction(("a",)), Prediction(())]
+    # a and b in one of two examples each, c in none
+    assert task.prior(rows).sigmoid().tolist() == pytest.approx([0.5, 0.5, 0.25])
     assert task.metrics(rows, found) == {"accuracy": 0.5, "f1": pytest.approx(2 / 3)}
     tune(task, Splits(rows * 8, rows), Settings(epochs=20, batch=8, learning_rate=1e-2, patience=20), "full")
     assert [p.value for p in task.predict(rows)] == [("a", "b"), ()]
@@ -50,6 +52,7 @@ def test_macro_f1_counts_every_label_alike(tmp_path: Path) -> None:
     task = open_task("classify", tinymodels.bert(tmp_path), labels=("a", "b"))
     rows = [{"label": "a"}, {"label": "a"}, {"label": "b"}]
     # a: 2 hits of 2 wanted, 3 found: 0.8; b: 0
+    assert task.prior(rows).exp().tolist() == pytest.approx([3 / 5, 2 / 5])
     assert task.metrics(rows, [Prediction("a")] * 3) == {
         "accuracy": pytest.approx(2 / 3),
         "macro_f1": pytest.approx(0.4),

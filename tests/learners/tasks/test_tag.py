@@ -10,9 +10,11 @@ import tinymodels
 import torch
 from transformers import AutoModelForTokenClassification
 
+from learners.finetune import Splits, build, tune
 from learners.tasks.base import IGNORED, DataError
 from learners.tasks.registry import open_task
 from learners.tasks.tag import CASES, Tag, case_of, viterbi
+from learners.trainer import Settings
 
 LABELS = ("O", "B-person", "I-person", "B-place", "I-place")
 ROW = {"tokens": ["Anna", "works", "in", "PARIS"], "tags": ["B-person", "O", "O", "B-place"]}
@@ -35,6 +37,37 @@ def test_only_first_pieces_have_targets_and_types_say_the_case(task: Tag) -> Non
     types = task.model.bert.embeddings.token_type_embeddings.weight
     assert types.shape[0] == CASES
     assert torch.equal(types[3], types[0]), "new types begin as the first, so nothing changes before training"
+
+
+def test_a_new_head_begins_at_the_frequencies_and_a_saved_one_stays(task: Tag, tmp_path: Path) -> None:
+    rows = [ROW, {"tokens": ["it"] * 4, "tags": ["O"] * 4}]
+    # 6, 1, 0, 1 and 0 of 8 tags, each counted once more
+    shares = [7 / 13, 2 / 13, 1 / 13, 2 / 13, 1 / 13]
+    assert task.prior(rows).exp().tolist() == pytest.approx(shares)
+    assert task.new_head
+    tuned = tune(task, Splits(rows, rows), Settings(epochs=1, learning_rate=0.0), "frozen").task
+    assert tuned.model.classifier.bias.exp().tolist() == pytest.approx(shares)
+    tuned.save(tmp_path / "saved")
+    again = open_task("tag", tmp_path / "saved", labels=LABELS)
+    assert not again.new_head
+    tune(again, Splits(rows[1:], rows), Settings(epochs=1, learning_rate=0.0), "frozen")
+    assert again.model.classifier.bias.exp().tolist() == pytest.approx(shares)
+
+
+def test_adapters_keep_tokens_apart_where_nearly_all_tags_are_o(tmp_path: Path) -> None:
+    names = [f"name{i}" for i in range(8)]
+    fill = [f"word{i}" for i in range(30)]
+    folder = tinymodels.bert(tmp_path, [*names, *fill])
+    generator = np.random.default_rng(0)
+    rows = []
+    for _ in range(120):
+        words = [str(word) for word in generator.choice(fill, 12)]
+        at = int(generator.integers(12))
+        words[at] = str(generator.choice(names))
+        rows.append({"tokens": words, "tags": ["B-person" if i == at else "O" for i in range(12)]})
+    task, settings, _ = build("tag", str(folder), rows, "lora", {"epochs": 10, "learning_rate": 3e-3})
+    tuned = tune(task, Splits(rows[:100], rows[100:]), settings, "lora")
+    assert tuned.run.best > 0.95
 
 
 def test_case_of() -> None:
