@@ -58,11 +58,26 @@ def mountain_car(observation_2: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.array([1.0 if observation_2[1] >= 0 else -1.0], np.float32)
 
 
+HOPPER_GAINS = np.array([
+    [0.268, -1.98, -0.618, -0.224, -0.0263, 0.0941, -0.00641, -0.143, -0.149, 0.0957, 0.0167],
+    [-0.779, -1.9, 0.307, -0.9, 0.186, 0.0535, -0.0667, -0.188, 0.0498, -0.102, -0.0118],
+    [1.55, -4.15, 0.49, -0.352, 0.0702, -0.477, -0.0325, 0.0224, 0.0457, 0.00408, 0.0245],
+])  # fmt: skip
+"""Torques of thigh, leg and foot for each of height, four angles, two speeds and four angular speeds."""
+HOPPER_OFFSET = np.array([-0.78, 0.368, -1.38])
+
+
+def hopper(observation_11: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Hop by one fixed linear feedback; `tests/benchmarks/search_gains.py Hopper-v5 --seed 1` found the gains."""
+    return np.clip(HOPPER_GAINS @ observation_11 + HOPPER_OFFSET, -1, 1).astype(np.float32)
+
+
 SCRIPTS: Mapping[str, Controller] = {
     "CartPole-v1": cart_pole,
     "Acrobot-v1": acrobot,
     "Pendulum-v1": pendulum,
     "MountainCarContinuous-v0": mountain_car,
+    "Hopper-v5": hopper,
 }
 
 

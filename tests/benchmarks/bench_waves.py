@@ -215,14 +215,17 @@ def run(folder: Path, seed: int, replay: float | None, given: argparse.Namespace
     world = (
         Running(folder, made, finetune, given) if given.daemon else InProcess(folder, made, finetune, given.model, seed)
     )
+    waves = {str(number): rows for number, rows in enumerate(made.waves[:-1], 1)} | {"shuffled": made.waves[-1]}
+    if given.joint:
+        waves = {"at once": [row for wave in made.waves[:-1] for row in wave]}
     with world:
-        for number, rows in enumerate(made.waves, 1):
+        for number, (name, rows) in enumerate(waves.items(), 1):
             told = world.publish(rows)
             scores, figures = score(world.versions, made.asked), told.figures
             yield [
                 str(seed),
                 "default" if replay is None else f"{replay:g}",
-                str(number) if number <= len(made.asked) else "shuffled",
+                name,
                 told.kind.removeprefix("task_"),
                 *(f"{s:.3f}" for s in scores),
                 f"{sum(scores) / len(scores):.3f}",
@@ -239,6 +242,11 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--daemon", action="store_true")
+    parser.add_argument(
+        "--joint",
+        action="store_true",
+        help="all three waves at once: what fifteen intents come to where none is forgotten",
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument(
         "--replay", nargs="*", type=float, default=[None, 0.0], help="default: the settings' own, and none"
