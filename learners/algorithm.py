@@ -25,6 +25,9 @@ from learners.sac import Sac
 
 ENCODER_RATE = 3e-4
 ENCODER_TRACK = 0.005
+WARMUP, CHOICE_WARMUP = 1_000, 256
+"""Transitions before the first update, without and with choice actuators; a continuous policy that is led by its first few hundred
+steps is led for long."""
 NORMALISE, NORMALISE_EVERY = 32, 8
 """So many rows of every so manieth batch go into the running normalisation: it settles over thousands of updates."""
 

@@ -126,7 +126,11 @@ class LearnerSettings(Settings):
         0.5, ge=0, le=1, description="share of a batch from demonstrations and overrides, once there are any"
     )
     batch: int = Field(256, ge=8, le=65_536)
-    warmup: int = Field(256, ge=1, description="transitions before the first update")
+    warmup: int | None = Field(
+        None,
+        ge=1,
+        description="transitions before the first update; default: 256, and 1,000 where no actuator is a choice",
+    )
     threads: int = Field(1, ge=1, le=64)
     priority: Literal["idle", "nice", "normal"] = Field(
         "idle", description="idle: only when nobody else wants the core; normal: cores or a GPU of its own"

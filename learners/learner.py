@@ -18,7 +18,7 @@ import orjson
 import torch
 from torch import Tensor, nn
 
-from learners.algorithm import Algorithm
+from learners.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
 from learners.checkpoints import Checkpoints
 from learners.config import LearnerSettings
 from learners.journal import Entry, Journal
@@ -71,6 +71,7 @@ class Learner:
         self.spec, self.settings, self.source, self.state, self.journal = spec, settings, source, state, journal
         self.device, self.rate_hz = torch.device(device), rate_hz
         self.batch = batch or settings.batch
+        self.warmup = settings.warmup or (CHOICE_WARMUP if spec.actions.choices else WARMUP)
         torch.manual_seed(settings.seed)
         self.policy: Any = build(spec).to(self.device).eval()
         self.algorithm = Algorithm(self.policy, torch.Generator(self.device).manual_seed(settings.seed))
@@ -234,7 +235,7 @@ class Learner:
 
     def _owe(self, came: int) -> None:
         position, settings = self.position, self.settings
-        if len(self.replay) < settings.warmup or not self.replay.strata().all:
+        if len(self.replay) < self.warmup or not self.replay.strata().all:
             return
         owed = position.owed + came * settings.updates_per_step
         limit = max(64.0, DEBT_S * self.rate_hz * settings.updates_per_step)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from actuators.actions import Value
-from learners.algorithm import Algorithm
+from learners.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
 from learners.environments import Score, from_environment, run_episodes, to_environment
 from learners.model.encoders import Encoder
 from learners.model.features import concat
@@ -44,10 +44,8 @@ class TrainSettings:
     steps: int = 1
     choice_steps: int = 3
     """n of the n-step returns, without and with choice actuators."""
-    warmup: int = 1_000
-    choice_warmup: int = 256
-    """Steps before the first update, without and with choice actuators; a continuous policy that is led by its first few hundred steps
-    is led for long."""
+    warmup: int = WARMUP
+    choice_warmup: int = CHOICE_WARMUP
     updates_per_step: int = 1
     memory_bytes: int = 1 << 30
     demonstrations: float = 0.5

@@ -69,7 +69,8 @@ HOPPER_OFFSET = np.array([-0.78, 0.368, -1.38])
 
 def hopper(observation_11: NDArray[np.float64]) -> NDArray[np.float32]:
     """Hop by one fixed linear feedback; `tests/benchmarks/search_gains.py Hopper-v5 --seed 1` found the gains."""
-    return np.clip(HOPPER_GAINS @ observation_11 + HOPPER_OFFSET, -1, 1).astype(np.float32)
+    torque_3: NDArray[np.float64] = np.clip(HOPPER_GAINS @ observation_11 + HOPPER_OFFSET, -1, 1)
+    return torque_3.astype(np.float32)
 
 
 SCRIPTS: Mapping[str, Controller] = {

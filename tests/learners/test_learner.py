@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import learning
 import pytest
 import torch
+from rl import ARM
 
+from actuators.actions import ActionSpace
 from learners.config import ExperienceSettings
 from learners.experience import Mark, Store
 from learners.journal import Entry, Journal
@@ -227,3 +230,10 @@ def test_a_torn_line_of_the_journal_had_not_happened(tmp_path: Path) -> None:
     assert len(journal.entries()) == 2
     journal.restart([Entry(2, 9)])
     assert journal.entries() == [Entry(2, 9)]
+
+
+def test_the_first_update_waits_longer_where_no_actuator_is_a_choice(tmp_path: Path) -> None:
+    continuous = replace(learning.SPEC, actions=ActionSpace((ARM,)))
+    assert learning.make_learner(tmp_path / "a", warmup=None).warmup == 256
+    assert learning.make_learner(tmp_path / "b", continuous, warmup=None).warmup == 1_000
+    assert learning.make_learner(tmp_path / "c", continuous, warmup=40).warmup == 40
