@@ -79,9 +79,10 @@ def finetune(
     out = Path(out)
     paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
     splits = Splits(*(datasets.read(path) for path in paths.values()))
-    facts = {"task": task, "model": model, "mode": mode, "seed": seed, "options": options}
-    state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
     fresh, settings, extra = build(task, model, splits.train, mode, {**options, "seed": seed})
+    # with the recipe's settings too: another version of this program must not go on with other groups of parameters
+    facts = {"task": task, "model": model, "mode": mode, "options": options, "settings": asdict(settings)}
+    state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
     bar: AbstractContextManager[Tell | None] = Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
     keep, rank = out if adapter else None, extra["lora_rank"]
     with bar as tell:
