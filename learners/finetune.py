@@ -172,7 +172,7 @@ def settings_of(recipe: Recipe, mode: Train, **others: Any) -> Settings:
     own = {
         "epochs": recipe.epochs, "batch": recipe.batch, "learning_rate": recipe.rates.get(mode, 1e-4),
         "layer_decay": recipe.layer_decay if mode in ("full", "top") else 1.0,
-        "head_rate": recipe.head_rates.get(mode, 1.0),
+        "head_rate": recipe.head_rates.get(mode, 1.0), "patience": recipe.patience,
     }  # fmt: skip
     return Settings(**own | others)
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ CASES: dict[str, Case] = {
     "stamps-probe": Case("classify", EFFNET, data.stamps, "frozen", "accuracy", None, {"augment": False}),
     "stamps-top": Case("classify", EFFNET, data.stamps, "top", "accuracy", 0.870, {"flip": True}),
     "stamps-full": Case("classify", EFFNET, data.stamps, "full", "accuracy", 0.870, {"flip": True}),
+    **{
+        f"stamps-{mode}-{fold}": Case(
+            "classify", EFFNET, partial(data.stamps, fold=fold), train, "accuracy", None, options
+        )
+        for fold in range(1, 5)
+        for mode, train, options in (
+            ("probe", "frozen", {"augment": False}),
+            ("top", "top", {"flip": True}),
+            ("full", "full", {"flip": True}),
+        )
+    },
     "translate": Case("translate", data.tiny_t5, data.orders_translated, "full", "bleu", 90.0, data.T5_OPTIONS),
     "summarize": Case("summarize", data.tiny_t5, data.orders_summarized, "full", "rougeL", 0.9, data.T5_OPTIONS),
     "answer": Case("answer", data.tiny_bert, data.order_questions, "full", "exact_match", 0.9, data.SPAN_OPTIONS),

@@ -84,8 +84,11 @@ def _recordings() -> list[tuple[str, int, dict[str, str]]]:
     return found
 
 
-def stamps(out: Path) -> Paths:
-    """Tux Paint's stamps by their top folder; classes of at least 20, split 60/20/20 with a fixed seed."""
+def stamps(out: Path, fold: int = 0) -> Paths:
+    """Tux Paint's stamps by their top folder; classes of at least 20, split 60/20/20 with a fixed seed.
+
+    Five folds: each picture is tested in one of them.
+    """
     by_class: dict[str, list[Path]] = {}
     for path in sorted(STAMPS.rglob("*.png")):
         if not path.stem.endswith(("_mirror", "_flip")):
@@ -96,8 +99,9 @@ def stamps(out: Path) -> Paths:
         if len(paths) >= 20:
             generator.shuffle(paths)
             for i, path in enumerate(paths):
-                splits[0 if i % 5 < 3 else i % 5 - 2].append({"picture": str(path), "label": label})
-    return _splits(out, "stamps", *splits)
+                part = (i + fold) % 5
+                splits[0 if part < 3 else part - 2].append({"picture": str(path), "label": label})
+    return _splits(out, f"stamps-{fold}" if fold else "stamps", *splits)
 
 
 VERBS = {"bring": "apporte", "take": "prends", "find": "trouve", "paint": "peins", "wash": "lave", "lift": "lève"}
