@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from learners.finetune import settings_of
 from learners.schedule import factor, groups, optimizer, set_rate
+from learners.tasks.base import Recipe
 from learners.tasks.registry import open_task
 from learners.trainable import prepare
 
@@ -91,3 +93,10 @@ def test_a_head_beside_adapters_learns_at_its_own_rate(tmp_path: Path) -> None:
     assert rates["base_model.model.bert.encoder.layer.2.attention.self.query.lora_A.default.weight"] == 0.5
     assert rates["base_model.model.bert.encoder.layer.0.attention.self.query.lora_B.default.weight"] == 0.125
     assert set(rates) == {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+
+
+def test_a_recipe_gives_each_mode_its_settings() -> None:
+    recipe = Recipe(epochs=4, patience=7, rates={"lora": 0.1}, layer_decay=0.9, head_rates={"lora": 10.0})
+    lora, top = settings_of(recipe, "lora", epochs=2), settings_of(recipe, "top")
+    assert (lora.epochs, lora.patience, lora.learning_rate, lora.layer_decay, lora.head_rate) == (2, 7, 0.1, 1.0, 10.0)
+    assert (top.epochs, top.patience, top.learning_rate, top.layer_decay, top.head_rate) == (4, 7, 1e-4, 0.9, 1.0)
