@@ -183,6 +183,7 @@ def tune(
 ) -> Tuned:  # fmt: skip
     """Train the task's model in place; LoRA is merged at the end (`keep`: the adapter is written there too)."""
     torch.set_flush_denormal(True)
+    task.model.to(memory_format=torch.channels_last)  # convolutions on a processor: 40 % less time a step
     if task.new_head and (prior := task.prior(splits.train)) is not None:
         set_prior(task.model, prior)
     torch.manual_seed(settings.seed)  # the adapters

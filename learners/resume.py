@@ -106,10 +106,13 @@ def optimizer_tensors(made: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(made: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the moments back."""
+    """Put the moments back, laid out in memory as their parameters are: fused optimisers walk both side by side."""
+    parameters = [parameter for group in made.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer/"):
             _, number, name = key.split("/")
-            states.setdefault(int(number), {})[name] = tensor
+            own = parameters[int(number)]
+            laid = torch.empty_like(own, dtype=tensor.dtype).copy_(tensor) if tensor.shape == own.shape else tensor
+            states.setdefault(int(number), {})[name] = laid
     made.load_state_dict({"state": states, "param_groups": made.state_dict()["param_groups"]})

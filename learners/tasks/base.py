@@ -24,6 +24,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from learners.files import write_atomically
 from learners.tasks.heads import quiet, with_labels
+from learners.tasks.pooling import add_layer, declared, without_layer
 
 Example = Mapping[str, Any]
 Feature = dict[str, Any]
@@ -105,6 +106,8 @@ class Task(ABC):
     """The AutoModelFor... class."""
     extra_trainable: tuple[str, ...] = ()
     """Modules of the encoder that are new here and so have to be trained whenever gradients reach them."""
+    pools: ClassVar[bool] = False
+    """Whether one token speaks for a whole text: see `pooling`."""
 
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         self.source, self.options, self.labels = source, options, tuple(labels)
@@ -143,6 +146,8 @@ class Task(ABC):
         with quiet():
             config = AutoConfig.from_pretrained(source)
             self.configure(config)
+            if not self.pools:
+                without_layer(config)
             if not (wanted := self.outputs_named()):
                 return self.auto.from_pretrained(source, config=config, dtype=torch.float32)
             known = [str(config.id2label[i]) for i in sorted(config.id2label)] if config.id2label else []
@@ -154,7 +159,10 @@ class Task(ABC):
             config.id2label = dict(enumerate(wanted))
             config.label2id = {name: i for i, name in enumerate(wanted)}
             self.new_head = True
-            return self.auto.from_pretrained(source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+            made = self.auto.from_pretrained(source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+            if self.pools and declared(source):
+                add_layer(made)
+            return made
 
     def prior(self, examples: Sequence[Example]) -> Tensor | None:
         """The bias [L] with which a head that knows nothing else is right on average; None leaves it as it is."""

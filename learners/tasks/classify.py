@@ -109,6 +109,7 @@ class ClassifyText(TextTask, Classifier):
     """`text` (and `text_pair`) -> `label`."""
 
     auto: ClassVar[Any] = AutoModelForSequenceClassification
+    pools = True
     recipe = Recipe(
         epochs=10,
         batch=32,

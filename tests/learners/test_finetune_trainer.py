@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 import tinymodels
@@ -18,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 from learners import resume
-from learners.finetune import finetune
+from learners.finetune import Splits, Tuned, finetune, tune
 from learners.tasks.classify import ClassifyText
+from learners.tasks.classify_pictures import ClassifyPictures
 from learners.trainable import prepare
 from learners.trainer import Progress, Settings, Stopped, Trainer
 
@@ -93,6 +96,33 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert told[-1].score == run.history[-1]["accuracy"]
 
 
+def test_an_interrupted_run_on_pictures_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """Convolutions are laid out in another order while they train; the optimiser's moments must come back in the same."""
+    model, noise = tinymodels.efficientnet(tmp_path / "m"), np.random.default_rng(0)
+    shades = {"dark": 0, "light": 150}
+    rows = [
+        {"picture": noise.integers(low, low + 100, (32, 32, 3), np.uint8), "label": name}
+        for name, low in shades.items()
+        for _ in range(12)
+    ]
+    splits, settings = Splits(rows, rows), Settings(epochs=3, batch=8, learning_rate=1e-3, save_every_s=0.0, seed=5)
+
+    def tuned(state: resume.State | None, stop: Callable[[], bool] | None = None) -> Tuned:
+        torch.manual_seed(3)
+        return tune(
+            ClassifyPictures.open(model, labels=("dark", "light")), splits, settings, "full", state=state, stop=stop
+        )
+
+    calls = itertools.count(1)
+    with pytest.raises(Stopped):
+        tuned(resume.State(tmp_path / "s", "run"), lambda: next(calls) == 5)
+    whole, resumed = tuned(None), tuned(resume.State(tmp_path / "s", "run"))
+    assert resumed.run.losses == whole.run.losses
+    own = dict(resumed.task.model.named_parameters())
+    for name, parameter in whole.task.model.named_parameters():
+        assert torch.equal(parameter, own[name]), name
+
+
 def test_states_of_other_runs_and_broken_ones_are_not_used(tmp_path: Path) -> None:
     state = resume.State(tmp_path / "s", "one")
     state.save({"epoch": 1}, {"w": torch.ones(2)}, {"w": torch.zeros(2)})
@@ -127,7 +157,7 @@ ARGUMENTS = {
 SCRIPT = f"""
 import sys, torch
 torch.set_num_threads(1)
-from learners.finetune import finetune
+from learners.finetune import Splits, Tuned, finetune, tune
 finetune(model=sys.argv[1], train=sys.argv[2], validation=sys.argv[2], test=sys.argv[2], out=sys.argv[3], **{ARGUMENTS})
 """
 

@@ -1,0 +1,86 @@
+"""Mean pooling of sentence encoders in a classifier: one more layer of their own architecture, which begins as the mean.
+
+The classification head of BERT and RoBERTa reads the first token alone. An encoder that was trained for sentences was trained by the
+mean of all its tokens (Reimers and Gurevych 2019), and its first token says much less: fifteen intents from twenty orders each, by a
+linear head on the untouched encoder, are told apart in .92 of cases by the first token and in .97 by the mean (all-MiniLM-L6). A
+further layer with uniform attention, which its feed-forward part adds nothing to at first, puts the mean into the first token.
+So the folder stays one that transformers loads by itself, the layers below keep meaning what fusion reads from them, and all of it
+can be trained on. Other tasks on such a folder open it without that layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file
+
+MARK = "mean_pooling_layer"
+"""Entry of a model's configuration: its last layer was added here."""
+SQUASHED = {"bert": "bert.pooler.dense", "roberta": "classifier.dense", "xlm-roberta": "classifier.dense"}
+"""Of each architecture that can: what stands between the first token and the output layer, a dense layer under a tanh."""
+SHARE = 16.0
+"""How much more the mean counts than the first token itself, which the layer's residual connection adds."""
+SLOPE = 0.5
+"""Of the dense layer: most of a normalised token is where tanh is nearly straight."""
+
+
+def declared(source: Path | str) -> bool:
+    """Whether a model says that it was trained by the mean of its tokens; as sentence-transformers or a bundle says it."""
+    return _said(source, "sentence.json").get("pooling") == "mean" or bool(
+        _said(source, "1_Pooling/config.json").get("pooling_mode_mean_tokens")
+    )
+
+
+def _said(source: Path | str, name: str) -> dict[str, Any]:
+    """A JSON file of a folder or id; empty where there is none.
+
+    Raises:
+        ValueError: it is there and does not read.
+    """
+    try:
+        path = Path(source) / name if Path(source).is_dir() else Path(str(cached_file(str(source), name)))
+        return dict(orjson.loads(path.read_bytes()))
+    except OSError:
+        return {}
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"{path}: {error}; repair it, or remove it to classify by the first token") from error
+
+
+@torch.no_grad()
+def add_layer(model: Any) -> bool:
+    """Append a layer that puts the mean of all tokens into each; False, and nothing done, for an architecture not in `SQUASHED`."""
+    if model.config.model_type not in SQUASHED:
+        return False
+    blocks = model.base_model.encoder.layer
+    layer: Any = copy.deepcopy(blocks[-1])
+    within, out = layer.attention.self, layer.attention.output
+    _scaled(within.query, 0.0)  # the keys stay as they are: where both were zero, neither would ever learn
+    _scaled(within.value, 1.0)
+    _scaled(out.dense, SHARE)
+    _scaled(layer.output.dense, 0.0)
+    for norm in (out.LayerNorm, layer.output.LayerNorm):
+        norm.weight.fill_(1.0)
+        norm.bias.zero_()
+    blocks.append(layer)
+    _scaled(model.get_submodule(SQUASHED[model.config.model_type]), SLOPE)
+    model.config.num_hidden_layers += 1
+    setattr(model.config, MARK, True)
+    return True
+
+
+def _scaled(linear: Any, scale: float) -> None:
+    """Make a linear layer a multiple of the identity."""
+    linear.bias.zero_()
+    linear.weight.copy_(scale * torch.eye(*linear.weight.shape))
+
+
+def without_layer(config: PreTrainedConfig) -> None:
+    """Leave out the layer that was added, where one was."""
+    if getattr(config, MARK, False):
+        config.num_hidden_layers -= 1
+        delattr(config, MARK)
