@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaModel
 
+from learners.config import EncoderSettings
+from learners.model.encoders import load
 from learners.tasks.base import Task
 from learners.tasks.registry import open_task
+from learners.tuned import state_of
 
 LAYERS = 3
 """Of the encoders here."""
@@ -125,3 +128,19 @@ def test_a_broken_declaration_is_named(tmp_path: Path) -> None:
     (folder / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"1_Pooling.config.json: .*; repair it"):
         open_task("classify", folder, labels=("a", "b"))
+
+
+@torch.no_grad()
+def test_fusion_reads_the_layers_below(tmp_path: Path) -> None:
+    source = sentence_encoder(tmp_path / "m")
+    settings = EncoderSettings(model=str(source), train="full")
+    encoder = load(settings, 1, torch.device("cpu"))
+    task = open_task("classify", source, labels=("a", "b"))
+    for parameter in task.model.parameters():
+        parameter.add_(0.01)
+    task.save(tmp_path / "o")
+    encoder.load_state(state_of(settings, encoder, tmp_path / "o", window_s=2.0))
+    assert encoder.module is not None
+    there = dict(task.model.bert.named_parameters())
+    for name, parameter in encoder.module.named_parameters():
+        assert torch.equal(parameter, there[name.removeprefix("model.")]), name
