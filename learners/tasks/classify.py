@@ -113,7 +113,7 @@ class ClassifyText(TextTask, Classifier):
     recipe = Recipe(
         epochs=10,
         batch=32,
-        rates={"frozen": 5e-3, "top": 5e-4, "lora": 2e-3, "full": 2e-4},
+        rates={"frozen": 5e-3, "top": 5e-4, "lora": 5e-4, "full": 2e-4},
         head_rates={"lora": 10.0},
         options={"max_length": 128, "label_smoothing": 0.1},
     )

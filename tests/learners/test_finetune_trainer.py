@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,29 @@ def _done(out: Path) -> int:
     except FileNotFoundError:
         return 0
     return int(facts["epoch"]) * 10 + int(facts["at"])
+
+
+def test_a_run_that_was_broken_off_is_not_gone_on_with_by_another_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer version of this program may train other groups of parameters: their moments do not fit."""
+    model, data = tinymodels.bert(tmp_path / "m"), tmp_path / "d.csv"
+    data.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in ROWS))
+    files = {"model": str(model), "train": data, "validation": data, "out": tmp_path / "o"}
+    steps, step = itertools.count(1), Trainer._step
+    taken: list[int] = []
+
+    def counted(self: Trainer, *given: Any) -> float:
+        taken.append(next(steps))
+        if taken[-1] == 15:
+            raise InterruptedError
+        return step(self, *given)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    with pytest.raises(InterruptedError):
+        finetune(**files, **ARGUMENTS)
+    assert (tmp_path / "o" / "state").exists()
+    monkeypatch.setattr(ClassifyText, "recipe", replace(ClassifyText.recipe, layer_decay=0.5))
+    taken.clear()
+    assert finetune(**files, **ARGUMENTS)["epochs"] == 12
+    assert len(taken) == 120, "ten steps an epoch, from the first on"
