@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import threading
@@ -38,6 +39,7 @@ import labelling  # noqa: E402 - after the path
 from learners import datasets  # noqa: E402 - after the path
 from learners.config import ExperienceSettings, FinetuneSettings, TaskSettings  # noqa: E402 - after the path
 from learners.experience import Label, Store  # noqa: E402 - after the path
+from learners.model.bundled import resolve  # noqa: E402 - after the path
 from learners.online import Online  # noqa: E402 - after the path
 from learners.reader import Reader  # noqa: E402 - after the path
 from learners.tasks.registry import open_task  # noqa: E402 - after the path
@@ -206,6 +208,12 @@ class Running:
         )
 
 
+def without_pooling(folder: Path) -> str:
+    """MiniLM without what says that it was trained by the mean of its tokens: its classifier reads the first one."""
+    shutil.copytree(resolve(MINILM), folder, ignore=shutil.ignore_patterns("sentence.json"))
+    return str(folder)
+
+
 def run(folder: Path, seed: int, replay: float | None, given: argparse.Namespace) -> Iterator[list[str]]:
     """All four waves with one share of replay; a row each."""
     made = plan(folder, seed)
@@ -252,6 +260,7 @@ def main() -> None:
         "--replay", nargs="*", type=float, default=[None, 0.0], help="default: the settings' own, and none"
     )
     parser.add_argument("--model", default=MINILM)
+    parser.add_argument("--first-token", action="store_true", help="MiniLM without its mean pooling, to compare")
     parser.add_argument("--rest-s", type=float, default=20.0)
     parser.add_argument("--priority", default="idle", choices=["idle", "nice", "normal"])
     parser.add_argument("--set", nargs="*", default=[], metavar="FINETUNE=VALUE")
@@ -278,6 +287,8 @@ def main() -> None:
     table, console = Table(*heads), Console(width=190)
     print(" | ".join(heads), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
+        if given.first_token:
+            given.model = without_pooling(Path(temporary) / "first-token")
         for seed in given.seeds:
             for replay in given.replay:
                 folder = (given.folder or Path(temporary)) / f"seed-{seed}-replay-{replay}"
