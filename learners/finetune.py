@@ -26,6 +26,7 @@ from learners.model.bundled import resolve
 from learners.resume import State
 from learners.tasks.base import Example, Options, Recipe, Task, saved
 from learners.tasks.heads import set_prior
+from learners.tasks.pooling import MARK
 from learners.tasks.registry import modality_of, open_task, task_class
 from learners.trainer import Run, Settings, Tell, Trainer
 
@@ -208,6 +209,7 @@ def describe(tuned: Tuned, model: str, mode: Train, metrics: dict[str, dict[str,
         "task": tuned.task.kind, "model": model, "train": mode, "metrics": metrics,
         "trained_parameters": tuned.trained, "total_parameters": tuned.total,
         "epochs": len(run.history), "best_epoch": run.best_epoch, "wall_s": run.wall_s,
+        "mean_pooling_layer": bool(getattr(tuned.task.model.config, MARK, False)),
         "history": [{"loss": loss, **found} for loss, found in zip(run.losses, run.history, strict=True)],
     }  # fmt: skip
 

@@ -14,6 +14,10 @@ NOTES = {
     "tag": "Tags are those of each word's first piece. Token types say how a word is written: 0 lower, 1 Capitalised, 2 ALL "
     "CAPITALS, 3 mixed (where the tokenizer drops capitals).",
 }
+POOLED = (
+    "The last layer was added before fine-tuning and began as the mean of all tokens, by which this sentence encoder was trained; "
+    "`num_hidden_layers` minus one opens the encoder without it."
+)
 
 
 def write(path: Path, report: Mapping[str, Any], *, data: Mapping[str, str], settings: Mapping[str, Any]) -> None:
@@ -40,8 +44,11 @@ def write(path: Path, report: Mapping[str, Any], *, data: Mapping[str, str], set
         _table(("setting", "value"), ((key, str(value)) for key, value in settings.items())),
         "![curves](curves.png)",
     ]
-    if task in NOTES:
-        body += ["## Use", NOTES[task]]
+    notes = [NOTES[task]] if task in NOTES else []
+    if report.get("mean_pooling_layer"):
+        notes.append(POOLED)
+    if notes:
+        body += ["## Use", *notes]
     path.write_text("\n".join(front) + "\n\n" + "\n\n".join(body) + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaModel
 
 from learners.config import EncoderSettings
+from learners.finetune import finetune
 from learners.model.encoders import load
 from learners.tasks.base import Task
 from learners.tasks.registry import open_task
@@ -144,3 +145,15 @@ def test_fusion_reads_the_layers_below(tmp_path: Path) -> None:
     there = dict(task.model.bert.named_parameters())
     for name, parameter in encoder.module.named_parameters():
         assert torch.equal(parameter, there[name.removeprefix("model.")]), name
+
+
+def test_report_and_card_say_that_a_layer_was_added(tmp_path: Path) -> None:
+    data = tmp_path / "d.csv"
+    data.write_text("text,label\ngo left,a\nstop now,b\n")
+    for source, added in ((sentence_encoder(tmp_path / "m"), True), (tinymodels.bert(tmp_path / "b"), False)):
+        out = tmp_path / f"o{added}"
+        report = finetune(
+            task="classify", model=str(source), train=data, validation=data, out=out, mode="full", epochs=1
+        )
+        assert report["mean_pooling_layer"] is added
+        assert ("began as the mean of all tokens" in (out / "README.md").read_text()) is added
