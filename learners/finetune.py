@@ -23,8 +23,10 @@ from learners.config import Train
 from learners.curves import plot
 from learners.files import write_atomically
 from learners.model.bundled import resolve
+from learners.probe import fit_head
 from learners.resume import State
 from learners.tasks.base import Example, Options, Recipe, Task, saved
+from learners.tasks.classify import Classifier
 from learners.tasks.heads import set_prior
 from learners.tasks.pooling import MARK
 from learners.tasks.registry import modality_of, open_task, task_class
@@ -185,7 +187,8 @@ def tune(
     """Train the task's model in place; LoRA is merged at the end (`keep`: the adapter is written there too)."""
     torch.set_flush_denormal(True)
     task.model.to(memory_format=torch.channels_last)  # convolutions on a processor: 40 % less time a step
-    if task.new_head and (prior := task.prior(splits.train)) is not None:
+    fitted = settings.probe and isinstance(task, Classifier) and fit_head(task, splits.train)
+    if not fitted and task.new_head and (prior := task.prior(splits.train)) is not None:
         set_prior(task.model, prior)
     torch.manual_seed(settings.seed)  # the adapters
     model = trainable.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)

@@ -145,6 +145,9 @@ class Lesson:
             "seed": self.seed,
             "patience": patience,
             "ties": "last",
+            # a head that fits already needs no rate of its own
+            "probe": True,
+            "head_rate": 1.0,
         }
         if self.finetune.learning_rate:
             given["learning_rate"] = self.finetune.learning_rate

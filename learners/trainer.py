@@ -41,6 +41,8 @@ class Settings:
     layer_decay: float = 1.0
     head_rate: float = 1.0
     """How many times the learning rate the head learns at."""
+    probe: bool = False
+    """Classification: fit the head first, to the encoder as it is."""
     momentum: float = 0.9
     clip: float = 1.0
     """Largest gradient norm."""

@@ -62,11 +62,14 @@ class Classifier(Task):
         return torch.tensor(rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, or binary cross-entropy for several labels."""
-        logits_BL = model(**inputs(batch)).logits
+        """The criterion of a batch."""
+        return self.criterion(model(**inputs(batch)).logits, batch["labels"])
+
+    def criterion(self, logits_BL: Tensor, targets_B: Tensor) -> Tensor:
+        """Cross-entropy, or binary cross-entropy for several labels, whose targets are 0/1 rows [B, L]."""
         if self.options.multi_label:
-            return F.binary_cross_entropy_with_logits(logits_BL.float(), batch["labels"])
-        return cross_entropy(logits_BL, batch["labels"], self.options.label_smoothing)
+            return F.binary_cross_entropy_with_logits(logits_BL.float(), targets_B)
+        return cross_entropy(logits_BL, targets_B, self.options.label_smoothing)
 
     def outputs(self, model: nn.Module, batch: Batch) -> list[Any]:
         """Probabilities of each label."""
