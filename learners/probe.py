@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from learners.tasks.base import Example, to_device
 from learners.tasks.classify import Classifier
@@ -29,13 +30,16 @@ ITERATIONS = 300
 def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) -> bool:
     """Fit the output layer in place to the task's own criterion, with a penalty on its weights; nothing else changes.
 
-    False, and nothing done, where it reads every token of a text, as behind a decoder.
+    Rows of labels that no example has stay as they are: nothing speaks for them, so everything would speak against them. False,
+    and nothing done, where the layer reads every token of a text, as behind a decoder.
     """
     layer: Any = task.model.get_submodule(output_layer(task.model))
     read, targets = _inputs(task, layer, examples, batch)
     if read[0].dim() != 2:
         return False
     read_NX, targets_N = torch.cat(read), torch.cat(targets)
+    rows_NL = targets_N if targets_N.dim() == 2 else F.one_hot(targets_N, len(task.labels))
+    absent_L = ~rows_NL.bool().any(0)
     penalty = float(read_NX.square().mean()) / (2 * STRENGTH * len(read_NX))
     # a copy, whose gradients are nobody's business
     fitted = copy.deepcopy(layer).requires_grad_(requires_grad=True)
@@ -45,6 +49,8 @@ def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) 
         search.zero_grad()
         whole: Any = task.criterion(fitted(read_NX), targets_N) + penalty * fitted.weight.square().sum()
         whole.backward()
+        for parameter in fitted.parameters():
+            parameter.grad[absent_L] = 0
         return whole
 
     search.step(closure)

@@ -69,6 +69,17 @@ def test_nothing_but_the_output_layer_moves(tmp_path: Path) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in task.model.parameters())
 
 
+def test_rows_of_labels_without_an_example_stay_as_they_are(tmp_path: Path) -> None:
+    task = opened(tmp_path / "m")
+    rows = [row for row in ROWS if row["label"] != "b"]
+    weight_LX, bias_L = (p.detach().clone() for p in task.model.classifier.parameters())
+    assert probe.fit_head(task, rows)
+    now = task.model.classifier
+    assert torch.equal(now.weight[1], weight_LX[1])
+    assert torch.equal(now.bias[1], bias_L[1])
+    assert task.metrics(rows, task.predict(rows))["accuracy"] > 0.8
+
+
 def test_several_labels_are_fitted_to_their_own_criterion(tmp_path: Path) -> None:
     task = opened(tmp_path / "m", multi_label=True)
     rows = [{**row, "label": (row["label"], "c")} for row in ROWS if row["label"] != "c"]
