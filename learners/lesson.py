@@ -203,8 +203,7 @@ def balanced(tried: Rows, kept: Rows, seed: int) -> Rows:
 def options_of(settings: TaskSettings) -> dict[str, Any]:
     """What the settings say of the task's options.
 
-    Labels are not smoothed: that keeps rows of a head near each other, and of the few examples a person gives, those near a border
-    are then lost to the class that came last.
+    Labels are not smoothed: with the few examples a class that people give, it costs accuracy (README, "Decisions").
     """
     told: dict[str, Any] = {"label_smoothing": 0.0}
     told |= {"multi_label": settings.multi_label, "max_new_tokens": settings.max_new_tokens, "system": settings.system}

@@ -77,6 +77,7 @@ class Recipe:
         default_factory=lambda: {"frozen": 2e-3, "top": 3e-4, "lora": 1e-3, "full": 1e-4}
     )
     patience: int = 3
+    """Epochs without a better validation score before it stops."""
     layer_decay: float = 1.0
     head_rates: Mapping[str, float] = field(default_factory=dict)
     """How many times the rate a head learns at, by mode; 1 where none is said."""
