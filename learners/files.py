@@ -48,3 +48,37 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def cache_dir() -> Path:
+    """Where converted folders are kept."""
+    if own := os.environ.get("REFLEXD_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "reflexd"
+
+
+class BusyError(Exception):
+    """Another daemon uses the state folder."""
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the lock of a state folder, which is made if it is not there.
+
+    Raises:
+        BusyError: another daemon holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BusyError(
+            f"state_dir: another daemon uses {folder}; stop it, or give this one its own state_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)

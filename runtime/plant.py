@@ -16,14 +16,14 @@ import structlog
 import yaml
 from pydantic import ValidationError
 
-from actuators.registry import build_plant, plant_settings
-from actuators.simulated import Plant
+from actuators.sim.plant import Plant
+from actuators.sim.registry import build_plant, plant_settings
 from actuators.wire import Outgoing
-from runtime import child, log
-from runtime.clock import MonotonicClock, Pacer
-from runtime.config import load
+from runtime.config.loader import load
+from runtime.config.schema import MqttSettings
 from runtime.mqtt import Address, Connection, Message
-from runtime.settings import MqttSettings
+from runtime.process import child, log
+from runtime.process.pacing import MonotonicClock, Pacer
 
 _LOG = structlog.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""What is perceived: sensors, their settings, and the readings they publish."""

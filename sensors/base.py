@@ -6,9 +6,10 @@ connection. Neither knows the tick: they offer readings, and the newest wins els
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVarTuple, Unpack, runtime_checkable
 
 from sensors.readings import Reading
 
@@ -60,3 +61,17 @@ class TopicSensor(Protocol):
         Raises:
             PayloadRefused: with the cause; the caller has nothing else to do, the drop is already counted.
         """
+
+
+Arguments = TypeVarTuple("Arguments")
+
+
+def tell(
+    loop: asyncio.AbstractEventLoop, callback: Callable[[Unpack[Arguments]], object], *arguments: *Arguments
+) -> bool:
+    """Have the loop call; False when the loop is closed already, which a thread that outlives it may find."""
+    try:
+        loop.call_soon_threadsafe(callback, *arguments)
+    except RuntimeError:
+        return False
+    return True

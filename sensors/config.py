@@ -146,3 +146,6 @@ def stream_secrets(stream: AnyStream) -> set[str]:
     texts = {name: value for name, value in stream.options.items() if isinstance(value, str) and value}
     named = {value for name, value in texts.items() if SECRET_NAME.search(name)}
     return named.union(*map(secrets_in, texts.values()))
+
+
+MODALITIES = {"camera": "vision", "microphone": "hearing", "text": "language", "telemetry": "telemetry"}

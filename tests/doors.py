@@ -13,13 +13,13 @@ import aiohttp
 import canaries
 from aiohttp import ClientSession, web
 
-from runtime.dashboard.access import Access
+from runtime.dashboard.auth import Access
 from runtime.dashboard.commands import Commands
-from runtime.dashboard.hub import Hub
-from runtime.dashboard.mirror import Mirror
-from runtime.dashboard.web import Page
-from runtime.metrics_http import serve
-from runtime.topics import Topics, encode
+from runtime.dashboard.server import Page
+from runtime.dashboard.sockets import Hub
+from runtime.dashboard.state import Mirror
+from runtime.mqtt.topics import Topics, encode
+from runtime.process.http_server import serve
 
 LOCAL = frozenset({"127.0.0.1", "localhost"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,3 +137,34 @@ class Mosquitto:
             self._ear.disconnect()
             self._ear.loop_stop()
             self._ear = None
+
+
+@dataclass(slots=True)
+class FakeClock:
+    """Time that moves only when told: `advance` wakes whoever waits for a moment that has come."""
+
+    time_s: float = 0.0
+    _waiting: list[tuple[float, int, asyncio.Future[None]]] = field(default_factory=list)
+    _order: int = 0
+
+    def now(self) -> float:
+        """The time last set."""
+        return self.time_s
+
+    async def sleep_until(self, deadline_s: float) -> None:
+        """Wait until `advance` passes `deadline_s`."""
+        if deadline_s <= self.time_s:
+            await asyncio.sleep(0)
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._order += 1
+        heapq.heappush(self._waiting, (deadline_s, self._order, future))
+        await future
+
+    def advance(self, seconds: float) -> None:
+        """Move time on and wake what is due, in order."""
+        self.time_s += seconds
+        while self._waiting and self._waiting[0][0] <= self.time_s:
+            _, _, future = heapq.heappop(self._waiting)
+            if not future.done():
+                future.set_result(None)

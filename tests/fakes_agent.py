@@ -23,10 +23,10 @@ import canaries
 import orjson
 from PIL import Image, ImageDraw
 
-from runtime.about import describe
+from runtime.config.schema import Config
+from runtime.gate.info import describe
 from runtime.mqtt import Address, Connection, Message, Will
-from runtime.settings import Config
-from runtime.topics import Topics, encode
+from runtime.mqtt.topics import Topics, encode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -6,8 +6,8 @@ from typing import Any
 
 import orjson
 
-from actuators.panorama import TICK_S
-from actuators.simulated import Plant
+from actuators.sim.panorama_world import TICK_S
+from actuators.sim.plant import Plant
 from actuators.wire import Outgoing
 
 

@@ -11,18 +11,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice
-from learners.checkpoints import Checkpoints
+from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings, LearnerSettings
-from learners.experience import Store
-from learners.journal import Journal
-from learners.learner import Learner
+from learners.experience.reader import Reader
+from learners.experience.snapshots import Source
+from learners.experience.store import Store
+from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.heads import Heads
-from learners.model.normalise import Normaliser
+from learners.model.normalizer import Normaliser
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.reader import Reader
-from learners.source import Source
-from learners.transition import Transition
+from learners.worker.journal import Journal
+from learners.worker.learner import Learner
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))

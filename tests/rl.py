@@ -11,10 +11,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from actuators.actions import ActionSpace, Choice, Continuous
-from learners.batch import Batch
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from learners.rl.batch import Batch
 
 CHOICE = Choice("head", ("left", "stay", "right"))
 OTHER = Choice("lamp", ("OFF", "ON"))

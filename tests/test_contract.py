@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import link, topics
+from runtime.gate import ipc
+from runtime.mqtt import topics
 
 
 @pytest.mark.parametrize(
@@ -48,17 +49,17 @@ def test_topics_are_named_by_the_design() -> None:
 
 
 def test_messages_survive_the_link() -> None:
-    proposal = link.Proposal(3, "d3", "p1", 1.5, {"head": "left", "arm": (0.5, -1.0)}, stale=("room",))
-    verdict = link.Verdict(
+    proposal = ipc.Proposal(3, "d3", "p1", 1.5, {"head": "left", "arm": (0.5, -1.0)}, stale=("room",))
+    verdict = ipc.Verdict(
         "d3",
         armed=True,
         stopped=False,
         mode={"head": "autonomous"},
-        outcomes={"head": link.Outcome(True, None, "left", "policy")},
+        outcomes={"head": ipc.Outcome(True, None, "left", "policy")},
     )
-    gate, agent = link.pair()
+    gate, agent = ipc.pair()
     with gate, agent:
-        agent.send(link.pack(proposal))
-        gate.send(link.pack(verdict))
-        assert link.unpack(gate.recv(link.MAX_MESSAGE)) == proposal
-        assert link.unpack(agent.recv(link.MAX_MESSAGE)) == verdict
+        agent.send(ipc.pack(proposal))
+        gate.send(ipc.pack(verdict))
+        assert ipc.unpack(gate.recv(ipc.MAX_MESSAGE)) == proposal
+        assert ipc.unpack(agent.recv(ipc.MAX_MESSAGE)) == verdict

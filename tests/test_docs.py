@@ -14,10 +14,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from runtime import topics
-from runtime.cli import main
-from runtime.reference import TOPICS
-from runtime.settings import Config
+from runtime.cli.main import main
+from runtime.cli.reference import TOPICS
+from runtime.config.schema import Config
+from runtime.mqtt import topics
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])

@@ -20,25 +20,25 @@ import torch
 from mcap.writer import Writer
 
 from actuators.config import ChoiceSettings, GateSettings
-from actuators.gate import Gate
-from learners import schema
-from learners.checkpoints import Checkpoints
+from actuators.safety.gate import Gate
+from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.signing import KeyRefused, load_key
+from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings
-from learners.experience import Store
-from learners.handover import hand_over, spec_path, take_over
-from learners.journal import Entry, Journal
-from learners.manifest import CheckpointRefused
-from learners.model.backends import Choice, Wanted
-from learners.model.calibrations import Calibrations
-from learners.outbox import Outbox
-from learners.probation import Probation
-from learners.quarantine import Quarantine
-from learners.reader import Reader
-from learners.reencoded import Recoded, Reencoded
-from learners.signing import KeyRefused, load_key
-from learners.versions import Versions
-from runtime import latches
-from runtime.recorder import Recording, RecordingError
+from learners.continual.versions import Versions
+from learners.experience import schema
+from learners.experience.reader import Reader
+from learners.experience.store import Store
+from learners.ipc.outbox import Outbox
+from learners.ipc.policy_spec import hand_over, spec_path, take_over
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.selection import Choice, Wanted
+from learners.reencoding.token_store import Recoded, Reencoded
+from learners.safeguards.probation import Probation
+from learners.safeguards.source_consistency import Quarantine
+from learners.worker.journal import Entry, Journal
+from runtime.gate import latches
+from runtime.recording.recorder import Recording, RecordingError
 
 DOCS = Path(__file__).parents[1] / "docs" / "operating.md"
 SHOWN: dict[str, Callable[[Path], None]] = {}

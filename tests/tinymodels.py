@@ -111,7 +111,7 @@ def wav2vec2(folder: Path) -> Path:
 
 def efficientnet(folder: Path) -> Path:
     import learners.model.bundled  # noqa: F401 - registers the architecture
-    from learners.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteForImageClassification
+    from learners.model.encoders.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteForImageClassification
 
     torch.manual_seed(0)
     stages = ((1, 3, 1, 1, 8), (2, 3, 2, 2, 16))

@@ -19,23 +19,23 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from actuators import panorama
 from actuators.actions import Action
-from actuators.panorama import TICK_S, TURNS, Turn, World
-from learners.checkpoints import Checkpoints
+from actuators.sim import panorama_world
+from actuators.sim.panorama_world import TICK_S, TURNS, Turn, World
+from learners.checkpoints.store import Checkpoints
 from learners.config import TopicReward
-from learners.experience import Label
-from learners.ledger import Ledger
-from learners.probation import Probation
-from learners.quarantine import Quarantine
-from runtime.decided import Decided
-from runtime.feedback import Feedback
-from runtime.link import Outcome, Verdict
-from runtime.outcomes import Outcomes
-from runtime.probation import Watch
-from runtime.sources import Sources
-from runtime.swap import Swap
-from runtime.tick import Ticked
+from learners.experience.store import Label
+from learners.safeguards.probation import Probation
+from learners.safeguards.reward_ledger import Ledger
+from learners.safeguards.source_consistency import Quarantine
+from runtime.control.tick import Ticked
+from runtime.deploy.policy_updater import Swap
+from runtime.deploy.probation import Watch
+from runtime.feedback.outcomes import Outcomes
+from runtime.feedback.receiver import Feedback
+from runtime.feedback.source_quarantine import Sources
+from runtime.gate.ipc import Outcome, Verdict
+from runtime.inference.decision import Decided
 from sensors.readings import Observation
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -71,7 +71,7 @@ class Script:
             others = [name for name in world.places if name != world.target]
             self.episode = world.episode
             self.seen = str(rng.choice(others)) if rng.random() < self.confused else world.target
-        wanted = panorama.oracle(panorama.wrapped(world.places[self.seen] - world.head.angle_deg))
+        wanted = panorama_world.oracle(panorama_world.wrapped(world.places[self.seen] - world.head.angle_deg))
         if rng.random() < self.errors:
             wanted = TURNS[(TURNS.index(wanted) + int(rng.integers(1, 3))) % 3]
         scores = {turn: float(rng.random()) for turn in TURNS}
@@ -229,7 +229,7 @@ class Stage:
         refused = self.rng.random() < self.refusals.get(name, 0.0)
         self.world.head.turn = self.world.head.turn if refused else turn
         self.world.advance(TICK_S)
-        gain = panorama.reward(before, self.world.distance_deg())
+        gain = panorama_world.reward(before, self.world.distance_deg())
         self.outcomes.ticked(self._ticked(version, turn, refused=refused))
         self._last = (f"s-{self.count}", gain)
         self.gains.append(gain)

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import canaries
 
+from runtime.config.schema import Credentials
 from runtime.mqtt import Address, Connection, Message
-from runtime.settings import Credentials
 
 
 def address(port: int) -> Address:

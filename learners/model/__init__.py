@@ -1,0 +1,1 @@
+"""The policy network: spec, features, fusion, heads, exploration, Shapley values."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learners.model.matching import Matching
-from learners.model.normalise import Normaliser
+from learners.model.normalizer import Normaliser
 from learners.model.spec import PolicySpec, StreamSpec
 
 MAX_AGE_S = 3_600.0

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from actuators.actions import ActionSpace
-from learners.bandit import LinearPosterior
-from learners.exploration import draw, epsilon_greedy
-from learners.model.actor_critic import ContinuousHead
+from learners.model.exploration import draw, epsilon_greedy
+from learners.model.gaussian_actor import ContinuousHead
+from learners.model.linear_posterior import LinearPosterior
+from learners.model.networks import Norm, trunk
 from learners.model.spec import Algorithm
-from learners.networks import Norm, trunk
 
 DEFAULT_CONTINUOUS: Literal["sac", "crossq"] = "crossq"
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from learners.model.features import Features
 from learners.model.fusion import Adapter, Fusion, masked
 from learners.model.heads import HeadOutput, Heads
-from learners.model.normalise import Normaliser
+from learners.model.normalizer import Normaliser
 from learners.model.spec import PolicySpec
 
 WEIGHTS, SPEC = "policy.safetensors", "spec.json"

@@ -1,0 +1,1 @@
+"""Supervised task types: heads, losses and metrics of each."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from learners.tasks.base import IGNORED, Batch, DataError, Example, Feature, Options, Prediction, Recipe
-from learners.tasks.texts import TextTask, inputs
+from learners.tasks.text_base import TextTask, inputs
 
 Turn = Mapping[str, str]
 PLAIN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"

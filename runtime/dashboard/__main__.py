@@ -11,19 +11,19 @@ from pathlib import Path
 
 import structlog
 
-from runtime import child
-from runtime.config import ConfigError, load
-from runtime.dashboard.access import Access, token_file
+from runtime.config.loader import ConfigError, load
+from runtime.config.schema import Config, DashboardSettings
+from runtime.dashboard.auth import Access, token_file
+from runtime.dashboard.bridge import Uplink
 from runtime.dashboard.commands import Commands
-from runtime.dashboard.hub import Hub
-from runtime.dashboard.mirror import Mirror
-from runtime.dashboard.uplink import Uplink
-from runtime.dashboard.web import Page
-from runtime.log import configure
-from runtime.metrics_http import address, serve
+from runtime.dashboard.server import Page
+from runtime.dashboard.sockets import Hub
+from runtime.dashboard.state import Mirror
 from runtime.mqtt import Address
-from runtime.settings import Config, DashboardSettings
-from runtime.topics import Topics
+from runtime.mqtt.topics import Topics
+from runtime.process import child
+from runtime.process.http_server import address, serve
+from runtime.process.log import configure
 
 log = structlog.get_logger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from runtime.dashboard.access import Role
-from runtime.topics import Topics, encode
+from runtime.dashboard.auth import Role
+from runtime.mqtt.topics import Topics, encode
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 READING_VERBS = frozenset({"explain", "checkpoints"})

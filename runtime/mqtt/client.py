@@ -21,7 +21,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from runtime.mqtt.wire import Address, Will
+from runtime.mqtt.models import Address, Will
 
 TAKEN_OVER = 0x8E
 T = TypeVar("T")

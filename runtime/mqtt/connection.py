@@ -24,9 +24,9 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt.client import Newest, cancelled, connect, faithful, make, said, shut
-from runtime.mqtt.receiving import Receiver
-from runtime.mqtt.sending import Keep, Sender
-from runtime.mqtt.wire import Address, Handler, Message, MqttLost, Outgoing, Subscription, Will, properties
+from runtime.mqtt.models import Address, Handler, Message, MqttLost, Outgoing, Subscription, Will, properties
+from runtime.mqtt.publisher import Keep, Sender
+from runtime.mqtt.subscriber import Receiver
 
 log = structlog.get_logger(__name__)
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from learners.config import EncoderSettings
-from learners.model import backends, encoders, openvino_graphs
-from learners.model.bundled import BundledError
+from learners.model.backends import selection
+from learners.model.encoders import pretrained
+from learners.model.encoders.bundled import BundledError
 
 Run = Callable[..., Tensor]
 BUNDLED = ("bundled:efficientnet-lite0", "bundled:minilm-l6")
@@ -49,19 +50,19 @@ def onnx_run(module: nn.Module, example: tuple[Tensor, ...]) -> Run:
 
 def compiled(module: nn.Module) -> Run:
     """torch.compile with the bfloat16 of the eager row, where the processor has it."""
-    run: Run = torch.compile(backends.torch_run(module, "bfloat16" if backends.has_bfloat16() else "float32"))
+    run: Run = torch.compile(selection.torch_run(module, "bfloat16" if selection.has_bfloat16() else "float32"))
     return run
 
 
 def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable[[], Run]]:
     """How each row is made."""
 
-    def openvino(precision: backends.Precision) -> Run:
-        return openvino_graphs.OpenVinoRun(openvino_graphs.convert(module, example), precision, 1)
+    def openvino(precision: selection.Precision) -> Run:
+        return openvino.OpenVinoRun(openvino.convert(module, example), precision, 1)
 
     return {
         "torch eager float32": lambda: module,
-        "torch bfloat16 channels-last": lambda: backends.torch_run(module, "bfloat16"),
+        "torch bfloat16 channels-last": lambda: selection.torch_run(module, "bfloat16"),
         "torch compiled": lambda: compiled(module),
         "ONNX Runtime float32": lambda: onnx_run(module, example),
         "OpenVINO float32": lambda: openvino("float32"),
@@ -72,13 +73,13 @@ def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable
 @torch.inference_mode()
 def table(model: str, title: str = "") -> None:
     """Measure and print one encoder."""
-    encoder = encoders.load(EncoderSettings(model=model), 4, torch.device("cpu"))
+    encoder = pretrained.load(EncoderSettings(model=model), 4, torch.device("cpu"))
     module, example = encoder.module, encoder.examples()[-1]
     assert module is not None
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for name, make in makers(module, example).items():
-        if "bfloat16" in name and not backends.has_bfloat16():
+        if "bfloat16" in name and not selection.has_bfloat16():
             failed[name] = "no bfloat16 here"
             continue
         try:
@@ -97,7 +98,7 @@ def table(model: str, title: str = "") -> None:
     print(f"\n{title or model}  {tuple(example[0].shape)} -> {tuple(reference.shape)}")
     print(f"  {'backend':<30}{'ms':>8}{'cosine':>11}{'difference':>12}")
     for name, run in runs.items():
-        cosine, difference = backends.compare([reference], [run(*example)])
+        cosine, difference = selection.compare([reference], [run(*example)])
         print(f"  {name:<30}{statistics.median(times[name]):>8.2f}{cosine:>11.6f}{difference:>12.2g}")
     for name, why in failed.items():
         print(f"  {name:<30}{why:>8}")
@@ -121,7 +122,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # exporters complain about their own internals
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    print(backends.processor())
+    print(selection.processor())
     models = parser.parse_args().models
     for model in models or BUNDLED:
         try:

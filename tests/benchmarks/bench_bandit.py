@@ -19,11 +19,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actuators.actions import ActionSpace, Choice
-from learners.algorithm import Algorithm
-from learners.batch import Batch
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from learners.rl.algorithm import Algorithm
+from learners.rl.batch import Batch
 
 
 def features(x_W: np.ndarray) -> Features:

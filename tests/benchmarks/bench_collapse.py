@@ -29,17 +29,17 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actuators.actions import Value
-from learners.algorithm import Algorithm
+from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
-from learners.environments import Score
-from learners.evaluate import Trial, evaluate
-from learners.ledger import Entry
-from learners.lockstep import EVALUATION_SEED, Trainer
-from learners.manifest import Manifest
-from learners.perception import Tokens, values_of
-from learners.probation import Probation
-from learners.promotion import STEPS
-from learners.transition import Transition
+from learners.experience.transition import Transition
+from learners.gym.observations import Tokens, values_of
+from learners.gym.spaces import Score
+from learners.gym.trainer import EVALUATION_SEED, Trainer
+from learners.promotion.pipeline import Trial, evaluate
+from learners.promotion.steps import STEPS
+from learners.rl.algorithm import Algorithm
+from learners.safeguards.probation import Probation
+from learners.safeguards.reward_ledger import Entry
 
 SETTINGS = PromotionSettings.model_validate({})
 BEFORE_SHADOW = ("whole", "fast", "sane", "labels", "ope")

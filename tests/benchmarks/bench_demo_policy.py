@@ -20,21 +20,21 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from actuators.lockstep import Panorama
-from learners.algorithm import Algorithm
-from learners.mirror import Mirror
-from learners.model.backends import Wanted
-from learners.model.calibrations import Calibrations
-from learners.model.encoders import Encoder
-from learners.model.encoders import load as load_encoder
+from actuators.sim.panorama_env import Panorama
+from learners.experience.transition import Transition
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.selection import Wanted
+from learners.model.encoders.base import Encoder
+from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.features import Features, recorded
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from learners.replay import Replay
-from learners.transition import Transition
-from runtime.brain import build_spec, window_s
-from runtime.config import load as load_settings
-from runtime.settings import Config
+from learners.rl.algorithm import Algorithm
+from learners.rl.mirror_augmentation import Mirror
+from learners.rl.replay_buffer import Replay
+from runtime.config.loader import load as load_settings
+from runtime.config.schema import Config
+from runtime.inference.build import build_spec, window_s
 from sensors.readings import Frame, Reading, Sound, Text
 
 IN_SIGHT_DEG = 100.0

@@ -21,18 +21,18 @@ import torch
 from bench_demo_policy import encoders_of, tokens_of
 from rich.progress import track
 
-from actuators.lockstep import Panorama
-from learners.algorithm import Algorithm
-from learners.mirror import Mirror
-from learners.model.encoders import Encoder
+from actuators.sim.panorama_env import Panorama
+from learners.experience.transition import Transition
+from learners.model.encoders.base import Encoder
 from learners.model.features import recorded
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from learners.replay import Replay
-from learners.transition import Transition
-from runtime.brain import build_spec
-from runtime.config import load as load_settings
-from runtime.settings import Config
+from learners.rl.algorithm import Algorithm
+from learners.rl.mirror_augmentation import Mirror
+from learners.rl.replay_buffer import Replay
+from runtime.config.loader import load as load_settings
+from runtime.config.schema import Config
+from runtime.inference.build import build_spec
 
 EVALUATED, EVALUATION_WORLD, TEACHING_WORLD = 20, 1_000_000, 2_000_000
 WARMUP = 64

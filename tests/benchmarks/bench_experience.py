@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actuators.actions import ActionSpace, Choice
 from learners.config import ExperienceSettings
-from learners.experience import Store, Transition
+from learners.experience.reader import Reader
+from learners.experience.store import Store, Transition
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.reader import Reader
-from learners.replay import Replay
+from learners.rl.replay_buffer import Replay
 
 STREAMS = {"front": (4, 1_280), "room": (4, 384), "orders": (4, 384)}
 

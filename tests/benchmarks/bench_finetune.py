@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from learners.finetune import finetune
-from learners.model.bundled import BundledError
+from learners.finetune.run import finetune
+from learners.model.encoders.bundled import BundledError
 
 
 @dataclass(frozen=True)

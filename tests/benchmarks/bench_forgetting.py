@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from learners import datasets
-from learners.finetune import Splits, build, measure, tune
-from learners.forgetting import transplant
-from learners.model.bundled import resolve
+from learners.finetune import datasets
+from learners.finetune.forgetting import transplant
+from learners.finetune.run import Splits, build, measure, tune
+from learners.model.encoders.bundled import resolve
 from learners.tasks.registry import open_task
 
 MINILM = "bundled:minilm-l6"

@@ -28,15 +28,24 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import learning  # noqa: E402 - the path comes first
 
-from actuators.actions import ActionSpace, Choice  # noqa: E402 - the path comes first
+from actuators.actions import (  # noqa: E402
+    ActionSpace,
+    Choice,
+)
 from learners.config import ExperienceSettings  # noqa: E402 - the path comes first
-from learners.experience import Store, Transition  # noqa: E402 - the path comes first
-from learners.handover import hand_over  # noqa: E402 - the path comes first
-from learners.learner import Learner  # noqa: E402 - the path comes first
+from learners.experience.store import (  # noqa: E402
+    Store,
+    Transition,
+)
+from learners.ipc.policy_spec import hand_over  # noqa: E402 - the path comes first
 from learners.model.features import Features  # noqa: E402 - the path comes first
 from learners.model.policy import Policy  # noqa: E402 - the path comes first
-from learners.model.spec import PolicySpec, StreamSpec  # noqa: E402 - the path comes first
-from learners.process import Inputs  # noqa: E402 - the path comes first
+from learners.model.spec import (  # noqa: E402
+    PolicySpec,
+    StreamSpec,
+)
+from learners.worker.learner import Learner  # noqa: E402 - the path comes first
+from learners.worker.loop import Inputs  # noqa: E402 - the path comes first
 
 RATE_HZ, BLOCK_S, SETTLE_S = 20.0, 10.0, 1.0
 SPEC = PolicySpec(
@@ -111,7 +120,7 @@ def learner_process(folder: Path) -> subprocess.Popen[bytes]:
     path = folder / "settings.json"
     path.write_bytes(Inputs.model_validate(settings).model_dump_json().encode())
     hand_over(folder, SPEC)
-    return subprocess.Popen([sys.executable, "-m", "learners.process", str(path)], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-m", "learners.worker.loop", str(path)], cwd=ROOT)
 
 
 def progress(folder: Path) -> dict[str, Any]:

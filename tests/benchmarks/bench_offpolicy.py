@@ -24,7 +24,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, train_test_split
 
-from learners import estimators
+from learners.promotion.ope import estimators
 
 ALPHA_B, ALPHA_E = 0.4, 0.9
 LOGGED = 0.7

@@ -33,17 +33,26 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from learning import make_learner  # noqa: E402 - after the path
 from watching import BEGUN_S, Blind, NoRewards  # noqa: E402 - after the path
 
-from actuators import panorama  # noqa: E402 - after the path
-from actuators.panorama import TICK_S, TURNS  # noqa: E402 - after the path
-from learners.config import ExperienceSettings, TopicReward  # noqa: E402 - after the path
-from learners.experience import Store  # noqa: E402 - after the path
-from learners.ledger import Entry, Ledger  # noqa: E402 - after the path
+from actuators.sim import panorama_world  # noqa: E402 - after the path
+from actuators.sim.panorama_world import (  # noqa: E402
+    TICK_S,
+    TURNS,
+)
+from learners.config import (  # noqa: E402
+    ExperienceSettings,
+    TopicReward,
+)
+from learners.experience.store import Store  # noqa: E402 - after the path
+from learners.experience.transition import Transition  # noqa: E402 - after the path
 from learners.model.features import Features  # noqa: E402 - after the path
-from learners.quarantine import Quarantine  # noqa: E402 - after the path
-from learners.transition import Transition  # noqa: E402 - after the path
-from runtime.feedback import Feedback  # noqa: E402 - after the path
-from runtime.outcomes import Outcomes  # noqa: E402 - after the path
-from runtime.sources import Sources  # noqa: E402 - after the path
+from learners.safeguards.reward_ledger import (  # noqa: E402
+    Entry,
+    Ledger,
+)
+from learners.safeguards.source_consistency import Quarantine  # noqa: E402 - after the path
+from runtime.feedback.outcomes import Outcomes  # noqa: E402 - after the path
+from runtime.feedback.receiver import Feedback  # noqa: E402 - after the path
+from runtime.feedback.source_quarantine import Sources  # noqa: E402 - after the path
 
 HOSTILE = 0.25
 """Share of decisions that the hostile source rewards, too: one message in five is its own."""
@@ -124,7 +133,7 @@ class Agent:
         turn, probability = self.decide(seen)
         world.head.turn = turn
         world.advance(TICK_S)
-        gain = panorama.reward(before, world.distance_deg())
+        gain = panorama_world.reward(before, world.distance_deg())
         self.store.append(
             Transition(
                 session="s", tick=tick, decision=decision, stamp_s=self.now_s, policy="p", tokens={"joints": seen},
@@ -144,7 +153,7 @@ class Agent:
         return gain
 
     @torch.no_grad()
-    def decide(self, seen: np.ndarray[Any, Any]) -> tuple[panorama.Turn, float]:
+    def decide(self, seen: np.ndarray[Any, Any]) -> tuple[panorama_world.Turn, float]:
         """The acting policy's choice, exploration included."""
         tokens = {"joints": torch.from_numpy(seen)[None, None]}
         features = Features(tokens, torch.ones(1, 1, 1, dtype=torch.bool), torch.zeros(1, 1, 1))

@@ -1,6 +1,6 @@
 """Probation in figures: `python tests/benchmarks/bench_probation.py [TRIALS] [RUNS]` (default 100 and 10,000).
 
-1. Coverage by simulation, RUNS each: how often the confidence sequence of `learners/confidence.py` ever loses the true mean, how
+1. Coverage by simulation, RUNS each: how often the confidence sequence of `learners/promotion/ope/bounds.py` ever loses the true mean, how
    often `Drop` ever sees a fall where there is none (rewards that depend on each other within episodes of 6 to 10 s), how often
    `Bet` is won though the mean is at its limit. Bound: alpha.
 2. Trials in the demo's world in virtual time, TRIALS each (`tests/watching.py` says what of it is real): a good version acts for
@@ -32,10 +32,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from watching import Script, Stage  # noqa: E402 - after the path
 
-from learners.comparison import EPISODE_RHO, SHARES  # noqa: E402 - after the path
-from learners.confidence import ConfidenceSequence  # noqa: E402 - after the path
-from learners.drop import Bet, Drop, Reference  # noqa: E402 - after the path
-from learners.watched import LEAST_EPISODES  # noqa: E402 - after the path
+from learners.promotion.ope.bounds import ConfidenceSequence  # noqa: E402 - after the path
+from learners.safeguards.sequential_tests import (  # noqa: E402
+    Bet,
+    Drop,
+    Reference,
+)
+from learners.safeguards.version_comparison import (  # noqa: E402
+    EPISODE_RHO,
+    SHARES,
+)
+from learners.safeguards.version_statistics import LEAST_EPISODES  # noqa: E402 - after the path
 
 ALPHA = 0.05
 REFERENCE_S = 120.0

@@ -41,13 +41,17 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 import demo_logs as demo  # noqa: E402 - the path comes first
 
+from learners.checkpoints.manifest import Manifest  # noqa: E402 - the path comes first
 from learners.config import PromotionSettings  # noqa: E402 - the path comes first
-from learners.evaluate import Trial, Verdict, evaluate  # noqa: E402 - the path comes first
-from learners.manifest import Manifest  # noqa: E402 - the path comes first
+from learners.experience.reader import Row  # noqa: E402 - the path comes first
+from learners.experience.transition import Transition  # noqa: E402 - the path comes first
 from learners.model.policy import Policy  # noqa: E402 - the path comes first
-from learners.promotion import STEPS  # noqa: E402 - the path comes first
-from learners.reader import Row  # noqa: E402 - the path comes first
-from learners.transition import Transition  # noqa: E402 - the path comes first
+from learners.promotion.pipeline import (  # noqa: E402
+    Trial,
+    Verdict,
+    evaluate,
+)
+from learners.promotion.steps import STEPS  # noqa: E402 - the path comes first
 
 SETTINGS = PromotionSettings.model_validate({})
 FRESH = 100

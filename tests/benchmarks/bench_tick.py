@@ -36,8 +36,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes import Mosquitto, eventually  # noqa: E402 - after the path
-from runtime.mqtt import Address, Connection, Message  # noqa: E402 - after the path
-from sensors import opencv  # noqa: E402 - after the path
+from runtime.mqtt import (  # noqa: E402
+    Address,
+    Connection,
+    Message,
+)
+from sensors.drivers import opencv  # noqa: E402 - after the path
 
 PERIOD_S, LEAD_S, SPACING_S = 0.1, 0.02, 0.25
 START_S = 180.0
@@ -157,7 +161,7 @@ async def measure(folder: Path, broker: Mosquitto, rounds: int, frames: int) -> 
     client, sent, chance = Client(connection), pictures(frames), random.Random(0)
     task = asyncio.create_task(connection.run())
     with ExitStack() as stack:
-        start(stack, folder, "-m", "runtime.cli", "run", str(config))
+        start(stack, folder, "-m", "runtime.cli.main", "run", str(config))
         await eventually(lambda: bool(client.daemon.stamps), "the daemon's first decision", START_S)
         start(stack, folder, str(ROOT / "tests" / "benchmarks" / "handwritten.py"), str(config), str(broker.port))
         await eventually(lambda: bool(client.script.stamps), "the script's first command", START_S)

@@ -29,10 +29,10 @@ from matplotlib import pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from learners.algorithm import Algorithm
-from learners.lockstep import Trainer, TrainSettings
+from learners.gym.train import train
+from learners.gym.trainer import Trainer, TrainSettings
 from learners.model.heads import Heads
-from learners.train import train
+from learners.rl.algorithm import Algorithm
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from learners.algorithm import Algorithm
-from learners.lockstep import Trainer, TrainSettings
+from learners.gym.trainer import Trainer, TrainSettings
 from learners.model.heads import Heads
+from learners.rl.algorithm import Algorithm
 
 FILL = 5_000
 

@@ -36,14 +36,21 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import finetune_data as data  # noqa: E402 - after the path
 import labelling  # noqa: E402 - after the path
 
-from learners import datasets  # noqa: E402 - after the path
-from learners.config import ExperienceSettings, FinetuneSettings, TaskSettings  # noqa: E402 - after the path
-from learners.experience import Label, Store  # noqa: E402 - after the path
-from learners.model.bundled import resolve  # noqa: E402 - after the path
-from learners.online import Online  # noqa: E402 - after the path
-from learners.reader import Reader  # noqa: E402 - after the path
+from learners.config import (  # noqa: E402
+    ExperienceSettings,
+    FinetuneSettings,
+    TaskSettings,
+)
+from learners.continual.trainer import Online  # noqa: E402 - after the path
+from learners.continual.versions import Versions  # noqa: E402 - after the path
+from learners.experience.reader import Reader  # noqa: E402 - after the path
+from learners.experience.store import (  # noqa: E402
+    Label,
+    Store,
+)
+from learners.finetune import datasets  # noqa: E402 - after the path
+from learners.model.encoders.bundled import resolve  # noqa: E402 - after the path
 from learners.tasks.registry import open_task  # noqa: E402 - after the path
-from learners.versions import Versions  # noqa: E402 - after the path
 
 MINILM = "bundled:minilm-l6"
 INTENTS = 5

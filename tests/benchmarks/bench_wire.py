@@ -24,7 +24,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from wire_helpers import address, running  # noqa: E402 - the path comes first
 
 from fakes import Mosquitto, free_port  # noqa: E402 - the path comes first
-from runtime.mqtt import Connection, Message  # noqa: E402 - the path comes first
+from runtime.mqtt import (  # noqa: E402
+    Connection,
+    Message,
+)
 from runtime.mqtt import client as own  # noqa: E402 - the path comes first
 
 RATE_HZ, SECONDS = 50, 10

@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actuators.actions import ActionSpace, Choice
-from actuators.lockstep import Panorama
-from actuators.panorama import TURNS
-from learners.algorithm import Algorithm
+from actuators.sim.panorama_env import Panorama
+from actuators.sim.panorama_world import TURNS
 from learners.config import EncoderSettings, PolicySettings
-from learners.model.encoders import Encoder, load
+from learners.experience.transition import Transition
+from learners.model.encoders.base import Encoder
+from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.replay import Replay
-from learners.transition import Transition
+from learners.rl.algorithm import Algorithm
+from learners.rl.replay_buffer import Replay
 from sensors.readings import Frame, Reading, Sound, Text
 
 ACTIONS = ActionSpace((Choice("head", tuple(TURNS)),))

@@ -48,7 +48,7 @@ def clinc(_: Path) -> Paths:
 
 def semeval(out: Path) -> Paths:
     """SemEval-2010 Task 8; every tenth training example is validation."""
-    from learners.datasets import read
+    from learners.finetune.datasets import read
 
     folder = SHARED / "semeval2010_task8"
     examples = read(folder / "train.txt")
@@ -203,7 +203,7 @@ def small_bert(out: Path) -> str:
     """BERT's architecture, small and with random weights, on the vocabulary of a real one."""
     from transformers import AutoTokenizer
 
-    from learners.model.bundled import resolve
+    from learners.model.encoders.bundled import resolve
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(resolve("bundled:minilm-l6"))

@@ -27,12 +27,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from learners.config import EncoderSettings  # noqa: E402 - after the path
-from learners.handover import take_over  # noqa: E402 - after the path
-from learners.model.backends import Wanted, build  # noqa: E402 - after the path
-from learners.model.calibrations import Calibrations  # noqa: E402 - after the path
-from learners.model.encoders import load  # noqa: E402 - after the path
+from learners.ipc.policy_spec import take_over  # noqa: E402 - after the path
+from learners.model.backends.calibration_cache import Calibrations  # noqa: E402 - after the path
+from learners.model.backends.selection import (  # noqa: E402
+    Wanted,
+    build,
+)
+from learners.model.encoders.preprocess import resize  # noqa: E402 - after the path
+from learners.model.encoders.pretrained import load  # noqa: E402 - after the path
 from learners.model.policy import Policy  # noqa: E402 - after the path
-from learners.model.preprocess import resize  # noqa: E402 - after the path
 
 
 class Estimate(torch.nn.Module):

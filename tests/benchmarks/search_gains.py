@@ -4,7 +4,7 @@
 
 Augmented random search, V2-t (Mania, Guy and Recht 2018, algorithm 2, with their settings for Hopper): no network, no gradient. Prints
 the mean return of `CHECKED` episodes as it goes, and at the end the best gains and offset for plain observations, as they stand in
-`learners/teachers.py`.
+`learners/gym/demonstrations.py`.
 """
 
 from __future__ import annotations

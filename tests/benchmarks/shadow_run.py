@@ -39,10 +39,10 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from actuators import demo  # noqa: E402 - after the path
+from actuators.sim import panorama_plant  # noqa: E402 - after the path
 from fakes import connect_when_up, free_port  # noqa: E402 - after the path
+from runtime.config.schema import MqttSettings  # noqa: E402 - after the path
 from runtime.plant import serve  # noqa: E402 - after the path
-from runtime.settings import MqttSettings  # noqa: E402 - after the path
 
 START_S = 180.0
 HUMAN = {"override", "gate", ""}
@@ -100,8 +100,8 @@ def settings(folder: Path, port: int) -> Path:
 
 def world(port: int) -> int:
     """The demo's world with a person who does not tire; a process of its own, as `plant:` has it."""
-    demo.TAKEOVERS_S = float("inf")
-    plant = demo.PanoramaPlant("demo", 0, takeovers=True)
+    panorama_plant.TAKEOVERS_S = float("inf")
+    plant = panorama_plant.PanoramaPlant("demo", 0, takeovers=True)
     asyncio.run(serve(plant, MqttSettings(url=f"mqtt://127.0.0.1:{port}"), "demo"))
     return 0
 
@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> int:
         folder = Path(name)
         config = settings(folder, port)
         with (folder / "log").open("wb") as log, (folder / "commands").open("w+") as heard, ExitStack() as running:
-            run = [sys.executable, "-m", "runtime.cli", "run", str(config)]
+            run = [sys.executable, "-m", "runtime.cli.main", "run", str(config)]
             daemon = started(running, run, log)
             client = connected(port, seen)
             running.callback(client.loop_stop)

@@ -11,8 +11,8 @@ import pytest
 import tinymodels
 
 from learners.config import TaskSettings
-from learners.labels import Labels
-from learners.reader import Reader
+from learners.continual.labels import Labels
+from learners.experience.reader import Reader
 
 INTENTS = {"go": "move", "stop": "halt", "left": "turn"}
 LATER = {"red": "warn", "blue": "calm"}

@@ -20,7 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, Page, expect
 
 from fakes import connect_when_up, wait_for
-from learners.reader import Reader
+from learners.experience.reader import Reader
 
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is missing: apt-get install chromium")
 PATIENCE_MS = 120_000

@@ -21,9 +21,9 @@ import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fakes import end, free_port
-from runtime.brain import build_engine
-from runtime.config import load
-from runtime.versions import open_checkpoints
+from learners.checkpoints.store import open_checkpoints
+from runtime.config.loader import load
+from runtime.inference.build import build_engine
 
 BASE = "reflexd/small"
 START_S = 150.0
@@ -110,7 +110,7 @@ def config(tmp_path: Path) -> Iterator[Path]:
         )
     )
     log = (tmp_path / "log").open("w")
-    process = subprocess.Popen([sys.executable, "-m", "runtime.cli", "run", str(path)], stdout=log, stderr=log)
+    process = subprocess.Popen([sys.executable, "-m", "runtime.cli.main", "run", str(path)], stdout=log, stderr=log)
     yield path
     end(process)
     log.close()
@@ -118,7 +118,7 @@ def config(tmp_path: Path) -> Iterator[Path]:
 
 def test_it_is_back_out_in_ten_seconds_and_a_crash_loop_too(config: Path) -> None:
     loaded = load(config).config
-    checkpoints = open_checkpoints(loaded)
+    checkpoints = open_checkpoints(loaded.state_dir, loaded.promotion)
     engine = build_engine(loaded, checkpoints)
     state, spec = engine.policy.state_dict(), json.loads(engine.spec.to_json())
     engine.close()

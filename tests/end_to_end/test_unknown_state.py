@@ -17,12 +17,11 @@ import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fakes import Mosquitto, connect_when_up, end, wait_for
-from learners import schema
-from learners.checkpoints import Checkpoints
-from learners.signing import load_key
-from runtime.brain import build_engine
-from runtime.config import load
-from runtime.versions import open_checkpoints
+from learners.checkpoints.signing import load_key
+from learners.checkpoints.store import Checkpoints, open_checkpoints
+from learners.experience import schema
+from runtime.config.loader import load
+from runtime.inference.build import build_engine
 
 START_S = 150.0
 BASE = "reflexd/old"
@@ -45,7 +44,7 @@ def of_format_2(versions: Checkpoints, version: str, state: Path) -> None:
 def make_strange(config: Path, state: Path) -> tuple[str, str]:
     """Two versions that acted, the newer and everything else of another program's format; gives their names."""
     loaded = load(config).config
-    checkpoints = open_checkpoints(loaded)
+    checkpoints = open_checkpoints(loaded.state_dir, loaded.promotion)
     engine = build_engine(loaded, checkpoints)
     weights, spec = engine.policy.state_dict(), json.loads(engine.spec.to_json())
     engine.close()
@@ -105,7 +104,7 @@ def test_it_starts_names_what_it_does_not_know_and_acts(tmp_path: Path, broker: 
     good, strange = make_strange(config, state)
     witness = Witness(broker.port)
     with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-m", "runtime.cli", "run", str(config)]
+        command = [sys.executable, "-m", "runtime.cli.main", "run", str(config)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         wait_for(lambda: len(witness.policies) > 5, "decisions", START_S)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import orjson
 
-from runtime import link
+from runtime.gate import ipc
 
 HELD_S = 3.0
 
@@ -56,10 +56,10 @@ def tick(end: socket.socket, given: argparse.Namespace, stop: threading.Event) -
     while not stop.is_set():
         stale = tuple(given.stale.split(",")) if given.stale else ()
         actions: dict[str, object] = {"head": values[number % len(values)]}
-        proposal = link.Proposal(number, f"{os.getpid()}-{number}", "fake-1", time.monotonic(), actions, stale)  # type: ignore[arg-type]
+        proposal = ipc.Proposal(number, f"{os.getpid()}-{number}", "fake-1", time.monotonic(), actions, stale)  # type: ignore[arg-type]
         try:
-            end.send(link.pack(proposal))
-            verdict = link.unpack(end.recv(link.MAX_MESSAGE))
+            end.send(ipc.pack(proposal))
+            verdict = ipc.unpack(end.recv(ipc.MAX_MESSAGE))
         except OSError:
             return
         if out is not None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import orjson
 
-from runtime import child, log
-from runtime.children import Spec
-from runtime.config import load
-from runtime.supervisor import run
+from runtime.config.loader import load
+from runtime.process import child, log
+from runtime.supervisor.children import Spec
+from runtime.supervisor.supervisor import run
 
 
 def main() -> int:

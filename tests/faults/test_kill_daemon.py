@@ -26,7 +26,7 @@ import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fakes import Mosquitto, connect_when_up
-from learners.reader import Reader
+from learners.experience.reader import Reader
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "reflexd/cart"
@@ -52,7 +52,7 @@ class Life:
         self.decisions: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         plant = ("plant", "CartPole-v1", "--rate", str(RATE_HZ))
-        command = [sys.executable, "-m", "runtime.cli", *plant, "--agent", "cart", "--config"]
+        command = [sys.executable, "-m", "runtime.cli.main", *plant, "--agent", "cart", "--config"]
         printed = subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout
         settings = yaml.safe_load(printed) | {
             "state_dir": str(self.state),
@@ -75,7 +75,7 @@ class Life:
         connect_when_up(self.client, broker.port, START_S)
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "runtime.cli", *arguments]
+        command = [sys.executable, "-m", "runtime.cli.main", *arguments]
         return subprocess.Popen(command, stdout=self.log, stderr=self.log, cwd=ROOT)
 
     def __enter__(self) -> Self:

@@ -15,16 +15,16 @@ import learning
 import orjson
 import pytest
 
-from learners import process
-from learners.checkpoints import Checkpoints
-from learners.handover import hand_over
-from learners.inputs import Inputs
-from learners.manifest import CheckpointRefused
-from learners.outbox import Outbox
-from learners.reader import Reader
-from learners.signing import load_key
+from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.signing import load_key
+from learners.checkpoints.store import Checkpoints
+from learners.experience.reader import Reader
+from learners.ipc.outbox import Outbox
+from learners.ipc.policy_spec import hand_over
+from learners.ipc.settings import Inputs
+from learners.worker import loop
 
-ROOT = Path(process.__file__).parents[1]
+ROOT = Path(loop.__file__).parents[2]
 WRITER = """
 import sys
 sys.path[:0] = ["tests"]
@@ -124,7 +124,7 @@ def kill_learners(folder: Path, kills: int, seed: int) -> int:
     states = Checkpoints(folder / "learner" / "state", load_key(folder))
     unloadable, at, filled = 0, 0, 200
     for number in range(kills):
-        one = subprocess.Popen([sys.executable, "-m", "learners.process", str(path)], cwd=ROOT)
+        one = subprocess.Popen([sys.executable, "-m", "learners.worker.loop", str(path)], cwd=ROOT)
         wait_until(lambda number=number: len(resumed(folder)) == number + 1)
         unloadable += number > 0 and not resumed(folder)[-1]["resumed"]
         before = resumed(folder)[-1]["update"]

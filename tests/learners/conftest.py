@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from learners.experience import Store
+from learners.experience.store import Store
 
 
 @pytest.fixture

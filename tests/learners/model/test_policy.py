@@ -11,10 +11,10 @@ from torch import Tensor
 
 from actuators.actions import ActionSpace, Choice, Continuous, Utterance
 from learners.model.features import Features, blank, concat, recorded, stack
-from learners.model.normalise import Normaliser
+from learners.model.normalizer import Normaliser
 from learners.model.policy import Policy, drop_streams, load, save
 from learners.model.spec import PolicySpec, SpecError, StreamSpec
-from runtime.decided import forward_scores
+from runtime.inference.decision import forward_scores
 
 ACTIONS = ActionSpace(
     (Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, 0.0), (1.0, 2.0)), Utterance("say", "talk"))

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaModel
 
 from learners.config import EncoderSettings
-from learners.finetune import finetune
-from learners.model.encoders import load
+from learners.finetune.run import finetune
+from learners.model.encoders.pretrained import load
+from learners.reencoding.task_encoder import state_of
 from learners.tasks.base import Task
 from learners.tasks.registry import open_task
-from learners.tuned import state_of
 
 LAYERS = 3
 """Of the encoders here."""

@@ -1,0 +1,73 @@
+"""One actuator as the gate sees it: what it does, who holds it, and what can be said of a proposal without looking at the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from actuators.actions import Value
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
+from actuators.safety import limits
+from actuators.safety.limits import Refusal
+from actuators.safety.rulings import By, Mode, Offer, Ruling
+
+
+@dataclass(slots=True)
+class Hold:
+    """A person's action in force."""
+
+    value: Value
+    until_s: float
+
+
+@dataclass(slots=True)
+class Actuator:
+    """One actuator as the gate sees it."""
+
+    name: str
+    settings: AnyActuator
+    requires: frozenset[str]
+    mode: Mode
+    value: Value | None = None
+    """What it does, by the newest command or report; None when not known."""
+    by: By = "nobody"
+    sent_s: float = -math.inf
+    changed_s: float = -math.inf
+    touched: bool = False
+    """This gate has sent it something."""
+    resting: bool = False
+    """The safe action is the last that was sent."""
+    reported: bool = False
+    hold: Hold | None = None
+    rule: str | None = None
+    """The rule in force at the last proposal."""
+
+
+def doubt(each: Actuator, offer: Offer, now_s: float) -> Refusal | None:
+    """Why this proposal cannot be trusted for this actuator."""
+    if not offer.ready:
+        return Refusal("not_ready", "the agent is starting or draining")
+    age_s = now_s - offer.stamp_s
+    if not 0 <= age_s <= each.settings.ttl_ms / 1_000:
+        return Refusal("expired", f"observed {age_s * 1_000:.0f} ms ago; at most {each.settings.ttl_ms}")
+    stale = each.requires.intersection(offer.stale)
+    if stale:
+        return Refusal("stale", f"{sorted(stale)} gives nothing fresh")
+    return None
+
+
+def report_of(settings: AnyActuator, value: object) -> Value | Refusal:
+    """A device's report: any finite vector of the right size, else what `check` takes."""
+    if isinstance(settings, ContinuousSettings):
+        return limits.vector(value, len(settings.low))
+    return limits.check(settings, value)
+
+
+def stays_put(settings: AnyActuator) -> bool:
+    """Whether being safe means to send nothing."""
+    return settings.safe == "hold" and not (isinstance(settings, ChoiceSettings) and "hold" in settings.choices)
+
+
+def quiet(each: Actuator) -> Ruling:
+    """Nothing to send and nothing to say."""
+    return Ruling(each.name, None, None, "nobody")

@@ -1,0 +1,1 @@
+"""Simulated plants: gymnasium environments and the demo world."""

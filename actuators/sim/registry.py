@@ -1,0 +1,67 @@
+"""From settings to what they mean: the action space, and the device that a name stands for.
+
+A third party's device comes through the entry point `reflexd.actuators`: a callable with the keywords `agent`, `seed` and
+`rate_hz` that returns a `Plant`; `reflexd plant NAME` then carries it.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from actuators.sim.plant import Plant
+
+PANORAMA = "panorama"
+GROUP = "reflexd.actuators"
+
+
+def build_plant(
+    environment: str, *, agent: str, seed: int = 0, rate_hz: float | None = None, takeovers: bool = False
+) -> Plant:
+    """The device called `environment`: `panorama`, an entry point of `reflexd.actuators`, or a gymnasium id.
+
+    Raises:
+        ValueError: there is no such environment, or its spaces cannot be put on the wire.
+    """
+    if environment == PANORAMA:
+        from actuators.sim.panorama_plant import PanoramaPlant  # noqa: PLC0415 - pictures and sounds are loaded by who needs them
+
+        return PanoramaPlant(agent, seed, takeovers=takeovers)
+    for point in entry_points(group=GROUP, name=environment):
+        return _plugin(environment, point.load()(agent=agent, seed=seed, rate_hz=rate_hz))
+    return _environment(environment, agent, seed, rate_hz)
+
+
+def plant_settings(environment: str, *, agent: str, rate_hz: float | None = None) -> dict[str, Any]:
+    """A settings file, as plain values, for an agent that controls `environment`.
+
+    Raises:
+        ValueError: there is no such environment, or its spaces cannot be put on the wire.
+    """
+    from actuators.sim import gym_plant, panorama_plant  # noqa: PLC0415 - as above
+
+    if environment == PANORAMA:
+        return panorama_plant.settings(agent)
+    import gymnasium  # noqa: PLC0415 - as above
+
+    try:
+        return gym_plant.settings(environment, agent, rate_hz)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"{environment!r}: {error}") from None
+
+
+def _environment(environment: str, agent: str, seed: int, rate_hz: float | None) -> Plant:
+    import gymnasium  # noqa: PLC0415 - as above
+
+    from actuators.sim.gym_plant import GymPlant  # noqa: PLC0415 - as above
+
+    try:
+        return GymPlant(environment, agent, seed, rate_hz)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"{environment!r}: neither panorama, nor a plugin, nor gymnasium's: {error}") from None
+
+
+def _plugin(name: str, plant: object) -> Plant:
+    if not isinstance(plant, Plant):
+        raise ValueError(f"{name}: the entry point of {GROUP} gave {type(plant).__name__}, which is no Plant")  # noqa: TRY004 - told to users
+    return plant

@@ -1,0 +1,1 @@
+"""Signed policy versions on disk."""

@@ -1,0 +1,203 @@
+"""One version's directory: its files, the signed manifest that lists them, and every check before they are in memory.
+
+Files are read once, hashed, and parsed from the very bytes that were hashed; links are not followed. Knows nothing of what the
+tensors mean, nor of which version acts: `checkpoints.py` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from torch import Tensor
+
+from learners.checkpoints.signing import verified
+from learners.checkpoints.tensors import Shapes, Tensors, WeightsRefused, check_shapes, pack, unpack
+from learners.files import sync_directory, write_synced
+
+FORMAT = 1
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+VERSION = re.compile(r"^\d{6,12}-[0-9a-f]{8}$")
+JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS
+_FILE = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json)$")
+_MANIFEST_LIMIT = 1 << 20
+_FILE_LIMIT = 1 << 34
+
+
+class CheckpointRefused(Exception):  # noqa: N818 - reads as what happened
+    """A checkpoint that may not be loaded.
+
+    `reason` is one of: bad_name, missing, not_a_directory, not_a_file, no_manifest, unsigned, wrong_signature, bad_manifest,
+    unknown_format, wrong_version, missing_file, extra_file, wrong_hash, pickle, not_safetensors, not_json, not_finite,
+    wrong_shapes, failed_before.
+    """
+
+    def __init__(self, version: str, reason: str, detail: str) -> None:
+        super().__init__(f"checkpoint {version}: {reason}: {detail}")
+        self.version, self.reason, self.detail = version, reason, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of a version without loading it."""
+
+    version: str
+    parent: str | None
+    created_s: float
+    """Unix seconds."""
+    files: dict[str, str]
+    """SHA-256 of each file."""
+    encoder_versions: dict[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    """Rows it learned from: first, last, count."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A version that passed every check, in memory."""
+
+    manifest: Manifest
+    tensors: dict[str, dict[str, Tensor]]
+    """By file stem: `policy`, `learner`, ..."""
+    documents: dict[str, Any]
+    """By file stem: `spec`, `settings`, `position`, ..."""
+
+
+def packed(tensors: Mapping[str, Tensors], documents: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a version by name, out of what `Loaded` holds by stem.
+
+    Raises:
+        WeightsRefused: a tensor is not finite.
+        ValueError: a file stem is not of lower-case letters, digits, _ and -.
+    """
+    files = {f"{stem}.safetensors": pack(group) for stem, group in tensors.items()}
+    files |= {f"{stem}.json": orjson.dumps(value, option=JSON) for stem, value in documents.items()}
+    for name in files:
+        if not _FILE.match(name):
+            raise ValueError(f"checkpoint file {name!r}: use lower-case letters, digits, _ and -")
+    return files
+
+
+def write(directory: Path, files: Mapping[str, bytes], manifest: Manifest, key: Ed25519PrivateKey) -> None:
+    """Make a version's directory, signed, and return once it is on disk; whoever reads it must not see it before."""
+    signed = orjson.dumps(asdict(manifest), option=JSON)
+    directory.mkdir(mode=0o700)
+    for name, content in files.items():
+        write_synced(directory / name, content)
+    write_synced(directory / MANIFEST, signed)
+    write_synced(directory / SIGNATURE, key.sign(signed))
+    sync_directory(directory)
+
+
+def read_manifest(directory: Path, public: Ed25519PublicKey) -> Manifest:
+    """The signed manifest of a version's directory.
+
+    Raises:
+        CheckpointRefused: with the reason.
+    """
+    version = directory.name
+    if not VERSION.match(version):
+        raise CheckpointRefused(version, "bad_name", "a version is named like 000042-1f3a9c0e")
+    try:
+        mode = directory.lstat().st_mode
+    except FileNotFoundError:
+        raise CheckpointRefused(version, "missing", f"{directory} does not exist") from None
+    if not stat.S_ISDIR(mode):
+        raise CheckpointRefused(version, "not_a_directory", "a link or a file stands where the directory should")
+    content = _read(directory, MANIFEST, "no_manifest", _MANIFEST_LIMIT)
+    signature = _read(directory, SIGNATURE, "unsigned", _MANIFEST_LIMIT)
+    if not verified(public, signature, content):
+        raise CheckpointRefused(version, "wrong_signature", "the manifest was not signed with this installation's key")
+    return _parse(version, content)
+
+
+def load(directory: Path, public: Ed25519PublicKey, shapes: Mapping[str, Shapes] | None = None) -> Loaded:
+    """A version's directory in memory, after every check. `shapes` are those each tensor file must have.
+
+    Raises:
+        CheckpointRefused: with the reason.
+    """
+    manifest = read_manifest(directory, public)
+    version = manifest.version
+    there = {entry.name for entry in os.scandir(directory)}
+    wanted = {*manifest.files, MANIFEST, SIGNATURE}
+    for reason, names in (("missing_file", wanted - there), ("extra_file", there - wanted)):
+        if names:
+            raise CheckpointRefused(version, reason, ", ".join(sorted(names)))
+    tensors: dict[str, dict[str, Tensor]] = {}
+    documents: dict[str, Any] = {}
+    for name, digest in manifest.files.items():
+        content = _read(directory, name, "missing_file", _FILE_LIMIT)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise CheckpointRefused(version, "wrong_hash", f"{name} is not the file that was signed")
+        stem, _, kind = name.rpartition(".")
+        if kind == "json":
+            documents[stem] = _document(version, name, content)
+        else:
+            tensors[stem] = _tensors(version, stem, content, (shapes or {}).get(stem))
+    absent = set(shapes or {}) - set(tensors)
+    if absent:
+        raise CheckpointRefused(version, "missing_file", f"{', '.join(sorted(absent))}.safetensors is needed")
+    return Loaded(manifest, tensors, documents)
+
+
+def _read(directory: Path, name: str, missing: str, limit: int) -> bytes:
+    """A regular file's bytes; links are not followed, neither here nor for the directory."""
+    try:
+        handle = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise CheckpointRefused(directory.name, missing, f"{name} does not exist") from None
+    except OSError as error:
+        raise CheckpointRefused(directory.name, "not_a_file", f"{name}: {error.strerror}") from None
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise CheckpointRefused(directory.name, "not_a_file", f"{name} is no regular file of at most {limit} bytes")
+        return file.read()
+
+
+def _parse(version: str, content: bytes) -> Manifest:
+    try:
+        body = orjson.loads(content)
+        found = body["format"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointRefused(version, "bad_manifest", str(error)) from None
+    if found != FORMAT:
+        raise CheckpointRefused(version, "unknown_format", f"format {found!r}; this program reads format {FORMAT}")
+    try:
+        manifest = Manifest(**body)
+        sound = manifest.files and all(_FILE.match(name) and isinstance(h, str) for name, h in manifest.files.items())
+    except (TypeError, AttributeError) as error:
+        raise CheckpointRefused(version, "bad_manifest", str(error)) from None
+    if not sound:
+        raise CheckpointRefused(version, "bad_manifest", f"not a file list: {sorted(manifest.files)}")
+    if manifest.version != version:
+        raise CheckpointRefused(version, "wrong_version", f"the manifest is of {manifest.version}")
+    return manifest
+
+
+def _document(version: str, name: str, content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise CheckpointRefused(version, "not_json", f"{name}: {error}") from None
+
+
+def _tensors(version: str, stem: str, content: bytes, shapes: Shapes | None) -> dict[str, Tensor]:
+    try:
+        tensors = unpack(content)
+        if shapes is not None:
+            check_shapes(tensors, shapes)
+    except WeightsRefused as refusal:
+        raise CheckpointRefused(version, refusal.reason, f"{stem}.safetensors: {refusal}") from None
+    return tensors

@@ -1,0 +1,90 @@
+"""Ed25519 keys that sign checkpoints (RFC 8032, by `cryptography`).
+
+The key comes from systemd (`$CREDENTIALS_DIRECTORY/checkpoint-key`, PEM) or is made at the first start in
+`state_dir/keys`, readable by its owner alone. Whoever can read it can sign; it protects against files that were swapped,
+damaged or copied in, not against an intruder with the daemon's own rights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+CREDENTIAL = "checkpoint-key"
+
+
+class KeyRefused(Exception):  # noqa: N818 - reads as what happened
+    """The signing key cannot be used; `str` says which file, why, and the remedy."""
+
+
+def load_key(state_dir: Path, credentials: Path | None = None) -> Ed25519PrivateKey:
+    """The key of this installation, made when there is none.
+
+    Args:
+        state_dir: where `keys/checkpoint-key.pem` lives.
+        credentials: systemd's `$CREDENTIALS_DIRECTORY`, if the service has one.
+
+    Raises:
+        KeyRefused: not an Ed25519 key, or readable by others.
+    """
+    given = credentials / CREDENTIAL if credentials is not None else None
+    if given is not None and given.exists():
+        return _read(given)
+    path = state_dir / "keys" / f"{CREDENTIAL}.pem"
+    if not path.exists():
+        _make(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise KeyRefused(f"{path} has mode {mode:04o}: others may read it; run `chmod 600 {path}` or delete it")
+    return _read(path)
+
+
+def verified(public: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
+    """Whether `signature` is ours for `data`."""
+    try:
+        public.verify(signature, data)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _read(path: Path) -> Ed25519PrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise KeyRefused(
+            f"{path} is not an unencrypted PEM private key ({error}); delete it to have one made"
+        ) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyRefused(f"{path} holds a {type(key).__name__}; an Ed25519 key is needed")
+    return key
+
+
+def _make(path: Path) -> None:
+    """Write a new key under a name of its own, then link it into place: two processes starting at once agree on one."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(FileExistsError):
+        os.link(draft, path)
+    draft.unlink()
+
+
+def credentials_folder() -> Path | None:
+    """Return the folder in which systemd provides credentials to this service, if it does."""
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(given) if given else None

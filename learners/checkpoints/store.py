@@ -1,0 +1,286 @@
+"""Checkpoints: one signed directory a version, written atomically, read only when whole.
+
+    checkpoints/000042-1f3a9c0e/   policy.safetensors  learner.safetensors  spec.json  position.json ...
+                                   manifest.json (SHA-256 of every file, parent, data range, metrics)  manifest.sig
+    checkpoints/LIVE               which version acts, every one that ever did, and those that failed
+
+A version becomes visible by one rename after every byte is on disk, and LIVE is replaced by one rename: a crash at any
+moment leaves the last good version loadable. What a directory must hold to be loaded is in `manifest.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from learners.checkpoints.manifest import (
+    JSON,
+    VERSION,
+    CheckpointRefused,
+    Loaded,
+    Manifest,
+    load,
+    packed,
+    read_manifest,
+    write,
+)
+from learners.checkpoints.signing import credentials_folder, load_key
+from learners.checkpoints.tensors import Shapes, Tensors
+from learners.config import PromotionSettings
+from learners.files import locked, sync_directory, write_atomically
+
+LIVE = "LIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The content of LIVE."""
+
+    version: str | None = None
+    promoted: tuple[str, ...] = ()
+    """Every version that ever acted, oldest first."""
+    failed: tuple[str, ...] = ()
+    """Rolled back; never promoted again."""
+    changed_s: float = 0.0
+
+
+class Checkpoints:
+    """The folder of versions. Writers in several processes take turns on a lock file; readers need none."""
+
+    def __init__(
+        self,
+        folder: Path,
+        key: Ed25519PrivateKey,
+        *,
+        keep_last: int = 5,
+        keep_best: int = 3,
+        keep_promoted: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder, self.keep_last, self.keep_best = folder, keep_last, keep_best
+        self.keep_promoted = keep_promoted
+        """How many of those that ever acted stay; None: all."""
+        self._key, self._clock = key, clock
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locked(folder):
+            if not (folder / LIVE).exists() and not any(VERSION.match(path.name) for path in folder.iterdir()):
+                self._point(
+                    Live()
+                )  # so that a missing LIVE beside versions means damage, not "nothing was promoted yet"
+
+    @property
+    def public(self) -> Ed25519PublicKey:
+        """What verifies our signatures."""
+        return self._key.public_key()
+
+    def save(
+        self,
+        tensors: Mapping[str, Tensors],
+        documents: Mapping[str, Any],
+        *,
+        parent: str | None = None,
+        encoder_versions: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Write a new version and return its name; old ones go by the retention rule.
+
+        Raises:
+            WeightsRefused: a tensor is not finite.
+            ValueError: a file stem is not of lower-case letters, digits, _ and -.
+        """
+        files = packed(tensors, documents)
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        with locked(self.folder):
+            self._sweep()
+            version = f"{self._next_number():06d}-{_short(hashes)}"
+            manifest = Manifest(
+                version,
+                parent,
+                self._clock(),
+                hashes,
+                dict(encoder_versions or {}),
+                dict(data or {}),
+                dict(metrics or {}),
+            )
+            self._write(files, manifest)
+            self._retain(version)
+        return version
+
+    def load(self, version: str, shapes: Mapping[str, Shapes] | None = None) -> Loaded:
+        """A version in memory, after every check; `shapes` are those each tensor file must have.
+
+        Raises:
+            CheckpointRefused: with the reason.
+        """
+        return load(self.folder / version, self.public, shapes)
+
+    def verify(self, version: str, shapes: Mapping[str, Shapes] | None = None) -> Manifest:
+        """As `load`, keeping only the manifest."""
+        return self.load(version, shapes).manifest
+
+    def list(self) -> list[Manifest]:
+        """Versions whose manifest is signed by us, oldest first; the files are not read."""
+        found = []
+        for path in sorted(self.folder.iterdir()):
+            if VERSION.match(path.name):
+                with suppress(CheckpointRefused):
+                    found.append(read_manifest(path, self.public))
+        return found
+
+    def adopt(self, directory: Path, public: Ed25519PublicKey) -> str:
+        """Take over a version made elsewhere (by `reflexd train`) under our own key; an operator vouches for `public`.
+
+        Raises:
+            CheckpointRefused: it is not whole, or not signed with that key.
+        """
+        loaded = load(directory, public)
+        manifest = loaded.manifest
+        return self.save(
+            loaded.tensors,
+            loaded.documents,
+            encoder_versions=manifest.encoder_versions,
+            data=manifest.data,
+            metrics={**manifest.metrics, "adopted_from": manifest.version},
+        )
+
+    def live(self) -> Live:
+        """Which version acts; empty when LIVE is missing or broken."""
+        return self._live() or Live()
+
+    def _live(self) -> Live | None:
+        try:
+            body = orjson.loads((self.folder / LIVE).read_bytes())
+            live = Live(body["version"], tuple(body["promoted"]), tuple(body["failed"]), float(body["changed_s"]))
+        except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            return None
+        named = [*live.promoted, *live.failed, *([live.version] if live.version else [])]
+        return live if all(isinstance(name, str) and VERSION.match(name) for name in named) else None
+
+    def load_live(
+        self, refused: Callable[[CheckpointRefused], None], shapes: Mapping[str, Shapes] | None = None
+    ) -> Loaded | None:
+        """The live version, else the newest one that acted and still loads; None for none.
+
+        When LIVE itself is lost nobody knows what acted, and the newest that loads is taken. `refused` is told of every
+        version that had to be passed over.
+        """
+        live = self._live()
+        if live is None:
+            order = [path.name for path in sorted(self.folder.iterdir(), reverse=True) if VERSION.match(path.name)]
+        else:
+            order = [*([live.version] if live.version else []), *reversed(live.promoted)]
+        tried: set[str] = set(live.failed if live else ())
+        for version in order:
+            if version in tried:
+                continue
+            tried.add(version)
+            try:
+                return self.load(version, shapes)
+            except CheckpointRefused as refusal:
+                refused(refusal)
+        return None
+
+    def promote(self, version: str, shapes: Mapping[str, Shapes] | None = None) -> Live:
+        """Make a version live, after every check.
+
+        Raises:
+            CheckpointRefused: it may not be loaded, or was rolled back before.
+        """
+        self.load(version, shapes)
+        with locked(self.folder):
+            live = self.live()
+            if version in live.failed:
+                raise CheckpointRefused(version, "failed_before", "it was live and rolled back; it is not tried again")
+            earlier = live.promoted if self.keep_promoted is None else live.promoted[-self.keep_promoted :]
+            promoted = (*(name for name in earlier if name != version), version)
+            return self._point(Live(version, promoted, live.failed, self._clock()))
+
+    def rollback(self, *, to: str | None = None, failing: str | None = None) -> Live:
+        """Take the live version out for good and return to the one before it that still loads (or to `to`).
+
+        `failing` names the version that is meant: when another one has gone live since, that one stays and `failing` is only
+        marked.
+
+        Raises:
+            CheckpointRefused: there is nothing to go back to, or `to` may not be loaded.
+        """
+        with locked(self.folder):
+            live = self.live()
+            if live.version is None:
+                raise CheckpointRefused("none", "missing", "no version is live, so there is nothing to roll back")
+            if failing is not None and failing != live.version:
+                acted = tuple(name for name in live.promoted if name != failing)
+                marked = (*(name for name in live.failed if name != failing), failing)
+                return self._point(Live(live.version, acted, marked, live.changed_s))
+            earlier = [name for name in reversed(live.promoted) if name != live.version and name not in live.failed]
+            for candidate in [to] if to is not None else earlier:
+                try:
+                    self.load(candidate)
+                except CheckpointRefused:
+                    if to is not None:
+                        raise
+                    continue
+                failed = (*(name for name in live.failed if name != live.version), live.version)
+                promoted = (*(name for name in live.promoted if name not in (live.version, candidate)), candidate)
+                return self._point(Live(candidate, promoted, failed, self._clock()))
+        raise CheckpointRefused(
+            live.version, "missing", "no earlier version that acted is loadable; the live one stays"
+        )
+
+    def _point(self, live: Live) -> Live:
+        write_atomically(self.folder / LIVE, orjson.dumps(asdict(live), option=JSON))
+        return live
+
+    def _next_number(self) -> int:
+        live = self.live()
+        names = [path.name for path in self.folder.iterdir()] + [*live.promoted, *live.failed]
+        return 1 + max((int(name.split("-")[0]) for name in names if VERSION.match(name)), default=0)
+
+    def _write(self, files: Mapping[str, bytes], manifest: Manifest) -> None:
+        draft = self.folder / f".draft-{secrets.token_hex(8)}"
+        write(draft, files, manifest, self._key)
+        draft.rename(self.folder / manifest.version)
+        sync_directory(self.folder)
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left; the lock is ours, so no draft is being written."""
+        for path in [*self.folder.glob(".draft-*"), *self.folder.glob(".gone-*")]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _retain(self, newest: str) -> None:
+        live = self.live()
+        manifests = self.list()
+        scored = sorted(
+            (m for m in manifests if isinstance(m.metrics.get("score"), int | float)),
+            key=lambda m: float(m.metrics["score"]),
+        )
+        promoted = live.promoted if self.keep_promoted is None else live.promoted[-self.keep_promoted :]
+        keep = {newest, live.version, *promoted}
+        keep |= {m.version for m in manifests[-self.keep_last :]}
+        keep |= {m.version for m in scored[len(scored) - self.keep_best :]}
+        for manifest in manifests:
+            if manifest.version not in keep:
+                gone = self.folder / f".gone-{manifest.version}"
+                (self.folder / manifest.version).rename(gone)  # never a version with only some of its files
+                shutil.rmtree(gone, ignore_errors=True)
+
+
+def _short(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256(orjson.dumps(hashes, option=JSON)).hexdigest()[:8]
+
+
+def open_checkpoints(state_dir: Path, promotion: PromotionSettings) -> Checkpoints:
+    """Open the policy versions of one daemon, with its signing key: made at first start, or provided by systemd."""
+    key = load_key(state_dir, credentials_folder())
+    return Checkpoints(state_dir / "checkpoints", key, keep_last=promotion.keep_last, keep_best=promotion.keep_best)

@@ -1,0 +1,208 @@
+"""One lesson of a task: a candidate trained on new labels and a replay of earlier ones, and the folder it becomes.
+
+Starts from the live version with its head grown by the classes that are new, else from the pretrained model. Validation, which is
+those labels that never train, chooses the epoch. Knows nothing of verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+
+from learners.config import FinetuneSettings, TaskSettings, Train
+from learners.continual.splits import Parts, Rows
+from learners.continual.versions import LAST_LABEL, Version
+from learners.finetune.run import Splits, Tuned, annotate, describe, settings_of, tune
+from learners.finetune.trainer import Settings, Tell
+from learners.model.encoders.bundled import resolve
+from learners.tasks.base import Options, Task, saved
+from learners.tasks.registry import modality_of, open_task, task_class
+
+MIN_STEPS = 60
+"""Updates with new labels a fine-tune takes at least: few labels see more epochs, with early stopping."""
+PATIENCE = 5
+"""Epochs without a better score before it stops, at least."""
+GENTLE = 0.5
+"""Of the learning rate, where a candidate is taught again because it forgot too much."""
+WEIGH = 5
+"""Earlier labels in validation, at most, for each new one there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """A candidate."""
+
+    tuned: Tuned
+    settings: Settings
+    train: Train
+    figures: dict[str, Any]
+    """Of training and validation."""
+
+    @property
+    def task(self) -> Task:
+        """The task with its trained model."""
+        return self.tuned.task
+
+    def describe(self, folder: Path, *, last: int, model: str, figures: Mapping[str, Any]) -> None:
+        """Write report, curves and model card beside the weights, with the figures of the verdict."""
+        run, metric = self.tuned.run, self.task.selection
+        metrics = {"validation": run.history[run.best_epoch - 1]}
+        if "all_after" in figures:
+            metrics["held-out file"] = {metric: figures["all_after"]}
+        report = describe(self.tuned, model, self.train, metrics)
+        report |= {LAST_LABEL: last, "figures": dict(figures)}
+        if "known_before" in figures:
+            before, after = figures["known_before"], figures["known_after"]
+            examples = int(figures["held_known"])
+            lost = {"before": before, "after": after, "lost": before - after}
+            report["forgotten"] = {"task": self.task.kind, "metric": metric, "examples": examples, **lost}
+        data = {
+            "train": f"labels over MQTT ({figures['trained_on']:.0f} new, {figures['replayed']:.0f} again)",
+            "validation": f"labels over MQTT ({figures['validation_labels']:.0f})",
+        }
+        if "all_after" in figures:
+            data["held-out"] = f"the operator's file ({figures['held_new'] + figures['held_known']:.0f})"
+        annotate(folder, self.tuned, orjson.loads(orjson.dumps(report)), self.settings, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """How a task is taught.
+
+    Args:
+        settings: of the task.
+        finetune: how.
+        seed: of everything random.
+        options: further fields of `trainer.Settings`.
+    """
+
+    settings: TaskSettings
+    finetune: FinetuneSettings
+    seed: int
+    options: Mapping[str, Any]
+
+    def teach(
+        self,
+        live: Version | None,
+        parts: Parts,
+        number: int,
+        tell: Tell | None,
+        stop: Callable[[], bool] | None,
+        *,
+        gently: bool = False,
+    ) -> Taught:
+        """Train a candidate.
+
+        Args:
+            live: what it starts from; the pretrained model where there is none.
+            parts: the labels.
+            number: of the run, so that replay draws others each time.
+            tell: told of progress.
+            stop: asked after every update.
+            gently: at `GENTLE` times the learning rate, so that less of what is known moves.
+
+        Raises:
+            trainer.Stopped: `stop` said so.
+        """
+        again = replay(parts.known, rehearsed(parts.new, parts.known, self.finetune.replay), self.seed + number)
+        train = [*parts.new, *again]
+        # new rows of the head must not depend on what was drawn before
+        torch.manual_seed(self.seed + 2)
+        task = self._open(live, [*train, *parts.validation])
+        settings = self._how(task, len(parts.new), GENTLE if gently else 1.0)
+        splits = Splits(train, balanced(parts.tried, parts.kept, self.seed + number) or train)
+        mode, rank = self.settings.train, self.settings.lora_rank
+        tuned = tune(task, splits, settings, mode, rank=rank, tell=tell, stop=stop)
+        figures: dict[str, Any] = {
+            "trained_on": float(len(parts.new)),
+            "replayed": float(len(again)),
+            "validation_labels": float(len(parts.validation)),
+            "validation": tuned.run.best,
+            "epochs": float(len(tuned.run.history)),
+            "uncovered": float(len(parts.uncovered)),
+        }
+        return Taught(tuned, settings, mode, figures)
+
+    def _how(self, task: Task, new: int, pace: float) -> Settings:
+        batch = self.finetune.batch
+        # replay makes an epoch longer, not the new labels better known: how often they are seen counts
+        epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / math.ceil(new / batch)))
+        # a small validation part stands still for a few epochs before it improves again
+        patience = max(PATIENCE, epochs // 2)
+        given: dict[str, Any] = {
+            "epochs": epochs,
+            "batch": batch,
+            "seed": self.seed,
+            "patience": patience,
+            "ties": "last",
+            # a head that fits already needs no rate of its own
+            "probe": True,
+            "head_rate": 1.0,
+        }
+        if self.finetune.learning_rate:
+            given["learning_rate"] = self.finetune.learning_rate
+        settings = settings_of(task.recipe, self.settings.train, **given | dict(self.options))
+        return replace(settings, learning_rate=pace * settings.learning_rate)
+
+    def _open(self, live: Version | None, examples: Rows) -> Task:
+        """The live version, or the pretrained model, with a head for every label in use."""
+        source = live.path if live is not None else resolve(self.settings.model)
+        modality = modality_of(examples)
+        cls = task_class(self.settings.kind, modality)
+        before = [*saved(source).get("labels", ()), *self.settings.labels]
+        names = tuple(dict.fromkeys([*before, *cls.labels_of(examples)]))
+        return open_task(self.settings.kind, source, modality=modality, labels=names, **options_of(self.settings))
+
+
+def rehearsed(new: Rows, known: Rows, share: float) -> int:
+    """How many earlier examples: of each of their classes `share` times what a class of the new ones has.
+
+    A class that is rehearsed less than the new ones are taught is given up for them (Rebuffi et al. 2017: the head leans to
+    the classes that are seen more); without classes it is the share of the new ones.
+    """
+    kinds = [len({str(row.get("label", "")) for row in rows}) for rows in (new, known)]
+    return round(share * len(new) / max(kinds[0], 1) * kinds[1])
+
+
+def replay(examples: Sequence[dict[str, Any]], count: int, seed: int) -> Rows:
+    """At most `count` earlier examples, as evenly over their labels as they allow."""
+    by_label: dict[str, Rows] = defaultdict(list)
+    generator = np.random.default_rng(seed)
+    for i in generator.permutation(len(examples)):
+        by_label[str(examples[i].get("label", ""))].append(examples[i])
+    picked: Rows = []
+    while len(picked) < min(count, len(examples)):
+        for label in sorted(by_label):
+            if by_label[label] and len(picked) < count:
+                picked.append(by_label[label].pop())
+    return picked
+
+
+def balanced(tried: Rows, kept: Rows, seed: int) -> Rows:
+    """Validation in which new and earlier labels weigh alike, however many waves came before: the fewer are there several times.
+
+    Counted one by one, a class that is new would matter less with every wave, and the best epoch would be the first.
+    """
+    if not tried or not kept:
+        return [*tried, *kept]
+    kept = replay(kept, WEIGH * len(tried), seed)
+    times = max(1, round(len(kept) / len(tried)))
+    return [*tried * times, *kept * max(1, round(len(tried) / len(kept)))]
+
+
+def options_of(settings: TaskSettings) -> dict[str, Any]:
+    """What the settings say of the task's options.
+
+    Labels are not smoothed: with the few examples a class that people give, it costs accuracy (README, "Decisions").
+    """
+    told: dict[str, Any] = {"label_smoothing": 0.0}
+    told |= {"multi_label": settings.multi_label, "max_new_tokens": settings.max_new_tokens, "system": settings.system}
+    return Options.known(told)

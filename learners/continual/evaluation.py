@@ -1,0 +1,124 @@
+"""How well a task does on held-out examples: as a whole, on the parts that verdicts look at, and example by example.
+
+Example by example two versions can be paired: `worse` is the exact sign test on the examples where they differ, which needs no
+assumption about the metric. Ties say nothing and are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from learners.continual.acceptance import agreement, by_chance
+from learners.continual.splits import Holdout, classes
+from learners.tasks.base import Example, Prediction, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Figures of a candidate beside the version before, and the score of every held-out example."""
+
+    figures: dict[str, float]
+    after: list[float]
+    before: list[float] | None
+    """None where there was no version before."""
+
+
+def judge(holdout: Holdout, candidate: Task, before: Task | None, taught: Collection[str]) -> Judged:
+    """Hold a candidate against the file.
+
+    Args:
+        holdout: with a file.
+        candidate: the task as it was trained.
+        before: the version it would replace; for kinds without a head of their own the pretrained model counts as one.
+        taught: the classes among what it was trained on.
+
+    Without a version before, its figures are 0: a head that never learned says nothing.
+    """
+    new, known = holdout.apart(None if before is None else knows(before))
+    examples = [*known, *new]
+    found = answers(candidate, examples)
+    old = answers(before, examples) if before is not None else None
+    figures = {"held_new": float(len(new)), "held_known": float(len(known))}
+    at = len(known)
+    for part, cut in {"new": slice(at, None), "known": slice(at), "all": slice(None)}.items():
+        if examples[cut]:
+            figures[f"{part}_after"] = metric(candidate, examples[cut], found[cut])
+            figures[f"{part}_before"] = (
+                metric(before, examples[cut], old[cut]) if before is not None and old is not None else 0.0
+            )
+    about = [i for i, example in enumerate(examples) if classes(example) & set(taught)]
+    figures |= agreed([examples[i] for i in about], [found[i] for i in about])
+    return Judged(
+        figures, each(candidate, examples, found), each(before, examples, old) if before and old is not None else None
+    )
+
+
+def agreed(examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str, float]:
+    """Agreement on single-label examples; nothing where there are none."""
+    pairs = [
+        (e["label"], str(f.value)) for e, f in zip(examples, found, strict=True) if isinstance(e.get("label"), str)
+    ]
+    return agreement([wanted for wanted, _ in pairs], [said for _, said in pairs]) if pairs else {}
+
+
+def opinion(task: Task, examples: Sequence[Example], least: int) -> dict[str, float]:
+    """A task's agreement with labels of classes that it knows; nothing where there are fewer than `least`."""
+    about = [example for example in examples if classes(example) <= knows(task)]
+    return agreed(about, answers(task, about)) if len(about) >= least else {}
+
+
+def contradicts(task: Task, examples: Sequence[Example], least: int) -> bool:
+    """Whether labels of classes that a task knows agree with it no better than chance; fewer than `least` say nothing."""
+    return by_chance(opinion(task, examples, least), "") is not None
+
+
+def knows(task: Task) -> frozenset[str]:
+    """A task's classes, as `holdout.classes` names those of examples."""
+    return classes({"tags": task.labels}) if task.kind == "tag" else frozenset(task.labels)
+
+
+def answers(task: Task, examples: Sequence[Example]) -> list[Prediction]:
+    """What a task says of examples, without being shown what is right: a head need not know every label."""
+    return task.predict([bare(example) for example in examples])
+
+
+def metric(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> float:
+    """The task's selection metric."""
+    return float(task.metrics(examples, found)[task.selection])
+
+
+def score(task: Task, examples: Sequence[Example]) -> float:
+    """The task's selection metric on examples."""
+    return metric(task, examples, answers(task, examples))
+
+
+def each(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> list[float]:
+    """A score of every example by itself; more is better."""
+    return [_one(task, example, prediction) for example, prediction in zip(examples, found, strict=True)]
+
+
+def _one(task: Task, example: Example, prediction: Prediction) -> float:
+    """Right or wrong, the share of right tags, or the metric of this one example."""
+    if isinstance(example.get("label"), str):
+        return float(prediction.value == example["label"])
+    if "tags" in example:
+        tags = list(example["tags"])
+        right = sum(bool(w == f) for w, f in zip(tags, prediction.value, strict=False))
+        return right / max(len(tags), 1)
+    return metric(task, [example], [prediction])
+
+
+def bare(example: Example) -> dict[str, Any]:
+    """An example without its answer."""
+    return {name: value for name, value in example.items() if name not in ("label", "tags")}
+
+
+def worse(after: Sequence[float], before: Sequence[float]) -> float:
+    """The probability that `after` falls below `before` this often if it were no worse: one-sided exact sign test."""
+    down = sum(a < b for a, b in zip(after, before, strict=True))
+    up = sum(a > b for a, b in zip(after, before, strict=True))
+    n = down + up
+    return float(sum(math.comb(n, k) for k in range(down, n + 1)) / 2**n)

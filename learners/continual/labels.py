@@ -1,0 +1,114 @@
+"""Labels that arrived while running, as examples of their task; and which of them never train.
+
+A label names a text, or a decision whose recorded reading is looked up (raw readings are kept for a while only: a label
+that comes too late is counted and left out). Whether an example is held out depends on its content alone, so it is
+the same in every run, and the same sentence never is on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import soundfile
+
+from learners.config import TaskSettings
+from learners.experience.reader import Reader, raw_of
+from learners.experience.records import Label
+from sensors.base import PayloadRefused
+from sensors.codecs.readings import decode_media
+
+WIDTH = 16
+"""Hex digits of a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One usable example; `key` is a digest of what it is about."""
+
+    id: int
+    key: str
+    example: dict[str, Any]
+    source: str = "default"
+
+    def held(self, share: float) -> bool:
+        """Whether it belongs to the part that never trains."""
+        return int(self.key, 16) < share * float(16**WIDTH)
+
+
+@dataclass(slots=True)
+class Labels:
+    """Reads a task's labels."""
+
+    task: str
+    settings: TaskSettings
+    reader: Reader
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def count(self, since: int) -> int:
+        """Labels with a number above `since`."""
+        return len(self.reader.labels(self.task, since))
+
+    def all(self) -> list[Labelled]:
+        """Every usable label, oldest first; of the same subject the newest label holds, as a correction."""
+        self.skipped.clear()
+        found: dict[str, Labelled] = {}
+        for label in self.reader.labels(self.task):
+            one = self._one(label)
+            if one is not None:
+                found.pop(one.key, None)
+                found[one.key] = one
+        return list(found.values())
+
+    def _one(self, label: Label) -> Labelled | None:
+        given = (label.label,) if isinstance(label.label, str) else label.label
+        if self.settings.kind == "classify" and self.settings.labels and set(given) - set(self.settings.labels):
+            self.skipped["unknown_label"] += 1
+            return None
+        subject: dict[str, Any] | None = {"text": label.text} if label.text is not None else self._recorded(label)
+        if subject is None:
+            return None
+        body = subject["raw"].data if "raw" in subject else subject["text"].encode()
+        try:
+            example = self._example(subject, label)
+        except (ValueError, KeyError, PayloadRefused, soundfile.LibsndfileError):
+            self.skipped["unusable"] += 1
+            return None
+        return Labelled(label.id, hashlib.sha256(body).hexdigest()[:WIDTH], example, label.source)
+
+    def _recorded(self, label: Label) -> dict[str, Any] | None:
+        """The reading of the task's stream that the decision saw."""
+        stream = self.settings.stream
+        row = self.reader.decision(label.decision) if label.decision and stream else None
+        if row is None or stream is None:
+            self.skipped["unknown_decision"] += 1
+            return None
+        raw = raw_of(self.reader, row.transition, stream)
+        if raw is None:
+            self.skipped["reading_gone"] += 1
+            return None
+        return {"text": raw.data.decode(errors="replace")} if raw.encoding == "utf-8" else {"raw": raw}
+
+    def _example(self, subject: dict[str, Any], label: Label) -> dict[str, Any]:
+        """The task's fields."""
+        if "raw" in subject:
+            return decode_media(subject["raw"].encoding, subject["raw"].data) | {"label": label.label}
+        text = subject["text"]
+        match self.settings.kind:
+            case "tag":
+                words = text.split()
+                if isinstance(label.label, str) or len(words) != len(label.label):
+                    raise ValueError("one tag for each word is wanted")
+                return {"tokens": words, "tags": list(label.label)}
+            case "translate" | "summarize":
+                return {"source": text, "target": str(label.label)}
+            case "answer":
+                body = orjson.loads(text)
+                return {**body, "answers": [{"text": str(label.label)}]}
+            case "chat":
+                turns = [{"role": "user", "content": text}, {"role": "assistant", "content": str(label.label)}]
+                return {"messages": turns}
+        return {"text": text, "label": label.label}

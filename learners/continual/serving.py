@@ -1,0 +1,243 @@
+"""Runs the tasks on new readings, off the tick's path: one worker thread, the newest reading of each task only.
+
+`offer` is called by the tick and only leaves a note. Results, questions and pieces of speech go to callbacks on the event
+loop; the agent publishes them on `task/<name>`, as `label_requested` events, and through the gate. A newly promoted version is
+taken up before the next reading. Knows neither MQTT nor the gate. A head that never trained says nothing: it only asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from learners.config import TaskSettings
+from learners.continual.candidate import options_of
+from learners.continual.versions import Versions
+from learners.model.encoders.bundled import resolve
+from learners.tasks.base import PRETRAINED, DataError, Prediction, Task, saved
+from learners.tasks.registry import open_task
+from sensors.readings import Frame, Reading, Sound, Text
+
+CANDIDATES = 5
+"""Labels that a result and a question name with their probability."""
+TURNS = 16
+"""Turns a chat remembers."""
+SPEAKING = frozenset({"translate", "summarize"})
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a task says of a reading; `payload` is what `task/<name>` carries."""
+
+    task: str
+    stream: str
+    stamp_s: float
+    """When the reading was captured, monotonic."""
+    version: str
+    prediction: Prediction
+    took_s: float
+    decision: str | None = None
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        p = self.prediction
+        return {
+            "value": p.value, "confidence": p.confidence, "probabilities": likeliest(p.probabilities), **p.details,
+            "stream": self.stream, "version": self.version, "decision": self.decision, "took_ms": round(self.took_s * 1e3, 1),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A reading a task is unsure of; the answer arrives on `label` with `id`, the decision that saw it."""
+
+    id: str
+    task: str
+    reading: Reading
+    confidence: float
+    candidates: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """A piece of an answer; the last one of an answer is empty."""
+
+    task: str
+    piece: str
+    final: bool
+
+
+@dataclass(slots=True)
+class Callbacks:
+    """Where everything goes; all are called on the event loop."""
+
+    result: Callable[[Result], None]
+    question: Callable[[Question], None]
+    speech: Callable[[Speech], None]
+    failed: Callable[[str, str], None]
+    """A task's name and why its model cannot be used."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A task's model in use."""
+
+    task: Task
+    version: str
+    trained: bool
+    turns: deque[dict[str, str]] = field(default_factory=lambda: deque(maxlen=TURNS))
+
+
+class TaskRunner:
+    """All tasks of an agent.
+
+    Args:
+        tasks: by name; those without a stream only speak when asked through `offer_text`.
+        folder: `state_dir/learner/tasks`.
+        callbacks: where results go.
+        ask_every_s: between two questions of one task.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, TaskSettings], folder: Path, callbacks: Callbacks, *,
+        ask_every_s: float = 10.0, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.tasks, self.folder, self.callbacks = dict(tasks), folder, callbacks
+        self.counts: Counter[str] = Counter()
+        """`done`, `dropped` (a newer reading came first), `unusable`."""
+        self._ask_every_s, self._clock = ask_every_s, clock
+        self._waiting: dict[str, tuple[Reading, str | None]] = {}
+        self._loaded: dict[str, Loaded] = {}
+        self._broken: dict[str, str | None] = {}
+        self._asked_s: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def offer(self, readings: Mapping[str, Reading], fresh: frozenset[str], decision: str | None) -> None:
+        """Note the fresh readings that tasks want; called on the loop at every tick."""
+        for name, settings in self.tasks.items():
+            if settings.stream in fresh and (reading := readings.get(settings.stream or "")) is not None:
+                self.counts["dropped"] += name in self._waiting
+                self._waiting[name] = (reading, decision)
+                self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="tasks") as pool:
+            try:
+                while True:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    while self._waiting:
+                        name = next(iter(self._waiting))
+                        reading, decision = self._waiting.pop(name)
+                        await loop.run_in_executor(pool, self._work, loop, name, reading, decision)
+            finally:
+                self._stopping = True
+
+    def _work(self, loop: asyncio.AbstractEventLoop, name: str, reading: Reading, decision: str | None) -> None:
+        """One reading, in the worker thread."""
+        loaded = self._ready(loop, name)
+        if loaded is None or (example := example_of(reading, self.tasks[name])) is None:
+            self.counts["unusable"] += 1
+            return
+        if self.tasks[name].kind == "chat":
+            for speech in self._answer(name, loaded, example["text"]):
+                loop.call_soon_threadsafe(self.callbacks.speech, speech)
+        else:
+            start_s = time.perf_counter()
+            try:
+                prediction = loaded.task.predict([example])[0]
+            except DataError:  # a reading this task cannot take, such as a text without marked spans
+                self.counts["unusable"] += 1
+                return
+            took_s = time.perf_counter() - start_s
+            result = Result(name, reading.stream, reading.stamp_s, loaded.version, prediction, took_s, decision)
+            loop.call_soon_threadsafe(self._hand_out, result, reading, loaded.trained)
+        self.counts["done"] += 1
+
+    def _hand_out(self, result: Result, reading: Reading, trained: bool) -> None:  # noqa: FBT001 - call_soon takes no keywords
+        settings, prediction = self.tasks[result.task], result.prediction
+        if trained:
+            self.callbacks.result(result)
+        unsure = settings.ask_below is not None and (prediction.confidence or 0.0) < settings.ask_below
+        if unsure and result.decision is not None and self._may_ask(result.task):
+            candidates = likeliest(prediction.probabilities)
+            self.callbacks.question(
+                Question(result.decision, result.task, reading, prediction.confidence or 0.0, candidates)
+            )
+
+    def _may_ask(self, name: str) -> bool:
+        now_s = self._clock()
+        if now_s - self._asked_s.get(name, float("-inf")) < self._ask_every_s:
+            self.counts["unasked"] += 1
+            return False
+        self._asked_s[name] = now_s
+        return True
+
+    def _answer(self, name: str, loaded: Loaded, text: str) -> Iterator[Speech]:
+        """The answer to a text, piece by piece; what was said is remembered."""
+        loaded.turns.append({"role": "user", "content": text})
+        said: list[str] = []
+        for piece in loaded.task.stream(list(loaded.turns)):  # type: ignore[attr-defined]
+            if self._stopping:
+                return
+            said.append(piece)
+            yield Speech(name, piece, final=False)
+        loaded.turns.append({"role": "assistant", "content": "".join(said)})
+        yield Speech(name, "", final=True)
+
+    def _ready(self, loop: asyncio.AbstractEventLoop, name: str) -> Loaded | None:
+        """The task on its live version, loaded when it changes; None where it cannot be, said once a version."""
+        live = Versions(self.folder / name).live()
+        wanted = live.name if live is not None else "pretrained"
+        loaded = self._loaded.get(name)
+        if loaded is not None and loaded.version == wanted:
+            return loaded
+        if name in self._broken and self._broken[name] == wanted:
+            return loaded
+        settings = self.tasks[name]
+        try:
+            source = live.path if live is not None else resolve(settings.model)
+            told = saved(source)
+            trained = bool(told) or settings.kind in PRETRAINED
+            if not trained and not settings.labels:
+                return None  # no label is known yet: the first fine-tune brings them
+            labels = tuple(told.get("labels", ())) or settings.labels
+            modality = "text" if told.get("modality") is None and settings.stream is None else None
+            task = open_task(settings.kind, source, modality=modality, labels=labels, **options_of(settings))
+        except (OSError, ValueError) as error:
+            self._broken[name] = wanted
+            loop.call_soon_threadsafe(self.callbacks.failed, name, str(error))
+            return loaded
+        self._loaded[name] = Loaded(task, wanted, trained)
+        return self._loaded[name]
+
+
+def example_of(reading: Reading, settings: TaskSettings) -> dict[str, Any] | None:
+    """A reading as a task's example; None where the two do not fit."""
+    match reading:
+        case Text():
+            if settings.kind in SPEAKING:
+                return {"source": reading.text}
+            return {"text": reading.text}
+        case Frame():
+            return {"picture": reading.image}
+        case Sound():
+            return {"sound": reading.samples, "rate_hz": reading.rate_hz}
+    return None
+
+
+def likeliest(probabilities: Mapping[str, float]) -> dict[str, float]:
+    """The most probable labels first."""
+    found = sorted(probabilities.items(), key=lambda item: -item[1])[:CANDIDATES]
+    return {label: round(chance, 4) for label, chance in found}

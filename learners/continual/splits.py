@@ -1,0 +1,120 @@
+"""What judges a fine-tune, what only chooses its epoch, and what trains: three parts that never mix.
+
+The examples of `tasks.X.heldout: FILE` judge, and nothing else does: whoever may publish labels cannot shape them, and labels that
+say what the file says are not trained on. Without a file nothing judges, and what a fine-tune is worth is not known.
+
+Of the labels a fixed part, chosen by content, never trains either. It is *validation*: it stops the training and chooses the epoch.
+It comes from those who teach: it can speak against them (labels that nobody could learn), never for what they taught.
+
+Where the file names classes, labels of other classes are left out of training and counted as uncovered: what cannot be judged is not
+learned. A picture or sound of the file that is published again as a label is not recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from learners.continual.labels import Labelled
+from learners.finetune.datasets import read
+from learners.tasks.base import Example
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Labels apart."""
+
+    new: Rows
+    """Train, not seen by the live version."""
+    known: Rows
+    """May train again, as replay."""
+    tried: Rows
+    """Validation, of the new ones."""
+    kept: Rows
+    """Validation, of those known before."""
+    uncovered: tuple[str, ...] = ()
+    """Classes of new labels that the file says nothing of, one entry a label."""
+
+    @property
+    def validation(self) -> Rows:
+        """What chooses the epoch."""
+        return [*self.tried, *self.kept]
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """The rule that keeps examples apart.
+
+    Args:
+        share: of the labels that is validation.
+        file: the examples of the file; None without one.
+    """
+
+    share: float
+    file: tuple[dict[str, Any], ...] | None = None
+
+    @classmethod
+    def of(cls, heldout: str | None, share: float) -> Holdout:
+        """As the settings say.
+
+        Raises:
+            DataError: the file cannot be read, or there is nothing in it.
+        """
+        return cls(share, None if heldout is None else tuple(read(heldout)))
+
+    @property
+    def origin(self) -> Literal["none", "file"]:
+        """Where the held-out figures come from."""
+        return "none" if self.file is None else "file"
+
+    @property
+    def examples(self) -> Rows:
+        """Everything that judges; nothing without a file."""
+        return list(self.file or ())
+
+    def parts(self, new: Sequence[Labelled], known: Sequence[Labelled]) -> Parts:
+        """Labels apart."""
+        there = {said(example) for example in self.examples} - {""}
+        judged = {name for example in self.examples for name in classes(example)}
+        train: tuple[Rows, Rows] = ([], [])
+        validation: tuple[Rows, Rows] = ([], [])
+        uncovered: list[str] = []
+        for at, labels in enumerate((new, known)):
+            for one in labels:
+                foreign = classes(one.example) - judged if judged else frozenset[str]()
+                if foreign:
+                    uncovered += [min(foreign)] if at == 0 else []
+                elif said(one.example) not in there:
+                    (validation if one.held(self.share) else train)[at].append(one.example)
+        return Parts(*train, *validation, tuple(uncovered))
+
+    def apart(self, known: Collection[str] | None) -> tuple[Rows, Rows]:
+        """The file's examples of classes that are new, and of those that the live version knows (the forgetting set).
+
+        Args:
+            known: the live version's classes, empty where its kind has none; None without a live version.
+        """
+        if known is None:
+            return self.examples, []
+        found: tuple[Rows, Rows] = ([], [])
+        for example in self.examples:
+            found[classes(example) <= set(known)].append(example)
+        return found
+
+
+def classes(example: Example) -> frozenset[str]:
+    """The labels of an example, or the kinds of entity its tags name; empty for texts and spans as targets."""
+    given = example.get("label", ())
+    found = {given} if isinstance(given, str) else set(given)
+    return frozenset(found | {tag[2:] if tag[1:2] == "-" else tag for tag in example.get("tags", ())})
+
+
+def said(example: Example) -> str:
+    """What a text example says, whatever its spacing and capitals; empty for pictures and sounds."""
+    words = [str(example.get(name, "")) for name in ("text", "source", "question", "context")]
+    words += map(str, example.get("tokens", ()))
+    words += [str(turn.get("content", "")) for turn in example.get("messages", ()) if turn.get("role") == "user"]
+    return " ".join(" ".join(words).split()).casefold()

@@ -1,0 +1,301 @@
+"""Periodic fine-tuning of a task from labels that arrive while running; the learner process calls it between its updates.
+
+Every `every_s`, with at least `min_labels` new labels: train a candidate on the new ones and a replay of earlier ones (class
+by class, Rolnick et al. 2019: rehearsal against forgetting), and promote it or not. A fixed part of the labels never trains: as
+validation it stops the training and chooses the epoch. The verdict is the operator's held-out file's alone (`holdout.py`, `verdicts.py`):
+without one it is "not known", the version is kept beside the live one, and its labels are learned again together with the next ones,
+unless a person promotes it.
+
+When a candidate fails, the source whose labels lowered the held-out metric is looked for (`blame.py`): if a candidate without it passes,
+that one goes live. One that fails for forgetting alone, with nobody to blame, is taught once more, gently. Labels of a rejected candidate
+are set aside for good.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from learners.config import FinetuneSettings, TaskSettings
+from learners.continual.acceptance import Outcome, Verdict, forgets, not_known, refusal
+from learners.continual.attribution import ALPHA, LEAST, alone, by_source, suspects
+from learners.continual.candidate import Lesson, Taught, options_of
+from learners.continual.evaluation import Judged, agreed, answers, contradicts, judge, knows, opinion, score, worse
+from learners.continual.labels import Labelled, Labels
+from learners.continual.splits import Holdout, classes
+from learners.continual.versions import Version, Versions
+from learners.experience.reader import Reader
+from learners.files import write_atomically
+from learners.finetune.trainer import Tell
+from learners.model.encoders.bundled import resolve
+from learners.tasks.base import PRETRAINED, DataError, Task
+from learners.tasks.registry import open_task
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is kept between runs."""
+
+    judged: int = 0
+    """The last label that was learned or refused."""
+    number: int = 0
+    rejected: list[list[int]] = field(default_factory=list)
+    """Ranges of label numbers set aside: first excluded, last included."""
+    tried: int = 0
+    """The last label of a version of which nothing is known."""
+
+    def counts(self, label: Labelled) -> bool:
+        """Whether a label is not set aside."""
+        return not any(low < label.id <= high for low, high in self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A trained candidate, with its figures; `judged` where there is a held-out file."""
+
+    taught: Taught
+    figures: dict[str, Any]
+    judged: Judged | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """The labels of one run: the new ones, those known before, and what is asked meanwhile."""
+
+    new: Sequence[Labelled]
+    known: Sequence[Labelled]
+    number: int
+    tell: Tell | None
+    stop: Callable[[], bool] | None
+
+    def without(self, sources: Sequence[str]) -> Wave:
+        """The same without some sources."""
+        new = [one for one in self.new if one.source not in sources]
+        return replace(self, new=new, known=[one for one in self.known if one.source not in sources])
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """What it is like without a suspect: the task, its held-out metric, and how likely the difference is by chance."""
+
+    without: Task
+    all_without: float
+    chance: float
+
+
+class Online:
+    """The periodic fine-tuning of one task.
+
+    Args:
+        name: of the task.
+        settings: of the task.
+        finetune: when and how.
+        folder: `state_dir/learner/tasks`.
+        reader: of the experience folder.
+        seed: of everything random.
+        clock: monotonic seconds.
+        options: further fields of `trainer.Settings`, for tests and benchmarks.
+    """
+
+    def __init__(
+        self, name: str, settings: TaskSettings, finetune: FinetuneSettings, folder: Path, reader: Reader, *,
+        seed: int = 0, clock: Callable[[], float] = time.monotonic, options: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.settings, self.finetune = name, settings, finetune
+        self.versions = Versions(folder / name)
+        self.labels = Labels(name, settings, reader)
+        self.lesson = Lesson(settings, finetune, seed, options or {})
+        self._clock, self._last_s = clock, clock()
+
+    @property
+    def memory(self) -> Memory:
+        """What is kept between runs."""
+        path = self.versions.folder / "memory.json"
+        return Memory(**orjson.loads(path.read_bytes())) if path.is_file() else Memory()
+
+    def _remember(self, memory: Memory) -> None:
+        self.versions.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.versions.folder / "memory.json", orjson.dumps(asdict(memory)))
+
+    def holdout(self) -> Holdout:
+        """What judges.
+
+        Raises:
+            DataError: the file of held-out examples cannot be read.
+        """
+        return Holdout.of(self.settings.heldout, self.finetune.holdout)
+
+    def due(self) -> bool:
+        """Whether it is time and there are enough new labels."""
+        if self._clock() - self._last_s < self.finetune.every_s:
+            return False
+        memory = self.memory
+        return self.labels.count(max(self._learned(memory), memory.tried)) >= self.finetune.min_labels
+
+    def _learned(self, memory: Memory) -> int:
+        """The last label that was learned or refused; a version that a person promoted says which it learned."""
+        live = self.versions.live()
+        return max(memory.judged, live.last_label if live is not None else 0)
+
+    def run(self, *, tell: Tell | None = None, stop: Callable[[], bool] | None = None) -> Verdict:
+        """Train and judge a candidate on what has arrived since the last one.
+
+        Raises:
+            DataError: no new label is usable, or the file of held-out examples is not.
+            trainer.Stopped: `stop` said so; nothing has changed.
+        """
+        self._last_s = self._clock()
+        start_s = time.monotonic()
+        memory, holdout, before = self.memory, self.holdout(), self._before()
+        wave = self._wave(memory, before, tell, stop)
+        attempt = self._attempt(wave, holdout, before)
+        blamed: tuple[dict[str, Any], ...] = ()
+        if attempt.judged is not None and refusal(attempt.figures, self.finetune) is not None:
+            attempt, blamed = self._whose(wave, holdout, before, attempt)
+        if not blamed and self._only_forgets(attempt):
+            attempt = self._again(wave, holdout, before, attempt)
+        attempt.figures["wall_s"] = time.monotonic() - start_s
+        return replace(self._decide(memory, holdout, attempt, wave), blamed=blamed)
+
+    def _before(self) -> Task | None:
+        """The task a candidate would replace; a head that never trained is none."""
+        live = self.versions.live()
+        if live is not None:
+            return open_task(self.settings.kind, live.path)
+        if self.settings.kind in PRETRAINED:
+            return open_task(self.settings.kind, resolve(self.settings.model), **options_of(self.settings))
+        return None
+
+    def _wave(
+        self, memory: Memory, before: Task | None, tell: Tell | None, stop: Callable[[], bool] | None
+    ) -> Wave:  # fmt: skip
+        """What is new: labels that came since, and earlier ones of classes that the live version lacks."""
+        labels = [one for one in self.labels.all() if memory.counts(one)]
+        learned, knowing = self._learned(memory), knows(before) if before is not None else frozenset()
+        fresh = [one for one in labels if one.id > learned or not classes(one.example) <= knowing]
+        if not any(one.id > learned for one in fresh):
+            raise DataError(f"task {self.name}: none of its new labels is usable: {dict(self.labels.skipped)}")
+        ids = {one.id for one in fresh}
+        known = [one for one in labels if one.id not in ids]
+        return Wave(newest(fresh, self.finetune.per_source), known, memory.number, tell, stop)
+
+    def _only_forgets(self, attempt: Attempt) -> bool:
+        """Whether what a candidate lost of earlier classes is all that is held against it."""
+        said = refusal(attempt.figures, self.finetune) if attempt.judged is not None else None
+        return said is not None and said == forgets(attempt.figures, self.finetune)
+
+    def _again(self, wave: Wave, holdout: Holdout, before: Task | None, failed: Attempt) -> Attempt:
+        """A second candidate, taught gently: the attempt to go on with, which says what the first one lost."""
+        second = self._attempt(wave, holdout, before, gently=True)
+        better = second if refusal(second.figures, self.finetune) is None else failed
+        better.figures.update(tries=2.0, known_after_first=failed.figures["known_after"])
+        return better
+
+    def _attempt(self, wave: Wave, holdout: Holdout, before: Task | None, *, gently: bool = False) -> Attempt:
+        """A candidate and its figures."""
+        parts = holdout.parts(wave.new, wave.known)
+        if len(parts.new) < 2:
+            uncovered = sorted(set(parts.uncovered))
+            why = f"; the held-out file has no example of {uncovered[:8]}" if uncovered else ""
+            raise DataError(f"task {self.name}: {len(parts.new)} labels to train on; more are needed{why}")
+        taught = self.lesson.teach(self.versions.live(), parts, wave.number, wave.tell, wave.stop, gently=gently)
+        tried = agreed(parts.tried, answers(taught.task, parts.tried))
+        figures: dict[str, Any] = {"new_labels": float(len(wave.new)), **taught.figures}
+        figures |= {f"validation_{name}": value for name, value in tried.items()}
+        figures |= {f"labels_{name}": value for name, value in self._opinion(wave, holdout, before).items()}
+        if holdout.file is None:
+            return Attempt(taught, figures, None)
+        judged = judge(holdout, taught.task, before, {name for row in parts.new for name in classes(row)})
+        return Attempt(taught, figures | judged.figures, judged)
+
+    def _opinion(self, wave: Wave, holdout: Holdout, before: Task | None) -> dict[str, float]:
+        """How well the version before agrees with the new labels; nothing where the file does not bear it out itself."""
+        if before is None or contradicts(before, holdout.examples, LEAST):
+            return {}
+        return opinion(before, [one.example for one in wave.new], LEAST)
+
+    def _whose(
+        self, wave: Wave, holdout: Holdout, before: Task | None, failed: Attempt
+    ) -> tuple[Attempt, tuple[dict[str, Any], ...]]:
+        """The attempt to go on with, and the sources to blame for the failed one."""
+        assert failed.judged is not None
+        judge_by = before or failed.taught.task
+        for group in suspects(wave.new, lambda examples: score(judge_by, examples)):
+            try:
+                other = self._attempt(wave.without(group), holdout, before)
+            except DataError:  # too little is left without them to learn or to judge from
+                continue
+            assert other.judged is not None
+            if refusal(other.figures, self.finetune) is None:
+                harm = Harm(
+                    other.taught.task, other.figures["all_after"], worse(failed.judged.after, other.judged.after)
+                )
+                return other, self._told(wave, group, failed.figures, harm)
+        source = alone(wave.new)
+        if source is None or before is None or failed.judged.before is None:
+            return failed, ()
+        harm = Harm(before, failed.figures["all_before"], worse(failed.judged.after, failed.judged.before))
+        return failed, self._told(wave, (source,), failed.figures, harm)
+
+    def _told(
+        self, wave: Wave, group: Sequence[str], failed: dict[str, Any], harm: Harm
+    ) -> tuple[dict[str, Any], ...]:  # fmt: skip
+        """Of those of a group that are to blame, what the event says; the others were unlucky."""
+        sources, told = by_source(wave.new), []
+        for source in group:
+            opposed = contradicts(harm.without, sources[source], LEAST)
+            if harm.chance <= ALPHA or opposed:
+                told.append({
+                    "source": f"label:{source}",
+                    "kind": "labels",
+                    "task": self.name,
+                    "labels": len(sources[source]),
+                    "reason": refusal(failed, self.finetune),
+                    "held_out_with": failed["all_after"],
+                    "held_out_without": harm.all_without,
+                    "chance": float(f"{harm.chance:.3g}"),
+                    "alpha": ALPHA,
+                    "contradicts": opposed,
+                    "held_out": "file",
+                })  # fmt: skip
+        return tuple(told)
+
+    def _decide(self, memory: Memory, holdout: Holdout, attempt: Attempt, wave: Wave) -> Verdict:
+        learned, last = self._learned(memory), max(one.id for one in wave.new)
+        memory.number += 1
+        version: Version | None = None
+        reason = refusal(attempt.figures, self.finetune) if holdout.file is not None else ""
+        outcome: Outcome = "not known" if holdout.file is None else ("rejected" if reason else "promoted")
+        if outcome == "rejected":
+            memory.rejected.append([learned, last])
+        else:
+            write = partial(attempt.taught.describe, last=last, model=self.settings.model, figures=attempt.figures)
+            version = self.versions.add(attempt.taught.task, memory.number, write)
+        if outcome == "promoted" and version is not None:
+            self.versions.promote(version)
+        if version is not None and outcome == "not known":
+            memory.tried, reason = last, not_known(self.name, version.name)
+        else:
+            memory.judged = last
+        self._remember(memory)
+        name = version.name if version is not None else None
+        said = reason or "no worse on the held-out file, and the new labels can be learned"
+        return Verdict(self.name, outcome, said, name, attempt.figures, holdout.origin)
+
+
+def newest(labels: Sequence[Labelled], per_source: int) -> list[Labelled]:
+    """At most so many of each source, the newest; in their order."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for one in reversed(labels):
+        seen[one.source] += 1
+        if seen[one.source] <= per_source:
+            kept.append(one)
+    return kept[::-1]

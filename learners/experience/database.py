@@ -1,0 +1,250 @@
+"""The experience database: every statement that writes to the tables of `schema.py`. One thread uses one `Database`.
+
+Rows are evicted in blocks of `BLOCK` neighbours, so that the history before and the steps after a failure or an
+intervention stay with it. Knows no threads and no files beside its own; `salvage.py` deals with broken ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from learners.experience.records import Credit, Label, Mark, Raw
+from learners.experience.schema import RAW, connect
+from learners.experience.transition import Transition, checksum, encode
+
+BLOCK = 32
+"""Rows that are kept or evicted together."""
+STAMP_TOLERANCE_S = 2.0
+"""A reward by stamp goes to the tick in force then; a tick that began longer ago than this is not it."""
+CHANGES_KEPT = 200_000
+
+MUTABLE = ("reward", "done", "intervention", "demonstration", "failure")
+"""Columns that may change after the tick; a change is logged with what was there before."""
+
+
+class Database:
+    """The writer's side of one experience folder.
+
+    Raises:
+        sqlite3.DatabaseError: the file is broken (see `salvage.set_aside`).
+        ValueError: written by a newer version of this program.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int, reserve: float, raw_s: float) -> None:
+        self.max_bytes, self.reserve, self.raw_s = max_bytes, reserve, raw_s
+        self._db = connect(folder / "experience.db")
+        self._raw = connect(folder / "raw.db")
+        self._raw.executescript(RAW)
+        self._blocks: dict[int, list[int]] = {}  # block -> [bytes, has reserved rows]
+        self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
+        self._load_blocks()
+
+    @property
+    def bytes(self) -> int:
+        """Payload bytes held, raw readings included."""
+        return self._raw_bytes + sum(size for size, _ in self._blocks.values())
+
+    def __enter__(self) -> Self:
+        self._db.execute("BEGIN IMMEDIATE")
+        self._raw.execute("BEGIN IMMEDIATE")
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            for db in (self._db, self._raw):
+                if db.in_transaction:
+                    db.execute("COMMIT" if kind is None else "ROLLBACK")
+        finally:
+            if kind is not None:
+                self._load_blocks()
+
+    def add(self, transition: Transition) -> int:
+        """Store one tick; returns its row number.
+
+        Raises:
+            learners.transition.Malformed: not finite or not of a storable shape.
+        """
+        head, body = encode(transition)
+        size = len(head) + len(body) + 200
+        t = transition
+        failure = t.failure or t.done
+        cursor = self._db.execute(
+            "INSERT INTO transitions(session, tick, decision, stamp_s, policy, reward, base, done, intervention,"
+            " demonstration, failure, value, bytes, crc, head, body) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                *(t.session, t.tick, t.decision, t.stamp_s, t.policy, t.reward, t.reward, t.done),
+                *(t.intervention, t.demonstration, failure, t.value, size),
+                *(checksum(t.session + t.decision, head, body), head, body),
+            ),
+        )
+        row = int(cursor.lastrowid or 0)
+        block = self._blocks.setdefault(row // BLOCK, [0, 0])
+        block[0] += size
+        block[1] |= int(t.reserved or failure)
+        return row
+
+    def credit(self, credit: Credit, now_s: float) -> bool:
+        """Add a reward to the row it belongs to; False when no such row is remembered."""
+        row = self._find(credit.decision, credit.stamp_s)
+        if row is None:
+            return False
+        self._db.execute(
+            "INSERT INTO rewards(row, value, done, source, stamp_s) VALUES(?,?,?,?,?)",
+            (row, credit.value, credit.done, credit.source, now_s),
+        )
+        counted = 0.0 if self.quarantined(credit.source) else credit.value
+        self._change(row, lambda old: {"reward": old["reward"] + counted, **(_TERMINAL if credit.done else {})})
+        return True
+
+    def mark(self, mark: Mark) -> bool:
+        """Set flags on a decision; False when it is not remembered."""
+        row = self._find(mark.decision, None)
+        if row is None:
+            return False
+        flags = {name: int(value) for name in MUTABLE[1:] if (value := getattr(mark, name)) is not None}
+        self._change(row, lambda _: {**flags, **(_TERMINAL if mark.done else {})})
+        return True
+
+    def quarantined(self, source: str) -> bool:
+        """Whether the rewards of a source are kept apart."""
+        found = self._db.execute("SELECT quarantined FROM sources WHERE source = ?", (source,)).fetchone()
+        return bool(found and found[0])
+
+    def quarantine(self, source: str, *, on: bool) -> int:
+        """Take a source's rewards out of every row, or put them back; returns how many rows changed."""
+        if self.quarantined(source) == on:
+            return 0
+        self._db.execute("INSERT OR REPLACE INTO sources VALUES(?, ?)", (source, on))
+        rows = self._db.execute("SELECT DISTINCT row FROM rewards WHERE source = ?", (source,)).fetchall()
+        for (row,) in rows:
+            (total,) = self._db.execute(
+                "SELECT coalesce(sum(value), 0) FROM rewards WHERE row = ? AND source NOT IN"
+                " (SELECT source FROM sources WHERE quarantined)",
+                (row,),
+            ).fetchone()
+            (base,) = self._db.execute("SELECT base FROM transitions WHERE row = ?", (row,)).fetchone() or (0.0,)
+            self._change(row, lambda _, reward=base + total: {"reward": reward})
+        return len(rows)
+
+    def add_label(self, label: Label) -> None:
+        """Store one labelled example."""
+        text = orjson.dumps(label.label).decode()
+        self._db.execute(
+            "INSERT INTO labels(task, label, text, decision, source, stamp_s) VALUES(?,?,?,?,?,?)",
+            (label.task, text, label.text, label.decision, label.source, label.stamp_s),
+        )
+
+    def add_raw(self, raw: Raw) -> None:
+        """Store an encoded reading for `raw_s`."""
+        self._raw.execute(
+            "INSERT INTO raw(stream, stamp_s, encoding, data) VALUES(?,?,?,?)",
+            (raw.stream, raw.stamp_s, raw.encoding, raw.data),
+        )
+        self._raw_bytes += len(raw.data)
+
+    def trim(self, now_s: float) -> int:
+        """Forget old raw readings and, above `max_bytes`, the oldest blocks; returns how many rows went."""
+        self._trim_raw(now_s)
+        doomed = self._doomed()
+        gone = 0
+        for block in doomed:
+            first, last = block * BLOCK, (block + 1) * BLOCK
+            for table in ("transitions", "rewards", "changes"):
+                cursor = self._db.execute(
+                    f"DELETE FROM {table} WHERE row >= ? AND row < ?",  # noqa: S608 - our own table names
+                    (first, last),
+                )
+                gone += cursor.rowcount if table == "transitions" else 0
+            del self._blocks[block]
+        if doomed:
+            self._db.execute("DELETE FROM changes WHERE id <= (SELECT max(id) FROM changes) - ?", (CHANGES_KEPT,))
+        return gone
+
+    def compact(self) -> None:
+        """Give freed pages back to the file system; outside a transaction."""
+        for db in (self._db, self._raw):
+            db.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+
+    def close(self) -> None:
+        """Write the log back and close."""
+        for db in (self._db, self._raw):
+            db.close()
+
+    def _find(self, decision: str | None, stamp_s: float | None) -> int | None:
+        if decision is not None:
+            found = self._db.execute(
+                "SELECT row FROM transitions WHERE decision = ? ORDER BY row DESC LIMIT 1", (decision,)
+            ).fetchone()
+        else:
+            found = self._db.execute(
+                "SELECT row FROM transitions WHERE stamp_s <= ?1 AND stamp_s >= ?1 - ?2"
+                " ORDER BY stamp_s DESC, row DESC LIMIT 1",
+                (stamp_s, STAMP_TOLERANCE_S),
+            ).fetchone()
+        return int(found[0]) if found else None
+
+    def _change(self, row: int, update: Any) -> None:
+        columns = ", ".join(MUTABLE)
+        found = self._db.execute(f"SELECT {columns} FROM transitions WHERE row = ?", (row,)).fetchone()  # noqa: S608 - our own column names
+        if found is None:
+            return
+        before = dict(zip(MUTABLE, found, strict=True))
+        after = {**before, **update(before)}
+        if after == before:
+            return
+        self._db.execute(
+            f"UPDATE transitions SET {', '.join(f'{name} = ?' for name in MUTABLE)} WHERE row = ?",  # noqa: S608 - as above
+            (*after.values(), row),
+        )
+        self._db.execute(
+            "INSERT INTO changes(row, before, after) VALUES(?,?,?)", (row, orjson.dumps(before), orjson.dumps(after))
+        )
+        block = self._blocks.get(row // BLOCK)
+        if block is not None:
+            block[1] |= int(after["intervention"] or after["demonstration"] or after["failure"])
+
+    def _trim_raw(self, now_s: float) -> None:
+        cutoff = now_s - self.raw_s
+        old = "SELECT coalesce(sum(length(data)), 0) FROM raw WHERE stamp_s < ?"
+        freed = int(self._raw.execute(old, (cutoff,)).fetchone()[0])
+        excess = self._raw_bytes - freed - self.max_bytes // 2
+        if excess > 0:  # raw readings may take half the budget at most
+            for stamp_s, size in self._raw.execute("SELECT stamp_s, length(data) FROM raw ORDER BY stamp_s"):
+                if stamp_s < cutoff:
+                    continue
+                cutoff, freed, excess = stamp_s + 1e-6, freed + size, excess - size
+                if excess <= 0:
+                    break
+        if freed:
+            self._raw.execute("DELETE FROM raw WHERE stamp_s < ?", (cutoff,))
+            self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
+
+    def _doomed(self) -> list[int]:
+        """Blocks to evict: ordinary ones oldest first; reserved ones only beyond the reserve."""
+        excess = self.bytes - self.max_bytes
+        reserved = sum(size for size, kept in self._blocks.values() if kept)
+        doomed: list[int] = []
+        newest = max(self._blocks, default=0)
+        for block in sorted(self._blocks):
+            size, kept = self._blocks[block]
+            if excess <= 0 or block == newest:
+                break
+            if kept and reserved - size < self.reserve * self.max_bytes:
+                continue
+            doomed.append(block)
+            excess -= size
+            reserved -= size if kept else 0
+        return doomed
+
+    def _load_blocks(self) -> None:
+        rows = self._db.execute(
+            f"SELECT row / {BLOCK}, sum(bytes), max(intervention | demonstration | failure)"  # noqa: S608 - a constant
+            f" FROM transitions GROUP BY row / {BLOCK}"
+        )
+        self._blocks = {block: [size, kept] for block, size, kept in rows}
+
+
+_TERMINAL = {"done": 1, "failure": 1}

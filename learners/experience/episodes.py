@@ -1,0 +1,190 @@
+"""Experience as episodes: runs of ticks of one session, each with what was executed and the raw readings that were kept.
+
+An episode ends with `done`, with its session, where ticks are missing for longer than `GAP_S`, where a picture that is asked
+for was not kept, and after `LONGEST` steps. An actuator that was not moved at a tick goes on with what it was last told; ticks before anything
+was executed are left out. Knows no file format.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from actuators.actions import Value
+from learners.experience.reader import Reader
+from learners.experience.records import Raw
+from learners.experience.transition import Transition
+
+CHUNK = 256
+"""Rows read at once; with two cameras of 100 kB a picture that is 50 MB."""
+GAP_S = 1.0
+LONGEST = 1_000
+"""Steps after which an episode is cut: it is held in memory with its pictures, and a daemon may act for days."""
+
+Seen = Mapping[str, bytes | str]
+"""What is kept of a tick's readings: an encoded picture or sound, or a text, by stream."""
+
+
+class Kept(Protocol):
+    """Where raw readings of remembered ticks are found."""
+
+    @property
+    def streams(self) -> frozenset[str]:
+        """Of which streams there are any."""
+
+    def at(self, transitions: Sequence[Transition]) -> list[Seen]:
+        """The readings that these ticks used; called with ticks in the order of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Several places at once; of two that have a reading, the later one counts."""
+
+    places: tuple[Kept, ...]
+
+    @property
+    def streams(self) -> frozenset[str]:
+        """What any of them has."""
+        return frozenset().union(*(place.streams for place in self.places))
+
+    def at(self, transitions: Sequence[Transition]) -> list[Seen]:
+        """What they have together."""
+        found = zip(*(place.at(transitions) for place in self.places), strict=True)
+        return [{stream: x for seen in each for stream, x in seen.items()} for each in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One tick of an episode."""
+
+    transition: Transition
+    seen: Seen
+    actions: Mapping[str, Value]
+    """What every actuator did, by the newest command."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the rows; `str` for a person."""
+
+    rows: int = 0
+    used: int = 0
+    no_action: int = 0
+    no_picture: int = 0
+
+    def __str__(self) -> str:
+        """What was used and what not."""
+        out = f"{self.used} of {self.rows} ticks"
+        out += f"; {self.no_picture} without a kept picture" if self.no_picture else ""
+        return out + (f"; {self.no_action} before anything was done" if self.no_action else "")
+
+
+@dataclass(slots=True)
+class RawKept:
+    """The raw readings that the agent keeps beside its experience."""
+
+    reader: Reader
+    wanted: frozenset[str]
+
+    @property
+    def streams(self) -> frozenset[str]:
+        """Streams with any raw reading."""
+        return self.wanted & self.reader.raw_streams()
+
+    def at(self, transitions: Sequence[Transition]) -> list[Seen]:
+        """The newest reading of each stream at each tick, unless the one that was used is not among those kept."""
+        found: list[dict[str, bytes | str]] = [{} for _ in transitions]
+        for stream in self.streams:
+            oldest = max((t.ages_s.get(stream, 0.0) for t in transitions if t.present.get(stream)), default=None)
+            if oldest is None:
+                continue
+            rows = self.reader.raw(stream, transitions[0].stamp_s - oldest - GAP_S, transitions[-1].stamp_s + 1e-6)
+            stamps = [row.stamp_s for row in rows]
+            for seen, t in zip(found, transitions, strict=True):
+                place = bisect_right(stamps, t.stamp_s) - 1
+                if place >= 0 and t.present.get(stream) and _is_it(t, stream, stamps[place]):
+                    seen[stream] = _plain(rows[place])
+        return list(found)
+
+
+def _is_it(t: Transition, stream: str, stamp_s: float) -> bool:
+    """Whether the reading first seen at `stamp_s` is the one in use: it was captured before then."""
+    return t.stamp_s - t.ages_s.get(stream, 0.0) <= stamp_s
+
+
+def _plain(raw: Raw) -> bytes | str:
+    return raw.data.decode() if raw.encoding == "utf-8" else raw.data
+
+
+@dataclass(slots=True)
+class Episodes:
+    """Iterates over episodes, oldest first.
+
+    Args:
+        reader: of the experience.
+        kept: of raw readings.
+        cameras: streams of which every step must have a picture.
+        told: is called with rows read and rows there are.
+        tally: what was used.
+        longest: steps after which an episode is cut.
+        window: Unix seconds, from and before.
+    """
+
+    reader: Reader
+    kept: Kept
+    cameras: frozenset[str] = frozenset()
+    told: Callable[[int, int], None] = lambda _done, _total: None
+    tally: Tally = field(default_factory=Tally)
+    longest: int = LONGEST
+    window: tuple[float, float] = (0.0, math.inf)
+    _acting: dict[str, Value] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[list[Step]]:
+        episode: list[Step] = []
+        before: Transition | None = None
+        for t, seen in self._ticks():
+            self.tally.rows += 1
+            if before is not None and (_apart(before, t) or len(episode) >= self.longest):
+                yield from _whole(episode)
+                episode = []
+                if before.session != t.session:
+                    self._acting.clear()
+            before = t
+            self._acting.update(t.actions)
+            if not self._complete(seen):
+                yield from _whole(episode)
+                episode = []
+                continue
+            self.tally.used += 1
+            episode.append(Step(t, seen, dict(self._acting)))
+        yield from _whole(episode)
+
+    def _complete(self, seen: Seen) -> bool:
+        if not self._acting:
+            self.tally.no_action += 1
+            return False
+        if not self.cameras <= seen.keys():
+            self.tally.no_picture += 1
+            return False
+        return True
+
+    def _ticks(self) -> Iterator[tuple[Transition, Seen]]:
+        first, last = self.reader.first_row(), self.reader.last_row()
+        for start in range(first, last + 1, CHUNK):
+            found = self.reader.rows(start, min(start + CHUNK, last + 1))
+            rows = [row.transition for row in found if self.window[0] <= row.transition.stamp_s < self.window[1]]
+            if rows:
+                yield from zip(rows, self.kept.at(rows), strict=True)
+            self.told(min(start + CHUNK, last + 1) - first, last + 1 - first)
+
+
+def _apart(one: Transition, two: Transition) -> bool:
+    return one.session != two.session or one.done or not 0 < two.stamp_s - one.stamp_s <= GAP_S
+
+
+def _whole(episode: list[Step]) -> Iterator[list[Step]]:
+    if episode:
+        yield episode

@@ -1,0 +1,279 @@
+"""The reading side of the experience folder, for any number of other processes. Writes nothing.
+
+Rows are read by ranges of their number; each is checked against its checksum, and what does not read is counted and left
+out. A file that was set aside and replaced by the writer is noticed by its inode and opened again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from learners.experience.records import Label, Raw
+from learners.experience.schema import SCHEMA
+from learners.experience.transition import Malformed, Transition, checksum, decode_body, decode_head
+
+_COLUMNS = (
+    "row, session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration, failure, value,"
+    " crc, head, body"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stored transition and its number; numbers only grow."""
+
+    row: int
+    transition: Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a late reward or mark did to a row: reward, done, intervention, demonstration and failure."""
+
+    id: int
+    row: int
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewarded:
+    """One reward as it arrived."""
+
+    id: int
+    row: int
+    value: float
+    source: str
+    stamp_s: float
+
+
+class Reader:
+    """Opened lazily: the writer may come later. Not for several threads at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "experience.db"
+        self.unreadable = 0
+        """Rows left out because they did not read or their checksum was wrong."""
+        self._db: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside is of one moment."""
+        db = self._connection()
+        if db is None:
+            yield
+            return
+        db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+    def count(self) -> int:
+        """Rows held."""
+        return self._one("SELECT count(*) FROM transitions")
+
+    def last_row(self) -> int:
+        """The newest row's number, 0 when there is none."""
+        return self._one("SELECT coalesce(max(row), 0) FROM transitions")
+
+    def first_row(self) -> int:
+        """The oldest row's number, 0 when there is none."""
+        return self._one("SELECT coalesce(min(row), 0) FROM transitions")
+
+    def last_change(self) -> int:
+        """The newest change's number, 0 when there is none."""
+        return self._one("SELECT coalesce(max(id), 0) FROM changes")
+
+    def rows(self, start: int, stop: int) -> list[Row]:
+        """Rows with `start <= row < stop`, in order."""
+        return self._decoded(self._ranged(start, stop))
+
+    def newest(self, count: int) -> list[Row]:
+        """The last `count` rows, oldest first."""
+        query = f"SELECT {_COLUMNS} FROM transitions ORDER BY row DESC LIMIT ?"  # noqa: S608 - our own columns
+        return self._decoded(self._all(query, (count,))[::-1])
+
+    def pick(self, numbers: Sequence[int]) -> list[Row]:
+        """The rows of the given numbers, in that order; missing ones are left out."""
+        query = f"SELECT {_COLUMNS} FROM transitions WHERE row = ?"  # noqa: S608 - our own columns
+        return self._decoded([found for number in numbers for found in self._all(query, (number,))])
+
+    def decision(self, decision: str) -> Row | None:
+        """The row of a decision."""
+        query = f"SELECT {_COLUMNS} FROM transitions WHERE decision = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
+        found = self._decoded(self._all(query, (decision,)))
+        return found[0] if found else None
+
+    def at(self, stamp_s: float) -> Transition | None:
+        """The tick of exactly this stamp."""
+        query = f"SELECT {_COLUMNS} FROM transitions WHERE stamp_s = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
+        found = self._decoded(self._all(query, (stamp_s,)))
+        return found[0].transition if found else None
+
+    def reserved_rows(self) -> list[int]:
+        """Numbers of failures, interventions and demonstrations, in order."""
+        query = "SELECT row FROM transitions WHERE intervention OR demonstration OR failure ORDER BY row"
+        return [int(row) for (row,) in self._all(query, ())]
+
+    def changes(self, since: int, until: int | None = None) -> list[Change]:
+        """Changes with `since < id <= until`, in order."""
+        stop = (1 << 62) if until is None else until
+        found = self._all(
+            "SELECT id, row, before, after FROM changes WHERE id > ? AND id <= ? ORDER BY id", (since, stop)
+        )
+        return [Change(id_, row, orjson.loads(before), orjson.loads(after)) for id_, row, before, after in found]
+
+    def rewards(self, since: int = 0, limit: int = 10_000) -> list[Rewarded]:
+        """Rewards as they arrived, by source, with `id > since`."""
+        query = "SELECT id, row, value, source, stamp_s FROM rewards WHERE id > ? ORDER BY id LIMIT ?"
+        return [Rewarded(*found) for found in self._all(query, (since, limit))]
+
+    def quarantined(self) -> list[str]:
+        """Sources whose rewards are kept apart."""
+        return [source for (source,) in self._all("SELECT source FROM sources WHERE quarantined ORDER BY source", ())]
+
+    def labels(self, task: str, since: int = 0) -> list[Label]:
+        """Labels of a task with `id > since`, oldest first; those of sources kept apart (as `label:SOURCE`) are left out."""
+        query = (
+            "SELECT task, label, text, decision, source, stamp_s, id FROM labels WHERE task = ? AND id > ?"
+            " AND 'label:' || source NOT IN (SELECT source FROM sources WHERE quarantined) ORDER BY id"
+        )
+        found = self._all(query, (task, since))
+        return [Label(row[0], _label(orjson.loads(row[1])), *row[2:]) for row in found]
+
+    def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
+        """Raw readings of a stream with `start_s <= stamp_s < stop_s` (Unix)."""
+        query = "SELECT stream, stamp_s, encoding, data FROM raw WHERE stream = ? AND stamp_s >= ? AND stamp_s < ?"
+        return [Raw(*found) for found in self._kept(f"{query} ORDER BY stamp_s", (stream, start_s, stop_s))]
+
+    def raw_streams(self) -> frozenset[str]:
+        """Streams of which there is any raw reading."""
+        return frozenset(stream for (stream,) in self._kept("SELECT DISTINCT stream FROM raw", ()))
+
+    def _kept(self, query: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        path = self.path.with_name("raw.db")
+        if not path.exists():
+            return []
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            return db.execute(query, arguments).fetchall()
+        finally:
+            db.close()
+
+    def _ranged(self, start: int, stop: int) -> list[tuple[Any, ...]]:
+        """A range, halved where it does not read, until single rows are given up."""
+        query = f"SELECT {_COLUMNS} FROM transitions WHERE row >= ? AND row < ? ORDER BY row"  # noqa: S608 - ours
+        try:
+            return self._all(query, (start, stop))
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            if stop - start <= 1:
+                self.unreadable += 1
+                return []
+            middle = (start + stop) // 2
+            return self._ranged(start, middle) + self._ranged(middle, stop)
+
+    def _decoded(self, found: list[tuple[Any, ...]]) -> list[Row]:
+        rows: list[Row] = []
+        for row, session, tick, decision, stamp_s, policy, reward, *flags, value, crc, head, body in found:
+            if checksum(session + decision, head, body) != crc:
+                self.unreadable += 1
+                continue
+            try:
+                fields = decode_head(head)
+                fields["tokens"] = decode_body(fields["tokens"], body)
+            except Malformed:
+                self.unreadable += 1
+                continue
+            done, intervention, demonstration, failure = map(bool, flags)
+            rows.append(
+                Row(
+                    row,
+                    Transition(
+                        session=session, tick=tick, decision=decision, stamp_s=stamp_s, policy=policy, reward=reward,
+                        done=done, intervention=intervention, demonstration=demonstration, failure=failure, value=value,
+                        **fields,
+                    ),
+                )
+            )  # fmt: skip
+        return rows
+
+    def _one(self, query: str) -> int:
+        found = self._all(query, ())
+        return int(found[0][0]) if found else 0
+
+    def _all(self, query: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        db = self._connection()
+        return db.execute(query, arguments).fetchall() if db is not None else []
+
+    def _connection(self) -> sqlite3.Connection | None:
+        try:
+            inode = self.path.stat().st_ino
+        except FileNotFoundError:
+            self.close()
+            return None
+        if self._db is not None and inode == self._inode:
+            return self._db
+        self.close()
+        db = sqlite3.connect(
+            f"file:{self.path}?mode=ro", uri=True, timeout=5.0, check_same_thread=False, isolation_level=None
+        )
+        try:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.DatabaseError:
+            db.close()
+            return None  # being made, or broken: the writer deals with it
+        if version != SCHEMA:
+            db.close()
+            return None  # not there yet, or to be migrated by the writer first
+        self._db, self._inode = db, inode
+        return db
+
+
+def _label(value: str | list[str]) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(value)
+
+
+JITTER_S = 2e-3
+"""Between the wall clock at two ticks, for the same moment."""
+
+DRIFT = 1e-3
+"""By which a wall clock that is being corrected may run off, per second of age."""
+
+
+def raw_of(reader: Reader, transition: Transition, stream: str) -> Raw | None:
+    """The raw reading of a stream that this tick used; None where it was not kept, or is gone."""
+    age_s = transition.ages_s.get(stream, 0.0)
+    slack_s = JITTER_S + DRIFT * age_s
+    captured_s = transition.stamp_s - age_s
+    found = reader.raw(stream, captured_s - slack_s, transition.stamp_s + 1e-6)
+    if not found:
+        return None
+    raw = found[-1]
+    first = transition if raw.stamp_s == transition.stamp_s else reader.at(raw.stamp_s)
+    if first is None or abs(first.stamp_s - first.ages_s.get(stream, 0.0) - captured_s) > slack_s:
+        return None
+    return raw

@@ -1,0 +1,81 @@
+"""Experience as the learner takes it in: everything up to one moment of the store, repeatably.
+
+A moment is a pair of numbers: the last row and the last change (a late reward or mark). Asked again for the same moment,
+even after further rewards arrived, the same values come back: later changes are undone from what was noted before each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from learners.experience.reader import Change, Reader, Row
+from learners.experience.transition import Transition
+
+CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Moment:
+    """The last row and change known."""
+
+    row: int = 0
+    change: int = 0
+
+
+class Source:
+    """Reads moments of a store."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def now(self) -> Moment:
+        """The newest moment."""
+        with self.reader.snapshot():
+            return Moment(self.reader.last_row(), self.reader.last_change())
+
+    def rows(self, since: Moment, until: Moment) -> Iterator[Row]:
+        """Rows after `since` up to `until`, as they were at `until`."""
+        undo = self._undo(until)
+        for start in range(since.row + 1, until.row + 1, CHUNK):
+            for row in self.reader.rows(start, min(start + CHUNK, until.row + 1)):
+                yield Row(row.row, undo.get(row.row, _same)(row.transition))
+
+    def changes(self, since: Moment, until: Moment) -> list[Change]:
+        """Changes after `since` up to `until`."""
+        return self.reader.changes(since.change, until.change)
+
+    def pick(self, numbers: list[int], until: Moment) -> dict[int, Transition]:
+        """The rows of the given numbers as they were at `until`."""
+        undo = self._undo(until)
+        found: dict[int, Transition] = {}
+        for start in range(0, len(numbers), CHUNK):
+            for row in self.reader.pick(numbers[start : start + CHUNK]):
+                found[row.row] = undo.get(row.row, _same)(row.transition)
+        return found
+
+    def _undo(self, until: Moment) -> dict[int, _Undo]:
+        undo: dict[int, _Undo] = {}
+        for change in self.reader.changes(until.change):
+            undo.setdefault(change.row, _Undo(change))  # the earliest says what was there at `until`
+        return undo
+
+
+@dataclass(frozen=True, slots=True)
+class _Undo:
+    change: Change
+
+    def __call__(self, transition: Transition) -> Transition:
+        before = self.change.before
+        return replace(
+            transition,
+            reward=before["reward"],
+            done=bool(before["done"]),
+            intervention=bool(before["intervention"]),
+            demonstration=bool(before["demonstration"]),
+            failure=bool(before["failure"]),
+        )
+
+
+def _same(transition: Transition) -> Transition:
+    return transition

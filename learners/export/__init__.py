@@ -1,0 +1,1 @@
+"""Experience as a LeRobotDataset and the policy as ONNX."""

@@ -1,0 +1,1 @@
+"""The offline fine-tuning run."""

@@ -1,0 +1,245 @@
+"""Supervised fine-tuning: files in, a transformers folder with report, curves and model card out.
+
+Adapts a pretrained model to a task of `learners/tasks`: reads the data (`datasets`), decides what is trained
+(`trainable`), runs the loop (`trainer`), and writes what it became. The daemon's periodic fine-tuning (`online`) is the same
+code on labels. Validation chooses the epoch; the test split is read once, at the end, with the weights that were chosen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+
+from learners.config import Train
+from learners.device import pick_device
+from learners.files import write_atomically
+from learners.finetune import datasets, forgetting, model_card, trainable
+from learners.finetune.linear_probe import fit_head
+from learners.finetune.progress import Bar, plot
+from learners.finetune.trainer import Run, Settings, Tell, Trainer
+from learners.finetune.trainer_state import State
+from learners.model.encoders.bundled import resolve
+from learners.tasks.base import Example, Options, Recipe, Task, saved
+from learners.tasks.classify_text import Classifier
+from learners.tasks.heads import set_prior
+from learners.tasks.pooling import MARK
+from learners.tasks.registry import modality_of, open_task, task_class
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The examples of a run; `test` may be empty."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a run became."""
+
+    task: Task
+    run: Run
+    trained: int
+    total: int
+
+
+def finetune(
+    *, task: str, model: str, train: Path | str, validation: Path | str, out: Path | str, test: Path | str | None = None,
+    mode: Train = "lora", seed: int = 0, resume: bool = True, progress: bool = False, adapter: bool = False,
+    earlier: Path | str | None = None, earlier_data: Path | str | None = None, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune a model from files; returns the report, which `out/report.json` holds too.
+
+    Args:
+        task: a kind of `learners/tasks`.
+        model: `bundled:NAME`, a transformers id or a folder.
+        train: file or folder the weights learn from; see `learners.finetune.datasets`.
+        validation: chooses the epoch and stops early.
+        test: measured once at the end.
+        out: the folder to write.
+        mode: `frozen`, `top`, `lora` or `full`.
+        seed: of everything random.
+        resume: go on where an earlier run with the same arguments was killed.
+        progress: show a bar on standard error.
+        adapter: keep the LoRA adapter too, in `out/adapter`.
+        earlier: the folder of an earlier task on the same encoder, to measure what was forgotten.
+        earlier_data: its examples.
+        options: fields of `trainer.Settings` and `tasks.base.Options`, and `lora_rank`, `device`.
+
+    Raises:
+        DataError: the data cannot be used.
+        ValueError: an unknown option, or nothing to train.
+    """
+    out = Path(out)
+    paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
+    splits = Splits(*(datasets.read(path) for path in paths.values()))
+    fresh, settings, extra = build(task, model, splits.train, mode, {**options, "seed": seed})
+    # with the recipe's settings too: another version of this program must not go on with other groups of parameters
+    facts = {"task": task, "model": model, "mode": mode, "options": options, "settings": asdict(settings)}
+    state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
+    bar: AbstractContextManager[Tell | None] = Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
+    keep, rank = out if adapter else None, extra["lora_rank"]
+    with bar as tell:
+        tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, tell=tell, keep=keep)
+    report = _report(tuned, splits, model, mode)
+    if earlier and earlier_data:
+        report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
+    used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
+    write(out, tuned, report, settings, used)
+    state.clear()
+    return report
+
+
+def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
+    """Where a run that is killed goes on; of other arguments, or if not to be resumed, from the begin. Makes `out`."""
+    digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
+    state = State(out / "state", digest)
+    if not resume:
+        state.clear()
+    out.mkdir(parents=True, exist_ok=True)
+    return state
+
+
+def _report(tuned: Tuned, splits: Splits, model: str, mode: Train) -> dict[str, Any]:
+    """The test split is read here, once, with the weights that were chosen."""
+    metrics = {"validation": tuned.run.history[tuned.run.best_epoch - 1], "test": measure(tuned.task, splits.test)}
+    return describe(tuned, model, mode, metrics)
+
+
+def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None = None) -> dict[str, Any]:
+    """Measure a fine-tuned folder on a file; the report goes to `out/report.json` too.
+
+    Raises:
+        DataError: the data cannot be used.
+        ValueError: the folder was not made by `finetune`, or for another task.
+    """
+    told = saved(resolve(model))
+    if told.get("kind") != task:
+        raise ValueError(f"{model}: fine-tuned for {told.get('kind', 'nothing')}, not for {task}")
+    opened = open_task(task, resolve(model))
+    examples = datasets.read(test)
+    total = sum(parameter.numel() for parameter in opened.model.parameters())
+    before = Path(resolve(model)) / "report.json"
+    earlier = orjson.loads(before.read_bytes()) if before.is_file() else {}
+    report = {
+        "task": task, "model": model, "train": earlier.get("train", "none"),
+        "metrics": {"validation": {}, "test": measure(opened, examples)},
+        "trained_parameters": 0, "total_parameters": total, "epochs": 0, "wall_s": 0.0,
+    }  # fmt: skip
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(out) / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    return report
+
+
+def build(
+    kind: str, model: str, train: Sequence[Example], mode: Train, options: dict[str, Any]
+) -> tuple[Task, Settings, dict[str, Any]]:
+    """The task on its model, the settings its recipe gives for the mode, and options of neither.
+
+    Raises:
+        ValueError: an option nobody knows.
+    """
+    cls = task_class(kind, modality_of(train))
+    own = {f.name for f in fields(Settings)}
+    extra = {"lora_rank": 8, "device": "auto"} | {k: v for k, v in options.items() if k in ("lora_rank", "device")}
+    if unknown := set(options) - own - set(Options.known(options)) - set(extra):
+        raise ValueError(
+            f"unknown options {sorted(unknown)}; there are {sorted(own | {f.name for f in fields(Options)} | set(extra))}"
+        )
+    settings = settings_of(cls.recipe, mode, **{name: value for name, value in options.items() if name in own})
+    torch.manual_seed(settings.seed)  # the new head
+    source = resolve(model)
+    if (
+        hasattr(cls, "fitting_window_s")
+        and "window_s" not in options
+        and "window_s" not in saved(source).get("options", {})
+    ):
+        options = {**options, "window_s": cls.fitting_window_s(train)}
+    task = cls.open(source, labels=cls.labels_of(train), **Options.known(options))
+    task.model.to(pick_device(str(extra["device"])))
+    return task, settings, extra
+
+
+def settings_of(recipe: Recipe, mode: Train, **others: Any) -> Settings:
+    """What a task's recipe says of a mode, but for `others`."""
+    own = {
+        "epochs": recipe.epochs, "batch": recipe.batch, "learning_rate": recipe.rates.get(mode, 1e-4),
+        "layer_decay": recipe.layer_decay if mode in ("full", "top") else 1.0,
+        "head_rate": recipe.head_rates.get(mode, 1.0), "patience": recipe.patience,
+    }  # fmt: skip
+    return Settings(**own | others)
+
+
+def tune(
+    task: Task, splits: Splits, settings: Settings, mode: Train, *, rank: int = 8, state: State | None = None,
+    tell: Tell | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
+) -> Tuned:  # fmt: skip
+    """Train the task's model in place; LoRA is merged at the end (`keep`: the adapter is written there too)."""
+    torch.set_flush_denormal(True)
+    task.model.to(memory_format=torch.channels_last)  # convolutions on a processor take less time so
+    fitted = settings.probe and isinstance(task, Classifier) and fit_head(task, splits.train)
+    if not fitted and task.new_head and (prior := task.prior(splits.train)) is not None:
+        set_prior(task.model, prior)
+    torch.manual_seed(settings.seed)  # the adapters
+    model = trainable.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
+    trained, total = trainable.counts(model)
+    run = Trainer(task, model, splits.train, splits.validation, settings, state=state, tell=tell, stop=stop).run()
+    if keep is not None:
+        trainable.save_adapter(model, keep / "adapter")
+    task.model = trainable.merged(model)
+    return Tuned(task, run, trained, total)
+
+
+def measure(task: Task, examples: Sequence[Example]) -> dict[str, float]:
+    """The task's metrics on examples; none for none."""
+    return task.metrics(examples, task.predict(examples)) if examples else {}
+
+
+def describe(tuned: Tuned, model: str, mode: Train, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The report."""
+    run = tuned.run
+    return {
+        "task": tuned.task.kind, "model": model, "train": mode, "metrics": metrics,
+        "trained_parameters": tuned.trained, "total_parameters": tuned.total,
+        "epochs": len(run.history), "best_epoch": run.best_epoch, "wall_s": run.wall_s,
+        "mean_pooling_layer": bool(getattr(tuned.task.model.config, MARK, False)),
+        "history": [{"loss": loss, **found} for loss, found in zip(run.losses, run.history, strict=True)],
+    }  # fmt: skip
+
+
+def write(out: Path, tuned: Tuned, report: dict[str, Any], settings: Settings, data: dict[str, str]) -> None:
+    """The folder: weights, processor, report, curves and card."""
+    tuned.task.save(out)
+    annotate(out, tuned, report, settings, data)
+
+
+def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: Settings, data: dict[str, str]) -> None:
+    """Put report, curves and card beside weights that are there; `data` says what each split was made from."""
+    task, run = tuned.task, tuned.run
+    scores = [found[task.selection] for found in run.history]
+    plot(
+        out / "curves.png",
+        run.losses,
+        scores,
+        metric=task.selection,
+        best_epoch=run.best_epoch,
+        title=f"{report['model']}: {task.kind} ({report['train']})",
+    )
+    model_card.write(out / "README.md", report, data=data, settings=asdict(settings) | asdict(task.options))
+    write_atomically(out / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+
+
+def splits_digest(splits: Splits) -> str:
+    """A digest of all examples, so that a state is only resumed on the same data."""
+    body = orjson.dumps([list(splits.train), list(splits.validation), list(splits.test)], default=str)
+    return hashlib.sha256(body).hexdigest()

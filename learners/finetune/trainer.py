@@ -1,0 +1,249 @@
+"""The fine-tuning loop: epochs of length-grouped batches, validation after each, early stopping, the best weights back.
+
+Everything random comes from (seed, epoch, example): a run that was killed goes on from its last state and ends with the
+same weights. Knows tasks only through `learners.tasks.base`; what is trained is `learners.finetune.trainable`'s affair.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learners.finetune import trainer_state
+from learners.finetune.optim import Kind, OptimizerName, factor, optimizer, set_rate
+from learners.finetune.trainable import set_training
+from learners.tasks.base import Example, Feature, Task, to_device
+
+MEGABATCH = 50
+"""Batches whose examples are sorted by length together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a fine-tune runs."""
+
+    epochs: int = 5
+    batch: int = 32
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    optimizer: OptimizerName = "adamw"
+    schedule: Kind = "linear"
+    warmup: float = 0.1
+    """Share of all steps."""
+    weight_decay: float = 0.01
+    layer_decay: float = 1.0
+    head_rate: float = 1.0
+    """How many times the learning rate the head learns at."""
+    probe: bool = False
+    """Classification: fit the head first, to the encoder as it is."""
+    momentum: float = 0.9
+    clip: float = 1.0
+    """Largest gradient norm."""
+    patience: int = 3
+    """Epochs without a better validation score before it stops."""
+    ties: Literal["first", "last"] = "first"
+    """Which of equally good epochs is the best: on a small validation set, which is soon all right, the last one has learned longest."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    save_every_s: float = 60.0
+
+
+@dataclass(slots=True)
+class Run:
+    """Where a run is; what it became once it is over."""
+
+    epoch: int = 0
+    at: int = 0
+    """Batches done in this epoch."""
+    losses: list[float] = field(default_factory=list)
+    """Mean training loss of each epoch."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Validation metrics of each epoch."""
+    best: float = -math.inf
+    best_epoch: int = 0
+    worse: int = 0
+    total: float = 0.0
+    """Sum of the losses of this epoch so far."""
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Told after every step and epoch."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    """Of this epoch."""
+    loss: float
+    score: float | None
+
+
+class Stopped(Exception):  # noqa: N818 - reads as what happened
+    """A run was told to stop; its state, if it keeps one, is saved."""
+
+
+Tell = Callable[[Progress], None]
+
+
+class Trainer:
+    """One run over fixed data; `model` is the task's model as `trainable.prepare` returned it."""
+
+    def __init__(
+        self, task: Task, model: nn.Module, train: Sequence[Example], validation: Sequence[Example], settings: Settings,
+        *, state: trainer_state.State | None = None, tell: Tell | None = None, stop: Callable[[], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.task, self.model, self.settings = task, model, settings
+        self.train, self.validation = train, validation
+        self.run_state = Run()
+        self.best: dict[str, Tensor] = {}
+        self._state, self._tell, self._clock, self._stop = state, tell, clock, stop
+        self._features = None if task.varying else [self._make(0, i) for i in range(len(train))]
+        self._optimizer = optimizer(
+            settings.optimizer, model, rate=settings.learning_rate, weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay, head_rate=settings.head_rate, momentum=settings.momentum,
+        )  # fmt: skip
+        self._bfloat16 = settings.precision == "bfloat16" or (
+            settings.precision == "auto" and bfloat16_helps(task.device)
+        )
+        self._saved_s = clock()
+
+    def run(self) -> Run:
+        """Train to the end, with the best epoch's weights in the model."""
+        torch.manual_seed(self.settings.seed)
+        self._resume()
+        run = self.run_state
+        while run.epoch < self.settings.epochs and run.worse < self.settings.patience:
+            start_s = self._clock()
+            self._epoch(run)
+            improved = self._validate(run)
+            run.wall_s += self._clock() - start_s
+            self._save(best=improved)
+        if self.best:
+            trainer_state.restore(self.model, self.best)
+        self.model.eval()
+        return run
+
+    def _epoch(self, run: Run) -> None:
+        """The rest of one epoch."""
+        set_training(self.model)
+        batches = self._batches(run.epoch)
+        steps = math.ceil(len(batches) / self.settings.accumulate)
+        while run.at < len(batches):
+            group = batches[run.at : run.at + self.settings.accumulate]
+            done = run.epoch * steps + run.at // self.settings.accumulate
+            loss = self._step(run.epoch, group, done, steps * self.settings.epochs)
+            run.at += len(group)
+            run.total += loss * len(group)
+            if self._stop is not None and self._stop():
+                self._save(best=False)
+                raise Stopped(f"stopped in epoch {run.epoch + 1}")
+            self._report(run, len(batches), run.total / run.at)
+            if self._clock() - self._saved_s > self.settings.save_every_s:
+                self._save(best=False)
+        run.losses.append(run.total / max(len(batches), 1))
+
+    def _step(self, epoch: int, group: Sequence[Sequence[int]], done: int, total: int) -> float:
+        """One update over the batches of a group; returns their mean loss."""
+        set_rate(self._optimizer, factor(done, total, warmup=self.settings.warmup, kind=self.settings.schedule))
+        self._optimizer.zero_grad(set_to_none=True)
+        mean = 0.0
+        for batch in group:
+            inputs = self.task.collate([self._feature(epoch, number) for number in batch])
+            with torch.autocast(self.task.device.type, torch.bfloat16, enabled=self._bfloat16):
+                loss = self.task.loss(self.model, to_device(inputs, self.task.device))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value} in epoch {epoch + 1}; lower the learning rate or use float32"
+                )
+            share: Any = loss / len(group)
+            share.backward()
+            mean += value / len(group)
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        nn.utils.clip_grad_norm_(trained, self.settings.clip)
+        self._optimizer.step()
+        return mean
+
+    def _validate(self, run: Run) -> bool:
+        """Measure, move on to the next epoch, and say whether it is the best so far."""
+        self.model.eval()
+        predictions = self.task.predict(self.validation, model=self.model)
+        metrics = self.task.metrics(self.validation, predictions)
+        run.history.append(metrics)
+        run.epoch, run.at, run.total = run.epoch + 1, 0, 0.0
+        score = metrics[self.task.selection]
+        run.worse = 0 if score > run.best else run.worse + 1
+        improved = score > run.best or (score == run.best and self.settings.ties == "last")
+        if improved:
+            run.best, run.best_epoch = score, run.epoch
+            self.best = trainer_state.trained_of(self.model)
+        self._report(run, 0, run.losses[-1], score)
+        return improved
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """Every example once, neighbours in length together, batches in random order."""
+        generator = np.random.default_rng((self.settings.seed, epoch))
+        order = generator.permutation(len(self.train)).tolist()
+        size = self.settings.batch
+        if self._features is not None:
+            lengths = [self.task.length(some[0]) for some in self._features]
+            mega = size * MEGABATCH
+            order = [
+                i for at in range(0, len(order), mega) for i in sorted(order[at : at + mega], key=lengths.__getitem__)
+            ]
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        return [batches[i] for i in generator.permutation(len(batches))]
+
+    def _make(self, epoch: int, number: int) -> list[Feature]:
+        return self.task.features(self.train[number], rng=np.random.default_rng((self.settings.seed, epoch, number)))
+
+    def _feature(self, epoch: int, number: int) -> Feature:
+        """One of the example's features, another one each epoch where it has several."""
+        some = self._features[number] if self._features is not None else self._make(epoch, number)
+        return some[epoch % len(some)]
+
+    def _report(self, run: Run, steps: int, loss: float, score: float | None = None) -> None:
+        if self._tell is not None:
+            latest = run.history[-1][self.task.selection] if run.history else None
+            self._tell(
+                Progress(run.epoch, self.settings.epochs, run.at, steps, loss, latest if score is None else score)
+            )
+
+    def _save(self, *, best: bool) -> None:
+        self._saved_s = self._clock()
+        if self._state is None:
+            return
+        facts = {name: getattr(self.run_state, name) for name in Run.__slots__}
+        facts["best"] = None if math.isinf(self.run_state.best) else self.run_state.best
+        tensors = {f"model/{name}": tensor for name, tensor in trainer_state.trained_of(self.model).items()}
+        tensors |= trainer_state.optimizer_tensors(self._optimizer) | {"rng": torch.get_rng_state()}
+        self._state.save(facts, tensors, self.best if best else None)
+
+    def _resume(self) -> None:
+        loaded = self._state.load() if self._state is not None else None
+        if loaded is None:
+            return
+        facts: dict[str, Any] = loaded.facts
+        facts["best"] = -math.inf if facts["best"] is None else facts["best"]
+        self.run_state = Run(**facts)
+        self.best = loaded.best
+        trainer_state.restore(self.model, loaded.tensors, "model/")
+        trainer_state.restore_optimizer(self._optimizer, loaded.tensors)
+        torch.set_rng_state(loaded.tensors["rng"])
+
+
+def bfloat16_helps(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by units of its own: recent GPUs, CPUs with AMX or AVX512-BF16 (a third less time)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,1 @@
+"""`reflexd train`: lock-step training in gymnasium environments."""

@@ -1,0 +1,172 @@
+"""Training against a gymnasium environment: what `reflexd train` does and leaves behind.
+
+`results.json` has the settings, the curve and the figures of the delivered policy on a hundred episodes of its own, and says
+which step it comes from; beside it lie the curve as a picture and a signed checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import matplotlib as mpl
+import orjson
+import torch
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from learners.checkpoints.signing import load_key
+from learners.checkpoints.store import Checkpoints
+from learners.gym.demonstrations import episodes_of
+from learners.gym.spaces import Score
+from learners.gym.trainer import Trainer, TrainSettings
+from learners.model.spec import Algorithm as Name
+
+
+def train(
+    environment: str,
+    steps: int,
+    seed: int,
+    out: Path,
+    *,
+    algorithm: Name = "auto",
+    demonstrations: int | Path = 0,
+    progress: bool = True,
+    settings: TrainSettings | None = None,
+) -> dict[str, Any]:
+    """Train, and write `results.json`, `curve.png` and a signed checkpoint below `out`.
+
+    Args:
+        environment: a gymnasium id.
+        steps: of the environment.
+        seed: of everything random.
+        out: a folder; made if it is missing. Its `checkpoints` can be adopted, or run as a `state_dir`.
+        algorithm: as `policy.algorithm`.
+        demonstrations: so many episodes of the scripted teacher, or a file of episodes (see `learners.gym.demonstrations`).
+        progress: show a bar on stderr; where that is no terminal, a line for every evaluation.
+        settings: hyperparameters.
+
+    Raises:
+        ValueError: no such environment, actions or observations nothing here can handle, no script for demonstrations.
+    """
+    began_s = time.monotonic()
+    torch.set_flush_denormal(True)
+    trainer = Trainer(
+        _maker(environment), seed=seed, settings=replace(settings or TrainSettings(), algorithm=algorithm)
+    )
+    taught = trainer.teach(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
+    with _bar(progress, environment, steps) as bar:
+        trainer.report, tick = bar
+        trainer.run(steps, tick)
+    step, final = trainer.deliver()
+    results = {
+        "environment": environment,
+        "algorithm": trainer.algorithm_name,
+        "steps": steps,
+        "seed": seed,
+        "updates": trainer.algorithm.updates,
+        "wall_s": time.monotonic() - began_s,
+        "evaluations": trainer.evaluations,
+        "final": final.as_dict(),
+        "delivered": {"step": step, "chosen_by": SELECTION, "demonstrated_transitions": taught},
+        "settings": asdict(trainer.settings),
+    }
+    _write(out, trainer, results)
+    return results
+
+
+SELECTION = "highest mean on 30 further episodes among the four best evaluations; the final episodes took no part"
+
+
+def _maker(environment: str) -> Callable[[], gymnasium.Env[Any, Any]]:
+    try:
+        gymnasium.spec(environment)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"no environment {environment!r}: {error}") from None
+    if "mujoco" in str(gymnasium.spec(environment).entry_point):
+        _warn_once()
+    return lambda: gymnasium.make(environment)
+
+
+def _warn_once() -> None:
+    """MuJoCo says a warning for every environment that is made, ten of them an evaluation; here once."""
+    import mujoco  # noqa: PLC0415 - only some environments need it
+
+    told: set[str] = set()
+
+    def warn(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            warnings.warn(f"MuJoCo: {text}", stacklevel=1)
+
+    mujoco.set_mju_user_warning(warn)
+
+
+def _write(out: Path, trainer: Trainer, results: dict[str, Any]) -> None:
+    """Write everything a run leaves."""
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(out / "checkpoints", load_key(out))
+    version = checkpoints.save(
+        {"policy": trainer.policy.state_dict()},
+        {"spec": orjson.loads(trainer.spec.to_json())},
+        metrics={"final_mean": results["final"]["mean"], "steps": results["steps"]},
+    )
+    checkpoints.promote(version)
+    results["checkpoint"] = version
+    (out / "results.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    title = f"{results['environment']}, {results['algorithm']}, seed {results['seed']}"
+    plot(out / "curve.png", title, trainer.evaluations, results["final"])
+
+
+@contextmanager
+def _bar(
+    show: bool,  # noqa: FBT001 - passed on from a keyword
+    environment: str,
+    steps: int,
+) -> Iterator[tuple[Callable[[int, Score], None], Callable[[int], None]]]:
+    """Give what to call after an evaluation and after a step."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not show or not console.is_terminal) as bar:
+        task = bar.add_task(environment, total=steps)
+
+        def report(step: int, score: Score) -> None:
+            told = f"{environment} {score.mean:.1f} ± {score.std:.1f}"
+            bar.update(task, completed=step, description=told)
+            if show and not console.is_terminal:
+                console.print(f"{told} after {step} of {steps} steps", soft_wrap=True, highlight=False)
+
+        yield report, lambda step: bar.update(task, completed=step)
+
+
+mpl.use("Agg")
+
+
+def plot(path: Path, title: str, evaluations: Sequence[Mapping[str, float]], final: Mapping[str, float]) -> None:
+    """Write a PNG: mean, one standard deviation, lowest and highest, and the delivered policy's mean as a line."""
+    steps = [e["step"] for e in evaluations]
+    mean = [e["mean"] for e in evaluations]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.fill_between(
+        steps, [e["min"] for e in evaluations], [e["max"] for e in evaluations], alpha=0.12, label="min to max"
+    )
+    axes.fill_between(
+        steps,
+        [e["mean"] - e["std"] for e in evaluations],
+        [e["mean"] + e["std"] for e in evaluations],
+        alpha=0.25,
+        label="one deviation",
+    )
+    axes.plot(steps, mean, label="mean of the evaluation episodes")
+    axes.axhline(final["mean"], linestyle="--", color="black", linewidth=1, label=f"delivered: {final['mean']:.1f}")
+    axes.set(title=title, xlabel="environment steps", ylabel="return")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

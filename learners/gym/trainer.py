@@ -1,0 +1,258 @@
+"""The engine of `reflexd train`: learning from a gymnasium environment in lock-step, one update after each step.
+
+The same policy, heads and algorithms as in the daemon. Every `evaluate_every` steps the greedy policy plays the same ten
+episodes; the best policies so far are kept, and at the end the better of them on fresh episodes is delivered, as the daemon's
+promotion gate would. Steps of evaluations are not counted as training steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from actuators.actions import Value
+from learners.experience.transition import Transition
+from learners.gym.demonstrations import Episode
+from learners.gym.observations import Senses, Tokens, Window, values_of
+from learners.gym.spaces import Score, from_environment, run_episodes, to_environment
+from learners.model.encoders.base import Encoder
+from learners.model.features import concat
+from learners.model.policy import Policy
+from learners.model.spec import Algorithm as Name
+from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
+from learners.rl.replay_buffer import Replay
+
+SELECTION_SEED, FINAL_SEED, EVALUATION_SEED = 2_000_000, 3_000_000, 1_000_000
+"""Apart from each other and from the training seeds, which are small numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """One set for every environment; what differs between kinds of actuators is in the algorithms."""
+
+    gamma: float = 0.99
+    algorithm: Name = "auto"
+    width: int = 256
+    """Of the fusion, where there are pictures."""
+    batch: int = 256
+    choice_batch: int = 64
+    steps: int = 1
+    choice_steps: int = 3
+    """n of the n-step returns, without and with choice actuators."""
+    warmup: int = WARMUP
+    choice_warmup: int = CHOICE_WARMUP
+    updates_per_step: int = 1
+    memory_bytes: int = 1 << 30
+    demonstrations: float = 0.5
+    evaluate_every: int = 1_000
+    evaluation_episodes: int = 10
+    selection_episodes: int = 30
+    final_episodes: int = 100
+    keep: int = 4
+    """How many of the best policies are compared at the end."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """A policy that did well, and where it comes from."""
+
+    step: int
+    score: float
+    weights: dict[str, Tensor]
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        make: builds the environment; called for training and for every evaluated episode.
+        seed: of everything random.
+        settings: hyperparameters.
+        report: called after every evaluation with the step and the score.
+        encoder: of pictures; the bundled one by default.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env[Any, Any]],
+        *,
+        seed: int,
+        settings: TrainSettings | None = None,
+        report: Callable[[int, Score], None] | None = None,
+        encoder: Encoder | None = None,
+    ) -> None:
+        self.make, self.seed, self.settings, self.report = make, seed, settings or TrainSettings(), report
+        s = self.settings
+        self.env = make()
+        self.generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # initial weights
+        self.senses = Senses(self.env.observation_space, encoder)
+        self.spec = self.senses.specify(self.env, gamma=s.gamma, algorithm=s.algorithm, width=s.width)
+        self.policy = Policy(self.spec).eval()
+        self.algorithm = Algorithm(self.policy, self.generator)
+        choices = bool(self.spec.actions.choices)
+        self.batch = s.choice_batch if choices else s.batch
+        self.warmup = s.choice_warmup if choices else s.warmup
+        steps = s.choice_steps if choices else s.steps
+        self.replay = Replay(self.spec, max_bytes=s.memory_bytes, steps=steps, taught_share=s.demonstrations)
+        self.window = Window(self.spec)
+        self.kept: list[Kept] = []
+        self.evaluations: list[dict[str, float]] = []
+        self.metrics: dict[str, float] = {}
+        self._episode = self._tick = self._observed = 0
+
+    @property
+    def algorithm_name(self) -> str:
+        """The algorithms in use, as `dqn` or `dqn+crossq`."""
+        kinds = self.policy.heads.kinds
+        return "+".join(name for name in (kinds.choice, kinds.continuous) if name is not None)
+
+    def teach(self, episodes: Iterable[Episode]) -> int:
+        """Store a teacher's episodes; return the number of transitions."""
+        count = 0
+        for episode in episodes:
+            self._episode += 1
+            frames = [self._tokens(observation) for observation in episode.observations]
+            for frame, action, reward, done in zip(
+                frames, episode.actions, episode.rewards, episode.dones, strict=False
+            ):
+                self._remember(frame, from_environment(self.env.action_space, action), reward, done=done, taught=True)
+                count += 1
+            if not episode.dones[-1]:
+                self._remember(frames[-1])
+        return count
+
+    def run(self, total: int, tick: Callable[[int], None] | None = None) -> None:
+        """Train for `total` steps of the environment; `tick` is called after each."""
+        frame = self._begin(self.env.reset(seed=self.seed)[0])
+        for step in range(1, total + 1):
+            values = self._decide()
+            observation, reward, terminated, truncated, _ = self.env.step(to_environment(self.env.action_space, values))
+            self._remember(frame, values, float(reward), done=bool(terminated))
+            frame = self._tokens(observation)
+            self.window.remember(frame)
+            if truncated and not terminated:
+                self._remember(frame)  # where time ran out, the state that was reached says what was still to come
+            if terminated or truncated:
+                frame = self._begin(self.env.reset()[0])
+            self._learn(step)
+            if step % self.settings.evaluate_every == 0 or step == total:
+                self.evaluate(step)
+            if tick is not None:
+                tick(step)
+        self.env.close()
+
+    def _begin(self, observation: Any) -> Tokens:
+        """Start an episode, which is a session of the replay."""
+        self._episode += 1
+        frame = self._tokens(observation)
+        self.window.restart()
+        self.window.remember(frame)
+        if self.policy.heads.continuous is not None:
+            self.policy.heads.continuous.noise.restart()
+        return frame
+
+    def _tokens(self, observation: Any) -> Tokens:
+        return self.senses.tokens(observation)
+
+    def _remember(
+        self,
+        frame: Tokens,
+        values: Mapping[str, Value] | None = None,
+        reward: float = 0.0,
+        *,
+        done: bool = False,
+        taught: bool = False,
+    ) -> None:
+        """Append a transition; without values it only ends an episode whose time ran out."""
+        self._tick += 1
+        transition = Transition(
+            session=str(self._episode),
+            tick=self._tick,
+            decision="",
+            stamp_s=0.0,
+            policy="",
+            tokens=frame,
+            present=dict.fromkeys(frame, True),
+            ages_s=dict.fromkeys(frame, 0.0),
+            actions=values or {},
+            reward=reward,
+            done=done,
+            demonstration=taught,
+        )
+        self._keep(transition)
+
+    def _keep(self, transition: Transition) -> None:
+        self.replay.append(transition)
+
+    @torch.no_grad()
+    def _decide(self) -> dict[str, Value]:
+        """Explore from the newest frames."""
+        context_BC = self.policy.encode(self.window.features())
+        output = self.policy.heads.act(context_BC, generator=self.generator, explore=True)
+        return values_of(self.spec.actions, output, 0)
+
+    def _learn(self, step: int) -> None:
+        """Do the updates that one step earns."""
+        if self.policy.heads.bandit is not None:
+            self._observe()
+        if step < self.warmup:
+            return
+        for _ in range(self.settings.updates_per_step):
+            self.metrics = self.algorithm.update(self.replay.sample(self.batch, self.generator))
+
+    def _observe(self) -> None:
+        """Let the bandit take in what has an outcome by now."""
+        newest = self.replay.added - 1
+        batch = self.replay.ordered(self._observed, newest, steps=1)
+        self._observed = newest
+        if batch is not None:
+            self.algorithm.observe(batch)
+
+    def evaluate(self, step: int) -> Score:
+        """Play the evaluation episodes greedily and keep the policy if it is among the best."""
+        score = Score.of(self.play(EVALUATION_SEED, self.settings.evaluation_episodes))
+        self.evaluations.append({"step": step, **score.as_dict()})
+        weights = {name: value.clone() for name, value in self.policy.state_dict().items()}
+        # Of two that scored the same the later one has learned from more; sorting is stable.
+        self.kept = [Kept(step, score.mean, weights), *self.kept]
+        self.kept.sort(key=lambda kept: kept.score, reverse=True)
+        del self.kept[self.settings.keep :]
+        if self.report is not None:
+            self.report(step, score)
+        return score
+
+    def play(self, first_seed: int, episodes: int) -> list[float]:
+        """Return the undiscounted returns of greedy episodes; training's randomness is not touched."""
+        generator = torch.Generator().manual_seed(0)
+        windows = [Window(self.spec) for _ in range(episodes)]
+
+        @torch.no_grad()
+        def act(observations: list[Any], numbers: list[int]) -> list[Any]:
+            seen = []
+            for observation, number in zip(observations, numbers, strict=True):
+                seen.append(windows[number].remember(self._tokens(observation)).features())
+            context_BC = self.policy.encode(concat(seen))
+            output = self.policy.heads.act(context_BC, generator=generator, explore=False)
+            space, actions = self.env.action_space, self.spec.actions
+            return [to_environment(space, values_of(actions, output, row)) for row in range(len(numbers))]
+
+        return run_episodes(self.make, act, range(first_seed, first_seed + episodes))
+
+    def deliver(self) -> tuple[int, Score]:
+        """Load the best kept policy, by fresh episodes; return its step and its final score."""
+        episodes = self.settings.selection_episodes
+        best: tuple[float, Kept] | None = None
+        for kept in sorted(self.kept, key=lambda k: k.step, reverse=True):
+            self.policy.load_state_dict(kept.weights)
+            mean = Score.of(self.play(SELECTION_SEED, episodes)).mean
+            if best is None or mean > best[0]:
+                best = (mean, kept)
+        assert best is not None
+        self.policy.load_state_dict(best[1].weights)
+        return best[1].step, Score.of(self.play(FINAL_SEED, self.settings.final_episodes))

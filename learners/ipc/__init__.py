@@ -1,0 +1,1 @@
+"""The files that agent and learner exchange: settings, policy spec, events, progress."""

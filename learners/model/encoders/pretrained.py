@@ -1,0 +1,249 @@
+"""Pretrained encoders: any transformers model, or a plugin, as readings in and tokens out.
+
+`load` finds out from the model's configuration what it perceives. An encoder has a `version`, a digest of its weights and
+of everything that shapes its tokens: remembered tokens are only comparable under the same one. Its `run` is the tower in
+plain torch until a faster backend is put there (`backends.py`).
+
+Shapes: B batch, T tokens, W width.
+"""
+
+# transformers is typed in parts only
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from learners.config import EncoderSettings
+from learners.model.encoders import modulation_spectrum, utterance
+from learners.model.encoders.base import Encoder, Inputs, Run
+from learners.model.encoders.bundled import resolve
+from learners.model.encoders.preprocess import HOP, RATE_HZ, Mel, normalised, resize, tokenize, upload, window
+from learners.model.encoders.towers import (
+    HearingTower,
+    LanguageTower,
+    UnknownArchitecture,
+    VisionTower,
+    whisper_encoder,
+)
+from learners.model.spec import Modality
+from sensors.readings import Frame, Reading, Sound, Text
+
+FORMAT = 1
+"""Raised when tokens of the same weights would come out different."""
+
+
+class _Tower:
+    """What the three kinds share: a tower, its version, and whatever runs it."""
+
+    modality: Modality
+
+    def __init__(
+        self, tower: nn.Module, tokens: int, width: int, device: torch.device, shaping: Mapping[str, Any]
+    ) -> None:
+        self.module: nn.Module | None = tower.eval().requires_grad_(requires_grad=False).to(device)
+        self.tokens, self.width, self.device, self.shaping = tokens, width, device, shaping
+        self.run: Run = tower
+        self.version = self._digest()
+
+    @torch.inference_mode()
+    def encode(self, inputs: Inputs) -> Tensor:
+        """Tokens B,T,W float32."""
+        tokens_BTW: Tensor = self.run(*inputs)
+        return tokens_BTW
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take fine-tuned weights, all of them; the version follows.
+
+        Raises:
+            RuntimeError: a weight is missing, unknown or of another shape.
+        """
+        assert self.module is not None
+        self.module.load_state_dict(state)
+        self.version = self._digest()
+
+    def _digest(self) -> str:
+        """SHA-256 over format, shaping and every weight by name."""
+        assert self.module is not None
+        digest = hashlib.sha256(
+            orjson.dumps([FORMAT, self.modality, self.tokens, dict(self.shaping)], option=orjson.OPT_SORT_KEYS)
+        )
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+
+class VisionEncoder(_Tower):
+    """Pictures through CLIP, SigLIP, DINOv2, ViT, EfficientNet-Lite and whatever gives a map or patches."""
+
+    modality: Modality = "vision"
+
+    def __init__(self, model: Any, options: Mapping[str, Any], tokens: int, device: torch.device) -> None:
+        self.size = picture_size(options, model.config)
+        mean, std = (list(options.get(key, [0.5] * 3)) for key in ("image_mean", "image_std"))
+        tower = VisionTower(model, tokens, self.size, mean, std)
+        self.columns = tower.columns.shape[1]
+        for convolution in (m for m in tower.modules() if isinstance(m, nn.Conv2d)):
+            convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
+        super().__init__(tower, tokens, tower.width, device, {"size": self.size, "mean": mean, "std": std})
+
+    def prepare(self, readings: Sequence[Reading]) -> Inputs:
+        """uint8 B,3,Y,X."""
+        return (resize([r.image for r in readings if isinstance(r, Frame)], self.size, self.device),)
+
+    def examples(self) -> list[Inputs]:
+        """One picture with smooth structure."""
+        coarse = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(0)) * 255
+        picture = torch.nn.functional.interpolate(coarse, self.size, mode="bicubic").clamp(0, 255)
+        return [(picture.to(self.device, torch.uint8).contiguous(memory_format=torch.channels_last),)]
+
+
+class HearingEncoder(_Tower):
+    """Sound through Whisper's encoder (windows shorter than 30 s) or wav2vec2 and its kin."""
+
+    modality: Modality = "hearing"
+
+    def __init__(self, model: Any, extractor: Any, tokens: int, window_s: float, device: torch.device) -> None:
+        self.samples = round(window_s * RATE_HZ / (2 * HOP)) * 2 * HOP
+        self.mel: Mel | None = None
+        if model.main_input_name == "input_features":
+            frames, bands = self.samples // HOP, model.config.num_mel_bins
+            self.mel = Mel.build(extractor.mel_filters, device)
+            tower = HearingTower(whisper_encoder(model, frames), tokens, torch.zeros(1, bands, frames))
+        else:
+            tower = HearingTower(model, tokens, torch.zeros(1, self.samples))
+        super().__init__(tower, tokens, tower.width, device, {"samples": self.samples})
+
+    def prepare(self, readings: Sequence[Reading]) -> Inputs:
+        """Log-mel B,M,F, or normalised samples B,N.
+
+        Raises:
+            ValueError: a sound is not sampled at 16 kHz.
+        """
+        sounds = [r for r in readings if isinstance(r, Sound)]
+        if wrong := next((s for s in sounds if s.rate_hz != RATE_HZ), None):
+            raise ValueError(f"{wrong.stream}: sound at {wrong.rate_hz} Hz; the encoder hears {RATE_HZ}")
+        return (self._features(window([s.samples for s in sounds], self.samples)),)
+
+    def _features(self, sound_BN: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:
+        x_BN = upload(sound_BN, self.device)
+        return normalised(x_BN) if self.mel is None else self.mel(x_BN)
+
+    def examples(self) -> list[Inputs]:
+        """One rising tone."""
+        time_N = np.arange(self.samples, dtype=np.float32) / RATE_HZ
+        chirp_N = 0.3 * np.sin(2 * np.pi * (200 + 400 * time_N) * time_N)
+        return [(self._features(chirp_N[None].astype(np.float32)),)]
+
+
+class LanguageEncoder(_Tower):
+    """Texts through BERT-like models: one sentence embedding."""
+
+    modality: Modality = "language"
+
+    def __init__(self, model: Any, tokenizer: Any, limit: int, device: torch.device) -> None:
+        self.tokenizer, self.limit = tokenizer, limit
+        tower = LanguageTower(model)
+        super().__init__(tower, 1, tower.width, device, {"limit": limit})
+
+    def prepare(self, readings: Sequence[Reading]) -> Inputs:
+        """Ids and mask, B,L each."""
+        return tokenize(self.tokenizer, [r.text for r in readings if isinstance(r, Text)], self.limit, self.device)
+
+    def examples(self) -> list[Inputs]:
+        """A short order and a longer one; both leave padding, so that masking is part of what is compared."""
+        texts = (
+            "turn to the coffee",
+            "please turn slowly to the left until the red rocket stands in the middle of what you see",
+        )
+        return [tokenize(self.tokenizer, [text], self.limit, self.device) for text in texts]
+
+
+def picture_size(options: Mapping[str, Any], config: Any) -> tuple[int, int]:
+    """Height and width the model was trained on, from its preprocessor's options or its configuration."""
+    size = options.get("crop_size") or options.get("size") or getattr(config, "vision_config", config).image_size
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        return (edge, edge) if edge else (size["height"], size["width"])
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+BUILT_IN: dict[str, Callable[[int, float], Encoder]] = {
+    modulation_spectrum.NAME: modulation_spectrum.ModulationEncoder,
+    utterance.NAME: utterance.UtteranceEncoder,
+}
+"""Encoders without weights, made from their number of tokens and the seconds they hear at once."""
+
+
+def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window_s: float = 2.0) -> Encoder:
+    """The encoder the settings name.
+
+    Raises:
+        UnknownArchitecture: the model neither sees, hears nor reads, or the plugin is not installed.
+        BundledError: bundled weights are missing or not the expected ones.
+        OSError: transformers finds no such model.
+    """
+    if settings.plugin is not None:
+        return _plugin(settings.plugin)(settings, tokens, device)
+    if settings.model in BUILT_IN:
+        return BUILT_IN[settings.model](tokens, window_s)
+    source = resolve(settings.model)
+    # float32: the reference every backend is measured against
+    model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+    config, name = model.config, getattr(model, "main_input_name", "")
+    if name == "pixel_values" or hasattr(config, "vision_config"):
+        return VisionEncoder(model, _options(BaseImageProcessor.get_image_processor_dict, source), tokens, device)
+    if name == "input_features":
+        return HearingEncoder(model, _whisper_extractor(source), tokens, window_s, device)
+    if name == "input_values":
+        return HearingEncoder(model, None, tokens, window_s, device)
+    if name == "input_ids" and hasattr(config, "hidden_size"):
+        return LanguageEncoder(model, AutoTokenizer.from_pretrained(source), _limit(source, config), device)
+    raise UnknownArchitecture(
+        f"encoder {settings.model}: {type(model).__name__} takes {name or 'unknown inputs'}; a model of vision, hearing or language is needed"
+    )
+
+
+def _plugin(name: str) -> Callable[[EncoderSettings, int, torch.device], Encoder]:
+    found = importlib.metadata.entry_points(group="reflexd.encoders", name=name)
+    if not found:
+        raise UnknownArchitecture(
+            f"encoder plugin {name!r}: no entry point of that name in reflexd.encoders; install its package"
+        )
+    factory: Callable[[EncoderSettings, int, torch.device], Encoder] = next(iter(found)).load()
+    return factory
+
+
+def _options(read: Callable[..., tuple[dict[str, Any], Any]], source: Path | str) -> dict[str, Any]:
+    """A preprocessor's options as they are saved; none where the model has none."""
+    try:
+        return read(source)[0]
+    except OSError:
+        return {}
+
+
+def _whisper_extractor(source: Path | str) -> Any:
+    from transformers import WhisperFeatureExtractor  # noqa: PLC0415 - seconds to import, for one kind of model only
+
+    return WhisperFeatureExtractor(**_options(FeatureExtractionMixin.get_feature_extractor_dict, source))
+
+
+def _limit(source: Path | str, config: Any) -> int:
+    """Longest text in ids: what the sentence model was trained with, else what the positions allow."""
+    own = Path(source) / "sentence.json" if isinstance(source, Path) else None
+    if own is not None and own.is_file():
+        return int(orjson.loads(own.read_bytes())["max_length"])
+    return min(512, int(getattr(config, "max_position_embeddings", 512)))

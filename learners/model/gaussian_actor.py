@@ -1,0 +1,134 @@
+"""The head of continuous actuators: a Gaussian actor squashed by tanh, an ensemble of critics, noise, and the actuators' units.
+
+SAC and CrossQ train it; what they share of acting is here: one action of all actuators together, with the log density it was
+drawn with.
+
+Shapes: B batch, C context, A all continuous components together, a continuous actuators, N critics.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from actuators.actions import Continuous
+from learners.model.exploration import INDEPENDENT, SLOW, ColouredNoise, Excursions
+from learners.model.networks import Norm, trunk
+
+LOG_STD = (-5.0, 2.0)
+
+
+class SquashedGaussian(nn.Module):
+    """The actor: a Gaussian squashed by tanh to (-1, 1)^A, with a standard deviation that depends on the context."""
+
+    def __init__(self, context: int, width: int, hidden: tuple[int, ...], norm: Norm) -> None:
+        super().__init__()
+        self.trunk = trunk(context, hidden, norm)
+        self.out = nn.Linear(hidden[-1], 2 * width)
+        low, high = LOG_STD
+        nn.init.constant_(self.out.bias[width:], math.atanh(-(high + low) / (high - low)))  # starts at 1
+
+    def forward(self, context_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation before squashing, B,A each."""
+        mean_BA, raw_BA = self.out(self.trunk(context_BC)).chunk(2, dim=-1)
+        low, high = LOG_STD
+        return mean_BA, low + 0.5 * (high - low) * (torch.tanh(raw_BA) + 1)
+
+    def sample(self, context_BC: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions B,A in (-1, 1) made from standard normal `noise_BA`, and their log density B,A by component."""
+        mean_BA, log_std_BA = self(context_BC)
+        raw_BA = mean_BA + log_std_BA.exp() * noise_BA
+        return torch.tanh(raw_BA), squashed_log_density(raw_BA, noise_BA, log_std_BA)
+
+
+def squashed_log_density(raw_BA: Tensor, noise_BA: Tensor, log_std_BA: Tensor) -> Tensor:
+    """Log density of tanh(raw): Gaussian minus the log of tanh's slope, 2 (log 2 - raw - softplus(-2 raw)), stable."""
+    gaussian_BA = -0.5 * noise_BA.square() - log_std_BA - 0.5 * math.log(2 * math.pi)
+    return gaussian_BA - 2 * (math.log(2) - raw_BA - F.softplus(-2 * raw_BA))
+
+
+class Critics(nn.Module):
+    """N independent critics of context and action."""
+
+    def __init__(self, context: int, width: int, hidden: tuple[int, ...], norm: Norm, count: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            nn.Sequential(trunk(context + width, hidden, norm), nn.Linear(hidden[-1], 1)) for _ in range(count)
+        )
+
+    def forward(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
+        """Return N,B values of actions in (-1, 1)."""
+        x_BI = torch.cat((context_BC, action_BA), dim=-1)
+        return torch.stack([member(x_BI).squeeze(-1) for member in self.members])
+
+
+class ContinuousHead(nn.Module):
+    """Actor and critics of all continuous actuators together, and the map between (-1, 1) and their units."""
+
+    centre: Tensor
+    reach: Tensor
+    epsilon: Tensor
+
+    def __init__(
+        self, context: int, actuators: tuple[Continuous, ...], hidden: tuple[int, ...], norm: Norm, critics: int
+    ) -> None:
+        super().__init__()
+        low_A = torch.tensor([x for a in actuators for x in a.low], dtype=torch.float32)
+        high_A = torch.tensor([x for a in actuators for x in a.high], dtype=torch.float32)
+        self.register_buffer("centre", (high_A + low_A) / 2, persistent=False)
+        self.register_buffer("reach", (high_A - low_A) / 2, persistent=False)
+        self.widths = tuple(len(a.low) for a in actuators)
+        self.actor = SquashedGaussian(context, len(low_A), hidden, "none" if norm == "layer" else norm)
+        self.critics = Critics(context, len(low_A), hidden, norm, critics)
+        self.noise, self.wander = ColouredNoise(len(low_A), INDEPENDENT), ColouredNoise(len(low_A), SLOW)
+        self.excursions = Excursions()
+        self.register_buffer("epsilon", torch.zeros(()))
+
+    def to_units(self, unit_BA: Tensor) -> Tensor:
+        """(-1, 1) -> actuator units, never outside the limits by rounding."""
+        return torch.clamp(self.centre + self.reach * unit_BA, self.centre - self.reach, self.centre + self.reach)
+
+    def from_units(self, value_BA: Tensor) -> Tensor:
+        """Actuator units -> [-1, 1]."""
+        return ((value_BA - self.centre) / self.reach).clamp(-1, 1)
+
+    def act(self, context_BC: Tensor, generator: torch.Generator, scale: float) -> tuple[Tensor, Tensor]:
+        """Return unit actions B,A and the log density of each actuator's part in its units, B,actuators.
+
+        `scale` widens the noise; 0 gives the mean, which is certain: log density 0.
+        """
+        mean_BA, log_std_BA = self.actor(context_BC)
+        if scale == 0:
+            return torch.tanh(mean_BA), self.by_actuator(torch.zeros_like(mean_BA))
+        log_std_BA = log_std_BA + math.log(scale)
+        noise_BA = self.noise(len(mean_BA), generator, mean_BA.device)
+        raw_BA = mean_BA + log_std_BA.exp() * noise_BA
+        log_density_BA = squashed_log_density(raw_BA, noise_BA, log_std_BA) - self.reach.log()
+        return torch.tanh(raw_BA), self.by_actuator(log_density_BA)
+
+    def explore(self, context_BC: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As `act`, with excursions.
+
+        An excursion takes all actuators together, slowly wandering over their whole ranges. The density is that of the
+        mixture: (1 - epsilon) policy + epsilon excursion.
+        """
+        epsilon = float(self.epsilon)
+        mean_BA, log_std_BA = self.actor(context_BC)
+        rows = len(mean_BA)
+        wander_BA = self.wander(rows, generator, mean_BA.device)
+        free_B = self.excursions(rows, epsilon, generator).to(mean_BA.device)
+        raw_BA = mean_BA + log_std_BA.exp() * self.noise(rows, generator, mean_BA.device)
+        raw_BA = torch.where(free_B.unsqueeze(-1), wander_BA, raw_BA)
+        own_BA = squashed_log_density(raw_BA, (raw_BA - mean_BA) / log_std_BA.exp(), log_std_BA)
+        free_BA = squashed_log_density(raw_BA, raw_BA, torch.zeros_like(raw_BA))
+        own_Ba, free_Ba = self.by_actuator(own_BA), self.by_actuator(free_BA)
+        weights = torch.tensor([1 - epsilon, epsilon], device=mean_BA.device).log().view(2, 1, 1)
+        mixture_Ba = torch.logsumexp(torch.stack((own_Ba, free_Ba)) + weights, 0)
+        return torch.tanh(raw_BA), mixture_Ba - self.by_actuator(self.reach.log().unsqueeze(0))
+
+    def by_actuator(self, x_BA: Tensor) -> Tensor:
+        """Sum the components of each actuator."""
+        return torch.stack([part.sum(-1) for part in torch.split(x_BA, list(self.widths), -1)], dim=-1)

@@ -1,0 +1,141 @@
+"""A candidate and the live policy on the same logged decisions: probabilities of what was done, and features of actions.
+
+The features are those that a linear value function of state and action is fitted on (`offpolicy.py`): for each choice
+actuator the choice itself, times a few numbers of the state, and what both critics make of it; for continuous ones the motion,
+its square, the motion times the state, and both critics. The state's numbers are a fixed random projection of the live
+policy's context and both policies' values. Averaged over a policy's own actions they give what it would do.
+
+Shapes: N decisions, B of a chunk, n choices, A components, M draws, C context, K numbers of the state, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learners.model.heads import Heads
+from learners.promotion.ope.logged_data import Acts, Logged
+from learners.promotion.ope.propensities import Preference, motions, preferences, taken, unit_actions
+
+PROJECTED = 12
+"""Numbers that the context is projected to, at most; fewer decisions allow fewer."""
+DRAWS = 8
+"""Motions that a continuous actor's average is taken over."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What both make of N decisions.
+
+    `logged`, `candidate`, `live`: probability N of the actions that were the policy's own, all actuators together; 1 where
+    none was. `taken`: features N,D of what was done; `by_candidate`, `by_live`: of what each would do, averaged.
+    """
+
+    logged: Array
+    candidate: Array
+    live: Array
+    taken: Array
+    by_candidate: Array
+    by_live: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    heads: Heads
+    context: Tensor
+    choices: dict[str, Preference]
+    draws: Tensor | None
+    """M,B,A."""
+
+
+def compare(candidate: Acts, live: Acts, logged: Logged, seed: int = 0) -> Generator[None, None, Compared]:
+    """Go through the decisions chunk by chunk; the generator returns the whole."""
+    projected = min(PROJECTED, len(logged) // 50)
+    parts: list[tuple[Array, ...]] = []
+    for rows in logged.chunks():
+        with torch.no_grad():
+            sides = [_side(policy, logged.contexts(policy, rows), seed + rows.start) for policy in (candidate, live)]
+            actions = logged.actions(rows)
+            own = {name: own_N[rows] for name, own_N in logged.own.items()}
+            joint = [_joint(side, actions, own) for side in sides]
+            logged_B = np.prod([p_N[rows] for p_N in logged.probability.values()], axis=0)
+            parts.append((logged_B, *joint, *_features(sides, actions, projected)))
+        yield
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Compared(*columns)
+
+
+def _side(policy: Acts, context_BC: Tensor, seed: int) -> _Side:
+    """The same seed for both sides: the noise of their draws then cancels in the difference."""
+    head = policy.heads.continuous
+    generator = torch.Generator().manual_seed(seed)
+    draws = None if head is None else motions(head, context_BC, DRAWS, generator)
+    return _Side(policy.heads, context_BC, preferences(policy.heads, context_BC), draws)
+
+
+def _joint(side: _Side, actions: Mapping[str, Tensor], own: Mapping[str, NDArray[np.bool_]]) -> Array:
+    """Probability B of the actions that were the policy's own."""
+    product_B = np.ones(len(side.context))
+    for name, probability_B in taken(side.heads, side.context, actions).items():
+        product_B *= np.where(own[name], probability_B.numpy(), 1.0)
+    return product_B
+
+
+def _features(sides: list[_Side], actions: Mapping[str, Tensor], projected: int) -> tuple[Array, Array, Array]:
+    """Features B,D of what was done and of what each side would do."""
+    state_BK = _state(sides, projected)
+    done: list[Tensor] = []
+    would: list[list[Tensor]] = [[] for _ in sides]
+    for name in sides[0].choices:
+        scores = [side.choices[name].scores for side in sides]
+        size = scores[0].shape[-1]
+        done.append(_choice_features(torch.eye(size)[actions[name]], scores, state_BK))
+        for columns, side in zip(would, sides, strict=True):
+            columns.append(_choice_features(side.choices[name].probabilities, scores, state_BK))
+    if sides[0].draws is not None:
+        done.append(_motion_features(unit_actions(sides[0].heads, actions).unsqueeze(0), sides, state_BK))
+        for columns, side in zip(would, sides, strict=True):
+            assert side.draws is not None
+            columns.append(_motion_features(side.draws, sides, state_BK))
+    joined = [torch.cat([torch.ones(len(state_BK), 1), *columns], -1).double().numpy() for columns in (done, *would)]
+    return joined[0], joined[1], joined[2]
+
+
+def _state(sides: list[_Side], projected: int) -> Tensor:
+    """Numbers B,K of the state."""
+    context_BC = sides[1].context.clamp(-10, 10)
+    width = context_BC.shape[-1]
+    matrix_CK = torch.randn(width, projected, generator=torch.Generator().manual_seed(1)) / width**0.5
+    values = [p.scores.amax(-1, keepdim=True) for side in sides for p in side.choices.values()]
+    values += [_critics(side, side.draws).unsqueeze(-1) for side in sides if side.draws is not None]
+    return torch.cat((context_BC @ matrix_CK, *values), dim=-1)
+
+
+def _choice_features(chosen_Bn: Tensor, scores: list[Tensor], state_BK: Tensor) -> Tensor:
+    """`chosen_Bn`: a choice, or how probable each is."""
+    crossed_BnK = chosen_Bn.unsqueeze(-1) * state_BK.unsqueeze(-2)
+    critics = [(chosen_Bn * score_Bn).sum(-1, keepdim=True) for score_Bn in scores]
+    return torch.cat((chosen_Bn, crossed_BnK.flatten(1), *critics), dim=-1)
+
+
+def _motion_features(unit_MBA: Tensor, sides: list[_Side], state_BK: Tensor) -> Tensor:
+    """Averaged over M motions."""
+    mean_BA, square_BA = unit_MBA.mean(0), unit_MBA.square().mean(0)
+    crossed_BAK = mean_BA.unsqueeze(-1) * state_BK.unsqueeze(-2)
+    critics = [_critics(side, unit_MBA).unsqueeze(-1) for side in sides]
+    return torch.cat((mean_BA, square_BA, state_BK, crossed_BAK.flatten(1), *critics), dim=-1)
+
+
+def _critics(side: _Side, unit_MBA: Tensor) -> Tensor:
+    """The critics' mean value B of M motions."""
+    head = side.heads.continuous
+    assert head is not None
+    values = [head.critics(side.context, unit_BA).mean(0) for unit_BA in unit_MBA]
+    return torch.stack(values).mean(0)

@@ -1,0 +1,103 @@
+"""What a policy would do on logged observations, best actions only, and whether its numbers are sound.
+
+Shapes: N decisions, A components of one continuous actuator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learners.model.heads import HeadOutput
+from learners.model.spec import PolicySpec
+from learners.promotion.ope.logged_data import Acts, Logged
+
+ONE_MOTION = 1e-3
+"""Deviation of a motion, as a share of its range, below which it counts as always the same."""
+
+Values = Mapping[str, NDArray[np.float64]]
+"""By actuator: index N of the choice, or motions N,A in its units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """Of N decisions."""
+
+    values: Values
+    sound: bool
+    """Every value, score and estimate is finite."""
+    outside: int
+    """Motions outside their limits and choices that do not exist."""
+
+
+def act(policy: Acts, logged: Logged) -> Generator[None, None, Actions]:
+    """Go through the observations chunk by chunk; the generator returns the whole."""
+    generator = torch.Generator().manual_seed(0)
+    parts: list[Values] = []
+    sound = True
+    for rows in logged.chunks():
+        with torch.no_grad():
+            out = policy.heads.act(logged.contexts(policy, rows), generator=generator, explore=False)
+        sound &= is_sound(out)
+        parts.append({name: value.double().numpy() for name, value in out.values.items()})
+        yield
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    return Actions(joined, sound, outside(logged.spec, joined))
+
+
+def is_sound(out: HeadOutput) -> bool:
+    """Whether every number of the heads is finite."""
+    return all(bool(x.isfinite().all()) for x in (*out.values.values(), *out.scores.values(), out.value))
+
+
+def outside(spec: PolicySpec, values: Values) -> int:
+    """How many actions are outside their limits."""
+    count = 0
+    for choice in spec.actions.choices:
+        index_N = values[choice.name]
+        count += int(((index_N < 0) | (index_N >= len(choice.choices))).sum())
+    for motion in spec.actions.continuous:
+        low, high = np.array(motion.low), np.array(motion.high)
+        slack, value_NA = 1e-6 * (high - low), values[motion.name]
+        count += int(((value_NA < low - slack) | (value_NA > high + slack)).any(-1).sum())
+    return count
+
+
+def shares(spec: PolicySpec, values: Values) -> dict[str, dict[str, float]]:
+    """How often each choice is taken; of motions their mean deviation as a share of the range, under `deviation`."""
+    told: dict[str, dict[str, float]] = {}
+    for actuator in spec.actions.choices:
+        index_N = values[actuator.name].astype(int)
+        counts = np.bincount(index_N, minlength=len(actuator.choices)) / max(1, len(index_N))
+        told[actuator.name] = {c: round(float(n), 4) for c, n in zip(actuator.choices, counts, strict=True)}
+    for motion in spec.actions.continuous:
+        told[motion.name] = {"deviation": round(_deviation(spec, motion.name, values), 5)}
+    return told
+
+
+def collapsed(spec: PolicySpec, values: Values) -> dict[str, bool]:
+    """By actuator, whether it always does the same."""
+    told = {a.name: len(np.unique(values[a.name])) == 1 for a in spec.actions.choices}
+    return told | {a.name: _deviation(spec, a.name, values) < ONE_MOTION for a in spec.actions.continuous}
+
+
+def agreement(spec: PolicySpec, one: Values, two: Values) -> dict[str, float]:
+    """Share of equal choices; for motions 1 minus the mean distance as a share of the range."""
+    told = {a.name: float((one[a.name] == two[a.name]).mean()) for a in spec.actions.choices}
+    for motion in spec.actions.continuous:
+        away = np.abs(one[motion.name] - two[motion.name]) / _range(spec, motion.name)
+        told[motion.name] = 1 - float(away.mean())
+    return {name: round(value, 4) for name, value in told.items()}
+
+
+def _deviation(spec: PolicySpec, name: str, values: Values) -> float:
+    return float((values[name].std(0) / _range(spec, name)).mean())
+
+
+def _range(spec: PolicySpec, name: str) -> NDArray[np.float64]:
+    actuator = next(a for a in spec.actions.continuous if a.name == name)
+    return np.subtract(actuator.high, actuator.low, dtype=np.float64)

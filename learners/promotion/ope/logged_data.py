@@ -1,0 +1,156 @@
+"""Logged decisions as arrays: what a candidate and the live policy are judged on.
+
+Of each decision: what was seen (by chunks, since histories of tokens are large), what each actuator did, whether the policy
+that acted drew that action itself and with which probability, the reward, and whether the next row is what came of it.
+
+A decision is *own* to an actuator when the policy in force drew what was executed. What a person, the gate or nobody set has no
+probability of the policy's: it never enters an importance weight, though its outcome still teaches a value function. A
+continuous action without noise has no density either (it is logged as exactly 1) and is not own.
+
+Shapes: N decisions in the order of time, A components of one continuous actuator.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actuators.actions import Choice, Continuous
+from learners.experience.transition import Transition
+from learners.model.features import Features
+from learners.model.heads import Heads
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec
+from learners.rl.replay_buffer import MAX_GAP, Replay
+
+CHUNK = 64
+"""Decisions at a time: between two chunks others get their turn."""
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+class Acts(Protocol):
+    """What is asked of a policy: contexts of what was seen, and heads."""
+
+    heads: Heads
+
+    def encode(self, features: Features) -> Tensor:
+        """Contexts B,C of features [B, H]."""
+
+
+@dataclass(slots=True)
+class Logged:
+    """N decisions of one policy spec.
+
+    Args:
+        spec: of the policies to be judged; what was seen must fit it.
+        transitions: oldest first.
+        versions: the present version of each stream's encoder; tokens of others count as missing.
+    """
+
+    spec: PolicySpec
+    transitions: Sequence[Transition]
+    reward_N: Array
+    done_N: Flags
+    follows_N: Flags
+    """The next row is this one's successor."""
+    moved_N: Flags
+    """Something was done."""
+    own: dict[str, Flags]
+    probability: dict[str, Array]
+    """As logged; 1 where not own."""
+    _replay: Replay
+
+    def __init__(
+        self, spec: PolicySpec, transitions: Sequence[Transition], versions: dict[str, str] | None = None
+    ) -> None:
+        self.spec, self.transitions = spec, transitions
+        count = len(transitions)
+        single = replace(spec, history=1)  # histories are put together here, so that nothing is held or encoded twice
+        self._replay = Replay(single, max_bytes=1 << 62, max_rows=max(80, round(1.3 * count) + 2))
+        for transition in transitions:
+            self._replay.append(transition)
+            self._replay.versions.update(transition.encoder_versions)
+        self._replay.versions.update(versions or {})
+        self.reward_N = np.array([t.reward for t in transitions], np.float64)
+        self.done_N = np.array([t.done for t in transitions], bool)
+        self.follows_N = _chained(transitions)
+        self.moved_N = np.array([bool(t.actions) for t in transitions], bool)
+        self.own, self.probability = {}, {}
+        for actuator in self.actuators:
+            own_N = np.array([_is_own(t, actuator) for t in transitions], bool)
+            logged = [t.probabilities.get(actuator.name, 1.0) for t in transitions]
+            self.own[actuator.name] = own_N
+            self.probability[actuator.name] = np.where(own_N, np.array(logged, np.float64), 1.0)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.transitions)
+
+    @property
+    def actuators(self) -> tuple[Choice | Continuous, ...]:
+        """Those that a policy learns."""
+        return (*self.spec.actions.choices, *self.spec.actions.continuous)
+
+    @property
+    def any_own(self) -> Flags:
+        """N decisions: whether at least one action was the policy's own."""
+        own_N: Flags = np.any([np.zeros(len(self), bool), *self.own.values()], axis=0)
+        return own_N
+
+    def chunks(self, size: int = CHUNK) -> Iterator[slice]:
+        """All rows in order, a few at a time."""
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+    def actions(self, rows: slice) -> Mapping[str, Tensor]:
+        """What was executed: index B of a choice, motion B,A."""
+        return self._replay.batch(np.arange(rows.start, rows.stop), steps=1).actions
+
+    def history(self, rows: slice) -> NDArray[np.int64]:
+        """Row numbers B,H of what a policy sees at each row, oldest first; a session's first stands for those before it."""
+        at_BH = np.repeat(np.arange(rows.start, rows.stop)[:, None], self.spec.history, axis=1)
+        for h in range(self.spec.history - 2, -1, -1):
+            later_B = at_BH[:, h + 1]
+            at_BH[:, h] = np.where((later_B > 0) & self.follows_N[later_B - 1], later_B - 1, later_B)
+        return at_BH
+
+    def seen(self, at: NDArray[np.int64]) -> Features:
+        """Features of given rows, with the leading dimensions of `at`."""
+        single = self._replay.batch(at.reshape(-1), steps=1).features[:, 0]
+        return single.map(lambda x: x.reshape(*at.shape, *x.shape[1:]))
+
+    def contexts(self, policy: Acts, rows: slice) -> Tensor:
+        """Contexts B,C of a policy. Where it is known how, each row is fused once and not once for every history it is in."""
+        at_BH = self.history(rows)
+        if not isinstance(policy, Policy):
+            return policy.encode(self.seen(at_BH))
+        first = int(at_BH.min(initial=rows.start))
+        states_RD = policy.fuse(self.seen(np.arange(first, rows.stop)))
+        return policy.context(states_RD[torch.from_numpy(at_BH - first)])
+
+
+def _chained(transitions: Sequence[Transition]) -> Flags:
+    follows_N = np.zeros(len(transitions), bool)
+    for n, (one, after) in enumerate(itertools.pairwise(transitions)):
+        follows_N[n] = one.session == after.session and 0 < after.tick - one.tick <= MAX_GAP and not one.done
+    return follows_N
+
+
+def _is_own(transition: Transition, actuator: Choice | Continuous) -> bool:
+    name = actuator.name
+    probability = transition.probabilities.get(name, 0.0)
+    if transition.by.get(name) != "policy" or name not in transition.actions or probability <= 0:
+        return False
+    value = transition.actions[name]
+    if isinstance(actuator, Choice):
+        return value in actuator.choices
+    return not isinstance(value, str) and len(value) == len(actuator.low) and probability != 1.0

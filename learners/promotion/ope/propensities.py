@@ -1,0 +1,90 @@
+"""How a policy acts on given contexts, in full: the probability of every choice, the density of a given motion, draws.
+
+`Heads.act` draws one action and says how probable that one was; judging a policy on another's actions needs the rest. All
+is as it acts live: with its own exploration, whose share lies in its weights (epsilon of DQN and of the continuous head's
+excursions, the posterior's width of the bandit). The density of a motion is that of one tick: that successive noise hangs
+together is not in it, so products over ticks are approximate for continuous actuators.
+
+Shapes: B contexts, n choices, A components of all continuous actuators, a continuous actuators, M draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learners.model.exploration import epsilon_greedy
+from learners.model.gaussian_actor import ContinuousHead, squashed_log_density
+from learners.model.heads import Heads
+
+EDGE = 1 - 1e-6
+"""Where the squashing is undone: at the limits themselves the Gaussian would be infinitely far out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Of one choice actuator: critic's values and probabilities, B,n each, exploration included."""
+
+    scores: Tensor
+    probabilities: Tensor
+
+
+@torch.no_grad()
+def preferences(heads: Heads, context_BC: Tensor) -> dict[str, Preference]:
+    """How probable every choice of every choice actuator is."""
+    found: dict[str, Preference] = {}
+    if heads.choice is not None:
+        epsilon = float(heads.choice.epsilon)
+        for actuator, q_BnK in zip(heads.actions.choices, heads.choice(context_BC), strict=True):
+            scores_Bn = q_BnK.mean(-1)
+            found[actuator.name] = Preference(scores_Bn, epsilon_greedy(scores_Bn, epsilon, None))
+    elif heads.bandit is not None:
+        for actuator, (mean_Bn, std_Bn) in zip(heads.actions.choices, heads.bandit(context_BC), strict=True):
+            found[actuator.name] = Preference(mean_Bn, heads.bandit.probabilities(mean_Bn, std_Bn))
+    return found
+
+
+@torch.no_grad()
+def densities(head: ContinuousHead, context_BC: Tensor, unit_BA: Tensor) -> Tensor:
+    """Density B,a (float64) of given motions in (-1, 1), in the actuators' units: (1 - epsilon) policy + epsilon excursion."""
+    mean_BA, log_std_BA = head.actor(context_BC)
+    raw_BA = torch.atanh(unit_BA.clamp(-EDGE, EDGE))
+    own_BA = squashed_log_density(raw_BA, (raw_BA - mean_BA) / log_std_BA.exp(), log_std_BA)
+    free_BA = squashed_log_density(raw_BA, raw_BA, torch.zeros_like(raw_BA))
+    epsilon = float(head.epsilon)
+    weights_2 = torch.tensor([1 - epsilon, epsilon], device=mean_BA.device).log()
+    mixture_Ba = torch.logsumexp(
+        torch.stack((head.by_actuator(own_BA), head.by_actuator(free_BA))) + weights_2.view(2, 1, 1), 0
+    )
+    return (mixture_Ba - head.by_actuator(head.reach.log().unsqueeze(0))).double().exp()
+
+
+@torch.no_grad()
+def motions(head: ContinuousHead, context_BC: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """M independent draws M,B,A in (-1, 1)."""
+    mean_BA, log_std_BA = head.actor(context_BC)
+    noise_MBA = torch.randn(count, *mean_BA.shape, generator=generator)
+    free_MB1 = torch.rand(count, len(mean_BA), 1, generator=generator) < float(head.epsilon)
+    return torch.tanh(torch.where(free_MB1, noise_MBA, mean_BA + log_std_BA.exp() * noise_MBA))
+
+
+def unit_actions(heads: Heads, actions: Mapping[str, Tensor]) -> Tensor:
+    """The given motions of all continuous actuators, B,A in [-1, 1]."""
+    assert heads.continuous is not None
+    values = [actions[a.name].float() for a in heads.actions.continuous]
+    return heads.continuous.from_units(torch.cat(values, dim=-1))
+
+
+def taken(heads: Heads, context_BC: Tensor, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Probability (or density) B, float64, of given actions of every actuator."""
+    found: dict[str, Tensor] = {}
+    for name, preference in preferences(heads, context_BC).items():
+        index_B1 = actions[name].unsqueeze(-1)
+        found[name] = preference.probabilities.gather(-1, index_B1).squeeze(-1).double()
+    if heads.continuous is not None:
+        density_Ba = densities(heads.continuous, context_BC, unit_actions(heads, actions))
+        found |= {a.name: density_Ba[:, i] for i, a in enumerate(heads.actions.continuous)}
+    return found

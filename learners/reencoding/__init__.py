@@ -1,0 +1,1 @@
+"""When an encoder follows its task, old experience gets new tokens."""

@@ -1,0 +1,71 @@
+"""An encoder in one of its versions: the pretrained one, or what a version of its task makes of it.
+
+The agent swaps encoders (`runtime/deploy/encoder_updater.py`); here the learner, or a replay, gets at the same weights again. A version is a digest
+of weights and shaping, so what is found is what is wanted, or nothing is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from learners.continual.versions import Versions
+from learners.ipc.settings import Inputs, window_s
+from learners.model.encoders.base import Encoder
+from learners.model.encoders.pretrained import load
+from learners.reencoding.task_encoder import state_of, teachers
+
+CPU = torch.device("cpu")
+
+
+class Recall:
+    """Finds encoders by stream and version.
+
+    Args:
+        inputs: the settings.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self._tasks = teachers(inputs.encoders, inputs.tasks, {n: s.encoder for n, s in inputs.streams.items()})
+
+    def __call__(self, stream: str, version: str) -> Encoder | None:
+        """The encoder of a stream in a version, on the backend the agent chose; None where it is not to be had."""
+        name = self.inputs.streams[stream].encoder if stream in self.inputs.streams else None
+        if name not in self.inputs.encoders:
+            return None
+        heard = {n: s.window_s for n, s in self.inputs.streams.items() if s.kind == "microphone" and s.encoder == name}
+        encoder = self._weights(name, version, window_s(heard))
+        return None if encoder is None else self._ready(encoder)
+
+    def _weights(self, name: str, version: str, heard_s: float) -> Encoder | None:
+        settings = self.inputs.encoders[name]
+        encoder = load(settings, self.inputs.policy.tokens, CPU, window_s=heard_s)
+        if encoder.version == version:
+            return encoder
+        for folder in reversed(self._folders(name)):
+            try:
+                encoder.load_state(state_of(settings, encoder, folder, window_s=heard_s))
+            except (OSError, ValueError, RuntimeError, SafetensorError):
+                continue  # the agent refused it too, and said so
+            if encoder.version == version:
+                return encoder
+        return None
+
+    def _folders(self, name: str) -> list[Path]:
+        """Of the task's versions, oldest first."""
+        if name not in self._tasks:
+            return []
+        return [one.path for one in Versions(self.inputs.state_dir / "learner" / "tasks" / self._tasks[name]).all()]
+
+    def _ready(self, encoder: Encoder) -> Encoder:
+        from learners.model.backends.calibration_cache import Calibrations, shared_cache  # noqa: PLC0415 - see below
+        from learners.model.backends.selection import Wanted  # noqa: PLC0415 - openvino: only where something is encoded
+
+        if encoder.module is not None:
+            wanted = Wanted(**self.inputs.engine.model_dump())
+            calibrations = Calibrations(self.inputs.state_dir, wanted, shared_cache())
+            encoder.run, _ = calibrations.runner(encoder.module, encoder.examples(), encoder.version)
+        return encoder

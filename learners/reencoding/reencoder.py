@@ -1,0 +1,125 @@
+"""Old experience in the tokens of a new encoder: what an older version saw is encoded again from raw readings.
+
+After an encoder was swapped, remembered tokens of the version before count as missing. Where the raw reading is still kept
+(`experience.raw_s`), the learner encodes it with the present version, a slice at a time beside its updates and at their low
+priority, newest first; the tick knows nothing of it. Readings that were not kept stay out. An encoder is in memory only while
+there is something to encode, and runs on the backend that the agent chose for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learners.experience.reader import Reader, raw_of
+from learners.experience.transition import Transition
+from learners.model.encoders.base import Encoder
+from learners.reencoding.token_store import Recoded, Reencoded
+from learners.rl.replay_buffer import Replay
+from sensors.codecs.readings import decode_reading
+from sensors.readings import Reading
+
+CHUNK = 32
+"""Rows read from the store at once."""
+CACHE = 64
+"""Readings whose tokens are kept at hand: many ticks use the same one."""
+Tokens = NDArray[np.float16]
+
+
+@dataclass(slots=True)
+class Reencoder:
+    """Encodes again what an encoder's swap left behind.
+
+    Args:
+        reader: of the experience.
+        recoded: where the tokens go.
+        encoder_of: the encoder of a stream in a version; None where that version is not to be had.
+        clock: monotonic seconds.
+    """
+
+    reader: Reader
+    recoded: Reencoded
+    encoder_of: Callable[[str, str], Encoder | None]
+    clock: Callable[[], float] = time.monotonic
+    done: int = 0
+    """Rows and streams encoded again."""
+    without_raw: int = 0
+    """Those whose raw reading is not there; they stay out."""
+    waiting: int = 0
+    """Those still to do."""
+    _missed: dict[str, set[int]] = field(default_factory=dict)
+    """Rows that cannot be done, by version."""
+    _encoders: dict[tuple[str, str], Encoder | None] = field(default_factory=dict)
+    _cache: OrderedDict[tuple[str, str, float], Tokens] = field(default_factory=OrderedDict)
+
+    def step(self, replay: Replay, until_s: float) -> int:
+        """Work until a moment of the clock, at least one chunk; returns how many entries were written."""
+        stale = {stream: self._open(stream, rows, replay.versions) for stream, rows in replay.stale().items()}
+        self.waiting = sum(map(len, stale.values()))
+        if not self.waiting:
+            self._encoders.clear()  # an encoder may take hundreds of megabytes
+            self._cache.clear()
+            return 0
+        written = 0
+        for stream, rows in stale.items():
+            for start in range(0, len(rows), CHUNK):
+                if written and self.clock() >= until_s:
+                    return written
+                written += self._chunk(stream, replay.versions[stream], rows[start : start + CHUNK])
+        return written
+
+    def figures(self) -> dict[str, int]:
+        """For `health.learner`."""
+        return {"done": self.done, "without_raw": self.without_raw, "waiting": self.waiting}
+
+    def _open(self, stream: str, rows: list[int], versions: Mapping[str, str]) -> list[int]:
+        missed = self._missed.get(f"{stream} {versions[stream]}", set())
+        return [row for row in rows if row not in missed]
+
+    def _chunk(self, stream: str, version: str, rows: list[int]) -> int:
+        key = (stream, version)
+        if key not in self._encoders:
+            self._encoders[key] = self.encoder_of(stream, version)
+        encoder = self._encoders[key]
+        found = {} if encoder is None else {row.row: row.transition for row in self.reader.pick(rows)}
+        made: list[Recoded] = []
+        missed = self._missed.setdefault(f"{stream} {version}", set())
+        for row in rows:
+            tokens = self._tokens(stream, version, encoder, found[row]) if encoder and row in found else None
+            if tokens is None:
+                missed.add(row)
+                self.without_raw += 1
+            else:
+                made.append(Recoded(row, stream, version, tokens))
+        self.recoded.add(made)
+        self.done += len(made)
+        self.waiting -= len(rows)
+        return len(made)
+
+    def _tokens(self, stream: str, version: str, encoder: Encoder, transition: Transition) -> Tokens | None:
+        raw = raw_of(self.reader, transition, stream)
+        if raw is None:
+            return None
+        key = (stream, version, raw.stamp_s)
+        if key not in self._cache:
+            reading = decode_reading(raw.stream, raw.stamp_s, raw.encoding, raw.data)
+            if reading is None:
+                return None
+            self._cache[key] = encode(encoder, reading)
+            while len(self._cache) > CACHE:
+                self._cache.popitem(last=False)
+        return self._cache[key]
+
+
+def encode(encoder: Encoder, reading: Reading) -> Tokens:
+    """Tokens float16 [T, W] of one reading, alone, as they are remembered."""
+    with torch.inference_mode():
+        tokens_TW = encoder.encode(encoder.prepare([reading]))[0]
+    made: Tokens = tokens_TW.half().cpu().numpy()
+    return made

@@ -1,0 +1,127 @@
+"""Tokens of remembered ticks, made anew by a later version of their encoder: `state_dir/learner/reencoded.db`.
+
+Beside the store and not in it: experience has one writer, the agent. The learner writes here what it then takes into its replay,
+so that a resumed learner finds the very tokens it has learned from, though the raw readings may be gone by then.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.experience.reader import Row
+from learners.experience.transition import Transition
+
+FORMAT = 1
+_TABLE = """
+CREATE TABLE IF NOT EXISTS tokens(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL, stream TEXT NOT NULL, version TEXT NOT NULL,
+  high INTEGER NOT NULL, wide INTEGER NOT NULL, data BLOB NOT NULL)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Recoded:
+    """One row's tokens of one stream, float16 [T, W], by a version of its encoder."""
+
+    row: int
+    stream: str
+    version: str
+    tokens_TW: NDArray[np.float16]
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """The file with its table.
+
+    Raises:
+        sqlite3.DatabaseError: it is none, or of another format.
+    """
+    db = sqlite3.connect(path)
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        _check(version, path)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute(_TABLE)
+        db.execute(f"PRAGMA user_version = {FORMAT}")
+    except sqlite3.DatabaseError:
+        db.close()
+        raise
+    return db
+
+
+def _check(version: int, path: Path) -> None:
+    if version not in (0, FORMAT):  # 0: new, or written before it was numbered
+        raise sqlite3.DatabaseError(f"{path} is of format {version}; this program reads {FORMAT}")
+
+
+class Reencoded:
+    """The file. Written by the learner alone; a broken one, or one of another format, is begun anew: it can be made again."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._db = _opened(path)
+        except sqlite3.DatabaseError:
+            for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+                file.unlink(missing_ok=True)
+            self._db = _opened(path)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def add(self, made: Sequence[Recoded]) -> None:
+        """Keep tokens; on disk when this returns, but for a power cut."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO tokens(row, stream, version, high, wide, data) VALUES(?,?,?,?,?,?)",
+                [(m.row, m.stream, m.version, *m.tokens_TW.shape, m.tokens_TW.tobytes()) for m in made],
+            )
+
+    def last(self) -> int:
+        """The newest entry's number; 0 when there was never one."""
+        found = self._db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tokens'").fetchone()
+        return int(found[0])
+
+    def between(self, since: int, until: int) -> Iterator[Recoded]:
+        """Entries with `since < id <= until`, in order."""
+        query = "SELECT row, stream, version, high, wide, data FROM tokens WHERE id > ? AND id <= ? ORDER BY id"
+        for row, stream, version, high, wide, data in self._db.execute(query, (since, until)):
+            yield Recoded(row, stream, version, np.frombuffer(data, np.float16).reshape(high, wide))
+
+    def renew(self, rows: Sequence[Row], versions: Mapping[str, str]) -> list[Transition]:
+        """The transitions of rows, oldest first, with the tokens of the present versions where these were made."""
+        made: dict[int, dict[str, Recoded]] = {}
+        query = "SELECT row, stream, version, high, wide, data FROM tokens WHERE row >= ? ORDER BY id"
+        for row, stream, version, high, wide, data in self._db.execute(query, (min((r.row for r in rows), default=0),)):
+            if versions.get(stream) == version:
+                tokens_TW = np.frombuffer(data, np.float16).reshape(high, wide)
+                made.setdefault(row, {})[stream] = Recoded(row, stream, version, tokens_TW)
+        return [_renewed(one.transition, made.get(one.row, {})) for one in rows]
+
+    def tidy(self, first_row: int, versions: Mapping[str, str]) -> None:
+        """Forget rows that nobody holds any more, and versions that are not the present ones."""
+        with self._db:
+            self._db.execute("DELETE FROM tokens WHERE row < ?", (first_row,))
+            for stream, version in versions.items():
+                self._db.execute("DELETE FROM tokens WHERE stream = ? AND version <> ?", (stream, version))
+
+    def clear(self) -> None:
+        """Forget everything: the rows' numbers mean other rows from now on."""
+        with self._db:
+            self._db.execute("DELETE FROM tokens")
+
+
+def _renewed(transition: Transition, made: Mapping[str, Recoded]) -> Transition:
+    if not made:
+        return transition
+    return replace(
+        transition,
+        tokens={**transition.tokens, **{name: one.tokens_TW for name, one in made.items()}},
+        encoder_versions={**transition.encoder_versions, **{name: one.version for name, one in made.items()}},
+    )

@@ -1,0 +1,158 @@
+"""One learner for all actuators of a policy: encodes a batch once and lets a part for each kind of actuator learn from it.
+
+Used in lock-step by `reflexd train` and by the learner process; neither gathers experience here. The same state,
+generator and batches give the same weights bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learners.model.features import concat
+from learners.model.heads import Heads
+from learners.model.networks import BatchRenorm, Tracker
+from learners.rl.adam import Adam, Group
+from learners.rl.bandit import Bandit
+from learners.rl.base import Contexts, Part, nest, pick
+from learners.rl.batch import Batch
+from learners.rl.crossq import Crossq
+from learners.rl.dqn import Dqn
+from learners.rl.sac import Sac
+
+ENCODER_RATE = 3e-4
+ENCODER_TRACK = 0.005
+WARMUP, CHOICE_WARMUP = 1_000, 256
+"""Transitions before the first update, without and with choice actuators; a continuous policy that is led by its first few hundred
+steps is led for long."""
+NORMALISE, NORMALISE_EVERY = 32, 8
+"""So many rows of every so manieth batch go into the running normalisation: it settles over thousands of updates."""
+
+
+def parts(heads: Heads, generator: torch.Generator) -> list[Part]:
+    """Build the parts that the heads ask for."""
+    choices = tuple(a.name for a in heads.actions.choices)
+    continuous = tuple(a.name for a in heads.actions.continuous)
+    built: list[Part] = []
+    if heads.choice is not None:
+        built.append(Dqn(heads.choice, choices))
+    if heads.bandit is not None:
+        built.append(Bandit(heads.bandit, choices))
+    if heads.continuous is not None:
+        kind = Crossq if heads.kinds.continuous == "crossq" else Sac
+        built.append(kind(heads.continuous, continuous, generator))
+    return built
+
+
+def slow_copy(policy: nn.Module) -> nn.Module:
+    """Copy the policy without its heads, not to be trained."""
+    heads, policy.heads = policy.heads, nn.Identity()
+    try:
+        copied = copy.deepcopy(policy)
+    finally:
+        policy.heads = heads
+    return copied.requires_grad_(False).eval()
+
+
+class Algorithm:
+    """Learns a policy from batches.
+
+    Args:
+        policy: what acts (`learners.model.policy.Policy`, or anything with its `encode`, `observe` and `heads`);
+            trained in place.
+        generator: the only source of chance.
+        updates: made so far; exploration fades with them, and does not begin anew where only the weights change.
+    """
+
+    def __init__(self, policy: Any, generator: torch.Generator, updates: int = 0) -> None:
+        self.policy, self.generator, self.updates = policy, generator, updates
+        self.parts = parts(policy.heads, generator)
+        encoder = [p for name, p in policy.named_parameters() if not name.startswith("heads.") and p.requires_grad]
+        if policy.heads.bandit is not None:  # its posterior holds only for features that stay as they are
+            encoder = []
+        # With nothing to train before the heads, a slow copy of the encoder would be the encoder itself.
+        self.target: Any = slow_copy(policy) if encoder else None
+        self._follow = Tracker(self.target, policy) if self.target is not None else None
+        trained = [group for part in self.parts for group in part.groups()]
+        self.optimiser = Adam([*trained, Group(encoder, ENCODER_RATE)])
+        # Switching modules between training and acting takes time; plain networks behave the same in both.
+        self._moody = bool(encoder) or any(isinstance(m, (BatchRenorm, nn.Dropout)) for m in policy.modules())
+
+    def observe(self, batch: Batch) -> None:
+        """Take in every transition once, in the order it was made. The bandit lives from this alone; others ignore it."""
+        self.policy.eval()
+        for part in self.parts:
+            if isinstance(part, Bandit):
+                part.observe(self.policy, batch)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """Learn from one batch; return the metrics, whose names start with the part's.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the weights are still those of before.
+        """
+        if self.policy.heads.bandit is None:  # a bandit's features must stay what they were
+            self._normalise(batch)
+        if self._moody:
+            self.policy.train()
+        contexts = self._contexts(batch)
+        losses, metrics = [], {}
+        for part in self.parts:
+            loss, told = part.loss(contexts, batch)
+            losses.append(loss)
+            metrics.update(told)
+        if self.optimiser.groups:
+            total = sum(losses[1:], losses[0])
+            if not bool(total.isfinite()):
+                raise FloatingPointError(
+                    f"update {self.updates}: the loss is {float(total.detach())}; the batch was skipped"
+                )
+            self.optimiser.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call] # torch ships it so
+            self.optimiser.step()
+        self.updates += 1
+        for part in self.parts:
+            metrics.update(part.improve(contexts, batch, self.updates))
+        if self._follow is not None:
+            self._follow(ENCODER_TRACK)
+        if self._moody:
+            self.policy.eval()
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _normalise(self, batch: Batch) -> None:
+        """Let the running normalisation see some of the experience."""
+        if self.updates % NORMALISE_EVERY == 0:
+            self.policy.observe(batch.features if self.updates == 0 else batch.features[:NORMALISE])
+
+    def _contexts(self, batch: Batch) -> Contexts:
+        """Encode the batch; the next states by the slow copy, where there is one."""
+        if self.target is None:
+            with torch.no_grad():
+                now, upcoming = self.policy.encode(concat((batch.features, batch.next_features))).chunk(2)
+            return Contexts(now, upcoming)
+        with torch.no_grad():
+            slow = self.target.encode(batch.next_features)
+        return Contexts(self.policy.encode(batch.features, generator=self.generator), slow)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that an exact resume needs beside the policy's own weights, as flat tensors."""
+        state = {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()}
+        for index, part in enumerate(self.parts):
+            state |= nest(f"part{index}", part.state_dict())
+        state |= nest("optimiser", self.optimiser.state_dict())
+        if self.target is not None:
+            state |= nest("encoder", self.target.state_dict())
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave; the policy's weights must be loaded by then."""
+        self.updates = int(state["updates"])
+        self.generator.set_state(state["generator"])
+        for index, part in enumerate(self.parts):
+            part.load_state_dict(pick(f"part{index}", state))
+        self.optimiser.load_state_dict(pick("optimiser", state))
+        if self.target is not None:
+            self.target.load_state_dict(pick("encoder", state))

@@ -1,0 +1,95 @@
+"""One-step feedback: a linear posterior for each choice, acted on by upper confidence with known probabilities.
+
+Disjoint LinUCB's model (Li et al. 2010): for each choice a ridge regression of the reward on features of the context,
+A = ridge I + sum f f', b = sum r f, mean f' A^-1 b, deviation sqrt(f' A^-1 f). LinUCB takes the highest
+mean + width * deviation; here that number goes through a softmax, so that every choice has a probability above zero that
+is known exactly and can be logged for off-policy evaluation. The features are the context, a constant, and random Fourier
+features of it (Rahimi and Recht 2007), so that curved reward functions are within reach without retraining. Every transition
+is taken in once, exactly. Width and temperature are in units of the range of rewards seen so far, which counts 0 in.
+
+Shapes: B batch, C context, F features, n choices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learners.model.features import concat as join
+from learners.model.linear_posterior import SETTLE, LinearPosterior
+from learners.rl.adam import Group
+from learners.rl.base import Contexts, nest, pick
+from learners.rl.batch import Batch
+
+
+class Bandit:
+    """Learns the posterior head: exactly, from every transition once, not from sampled batches.
+
+    What the posterior knows holds only for features that stay as they are. So the encoder is left alone, and the running
+    normalisation settles on the first `SETTLE` transitions, which are taken in again each time it has moved: when their
+    number is a power of two.
+    """
+
+    def __init__(self, head: LinearPosterior, names: tuple[str, ...]) -> None:
+        self.head, self.names = head, names
+        self._early: list[Batch] = []
+        self._settled = False
+
+    def observe(self, policy: Any, batch: Batch) -> None:
+        """Take in B outcomes."""
+        for row in range(len(batch)):
+            if self._settled:
+                self._take(policy, batch[row:])
+                return
+            self._early.append(batch[row : row + 1])
+            count = len(self._early)
+            if count & (count - 1):
+                self._take(policy, self._early[-1])
+                continue
+            policy.observe(join([early.features for early in self._early[count // 2 :]]))
+            self.head.reset()
+            for early in self._early:
+                self._take(policy, early)
+            if count >= SETTLE:
+                self._settled, self._early = True, []
+
+    @torch.no_grad()
+    def _take(self, policy: Any, batch: Batch) -> None:
+        index_Ba = torch.stack([batch.actions[name] for name in self.names], dim=-1)
+        moved = [batch.moved.get(name, torch.ones_like(batch.rewards)).float() for name in self.names]
+        weights_B = torch.ones_like(batch.rewards) if batch.weights is None else batch.weights
+        context_BC = policy.encode(batch.features)
+        self.head.take(context_BC, index_Ba, batch.rewards, weights_B.unsqueeze(-1) * torch.stack(moved, dim=-1))
+
+    def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return no loss, and how far the prediction for what was done is off."""
+        errors = []
+        for name, (mean_Bn, _) in zip(self.names, self.head(contexts.now.detach()), strict=True):
+            predicted_B = mean_Bn.gather(-1, batch.actions[name].unsqueeze(-1)).squeeze(-1)
+            errors.append((predicted_B - batch.rewards).square().mean())
+        return contexts.now.new_zeros(()), {"bandit_error": torch.stack(errors).mean()}
+
+    def groups(self) -> list[Group]:
+        """Return nothing: the posterior is computed, not descended."""
+        return []
+
+    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """Return how sure the posterior has become."""
+        del batch, updates
+        stds = [std_Bn.mean() for _, std_Bn in self.head(contexts.now.detach())]
+        return {"bandit_std": torch.stack(stds).mean()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the first transitions, while they are still needed; the head holds the rest."""
+        state = {"settled": torch.tensor(self._settled)}
+        for index, early in enumerate(self._early):
+            state |= nest(f"early{index}", early.tensors())
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+        self._settled = bool(state["settled"])
+        count = len({name.split(".")[0] for name in state if name.startswith("early")})
+        self._early = [Batch.of(pick(f"early{index}", state)) for index in range(count)]

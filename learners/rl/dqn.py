@@ -1,0 +1,148 @@
+"""Deep Q-learning for choices: double, n-step, dueling, quantile critics with LayerNorm, a branch for each actuator.
+
+Sources: double DQN (van Hasselt et al. 2016), quantile regression (Dabney et al. 2018, equation 10), branches with a
+common target (Tavakoli et al. 2018, equation 5), large margin on demonstrations (Hester et al. 2018, DQfD).
+
+Shapes: B batch, n choices of one actuator, K quantiles.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from learners.model.exploration import masked
+from learners.model.networks import Tracker
+from learners.rl.adam import Group
+from learners.rl.base import Contexts, group, nest, pick
+from learners.rl.batch import Batch, taught_mean
+
+if TYPE_CHECKING:
+    from learners.model.heads import DuelingQuantiles
+
+
+@dataclass(frozen=True, slots=True)
+class DqnSettings:
+    """One set for every task."""
+
+    rate: float = 5e-4
+    beta1: float = 0.9
+    track: float = 0.005
+    epsilon: float = 0.02
+    epsilon_updates: int = 2_000
+    margin: float = 0.8
+    imitation: float = 1.0
+
+
+def quantile_huber(predicted_BK: Tensor, target_BJ: Tensor, kappa: float = 1.0) -> Tensor:
+    """Return the quantile Huber loss B: summed over predicted quantiles, averaged over targets.
+
+    With one quantile on each side it is half the Huber loss, since both of its slopes are weighted by 1/2.
+    """
+    count = predicted_BK.shape[-1]
+    if count == target_BJ.shape[-1] == 1:
+        plain_B1: Tensor = F.huber_loss(predicted_BK, target_BJ, reduction="none", delta=kappa)
+        return plain_B1.squeeze(-1) / (2 * kappa)
+    middle_K = (torch.arange(count, device=predicted_BK.device, dtype=predicted_BK.dtype) + 0.5) / count
+    shape = (*predicted_BK.shape, target_BJ.shape[-1])
+    predicted_BK1, target_B1J = predicted_BK.unsqueeze(-1).expand(shape), target_BJ.unsqueeze(-2).expand(shape)
+    huber_BKJ = F.huber_loss(predicted_BK1, target_B1J, reduction="none", delta=kappa)
+    slope_BKJ = torch.where(target_B1J < predicted_BK1, 1 - middle_K.unsqueeze(-1), middle_K.unsqueeze(-1))
+    loss_B: Tensor = (slope_BKJ * huber_BKJ).mean(-1).sum(-1) / kappa
+    return loss_B
+
+
+def average(branches: list[Tensor]) -> Tensor:
+    """Return the mean over branches; of one it is itself, as a stack and a mean cost as much as a layer of these networks."""
+    return branches[0] if len(branches) == 1 else torch.stack(branches).mean(0)
+
+
+def double_target(
+    online: list[Tensor], target: list[Tensor], rewards_B: Tensor, discounts_B: Tensor, masks: list[Tensor | None]
+) -> Tensor:
+    """Return the target quantiles B,K, common to all branches.
+
+    `online` and `target` are quantiles B,n,K of the next state; the online ones choose, the target ones say how good
+    that is, and the branches are averaged.
+    """
+    chosen = []
+    for online_BnK, target_BnK, mask_Bn in zip(online, target, masks, strict=True):
+        best_B = masked(online_BnK.mean(-1), mask_Bn).argmax(-1)
+        chosen.append(target_BnK[torch.arange(len(best_B), device=best_B.device), best_B])
+    return rewards_B.unsqueeze(-1) + discounts_B.unsqueeze(-1) * average(chosen)
+
+
+def large_margin(scores_Bn: Tensor, expert_B: Tensor, margin: float) -> Tensor:
+    """Return DQfD's loss B: max_a [Q(s, a) + margin (a != expert)] - Q(s, expert)."""
+    penalty_Bn = torch.full_like(scores_Bn, margin).scatter(-1, expert_B.unsqueeze(-1), 0.0)
+    best_B: Tensor = (scores_Bn + penalty_Bn).amax(-1)
+    return best_B - scores_Bn.gather(-1, expert_B.unsqueeze(-1)).squeeze(-1)
+
+
+class Dqn:
+    """Learns the choice head.
+
+    Args:
+        head: the online critic.
+        names: of the choice actuators, in the order of the branches.
+        settings: the hyperparameters.
+    """
+
+    def __init__(self, head: DuelingQuantiles, names: tuple[str, ...], settings: DqnSettings | None = None) -> None:
+        self.settings = settings or DqnSettings()
+        self.head, self.names = head, names
+        self.target = copy.deepcopy(head).requires_grad_(False)
+        self._follow = Tracker(self.target, head)
+
+    def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the temporal-difference loss plus the imitation loss, and metrics."""
+        with torch.no_grad():
+            target_BK = double_target(
+                self.head(contexts.upcoming),
+                self.target(contexts.upcoming),
+                batch.rewards,
+                batch.discounts,
+                [batch.masks.get(name) for name in self.names],
+            )
+        losses, imitation, values = [], [], []
+        for name, q_BnK in zip(self.names, self.head(contexts.now), strict=True):
+            action_B = batch.actions[name]
+            taken_BK = q_BnK[torch.arange(len(action_B), device=action_B.device), action_B]
+            loss_B = quantile_huber(taken_BK, target_BK)
+            losses.append(loss_B * batch.moved[name] if name in batch.moved else loss_B)
+            values.append(taken_BK.detach().mean())
+            if name in batch.taught and bool(batch.taught[name].any()):
+                margin_B = large_margin(q_BnK.mean(-1), action_B, self.settings.margin)
+                imitation.append(taught_mean(margin_B, batch.taught[name]))
+        loss = batch.weighted(average(losses))
+        metrics = {"dqn_loss": loss.detach(), "dqn_value": average(values)}
+        if imitation:
+            taught = average(imitation)
+            metrics["dqn_imitation"] = taught.detach()
+            loss = loss + self.settings.imitation * taught
+        return loss, metrics
+
+    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """After the critic's step: move the target, shrink epsilon."""
+        del contexts, batch
+        self._follow(self.settings.track)
+        left = max(0.0, 1 - updates / self.settings.epsilon_updates)
+        self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
+        return {}
+
+    def groups(self) -> list[Group]:
+        """Return the critic."""
+        return [group(self.head, self.settings.rate, self.settings.beta1)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the target critic."""
+        return nest("target", self.target.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+        self.target.load_state_dict(pick("target", state))

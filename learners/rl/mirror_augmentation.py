@@ -1,0 +1,87 @@
+"""Mirrored experience: what is seen in a mirror wants the mirrored action.
+
+Where left and right mean the same but for the side, every transition is worth two. In a batch, half of the transitions are
+mirrored: the places of every picture in reverse along its rows, the choices of the named actuators in reverse order, named
+continuous actuators and telemetry negated. Whether the world is so symmetric only its owner knows: `learner.mirror` says it. An
+augmentation of reinforcement learning from pictures, as in Laskin et al. 2020 ("RAD"), with the action following it.
+
+Shapes: B batch, T tokens of a stream, W their width, A components of one continuous actuator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from learners.model.features import Features
+from learners.model.spec import PolicySpec
+from learners.rl.batch import Batch
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Mirror:
+    """Mirrors half of a batch.
+
+    Args:
+        spec: of the policy.
+        names: actuators and telemetry streams that change sides.
+
+    Raises:
+        ValueError: a name is neither.
+    """
+
+    def __init__(self, spec: PolicySpec, names: tuple[str, ...]) -> None:
+        self._tokens: dict[str, Change] = {
+            s.name: _reverse(s.columns) for s in spec.streams if s.modality == "vision" and s.tokens > 1
+        }
+        self._tokens |= {s.name: torch.neg for s in spec.telemetry if s.name in names}
+        self._actions: dict[str, Change] = {
+            a.name: _swap(len(a.choices)) for a in spec.actions.choices if a.name in names
+        }
+        self._actions |= {a.name: torch.neg for a in spec.actions.continuous if a.name in names}
+        unknown = sorted(set(names) - {*self._tokens, *self._actions})
+        if unknown:
+            raise ValueError(f"learner.mirror: {unknown} is no choice, no continuous actuator and no telemetry stream")
+        self._choices = {a.name for a in spec.actions.choices}
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with half of its rows mirrored, drawn from `generator`."""
+        flip_B = torch.rand(len(batch), generator=generator) < 0.5
+        masks = {name: _where(flip_B, x.flip(-1), x) if name in self._actions else x for name, x in batch.masks.items()}
+        return replace(
+            batch,
+            features=self._features(batch.features, flip_B),
+            next_features=self._features(batch.next_features, flip_B),
+            actions=_changed(batch.actions, self._actions, flip_B),
+            masks=masks,
+        )
+
+    def _features(self, features: Features, flip_B: Tensor) -> Features:
+        return Features(_changed(features.tokens, self._tokens, flip_B), features.present, features.ages)
+
+
+def _changed(tensors: Mapping[str, Tensor], changes: Mapping[str, Change], flip_B: Tensor) -> dict[str, Tensor]:
+    return {name: _where(flip_B, changes[name](x), x) if name in changes else x for name, x in tensors.items()}
+
+
+def _where(flip_B: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(flip_B.view(-1, *[1] * (kept.dim() - 1)), changed, kept)
+
+
+def _reverse(columns: int) -> Change:
+    """Tokens ...,T,W of a grid, row by row, each row in reverse."""
+
+    def reverse(x_xTW: Tensor) -> Tensor:
+        *lead, tokens, width = x_xTW.shape
+        return x_xTW.reshape(*lead, tokens // columns, columns, width).flip(-2).reshape(x_xTW.shape)
+
+    return reverse
+
+
+def _swap(count: int) -> Change:
+    """Choices in reverse order."""
+    return lambda index_B: count - 1 - index_B

@@ -1,0 +1,336 @@
+"""Replay: the most recent transitions as arrays in memory, and batches drawn from them.
+
+Used by the learner process, which fills it from the store, and in lock-step, where nothing touches a disk. A transition's
+successor is the next one of its session, so each state is held once; n-step returns and histories are made while drawing.
+
+The newest transitions stand in the main ring. What it would overwrite next to a failure, an intervention or a demonstration
+moves to the reserve ring, so that these never run out.
+
+What is drawn: a share from demonstrations and interventions once there are any (RLPD, Ball et al. 2023), a floor from
+failures, the rest uniformly. Tokens made by another version of an encoder than the present one count as missing: they are
+left out, never mixed, until `reencode.py` brings those of the present version.
+
+Shapes: N positions, B batch, H history, T tokens of a stream, W their width, S streams, U actuators that can be learned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learners.experience.transition import Transition
+from learners.model.features import Features
+from learners.model.spec import PolicySpec
+from learners.rl.batch import Batch
+from learners.rl.replay_storage import Columns, row_bytes
+from learners.rl.ring_index import Ring
+
+MAX_GAP = 3
+"""Ticks from one transition to the next that still make it its successor: an overrun skips ticks, an outage ends a chain."""
+FAILURES = 1 / 16
+"""Share of a batch that failures get at least, once there are any."""
+RESERVE = 0.2
+"""Share of the memory for the reserve ring."""
+LEAD_UP = 8
+"""Transitions before a reserved one that are kept with it, beside its history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strata:
+    """How many transitions of each kind can be drawn."""
+
+    all: int
+    taught: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Which rows of the store a replay holds: enough to fill an equal one again."""
+
+    main: tuple[int, ...]
+    reserve: tuple[int, ...]
+    trail: int
+
+
+class Replay:
+    """Rings over as many transitions as `max_bytes` holds.
+
+    Args:
+        spec: the policy's streams, actions, history and discount.
+        max_bytes: of the arrays.
+        steps: n of the n-step returns.
+        taught_share: of a batch from demonstrations and interventions.
+        centre: subtract the mean reward of the main ring, as reward centring (Naik et al. 2024) in its simple form: values
+            are then of what is better than usual, and do not hide it under what is always there. For tasks whose episodes
+            end whatever is done.
+        settle: newest transitions that are not drawn yet, because their rewards may still be on the way.
+        failure_share: see `FAILURES`.
+        max_rows: no more than this, whatever the memory.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        *,
+        max_bytes: int,
+        steps: int = 1,
+        taught_share: float = 0.5,
+        settle: int = 0,
+        centre: bool = False,
+        failure_share: float = FAILURES,
+        max_rows: int = 1_000_000,
+    ) -> None:
+        self.spec, self.steps, self.settle, self.centre = spec, steps, settle, centre
+        self.taught_share, self.failure_share = taught_share, failure_share
+        total = max(80, min(max_rows, max_bytes // row_bytes(spec)))
+        self._reserve = Ring(round(total * (1 - RESERVE)), round(total * RESERVE))
+        self._main = Ring(0, total - self._reserve.size)
+        self._trail = 1 << 30
+        """Transitions since the last reserved one that left the main ring."""
+        self._columns = Columns(spec, total)
+        self._follows_N = np.zeros(total, bool)  # the next position holds this one's successor
+        self._preceded_N = np.zeros(total, bool)  # the position before holds its predecessor
+        self._lists: dict[str, NDArray[np.int64]] | None = None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The present version of each stream's encoder; a stream that is not named takes any."""
+        return self._columns.versions
+
+    @versions.setter
+    def versions(self, versions: dict[str, str]) -> None:
+        self._columns.versions = versions
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Tokens and actions left out, by cause: `shape`, `action`."""
+        return self._columns.skipped
+
+    def __len__(self) -> int:
+        """Transitions held."""
+        return self._main.held + self._reserve.held
+
+    @property
+    def added(self) -> int:
+        """Transitions ever taken."""
+        return self._main.added
+
+    @property
+    def capacity(self) -> int:
+        """Of the main ring."""
+        return self._main.size
+
+    @property
+    def bytes(self) -> int:
+        """Of the arrays, whether used or not."""
+        return (self._main.size + self._reserve.size) * row_bytes(self.spec)
+
+    def append(self, transition: Transition, number: int = -1) -> None:
+        """Take the next transition; `number` is its row in the store, for later changes."""
+        at = self._main.head
+        if self._main.full:
+            self._retire(at)
+        self._place(at, transition, number)
+        self._chain(self._main, at)
+        self._main.added += 1
+
+    def change(self, number: int, after: Mapping[str, float]) -> bool:
+        """Apply a late reward or mark to a row of the store; False when it is not held (any more)."""
+        changed = self._columns.change(number, after)
+        if changed:
+            self._lists = None
+        return changed
+
+    def stale(self) -> dict[str, list[int]]:
+        """By stream, the rows whose tokens another version of its encoder made than the present one; newest first."""
+        return self._columns.stale(np.concatenate((self._reserve.order(), self._main.order())))
+
+    def retoken(self, number: int, stream: str, version: str, tokens_TW: NDArray[Any]) -> bool:
+        """Give a row's stream the tokens of another version; False when the row is not held, or they do not fit."""
+        return self._columns.retoken(number, stream, version, tokens_TW)
+
+    def detach(self) -> None:
+        """Forget the rows' numbers: the store began anew and will use them again."""
+        self._columns.detach()
+
+    def held(self) -> Held:
+        """Which rows are held, oldest first."""
+        main, reserve = (tuple(self._columns.number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
+        return Held(main, reserve, self._trail)
+
+    def refill(self, held: Held, rows: Mapping[int, Transition]) -> None:
+        """Fill an empty replay as another one was; rows that are gone are passed over."""
+        for ring, numbers in ((self._main, held.main), (self._reserve, held.reserve)):
+            for number in numbers:
+                if number in rows:
+                    self._place(ring.head, rows[number], number)
+                    self._chain(ring, ring.head)
+                    ring.added += 1
+        self._trail = held.trail
+
+    def newest(self, count: int) -> Features | None:
+        """Features [B, H] of the last `count` taken, whether they can be drawn or not; None if there are none."""
+        count = min(count, self._main.held)
+        return self._features(self._main.order()[-count:]) if count else None
+
+    def strata(self) -> Strata:
+        """What can be drawn."""
+        lists = self._special()
+        return Strata(int(self._drawable(self._main.order()).sum()), len(lists["taught"]), len(lists["failures"]))
+
+    def sample(self, count: int, generator: torch.Generator) -> Batch:
+        """Draw `count` transitions.
+
+        Raises:
+            ValueError: nothing can be drawn yet.
+        """
+        lists = self._special()
+        taught = round(count * self.taught_share) if len(lists["taught"]) else 0
+        failures = round(count * self.failure_share) if len(lists["failures"]) else 0
+        failures = min(failures, count - taught)
+        parts = [
+            self._uniform(count - taught - failures, generator),
+            _pick(lists["taught"], taught, generator),
+            _pick(lists["failures"], failures, generator),
+        ]
+        return self.batch(np.concatenate(parts))
+
+    def ordered(self, start: int, stop: int, *, steps: int | None = None) -> Batch | None:
+        """Return what can be drawn of the transitions number `start` to `stop` (as in `added`); None if nothing."""
+        counts = np.arange(max(start, self.added - self._main.held), min(stop, self.added))
+        positions = self._main.start + counts % self._main.size
+        positions = positions[self._drawable(positions)]
+        return self.batch(positions, steps=steps) if len(positions) else None
+
+    def batch(self, positions: NDArray[np.int64], *, steps: int | None = None) -> Batch:
+        """Build the batch of the transitions at the given positions."""
+        at_B = positions
+        rewards_B, discounts_B, next_B = self._returns(at_B, steps or self.steps)
+        return Batch(
+            features=self._features(at_B),
+            next_features=self._features(next_B),
+            actions=self._columns.actions(at_B),
+            rewards=torch.from_numpy(rewards_B),
+            discounts=torch.from_numpy(discounts_B),
+            taught=self._columns.by_actuator(self._columns.taught_NU, at_B),
+            moved=self._columns.by_actuator(self._columns.moved_NU, at_B),
+        )
+
+    def _place(self, at: int, transition: Transition, number: int) -> None:
+        """Write one transition's own columns."""
+        if self._columns.write(at, transition, number):
+            self._lists = None
+
+    def _chain(self, ring: Ring, at: int) -> None:
+        """Link a position just written with the one before, and cut the one after from what was here."""
+        before, after = ring.before(at), ring.after(at)
+        gap = self._columns.tick_N[at] - self._columns.tick_N[before]
+        follows = bool(
+            ring.held and self._columns.session_N[at] == self._columns.session_N[before] and 0 < gap <= MAX_GAP
+        )
+        self._follows_N[before] = follows
+        self._preceded_N[at], self._follows_N[at], self._preceded_N[after] = follows, False, False
+
+    def _retire(self, at: int) -> None:
+        """Move the oldest of the main ring to the reserve when it belongs to something reserved."""
+        ahead = self._main.start + (at - self._main.start + np.arange(LEAD_UP + self.spec.history)) % self._main.size
+        near = self._columns.failure_N[ahead] | self._columns.taught_NU[ahead].any(-1)
+        self._trail = 0 if near[0] else self._trail + 1
+        if not (near.any() or self._trail <= self.steps):
+            return
+        to = self._reserve.head
+        self._columns.move(at, to)
+        self._chain(self._reserve, to)
+        self._reserve.added += 1
+        self._lists = None
+
+    def _drawable(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Something was done there, and what came of it is known."""
+        at = positions
+        settled = (at >= self._main.stop) | (self._main.age(at) >= self.settle) | self._columns.done_N[at]
+        ready: NDArray[np.bool_] = (
+            self._columns.moved_NU[at].any(-1) & (self._columns.done_N[at] | self._follows_N[at]) & settled
+        )
+        return ready
+
+    def _special(self) -> dict[str, NDArray[np.int64]]:
+        """Positions of the reserved strata; searched again only when one of them changed."""
+        if self._lists is None:
+            at = np.concatenate((self._main.order(), self._reserve.order()))
+            self._lists = {
+                "taught": at[self._columns.taught_NU[at].any(-1)],
+                "failures": at[self._columns.failure_N[at]],
+            }
+        return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
+
+    def _uniform(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
+        """Uniform over what can be drawn from the main ring, by rejection: no list is kept while it fills."""
+        drawn: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        missing, attempts = count, 0
+        while missing > 0:
+            if attempts == 64 or not self._main.held:
+                ready = self._main.order()
+                ready = ready[self._drawable(ready)]
+                if not len(ready):
+                    raise ValueError(f"none of {len(self)} transitions has both an action and an outcome yet")
+                drawn.append(_pick(ready, missing, generator))
+                break
+            back = torch.randint(self._main.held, (missing + 8,), generator=generator).numpy()
+            tried = self._main.newest(back)
+            fit = tried[self._drawable(tried)][:missing]
+            drawn.append(fit)
+            missing, attempts = missing - len(fit), attempts + 1
+        return np.concatenate(drawn)
+
+    def _returns(
+        self, positions: NDArray[np.int64], steps: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """n-step rewards, discounts and next states; a chain that breaks off earlier gives fewer steps."""
+        gamma = self.spec.gamma
+        usual = float(self._columns.reward_N[self._main.order()].mean()) if self.centre and self._main.held else 0.0
+        here = positions.copy()
+        rewards = np.zeros(len(here), np.float64)
+        discounts = np.ones(len(here), np.float64)
+        going = self._columns.done_N[here] | self._follows_N[here]
+        for _ in range(steps):
+            rewards += np.where(going, discounts * (self._columns.reward_N[here] - usual), 0.0)
+            ended = going & self._columns.done_N[here]
+            going &= ~ended
+            discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))
+            here = np.where(going, self._after(here), here)
+            going &= self._columns.done_N[here] | self._follows_N[here]  # a state without an outcome only ends the walk
+            if not going.any():
+                break
+        return rewards.astype(np.float32), discounts.astype(np.float32), here
+
+    def _after(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(at >= self._main.stop, self._reserve.after(at), self._main.after(at))
+
+    def _before(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(at >= self._main.stop, self._reserve.before(at), self._main.before(at))
+
+    def _features(self, positions: NDArray[np.int64]) -> Features:
+        """Features [B, H], oldest first; a session's first state stands for those before it, as when acting."""
+        history = self.spec.history
+        at_BH = np.repeat(positions[:, None], history, axis=1)
+        alive_B = np.ones(len(positions), bool)
+        for h in range(history - 2, -1, -1):
+            later = at_BH[:, h + 1]
+            before = self._before(later)
+            alive_B &= self._preceded_N[later] & ~self._columns.done_N[before]
+            at_BH[:, h] = np.where(alive_B, before, later)
+        return self._columns.features(at_BH)
+
+
+def _pick(positions: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:
+    if not count:
+        return np.empty(0, np.int64)
+    chosen: NDArray[np.int64] = positions[torch.randint(len(positions), (count,), generator=generator).numpy()]
+    return chosen

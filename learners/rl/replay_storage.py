@@ -1,0 +1,207 @@
+"""The columns of the replay: everything of a transition that learning needs, one array each, by position.
+
+Knows nothing of order: which position follows which, and which is overwritten next, is the replay's. Tokens made by another
+version of an encoder than the present one count as missing until `retoken` brings those of the present version.
+
+Shapes: N positions, T tokens of a stream, W their width, S streams, C choices, U actuators that can be learned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actuators.actions import Choice, Continuous, Value
+from learners.experience.transition import Transition
+from learners.model.features import Features
+from learners.model.spec import PolicySpec
+
+
+def row_bytes(spec: PolicySpec) -> int:
+    """Of one position."""
+    numbers = sum(s.tokens * s.width * (4 if s.modality == "telemetry" else 2) for s in spec.streams)
+    actuators = len(spec.actions.choices) + len(spec.actions.continuous)
+    return int(numbers + 8 * len(spec.streams) + 64 + 16 * actuators)
+
+
+class Columns:
+    """N positions, all empty.
+
+    Args:
+        spec: the policy's streams and actions.
+        rows: N.
+    """
+
+    def __init__(self, spec: PolicySpec, rows: int) -> None:
+        self.spec = spec
+        self.versions: dict[str, str] = {}
+        """The present version of each stream's encoder; a stream that is not named takes any."""
+        self.skipped: Counter[str] = Counter()
+        """Tokens and actions left out, by cause: `shape`, `action`."""
+        self.choices = list(spec.actions.choices)
+        self.actuators: list[Choice | Continuous] = [*spec.actions.choices, *spec.actions.continuous]
+        n, streams = rows, spec.streams
+        kinds = {s.name: np.float32 if s.modality == "telemetry" else np.float16 for s in streams}
+        self.tokens = {s.name: np.zeros((n, s.tokens, s.width), kinds[s.name]) for s in streams}
+        self.version_NS = np.full((n, len(streams)), -1, np.int32)  # -1: the stream is missing
+        self.ages_NS = np.full((n, len(streams)), np.inf, np.float32)
+        self.index_NC = np.zeros((n, len(self.choices)), np.int64)
+        self.value = {a.name: np.zeros((n, len(a.low)), np.float32) for a in spec.actions.continuous}
+        self.moved_NU = np.zeros((n, len(self.actuators)), bool)
+        self.taught_NU = np.zeros((n, len(self.actuators)), bool)
+        self.reward_N = np.zeros(n, np.float32)
+        self.done_N, self.failure_N = np.zeros(n, bool), np.zeros(n, bool)
+        self.session_N, self.tick_N = np.full(n, -1, np.int64), np.zeros(n, np.int64)
+        self.number_N = np.full(n, -1, np.int64)  # the store's row number
+        self._where: dict[int, int] = {}  # row number -> position
+        self._version_ids: dict[str, int] = {}
+        self._session_ids: dict[str, int] = {}
+        self.arrays: list[NDArray[Any]] = [
+            *(*self.tokens.values(), *self.value.values(), self.version_NS, self.ages_NS, self.index_NC),
+            *(self.moved_NU, self.taught_NU, self.reward_N, self.done_N, self.failure_N),
+            *(self.session_N, self.tick_N, self.number_N),
+        ]
+
+    def write(self, at: int, transition: Transition, number: int) -> bool:
+        """Write a transition, row `number` of the store; True when what was there or is now is a failure or was taught."""
+        self._name(at, number)
+        self.session_N[at] = self._session_ids.setdefault(transition.session, len(self._session_ids))
+        self.tick_N[at] = transition.tick
+        special = self.special(at)
+        self._write_tokens(at, transition)
+        self._write_actions(at, transition)
+        self.reward_N[at], self.done_N[at] = transition.reward, transition.done
+        self.failure_N[at] = transition.failure or transition.done
+        return special or self.special(at)
+
+    def move(self, at: int, to: int) -> None:
+        """Copy a position; its row is found at the new one from now on."""
+        number = int(self.number_N[at])
+        self._name(to, -1)
+        for column in self.arrays:
+            column[to] = column[at]
+        if number >= 0:
+            self._where[number] = to
+
+    def special(self, at: int) -> bool:
+        """A failure, or taught."""
+        return bool(self.taught_NU[at].any() or self.failure_N[at])
+
+    def change(self, number: int, after: Mapping[str, float]) -> bool:
+        """Apply a late reward or mark to a row of the store; False when it is not held (any more)."""
+        at = self._where.get(number)
+        if at is None:
+            return False
+        self.reward_N[at], self.done_N[at] = after["reward"], bool(after["done"])
+        self.failure_N[at] = bool(after["failure"]) or bool(after["done"])
+        if after["demonstration"] or (after["intervention"] and not self.taught_NU[at].any()):
+            self.taught_NU[at] = self.moved_NU[at]
+        return True
+
+    def stale(self, at: NDArray[np.int64]) -> dict[str, list[int]]:
+        """By stream, rows at given positions whose tokens another version made than the present one; newest first."""
+        found: dict[str, list[int]] = {}
+        for s, stream in enumerate(self.spec.streams):
+            if stream.name not in self.versions:
+                continue
+            version_N = self.version_NS[at, s]
+            present = self._version_ids.get(self.versions[stream.name], -2)
+            rows = self.number_N[at[(version_N >= 0) & (version_N != present)]]
+            found[stream.name] = np.sort(rows[rows >= 0])[::-1].tolist()
+        return found
+
+    def retoken(self, number: int, stream: str, version: str, tokens_TW: NDArray[Any]) -> bool:
+        """Give a row's stream the tokens of another version; False when the row is not held, or they do not fit."""
+        at = self._where.get(number)
+        s = self.spec.names.index(stream) if stream in self.spec.names else -1
+        if at is None or s < 0 or self.version_NS[at, s] < 0 or tokens_TW.shape != self.tokens[stream].shape[1:]:
+            return False
+        self.tokens[stream][at] = tokens_TW
+        self.version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
+        return True
+
+    def detach(self) -> None:
+        """Forget the rows' numbers: the store began anew and will use them again."""
+        self.number_N[:] = -1
+        self._where.clear()
+
+    def features(self, at: NDArray[np.int64]) -> Features:
+        """What was seen at given positions; a batch with the dimensions of `at`."""
+        present = self._present(at)
+        ages = np.where(present, self.ages_NS[at], np.inf).astype(np.float32)
+        tokens = {name: _gather(array, at) for name, array in self.tokens.items()}
+        return Features(tokens, torch.from_numpy(present), torch.from_numpy(ages))
+
+    def actions(self, at: NDArray[np.int64]) -> dict[str, Tensor]:
+        """What was executed: index B of a choice, motion B,A."""
+        actions = {a.name: torch.from_numpy(self.index_NC[at, c]) for c, a in enumerate(self.choices)}
+        return actions | {name: torch.from_numpy(value_NA[at]) for name, value_NA in self.value.items()}
+
+    def by_actuator(self, flags_NU: NDArray[np.bool_], at: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Flags B of every actuator at given positions."""
+        return {a.name: torch.from_numpy(flags_NU[at, u]) for u, a in enumerate(self.actuators)}
+
+    def _name(self, at: int, number: int) -> None:
+        """A position holds another row now."""
+        if self._where.get(int(self.number_N[at])) == at:
+            del self._where[int(self.number_N[at])]
+        self.number_N[at] = number
+        if number >= 0:
+            self._where[number] = at
+
+    def _write_tokens(self, at: int, transition: Transition) -> None:
+        for s, stream in enumerate(self.spec.streams):
+            tokens = transition.tokens.get(stream.name)
+            self.version_NS[at, s], self.ages_NS[at, s] = -1, np.inf
+            if tokens is None or not transition.present.get(stream.name, False):
+                continue
+            if tokens.shape != self.tokens[stream.name].shape[1:]:
+                self.skipped["shape"] += 1
+                continue
+            self.tokens[stream.name][at] = tokens
+            self.ages_NS[at, s] = transition.ages_s.get(stream.name, 0.0)
+            version = transition.encoder_versions.get(stream.name, "")
+            self.version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
+
+    def _write_actions(self, at: int, transition: Transition) -> None:
+        self.moved_NU[at], self.taught_NU[at] = False, False
+        overridden = "override" in transition.by.values()
+        every = transition.demonstration or (transition.intervention and not overridden)
+        for u, actuator in enumerate(self.actuators):
+            value = transition.actions.get(actuator.name)
+            if value is None:
+                continue
+            if not self._take_value(at, u, actuator, value):
+                self.skipped["action"] += 1
+                continue
+            self.moved_NU[at, u] = True
+            self.taught_NU[at, u] = every or transition.by.get(actuator.name) == "override"
+
+    def _take_value(self, at: int, u: int, actuator: Choice | Continuous, value: Value) -> bool:
+        if isinstance(actuator, Choice):
+            if value not in actuator.choices:
+                return False
+            self.index_NC[at, u] = actuator.choices.index(str(value))
+            return True
+        if isinstance(value, str) or len(value) != len(actuator.low):
+            return False
+        self.value[actuator.name][at] = value
+        return True
+
+    def _present(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        version = self.version_NS[at]
+        present: NDArray[np.bool_] = version >= 0
+        for s, stream in enumerate(self.spec.streams):
+            if stream.name in self.versions:
+                present[..., s] = version[..., s] == self._version_ids.get(self.versions[stream.name], -2)
+        return present
+
+
+def _gather(array: NDArray[Any], at: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(array[at]).float()  # torch widens float16 several times faster than numpy

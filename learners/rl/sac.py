@@ -1,0 +1,221 @@
+"""Soft actor-critic for continuous actuators, with RLPD's ingredients.
+
+Sources: SAC with a learned temperature (Haarnoja et al. 2018), LayerNorm critics, several of them, and half the batch
+from demonstrations (RLPD, Ball et al. 2023; the batch is mixed by the replay), a minimum over a random subset (REDQ, Chen
+et al. 2021), cloning of what was taught.
+
+Shapes: B batch, A all continuous components, N critics.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from learners.model.exploration import silent
+from learners.model.networks import BatchRenorm, Tracker, project
+from learners.rl.adam import Adam, Group
+from learners.rl.base import Contexts, group, nest, pick
+from learners.rl.batch import Batch, taught_mean
+
+if TYPE_CHECKING:
+    from learners.model.gaussian_actor import ContinuousHead
+
+
+@dataclass(frozen=True, slots=True)
+class SacSettings:
+    """One set for every task."""
+
+    rate: float = 3e-4
+    beta1: float = 0.9
+    track: float = 0.005
+    subset: int = 2
+    delay: int = 1
+    entropy: float = -1.0
+    """Target entropy of each component."""
+    temperature: float = 1.0
+    imitation: float = 1.0
+    epsilon_updates: int = 2_000
+    """After so many updates with rewards that tell something there are no excursions any more."""
+
+
+def soft_target(
+    next_NB: Tensor, log_density_B: Tensor, rewards_B: Tensor, discounts_B: Tensor, temperature: Tensor
+) -> Tensor:
+    """Return r + discount (min_N Q(s', a') - temperature log pi(a'|s')), B."""
+    return rewards_B + discounts_B * (next_NB.amin(0) - temperature * log_density_B)
+
+
+def temperature_loss(log_temperature: Tensor, log_density_B: Tensor, target_entropy: float) -> Tensor:
+    """Return -log temperature (log pi + target entropy): it rises while the policy is less random than its target."""
+    return -(log_temperature * (log_density_B.detach() + target_entropy)).mean()
+
+
+class ActorCritic:
+    """What SAC and CrossQ share: the head, the temperature, the actor's step.
+
+    Args:
+        head: actor and critics.
+        names: of the continuous actuators, in the order of the components.
+        settings: the hyperparameters.
+        generator: the only source of chance.
+    """
+
+    prefix = "sac"
+
+    def __init__(
+        self, head: ContinuousHead, names: tuple[str, ...], settings: SacSettings, generator: torch.Generator
+    ) -> None:
+        self.head, self.names, self.settings, self.generator = head, names, settings, generator
+        self.target_entropy = settings.entropy * sum(head.widths)
+        self._judged = list(head.critics.parameters())
+        self._moody = [m for m in head.critics.modules() if isinstance(m, BatchRenorm)]
+        start = torch.tensor(float(settings.temperature), device=head.centre.device).log()
+        self.log_temperature = nn.Parameter(start)
+        self.actor_optimiser = Adam([group(head.actor, settings.rate, settings.beta1)])
+        self.temperature_optimiser = Adam([Group([self.log_temperature], settings.rate, settings.beta1)])
+
+    def noise(self, rows: int) -> Tensor:
+        """Draw standard normal B,A."""
+        shape = (rows, sum(self.head.widths))
+        drawn = torch.randn(shape, generator=self.generator, device=self.generator.device)
+        return drawn.to(self.head.centre.device)
+
+    def executed(self, batch: Batch) -> Tensor:
+        """Return the executed actions B,A in [-1, 1]."""
+        return self.head.from_units(torch.cat([batch.actions[name] for name in self.names], dim=-1))
+
+    def groups(self) -> list[Group]:
+        """Return the critics."""
+        return [group(self.head.critics, self.settings.rate, self.settings.beta1)]
+
+    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """Step the actor and the temperature, every `delay` updates."""
+        project(self.head.critics)
+        self.explore(batch)
+        if updates % self.settings.delay:
+            return {}
+        context_BC = contexts.now.detach()
+        action_BA, log_density_BA = self.head.actor.sample(context_BC, self.noise(len(batch)))
+        log_density_B = log_density_BA.sum(-1)
+        temperature = self.log_temperature.detach().exp()
+        loss_B = temperature * log_density_B - self.judge(context_BC, action_BA)
+        cloning = self.cloning(context_BC, batch, loss_B)
+        self.actor_optimiser.zero_grad()
+        (batch.weighted(loss_B) + cloning).backward()  # type: ignore[no-untyped-call] # torch ships it so
+        self.actor_optimiser.step()
+        project(self.head.actor)
+        self.temperature_optimiser.zero_grad()
+        temperature_loss(self.log_temperature, log_density_B, self.target_entropy).backward()  # type: ignore[no-untyped-call] # as above
+        self.temperature_optimiser.step()
+        p = self.prefix
+        return {
+            f"{p}_actor_loss": loss_B.detach().mean(),
+            f"{p}_temperature": temperature,
+            f"{p}_entropy": -log_density_B.detach().mean(),
+            f"{p}_imitation": cloning.detach(),
+        }
+
+    def explore(self, batch: Batch) -> None:
+        """Excursions all the time while rewards are silent, then more and more rarely."""
+        if silent(batch.rewards, self.executed(batch)):
+            self.head.epsilon.fill_(1.0)
+        else:
+            self.head.epsilon.sub_(1 / self.settings.epsilon_updates).clamp_(min=0.0)
+
+    def judge(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
+        """Return the value B the actor climbs; the critics' weights get no gradient from it."""
+        for parameter in self._judged:
+            parameter.requires_grad = False
+        self._mode(training=False)
+        value_B: Tensor = self.head.critics(context_BC, action_BA).amin(0)
+        self._mode(training=True)
+        for parameter in self._judged:
+            parameter.requires_grad = True
+        return value_B
+
+    def _mode(self, *, training: bool) -> None:
+        """Switch what behaves differently in training; LayerNorm critics have nothing of the kind."""
+        for part in self._moody:
+            part.training = training
+
+    def cloning(self, context_BC: Tensor, batch: Batch, loss_B: Tensor) -> Tensor:
+        """Return the cloning loss: squared distance of the mean to taught actions, scaled as TD3+BC to the critics' size.
+
+        Fujimoto and Gu 2021, equation 5: the value term has the size of |Q|, so the cloning term is given it too; and
+        enough beyond it to outweigh the entropy term while the critics know nothing yet.
+        """
+        taught = [batch.taught.get(name) for name in self.names]
+        if not any(t is not None and bool(t.any()) for t in taught):
+            return torch.zeros((), device=context_BC.device)
+        mean_BA, _ = self.head.actor(context_BC)
+        error_BA = (torch.tanh(mean_BA) - self.executed(batch)).square()
+        scale = self.settings.imitation * (loss_B.detach().abs().mean() + 10 * self.log_temperature.detach().exp())
+        parts = torch.split(error_BA, list(self.head.widths), dim=-1)
+        return (
+            scale * torch.stack([taught_mean(e_BA.mean(-1), t) for e_BA, t in zip(parts, taught, strict=True)]).mean()
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return temperature and optimisers."""
+        return {
+            "log_temperature": self.log_temperature.detach().clone(),
+            **nest("actor", self.actor_optimiser.state_dict()),
+            **nest("temperature", self.temperature_optimiser.state_dict()),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+        with torch.no_grad():
+            self.log_temperature.copy_(state["log_temperature"])
+        self.actor_optimiser.load_state_dict(pick("actor", state))
+        self.temperature_optimiser.load_state_dict(pick("temperature", state))
+
+
+class Sac(ActorCritic):
+    """SAC: target critics that follow slowly."""
+
+    def __init__(
+        self,
+        head: ContinuousHead,
+        names: tuple[str, ...],
+        generator: torch.Generator,
+        settings: SacSettings | None = None,
+    ) -> None:
+        super().__init__(head, names, settings or SacSettings(), generator)
+        self.target = copy.deepcopy(head.critics).requires_grad_(False)
+        self._follow = Tracker(self.target, head.critics)
+
+    def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the critics' squared error, summed over critics."""
+        with torch.no_grad():
+            action_BA, log_density_BA = self.head.actor.sample(contexts.upcoming, self.noise(len(batch)))
+            next_NB = self.target(contexts.upcoming, action_BA)
+            if self.settings.subset < len(next_NB):
+                order = torch.randperm(len(next_NB), generator=self.generator, device=self.generator.device)
+                next_NB = next_NB[order[: self.settings.subset].to(next_NB.device)]
+            target_B = soft_target(
+                next_NB, log_density_BA.sum(-1), batch.rewards, batch.discounts, self.log_temperature.exp()
+            )
+        value_NB = self.head.critics(contexts.now, self.executed(batch))
+        loss = batch.weighted((value_NB - target_B).square().sum(0))
+        return loss, {"sac_loss": loss.detach(), "sac_value": value_NB.detach().mean()}
+
+    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """Step the actor, then let the target critics follow."""
+        metrics = super().improve(contexts, batch, updates)
+        self._follow(self.settings.track)
+        return metrics
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return temperature, optimisers and target critics."""
+        return super().state_dict() | nest("target", self.target.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.target.load_state_dict(pick("target", state))

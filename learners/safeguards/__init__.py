@@ -1,0 +1,1 @@
+"""After promotion: probation statistics, sequential tests, consistency of feedback sources."""

@@ -1,0 +1,221 @@
+"""Probation: a version that has just gone live is watched for a while, and comes back out when it does worse.
+
+Watched are the rewards of its own decisions and how often the gate refuses them, in blocks of one second of acting, and the returns
+of its episodes where rewards say `done`, against the last minutes of the version before and the last episodes of those that passed
+(`drop.py` has the tests; they share alpha, so that together they take out an equal version with probability at most alpha). A version during whose probation the agent died twice is taken out, too. Where there is no
+version before, or too little is known of it, nothing is compared, and the figures say so.
+
+Says what should happen. `runtime/deploy/probation.py` carries it out in the agent, which lives on when the learner does not, and keeps it
+in a file; the learner reads there whether a version is on probation, and meanwhile brings no other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from learners.safeguards.reward_ledger import Entry
+from learners.safeguards.version_comparison import Comparison
+from learners.safeguards.version_statistics import BLOCK_S, Finished, Watched
+
+CONFIRMED = 64
+"""Names of versions that passed, the newest."""
+SEEN_EPISODES = 3
+"""Whole episodes that a probation waits for, where there are episodes."""
+MAX_CRASHES = 2
+FILE = "probation.json"
+"""In the state folder."""
+PATIENCE = 2.0
+"""A probation may take so many times its seconds of acting; a policy that is not let act is not waited for any longer."""
+IDLE_S = 15.0
+"""A version that has not acted after so long, such as in shadow mode, is not waited for at all."""
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a probation."""
+
+    version: str
+    before: str | None
+    passed: bool
+    why: str
+    """`rewards`, `returns`, `refusals`, `crashes`; `time` when it is over without any of these."""
+    figures: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Trial:
+    """One version on probation."""
+
+    version: str
+    before: str | None
+    begun_s: float
+    """Unix seconds."""
+    crashes: int = 0
+    seconds: int = 0
+    """Of acting so far."""
+    watched: Watched = field(default_factory=Watched)
+    compared: Comparison = field(default_factory=Comparison)
+
+
+@dataclass(slots=True)
+class Probation:
+    """See the module.
+
+    Args:
+        lasts_s: seconds of acting; 0 ends it at once.
+        margin: how much the mean reward of a decision may be lower.
+        alpha: how probably an equal version is taken out.
+    """
+
+    lasts_s: float = 60.0
+    margin: float = 0.05
+    alpha: float = 0.05
+    good: str | None = None
+    """The last version that passed: what a rollback goes back to."""
+    known: Watched = field(default_factory=Watched)
+    """What came of the good version's decisions."""
+    confirmed: deque[str] = field(default_factory=lambda: deque(maxlen=CONFIRMED))
+    trial: Trial | None = None
+
+    def acts(self, version: str, now_s: float) -> Trial | None:
+        """A version acts from now on; its trial, if one begins."""
+        if self.trial is not None and self.trial.version == version:
+            return None
+        if version == self.good or version in self.confirmed or self.lasts_s <= 0:
+            self.trust(version)
+            return None
+        if self.good is None and self.trial is not None:
+            self.trust(self.trial.version)  # nothing has passed yet: what acted before stands in
+        self.trial = Trial(version, self.good, now_s)
+        self.known.interrupt()
+        self._arm(self.trial)
+        return self.trial
+
+    def trust(self, version: str) -> None:
+        """A version is good: it passed, or is one that did."""
+        if version != self.good:
+            before, self.known = self.known, Watched()
+            if self.trial is not None and self.trial.version == version:
+                self.known = self.trial.watched
+                self.known.follow(before)
+            self.good = version
+        if version not in self.confirmed:
+            self.confirmed.append(version)
+        self.trial = None
+
+    def crashed(self) -> Verdict | None:
+        """The agent ended without order; the verdict when that is once too often."""
+        trial = self.trial
+        if trial is None:
+            return None
+        trial.crashes += 1
+        return self._verdict("crashes") if trial.crashes >= MAX_CRASHES and trial.before is not None else None
+
+    def observe(self, entries: Iterable[Entry], without: frozenset[str] = frozenset()) -> Verdict | None:
+        """Take settled decisions, oldest first; rewards of the sources in `without` do not count."""
+        for entry in entries:
+            verdict = self._take(entry, entry.total(without))
+            if verdict is not None:
+                return verdict
+        return None
+
+    def _take(self, entry: Entry, reward: float | None) -> Verdict | None:
+        trial = self.trial
+        watched, version = (self.known, self.good) if trial is None else (trial.watched, trial.version)
+        if not entry.acted or entry.version != version:
+            watched.interrupt()
+            return None
+        done = watched.add(entry.stamp_s, reward, refused=entry.refused, done=entry.done)
+        return None if trial is None else self._judge(trial, done)
+
+    def _judge(self, trial: Trial, done: Finished) -> Verdict | None:
+        """What a decision of the version on probation finished."""
+        trial.seconds += done.refused is not None
+        worse = trial.compared.update(done)
+        if worse is not None:
+            return self._verdict(worse)
+        return self._verdict("time") if self._over(trial) else None
+
+    def _over(self, trial: Trial) -> bool:
+        """It has acted long enough, and for some episodes where there are any."""
+        so_far_s = trial.seconds * BLOCK_S
+        episodic = bool(self.known.returns or trial.watched.returns)
+        enough = not episodic or len(trial.watched.returns) >= SEEN_EPISODES
+        return so_far_s >= self.lasts_s * (1.0 if enough else PATIENCE)
+
+    def _verdict(self, why: str) -> Verdict:
+        trial = self.trial
+        assert trial is not None
+        return Verdict(trial.version, trial.before, why == "time", why, self.figures())
+
+    def _arm(self, trial: Trial) -> None:
+        """Set up the tests against what is known of the good version."""
+        if trial.before is None:
+            trial.compared = Comparison(reason="no version before it to compare with or go back to")
+        else:
+            trial.compared = Comparison.of(self.known, trial.watched, margin=self.margin, alpha=self.alpha)
+
+    def figures(self) -> dict[str, Any]:
+        """The probation's numbers so far; empty when there is none."""
+        trial = self.trial
+        if trial is None:
+            return {}
+        figures: dict[str, Any] = {"seconds": trial.seconds, "lasts_s": self.lasts_s, "crashes": trial.crashes}
+        figures["rewarded_s"] = len(trial.watched.rewards)
+        return figures | trial.compared.figures() | {"alpha": self.alpha}
+
+    def dump(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        trial = self.trial
+        return {
+            "format": FORMAT,
+            "lasts_s": self.lasts_s,
+            "good": self.good,
+            "confirmed": list(self.confirmed),
+            "known": self.known.dump(),
+            "trial": None
+            if trial is None
+            else {
+                **{name: getattr(trial, name) for name in ("version", "before", "begun_s", "crashes", "seconds")},
+                "watched": trial.watched.dump(),
+            },
+        }
+
+    def restore(self, body: dict[str, Any]) -> None:
+        """Take up what `dump` gave; the tests are computed anew from the blocks.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']!r}; this program reads {FORMAT}")
+        known, trial = Watched.of(body["known"]), None
+        if body["trial"] is not None:
+            fields = dict(body["trial"])
+            watched = Watched.of(fields.pop("watched"))
+            trial = Trial(**fields, watched=watched)
+        self.good, self.known, self.trial = body["good"], known, trial
+        self.confirmed.extend(body["confirmed"])
+        if trial is not None:
+            self._arm(trial)
+            trial.compared.replay(trial.watched)
+
+
+def under_way(state_dir: Path, now_s: float) -> bool:
+    """Whether a version is on probation at a moment of Unix time, as the agent's file says; no file says no."""
+    try:
+        body = orjson.loads((state_dir / FILE).read_bytes())
+        trial = body["trial"]
+        if trial is None:
+            return False
+        so_far_s = now_s - float(trial["begun_s"])
+        return so_far_s < (PATIENCE * float(body["lasts_s"]) if trial["seconds"] else IDLE_S)
+    except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
+        return False

@@ -1,0 +1,118 @@
+"""Classification of sounds with any AutoModelForAudioClassification: windows of a microphone and sound files.
+
+Whisper sees a short window instead of its 30 s: mel and position table are cut to `window_s` (a 30th of the work for one
+second), which the saved folder's configuration says, so that transformers loads it as it is.
+
+Shapes: B batch, M mels, T frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+from learners.tasks.audio import RATE_HZ, changed, duration_s, read_sound, resampled
+from learners.tasks.base import Batch, DataError, Example, Feature, Options, Recipe
+from learners.tasks.classify_text import Classifier
+
+WHISPER_STEPS_HZ = 50
+"""Positions of Whisper's encoder a second."""
+
+
+class ClassifySounds(Classifier):
+    """`sound` (a path or float32 samples, with `rate_hz` unless 16 kHz) -> `label`."""
+
+    modality = "sound"
+    auto: ClassVar[Any] = AutoModelForAudioClassification
+    recipe = Recipe(
+        epochs=8,
+        batch=16,
+        rates={"frozen": 3e-3, "top": 5e-4, "lora": 1e-3, "full": 1e-4},
+        layer_decay=0.9,
+        options={"label_smoothing": 0.05},
+    )
+
+    def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
+        super().__init__(source, replace(options, window_s=float(math.ceil(options.window_s or 2.0))), labels)
+
+    def load_processor(self, source: Path | str) -> Any:
+        """The feature extractor, cut to the window."""
+        auto: Any = AutoFeatureExtractor
+        extractor = auto.from_pretrained(source)
+        if hasattr(extractor, "chunk_length"):
+            extractor.chunk_length = int(self.options.window_s or 1)
+            extractor.n_samples = extractor.chunk_length * extractor.sampling_rate
+            extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
+        if extractor.sampling_rate != RATE_HZ:
+            raise ValueError(f"{source}: wants {extractor.sampling_rate} Hz; models at {RATE_HZ} Hz are supported")
+        return extractor
+
+    def load_model(self, source: Path | str) -> Any:
+        """The model, Whisper's positions cut to the window."""
+        model = super().load_model(source)
+        if model.config.model_type == "whisper":
+            cut_positions(model, int((self.options.window_s or 1) * WHISPER_STEPS_HZ))
+        return model
+
+    @classmethod
+    def fitting_window_s(cls, examples: Sequence[Example]) -> float:
+        """Whole seconds that hold 99 % of the sounds."""
+        lengths = [
+            duration_s(Path(e["sound"]))
+            if isinstance(e["sound"], str | Path)
+            else len(e["sound"]) / e.get("rate_hz", RATE_HZ)
+            for e in examples
+        ]
+        return float(min(30, math.ceil(np.quantile(lengths, 0.99))))
+
+    @property
+    def varying(self) -> bool:
+        """Sounds are changed a little in every epoch."""
+        return self.options.augment
+
+    def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
+        """One feature: log mels for Whisper, samples for models that take them."""
+        sound = example.get("sound")
+        if sound is None:
+            raise DataError("an example without `sound`")
+        given = isinstance(sound, str | Path)
+        samples = read_sound(Path(sound)) if given else resampled(np.asarray(sound), example.get("rate_hz", RATE_HZ))
+        window = int((self.options.window_s or 1) * RATE_HZ)
+        if rng is not None and self.options.augment:
+            samples = changed(samples, rng, window)
+        made = self.processor(samples[:window], sampling_rate=RATE_HZ, return_tensors="pt")
+        name = self.processor.model_input_names[0]
+        feature: Feature = {name: made[name][0]}
+        return [feature | {"labels": self.target(example)} if "label" in example else feature]
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Inputs padded with zeros at the end, and targets."""
+        name = self.processor.model_input_names[0]
+        longest = max(feature[name].shape[-1] for feature in features)
+        rows = [nn.functional.pad(f[name], (0, longest - f[name].shape[-1])) for f in features]
+        batch = {name: torch.stack(rows).float()}
+        if "labels" in features[0]:
+            batch["labels"] = self.targets([feature["labels"] for feature in features])
+        return batch
+
+
+@torch.no_grad()
+def cut_positions(model: Any, count: int) -> None:
+    """Keep the first `count` positions of Whisper's encoder, in place."""
+    old = model.encoder.embed_positions
+    if old.num_embeddings > count:
+        new = nn.Embedding(count, old.embedding_dim)
+        new.weight.copy_(old.weight[:count])
+        new.requires_grad_(old.weight.requires_grad)
+        model.encoder.embed_positions = new
+    model.config.max_source_positions = model.encoder.max_source_positions = int(
+        model.encoder.embed_positions.num_embeddings
+    )

@@ -1,0 +1,141 @@
+"""Classification of texts: sentiment, topic, intent; one label or several.
+
+Single labels: softmax and cross-entropy. Several: one sigmoid a label and binary cross-entropy, cut at `threshold`.
+`Classifier` is what pictures and sounds share with it.
+
+Shapes: B batch, L labels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
+
+from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe, Task
+from learners.tasks.heads import log_frequencies
+from learners.tasks.text_base import TextTask, cross_entropy, inputs, macro_f1
+
+
+class Classifier(Task):
+    """Loss, metrics and predictions of classes, whatever is classified."""
+
+    kind = "classify"
+    selection = "accuracy"
+
+    @classmethod
+    def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
+        """Every label in use, sorted."""
+        return tuple(sorted({label for example in examples for label in labels(example)}))
+
+    def prior(self, examples: Sequence[Example]) -> Tensor:
+        """The log frequency of every label; for several labels the logit of its share of the examples, which softens both ends."""
+        counts = Counter(label for example in examples for label in labels(example))
+        seen = [counts[label] for label in self.labels]
+        if not self.options.multi_label:
+            return log_frequencies(seen)
+        return torch.tensor([(n + 1) / (len(examples) + 2) for n in seen]).logit()
+
+    def target(self, example: Example) -> Any:
+        """A class number, or a 0/1 row for several labels.
+
+        Raises:
+            DataError: a label the head does not have, or several for one.
+        """
+        given = labels(example)
+        if unknown := set(given) - set(self.labels):
+            raise DataError(f"label {sorted(unknown)} is not among {len(self.labels)} known: {list(self.labels)[:20]}")
+        if self.options.multi_label:
+            return [float(label in given) for label in self.labels]
+        if len(given) != 1:
+            raise DataError(f"{len(given)} labels {given} for one example; set multi_label to allow several")
+        return self.labels.index(given[0])
+
+    def targets(self, rows: Sequence[Any]) -> Tensor:
+        """Classes [B], or 0/1 rows [B, L]."""
+        return torch.tensor(rows)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The criterion of a batch."""
+        return self.criterion(model(**inputs(batch)).logits, batch["labels"])
+
+    def criterion(self, logits_BL: Tensor, targets_B: Tensor) -> Tensor:
+        """Cross-entropy, or binary cross-entropy for several labels, whose targets are 0/1 rows [B, L]."""
+        if self.options.multi_label:
+            return F.binary_cross_entropy_with_logits(logits_BL.float(), targets_B)
+        return cross_entropy(logits_BL, targets_B, self.options.label_smoothing)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Probabilities of each label."""
+        logits_BL = model(**inputs(batch)).logits.float()
+        scores_BL = logits_BL.sigmoid() if self.options.multi_label else logits_BL.softmax(-1)
+        return list(scores_BL.cpu().numpy())
+
+    def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
+        """The most probable label, or all above the threshold."""
+        del example, features
+        scores_L = np.mean(outputs, axis=0)
+        chances = {label: float(score) for label, score in zip(self.labels, scores_L, strict=True)}
+        if self.options.multi_label:
+            value = tuple(label for label, chance in chances.items() if chance >= self.options.threshold)
+            sure = min(max(chance, 1 - chance) for chance in chances.values())
+            return Prediction(value, sure, chances)
+        best = int(scores_L.argmax())
+        return Prediction(self.labels[best], float(scores_L[best]), chances)
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Accuracy (for several labels: of the whole set) and macro F1."""
+        if self.options.multi_label:
+            return self._several(examples, predictions)
+        wanted = [labels(example)[0] for example in examples]
+        found = [prediction.value for prediction in predictions]
+        right = sum(w == f for w, f in zip(wanted, found, strict=True))
+        return {"accuracy": right / max(len(wanted), 1), "macro_f1": macro_f1(wanted, found)}
+
+    def _several(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        pairs = [(set(labels(e)), set(p.value)) for e, p in zip(examples, predictions, strict=True)]
+        hits = sum(len(wanted & found) for wanted, found in pairs)
+        total = sum(len(wanted) + len(found) for wanted, found in pairs)
+        return {
+            "accuracy": sum(wanted == found for wanted, found in pairs) / max(len(pairs), 1),
+            "f1": 2 * hits / total if total else 0.0,
+        }
+
+
+class ClassifyText(TextTask, Classifier):
+    """`text` (and `text_pair`) -> `label`."""
+
+    auto: ClassVar[Any] = AutoModelForSequenceClassification
+    pools = True
+    recipe = Recipe(
+        epochs=10,
+        batch=32,
+        rates={"frozen": 5e-3, "top": 5e-4, "lora": 5e-4, "full": 2e-4},
+        head_rates={"lora": 10.0},
+        options={"max_length": 128, "label_smoothing": 0.1},
+    )
+
+    def targets(self, rows: Sequence[Any]) -> Tensor:
+        """Classes [B], or 0/1 rows [B, L]."""
+        return Classifier.targets(self, rows)
+
+    def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
+        """One feature."""
+        del rng
+        texts = [str(example[name]) for name in ("text", "text_pair") if example.get(name) is not None]
+        if not texts:
+            raise DataError(f"an example without `text`: {dict(example)}")
+        feature = self.text_feature(*texts)
+        return [feature | {"labels": self.target(example)} if "label" in example else feature]
+
+
+def labels(example: Example) -> tuple[str, ...]:
+    """The labels of an example, one or several; a text with `|` between them is not split here."""
+    given = example["label"]
+    return (given,) if isinstance(given, str) else tuple(given)

@@ -1,0 +1,144 @@
+"""The relation between two marked spans, as SemEval-2010 Task 8 has it: `Kind(e1,e2)`, `Kind(e2,e1)` or `Other`.
+
+The text carries `<e1>..</e1>` and `<e2>..</e2>`. The spans are set between `$` and `#` (Wu and He 2019), tokens that every
+vocabulary has, and the class is read at the two opening marks and at the sentence's first token (Soares et al. 2019:
+entity starts): a token classification head with three blocks of outputs, whose logits are added, is the same as one
+linear layer on the three vectors side by side, and any AutoModelForTokenClassification can be it.
+
+Shapes: B batch, T tokens, L labels, P places (3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForTokenClassification
+
+from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe
+from learners.tasks.text_base import TextTask, cross_entropy, inputs
+
+PLACES = ("first", "e1", "e2")
+MARKS = {"e1": "$", "e2": "#"}
+_TAG = re.compile(r"</?e[12]>")
+
+
+class Relate(TextTask):
+    """`text` with marked spans -> `label`."""
+
+    kind = "relate"
+    selection = "macro_f1"
+    auto: ClassVar[Any] = AutoModelForTokenClassification
+    recipe = Recipe(
+        epochs=8,
+        batch=16,
+        rates={"frozen": 5e-3, "top": 5e-4, "lora": 1e-3, "full": 1e-4},
+        layer_decay=0.95,
+        options={"max_length": 192, "label_smoothing": 0.05},
+    )
+
+    @classmethod
+    def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
+        """Every relation seen, sorted; directions are labels of their own."""
+        return tuple(sorted({str(example["label"]) for example in examples}))
+
+    def outputs_named(self) -> tuple[str, ...]:
+        """One output a place and label."""
+        return tuple(f"{place}:{label}" for place in PLACES for label in self.labels)
+
+    def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
+        """One feature, with the positions of the three places."""
+        del rng
+        text, starts = mark(str(example.get("text", "")))
+        encoded = self.processor(text, truncation=True, max_length=self.options.max_length)
+        places = [0, *(encoded.char_to_token(start) for start in starts)]
+        if None in places:
+            raise DataError(f"a marked span lies beyond {self.options.max_length} pieces: raise max_length: {text}")
+        feature: Feature = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        feature["places"] = places
+        if "label" in example:
+            if example["label"] not in self.labels:
+                raise DataError(f"relation {example['label']!r} is not among {list(self.labels)}")
+            feature["labels"] = self.labels.index(example["label"])
+        return [feature]
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """A padded batch with places [B, P]."""
+        return super().collate(features) | {"places": torch.tensor([feature["places"] for feature in features])}
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits [B, L]: the sum over places of the place's own block."""
+        places_BP = batch["places"]
+        given = {name: tensor for name, tensor in inputs(batch).items() if name != "places"}
+        out_BTX = model(**given).logits
+        blocks_BTPL = out_BTX.unflatten(-1, (len(PLACES), len(self.labels)))
+        rows_B = torch.arange(len(places_BP), device=places_BP.device)
+        return torch.stack([blocks_BTPL[rows_B, places_BP[:, p], p] for p in range(len(PLACES))]).sum(0)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy over relations."""
+        return cross_entropy(self.logits(model, batch), batch["labels"], self.options.label_smoothing)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Probabilities of each relation."""
+        return list(self.logits(model, batch).float().softmax(-1).cpu().numpy())
+
+    def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
+        """The most probable relation."""
+        del example, features
+        scores_L = outputs[0]
+        best = int(scores_L.argmax())
+        chances = {label: float(score) for label, score in zip(self.labels, scores_L, strict=True)}
+        return Prediction(self.labels[best], float(scores_L[best]), chances)
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Accuracy, and the official macro F1 of SemEval-2010 Task 8."""
+        wanted = [str(example["label"]) for example in examples]
+        found = [str(prediction.value) for prediction in predictions]
+        right = sum(w == f for w, f in zip(wanted, found, strict=True))
+        return {"accuracy": right / max(len(wanted), 1), "macro_f1": official_f1(wanted, found)}
+
+
+def official_f1(wanted: Sequence[str], found: Sequence[str]) -> float:
+    """Mean F1 over the relations without `Other`; a right relation in the wrong direction is wrong.
+
+    As semeval2010_task8_scorer-v1.2 counts "(9+1)-way with directionality": true positives need the direction too; the
+    counts of wanted and found are those of the relation in either direction. With hits of both directions added up, F1 of
+    a relation is 2 hits / (wanted + found).
+    """
+    kinds = sorted({_relation(label) for label in wanted} - {"Other"})
+    if not kinds:
+        return 0.0
+    scores = []
+    for kind in kinds:
+        hits = sum(w == f and _relation(w) == kind for w, f in zip(wanted, found, strict=True))
+        total = sum(_relation(w) == kind for w in wanted) + sum(_relation(f) == kind for f in found)
+        scores.append(2 * hits / total)
+    return float(np.mean(scores))
+
+
+def _relation(label: str) -> str:
+    return label.partition("(")[0]
+
+
+def mark(text: str) -> tuple[str, tuple[int, int]]:
+    """The text with spans between `$` and `#`, and where the two opening marks are.
+
+    Raises:
+        DataError: not exactly one of each tag.
+    """
+    out, starts, at = [], {}, 0
+    for tag in _TAG.finditer(text):
+        out.append(text[at : tag.start()])
+        name = tag.group().strip("</>")
+        if not tag.group().startswith("</"):
+            starts[name] = sum(map(len, out)) + 1
+        out.append(f" {MARKS[name]} ")
+        at = tag.end()
+    if len(starts) != 2 or len(out) != 8:
+        raise DataError(f"exactly one <e1>..</e1> and one <e2>..</e2> are needed: {text!r}")
+    return "".join(out) + text[at:], (starts["e1"], starts["e2"])

@@ -1,0 +1,90 @@
+"""What translation and summaries share: a sequence-to-sequence model from `source` to `target`.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+from torch import Tensor, nn
+from transformers import AutoModelForSeq2SeqLM
+
+from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe
+from learners.tasks.text_base import TextTask, cross_entropy
+
+
+class Rewrite(TextTask):
+    """`source` -> `target`, greedily."""
+
+    auto: ClassVar[Any] = AutoModelForSeq2SeqLM
+    recipe = Recipe(
+        epochs=10,
+        batch=32,
+        rates={"frozen": 1e-3, "top": 1e-3, "lora": 2e-3, "full": 5e-4},
+        options={"max_length": 256},
+    )
+
+    def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
+        """One feature; the target, if there is one, as ids."""
+        del rng
+        if "source" not in example:
+            raise DataError(f"an example without `source`: {dict(example)}")
+        feature = self.text_feature(str(example["source"]))
+        feature.pop("token_type_ids", None)
+        if "target" in example:
+            target = self.processor(
+                text_target=str(example["target"]), truncation=True, max_length=self.options.max_length
+            )
+            feature["labels"] = target["input_ids"]
+        return [feature]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy over target tokens; the model shifts the targets itself."""
+        logits_BTV = model(**batch).logits
+        return cross_entropy(logits_BTV.flatten(0, 1), batch["labels"].flatten(), self.options.label_smoothing)
+
+    def outputs(self, model: Any, batch: Batch) -> list[Any]:
+        """Generated texts."""
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        ids_BT = model.generate(**given, max_new_tokens=self.options.max_new_tokens, do_sample=False, num_beams=1)
+        return list(self.processor.batch_decode(ids_BT, skip_special_tokens=True))
+
+    def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
+        """The generated text."""
+        del example, features
+        return Prediction(outputs[0].strip())
+
+
+KINDS = ("rouge1", "rouge2", "rougeL")
+
+
+class Summarize(Rewrite):
+    """`source` -> `target`, the shorter text."""
+
+    kind = "summarize"
+    selection = "rougeL"
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Mean ROUGE-1, -2 and -L."""
+        scorer = RougeScorer(list(KINDS), use_stemmer=True)
+        scores = [scorer.score(str(e["target"]), str(p.value)) for e, p in zip(examples, predictions, strict=True)]
+        return {kind: float(np.mean([score[kind].fmeasure for score in scores])) for kind in KINDS}
+
+
+class Translate(Rewrite):
+    """`source` -> `target`."""
+
+    kind = "translate"
+    selection = "bleu"
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Corpus BLEU, and the share of exact matches."""
+        wanted = [str(example["target"]) for example in examples]
+        found = [str(prediction.value) for prediction in predictions]
+        exact = sum(w == f for w, f in zip(wanted, found, strict=True)) / max(len(wanted), 1)
+        return {"bleu": float(sacrebleu.corpus_bleu(found, [wanted]).score), "exact_match": exact}

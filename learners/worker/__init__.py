@@ -1,0 +1,1 @@
+"""The learner process: its loop, the learner, its journal, its candidates."""

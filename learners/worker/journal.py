@@ -1,0 +1,101 @@
+"""What the learner took in, and after how many updates: replayed after a crash, so that it learns the same again.
+
+One JSON line an entry, written before the entry takes effect. A line torn by a crash is the last one and is dropped: what it
+announced had not happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from learners.experience.snapshots import Moment
+from learners.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """After `update` updates, everything up to a moment was taken in, or weights taken up, or tokens made anew."""
+
+    number: int
+    """Counts up; a saved state says which was the last it contains."""
+    update: int
+    row: int = 0
+    change: int = 0
+    version: str | None = None
+    recoded: int | None = None
+    """Tokens made anew were taken in up to this entry of `reencoded.db`."""
+
+    @property
+    def moment(self) -> Moment:
+        """What was taken in."""
+        return Moment(self.row, self.change)
+
+
+class Journal:
+    """The file of entries since the last saved state."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def note(self, entry: Entry) -> None:
+        """Write an entry; survives the death of this process as soon as it returns."""
+        with self.path.open("ab", buffering=0) as file:
+            file.write(orjson.dumps(asdict(entry)) + b"\n")
+
+    def entries(self) -> list[Entry]:
+        """Every whole entry, in order."""
+        found: list[Entry] = []
+        content = self.path.read_bytes() if self.path.exists() else b""
+        for line in content.split(b"\n")[:-1]:
+            try:
+                found.append(Entry(**orjson.loads(line)))
+            except (orjson.JSONDecodeError, TypeError):
+                break
+        return found
+
+    def restart(self, entries: list[Entry]) -> None:
+        """Replace everything: a state was saved that contains what is left out."""
+        write_atomically(self.path, b"".join(orjson.dumps(asdict(entry)) + b"\n" for entry in entries))
+
+
+@dataclass(slots=True)
+class Position:
+    """Where training is."""
+
+    update: int = 0
+    owed: float = 0.0
+    row: int = 0
+    change: int = 0
+    entry: int = 0
+    """Of the journal."""
+    recoded: int = 0
+    """The last entry of tokens made anew that was taken in."""
+    unobserved: int = 0
+    """Transitions in the replay that a part which sees each one once has not seen yet."""
+
+    @property
+    def moment(self) -> Moment:
+        """What was taken in."""
+        return Moment(self.row, self.change)
+
+
+def document(position: Position, trail: int, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The position as it is saved, with the trail of what is held and the encoders' versions."""
+    return {**asdict(position), "trail": trail, "versions": versions}
+
+
+def placed(saved: Mapping[str, Any]) -> tuple[Position, int, dict[str, str]]:
+    """Where training was, as saved: the position, the trail of what is held, the encoders' versions.
+
+    Raises:
+        KeyError, TypeError, ValueError: another version of this program wrote it, with other fields.
+    """
+    position = dict(saved)
+    trail, versions = int(position.pop("trail")), dict(position.pop("versions"))
+    return Position(**position), trail, versions

@@ -1,0 +1,264 @@
+"""The learner itself: takes in experience, updates the policy, saves its state, and resumes exactly.
+
+Everything it does is decided by the saved state, the journal and the store: which rows were known after which update, the
+random states, the rings of the replay. Two runs over the same store and journal, interrupted or not, give the same weights
+bit for bit on the same machine. When it cannot keep up it forgets updates it owes rather than fall behind the present.
+
+Knows nothing of processes, priorities and promotion: `process.py` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import torch
+from torch import Tensor, nn
+
+from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.store import Checkpoints
+from learners.checkpoints.tensors import shapes_of
+from learners.config import LearnerSettings
+from learners.experience.snapshots import Moment, Source
+from learners.model.spec import PolicySpec
+from learners.reencoding.token_store import Reencoded
+from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
+from learners.rl.mirror_augmentation import Mirror
+from learners.rl.replay_buffer import Held, Replay
+from learners.worker.journal import Entry, Journal, Position, document, placed
+
+DEBT_S = 60.0
+"""Updates for so much experience may be owed; more is forgotten."""
+RECENT = 1_000
+"""Rewards that `reward_mean` is taken over."""
+
+
+class Learner:
+    """Trains one policy.
+
+    Args:
+        spec: of the policy.
+        settings: how much and how often.
+        source: the store.
+        state: where the training state is saved (a folder of its own beside the versions that may go live).
+        journal: what was taken in since.
+        build: makes the policy, an nn.Module as `Algorithm` asks.
+        rate_hz: ticks a second, which says how many updates may be owed and which transitions are settled.
+        device: of the training.
+        batch: transitions of an update; default: the settings'.
+        recoded: tokens made anew after an encoder's swap.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        settings: LearnerSettings,
+        source: Source,
+        state: Checkpoints,
+        journal: Journal,
+        build: Callable[[PolicySpec], nn.Module],
+        *,
+        rate_hz: float = 10.0,
+        device: torch.device | str = "cpu",
+        batch: int | None = None,
+        recoded: Reencoded | None = None,
+    ) -> None:
+        self.recoded = recoded
+        self.spec, self.settings, self.source, self.state, self.journal = spec, settings, source, state, journal
+        self.device, self.rate_hz = torch.device(device), rate_hz
+        self.batch = batch or settings.batch
+        self.warmup = settings.warmup or (CHOICE_WARMUP if spec.actions.choices else WARMUP)
+        torch.manual_seed(settings.seed)
+        self.policy: Any = build(spec).to(self.device).eval()
+        self.algorithm = Algorithm(self.policy, torch.Generator(self.device).manual_seed(settings.seed))
+        self.draw = torch.Generator().manual_seed(settings.seed)
+        self.mirror = Mirror(spec, settings.mirror) if settings.mirror else None
+        self.replay = self._empty()
+        self.position = Position()
+        self.metrics: dict[str, float] = {}
+        self.refused: list[CheckpointRefused] = []
+        """Saved states and versions that had to be passed over."""
+        self.skipped = 0
+        """Updates left out because their loss was not finite."""
+        self.forgotten = 0.0
+        """Updates owed and given up to stay with the present."""
+        self._rewards: deque[float] = deque(maxlen=RECENT)
+
+    @property
+    def reward_mean(self) -> float | None:
+        """Of the last transitions taken in."""
+        return sum(self._rewards) / len(self._rewards) if self._rewards else None
+
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Those a version must have to fit this policy."""
+        return {"policy": shapes_of(self.policy.state_dict())}
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Take up a policy's weights and forget what belonged to the old ones (targets, moments of the optimiser)."""
+        self.policy.load_state_dict(weights)
+        self.algorithm = Algorithm(self.policy, self.algorithm.generator, self.algorithm.updates)
+        self.policy.eval()
+
+    def ingest(self, until: Moment | None = None) -> int:
+        """Take in everything up to a moment (default: now); returns how many transitions came."""
+        known = until is not None
+        until = until or self.source.now()
+        if until.row < self.position.row:  # the store was set aside and began anew
+            self.replay.detach()
+            if self.recoded is not None:
+                self.recoded.clear()
+            self.position.row = self.position.change = 0
+        if until == self.position.moment:
+            return 0
+        if not known:
+            self._note(row=until.row, change=until.change)
+        came = 0
+        for change in self.source.changes(self.position.moment, until):
+            self.replay.change(change.row, change.after)
+        for row in self.source.rows(self.position.moment, until):
+            self.replay.append(row.transition, row.row)
+            self.replay.versions.update(row.transition.encoder_versions)
+            self._rewards.append(row.transition.reward)
+            came += 1
+        self.position.row, self.position.change = until.row, until.change
+        self._owe(came)
+        self._observe(came)
+        return came
+
+    def take_reencoded(self, until: int | None = None) -> int:
+        """Take tokens made anew into the replay, up to an entry (default: all); returns how many fitted a row that is held."""
+        if self.recoded is None:
+            return 0
+        last = self.recoded.last() if until is None else until
+        if last == self.position.recoded:
+            return 0
+        if until is None:
+            self._note(recoded=last)
+        came = self._retoken(self.position.recoded, last)
+        self.position.recoded = last
+        return came
+
+    def _retoken(self, since: int, until: int) -> int:
+        entries = self.recoded.between(since, until) if self.recoded is not None else ()
+        return sum(self.replay.retoken(one.row, one.stream, one.version, one.tokens_TW) for one in entries)
+
+    def train(self, deadline_s: float, *, until: int | None = None, clock: Callable[[], float] = time.monotonic) -> int:
+        """Do what is owed until a moment of `clock`, or up to update number `until`; returns how many were done."""
+        done = 0
+        while clock() < deadline_s and (self.position.owed >= 1 if until is None else self.position.update < until):
+            self._update()
+            done += 1
+        return done
+
+    def save(self) -> str:
+        """Save all that an exact resume needs."""
+        held = self.replay.held()
+        tensors = {
+            "policy": self.policy.state_dict(),
+            "learner": self.algorithm.state_dict(),
+            "random": {"draw": self.draw.get_state(), "torch": torch.get_rng_state()},
+            "held": {name: torch.tensor(getattr(held, name), dtype=torch.int64) for name in ("main", "reserve")},
+        }
+        position = document(self.position, held.trail, self.replay.versions)
+        version = self.state.save(tensors, {"position": position, "spec": orjson.loads(self.spec.to_json())})
+        self.state.promote(version)
+        self.journal.restart([])
+        if self.recoded is not None:
+            numbers = [number for number in (*held.main, *held.reserve) if number >= 0]
+            self.recoded.tidy(min(numbers, default=0), self.replay.versions)
+        return version
+
+    def resume(self, load: Callable[[str], dict[str, Tensor]]) -> bool:
+        """Continue from the saved state and the journal; False when there is none that fits.
+
+        `load` gives the policy weights of a version named in the journal.
+        """
+        loaded = self.state.load_live(self.refused.append, self.shapes())
+        entries = self.journal.entries()
+        if loaded is not None:
+            try:
+                self.position, trail, self.replay.versions = placed(loaded.documents["position"])
+            except (KeyError, TypeError, ValueError) as error:
+                detail = f"the learner's position: {error!r}; it begins anew"
+                self.refused.append(CheckpointRefused(loaded.manifest.version, "unknown_format", detail))
+                self.journal.restart([])  # of a state that is not taken up
+                return False
+            self.policy.load_state_dict(loaded.tensors["policy"])
+            self.algorithm.load_state_dict(loaded.tensors["learner"])
+            self.draw.set_state(loaded.tensors["random"]["draw"])
+            main, reserve = (tuple(loaded.tensors["held"][name].tolist()) for name in ("main", "reserve"))
+            self._refill(Held(main, reserve, trail))
+            torch.set_rng_state(loaded.tensors["random"]["torch"])
+        self._repeat([entry for entry in entries if entry.number > self.position.entry], load)
+        return loaded is not None
+
+    def take_up(self, version: str, weights: dict[str, Tensor]) -> None:
+        """Continue from the weights of a version, as after a rollback."""
+        self._note(version=version)
+        self.start_from(weights)
+
+    def _note(self, **what: Any) -> None:
+        self.position.entry += 1
+        self.journal.note(Entry(self.position.entry, self.position.update, **what))
+
+    def _repeat(self, entries: list[Entry], load: Callable[[str], dict[str, Tensor]]) -> None:
+        for entry in entries:
+            self.train(float("inf"), until=entry.update)
+            self.position.entry = entry.number
+            if entry.version is not None:
+                self.start_from(load(entry.version))
+            elif entry.recoded is not None:
+                self.take_reencoded(entry.recoded)
+            else:
+                self.ingest(entry.moment)
+
+    def _refill(self, held: Held) -> None:
+        rows = self.source.pick(sorted({*held.main, *held.reserve}), self.position.moment)
+        self.replay.refill(held, rows)
+        self._retoken(0, self.position.recoded)
+        self._rewards.extend(rows[number].reward for number in held.main[-RECENT:] if number in rows)
+
+    def _empty(self) -> Replay:
+        s = self.settings
+        return Replay(
+            self.spec,
+            max_bytes=int(s.replay_gb * 1e9),
+            steps=s.n_step,
+            taught_share=s.demonstrations,
+            settle=round(s.settle_s * self.rate_hz),
+            centre=s.center_rewards,
+        )
+
+    def _owe(self, came: int) -> None:
+        position, settings = self.position, self.settings
+        if len(self.replay) < self.warmup or not self.replay.strata().all:
+            return
+        owed = position.owed + came * settings.updates_per_step
+        limit = max(64.0, DEBT_S * self.rate_hz * settings.updates_per_step)
+        position.owed = min(owed, limit)
+        self.forgotten += owed - position.owed
+
+    def _observe(self, came: int) -> None:
+        """Show settled transitions, each once and in order, to a part that learns from that."""
+        self.position.unobserved += came
+        settled = max(0, self.position.unobserved - self.replay.settle - 1)
+        start = self.replay.added - self.position.unobserved
+        self.position.unobserved -= settled
+        if settled and self.policy.heads.bandit is not None:
+            batch = self.replay.ordered(start, start + settled, steps=1)
+            if batch is not None:
+                self.algorithm.observe(batch.to(self.device))
+
+    def _update(self) -> None:
+        batch = self.replay.sample(self.batch, self.draw)
+        if self.mirror is not None:
+            batch = self.mirror(batch, self.draw)
+        try:
+            self.metrics = self.algorithm.update(batch.to(self.device))
+        except FloatingPointError:
+            self.skipped += 1
+        self.position.update += 1
+        self.position.owed -= 1

@@ -1,0 +1,262 @@
+"""The learner process: `python -m learners.process SETTINGS.json`.
+
+Waits for the spec the agent leaves, resumes, and then, until told to stop: takes in new experience every `update_every_s`,
+updates the policy, every `promote_every_s` puts a candidate on trial and promotes it if it passes. A trial takes a while (its
+shadow step watches fresh ticks): it goes on a little in every round, beside training. It touches no actuator and
+no network: checkpoints, `learner/progress.json` and the outbox are all it leaves. Started and restarted by the supervisor.
+
+Events in the outbox: `policy_promoted`, `policy_rejected` (with every step's figures), `checkpoint_refused`,
+`learner_resumed`, `learner_waits`, `update_skipped`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.signing import credentials_folder, load_key
+from learners.checkpoints.store import Checkpoints, open_checkpoints
+from learners.continual.trainer import Online
+from learners.device import pick_device
+from learners.experience.reader import Reader
+from learners.experience.snapshots import Source
+from learners.finetune.trainer import Stopped
+from learners.ipc.outbox import Outbox
+from learners.ipc.policy_spec import take_over
+from learners.ipc.progress import Progress
+from learners.ipc.settings import Inputs
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec
+from learners.promotion.held_out import Feeding
+from learners.promotion.pipeline import Step
+from learners.promotion.steps import STEPS
+from learners.reencoding.encoder_versions import Recall
+from learners.reencoding.reencoder import Reencoder
+from learners.reencoding.token_store import Reencoded
+from learners.safeguards.probation import under_way
+from learners.tasks.base import DataError
+from learners.worker.candidates import Trials
+from learners.worker.journal import Journal
+from learners.worker.learner import Learner
+from learners.worker.priority import background_stream
+
+POLL_S = 0.2
+
+
+class Background:
+    """The running learner of one spec."""
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        spec: PolicySpec,
+        stop: threading.Event,
+        *,
+        build: Callable[[PolicySpec], nn.Module] = Policy,
+        steps: Mapping[str, Step] = STEPS,
+        chores: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        folder = inputs.state_dir / "learner"
+        key = load_key(inputs.state_dir, credentials_folder())
+        promotion = inputs.promotion
+        self.inputs, self.spec, self.stop = inputs, spec, stop
+        self.chores = chores
+        """Called once a round, such as periodic fine-tuning; they look at the clock themselves."""
+        self.device = pick_device(inputs.device)
+        self.reader = Reader(inputs.state_dir / "experience")
+        self.outbox = Outbox(folder / "outbox")
+        self.progress = Progress(folder / "progress.json")
+        self.versions = open_checkpoints(inputs.state_dir, promotion)
+        recoded = Reencoded(folder / "reencoded.db")
+        self.learner = Learner(
+            spec,
+            inputs.learner,
+            Source(self.reader),
+            Checkpoints(folder / "state", key, keep_last=2, keep_best=0, keep_promoted=2),
+            Journal(folder / "journal.jsonl"),
+            build,
+            rate_hz=inputs.tick.rate_hz,
+            device=self.device,
+            recoded=recoded,
+        )
+        self.reencoder = Reencoder(self.reader, recoded, Recall(inputs))
+        feeding = Feeding(tasks_of(inputs, self.reader))
+        self.trials = Trials(
+            self.learner, self.versions, self.reader, self.outbox, build, promotion, steps, feeding, inputs.tick.rate_hz
+        )
+        self._due: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Work until told to stop or until the agent runs another spec; the state is saved at the end."""
+        stream = background_stream(self.device, self.inputs.learner.memory_fraction)
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            self.begin()
+            while not self.stop.is_set() and self._same_spec():
+                self.once()
+            self.learner.save()
+            self._tell("stopped", now=True)
+        self.reader.close()
+        self.reencoder.recoded.close()
+
+    def begin(self) -> None:
+        """Resume, or start from the live version, or from fresh weights."""
+        self._tell("starting", now=True)
+        resumed = self.learner.resume(self._weights)
+        self._report_refusals()
+        if not resumed:
+            loaded = self.versions.load_live(self.trials.refused, self.learner.shapes())
+            if loaded is not None:
+                self.learner.take_up(loaded.manifest.version, loaded.tensors["policy"])
+            self.learner.save()
+        elif self._rolled_back_meanwhile():
+            self._take_up_live()
+        position = self.learner.position
+        self.outbox.post("learner_resumed", {"resumed": resumed, "update": position.update, "row": position.row})
+
+    def once(self) -> None:
+        """One round: take in, update for a while, and what has become due."""
+        settings = self.inputs.learner
+        self.trials.follow_rollback()
+        self.learner.ingest()
+        done = self.learner.train(time.monotonic() + settings.update_every_s)
+        state = "training" if done else ("waiting" if not self.learner.position.update else "idle")
+        self._tell(state)
+        if not done:
+            self.stop.wait(min(settings.update_every_s, 1.0))
+        with torch.random.fork_rng(devices=[]):
+            for chore in self.chores:
+                chore()
+            self.reencoder.step(self.learner.replay, time.monotonic() + settings.update_every_s / 2)
+        self.learner.take_reencoded()
+        if self._is_due("save", settings.save_every_s):
+            self.learner.save()
+        if self.trials.examination is not None:
+            self.trials.go_on(time.monotonic() + settings.update_every_s)
+        elif under_way(self.inputs.state_dir, time.time()):
+            pass  # what acts is on probation; one change at a time, so that it is known what a drop is due to
+        elif self._is_due("promote", settings.promote_every_s) and self.trials.something_new:
+            self.trials.begin()
+
+    def _rolled_back_meanwhile(self) -> bool:
+        """Whether a rollback is younger than the saved state: that state builds on what failed."""
+        live, saved = self.versions.live(), self.learner.state.list()
+        if not (live.version and live.failed and saved):
+            return False
+        back = int(live.version.split("-")[0]) < int(live.failed[-1].split("-")[0])
+        return back and live.changed_s > saved[-1].created_s
+
+    def _take_up_live(self) -> None:
+        live = self.versions.live().version
+        assert live is not None
+        try:
+            weights = self._weights(live)
+        except CheckpointRefused as refusal:
+            self.trials.refused(refusal)
+            return
+        self.learner.take_up(live, weights)
+        self.learner.save()
+
+    def _weights(self, version: str) -> dict[str, Tensor]:
+        return self.versions.load(version, self.learner.shapes()).tensors["policy"]
+
+    def _same_spec(self) -> bool:
+        spec = take_over(self.inputs.state_dir)
+        return spec is None or spec == self.spec
+
+    def _is_due(self, what: str, every_s: float) -> bool:
+        moment = time.monotonic()
+        if moment - self._due.setdefault(what, moment) < every_s:
+            return False
+        self._due[what] = moment
+        return True
+
+    def _report_refusals(self) -> None:
+        while self.learner.refused:
+            self.trials.refused(self.learner.refused.pop(0))
+
+    def _tell(self, state: str, *, now: bool = False) -> None:
+        self.progress.tell(self.learner.position.update, lambda: {"state": state, **self.figures()}, now=now)
+
+    def figures(self) -> dict[str, Any]:
+        """What `progress.json` says; see `status.py`."""
+        learner = self.learner
+        metrics = learner.metrics
+        strata = learner.replay.strata()
+        values = [value for name, value in metrics.items() if name.endswith("_value")]
+        return {
+            "loss": {name.removesuffix("_loss"): value for name, value in metrics.items() if name.endswith("_loss")},
+            "metrics": metrics,
+            "q": sum(values) / len(values) if values else None,
+            "buffer": len(learner.replay),
+            "drawable": strata.all,
+            "taught": strata.taught,
+            "failures": strata.failures,
+            "row": learner.position.row,
+            "owed": round(learner.position.owed, 1),
+            "forgotten": learner.forgotten,
+            "skipped": learner.skipped,
+            "reward_mean": learner.reward_mean,
+            "policy": self.versions.live().version,
+            "candidate": self.trials.verdict.fields() if self.trials.verdict else None,
+            "on_trial": self.trials.on_trial(),
+            "unreadable": self.reader.unreadable,
+            "reencoded": self.reencoder.figures(),
+        }
+
+
+def serve(inputs: Inputs, stop: threading.Event) -> None:
+    """Learn for one spec after another until told to stop."""
+    outbox = Outbox(inputs.state_dir / "learner" / "outbox")
+    waited = False
+    while not stop.is_set():
+        spec = take_over(inputs.state_dir)
+        if spec is None:
+            if not waited:
+                outbox.post("learner_waits", {"for": "the agent's policy spec"})
+            waited = True
+            stop.wait(POLL_S)
+            continue
+        Background(inputs, spec, stop, chores=chores(inputs, outbox, stop)).run()
+
+
+def chores(inputs: Inputs, outbox: Outbox, stop: threading.Event) -> list[Callable[[], object]]:
+    """Periodic fine-tuning of every task, and what was wished for on `request/finetune`."""
+    folder = inputs.state_dir / "learner"
+    reader = Reader(inputs.state_dir / "experience")
+    tasks = tasks_of(inputs, reader)
+    wishes = Outbox(folder / "wishes", limit=16)
+    return [partial(_finetune, tasks, wishes, outbox, stop)] if tasks else []
+
+
+def tasks_of(inputs: Inputs, reader: Reader) -> dict[str, Online]:
+    """The fine-tuning of every task."""
+    folder = inputs.state_dir / "learner" / "tasks"
+    return {
+        name: Online(name, settings, inputs.finetune, folder, reader, seed=inputs.learner.seed)
+        for name, settings in inputs.tasks.items()
+    }
+
+
+def _finetune(tasks: Mapping[str, Online], wishes: Outbox, outbox: Outbox, stop: threading.Event) -> None:
+    wished: set[str] = set()
+    for wish in wishes.collect():
+        wished |= {wish.fields["task"]} if wish.fields.get("task") else set(tasks)
+        wish.acknowledge()
+    for name, task in tasks.items():
+        if name in wished or task.due():
+            try:
+                verdict = task.run(stop=stop.is_set)
+            except (DataError, Stopped) as reason:
+                outbox.post("finetune_skipped", {"task": name, "reason": str(reason)})
+            else:
+                outbox.post(verdict.event, {"task": name, **verdict.fields})
+                for source in verdict.blamed:
+                    outbox.post("source_quarantined", source)

@@ -1,0 +1,1 @@
+"""The agent process: build, subscriptions, components, entry point."""

@@ -1,0 +1,112 @@
+"""Who listens to whom in the agent: topics to those who take them, finished ticks to those who work on them.
+
+`assembly.py` builds the parts; here they are connected. Nothing runs yet when this is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from runtime.agent.components import Parts, unready
+from runtime.control.payload_decoder import Intake
+from runtime.deploy.encoder_updater import Tuning
+from runtime.feedback.queries import Asking
+from runtime.feedback.raw_capture import RawKeeper, streams_to_keep
+from runtime.monitoring.home_assistant import Announcer, Discovery
+from runtime.monitoring.previews import Previews, Viewer
+from runtime.mqtt import Message
+from runtime.mqtt.topics import Topics
+from runtime.process.http_server import application, serve
+from sensors.base import TopicSensor
+from sensors.drivers import opencv
+from sensors.streams.task_output import FedTelemetry
+
+
+def wire(parts: Parts, topics: Topics, registry: CollectorRegistry, decoders: ThreadPoolExecutor) -> None:
+    """Connect everything."""
+    _judge(parts)
+    _listen(parts, topics, decoders)
+    _measure(parts, registry)
+
+
+def _judge(parts: Parts) -> None:
+    """Tell those who judge policies and sources what came of each decision."""
+    parts.sources.start()
+    parts.watch.quarantined = parts.sources.names
+    parts.outcomes.listeners += [parts.sources.settled, parts.watch.settled]
+    parts.outcomes.late = parts.sources.late
+    parts.reporter.on_tick.append(parts.outcomes.ticked)
+    parts.jobs["probation"] = parts.watch.run(parts.swap.follow)
+    parts.jobs["sources"] = parts.sources.run()
+
+
+def _listen(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
+    """Route every topic to whoever takes it."""
+    for name, sensor in parts.sensors.items():
+        if isinstance(sensor, TopicSensor):
+            link = parts.control if parts.config.streams[name].kind in {"text", "telemetry"} else parts.media
+            link.on(sensor.topic or topics("in", name), partial(_offer, parts.intake, name), qos=0)
+    parts.control.on(topics("reward"), lambda message: parts.feedback.reward(message.payload))
+    parts.control.on(topics("label"), lambda message: parts.feedback.label(message.payload))
+    parts.requests.listen()
+    _watch_ticks(parts, topics, decoders)
+    parts.jobs["encoders"] = Tuning(parts.config, parts.engine, parts.reporter.event).run()
+    _announce(parts)
+    viewer = Viewer(Previews(opencv.encode), parts.media, topics, decoders)
+    parts.control.on(topics("watch"), viewer.watch, qos=0)
+    parts.reporter.on_tick.append(viewer.ticked)
+
+
+def _watch_ticks(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
+    """Whoever works on finished ticks: raw readings, language tasks, questions."""
+    keeper = RawKeeper(parts.store, streams_to_keep(parts.config), opencv.encode, decoders)
+    if keeper.streams:
+        parts.reporter.on_tick.append(keeper.ticked)
+    if parts.config.tasks:
+        from runtime.agent.task_outputs import Language  # noqa: PLC0415 - a second of imports that only tasks need
+
+        fed = {name: sensor for name, sensor in parts.sensors.items() if isinstance(sensor, FedTelemetry)}
+        language = Language(parts.config, parts.control, topics, parts.reporter.event, parts.ticker.utterances, fed=fed)
+        parts.reporter.on_tick.append(language.ticked)
+        parts.jobs["tasks"] = language.runner.run()
+    asking = Asking(parts.config.policy.ask_below, parts.reporter.event, opencv.encode)
+    parts.reporter.on_tick.append(asking.ticked)
+    parts.feedback.asked = asking.done
+
+
+def _announce(parts: Parts) -> None:
+    """Home Assistant, where it is wanted."""
+    if not parts.config.discovery:
+        return
+    discovery = Discovery(parts.config, installed_version("reflexd"))
+    announcer = Announcer(discovery, parts.control, parts.health.payload, partial(_told, parts))
+    announcer.listen()
+    parts.jobs["home assistant"] = announcer.run()
+
+
+def _told(parts: Parts) -> dict[str, Any]:
+    """What each actuator was last told."""
+    verdict = parts.ticker.gate.latest
+    return {name: outcome.value for name, outcome in verdict.outcomes.items()} if verdict else {}
+
+
+def _offer(intake: Intake, stream: str, message: Message) -> None:
+    intake.offer(stream, message.payload, message.stamp_s)
+
+
+def _measure(parts: Parts, registry: CollectorRegistry) -> None:
+    metrics = parts.config.metrics
+    if metrics is not None:
+        parts.jobs["metrics"] = _serve(application(registry, partial(unready, parts)), metrics.listen)
+
+
+async def _serve(app: web.Application, listen: str) -> None:
+    async with serve(app, listen):
+        await asyncio.Event().wait()

@@ -1,0 +1,76 @@
+"""Language tasks in the agent: readings in, `task/<name>`, questions and speech out, all beside the tick.
+
+Speech does not go to a device from here: it waits in `Utterances` until the next tick proposes it to the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from learners.continual.serving import Callbacks, Question, Result, Speech, TaskRunner
+from runtime.config.schema import Config
+from runtime.control.tick import Ticked, Utterances
+from runtime.feedback.queries import candidates
+from runtime.mqtt import Connection
+from runtime.mqtt.topics import Topics, encode
+from sensors.codecs.readings import Jpeg, summarize_reading
+from sensors.drivers import opencv
+from sensors.readings import Text
+from sensors.streams.task_output import FedTelemetry
+
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(slots=True)
+class Language:
+    """Connects the task runner to ticks, topics and text actuators. Create it inside the running loop."""
+
+    config: Config
+    link: Connection
+    topics: Topics
+    emit: Emit
+    utterances: Utterances
+    jpeg: Jpeg = opencv.encode
+    fed: Mapping[str, FedTelemetry] = field(default_factory=dict)
+    """By task, the stream it feeds: one token of the fusion, as the policy sees it at the next tick."""
+    runner: TaskRunner = field(init=False)
+    _said: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        callbacks = Callbacks(self._result, self._question, self._speech, self._failed)
+        self.runner = TaskRunner(self.config.tasks, self.config.state_dir / "learner" / "tasks", callbacks)
+
+    def ticked(self, ticked: Ticked) -> None:
+        """Offer what is fresh at this tick."""
+        self.runner.offer(ticked.observation.readings, ticked.observation.fresh, ticked.decision)
+
+    def _result(self, result: Result) -> None:
+        if result.task in self.fed:
+            self.fed[result.task].take(result.prediction.probabilities, result.stamp_s)
+        self.link.post(self.topics("task", result.task), encode(result.payload), qos=1)
+
+    def _question(self, question: Question) -> None:
+        data: dict[str, Any] = {
+            "id": question.id,
+            "task": question.task,
+            "stream": question.reading.stream,
+            "confidence": round(question.confidence, 4),
+            "candidates": candidates(dict(question.candidates)),
+            "reading": {question.reading.stream: summarize_reading(question.reading, self.jpeg)},
+        }
+        if isinstance(question.reading, Text):
+            data["text"] = question.reading.text
+        self.emit("label_requested", data)
+
+    def _speech(self, speech: Speech) -> None:
+        """What is said so far is proposed at the next tick: a device always gets a whole beginning, never a loose piece."""
+        said = self._said.get(speech.task, "") + speech.piece
+        self._said[speech.task] = "" if speech.final else said
+        for name, actuator in self.config.actuators.items():
+            if actuator.kind == "text" and actuator.task == speech.task and said:
+                self.utterances.waiting[name] = said[: actuator.max_chars]
+
+    def _failed(self, task: str, reason: str) -> None:
+        self.emit("task_failed", {"task": task, "reason": reason})

@@ -1,0 +1,157 @@
+"""The verb `reflexd checkpoints`: versions of the policy, or of a task, for a person in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from runtime.cli.options import FILE, FOLDER, load_or_demo
+
+if TYPE_CHECKING:
+    from learners.checkpoints.manifest import Manifest
+    from learners.checkpoints.store import Checkpoints
+    from runtime.deploy.task_versions import TaskVersions
+
+T = TypeVar("T")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@click.option("--task", help="The versions of this task instead of the policy's.")
+@click.pass_context
+def checkpoints(context: click.Context, config: Path | None, task: str | None) -> None:
+    """List policy versions; promote one, or roll back to the one before. A running agent follows within a second.
+
+    With --task NAME the same for a task that is fine-tuned from labels.
+    """
+    from learners.checkpoints.store import open_checkpoints
+    from runtime.deploy.task_versions import TaskVersions
+
+    loaded = load_or_demo(config).config
+    context.obj = (
+        open_checkpoints(loaded.state_dir, loaded.promotion) if task is None else (TaskVersions.of(loaded), task)
+    )
+    if context.invoked_subcommand is None:
+        _said(lambda: show(context.obj) if task is None else show_task(*context.obj))
+
+
+def _said(work: Callable[[], T]) -> T:
+    """The work's answer; a refusal becomes the command line's error."""
+    from learners.checkpoints.manifest import CheckpointRefused
+    from runtime.deploy.task_versions import TaskRefused
+
+    try:
+        return work()
+    except (CheckpointRefused, TaskRefused) as refusal:
+        raise click.ClickException(str(refusal)) from None
+
+
+@checkpoints.command()
+@click.argument("version")
+@click.pass_obj
+def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str) -> None:
+    """Make VERSION live, after every check of its files."""
+    if isinstance(folder, tuple):
+        versions, task = folder
+        version = _said(lambda: versions.promote(task, version))["version"]
+    else:
+        _said(lambda: folder.promote(version))
+    click.echo(f"{version} is live")
+
+
+@checkpoints.command()
+@click.pass_obj
+def rollback(folder: Checkpoints | tuple[TaskVersions, str]) -> None:
+    """Take the live version out for good and return to the one before it."""
+    if isinstance(folder, tuple):
+        versions, task = folder
+        live = _said(lambda: versions.rollback(task))["to"]
+    else:
+        live = _said(folder.rollback).version
+    click.echo(f"{live} is live")
+
+
+@checkpoints.command()
+@click.argument("directory", type=FOLDER)
+@click.pass_obj
+def adopt(folder: Checkpoints | tuple[TaskVersions, str], directory: Path) -> None:
+    """Take over the checkpoint that `reflexd train` wrote to DIRECTORY and make it live."""
+    if isinstance(folder, tuple):
+        raise click.ClickException(
+            "`adopt` takes over policies; a task is fine-tuned from labels, or `model:` names a folder"
+        )
+    click.echo(f"{adopt_directory(folder, directory)} is live")
+
+
+def show_task(versions: TaskVersions, task: str) -> None:
+    """One line a version, oldest first."""
+    body = versions.rows(task)
+    table = Table("version", "state", "made", "metrics")
+    for row in body["versions"]:
+        made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"]))
+        said = [
+            f"{split} {name} {value:.4g}" for split, found in row["metrics"].items() for name, value in found.items()
+        ]
+        table.add_row(row["version"], "live" if row["version"] == body["live"] else "", made, ", ".join(said))
+    Console().print(table)
+
+
+def show(checkpoints: Checkpoints) -> None:
+    """One line a version, oldest first."""
+    live = checkpoints.live()
+    table = Table("version", "state", "made", "parent", "figures")
+    for manifest in checkpoints.list():
+        made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created_s))
+        table.add_row(
+            manifest.version,
+            _state(manifest, live.version, live.failed),
+            made,
+            manifest.parent or "",
+            _figures(manifest),
+        )
+    Console().print(table)
+
+
+def adopt_directory(checkpoints: Checkpoints, directory: Path) -> str:
+    """Take over and promote what `reflexd train` wrote: its output folder, or the version's own directory."""
+    from learners.checkpoints.manifest import CheckpointRefused
+    from learners.checkpoints.signing import load_key
+
+    key = load_key(_trained_state(directory))
+    try:
+        version = checkpoints.adopt(_trained_version(directory), key.public_key())
+        checkpoints.promote(version)
+    except CheckpointRefused as refusal:
+        raise click.ClickException(str(refusal)) from None
+    return version
+
+
+def _trained_state(directory: Path) -> Path:
+    """The folder whose keys/ signed the version: the output folder of `reflexd train`."""
+    return next((folder for folder in (directory, *directory.parents) if (folder / "keys").is_dir()), directory)
+
+
+def _trained_version(directory: Path) -> Path:
+    if (directory / "manifest.json").exists():
+        return directory
+    found = sorted(directory.glob("checkpoints/*/manifest.json"))
+    if not found:
+        raise click.ClickException(f"{directory}: no checkpoint in it; give the --out folder of `reflexd train`")
+    return found[-1].parent
+
+
+def _state(manifest: Manifest, live: str | None, failed: tuple[str, ...]) -> str:
+    if manifest.version == live:
+        return "live"
+    return "failed" if manifest.version in failed else ""
+
+
+def _figures(manifest: Manifest) -> str:
+    numbers = {key: value for key, value in manifest.metrics.items() if isinstance(value, int | float)}
+    return ", ".join(f"{key} {value:.4g}" for key, value in list(numbers.items())[:4])

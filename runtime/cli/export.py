@@ -1,0 +1,81 @@
+"""The verb `reflexd export`: its options, its progress bar and its errors. What it does is in `export.py`."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from runtime.cli.options import FILE, load_or_demo
+
+FORMATS = ("mcap", "lerobot", "onnx")
+TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"])
+
+
+@click.command()
+@click.argument("config", type=FILE, required=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), required=True, help="See above.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="A file (mcap, onnx) or a new folder (lerobot)."
+)
+@click.option("--version", help="onnx: this policy version instead of the live one.")
+@click.option("--recording", help="mcap: the recording to take, by name.")
+@click.option("--experience", is_flag=True, help="mcap: from experience, although there are recordings.")
+@click.option("--since", type=TIME, metavar="TIME", help="mcap, lerobot: from this local time on, as 2026-11-24 09:00.")
+@click.option("--until", type=TIME, metavar="TIME", help="mcap, lerobot: before this local time.")
+@click.option(
+    "--pictures/--no-pictures", default=True, show_default=True, help="lerobot: only ticks whose pictures were kept."
+)
+@click.option("--task", help="lerobot: the task where no text was kept.")
+def export(
+    config: Path | None,
+    form: str,
+    out: Path,
+    version: str | None,
+    recording: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    task: str | None,
+    *,
+    experience: bool,
+    pictures: bool,
+) -> None:
+    """Export what the daemon of CONFIG (default: the demo) remembers or has learned; it may be running.
+
+    \b
+    mcap     a recording, or a slice of it, or experience where nothing was recorded; Foxglove opens it
+    lerobot  episodes as a LeRobotDataset v3.0; pictures and texts from recordings and kept raw readings
+    onnx     the live policy without its encoders, and beside it a .json that names inputs and outputs
+
+    \b
+    Examples:
+      reflexd export --format mcap --out demo.mcap
+      reflexd export robot.yaml --format lerobot --out dataset --since "2026-11-24 09:00"
+      reflexd export robot.yaml --format onnx --out policy.onnx --version 000012-1f3a9c0e
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from runtime.recording.export import (
+        NotExported,
+        Wish,
+    )
+    from runtime.recording.export import export as write
+    from runtime.recording.export_mcap import Window
+
+    window = Window(since.timestamp() if since else 0.0, until.timestamp() if until else float("inf"))
+    wish = Wish(out, version, recording, experience, window, pictures, task)
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        job = bar.add_task(f"exporting {form}", total=None)
+        try:
+            said = write(
+                load_or_demo(config).config,
+                form,
+                wish,
+                lambda done, total: bar.update(job, completed=done, total=total),
+            )
+        except NotExported as reason:
+            raise click.ClickException(str(reason)) from None
+    click.echo(said)

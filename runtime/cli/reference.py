@@ -1,0 +1,202 @@
+"""Writes the reference pages from the code: `python -m runtime.reference docs` (`make docs`).
+
+`docs/topics.md` comes from `runtime/mqtt/topics.py`'s payload models and the table below, `docs/settings.md` from the settings models.
+A test holds both against the code, so that a page is never older than what it describes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from runtime.config.schema import Config
+from runtime.mqtt import topics
+from runtime.mqtt.topics import Watch
+
+TOPICS: tuple[tuple[str, str, str], ...] = (
+    ("status", "out, retained, QoS 1, also the will", "`starting`, `online`, `degraded`, `stopped` or `offline`, with reasons in words"),
+    ("info", "out, retained, QoS 1", "version, digest of the settings, streams, actuators with limits, tasks, live policy, mode"),
+    ("health", "out, every 10 s", "tick p50 and p99 in ms, overruns; each stream's age, staleness and drops; memory; the learner's state and figures; live policy, mode, armed, stopped"),
+    ("decision", "out, each tick, QoS 0", '`{"id","tick","stamp","policy","mode","actions":{name:{"value","probability","probabilities"?}},"value","ages_ms","missing","latency_ms"}`'),
+    ("event", "out, QoS 1", '`{"type","stamp","data"}`; every type is in [operating.md](operating.md#events)'),
+    ("proposal/<actuator>", "out, QoS 1", "what the policy would do, in mode `assist`; a person confirms with `override/<actuator>`"),
+    ("in/<stream>", "in", "text: UTF-8 or a JSON object with `text`; camera: JPEG or PNG; microphone: 16-bit little-endian mono PCM; telemetry: a JSON object"),
+    ("reward", "in, QoS 1", "credited to the named decision, else to the tick that `stamp` or the arrival falls in"),
+    ("label", "in, QoS 1", "one labelled example; `id` answers a `label_requested` event"),
+    ("override/<actuator>", "in, QoS 1", "a person acts for `hold_s` seconds; the policy yields and learns from it"),
+    ("stop", "in, QoS 1", "the software stop, latched through restarts; releasing moves nothing: `request/arm` does"),
+    ("request/<verb>", "in, QoS 1", '`arm`, `disarm`, `mode`, `promote`, `rollback`, `explain`, `checkpoints`, `reload`, `record`, `finetune`, `release`; answered on the MQTT 5 response topic with the same correlation data, else on `response/<verb>`: `{"status":"ok"/"error","data"?,"error"?}`'),
+    ("response/<verb>", "out, QoS 1", "the answer to a request that named no response topic"),
+    ("act/<actuator>/set", "out, QoS 1, with expiry, never retained", "the command; written by the gate alone"),
+    ("act/<actuator>/state", "in, retained by the device", "acknowledgement and truth"),
+    ("task/<name>", "out", "result of a language task"),
+    ("watch", "in, QoS 0, every 2 s", "somebody is looking at these streams; previews stop 5 s after the last one"),
+    ("preview/<stream>", "out, QoS 0, at most 4 a second, only while watched", 'camera: a JPEG of at most 320 pixels\' width; others JSON: `{"level_db","peak_db"}` in dBFS, `{"text"}`, or `{"values":{}}`'),
+    ("home", "out, QoS 1, every 10 s, with `discovery: true`", "the state that Home Assistant's components read"),
+)  # fmt: skip
+
+MODELS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("status", topics.Status),
+    ("reward", topics.Reward),
+    ("label", topics.Label),
+    ("override/<actuator>", topics.Override),
+    ("stop", topics.Stop),
+    ("act/<actuator>/set", topics.Command),
+    ("act/<actuator>/state", topics.DeviceState),
+    ("watch", Watch),
+)
+
+
+def topics_page() -> str:
+    """`docs/topics.md`."""
+    lines = [
+        "# Topics",
+        "",
+        "Written by `make docs` from `runtime/mqtt/topics.py`; do not edit. MQTT 5. Every topic below starts with `reflexd/<agent>/`.",
+        "Payloads are JSON unless said otherwise; NaN, Infinity, numbers beyond a double, nesting deeper than",
+        f"{topics.MAX_DEPTH} and more than {topics.MAX_JSON_BYTES:,} bytes are refused. Names match `[a-z0-9_-]{{1,64}}`.",
+        "Retained commands and requests are ignored: they are someone's past wish. Stamps are Unix seconds.",
+        "",
+        "| topic | direction | what |",
+        "|---|---|---|",
+        *(f"| `{name}` | {how} | {_cell(what)} |" for name, how, what in TOPICS),
+        "",
+        "Home Assistant's discovery message is retained on `homeassistant/device/reflexd_<agent>/config` (`discovery: true`).",
+        "",
+        "## Payloads, field by field",
+        "",
+    ]
+    for name, model in MODELS:
+        lines += [f"### `{name}`", "", _first_line(model), "", *_table(model.model_json_schema()), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def settings_page() -> str:
+    """`docs/settings.md`."""
+    schema = Config.model_json_schema()
+    models: dict[str, Any] = schema["$defs"]
+    lines = [
+        "# Settings",
+        "",
+        "Written by `make docs` from the settings models; do not edit. One YAML file; unknown keys are refused, and every error",
+        "names file, line, path and remedy (`reflexd check FILE`). `${env:NAME}` and `${file:PATH}` stand for secrets anywhere a",
+        "text stands. Lengths of time are in seconds unless the name says otherwise. `reflexd check --schema` prints JSON Schema.",
+        "",
+        "## The file",
+        "",
+        *_table(schema),
+        "",
+    ]
+    for name in sorted(models):
+        model = models[name]
+        if model.get("properties"):
+            lines += [
+                f"## {_title(name)}",
+                "",
+                str(model.get("description", "")).split("\n")[0],
+                "",
+                *_table(model),
+                "",
+            ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(schema: dict[str, Any]) -> Iterator[str]:
+    yield "| key | type | default | what |"
+    yield "|---|---|---|---|"
+    required = set(schema.get("required", ()))
+    for name, field in schema.get("properties", {}).items():
+        default = "required" if name in required else _default(field)
+        about = field.get("description", "") + _limits(field)
+        yield f"| `{name}` | {_cell(_type(field))} | {_cell(default)} | {_cell(about.strip())} |"
+
+
+def _type(field: dict[str, Any]) -> str:
+    for key, said in _KINDS.items():
+        if key in field:
+            return said(field)
+    if field.get("format") == "path":
+        return "path"
+    if field.get("type") == "array":
+        return f"list of {_type(field.get('items') or (field.get('prefixItems') or [{}])[0])}"
+    entries = field.get("additionalProperties") or next(iter(field.get("patternProperties", {}).values()), None)
+    if isinstance(entries, dict):
+        return f"by name: {_type(entries)}"
+    words = {"null": "nothing", "string": "text", "boolean": "true or false", "integer": "whole number"}
+    kind = str(field.get("type", "anything"))
+    return words.get(kind, kind)
+
+
+def _default(field: dict[str, Any]) -> str:
+    if "default" not in field:
+        return "none"
+    if "$ref" in field:
+        return "its own"
+    return f"`{_shown(field['default'])}`"
+
+
+def _link(field: dict[str, Any]) -> str:
+    title = _title(field["$ref"].rsplit("/", 1)[-1])
+    return f"[{title}](#{title.lower().replace(' ', '-')})"
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "$ref": _link,
+    "const": lambda field: f"`{field['const']}`",
+    "enum": lambda field: ", ".join(f"`{each}`" for each in field["enum"]),
+    "anyOf": lambda field: " or ".join(map(_type, field["anyOf"])),
+    "oneOf": lambda field: " or ".join(map(_type, field["oneOf"])),
+}
+
+
+def _limits(field: dict[str, Any]) -> str:
+    words = (
+        ("exclusiveMinimum", "above"),
+        ("minimum", "at least"),
+        ("exclusiveMaximum", "below"),
+        ("maximum", "at most"),
+    )
+    said = [f"{word} {field[key]:g}" for key, word in words if key in field]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _title(name: str) -> str:
+    """`CameraSettings` as `Camera settings`."""
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
+    return words[:1].upper() + words[1:]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().split("\n")[0]
+
+
+def pages() -> dict[str, str]:
+    """Every generated page by file name."""
+    return {"topics.md": topics_page(), "settings.md": settings_page()}
+
+
+def main(folder: Path) -> None:
+    """Write the pages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,165 @@
+"""`reflexd service install CONFIG`: writes the systemd unit, and refuses to leave one that systemd would not take.
+
+The unit is `configs/systemd/reflexd.service` with the command, the settings file and the credentials filled in. It is verified
+with `systemd-analyze verify` and its exposure measured with `systemd-analyze security` before it is put in place. It starts
+nothing: it says which command does.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from runtime.config.loader import ConfigError, load
+
+UNIT = "reflexd.service"
+STATE = Path("/var/lib/reflexd")
+HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"), Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - places the unit cannot see
+MAX_EXPOSURE = 1.5
+NOTIFY_RELOAD = 253
+_CREDENTIAL = re.compile(r"^[A-Za-z0-9_.-]{1,64}:/\S+$")
+
+
+class CannotInstall(Exception):  # noqa: N818 - reads as what happened
+    """The service would not work as asked; `str` has every reason with its remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What was written."""
+
+    unit: Path
+    drop_ins: tuple[Path, ...]
+    exposure: float
+    """systemd's measure from 0 (closed) to 10."""
+
+
+def render(config: Path, executable: Path, credentials: tuple[str, ...] = ()) -> str:
+    """The unit's text."""
+    lines = "\n".join(f"LoadCredential={each}" for each in credentials) or "# none"
+    values = {"REFLEXD": _escaped(executable), "CONFIG": _escaped(config), "CREDENTIALS": lines}
+    text = (files("configs") / "systemd" / UNIT).read_text()
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def objections(config: Path, executable: Path, credentials: tuple[str, ...]) -> list[str]:
+    """Everything that would keep the service from working, with what to do about it."""
+    found = [
+        f"{path}: the service cannot see {hidden}; move it, for instance to {better}"
+        for path, better in ((config, "/etc/reflexd"), (executable, "/opt/reflexd (a virtual environment there)"))
+        for hidden in HIDDEN
+        if path.is_relative_to(hidden)
+    ]
+    found += [f"--credential {each}: write NAME:/ABSOLUTE/FILE" for each in credentials if not _CREDENTIAL.match(each)]
+    try:
+        settings = load(config).config
+    except ConfigError as error:
+        return [*found, *map(str, error.problems)]
+    if settings.state_dir.is_absolute() and not settings.state_dir.is_relative_to(STATE):
+        found.append(f"state_dir: {settings.state_dir} cannot be written; use a relative folder or one below {STATE}")
+    return found
+
+
+def verify(text: str) -> float:
+    """Have systemd read the unit; its exposure from 0 to 10.
+
+    Raises:
+        CannotInstall: systemd-analyze is missing, does not take the unit, or finds it too open.
+    """
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        raise CannotInstall("systemd-analyze is missing; install systemd")
+    with tempfile.TemporaryDirectory() as folder:
+        unit = Path(folder) / UNIT
+        unit.write_text(text)
+        read = _run(analyze, "verify", str(unit))
+        complaints = [line for line in read.stderr.splitlines() if UNIT in line]
+        if read.returncode or complaints:
+            raise CannotInstall("\n".join(complaints) or read.stderr.strip())
+        measured = _run(analyze, "security", "--offline=true", "--no-pager", str(unit))
+    level = re.search(r"exposure level for .*: ([\d.]+)", measured.stdout)
+    if level is None:
+        raise CannotInstall(f"systemd-analyze security gave no level: {measured.stderr.strip()}")
+    exposure = float(level[1])
+    if exposure > MAX_EXPOSURE:
+        raise CannotInstall(f"exposure {exposure} is above {MAX_EXPOSURE}; the unit was edited")
+    return exposure
+
+
+def install(
+    config: Path, *, root: Path = Path("/"), executable: Path | None = None, credentials: tuple[str, ...] = ()
+) -> Installed:
+    """Write the unit below `root` once nothing speaks against it.
+
+    Raises:
+        CannotInstall: with every reason.
+        OSError: the files cannot be written.
+    """
+    command = executable or Path(sys.executable).with_name("reflexd")
+    config = config.absolute()
+    found = objections(config, command, credentials)
+    if found:
+        raise CannotInstall("\n".join(found))
+    text = render(config, command, credentials)
+    exposure = verify(text)
+    folder = root / "etc/systemd/system"
+    folder.mkdir(parents=True, exist_ok=True)
+    unit = folder / UNIT
+    unit.write_text(text)
+    return Installed(unit, tuple(_drop_ins(folder)), exposure)
+
+
+def _drop_ins(folder: Path) -> list[Path]:
+    """The drop-in for systemd v253 and later, where that is what runs."""
+    version = re.search(r"systemd (\d+)", _run(shutil.which("systemctl") or "systemctl", "--version").stdout)
+    if version is None or int(version[1]) < NOTIFY_RELOAD:
+        return []
+    target = folder / f"{UNIT}.d" / "notify-reload.conf"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text((files("configs") / "systemd" / f"{UNIT}.d" / target.name).read_text())
+    return [target]
+
+
+def _escaped(path: Path) -> str:
+    """A path as systemd reads it inside ExecStart=."""
+    return str(path).replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace(" ", "\\x20")
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - our own words
+
+
+@click.group()
+def service() -> None:
+    """Run reflexd under systemd."""
+
+
+@service.command("install")
+@click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--credential", "credentials", multiple=True, metavar="NAME:FILE", help="A secret, see LoadCredential=.")
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), default=Path("/"), show_default=True)
+def install_command(config: Path, credentials: tuple[str, ...], root: Path) -> None:
+    """Write and verify the systemd unit for CONFIG.
+
+    Secrets: `reflexd service install robot.yaml --credential mqtt-password:/etc/reflexd/mqtt-password`, and in the settings
+    `password: "${file:/run/credentials/reflexd.service/mqtt-password}"`.
+    """
+    try:
+        done = install(config, root=root, credentials=credentials)
+    except (CannotInstall, OSError) as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    for path in (done.unit, *done.drop_ins):
+        click.echo(f"written: {path}")
+    click.echo(f"verified; exposure {done.exposure} (0 is closed, 10 is open)")
+    click.echo("start it:  systemctl daemon-reload && systemctl enable --now reflexd")

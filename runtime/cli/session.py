@@ -1,0 +1,113 @@
+"""Verbs that speak to a running agent or read its recordings: explain, record, release, replay."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from runtime.cli.options import FILE, load_or_demo
+from runtime.mqtt.rpc import Answer
+
+BAR = 24
+
+
+def picture(answer: Answer) -> None:
+    """Print an explanation as bars."""
+    console = Console()
+    console.print(
+        f"decision {answer['decision']}  policy {answer['policy']}  reward {answer['reward']:.3f}  value {answer['value']:.3f}"
+    )
+    for name, part in answer["parts"].items():
+        by = answer["by"].get(name, "nobody")
+        console.print(
+            f"\n{name} = {answer['actions'].get(name)}  by {by}, p {answer['probabilities'].get(name, 0):.3f}; {part['told']} {part['score']:.3f}, usual {part['baseline']:.3f}"
+        )
+        table = Table("stream", "part", "", "age ms", box=None)
+        largest = max((abs(value) for value in part["streams"].values()), default=0.0) or 1.0
+        for stream, value in sorted(part["streams"].items(), key=lambda item: -abs(item[1])):
+            bar = "█" * round(abs(value) / largest * BAR)
+            age = "missing" if stream in answer["missing"] else str(answer["ages_ms"].get(stream))
+            table.add_row(stream, f"{value:+.4f}", f"[{'green' if value >= 0 else 'red'}]{bar}[/]", age)
+        console.print(table)
+    console.print("\nlineage: " + " < ".join(answer["lineage"]))
+
+
+@click.command()
+@click.argument("decision")
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@click.option("--json", "as_json", is_flag=True)
+def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
+    """Say why DECISION was taken: what each stream contributed, ages, policy version, and the gate's verdict.
+
+    Example: reflexd explain 3f9c1a2b7d4e-1042
+    """
+    from runtime.cli.client import NoAnswer, ask
+
+    try:
+        answer = ask(load_or_demo(config), "explain", {"decision": decision})
+    except NoAnswer as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        picture(answer)
+
+
+@click.command()
+@click.argument("state", type=click.Choice(["on", "off"]))
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+def record(state: str, config: Path | None) -> None:
+    """Begin or end a session recording (MCAP) in the running daemon.
+
+    Example: reflexd record on; reflexd record off
+    """
+    from runtime.cli.client import NoAnswer, ask
+
+    try:
+        answer = ask(load_or_demo(config), "record", {"on": state == "on"})
+    except NoAnswer as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(answer))
+
+
+@click.command()
+@click.argument("source")
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+def release(source: str, config: Path | None) -> None:
+    """Let a quarantined SOURCE of rewards (or label:SOURCE) count again in the running daemon; it is not judged any more.
+
+    Example: reflexd release button-3
+    """
+    from runtime.cli.client import NoAnswer, ask
+
+    try:
+        answer = ask(load_or_demo(config), "release", {"source": source})
+    except NoAnswer as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(answer))
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--config", type=FILE, help="The settings the recording was made with; default: the demo's.")
+@click.option("--policy", help="Another version: says where it would have decided otherwise.")
+@click.option("--json", "as_json", is_flag=True)
+def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool) -> None:
+    """Decide a recorded session again with the policy versions that acted in it, and compare every decision.
+
+    Exit code 0 when all are the same, 1 when not.
+    """
+    from runtime.recording.recorder import RecordingError
+    from runtime.recording.replay import replay_file
+
+    try:
+        report = replay_file(file, load_or_demo(config).config, policy=policy, progress=sys.stderr.isatty())
+    except RecordingError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(report.body()) if as_json else report.text())
+    sys.exit(0 if report.same or policy else 1)

@@ -1,0 +1,113 @@
+"""The verbs that learn, explain and keep: train, finetune, evaluate, record, replay, explain, release, service."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtime.cli.options import ANY, FOLDER
+
+if TYPE_CHECKING:
+    from learners.model.spec import Algorithm
+
+
+TASKS = ("classify", "tag", "relate", "answer", "translate", "summarize", "chat")
+
+
+class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """A number of scripted episodes, or a file of recorded ones."""
+
+    name = "NUMBER|FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Path:
+        """Return the number, or the path of a file that is there."""
+        text = str(value)
+        if text.isdecimal():
+            return int(text)
+        if not Path(text).is_file():
+            self.fail(f"{text!r} is neither a number of episodes nor a file", param, ctx)
+        return Path(text)
+
+
+@click.command()
+@click.argument("environment", metavar="ENV")
+@click.option("--steps", default=20_000, show_default=True, help="Environment steps.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=FOLDER, required=True, help="Where results.json, the curve and the checkpoint go.")
+@click.option("--algorithm", type=click.Choice(["auto", "dqn", "sac", "crossq"]), default="auto", show_default=True)
+@click.option(
+    "--demonstrations",
+    type=Demonstrations(),
+    default=0,
+    show_default=True,
+    help="Start from so many scripted demonstrations, where the environment has a script, or from a file of episodes.",
+)
+def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorithm, demonstrations: int | Path) -> None:
+    """Train a policy against a gymnasium ENV in lock-step; the checkpoint is one that `reflexd run` loads.
+
+    Example: reflexd train CartPole-v1 --steps 20000 --seed 0 --out runs/cart
+    """
+    from learners.gym.train import train as train_in
+
+    results = train_in(
+        environment,
+        steps=steps,
+        seed=seed,
+        out=out,
+        algorithm=algorithm,
+        demonstrations=demonstrations,
+    )
+    final = results["final"]
+    click.echo(
+        f"{environment}: mean return {final['mean']:.1f} ± {final['std']:.1f} over {final['episodes']} episodes; {results['wall_s']:.0f} s; {out}/results.json"
+    )
+
+
+@click.command()
+@click.option("--task", type=click.Choice(TASKS), required=True)
+@click.option("--model", required=True, help="`bundled:NAME`, a transformers id or a folder.")
+@click.option("--train", "train_file", type=ANY, required=True, help="Training file or folder.")
+@click.option("--validation", type=ANY, required=True, help="For early stopping and the choice of the epoch.")
+@click.option("--test", type=ANY, help="Touched once, at the end.")
+@click.option("--out", type=FOLDER, required=True)
+@click.option("--mode", type=click.Choice(["frozen", "top", "lora", "full"]), default="lora", show_default=True)
+@click.option("--epochs", type=int, help="Default: the task's own.")
+@click.option("--learning-rate", type=float)
+@click.option("--batch", type=int)
+@click.option("--lora-rank", type=int)
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]))
+@click.option("--patience", type=int, help="Epochs without a better validation score before it stops.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--resume/--no-resume", default=True, show_default=True, help="Go on from OUT where an earlier run was killed."
+)
+def finetune(train_file: Path, **options: Any) -> None:
+    """Fine-tune a pretrained model from files: CoNLL columns, CSV/TSV, JSON lines, or folders of class-named files.
+
+    Example: reflexd finetune --task tag --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
+    """
+    from learners.finetune.run import finetune as tune
+
+    given = {key: value for key, value in options.items() if value is not None}
+    report = tune(train=train_file, progress=sys.stderr.isatty(), **given)
+    click.echo(json.dumps(report["metrics"], indent=2))
+    click.echo(
+        f"{report['trained_parameters']:,} of {report['total_parameters']:,} parameters; {report['wall_s']:.0f} s; {options['out']}/report.json"
+    )
+
+
+@click.command()
+@click.option("--task", type=click.Choice(TASKS), required=True)
+@click.option("--model", required=True, help="A fine-tuned folder.")
+@click.option("--test", type=ANY, required=True)
+@click.option("--out", type=FOLDER, help="Where report.json goes.")
+def evaluate(task: str, model: str, test: Path, out: Path | None) -> None:
+    """Measure a fine-tuned model on a test file."""
+    from learners.finetune.run import evaluate as measure
+
+    report = measure(task=task, model=model, test=test, out=out)
+    click.echo(json.dumps(report["metrics"], indent=2))

@@ -1,0 +1,222 @@
+"""Reads a settings file: YAML with line numbers, `${env:NAME}` and `${file:PATH}`, and errors that say what would be right.
+
+The model itself is in `settings.py`. Values that came from the environment or from a file are remembered as secrets, so
+that the log can scrub them; they are never part of an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from actuators.expressions import Expression, ExpressionError, Known
+from runtime.config.errors import Problem, Steps, dotted, explain
+from runtime.config.schema import Config
+from sensors.config import fields_of, stream_secrets
+
+MAX_BYTES = 1_048_576
+MAX_NODES = 50_000
+MAX_DEPTH = 20
+_REFERENCE = re.compile(r"\$\{(env|file):([^}]+)\}")
+
+
+class ConfigError(Exception):
+    """The settings file cannot be used; `problems` has every reason found."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A settings file as read: the model, the secret values met on the way, its digest's text, and where each path stands."""
+
+    config: Config
+    secrets: set[str] = field(default_factory=set)
+    text: str = ""
+    lines: dict[Steps, int] = field(default_factory=dict)
+
+
+def load(path: Path) -> Loaded:
+    """Read and validate one settings file.
+
+    Raises:
+        ConfigError: with file, line, path and remedy of everything that is wrong.
+    """
+    text = _read(path)
+    root = _compose(path, text)
+    reader = _Reader(path)
+    value = reader.value(root, ())
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    try:
+        config = Config.model_validate(value)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise ConfigError([explain(path, reader.lines, detail) for detail in details]) from None
+    problems = [
+        Problem(path, reader.lines.get(where, 1), dotted(where), str(error), "correct the expression")
+        for where, error in _bad_expressions(config)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(config, reader.secrets | _model_secrets(config), text, reader.lines)
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            [Problem(path, 1, "", error.strerror or str(error), "name an existing, readable file")]
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError([Problem(path, 1, "", f"{len(data)} bytes", f"a settings file has at most {MAX_BYTES}")])
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError([Problem(path, line, "", "not UTF-8", "save the file as UTF-8")]) from None
+
+
+def _compose(path: Path, text: str) -> yaml.Node:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.context_mark or error.problem_mark  # an unclosed bracket is wrong where it opens
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(
+            [
+                Problem(
+                    path, line, "", f"not YAML: {error.problem or error}", "check indentation, colons and quotes here"
+                )
+            ]
+        ) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(
+            [Problem(path, 1, "", f"not YAML: {type(error).__name__}", "remove control characters and deep nesting")]
+        ) from None
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            [
+                Problem(
+                    path, 1, "", "the file is empty or not a mapping", "start with `agent: NAME`; see configs/demo.yaml"
+                )
+            ]
+        )
+    return root
+
+
+class _Reader:
+    """Turns YAML nodes into plain values, remembering the line of every path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[Steps, int] = {}
+        self.secrets: set[str] = set()
+        self.problems: list[Problem] = []
+        self._construct = yaml.SafeLoader("")
+
+    def value(self, node: yaml.Node, where: Steps) -> Any:
+        if len(self.lines) > MAX_NODES:  # aliases can make a short file endless
+            self._problem(node, where, f"more than {MAX_NODES} values", "write the file without nested aliases")
+            return None
+        self.lines[where] = node.start_mark.line + 1
+        if len(where) > MAX_DEPTH:  # an alias of what it stands in never ends
+            self._problem(
+                node, where[:2], f"nested deeper than {MAX_DEPTH}", "write the file without recursive aliases"
+            )
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return dict(self._items(node, where))
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*where, index)) for index, child in enumerate(node.value)]
+        try:
+            scalar = self._construct.construct_object(node, deep=True)
+        except (yaml.YAMLError, ValueError) as error:
+            self._problem(node, where, f"cannot be read: {error}", "use plain numbers, words and quoted strings")
+            return None
+        return self._resolve(node, where, scalar) if isinstance(scalar, str) else scalar
+
+    def _items(self, node: yaml.MappingNode, where: Steps) -> Iterator[tuple[str, Any]]:
+        seen: set[str] = set()
+        for key_node, child in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None:
+                self._problem(key_node, where, "a key must be a word", "write `name: value`")
+                continue
+            if key in seen:
+                self._problem(key_node, (*where, key), "written twice", "keep one of the two")
+                continue
+            seen.add(key)
+            yield key, self.value(child, (*where, key))
+            self.lines[(*where, key)] = key_node.start_mark.line + 1
+
+    def _resolve(self, node: yaml.Node, where: Steps, text: str) -> str:
+        def one(match: re.Match[str]) -> str:
+            kind, name = match.groups()
+            try:
+                secret = (
+                    os.environ[name] if kind == "env" else (self.path.parent / name).expanduser().read_text().strip()
+                )
+            except KeyError:
+                self._problem(
+                    node, where, f"environment variable {name} is not set", f"export {name}=... before the start"
+                )
+                return ""
+            except (OSError, UnicodeDecodeError) as error:
+                self._problem(
+                    node, where, f"cannot read {name}: {type(error).__name__}", "create the file and make it readable"
+                )
+                return ""
+            if secret:
+                self.secrets.add(secret)
+            return secret
+
+        return _REFERENCE.sub(one, text)
+
+    def _problem(self, node: yaml.Node, where: Steps, message: str, remedy: str) -> None:
+        self.problems.append(Problem(self.path, node.start_mark.line + 1, dotted(where), message, remedy))
+
+
+def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
+    actions = known_actions(config)
+    readings = known_readings(config)
+    texts: list[tuple[Steps, str, Known]] = [
+        (("gate", "forbid", n), text, actions) for n, text in enumerate(config.gate.forbid)
+    ]
+    for n, reward in enumerate(config.rewards):
+        if reward.kind == "expression":
+            texts.append((("rewards", n, "value"), reward.value, {**readings, **actions}))
+    for where, text, known in texts:
+        try:
+            Expression(text, known)
+        except ExpressionError as error:
+            yield where, error
+
+
+def known_actions(config: Config) -> Known:
+    """What an expression may say of actuators: a word, or so many numbers."""
+    return {name: len(a.low) if a.kind == "continuous" else None for name, a in config.actuators.items()}
+
+
+def known_readings(config: Config) -> Known:
+    """What an expression may say of streams: the fields of telemetry."""
+    return {name: fields_of(stream) for name, stream in config.streams.items() if fields_of(stream)}
+
+
+def _model_secrets(config: Config) -> set[str]:
+    users = (config.mqtt.gate, config.mqtt.agent, config.mqtt.dashboard)
+    secrets = [config.mqtt.password, *(user.password for user in users if user)]
+    if config.dashboard:
+        secrets += [config.dashboard.token, config.dashboard.viewer_token]
+    held = {secret.get_secret_value() for secret in secrets if secret is not None}
+    return held.union(*map(stream_secrets, config.streams.values()))

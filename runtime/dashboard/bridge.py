@@ -1,0 +1,151 @@
+"""The page's two connections to the broker: one for control, one for pictures and sound that is up only while someone looks.
+
+Messages go into the mirror; wishes come out. While someone looks, `watch` is sent every 2 s, so that the agent previews what
+is looked at and nothing else. A loss of the broker is a section of the mirror like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from runtime.dashboard.commands import Unreachable
+from runtime.dashboard.state import Mirror
+from runtime.mqtt import Address, Connection, Message, MqttLost
+from runtime.mqtt.topics import Refused, Topics, encode, parse
+
+WATCH_S = 2.0
+ANSWER_S = 10.0
+MAX_PACKET = 8_388_608
+RETAINED = ("status", "info", "act/+/state")
+LIVE = ("health", "decision", "event", "reward", "proposal/+", "task/+", "act/+/set")
+
+
+@dataclass(slots=True)
+class Uplink:
+    """Feeds `mirror` and carries wishes. Create it inside the running loop."""
+
+    address: Address
+    topics: Topics
+    mirror: Mirror
+    watched: Callable[[], list[str]]
+    control: Connection = field(init=False)
+    watch_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _extra: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.control = self._connection("page", changed=self._link)
+        for name in RETAINED:
+            self.control.on(self.topics(name), self._take, retained="send")
+        for name in LIVE:
+            self.control.on(self.topics(name), self._take, qos=0 if name in {"decision", "reward"} else 1)
+        self._link(up=False, reason="not connected yet")
+
+    def _connection(self, what: str, changed: Callable[[bool, str], None] = lambda _up, _reason: None) -> Connection:
+        # several pages may watch one agent: they must not push each other out
+        identifier = f"reflexd-{self.topics.agent}-{what}-{os.getpid()}"
+        address = self.address
+        if what == "media" and address.credentials is not None:
+            address = replace(address, credentials=address.credentials.for_media())
+        return Connection(address, identifier, changed=changed, max_packet=MAX_PACKET)
+
+    async def run(self) -> None:
+        """Keep both connections until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.control.run(), name="page control")
+            group.create_task(self._watching(), name="page watch")
+
+    def _link(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's own callback
+        self.mirror.set("link", {"connected": up, "reason": reason})
+
+    def _take(self, message: Message) -> None:
+        self.mirror.take(message.topic, message.payload)
+        if message.topic.endswith("/info"):
+            for topic in self._always():
+                if topic not in self._extra:
+                    self._extra.add(topic)
+                    self.control.on(topic, self._take, retained="send" if topic.endswith("state") else "ignore")
+
+    def _always(self) -> list[str]:
+        """Topics beyond the agent's fixed ones that are read all the time: texts, and foreign actuators' topics."""
+        streams = self.mirror.senses.streams
+        texts = [self._raw(name) for name, about in streams.items() if about["kind"] == "text"]
+        heavy = {self._raw(name) for name in streams}
+        return [t for t in (*texts, *(f for f in self.mirror.foreign_topics() if f not in heavy)) if t]
+
+    def _raw(self, stream: str) -> str:
+        """The topic a stream comes from, or empty when it is none."""
+        source = str(self.mirror.senses.streams.get(stream, {}).get("source", ""))
+        if source.startswith("topic:"):
+            return source.removeprefix("topic:")
+        return self.topics("in", stream) if source == "topic" else ""
+
+    async def _watching(self) -> None:
+        """A media connection for each spell of watching; none while nobody looks."""
+        while True:
+            await self.watch_changed.wait()
+            self.watch_changed.clear()
+            if not self.watched():
+                continue
+            media = self._connection("media")
+            media.on(self.topics("preview/+"), self._take, qos=0)
+            async with asyncio.TaskGroup() as spell:
+                running = spell.create_task(media.run(), name="page media")
+                await self._keep_watching(media)
+                running.cancel()
+
+    async def _keep_watching(self, media: Connection) -> None:
+        """Ask for previews until nobody has looked for one period."""
+        reading: set[str] = set()
+        idle = False
+        while not idle or self.watched():
+            streams = self.watched()
+            idle = not streams
+            if streams:
+                self.control.post(self.topics("watch"), encode({"streams": streams}))
+            for topic in {self._raw(stream) for stream in streams} - reading - self._extra - {""}:
+                reading.add(topic)
+                media.on(topic, self._take, qos=0)
+            self.watch_changed.clear()
+            try:
+                async with asyncio.timeout(WATCH_S):
+                    await self.watch_changed.wait()
+            except TimeoutError:
+                continue
+
+    async def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
+        """Send one message and have it acknowledged.
+
+        Raises:
+            Unreachable: there is no broker now.
+        """
+        try:
+            await self.control.publish(topic, payload, qos=1 if qos else 0)
+        except MqttLost as lost:
+            raise Unreachable(f"not sent: {lost}") from None
+
+    async def request(self, verb: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Ask the agent; its `data`.
+
+        Raises:
+            Unreachable: no broker, no answer, or the agent's own reason why not.
+        """
+        reply_to = self.topics("response", "page", str(os.getpid()))
+        try:
+            answer = await self.control.request(
+                self.topics("request", verb), encode(data), reply_to=reply_to, timeout_s=ANSWER_S
+            )
+            body = parse(answer.payload, 1_048_576)
+        except MqttLost as lost:
+            raise Unreachable(f"not sent: {lost}") from None
+        except TimeoutError:
+            raise Unreachable(f"nobody answered `{verb}` within {ANSWER_S:.0f} s") from None
+        except Refused as refusal:
+            raise Unreachable(f"the answer makes no sense: {refusal}") from None
+        if not isinstance(body, dict) or body.get("status") != "ok":
+            raise Unreachable(str(body.get("error", "refused") if isinstance(body, dict) else "refused"))
+        found = body.get("data")
+        return found if isinstance(found, dict) else {"value": found}

@@ -1,0 +1,86 @@
+"""The versions of tasks, for a person: what waits, what is live; promote one, or go back to the one before.
+
+A version that no held-out file has judged waits here for somebody's word. Whoever uses a task (the runner of tasks, an encoder that
+follows it, the learner) looks at what is live by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learners.continual.versions import Version, Versions
+from runtime.config.schema import Config
+
+
+class TaskRefused(ValueError):  # noqa: N818 - reads as what happened
+    """A version of a task cannot be promoted or left; `str` says why and what there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskVersions:
+    """Of all tasks of a daemon."""
+
+    folder: Path
+    tasks: Collection[str]
+
+    @classmethod
+    def of(cls, config: Config) -> TaskVersions:
+        """As the settings say."""
+        return cls(config.state_dir / "learner" / "tasks", tuple(config.tasks))
+
+    def promote(self, task: str, wanted: str | None) -> dict[str, Any]:
+        """Make a version live; `newest` is the last one that was written.
+
+        Raises:
+            TaskRefused: no such task or version.
+        """
+        versions = self._of(task)
+        there = {version.name: version for version in versions.all()}
+        if wanted == "newest" and there:
+            wanted = list(there)[-1]
+        if wanted not in there:
+            raise TaskRefused(f"task {task} has no version {wanted!r}; there are {list(there)}")
+        before = versions.live()
+        versions.promote(there[wanted])
+        return {"task": task, "version": wanted, "before": before.name if before is not None else None}
+
+    def rollback(self, task: str) -> dict[str, Any]:
+        """Return to the version that was live before.
+
+        Raises:
+            TaskRefused: no such task, or nothing was live before.
+        """
+        versions = self._of(task)
+        before = versions.live()
+        now = versions.rollback()
+        if now is None or before is None:
+            raise TaskRefused(f"task {task} has nothing to roll back to")
+        return {"task": task, "version": before.name, "to": now.name}
+
+    def rows(self, task: str) -> dict[str, Any]:
+        """The live version and all that are kept, oldest first, with their figures.
+
+        Raises:
+            TaskRefused: no such task.
+        """
+        versions = self._of(task)
+        live = versions.live()
+        return {
+            "task": task,
+            "live": live.name if live is not None else None,
+            "versions": [_row(version) for version in versions.all()],
+        }
+
+    def _of(self, task: str) -> Versions:
+        if task not in self.tasks:
+            raise TaskRefused(f"{task!r} is not under tasks: {sorted(self.tasks)}")
+        return Versions(self.folder / task)
+
+
+def _row(version: Version) -> dict[str, Any]:
+    report = version.report
+    made = {"version": version.name, "created": version.path.stat().st_mtime}
+    return made | {"metrics": report.get("metrics", {}), "figures": report.get("figures", {})}

@@ -1,0 +1,1 @@
+"""Rewards and labels in; outcomes; source quarantine; uncertainty queries; raw capture."""

@@ -1,0 +1,104 @@
+"""Questions about decisions: when the policy is less sure than usual, it asks, and says what it saw.
+
+Sure is how much better the best choice is than the second in the critic's eyes (margin sampling, Scheffer et al. 2001), against the
+usual margin of the last minute: scores have no unit of their own. One question in ten seconds at most, over all actuators. Before
+there is a trained policy, or where a person or the gate acts, nothing is asked.
+
+Answers: on `override/<actuator>`, which acts now and is stored as an intervention; or on `label` with the question's `id` and the
+actuator as `task`, which confirms what was done (`Feedback`). What should have been done instead only an override can teach.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from actuators.actions import Value
+from runtime.control.tick import Ticked
+from runtime.inference.engine import UNTRAINED
+from sensors.codecs.readings import Jpeg, summarize_reading
+
+Emit = Callable[[str, dict[str, Any]], None]
+ASK_EVERY_S = 10.0
+USUAL, LEAST = 600, 100
+"""Margins that say what is usual, and how many there must be."""
+KEPT = 64
+"""Questions whose answers are still taken."""
+
+
+@dataclass(slots=True)
+class Asking:
+    """Listens to ticks.
+
+    Args:
+        share: of the usual margin, below which it asks; None never asks.
+        emit: publishes an event.
+        jpeg: encodes a picture.
+    """
+
+    share: float | None
+    emit: Emit
+    jpeg: Jpeg
+    _margins: dict[str, deque[float]] = field(default_factory=dict)
+    _asked_s: float = -math.inf
+    _open: OrderedDict[str, dict[str, Value]] = field(default_factory=OrderedDict)
+
+    def ticked(self, ticked: Ticked) -> None:
+        """Look at one decision."""
+        if self.share is None or ticked.decided.policy == UNTRAINED or ticked.verdict is None:
+            return
+        for name, scores in ticked.decided.scores.items():
+            outcome = ticked.verdict.outcomes.get(name)
+            sure = self._sure(name, scores)
+            if outcome is not None and outcome.by == "policy" and sure is not None and sure < self.share:
+                self._ask(ticked, name, sure)
+
+    def done(self, decision: str, actuator: str) -> Value | None:
+        """What was done at a decision that was asked about; None for any other."""
+        return self._open.get(decision, {}).get(actuator)
+
+    def _sure(self, name: str, scores: list[float]) -> float | None:
+        """The margin over the usual one; None while nobody knows what is usual."""
+        best = sorted(scores, reverse=True)[:2]
+        if len(best) < 2:
+            return None
+        margins = self._margins.setdefault(name, deque(maxlen=USUAL))
+        margin = best[0] - best[1]
+        usual = statistics.median(margins) if len(margins) >= LEAST else 0.0
+        margins.append(margin)
+        return margin / usual if usual > 0 else None
+
+    def _ask(self, ticked: Ticked, name: str, sure: float) -> None:
+        now_s = ticked.observation.stamp_s
+        if now_s - self._asked_s < ASK_EVERY_S:
+            return
+        self._asked_s = now_s
+        action = ticked.decided.actions[name]
+        self._open.setdefault(ticked.decision, {})[name] = action.value
+        while len(self._open) > KEPT:
+            self._open.popitem(last=False)
+        self.emit(
+            "label_requested",
+            {
+                "id": ticked.decision,
+                "task": name,
+                "actuator": name,
+                "value": action.value,
+                "confidence": round(sure, 4),
+                "candidates": candidates(ticked.decided.choices.get(name, {})),
+                "reading": {
+                    s: summarize_reading(reading, self.jpeg) for s, reading in ticked.observation.readings.items()
+                },
+                "answer": f"override/{name}",
+            },
+        )
+
+
+def candidates(probabilities: dict[str, float]) -> list[dict[str, Any]]:
+    """The likeliest first."""
+    ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+    return [{"label": label, "probability": round(chance, 4)} for label, chance in ranked]

@@ -1,0 +1,53 @@
+"""Keeps raw readings for a while, where someone will need them: an encoder that is being trained, or a task's labels.
+
+A fine-tuned encoder re-encodes them, and a label may name a decision instead of quoting its text. Encoding to JPEG and FLAC
+runs in a thread; a reading that finds the thread busy is left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+
+from learners.experience.store import Raw, Store
+from runtime.config.schema import Config
+from runtime.control.tick import Ticked
+from sensors.codecs.readings import Jpeg, encode_reading
+from sensors.readings import Reading
+
+MAX_WAITING = 4
+
+
+@dataclass(slots=True)
+class RawKeeper:
+    """Listens to ticks and stores the fresh readings of some streams."""
+
+    store: Store
+    streams: frozenset[str]
+    jpeg: Jpeg
+    executor: Executor
+    drops: Counter[str] = field(default_factory=Counter)
+    _waiting: list[Future[None]] = field(default_factory=list)
+
+    def ticked(self, ticked: Ticked) -> None:
+        """Store what is fresh at this tick."""
+        self._waiting = [future for future in self._waiting if not future.done()]
+        for name in ticked.observation.fresh & self.streams:
+            if len(self._waiting) >= MAX_WAITING:
+                self.drops[name] += 1
+                continue
+            reading = ticked.observation.readings[name]
+            self._waiting.append(self.executor.submit(self._keep, reading, ticked.stamp_unix_s))
+
+    def _keep(self, reading: Reading, stamp_s: float) -> None:
+        encoded = encode_reading(reading, self.jpeg)
+        if encoded is not None and not self.store.add_raw(Raw(reading.stream, stamp_s, *encoded)):
+            self.drops[reading.stream] += 1
+
+
+def streams_to_keep(config: Config) -> frozenset[str]:
+    """Streams whose encoder is trained, or that a task reads."""
+    trained = {name for name, encoder in config.encoders.items() if encoder.train != "frozen"}
+    tasks = {task.stream for task in config.tasks.values()}
+    return frozenset(name for name, stream in config.streams.items() if stream.encoder in trained or name in tasks)

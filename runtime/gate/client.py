@@ -1,0 +1,80 @@
+"""The agent's end of the private socket to the gate: offer a proposal, get the verdict.
+
+A verdict belongs to the proposal with the same decision id; whoever waits for one waits no longer than told, because the
+tick must go on without it. End-of-file means the supervisor is gone, and then the agent has no reason to live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from runtime.gate import ipc
+
+
+class GateGone(ConnectionError):  # noqa: N818 - reads as what happened
+    """The gate closed its end."""
+
+
+class GateLink:
+    """Sends proposals and matches verdicts to them. Create it inside the running loop."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._waiting: dict[str, asyncio.Future[ipc.Verdict]] = {}
+        self.latest: ipc.Verdict | None = None
+        self.unsent = 0
+        """Proposals that found the gate's buffer full: the gate is stuck."""
+        self.unanswered = 0
+        """Proposals whose verdict did not come in time."""
+
+    async def propose(self, proposal: ipc.Proposal, patience_s: float) -> ipc.Verdict | None:
+        """Send and wait up to `patience_s` for the verdict; None when there is none in time.
+
+        Raises:
+            GateGone: the gate closed its end.
+        """
+        future: asyncio.Future[ipc.Verdict] = asyncio.get_running_loop().create_future()
+        self._waiting[proposal.decision] = future
+        try:
+            if not self.send(proposal):
+                return None
+            async with asyncio.timeout(patience_s):
+                return await future
+        except TimeoutError:
+            self.unanswered += 1
+            return None
+        finally:
+            self._waiting.pop(proposal.decision, None)
+
+    def send(self, proposal: ipc.Proposal) -> bool:
+        """Send without waiting for a verdict; False when the gate's buffer is full."""
+        try:
+            self._end.send(ipc.pack(proposal))
+        except BlockingIOError:
+            self.unsent += 1
+            return False
+        except OSError as error:
+            raise GateGone(f"the gate's socket: {error}") from None
+        return True
+
+    async def listen(self) -> None:
+        """Receive verdicts until the gate is gone.
+
+        Raises:
+            GateGone: always, at end-of-file.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            data = await loop.sock_recv(self._end, ipc.MAX_MESSAGE)
+            if not data:
+                raise GateGone("the gate closed its end of the socket")
+            message = ipc.unpack(data)
+            if isinstance(message, ipc.Verdict):
+                self._take(message)
+
+    def _take(self, verdict: ipc.Verdict) -> None:
+        self.latest = verdict
+        future = self._waiting.get(verdict.decision)
+        if future is not None and not future.done():
+            future.set_result(verdict)

@@ -1,0 +1,63 @@
+"""What an agent says of itself on `info`: everything a stranger on the broker needs to show and steer it.
+
+Built from the settings alone. Sources are stripped of user names and passwords; whatever came from the environment or a
+secret file never appears.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from actuators.config import AnyActuator
+from runtime.config.schema import Config
+from sensors.config import AnyStream, fields_of, public_source
+
+
+def describe(config: Config, *, version: str, policy: str, text: str = "") -> dict[str, Any]:
+    """The `info` payload: `version`, `config` digest, `streams`, `actuators`, `tasks`, `policy`, `mode`, `rate_hz`, `gate`."""
+    return {
+        "agent": config.agent,
+        "version": version,
+        "config": hashlib.sha256(text.encode() or config.model_dump_json().encode()).hexdigest()[:12],
+        "rate_hz": config.tick.rate_hz,
+        "mode": config.mode,
+        "policy": policy,
+        "streams": {name: _stream(stream) for name, stream in config.streams.items()},
+        "actuators": {name: _actuator(actuator) for name, actuator in config.actuators.items()},
+        "tasks": {
+            name: {"kind": task.kind, "stream": task.stream, "labels": list(task.labels)}
+            for name, task in config.tasks.items()
+        },
+        "gate": {
+            "arm": config.gate.arm,
+            "deadman_ms": config.gate.deadman_ms,
+            "forbid": list(config.gate.forbid),
+        },
+        "learner": {"enabled": config.learner.enabled, "engine": config.learner.engine},
+        "takeovers": bool(config.plant and config.plant.takeovers),
+    }
+
+
+def _stream(stream: AnyStream) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "kind": stream.kind,
+        "required": stream.required,
+        "max_age_s": stream.max_age_s,
+        "encoder": stream.encoder,
+    }
+    if fields := fields_of(stream):
+        told["fields"] = list(fields)
+    if stream.kind == "microphone":
+        told["rate_hz"] = stream.rate_hz
+    told["source"] = stream.plugin if stream.kind == "plugin" else public_source(stream.source)
+    return told
+
+
+def _actuator(actuator: AnyActuator) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": actuator.kind, "safe": actuator.safe, "ttl_ms": actuator.ttl_ms}
+    for key in ("choices", "low", "high", "max_rate", "task", "topic", "state_topic", "state_value"):
+        value = getattr(actuator, key, None)
+        if value is not None:
+            told[key] = list(value) if isinstance(value, tuple) else value
+    return told

@@ -1,0 +1,1 @@
+"""The engine: encodes what is new, fuses, decides; history, compiled policy, builder."""

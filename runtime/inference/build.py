@@ -1,0 +1,120 @@
+"""Builds the engine from the settings: encoders, the policy's spec, untrained weights, backends.
+
+Slow (seconds): it loads pretrained models and may calibrate backends. Knows no connection and no store.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import structlog
+import torch
+
+from actuators.actions import action_space
+from learners.checkpoints.store import Checkpoints
+from learners.device import pick_device
+from learners.ipc.settings import window_s as longest
+from learners.model.backends.calibration_cache import Calibrations, shared_cache
+from learners.model.backends.selection import Wanted
+from learners.model.encoders.base import Encoder
+from learners.model.encoders.pretrained import load as load_encoder
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+from runtime.config.schema import Config
+from runtime.inference.engine import Engine
+from sensors.config import MODALITIES, fields_of
+
+_LOG = structlog.get_logger(__name__)
+
+
+class BrainError(ValueError):
+    """Streams and encoders do not fit; `str` names both and what would be right."""
+
+
+def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
+    """The engine with untrained weights; a checkpoint is loaded into it afterwards.
+
+    Raises:
+        BrainError: a stream and its encoder do not fit.
+        BundledError, UnknownArchitecture, OSError: a model cannot be had.
+    """
+    torch.set_num_threads(config.engine.threads)
+    device = pick_device(config.device)
+    used = {stream.encoder for stream in config.streams.values() if stream.encoder is not None}
+    encoders = {
+        name: load_encoder(settings, config.policy.tokens, device, window_s=window_s(config, name))
+        for name, settings in config.encoders.items()
+        if name in used
+    }
+    spec = build_spec(config, encoders)
+    wanted = Wanted(config.engine.backend, config.engine.precision, config.engine.threads, config.engine.tolerance)
+    engine = Engine(
+        policy=untrained(spec, config.learner.seed),
+        encoders=encoders,
+        routes={name: s.encoder for name, s in config.streams.items() if s.encoder is not None},
+        calibrations=Calibrations(config.state_dir, wanted, shared_cache()),
+        read=lambda directory: checkpoints.load(directory.name, {"policy": shapes_of_spec(spec)}),
+        device=device,
+        seed=zlib.crc32(config.agent.encode()),
+    )
+    engine.calibrations.tidy()
+    chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
+    _LOG.info("engine.ready", device=str(device), backends=chosen, streams=list(spec.names))
+    return engine
+
+
+def window_s(config: Config, encoder: str) -> float:
+    """The longest window of the microphones that share an encoder; the others are filled with silence."""
+    streams = config.streams.items()
+    return longest({n: s.window_s for n, s in streams if s.kind == "microphone" and s.encoder == encoder})
+
+
+def untrained(spec: PolicySpec, seed: int) -> Policy:
+    """The weights a daemon starts with; the same at every start, so that an untrained decision can be explained later."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Policy(spec).eval()
+
+
+def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
+    """The policy's spec for these settings."""
+    p = config.policy
+    return PolicySpec(
+        streams=tuple(_stream(name, config, encoders) for name in config.streams),
+        actions=action_space(config.actuators),
+        fusion=p.fusion,
+        hidden=p.hidden,
+        width=p.width,
+        latents=p.latents,
+        layers=p.layers,
+        heads=p.heads,
+        history=p.history,
+        gamma=p.gamma,
+        algorithm=p.algorithm,
+        modality_dropout=p.modality_dropout,
+        feature_dropout=p.feature_dropout,
+    )
+
+
+def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> StreamSpec:
+    settings = config.streams[name]
+    if fields := fields_of(settings):
+        return StreamSpec(name, "telemetry", 1, len(fields))
+    if settings.encoder is None:
+        raise BrainError(f"streams.{name}.encoder: missing; a {settings.kind} stream needs one")
+    encoder = encoders[settings.encoder]
+    wanted = MODALITIES.get(settings.kind, encoder.modality)
+    if encoder.modality != wanted:
+        raise BrainError(
+            f"streams.{name}.encoder: {settings.encoder} ({config.encoders[settings.encoder].model}) is a model of "
+            f"{encoder.modality}; a {settings.kind} needs one of {wanted}"
+        )
+    columns = getattr(encoder, "columns", encoder.tokens)  # only pictures have a grid
+    return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width, columns)
+
+
+def shapes_of_spec(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of a policy, without allocating one."""
+    with torch.device("meta"):
+        return {name: tuple(x.shape) for name, x in Policy(spec).state_dict().items()}

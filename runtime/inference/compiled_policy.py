@@ -1,0 +1,67 @@
+"""The fused part of a policy on its fastest backend, and the graphs of the last few weights kept on disk.
+
+Which backend is fastest depends on shapes alone and is calibrated once for a spec; the converted graph depends on the weights.
+Converting takes the better part of a second, so the graph of the weights a daemon starts with is kept for all daemons of this
+user (`calibrations.py`), and those of checkpoints in `state_dir` until `KEPT` newer ones were used: a restart with the weights that
+were live converts nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import torch
+
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.selection import Choice, Inputs, Run, build, calibrate
+from learners.model.policy import Policy
+from runtime.inference.decision import Estimate
+
+KEPT = 3
+"""Graphs of checkpoints on disk: the live one, the one before it, and one that was rolled back."""
+FIRST, LATER = "untrained", "policy"
+
+
+def fused(calibrations: Calibrations, policy: Policy, example: Inputs, *, first: bool) -> tuple[Run, Choice]:
+    """Something that runs `Policy.estimate`, and what runs it.
+
+    Args:
+        calibrations: remembers choices, and says where graphs are kept.
+        policy: the weights.
+        example: one input of every kind, on the policy's device.
+        first: these are the weights a daemon starts with.
+
+    Raises:
+        NoBackend: none of them runs within the tolerance.
+    """
+    module, examples, wanted = Estimate(policy).eval(), [example], calibrations.wanted
+    shape = hashlib.sha256(policy.spec.to_json()).hexdigest()[:16]
+    version = f"{FIRST if first else LATER}-{digest(policy)}"
+    device = example[0].device
+    choice, folders = calibrations.recall(shape, device), calibrations.folders(shared=first)
+    if choice is None:
+        choice = calibrate(module, examples, wanted, version, folders)
+        calibrations.remember(shape, device, choice)
+    run = build(module, examples, choice.backend, choice.precision, wanted.threads, version, folders)
+    if not first:
+        for folder in folders:
+            _prune(folder)
+    return run, choice
+
+
+def digest(policy: Policy) -> str:
+    """SHA-256 over the spec and every weight by name, shortened."""
+    found = hashlib.sha256(policy.spec.to_json())
+    for name, tensor in sorted(policy.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def _prune(folder: Path) -> None:
+    """Leave what was used last."""
+    known = sorted(folder.glob(f"{LATER}-*-ov*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in known[KEPT:]:
+        shutil.rmtree(old)

@@ -1,0 +1,328 @@
+"""Inference off the event loop: one thread, cached tokens, weights that change between two ticks.
+
+`decide` awaits the inference thread, which encodes the streams that have something new (those that share an encoder in one
+batch), fuses, keeps the history and asks the heads. `load` fills the standby weights in a loader thread of low priority and
+then flips the pointer in the inference thread, so a tick sees one version or the other, whole. Tokens pass through
+float16 before they are used: what is remembered is exactly what was acted on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learners.checkpoints.tensors import shapes_of
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.cuda import CudaGraphRun, stream_of
+from learners.model.backends.selection import Choice as BackendChoice
+from learners.model.backends.selection import Run
+from learners.model.encoders.base import Encoder
+from learners.model.features import Features
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec
+from runtime.inference.compiled_policy import fused
+from runtime.inference.decision import Decided, Estimate, Weights, actions_of, choices_of, forward_scores
+from runtime.inference.history import Past
+from sensors.readings import Observation, Reading, Telemetry
+
+__all__ = ["UNTRAINED", "Decided", "Engine", "forward_scores"]
+
+UNTRAINED = "untrained"
+"""The version of weights that no checkpoint holds."""
+HISTORY_FILE = "history.safetensors"
+ENCODER_FILE = "encoder-"
+"""Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """Everything a tick uses, replaced as a whole."""
+
+    version: str
+    policy: Policy
+    encoders: dict[str, Encoder]
+    fuse: Run
+
+
+@dataclass(slots=True)
+class _Cached:
+    reading: Reading
+    version: str
+    tokens_TW: NDArray[Any]
+
+
+@dataclass(slots=True)
+class Engine:
+    """The policy and its encoders, acting.
+
+    Args:
+        policy: the weights to start with.
+        encoders: by their name in the settings.
+        routes: which encoder reads each stream; telemetry has none.
+        calibrations: chooses backends and remembers them.
+        read: turns a checkpoint's directory into verified weights; whatever it raises, `load` raises.
+        version: name of the weights to start with.
+        device: where the policy lives.
+        seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
+    """
+
+    policy: Policy
+    encoders: dict[str, Encoder]
+    routes: Mapping[str, str]
+    calibrations: Calibrations
+    read: Callable[[Path], Weights]
+    version: str = UNTRAINED
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    choices: dict[str, BackendChoice] = field(default_factory=dict)
+    """What runs each encoder, and the fused part under `policy`."""
+    _live: _Live = field(init=False)
+    _standby: Policy = field(init=False)
+    _cache: dict[str, _Cached] = field(default_factory=dict)
+    _past: Past = field(init=False)
+    _inference: ThreadPoolExecutor = field(init=False)
+    _loader: ThreadPoolExecutor = field(init=False)
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stream: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        threads = self.calibrations.wanted.threads
+        self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads, 0))
+        self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads, 10))
+        self._past = Past(self.spec)
+        self.policy = self.policy.to(self.device).eval()
+        self._standby = copy.deepcopy(self.policy)
+        self._live = self._inference.submit(self._first).result()
+
+    def _first(self) -> _Live:
+        self._stream = stream_of(self.device)
+        encoders = {name: self._ready(name, encoder, first=True) for name, encoder in self.encoders.items()}
+        return _Live(self.version, self.policy, encoders, self._fuse_run(self.policy, first=True))
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy is built from."""
+        return self.policy.spec
+
+    @property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """What a checkpoint's files must hold."""
+        return {"policy": shapes_of(self._live.policy.state_dict())}
+
+    @property
+    def encoder_versions(self) -> dict[str, str]:
+        """The version of the encoder behind each stream."""
+        return {stream: self._live.encoders[name].version for stream, name in self.routes.items()}
+
+    def frozen_policy(self) -> Policy:
+        """A copy of the policy that acts, for work away from the tick."""
+        return copy.deepcopy(self._live.policy).cpu()
+
+    def close(self) -> None:
+        """End both threads; a decision that runs is finished."""
+        self._loader.shutdown(wait=True)
+        self._inference.shutdown(wait=True)
+
+    async def decide(self, observation: Observation, *, explore: bool | float = False) -> Decided:
+        """The actions for what is observed, computed in the inference thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._inference, self._decide, observation, explore)
+
+    async def snapshot(self) -> dict[str, bytes]:
+        """The past that the next decision sees, as safetensors: what a recording needs at its begin."""
+        loop = asyncio.get_running_loop()
+        return {HISTORY_FILE: await loop.run_in_executor(self._inference, self._pack)}
+
+    async def restore(self, files: Mapping[str, bytes]) -> None:
+        """Take up what `snapshot` gave, before the first decision of a replay.
+
+        Raises:
+            KeyError, safetensors.SafetensorError: the files are not a snapshot.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._inference, self._unpack, files[HISTORY_FILE])
+
+    @torch.inference_mode()
+    def _pack(self) -> bytes:
+        rows, continuous = self._past.pack(), self._live.policy.heads.continuous
+        noise = None if continuous is None else continuous.noise.state()
+        rows |= {} if noise is None else {"noise": noise}
+        # cloned: the first ticks of an episode stand in the history more than once, and safetensors refuses shared memory
+        return safetensors.torch.save(
+            {name: x.cpu().contiguous().clone() for name, x in rows.items()} or {"empty": torch.zeros(1)}
+        )
+
+    def _unpack(self, data: bytes) -> None:
+        rows = {name: x.to(self.device) for name, x in safetensors.torch.load(data).items()}
+        with torch.inference_mode():
+            self._past.unpack(rows, self._live.fuse)
+        continuous = self._live.policy.heads.continuous
+        if continuous is not None:
+            continuous.noise.restore(rows.get("noise"))
+
+    async def load(self, directory: Path) -> None:
+        """Bring a checkpoint in: read and fill in the loader thread, flip between two ticks.
+
+        Raises:
+            CheckpointRefused, or whatever else `read` refuses with: the acting weights stay.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._loading:
+            live = await loop.run_in_executor(self._loader, self._prepare, directory)
+            await loop.run_in_executor(self._inference, self._flip, live)
+        self.version = live.version
+
+    async def tune(self, name: str, state: Mapping[str, Tensor]) -> bool:
+        """Give an encoder other weights, between two ticks; the policy stays. False where they are the ones it has.
+
+        Tokens of the older weights are not looked at again: what is seen now is encoded anew, and the history begins again.
+
+        Raises:
+            RuntimeError: a weight is missing, unknown or of another shape.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._loading:
+            tuned = await loop.run_in_executor(self._loader, self._with_state, name, self.encoders[name], state)
+            if tuned is self._live.encoders[name]:
+                return False
+            await loop.run_in_executor(self._inference, self._take, name, tuned)
+        return True
+
+    def _take(self, name: str, tuned: Encoder) -> None:
+        """Runs between two ticks; later checkpoints that bring no weights for the encoder keep these."""
+        self.encoders = {**self.encoders, name: tuned}
+        live = self._live
+        self._live = _Live(live.version, live.policy, {**live.encoders, name: tuned}, live.fuse)
+        self._past.clear()
+
+    def _prepare(self, directory: Path) -> _Live:
+        """Standby weights from a checkpoint, ready to run."""
+        weights = self.read(directory)
+        self._standby.load_state_dict(weights.tensors["policy"])
+        encoders = {name: self._tuned(name, base, weights) for name, base in self.encoders.items()}
+        return _Live(directory.name, self._standby, encoders, self._fuse_run(self._standby))
+
+    def _tuned(self, name: str, base: Encoder, weights: Weights) -> Encoder:
+        """The encoder with the checkpoint's weights; the pretrained one where it brings none."""
+        state = weights.tensors.get(ENCODER_FILE + name)
+        return base if state is None else self._with_state(name, base, state)
+
+    def _with_state(self, name: str, base: Encoder, state: Mapping[str, Tensor]) -> Encoder:
+        """A copy with other weights on its backend; the acting encoder where it has the same."""
+        if base.module is None:
+            raise RuntimeError(f"encoder {name}: it has no module that could take weights")
+        tuned = copy.copy(base)
+        tuned.module = copy.deepcopy(base.module)
+        tuned.load_state(state)
+        acting = self._live.encoders[name]
+        return acting if acting.version == tuned.version else self._ready(name, tuned)
+
+    @torch.inference_mode()
+    def _flip(self, live: _Live) -> None:
+        """Runs between two ticks. The history is fused again by the new weights, as they learned it."""
+        if any(encoder.version != self._live.encoders[name].version for name, encoder in live.encoders.items()):
+            self._past.clear()
+        self._standby, self._live = self._live.policy, live
+        self.policy = live.policy
+        self._past.fuse_again(live.policy)
+
+    def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
+        """Put the encoder on its fastest backend; the graphs of what a daemon starts with are there for others, too."""
+        if encoder.module is not None:
+            encoder.run, self.choices[name] = self.calibrations.runner(
+                encoder.module, encoder.examples(), encoder.version, shared=first
+            )
+        return encoder
+
+    def _fuse_run(self, policy: Policy, *, first: bool = False) -> Run:
+        """The fused part on its fastest backend; a plain policy is a few additions and stays in torch."""
+        if self.spec.plain:
+            return Estimate(policy).eval()
+        if self.device.type == "cuda":
+            return CudaGraphRun(Estimate(policy).eval(), self._example())
+        run, self.choices["policy"] = fused(self.calibrations, policy, self._example(), first=first)
+        return run
+
+    def _example(self) -> tuple[Tensor, ...]:
+        count = len(self.spec.streams)
+        generator = torch.Generator().manual_seed(0)
+        tokens = [torch.randn(1, s.tokens, s.width, generator=generator) for s in self.spec.streams]
+        present, ages = torch.ones(1, count, dtype=torch.bool), torch.full((1, count), 0.1)
+        return tuple(x.to(self.device) for x in (present, ages, *tokens))
+
+    @torch.inference_mode()
+    def _decide(self, observation: Observation, explore: bool | float) -> Decided:  # noqa: FBT001 - as in decide
+        start = time.perf_counter()
+        live = self._live
+        with self._stream:
+            encoded, encode_s = self._perceive(live, observation)
+            states_BHD = self._past.take(self._features(observation), live.fuse)
+            context_BC = live.policy.context(states_BHD)
+            generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + observation.tick)
+            out = live.policy.heads.act(context_BC, generator=generator, explore=explore)
+            actions, scores = actions_of(self.spec, out)
+            choices = choices_of(self.spec, out)
+        tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in self.spec.names}
+        versions = {name: self._cache[name].version for name in tokens if name in self.routes}
+        value = float(out.value[0])
+        latency_s = time.perf_counter() - start
+        encoders = {name: encoder.version for name, encoder in live.encoders.items()}
+        return Decided(
+            live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders
+        )
+
+    def _perceive(self, live: _Live, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
+        """Encode what is new, streams that share an encoder in one batch; which streams, and how long each encoder took."""
+        work: dict[str, list[Reading]] = defaultdict(list)
+        for name, reading in observation.readings.items():
+            if isinstance(reading, Telemetry):
+                self._cache[name] = _Cached(reading, "", reading.values.astype(np.float32)[None])
+            elif name in self.routes:
+                encoder = live.encoders[self.routes[name]]
+                cached = self._cache.get(name)
+                if cached is None or cached.reading is not reading or cached.version != encoder.version:
+                    work[self.routes[name]].append(reading)
+        took_s: dict[str, float] = {}
+        for route, readings in work.items():
+            encoder, start = live.encoders[route], time.perf_counter()
+            tokens_BTW = encoder.encode(encoder.prepare(readings)).half().cpu().numpy()
+            for reading, tokens_TW in zip(readings, tokens_BTW, strict=True):
+                self._cache[reading.stream] = _Cached(reading, encoder.version, tokens_TW)
+            took_s[route] = time.perf_counter() - start
+        return tuple(reading.stream for readings in work.values() for reading in readings), took_s
+
+    def _features(self, observation: Observation) -> Features:
+        """Features [1] of this tick; missing streams are zeros."""
+        tokens: dict[str, Tensor] = {}
+        present = [name in observation.readings for name in self.spec.names]
+        for stream, there in zip(self.spec.streams, present, strict=True):
+            if there:
+                array = np.asarray(self._cache[stream.name].tokens_TW, np.float32)
+                tokens[stream.name] = torch.tensor(array).unsqueeze(0)
+            else:
+                tokens[stream.name] = torch.zeros(1, stream.tokens, stream.width)
+        ages = [observation.ages_s.get(name, float("inf")) for name in self.spec.names]
+        return Features(tokens, torch.tensor([present]), torch.tensor([ages], dtype=torch.float32)).to(self.device)
+
+
+def _prepare_thread(threads: int, nice: int) -> None:
+    """Both settings belong to a thread, so each sets its own; denormals made one model 14 times slower."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    if nice:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

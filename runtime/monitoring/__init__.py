@@ -1,0 +1,1 @@
+"""Decisions, events, health, metrics, previews, Home Assistant."""

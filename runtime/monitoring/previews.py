@@ -1,0 +1,93 @@
+"""Small looks at what a stream perceives, published on `preview/<stream>` only while someone watches.
+
+A watcher sends `watch` (`{"streams": [...]}`, never retained) every 2 s; without one for 5 s nothing is published. A
+camera's preview is a JPEG of at most 320 pixels' width, every other stream's a JSON object: `level_db` and `peak_db`
+(dBFS) for sound, `text` for text, `values` for telemetry. At most 4 a second of each stream, QoS 0: looking costs the tick
+nothing, because the caller encodes off the loop. JPEG is made by a function given from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runtime.control.tick import Ticked
+from runtime.mqtt import Connection, Message
+from runtime.mqtt.topics import Topics, Watch, decode, encode
+from sensors.codecs.readings import WIDTH, Jpeg, facts
+from sensors.readings import Frame, Reading
+
+KEEPALIVE_S = 5.0
+PERIOD_S = 0.25
+
+
+@dataclass(slots=True)
+class Previews:
+    """Decides which previews are due, and makes them."""
+
+    jpeg: Jpeg
+    _until_s: dict[str, float] = field(default_factory=dict)
+    _next_s: dict[str, float] = field(default_factory=dict)
+
+    def watch(self, payload: bytes, now_s: float) -> None:
+        """Take one `watch` message.
+
+        Raises:
+            Refused: not of the declared shape.
+        """
+        for stream in decode(Watch, payload).streams:
+            self._until_s[stream] = now_s + KEEPALIVE_S
+        self._until_s = {stream: until for stream, until in self._until_s.items() if until > now_s}
+
+    def due(self, stream: str, now_s: float) -> bool:
+        """Whether a preview of this stream should be made now; asking counts as making it."""
+        if self._until_s.get(stream, -math.inf) <= now_s or self._next_s.get(stream, -math.inf) > now_s:
+            return False
+        self._next_s[stream] = now_s + PERIOD_S
+        return True
+
+    def make(self, reading: Reading) -> bytes:
+        """The payload for `preview/<stream>`; takes a few milliseconds for a picture."""
+        if isinstance(reading, Frame):
+            step = max(1, math.ceil(reading.image.shape[1] / WIDTH))
+            return self.jpeg(np.ascontiguousarray(reading.image[::step, ::step]))
+        return encode(facts(reading))
+
+
+@dataclass(slots=True)
+class Viewer:
+    """Connects `Previews` to ticks and to the broker. Create it inside the running loop."""
+
+    previews: Previews
+    link: Connection
+    topics: Topics
+    executor: Executor
+    _busy: set[str] = field(default_factory=set)
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def watch(self, message: Message) -> None:
+        """Someone is looking; a retained wish to look is an old one."""
+        if not message.retain:
+            self.previews.watch(message.payload, time.monotonic())
+
+    def ticked(self, ticked: Ticked) -> None:
+        """Make the previews that are due of what this tick saw."""
+        for name in ticked.observation.fresh - self._busy:
+            if self.previews.due(name, ticked.observation.stamp_s):
+                self._busy.add(name)
+                self._loop.run_in_executor(self.executor, self._make, ticked.observation.readings[name])
+
+    def _make(self, reading: Reading) -> None:
+        try:
+            payload = self.previews.make(reading)
+        finally:
+            self._busy.discard(reading.stream)
+        self._loop.call_soon_threadsafe(self._send, reading.stream, payload)
+
+    def _send(self, stream: str, payload: bytes) -> None:
+        self.link.post(self.topics("preview", stream), payload)

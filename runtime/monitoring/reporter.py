@@ -1,0 +1,149 @@
+"""Everything the agent tells the world: decisions, events, health, metrics, log lines, and the recording.
+
+Publishes through two connections, control and media, so that an oversized picture can never cost the control one. Events
+may come from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import structlog
+
+from runtime.control.tick import Ticked
+from runtime.monitoring.health import Health
+from runtime.monitoring.metrics import Metrics
+from runtime.mqtt import Connection
+from runtime.mqtt.topics import Topics, encode
+from runtime.recording.recorder import Note, Recorder, TickRecord
+
+HEALTH_EVERY_S = 10.0
+LOG_EVERY_S = 1.0
+_LOG = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Turns what happened into messages. Create it inside the running loop."""
+
+    control: Connection
+    topics: Topics
+    metrics: Metrics
+    recorder: Recorder | None = None
+    scrub: Callable[[Any], Any] = lambda data: data
+    """Takes secrets out of what an event says: reasons come from drivers and plugins, which may tell what they were given."""
+    on_tick: list[Callable[[Ticked], None]] = field(default_factory=list)
+    """Others who want every finished tick: previews, tasks, probation."""
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _next_log_s: float = 0.0
+    _used: dict[str, float] = field(default_factory=dict)
+    """Stamp of the reading of each stream that was last acted on."""
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        """Publish an event, from any thread."""
+        self._loop.call_soon_threadsafe(self._event, kind, data)
+
+    def _event(self, kind: str, data: dict[str, Any]) -> None:
+        data = self.scrub(data)
+        body = {"type": kind, "stamp": time.time(), "data": data}
+        _LOG.info("event", type=kind, **{name: value for name, value in data.items() if name != "reading"})
+        self.metrics.observe_event(kind, data)
+        self.control.post(self.topics("event"), encode(body), qos=1, keep="all")
+        if self.recorder is not None:
+            self.recorder.put(Note(time.time_ns(), "event", body))
+
+    def ticked(self, ticked: Ticked) -> None:
+        """One finished tick."""
+        body = decision_body(ticked)
+        self.control.post(self.topics("decision"), encode(body))
+        self._measure(ticked)
+        self._record(ticked, body)
+        self._say(ticked, body)
+        for listener in self.on_tick:
+            listener(ticked)
+
+    async def health(self, health: Health) -> None:
+        """Publish health until cancelled, the first one at once."""
+        while True:
+            body = await asyncio.to_thread(health.payload)
+            body["process"] = {"tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
+            self.metrics.observe_health(body)
+            self.metrics.observe_link(connected=self.control.connected, connects=self.control.connects)
+            self.metrics.observe_refused({kind_of(self.topics, name): n for name, n in self.control.refused.items()})
+            self.control.post(self.topics("health"), encode(body))
+            await asyncio.sleep(HEALTH_EVERY_S)
+
+    def _measure(self, ticked: Ticked) -> None:
+        observation, verdict = ticked.observation, ticked.verdict
+        self.metrics.tick_seconds.observe(ticked.latency_s)
+        for encoder, took_s in ticked.decided.encode_s.items():
+            self.metrics.encoder_seconds.labels(encoder).observe(took_s)
+        self.metrics.observe_ages(observation.ages_s, observation.missing)
+        if verdict is None:
+            return
+        self.metrics.observe_gate(armed=verdict.armed, stopped=verdict.stopped, mode=ticked.mode)
+        self.metrics.observe_totals(verdict.refused, verdict.restarts)
+        for name, outcome in verdict.outcomes.items():
+            if outcome.sent:
+                self.metrics.commands.labels(name, outcome.by).inc()
+        if any(outcome.sent and outcome.by == "policy" for outcome in verdict.outcomes.values()):
+            used = {name: observation.ages_s[name] for name in observation.readings}
+            self.metrics.observe_acted(used, observation.fresh, ticked.answered_s)
+
+    def _record(self, ticked: Ticked, body: dict[str, Any]) -> None:
+        if self.recorder is None:
+            return
+        observation = ticked.observation
+        names = sorted(observation.fresh if self.recorder.begun else observation.readings)
+        self.recorder.begun = True
+        fresh = tuple(observation.readings[name] for name in names)
+        more = {
+            "stamp_s": observation.stamp_s,
+            "explore": ticked.explore,
+            "encoders": ticked.decided.encoders,
+            "ages_s": dict(observation.ages_s),
+            "used": {name: reading.seq for name, reading in observation.readings.items()},
+            "outcomes": {name: asdict(outcome) for name, outcome in ticked.verdict.outcomes.items()}
+            if ticked.verdict
+            else {},
+        }
+        self.recorder.put(TickRecord(int(ticked.stamp_unix_s * 1e9), fresh, body | more))
+
+    def _say(self, ticked: Ticked, body: dict[str, Any]) -> None:
+        """The canonical line: every tick at debug, one a second at info."""
+        line = {key: body[key] for key in ("id", "policy", "mode", "latency_ms", "missing")}
+        line["actions"] = {name: action["value"] for name, action in body["actions"].items()}
+        now = ticked.observation.stamp_s
+        if now >= self._next_log_s:
+            self._next_log_s = now + LOG_EVERY_S
+            _LOG.info("tick", **line)
+        else:
+            _LOG.debug("tick", **line)
+
+
+def kind_of(topics: Topics, subscription: str) -> str:
+    """What a subscription is for, in one word: the first part below the base, or `stream` for somebody else's topic."""
+    below = subscription.removeprefix(f"{topics.base}/")
+    return "stream" if below == subscription else below.split("/")[0]
+
+
+def decision_body(ticked: Ticked) -> dict[str, Any]:
+    """The `decision` message."""
+    observation, decided = ticked.observation, ticked.decided
+    return {
+        "id": ticked.decision,
+        "tick": observation.tick,
+        "stamp": ticked.stamp_unix_s,
+        "policy": decided.policy,
+        "mode": ticked.mode,
+        "actions": decided.told(),
+        "value": decided.value,
+        "ages_ms": {name: round(age * 1e3, 1) for name, age in observation.ages_s.items()},
+        "missing": sorted(observation.missing),
+        "latency_ms": round(ticked.latency_s * 1e3, 3),
+    }

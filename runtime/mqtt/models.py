@@ -1,0 +1,125 @@
+"""What a connection takes and gives: messages, subscriptions, wills, addresses, and the properties of MQTT 5.
+
+Specification: MQTT 5.0 (OASIS 2019); retain handling 3.8.3.1, message expiry 3.3.2.3.3, request and response 4.10.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from runtime.config.schema import Credentials, MqttSettings
+
+
+class MqttLost(ConnectionError):  # noqa: N818 - reads as what happened
+    """There is no connection, or no answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One incoming message."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    stamp_s: float = 0.0
+    """Monotonic seconds of its arrival."""
+
+
+Handler = Callable[[Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the broker publishes when this client vanishes."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the broker is and who asks."""
+
+    host: str
+    port: int
+    credentials: Credentials | None = None
+    tls: ssl.SSLContext | None = None
+    keepalive_s: float = 2.0
+
+    @classmethod
+    def of(cls, settings: MqttSettings, process: Literal["gate", "agent", "dashboard"]) -> Address:
+        """The address for one process.
+
+        Raises:
+            OSError: a certificate file cannot be read (ssl.SSLError: or is none).
+        """
+        tls = None
+        if settings.scheme == "mqtts":
+            tls = ssl.create_default_context(cafile=settings.ca)
+            if settings.cert is not None:
+                tls.load_cert_chain(settings.cert, settings.key)
+        return cls(settings.host, settings.port, settings.credentials(process), tls, settings.keepalive_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One topic filter and who takes its messages."""
+
+    filter: str
+    handler: Handler
+    qos: Literal[0, 1] = 1
+    retained: Literal["send", "ignore"] = "ignore"
+    """`ignore` is Retain Handling 2: what the broker remembers is not sent on subscribing."""
+    no_local: bool = False
+
+    @property
+    def options(self) -> SubscribeOptions:
+        """Retain as published, so that a handler can tell."""
+        return SubscribeOptions(
+            qos=self.qos,
+            noLocal=self.no_local,
+            retainAsPublished=True,
+            retainHandling=0 if self.retained == "send" else 2,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message on its way out."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    properties: Properties | None
+
+
+def wild(topic_filter: str) -> bool:
+    """Whether a filter may match more than the topic of its own name."""
+    return "+" in topic_filter or "#" in topic_filter or topic_filter.startswith("$share/")
+
+
+def properties(expiry_s: float | None, response_topic: str | None, correlation: bytes | None) -> Properties | None:
+    """Of a publish; None where there is nothing to say."""
+    if expiry_s is None and response_topic is None and correlation is None:
+        return None
+    found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if expiry_s is not None:  # whole seconds on the wire, rounded up; `ttl_ms` in the payload is exact
+        found.MessageExpiryInterval = max(1, int(-(-expiry_s // 1)))
+    if response_topic is not None:
+        found.ResponseTopic = response_topic
+    if correlation is not None:
+        found.CorrelationData = correlation
+    return found

@@ -1,0 +1,1 @@
+"""What every process needs: title and parent death, log, systemd, pacing, HTTP server."""

@@ -1,0 +1,1 @@
+"""The MCAP recorder, its codec, replay and export."""

@@ -1,0 +1,198 @@
+"""`reflexd export`: what a daemon has learned and remembered, in the formats of other programs.
+
+Reads a state folder, also one a daemon is writing to; changes nothing in it. Whatever is written is whole or not there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.store import open_checkpoints
+from learners.experience.episodes import Episodes, RawKept, Several
+from learners.experience.reader import Reader
+from learners.export import onnx
+from learners.export.lerobot_features import Layout, size_of
+from learners.export.lerobot_writer import DatasetWriter, ExportNeeds
+from learners.files import write_atomically
+from learners.ipc.policy_spec import take_over
+from learners.model.policy import build
+from learners.model.spec import PolicySpec, SpecError
+from runtime.config.schema import Config
+from runtime.recording.export_mcap import Told, Window, copy_recording, from_experience
+from runtime.recording.recorded_readings import RecordedKept
+from runtime.recording.recorder import RecordingError
+from sensors.config import fields_of
+
+
+class NotExported(ValueError):  # noqa: N818 - reads as what happened
+    """Nothing was written; `str` says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for, beside the format."""
+
+    out: Path
+    version: str | None = None
+    recording: str | None = None
+    experience: bool = False
+    """Take experience although there are recordings."""
+    window: Window = field(default_factory=Window)
+    pictures: bool = True
+    task: str | None = None
+
+
+def export(config: Config, form: str, wish: Wish, told: Told = lambda _done, _total: None) -> str:
+    """Write `wish.out`; returns what was written, for a person.
+
+    Raises:
+        NotExported: there is nothing to export, or no room for it.
+    """
+    if not config.state_dir.is_dir():
+        raise NotExported(
+            f"{config.state_dir}: not there; `reflexd run` makes it, or correct state_dir in the settings"
+        )
+    if wish.out.exists():
+        raise NotExported(f"{wish.out}: is there already; name another --out or delete it")
+    kinds: dict[str, Callable[[Config, Wish, Told], str]] = {
+        "onnx": _onnx,
+        "lerobot": _lerobot,
+        "mcap": _mcap,
+    }
+    try:
+        return kinds[form](config, wish, told)
+    except (ExportNeeds, RecordingError, SpecError, onnx.OnnxExportFailed) as error:
+        raise NotExported(str(error)) from None
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A place beside `out` that becomes it once the context is left without an exception."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        partial.rename(out)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def _onnx(config: Config, wish: Wish, _told: Told) -> str:
+    checkpoints = open_checkpoints(config.state_dir, config.promotion)
+    version = wish.version or checkpoints.live().version
+    if version is None:
+        raise NotExported("no version is live: name one with --version; `reflexd checkpoints` lists them")
+    try:
+        loaded = checkpoints.load(version)
+    except CheckpointRefused as refusal:
+        raise NotExported(f"{refusal}; `reflexd checkpoints` lists what there is") from None
+    spec = _spec(config, loaded.documents.get("spec"))
+    policy = build(spec, loaded.tensors["policy"])
+    manifest = wish.out.with_suffix(".json")
+    with _whole(wish.out) as partial:
+        told = onnx.export(policy, partial, version=version, encoder_versions=dict(loaded.manifest.encoder_versions))
+    told["encoders"] = {
+        name: config.encoders[s.encoder].model for name, s in config.streams.items() if s.encoder is not None
+    }
+    write_atomically(manifest, orjson.dumps(told, option=orjson.OPT_INDENT_2))
+    return f"{version}: differs from torch by {told['difference']:.1g} at most; {wish.out}, {manifest}"
+
+
+def _spec(config: Config, document: object) -> PolicySpec:
+    """The version's own spec, else the one the agent left."""
+    if document is not None:
+        return PolicySpec.from_json(orjson.dumps(document))
+    spec = take_over(config.state_dir)
+    if spec is None:
+        raise NotExported("how the policy is built is not known: run the daemon once, it leaves its spec")
+    return spec
+
+
+def _lerobot(config: Config, wish: Wish, told: Told) -> str:
+    spec = take_over(config.state_dir)
+    if spec is None:
+        raise NotExported("what the policy sees is not known: run the daemon once, it leaves its spec")
+    cameras = frozenset(s.name for s in spec.streams if s.modality == "vision")
+    words = tuple(s.name for s in spec.streams if s.modality == "language")
+    with Reader(config.state_dir / "experience") as reader:
+        wanted = cameras.union(words)
+        kept = Several((RawKept(reader, wanted), RecordedKept(config.state_dir / "recordings", wanted)))
+        shown = cameras & kept.streams if wish.pictures else frozenset[str]()
+        episodes = Episodes(reader, kept, shown, told, window=(wish.window.start_s, wish.window.stop_s))
+        walk = iter(episodes)
+        first = next(walk, None)
+        if first is None:
+            raise NotExported(_nothing(episodes, shown))
+        sizes = {}
+        for name in sorted(shown):
+            picture = first[0].seen[name]
+            assert isinstance(picture, bytes)
+            sizes[name] = size_of(picture)
+        layout = Layout(spec.actions, _fields(config), spec.names, sizes, words)
+        with _whole(wish.out) as partial:
+            task = wish.task or f"what {config.agent} does"
+            writer = DatasetWriter(partial, layout, max(1, round(config.tick.rate_hz)), config.agent, task)
+            writer.add(first)
+            for episode in walk:
+                writer.add(episode)
+            writer.close()
+    left = sorted(cameras - shown) if wish.pictures else []
+    hint = f"; no pictures of {', '.join(left)} are kept: `reflexd record on` keeps them" if left else ""
+    return f"{writer.episodes} episodes, {episodes.tally}{hint}; {wish.out}"
+
+
+def _nothing(episodes: Episodes, shown: frozenset[str]) -> str:
+    if episodes.tally.no_picture:
+        return f"pictures of {', '.join(sorted(shown))} are not kept for any of these ticks: --no-pictures exports the rest"
+    if episodes.tally.rows:
+        return f"{episodes.tally.rows} ticks, and nothing was done in any: arm the agent, or leave the mode shadow"
+    return "there is no experience in this state_dir and window of time: run the daemon, or widen --since and --until"
+
+
+def _fields(config: Config) -> dict[str, tuple[str, ...]]:
+    return {name: fields_of(s) for name, s in config.streams.items() if fields_of(s)}
+
+
+def _mcap(config: Config, wish: Wish, told: Told) -> str:
+    folder = config.state_dir / "recordings"
+    if wish.recording is not None or (not wish.experience and any(folder.glob("*.mcap"))):
+        source = _recording(folder, wish.recording)
+        with _whole(wish.out) as partial:
+            count = copy_recording(source, partial, wish.window, told)
+            if count == 0:
+                raise NotExported(f"{source.name}: no decision in this window of time: widen --since and --until")
+        return f"{source.name}{'' if count < 0 else f', {count} decisions'}; {wish.out}"
+    with Reader(config.state_dir / "experience") as reader, _whole(wish.out) as partial:
+        count = from_experience(reader, partial, wish.window, agent=config.agent, fields=_fields(config), told=told)
+        if count == 0:
+            raise NotExported(
+                "there is no experience in this window of time: run the daemon, or widen --since and --until"
+            )
+    return f"{count} decisions from experience; {wish.out}"
+
+
+def _recording(folder: Path, name: str | None) -> Path:
+    found = sorted(folder.glob("*.mcap"))
+    if name is not None:
+        match = [path for path in found if name in (path.name, path.stem)] or [p for p in (Path(name),) if p.is_file()]
+        if not match:
+            raise NotExported(f"{name}: no such recording; there are {', '.join(p.name for p in found) or 'none'}")
+        return match[0]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise NotExported(f"several recordings: choose one with --recording, or --experience; there are {names}")
+    return found[0]

@@ -1,0 +1,208 @@
+"""MCAP out of a state folder: a recording as it is, a slice of one, or experience where nothing was recorded.
+
+A slice that begins where its recording begins can be replayed like the recording; any other one, and experience, can be
+looked at: its first decisions hang on a past that is not in it.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from learners.experience.episodes import CHUNK
+from learners.experience.reader import Reader, Rewarded
+from learners.experience.records import Raw
+from learners.experience.transition import Transition
+from runtime.recording.codec import ReadingCodec, picture
+from runtime.recording.recorder import Channels, Note, Recording, TickRecord, written
+from sensors.drivers import opencv
+from sensors.drivers.opencv import png
+from sensors.readings import Reading, Sound, Telemetry, Text
+
+Told = Callable[[int, int], None]
+"""Takes how much is done, and of how much."""
+REMEMBERED = "reflexd-experience"
+"""Metadata of a file made of experience; one that can be replayed has `reflexd`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Unix seconds, `start_s <= stamp < stop_s`."""
+
+    start_s: float = 0.0
+    stop_s: float = float("inf")
+
+    def __contains__(self, stamp_s: float) -> bool:
+        return self.start_s <= stamp_s < self.stop_s
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is cut off."""
+        return self == Window()
+
+
+def copy_recording(source: Path, out: Path, window: Window, told: Told) -> int:
+    """A recording, whole or cut; returns how many decisions are in it (-1: not counted, it was copied as it is).
+
+    Raises:
+        RecordingError: the file is no recording of ours.
+    """
+    recording = Recording(source)
+    metadata = recording.metadata()
+    if window.everything:
+        shutil.copyfile(source, out)
+        return -1
+    codec, size = ReadingCodec(png, opencv.decode), source.stat().st_size
+    attachments: dict[str, bytes] = {}
+    begins = _first_stamp(recording) in window
+    if begins:
+        attachments = recording.attachments()
+    out_codec = ReadingCodec(png, opencv.decode)
+    with written(out, out_codec, "reflexd" if begins else "reflexd-slice", metadata, attachments) as channels:
+        count = _slice(recording, codec, channels, window, lambda: told(min(channels.bytes, size), size))
+    told(size, size)
+    return count
+
+
+def _first_stamp(recording: Recording) -> float:
+    for topic, _, body in recording.messages():
+        if topic == "/decision":
+            return _stamp_ns(body) / 1e9
+    return -1.0
+
+
+def _stamp_ns(body: Mapping[str, Any]) -> int:
+    return int(body["timestamp"]["sec"]) * 10**9 + int(body["timestamp"]["nsec"])
+
+
+def _slice(
+    recording: Recording, codec: ReadingCodec, channels: Channels, window: Window, told: Callable[[], None]
+) -> int:
+    """Readings are decoded all the way: a sound is kept as what is new in it, and a slice must begin with a whole one."""
+    held: dict[str, Reading] = {}
+    fresh: list[Reading] = []
+    count = 0
+    for topic, schema, body in recording.messages():
+        stamp_ns = _stamp_ns(body)
+        if topic.startswith("/in/"):
+            fresh.append(codec.decode(topic.removeprefix("/in/"), schema, body))
+            held[fresh[-1].stream] = fresh[-1]
+        elif topic != "/decision":
+            if stamp_ns / 1e9 in window:
+                channels.write(Note(stamp_ns, topic.removeprefix("/"), body))
+        else:
+            if stamp_ns / 1e9 in window:
+                first = [held[name] for name in sorted(body.get("used", ())) if name in held]
+                channels.write(TickRecord(stamp_ns, tuple(fresh if count else first), body))
+                count += 1
+                told()
+            fresh = []
+    return count
+
+
+def from_experience(
+    reader: Reader, out: Path, window: Window, *, agent: str, fields: Mapping[str, tuple[str, ...]], told: Told
+) -> int:
+    """Decisions with what was done and came of it, rewards, telemetry, and the raw readings that were kept.
+
+    Args:
+        reader: of the experience.
+        out: the file.
+        window: what to take.
+        agent: its name.
+        fields: of each telemetry stream, by name.
+        told: is called with rows read and rows there are.
+    """
+    codec = ReadingCodec(png, opencv.decode)
+    rewards = _rewards(reader, window)
+    due = next(rewards, None)
+    count, before_s = 0, None
+    with written(out, codec, REMEMBERED, {"agent": agent}, {}) as channels:
+        for ticks in _chunks(reader, window, told):
+            since_s = ticks[0].stamp_s if before_s is None else before_s + 1e-6
+            before_s = ticks[-1].stamp_s
+            records: list[tuple[float, int, Any]] = [(t.stamp_s, 1, t) for t in ticks]
+            for stream in reader.raw_streams():
+                records += [(raw.stamp_s, 0, raw) for raw in reader.raw(stream, since_s, before_s + 1e-6)]
+            while due is not None and due.stamp_s <= before_s:
+                records.append((due.stamp_s, 2, due))
+                due = next(rewards, None)
+            for stamp_s, _, record in sorted(records, key=lambda entry: entry[:2]):
+                _put(channels, int(stamp_s * 1e9), record, fields)
+            count += len(ticks)
+        while due is not None:
+            _put(channels, int(due.stamp_s * 1e9), due, fields)
+            due = next(rewards, None)
+    return count
+
+
+def _chunks(reader: Reader, window: Window, told: Told) -> Iterator[list[Transition]]:
+    first, last = reader.first_row(), reader.last_row()
+    for start in range(first, last + 1, CHUNK):
+        stop = min(start + CHUNK, last + 1)
+        ticks = [row.transition for row in reader.rows(start, stop) if row.transition.stamp_s in window]
+        if ticks:
+            yield ticks
+        told(stop - first, last + 1 - first)
+
+
+def _rewards(reader: Reader, window: Window) -> Iterator[Rewarded]:
+    since = 0
+    while found := reader.rewards(since):
+        yield from (reward for reward in found if reward.stamp_s in window)
+        since = found[-1].id
+
+
+def _put(channels: Channels, stamp_ns: int, record: Transition | Raw | Rewarded, fields: Mapping[str, Any]) -> None:
+    match record:
+        case Rewarded():
+            body = {"value": record.value, "source": record.source, "row": record.row}
+            channels.add("/reward", "reflexd.Message", stamp_ns, body)
+        case Raw():
+            _raw(channels, stamp_ns, record)
+        case Transition():
+            for name in fields:
+                if record.present.get(name) and name in record.tokens:
+                    values = record.tokens[name].ravel()
+                    seen_s = record.stamp_s - record.ages_s.get(name, 0.0)
+                    channels.read(Telemetry(name, seen_s, record.tick, fields[name], values), stamp_ns)
+            channels.add("/decision", "reflexd.Decision", stamp_ns, body_of(record))
+
+
+def _raw(channels: Channels, stamp_ns: int, raw: Raw) -> None:
+    common = {"seq": 0, "stamp_s": raw.stamp_s}
+    if raw.encoding in ("jpeg", "png"):
+        channels.add(f"/in/{raw.stream}", "foxglove.CompressedImage", stamp_ns, common | picture(raw.stream, raw.data))
+    elif raw.encoding == "flac":
+        samples, rate_hz = soundfile.read(io.BytesIO(raw.data), dtype="float32")
+        channels.read(Sound(raw.stream, raw.stamp_s, 0, samples, rate_hz), stamp_ns)
+    else:
+        channels.read(Text(raw.stream, raw.stamp_s, 0, raw.data.decode()), stamp_ns)
+
+
+def body_of(t: Transition) -> dict[str, Any]:
+    """A remembered tick in the form of a `decision` message, with what came of it."""
+    return {
+        "id": t.decision,
+        "tick": t.tick,
+        "stamp": t.stamp_s,
+        "policy": t.policy,
+        "actions": {
+            name: {"value": t.actions.get(name), "probability": p, "by": t.by.get(name, "nobody")}
+            for name, p in t.probabilities.items()
+        },
+        "value": t.value,
+        "ages_ms": {name: round(age * 1e3, 1) for name, age in t.ages_s.items() if age != float("inf")},
+        "missing": sorted(name for name, there in t.present.items() if not there),
+        "reward": t.reward,
+        "done": t.done,
+        "intervention": t.intervention,
+        "demonstration": t.demonstration,
+        "failure": t.failure,
+    }

@@ -1,0 +1,1 @@
+"""Handlers of `request/<verb>` in the agent."""

@@ -1,0 +1,197 @@
+"""The agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune, release.
+
+A request is untrusted. It is answered once, with the data or with the reason why not; the work runs off the loop. Retained
+requests are ignored: they are someone's past wish. (arm, disarm, mode and reload are the supervisor's.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from learners.checkpoints.manifest import CheckpointRefused, Manifest
+from learners.checkpoints.store import Checkpoints
+from learners.ipc.outbox import Outbox
+from runtime.config.schema import Config
+from runtime.deploy.task_versions import TaskRefused, TaskVersions
+from runtime.mqtt import Connection, Message
+from runtime.mqtt.rpc import Answer, RequestFailed
+from runtime.mqtt.topics import Payload, Refused, Topics, decode, encode
+
+Emit = Callable[[str, dict[str, Any]], None]
+MAX_WAITING = 16
+
+
+class Version(Payload):
+    """promote, rollback, checkpoints: of the policy, or of a task."""
+
+    version: str | None = Field(None, max_length=128)
+    task: str | None = Field(None, max_length=64)
+
+
+class Decision(Payload):
+    """explain."""
+
+    decision: str = Field(max_length=128)
+
+
+class Record(Payload):
+    """record."""
+
+    on: bool = True
+
+
+class Task(Payload):
+    """finetune."""
+
+    task: str | None = Field(None, max_length=64)
+
+
+class Source(Payload):
+    """release."""
+
+    source: str = Field(max_length=128)
+
+
+@dataclass(slots=True)
+class Requests:
+    """Takes requests from the connection and answers them one after the other."""
+
+    connection: Connection
+    topics: Topics
+    checkpoints: Checkpoints
+    tasks: TaskVersions
+    emit: Emit
+    explain: Callable[[str], Awaitable[Answer]]
+    record: Callable[[bool], Awaitable[Answer]]
+    finetune: Callable[[str | None], Awaitable[Answer]]
+    release: Callable[[str], bool]
+    """Lets a quarantined source count again; False when it was not quarantined."""
+    _waiting: asyncio.Queue[tuple[str, Message]] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
+
+    def listen(self) -> None:
+        """Subscribe to the agent's verbs."""
+        for verb in self._verbs():
+            self.connection.on(self.topics("request", verb), self.take)
+
+    def take(self, message: Message) -> None:
+        """Queue one request; a full queue is answered at once."""
+        if message.retain:
+            raise Refused("a retained request is ignored: publish it without the retain flag")
+        verb = message.topic.rsplit("/", 1)[-1]
+        try:
+            self._waiting.put_nowait((verb, message))
+        except asyncio.QueueFull:
+            self._reply(verb, message, {"status": "error", "error": f"{MAX_WAITING} requests are waiting; try again"})
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        while True:
+            verb, message = await self._waiting.get()
+            self._reply(verb, message, await self._answered(verb, message.payload))
+
+    async def _answered(self, verb: str, payload: bytes) -> Answer:
+        try:
+            return {"status": "ok", "data": await self._verbs()[verb](payload)}
+        except (Refused, RequestFailed, CheckpointRefused, TaskRefused) as error:
+            return {"status": "error", "error": str(error)}
+
+    def _reply(self, verb: str, message: Message, answer: Answer) -> None:
+        self.connection.reply(message, encode(answer), self.topics("response", verb))
+
+    def _verbs(self) -> dict[str, Callable[[bytes], Awaitable[Answer]]]:
+        return {
+            "promote": self._promote,
+            "rollback": self._rollback,
+            "checkpoints": self._list,
+            "explain": self._explain,
+            "record": self._record,
+            "finetune": self._finetune,
+            "release": self._release,
+        }
+
+    async def _promote(self, payload: bytes) -> Answer:
+        wish = decode(Version, payload or b"{}")
+        version = wish.version
+        if wish.task is not None:
+            return await self._promote_task(wish.task, version)
+        if version is None:
+            raise RequestFailed('name the version: {"version": "000042-1f3a9c0e"}; request/checkpoints lists them')
+        if version == "newest":  # a button elsewhere cannot know names
+            known = await asyncio.to_thread(self.checkpoints.list)
+            version = known[-1].version if known else version
+        before = (await asyncio.to_thread(self.checkpoints.live)).version
+        await asyncio.to_thread(self.checkpoints.promote, version)
+        self.emit("policy_promoted", {"version": version, "before": before, "by": "request"})
+        return {"version": version, "before": before}
+
+    async def _promote_task(self, task: str, version: str | None) -> Answer:
+        if version is None:
+            raise RequestFailed(
+                f'name the version: {{"task": "{task}", "version": "newest"}}; request/checkpoints lists them'
+            )
+        done = await asyncio.to_thread(self.tasks.promote, task, version)
+        self.emit("task_promoted", {**done, "by": "request"})
+        return done
+
+    async def _rollback(self, payload: bytes) -> Answer:
+        wish = decode(Version, payload or b"{}")
+        if wish.task is not None:
+            done = await asyncio.to_thread(self.tasks.rollback, wish.task)
+            self.emit("task_rolled_back", {**done, "by": "request"})
+            return done
+        to = wish.version
+        before = (await asyncio.to_thread(self.checkpoints.live)).version
+        live = await asyncio.to_thread(lambda: self.checkpoints.rollback(to=to))
+        self.emit("policy_rolled_back", {"version": before, "to": live.version, "by": "request"})
+        return {"version": live.version, "before": before}
+
+    async def _list(self, payload: bytes) -> Answer:
+        task = decode(Version, payload or b"{}").task
+        if task is not None:
+            return await asyncio.to_thread(self.tasks.rows, task)
+        live, manifests = await asyncio.gather(
+            asyncio.to_thread(self.checkpoints.live), asyncio.to_thread(self.checkpoints.list)
+        )
+        return {"live": live.version, "failed": list(live.failed), "checkpoints": [_row(m) for m in manifests[-50:]]}
+
+    async def _explain(self, payload: bytes) -> Answer:
+        return await self.explain(decode(Decision, payload).decision)
+
+    async def _record(self, payload: bytes) -> Answer:
+        return await self.record(decode(Record, payload or b"{}").on)
+
+    async def _finetune(self, payload: bytes) -> Answer:
+        return await self.finetune(decode(Task, payload or b"{}").task)
+
+    async def _release(self, payload: bytes) -> Answer:
+        source = decode(Source, payload).source
+        if not self.release(source):
+            raise RequestFailed(f"{source!r} is not quarantined; health names those that are")
+        return {"source": source, "state": "released"}
+
+
+def _row(manifest: Manifest) -> Answer:
+    return {
+        "version": manifest.version,
+        "parent": manifest.parent,
+        "created": manifest.created_s,
+        "metrics": manifest.metrics,
+        "data": manifest.data,
+    }
+
+
+async def _wish_finetune(config: Config, task: str | None) -> Answer:
+    """Leave the wish for the learner, which answers with events."""
+    if not config.learner.enabled:
+        raise RequestFailed("learner.enabled is false: there is nobody to fine-tune")
+    if task is not None and task not in config.tasks:
+        raise RequestFailed(f"{task!r} is not under tasks: {sorted(config.tasks)}")
+    wishes = Outbox(config.state_dir / "learner" / "wishes", limit=16)
+    if not await asyncio.to_thread(wishes.post, "finetune", {"task": task}):
+        raise RequestFailed("16 wishes are waiting; the learner is busy or gone")
+    return {"task": task, "state": "asked"}

@@ -1,0 +1,76 @@
+"""Starts and ends session recordings, and says in each what is needed to decide it again.
+
+A recording holds the readings that ticks used, and, attached, the state of the engine at its begin: the past that the first
+decisions still saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+
+from runtime.config.schema import Config
+from runtime.control.tick import Ticker
+from runtime.monitoring.reporter import Reporter
+from runtime.mqtt.rpc import Answer, RequestFailed
+from runtime.mqtt.topics import encode
+from runtime.recording.recorder import FORMAT, Recorder
+from sensors.drivers import opencv
+from sensors.drivers.opencv import png
+
+
+@dataclass(slots=True)
+class Sessions:
+    """At most one recording at a time."""
+
+    config: Config
+    ticker: Ticker
+    reporter: Reporter
+
+    async def __call__(self, on: bool) -> Answer:  # noqa: FBT001 - the request's own field
+        """Begin or end.
+
+        Raises:
+            RequestFailed: there is one already, or none.
+        """
+        return await (self.begin() if on else self.end())
+
+    async def begin(self) -> Answer:
+        """A new file under `state_dir/recordings`."""
+        if self.reporter.recorder is not None:
+            raise RequestFailed(f"a recording is under way: {self.reporter.recorder.path}")
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{self.ticker.session}.mcap"
+        recorder = Recorder(
+            path=self.config.state_dir / "recordings" / name,
+            metadata={
+                "format": FORMAT,
+                "agent": self.config.agent,
+                "session": self.ticker.session,
+                "program": installed_version("reflexd"),
+                "spec": self.ticker.engine.spec.to_json().decode(),
+                "seed": str(self.ticker.engine.seed),
+                "encoders": encode(
+                    {name: encoder.version for name, encoder in self.ticker.engine.encoders.items()}
+                ).decode(),
+            },
+            attachments=await self.ticker.engine.snapshot(),
+            png=png,
+            decode_image=opencv.decode,
+            max_bytes=int(self.config.record.max_gb * 1e9),
+        )
+        recorder.start()
+        self.reporter.recorder = recorder
+        self.reporter.event("recording_started", {"path": str(recorder.path)})
+        return {"path": str(recorder.path)}
+
+    async def end(self) -> Answer:
+        """Close the file."""
+        recorder, self.reporter.recorder = self.reporter.recorder, None
+        if recorder is None:
+            raise RequestFailed("there is no recording to end")
+        await asyncio.to_thread(recorder.close)
+        facts = {"path": str(recorder.path), "written": recorder.written, "dropped": recorder.dropped}
+        self.reporter.event("recording_ended", facts)
+        return facts

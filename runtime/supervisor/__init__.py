@@ -1,0 +1,1 @@
+"""Starts and restarts the child processes; the embedded broker; reload."""

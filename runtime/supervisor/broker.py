@@ -1,0 +1,209 @@
+"""The embedded broker: mosquitto with a generated configuration, or iotcore where mosquitto is not installed.
+
+Knows how each is configured and started; the supervisor runs it like any other child. Without credentials it accepts
+everybody and therefore listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import hashlib
+import ipaddress
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from runtime.config.schema import Credentials, MqttSettings
+from runtime.process import child
+
+MAX_PACKET = 16_777_216
+ITERATIONS = 101
+"""PBKDF2 rounds of mosquitto_passwd 2.x."""
+Kind = Literal["mosquitto", "iotcore"]
+
+
+class BrokerError(Exception):
+    """No broker can be started; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker that is ready to be started as a child."""
+
+    kind: Kind
+    command: list[str]
+    host: str
+    port: int
+
+
+def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -> Broker:
+    """Choose a broker, check that its port is free, and write its configuration.
+
+    Raises:
+        BrokerError: none is installed, the port is taken, or it would listen beyond loopback for everybody.
+    """
+    users = _users(settings)
+    if not users and not _is_loopback(settings.host):
+        raise BrokerError(
+            f"mqtt.url: {settings.url} would let everybody on the network in; set mqtt.username and mqtt.password, or use embedded://127.0.0.1"
+        )
+    _check_free(settings.host, settings.port)
+    folder = state_dir / "broker"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    chosen = kind or installed()
+    if chosen == "mosquitto":
+        config = _mosquitto(settings, folder, users)
+        command = [str(_mosquitto_binary()), "-c", str(config)]
+        # SIGTERM at the parent's death: mosquitto then saves what is retained
+        return Broker(
+            chosen, child.wrapped(command, title="broker", number=signal.SIGTERM), settings.host, settings.port
+        )
+    config = _iotcore(settings, folder, users)
+    return Broker(
+        chosen,
+        child.wrapped([sys.executable, "-m", "runtime.supervisor.broker_iotcore", str(config)]),
+        settings.host,
+        settings.port,
+    )
+
+
+def installed() -> Kind:
+    """The better broker of those that are here.
+
+    Raises:
+        BrokerError: there is none.
+    """
+    if _mosquitto_binary() is not None:
+        return "mosquitto"
+    if find_spec("iotcore") is not None:
+        return "iotcore"
+    raise BrokerError(
+        "mqtt.url is embedded:// but no broker is installed: apt-get install mosquitto, or pip install 'reflexd[embedded]', or name a running one with mqtt://HOST:PORT"
+    )
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host if host not in {"0.0.0.0", "::"} else "localhost", port)) == 0  # noqa: S104 - compared, not bound
+
+
+def _mosquitto_binary() -> Path | None:
+    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    return Path(found) if found else None
+
+
+def _check_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BrokerError(
+                f"mqtt.url: cannot listen on {host}:{port}: {error.strerror}; if a broker runs there, use it with mqtt://{host}:{port}, else choose another port (embedded://{host}:{port + 1})"
+            ) from None
+
+
+def _users(settings: MqttSettings) -> list[Credentials]:
+    own = [settings.gate, settings.agent, settings.dashboard]
+    if settings.username is not None:
+        own.append(Credentials(username=settings.username, password=settings.password))
+    return [user for user in own if user is not None]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _mosquitto(settings: MqttSettings, folder: Path, users: list[Credentials]) -> Path:
+    lines = [
+        f"listener {settings.port} {settings.host}",
+        f"allow_anonymous {'false' if users else 'true'}",
+        "set_tcp_nodelay true",
+        f"max_packet_size {MAX_PACKET}",
+        "max_inflight_messages 100",
+        "max_queued_messages 1000",
+        f"max_queued_bytes {4 * MAX_PACKET}",
+        "persistence true",
+        f"persistence_location {folder.resolve()}/",
+        "autosave_interval 60",
+        "connection_messages false",
+        "log_dest stderr",
+        "log_type error",
+        "log_type warning",
+    ]
+    if os.geteuid() == 0:  # mosquitto would change to a user that may not write the folder
+        lines.append(f"user {getpass.getuser()}")
+    if users:
+        passwords = folder / "passwords"
+        _write_private(passwords, "".join(map(_password_line, users)))
+        lines.append(f"password_file {passwords.resolve()}")
+    config = folder / "mosquitto.conf"
+    _write_private(config, "\n".join(lines) + "\n")
+    return config
+
+
+def _password_line(user: Credentials) -> str:
+    """mosquitto_passwd's `$7$` format: PBKDF2-HMAC-SHA512."""
+    salt = secrets.token_bytes(12)
+    password = user.password.get_secret_value() if user.password else ""
+    derived = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ITERATIONS, 64)
+    return f"{user.username}:$7${ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(derived).decode()}\n"
+
+
+def _iotcore(settings: MqttSettings, folder: Path, users: list[Credentials]) -> Path:
+    """Rumqttd's TOML. Segments are its memory: 10 of 16 MB for every topic filter at most."""
+    auth = "\n".join(
+        f"{_toml(user.username)} = {_toml(user.password.get_secret_value() if user.password else '')}" for user in users
+    )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host.replace("localhost", "127.0.0.1")
+    text = f"""id = 0
+[router]
+id = 0
+max_connections = 1000
+max_outgoing_packet_count = 200
+max_segment_size = {MAX_PACKET}
+max_segment_count = 10
+[v5.1]
+name = "v5"
+listen = "{host}:{settings.port}"
+next_connection_delay_ms = 1
+[v5.1.connections]
+connection_timeout_ms = 5000
+max_payload_size = {MAX_PACKET}
+max_inflight_count = 100
+dynamic_filters = true
+"""
+    if users:
+        text += f"[v5.1.connections.auth]\n{auth}\n"
+    config = folder / "iotcore.toml"
+    _write_private(config, text)
+    return config
+
+
+def _toml(text: str) -> str:
+    """A TOML basic string."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_text(text)

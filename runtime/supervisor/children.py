@@ -1,0 +1,194 @@
+"""The supervisor's children: what each is started with, and one that is kept running.
+
+A failed child is restarted with a growing delay; after `MAX_RESTARTS` in `WINDOW_S` it is given up. Knows nothing of the gate:
+whoever starts the agent passes the descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import Process
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from runtime.config.schema import Config
+from runtime.process import child
+
+log = structlog.get_logger(__name__)
+
+MAX_RESTARTS = 5
+WINDOW_S = 60.0
+BACKOFF_S = (0.1, 5.0)
+KILL_S = 5.0
+"""For the kernel to end a killed process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One child as it is to be started."""
+
+    name: str
+    command: tuple[str, ...]
+    """Already wrapped (`child.wrapped`) where it must die with this process; `{gate_fd}` stands for the link's descriptor."""
+    linked: bool = False
+    """It gets the gate's link, and nobody else does."""
+    grace_s: float = 10.0
+    """From SIGTERM to SIGKILL."""
+    stdin: bool = False
+
+
+class GaveUp(Exception):  # noqa: N818 - reads as what happened
+    """A child failed too often."""
+
+
+def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: bool = False) -> list[Spec]:
+    """Every child but the broker, in the order of their start."""
+    python = [sys.executable, "-m"]
+    more = [*(part for fault in faults for part in ("--fault", fault)), *(["--verbose"] if verbose else [])]
+    agent = [*python, "runtime.agent.__main__", str(path), "--gate-fd", "{gate_fd}", *more]
+    specs = [Spec("agent", tuple(child.wrapped(agent)), linked=True, stdin=True)]
+    if config.learner.enabled:
+        settings = config.state_dir / "learner" / "settings.json"
+        learner = [*python, "learners.worker.loop", str(settings)]
+        # at once: its imports alone would hold up the agent's on few cores
+        specs.append(Spec("learner", tuple(child.wrapped(learner, priority=config.learner.priority))))
+    if config.dashboard is not None:
+        specs.append(Spec("dashboard", tuple(child.wrapped([*python, "runtime.dashboard", str(path)])), grace_s=3.0))
+    if config.plant is not None:
+        specs.append(Spec("plant", tuple(child.wrapped([*python, "runtime.plant", str(path)])), grace_s=3.0))
+    return specs
+
+
+def environment() -> dict[str, str]:
+    """What children inherit: this environment, and the packages of this very program before any of the working folder."""
+    root = str(Path(__file__).resolve().parents[2])
+    inherited = os.environ.get("PYTHONPATH")
+    paths = [] if "site-packages" in root else [root]
+    joined = os.pathsep.join([*paths, *([inherited] if inherited else [])])
+    return os.environ | {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": joined} if joined else {})
+
+
+@dataclass(slots=True)
+class Child:
+    """One child, kept running by `keep` until `stop`."""
+
+    spec: Spec
+    link: Callable[[], int] | None = None
+    """Makes the agent's end anew and returns its descriptor, which the child inherits."""
+    unlink: Callable[[], None] = lambda: None
+    """Called once the child has its descriptor."""
+    restarted: Callable[[str, int, int], None] = lambda _name, _code, _restarts: None
+    process: Process | None = None
+    stopping: bool = False
+    planned: bool = False
+    """The next end is a restart on purpose: no failure."""
+    restarts: int = 0
+    _pidfd: int | None = None
+    _failures: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RESTARTS))
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def keep(self) -> None:
+        """Run it, again and again, until `stop`.
+
+        Raises:
+            GaveUp: it failed too often.
+        """
+        try:
+            while not self.stopping:
+                await self._failed(await self._once())
+        finally:
+            self.kill()
+            self._done.set()
+
+    async def _once(self) -> int:
+        descriptor = self.link() if self.link is not None else None
+        command = [part.format(gate_fd=descriptor) if part == "{gate_fd}" else part for part in self.spec.command]
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=None if self.spec.stdin else asyncio.subprocess.DEVNULL,
+                pass_fds=() if descriptor is None else (descriptor,),
+                env=environment(),
+            )
+        finally:
+            self.unlink()
+        log.info("child.started", child=self.spec.name, pid=self.process.pid)
+        with suppress(ProcessLookupError):  # it has ended already, and asyncio has reaped it
+            self._pidfd = os.pidfd_open(self.process.pid)
+        try:
+            return await self.process.wait()
+        finally:
+            if self._pidfd is not None:
+                os.close(self._pidfd)
+            self._pidfd = None
+
+    async def _failed(self, code: int) -> None:
+        if self.stopping or self.planned:
+            self.planned = False
+            return
+        now_s = time.monotonic()
+        if len(self._failures) == MAX_RESTARTS and now_s - self._failures[0] < WINDOW_S:
+            raise GaveUp(
+                f"{self.spec.name} failed {MAX_RESTARTS + 1} times within {WINDOW_S:.0f} s, last with {said(code)}"
+            )
+        self._failures.append(now_s)
+        self.restarts += 1
+        recent = sum(now_s - failed_s < WINDOW_S for failed_s in self._failures)
+        delay_s = min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** (recent - 1))
+        log.warning("child.failed", child=self.spec.name, ended=said(code), restart_in_s=round(delay_s, 2))
+        self.restarted(self.spec.name, code, self.restarts)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._wake.wait()
+
+    def restart(self) -> None:
+        """Have it ended and started anew, for new settings."""
+        self.planned = True
+        self._signal(signal.SIGTERM)
+
+    async def stop(self) -> None:
+        """End it: SIGTERM, and SIGKILL after its grace."""
+        self.stopping = True
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)  # a frozen one would not hear it
+        self._wake.set()
+        if not await self._ended(self.spec.grace_s):
+            log.warning("child.killed", child=self.spec.name, grace_s=self.spec.grace_s)
+            self.kill()
+            await self._ended(KILL_S)
+
+    async def _ended(self, timeout_s: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._done.wait()
+        return self._done.is_set()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Through a pidfd: `Popen.send_signal` would reap a process that asyncio is waiting for, and lose its exit code."""
+        if self._pidfd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+
+def said(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,316 @@
+"""The supervisor: starts the children in order, hosts the gate, restarts what fails, ends in reverse. No torch in this process.
+
+Ctrl-C (or SIGTERM) drains: devices at rest first, then the children, then the broker; a second one forces. SIGHUP reads the
+settings again: they are validated first, and what cannot change live is named. Returns an exit code: 0 after a wanted end, 1
+when a child was given up, 2 when it could not begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from learners.files import BusyError, only_one
+from learners.ipc import settings
+from runtime.config.loader import ConfigError, Loaded, load
+from runtime.config.schema import Config
+from runtime.gate import info, ipc
+from runtime.gate.build import assemble
+from runtime.gate.host import GateHost
+from runtime.gate.operator_commands import Desk
+from runtime.mqtt.topics import Refused
+from runtime.process import child
+from runtime.process.log import Scrubber, configure
+from runtime.process.systemd import Notifier
+from runtime.supervisor import broker
+from runtime.supervisor.children import Child, GaveUp, Spec, table
+from runtime.supervisor.reload import compare
+
+log = structlog.get_logger(__name__)
+
+BROKER_S = 10.0
+"""For the embedded broker to listen."""
+HUNG_S = 20.0
+"""An agent that has ticked and then was silent for so long is restarted."""
+SAME_SIGNAL_S = 0.5
+"""One Ctrl-C may come twice: from the terminal, and from a program in between that passes it on."""
+CANNOT_BEGIN = 2
+FIRST_IN_LINE = -10
+"""The gate's niceness: a busy machine must not delay a safe action."""
+Table = Callable[[], list[Spec]]
+
+
+async def run(
+    config: Config,
+    path: Path,
+    *,
+    text: str = "",
+    faults: tuple[str, ...] = (),
+    verbose: bool = False,
+    scrubber: Scrubber | None = None,
+    children: Table | None = None,
+    notifier: Notifier | None = None,
+) -> int:
+    """Run the daemon until it is told to end; returns its exit code.
+
+    Args:
+        config: the settings.
+        path: the file they came from; children and reloads read it.
+        text: the file's text, for the digest in `info`.
+        faults: `STREAM=KIND[@START]`, passed to the agent.
+        verbose: passed to the agent.
+        scrubber: learns the secrets of reloaded settings.
+        children: what to start instead of the usual processes.
+        notifier: the service manager; default: from the environment.
+    """
+    child.become("supervisor")
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with suppress(PermissionError):  # systemd's Nice= does the same for a service without the right
+        os.setpriority(os.PRIO_PROCESS, 0, min(before, FIRST_IN_LINE))
+    chosen = children or partial(table, config, path, faults=faults, verbose=verbose)
+    try:
+        with only_one(config.state_dir):
+            settings.leave(config.model_dump(mode="json"))
+            supervisor = Supervisor(config, path, text, chosen, notifier or Notifier.from_environment(), scrubber)
+            return await supervisor.run()
+    except (broker.BrokerError, BusyError, OSError) as error:
+        log.error("supervisor.cannot_begin", reason=str(error))  # noqa: TRY400 - the reason is whole
+        return CANNOT_BEGIN
+    finally:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """One run of the daemon."""
+
+    config: Config
+    path: Path
+    text: str
+    table: Table
+    notifier: Notifier
+    scrubber: Scrubber | None = None
+    children: list[Child] = field(default_factory=list)
+    restarts: int = 0
+    _broker: Child | None = None
+    _host: GateHost = field(init=False)
+    _ending: asyncio.Event = field(default_factory=asyncio.Event)
+    _reason: str = "told to end"
+    _code: int = 0
+    _agent_end: Any = None
+    _signalled_s: float = float("-inf")
+
+    async def run(self) -> int:
+        """Start, run, end."""
+        prepared = broker.prepare(self.config.mqtt, self.config.state_dir) if self._embedded else None
+        self._host = assemble(self.config, self.notifier, self._describe)
+        desk = Desk(self._host, self.reload)
+        self._signals(desk)
+        try:
+            async with asyncio.TaskGroup() as group:
+                start = partial(_start, group)
+                if prepared is not None:
+                    await self._start_broker(prepared, start)
+                tasks = [
+                    start(self._host.connection.run(), "mqtt"),
+                    start(self._host.run(), "gate"),
+                    start(self._host.latches.run(), "latches"),
+                    start(desk.serve_reloads(), "reloads"),
+                    start(self._watch(), "watch"),
+                ]
+                for spec in self.table() if not self._ending.is_set() else ():
+                    self._launch(spec, start)
+                await self._ending.wait()
+                await self._end()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                if self._broker is not None:
+                    await self._broker.stop()
+        finally:
+            self._force()
+        log.info("supervisor.ended", reason=self._reason, code=self._code)
+        return self._code
+
+    # --- building
+
+    @property
+    def _embedded(self) -> bool:
+        return self.config.mqtt.scheme == "embedded"
+
+    def _describe(self, policy: str, mode: str) -> dict[str, Any]:
+        return info.describe(self.config, version=_version(), policy=policy, text=self.text) | {"mode": mode}
+
+    def _signals(self, desk: Desk) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._told_to_end, number)
+        loop.add_signal_handler(signal.SIGHUP, desk.ask_reload)
+
+    def _told_to_end(self, number: signal.Signals) -> None:
+        now_s = time.monotonic()
+        if self._ending.is_set() and now_s - self._signalled_s < SAME_SIGNAL_S:
+            return
+        if self._ending.is_set():
+            log.warning("supervisor.forced", signal=number.name)
+            self._code = self._code or 128 + number
+            self._force()
+            return
+        self._signalled_s = now_s
+        self._begin_end(f"{number.name} received", 0)
+
+    def _begin_end(self, reason: str, code: int) -> None:
+        """From here on no child is started again, but the broker, which carries the safe actions."""
+        self._reason, self._code = reason, code
+        for kept in self.children:
+            kept.stopping = True
+        self._ending.set()
+
+    # --- children
+
+    async def _start_broker(self, prepared: broker.Broker, start: Callable[..., asyncio.Task[None]]) -> None:
+        spec = Spec("broker", tuple(prepared.command), grace_s=5.0)
+        self._broker = Child(spec, restarted=self._restarted)
+        start(self._keep(self._broker), "broker")
+        try:
+            async with asyncio.timeout(BROKER_S):
+                while not broker.accepts(prepared.host, prepared.port) and not self._ending.is_set():  # noqa: ASYNC110 - another process
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            self._give_up(f"{prepared.kind} does not listen on {prepared.host}:{prepared.port} after {BROKER_S:.0f} s")
+
+    def _launch(self, spec: Spec, start: Callable[..., asyncio.Task[None]]) -> None:
+        if spec.linked:
+            kept = Child(spec, link=self._link, unlink=self._linked, restarted=self._restarted)
+        else:
+            kept = Child(spec, restarted=self._restarted)
+        self.children.append(kept)
+        start(self._keep(kept), spec.name)
+
+    async def _keep(self, kept: Child) -> None:
+        """Whatever goes wrong with a child ends the daemon in order, and never the gate alone."""
+        try:
+            await kept.keep()
+        except GaveUp as reason:
+            self._give_up(str(reason))
+        except Exception as error:  # noqa: BLE001 - a child that cannot be started at all, for any reason
+            self._give_up(f"{kept.spec.name}: {type(error).__name__}: {error}")
+
+    def _link(self) -> int:
+        gate_end, self._agent_end = ipc.pair()
+        self._host.attach(gate_end)
+        return int(self._agent_end.fileno())
+
+    def _linked(self) -> None:
+        """The child has its copy; ours would hide the end-of-file."""
+        self._agent_end.close()
+
+    def _restarted(self, name: str, code: int, restarts: int) -> None:
+        self._host.restarts[name] = restarts
+        self._host.news.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
+
+    def _give_up(self, reason: str) -> None:
+        log.error("supervisor.gives_up", reason=reason)
+        self._host.news.event("gave_up", {"reason": reason})
+        self._begin_end(reason, 1)
+
+    async def _watch(self) -> None:
+        """Restart an agent that is alive and says nothing."""
+        while True:
+            await asyncio.sleep(1.0)
+            heard_s, agent = self._host.agent.spoke_s, self._child("agent")
+            if heard_s is not None and agent is not None and time.monotonic() - heard_s > HUNG_S:
+                self._host.agent.spoke_s = None
+                log.error("supervisor.agent_hangs", silent_s=HUNG_S)
+                agent.kill()
+
+    def _child(self, name: str) -> Child | None:
+        return next((kept for kept in self.children if kept.spec.name == name), None)
+
+    # --- the end
+
+    async def _end(self) -> None:
+        """Devices at rest, then children in reverse, then the last words."""
+        log.info("supervisor.draining", reason=self._reason)
+        self.notifier.stopping(self._reason)
+        await self._host.rest(self._reason)
+        for kept in reversed(self.children):
+            self.notifier.extend(kept.spec.grace_s + 5.0)
+            await kept.stop()
+        await self._host.farewell(self._reason)
+
+    def _force(self) -> None:
+        for kept in (*self.children, *([self._broker] if self._broker else [])):
+            kept.stopping = True
+            kept.kill()
+
+    # --- reload
+
+    async def reload(self) -> dict[str, Any]:
+        """Read the settings again; on any error the old ones stay.
+
+        Raises:
+            Refused: with every problem.
+        """
+        self.notifier.reloading()
+        try:
+            loaded = await asyncio.to_thread(load, self.path)
+        except ConfigError as error:
+            self._host.news.event("reload_refused", {"problems": [str(problem) for problem in error.problems]})
+            self.notifier.ready(f"the new settings were refused: {error.problems[0]}")
+            raise Refused(str(error)) from None
+        if self.scrubber is not None:
+            self.scrubber.add(loaded.secrets)
+        answer = self._apply(loaded.config, loaded.text)
+        self._host.news.event("reloaded", answer)
+        self.notifier.ready(f"reloaded; restart required for: {', '.join(answer['restart_required']) or 'nothing'}")
+        return answer
+
+    def _apply(self, new: Config, text: str) -> dict[str, Any]:
+        changes = compare(self.config, new)
+        if changes.restart_required:
+            return {"changed": changes.changed, "restarted": [], "restart_required": changes.restart_required}
+        if "mode" in changes.changed:
+            self._host.carry(self._host.gate.set_mode(new.mode, time.monotonic()))
+            self._host.latches.changed()
+        self.config, self.text = new, text
+        settings.leave(new.model_dump(mode="json"))
+        concerned = [kept for kept in self.children if kept.spec.name in changes.children]
+        for kept in concerned:
+            kept.restart()
+        self._host.news.settled()
+        restarted = [kept.spec.name for kept in concerned]
+        missing = sorted(changes.children.difference(restarted))
+        return {
+            "changed": changes.changed,
+            "restarted": restarted,
+            "restart_required": [name for name in missing if getattr(new, name, None)],
+        }
+
+
+def _start(group: asyncio.TaskGroup, job: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    return group.create_task(job, name=name)
+
+
+def _version() -> str:
+    with suppress(PackageNotFoundError):
+        return version("reflexd")
+    return "0+unknown"
+
+
+def run_daemon(path: Path, loaded: Loaded, *, faults: tuple[str, ...], verbose: bool) -> int:
+    """Run the daemon until it ends; returns its exit code."""
+    scrubber = configure(verbose=verbose, secrets=loaded.secrets)
+    return asyncio.run(run(loaded.config, path, text=loaded.text, faults=faults, verbose=verbose, scrubber=scrubber))

@@ -1,0 +1,1 @@
+"""Untrusted bytes to readings, and readings to bytes or a short summary."""

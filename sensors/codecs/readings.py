@@ -1,0 +1,106 @@
+"""Readings to bytes and back, and short summaries of readings for people."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from sensors.base import PayloadRefused
+from sensors.codecs.images import decode_image
+from sensors.readings import Frame, Reading, Sound, Text
+
+MAX_PIXELS = 20_000_000
+WIDTH = 320
+"""Pixels; the width of a preview."""
+Jpeg = Callable[[NDArray[np.uint8]], bytes]
+"""An image, height x width x 3 RGB, as JPEG bytes."""
+
+
+def decode_media(encoding: str, data: bytes) -> dict[str, Any]:
+    """Decode a stored image to `picture`, or a stored sound to `sound` and `rate_hz`.
+
+    Args:
+        encoding: `jpeg`, `png` or `flac`.
+        data: what `encode_reading` returned for it.
+
+    Raises:
+        ValueError: another encoding.
+        PayloadRefused: not an image of at most `MAX_PIXELS`.
+    """
+    if encoding in ("jpeg", "png"):
+        return {"picture": decode_image(data, MAX_PIXELS)}
+    if encoding == "flac":
+        samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        return {"sound": np.ascontiguousarray(samples.mean(1)), "rate_hz": int(rate_hz)}
+    raise ValueError(f"encoding {encoding!r} is neither an image nor a sound")
+
+
+def decode_reading(stream: str, stamp_s: float, encoding: str, data: bytes) -> Reading | None:
+    """Decode a stored reading; None where its bytes can no longer be read."""
+    if encoding == "utf-8":
+        return Text(stream, stamp_s, 0, data.decode(errors="replace"))
+    try:
+        fields = decode_media(encoding, data)
+    except (ValueError, PayloadRefused, soundfile.LibsndfileError):
+        return None
+    if "picture" in fields:
+        return Frame(stream, stamp_s, 0, fields["picture"], data)
+    return Sound(stream, stamp_s, 0, fields["sound"], fields["rate_hz"])
+
+
+def summarize_reading(reading: Reading, jpeg: Jpeg) -> dict[str, Any]:
+    """A reading for a person: `text`, `values`, `jpeg` (at most 320 pixels wide) or `flac`, the last two in base64."""
+    if isinstance(reading, Frame):
+        step = max(1, math.ceil(reading.image.shape[1] / WIDTH))
+        small = jpeg(np.ascontiguousarray(reading.image[::step, ::step]))
+        return {"jpeg": base64.b64encode(small).decode()}
+    if isinstance(reading, Sound):
+        encoded = encode_reading(reading, jpeg)
+        assert encoded is not None
+        return {"flac": base64.b64encode(encoded[1]).decode()}
+    return facts(reading)
+
+
+def facts(reading: Sound | Text | Any) -> dict[str, Any]:
+    """What a reading that is no picture says."""
+    if isinstance(reading, Sound):
+        return levels(reading.samples[-reading.rate_hz // 4 :])
+    if isinstance(reading, Text):
+        return {"text": reading.text}
+    return {"values": dict(zip(reading.fields, map(float, reading.values), strict=True))}
+
+
+def levels(samples: NDArray[np.float32]) -> dict[str, float]:
+    """Root mean square and peak of samples in [-1, 1], in dBFS, never below -90."""
+    if not samples.size:
+        return {"level_db": -90.0, "peak_db": -90.0}
+    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+    peak = float(np.max(np.abs(samples)))
+    return {"level_db": round(_db(rms), 1), "peak_db": round(_db(peak), 1)}
+
+
+def _db(amplitude: float) -> float:
+    return 20 * math.log10(max(amplitude, 10 ** (-90 / 20)))
+
+
+def encode_reading(reading: Reading, jpeg: Jpeg) -> tuple[str, bytes] | None:
+    """Encoding and bytes of a reading; None for telemetry, which experience keeps whole."""
+    match reading:
+        case Frame():
+            data = reading.encoded or jpeg(reading.image)
+            return ("jpeg" if data[:2] == b"\xff\xd8" else "png"), data
+        case Sound():
+            buffer = io.BytesIO()
+            samples = np.clip(reading.samples, -1.0, 1.0)
+            soundfile.write(buffer, samples, reading.rate_hz, format="FLAC", subtype="PCM_16")
+            return "flac", buffer.getvalue()
+        case Text():
+            return "utf-8", reading.text.encode()
+    return None

@@ -1,0 +1,228 @@
+"""The only importer of cv2: still pictures decoded in this process, video captured in a driver process.
+
+`capture` blocks for as long as the driver likes and trusts no driver time-out: it runs under `sensors.drivers.process`, in a
+process that its owner kills when frames grow too old. Colour comes out as RGB. Does not know streams or settings.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensors.base import PayloadRefused, SensorLost
+
+MAX_PIXELS = 2**27
+"""OpenCV's own last line of defence; each stream's `max_pixels` is checked before it."""
+LIVE_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|analyzeduration;1000000|probesize;500000"
+"""FFmpeg's options for network sources: TCP, no buffering, at most one second of looking before the first picture."""
+SANE_FPS = (0.1, 240.0)
+
+
+class Outbox(Protocol):
+    """Where a driver process puts what it captured; never blocks."""
+
+    def frame(self, stamp_s: float, image: NDArray[np.uint8]) -> None:
+        """A new picture; an unsent older one is dropped and counted."""
+
+    def opened(self, fps: float) -> None:
+        """The source is open; `fps` is what it claims, 0 when it does not say."""
+
+    def drop(self, cause: str) -> None:
+        """Count something that was not delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureJob:
+    """What to open. `source` is a device number, a path or an rtsp:// or http:// URL."""
+
+    source: int | str
+    rate_hz: float
+    loop: bool
+    width: int | None
+    height: int | None
+    max_pixels: int
+
+    @property
+    def file(self) -> bool:
+        """A recording, played at its own pace, as against something live."""
+        return isinstance(self.source, str) and "://" not in self.source
+
+
+def load() -> ModuleType:
+    """cv2, with its picture limit set first.
+
+    Raises:
+        SensorLost: it cannot be loaded; the message names the Debian packages it may want.
+    """
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", LIVE_OPTIONS)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    try:
+        import cv2  # noqa: PLC0415 - loaded when a camera is used, after its limits are set
+    except ImportError as error:
+        raise SensorLost(
+            f"OpenCV cannot be loaded ({error}); on Debian: apt-get install libgl1 libglib2.0-0"
+        ) from error
+    module: ModuleType = cv2
+    return module
+
+
+def decode(payload: bytes) -> NDArray[np.uint8]:
+    """A JPEG or PNG as RGB uint8 (height, width, 3), its EXIF orientation applied. Check its header first.
+
+    Raises:
+        PayloadRefused: `undecodable`.
+        SensorLost: cv2 cannot be loaded.
+    """
+    cv2 = load()
+    try:
+        image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise PayloadRefused("undecodable", f"OpenCV cannot decode it: {error}") from None
+    if image is None:
+        raise PayloadRefused("undecodable", "OpenCV cannot decode it")
+    result: NDArray[np.uint8] = image
+    return result
+
+
+def encode(image: NDArray[np.uint8], suffix: Literal[".jpg", ".png"] = ".jpg", quality: int = 90) -> bytes:
+    """RGB uint8 (height, width, 3) as JPEG or PNG bytes."""
+    cv2 = load()
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
+    taken, data = cv2.imencode(suffix, cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR), options)
+    assert taken, f"OpenCV cannot write {suffix}"
+    return bytes(data)
+
+
+class Pace:
+    """Which of a live source's frames to keep for `rate_hz`: those due, with a quarter period of tolerance."""
+
+    def __init__(self, rate_hz: float) -> None:
+        self._period_s = 1.0 / rate_hz
+        self._next_s = float("-inf")
+
+    def due(self, now_s: float) -> bool:
+        """True when the frame captured at `now_s` is wanted."""
+        if now_s < self._next_s - 0.25 * self._period_s:
+            return False
+        self._next_s = max(self._next_s + self._period_s, now_s)
+        return True
+
+
+class SourceClock:
+    """When a live picture was taken, from the source's own time stamps.
+
+    Arrival says when the network let it through: after a stall old pictures arrive in a burst, and a link slower than the
+    video delivers ever older ones, all looking new. The shortest transit seen maps the source's clock to ours (Cristian
+    1989, one way); it may rise by 500 ppm, for clocks that drift. Unknown: the constant part of the transit.
+    """
+
+    DRIFT = 5e-4
+
+    def __init__(self) -> None:
+        self._offset_s = float("inf")
+        self._source_s = 0.0
+        self._now_s = 0.0
+
+    def stamp_s(self, source_s: float, now_s: float) -> float:
+        """Our time of a picture that the source stamped `source_s` and that arrived at `now_s`."""
+        if source_s <= self._source_s:  # no stamps, or the source began anew
+            self._offset_s = float("inf")
+        self._offset_s = min(self._offset_s + self.DRIFT * (now_s - self._now_s), now_s - source_s)
+        self._source_s, self._now_s = source_s, now_s
+        return source_s + self._offset_s
+
+
+def capture(job: CaptureJob, outbox: Outbox, stop: threading.Event) -> None:
+    """Deliver frames until the source ends (returns) or fails.
+
+    Raises:
+        SensorLost: it cannot be opened, stopped delivering, or its pictures are too large.
+    """
+    cv2 = load()
+    cv2.setNumThreads(1)
+    pace = Pace(job.rate_hz)
+    while True:
+        source = _open(cv2, job)
+        try:
+            fps = source.get(cv2.CAP_PROP_FPS)
+            fps = fps if SANE_FPS[0] < fps < SANE_FPS[1] else 0.0
+            outbox.opened(fps)
+            delivered = _play(source, job, outbox, stop, pace, fps)
+        finally:
+            source.release()
+        if stop.is_set() or not job.file:
+            return
+        if delivered == 0:
+            raise SensorLost("the file holds no picture that can be decoded")
+        if not job.loop:
+            return
+
+
+def _open(cv2: ModuleType, job: CaptureJob) -> Any:
+    backend = cv2.CAP_V4L2 if isinstance(job.source, int) else cv2.CAP_FFMPEG
+    options = [] if isinstance(job.source, int) else [cv2.CAP_PROP_N_THREADS, 1]  # frame threads add frames of delay
+    source = cv2.VideoCapture(job.source, backend, options)
+    if not source.isOpened():
+        source.release()
+        raise SensorLost("it cannot be opened: the driver found no video there")
+    if isinstance(job.source, int):
+        source.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        for key, value in ((cv2.CAP_PROP_FRAME_WIDTH, job.width), (cv2.CAP_PROP_FRAME_HEIGHT, job.height)):
+            if value is not None:
+                source.set(key, value)
+    pixels = source.get(cv2.CAP_PROP_FRAME_WIDTH) * source.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    if pixels > job.max_pixels:
+        source.release()
+        raise SensorLost(f"its pictures have {pixels:.0f} pixels; max_pixels allows {job.max_pixels}")
+    return source
+
+
+def _play(source: Any, job: CaptureJob, outbox: Outbox, stop: threading.Event, pace: Pace, fps: float) -> int:
+    """Grab until the end; the number of pictures grabbed. A file keeps real time: frame n is due at n / fps."""
+    start_s = time.monotonic()
+    step_s = 1.0 / (fps or job.rate_hz)
+    clock = SourceClock() if str(job.source).startswith("rtsp") else None
+    position = load().CAP_PROP_POS_MSEC
+    grabbed = 0
+    while not stop.is_set() and source.grab():
+        if job.file:
+            stop.wait(max(0.0, start_s + grabbed * step_s - time.monotonic()))
+        stamp_s = time.monotonic()
+        if clock is not None:
+            stamp_s = clock.stamp_s(source.get(position) / 1_000, stamp_s)
+        grabbed += 1
+        if pace.due(stamp_s):
+            _offer(source, job, outbox, stamp_s)
+    if not job.file and not stop.is_set():
+        raise SensorLost("it stopped delivering")
+    return grabbed
+
+
+def _offer(source: Any, job: CaptureJob, outbox: Outbox, stamp_s: float) -> None:
+    taken, image = source.retrieve()
+    if not taken or image is None or image.size == 0:
+        outbox.drop("undecodable")
+    elif image.shape[0] * image.shape[1] > job.max_pixels:
+        outbox.drop("too_many_pixels")
+    else:
+        outbox.frame(stamp_s, _rgb(image))
+
+
+def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    cv2 = load()
+    code = cv2.COLOR_GRAY2RGB if image.ndim == 2 or image.shape[2] == 1 else cv2.COLOR_BGR2RGB
+    result: NDArray[np.uint8] = cv2.cvtColor(image, code)
+    return result
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """Lossless, for pictures that did not arrive encoded."""
+    return encode(image, ".png")

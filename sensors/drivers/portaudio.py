@@ -1,0 +1,202 @@
+"""The only importer of sounddevice and soundfile: sound captured from a device or played from a file.
+
+Runs under `sensors.drivers.process`. PortAudio's callback writes into a ring without locks; a plain loop empties it. PortAudio
+lists devices once per process, so a microphone plugged in later is found by the next driver process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensors.base import SensorLost
+
+BLOCK_S = 0.02
+"""How much sound travels at once."""
+
+
+class Outbox(Protocol):
+    """Where a driver process puts what it heard."""
+
+    def sound(self, stamp_s: float, rate_hz: int, samples: NDArray[np.float32]) -> None:
+        """Float32 mono; the last sample was captured at `stamp_s`."""
+
+    def drop(self, cause: str) -> None:
+        """Count something that was not delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordJob:
+    """A PortAudio input device by number or name, None for the default; `rate_hz` is asked of it."""
+
+    device: int | str | None
+    rate_hz: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlayJob:
+    """A sound file, in real time."""
+
+    path: str
+    loop: bool
+
+
+class Ring:
+    """Single producer, single consumer, no lock: each end owns one counter, and a counter is one assignment.
+
+    When the consumer is a whole ring behind, the oldest samples are overwritten and counted as lost.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._samples = np.zeros(capacity, np.float32)
+        self._written = 0
+        self._read = 0
+        self.lost = 0
+
+    def write(self, samples: NDArray[np.float32]) -> None:
+        """Append (producer only)."""
+        size = len(self._samples)
+        samples = samples[-size:]
+        at = self._written % size
+        head = min(len(samples), size - at)
+        self._samples[at : at + head] = samples[:head]
+        self._samples[: len(samples) - head] = samples[head:]
+        self._written += len(samples)
+
+    def take(self) -> NDArray[np.float32]:
+        """Everything not yet taken, oldest first (consumer only)."""
+        size = len(self._samples)
+        end = self._written
+        start = max(self._read, end - size)
+        self.lost += start - self._read
+        self._read = end
+        return self._samples[np.arange(start, end) % size]
+
+
+def load() -> ModuleType:
+    """The sounddevice module.
+
+    Raises:
+        SensorLost: it or PortAudio is missing; the message says what to install.
+    """
+    try:
+        import sounddevice  # noqa: PLC0415 - it loads PortAudio, which only a microphone needs
+    except ImportError as error:
+        raise SensorLost(f"sounddevice is not installed ({error}); pip install 'reflexd[microphone]'") from error
+    except OSError as error:
+        raise SensorLost(f"PortAudio cannot be loaded ({error}); on Debian: apt-get install libportaudio2") from error
+    module: ModuleType = sounddevice
+    return module
+
+
+def record(job: RecordJob, outbox: Outbox, stop: threading.Event) -> None:
+    """Deliver what the device hears until told to stop.
+
+    Raises:
+        SensorLost: no such device, it cannot be opened, or the stream stopped.
+    """
+    sounddevice = load()
+    ring = Ring(4 * max(job.rate_hz, 192_000))
+    troubles: list[str] = []
+
+    def heard(data: Any, _frames: int, _time: Any, status: Any) -> None:
+        ring.write(data[:, 0])
+        if status and len(troubles) < 100:
+            troubles.append("device_overflow")
+
+    try:
+        rate_hz = _rate(sounddevice, job)
+        stream = sounddevice.InputStream(
+            device=job.device, channels=1, samplerate=rate_hz, dtype="float32", latency=0.05, callback=heard
+        )
+        with stream:
+            _empty(stream, ring, rate_hz, outbox, troubles, stop)
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise SensorLost(f"the sound device cannot be used: {error}") from error
+
+
+def _rate(sounddevice: ModuleType, job: RecordJob) -> int:
+    """The rate asked for where the device has it, else the device's own."""
+    try:
+        sounddevice.check_input_settings(device=job.device, channels=1, samplerate=job.rate_hz)
+    except sounddevice.PortAudioError:
+        return int(sounddevice.query_devices(job.device, "input")["default_samplerate"])
+    return job.rate_hz
+
+
+def _empty(stream: Any, ring: Ring, rate_hz: int, outbox: Outbox, troubles: list[str], stop: threading.Event) -> None:
+    while not stop.wait(BLOCK_S / 2):
+        samples = ring.take()
+        if len(samples):
+            outbox.sound(time.monotonic(), rate_hz, samples)
+        elif not stream.active:
+            raise SensorLost("the sound device stopped")
+        while troubles:
+            outbox.drop(troubles.pop())
+        if ring.lost:
+            ring.lost = 0
+            outbox.drop("ring_overflow")
+
+
+def play(job: PlayJob, outbox: Outbox, stop: threading.Event) -> None:
+    """Deliver a file's sound in real time, its channels averaged; returns at its end.
+
+    Raises:
+        SensorLost: it cannot be read.
+    """
+    import soundfile  # noqa: PLC0415 - only a sound file needs it
+
+    if not Path(job.path).is_file():
+        raise SensorLost(f"{job.path}: no such file")
+    try:
+        with soundfile.SoundFile(job.path) as file:
+            _play(file, job, outbox, stop)
+    except soundfile.SoundFileError as error:
+        raise SensorLost(f"{job.path} cannot be read as sound: {error}") from error
+
+
+def _play(file: Any, job: PlayJob, outbox: Outbox, stop: threading.Event) -> None:
+    rate_hz = int(file.samplerate)
+    block = max(1, round(rate_hz * BLOCK_S))
+    start_s, sent = time.monotonic(), 0
+    while not stop.is_set():
+        samples = file.read(block, dtype="float32", always_2d=True).mean(axis=1, dtype=np.float32)
+        if not len(samples):
+            if not job.loop or sent == 0:
+                return
+            file.seek(0)
+            continue
+        sent += len(samples)
+        due_s = start_s + sent / rate_hz  # a microphone hears a block when its last sample is past
+        stop.wait(max(0.0, due_s - time.monotonic()))
+        outbox.sound(time.monotonic(), rate_hz, samples)
+
+
+@dataclass(frozen=True, slots=True)
+class InputDevice:
+    """One microphone as PortAudio lists it."""
+
+    number: int
+    name: str
+    channels: int
+    rate_hz: float
+
+
+def inputs() -> list[InputDevice]:
+    """Every device that can record.
+
+    Raises:
+        SensorLost: sounddevice or PortAudio is missing.
+    """
+    return [
+        InputDevice(number, entry["name"], entry["max_input_channels"], entry["default_samplerate"])
+        for number, entry in enumerate(load().query_devices())
+        if entry["max_input_channels"] > 0
+    ]

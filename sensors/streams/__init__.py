@@ -1,0 +1,1 @@
+"""The concrete streams: camera, microphone, text, telemetry, task output; and fault injection."""

@@ -1,0 +1,178 @@
+"""Microphones: a PortAudio device, a sound file in real time, or 16-bit PCM on a topic; always 16 kHz mono windows.
+
+Devices and files run in a process of their own (`sensors.drivers.portaudio` under `sensors.drivers.process`) and are watched by age.
+Resampling is soxr's streaming one (no clicks between blocks, a delay of some 10 ms). Every `hop_s` the last `window_s`
+are offered; before enough was heard the window begins with silence. Does not know speech from noise.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from sensors.base import PayloadRefused
+from sensors.config import MicrophoneSettings
+from sensors.drivers.portaudio import BLOCK_S, PlayJob, RecordJob
+from sensors.drivers.process import Job, Message
+from sensors.drivers.sensor import DrivenSensor
+from sensors.drivers.watchdog import Absent, Limits
+from sensors.readings import Sound
+
+RATE_HZ = 16_000
+MAX_PCM_S = 30.0
+GAP_S = 0.25
+"""Silence between two PCM payloads longer than this is put into the window as silence."""
+_FILE = re.compile(r"\.(wav|flac|ogg|oga|opus|mp3|aiff?|au|w64)$", re.IGNORECASE)
+
+
+class Window:
+    """The last `window_s` of a stream of samples at any rate, at 16 kHz."""
+
+    def __init__(self, window_s: float, hop_s: float) -> None:
+        self._samples = np.zeros(max(1, round(window_s * RATE_HZ)), np.float32)
+        self._hop = max(1, round(hop_s * RATE_HZ))
+        self._since = 0
+        self._rate_hz = 0
+        self._resample: soxr.ResampleStream | None = None
+
+    def clear(self) -> None:
+        """Forget everything: the source was interrupted."""
+        self._samples[:] = 0.0
+        self._since = 0
+        self._rate_hz = 0
+        self._resample = None
+
+    def add(self, samples: NDArray[np.float32], rate_hz: int) -> bool:
+        """Append; True when a hop or more has passed since `take`."""
+        if rate_hz != self._rate_hz:
+            self._rate_hz = rate_hz
+            self._resample = None
+            if rate_hz != RATE_HZ:
+                self._resample = soxr.ResampleStream(rate_hz, RATE_HZ, 1, dtype="float32", quality="HQ")
+        if self._resample is not None:
+            samples = self._resample.resample_chunk(samples)
+        self._append(samples)
+        return self._since >= self._hop
+
+    def silence(self, seconds: float) -> None:
+        """Append that much silence."""
+        self._append(np.zeros(min(len(self._samples), round(seconds * RATE_HZ)), np.float32))
+
+    def take(self) -> NDArray[np.float32]:
+        """A copy of the window, oldest first."""
+        self._since %= self._hop
+        return self._samples.copy()
+
+    def _append(self, samples: NDArray[np.float32]) -> None:
+        size = len(self._samples)
+        self._since += len(samples)
+        samples = samples[-size:]
+        keep = size - len(samples)
+        if len(samples):
+            self._samples[:keep] = self._samples[size - keep :]
+            self._samples[keep:] = samples
+
+
+class MicrophoneSensor(DrivenSensor):
+    """A microphone or a sound file."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: MicrophoneSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        limits: Limits | None = None,
+    ) -> None:
+        self._window = Window(settings.window_s, settings.hop_s)
+        job = job_of(settings)
+        super().__init__(
+            name,
+            settings.source,
+            job,
+            limits or Limits(period_s=max(settings.hop_s, 2 * BLOCK_S)),
+            probe=lambda: _probe(job),
+            clock=clock,
+            begin=self._window.clear,
+        )
+
+    def _take(self, message: Message) -> bool:
+        if message.kind != "S":
+            return False
+        if self._window.add(np.frombuffer(message.body, np.float32), message.first):
+            self._publish(Sound(self.name, message.stamp_s, self._next(), self._window.take(), RATE_HZ))
+        return True
+
+
+class TopicMicrophone:
+    """16-bit little-endian mono PCM over MQTT, of any payload length up to 30 s."""
+
+    def __init__(self, name: str, topic: str | None, settings: MicrophoneSettings) -> None:
+        self.name = name
+        self.topic = topic
+        self.drops: Counter[str] = Counter()
+        self._rate_hz = settings.rate_hz
+        self._window = Window(settings.window_s, settings.hop_s)
+        self._last_s: float | None = None
+        self._seq = 0
+
+    def decode(self, payload: bytes, stamp_s: float) -> Sound | None:
+        """Append one payload; the window when a hop has passed. `stamp_s` is when its last sample was heard.
+
+        Raises:
+            PayloadRefused: `empty`, `odd_length` or `too_large`.
+        """
+        try:
+            samples = pcm(payload, self._rate_hz)
+        except PayloadRefused as refusal:
+            self.drops[refusal.cause] += 1
+            raise
+        if self._last_s is not None:
+            gap_s = stamp_s - self._last_s - len(samples) / self._rate_hz
+            if gap_s > GAP_S:
+                self._window.silence(gap_s)
+        self._last_s = stamp_s
+        if not self._window.add(samples, self._rate_hz):
+            return None
+        self._seq += 1
+        return Sound(self.name, stamp_s, self._seq, self._window.take(), RATE_HZ)
+
+
+def pcm(payload: bytes, rate_hz: int) -> NDArray[np.float32]:
+    """16-bit little-endian PCM as float32 in [-1, 1).
+
+    Raises:
+        PayloadRefused: `empty`, `odd_length` or `too_large`.
+    """
+    if not payload:
+        raise PayloadRefused("empty", "no sound in the payload")
+    if len(payload) % 2:
+        raise PayloadRefused("odd_length", f"{len(payload)} bytes are no whole number of 16-bit samples")
+    if len(payload) > 2 * rate_hz * MAX_PCM_S:
+        raise PayloadRefused("too_large", f"{len(payload)} bytes; at most {MAX_PCM_S:.0f} s at {rate_hz} Hz are taken")
+    return np.frombuffer(payload, "<i2").astype(np.float32) / np.float32(32_768.0)
+
+
+def job_of(settings: MicrophoneSettings) -> Job:
+    """What the driver process is to do: a path or the name of a sound file is played, anything else is a device."""
+    source = settings.source
+    if isinstance(source, str):
+        if source.startswith("file:") or "/" in source or _FILE.search(source):
+            return PlayJob(source.removeprefix("file:"), settings.loop)
+        if source == "default":
+            return RecordJob(None, settings.rate_hz)
+        if source.isdecimal():
+            return RecordJob(int(source), settings.rate_hz)
+    return RecordJob(source, settings.rate_hz)
+
+
+def _probe(job: Job) -> None:
+    if isinstance(job, PlayJob) and not Path(job.path).is_file():
+        raise Absent(f"{job.path}: no such file")

@@ -1,0 +1,106 @@
+"""From settings to sensor objects, in one place. Opens nothing: a sensor's `run` does.
+
+A third party's sensor comes through an entry point of the group `reflexd.sensors`: a callable
+`factory(name, options, *, clock)` that returns a `Sensor` or a `TopicSensor`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from sensors.base import Sensor, TopicSensor
+from sensors.config import (
+    PREFIX,
+    AnyStream,
+    CameraSettings,
+    MicrophoneSettings,
+    PluginStreamSettings,
+    TelemetrySettings,
+    TextSettings,
+)
+from sensors.streams.camera import CameraSensor, TopicCamera
+from sensors.streams.microphone import MicrophoneSensor, TopicMicrophone
+from sensors.streams.task_output import FedTelemetry
+from sensors.streams.telemetry import TopicTelemetry
+from sensors.streams.text import FollowedText, StdinText, TopicText
+
+GROUP = "reflexd.sensors"
+
+
+def build(name: str, settings: AnyStream, *, clock: Callable[[], float] = time.monotonic) -> Sensor | TopicSensor:
+    """The sensor of stream `name`.
+
+    Raises:
+        ValueError: the settings name something that does not exist; the message says what would be right.
+    """
+    match settings:
+        case CameraSettings():
+            return _camera(name, settings, clock)
+        case MicrophoneSettings():
+            return _microphone(name, settings, clock)
+        case TextSettings():
+            return _text(name, settings, clock)
+        case TelemetrySettings():
+            return _telemetry(name, settings)
+    return _plugin(name, settings, clock)
+
+
+def is_topic(source: int | str) -> bool:
+    """`topic` or `topic:NAME`."""
+    return isinstance(source, str) and (source == "topic" or source.startswith("topic:"))
+
+
+def topic_of(source: int | str) -> str | None:
+    """NAME of `topic:NAME`; None for `topic`, the agent's own."""
+    name = str(source).partition(":")[2]
+    if "+" in name or "#" in name:
+        raise ValueError(f"{source!r}: a stream has one topic, without + or #")
+    return name or None
+
+
+def _camera(name: str, settings: CameraSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:
+    if is_topic(settings.source):
+        return TopicCamera(name, topic_of(settings.source), settings.max_pixels)
+    return CameraSensor(name, settings, clock=clock)
+
+
+def _microphone(name: str, settings: MicrophoneSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:
+    if is_topic(settings.source):
+        return TopicMicrophone(name, topic_of(settings.source), settings)
+    return MicrophoneSensor(name, settings, clock=clock)
+
+
+def _text(name: str, settings: TextSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:
+    source = settings.source
+    if is_topic(source):
+        return TopicText(name, topic_of(source), settings.max_chars)
+    if source == "stdin":
+        return StdinText(name, settings.max_chars, clock=clock)
+    if source.startswith("file:") and len(source) > len("file:"):
+        return FollowedText(name, Path(source.removeprefix("file:")), settings.max_chars, clock=clock)
+    raise ValueError(f"streams.{name}.source: {source!r}; write topic, topic:NAME, stdin or file:PATH")
+
+
+def _telemetry(name: str, settings: TelemetrySettings) -> Sensor | TopicSensor:
+    if settings.source.startswith(PREFIX):
+        return FedTelemetry(name, settings.fields)
+    if not is_topic(settings.source):
+        raise ValueError(f"streams.{name}.source: {settings.source!r}; write topic or topic:NAME")
+    return TopicTelemetry(name, topic_of(settings.source), settings.fields)
+
+
+def _plugin(name: str, settings: PluginStreamSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:
+    found = entry_points(group=GROUP)
+    if settings.plugin not in found.names:
+        raise ValueError(
+            f"streams.{name}.plugin: no entry point {settings.plugin!r} in {GROUP}; installed: {sorted(found.names)}"
+        )
+    sensor = found[settings.plugin].load()(name, settings.options, clock=clock)
+    if not isinstance(sensor, Sensor | TopicSensor):
+        raise ValueError(  # noqa: TRY004 - a wrong plugin is a wrong setting to the user
+            f"streams.{name}.plugin: {settings.plugin!r} made a {type(sensor).__name__}, which is no sensor"
+        )
+    return sensor

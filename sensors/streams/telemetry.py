@@ -1,0 +1,89 @@
+"""Telemetry: numbers picked out of a JSON object, all of them or none.
+
+A field is a key, or with a leading `/` a JSON pointer (RFC 6901). A payload that lacks a field, or holds something that
+is no finite float32 there, is refused whole: a policy must not see half of a state. Scaling is the policy's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from jsonpointer import JsonPointer, JsonPointerException
+
+from sensors.base import PayloadRefused
+from sensors.codecs.json_payload import parse_json
+from sensors.readings import Telemetry
+
+_MISSING = object()
+
+
+class TopicTelemetry:
+    """A JSON object a message."""
+
+    def __init__(self, name: str, topic: str | None, fields: tuple[str, ...]) -> None:
+        self.name = name
+        self.topic = topic
+        self.drops: Counter[str] = Counter()
+        self._fields = fields
+        self._pointers = tuple(_pointer(name, text) for text in fields)
+        self._seq = 0
+
+    def decode(self, payload: bytes, stamp_s: float) -> Telemetry:
+        """One payload as float32 numbers in the order of the fields; true and false are 1 and 0.
+
+        Raises:
+            PayloadRefused: `too_large`, `not_json`, `too_deep`, `not_an_object`, `missing_field`, `not_a_number` or
+                `not_finite`.
+        """
+        try:
+            values = self._read(payload)
+        except PayloadRefused as refusal:
+            self.drops[refusal.cause] += 1
+            raise
+        self._seq += 1
+        return Telemetry(self.name, stamp_s, self._seq, self._fields, values)
+
+    def _read(self, payload: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+        document = parse_json(payload)
+        if not isinstance(document, dict):
+            raise PayloadRefused("not_an_object", f"a JSON object is wanted, not {type(document).__name__}")
+        pairs = zip(self._fields, self._pointers, strict=True)
+        numbers = [_number(text, _find(document, text, pointer)) for text, pointer in pairs]
+        with np.errstate(over="ignore"):
+            values = np.asarray(numbers, np.float64).astype(np.float32)
+        if not np.isfinite(values).all():
+            field = self._fields[int(np.flatnonzero(~np.isfinite(values))[0])]
+            raise PayloadRefused("not_finite", f"{field} is beyond a 32-bit float")
+        return values
+
+
+def _pointer(stream: str, field: str) -> JsonPointer | None:
+    """The pointer that `field` spells; None for a plain key."""
+    if not field.startswith("/"):
+        return None
+    try:
+        return JsonPointer(field)
+    except JsonPointerException as error:
+        raise ValueError(f"streams.{stream}.fields: {field!r} is no JSON pointer: {error}") from None
+
+
+def _find(document: dict[str, Any], field: str, pointer: JsonPointer | None) -> object:
+    try:
+        value = document.get(field, _MISSING) if pointer is None else pointer.resolve(document, _MISSING)
+    except JsonPointerException:
+        value = _MISSING
+    if value is _MISSING:
+        raise PayloadRefused("missing_field", f"{field} is missing")
+    return value
+
+
+def _number(field: str, value: object) -> float:
+    if not isinstance(value, int | float):
+        raise PayloadRefused("not_a_number", f"{field} is {type(value).__name__}, not a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise PayloadRefused("not_finite", f"{field} is not finite")
+    return number

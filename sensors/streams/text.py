@@ -1,0 +1,274 @@
+"""Text: from a topic, from standard input, or from a file that is followed like `tail -F`.
+
+Half an order is another order, so a text over `max_chars` is refused whole, never cut. A followed file is read from its
+present end; a file that appears later, or takes its place, from the beginning. Does not see a file that was truncated
+and grew past the old position between two looks (0.1 s).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from sensors.base import PayloadRefused, Publish, tell
+from sensors.codecs.json_payload import parse_json
+from sensors.readings import Text
+
+_CHUNK = 65_536
+_BYTES_PER_CHAR = 4
+
+
+def clean(payload: bytes, max_chars: int) -> str:
+    """UTF-8 without surrounding white space.
+
+    Raises:
+        PayloadRefused: `not_utf8`, `empty` or `too_long`.
+    """
+    try:
+        text = payload.decode().strip()
+    except UnicodeDecodeError as error:
+        raise PayloadRefused("not_utf8", f"not UTF-8 at byte {error.start}") from None
+    if not text:
+        raise PayloadRefused("empty", "no text")
+    if len(text) > max_chars:
+        raise PayloadRefused("too_long", f"{len(text)} characters; max_chars allows {max_chars}")
+    return text
+
+
+class TopicText:
+    """UTF-8, or a JSON object with `text`: a payload that begins with `{` must be the latter."""
+
+    def __init__(self, name: str, topic: str | None, max_chars: int) -> None:
+        self.name = name
+        self.topic = topic
+        self.drops: Counter[str] = Counter()
+        self._max_chars = max_chars
+        self._seq = 0
+
+    def decode(self, payload: bytes, stamp_s: float) -> Text:
+        """One payload as a text.
+
+        Raises:
+            PayloadRefused: `too_large`, `not_json`, `too_deep`, `no_text`, `not_utf8`, `empty` or `too_long`.
+        """
+        try:
+            text = self._read(payload)
+        except PayloadRefused as refusal:
+            self.drops[refusal.cause] += 1
+            raise
+        self._seq += 1
+        return Text(self.name, stamp_s, self._seq, text)
+
+    def _read(self, payload: bytes) -> str:
+        limit = 6 * self._max_chars + 4_096  # JSON may spell a character in six bytes, and carry other keys
+        if len(payload) > limit:
+            raise PayloadRefused("too_large", f"{len(payload)} bytes; at most {limit} are taken")
+        if not payload.lstrip().startswith(b"{"):
+            return clean(payload, self._max_chars)
+        text = parse_json(payload, limit).get("text")
+        if not isinstance(text, str):
+            raise PayloadRefused("no_text", 'a JSON text needs the form {"text": "..."}')
+        return clean(text.encode(), self._max_chars)
+
+
+class Lines:
+    """Bytes in, whole lines out; a line over `limit` bytes is dropped without being held in memory."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._part = bytearray()
+        self._overflowing = False
+        self.overlong = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that `data` completes, without their ends."""
+        *ends, rest = data.split(b"\n")
+        lines = [line for end in ends if (line := self._finish(end)) is not None]
+        self._extend(rest)
+        return lines
+
+    def flush(self) -> list[bytes]:
+        """What was begun, as a line: the source has ended."""
+        line = self._finish(b"")
+        return [line] if line else []
+
+    def _extend(self, data: bytes) -> None:
+        if self._overflowing or len(self._part) + len(data) > self._limit:
+            self._overflowing = True
+            self._part.clear()
+        else:
+            self._part += data
+
+    def _finish(self, end: bytes) -> bytes | None:
+        self._extend(end)
+        line, overlong = bytes(self._part), self._overflowing
+        self._part.clear()
+        self._overflowing = False
+        if overlong:
+            self.overlong += 1
+            return None
+        return line
+
+
+class _LineSensor:
+    """What standard input and a followed file share: a thread that reads, lines that become readings."""
+
+    def __init__(self, name: str, max_chars: int, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.drops: Counter[str] = Counter()
+        self._max_chars = max_chars
+        self._clock = clock
+        self._lines = Lines(_BYTES_PER_CHAR * max_chars + 2)
+        self._seq = 0
+
+    def _take(self, lines: list[bytes], publish: Publish) -> None:
+        if self._lines.overlong:
+            self.drops["too_long"] += self._lines.overlong
+            self._lines.overlong = 0
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                text = clean(line, self._max_chars)
+            except PayloadRefused as refusal:
+                self.drops[refusal.cause] += 1
+                continue
+            self._seq += 1
+            publish(Text(self.name, self._clock(), self._seq, text))
+
+
+class StdinText(_LineSensor):
+    """Lines typed or piped in; at its end the source is lost for good."""
+
+    def __init__(
+        self, name: str, max_chars: int, *, descriptor: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(name, max_chars, clock)
+        self._descriptor = descriptor
+
+    async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:  # noqa: ARG002 - an ended input does not come back
+        """Deliver lines until cancelled."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        wake_read, wake_write = os.pipe()
+
+        def read() -> None:
+            try:
+                while wake_read not in (ready := select.select([self._descriptor, wake_read], [], [])[0]) and ready:
+                    data = os.read(self._descriptor, _CHUNK)
+                    self._take(self._lines.feed(data) if data else self._lines.flush(), publish)
+                    if not data:
+                        tell(loop, ended.set)
+                        return
+            except OSError:
+                tell(loop, ended.set)
+            finally:
+                os.close(wake_read)
+
+        thread = threading.Thread(target=read, name=f"text {self.name}", daemon=True)
+        thread.start()
+        try:
+            await ended.wait()
+            lost(f"{self.name}: standard input has ended; no more text will come from it")
+            await asyncio.Event().wait()
+        finally:
+            os.close(wake_write)  # wakes the reader: end-of-file on its pipe
+
+
+class FollowedText(_LineSensor):
+    """The lines appended to a file; survives rotation and truncation."""
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        max_chars: int,
+        *,
+        poll_s: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name, max_chars, clock)
+        self._path = path
+        self._poll_s = poll_s
+        self._file: int | None = None
+        self._skip = True
+        """True until the first look: what is already in the file is not news."""
+
+    @property
+    def following(self) -> bool:
+        """Whether the file is open."""
+        return self._file is not None
+
+    async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
+        """Deliver appended lines until cancelled."""
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
+
+        def report(reason: str | None) -> None:
+            if not stop.is_set():
+                tell(loop, recovered) if reason is None else tell(loop, lost, reason)
+
+        thread = threading.Thread(
+            target=self._follow, args=(publish, report, stop), name=f"text {self.name}", daemon=True
+        )
+        thread.start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stop.set()
+
+    def _follow(self, publish: Publish, report: Callable[[str | None], None], stop: threading.Event) -> None:
+        missing = False
+        while not stop.is_set():
+            reason = self._look(publish)
+            if (reason is not None) != missing:
+                missing = reason is not None
+                report(reason)
+            stop.wait(self._poll_s)
+        self._close()
+
+    def _look(self, publish: Publish) -> str | None:
+        """Read what is new; the reason when there is no file to read."""
+        try:
+            if self._file is not None and self._replaced():
+                self._drain(publish)
+                self._take(self._lines.flush(), publish)
+                self._close()
+            if self._file is None:
+                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                if self._skip:
+                    os.lseek(self._file, 0, os.SEEK_END)
+            self._drain(publish)
+        except OSError as error:
+            self._skip = False
+            return f"{self.name}: {self._path}: {error.strerror}; waiting for the file"
+        self._skip = False
+        return None
+
+    def _drain(self, publish: Publish) -> None:
+        assert self._file is not None
+        if os.fstat(self._file).st_size < os.lseek(self._file, 0, os.SEEK_CUR):
+            self._lines.flush()
+            os.lseek(self._file, 0, os.SEEK_SET)
+        while data := os.read(self._file, _CHUNK):
+            self._take(self._lines.feed(data), publish)
+
+    def _replaced(self) -> bool:
+        assert self._file is not None
+        mine = os.fstat(self._file)
+        try:
+            theirs = self._path.stat()
+        except FileNotFoundError:
+            return True
+        return (mine.st_ino, mine.st_dev) != (theirs.st_ino, theirs.st_dev)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

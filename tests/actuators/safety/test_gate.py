@@ -1,0 +1,710 @@
+"""The gate: every rule by hand, then whatever sequence hypothesis can think of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from actuators.actions import Value
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings, UtteranceSettings
+from actuators.expressions import ExpressionError
+from actuators.safety.gate import Gate, known_names
+from actuators.safety.limits import Refusal
+from actuators.safety.rulings import Ruling
+
+HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay")
+LAMP = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", min_hold_s=0.5, requires=())
+ARM = ContinuousSettings(kind="continuous", low=(-1.0, -1.0), high=(1.0, 1.0), max_rate=(2.0, 2.0), safe=(0.0, 0.0))
+LOOSE = ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), out_of_range="clamp")
+SAY = UtteranceSettings(kind="text", task="chat", max_chars=5)
+
+
+@dataclass(frozen=True)
+class Offer:
+    stamp_s: float
+    actions: dict[str, Value] = field(default_factory=dict)
+    stale: tuple[str, ...] = ()
+    ready: bool = True
+
+
+def make(*, now_s: float = 10.0, arm: bool = True, **actuators: AnyActuator) -> Gate:
+    """An armed gate whose actuators are reconciled and at rest."""
+    gate = Gate(actuators or {"head": HEAD}, GateSettings(), ["cam"], period_s=0.1, now_s=now_s)
+    for name, each in (actuators or {"head": HEAD}).items():
+        rest: object = "" if each.kind == "text" else each.safe
+        if each.kind == "continuous" and each.safe == "hold":
+            rest = [0.0] * len(each.low)
+        assert gate.reconciled(name, rest, now_s) is None
+    if arm:
+        gate.judge(Offer(now_s), now_s)
+        assert gate.armed
+    return gate
+
+
+def one(gate: Gate, now_s: float, actuator: str, value: Any, **offer: Any) -> Ruling:
+    """The ruling on one action, observed 50 ms ago."""
+    rulings = gate.judge(Offer(now_s - 0.05, {actuator: value}, **offer), now_s)
+    return next(ruling for ruling in rulings if ruling.actuator == actuator)
+
+
+def told(rulings: list[Ruling]) -> dict[str, tuple[Value | None, str | None, str]]:
+    return {ruling.actuator: (ruling.value, ruling.rule, ruling.by) for ruling in rulings}
+
+
+def test_a_sound_action_passes() -> None:
+    gate = make()
+    ruling = one(gate, 11.0, "head", "left")
+    assert ruling == Ruling("head", "left", None, "policy", "", news=False)
+    assert ruling.sent
+    assert gate.told("head") == ("left", "policy")
+    assert not gate.counters
+    assert gate.modes == {"head": "autonomous"}
+
+
+def test_an_actuator_without_action_is_left_alone() -> None:
+    gate = make(head=HEAD, lamp=LAMP)
+    assert told(gate.judge(Offer(11.0, {"head": "left"}), 11.0)) == {
+        "head": ("left", None, "policy"),
+        "lamp": (None, None, "nobody"),
+    }
+    assert gate.told("lamp") == ("OFF", "nobody")
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "rule"),
+    [
+        (HEAD, "up", "unknown_choice"),
+        (HEAD, 1.0, "wrong_type"),
+        (HEAD, ("left",), "wrong_type"),
+        (HEAD, None, "wrong_type"),
+        (ARM, "left", "wrong_type"),
+        (ARM, (0.0,), "wrong_type"),
+        (ARM, (0.0, 0.0, 0.0), "wrong_type"),
+        (ARM, (True, 0.0), "wrong_type"),
+        (ARM, (math.nan, 0.0), "not_finite"),
+        (ARM, (0.0, -math.inf), "not_finite"),
+        (ARM, (10**400, 0.0), "not_finite"),
+        (ARM, (0.0, 1.000001), "out_of_range"),
+        (ARM, (-1.000001, 0.0), "out_of_range"),
+        (LOOSE, (math.nan,), "not_finite"),
+        (LOOSE, math.inf, "not_finite"),
+        (ARM, (0.5, 0.0), "too_fast"),
+        (SAY, "toolong", "too_long"),
+        (SAY, "\ud800", "wrong_type"),
+        (SAY, 3.0, "wrong_type"),
+    ],
+)
+def test_what_no_device_may_get(settings: AnyActuator, value: Any, rule: str) -> None:
+    gate = make(it=settings)
+    ruling = one(gate, 11.0, "it", value)
+    assert ruling.rule == rule
+    assert ruling.reason
+    assert ruling.news
+    assert gate.counters == {rule: 1}
+    assert gate.refused == {("it", rule): 1}
+    assert ruling.value != value
+
+
+def test_garbage_does_not_leave_the_last_action_standing() -> None:
+    gate = make(it=ARM)
+    one(gate, 11.0, "it", (0.1, 0.0))
+    first = one(gate, 11.1, "it", (math.nan, 0.0))
+    assert (first.value, first.by, first.rule, first.news) == ((0.0, 0.0), "gate", "not_finite", True)
+    second = one(gate, 11.2, "it", (math.nan, 0.0))
+    assert (second.value, second.by, second.rule, second.news) == (None, "nobody", "not_finite", False)
+    assert gate.counters["not_finite"] == 2
+    assert one(gate, 11.3, "it", (0.1, 0.0)).by == "policy"
+    assert one(gate, 11.4, "it", (math.nan, 0.0)).value == (0.0, 0.0)
+
+
+def test_a_refusal_of_range_or_pace_leaves_the_last_action_standing() -> None:
+    gate = make(it=ARM)
+    one(gate, 11.0, "it", (0.1, 0.0))
+    assert one(gate, 11.1, "it", (2.0, 0.0)).value is None
+    assert one(gate, 11.2, "it", (1.0, 0.0)).value is None
+    assert gate.told("it") == ((0.1, 0.0), "policy")
+
+
+def test_bounds_themselves_are_inside() -> None:
+    still = ARM.model_copy(update={"max_rate": None})
+    gate = make(it=still)
+    assert one(gate, 11.0, "it", (1.0, -1.0)).value == (1.0, -1.0)
+    assert one(gate, 11.1, "it", [-1, 1]).value == (-1.0, 1.0)
+
+
+def test_out_of_range_is_clamped_where_set_so() -> None:
+    gate = make(it=LOOSE)
+    assert one(gate, 11.0, "it", (7.0,)).value == (1.0,)
+    assert one(gate, 11.1, "it", (-7.0,)).value == (-1.0,)
+    assert one(gate, 11.2, "it", 0.25).value == (0.25,)
+    assert not gate.counters
+
+
+def test_a_step_may_be_as_large_as_rate_times_time() -> None:
+    gate = make(it=ARM)
+    assert one(gate, 11.0, "it", (0.4, 0.4)).value == (0.4, 0.4)  # two periods of 0.1 s, at most, at 2 a second
+    assert one(gate, 11.1, "it", (0.61, 0.4)).rule == "too_fast"
+    assert one(gate, 11.1, "it", (0.6, 0.2)).value == (0.6, 0.2)
+    assert one(gate, 30.0, "it", (1.0, -0.2)).value == (1.0, -0.2)
+    assert one(gate, 60.0, "it", (1.0, -0.7)).rule == "too_fast"  # a pause saves nothing up
+
+
+def test_a_step_is_shortened_where_clamping_is_set() -> None:
+    gate = make(it=ARM.model_copy(update={"out_of_range": "clamp"}))
+    assert one(gate, 11.0, "it", (9.0, 0.1)).value == (0.4, 0.1)
+    assert one(gate, 11.1, "it", (-9.0, 0.1)).value == pytest.approx((0.2, 0.1))
+    assert gate.reconciled("it", [5.0, 0.0], 12.0) is None  # pushed out of its range by hand
+    assert one(gate, 12.0, "it", (1.0, 0.0)).value == (1.0, 0.0)
+    assert gate.reconciled("it", [-5.0, 0.0], 13.0) is None
+    assert one(gate, 13.0, "it", (1.0, 0.0)).value == (-1.0, 0.0)
+
+
+def test_from_an_unknown_position_no_step_can_be_measured() -> None:
+    gate = Gate({"it": ARM}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    assert one(gate, 10.0, "it", (1.0, 1.0)).value == (1.0, 1.0)
+
+
+def test_commands_keep_their_distance() -> None:
+    gate = make(head=HEAD.model_copy(update={"min_interval_s": 0.25}))
+    assert one(gate, 11.0, "head", "left").sent
+    assert one(gate, 11.2, "head", "left").rule == "too_soon"
+    assert one(gate, 11.25, "head", "left").sent
+
+
+def test_a_value_is_held_long_enough() -> None:
+    gate = make(now_s=0.0, lamp=LAMP)
+    assert one(gate, 11.0, "lamp", "ON").sent
+    assert one(gate, 11.4, "lamp", "ON").sent
+    assert one(gate, 11.4375, "lamp", "OFF").rule == "min_hold"
+    assert one(gate, 11.5, "lamp", "OFF").sent
+    assert gate.counters == {"min_hold": 1}
+
+
+def test_a_report_of_another_value_starts_the_hold_anew() -> None:
+    gate = make(lamp=LAMP)
+    assert gate.reconciled("lamp", "ON", 20.0) is None
+    assert gate.told("lamp") == ("ON", "nobody")
+    assert one(gate, 20.25, "lamp", "OFF").rule == "min_hold"
+    assert gate.reconciled("lamp", "ON", 20.3) is None  # nothing new
+    assert one(gate, 20.5, "lamp", "OFF").sent
+
+
+def forbidding(*texts: str, **actuators: AnyActuator) -> Gate:
+    gate = Gate(actuators, GateSettings(forbid=texts, reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    gate.judge(Offer(10.0), 10.0)
+    return gate
+
+
+def test_forbidden_combinations_are_seen_with_what_the_others_do() -> None:
+    lamp = LAMP.model_copy(update={"min_hold_s": 0.0})
+    gate = forbidding("lamp == 'ON' and head == 'left'", lamp=lamp, head=HEAD)
+    first = told(gate.judge(Offer(11.0, {"lamp": "ON", "head": "left"}), 11.0))
+    assert first == {"lamp": (None, "forbidden", "nobody"), "head": (None, "forbidden", "nobody")}, "nothing is known"
+    second = told(gate.judge(Offer(11.1, {"lamp": "OFF", "head": "left"}), 11.1))
+    assert second == {"lamp": ("OFF", None, "policy"), "head": ("left", None, "policy")}
+    third = told(gate.judge(Offer(11.2, {"lamp": "ON", "head": "right"}), 11.2))
+    assert third == {"lamp": (None, "forbidden", "nobody"), "head": ("right", None, "policy")}, "one after the other"
+    assert one(gate, 11.3, "lamp", "ON").sent
+    refused = gate.override("head", "left", 1.0, 11.4)
+    assert refused.rule == "forbidden"
+    assert "lamp == 'ON' and head == 'left'" in refused.reason
+    assert gate.held_until_s("head") is None, "a hold that may never act does not keep the policy out"
+
+
+def test_only_expressions_about_the_actuator_are_asked() -> None:
+    gate = forbidding("lamp == 'ON'", "head == 'left'", "it[0] > 0.5", lamp=LAMP, head=HEAD, it=LOOSE)
+    gate.reconciled("lamp", "ON", 10.5)
+    assert one(gate, 11.0, "head", "right").sent
+    assert one(gate, 11.1, "head", "left").rule == "forbidden"
+    assert one(gate, 11.2, "it", (0.6,)).rule == "forbidden"
+    assert one(gate, 11.3, "it", (0.5,)).sent
+
+
+def test_the_safe_action_is_never_forbidden() -> None:
+    gate = forbidding("head == 'stay'", head=HEAD)
+    assert gate.override("head", "left", 0.0, 11.0).sent
+    assert told(gate.stop(11.1, engaged=True)) == {"head": ("stay", "stopped", "gate")}
+
+
+def test_an_expression_about_nobody_is_refused_at_once() -> None:
+    with pytest.raises(ExpressionError, match="unknown name 'lmap'"):
+        Gate({"head": HEAD}, GateSettings(forbid=("lmap == 'ON'",)))
+    assert known_names({"head": HEAD, "arm": ARM, "say": SAY}) == {"head": None, "arm": 2, "say": None}
+
+
+@pytest.mark.parametrize(
+    ("age_s", "passes"),
+    [(0.0, True), (0.125, True), (0.25, True), (0.2578125, False), (-0.0078125, False), (math.nan, False)],
+)
+def test_a_proposal_expires(age_s: float, passes: bool) -> None:
+    gate = make(now_s=0.0, head=HEAD.model_copy(update={"ttl_ms": 250}))
+    gate.override("head", "left", 0.0, 0.5)
+    rulings = gate.judge(Offer(1.0 - age_s, {"head": "right"}), 1.0)
+    expected = ("right", None, "policy") if passes else ("stay", "expired", "gate")
+    assert told(rulings) == {"head": expected}
+
+
+def test_a_stale_required_stream_makes_safe_once() -> None:
+    gate = make(head=HEAD, lamp=LAMP)
+    one(gate, 11.0, "head", "left")
+    first = one(gate, 11.1, "head", "left", stale=("cam", "room"))
+    assert (first.value, first.rule, first.by, first.news) == ("stay", "stale", "gate", True)
+    assert "cam" in first.reason
+    assert "room" not in first.reason
+    assert one(gate, 11.2, "head", "left", stale=("cam",)) == Ruling(
+        "head", None, "stale", "nobody", first.reason, news=False
+    )
+    assert one(gate, 11.3, "lamp", "ON", stale=("cam",)).sent, "it requires nothing"
+    assert one(gate, 11.4, "head", "left", stale=("room",)).by == "policy"
+    assert one(gate, 11.5, "head", "left", stale=("cam",)).news
+
+
+def test_missing_everything_from_the_start_acts_safe() -> None:
+    gate = make(head=HEAD)
+    assert told(gate.judge(Offer(11.0, {}, stale=("cam",)), 11.0)) == {"head": ("stay", "stale", "gate")}
+
+
+def test_an_agent_that_is_not_ready_moves_nothing() -> None:
+    gate = make(arm=False)
+    assert told(gate.judge(Offer(10.0, {"head": "left"}, ready=False), 10.0)) == {"head": (None, "disarmed", "nobody")}
+    assert not gate.armed
+    assert one(gate, 10.1, "head", "left").sent
+    assert one(gate, 10.2, "head", "left", ready=False).rule == "not_ready"
+    assert gate.told("head") == ("stay", "gate")
+    assert gate.armed, "draining is not death"
+
+
+def test_an_unknown_actuator_is_told() -> None:
+    gate = make()
+    ruling = one(gate, 11.0, "tail", "wag")
+    assert (ruling.rule, ruling.value, ruling.news) == ("unknown_actuator", None, True)
+    assert gate.override("tail", "wag", 1.0, 11.0).rule == "unknown_actuator"
+    assert gate.set_mode("shadow", 11.0, "tail")[0].rule == "unknown_actuator"
+    assert gate.modes == {"head": "autonomous"}
+    refusal = gate.reconciled("t" * 100, "wag", 11.0)
+    assert refusal == Refusal("unknown_actuator", f"{'t' * 64!r} is not configured")
+    assert gate.counters == {"unknown_actuator": 3}
+    assert not gate.refused
+
+
+# Arming and the dead-man.
+
+
+def test_arming_waits_for_every_report() -> None:
+    gate = Gate({"head": HEAD, "lamp": LAMP}, GateSettings(), period_s=0.1, now_s=10.0)
+    assert one(gate, 10.1, "head", "left").rule == "disarmed"
+    gate.reconciled("head", "right", 10.2)
+    assert one(gate, 10.3, "head", "left").rule == "disarmed"
+    assert not gate.is_reconciled(10.3)
+    gate.reconciled("lamp", "OFF", 10.4)
+    assert gate.is_reconciled(10.4)
+    assert gate.told("head") == ("right", "nobody")
+    assert one(gate, 10.5, "head", "left").sent
+
+
+def test_arming_waits_no_longer_than_set() -> None:
+    gate = Gate({"head": HEAD}, GateSettings(reconcile_s=2.0), period_s=0.1, now_s=10.0)
+    assert one(gate, 11.9, "head", "left").rule == "disarmed"
+    assert one(gate, 12.0, "head", "left").sent
+
+
+def test_a_report_that_is_no_value_makes_the_value_unknown() -> None:
+    gate = make(head=HEAD, it=ARM, arm=False)
+    for name, value in (("head", "up"), ("head", 3), ("it", "left"), ("it", [math.nan, 0.0]), ("it", [1.0])):
+        gate.reconciled(name, "left" if name == "head" else [0.0, 0.0], 10.0)
+        assert gate.reconciled(name, value, 10.1) is not None
+        assert gate.told(name) == (None, "nobody")
+    fresh = Gate({"head": HEAD}, GateSettings(), now_s=10.0)
+    fresh.reconciled("head", "up", 10.1)
+    assert not fresh.is_reconciled(10.2)
+
+
+def test_without_an_agent_nothing_arms() -> None:
+    gate = make(arm=False)
+    assert gate.tick(20.0) == []
+    assert not gate.armed
+    assert gate.deadline_s == math.inf
+
+
+def test_the_dead_man_acts_after_period_and_grace() -> None:
+    gate = make(now_s=0.0)
+    one(gate, 1.0, "head", "left")
+    assert gate.deadline_s == pytest.approx(1.25)
+    assert gate.tick(1.24) == []
+    assert gate.armed
+    late = gate.deadline_s
+    assert gate.tick(late) == [Ruling("head", "stay", "lost", "gate", "no sign of life from the agent")]
+    assert not gate.armed
+    assert gate.counters == {"lost": 1}
+    assert gate.tick(late + 1) == []
+    assert gate.deadline_s == math.inf
+
+
+def test_the_agent_comes_back_and_auto_arms() -> None:
+    gate = make()
+    gate.override("head", "left", 5.0, 11.0)
+    assert told(gate.lost(11.1)) == {"head": ("stay", "lost", "gate")}
+    assert gate.held_until_s("head") is None
+    assert gate.override("head", "left", 5.0, 11.2).rule == "disarmed"
+    assert gate.tick(11.3) == []
+    assert not gate.armed
+    assert one(gate, 12.0, "head", "right").by == "policy"
+
+
+def test_arming_on_request() -> None:
+    gate = Gate({"head": HEAD}, GateSettings(arm="request", reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    assert one(gate, 10.1, "head", "left").rule == "disarmed"
+    assert gate.arm(10.2) is None
+    assert gate.armed
+    assert one(gate, 10.3, "head", "left").sent
+    gate.lost(10.4)
+    assert one(gate, 10.5, "head", "left").rule == "disarmed", "a person decides again"
+    assert gate.arm(10.6) is None
+    assert gate.armed
+
+
+def test_arming_ahead_of_the_agent_takes_effect_when_it_comes() -> None:
+    gate = Gate({"head": HEAD}, GateSettings(arm="request", reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    assert gate.arm(10.1) is None
+    assert not gate.armed
+    assert one(gate, 10.2, "head", "left").sent
+
+
+def test_a_person_disarms() -> None:
+    gate = make(head=HEAD, say=SAY)
+    one(gate, 11.0, "head", "left")
+    assert told(gate.disarm(11.1)) == {"head": ("stay", "disarmed", "gate"), "say": (None, "disarmed", "nobody")}
+    assert one(gate, 11.2, "head", "left").rule == "disarmed"
+    gate.lost(11.3)
+    assert one(gate, 11.4, "head", "left").rule == "disarmed", "auto does not overrule a person"
+    assert gate.arm(11.5) is None
+    assert one(gate, 11.6, "head", "left").sent
+
+
+def test_the_hosts_own_rest_arms_again() -> None:
+    gate = make()
+    assert gate.rest(11.0) == [Ruling("head", "stay", "disarmed", "gate", "start or end of the daemon")]
+    assert not gate.armed
+    assert one(gate, 11.1, "head", "left").sent
+    assert gate.rest(11.2, "why")[0].reason == "why"
+
+
+def test_a_lost_broker_disarms_and_everything_is_asked_anew() -> None:
+    gate = make()
+    one(gate, 11.0, "head", "left")
+    assert told(gate.disconnected(11.1)) == {"head": ("stay", "disarmed", "gate")}
+    assert one(gate, 11.2, "head", "left").rule == "disarmed"
+    gate.connected(20.0)
+    assert not gate.is_reconciled(21.9)
+    assert one(gate, 20.1, "head", "left").rule == "disarmed"
+    gate.reconciled("head", "stay", 20.2)
+    assert one(gate, 20.3, "head", "left").sent
+
+
+# Stop.
+
+
+def test_stop_is_latched_and_release_moves_nothing() -> None:
+    gate = make(head=HEAD, say=SAY)
+    gate.set_mode("shadow", 10.5)
+    gate.override("head", "left", 5.0, 11.0)
+    assert told(gate.stop(11.1, engaged=True)) == {
+        "head": ("stay", "stopped", "gate"),
+        "say": (None, "stopped", "nobody"),
+    }
+    assert gate.stopped
+    assert gate.override("head", "left", 5.0, 11.2).rule == "stopped"
+    refusal = gate.arm(11.3)
+    assert refusal is not None
+    assert refusal.rule == "stopped"
+    gate.set_mode("autonomous", 11.35)
+    assert one(gate, 11.4, "head", "left").rule == "stopped"
+    assert gate.stop(11.5, engaged=False) == []
+    assert one(gate, 11.6, "head", "left").rule == "disarmed"
+    gate.lost(11.7)
+    assert one(gate, 11.8, "head", "left").rule == "disarmed"
+    assert gate.arm(11.9) is None
+    assert one(gate, 12.0, "head", "left").sent
+
+
+def test_latches_survive_a_restart() -> None:
+    gate = make()
+    assert gate.latches == {"stopped": False, "wanted": True, "modes": {"head": "autonomous"}}
+    gate.stop(11.0, engaged=True)
+    gate.set_mode("assist", 11.0)
+    saved = gate.latches
+    assert saved == {"stopped": True, "wanted": False, "modes": {"head": "assist"}}
+    again = make(arm=False)
+    again.restore(saved)
+    assert again.stopped
+    assert again.modes == {"head": "assist"}
+    again.stop(11.0, engaged=False)
+    released = again.latches
+    third = make(arm=False)
+    third.restore(released)
+    assert not third.stopped
+    third.judge(Offer(12.0), 12.0)
+    assert not third.armed, "release alone moves nothing, a restart included"
+
+
+@pytest.mark.parametrize(
+    "latches",
+    [
+        {},
+        {"stopped": False},
+        {"stopped": False, "modes": 3},
+        {"stopped": "no", "modes": {}},
+        {"stopped": 0, "modes": {}},
+    ],
+)
+def test_unreadable_latches_count_as_stopped(latches: dict[str, object]) -> None:
+    gate = make()
+    gate.restore(latches)
+    assert gate.stopped
+    assert not gate.armed
+    gate.stop(11.0, engaged=False)
+    gate.judge(Offer(11.0), 11.0)
+    assert not gate.armed
+
+
+def test_readable_latches() -> None:
+    gate = make()
+    gate.restore({"stopped": False, "wanted": True, "modes": {"head": "shadow", "gone": "shadow"}})
+    assert not gate.armed
+    assert gate.modes == {"head": "shadow"}
+    gate.judge(Offer(11.0), 11.0)
+    assert gate.armed
+    gate.restore({"stopped": False, "wanted": 1, "modes": {"head": "loud"}})
+    assert gate.modes == {"head": "shadow"}
+    gate.judge(Offer(11.1), 11.1)
+    assert not gate.armed
+    request = Gate({"head": HEAD}, GateSettings(arm="request", reconcile_s=0.0), now_s=0.0)
+    request.restore({"stopped": False, "wanted": True, "modes": {}})
+    request.judge(Offer(1.0), 1.0)
+    assert not request.armed, "a request does not outlive the process"
+
+
+# Modes.
+
+
+@pytest.mark.parametrize("mode", ["shadow", "assist"])
+def test_only_people_act_outside_autonomous(mode: Any) -> None:
+    gate = Gate({"head": HEAD}, GateSettings(reconcile_s=0.0), ["cam"], period_s=0.1, now_s=10.0, mode=mode)
+    assert told(gate.judge(Offer(11.0, {"head": "left"}), 11.0)) == {"head": (None, "mode", "nobody")}
+    assert told(gate.judge(Offer(11.1, {}, stale=("cam",)), 11.1)) == {"head": (None, None, "nobody")}
+    assert gate.override("head", "left", 0.5, 11.2) == Ruling("head", "left", None, "override")
+    assert gate.judge(Offer(11.6, {}), 11.6) == [Ruling("head", None, None, "nobody")]
+    assert gate.tick(11.7) == [Ruling("head", "stay", None, "gate", "the override has ended")]
+    assert gate.tick(11.8) == []
+
+
+def test_in_shadow_the_dead_man_speaks_only_where_the_gate_has_acted() -> None:
+    gate = make(head=HEAD, lamp=LAMP)
+    gate.set_mode("shadow", 10.1)
+    gate.override("lamp", "ON", 5.0, 10.6)
+    assert told(gate.lost(10.7)) == {"lamp": ("OFF", "lost", "gate")}
+    assist = make(head=HEAD)
+    assist.set_mode("assist", 10.1)
+    assert told(assist.lost(10.7)) == {"head": ("stay", "lost", "gate")}
+
+
+def test_leaving_autonomous_leaves_no_motion_behind() -> None:
+    gate = make(head=HEAD, lamp=LAMP)
+    gate.judge(Offer(11.0, {"head": "left", "lamp": "ON"}), 11.0)
+    assert told(gate.set_mode("assist", 11.1, "head")) == {"head": ("stay", "mode", "gate")}
+    assert gate.modes == {"head": "assist", "lamp": "autonomous"}
+    assert gate.told("lamp") == ("ON", "policy")
+    assert gate.set_mode("assist", 11.2, "head") == []
+    gate.override("lamp", "ON", 5.0, 11.3)
+    assert gate.set_mode("shadow", 11.4) == [], "a person's hold outlives the change"
+    assert gate.told("lamp") == ("ON", "override")
+    assert gate.set_mode("autonomous", 11.5) == []
+    assert gate.modes == {"head": "autonomous", "lamp": "autonomous"}
+
+
+def test_mode_change_to_the_same_mode_keeps_acting() -> None:
+    gate = make()
+    one(gate, 11.0, "head", "left")
+    assert gate.set_mode("autonomous", 11.1) == []
+    assert gate.told("head") == ("left", "policy")
+
+
+# Overrides.
+
+
+def test_the_policy_yields_and_control_returns() -> None:
+    gate = make()
+    assert gate.override("head", "left", 0.5, 11.0) == Ruling("head", "left", None, "override")
+    assert gate.held_until_s("head") == 11.5
+    ruling = one(gate, 11.1, "head", "right")
+    assert (ruling.value, ruling.rule, ruling.by, ruling.news) == (None, "overridden", "nobody", True)
+    assert gate.told("head") == ("left", "override")
+    assert not one(gate, 11.4, "head", "right").news
+    assert one(gate, 11.5, "head", "right") == Ruling("head", "right", None, "policy")
+    assert gate.held_until_s("head") is None
+    assert gate.counters == {"overridden": 2}
+
+
+def test_without_a_wish_of_the_policy_nothing_is_overridden() -> None:
+    gate = make()
+    gate.override("head", "left", 0.5, 11.0)
+    assert gate.judge(Offer(11.1), 11.1) == [Ruling("head", None, None, "nobody")]
+    assert not gate.counters
+
+
+def test_an_override_waits_until_it_may_act() -> None:
+    gate = make(lamp=LAMP)
+    gate.override("lamp", "ON", 0.0, 11.0)
+    assert gate.override("lamp", "OFF", 5.0, 11.1).rule == "min_hold"
+    assert gate.held_until_s("lamp") == pytest.approx(16.1)
+    assert one(gate, 11.2, "lamp", "ON").rule == "overridden"
+    assert gate.told("lamp") == ("ON", "override")
+    ruling = one(gate, 11.6, "lamp", "ON")
+    assert (ruling.value, ruling.rule, ruling.by) == ("OFF", "overridden", "override")
+    slow = make(head=HEAD.model_copy(update={"min_interval_s": 1.0}))
+    slow.override("head", "left", 5.0, 11.0)
+    assert slow.override("head", "right", 5.0, 11.5).rule == "too_soon"
+    assert slow.judge(Offer(12.0), 12.0) == [Ruling("head", "right", None, "override")]
+
+
+@pytest.mark.parametrize(("out_of_range", "wanted"), [("clamp", 9.0), ("refuse", 1.0)])
+def test_an_override_approaches_its_value_at_the_allowed_pace(out_of_range: str, wanted: float) -> None:
+    gate = make(it=ARM.model_copy(update={"out_of_range": out_of_range}))
+    assert gate.override("it", [wanted, 0.0], 5.0, 11.0).value == (0.4, 0.0)
+    seen = [one(gate, 11.0 + 0.1 * tick, "it", (0.0, 0.0)).value for tick in range(1, 5)]
+    assert seen == [pytest.approx((0.6, 0.0)), pytest.approx((0.8, 0.0)), pytest.approx((1.0, 0.0)), None]
+
+
+@pytest.mark.parametrize(
+    ("value", "hold_s", "rule"),
+    [
+        ("up", 1.0, "unknown_choice"),
+        (2.0, 1.0, "wrong_type"),
+        ("left", -1.0, "wrong_type"),
+        ("left", math.nan, "wrong_type"),
+        ("left", 3_600.5, "wrong_type"),
+    ],
+)
+def test_bad_overrides_change_nothing(value: Any, hold_s: float, rule: str) -> None:
+    gate = make()
+    one(gate, 11.0, "head", "right")
+    assert gate.override("head", value, hold_s, 11.05).rule == rule
+    assert gate.held_until_s("head") is None
+    assert gate.told("head") == ("right", "policy")
+    assert gate.counters == {rule: 1}
+
+
+def test_the_longest_hold() -> None:
+    gate = make()
+    assert gate.override("head", "left", 3_600.0, 11.0).sent
+    assert gate.held_until_s("head") == 3_611.0
+
+
+def test_a_momentary_override_ends_at_the_next_proposal() -> None:
+    gate = make()
+    assert gate.override("head", "left", 0.0, 11.0).sent
+    assert one(gate, 11.0, "head", "right").by == "policy"
+
+
+def test_a_stale_stream_does_not_stop_a_person() -> None:
+    gate = make()
+    gate.override("head", "left", 0.5, 11.0)
+    assert one(gate, 11.1, "head", "right", stale=("cam",)).rule == "overridden"
+    assert gate.told("head") == ("left", "override")
+    assert one(gate, 11.5, "head", "right", stale=("cam",)).value == "stay"
+
+
+# Safe actions that send nothing, and a choice that is called hold.
+
+
+def test_hold_sends_nothing() -> None:
+    still = HEAD.model_copy(update={"safe": "hold"})
+    gate = Gate({"head": still, "it": LOOSE}, GateSettings(), now_s=10.0)
+    assert told(gate.lost(10.0)) == {"head": (None, "lost", "nobody"), "it": (None, "lost", "nobody")}
+    named = ChoiceSettings(kind="choice", choices=("hold", "go"), safe="hold")
+    assert told(make(it=named).lost(10.0)) == {"it": ("hold", "lost", "gate")}
+
+
+# What people are told.
+
+
+def test_reasons_say_what_happened() -> None:
+    gate = make(head=HEAD, say=SAY, lamp=LAMP, slow=HEAD.model_copy(update={"min_interval_s": 9.0}))
+    assert one(gate, 11.0, "say", "\udfff").reason == "half of a character: the text cannot be written as UTF-8"
+    assert one(gate, 11.0, "say", "\ud800a").rule == "wrong_type"
+    assert one(gate, 11.0, "say", "12345").sent
+    assert one(gate, 11.0, "say", 3.0).reason == "a word is wanted, not float"  # type: ignore[arg-type]
+    long = one(gate, 11.0, "head", "x" * 50)
+    assert long.reason == f"{'x' * 40!r} is not one of ['left', 'stay', 'right']"
+    assert gate.override("head", "left", -1.0, 11.0).reason == "hold_s must be between 0 and 3600"
+    one(gate, 11.0, "lamp", "ON")
+    assert one(gate, 11.25, "lamp", "OFF").reason == "'ON' is held for 0.5 s"
+    one(gate, 11.0, "slow", "left")
+    assert one(gate, 11.5, "slow", "left").reason == "0.500 s after the last command; at least 9"
+    gate.override("head", "left", 1.0, 12.0)
+    assert one(gate, 12.1, "head", "right").reason == "a person acts"
+    gate.tick(13.5)
+    gate.judge(Offer(14.0), 14.0)
+    gate.set_mode("assist", 14.0)
+    assert one(gate, 14.0, "head", "right").reason == "the mode is assist"
+    unknown = one(gate, 14.0, "t" * 70, "wag")
+    assert unknown.reason == f"{'t' * 64!r} is not configured; there are ['head', 'lamp', 'say', 'slow']"
+    assert unknown.by == "nobody"
+
+
+def test_reasons_of_rest() -> None:
+    gate = make()
+    one(gate, 11.0, "head", "left")
+    assert gate.set_mode("shadow", 11.1)[0].reason == "the mode is now shadow"
+    gate.set_mode("autonomous", 11.1)
+    assert gate.disconnected(11.2)[0].reason == "no connection to the broker"
+    assert one(gate, 11.3, "head", "left").reason == "not armed"
+    assert gate.disarm(11.4)[0].reason == "disarmed by a person"
+    assert gate.stop(11.5, engaged=True)[0].reason == "the software stop is engaged"
+    assert one(gate, 11.6, "head", "left").reason == "the software stop is engaged"
+    refusal = gate.arm(11.7)
+    assert refusal is not None
+    assert refusal.reason == "release the stop first, then arm"
+    assert one(make(), 11.0, "head", "left", ready=False).reason == "the agent is starting or draining"
+    late = make().judge(Offer(10.0, {"head": "left"}), 10.5)[0]
+    assert late.reason == "observed 500 ms ago; at most 300"
+    big = ContinuousSettings(kind="continuous", low=(0.0,), high=(1.0,))
+    assert one(make(it=big), 11.0, "it", 10**400).reason == "a number is beyond a double"
+
+
+def test_safe_actions_keep_time_for_what_comes_after() -> None:
+    held = LAMP.model_copy(update={"safe": "OFF", "min_interval_s": 0.25})
+    gate = make(lamp=held)
+    one(gate, 11.0, "lamp", "ON")
+    assert gate.tick(12.0)[0].rule == "lost"
+    assert one(gate, 12.125, "lamp", "ON").rule == "too_soon"
+    assert one(gate, 13.0, "lamp", "ON").sent
+    gate.set_mode("assist", 14.0)
+    assert gate.override("lamp", "ON", 1.0, 14.125).rule == "too_soon"
+    gate.override("lamp", "ON", 0.5, 15.0)
+    gate.judge(Offer(15.5), 15.5)
+    assert gate.told("lamp") == ("OFF", "gate")
+    assert gate.override("lamp", "ON", 0.5, 15.625).rule == "too_soon"
+    gate.lost(16.0)
+    gate.judge(Offer(17.0), 17.0)
+    gate.lost(17.0)
+    assert gate.counters["lost"] == 3
+
+
+def test_a_remembered_mode_replaces_that_of_the_settings() -> None:
+    gate = Gate({"head": HEAD}, GateSettings(), now_s=10.0, mode="shadow")
+    gate.restore({"stopped": False, "wanted": True, "modes": {"head": "autonomous"}})
+    assert gate.modes == {"head": "autonomous"}
+    assert gate.armed is False
+
+
+def test_by_default_the_clock_starts_at_zero_and_ticks_at_ten_hertz() -> None:
+    gate = Gate({"head": HEAD}, GateSettings())
+    assert gate.armed is False
+    assert gate.is_reconciled(2.0)
+    assert not gate.is_reconciled(1.9)
+    gate.judge(Offer(0.5), 0.5)
+    assert gate.deadline_s == pytest.approx(0.75)

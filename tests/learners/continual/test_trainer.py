@@ -1,0 +1,398 @@
+"""Labels that arrive: the dataset they make, candidates that are promoted or not, and why."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import soundfile
+import tinymodels
+import torch
+from PIL import Image
+
+from learners.config import FinetuneSettings, TaskSettings
+from learners.continual.acceptance import agreement, refusal
+from learners.continual.attribution import alone, suspects
+from learners.continual.candidate import GENTLE, WEIGH, Lesson, Taught, balanced, rehearsed, replay
+from learners.continual.evaluation import each, worse
+from learners.continual.labels import Labelled, Labels
+from learners.continual.trainer import Online, newest
+from learners.experience.reader import Reader
+from learners.experience.store import Label, Raw, Store, Transition
+from learners.finetune.trainer import Stopped
+from learners.tasks.base import DataError, Prediction
+from learners.tasks.registry import open_task
+
+FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}
+OPTIONS = {"epochs": 20, "learning_rate": 2e-3, "patience": 8}
+
+
+def publish(store: Store, rows: list[dict[str, str]], source: str = "default", **other: str) -> None:
+    """Rows as labels of a source; `other` names labels that are sent instead."""
+    for row in rows:
+        assert store.add_label(Label("intents", other.get(row["label"], row["label"]), row["text"], source=source))
+    assert store.flush()
+
+
+def online(tmp_path: Path, clock: Callable[[], float] = lambda: 0.0, **finetune: Any) -> Online:
+    model = tmp_path / "model"
+    if not model.exists():
+        tinymodels.bert(model)
+    heldout = tinymodels.held_out(tmp_path / "held.jsonl", 80, FIRST | SECOND)
+    settings = TaskSettings(kind="classify", stream="orders", model=str(model), train="full", heldout=str(heldout))
+    chosen = {
+        "every_s": 10,
+        "min_labels": 20,
+        "holdout": 0.3,
+        "replay": 1.0,
+        "batch": 8,
+        "margin": 0.02,
+        "forget_margin": 0.05,
+    } | finetune
+    reader = Reader(tmp_path / "experience")
+    return Online(
+        "intents", settings, FinetuneSettings(**chosen), tmp_path / "tasks", reader, clock=clock, options=OPTIONS
+    )
+
+
+class Careless(Lesson):
+    """Gives one earlier class up, unless it teaches gently."""
+
+    always = False
+
+    def teach(self, *given: Any, gently: bool = False) -> Taught:
+        taught = super().teach(*given, gently=gently)
+        if given[0] is not None and (self.always or not gently):
+            with torch.no_grad():
+                taught.task.model.classifier.bias[taught.task.labels.index("halt")] -= 100.0
+        return taught
+
+
+class Hopeless(Careless):
+    """Gives it up every time."""
+
+    always = True
+
+
+@pytest.mark.parametrize(("kind", "outcome"), [(Careless, "promoted"), (Hopeless, "rejected")])
+def test_what_only_forgets_is_taught_once_more_gently(
+    tmp_path: Path, store: Store, kind: type[Lesson], outcome: str
+) -> None:
+    tuner = online(tmp_path)
+    tuner.lesson = kind(tuner.settings, tuner.finetune, 0, OPTIONS)
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    assert "tries" not in tuner.run().figures
+    publish(store, tinymodels.orders(60, 2, SECOND))
+    told = tuner.run()
+    assert told.outcome == outcome, told
+    assert told.figures["tries"] == 2
+    assert told.figures["known_after_first"] <= told.figures["known_before"] - 0.4
+    assert (outcome == "rejected") == told.reason.startswith("forgets")
+
+
+def test_the_gentle_try_learns_slower(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    tuner.lesson = Lesson(tuner.settings, tuner.finetune, 0, {"epochs": 1})
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    parts = tuner.holdout().parts(tuner.labels.all(), [])
+    rates = [
+        tuner.lesson.teach(None, parts, 0, None, None, gently=gently).settings.learning_rate for gently in (False, True)
+    ]
+    assert rates[1] == GENTLE * rates[0]
+
+
+def test_waves_are_learned_kept_and_a_poisoned_one_is_refused(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    first = tuner.run()
+    assert first.promoted, first
+    assert first.event == "task_promoted"
+    assert first.figures["agreement"] >= 0.9, "on what it was taught"
+    assert 0.4 < first.figures["all_after"] <= 0.5, "half of the file is of classes nobody has taught yet"
+    publish(store, tinymodels.orders(60, 2, SECOND))
+    second = tuner.run()
+    assert second.promoted, second
+    assert (second.figures["held_known"], second.figures["held_new"]) == (40, 40)
+    assert second.figures["known_after"] >= second.figures["known_before"] - 0.05
+    assert second.figures["all_after"] > second.figures["all_before"] + 0.3
+    assert second.figures["replayed"] > 0
+    live = tuner.versions.live()
+    assert live is not None
+    assert set(open_task("classify", live.path).labels) == {"move", "halt", "turn", "warn"}
+
+    rows = tinymodels.orders(60, 3, FIRST | SECOND)
+    labels = np.random.default_rng(0).permutation([row["label"] for row in rows])
+    publish(store, [{**row, "label": str(label)} for row, label in zip(rows, labels, strict=True)])
+    third = tuner.run()
+    assert third.outcome == "rejected"
+    assert third.event == "task_rejected"
+    assert "contradict what is known" in third.reason
+    assert third.fields["labels_agreement_low"] <= third.fields["labels_chance"]
+    assert tuner.versions.live() == live
+    assert [told["source"] for told in third.blamed] == ["label:default"], "it taught alone, and its labels are noise"
+    # what was refused is set aside: the next wave does not replay it
+    publish(store, tinymodels.orders(40, 4, FIRST | SECOND))
+    fourth = tuner.run()
+    assert fourth.promoted, fourth
+    assert tuner.versions.rollback() == live
+    assert tuner.versions.live() == live
+
+
+def test_sources_that_lower_the_held_out_metric_are_named_and_the_rest_is_learned(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    assert tuner.run().promoted
+    publish(store, tinymodels.orders(60, 2, FIRST), "anna")
+    publish(store, tinymodels.orders(60, 3, FIRST), "paul", move="halt", halt="move")
+    verdict = tuner.run()
+    assert verdict.promoted, verdict
+    (blamed,) = verdict.blamed
+    assert (blamed["source"], blamed["kind"], blamed["task"]) == ("label:paul", "labels", "intents")
+    assert blamed["held_out_without"] == verdict.figures["all_after"] >= blamed["held_out_with"]
+    assert blamed["chance"] <= blamed["alpha"] or blamed["contradicts"]
+    store.quarantine("label:paul")
+    assert store.flush()
+    assert {one.source for one in tuner.labels.all()} == {"default", "anna"}
+
+
+def test_two_that_lie_together_are_both_named(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST))
+    assert tuner.run().promoted
+    publish(store, tinymodels.orders(24, 2, FIRST), "anna")
+    for seed, liar in ((3, "paul"), (4, "mark")):
+        publish(store, tinymodels.orders(48, seed, FIRST), liar, move="halt", halt="move")
+    verdict = tuner.run()
+    assert verdict.promoted, verdict
+    assert {told["source"] for told in verdict.blamed} == {"label:paul", "label:mark"}
+
+
+def test_no_source_is_blamed_for_what_chance_explains(tmp_path: Path, store: Store) -> None:
+    """A few wrong labels of an honest source cost an example or two of the file: refused, and nobody is kept apart."""
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST | SECOND))
+    assert tuner.run().promoted
+    tuner.finetune = tuner.finetune.model_copy(update={"margin": -0.5})  # stricter than anyone can be
+    publish(store, tinymodels.orders(60, 2, FIRST | SECOND), "anna")
+    verdict = tuner.run()
+    assert verdict.outcome == "rejected"
+    assert verdict.blamed == ()
+
+
+def test_suspects_are_the_least_agreeing_and_never_all_there_are() -> None:
+    def labels(count: int, source: str) -> list[Labelled]:
+        return [Labelled(n, "0", {"n": len(source), "label": "x"}, source) for n in range(count)]
+
+    def agrees(examples: Sequence[dict[str, Any]]) -> float:
+        return float(examples[0]["n"])
+
+    assert suspects(labels(20, "a"), agrees) == []
+    assert suspects(labels(20, "a") + labels(20, "bb") + labels(7, "few"), agrees) == [("a",), ("bb",), ("a", "bb")]
+    assert suspects(labels(20, "bb") + labels(20, "a"), agrees) == [("a",), ("bb",)]
+    assert alone(labels(20, "a")) == "a"
+    assert alone(labels(7, "a")) is None
+    assert alone(labels(20, "a") + labels(20, "bb")) is None
+
+
+def test_the_sign_test_by_hand() -> None:
+    # eight examples fell, one rose, three stayed: P(at least 8 of 9) = (9 + 1) / 2^9
+    after, before = [0.0] * 8 + [1.0] + [0.5] * 3, [1.0] * 8 + [0.0] + [0.5] * 3
+    assert worse(after, before) == pytest.approx(10 / 512)
+    assert worse(before, before) == 1.0
+
+
+def test_examples_are_scored_one_by_one(tmp_path: Path) -> None:
+    tag = open_task("tag", tinymodels.bert(tmp_path / "b"), labels=("O", "B-x", "I-x"))
+    rows = [{"tokens": ["a", "b"], "tags": ["O", "B-x"]}]
+    assert each(tag, rows, [Prediction(["O", "O"])]) == [0.5]
+    say = open_task("summarize", tinymodels.t5(tmp_path / "t"))
+    assert each(say, [{"source": "a", "target": "red cup"}], [Prediction("red cup")]) == [1.0]
+
+
+def test_one_source_cannot_fill_a_lesson(tmp_path: Path, store: Store) -> None:
+    labels = [Labelled(n, "0", {}, source) for n, source in enumerate(["loud", "anna", "loud", "loud", "anna"])]
+    assert [one.id for one in newest(labels, 2)] == [1, 2, 3, 4]
+    tuner = online(tmp_path, per_source=10, holdout=0.01)
+    publish(store, tinymodels.orders(60, 1, FIRST), "loud")
+    publish(store, tinymodels.orders(10, 2, FIRST), "anna")
+    assert tuner.run().figures["new_labels"] <= 20
+
+
+def test_a_model_that_answers_before_it_is_tuned_is_what_its_first_version_is_held_against(
+    tmp_path: Path, store: Store
+) -> None:
+    """A chat's selection metric is negative: held against zero no first version would ever pass."""
+    rows = [{"messages": [{"role": "user", "content": "what is red ?"}, {"role": "assistant", "content": "stop ."}]}]
+    held = tmp_path / "held.jsonl"
+    held.write_bytes(orjson.dumps(rows[0]))
+    model = str(tinymodels.llama(tmp_path / "llama"))
+    settings = TaskSettings(kind="chat", stream="orders", model=model, train="full", heldout=str(held))
+    finetune = FinetuneSettings(min_labels=1, holdout=0.01, batch=4)
+    options = {"epochs": 20, "learning_rate": 1e-2, "patience": 20}
+    one = Online("talk", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"), options=options)
+    for text in ("is red ?", "red ?", "what red ?", "the red ?"):
+        assert store.add_label(Label("talk", "stop .", text))
+    assert store.flush()
+    verdict = one.run()
+    assert verdict.promoted, verdict
+    assert 0 > verdict.figures["all_after"] > verdict.figures["all_before"]
+
+
+def test_it_waits_for_time_and_labels(tmp_path: Path, store: Store) -> None:
+    now = 0.0
+    tuner = online(tmp_path, clock=lambda: now)
+    publish(store, tinymodels.orders(19, 1, FIRST))
+    now = 11.0
+    assert not tuner.due(), "a label too few"
+    publish(store, tinymodels.orders(1, 2, FIRST))
+    assert tuner.due()
+    with pytest.raises(Stopped):
+        tuner.run(stop=lambda: True)
+    assert tuner.memory.judged == 0, "a stopped run changes nothing"
+    assert not tuner.due(), "the pause begins anew"
+
+
+def test_too_few_labels_are_said(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    with pytest.raises(DataError, match="none of its new labels"):
+        tuner.run()
+    publish(store, [{"text": "go", "label": "move"}])
+    with pytest.raises(DataError, match="more are needed"):
+        tuner.run()
+
+
+def test_agreement_by_hand() -> None:
+    wanted, found = list("aabb"), list("aaba")
+    figures = agreement(wanted, found)
+    assert figures["agreement"] == 0.75
+    assert figures["chance"] == pytest.approx(0.5 * 0.75 + 0.5 * 0.25)
+    # Wilson at z = 1.645, n = 4, p = .75: (.75 + .33825 - 1.645 * sqrt(.046875 + .042281)) / 1.67650
+    assert figures["agreement_low"] == pytest.approx(0.3562, abs=2e-4)
+    assert agreement(["a"] * 9, ["a"] * 9)["chance"] == 0.5, "one label alone: nothing to confuse"
+
+
+def test_refusals_in_their_order() -> None:
+    settings = FinetuneSettings(margin=0.01, forget_margin=0.03)
+    fine = {
+        "agreement": 0.9,
+        "agreement_low": 0.8,
+        "chance": 0.3,
+        "all_before": 0.7,
+        "all_after": 0.8,
+        "known_before": 0.9,
+        "known_after": 0.88,
+    }
+    assert refusal(fine, settings) is None
+    assert "is not what the held-out file says" in str(refusal(fine | {"agreement_low": 0.2}, settings))
+    noise = {"validation_agreement": 0.3, "validation_agreement_low": 0.2, "validation_chance": 0.25}
+    assert "cannot be learned" in str(refusal(fine | noise, settings))
+    noise = {name.replace("validation", "labels"): value for name, value in noise.items()}
+    assert "contradict what is known" in str(refusal(fine | noise, settings))
+    assert "worse" in str(refusal(fine | {"all_after": 0.68}, settings))
+    assert "forgets" in str(refusal(fine | {"known_after": 0.86}, settings))
+
+
+def test_replay_takes_labels_evenly() -> None:
+    rows = [{"text": str(i), "label": "many"} for i in range(30)] + [
+        {"text": f"f{i}", "label": "few"} for i in range(3)
+    ]
+    picked = replay(rows, 8, 0)
+    assert [row["label"] for row in picked].count("few") == 3
+    assert len(picked) == 8
+    assert len(replay(rows, 99, 0)) == 33
+    assert replay(rows, 0, 0) == []
+
+
+def test_every_earlier_class_is_rehearsed_as_much_as_a_new_one_is_taught() -> None:
+    new = [{"label": label} for label in "ab" for _ in range(8)]
+    known = [{"label": label} for label in "cdef" for _ in range(20)]
+    assert rehearsed(new, known, 1.0) == 4 * 8
+    assert rehearsed(new, known, 0.5) == 4 * 4
+    assert rehearsed([{"source": "x"}] * 6, [{"source": "y"}] * 40, 1.0) == 6, "no classes: as many as the new ones"
+    assert rehearsed(new, [], 1.0) == 0
+
+
+def test_new_and_earlier_labels_weigh_alike_when_the_epoch_is_chosen() -> None:
+    tried = [{"text": "new", "label": "a"}] * 4
+    for count in (1, 4, 9, 1_000):
+        kept = [{"text": str(i), "label": "b"} for i in range(count)]
+        rows = balanced(tried, kept, 0)
+        new = sum(row["text"] == "new" for row in rows)
+        assert 0.4 <= new / len(rows) <= 0.6
+        assert len(rows) <= 2 * WEIGH * len(tried) + len(tried)
+    assert balanced(tried, [], 0) == tried
+    assert balanced([], tried, 0) == tried
+
+
+def test_held_out_depends_on_the_text_alone_and_corrections_replace(tmp_path: Path, store: Store) -> None:
+    publish(
+        store,
+        [*tinymodels.orders(200, 1, FIRST), {"text": "the go", "label": "move"}, {"text": "the go", "label": "halt"}],
+    )
+    settings = TaskSettings(kind="classify", model="x", stream="orders")
+    found = Labels("intents", settings, Reader(tmp_path / "experience")).all()
+    assert len({one.key for one in found}) == len(found)
+    assert found[-1].example == {"text": "the go", "label": "halt"}
+    share = sum(one.held(0.3) for one in found) / len(found)
+    assert 0.15 < share < 0.45
+    assert all(one.held(0.3) for one in found if one.held(0.2)), "a larger part contains the smaller"
+
+
+def label(decision: str | None = None, text: str | None = None, given: str | tuple[str, ...] = "a") -> Label:
+    return Label("t", given, text, decision)
+
+
+@pytest.mark.parametrize("kind", ["classify", "tag", "translate", "answer", "chat", "relate"])
+def test_texts_become_examples_of_every_kind(tmp_path: Path, store: Store, kind: str) -> None:
+    texts = {"answer": '{"question": "q", "context": "a b"}', "relate": "<e1>x</e1> <e2>y</e2>"}
+    given = ("O", "B-x") if kind == "tag" else "a"
+    store.add_label(label(text=texts.get(kind, "one two"), given=given))
+    store.add_label(label(text="only", given="bad") if kind == "tag" else label(text=None, decision="gone"))
+    assert store.flush()
+    labels = Labels("t", TaskSettings(kind=kind, model="m", stream="s"), Reader(tmp_path / "experience"))
+    wanted = {
+        "classify": {"text": "one two", "label": "a"}, "tag": {"tokens": ["one", "two"], "tags": ["O", "B-x"]},
+        "translate": {"source": "one two", "target": "a"}, "answer": {"question": "q", "context": "a b", "answers": [{"text": "a"}]},
+        "chat": {"messages": [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "a"}]},
+        "relate": {"text": "<e1>x</e1> <e2>y</e2>", "label": "a"},
+    }  # fmt: skip
+    assert [one.example for one in labels.all()] == [wanted[kind]]
+    assert labels.skipped == ({"unusable": 1} if kind == "tag" else {"unknown_decision": 1})
+
+
+def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store) -> None:
+    picture, sound = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 6), (200, 10, 10)).save(picture, "PNG")
+    soundfile.write(sound, np.zeros(800, np.float32), 16_000, format="FLAC")
+    kept = {
+        "see": ("png", picture.getvalue()),
+        "hear": ("flac", sound.getvalue()),
+        "read": ("utf-8", b"go now"),
+        "odd": ("tiff", b"x"),
+    }
+    for i, (stream, (encoding, data)) in enumerate(kept.items()):
+        store.append(Transition("s", i, f"d{i}", 100.0 + i, "p", ages_s={stream: 0.2}))
+        store.add_raw(Raw(stream, 100.0 + i, encoding, data))
+        store.add_label(Label(stream, "a", None, f"d{i}"))
+    store.add_label(Label("see", "a", None, "d1"))
+    store.add_label(Label("see", "other", "x"))
+    assert store.flush()
+    found = {}
+    for stream in kept:
+        labels = Labels(
+            stream,
+            TaskSettings(kind="classify", model="m", stream=stream, labels=("a",)),
+            Reader(tmp_path / "experience"),
+        )
+        found[stream] = [one.example for one in labels.all()]
+        if stream == "see":
+            assert labels.skipped == {"reading_gone": 1, "unknown_label": 1}
+    assert found["see"][0]["picture"].shape == (6, 8, 3)
+    assert found["hear"][0]["sound"].shape == (800,)
+    assert found["read"] == [{"text": "go now", "label": "a"}]
+    assert found["odd"] == []

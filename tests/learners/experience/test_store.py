@@ -1,0 +1,361 @@
+"""What was acknowledged is there, late rewards find their tick, the size is bounded, and a broken file stops nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learners.config import ExperienceSettings
+from learners.experience import database, schema
+from learners.experience.reader import Reader
+from learners.experience.store import Label, Mark, Raw, Store, Transition
+
+Events = list[tuple[str, dict[str, Any]]]
+
+
+def tick(n: int, session: str = "s", **fields: Any) -> Transition:
+    rng = np.random.default_rng(n)
+    values: dict[str, Any] = {
+        "session": session, "tick": n, "decision": f"{session}-{n}", "stamp_s": 1_000.0 + n / 10, "policy": "p0",
+        "tokens": {
+            "front": rng.normal(size=(4, 32)).astype(np.float16),
+            "joints": rng.normal(size=(1, 3)).astype(np.float32),
+        },
+        "encoder_versions": {"front": "v1"}, "present": {"front": True, "joints": True, "room": False},
+        "ages_s": {"front": 0.02, "joints": 0.01, "room": float("inf")},
+        "actions": {"head": "left", "arm": (0.5, -1.0)}, "probabilities": {"head": 0.4, "arm": 1.7},
+        "by": {"head": "policy", "arm": "override"}, "reward": 0.25, "value": 1.5,
+    }  # fmt: skip
+    return Transition(**{**values, **fields})
+
+
+def settings(**fields: Any) -> ExperienceSettings:
+    return ExperienceSettings.model_validate(fields)
+
+
+@pytest.fixture
+def events() -> Events:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, events: Events) -> Any:
+    made = Store(
+        tmp_path, settings(), on_event=lambda kind, fields: events.append((kind, fields)), clock=lambda: 1_000.0
+    )
+    yield made
+    made.close()
+
+
+def same(one: Transition, two: Transition) -> None:
+    for name in Transition.__dataclass_fields__:
+        if name != "tokens":
+            assert getattr(one, name) == getattr(two, name), name
+    assert one.tokens.keys() == two.tokens.keys()
+    for name, array in one.tokens.items():
+        assert array.dtype == two.tokens[name].dtype
+        np.testing.assert_array_equal(array, two.tokens[name])
+
+
+def test_a_transition_comes_back_as_it_went(tmp_path: Path, store: Store) -> None:
+    store.append(tick(1))
+    store.append(tick(2, actions={}, by={}, probabilities={}, intervention=True))
+    assert store.flush()
+    with Reader(tmp_path) as reader:
+        one, two = reader.rows(0, 100)
+        same(one.transition, tick(1))
+        assert two.transition.actions == {}
+        assert (reader.count(), reader.first_row(), reader.last_row()) == (2, one.row, two.row)
+        assert [row.row for row in reader.newest(1)] == [two.row]
+        assert [row.row for row in reader.pick([two.row, 99, one.row])] == [two.row, one.row]
+        assert reader.reserved_rows() == [two.row]
+
+
+def test_a_late_reward_reaches_its_decision_or_the_tick_it_falls_in(
+    tmp_path: Path, store: Store, events: Events
+) -> None:
+    for n in range(20):
+        store.append(tick(n, reward=0.0))
+    store.credit(2.0, decision="s-3", source="judge")
+    store.credit(-1.0, stamp_s=1_000.75, done=True)  # within tick 7, which began at 1000.7
+    store.credit(0.5, decision="s-3")
+    store.credit(1.0, decision="never")
+    store.credit(1.0, stamp_s=900.0)
+    store.credit(1.0, stamp_s=5_000.0)
+    assert store.flush()
+    with Reader(tmp_path) as reader:
+        rewards = {row.transition.tick: row.transition for row in reader.rows(0, 100)}
+        assert rewards[3].reward == 2.5
+        assert (rewards[7].reward, rewards[7].done, rewards[7].failure) == (-1.0, True, True)
+        assert sum(abs(t.reward) for t in rewards.values()) == 3.5
+        assert [(c.before["reward"], c.after["reward"]) for c in reader.changes(0)] == [(0, 2), (0, -1), (2, 2.5)]
+        assert reader.last_change() == 3
+        assert len(reader.changes(1, 2)) == 1
+        assert next((r.value, r.source) for r in reader.rewards()) == (2.0, "judge")
+    assert [kind for kind, _ in events] == ["unknown_decision"] * 3
+    assert events[0][1] == {"decision": "never", "source": "default"}
+    assert store.drops["unknown"] == 3
+
+
+def test_marks_and_quarantine_change_the_row_and_can_be_taken_back(tmp_path: Path, store: Store) -> None:
+    store.append(tick(1, reward=0.5))
+    store.credit(1.0, decision="s-1", source="good")
+    store.credit(-5.0, decision="s-1", source="bad")
+    store.mark(Mark("s-1", intervention=True))
+    store.mark(Mark("s-1", intervention=True))  # nothing new: no change is logged
+    store.mark(Mark("s-9", failure=True))
+    store.quarantine("bad")
+    store.quarantine("bad")
+    store.credit(-7.0, decision="s-1", source="bad")
+    assert store.flush()
+    with Reader(tmp_path) as reader:
+        (row,) = reader.rows(0, 10)
+        assert (row.transition.reward, row.transition.intervention) == (1.5, True)
+        assert reader.quarantined() == ["bad"]
+        store.quarantine("bad", on=False)
+        assert store.flush()
+        assert reader.rows(0, 10)[0].transition.reward == pytest.approx(0.5 + 1 - 5 - 7)
+        assert reader.quarantined() == []
+
+
+def test_labels_and_raw_readings(tmp_path: Path) -> None:
+    now = [1_000.0]
+    store = Store(tmp_path, settings(raw_s=60), clock=lambda: now[0])
+    store.add_label(Label("intents", "lamp_on", text="turn it on", source="ann", stamp_s=5.0))
+    store.add_label(Label("tags", ("a", "b"), decision="s-1"))
+    store.add_raw(Raw("front", 990.0, "jpeg", b"\xff\xd8old"))
+    assert store.flush()
+    with Reader(tmp_path) as reader:
+        (label,) = reader.labels("intents")
+        assert (label.label, label.text, label.source, label.id) == ("lamp_on", "turn it on", "ann", 1)
+        assert reader.labels("tags")[0].label == ("a", "b")
+        assert reader.labels("intents", since=label.id) == []
+        assert reader.raw("front", 0, 2_000)[0].data == b"\xff\xd8old"
+    store.close()
+    now[0] = 1_100.0
+    again = Store(tmp_path, settings(raw_s=60), clock=lambda: now[0])
+    again.add_raw(Raw("front", 1_099.0, "jpeg", b"new"))
+    assert again.flush()
+    again.close()
+    with Reader(tmp_path) as reader:
+        assert [raw.data for raw in reader.raw("front", 0, 2_000)] == [b"new"]
+    assert Reader(tmp_path / "nowhere").raw("front", 0, 1) == []
+
+
+def test_refused_and_overflowing_items_are_counted_and_block_nothing(tmp_path: Path, events: Events) -> None:
+    gate = threading.Event()
+    holding: Callable[[str, dict[str, Any]], None] = lambda kind, fields: (events.append((kind, fields)), gate.wait(10))  # type: ignore[func-returns-value, assignment, return-value]  # noqa: E731 - a one-off
+    store = Store(tmp_path, settings(), on_event=holding, limit=8)
+    bad = tick(0, tokens={"front": np.full((1, 2), np.nan, np.float32)})
+    store.append(bad)
+    while not events:
+        threading.Event().wait(0.01)
+    started = time.perf_counter()
+    taken = sum(store.append(tick(n)) for n in range(1, 100))
+    assert time.perf_counter() - started < 0.5
+    assert taken == 8
+    assert store.drops["full"] == 91
+    assert not store.flush(timeout_s=0.05)
+    gate.set()
+    assert store.flush()
+    assert store.drops["refused"] == 1
+    assert (events[0][0], events[0][1]["reason"]) == ("experience_refused", "tokens of front are not finite")
+    assert store.close()
+    assert store.committed == 8
+    assert not store.append(tick(200))
+    assert store.drops["closed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"reward": float("nan")}, "not finite"),
+        ({"probabilities": {"head": float("inf")}}, "not finite"),
+        ({"tokens": {"front": np.zeros(3, np.float32)}}, "float32 (3,)"),
+        ({"tokens": {"front": np.zeros((1, 3), np.int64)}}, "int64"),
+    ],
+)
+def test_what_is_not_whole_is_refused(tmp_path: Path, store: Store, events: Events, fields: Any, reason: str) -> None:
+    store.append(tick(1, **fields))
+    assert store.flush()
+    assert events[0][0] == "experience_refused"
+    assert reason in events[0][1]["reason"]
+    assert Reader(tmp_path).count() == 0
+
+
+def test_the_oldest_goes_first_but_the_reserve_stays(tmp_path: Path) -> None:
+    wide = {"front": np.zeros((4, 500), np.float16)}  # 4 kB a row
+    with_reserve = settings(max_gb=2e-3, reserve=0.25)  # 2 MB: about 450 rows
+    writer = database.Database(tmp_path, max_bytes=int(with_reserve.max_gb * 1e9), reserve=0.25, raw_s=1)
+    for start in range(0, 3_000, 100):
+        with writer:
+            for n in range(start, start + 100):
+                writer.add(tick(n, tokens=wide, intervention=n == 40, done=n == 200))
+            writer.trim(0.0)
+        writer.compact()
+        assert writer.bytes <= 2_000_000
+    writer.close()
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size < 4_500_000
+    with Reader(tmp_path) as reader:
+        ticks = [row.transition.tick for row in reader.rows(0, 10_000)]
+    assert {40, 200} <= set(ticks)
+    assert set(range(35, 45)) <= set(ticks)  # its neighbours too
+    assert set(range(2_700, 3_000)) <= set(ticks)
+    assert 1_000 not in ticks
+
+
+def test_reserved_rows_beyond_the_reserve_go_too(tmp_path: Path) -> None:
+    writer = database.Database(tmp_path, max_bytes=1_000_000, reserve=0.25, raw_s=1)
+    with writer:
+        for n in range(1_000):
+            writer.add(tick(n, tokens={"front": np.zeros((4, 500), np.float16)}, demonstration=True))
+    with writer:
+        writer.trim(0.0)
+    assert writer.bytes <= 1_000_000
+    writer.close()
+    with Reader(tmp_path) as reader:
+        ticks = [row.transition.tick for row in reader.rows(0, 10_000)]
+    assert ticks == list(range(ticks[0], 1_000))
+    assert len(ticks) > 150
+
+
+def test_raw_readings_take_half_the_budget_at_most(tmp_path: Path) -> None:
+    writer = database.Database(tmp_path, max_bytes=1_000_000, reserve=0, raw_s=1e6)
+    with writer:
+        for n in range(100):
+            writer.add_raw(Raw("front", float(n), "jpeg", bytes(20_000)))
+        writer.trim(100.0)
+    assert writer.bytes <= 500_000
+    writer.close()
+    assert Reader(tmp_path).raw("front", 0, 200)[-1].stamp_s == 99.0
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "page", "header"])
+def test_a_broken_file_is_set_aside_and_what_reads_is_carried_over(tmp_path: Path, events: Events, damage: str) -> None:
+    store = Store(tmp_path, settings())
+    for n in range(400):
+        store.append(tick(n))
+    assert store.flush()
+    store.close()
+    path = tmp_path / "experience.db"
+    content = bytearray(path.read_bytes())
+    if damage == "garbage":
+        content = bytearray(np.random.default_rng(0).bytes(len(content)))
+    elif damage == "truncated":
+        content = content[: len(content) * 2 // 3]
+    elif damage == "page":
+        content[80 * 4096 : 84 * 4096] = b"\xa5" * 4 * 4096
+    else:
+        content[:100] = bytes(100)
+    path.write_bytes(content)
+    again = Store(tmp_path, settings(), on_event=lambda kind, fields: events.append((kind, fields)))
+    again.append(tick(1_000))
+    assert again.flush()
+    again.close()
+    (kind, fields), *_ = events
+    assert kind == "experience_set_aside"
+    assert Path(fields["path"]).read_bytes()[:100] == bytes(content[:100])
+    with Reader(tmp_path) as reader:
+        ticks = [row.transition.tick for row in reader.rows(0, 1 << 40)]
+    assert ticks[-1] == 1_000
+    assert len(ticks) - 1 == fields["salvaged"]
+    if damage in ("page", "truncated"):
+        assert fields["salvaged"] > 200
+        assert fields["lost"] == 400 - fields["salvaged"] or damage == "truncated"
+
+
+def test_a_flipped_byte_inside_a_row_costs_that_row_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path, settings())
+    for n in range(200):
+        store.append(tick(n))
+    assert store.flush()
+    store.close()
+    path = tmp_path / "experience.db"
+    content = bytearray(path.read_bytes())
+    at = content.rfind(tick(150).tokens["front"].tobytes()[:64])
+    content[at] ^= 0xFF  # one byte inside a stored array: the page is whole for SQLite
+    path.write_bytes(content)
+    with Reader(tmp_path) as reader:
+        ticks = [row.transition.tick for row in reader.rows(0, 1_000)]
+        assert 150 not in ticks
+        assert (len(ticks), reader.unreadable) == (199, 1)
+
+
+def test_a_torn_log_costs_only_its_tail(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "a", tmp_path / "b"
+    store = Store(folder, settings())
+    for n in range(50):
+        store.append(tick(n))
+    assert store.flush()
+    copy.mkdir()
+    for name in ("experience.db", "experience.db-wal"):
+        (copy / name).write_bytes((folder / name).read_bytes())
+    store.close()
+    log = copy / "experience.db-wal"
+    log.write_bytes(log.read_bytes()[:-1_000])
+    again = Store(copy, settings())
+    again.append(tick(99))
+    assert again.flush()
+    again.close()
+    with Reader(copy) as reader:
+        ticks = [row.transition.tick for row in reader.rows(0, 1_000)]
+    assert ticks[-1] == 99
+    assert ticks[:-1] == list(range(len(ticks) - 1))
+
+
+def test_an_older_schema_is_migrated_and_a_newer_one_left_alone(tmp_path: Path, events: Events) -> None:
+    path = tmp_path / "experience.db"
+    old = sqlite3.connect(path)
+    old.executescript(schema._STEPS[0] + "PRAGMA user_version = 1;")
+    old.execute(
+        "INSERT INTO transitions(session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration,"
+        " failure, value, bytes, crc, head, body) VALUES('s', 1, 'd', 0, 'p', 3.0, 0, 0, 0, 0, 0, 0, 0, x'', x'')"
+    )
+    old.execute("INSERT INTO rewards(row, value, done, source, stamp_s) VALUES(1, 2.0, 0, 'bad', 0)")
+    old.commit()
+    old.close()
+    assert Reader(tmp_path).last_row() == 0  # not before the writer migrated it
+    db = schema.connect(path)
+    assert db.execute("SELECT base FROM transitions").fetchone() == (1.0,)
+    db.execute(f"PRAGMA user_version = {schema.SCHEMA + 1}")
+    db.close()
+    store = Store(tmp_path, settings(), on_event=lambda kind, fields: events.append((kind, fields)))
+    store.append(tick(1))
+    assert not store.flush()
+    assert events[0][0] == "experience_lost"
+    assert "newer" in events[0][1]["reason"]
+    assert store.drops["disk"] == 1
+    store.close()
+
+
+def test_a_reader_may_come_before_the_writer(tmp_path: Path) -> None:
+    with Reader(tmp_path) as reader:
+        assert (reader.count(), reader.last_row(), reader.decision("x")) == (0, 0, None)
+        (tmp_path / "experience.db").write_bytes(b"not a database" * 100)
+        assert reader.count() == 0
+
+
+def test_a_disk_that_refuses_is_an_event_and_later_ticks_are_stored(tmp_path: Path, events: Events) -> None:
+    store = Store(tmp_path, settings(), on_event=lambda kind, fields: events.append((kind, fields)))
+    store.append(tick(1))
+    assert store.flush()
+    blocker = sqlite3.connect(tmp_path / "experience.db", isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    store.append(tick(2))
+    assert not store.flush(timeout_s=20)
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    store.append(tick(3))
+    assert store.flush()
+    store.close()
+    assert [kind for kind, _ in events] == ["experience_lost"]
+    with Reader(tmp_path) as reader:
+        assert [row.transition.tick for row in reader.rows(0, 10)] == [1, 3]

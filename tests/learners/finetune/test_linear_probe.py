@@ -1,0 +1,113 @@
+"""The head before the rest: the same optimum as logistic regression, and nothing else moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import tinymodels
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from learners.config import FinetuneSettings, TaskSettings
+from learners.continual.candidate import Lesson
+from learners.continual.splits import Parts
+from learners.finetune import linear_probe
+from learners.tasks.classify_text import Classifier
+from learners.tasks.heads import output_layer
+from learners.tasks.registry import open_task
+
+LABELS = ("a", "b", "c")
+WORDS = {
+    "a": ("go left", "go right", "go up"),
+    "b": ("stop now", "stop please", "stop"),
+    "c": ("red", "the blue", "green"),
+}
+ROWS = [
+    {"text": f"{text} {other}", "label": label}
+    for label, texts in WORDS.items()
+    for text in texts
+    for other in ("", "now")
+]
+
+
+def opened(folder: Path, **options: Any) -> Classifier:
+    task = open_task("classify", tinymodels.bert(folder), labels=LABELS, **options)
+    assert isinstance(task, Classifier)
+    return task
+
+
+def read_by(task: Classifier) -> tuple[np.ndarray, np.ndarray]:
+    layer: Any = task.model.get_submodule(output_layer(task.model))
+    read, targets = linear_probe._inputs(task, layer, ROWS, 4)
+    return torch.cat(read).numpy(), torch.cat(targets).numpy()
+
+
+def test_the_head_is_that_of_logistic_regression(tmp_path: Path) -> None:
+    task = opened(tmp_path / "m", label_smoothing=0.0)
+    read_NX, targets_N = read_by(task)
+    unit_NX = read_NX / np.sqrt(np.square(read_NX).mean())
+    peer = LogisticRegression(C=linear_probe.STRENGTH, max_iter=10_000, tol=1e-8).fit(unit_NX, targets_N)
+    assert linear_probe.fit_head(task, ROWS)
+    layer = task.model.classifier
+    with torch.inference_mode():
+        own_NL = layer(torch.from_numpy(read_NX)).softmax(-1).numpy()
+    assert np.abs(own_NL - peer.predict_proba(unit_NX)).max() < 0.01
+
+
+def test_nothing_but_the_output_layer_moves(tmp_path: Path) -> None:
+    task = opened(tmp_path / "m")
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    for parameter in task.model.parameters():
+        parameter.requires_grad_(requires_grad=False)
+    assert linear_probe.fit_head(task, ROWS)
+    moved = {name for name, p in task.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}
+    assert not any(p.requires_grad or p.grad is not None for p in task.model.parameters())
+
+
+def test_rows_of_labels_without_an_example_stay_as_they_are(tmp_path: Path) -> None:
+    task = opened(tmp_path / "m")
+    rows = [row for row in ROWS if row["label"] != "b"]
+    weight_LX, bias_L = (p.detach().clone() for p in task.model.classifier.parameters())
+    assert linear_probe.fit_head(task, rows)
+    now = task.model.classifier
+    assert torch.equal(now.weight[1], weight_LX[1])
+    assert torch.equal(now.bias[1], bias_L[1])
+    assert task.metrics(rows, task.predict(rows))["accuracy"] > 0.8
+
+
+def test_several_labels_are_fitted_to_their_own_criterion(tmp_path: Path) -> None:
+    task = opened(tmp_path / "m", multi_label=True)
+    rows = [{**row, "label": (row["label"], "c")} for row in ROWS if row["label"] != "c"]
+    assert linear_probe.fit_head(task, rows)
+    found = task.predict(rows)
+    assert all(set(row["label"]) == set(prediction.value) for row, prediction in zip(rows, found, strict=True))
+
+
+def test_behind_a_decoder_nothing_is_done(tmp_path: Path) -> None:
+    task = open_task("classify", tinymodels.llama(tmp_path / "l"), labels=LABELS)
+    assert isinstance(task, Classifier)
+    before = task.model.score.weight.detach().clone()
+    assert not linear_probe.fit_head(task, ROWS)
+    assert torch.equal(before, task.model.score.weight)
+
+
+def test_labels_of_people_are_learned_head_first_and_as_they_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step at no rate: what a lesson then knows, its probe knew."""
+    settings = TaskSettings(kind="classify", stream="orders", model=str(tinymodels.bert(tmp_path / "m")), train="lora")
+    fits: list[int] = []
+    fit = linear_probe.fit_head
+    monkeypatch.setattr("learners.finetune.run.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows))
+    lesson = Lesson(settings, FinetuneSettings(batch=32), 0, {"epochs": 1, "learning_rate": 1e-9})
+    taught = lesson.teach(None, Parts(new=ROWS, known=[], tried=[], kept=[], uncovered=[]), 0, None, None)
+    assert fits == [len(ROWS)]
+    assert taught.settings.head_rate == 1.0
+    assert taught.task.options.label_smoothing == 0.0
+    assert taught.tuned.run.best > 0.9, "chance is a third"
+    assert orjson.dumps(taught.figures)

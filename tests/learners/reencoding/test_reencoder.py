@@ -1,0 +1,281 @@
+"""After an encoder's swap: old ticks come back in the new version's tokens, from the very readings they saw, or stay out."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import learning
+import numpy as np
+import pytest
+import soundfile
+import tinymodels
+import torch
+from PIL import Image
+
+from learners.checkpoints.store import Checkpoints
+from learners.continual.versions import Versions
+from learners.experience.reader import Reader, raw_of
+from learners.experience.snapshots import Source
+from learners.experience.store import Raw, Store, Transition
+from learners.ipc.settings import Inputs
+from learners.model.encoders.base import Encoder
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+from learners.reencoding.encoder_versions import Recall
+from learners.reencoding.reencoder import Reencoder, encode
+from learners.reencoding.token_store import Recoded, Reencoded
+from learners.tasks.registry import open_task
+from learners.worker.journal import Journal
+from learners.worker.learner import Learner
+from learners.worker.loop import Background
+from sensors.codecs.readings import decode_reading
+from sensors.readings import Frame, Sound, Text
+
+FOREVER = float("inf")
+ORDERS = ("go left", "stop now", "please go", "is the red")
+
+
+def inputs(tmp_path: Path) -> Inputs:
+    model = tmp_path / "model"
+    if not model.exists():
+        tinymodels.bert(model)
+    return Inputs.model_validate(
+        {
+            "state_dir": tmp_path,
+            "streams": {"orders": {"kind": "text", "encoder": "language"}, "joints": {"kind": "telemetry"}},
+            "encoders": {"language": {"model": str(model), "train": "full"}},
+            "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": str(model)}},
+            "engine": {"backend": "torch", "precision": "float32"},
+            "learner": {"batch": 16, "warmup": 8, "settle_s": 0, "replay_gb": 1e-3},
+        }
+    )
+
+
+def promote(given: Inputs, number: int) -> None:
+    """A version of the task with another backbone."""
+    task = open_task("classify", given.tasks["intents"].model, labels=("x", "y"))
+    torch.manual_seed(number)
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    versions = Versions(given.state_dir / "learner" / "tasks" / "intents")
+    versions.promote(versions.add(task, number))
+
+
+def versions_of(given: Inputs) -> list[str]:
+    """Of the encoder: pretrained, and as each version of the task has it."""
+    from learners.model.encoders.pretrained import load
+    from learners.reencoding.task_encoder import state_of
+
+    settings = given.encoders["language"]
+    encoder = load(settings, 4, torch.device("cpu"))
+    found = [encoder.version]
+    for one in Versions(given.state_dir / "learner" / "tasks" / "intents").all():
+        encoder.load_state(state_of(settings, encoder, one.path, window_s=2.0))
+        found.append(encoder.version)
+    return found
+
+
+def tick(n: int, encoder: Encoder, text: str, age_s: float) -> Transition:
+    made = learning.made(n)
+    tokens = encode(encoder, Text("orders", 0.0, 0, text))
+    return replace(
+        made,
+        tokens={**made.tokens, "orders": tokens},
+        present={**made.present, "orders": True},
+        ages_s={**made.ages_s, "orders": age_s},
+        encoder_versions={"orders": encoder.version},
+    )
+
+
+def fill(store: Store, encoder: Encoder, start: int, stop: int, *, keep: bool = True) -> None:
+    """Ticks at 10 Hz with a new order every fourth one, captured 30 ms before the tick that saw it first."""
+    for n in range(start, stop):
+        text = ORDERS[n // 4 % len(ORDERS)]
+        assert store.append(tick(n, encoder, text, 0.03 + 0.1 * (n % 4)))
+        if keep and n % 4 == 0:
+            assert store.add_raw(Raw("orders", n / 10, "utf-8", text.encode()))
+    assert store.flush()
+
+
+def learner_of(tmp_path: Path, spec: PolicySpec, given: Inputs, recoded: Reencoded) -> Learner:
+    folder = tmp_path / "learner"
+    return Learner(
+        spec,
+        given.learner,
+        Source(Reader(tmp_path / "experience")),
+        Checkpoints(folder / "state", learning.KEY, keep_last=2, keep_best=0, keep_promoted=2),
+        Journal(folder / "journal.jsonl"),
+        Policy,
+        recoded=recoded,
+    )
+
+
+def spec_of(width: int) -> PolicySpec:
+    streams = (StreamSpec("orders", "language", 1, width), StreamSpec("joints", "telemetry", 1, 2))
+    return PolicySpec(streams, learning.ACTIONS, history=1, width=16, latents=2, layers=1, heads=2, gamma=0.9)
+
+
+def present(learner: Learner) -> list[bool]:
+    """Whether `orders` counts, of every row held, oldest first."""
+    features = learner.replay.newest(10_000)
+    assert features is not None
+    return [bool(there) for there in features.present[:, 0, 0]]
+
+
+def held_tokens(learner: Learner) -> torch.Tensor:
+    features = learner.replay.newest(10_000)
+    assert features is not None
+    return features.tokens["orders"][:, 0]
+
+
+def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_nothing(
+    tmp_path: Path, store: Store
+) -> None:
+    given = inputs(tmp_path)
+    promote(given, 1)
+    old_version, new_version = versions_of(given)
+    recall = Recall(given)
+    old, new = recall("orders", old_version), recall("orders", new_version)
+    assert old is not None
+    assert new is not None
+    fill(store, old, 0, 20, keep=False)  # long ago: their readings are gone
+    fill(store, old, 20, 60)
+    fill(store, new, 60, 80)
+
+    recoded = Reencoded(tmp_path / "learner" / "reencoded.db")
+    spec = spec_of(new.width)
+    one = learner_of(tmp_path, spec, given, recoded)
+    one.ingest()
+    assert present(one) == [False] * 60 + [True] * 20, "tokens of two versions are never mixed"
+    one.save()
+    one.train(FOREVER, until=10)
+
+    again = Reencoder(one.source.reader, recoded, recall)
+    while again.step(one.replay, 0.0):
+        one.take_reencoded()
+    assert present(one) == [False] * 20 + [True] * 60
+    assert again.figures() == {"done": 40, "without_raw": 20, "waiting": 0}
+    for n, tokens in enumerate(held_tokens(one)[20:60], 20):
+        assert torch.equal(tokens, torch.from_numpy(encode(new, Text("orders", 0.0, 0, ORDERS[n // 4 % 4]))).float())
+    assert not again.step(one.replay, 0.0), "what has no reading is not tried again"
+    judged = recoded.renew(one.source.reader.newest(80), one.replay.versions)
+    assert [t.encoder_versions["orders"] for t in judged] == [old_version] * 20 + [new_version] * 60
+    assert np.array_equal(np.stack([t.tokens["orders"] for t in judged[20:]]), held_tokens(one)[20:].half().numpy())
+    assert {t.encoder_versions["orders"] for t in recoded.renew(one.source.reader.newest(70), {})} == {
+        old_version,
+        new_version,
+    }
+    one.train(FOREVER, until=20)
+
+    (tmp_path / "experience" / "raw.db").unlink()  # by the time of the crash the raw readings are gone
+    two = learner_of(tmp_path, spec, given, Reencoded(tmp_path / "learner" / "reencoded.db"))
+    assert two.resume(pytest.fail)
+    two.train(FOREVER, until=20)
+    assert torch.equal(held_tokens(two), held_tokens(one))
+    assert present(two) == present(one)
+    learning.assert_identical(learning.weights(two), learning.weights(one))
+    two.save()
+    three = learner_of(tmp_path, spec, given, Reencoded(tmp_path / "learner" / "reencoded.db"))
+    assert three.resume(pytest.fail)
+    assert present(three) == present(one), "from the saved state, too"
+
+
+def test_the_running_learner_does_it_beside_training_and_says_so(tmp_path: Path, store: Store) -> None:
+    import threading
+
+    given = inputs(tmp_path)
+    promote(given, 1)
+    recall = Recall(given)
+    old, new = (recall("orders", version) for version in versions_of(given))
+    assert old is not None
+    assert new is not None
+    fill(store, old, 0, 40)
+    fill(store, new, 40, 44)
+    background = Background(given, spec_of(new.width), threading.Event())
+    background.begin()
+    background.once()
+    background.once()
+    assert present(background.learner) == [True] * 44
+    assert background.figures()["reencoded"] == {"done": 40, "without_raw": 0, "waiting": 0}
+    assert not background.reencoder._encoders, "nothing is left to encode, so nothing is kept in memory"
+
+
+def test_a_version_that_is_gone_leaves_its_ticks_out(tmp_path: Path, store: Store) -> None:
+    given = inputs(tmp_path)
+    promote(given, 1)
+    known = versions_of(given)
+    wide = open_task("classify", str(tinymodels.bert(tmp_path / "wide", width=64)), labels=("x", "y"))
+    Versions(tmp_path / "learner" / "tasks" / "intents").add(
+        wide, 2
+    )  # of another architecture: no version of the encoder
+    recall = Recall(given)
+    old = recall("orders", known[0])
+    assert old is not None
+    assert recall("orders", known[1]) is not None
+    fill(store, old, 0, 8)
+    assert store.append(replace(tick(8, old, "go", 0.0), encoder_versions={"orders": "0" * 16}))
+    assert store.flush()
+    recoded = Reencoded(tmp_path / "learner" / "reencoded.db")
+    one = learner_of(tmp_path, spec_of(old.width), given, recoded)
+    one.ingest()
+    again = Reencoder(one.source.reader, recoded, recall)
+    assert again.step(one.replay, FOREVER) == 0
+    assert again.figures() == {"done": 0, "without_raw": 8, "waiting": 0}
+    assert recall("joints", "") is None
+    assert recall("nobody", "") is None
+
+
+def test_which_raw_reading_a_tick_saw(tmp_path: Path, store: Store) -> None:
+    """Captured at 0.09 and first seen at 0.2, because it came late: at 0.1 the one before was still in use."""
+    ages = {0.1: 0.05, 0.2: 0.11, 0.3: 0.21, 0.4: 0.02}
+    for n, (stamp_s, age_s) in enumerate(ages.items()):
+        assert store.append(replace(learning.made(n), stamp_s=stamp_s, ages_s={"orders": age_s}))
+    assert store.add_raw(Raw("orders", 0.1, "utf-8", b"first"))
+    assert store.flush()
+    reader = Reader(tmp_path / "experience")
+    seen = [row.transition for row in reader.rows(1, 5)]
+    first = raw_of(reader, seen[0], "orders")
+    assert first is not None
+    assert first.data == b"first"
+    assert raw_of(reader, seen[1], "orders") is None, "its own was not kept, and the first is not taken for it"
+    assert store.add_raw(Raw("orders", 0.2, "utf-8", b"second"))
+    assert store.flush()
+    found = [raw_of(reader, one, "orders") for one in seen]
+    assert [None if raw is None else raw.data for raw in found] == [b"first", b"second", b"second", None]
+
+
+def test_readings_come_back_as_they_were() -> None:
+    picture, sound = io.BytesIO(), io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture, "PNG")
+    samples = (np.arange(-400, 400) / 32_768).astype(np.float32)
+    soundfile.write(sound, samples, 16_000, format="FLAC", subtype="PCM_16")
+    frame = decode_reading(*("front", 1.0, "png", picture.getvalue()))
+    heard = decode_reading(*("room", 1.0, "flac", sound.getvalue()))
+    assert isinstance(frame, Frame)
+    assert np.array_equal(frame.image, pixels)
+    assert isinstance(heard, Sound)
+    assert np.array_equal(heard.samples, samples)
+    assert decode_reading(*("front", 1.0, "png", b"torn")) is None
+
+
+def entries(recoded: Reencoded) -> list[Any]:
+    return [(one.row, one.version) for one in recoded.between(0, recoded.last())]
+
+
+def test_what_nobody_holds_any_more_is_forgotten_and_numbers_never_come_twice(tmp_path: Path) -> None:
+    recoded = Reencoded(tmp_path / "reencoded.db")
+    row = Recoded(1, "orders", "a", np.ones((1, 4), np.float16))
+    assert recoded.last() == 0
+    recoded.add([row, replace(row, row=2), replace(row, row=2, version="b"), replace(row, row=2, stream="room")])
+    recoded.tidy(2, {"orders": "b"})
+    assert entries(recoded) == [(2, "b"), (2, "a")]
+    recoded.clear()
+    assert recoded.last() == 4
+    recoded.add([row])
+    assert recoded.last() == 5
+    recoded.close()

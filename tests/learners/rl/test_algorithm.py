@@ -1,0 +1,161 @@
+"""Both kinds at once, exact resume, and what a bad batch does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from rl import ARM, CHOICE, OTHER, plain, random_batch
+
+from actuators.actions import ActionSpace
+from learners.model.features import Features
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+from learners.rl.adam import Adam, Group
+from learners.rl.algorithm import Algorithm
+from learners.rl.batch import Batch
+from learners.rl.crossq import Crossq
+from learners.rl.dqn import Dqn
+
+CASES = [
+    ((CHOICE, OTHER), "auto", 0.9),
+    ((ARM,), "sac", 0.9),
+    ((ARM,), "crossq", 0.9),
+    ((CHOICE, ARM), "auto", 0.9),
+    ((CHOICE, ARM), "auto", 0.0),
+]
+
+
+@pytest.mark.parametrize(("actuators", "algorithm", "gamma"), CASES)
+def test_resumes_bit_for_bit(actuators: tuple, algorithm: str, gamma: float) -> None:  # type: ignore[type-arg]
+    policy = plain(*actuators, algorithm=algorithm, gamma=gamma)
+    batches = [random_batch(policy, 16, torch.Generator().manual_seed(i), taught=True) for i in range(8)]
+    whole = Algorithm(policy, torch.Generator().manual_seed(0))
+    for batch in batches[:4]:
+        whole.update(batch)
+    weights = {name: value.clone() for name, value in policy.state_dict().items()}
+    state = whole.state_dict()
+    for batch in batches[4:]:
+        whole.update(batch)
+
+    other = plain(*actuators, algorithm=algorithm, gamma=gamma, seed=7)
+    other.load_state_dict(weights)
+    resumed = Algorithm(other, torch.Generator().manual_seed(99))
+    resumed.load_state_dict(state)
+    for batch in batches[4:]:
+        resumed.update(batch)
+    assert resumed.updates == 8
+    ours, theirs = policy.state_dict(), other.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = whole.state_dict(), resumed.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_state_is_a_snapshot() -> None:
+    policy = plain(ARM, algorithm="sac")
+    learning = Algorithm(policy, torch.Generator().manual_seed(0))
+    batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
+    learning.update(batch)
+    moments = {k: v.clone() for k, v in learning.state_dict().items() if "optimiser.first" in k}
+    kept = {k: v for k, v in learning.state_dict().items() if "optimiser.first" in k}
+    learning.update(batch)
+    assert moments
+    assert all(torch.equal(moments[k], kept[k]) for k in kept)
+
+
+def test_mixed_actuators_have_a_critic_for_each_kind() -> None:
+    policy = plain(CHOICE, ARM)
+    learning = Algorithm(policy, torch.Generator().manual_seed(0))
+    assert [type(part) for part in learning.parts] == [Dqn, Crossq]
+    metrics = learning.update(random_batch(policy, 16, torch.Generator().manual_seed(1)))
+    assert {name.split("_")[0] for name in metrics} == {"dqn", "crossq"}
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    policy = plain(CHOICE, ARM)
+    learning = Algorithm(policy, torch.Generator().manual_seed(0))
+    batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
+    learning.update(batch)
+    before = {n: p.clone() for n, p in policy.named_parameters()}
+    batch.rewards[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="the batch was skipped"):
+        learning.update(batch)
+    assert all(torch.equal(before[n], p) for n, p in policy.named_parameters())
+    batch.rewards[3] = 0.0
+    learning.update(batch)
+    assert learning.updates == 2
+
+
+def fused() -> Policy:
+    torch.manual_seed(0)
+    spec = PolicySpec(
+        (StreamSpec("front", "vision", 2, 8), StreamSpec("joints", "telemetry", 1, 3)),
+        ActionSpace((CHOICE, ARM)),
+        width=16,
+        latents=2,
+        layers=1,
+        heads=2,
+        history=2,
+        modality_dropout=0.2,
+    )
+    return Policy(spec).eval()
+
+
+def pictured(generator: torch.Generator) -> Features:
+    return Features(
+        {
+            "front": torch.randn(8, 2, 2, 8, generator=generator),
+            "joints": torch.randn(8, 2, 1, 3, generator=generator),
+        },
+        torch.ones(8, 2, 2, dtype=torch.bool),
+        torch.zeros(8, 2, 2),
+    )
+
+
+def test_the_encoder_learns_with_the_heads_and_has_a_slow_copy() -> None:
+    policy = fused()
+    learning = Algorithm(policy, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    actions = {"head": torch.randint(3, (8,), generator=generator), "arm": torch.rand(8, 2, generator=generator)}
+    batch = Batch(pictured(generator), pictured(generator), actions, torch.randn(8), torch.full((8,), 0.9))
+    before = {n: p.detach().clone() for n, p in policy.named_parameters() if not n.startswith("heads.")}
+    slow = copy.deepcopy(learning.target.state_dict())
+    learning.update(batch)
+    now = dict(policy.named_parameters())
+    assert any(not torch.equal(before[n], now[n]) for n in before)
+    for name, was in before.items():
+        moved = learning.target.state_dict()[name] - slow[name]
+        torch.testing.assert_close(moved, 0.005 * (now[name].detach() - was), atol=1e-7, rtol=1e-2)
+    assert not any(name.startswith("heads") for name in learning.target.state_dict())
+    assert any(name.startswith("encoder.") for name in learning.state_dict())
+
+
+def test_adam_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(3, 2, generator=generator)) for _ in range(3)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    adam = Adam([Group(ours[:2], 1e-2, 0.5), Group(ours[2:], 1e-3)])
+    reference = torch.optim.Adam(
+        [{"params": theirs[:2], "lr": 1e-2, "betas": (0.5, 0.999)}, {"params": theirs[2:], "lr": 1e-3}]
+    )
+    for step in range(5):
+        for params, optimiser in ((ours, adam), (theirs, reference)):
+            optimiser.zero_grad()
+            used = params if step % 2 else params[1:]  # the first has no gradient in every other step
+            sum(((p - 1) ** 2).sum() for p in used).backward()
+            optimiser.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(KeyError):
+        adam.load_state_dict({})
+
+
+def test_a_batch_comes_apart_and_together_again() -> None:
+    policy = plain(CHOICE, ARM)
+    batch = random_batch(policy, 6, torch.Generator().manual_seed(1), taught=True)
+    again = Batch.of(batch.tensors())
+    assert len(again[2:5]) == 3
+    for name, value in batch.tensors().items():
+        assert torch.equal(value, again.tensors()[name])

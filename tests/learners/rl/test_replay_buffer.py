@@ -1,0 +1,304 @@
+"""What is drawn equals a slow reading of the same ticks; reserved ones outlive the ring; encoder versions never mix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actuators.actions import ActionSpace, Choice, Continuous
+from learners.experience.transition import Transition
+from learners.model.spec import PolicySpec, StreamSpec
+from learners.rl.replay_buffer import MAX_GAP, Replay
+
+torch.set_num_threads(1)
+ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, -1.0), (1.0, 1.0))))
+STREAMS = (StreamSpec("front", "vision", 2, 3), StreamSpec("joints", "telemetry", 1, 2))
+
+
+def spec(history: int = 1, gamma: float = 0.9) -> PolicySpec:
+    return PolicySpec(streams=STREAMS, actions=ACTIONS, history=history, gamma=gamma, width=16)
+
+
+def tick(n: int, session: str = "s", **fields: Any) -> Transition:
+    """Every token is `n`, so that a batch says which ticks it is made of."""
+    values: dict[str, Any] = {
+        "session": session, "tick": n, "decision": f"{session}-{n}", "stamp_s": n / 10, "policy": "p",
+        "tokens": {"front": np.full((2, 3), n, np.float16), "joints": np.full((1, 2), n, np.float32)},
+        "encoder_versions": {"front": "v1"}, "present": {"front": True, "joints": True},
+        "ages_s": {"front": 0.5, "joints": 0.25},
+        "actions": {"head": ("left", "stay", "right")[n % 3], "arm": (n / 1e4, -1.0)},
+        "by": {"head": "policy", "arm": "policy"}, "reward": float(n),
+    }  # fmt: skip
+    return Transition(**{**values, **fields})
+
+
+def replay(history: int = 1, **fields: Any) -> Replay:
+    settings: dict[str, Any] = {"max_bytes": 1 << 20, "max_rows": 1_000, "taught_share": 0.5}
+    return Replay(spec(history), **{**settings, **fields})
+
+
+def ticks(features: Any) -> list[Any]:
+    """The tick each state came from, a list where there is a history; nan where the stream is missing."""
+    values = features.tokens["joints"][..., 0, 0]
+    found = torch.where(features.present[..., 1], values, torch.nan)
+    return (found[:, 0] if found.shape[1] == 1 else found).tolist()
+
+
+def test_one_step_and_what_is_executed() -> None:
+    memory = replay()
+    for n in range(10, 14):
+        memory.append(tick(n))
+    batch = memory.ordered(0, 99)
+    assert batch is not None
+    assert ticks(batch.features) == [10, 11, 12]
+    assert ticks(batch.next_features) == [11, 12, 13]
+    assert batch.rewards.tolist() == [10, 11, 12]
+    assert batch.discounts.tolist() == pytest.approx([0.9] * 3)
+    assert batch.actions["head"].tolist() == [1, 2, 0]
+    torch.testing.assert_close(batch.actions["arm"][0], torch.tensor([0.001, -1.0]))
+    assert batch.features.tokens["front"].dtype == torch.float32
+    assert batch.features.ages[0, 0].tolist() == [0.5, 0.25]
+    assert memory.ordered(3, 99) is None  # what came of the newest is not known
+
+
+def test_n_steps_stop_at_the_end_of_the_world_of_a_session_and_of_time() -> None:
+    memory = replay(steps=3)
+    for n in (0, 1, 2, 3):
+        memory.append(tick(n, done=n == 2))
+    for n in (0, 1 + MAX_GAP, 2 + MAX_GAP, 4 + 2 * MAX_GAP):  # the last comes after an outage
+        memory.append(tick(n, "t"))
+    batch = memory.ordered(0, 99)
+    assert batch is not None
+    assert ticks(batch.features) == [0, 1, 2, 1 + MAX_GAP]
+    g = 0.9
+    assert batch.rewards.tolist() == pytest.approx([0 + g + g * g * 2, 1 + g * 2, 2, 1 + MAX_GAP])
+    assert batch.discounts.tolist() == pytest.approx([0, 0, 0, g])
+    assert ticks(batch.next_features)[-1] == 2 + MAX_GAP
+
+
+def test_a_gap_of_skipped_ticks_is_no_outage() -> None:
+    memory = replay()
+    for n in (0, MAX_GAP, 2 * MAX_GAP):
+        memory.append(tick(n))
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.next_features) == [MAX_GAP, 2 * MAX_GAP]
+
+
+def test_a_cut_episode_keeps_its_future_through_a_last_observation() -> None:
+    memory = replay()
+    memory.append(tick(0))
+    memory.append(tick(1))
+    memory.append(tick(2, actions={}, by={}))  # only the last observation
+    memory.append(tick(0, "next"))
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [0, 1]
+    assert batch.discounts.tolist() == pytest.approx([0.9, 0.9])
+    assert ticks(batch.next_features) == [1, 2]
+
+
+def test_history_stops_where_a_session_or_the_world_began() -> None:
+    memory = replay(history=3)
+    memory.append(tick(7, "old"))
+    for n in range(4):
+        memory.append(tick(n, done=n == 1))
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [[0, 0, 0], [0, 0, 1], [2, 2, 2]]
+    assert ticks(batch.next_features)[2] == [2, 2, 3]
+    newest = memory.newest(2)
+    assert newest is not None
+    assert ticks(newest) == [[2, 2, 2], [2, 2, 3]]
+    assert replay().newest(5) is None
+
+
+def naive(transitions: list[Transition], i: int, steps: int, gamma: float) -> tuple[float, float, int] | None:
+    """The same rules, one tick at a time."""
+
+    def follows(k: int) -> bool:
+        if k + 1 >= len(transitions):
+            return False
+        one, two = transitions[k], transitions[k + 1]
+        return one.session == two.session and 0 < two.tick - one.tick <= MAX_GAP
+
+    if not transitions[i].actions or not (transitions[i].done or follows(i)):
+        return None
+    total, discount, k = 0.0, 1.0, i
+    for _ in range(steps):
+        total += discount * transitions[k].reward
+        if transitions[k].done:
+            return total, 0.0, k
+        discount, k = discount * gamma, k + 1
+        if not (transitions[k].done or follows(k)):
+            break
+    return total, discount, k
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batches_equal_a_slow_reading_of_the_same_ticks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    memory = replay(history=4, steps=3, max_rows=100)
+    transitions: list[Transition] = []
+    session, n = 0, 0
+    for _ in range(300):
+        n += int(rng.choice([1, 1, 1, 1, 2, MAX_GAP + 1]))
+        if rng.random() < 0.05:
+            session, n = session + 1, 0
+        actions = {} if rng.random() < 0.1 else {"head": "left"}
+        fields: dict[str, Any] = {"actions": actions, "done": bool(actions) and rng.random() < 0.05}
+        transitions.append(tick(n, f"s{session}", reward=float(rng.normal()), **fields))
+        memory.append(transitions[-1])
+    held = range(300 - memory.capacity, 300)
+    expected = [naive(transitions, i, 3, 0.9) for i in held]
+    batch = memory.ordered(0, 999)
+    assert batch is not None
+    drawable = [(i, e) for i, e in zip(held, expected, strict=True) if e is not None]
+    assert len(batch) == len(drawable) > 40
+    np.testing.assert_allclose(batch.rewards, [e[0] for _, e in drawable], rtol=1e-5)
+    np.testing.assert_allclose(batch.discounts, [e[1] for _, e in drawable], rtol=1e-5)
+    last = [ticks(batch.next_features)[b][-1] for b, (_, e) in enumerate(drawable) if e[1] > 0]
+    assert last == [transitions[e[2]].tick for _, e in drawable if e[1] > 0]
+
+
+def test_half_from_people_once_there_are_any_and_a_floor_of_failures() -> None:
+    memory = replay()
+    generator = torch.Generator().manual_seed(0)
+    for n in range(400):
+        memory.append(tick(n))
+    assert (memory.strata().taught, memory.strata().failures, memory.strata().all) == (0, 0, 399)
+    assert not memory.sample(64, generator).taught["head"].any()
+    for n in range(400, 410):
+        memory.append(tick(n, by={"head": "override", "arm": "policy"}, intervention=True))
+    memory.append(tick(410, done=True))
+    batch = memory.sample(64, generator)
+    assert int(batch.taught["head"].sum()) >= 32
+    assert not batch.taught["arm"].any()  # nobody taught the arm
+    assert int((batch.discounts == 0).sum()) >= 4
+    assert len(batch) == 64
+
+
+def test_reserved_ticks_outlive_the_ring_with_what_led_up_to_them() -> None:
+    memory = replay(history=2, steps=2, max_rows=200)
+    for n in range(2_000):
+        taught: dict[str, Any] = {"demonstration": True} if n == 500 else {}
+        memory.append(tick(n, done=n == 300, **taught))
+    assert (memory.strata().taught, memory.strata().failures) == (1, 1)
+    held = memory._columns.number_N  # no store here: numbers are not used
+    assert (held == -1).all()
+    batch = memory.batch(memory._special()["taught"])
+    assert ticks(batch.features) == [[499, 500]]
+    assert ticks(batch.next_features) == [[501, 502]]
+    assert batch.rewards.tolist() == pytest.approx([500 + 0.9 * 501])
+    order = memory._reserve.order()
+    assert memory._columns.tick_N[order].tolist() == [*range(291, 303), *range(491, 503)]
+
+
+def test_late_changes_reach_the_row_wherever_it_is() -> None:
+    memory = replay(max_rows=200)
+    after = {"reward": -5.0, "done": 1, "intervention": 0, "demonstration": 0, "failure": 1}
+    for n in range(100):
+        memory.append(tick(n), number=n)
+    assert memory.change(50, after)
+    assert memory.strata().failures == 1
+    for n in range(100, 400):
+        memory.append(tick(n), number=n)
+    assert memory.strata().failures == 1
+    batch = memory.batch(memory._special()["failures"])
+    assert (batch.rewards.tolist(), batch.discounts.tolist()) == ([-5.0], [0.0])
+    assert memory.change(50, {**after, "reward": -6.0, "intervention": 1})
+    batch = memory.batch(memory._special()["taught"])
+    assert batch.rewards.tolist() == [-6.0]
+    assert not memory.change(10, after)  # long gone
+    assert not memory.change(9_999, after)
+
+
+def test_an_equal_replay_can_be_filled_again() -> None:
+    def feed(memory: Replay, start: int, stop: int) -> dict[int, Transition]:
+        made = {}
+        for n in range(start, stop):
+            made[n] = tick(n, f"s{n // 70}", done=n % 70 == 69, demonstration=n % 90 == 5)
+            memory.append(made[n], number=n)
+        return made
+
+    one = replay(history=3, steps=3, max_rows=150)
+    rows = feed(one, 0, 900)
+    two = replay(history=3, steps=3, max_rows=150)
+    two.refill(one.held(), rows)
+    assert two.held() == one.held()
+    for step in range(6):
+        if step:
+            feed(one, 900 + step * 20, 920 + step * 20)
+            feed(two, 900 + step * 20, 920 + step * 20)
+        a, b = (m.sample(64, torch.Generator().manual_seed(step)) for m in (one, two))
+        torch.testing.assert_close(a.rewards, b.rewards, rtol=0, atol=0)
+        torch.testing.assert_close(a.features.tokens["front"], b.features.tokens["front"], rtol=0, atol=0)
+        assert torch.equal(a.features.present, b.features.present)
+        assert torch.equal(a.next_features.present, b.next_features.present)
+        assert torch.equal(a.taught["head"], b.taught["head"])
+
+
+def test_tokens_of_another_encoder_version_or_shape_are_missing() -> None:
+    memory = replay()
+    memory.append(tick(0))
+    memory.append(tick(1, encoder_versions={"front": "v2"}))
+    memory.append(tick(2, present={"front": False, "joints": True}))
+    memory.append(tick(3, tokens={"front": np.zeros((2, 4), np.float16), "joints": np.zeros((1, 2), np.float32)}))
+    memory.append(tick(4))
+    memory.append(tick(5))
+    seen = {None: [1, 1, 0, 0, 1], "v1": [1, 0, 0, 0, 1], "v2": [0, 1, 0, 0, 0], "v3": [0, 0, 0, 0, 0]}
+    for version, expected in seen.items():
+        memory.versions = {} if version is None else {"front": version}
+        batch = memory.ordered(0, 9)
+        assert batch is not None
+        assert batch.features.present[:, 0, 0].int().tolist() == expected
+        assert batch.features.present[..., 1].all()
+    assert memory.skipped["shape"] == 1
+
+
+def test_an_action_that_is_no_longer_offered_is_left_out() -> None:
+    memory = replay()
+    for n, actions in enumerate(({"head": "up"}, {"arm": (0.0,)}, {"arm": "left"}, {"head": "left"}, {})):
+        memory.append(tick(n, actions=actions))
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [3]
+    assert (batch.moved["head"].tolist(), batch.moved["arm"].tolist()) == ([True], [False])
+    assert memory.skipped["action"] == 3
+
+
+def test_the_newest_wait_until_their_rewards_are_in() -> None:
+    memory = replay(settle=5)
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="none of 0"):
+        memory.sample(8, generator)
+    for n in range(5):
+        memory.append(tick(n))
+    with pytest.raises(ValueError, match="none of 5"):
+        memory.sample(8, generator)
+    memory.append(tick(5))
+    assert set(ticks(memory.sample(8, generator).features)) == {0.0}
+    memory.append(tick(6, done=True))  # nothing more can come
+    assert 6.0 in ticks(memory.sample(64, generator).features)
+
+
+def test_the_memory_bound_holds() -> None:
+    memory = Replay(spec(), max_bytes=1 << 20)
+    arrays = sum(column.nbytes for column in memory._columns.arrays)
+    assert memory.bytes <= 1 << 20
+    assert arrays <= memory.bytes
+
+
+def test_centred_rewards_are_what_is_better_than_usual() -> None:
+    memory = replay(centre=True, steps=2)
+    for n in range(5):
+        memory.append(tick(n, done=n == 4))
+    batch = memory.ordered(0, 99)
+    assert batch is not None
+    usual = 2.0  # the mean of 0 to 4
+    expected = [(n - usual) + 0.9 * (n + 1 - usual) for n in range(4)] + [4 - usual]
+    assert batch.rewards.tolist() == pytest.approx(expected)
+    assert batch.discounts.tolist() == pytest.approx([0.81, 0.81, 0.81, 0.0, 0.0])

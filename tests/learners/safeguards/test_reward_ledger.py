@@ -1,0 +1,67 @@
+"""Rewards find their decision and its version, in time or late."""
+
+from __future__ import annotations
+
+from learners.safeguards.reward_ledger import MOST, Entry, Ledger
+
+
+def entry(n: int, version: str = "a") -> Entry:
+    return Entry(f"s-{n}", n / 10, version, acted=True, refused=False)
+
+
+def filled(count: int = 30) -> Ledger:
+    ledger = Ledger(settle_s=1.0)
+    for n in range(count):
+        ledger.decided(entry(n))
+    return ledger
+
+
+def test_by_name_and_by_time() -> None:
+    ledger = filled()
+    assert ledger.credit("w", 1.0, decision="s-20", stamp_s=0.0) is None
+    assert ledger.credit("w", 0.5, decision=None, stamp_s=2.05) is None
+    settled = {one.decision: one for one in ledger.settle(5.0)}
+    assert settled["s-20"].rewards == {"w": 1.5}
+    assert settled["s-20"].total() == 1.5
+    assert settled["s-21"].total() is None
+
+
+def test_what_is_not_known_is_counted() -> None:
+    ledger = filled()
+    ledger.credit("w", 1.0, decision="other", stamp_s=0.0)
+    ledger.credit("w", 1.0, decision=None, stamp_s=99.0)  # long after the last one
+    ledger.credit("w", 1.0, decision=None, stamp_s=-1.0)
+    assert ledger.counts["unknown"] == 3
+
+
+def test_settled_ones_are_given_once_and_late_rewards_name_them() -> None:
+    ledger = filled()
+    assert [one.decision for one in ledger.settle(2.0)] == [f"s-{n}" for n in range(11)]
+    assert ledger.settle(2.0) == []
+    late = ledger.credit("w", 1.0, decision="s-3", stamp_s=0.0)
+    assert late is not None
+    assert late.rewards == {"w": 1.0}
+    assert ledger.counts["late"] == 1
+
+
+def test_sources_left_out_do_not_count_and_the_own_reward_does() -> None:
+    one = entry(0)
+    one.own = 0.25
+    one.rewards = {"w": 1.0, "x": -9.0}
+    assert one.total(frozenset({"x"})) == 1.25
+
+
+def test_neighbours_in_time() -> None:
+    ledger = filled(40)
+    settled = ledger.settle(3.0)
+    near = {one.decision for one in ledger.around(settled[-1])}
+    assert near == {f"s-{n}" for n in (*range(15, 20), *range(21, 26))}
+
+
+def test_memory_is_bounded() -> None:
+    ledger = filled(MOST + 50)
+    assert len(ledger.settle(1e9)) == MOST
+    for n in range(MOST):
+        ledger.decided(entry(10_000 + n))
+    ledger.settle(1e9)
+    assert ledger.credit("w", 1.0, decision="s-100", stamp_s=0.0) is None

@@ -1,0 +1,79 @@
+"""Relations at marked spans, and answers as spans of a context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tinymodels
+import torch
+
+from learners.tasks.base import DataError, Prediction
+from learners.tasks.question_answering import exact_match, normalise, word_f1
+from learners.tasks.registry import open_task
+from learners.tasks.relation_extraction import mark, official_f1
+
+TEXT = "the <e1>cup</e1> is in <e2>Paris</e2> now"
+
+
+def test_marks_are_where_they_are_said_to_be() -> None:
+    text, (first, second) = mark(TEXT)
+    assert (text[first], text[second]) == ("$", "#")
+    for wrong in ("no marks", "<e1>a</e1> only", "<e1>a</e1><e1>b</e1>"):
+        with pytest.raises(DataError, match="exactly one"):
+            mark(wrong)
+
+
+def test_official_f1_by_hand() -> None:
+    wanted = ["A(e1,e2)", "A(e2,e1)", "B(e1,e2)", "Other"]
+    found = ["A(e1,e2)", "A(e1,e2)", "Other", "B(e1,e2)"]
+    # A: one hit of two wanted and two found: 0.5; B: none; Other is left out
+    assert official_f1(wanted, found) == pytest.approx(0.25)
+    assert official_f1(["Other"], ["Other"]) == 0.0
+
+
+def test_logits_are_the_sum_of_the_three_places(tmp_path: Path) -> None:
+    task = open_task("relate", tinymodels.bert(tmp_path), labels=("A(e1,e2)", "Other"))
+    feature = task.features({"text": TEXT, "label": "Other"})[0]
+    batch = task.collate([feature])
+    tokens = task.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[0]
+    want = tokens[0, :2] + tokens[feature["places"][1], 2:4] + tokens[feature["places"][2], 4:]
+    assert torch.allclose(task.logits(task.model, batch)[0], want, atol=1e-6)
+    assert task.model.config.id2label[3] == "e1:Other"
+    assert task.predict([{"text": TEXT}])[0].value in task.labels
+    task.save(tmp_path / "o")
+    again = open_task("relate", tmp_path / "o")
+    assert again.labels == ("A(e1,e2)", "Other")
+    with pytest.raises(DataError, match="not among"):
+        task.features({"text": TEXT, "label": "New"})
+    with pytest.raises(DataError, match="beyond"):
+        open_task("relate", tmp_path, labels=("Other",), max_length=4).features({"text": TEXT})
+
+
+def test_answer_scores_are_squads() -> None:
+    assert normalise("The  cup!") == "cup"
+    assert exact_match("a cup", "Cup.") == 1.0
+    assert word_f1("red cup", "red box") == pytest.approx(0.5)
+    assert word_f1("", "") == 1.0
+
+
+def test_targets_windows_and_best_span(tmp_path: Path) -> None:
+    context = "anna works in paris . the red stop is left ."
+    row = {
+        "question": "what is red ?",
+        "context": context,
+        "answers": [{"text": "stop", "start": context.index("stop")}],
+    }
+    task = open_task("answer", tinymodels.bert(tmp_path), max_length=12)
+    features = task.features(row)
+    assert len(features) > 1, "the context does not fit one window"
+    holding = [f for f in features if f["labels"] != [0, 0]]
+    for feature in holding:
+        first, last = feature["labels"]
+        assert context[feature["offsets"][first][0] : feature["offsets"][last][1]] == "stop"
+    assert all(f["labels"] != [0, 0] for f in task.features(row, rng=torch.Generator()))
+    prediction = task.predict([row])[0]
+    assert context[prediction.details["start"] : prediction.details["end"]] == prediction.value
+    assert task.metrics([row], [Prediction("stop")]) == {"exact_match": 1.0, "f1": 1.0}
+    with pytest.raises(DataError, match="is not at"):
+        task.features({**row, "answers": [{"text": "cup", "start": 3}]})

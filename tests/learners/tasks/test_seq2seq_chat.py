@@ -1,0 +1,86 @@
+"""Translation and summaries learn a rule; chat learns from the assistant's turns and speaks piece by piece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tinymodels
+from transformers import AutoModelForSeq2SeqLM
+
+from learners.finetune.run import Splits, tune
+from learners.finetune.trainer import Settings
+from learners.tasks.base import IGNORED, DataError, Prediction
+from learners.tasks.chat import PLAIN
+from learners.tasks.registry import open_task
+
+COLOURS, THINGS = ["red", "green", "blue", "a", "the"], ["left", "right", "up", "down", "paris", "anna"]
+VERBS = ["go", "stop", "works", "is"]
+
+
+def swaps() -> list[dict[str, str]]:
+    return [{"source": f"{v} {c} {t}", "target": f"{v} {t} {c}"} for v in VERBS for c in COLOURS for t in THINGS]
+
+
+def test_translation_learns_to_swap_words_it_never_saw_together(tmp_path: Path) -> None:
+    rows = swaps()
+    held = rows[::7]
+    train = [row for row in rows if row not in held]
+    task = open_task("translate", tinymodels.t5(tmp_path), max_new_tokens=6)
+    before = task.metrics(held, task.predict(held))["exact_match"]
+    settings = Settings(epochs=40, batch=16, learning_rate=4e-3, patience=10)
+    tuned = tune(task, Splits(train, held), settings, "full")
+    assert before == 0.0
+    assert tuned.run.history[tuned.run.best_epoch - 1]["exact_match"] >= 0.5, "one in 120 by chance"
+    task.save(tmp_path / "o")
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "o").config.d_model == 32
+
+
+def test_scores_of_translations_and_summaries(tmp_path: Path) -> None:
+    folder = tinymodels.t5(tmp_path)
+    rows = [{"source": "x", "target": "the red cup is in the box now"}]
+    translate, summarize = open_task("translate", folder), open_task("summarize", folder)
+    assert translate.metrics(rows, [Prediction(rows[0]["target"])]) == {
+        "bleu": pytest.approx(100.0),
+        "exact_match": 1.0,
+    }
+    half = summarize.metrics(rows, [Prediction("the red cup is")])
+    assert half["rouge1"] == pytest.approx(2 / (1 / 1 + 8 / 4))  # precision 1, recall 4 of 8
+    with pytest.raises(DataError, match="source"):
+        translate.features({"text": "a"})
+
+
+TALK = [{"role": "user", "content": "what is red ?"}, {"role": "assistant", "content": "stop ."}]
+
+
+def test_only_the_assistants_tokens_are_learned(tmp_path: Path) -> None:
+    task = open_task("chat", tinymodels.llama(tmp_path), system="please")
+    feature = task.features({"messages": TALK})[0]
+    learned = [i for i, target in zip(feature["input_ids"], feature["labels"], strict=True) if target != IGNORED]
+    assert task.processor.decode(learned).split() == ["stop", ".", "</s>"]
+    assert task.processor.decode(feature["input_ids"]).startswith("<system> please")
+    with pytest.raises(DataError, match="messages"):
+        task.features({"text": "a"})
+
+
+def test_chat_learns_an_answer_and_streams_it(tmp_path: Path) -> None:
+    task = open_task("chat", tinymodels.llama(tmp_path), max_new_tokens=8)
+    rows = [{"messages": TALK}] * 8
+    first = task.metrics(rows, task.predict(rows))["perplexity"]
+    tune(task, Splits(rows, rows), Settings(epochs=30, batch=8, learning_rate=2e-2, patience=30), "full")
+    assert task.metrics(rows, task.predict(rows))["perplexity"] < min(1.5, first)
+    pieces = list(task.stream(TALK[:1]))
+    assert "".join(pieces).split() == ["stop", "."], "it ends by itself at the end token"
+    assert len(pieces) == 2
+    long = open_task("chat", tinymodels.llama(tmp_path / "l"), system="please", max_length=16)
+    prompt = long._prompt(long.turns({"messages": TALK * 5}))
+    assert len(prompt) <= 16
+    assert long.processor.decode(prompt).startswith("<system> please")
+
+
+def test_models_without_a_template_get_a_plain_one(tmp_path: Path) -> None:
+    folder = tinymodels.llama(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    task = open_task("chat", folder)
+    assert task.processor.chat_template == PLAIN
+    assert task.processor.decode(task.ids(TALK[:1], ask=True)).endswith("<unk>")

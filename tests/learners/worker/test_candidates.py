@@ -1,0 +1,203 @@
+"""Trials in the learner process with the real steps: a bad candidate stays out, a good one goes live, training goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import learning
+import pytest
+import tinymodels
+import torch
+
+from learners.config import FinetuneSettings, TaskSettings
+from learners.continual.trainer import Online
+from learners.experience.reader import Reader
+from learners.experience.store import Label, Store
+from learners.ipc.outbox import Outbox
+from learners.ipc.settings import Inputs
+from learners.promotion.held_out import Feeding
+from learners.promotion.pipeline import Verdict
+from learners.worker.loop import Background
+
+torch.set_num_threads(1)
+
+
+def background(folder: Path, **promotion: Any) -> Background:
+    learner = {
+        "batch": 32,
+        "warmup": 40,
+        "settle_s": 0,
+        "replay_gb": 1e-3,
+        "update_every_s": 0.05,
+        "updates_per_step": 4,
+    }
+    given = Inputs.model_validate(
+        {"state_dir": str(folder), "device": "cpu", "learner": learner, "promotion": {"shadow_s": 0.3, **promotion}}
+    )
+    return Background(given, learning.SPEC, threading.Event(), build=learning.SmallPolicy)
+
+
+def events(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    return [(event.kind, event.fields) for event in Outbox(folder / "learner" / "outbox").collect()]
+
+
+def first_live(folder: Path, **promotion: Any) -> Background:
+    """A learner of a good policy whose first version is live."""
+    learning.fill(folder, 0, 600)
+    one = background(folder, **promotion)
+    one.begin()
+    one.learner.ingest()
+    one.learner.train(float("inf"), until=600)
+    one.learner.policy.heads.choice.epsilon.fill_(0.1)
+    verdict = one.trials.run()  # nothing to compare with, so nothing to wait for
+    assert verdict is not None
+    assert verdict.passed, verdict
+    return one
+
+
+def negate(policy: Any) -> None:
+    with torch.no_grad():
+        policy.heads.choice.out.weight.neg_()
+        policy.heads.choice.out.bias.neg_()
+
+
+def concluded(one: Background, beside: Callable[[], object] = lambda: None, deadline_s: float = 60.0) -> Verdict:
+    end = time.monotonic() + deadline_s
+    verdict = None
+    while verdict is None:
+        assert time.monotonic() < end
+        beside()
+        verdict = one.trials.go_on(time.monotonic() + 0.05)
+    return verdict
+
+
+def test_a_negated_candidate_is_rejected_by_what_was_logged(tmp_path: Path) -> None:
+    one = first_live(tmp_path)
+    good = one.versions.live().version
+    negate(one.learner.policy)
+    verdict = one.trials.run()
+    assert verdict is not None
+    assert one.versions.live().version == good
+    kind, fields = events(tmp_path)[-1]
+    assert (kind, fields["step"], fields["live"]) == ("policy_rejected", "ope", good)
+    assert fields["steps"]["ope"]["estimator"] in ("doubly_robust", "fitted_q")
+    assert fields["steps"]["ope"]["lower"] < -0.05
+    assert fields["missing"] == []
+
+
+def test_a_good_candidate_goes_live_after_its_shadow_while_training_goes_on(tmp_path: Path) -> None:
+    one = first_live(tmp_path)
+    before = one.versions.live().version
+    one.learner.train(float("inf"), until=660)
+    one.learner.policy.heads.choice.epsilon.fill_(0.1)
+    assert one.trials.run() is None  # it waits for fresh ticks
+    trial = one.trials.on_trial()
+    assert trial is not None
+    assert trial["step"] == "shadow"
+    assert one.figures()["on_trial"] == trial
+    updates, rows = one.learner.position.update, iter(range(600, 10_000, 20))
+
+    def beside() -> None:
+        start = next(rows)
+        learning.fill(tmp_path, start, start + 20)
+        one.learner.ingest()
+        one.learner.train(time.monotonic() + 0.02)
+
+    verdict = concluded(one, beside)
+    assert verdict.passed, verdict
+    assert one.learner.position.update > updates
+    assert one.versions.live().version == trial["version"] != before
+    kind, fields = events(tmp_path)[-1]
+    assert kind == "policy_promoted"
+    assert list(fields["steps"]) == ["whole", "fast", "sane", "labels", "ope", "shadow", "probation"]
+    assert fields["steps"]["shadow"]["ticks"] >= 20
+    assert one.trials.on_trial() is None
+
+
+def test_judging_leaves_no_trace_in_what_is_learned_next(tmp_path: Path) -> None:
+    one = first_live(tmp_path)
+    before = torch.get_rng_state()
+    one.trials.begin()
+    assert not concluded(one).passed  # no new tick came
+    assert torch.equal(torch.get_rng_state(), before)
+    assert events(tmp_path)[-1][1]["reason"] == "not known: no new tick in 0.3 s"
+
+
+def test_another_version_that_goes_live_ends_a_trial(tmp_path: Path) -> None:
+    one = first_live(tmp_path, shadow_s=1_000)
+    one.learner.train(float("inf"), until=610)
+    one.learner.policy.heads.choice.epsilon.fill_(0.1)
+    assert one.trials.run() is None
+    other = one.versions.save({"policy": one.learner.policy.state_dict()}, {})
+    one.versions.promote(other)
+    verdict = one.trials.go_on()
+    assert verdict is not None
+    assert not verdict.passed
+    assert "another version went live" in verdict.fields()["reason"]
+    assert one.versions.live().version == other
+
+
+def test_a_round_never_waits_for_a_trial(tmp_path: Path) -> None:
+    one = first_live(tmp_path, shadow_s=1_000, steps=["whole", "shadow"])
+    one.learner.train(float("inf"), until=610)
+    one.trials.begin()
+    for _ in range(5):
+        one.once()
+    assert one.trials.examination is not None  # and every round came back
+
+
+def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Path) -> None:
+    tinymodels.bert(tmp_path / "model")
+    store = Store(tmp_path / "experience", clock=lambda: 100.0)
+    for n in range(60):
+        assert store.add_label(Label("intents", ("move", "halt")[n % 2], f"{('go', 'stop')[n % 2]} {n}"))
+    assert store.flush()
+    store.close()
+    held = tinymodels.held_out(tmp_path / "held.jsonl", 12, {"go": "move", "stop": "halt"})
+    settings = TaskSettings(
+        kind="classify", stream="orders", model=str(tmp_path / "model"), feeds_policy=True, heldout=str(held)
+    )
+    finetune = FinetuneSettings.model_validate({"min_labels": 1, "holdout": 0.3})
+    task = Online("intents", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"))
+    feeding = Feeding({"intents": task})
+    assert len(feeding) == 1
+    assert (feeding.versions(), feeding.held_out({})) == ({}, {})
+    model = task.lesson._open(None, [one.example for one in task.labels.all()])
+    first = task.versions.add(model, 1)
+    task.versions.promote(first)
+    assert feeding.versions() == {"intents": first.name}
+    assert feeding.held_out({"intents": first.name}) == {}  # the same version
+    with torch.no_grad():
+        next(iter(model.model.parameters())).add_(0.01)
+    task.versions.promote(task.versions.add(model, 2))
+    found = feeding.held_out({"intents": first.name})["intents"]
+    assert found.labels == 12
+    assert found.metric == "accuracy"
+    assert 0 <= found.before <= 1
+    assert 0 <= found.after <= 1
+    task.settings = settings.model_copy(update={"heldout": None})
+    assert feeding.held_out({"intents": first.name}) == {}, "labels that came over MQTT judge nothing"
+
+
+@pytest.mark.parametrize("feeds", [False, True])
+def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> None:
+    learning.fill(tmp_path, 0, 200)
+    one = background(tmp_path)
+    if feeds:
+        one.trials.feeding.tasks["intents"] = Online(
+            "intents",
+            TaskSettings(kind="classify", model="", feeds_policy=True),
+            FinetuneSettings.model_validate({}),
+            tmp_path / "tasks",
+            one.reader,
+        )
+    one.begin()
+    one.once()
+    assert one.trials.run() is not None
+    live = one.versions.live().version
+    manifest = next(m for m in one.versions.list() if m.version == live)
+    assert ("tasks" in manifest.data) is feeds

@@ -1,0 +1,333 @@
+"""The learner process: learns, puts candidates on trial, follows rollbacks, tells of it, and gives way to everybody else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import learning
+import orjson
+import psutil
+import pytest
+import torch
+
+from learners import device
+from learners.checkpoints.signing import load_key
+from learners.checkpoints.store import Checkpoints
+from learners.ipc.outbox import Outbox
+from learners.ipc.policy_spec import hand_over, take_over
+from learners.ipc.settings import Inputs
+from learners.promotion.pipeline import Finding, Trial
+from learners.promotion.steps import STEPS
+from learners.worker import __main__, loop
+from learners.worker.loop import Background
+from learners.worker.priority import die_with
+
+torch.set_num_threads(1)
+ROOT = Path(loop.__file__).parents[2]
+
+
+def inputs(folder: Path, **fields: Any) -> Inputs:
+    learner = {"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05}
+    promotion = {"steps": ["whole", "fast"]}
+    return Inputs.model_validate(
+        {
+            "state_dir": str(folder),
+            "device": "cpu",
+            "learner": {**learner, **fields},
+            "promotion": promotion,
+            "other": 1,
+        }
+    )
+
+
+def background(folder: Path, stop: threading.Event | None = None, steps: Any = STEPS, **fields: Any) -> Background:
+    return Background(
+        inputs(folder, **fields), learning.SPEC, stop or threading.Event(), build=learning.SmallPolicy, steps=steps
+    )
+
+
+def events(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    return [(event.kind, event.fields) for event in Outbox(folder / "learner" / "outbox").collect()]
+
+
+def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 300)
+    one = background(tmp_path)
+    one.begin()
+    one.once()
+    assert one.learner.position.update > 0
+    verdict = one.trials.run()
+    assert verdict is not None
+    assert verdict.passed, verdict
+    live = one.versions.live().version
+    assert live is not None
+    loaded = one.versions.load(live)
+    assert set(loaded.tensors) == {"policy", "learner"}
+    assert loaded.documents["position"]["row"] == 300
+    assert loaded.manifest.data == {"first_row": 1, "last_row": 300, "transitions": 300}
+    assert loaded.manifest.metrics["updates"] == one.learner.position.update
+    told = dict(events(tmp_path))
+    assert told["learner_resumed"] == {"resumed": False, "update": 0, "row": 0}
+    assert told["policy_promoted"]["version"] == live
+    assert told["policy_promoted"]["steps"]["fast"]["limit_ms"] == 50.0
+    one._tell("training", now=True)
+    progress = orjson.loads((tmp_path / "learner" / "progress.json").read_bytes())
+    assert progress["policy"] == live
+    assert progress["buffer"] == 300
+    assert progress["loss"]["dqn"] > 0
+    assert progress["failures"] == 3
+    assert progress["state"] == "training"
+
+
+def test_chores_are_done_every_round_and_leave_no_trace_in_learning(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 100)
+    done: list[float] = []
+    one = background(tmp_path)
+    one.chores = [lambda: done.append(float(torch.rand(1)))]
+    one.begin()
+    one.learner.ingest()
+    one.learner.train(float("inf"), until=int(one.learner.position.owed))
+    before = torch.get_rng_state()
+    one.once()
+    one.once()
+    assert len(done) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
+    seen: list[Trial] = []
+
+    def no(trial: Trial) -> Finding:
+        seen.append(trial)
+        return Finding("fast", passed=False, figures={"x": 1.5}, reason="made to fail")
+
+    learning.fill(tmp_path, 0, 200)
+    one = background(tmp_path, steps={**STEPS, "fast": no})
+    one.begin()
+    one.once()
+    before = torch.get_rng_state()
+    verdict = one.trials.run()
+    assert torch.equal(torch.get_rng_state(), before)  # judging leaves no trace in what is learned next
+    assert verdict is not None
+    assert not verdict.passed
+    assert one.versions.live().version is None
+    assert len(seen[0].recent(50)) == 50
+    assert (seen[0].live, seen[0].live_version) == (None, None)
+    kind, fields = events(tmp_path)[-1]
+    assert kind == "policy_rejected"
+    assert (fields["step"], fields["reason"], fields["steps"]["fast"]["x"]) == ("fast", "made to fail", 1.5)
+    assert one.figures()["candidate"]["passed"] is False
+
+
+def test_after_a_rollback_it_learns_on_from_the_version_that_came_back(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 300)
+    one = background(tmp_path)
+    one.begin()
+    one.once()
+    one.trials.run()
+    good = one.versions.live().version
+    assert good is not None
+    one.learner.train(float("inf"), until=one.learner.position.update + 20)
+    one.trials.run()
+    assert one.versions.live().version != good
+    one.versions.rollback()
+    one.trials.follow_rollback()
+    expected = one.versions.load(good).tensors["policy"]
+    assert all(torch.equal(value, expected[name]) for name, value in one.learner.policy.state_dict().items())
+    one.trials.follow_rollback()  # once is enough
+    two = background(tmp_path)
+    two.begin()
+    learning.assert_identical(learning.weights(two.learner), learning.weights(one.learner))
+
+
+def test_a_new_learner_starts_from_the_live_version(tmp_path: Path) -> None:
+    versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
+    policy = learning.SmallPolicy(learning.SPEC)
+    versions.promote(versions.save({"policy": policy.state_dict()}, {}))
+    one = background(tmp_path)
+    one.begin()
+    expected = policy.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in one.learner.policy.state_dict().items())
+
+
+def test_a_live_version_that_is_broken_is_an_event(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 200)
+    one = background(tmp_path)
+    one.begin()
+    one.once()
+    one.trials.run()
+    live = one.versions.live().version
+    assert live is not None
+    (tmp_path / "checkpoints" / live / "spec.json").write_bytes(b"")
+    two = background(tmp_path)
+    two.begin()
+    two.once()
+    verdict = two.trials.run()
+    assert verdict is not None
+    assert verdict.passed
+    assert ("checkpoint_refused", "wrong_hash") in [(kind, fields.get("reason")) for kind, fields in events(tmp_path)]
+
+
+def test_it_stops_when_the_agent_runs_another_policy(tmp_path: Path) -> None:
+    assert take_over(tmp_path) is None
+    assert hand_over(tmp_path, learning.SPEC)
+    assert not hand_over(tmp_path, learning.SPEC)
+    one = background(tmp_path)
+    other = learning.PolicySpec(learning.SPEC.streams, learning.ACTIONS, history=2, width=16)
+    hand_over(tmp_path, other)
+    one.run()  # returns
+    assert take_over(tmp_path) == other
+    assert two_states(tmp_path) >= 1
+
+
+def two_states(folder: Path) -> int:
+    return len(Checkpoints(folder / "learner" / "state", load_key(folder)).list())
+
+
+def test_states_do_not_pile_up(tmp_path: Path) -> None:
+    one = background(tmp_path)
+    one.begin()
+    for _ in range(6):
+        one.learner.save()
+    assert two_states(tmp_path) <= 3
+
+
+def wait_until(what: Callable[[], object], deadline_s: float = 240.0) -> None:
+    end = time.monotonic() + deadline_s
+    tick = threading.Event()
+    while not what():
+        assert time.monotonic() < end, "not in time"
+        tick.wait(0.02)
+
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Start]:
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(**fields: Any) -> subprocess.Popen[bytes]:
+        path = tmp_path / "settings.json"
+        path.write_bytes(inputs(tmp_path, promote_every_s=0.2, save_every_s=0.2, **fields).model_dump_json().encode())
+        running.append(subprocess.Popen([sys.executable, "-m", "learners.worker.loop", str(path)], cwd=ROOT))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.kill()
+        one.wait()
+
+
+def test_the_process_gives_way_and_has_a_name(tmp_path: Path, started: Start) -> None:
+    one = started()
+    wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
+    assert psutil.Process(one.pid).cmdline()[0] == "reflexd: learner"
+    assert os.sched_getscheduler(one.pid) == os.SCHED_IDLE
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(60) == 0
+
+
+def test_the_process_learns_ends_in_order_and_resumes(tmp_path: Path, started: Start) -> None:
+    learning.fill(tmp_path, 0, 200)
+    hand_over(tmp_path, learning.SPEC)
+    one = started(priority="normal")
+    versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
+    wait_until(lambda: versions.live().version is not None)
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(60) == 0
+    progress = orjson.loads((tmp_path / "learner" / "progress.json").read_bytes())
+    assert progress["updates"] > 0
+    assert progress["state"] == "stopped"
+    again = started(priority="normal")
+    wait_until(lambda: ("learner_resumed", True) in [(kind, f.get("resumed")) for kind, f in events(tmp_path)])
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(60) == 0
+
+
+def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_bytes(inputs(tmp_path, priority="normal").model_dump_json().encode())
+    script = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'learners.worker.loop', sys.argv[1]]);"
+        " print(p.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
+    parent.kill()
+    parent.communicate()
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_it_serves_one_spec_after_another_until_told_to_stop(tmp_path: Path) -> None:
+    """With the real policy, in a thread of this process."""
+    stop = threading.Event()
+    learning.fill(tmp_path, 0, 200)
+    serving = threading.Thread(target=loop.serve, args=(inputs(tmp_path, promote_every_s=0.1), stop))
+    serving.start()
+    wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
+    hand_over(tmp_path, learning.SPEC)
+    versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
+    wait_until(lambda: versions.live().version is not None)
+    other = learning.PolicySpec(learning.SPEC.streams, learning.ACTIONS, history=2, width=16, gamma=0.5)
+    hand_over(tmp_path, other)
+    wait_until(lambda: len([kind for kind, _ in events(tmp_path) if kind == "learner_resumed"]) == 2)
+    stop.set()
+    serving.join(60)
+    assert not serving.is_alive()
+    wrong = [fields["reason"] for kind, fields in events(tmp_path) if kind == "checkpoint_refused"]
+    assert set(wrong) == {"wrong_shapes"}  # neither the state nor the live version of another policy is taken up
+
+
+def test_usage(capsys: Any) -> None:
+    assert __main__.main([]) == 2
+    assert "SETTINGS.json" in capsys.readouterr().err
+
+
+def test_a_parent_that_is_gone_is_noticed() -> None:
+    script = "from learners.background import die_with; import os; print(die_with(os.getppid()), die_with(1 << 22))"
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
+    assert out.stdout.split() == [b"True", b"False"]
+    assert callable(die_with)
+
+
+def test_where_the_kernel_refuses_idle_nice_is_next() -> None:
+    script = (
+        "import os\nfrom learners import background\n"
+        "def refuse(*_): raise PermissionError\n"
+        "os.sched_setscheduler = refuse\n"
+        "print(background.give_way('reflexd: learner', 1), os.nice(0))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
+    assert out.stdout.split() == [b"nice", b"19"]
+
+
+def test_devices() -> None:
+    assert device.pick_device("cpu").type == "cpu"
+    assert device.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_takes_a_share_of_the_memory_and_gives_way(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from learners.worker.priority import background_stream
+
+    stream = background_stream(torch.device("cuda:0"), 0.25)
+    assert stream is not None
+    assert stream.priority == 0
+    limit = int(torch.cuda.get_device_properties(0).total_memory * 0.25)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(limit + (1 << 26), dtype=torch.uint8, device="cuda:0")

@@ -1,0 +1,73 @@
+"""The learner and probation: one change at a time, and what failed is not the ground to build on, not even after a restart."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import learning
+import orjson
+import torch
+
+from learners.ipc.outbox import Outbox
+from learners.ipc.settings import Inputs
+from learners.promotion.steps import STEPS
+from learners.safeguards.probation import FILE, Probation
+from learners.worker.loop import Background
+
+
+def background(folder: Path, **learner: Any) -> Background:
+    fields = {"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05, **learner}
+    body = {"state_dir": str(folder), "device": "cpu", "learner": fields, "promotion": {"steps": ["whole"]}}
+    return Background(
+        Inputs.model_validate(body), learning.SPEC, threading.Event(), build=learning.SmallPolicy, steps=STEPS
+    )
+
+
+def on_probation(folder: Path, begun_s: float) -> None:
+    probation = Probation()
+    probation.trust("000001-00000000")
+    probation.acts("000002-00000000", begun_s)
+    (folder / FILE).write_bytes(orjson.dumps(probation.dump()))
+
+
+def test_no_candidate_is_brought_while_one_is_on_probation(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 300)
+    one = background(tmp_path, promote_every_s=1e-6)
+    one.begin()
+    one.once()
+    on_probation(tmp_path, time.time())
+    for _ in range(3):
+        one.once()
+    assert one.versions.live().version is None
+    on_probation(tmp_path, time.time() - 3_600)  # such as in shadow mode, where nothing acts
+    for _ in range(4):
+        one.once()
+    assert one.versions.live().version is not None
+
+
+def test_a_rollback_while_it_was_dead_is_followed(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 300)
+    one = background(tmp_path)
+    one.begin()
+    one.once()
+    good = one.versions.save({"policy": one.learner.policy.state_dict()}, {})
+    one.versions.promote(good)
+    one.learner.train(float("inf"), until=one.learner.position.update + 20)
+    bad = one.versions.save({"policy": one.learner.policy.state_dict()}, {})
+    one.versions.promote(bad)
+    one.learner.save()
+    one.versions.rollback()
+    again = background(tmp_path)
+    again.begin()
+    weights = again.versions.load(good).tensors["policy"]
+    assert all(torch.equal(value, weights[name]) for name, value in again.learner.policy.state_dict().items())
+    once_more = background(tmp_path)
+    once_more.learner.train(float("inf"), until=0)
+    once_more.begin()  # it was saved since: nothing is taken up again
+    assert not once_more._rolled_back_meanwhile()
+    (again.versions.folder / good / "manifest.sig").write_bytes(b"")
+    again._take_up_live()
+    assert [event.kind for event in Outbox(tmp_path / "learner" / "outbox").collect()][-1] == "checkpoint_refused"

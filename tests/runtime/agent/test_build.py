@@ -1,0 +1,162 @@
+"""The assembled agent without a broker: real ticks, a gate that answers, rewards as they come, and a version that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import canaries
+import numpy as np
+import orjson
+import pytest
+import yaml
+
+from fakes import free_port
+from runtime.agent.build import assemble
+from runtime.agent.components import Parts
+from runtime.config.loader import load
+from runtime.gate import ipc
+
+SETTINGS: dict[str, Any] = {
+    "agent": "small",
+    "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["angle"]}},
+    "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
+    "rewards": [{"name": "feedback", "kind": "topic", "max_per_s": 1e6}],
+    "learner": {"enabled": False},
+    "promotion": {"probation_s": 20},
+}
+
+
+class Wall:
+    """Unix time that the test moves."""
+
+    now_s = 1_750_000_000.0
+
+    def time(self) -> float:
+        return self.now_s
+
+
+async def answer(gate: socket.socket) -> None:
+    """A gate that lets everything pass."""
+    loop = asyncio.get_running_loop()
+    while True:
+        offer = ipc.unpack(await loop.sock_recv(gate, ipc.MAX_MESSAGE))
+        assert isinstance(offer, ipc.Proposal)
+        outcomes = {name: ipc.Outcome(True, None, value, "policy") for name, value in offer.actions.items()}
+        verdict = ipc.Verdict(offer.decision, True, False, dict.fromkeys(outcomes, "autonomous"), outcomes)
+        gate.send(ipc.pack(verdict))
+
+
+@asynccontextmanager
+async def agent(folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None) -> AsyncIterator[Parts]:
+    """Everything `assemble` builds, with the tasks that matter here."""
+    settings = SETTINGS | {
+        "state_dir": str(folder / "state"), "mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}", **canaries.LOGIN},
+        "rewards": rewards or SETTINGS["rewards"],
+    }  # fmt: skip
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    gate, end = ipc.pair()
+    with ThreadPoolExecutor(1) as decoders, gate, end:
+        parts = await assemble(load(path), end, [], decoders)
+        parts.outcomes.wall = parts.watch.wall = parts.sources.wall = wall.time
+        wanted = {name: parts.jobs.pop(name) for name in ("probation", "sources")}
+        for job in parts.jobs.values():
+            job.close()
+        tasks = [asyncio.create_task(job) for job in (answer(gate), parts.ticker.gate.listen(), *wanted.values())]
+        try:
+            yield parts
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await asyncio.to_thread(parts.put_away)
+
+
+def version(parts: Parts, shift: float) -> str:
+    state = {name: x + shift if x.is_floating_point() else x for name, x in parts.engine.policy.state_dict().items()}
+    return parts.checkpoints.save({"policy": state}, {"spec": orjson.loads(parts.engine.spec.to_json())})
+
+
+async def live(parts: Parts, wall: Wall, seconds: float, gains: dict[str, float], start: int) -> int:
+    """Ticks with a reward each, by the version that decided; returns the number of the next one."""
+    rng = np.random.default_rng(start)
+    for index in range(start, start + round(seconds * 10)):
+        wall.now_s += 0.1
+        ticked = await parts.ticker.tick(index)
+        gain = gains[ticked.decided.policy] + float(rng.normal(0.0, 0.2))
+        parts.feedback.reward(orjson.dumps({"value": gain, "decision": ticked.decision, "source": "world"}))
+    return start + round(seconds * 10)
+
+
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Every event the reporter publishes from now on."""
+    events: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        "runtime.monitoring.reporter.Reporter._event", lambda _self, kind, data: events.append((kind, data))
+    )
+    return events
+
+
+async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall, events = Wall(), told(monkeypatch)
+    monkeypatch.setattr("runtime.control.tick.time", wall)
+    async with agent(tmp_path, wall) as parts:
+        good, bad = version(parts, 0.0), version(parts, 0.5)
+        gains = {"untrained": 0.0, good: 1.0, bad: 0.2}
+        parts.checkpoints.promote(good)
+        assert await parts.swap.follow()
+        n = await live(parts, wall, 30.0, gains, 0)
+        parts.checkpoints.promote(bad)
+        assert await parts.swap.follow()
+        assert parts.engine.version == bad
+        assert (await asyncio.to_thread(parts.health.payload))["probation"]["version"] == bad
+        begun_s = wall.now_s
+        while parts.engine.version == bad and wall.now_s - begun_s < 20.0:
+            n = await live(parts, wall, 0.2, gains, n)
+        assert parts.engine.version == good
+        assert wall.now_s - begun_s <= 10.0
+        assert parts.checkpoints.live().failed == (bad,)
+        await live(parts, wall, 2.0, gains, n)
+        assert parts.store.flush()
+    kinds = [kind for kind, _ in events if kind.startswith("policy")]
+    assert kinds == [
+        *("policy_untrained", "policy_on_probation", "policy_swapped", "policy_confirmed"),
+        *("policy_on_probation", "policy_swapped", "policy_rolled_back", "policy_swapped"),
+    ]
+    figures = next(data for kind, data in events if kind == "policy_rolled_back")
+    assert (figures["version"], figures["to"], figures["why"]) == (bad, good, "rewards")
+    async with agent(tmp_path, wall) as again:  # the next agent knows what passed
+        assert again.engine.version == good
+        assert again.watch.probation.good == good
+        assert again.watch.figures() == {}
+
+
+async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall, events = Wall(), told(monkeypatch)
+    monkeypatch.setattr("runtime.control.tick.time", wall)
+    own = {"name": "turns", "kind": "expression", "value": "(head == 'left') - (head == 'right')"}
+    async with agent(tmp_path, wall, rewards=[*SETTINGS["rewards"], own]) as parts:
+        for index in range(3_000):
+            wall.now_s += 0.1
+            ticked = await parts.ticker.tick(index)
+            turn = ticked.decided.actions["head"].value
+            value = {"left": -1.0, "stay": 0.0, "right": 1.0}[str(turn)]
+            parts.feedback.reward(orjson.dumps({"value": value, "decision": ticked.decision, "source": "liar"}))
+            if parts.sources.names():
+                break
+        assert parts.sources.names() == {"liar"}
+        assert parts.store.flush()
+        health = await asyncio.to_thread(parts.health.payload)
+        assert health["sources"]["quarantined"] == ["liar"]
+        assert parts.requests.release("liar")
+    assert [kind for kind, _ in events if kind.startswith("source")] == ["source_quarantined", "source_released"]

@@ -1,0 +1,39 @@
+"""`reflexd plant`: which arguments it refuses, in words and without the password in them."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from runtime.cli.main import main
+
+PASSWORD = "hunter2-in-a-url"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["Nowhere-v0"], "Nowhere"),
+        (["Nowhere-v0", "--config"], "Nowhere"),
+        (["Blackjack-v1"], "a vector or a uint8 picture is wanted"),
+        (["CartPole-v1", "--mqtt", "nonsense"], "write embedded://"),
+        (["CartPole-v1", "--mqtt", f"mqtt://me:{PASSWORD}@host"], "belongs into a file given with --settings"),
+        (["CartPole-v1", "--settings", "missing.yaml"], "missing.yaml:1"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_line(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(main, ["plant", *arguments])
+    assert done.exit_code in (1, 2)
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert said in done.output
+    assert PASSWORD not in done.output
+
+
+def test_the_settings_that_fit() -> None:
+    done = CliRunner().invoke(main, ["plant", "Pendulum-v1", "--agent", "swing", "--rate", "25", "--config"])
+    printed = yaml.safe_load(done.output)
+    assert (printed["agent"], printed["tick"]["rate_hz"]) == ("swing", 25.0)
+    assert printed["actuators"]["action"] | {"safe": None} == {
+        "kind": "continuous", "low": [-2.0], "high": [2.0], "safe": None, "out_of_range": "clamp",
+    }  # fmt: skip

@@ -1,0 +1,103 @@
+"""The reference pages are current and name everything there is."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.cli.reference import TOPICS, main, pages
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", sorted(pages()))
+def test_the_page_in_docs_is_what_the_code_says(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == pages()[name], "run `make docs`"
+
+
+def test_pages_are_written_whole(tmp_path: Path) -> None:
+    main(tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == set(pages())
+
+
+def test_links_inside_the_settings_page_lead_somewhere() -> None:
+    text = pages()["settings.md"]
+    headings = {h.lower().replace(" ", "-") for h in re.findall(r"^## (.+)$", text, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    assert "| `state_dir` | path | required |" in text
+
+
+def test_every_topic_that_the_broker_may_see_is_in_the_table() -> None:
+    documented = {name.split("/")[0] for name, _, _ in TOPICS}
+    acl = (ROOT / "configs/mosquitto/acl").read_text()
+    used = set(re.findall(r"reflexd/\+/(\w+)", acl))
+    assert used <= documented
+
+
+SAYS = {
+    "event": "event",
+    "_on_event": "event",
+    "emit": "event",
+    "post": "event",
+    "_tell": "event",
+    "Refusal": "rule of the gate",
+    "_refuse": "cause of feedback_refused",
+    "PayloadRefused": "cause of a drop",
+    "drop": "cause of a drop",
+    "CheckpointRefused": "reason of checkpoint_refused",
+    "WeightsRefused": "reason of checkpoint_refused",
+}
+"""Who gives names to what happens; the name is the first argument, for checkpoints the second."""
+AT_LEAST = {"event": 40, "rule of the gate": 15, "cause of feedback_refused": 10, "cause of a drop": 16}
+
+
+def _words(node: ast.expr) -> list[str]:
+    """The string a call says, or both of a choice between two."""
+    if isinstance(node, ast.IfExp):
+        return [*_words(node.body), *_words(node.orelse)]
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+
+
+def _said() -> Iterator[tuple[str, str]]:
+    """Every (kind, name) in the code."""
+    files = [
+        path for folder in ("runtime", "learners", "actuators", "sensors") for path in (ROOT / folder).rglob("*.py")
+    ]
+    for node in (node for path in files for node in ast.walk(ast.parse(path.read_text()))):
+        if not isinstance(node, ast.Call):
+            continue
+        caller = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        place = int(caller == "CheckpointRefused")
+        if caller in SAYS and len(node.args) > place:
+            yield from ((SAYS[caller], word) for word in _words(node.args[place]) if re.fullmatch(r"[a-z_]+", word))
+    for text in (path.read_text() for path in files if path.parent.name in {"sensors", "runtime"}):
+        yield from (("cause of a drop", word) for word in re.findall(r"drops\[\"(\w+)\"\] \+=", text))
+
+
+def test_every_event_refusal_and_drop_in_the_code_is_explained_to_the_operator() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    said = set(_said())
+    assert {pair for pair in said if f"`{pair[1]}`" not in text} == set()
+    counts = Counter(kind for kind, _ in said)
+    assert {kind: counts[kind] for kind, least in AT_LEAST.items() if counts[kind] < least} == {}
+
+
+def test_every_metric_and_alert_is_explained_to_the_operator() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    metrics = set(re.findall(r"\"(reflexd_\w+)\"", (ROOT / "runtime/monitoring/metrics.py").read_text()))
+    alerts = set(re.findall(r"alert: (\w+)", (ROOT / "configs/prometheus/reflexd.rules.yml").read_text()))
+    assert {name for name in metrics | alerts if name not in text} == set()
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_no_link_or_file_named_in_the_docs_is_dead(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    targets = [t.split("#")[0] for t in re.findall(r"\]\(([^)]+)\)", text) if "://" not in t]
+    targets += re.findall(r"`((?:\.\./)?(?:configs|tests|docs)/[\w./-]+\.\w+)`", text)
+    for target in filter(None, targets):
+        assert (ROOT / "docs" / target).exists() or (ROOT / target).exists(), target

@@ -1,0 +1,81 @@
+"""What `reflexd check` says of settings that are valid, and the verb for what waits for a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tinymodels
+import yaml
+from click.testing import CliRunner
+
+from learners.continual.versions import Versions
+from learners.tasks.registry import open_task
+from runtime.cli.main import main
+
+
+def written(tmp_path: Path, heldout: str | None = None, **learner: bool) -> Path:
+    """A settings file with one task, in its tenth line or so."""
+    file = tmp_path / "robot.yaml"
+    body = {
+        "agent": "robot",
+        "state_dir": str(tmp_path / "state"),
+        "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "language"}},
+        "encoders": {"language": {"model": "bundled:minilm-l6"}},
+        "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
+        "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": "bundled:minilm-l6"}},
+        "learner": learner,
+    }
+    if heldout is not None:
+        body["tasks"]["intents"]["heldout"] = heldout  # type: ignore[index] # a mapping
+    file.write_text(yaml.safe_dump(body, sort_keys=False))
+    return file
+
+
+def checked(file: Path) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["check", str(file)])
+    return done.exit_code, done.stderr
+
+
+def test_check_tells_which_task_nothing_will_judge(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    line = file.read_text().splitlines().index("  intents:") + 1
+    code, said = checked(file)
+    assert code == 0
+    assert said.startswith(f"{file}:{line}: tasks.intents: no held-out file")
+    assert "tasks.intents.heldout" in said
+
+
+@pytest.mark.parametrize("wrong", ["gone.jsonl", "gone.json#test"])
+def test_check_tells_of_a_file_that_is_not_there(tmp_path: Path, wrong: str) -> None:
+    code, said = checked(written(tmp_path, str(tmp_path / wrong)))
+    assert code == 0
+    assert "tasks.intents.heldout: " in said
+    assert "no such file or folder" in said
+
+
+def test_check_says_nothing_where_all_is_well(tmp_path: Path) -> None:
+    held = tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})
+    assert checked(written(tmp_path, str(held))) == (0, "")
+    assert checked(written(tmp_path, enabled=False)) == (0, ""), "nobody fine-tunes"
+
+
+def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    versions = Versions(tmp_path / "state" / "learner" / "tasks" / "intents")
+    task = open_task("classify", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
+    first, second = versions.add(task, 1), versions.add(task, 2)
+
+    def verb(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["checkpoints", "--config", str(file), "--task", "intents", *words])
+        return done.exit_code, done.output
+
+    assert first.name in verb()[1]
+    assert versions.live() is None
+    assert verb("promote", first.name) == (0, f"{first.name} is live\n")
+    assert verb("promote", "newest") == (0, f"{second.name} is live\n")
+    assert verb("rollback") == (0, f"{first.name} is live\n")
+    code, said = verb("rollback")
+    assert (code, "nothing to roll back to" in said) == (1, True)
+    assert "takes over policies" in verb("adopt", str(tmp_path))[1]
+    assert versions.live() == first

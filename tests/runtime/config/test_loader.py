@@ -1,0 +1,180 @@
+"""Thirty broken settings files, each refused with file, line, path and remedy; and what a good one gives."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import canaries
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.config import loader
+
+GOOD = """\
+agent: demo
+state_dir: state
+streams:
+  front: {kind: camera, source: topic, encoder: vision}
+  joints: {kind: telemetry, fields: [q1]}
+encoders:
+  vision: {model: "bundled:efficientnet-lite0"}
+actuators:
+  head: {kind: choice, choices: [left, right], safe: left}
+  arm: {kind: continuous, low: [-1], high: [1]}
+"""
+
+# what is replaced, by what, the line it must name, the path it must name, a word of the remedy
+BROKEN = [
+    ("agent: demo", "agent: De mo", 1, "agent", "pattern"),
+    ("agent: demo\n", "", 1, "agent", "add `agent:`"),
+    ("agent: demo", "agent: demo\nagent: other", 2, "agent", "keep one"),
+    ("agent: demo", "agent: [", 1, "", "indentation"),
+    ("agent: demo", "agent: demo\n\tmode: x", 2, "", "indentation"),
+    ("agent: demo", "agent: demo\nagnet: x", 2, "agnet", "did you mean `agent`"),
+    ("agent: demo", "agent: demo\nmode: fast", 2, "mode", "autonomous"),
+    ("agent: demo", "agent: demo\ntick: {rate_hz: 51}", 2, "tick.rate_hz", "50"),
+    ("agent: demo", "agent: demo\ntick: {rate_hz: .inf}", 2, "tick.rate_hz", "number"),
+    ("agent: demo", "agent: demo\ntick: 10", 2, "tick", "key: value"),
+    ("agent: demo", "agent: demo\nmqtt: {url: 'http://x'}", 2, "mqtt.url", "embedded://"),
+    ("agent: demo", "agent: demo\nmqtt: {url: 'mqtt://u:" + canaries.MQTT + "@x'}", 2, "mqtt.url", "username"),
+    ("agent: demo", "agent: demo\nmqtt: {password: '${env:REFLEXD_NO_SUCH}'}", 2, "mqtt.password", "export"),
+    ("agent: demo", "agent: demo\nmqtt: {password: '${file:nothing}'}", 2, "mqtt.password", "create the file"),
+    ("agent: demo", "agent: demo\ndevice: gpu", 2, "device", "pattern"),
+    ("kind: camera", "kind: cam", 4, "streams.front", "kinds"),
+    ("kind: camera, ", "", 4, "streams.front", "kind"),
+    ("encoder: vision}", "encoder: sight}", 4, "streams.front.encoder", "vision"),
+    (", encoder: vision}", "}", 4, "streams.front.encoder", "needs one of"),
+    ("source: topic", "source: topic, rate_hz: -1", 4, "streams.front.rate_hz", "greater"),
+    ("source: topic", "source: topic, rat_hz: 1", 4, "streams.front.rat_hz", "rate_hz"),
+    ("  front:", "  Front!:", 4, "streams.Front!", "pattern"),
+    ("fields: [q1]", "fields: [q1, q1]", 5, "streams.joints.fields", "once"),
+    ("fields: [q1]", "fields: q1", 5, "streams.joints.fields", "list"),
+    ("[left, right]", "[ON, OFF]", 9, "actuators.head.choices", "quotes"),
+    ("[left, right]", "[left]", 9, "actuators.head.choices", "at least 2"),
+    ("safe: left", "safe: up", 9, "actuators.head", "choices"),
+    ("safe: left", "safe: left, topic: a/#", 9, "actuators.head.topic", "#"),
+    ("safe: left", "safe: left, payload: '${nope}'", 9, "actuators.head.payload", "value"),
+    ("low: [-1]", "low: [-1, 0]", 10, "actuators.arm", "each component"),
+    ("low: [-1]", "low: [2]", 10, "actuators.arm", "below"),
+    ("high: [1]", "high: [1], safe: [7]", 10, "actuators.arm", "between"),
+    ("high: [1]", "high: [1], ttl_ms: many", 10, "actuators.arm.ttl_ms", "whole number"),
+    ("high: [1]", "high: [1], requires: [nobody]", 10, "actuators.arm.requires", "streams"),
+    ("high: [1]}", "high: [1]}\n  say: {kind: text, task: talk}", 11, "actuators.say.task", "tasks"),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: ['lamp ==']}", 11, "gate.forbid.0", ""),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: [\"lamp == 'x'\"]}", 11, "gate.forbid.0", "head"),
+    (
+        "high: [1]}",
+        "high: [1]}\nrewards: [{name: r, kind: expression, value: 'joints.q9'}]",
+        11,
+        "rewards.0.value",
+        "joints has ['q1']",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "path", "word"), BROKEN)
+def test_a_broken_file_names_file_line_path_and_remedy(
+    tmp_path: Path, old: str, new: str, line: int, path: str, word: str
+) -> None:
+    assert GOOD.count(old) == 1
+    file = tmp_path / "broken.yaml"
+    file.write_text(GOOD.replace(old, new))
+    with pytest.raises(loader.ConfigError) as caught:
+        loader.load(file)
+    problem = next((p for p in caught.value.problems if p.path.startswith(path)), None)
+    assert problem is not None, str(caught.value)
+    assert problem.line == line, str(problem)
+    assert str(problem).startswith(f"{file}:{line}: ")
+    assert word in str(problem)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"- a", b"\xff\xfe\x00", b"a: &a [*a]", b"x" * 2_000_000, b"a: " + b"[" * 5000, b"? [1]\n: 2"]
+)
+def test_files_that_are_no_settings_are_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "no.yaml"
+    file.write_bytes(content)
+    with pytest.raises(loader.ConfigError) as caught:
+        loader.load(file)
+    assert str(caught.value).startswith(f"{file}:")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(loader.ConfigError, match="readable"):
+        loader.load(tmp_path / "none.yaml")
+
+
+def test_aliases_cannot_make_a_short_file_endless(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    file = tmp_path / "bomb.yaml"
+    file.write_text("\n".join(lines))
+    with pytest.raises(loader.ConfigError, match="aliases"):
+        loader.load(file)
+
+
+def test_secrets_come_from_environment_and_file_and_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLEXD_TEST_PASSWORD", canaries.ENVIRONMENT)
+    (tmp_path / "token").write_text(canaries.FILE + "\n")
+    file = tmp_path / "good.yaml"
+    file.write_text(
+        GOOD + "mqtt: {username: me, password: '${env:REFLEXD_TEST_PASSWORD}'}\ndashboard: {token: '${file:token}'}\n"
+    )
+    loaded = loader.load(file)
+    user = loaded.config.mqtt.credentials("gate")
+    assert user is not None
+    assert user.password is not None
+    assert user.password.get_secret_value() == canaries.ENVIRONMENT
+    assert loaded.secrets == {canaries.ENVIRONMENT, canaries.FILE}
+    assert canaries.told(repr(loaded.config)) is None
+
+
+def test_secrets_of_plugins_and_in_addresses_are_remembered_and_other_words_are_not(tmp_path: Path) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text(
+        f"""agent: a
+state_dir: x
+streams:
+  one: {{kind: plugin, plugin: p, fields: [x], options: {{api_key: {canaries.PLUGIN}, login: 'http://u:{canaries.ODD[:6]}-x@h', key: angle, n: 3}}}}
+  two: {{kind: camera, source: 'rtsp://cam:{canaries.RTSP}@h/1?channel=main&token={canaries.QUERY}', encoder: e}}
+encoders: {{e: {{model: 'bundled:efficientnet-lite0'}}}}
+actuators: {{head: {{kind: choice, choices: [a, b], safe: a}}}}
+"""
+    )
+    loaded = loader.load(file)
+    assert loaded.secrets == {canaries.PLUGIN, canaries.ODD[:6] + "-x", canaries.RTSP, canaries.QUERY}
+    assert canaries.PLUGIN not in repr(loaded.config.streams["one"])
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_settings_or_refused(text: str) -> None:
+    path = Path("/dev/shm/reflexd-any.yaml")
+    path.write_text(text, encoding="utf-8", errors="replace")
+    with pytest.raises(loader.ConfigError):
+        loader.load(path)
+
+
+@pytest.mark.parametrize("name", ["demo", "video", "webcam", "rtsp", "robot", "home"])
+def test_every_shipped_file_is_valid(name: str) -> None:
+    assert loader.load(Path("configs") / f"{name}.yaml").config.agent
+
+
+def test_check_refuses_with_exit_code_2_and_little_work(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(GOOD.replace("kind: camera", "kind: cam"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.cli.main", "check", str(file)], capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2
+    assert f"{file}:4: streams.front: " in done.stderr
+    assert "Traceback" not in done.stderr
+    # processor seconds, not wall time: they hold on a busy machine too
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 1.0

@@ -1,0 +1,79 @@
+"""Payloads wait in short queues: the newest picture wins, sound keeps its order, refusals stop nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+from runtime.control.payload_decoder import SOUND_CHUNKS, Intake
+from sensors.base import PayloadRefused
+from sensors.readings import Reading, Text
+
+
+class FakeSensor:
+    """Decodes bytes to text once `gate` is open; refuses `bad`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.topic = None
+        self.drops: Counter[str] = Counter()
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.gate.set()
+
+    def decode(self, payload: bytes, stamp_s: float) -> Reading | None:
+        self.entered.set()
+        self.gate.wait(5)
+        if payload == b"bad":
+            self.drops["bad"] += 1
+            raise PayloadRefused("bad", "a bad one")
+        return Text(self.name, stamp_s, 0, payload.decode()) if payload else None
+
+
+async def _offered(kind: str, payloads: list[bytes]) -> tuple[list[str], Intake]:
+    sensor = FakeSensor("s")
+    got: list[str] = []
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def publish(reading: Reading) -> None:
+        assert isinstance(reading, Text)
+        got.append(reading.text)
+        if reading.text == payloads[-1].decode():
+            loop.call_soon_threadsafe(arrived.set)
+
+    with ThreadPoolExecutor(1) as executor:
+        intake = Intake({"s": (sensor, kind)}, publish, executor)
+        running = asyncio.create_task(intake.run())
+        sensor.gate.clear()
+        intake.offer("s", payloads[0], 0.0)
+        await asyncio.to_thread(sensor.entered.wait, 5)
+        for stamp, payload in enumerate(payloads[1:], start=1):
+            intake.offer("s", payload, float(stamp))
+        sensor.gate.set()
+        async with asyncio.timeout(5):
+            await arrived.wait()
+        running.cancel()
+        await asyncio.wait([running])
+    return got, intake
+
+
+async def test_only_the_newest_picture_is_decoded_and_the_rest_counted() -> None:
+    got, intake = await _offered("camera", [b"0", b"1", b"2", b"3"])
+    assert got == ["0", "3"]
+    assert intake.drops["s"]["backlog"] == 2
+
+
+async def test_sound_chunks_keep_their_order_up_to_the_bound() -> None:
+    payloads = [str(n).encode() for n in range(SOUND_CHUNKS + 3)]
+    got, intake = await _offered("microphone", payloads)
+    assert got == ["0", *[str(n) for n in range(3, SOUND_CHUNKS + 3)]]
+    assert intake.drops["s"]["backlog"] == 2
+
+
+async def test_a_refused_payload_stops_nothing_and_its_reason_is_kept() -> None:
+    got, intake = await _offered("microphone", [b"0", b"bad", b"", b"3"])
+    assert got == ["0", "3"]
+    assert intake.last_refusal["s"] == "bad: a bad one"

@@ -1,0 +1,348 @@
+"""The page's parts without a network: tokens, curves, what is seen, and what may be wished."""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+from canaries import OPERATOR, VIEWER
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.dashboard.auth import ALL_TRIES, SESSION_S, TRIES, WINDOW_S, Access, Limited, token_file
+from runtime.dashboard.commands import WISHES, Commands, Forbidden, allowed
+from runtime.dashboard.series import MAX_POINTS, Curve, Returns
+from runtime.dashboard.state import DECISIONS, EVENTS, QUESTIONS, Mirror
+from runtime.dashboard.streams import Senses, loudness
+from runtime.mqtt.topics import Topics
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def access(clock: Clock) -> Access:
+    return Access(OPERATOR, VIEWER, clock)
+
+
+# --- access
+
+
+def test_each_token_gives_its_role_and_sessions_end() -> None:
+    clock = Clock()
+    door = access(clock)
+    operator, viewer = door.login(OPERATOR, "a"), door.login(VIEWER, "a")
+    assert operator is not None
+    assert viewer is not None
+    assert door.role(operator[0]) == "operator"
+    assert door.role(viewer[0]) == "viewer"
+    door.logout(operator[0])
+    assert door.role(operator[0]) is None
+    clock.now_s += SESSION_S
+    assert door.role(viewer[0]) is None
+    assert door.role(None) is None
+
+
+def test_wrong_tokens_are_limited_by_address_and_then_even_the_right_one_waits() -> None:
+    clock = Clock()
+    door = access(clock)
+    for _ in range(TRIES):
+        assert door.login("wrong", "1.2.3.4") is None
+    with pytest.raises(Limited) as limit:
+        door.login(OPERATOR, "1.2.3.4")
+    assert 0 < limit.value.retry_s <= WINDOW_S
+    assert door.login(OPERATOR, "4.3.2.1") is not None
+    clock.now_s += WINDOW_S
+    assert door.login(OPERATOR, "1.2.3.4") is not None
+
+
+def test_many_addresses_are_no_way_round_the_limit() -> None:
+    door = access(Clock())
+    for i in range(ALL_TRIES):
+        assert door.login("wrong", f"10.0.0.{i}") is None
+    with pytest.raises(Limited):
+        door.login("wrong", "fresh")
+
+
+def test_the_oldest_session_gives_way() -> None:
+    door = access(Clock())
+    first = door.login(OPERATOR, "a")
+    assert first is not None
+    for _ in range(300):
+        last = door.login(VIEWER, "a")
+    assert door.role(first[0]) is None
+    assert last is not None
+    assert door.role(last[0]) == "viewer"
+
+
+def test_the_token_file_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
+    token = token_file(tmp_path / "token")
+    assert len(token) >= 40
+    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+    assert token_file(tmp_path / "token") == token
+    (tmp_path / "token").write_text("short")
+    with pytest.raises(ValueError, match="fewer than 16"):
+        token_file(tmp_path / "token")
+
+
+# --- curves
+
+
+def test_a_curve_has_the_means_of_equal_spans_whatever_its_length() -> None:
+    curve = Curve(span_s=1.0)
+    for i in range(4 * MAX_POINTS + 1):
+        curve.add(float(i), float(i))
+    assert len(curve.points) < MAX_POINTS
+    assert curve.span_s == 8.0
+    # every point is the mean of the values in its span: stamps 0..7 have the mean 3.5
+    assert curve.points[0] == (pytest.approx(4.0, abs=0.51), 3.5)
+    assert all(abs(value - (stamp - 0.5)) < 1e-6 for stamp, value in curve.points[:50])
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=600))
+def test_a_curve_never_leaves_the_range_of_its_values(values: list[float]) -> None:
+    curve = Curve(span_s=0.5)
+    for i, value in enumerate(values):
+        curve.add(float(i), value)
+    slack = 1e-5 * max(1.0, *(abs(v) for v in values))
+    assert all(min(values) - slack <= v <= max(values) + slack for _, v in curve.points)
+
+
+def test_a_return_is_an_episode_where_there_are_any_else_a_minute() -> None:
+    minutes = Returns()
+    assert [minutes.add(t, 0.5, done=False) for t in (0.0, 30.0, 60.0)] == [None, None, 1.5]
+    episodes = Returns()
+    assert [episodes.add(t, 1.0, done=t == 2) for t in range(4)] == [None, None, 3.0, None]
+    assert episodes.add(500.0, 1.0, done=False) is None
+
+
+# --- senses and mirror
+
+
+def mirror() -> Mirror:
+    made = Mirror(Topics("demo"), wall=Clock())
+    tell(
+        made,
+        "info",
+        {
+            "streams": {
+                "front": {"kind": "camera", "source": "topic"},
+                "room": {"kind": "microphone", "source": "topic"},
+                "orders": {"kind": "text", "source": "topic:home/orders"},
+                "joints": {"kind": "telemetry", "source": "topic", "fields": ["q", "/imu/1", "gone"]},
+            },
+            "actuators": {"lamp": {"kind": "choice", "topic": "z2m/lamp/set", "state_topic": "z2m/lamp"}},
+        },
+    )
+    return made
+
+
+def tell(made: Mirror, topic: str, body: object) -> None:
+    made.take(f"reflexd/demo/{topic}" if not topic.startswith(("z2m", "home")) else topic, json.dumps(body).encode())
+
+
+def test_loudness_is_in_dbfs() -> None:
+    sine = [int(16_384 * math.sin(2 * math.pi * i / 16)) for i in range(1_600)]
+    level = loudness(struct.pack("<1600h", *sine))
+    assert level["level_db"] == pytest.approx(20 * math.log10(0.5 / math.sqrt(2)), abs=0.1)
+    assert level["peak_db"] == pytest.approx(-6.0, abs=0.1)
+    assert loudness(bytes(200)) == {"level_db": -90.0, "peak_db": -90.0}
+    assert loudness(b"") == {}
+
+
+def test_pictures_texts_and_numbers_are_kept_as_facts() -> None:
+    made = mirror()
+    made.take("reflexd/demo/in/front", b"\xff\xd8\xff first")
+    made.take("reflexd/demo/in/front", b"\xff\xd8\xff too soon")
+    made.take("reflexd/demo/preview/front", b"not a picture")
+    assert made.senses.pictures == {"front": b"\xff\xd8\xff first"}
+    made.take("home/orders", b"find the cat")
+    made.take("home/orders", b'{"text": "now the dog"}')
+    made.take("home/orders", b"{no json")
+    assert [t["text"] for t in made.sections["senses"]["orders"]["texts"]] == [
+        "find the cat",
+        "now the dog",
+        "{no json",
+    ]
+    tell(made, "in/joints", {"q": 1, "imu": [0, 2.5]})
+    assert made.sections["senses"]["joints"]["values"] == {"q": 1.0, "/imu/1": 2.5, "gone": None}
+    tell(made, "preview/room", {"level_db": -20.5, "words": "find"})
+    assert made.sections["senses"]["room"]["words"] == "find"
+    made.take("reflexd/demo/in/room", bytes(64))  # a preview came just now: the raw sound adds nothing
+    assert made.sections["senses"]["room"]["level_db"] == -20.5
+
+
+def test_foreign_actuators_are_heard_on_their_own_topics() -> None:
+    made = mirror()
+    tell(made, "z2m/lamp/set", {"state": "ON"})
+    made.take("z2m/lamp", b"ON")
+    assert made.sections["actuators"]["lamp"]["set"]["state"] == "ON"
+    assert made.sections["actuators"]["lamp"]["state"]["value"] == "ON"
+    assert made.foreign_topics() == ["home/orders", "z2m/lamp", "z2m/lamp/set"]
+
+
+def test_memory_is_bounded_and_every_change_has_a_version() -> None:
+    made = mirror()
+    for i in range(300):
+        tell(made, "decision", {"id": f"d{i}", "latency_ms": 20, "value": 1.0})
+        tell(made, "event", {"type": "label_requested", "data": {"id": f"q{i}", "task": "t"}})
+        tell(made, f"task/t{i}", {"label": "x"})
+        tell(made, f"act/a{i}/set", {"value": "x"})
+    assert len(made.sections["decisions"]) == DECISIONS
+    assert len(made.sections["events"]) == EVENTS
+    assert [q["id"] for q in made.sections["questions"]] == [f"q{i}" for i in range(300 - QUESTIONS, 300)]
+    assert len(made.sections["tasks"]) == 64
+    assert len(made.sections["actuators"]) <= 65
+    before = made.versions["questions"]
+    made.answered("q299")
+    made.answered("never asked")
+    assert made.versions["questions"] == before + 1
+    assert json.loads(made.encoded("questions"))[-1]["id"] == "q298"
+
+
+def test_learning_is_drawn_from_health_and_rewards() -> None:
+    made = mirror()
+    clock = made.wall
+    assert isinstance(clock, Clock)
+    for i in range(8):
+        clock.now_s += 10
+        tell(made, "health", {"learner": {"loss": {"q": 1.0, "pi": i}, "q": 2.0, "reward_mean": None}})
+        tell(made, "reward", {"value": 0.5})
+    assert [v for _, v in made.sections["curve/loss"]] == [1.0 + i for i in range(7)]
+    assert [v for _, v in made.sections["curve/reward"]] == [0.5] * 7
+    assert "curve/reward_mean" not in made.sections
+
+
+@given(
+    st.sampled_from(
+        ["status", "info", "decision", "event", "reward", "health", "act/x/set", "in/front", "?", "preview/room"]
+    ),
+    st.binary(max_size=60),
+)
+def test_whatever_arrives_is_survived(topic: str, payload: bytes) -> None:
+    made = mirror()
+    made.take(f"reflexd/demo/{topic}", payload)
+    for section in made.versions:
+        json.loads(made.encoded(section))
+    assert still_listens(made)
+
+
+def still_listens(made: Mirror) -> bool:
+    """Whether what is well-formed is taken as ever, after any nonsense."""
+    tell(made, "status", {"state": "degraded", "reasons": ["after nonsense"]})
+    return bool(made.sections["status"]["reasons"] == ["after nonsense"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["streams", "actuators", "kind", "id", "type", "data", "value", "learner", "loss", "text", "x"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from(["status", "info", "decision", "event", "reward", "health", "proposal/x", "act/x/state"]), JSON)
+def test_whatever_json_arrives_is_survived(topic: str, body: object) -> None:
+    made = mirror()
+    made.take(f"reflexd/demo/{topic}", json.dumps(body).encode())
+    made.take("reflexd/demo/in/orders", b"x")
+    for section in made.versions:
+        json.loads(made.encoded(section))
+    assert still_listens(made)
+
+
+def test_senses_ignore_streams_nobody_declared() -> None:
+    assert not Senses().take("in", "unknown", b"x", 0.0)
+
+
+# --- wishes
+
+
+class Wire:
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, object, int]] = []
+
+    async def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
+        self.sent.append((topic, json.loads(payload), qos))
+
+    async def request(self, verb: str, data: dict[str, object]) -> dict[str, object]:
+        return {"verb": verb, **data}
+
+
+WISHES_SEEN = [
+    ({"do": "stop", "engaged": True}, "stop", {"engaged": True}),
+    (
+        {"do": "override", "actuator": "head", "value": "left", "hold_s": 2},
+        "override/head",
+        {"value": "left", "hold_s": 2.0, "source": "dashboard"},
+    ),
+    ({"do": "reward", "value": 1, "decision": "d"}, "reward", {"value": 1.0, "decision": "d", "source": "dashboard"}),
+    (
+        {"do": "label", "task": "t", "label": "a", "question": "q"},
+        "label",
+        {"task": "t", "label": "a", "id": "q", "source": "dashboard"},
+    ),
+    ({"do": "text", "stream": "orders", "text": "hi"}, "in/orders", {"text": "hi"}),
+]
+
+
+@pytest.mark.parametrize(("wish", "topic", "body"), WISHES_SEEN)
+async def test_a_wish_becomes_the_message_of_the_contract_and_is_an_operators(
+    wish: dict[str, object], topic: str, body: object
+) -> None:
+    wire, answered = Wire(), list[str]()
+    commands = Commands(Topics("demo"), wire, answered.append)
+    parsed = WISHES.validate_python(wish)
+    with pytest.raises(Forbidden):
+        await commands.carry_out("viewer", parsed)
+    assert wire.sent == []
+    await commands.carry_out("operator", parsed)
+    assert wire.sent == [(f"reflexd/demo/{topic}", body, 1)]
+    assert answered == (["q"] if wish["do"] == "label" else [])
+
+
+@pytest.mark.parametrize("verb", ["arm", "disarm", "mode", "promote", "rollback", "reload", "record", "finetune"])
+async def test_a_viewer_may_ask_for_nothing_that_changes_anything(verb: str) -> None:
+    wish = WISHES.validate_python({"do": "request", "verb": verb, "data": {"x": 1}})
+    assert not allowed("viewer", wish)
+    answer = await Commands(Topics("demo"), Wire(), lambda _: None).carry_out("operator", wish)
+    assert answer == {"verb": verb, "x": 1}
+
+
+@pytest.mark.parametrize("verb", ["explain", "checkpoints"])
+def test_a_viewer_may_ask_what_only_tells(verb: str) -> None:
+    assert allowed("viewer", WISHES.validate_python({"do": "request", "verb": verb}))
+    assert allowed("viewer", WISHES.validate_python({"do": "watch", "streams": ["front"]}))
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"do": "text", "stream": "../act/head/set", "text": "x"},
+        {"do": "override", "actuator": "+", "value": "x"},
+        {"do": "override", "actuator": "head", "value": [float("nan")]},
+        {"do": "request", "verb": "shutdown"},
+        {"do": "stop", "engaged": 1},
+        {"do": "label", "task": "t", "label": "x" * 3_000},
+        {"do": "stop", "engaged": True, "more": 1},
+    ],
+)
+def test_wishes_outside_the_contract_are_refused(wish: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        WISHES.validate_python(wish)

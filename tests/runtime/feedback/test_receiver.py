@@ -1,0 +1,141 @@
+"""Rewards and labels from outside: clipped, limited by source, refused with a reason, never lost in silence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learners.config import TopicReward
+from learners.experience.store import Label
+from runtime.feedback.receiver import MAX_SOURCES, Feedback
+
+
+@dataclass
+class FakeStore:
+    """Keeps what it is given; `full` refuses everything."""
+
+    full: bool = False
+    credits: list[tuple[float, str | None]] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+
+    def credit(self, value: float, *, decision: str | None, stamp_s: float | None, done: bool, source: str) -> bool:
+        self.credits.append((value, decision))
+        return not self.full
+
+    def add_label(self, label: Label) -> bool:
+        self.labels.append(label)
+        return not self.full
+
+
+@dataclass
+class Bench:
+    feedback: Feedback
+    store: FakeStore
+    events: list[tuple[str, dict[str, Any]]]
+    time: list[float]
+
+
+def _bench(**reward: Any) -> Bench:
+    store, events, time = FakeStore(), [], [0.0]
+    setting = TopicReward.model_validate({"name": "feedback", "kind": "topic", **reward})
+    feedback = Feedback(
+        store=store,
+        emit=lambda kind, data: events.append((kind, data)),
+        rewards=(setting,),
+        tasks=frozenset({"intents"}),
+        now=lambda: time[0],
+        wall=lambda: 1_000.0 + time[0],
+    )
+    return Bench(feedback, store, events, time)
+
+
+def test_a_reward_is_credited_to_its_decision_and_clipped() -> None:
+    bench = _bench(clip=2.0)
+    bench.feedback.reward(b'{"value": 5, "decision": "a-1"}'.replace(b"5", b"5.0"))
+    assert bench.store.credits == [(2.0, "a-1")]
+    assert bench.feedback.counts["reward_clipped"] == 1
+
+
+def test_one_source_cannot_flood() -> None:
+    bench = _bench(max_per_s=10.0)
+    for _ in range(50):
+        bench.feedback.reward(b'{"value": 1.0, "source": "noisy"}')
+    bench.feedback.reward(b'{"value": 1.0, "source": "quiet"}')
+    assert len(bench.store.credits) == 11
+    assert bench.feedback.counts["reward_too_many"] == 40
+    assert [kind for kind, _ in bench.events] == ["feedback_refused"]
+    bench.time[0] = 1.0
+    bench.feedback.reward(b'{"value": 1.0, "source": "noisy"}')
+    assert len(bench.store.credits) == 12
+
+
+def test_endless_sources_are_bounded() -> None:
+    bench = _bench()
+    for n in range(MAX_SOURCES + 5):
+        bench.feedback.reward(b'{"value": 1.0, "source": "s%d"}' % n)
+    assert len(bench.store.credits) == MAX_SOURCES
+
+
+def test_labels_need_a_known_task_and_a_subject() -> None:
+    bench = _bench()
+    bench.feedback.label(b'{"task": "intents", "label": "stop", "text": "halt"}')
+    bench.feedback.label(b'{"task": "intents", "label": ["a", "b"], "id": "s-7"}')
+    bench.feedback.label(b'{"task": "other", "label": "stop", "text": "halt"}')
+    bench.feedback.label(b'{"task": "intents", "label": "stop"}')
+    bench.feedback.label(b"[]")
+    assert [(label.text, label.decision, label.label) for label in bench.store.labels] == [
+        ("halt", None, "stop"),
+        (None, "s-7", ("a", "b")),
+    ]
+    assert bench.store.labels[0].stamp_s == 1_000.0
+    causes = {"label_unknown_task", "label_without_subject", "label_malformed"}
+    assert {data["cause"] for _, data in bench.events} == causes
+
+
+def test_a_full_store_is_said_aloud() -> None:
+    bench = _bench()
+    bench.store.full = True
+    bench.feedback.reward(b'{"value": 1.0}')
+    bench.feedback.label(b'{"task": "intents", "label": "stop", "text": "halt"}')
+    assert {data["cause"] for _, data in bench.events} == {"reward_lost", "label_lost"}
+
+
+def test_without_a_topic_reward_the_topic_is_refused() -> None:
+    bench = _bench()
+    bench.feedback.rewards = ()
+    bench.feedback.reward(b'{"value": 1.0}')
+    assert bench.events[0][1]["cause"] == "reward_unwanted"
+
+
+@given(st.binary(max_size=200))
+def test_any_payload_is_taken_or_counted(payload: bytes) -> None:
+    bench = _bench()
+    bench.feedback.reward(payload)
+    bench.feedback.label(payload)
+    assert len(bench.store.credits) + bench.feedback.counts["reward_malformed"] == 1
+    assert (
+        bench.feedback.counts["label_malformed"] + len(bench.store.labels) + bench.feedback.counts["label_unknown_task"]
+        == 1
+    )
+
+
+def test_taken_rewards_are_told_and_those_of_quarantined_sources_are_only_stored() -> None:
+    bench = _bench(clip=2.0)
+    told: list[tuple[str, float, str | None, float | None, bool]] = []
+    bench.feedback.credited = lambda *credit, done: told.append((*credit, done))
+    bench.feedback.quarantined = lambda: frozenset({"liar", "label:liar"})
+    bench.feedback.reward(b'{"value": 3.0, "decision": "a-1", "source": "world"}')
+    bench.feedback.reward(b'{"value": -3.0, "decision": "a-1", "source": "liar"}')
+    bench.feedback.label(b'{"task": "intents", "label": "stop", "text": "halt", "source": "liar"}')
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-2", "source": "world", "done": true}')
+    assert told == [("world", 2.0, "a-1", None, False), ("world", 1.0, "a-2", None, True)]
+    assert bench.store.credits == [(2.0, "a-1"), (-2.0, "a-1"), (1.0, "a-2")]
+    assert len(bench.store.labels) == 1
+    assert {name: bench.feedback.counts[name] for name in ("reward", "reward_quarantined", "label_quarantined")} == {
+        "reward": 2,
+        "reward_quarantined": 1,
+        "label_quarantined": 1,
+    }

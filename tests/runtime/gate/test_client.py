@@ -1,0 +1,68 @@
+"""The agent's end of the link: verdicts find their proposals, silence is not waited out, end-of-file is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from runtime.gate import ipc
+from runtime.gate.client import GateGone, GateLink
+
+
+def _verdict(decision: str) -> bytes:
+    return ipc.pack(ipc.Verdict(decision, armed=True, stopped=False, mode={"head": "autonomous"}))
+
+
+async def _answer(gate: object, *decisions: str) -> ipc.Proposal:
+    loop = asyncio.get_running_loop()
+    proposal = ipc.unpack(await loop.sock_recv(gate, ipc.MAX_MESSAGE))
+    for decision in decisions:
+        gate.send(_verdict(decision))
+    assert isinstance(proposal, ipc.Proposal)
+    return proposal
+
+
+async def test_a_verdict_finds_its_proposal_past_an_older_one() -> None:
+    gate, agent = ipc.pair()
+    with gate, agent:
+        end = GateLink(agent)
+        listening = asyncio.create_task(end.listen())
+        answering = asyncio.create_task(_answer(gate, "d0", "d1"))
+        verdict = await end.propose(ipc.Proposal(1, "d1", "p", 0.0, {"head": "left"}), patience_s=5)
+        assert verdict is not None
+        assert verdict.decision == "d1"
+        assert end.latest == verdict
+        assert (await answering).actions == {"head": "left"}
+        gate.close()
+        with pytest.raises(GateGone):
+            await listening
+
+
+async def test_a_silent_gate_does_not_hold_the_tick() -> None:
+    gate, agent = ipc.pair()
+    with gate, agent:
+        end = GateLink(agent)
+        assert await end.propose(ipc.Proposal(1, "d1", "p", 0.0), patience_s=0.01) is None
+        assert end.unanswered == 1
+
+
+async def test_a_stuck_gate_is_counted_and_a_dead_one_raised() -> None:
+    gate, agent = ipc.pair()
+    with agent:
+        end = GateLink(agent)
+        proposal = ipc.Proposal(1, "d1", "p", 0.0, {"say": "x" * 200_000})
+        while end.send(proposal):
+            pass
+        assert end.unsent == 1
+        assert await end.propose(proposal, patience_s=1) is None
+        gate.close()
+        with pytest.raises(GateGone):
+            end.send(proposal)
+
+
+def test_foreign_datagrams_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown message"):
+        ipc.unpack(b'{"kind":"Other"}')
+    with pytest.raises(ValueError, match="at most"):
+        ipc.pack(ipc.Proposal(1, "d", "p", 0.0, {"say": "x" * ipc.MAX_MESSAGE}))

@@ -1,0 +1,386 @@
+"""The gate's input and output: a real broker, a real socket pair, and the test as agent, device and operator."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from wire_helpers import running
+
+from actuators.safety.gate import Gate
+from actuators.wire import Commands
+from fakes import Mosquitto, eventually
+from runtime.config.schema import Config
+from runtime.gate import ipc, latches
+from runtime.gate.host import GateHost
+from runtime.gate.operator_commands import Desk
+from runtime.mqtt import Address, Connection, Message, Will
+from runtime.mqtt.topics import Refused, Topics, encode
+from runtime.process.systemd import Feeder, Notifier
+
+TOPICS = Topics("tester")
+SETTINGS: dict[str, Any] = {
+    "agent": "tester",
+    "tick": {"rate_hz": 20},
+    "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["a"], "required": True}},
+    "actuators": {
+        "head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"},
+        "arm": {"kind": "continuous", "low": [-1, -1], "high": [1, 1], "safe": [0, 0]},
+        "lamp": {
+            "kind": "choice",
+            "choices": ["OFF", "ON"],
+            "safe": "OFF",
+            "topic": "zigbee2mqtt/lamp/set",
+            "payload": '{"state": "${value}"}',
+            "state_topic": "zigbee2mqtt/lamp",
+            "state_value": "state",
+        },
+    },
+    "gate": {"reconcile_s": 0.1},
+    "learner": {"enabled": False},
+}
+
+
+class World:
+    """Everything around the host."""
+
+    def __init__(self, host: GateHost, outside: Connection, agent: socket.socket) -> None:
+        self.host, self.outside, self.agent = host, outside, agent
+        self.messages: list[Message] = []
+        self.reloads = 0
+        outside.on("#", self.messages.append, retained="send")
+        self.ticks = 0
+
+    def of(self, *parts: str) -> list[Any]:
+        topic = TOPICS(*parts)
+        return [orjson.loads(m.payload) for m in self.messages if m.topic == topic and m.payload]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event["data"] for event in self.of("event") if event["type"] == kind]
+
+    def commands(self, name: str = "head") -> list[dict[str, Any]]:
+        return self.of("act", name, "set")
+
+    async def reload(self) -> dict[str, Any]:
+        self.reloads += 1
+        if self.reloads == 2:
+            raise Refused("line 3: no")
+        return {"changed": []}
+
+    async def propose(self, actions: dict[str, Any], **more: Any) -> ipc.Verdict:
+        """One tick of the agent."""
+        self.ticks += 1
+        values = {"stamp_s": time.monotonic(), "actions": actions} | more
+        proposal = ipc.Proposal(tick=self.ticks, decision=f"d{self.ticks}", policy="p1", **values)
+        loop = asyncio.get_running_loop()
+        self.agent.send(ipc.pack(proposal))
+        async with asyncio.timeout(5):
+            while True:
+                verdict = ipc.unpack(await loop.sock_recv(self.agent, ipc.MAX_MESSAGE))
+                assert isinstance(verdict, ipc.Verdict)
+                if verdict.decision == proposal.decision:
+                    return verdict
+
+    async def armed(self) -> None:
+        """Tick until the gate is armed."""
+        async with asyncio.timeout(10):
+            while True:
+                if (await self.propose({})).armed:
+                    return
+                await asyncio.sleep(0.02)
+
+    async def moving(self, value: str) -> None:
+        """Tick until the head was told `value`; a slow machine may let the dead-man act in between."""
+        async with asyncio.timeout(10):
+            while not (await self.propose({"head": value})).outcomes["head"].sent:  # noqa: ASYNC110 - the agent's own pace
+                await asyncio.sleep(0.02)
+        await eventually(lambda: any(c["value"] == value for c in self.commands()))
+
+    async def ask(self, verb: str, **body: Any) -> dict[str, Any]:
+        answer = await self.outside.request(
+            TOPICS("request", verb), encode(body) if body else b"", reply_to="answers/me", timeout_s=5
+        )
+        data: dict[str, Any] = orjson.loads(answer.payload)
+        return data
+
+    async def send(self, topic: str, body: dict[str, Any], *, retain: bool = False) -> None:
+        await self.outside.publish(topic, encode(body), retain=retain)
+
+
+def make_host(folder: Path, port: int, **changes: Any) -> GateHost:
+    config = Config.model_validate(SETTINGS | {"state_dir": folder / "state"} | changes)
+    gate = Gate(config.actuators, config.gate, ["joints"], period_s=0.05, now_s=time.monotonic(), mode=config.mode)
+    remembered = latches.load(folder / "latches.json")
+    if remembered is not None:
+        gate.restore(remembered)
+    foreign = {a.topic for a in config.actuators.values()}
+    connection = Connection(
+        Address("127.0.0.1", port),
+        "tester-gate",
+        will=Will(TOPICS("status"), b'{"state": "offline"}'),
+        protected=lambda t: t in foreign or (t.startswith("reflexd/") and "/response/" not in t),
+    )
+    feeder = Feeder(Notifier(), frozenset({"joints"}))
+    commands = Commands(TOPICS.base, config.actuators, f"boot-{time.monotonic_ns()}")
+    return GateHost(
+        config,
+        gate,
+        commands,
+        connection,
+        folder / "latches.json",
+        feeder,
+        describe=lambda policy, mode: {"policy": policy, "mode": mode},
+    )
+
+
+@asynccontextmanager
+async def world_of(folder: Path, broker: Mosquitto, **changes: Any) -> AsyncIterator[World]:
+    host = make_host(folder, broker.port, **changes)
+    gate_end, agent_end = ipc.pair()
+    world = World(host, Connection(Address("127.0.0.1", broker.port), "outside"), agent_end)
+    desk = Desk(host, world.reload)
+    async with running(world.outside), running(host.connection):
+        jobs = [asyncio.create_task(job) for job in (host.run(), host.latches.run(), desk.serve_reloads())]
+        host.attach(gate_end)
+        try:
+            yield world
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.wait(jobs)
+            host.detach()
+            agent_end.close()
+
+
+async def test_commands_carry_what_the_design_says(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        verdict = await world.propose({"head": "left", "arm": (0.5, -0.5), "lamp": "ON"})
+        await eventually(lambda: any(c["value"] == "left" for c in world.commands()))
+        await eventually(lambda: any(m.payload == b'{"state": "ON"}' for m in world.messages))
+        command = next(c for c in world.commands() if c["value"] == "left")
+        rest = world.commands()[0]
+        arm = world.commands("arm")[-1]
+        sets = [m for m in world.messages if m.topic.endswith("/set")]
+    assert verdict.outcomes["head"] == ipc.Outcome(sent=True, rule=None, value="left", by="policy")
+    assert verdict.outcomes["arm"].value == (0.5, -0.5)
+    assert (rest["value"], rest["policy"], rest["decision"]) == ("stay", "gate", None)
+    assert command["decision"] == verdict.decision
+    assert command["policy"] == "p1"
+    assert command["seq"] > rest["seq"]
+    assert command["boot"] == rest["boot"]
+    assert abs(time.time() - command["stamp"]) < 30
+    assert arm["value"] == [0.5, -0.5]
+    assert not any(m.retain for m in sets)
+
+
+async def test_nothing_that_is_not_finite_or_in_range_reaches_a_device(tmp_path: Path, broker: Mosquitto) -> None:
+    bad: list[Any] = [(float("nan"), 0.0), (float("inf"), 0.0), (2.0, 0.0), (0.0,), "left"]
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        rules = [(await world.propose({"arm": value, "head": "up"})).outcomes for value in bad]
+        await world.propose({"arm": (0.25, 0.25)})
+        await eventually(lambda: world.commands("arm")[-1]["value"] == [0.25, 0.25])
+        values = [c["value"] for c in world.commands("arm")]
+    assert [r["arm"].rule for r in rules] == ["not_finite", "not_finite", "out_of_range", "wrong_type", "wrong_type"]
+    assert {r["head"].rule for r in rules} == {"unknown_choice"}
+    assert all(value in ([0.0, 0.0], [0.25, 0.25]) for value in values)
+
+
+async def test_a_closed_link_and_a_silent_one_are_safe(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.moving("left")
+        await eventually(lambda: {"cause": "silent"} in world.events("agent_lost"), "the dead-man")
+        await eventually(lambda: world.commands()[-1]["value"] == "stay")
+        await eventually(lambda: world.of("status")[-1]["state"] == "degraded")
+        await world.moving("right")
+        world.agent.close()
+        await eventually(lambda: {"cause": "closed"} in world.events("agent_lost"), "the end-of-file")
+        await eventually(lambda: world.commands()[-1]["value"] == "stay")
+    assert {c["value"] for c in world.commands() if c["policy"] == "p1"} == {"left", "right"}
+
+
+async def test_nonsense_from_the_agent_is_counted(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        for nonsense in (
+            b"{",
+            b"[]",
+            b'{"kind":"Proposal"}',
+            b'{"kind":"x"}',
+            b"\xff",
+            b'{"kind":"Proposal","tick":1}',
+        ):
+            world.agent.send(nonsense)
+        await eventually(lambda: world.host.counts["malformed proposal"] == 6)
+        world.agent.send(ipc.pack(ipc.Verdict("d", armed=True, stopped=False, mode={})))
+        await world.armed()
+        assert world.host.counts["malformed proposal"] == 6
+
+
+async def test_stop_is_latched_through_a_restart_and_release_moves_nothing(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        await world.propose({"head": "left"})
+        await world.send(TOPICS("stop"), {"engaged": True})
+        await eventually(lambda: world.events("stopped") == [{}])
+        await eventually(lambda: world.commands()[-1]["value"] == "stay")
+        assert (await world.propose({"head": "left"})).outcomes["head"].rule == "stopped"
+        assert (await world.ask("arm"))["status"] == "error"
+        await eventually(lambda: (latches.load(tmp_path / "latches.json") or {}).get("stopped") is True)
+    async with world_of(tmp_path, broker) as world:
+        await eventually(lambda: world.of("status")[-1]["state"] == "stopped")
+        assert (await world.propose({"head": "left"})).stopped
+        await world.send(TOPICS("stop"), {"engaged": False})
+        await eventually(lambda: world.events("stop_released") == [{}])
+        assert not (await world.propose({"head": "left"})).armed
+        assert (await world.ask("arm"))["status"] == "ok"
+        await world.armed()
+        assert (await world.propose({"head": "left"})).outcomes["head"].sent
+
+
+async def test_what_was_retained_is_ignored(tmp_path: Path, broker: Mosquitto) -> None:
+    async with running(Connection(Address("127.0.0.1", broker.port), "past")) as past:
+        await past.publish(TOPICS("stop"), b'{"engaged": true}', retain=True)
+        await past.publish(TOPICS("override", "head"), b'{"value": "left", "hold_s": 60}', retain=True)
+        await past.publish(TOPICS("request", "disarm"), b"", retain=True)
+        await past.publish(TOPICS("request", "mode"), b'{"mode": "shadow"}', retain=True)
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        refused = world.host.connection.refused
+        await world.send(TOPICS("override", "head"), {"value": "left"}, retain=True)
+        await world.send(TOPICS("request", "mode"), {"mode": "shadow"}, retain=True)
+        await world.send(TOPICS("stop"), {"engaged": False}, retain=True)
+        await eventually(lambda: sum(refused.values()) == 3)
+        verdict = await world.propose({"head": "right"})
+        assert verdict.outcomes["head"].by == "policy"
+        assert set(verdict.mode.values()) == {"autonomous"}
+        await world.send(TOPICS("stop"), {"engaged": True}, retain=True)  # stopping is always obeyed
+        await eventually(lambda: world.host.gate.stopped)
+
+
+async def test_override_yields_and_is_told(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        await world.send(TOPICS("override", "head"), {"value": "right", "hold_s": 30, "source": "anna"})
+        await eventually(lambda: world.commands()[-1]["value"] == "right")
+        verdict = await world.propose({"head": "left"})
+        assert verdict.outcomes["head"] == ipc.Outcome(sent=False, rule="overridden", value="right", by="override")
+        await world.send(TOPICS("override", "head"), {"value": "up"})
+        await eventually(lambda: len(world.events("override")) == 2)
+        assert world.commands()[-1]["policy"] == "override"
+        first, second = world.events("override")
+    assert (first["sent"], first["source"]) == (True, "anna")
+    assert (second["sent"], second["rule"]) == (False, "unknown_choice")
+
+
+async def test_requests_are_answered(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker, gate={"reconcile_s": 0.1, "arm": "request"}) as world:
+        await world.propose({})
+        assert not (await world.propose({"head": "left"})).armed
+        assert (await world.ask("arm"))["status"] == "ok"
+        await world.armed()
+        assert (await world.ask("mode", mode="assist", actuator="head"))["data"]["modes"]["head"] == "assist"
+        await eventually(lambda: world.of("info")[-1]["mode"] == "assist")
+        assert (await world.propose({"head": "left"})).outcomes["head"].rule == "mode"
+        assert "not configured" in (await world.ask("mode", mode="assist", actuator="nose"))["error"]
+        assert "mode" in (await world.ask("mode", mode="wild"))["error"]
+        assert (await world.ask("disarm"))["data"] == {"armed": False}
+        assert not (await world.propose({"head": "left"})).armed
+        assert (await world.ask("reload"))["status"] == "ok"
+        assert await world.ask("reload") == {"status": "error", "error": "line 3: no"}
+        await eventually(lambda: "assist" in str(latches.load(tmp_path / "latches.json")))
+
+
+async def test_an_answer_never_goes_to_an_actuator(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        for topic in (TOPICS.command("head"), "zigbee2mqtt/lamp/set", "reflexd/other/act/x/set"):
+            world.outside.post(TOPICS("request", "disarm"), b"", qos=1, response_topic=topic)
+        await eventually(lambda: len(world.of("response", "disarm")) == 3)
+        sets = [orjson.loads(m.payload) for m in world.messages if m.topic.endswith("/set")]
+    assert world.host.connection.drops["forbidden response topic"] == 3
+    assert all("status" not in body for body in sets)
+
+
+async def test_devices_are_reconciled_before_anything_moves(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker, gate={"reconcile_s": 60}) as world:
+        assert not (await world.propose({"head": "left"})).armed
+        await world.send(TOPICS.state("head"), {"value": "left"}, retain=True)
+        await world.send(TOPICS.state("arm"), {"value": [0.1, 0.2]}, retain=True)
+        assert not (await world.propose({"head": "left"})).armed
+        await world.send("zigbee2mqtt/lamp", {"state": "ON", "linkquality": 3})
+        await world.armed()
+        assert world.host.gate.told("arm") == ((0.1, 0.2), "nobody")
+        await world.send(TOPICS.state("head"), {"value": "sideways"})
+        await world.send(TOPICS.state("head"), {"nothing": 1})
+        await eventually(lambda: world.host.connection.refused[TOPICS.state("head")] == 2)
+
+
+async def test_a_safe_action_is_sent_again_until_acknowledged(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        boot = world.host.commands.boot
+        await eventually(lambda: len(world.commands()) == 1)
+        await world.send(TOPICS.state("head"), {"value": "left", "seq": 0, "boot": boot})  # missed it
+        await eventually(lambda: len(world.commands()) >= 3, "the safe action again")
+        last = world.commands()[-1]
+        assert (last["value"], last["policy"]) == ("stay", "gate")
+        answered = world.host.counts["safe again"]
+        await world.send(TOPICS.state("head"), {"value": "stay", "seq": last["seq"] + 10, "boot": boot})
+        await eventually(lambda: world.host.gate.told("head")[0] == "stay" and "head" not in world.host._unanswered)
+        assert answered >= 2
+
+
+async def test_a_lost_broker_disarms_and_its_return_restores_everything(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        await world.propose({"head": "left"})
+        broker.stop()
+        await eventually(lambda: not world.host.connection.connected)
+        await eventually(lambda: not world.host.gate.armed)
+        assert "no connection to the broker" in world.host.news.status()[1] or world.host.news.status()[0] == "degraded"
+        broker.start()
+        await eventually(lambda: world.host.connection.connected and world.outside.connected)
+        await world.armed()
+        await eventually(lambda: world.of("status")[-1]["state"] == "online")
+        assert world.host.news.counts["broker_lost"] == 1  # whoever listens may come back later than the event
+        assert world.host.news.counts["broker_recovered"] == 1
+        assert world.of("info")[-1] == {"policy": "p1", "mode": "autonomous"}
+
+
+async def test_the_end_rests_and_says_so(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        await world.propose({"head": "left"})
+        await world.host.rest("told to end")
+        await eventually(lambda: world.commands()[-1]["value"] == "stay")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await world.propose({"head": "left"})
+        world.host.tick()
+        await world.host.farewell("told to end")
+        await eventually(lambda: world.of("status")[-1] == {"state": "offline", "reasons": ["told to end"]})
+        assert world.commands()[-1]["value"] == "stay"
+
+
+async def test_latches_that_cannot_be_written_are_said(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        (tmp_path / "latches.part").mkdir()
+        await world.send(TOPICS("stop"), {"engaged": True})
+        await eventually(lambda: world.host.gate.stopped)
+        world.host.latches.changed()
+        await world.host.rest("end")
+    assert latches.load(tmp_path / "latches.json") is None
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b'{"engaged": 1}', b'{"engaged": "yes"}', b"[" * 40 + b"]" * 40])
+async def test_malformed_stops_are_refused(tmp_path: Path, broker: Mosquitto, payload: bytes) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.outside.publish(TOPICS("stop"), payload)
+        await eventually(lambda: world.host.connection.refused[TOPICS("stop")] == 1)
+        assert not world.host.gate.stopped

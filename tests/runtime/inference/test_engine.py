@@ -1,0 +1,301 @@
+"""The engine: what is encoded and when, histories, replay, weights that change between ticks, and what a load costs."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from actuators.actions import ActionSpace, Choice
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.selection import Wanted
+from learners.model.policy import Policy, load, save
+from learners.model.spec import PolicySpec, StreamSpec
+from runtime.inference.engine import ENCODER_FILE, Engine, forward_scores
+from sensors.readings import Observation, Reading, Telemetry, Text
+
+ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
+STREAMS = (
+    StreamSpec("orders", "language", 1, 8),
+    StreamSpec("notes", "language", 1, 8),
+    StreamSpec("joints", "telemetry", 1, 2),
+)
+ROUTES = {"orders": "letters", "notes": "letters"}
+
+
+@dataclass
+class Letters:
+    """Reads texts as counts of eight letters through a linear layer: small, real and deterministic."""
+
+    modality: Any = "language"
+    version: str = "letters-0"
+    tokens: int = 1
+    width: int = 8
+    batches: list[int] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.module: nn.Module | None = nn.Linear(8, 8).eval()
+        self.run: Any = self.module
+
+    def prepare(self, readings: Sequence[Reading]) -> tuple[Tensor, ...]:
+        counts = [[float(r.text.count(letter)) for letter in "abcdefgh"] for r in readings if isinstance(r, Text)]
+        return (torch.tensor(counts).unsqueeze(1),)
+
+    def encode(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        self.batches.append(len(inputs[0]))
+        self.threads.add(threading.current_thread().name)
+        out: Tensor = self.run(*inputs)
+        return out
+
+    def examples(self) -> list[tuple[Tensor, ...]]:
+        return [(torch.ones(1, 1, 8),)]
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        assert self.module is not None
+        self.module.load_state_dict(state)
+        self.version = f"letters-{float(state['weight'].sum()):.6f}"
+
+
+def spec_of(**changes: Any) -> PolicySpec:
+    return PolicySpec(**{"streams": STREAMS, "actions": ACTIONS, "width": 32, "history": 3, **changes})
+
+
+def read(directory: Path) -> Any:
+    return SimpleNamespace(tensors={path.stem: load_file(path) for path in directory.glob("*.safetensors")})
+
+
+def engine_of(spec: PolicySpec, backend: Any = "torch", state_dir: Path | None = None) -> Engine:
+    torch.manual_seed(0)
+    calibrations = Calibrations(state_dir, Wanted(backend, "float32"))
+    routes = {name: encoder for name, encoder in ROUTES.items() if name in spec.names}
+    return Engine(Policy(spec), {"letters": Letters()}, routes, calibrations, read, seed=3)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    made = engine_of(spec_of())
+    yield made
+    made.close()
+
+
+def seen(tick: int, *, orders: Text | None, notes: Text | None = None, x: float = 0.0) -> Observation:
+    joints = Telemetry("joints", 0.0, tick, ("a", "b"), np.array([x, 1.0], np.float32))
+    readings: dict[str, Reading] = {r.stream: r for r in (orders, notes, joints) if r is not None}
+    missing = frozenset({"orders", "notes"} - set(readings))
+    return Observation(tick, float(tick), readings, dict.fromkeys(readings, 0.1), missing)
+
+
+def text(stream: str, words: str, seq: int = 0) -> Text:
+    return Text(stream, 0.0, seq, words)
+
+
+async def test_only_what_is_new_is_encoded_and_a_shared_encoder_gets_one_batch(engine: Engine) -> None:
+    letters: Any = engine.encoders["letters"]
+    letters.batches.clear()
+    order, note = text("orders", "abba"), text("notes", "cab")
+    first = await engine.decide(seen(0, orders=order, notes=note))
+    again = await engine.decide(seen(1, orders=order, notes=note))
+    third = await engine.decide(seen(2, orders=text("orders", "fed", 1), notes=note))
+    assert letters.batches == [2, 1]
+    assert (set(first.encoded), again.encoded, third.encoded) == ({"orders", "notes"}, (), ("orders",))
+    assert letters.threads == {"inference_0"}
+    assert np.array_equal(first.tokens["notes"], third.tokens["notes"])
+    assert not np.array_equal(first.tokens["orders"], third.tokens["orders"])
+    assert first.tokens["orders"].dtype == np.float16
+    assert first.tokens["joints"].tolist() == [[0.0, 1.0]]
+    assert first.encoder_versions == {"orders": "letters-0", "notes": "letters-0"}
+
+
+async def test_a_decision_is_what_the_policy_says_of_what_is_remembered(engine: Engine) -> None:
+    from learners.model.features import recorded, stack
+
+    observations = [seen(i, orders=text("orders", "abc"[i:]), x=float(i)) for i in range(3)]
+    decided = [await engine.decide(o) for o in observations]
+    ticks = [
+        recorded(engine.spec, [d.tokens], [dict.fromkeys(o.readings, True)], [o.ages_s])
+        for d, o in zip(decided, observations, strict=True)
+    ]
+    out = forward_scores(engine.frozen_policy(), stack(ticks, dim=1))
+    assert out.scores["head"][0].tolist() == pytest.approx(decided[-1].scores["head"], abs=1e-5)
+    assert float(out.value[0]) == pytest.approx(decided[-1].value, abs=1e-5)
+
+
+async def test_a_missing_streams_old_content_does_not_matter() -> None:
+    scores = []
+    for words in ("abab", "hhhh"):
+        engine = engine_of(spec_of(history=1))
+        await engine.decide(seen(0, orders=text("orders", words)))
+        scores.append((await engine.decide(seen(1, orders=None))).scores)
+        engine.close()
+    assert scores[0] == scores[1]
+
+
+async def test_everything_missing_still_decides(engine: Engine) -> None:
+    decided = await engine.decide(Observation(0, 0.0, {}, {}, frozenset(engine.spec.names)), explore=True)
+    assert decided.actions["head"].value in ("left", "stay", "right")
+    assert 0 < decided.actions["head"].probability <= 1
+    assert decided.tokens == {}
+
+
+async def test_a_replay_gives_the_same_decisions_bit_for_bit() -> None:
+    runs = []
+    for _ in range(2):
+        engine = engine_of(spec_of())
+        runs.append(
+            [(await engine.decide(seen(i, orders=text("orders", "ab", i), x=i), explore=True)) for i in range(20)]
+        )
+        engine.close()
+    assert [(d.actions, d.value) for d in runs[0]] == [(d.actions, d.value) for d in runs[1]]
+    assert len({str(d.actions["head"].value) for d in runs[0]}) > 1  # it does explore
+
+
+async def test_loaded_weights_act_and_a_refused_checkpoint_changes_nothing(engine: Engine, tmp_path: Path) -> None:
+    observation = seen(0, orders=text("orders", "abc"))
+    before = await engine.decide(observation)
+    torch.manual_seed(9)
+    other, folder = Policy(engine.spec).eval(), tmp_path / "000002-0000000a"
+    folder.mkdir()
+    save(other, folder)
+    await engine.load(folder)
+    after = await engine.decide(observation)
+    assert (before.policy, after.policy, engine.version) == ("untrained", folder.name, folder.name)
+    assert before.scores != after.scores
+    assert all(
+        torch.equal(a, b) for a, b in zip(engine.frozen_policy().parameters(), load(folder).parameters(), strict=True)
+    )
+
+    def refuse(_directory: Path) -> Any:
+        raise OSError("torn")
+
+    engine.read = refuse
+    with pytest.raises(OSError, match="torn"):
+        await engine.load(folder)
+    kept = (await engine.decide(observation)).scores["head"]
+    assert kept == pytest.approx(after.scores["head"], abs=1e-5)
+
+
+async def test_the_history_is_fused_again_by_new_weights(engine: Engine, tmp_path: Path) -> None:
+    observations = [seen(i, orders=text("orders", "abc"[i:]), x=float(i)) for i in range(3)]
+    folder = tmp_path / "000001-0000000b"
+    folder.mkdir()
+    torch.manual_seed(9)
+    save(Policy(engine.spec).eval(), folder)
+    for observation in observations[:2]:
+        await engine.decide(observation)
+    await engine.load(folder)
+    swapped = await engine.decide(observations[2])
+    fresh = engine_of(spec_of())
+    await fresh.load(folder)
+    for observation in observations:
+        want = await fresh.decide(observation)
+    fresh.close()
+    assert swapped.scores["head"] == pytest.approx(want.scores["head"], abs=1e-5)
+
+
+async def test_a_checkpoint_may_bring_a_tuned_encoder_and_the_next_one_takes_it_back(
+    engine: Engine, tmp_path: Path
+) -> None:
+    order = text("orders", "abc")
+    base = await engine.decide(seen(0, orders=order))
+    tuned, plain = tmp_path / "000001-00000001", tmp_path / "000002-00000002"
+    for folder in (tuned, plain):
+        folder.mkdir()
+        save(engine.frozen_policy(), folder)
+    save_file({"weight": torch.eye(8), "bias": torch.zeros(8)}, tuned / f"{ENCODER_FILE}letters.safetensors")
+    await engine.load(tuned)
+    changed = await engine.decide(seen(1, orders=order))
+    assert changed.encoded == ("orders",)  # the cached tokens were another encoder's
+    assert changed.encoder_versions["orders"] == "letters-8.000000"
+    assert changed.tokens["orders"].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
+    await engine.load(plain)
+    back = await engine.decide(seen(2, orders=order))
+    assert np.array_equal(back.tokens["orders"], base.tokens["orders"])
+
+
+async def test_openvino_runs_the_fused_part_and_converts_it_again_after_a_load(tmp_path: Path) -> None:
+    engine = engine_of(spec_of(), "openvino", tmp_path)
+    assert engine.choices["policy"].backend == "openvino"
+    observation = seen(0, orders=text("orders", "abc"))
+    folder = tmp_path / "000001-0000000c"
+    folder.mkdir()
+    torch.manual_seed(9)
+    save(Policy(engine.spec).eval(), folder)
+    for _ in range(2):
+        decided = await engine.decide(observation)
+        plain = engine_of(spec_of())
+        if engine.version != "untrained":
+            await plain.load(folder)
+        assert decided.scores["head"] == pytest.approx((await plain.decide(observation)).scores["head"], abs=1e-3)
+        plain.close()
+        await engine.load(folder)
+        engine._past.clear()
+    engine.close()
+
+
+async def test_no_decision_waits_for_a_checkpoint_of_100_mb(tmp_path: Path) -> None:
+    """Compared within one run: the median decision while loads go on, against the median without."""
+    spec = spec_of(width=768, heads=8, layers=4, latents=8)
+    engine = engine_of(spec)
+    folder = tmp_path / "000001-0000000d"
+    folder.mkdir()
+    save(Policy(spec).eval(), folder)
+    assert (folder / "policy.safetensors").stat().st_size > 90e6
+    tick = 0
+
+    async def decide() -> float:
+        nonlocal tick
+        tick += 1
+        start = time.perf_counter()
+        await engine.decide(seen(tick, orders=text("orders", "abc", tick), x=tick))
+        return time.perf_counter() - start
+
+    quiet = [await decide() for _ in range(30)]
+    busy: list[float] = []
+    loads: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        loading = asyncio.create_task(engine.load(folder))
+        while not loading.done():
+            busy.append(await decide())
+        await loading
+        loads.append(time.perf_counter() - start)
+    engine.close()
+    assert len(busy) >= 6
+    assert statistics.median(busy) < 2.5 * statistics.median(quiet)
+    assert max(busy) < statistics.median(loads)  # a decision that waited for a load would have taken as long
+
+
+async def test_a_plain_policy_acts_without_fusion() -> None:
+    engine = engine_of(PolicySpec((STREAMS[2],), ACTIONS, history=1))
+    decided = await engine.decide(seen(0, orders=None, x=0.5))
+    assert decided.actions["head"].value in ("left", "stay", "right")
+    assert "policy" not in engine.choices
+    assert set(engine.shapes["policy"]) == set(engine.policy.state_dict())
+    assert engine.encoder_versions == {}
+    engine.close()
+
+
+async def test_a_snapshot_restores_the_past(engine: Engine) -> None:
+    observations = [seen(i, orders=text("orders", "abc"[i:]), x=float(i)) for i in range(3)]
+    for observation in observations[:2]:
+        await engine.decide(observation)
+    files = await engine.snapshot()
+    want = await engine.decide(observations[2])
+    other = engine_of(spec_of())
+    await other.restore(files)
+    got = await other.decide(observations[2])
+    other.close()
+    assert (got.scores, got.value, got.actions) == (want.scores, want.value, want.actions)

@@ -1,0 +1,83 @@
+"""What Home Assistant hears over a real broker: discovery, birth, state, removal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fakes import Mosquitto
+from runtime.config.loader import load
+from runtime.monitoring.home_assistant import Announcer, Discovery, remove
+from runtime.mqtt import Address, Connection, Message
+
+CONFIG = load(Path(__file__).parents[3] / "configs" / "home.yaml").config
+
+
+@asynccontextmanager
+async def up(broker: Mosquitto, name: str, *filters: str) -> AsyncIterator[tuple[Connection, asyncio.Queue[Message]]]:
+    link = Connection(Address("127.0.0.1", broker.port), name)
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    for each in filters:
+        link.on(each, heard.put_nowait, retained="send")
+    task = asyncio.create_task(link.run())
+    try:
+        await asyncio.wait_for(link.up(), 10)
+        yield link, heard
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def next_on(heard: asyncio.Queue[Message], topic: str) -> Message:
+    async with asyncio.timeout(10):
+        while (message := await heard.get()).topic != topic:
+            pass
+    return message
+
+
+async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(broker: Mosquitto) -> None:
+    discovery = Discovery(CONFIG, "0.1.0")
+    health = {"policy": "000002", "mode": "shadow", "tick": {"p50_ms": 12.0}}
+    async with (
+        up(broker, "agent") as (link, _),
+        up(broker, "home", "homeassistant/#", "reflexd/home/home") as (ha, heard),
+    ):
+        announcer = Announcer(discovery, link, lambda: health, lambda: {"lamp": "ON"})
+        announcer.listen()
+        task = asyncio.create_task(announcer.run())
+        assert json.loads((await next_on(heard, discovery.topic)).payload)["dev"]["ids"] == ["reflexd_home"]
+        state = json.loads((await next_on(heard, discovery.state_topic)).payload)
+        assert (state["policy"], state["actions"]) == ("000002", {"lamp": "ON"})
+        ha.post("reflexd/home/status", b'{"state": "online"}', qos=1, retain=True)
+        ha.post("homeassistant/status", b"online", qos=1)
+        await next_on(heard, discovery.topic)
+        assert json.loads((await next_on(heard, discovery.state_topic)).payload)["status"] == "online"
+        task.cancel()
+        await asyncio.wait([task])
+        await remove(discovery, link)
+        assert (await next_on(heard, discovery.topic)).payload == b""
+    async with up(broker, "later", "homeassistant/device/#", "end") as (late, heard):
+        late.post("end", b"", qos=1)
+        assert (await asyncio.wait_for(heard.get(), 10)).topic == "end", "nothing is retained any more"
+
+
+async def test_state_comes_at_its_pace_and_no_faster(broker: Mosquitto) -> None:
+    discovery = Discovery(CONFIG, "0.1.0")
+    asked = 0
+
+    def health() -> dict[str, object]:
+        nonlocal asked
+        asked += 1
+        return {}
+
+    async with up(broker, "agent") as (link, _), up(broker, "home", discovery.state_topic) as (_, heard):
+        task = asyncio.create_task(Announcer(discovery, link, health, dict, period_s=0.2).run())
+        first = await next_on(heard, discovery.state_topic)
+        second = await next_on(heard, discovery.state_topic)
+        assert second.stamp_s - first.stamp_s > 0.15
+        task.cancel()
+        await asyncio.wait([task])
+    assert asked >= 2

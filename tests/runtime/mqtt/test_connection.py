@@ -1,0 +1,339 @@
+"""The connection against a real mosquitto."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import aiomqtt
+import canaries
+import pytest
+from wire_helpers import Collector, address, running
+
+from fakes import Mosquitto, eventually, free_port
+from runtime.config.schema import MqttSettings
+from runtime.mqtt import Address, Connection, Message, MqttLost, Will
+from runtime.mqtt import client as own
+from runtime.mqtt.topics import Refused
+
+
+def connection(broker: Mosquitto, identifier: str = "one", **options: object) -> Connection:
+    return Connection(address(broker.port), identifier, **options)  # type: ignore[arg-type]
+
+
+async def test_qos_1_is_acknowledged_and_nagle_is_off(broker: Mosquitto) -> None:
+    got = Collector()
+    link = connection(broker)
+    link.on("t/+", got)
+    async with running(link):
+        assert link._client is not None
+        sock = link._client._client.socket()
+        assert isinstance(sock, socket.socket)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        await link.publish("t/a", b"hello")
+        messages = await got.until(lambda m: len(m) == 1)
+    assert (messages[0].topic, messages[0].payload, messages[0].qos, messages[0].retain) == ("t/a", b"hello", 1, False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the option is Linux's")
+async def test_what_was_read_is_acknowledged_at_once(broker: Mosquitto) -> None:
+    """The kernel falls back to delayed acknowledgements after every exchange; a read turns them off again."""
+    got = Collector()
+    link = connection(broker)
+    link.on("t", got, qos=0)
+    async with running(link), running(connection(broker, "two")) as other:
+        assert link._client is not None
+        sock = link._client._client.socket()
+        assert isinstance(sock, socket.socket)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 0
+        other.post("t", b"hello")
+        await got.until(lambda m: len(m) == 1)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
+
+
+async def test_retained_is_ignored_or_sent_as_told(broker: Mosquitto) -> None:
+    async with running(connection(broker, "writer")) as writer:
+        await writer.publish("cmd", b"old", retain=True)
+        await writer.publish("state", b"known", retain=True)
+    commands, states = Collector(), Collector()
+    link = connection(broker)
+    link.on("cmd", commands)
+    link.on("state", states, retained="send")
+    async with running(link):
+        await states.until(lambda m: len(m) == 1)
+        await link.publish("cmd", b"new")
+        await commands.until(lambda m: len(m) == 1)
+    assert [m.payload for m in commands.messages] == [b"new"]
+    assert [(m.payload, m.retain) for m in states.messages] == [(b"known", True)]
+
+
+async def test_request_and_response(broker: Mosquitto) -> None:
+    server = connection(broker, "server", protected=lambda topic: topic.startswith("act/"))
+    server.on("request/ping", lambda m: server.reply(m, m.payload + b"!", "response/ping") and None)
+    client = connection(broker, "client")
+    fallback = Collector()
+    client.on("response/ping", fallback)
+    acted = Collector()
+    client.on("act/#", acted)
+    async with running(server), running(client):
+        answers = await asyncio.gather(
+            *(client.request("request/ping", str(n).encode(), reply_to="answers/client") for n in range(5))
+        )
+        assert [a.payload for a in answers] == [b"0!", b"1!", b"2!", b"3!", b"4!"]
+        await client.publish("request/ping", b"plain")
+        await fallback.until(lambda m: len(m) == 1)
+        client.post("request/ping", b"sly", qos=1, response_topic="act/head/set")
+        await fallback.until(lambda m: len(m) == 2)
+        with pytest.raises(TimeoutError):
+            await client.request("request/nobody", b"", reply_to="answers/client", timeout_s=0.05)
+    assert acted.messages == []
+    assert server.drops["forbidden response topic"] == 1
+
+
+async def test_refused_payloads_are_counted_and_the_connection_lives(broker: Mosquitto) -> None:
+    def refuse(message: Message) -> None:
+        raise Refused("no")
+
+    got = Collector()
+    link = connection(broker)
+    link.on("bad/#", refuse)
+    link.on("good", got)
+    async with running(link):
+        await link.publish("bad/a", b"\xff" * 10)
+        await link.publish("good", b"")
+        await got.until(lambda m: len(m) == 1)
+    assert link.refused == {"bad/#": 1}
+    assert link.connects == 1
+
+
+async def test_the_oldest_incoming_gives_way(broker: Mosquitto) -> None:
+    got = Collector()
+    link = connection(broker, max_incoming=5)
+    link.on("flood", got, qos=0)
+    async with running(link), running(connection(broker, "writer")) as writer:
+        queue = link._queue
+        for n in range(20):
+            queue.put_nowait(_raw(f"{n}".encode()))
+        await writer.publish("flood", b"last")
+        await got.until(lambda m: m[-1:] != [] and m[-1].payload == b"last")
+    assert queue.dropped >= 15
+    assert [m.payload for m in got.messages][-2:] == [b"19", b"last"]
+
+
+def _raw(payload: bytes) -> aiomqtt.Message:
+    return aiomqtt.Message("flood", payload, 0, retain=False, mid=0, properties=None)
+
+
+async def test_what_is_posted_while_disconnected(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    link = connection(broker)
+    try:
+        async with running(link, wait=False):
+            assert not link.post("gone", b"1")
+            assert link.post("state", b"1", retain=True, qos=1, keep="latest")
+            assert link.post("state", b"2", retain=True, qos=1, keep="latest")
+            assert link.post("event", b"a", qos=1, keep="all")
+            assert link.post("event", b"b", qos=1, keep="all")
+            with pytest.raises(MqttLost):
+                await link.publish("x", b"")
+            with pytest.raises(MqttLost):
+                await link.request("x", b"", reply_to="y")
+            got = Collector()
+            link.on("#", got)
+            broker.start()
+            await got.until(lambda m: len(m) == 3)
+    finally:
+        broker.stop()
+    assert [(m.topic, m.payload) for m in got.messages] == [("state", b"2"), ("event", b"a"), ("event", b"b")]
+    assert link.drops["disconnected"] == 1
+
+
+async def test_a_frozen_broker_is_noticed_and_everything_restored(broker: Mosquitto) -> None:
+    changes: list[tuple[float, bool, str]] = []
+    link = connection(
+        broker,
+        will=Will("status", b"offline"),
+        hello=lambda: link.post("status", b"online", qos=1, retain=True) and None,
+        changed=lambda up, why: changes.append((time.monotonic(), up, why)),
+    )
+    got = Collector()
+    link.on("in", got)
+    async with running(link):
+        frozen_s = time.monotonic()
+        broker.signal(signal.SIGSTOP)
+        await eventually(lambda: not link.connected)
+        noticed_s = time.monotonic() - frozen_s
+        broker.signal(signal.SIGCONT)
+        back_s = await eventually(lambda: link.connected)
+        watcher, status = connection(broker, "watcher"), Collector()
+        watcher.on("status", status, retained="send")
+        async with running(watcher):
+            await status.until(lambda m: len(m) == 1)
+            await watcher.publish("in", b"again")
+            await got.until(lambda m: len(m) == 1)
+    assert status.messages[0].payload == b"online"
+    assert "silent" in changes[1][2]
+    assert noticed_s <= 3.0, noticed_s  # 1 s on a quiet machine: tests/benchmarks/bench_gate.py
+    assert back_s <= 5.0, back_s
+
+
+async def test_killed_broker_back_on_the_same_port(broker: Mosquitto) -> None:
+    link = connection(broker)
+    got = Collector()
+    link.on("in", got)
+    async with running(link):
+        broker.stop()
+        await eventually(lambda: not link.connected)
+        broker.start()
+        await eventually(lambda: link.connected)
+        await link.publish("in", b"x")
+        await got.until(lambda m: len(m) == 1)
+    assert link.connects == 2
+
+
+async def test_the_will_is_published_for_who_vanishes_and_not_for_who_leaves(broker: Mosquitto) -> None:
+    status = Collector()
+    watcher = connection(broker, "watcher")
+    watcher.on("status/+", status)
+    async with running(watcher):
+        async with running(connection(broker, "polite", will=Will("status/polite", b"offline"))):
+            pass
+        unlucky = connection(broker, "unlucky", will=Will("status/unlucky", b"offline"))
+        async with running(unlucky):
+            assert unlucky._group is not None
+            unlucky._group.create_task(_fails_when_cancelled())
+            await watcher.publish("x", b"")  # one turn: the task has begun
+        rude = connection(broker, "rude", will=Will("status/rude", b"offline"))
+        async with running(rude):
+            assert rude._client is not None
+            sock = rude._client._client.socket()
+            assert sock is not None
+            sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+            await status.until(lambda m: len(m) == 1)
+    assert [m.topic for m in status.messages] == ["status/rude"]
+
+
+async def test_cancelled_while_connecting_leaves_nothing(tmp_path: Path) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(5)
+        link = Connection(Address("127.0.0.1", mute.getsockname()[1]), "one")
+        task = asyncio.create_task(link.run())
+        await eventually(lambda: bool(mute.fileno()) and _pending(mute))
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert link.connects == 0
+
+
+async def _fails_when_cancelled() -> None:
+    """As a publish whose time-out comes together with the cancellation."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        raise aiomqtt.MqttError("timed out")
+
+
+def _pending(server: socket.socket) -> bool:
+    import select
+
+    return bool(select.select([server], [], [], 0)[0])
+
+
+async def test_bounded_outgoing_and_unsendable(broker: Mosquitto) -> None:
+    link = connection(broker, max_outgoing=2)
+    async with running(link):
+        assert link.post("a", b"")
+        assert link.post("b/+", b"")
+        assert not link.post("c", b"")
+        assert await link.drained(5)
+    assert link.drops["outgoing full"] == 1
+    assert link.drops["unsendable"] == 1
+
+
+async def test_a_wrong_password_is_retried_not_fatal(tmp_path: Path) -> None:
+    port = free_port()
+    broker = Mosquitto(tmp_path, port, f"listener {port} 127.0.0.1\nallow_anonymous false\n").start()
+    try:
+        link = connection(broker)
+        async with running(link, wait=False):
+            client = link._new_client()
+            with pytest.raises(aiomqtt.MqttError, match="Not authorized"):
+                await own.connect(client)
+            await own.shut(client)
+            assert not link.connected
+    finally:
+        broker.stop()
+
+
+def test_an_address_from_settings() -> None:
+    settings = MqttSettings.model_validate(
+        {"url": "mqtt://h:1", "username": "u", "password": canaries.MQTT, "gate": {"username": "g"}}
+    )
+    assert Address.of(settings, "agent").credentials == settings.credentials("agent")
+    gate = Address.of(settings, "gate").credentials
+    assert gate is not None
+    assert gate.username == "g"
+    with pytest.raises(OSError, match="No such file"):
+        Address.of(settings.model_copy(update={"url": "mqtts://h", "ca": Path("/nowhere")}), "gate")
+
+
+async def test_posting_at_any_moment_of_a_loss_is_safe(broker: Mosquitto) -> None:
+    link = connection(broker)
+    posted = 0
+    async with running(link):
+        for _ in range(3):
+            await eventually(lambda: link.connected)
+            broker.stop()
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:  # in every turn of the loop, before, during and after the loss
+                posted += link.post("t", b"x", qos=1)
+                await asyncio.sleep(0)
+            assert not link.connected
+            broker.start()
+        await eventually(lambda: link.connected)
+        assert await link.drained(5)
+        assert link._sender.sending == 0
+    assert posted
+    assert link.drops["disconnected"]
+
+
+async def test_a_filter_added_while_connected(broker: Mosquitto) -> None:
+    got = Collector()
+    link = connection(broker)
+    async with running(link), running(connection(broker, "writer")) as writer:
+        await writer.publish("late", b"retained", retain=True)
+        link.on("late", got, retained="send")
+        await got.until(lambda m: len(m) == 1)
+    assert got.messages[0].payload == b"retained"
+
+
+@pytest.mark.parametrize("faithful", [True, False])
+async def test_a_cancellation_that_comes_with_the_answer_is_kept(faithful: bool) -> None:
+    answered = asyncio.Event()
+    after: list[str] = []
+
+    async def call() -> None:
+        await asyncio.wait_for(answered.wait(), timeout=5)
+
+    async def caller() -> None:
+        await (own.faithful(call()) if faithful else call())
+        after.append("went on")
+
+    task = asyncio.create_task(caller())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answered.set()
+    await asyncio.sleep(0)  # the answer is there, its receiver has not run
+    task.cancel()
+    await asyncio.wait([task])
+    if faithful:
+        assert task.cancelled()
+        assert after == []
+    elif sys.version_info < (3, 12):
+        assert after == ["went on"]  # what this guards against

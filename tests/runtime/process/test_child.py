@@ -1,0 +1,172 @@
+"""Children: titled, and gone with their parent, foreign binaries too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fakes import eventually, wait_for
+from runtime.config.loader import load
+from runtime.process import child
+from runtime.supervisor.children import Child, GaveUp, Spec, environment, said, table
+
+ROOT = Path(__file__).resolve().parents[3]
+PARENT = """
+import subprocess, sys, time
+from runtime import child
+for command in (["sleep", "60"], [sys.executable, "-c", "import time; time.sleep(60)"]):
+    print(subprocess.Popen(child.wrapped(command, title="broker" if command[0] == "sleep" else None)).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_children_die_with_a_killed_parent_and_a_foreign_binary_is_titled() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+    )
+    try:
+        assert parent.stdout is not None
+        pids = [int(parent.stdout.readline()) for _ in range(2)]
+        children = [psutil.Process(pid) for pid in pids]
+        wait_for(lambda: children[0].cmdline()[:1] == ["reflexd: broker"], "the title")
+        wait_for(lambda: children[1].cmdline()[1:2] == ["-c"], "the second command")
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()  # type: ignore[union-attr]
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_an_orphan_does_not_begin() -> None:
+    code = subprocess.call(
+        [sys.executable, "-m", "runtime.process.child", "--parent", "1", "--", "true"], cwd=ROOT, env=environment()
+    )
+    assert code == child.ORPHAN
+
+
+def test_a_missing_command() -> None:
+    done = subprocess.run(
+        child.wrapped(["/no/such/binary"]), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 127
+    assert "No such file" in done.stderr
+
+
+def test_children_leave_ctrl_c_to_the_supervisor() -> None:
+    code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    done = subprocess.run(
+        child.wrapped([sys.executable, "-c", code]), cwd=ROOT, env=environment(), capture_output=True, check=True
+    )
+    assert done.stdout == b"True\n"
+
+
+def test_a_title() -> None:
+    code = "from runtime import child; child.become('agent'); print(open('/proc/self/cmdline').read())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert done.stdout.startswith(b"reflexd: agent")
+
+
+def test_a_nice_child_is_nice_from_its_first_moment() -> None:
+    command = child.wrapped([sys.executable, "-c", "import os; print(os.nice(0))"], priority="nice")
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert done.stdout == b"19\n"
+
+
+def test_an_idle_child_gives_way_from_its_first_moment() -> None:
+    code = "import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    command = child.wrapped([sys.executable, "-c", code], priority="idle")
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert done.stdout == b"True\n"
+
+
+async def test_a_failing_child_is_restarted_and_given_up() -> None:
+    seen: list[tuple[str, int, int]] = []
+    kept = Child(
+        Spec("bad", (sys.executable, "-S", "-c", "raise SystemExit(9)")),
+        restarted=lambda name, code, count: seen.append((name, code, count)),
+    )
+    begun_s = time.monotonic()
+    with pytest.raises(GaveUp, match="bad failed 6 times within 60 s, last with exit code 9"):
+        await kept.keep()
+    assert seen == [("bad", 9, n) for n in range(1, 6)]
+    assert time.monotonic() - begun_s > 0.1 + 0.2 + 0.4 + 0.8 + 1.6 - 0.01
+
+
+async def test_stopping_ends_a_back_off_at_once() -> None:
+    kept = Child(Spec("bad", (sys.executable, "-S", "-c", "raise SystemExit(9)"), grace_s=5))
+    task = asyncio.create_task(kept.keep())
+    await eventually(lambda: kept.restarts == 4)
+    begun_s = time.monotonic()
+    await kept.stop()
+    assert time.monotonic() - begun_s < 0.8
+    await task
+
+
+async def test_a_planned_restart_is_no_failure_and_a_frozen_child_can_be_stopped() -> None:
+    kept = Child(Spec("good", ("sleep", "60"), grace_s=5))
+    task = asyncio.create_task(kept.keep())
+    await eventually(lambda: kept.process is not None)
+    first = kept.process
+    assert first is not None
+    kept.restart()
+    await eventually(lambda: kept.process is not first)
+    assert kept.restarts == 0
+    assert kept.process is not None
+    os.kill(kept.process.pid, signal.SIGSTOP)
+    await kept.stop()
+    await task
+    assert kept.process.returncode == -signal.SIGTERM
+
+
+def test_exit_codes_in_words() -> None:
+    assert [said(3), said(-9), said(-77)] == ["exit code 3", "SIGKILL", "signal 77"]
+
+
+def test_the_usual_children() -> None:
+    path = ROOT / "configs" / "demo.yaml"
+    specs = table(load(path).config, path, faults=("front=off",), verbose=True)
+    assert [spec.name for spec in specs] == ["agent", "learner", "dashboard", "plant"]
+    assert specs[0].linked
+    assert specs[0].command[-6:] == (str(path), "--gate-fd", "{gate_fd}", "--fault", "front=off", "--verbose")
+    assert not any(spec.linked for spec in specs[1:])
+    assert specs[1].command[-1].endswith("learner/settings.json")
+
+
+def test_the_steps_before_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[int, signal.Signals]] = []
+    ran: list[tuple[str, list[str]]] = []
+
+    def exec_nothing(file: str, arguments: list[str]) -> None:
+        ran.append((file, arguments))
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(child, "die_with", lambda parent, number: asked.append((parent, number)) or True)
+    monkeypatch.setattr(os, "execvp", exec_nothing)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        code = child.main(["--parent", "7", "--signal", "SIGTERM", "--title", "broker", "--", "/x/mosquitto", "-v"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 127
+    assert asked == [(7, signal.SIGTERM)]
+    assert ran == [("/x/mosquitto", ["reflexd: broker", "-v"])]
+    assert "/x/mosquitto: No such file" in capsys.readouterr().err
+    monkeypatch.setattr(child, "die_with", lambda _parent, _number: False)
+    assert child.main(["--parent", "7", "--", "true"]) == child.ORPHAN
+
+
+def test_asking_the_kernel() -> None:
+    code = "import os; from runtime import child; print(child.die_with(os.getppid()), child.die_with(1), end='')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert done.stdout == b"True False"
+    with pytest.raises(OSError, match="prctl"):
+        child.die_with(os.getppid(), 999)  # type: ignore[arg-type]

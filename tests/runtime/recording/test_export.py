@@ -1,0 +1,244 @@
+"""`reflexd export` writes what other programs read, whole or not at all, and says in words why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+from mcap.reader import make_reader
+
+from actuators.actions import ActionSpace, Choice
+from learners.checkpoints.store import open_checkpoints
+from learners.config import ExperienceSettings
+from learners.experience.store import Raw, Store, Transition
+from learners.ipc.policy_spec import hand_over
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+from runtime.cli.main import main
+from runtime.config.loader import load
+from runtime.recording.recorder import Note, Recorder, Recording, TickRecord
+from sensors.drivers import opencv
+from sensors.drivers.opencv import png
+from sensors.readings import Frame, Sound, Telemetry, Text
+
+SPEC = PolicySpec(
+    (StreamSpec("front", "vision", 4, 8, 2), StreamSpec("orders", "language", 1, 8), StreamSpec("joints", "telemetry", 1, 2)),
+    ActionSpace((Choice("head", ("left", "stay", "right")),)),
+    width=16, hidden=(16,), history=2, heads=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "arm.yaml"
+    path.write_text(
+        f"""
+agent: arm
+state_dir: {tmp_path}/state
+mqtt: {{url: "mqtt://127.0.0.1:1"}}
+streams:
+  front: {{kind: camera, source: topic, encoder: v}}
+  orders: {{kind: text, source: topic, encoder: l}}
+  joints: {{kind: telemetry, source: topic, fields: [q1, q2]}}
+encoders:
+  v: {{model: "bundled:efficientnet-lite0"}}
+  l: {{model: "bundled:minilm-l6"}}
+actuators:
+  head: {{kind: choice, choices: [left, stay, right], safe: stay}}
+"""
+    )
+    return path
+
+
+def image(n: int) -> np.ndarray[Any, Any]:
+    return np.full((6, 8, 3), n, np.uint8)
+
+
+def tick(n: int) -> Transition:
+    return Transition(
+        session="s", tick=n, decision=f"s-{n}", stamp_s=1_000.0 + n / 10, policy="p0",
+        tokens={"joints": np.array([[n, -n]], np.float32)}, present={"front": True, "orders": True, "joints": True},
+        ages_s={"front": 0.0, "orders": 0.0, "joints": 0.0}, actions={"head": "left"}, probabilities={"head": 0.5},
+        by={"head": "policy"}, value=0.5,
+    )  # fmt: skip
+
+
+def lived(config: Path, count: int = 20, raws: int = 0) -> Path:
+    """A state folder in which an agent has acted."""
+    state = config.parent / "state"
+    hand_over(state, SPEC)
+    settings = ExperienceSettings.model_validate({})
+    store = Store(state / "experience", settings, on_event=lambda _kind, _fields: None, clock=lambda: 1_000.0)
+    for n in range(count):
+        store.append(tick(n))
+        if n < raws:
+            store.add_raw(Raw("front", 1_000.0 + n / 10, "jpeg", opencv.encode(image(n))))
+            store.add_raw(Raw("orders", 1_000.0 + n / 10, "utf-8", b"look left"))
+    store.credit(1.5, decision="s-3", source="button")
+    assert store.close()
+    return state
+
+
+def recorded(state: Path, name: str = "r", count: int = 10, start: int = 0) -> Path:
+    path = state / "recordings" / f"{name}.mcap"
+    recorder = Recorder(path, {"spec": "x", "session": "s"}, {"history": b"\x01"}, png, opencv.decode, 1 << 30)
+    recorder.start()
+    sound = np.sin(np.arange(4_000) / 9).astype(np.float32)
+    for n in range(start, start + count):
+        readings = (
+            Frame("front", n / 10, n, image(n)),
+            Sound("room", n / 10, n, sound[n * 100 : n * 100 + 800]),
+            Telemetry("joints", n / 10, n, ("q1", "q2"), np.array([n, -n], np.float32)),
+        )
+        fresh = (*readings, Text("orders", 0.0, 1, "look up")) if n == start else readings
+        body = {"id": f"s-{n}", "tick": n, "used": {"front": n, "room": n, "joints": n, "orders": 1}}
+        assert recorder.put(TickRecord(int((1_000 + n / 10) * 1e9), fresh, body))
+    recorder.put(Note(int(1_000.55e9), "reward", {"value": 1.0}))
+    recorder.close()
+    return path
+
+
+def export(config: Path, form: str, out: str, *more: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["export", str(config), "--format", form, "--out", str(config.parent / out), *more])
+    return done.exit_code, done.output
+
+
+def test_help_teaches() -> None:
+    text = CliRunner().invoke(main, ["export", "--help"]).output
+    assert "Foxglove opens it" in text
+    assert "reflexd export robot.yaml --format onnx --out policy.onnx" in text
+
+
+def test_experience_becomes_an_mcap_with_schemas_that_the_mcap_package_reads(config: Path) -> None:
+    lived(config, raws=5)
+    assert export(config, "mcap", "e.mcap") == (0, f"20 decisions from experience; {config.parent}/e.mcap\n")
+    seen: dict[str, list[dict[str, Any]]] = {}
+    stamps = []
+    with (config.parent / "e.mcap").open("rb") as file:
+        for schema, channel, message in make_reader(file).iter_messages(log_time_order=False):
+            assert schema is not None
+            seen.setdefault(f"{channel.topic} {schema.name}", []).append(json.loads(message.data))
+            stamps.append(message.log_time)
+    assert {name: len(found) for name, found in seen.items()} == {
+        "/in/front foxglove.CompressedImage": 5,
+        "/in/orders reflexd.Text": 5,
+        "/in/joints reflexd.Telemetry": 20,
+        "/decision reflexd.Decision": 20,
+        "/reward reflexd.Message": 1,
+    }
+    assert stamps[:30] == sorted(stamps[:30])
+    assert seen["/in/joints reflexd.Telemetry"][7]["values"] == [7.0, -7.0]
+    third = seen["/decision reflexd.Decision"][3]
+    assert (third["reward"], third["actions"]["head"]) == (1.5, {"value": "left", "probability": 0.5, "by": "policy"})
+    assert seen["/reward reflexd.Message"][0]["source"] == "button"
+    refused = CliRunner().invoke(main, ["replay", str(config.parent / "e.mcap"), "--config", str(config)])
+    assert "not one that reflexd recorded" in refused.output
+
+
+def test_a_recording_is_copied_whole_and_cut_with_whole_sounds(config: Path) -> None:
+    state = lived(config)
+    source = recorded(state)
+    assert export(config, "mcap", "whole.mcap")[0] == 0
+    assert (config.parent / "whole.mcap").read_bytes() == source.read_bytes()
+    code, said = export(config, "mcap", "begin.mcap", "--until", local(1_000.0 + 1))
+    assert (code, said.split(";")[0]) == (0, "r.mcap, 10 decisions")
+    assert Recording(config.parent / "begin.mcap").attachments() == {"history": b"\x01"}
+    recorded(state, "later", 30)
+    assert export(config, "mcap", "cut.mcap", "--recording", "later", "--since", local(1_001.0))[1].startswith(
+        "later.mcap, 20"
+    )
+    ticks = list(Recording(config.parent / "cut.mcap").ticks(png, opencv.decode))
+    first = {reading.stream: reading for reading in ticks[0][0]}
+    assert set(first) == {"front", "room", "joints", "orders"}
+    assert isinstance(first["room"], Sound)
+    assert np.array_equal(first["room"].samples, np.sin(np.arange(1_000, 1_800) / 9).astype(np.float32))
+    assert [body["tick"] for _, body in ticks] == list(range(10, 30))
+
+
+def local(stamp_s: float) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(stamp_s).strftime("%Y-%m-%d %H:%M:%S")  # noqa: DTZ006 - as a person types it
+
+
+def test_several_recordings_must_be_chosen_from(config: Path) -> None:
+    state = lived(config)
+    recorded(state, "a")
+    recorded(state, "b")
+    assert (
+        "choose one with --recording, or --experience; there are a.mcap, b.mcap" in export(config, "mcap", "x.mcap")[1]
+    )
+    assert "no such recording; there are a.mcap, b.mcap" in export(config, "mcap", "x.mcap", "--recording", "c")[1]
+    assert export(config, "mcap", "x.mcap", "--experience")[0] == 0
+
+
+def test_a_dataset_takes_pictures_and_texts_from_raw_readings_and_recordings(config: Path) -> None:
+    recorded(lived(config, raws=4), count=4, start=10)
+    code, said = export(config, "lerobot", "d")
+    assert (code, said.split(";")[0]) == (0, "2 episodes, 8 of 20 ticks")
+    rows = pq.read_table(config.parent / "d/data/chunk-000/file-000.parquet").to_pylist()
+    pictures = [cv2.imdecode(np.frombuffer(r["observation.images.front"]["bytes"], np.uint8), 1).mean() for r in rows]
+    assert pictures == pytest.approx([0, 1, 2, 3, 10, 11, 12, 13], abs=1)
+    tasks = pq.read_table(config.parent / "d/meta/tasks.parquet").to_pylist()
+    assert [row["task"] for row in tasks] == ["look left", "look up"]
+    code, said = export(config, "lerobot", "plain", "--no-pictures", "--task", "reach")
+    assert (code, said.split(";")[0]) == (0, "1 episodes, 20 of 20 ticks")
+    info = json.loads((config.parent / "plain/meta/info.json").read_text())
+    assert "observation.images.front" not in info["features"]
+    assert info["robot_type"] == "arm"
+
+
+def test_pictures_that_are_not_kept_are_said(config: Path) -> None:
+    lived(config)
+    assert "no pictures of front are kept: `reflexd record on` keeps them" in export(config, "lerobot", "d")[1]
+    assert "no experience in this state_dir and window" in export(config, "lerobot", "e", "--since", "2100-01-01")[1]
+
+
+def test_the_live_policy_becomes_onnx_with_a_manifest(config: Path) -> None:
+    lived(config)
+    checkpoints = open_checkpoints((c := load(config).config).state_dir, c.promotion)
+    torch.manual_seed(0)
+    files = {"policy": dict(Policy(SPEC).state_dict())}
+    spec = json.loads(SPEC.to_json())
+    version = checkpoints.save(files, {"spec": spec}, parent=None, encoder_versions={"front": "v1"})
+    assert "no version is live" in export(config, "onnx", "p.onnx")[1]
+    checkpoints.promote(version)
+    code, said = export(config, "onnx", "p.onnx")
+    assert code == 0, said
+    manifest = json.loads((config.parent / "p.json").read_text())
+    assert manifest["policy"] == version
+    assert manifest["difference"] <= manifest["tolerance"]
+    assert [entry["shape"] for entry in manifest["inputs"]] == [
+        ["batch", 2, 3],
+        ["batch", 2, 3],
+        ["batch", 2, 4, 8],
+        ["batch", 2, 1, 8],
+        ["batch", 2, 1, 2],
+    ]
+    assert manifest["outputs"][0] == {
+        "name": "scores.head",
+        "shape": ["batch", 3],
+        "choices": ["left", "stay", "right"],
+    }
+    assert manifest["encoders"]["front"] == "bundled:efficientnet-lite0"
+    assert "`reflexd checkpoints` lists what there is" in export(config, "onnx", "q.onnx", "--version", "000099-x")[1]
+
+
+def test_what_cannot_be_written_leaves_nothing(config: Path) -> None:
+    code, said = export(config, "mcap", "x.mcap")
+    assert (code, "not there; `reflexd run` makes it" in said) == (1, True)
+    lived(config)
+    (config.parent / "there").write_bytes(b"")
+    assert "is there already" in export(config, "mcap", "there")[1]
+    assert "no experience in this window" in export(config, "mcap", "x.mcap", "--since", "2100-01-01")[1]
+    (config.parent / "state/recordings").mkdir()
+    (config.parent / "state/recordings/r.mcap").write_bytes(b"no recording at all")
+    assert "not an MCAP file" in export(config, "mcap", "x.mcap")[1]
+    assert sorted(path.name for path in config.parent.iterdir()) == ["arm.yaml", "state", "there"]

@@ -1,0 +1,195 @@
+"""The supervisor in the test's own process, with fake children behind its own embedded broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import canaries
+import orjson
+import pytest
+from faults.harness import SLEEPER, Device, agent_row, device_on
+from wire_helpers import Manager, address, running
+
+from fakes import eventually, free_port
+from learners.files import only_one
+from runtime.config.loader import load
+from runtime.mqtt import Connection
+from runtime.process import child
+from runtime.process.log import Scrubber
+from runtime.process.systemd import Notifier
+from runtime.supervisor import supervisor
+from runtime.supervisor.children import Spec, environment
+from runtime.supervisor.supervisor import Supervisor
+
+CONFIG = """\
+agent: tester
+tick: {{rate_hz: 20}}
+state_dir: {state}
+mqtt: {{url: "embedded://127.0.0.1:{port}", {login}}}
+streams:
+  joints: {{kind: telemetry, source: topic, fields: [a]}}
+actuators:
+  head: {{kind: choice, choices: [left, stay, right], safe: stay}}
+gate: {{reconcile_s: 0.2}}
+learner: {{enabled: false}}
+"""
+
+
+@dataclass
+class Run:
+    """A daemon under test."""
+
+    supervisor: Supervisor
+    path: Path
+    port: int
+    task: asyncio.Task[int]
+    operator: Connection
+    device: Device
+
+    async def reload(self) -> dict[str, object]:
+        answer = await self.operator.request(
+            "reflexd/tester/request/reload", b"", reply_to="answers/operator", timeout_s=20
+        )
+        body: dict[str, object] = orjson.loads(answer.payload)
+        return body
+
+
+def specs(*rows: list[object]) -> list[Spec]:
+    return [
+        Spec(str(name), tuple(child.wrapped(list(command))), linked=bool(linked), grace_s=3)  # type: ignore[call-overload]
+        for name, linked, command in rows
+    ]
+
+
+@asynccontextmanager
+async def daemon(folder: Path, *rows: list[object], notifier: Notifier | None = None) -> AsyncIterator[Run]:
+    port = free_port()
+    path = folder / "tester.yaml"
+    path.write_text(CONFIG.format(state=folder / "state", port=port, login=canaries.LOGIN_YAML))
+    loaded = load(path)
+    (folder / "state").mkdir(exist_ok=True)
+    made = Supervisor(
+        loaded.config, path, loaded.text, lambda: specs(*rows), notifier or Notifier(), scrubber=Scrubber()
+    )
+    task = asyncio.create_task(made.run())
+    try:
+        await eventually(lambda: len(made.children) == len(rows) or task.done(), "the start")
+        async with device_on(port) as device, running(Connection(address(port), "operator")) as operator:
+            yield Run(made, path, port, task, operator, device)
+    finally:
+        if not task.done():
+            made._told_to_end(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            await asyncio.wait([task])
+
+
+async def test_a_whole_life(tmp_path: Path) -> None:
+    manager = Manager(str(tmp_path / "notify"))
+    with closing(manager.socket):
+        async with daemon(
+            tmp_path, agent_row(), ["other", False, SLEEPER], notifier=Notifier(manager.address, watchdog_s=1.0)
+        ) as run:
+            await run.device.moving()
+            await run.device.moving()
+            assert run.device.statuses[-1]["state"] == "online"
+            run.supervisor._told_to_end(signal.SIGTERM)
+            await asyncio.wait([run.task])
+            await eventually(lambda: run.device.value == "stay", "the last safe action")
+            parting = {"state": "offline", "reasons": ["SIGTERM received"]}
+            await eventually(lambda: run.device.statuses[-1] == parting, "the parting status")
+        assert run.task.result() == 0
+        said = [line for message in manager.got() for line in message.split("\n")]
+    assert said.index("READY=1") < said.index("WATCHDOG=1") < said.index("STOPPING=1")
+    assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in said)
+
+
+async def test_reload(tmp_path: Path) -> None:
+    async with daemon(tmp_path, agent_row(), ["learner", False, SLEEPER]) as run:
+        await run.device.moving()
+        agent = run.supervisor._child("agent")
+        assert agent is not None
+        assert agent.process is not None
+        before = agent.process.pid
+        assert await run.reload() == {
+            "status": "ok",
+            "data": {"changed": [], "restarted": [], "restart_required": []},
+        }
+        text = run.path.read_text()
+        run.path.write_text(text + "modus: shadow\n")
+        refused = await run.reload()
+        assert refused["status"] == "error"
+        assert "modus" in str(refused["error"])
+        run.path.write_text(text.replace("rate_hz: 20", "rate_hz: 10"))
+        assert (await run.reload())["data"] == {"changed": ["tick"], "restarted": [], "restart_required": ["tick"]}
+        run.path.write_text(text.replace("fields: [a]", "fields: [a], required: true"))
+        assert (await run.reload())["data"]["restart_required"] == ["streams"]  # type: ignore[index]
+        run.path.write_text(text + "policy: {history: 2}\n")
+        assert (await run.reload())["data"]["restarted"] == ["agent", "learner"]  # type: ignore[index]
+        await eventually(lambda: agent.process is not None and agent.process.pid != before, "the new agent")
+        await run.device.moving()
+        assert agent.restarts == 0
+        run.path.write_text(text + "policy: {history: 2}\nmode: shadow\n")
+        assert (await run.reload())["data"]["changed"] == ["mode"]  # type: ignore[index]
+        assert run.supervisor._host.news.mode == "shadow"
+        kinds = [event["type"] for event in run.device.events]
+    assert "reload_refused" in kinds
+    assert "reloaded" in kinds
+
+
+async def test_a_child_that_cannot_be_started_ends_the_daemon(tmp_path: Path) -> None:
+    port = free_port()
+    path = tmp_path / "tester.yaml"
+    path.write_text(CONFIG.format(state=tmp_path / "state", port=port, login=canaries.LOGIN_YAML))
+    loaded = load(path)
+    code = await supervisor.run(
+        loaded.config, path, children=lambda: [Spec("gone", ("/no/such/binary",))], notifier=Notifier()
+    )
+    assert code == 1
+
+
+async def test_a_hanging_agent_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "HUNG_S", 0.5)
+    async with daemon(tmp_path, agent_row()) as run:
+        await run.device.moving()
+        agent = run.supervisor._child("agent")
+        assert agent is not None
+        assert agent.process is not None
+        os.kill(agent.process.pid, signal.SIGSTOP)
+        await eventually(lambda: agent.restarts == 1, "the restart")
+        await run.device.moving()
+
+
+async def test_a_taken_port_and_a_busy_folder_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tester.yaml"
+    async with daemon(tmp_path) as run:
+        code = await supervisor.run(load(path).config, path, children=list, notifier=Notifier())
+        assert code == supervisor.CANNOT_BEGIN
+        assert not run.task.done()
+    with only_one(tmp_path / "state"):
+        code = await supervisor.run(load(path).config, path, children=list, notifier=Notifier())
+    assert code == supervisor.CANNOT_BEGIN
+
+
+async def test_the_embedded_broker_is_restarted(tmp_path: Path) -> None:
+    async with daemon(tmp_path, agent_row()) as run:
+        await run.device.moving()
+        broker = run.supervisor._broker
+        assert broker is not None
+        broker.kill()
+        await eventually(lambda: broker.restarts == 1, "the restart")
+        await run.device.moving()
+        await eventually(lambda: run.device.statuses[-1]["state"] == "online")
+
+
+def test_no_torch_in_the_supervisor() -> None:
+    code = "import sys, runtime.daemon; print(sorted({'torch', 'numpy', 'cv2', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, check=True)
+    assert done.stdout == b"[]\n"

@@ -1,0 +1,170 @@
+"""Pictures from strangers: the header is judged first, a liar costs no memory, every outcome is a picture or a refusal."""
+
+from __future__ import annotations
+
+import resource
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sensing import outcome
+
+from sensors.base import PayloadRefused
+from sensors.codecs.images import MAX_SCANS, Header, decode_image, read_header
+from sensors.drivers import opencv
+from sensors.streams.camera import TopicCamera
+
+LIMIT = 1_000_000
+
+
+def picture(height: int = 24, width: int = 40) -> NDArray[np.uint8]:
+    """Left half red, right half blue."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : width // 2, 0] = 255
+    image[:, width // 2 :, 2] = 255
+    return image
+
+
+JPEG = opencv.encode(picture())
+PNG = opencv.encode(picture(), ".png")
+
+
+def lying(payload: bytes, width: int, height: int) -> bytes:
+    """The same JPEG, claiming another size."""
+    at = payload.index(b"\xff\xc0") + 5
+    return payload[:at] + struct.pack(">HH", height, width) + payload[at + 4 :]
+
+
+def lying_png(width: int, height: int) -> bytes:
+    head = b"IHDR" + struct.pack(">II", width, height) + PNG[24:29]
+    return PNG[:12] + head + struct.pack(">I", zlib.crc32(head)) + PNG[33:]
+
+
+@pytest.mark.parametrize(("payload", "kind"), [(JPEG, "jpeg"), (PNG, "png")])
+def test_a_picture_comes_out_as_rgb(payload: bytes, kind: str) -> None:
+    assert read_header(payload) == Header(kind, 40, 24)  # type: ignore[arg-type]
+    image = decode_image(payload, LIMIT)
+    assert image.dtype == np.uint8
+    assert image.shape == (24, 40, 3)
+    assert np.abs(image[:, :16].mean(axis=(0, 1)) - (255, 0, 0)).max() < 12
+    assert np.abs(image[:, 24:].mean(axis=(0, 1)) - (0, 0, 255)).max() < 12
+
+
+@pytest.mark.parametrize("payload", [lying(JPEG, 40_000, 40_000), lying_png(40_000, 40_000), lying(JPEG, 65_535, 1)])
+def test_a_lying_header_is_refused_before_memory_is_taken(payload: bytes) -> None:
+    decode_image(JPEG, LIMIT)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PayloadRefused) as refusal:
+        decode_image(payload, 60_000)
+    assert refusal.value.cause == "too_many_pixels"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 20_000
+
+
+@pytest.mark.parametrize(
+    ("payload", "cause"),
+    [
+        (b"", "not_an_image"),
+        (b"GIF89a" + bytes(100), "not_an_image"),
+        (JPEG[:3], "truncated"),
+        (JPEG[:30], "truncated"),
+        (JPEG[: JPEG.index(b"\xff\xc0") + 3], "truncated"),
+        (JPEG[: JPEG.index(b"\xff\xc0") + 6], "truncated"),
+        (JPEG[: len(JPEG) // 2], "truncated"),
+        (PNG[:20], "truncated"),
+        (PNG[:60], "truncated"),
+        (lying(JPEG, 0, 24), "bad_header"),
+        (lying_png(40, 0), "bad_header"),
+        (PNG[:20] + b"\x7f" + PNG[21:], "bad_header"),
+        (PNG[:12] + b"IDAT" + PNG[16:], "bad_header"),
+        (b"\xff\xd8\xff\xd9", "bad_header"),
+        (b"\xff\xd8\xff\xe0\x00\x01" + bytes(20), "bad_header"),
+        (b"\xff\xd8\xff\xe0\x00\x03\x00\x99" + bytes(20), "bad_header"),
+        (b"\xff\xd8\xff\x01\xff\xff\xff\xd0\xff", "truncated"),
+        (JPEG[:-2] + b"\xff\xda" * (MAX_SCANS + 1) + JPEG[-2:], "too_many_scans"),
+    ],
+)
+def test_bad_bytes_are_refused_with_their_cause(payload: bytes, cause: str) -> None:
+    with pytest.raises(PayloadRefused) as refusal:
+        decode_image(payload, LIMIT)
+    assert refusal.value.cause == cause
+
+
+def test_a_png_with_a_damaged_body_is_refused() -> None:
+    at = PNG.index(b"IDAT") + 6
+    with pytest.raises(PayloadRefused) as refusal:
+        decode_image(PNG[:at] + bytes(8) + PNG[at + 8 :], LIMIT)
+    assert refusal.value.cause == "undecodable"
+
+
+def test_a_png_with_a_wrong_chunk_length_is_refused_at_once() -> None:
+    at = PNG.index(b"IDAT") - 4
+    start_s = time.monotonic()
+    for length in (0, 7, 2**20, 2**31 - 1, 2**32 - 1):
+        with pytest.raises(PayloadRefused):
+            decode_image(PNG[:at] + struct.pack(">I", length) + PNG[at + 4 :], LIMIT)
+    assert time.monotonic() - start_s < 0.5
+
+
+def test_what_a_png_carries_besides_its_picture_is_left_out() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    bomb = chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(50_000_000), 9))
+    animation = chunk(b"acTL", struct.pack(">II", 1, 0))
+    start_s = time.monotonic()
+    image = decode_image(PNG[:33] + bomb + animation + PNG[33:], LIMIT)
+    assert np.array_equal(image, decode_image(PNG, LIMIT))
+    assert time.monotonic() - start_s < 0.5
+
+
+def test_an_orientation_in_the_exif_is_applied() -> None:
+    tiff = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00\x00\x00\x00\x00"
+    exif = b"Exif\x00\x00" + tiff
+    turned = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[2:]
+    assert read_header(turned) == Header("jpeg", 40, 24)
+    assert decode_image(turned, LIMIT).shape == (40, 24, 3)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused_or_decoded(payload: bytes) -> None:
+    for start in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", PNG[:16]):
+        image, cause = outcome(lambda start=start: decode_image(start + payload, 10_000))
+        assert bool(cause) != (image is not None)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([JPEG, PNG]),
+    st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_damaged_pictures_never_exceed_the_limit(payload: bytes, damage: list[tuple[int, int]]) -> None:
+    data = bytearray(payload)
+    for at, value in damage:
+        data[at % len(data)] = value
+    image, cause = outcome(lambda: decode_image(bytes(data), 2_000))
+    assert cause if image is None else image.shape[0] * image.shape[1] <= 2_000
+
+
+def test_a_topic_camera_counts_what_it_refuses() -> None:
+    camera = TopicCamera("front", None, LIMIT)
+    frames = [camera.decode(payload, stamp) for payload, stamp in ((JPEG, 1.0), (PNG, 2.0))]
+    assert [(frame.stream, frame.seq, frame.stamp_s) for frame in frames] == [("front", 1, 1.0), ("front", 2, 2.0)]
+    for payload in (b"x", lying(JPEG, 40_000, 40_000)):
+        with pytest.raises(PayloadRefused):
+            camera.decode(payload, 3.0)
+    assert camera.drops == {"not_an_image": 1, "too_many_pixels": 1}
+
+
+def test_a_missing_opencv_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from sensors.base import SensorLost
+
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(SensorLost, match="apt-get install libgl1"):
+        opencv.load()

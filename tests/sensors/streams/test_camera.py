@@ -1,0 +1,272 @@
+"""Real video: a file at its own pace, an HTTP MJPEG server, and what is missing or broken."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import struct
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sensing import Running, Start, children, descriptors, eventually
+
+from sensors.base import Sensor, SensorLost
+from sensors.config import CameraSettings
+from sensors.drivers import opencv
+from sensors.drivers.opencv import CaptureJob, Pace, SourceClock
+from sensors.drivers.watchdog import Absent
+from sensors.readings import Frame
+from sensors.streams.camera import CameraSensor, probe
+
+VTEST = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
+TREE = VTEST.with_name("tree.avi")
+needs_video = pytest.mark.skipif(not VTEST.exists(), reason="apt-get install opencv-doc")
+
+
+def camera(source: int | str, **more: object) -> CameraSensor:
+    return CameraSensor("front", CameraSettings.model_validate({"kind": "camera", "source": source, **more}))
+
+
+class Sink:
+    """Takes what `capture` offers; stops it after `enough` frames."""
+
+    def __init__(self, enough: int) -> None:
+        self.stop = threading.Event()
+        self.stamps: list[float] = []
+        self.images: list[NDArray[np.uint8]] = []
+        self.fps = -1.0
+        self.drops: list[str] = []
+        self._enough = enough
+
+    def frame(self, stamp_s: float, image: NDArray[np.uint8]) -> None:
+        self.stamps.append(stamp_s)
+        self.images.append(image)
+        if len(self.images) >= self._enough:
+            self.stop.set()
+
+    def opened(self, fps: float) -> None:
+        self.fps = fps
+
+    def drop(self, cause: str) -> None:
+        self.drops.append(cause)
+        self.stop.set()
+
+
+def short_video(path: Path, frames: int, fps: float = 50.0) -> Path:
+    """Frames of growing brightness, written by OpenCV itself."""
+    cv2 = opencv.load()
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (64, 48))
+    for number in range(frames):
+        writer.write(np.full((48, 64, 3), 8 * number, np.uint8))
+    writer.release()
+    return path
+
+
+@needs_video
+async def test_a_file_plays_at_its_own_pace_and_rate_hz_says_how_many_are_seen(running: Running) -> None:
+    sensor = camera(str(TREE), rate_hz=5)
+    assert isinstance(sensor, Sensor)
+    async with running(sensor) as witness:
+        await witness.until(lambda: len(witness.readings) >= 6)
+    frames = [reading for reading in witness.readings if isinstance(reading, Frame)]
+    assert frames[0].image.shape == (240, 320, 3)
+    assert frames[0].image.dtype == np.uint8
+    assert [frame.seq for frame in frames[:6]] == [1, 2, 3, 4, 5, 6]
+    gaps = np.diff([frame.stamp_s for frame in frames[:6]])
+    assert gaps.mean() == pytest.approx(0.2, abs=0.05)
+    assert max(np.subtract(witness.arrivals_s, [frame.stamp_s for frame in frames])) < 0.5
+
+
+@needs_video
+async def test_a_rate_above_the_files_own_does_not_hurry_it(running: Running) -> None:
+    async with running(camera(str(VTEST), rate_hz=50)) as witness:
+        await witness.until(lambda: len(witness.readings) >= 8)
+        assert witness.lost == []
+    gaps = np.diff([reading.stamp_s for reading in witness.readings])
+    assert np.median(gaps) == pytest.approx(0.1, abs=0.02)
+
+
+async def test_a_file_ends_or_loops(tmp_path: Path, running: Running) -> None:
+    path = short_video(tmp_path / "short.avi", 10)
+    async with running(camera(str(path), rate_hz=50)) as witness:
+        await witness.until(lambda: bool(witness.lost))
+        assert "has ended" in witness.lost[0][1]
+        assert 1 <= len(witness.readings) <= 10
+    async with running(camera(f"file:{path}", rate_hz=50, loop=True)) as witness:
+        await witness.until(lambda: len(witness.readings) >= 25)
+        assert witness.lost == []
+
+
+async def test_what_is_not_there_is_said_and_found_when_it_comes(tmp_path: Path, running: Running) -> None:
+    path = tmp_path / "later.avi"
+    async with running(camera(str(path), rate_hz=50, loop=True)) as witness:
+        await witness.until(lambda: bool(witness.lost))
+        assert "no such file" in witness.lost[0][1]
+        short_video(tmp_path / "ready.avi", 10).rename(path)
+        await witness.until(lambda: bool(witness.recovered))
+
+
+async def test_a_driver_that_is_frozen_or_killed_is_replaced_and_leaks_nothing(
+    tmp_path: Path, running: Running
+) -> None:
+    sensor = camera(str(short_video(tmp_path / "short.avi", 10)), rate_hz=50, loop=True)
+    before = children()
+    async with running(sensor) as witness:
+        await witness.until(lambda: len(witness.readings) > 3)
+        held = descriptors()
+        for kind in (signal.SIGSTOP, signal.SIGKILL):
+            (driver,) = children() - before
+            os.kill(driver, kind)
+            await witness.until(lambda: not witness.well)
+            await eventually(lambda driver=driver: driver not in children())
+            seen = len(witness.readings)
+            await witness.until(lambda seen=seen: witness.well and len(witness.readings) > seen)
+            assert descriptors() == held
+        assert sensor.counts["replaced"] >= 1
+    await eventually(lambda: children() <= before)
+
+
+@pytest.mark.device
+async def test_http_mjpeg(tmp_path: Path, port: int, start: Start, running: Running) -> None:
+    files = []
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        files.append(tmp_path / f"{name}.jpg")
+        files[-1].write_bytes(opencv.encode(np.full((48, 64, 3), colour, np.uint8)))
+    server = start(sys.executable, Path(__file__).with_name("mjpeg_server.py"), str(port), "20", *files)
+    sensor = camera(f"http://127.0.0.1:{port}/", rate_hz=20)
+    async with running(sensor) as witness:
+        await witness.until(lambda: len(witness.readings) >= 10)
+        colours = {tuple(int(v > 128) for v in reading.image[24, 32]) for reading in witness.readings}  # type: ignore[union-attr]
+        assert colours == {(1, 0, 0), (0, 0, 1)}
+        server.kill()
+        await witness.until(lambda: bool(witness.lost))
+        start(sys.executable, Path(__file__).with_name("mjpeg_server.py"), str(port), "20", *files)
+        await witness.until(lambda: bool(witness.recovered))
+
+
+@pytest.mark.device
+async def test_a_lying_mjpeg_camera_harms_only_its_driver(
+    tmp_path: Path, port: int, start: Start, running: Running
+) -> None:
+    """Pictures that claim 40,000 x 40,000 pixels: never a frame, and neither process takes the 5 GB."""
+    honest = opencv.encode(np.zeros((48, 64, 3), np.uint8))
+    at = honest.index(b"\xff\xc0") + 5
+    (tmp_path / "liar.jpg").write_bytes(honest[:at] + struct.pack(">HH", 40_000, 40_000) + honest[at + 4 :])
+    server = Path(__file__).with_name("mjpeg_server.py")
+    start(sys.executable, server, str(port), "20", tmp_path / "liar.jpg")
+    mine, theirs = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    async with running(camera(f"http://127.0.0.1:{port}/", rate_hz=20)) as witness:
+        await witness.until(lambda: bool(witness.lost))
+        assert witness.readings == []
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - mine < 50_000
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - theirs < 1_000_000
+
+
+async def test_an_http_server_without_video_is_said(tmp_path: Path, port: int, start: Start, running: Running) -> None:
+    server = (
+        "import http.server,sys;s=http.server.ThreadingHTTPServer(('127.0.0.1',int(sys.argv[1])),"
+        "http.server.BaseHTTPRequestHandler);print('ready',flush=True);s.serve_forever()"
+    )
+    start(sys.executable, "-c", server, str(port))
+    async with running(camera(f"http://127.0.0.1:{port}/")) as witness:
+        await witness.until(lambda: bool(witness.lost))
+        assert "cannot be opened" in witness.lost[0][1]
+
+
+@pytest.mark.parametrize("source", [250, "/nowhere.avi", "rtsp://127.0.0.1:1/x", "rtsp:///x"])
+def test_absent_sources_are_found_out_cheaply(source: int | str) -> None:
+    with pytest.raises(Absent):
+        probe(source)
+
+
+def test_capture_keeps_the_pace_and_the_order_of_a_file(tmp_path: Path) -> None:
+    sink = Sink(8)
+    job = CaptureJob(str(short_video(tmp_path / "short.avi", 30)), 50.0, True, None, None, 10_000)
+    opencv.capture(job, sink, sink.stop)
+    assert sink.fps == 50.0
+    brightness = [int(image.mean()) for image in sink.images]
+    assert brightness == sorted(brightness)
+    assert np.median(np.diff(sink.stamps)) == pytest.approx(0.02, abs=0.01)
+
+
+def test_capture_refuses_large_pictures_and_files_without_any(tmp_path: Path) -> None:
+    path = str(short_video(tmp_path / "short.avi", 3))
+    sink = Sink(1)
+    with pytest.raises(SensorLost, match="max_pixels"):
+        opencv.capture(CaptureJob(path, 50.0, True, None, None, 100), sink, sink.stop)
+    (tmp_path / "text.avi").write_text("no video")
+    with pytest.raises(SensorLost, match="cannot be opened"):
+        opencv.capture(CaptureJob(str(tmp_path / "text.avi"), 50.0, False, None, None, 100), sink, sink.stop)
+    with pytest.raises(SensorLost, match="cannot be opened"):
+        opencv.capture(CaptureJob(250, 50.0, False, 640, 480, 10_000), sink, sink.stop)
+
+
+class Device:
+    """A camera driver's object that misbehaves: what `cv2.VideoCapture` may do, by the book."""
+
+    def __init__(self, pictures: list[NDArray[np.uint8] | None]) -> None:
+        self.pictures = pictures
+        self.wanted: dict[int, float] = {}
+
+    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
+        return True
+
+    def get(self, key: int) -> float:
+        return {5: 90_000.0}.get(key, 0.0)
+
+    def set(self, key: int, value: float) -> bool:
+        self.wanted[key] = value
+        return True
+
+    def grab(self) -> bool:
+        return bool(self.pictures)
+
+    def retrieve(self) -> tuple[bool, NDArray[np.uint8] | None]:
+        picture = self.pictures.pop(0)
+        return picture is not None, picture
+
+    def release(self) -> None:
+        self.pictures = []
+
+
+def test_capture_counts_bad_pictures_of_a_device_and_says_when_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2 = opencv.load()
+    grey = np.full((4, 6), 7, np.uint8)
+    device = Device([None, np.zeros((200, 200, 3), np.uint8), np.zeros((0, 0, 3), np.uint8), grey])
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: device)
+    sink = Sink(99)
+    with pytest.raises(SensorLost, match="stopped delivering"):
+        opencv.capture(CaptureJob(0, 1e6, False, 640, 480, 10_000), sink, threading.Event())
+    assert sink.drops == ["undecodable", "too_many_pixels", "undecodable"]
+    assert [image.shape for image in sink.images] == [(4, 6, 3)]
+    assert sink.fps == 0.0
+    assert device.wanted == {38: 1, 3: 640, 4: 480}
+
+
+@pytest.mark.parametrize(("source_hz", "rate_hz", "kept_hz"), [(30, 10, 10), (15, 10, 10), (10, 10, 10), (5, 10, 5)])
+def test_the_pace_keeps_as_many_as_asked(source_hz: float, rate_hz: float, kept_hz: float) -> None:
+    pace, generator = Pace(rate_hz), np.random.default_rng(3)
+    stamps = np.arange(0, 20, 1 / source_hz) + generator.normal(0, 0.003, 20 * int(source_hz))
+    assert sum(pace.due(stamp) for stamp in stamps) / 20 == pytest.approx(kept_hz, rel=0.05)
+
+
+def test_a_burst_after_a_stall_keeps_its_true_stamps() -> None:
+    clock = SourceClock()
+    taken = [0.1 * number for number in range(1, 11)]
+    arrived = [100.4, 100.45, *(100.2 + t for t in taken[2:5]), 101.5, 101.5, 101.5, 101.5, 101.2 + 0.3]
+    stamps = [clock.stamp_s(t, a) for t, a in zip(taken, arrived, strict=True)]
+    assert stamps[2:] == pytest.approx([100.2 + t for t in taken[2:]], abs=0.002)
+    assert all(stamp <= arrival for stamp, arrival in zip(stamps, arrived, strict=True))
+
+
+def test_a_source_without_stamps_is_stamped_at_arrival_and_a_drifting_one_followed() -> None:
+    clock = SourceClock()
+    assert [clock.stamp_s(0.0, now) for now in (5.0, 6.0, 8.0)] == [5.0, 6.0, 8.0]
+    drifting = SourceClock()
+    late = [now - drifting.stamp_s(now * (1 - 1e-4), now) for now in np.arange(1.0, 3_600.0, 0.1)]
+    assert max(late) < 0.001

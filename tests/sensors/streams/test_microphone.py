@@ -1,0 +1,317 @@
+"""Sound: windows, resampling, PCM payloads, files in real time, and the ring that PortAudio's callback writes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sensing import Running, outcome
+
+from sensors.base import PayloadRefused, Sensor, SensorLost, TopicSensor
+from sensors.config import MicrophoneSettings
+from sensors.drivers import portaudio
+from sensors.drivers.portaudio import PlayJob, RecordJob, Ring
+from sensors.readings import Sound
+from sensors.streams.microphone import RATE_HZ, MicrophoneSensor, TopicMicrophone, Window, job_of, pcm
+
+VOICE = Path("/usr/share/sounds/alsa/Front_Center.wav")
+
+
+def settings(source: int | str, **more: object) -> MicrophoneSettings:
+    return MicrophoneSettings.model_validate({"kind": "microphone", "source": source, **more})
+
+
+def tone(hz: float, rate_hz: int, seconds: float) -> NDArray[np.float32]:
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(rate_hz * seconds)) / rate_hz)).astype(np.float32)
+
+
+def pitch(samples: NDArray[np.float32], rate_hz: int = RATE_HZ) -> float:
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return float(spectrum.argmax() * rate_hz / len(samples))
+
+
+def as_pcm(samples: NDArray[np.float32]) -> bytes:
+    return (samples * 32_767).astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100, 48_000])
+def test_a_tone_keeps_its_pitch_and_level_through_streaming_resampling(rate_hz: int) -> None:
+    window = Window(1.0, 0.1)
+    hops = sum(window.add(block, rate_hz) and len(window.take()) for block in np.array_split(tone(440, rate_hz, 2), 97))
+    samples = window.take()
+    assert samples.dtype == np.float32
+    assert samples.shape == (RATE_HZ,)
+    assert pitch(samples) == pytest.approx(440, abs=1)
+    assert samples.std() == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
+    clicks = np.abs(np.diff(samples[400:-400], n=2)).max()
+    assert clicks < 1.2 * 0.5 * (2 * np.pi * 440 / RATE_HZ) ** 2, "blocks must join without clicks"
+    assert hops == pytest.approx(RATE_HZ * 19, rel=0.1)
+
+
+def test_a_window_begins_with_silence_and_forgets_when_cleared() -> None:
+    window = Window(0.01, 0.005)
+    assert not window.add(np.ones(10, np.float32), RATE_HZ)
+    assert window.take().tolist() == [0.0] * 150 + [1.0] * 10
+    assert window.add(np.ones(500, np.float32), RATE_HZ)
+    assert window.take().min() == 1.0
+    window.clear()
+    assert window.take().max() == 0.0
+
+
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=30), st.sampled_from([0.005, 0.02, 0.1]))
+def test_a_window_holds_the_last_samples_however_they_come(sizes: list[int], hop_s: float) -> None:
+    window = Window(0.05, hop_s)
+    samples = np.arange(1, sum(sizes) + 1, dtype=np.float32)
+    at, hops = 0, 0
+    for size in sizes:
+        if window.add(samples[at : at + size], RATE_HZ):
+            window.take()
+            hops += 1
+        at += size
+    expected = np.concatenate([np.zeros(800, np.float32), samples])[-800:]
+    assert window.take().tolist() == expected.tolist()
+    assert hops <= sum(sizes) / (hop_s * RATE_HZ)
+
+
+def test_topic_sound_comes_as_windows_every_hop() -> None:
+    microphone = TopicMicrophone("room", "house/pcm", settings("topic", window_s=0.5, hop_s=0.1))
+    assert isinstance(microphone, TopicSensor)
+    assert microphone.topic == "house/pcm"
+    sound = tone(1_000, RATE_HZ, 1.0)
+    readings = [
+        microphone.decode(as_pcm(block), 10.0 + number * 0.05) for number, block in enumerate(np.array_split(sound, 20))
+    ]
+    windows = [reading for reading in readings if reading is not None]
+    assert len(windows) == 10
+    assert [window.seq for window in windows] == list(range(1, 11))
+    assert windows[-1].stamp_s == pytest.approx(10.95)
+    assert windows[-1].rate_hz == RATE_HZ
+    assert pitch(windows[-1].samples) == pytest.approx(1_000, abs=2)
+
+
+def test_a_pause_between_payloads_becomes_silence() -> None:
+    microphone = TopicMicrophone("room", None, settings("topic", window_s=1.0, hop_s=0.1))
+    word = as_pcm(tone(500, RATE_HZ, 0.2))
+    microphone.decode(word, 5.0)
+    reading = microphone.decode(word, 5.6)
+    assert reading is not None
+    level = np.abs(reading.samples).reshape(10, -1).max(axis=1) > 0.1
+    assert level.tolist() == [False, False, True, True, False, False, False, False, True, True]
+
+
+@given(st.binary(max_size=2_000), st.sampled_from([8_000, 16_000, 44_100]))
+def test_any_bytes_are_sound_or_refused(payload: bytes, rate_hz: int) -> None:
+    samples, cause = outcome(lambda: pcm(payload, rate_hz))
+    assert cause == ("empty" if not payload else "odd_length" if len(payload) % 2 else None)
+    if samples is not None:
+        assert samples.min() >= -1.0
+        assert samples.max() < 1.0
+        assert (samples * 32_768).astype("<i2").tobytes() == payload
+
+
+def test_refused_sound_is_counted() -> None:
+    microphone = TopicMicrophone("room", None, settings("topic"))
+    for payload, cause in ((b"", "empty"), (b"abc", "odd_length"), (bytes(2_000_000), "too_large")):
+        with pytest.raises(PayloadRefused) as refusal:
+            microphone.decode(payload, 1.0)
+        assert refusal.value.cause == cause
+    assert microphone.drops == {"empty": 1, "odd_length": 1, "too_large": 1}
+
+
+@pytest.mark.parametrize(
+    ("source", "job"),
+    [
+        ("default", RecordJob(None, RATE_HZ)),
+        (3, RecordJob(3, RATE_HZ)),
+        ("3", RecordJob(3, RATE_HZ)),
+        ("USB Audio", RecordJob("USB Audio", RATE_HZ)),
+        ("/a/voice", PlayJob("/a/voice", loop=False)),
+        ("voice.wav", PlayJob("voice.wav", loop=False)),
+        ("file:voice", PlayJob("voice", loop=False)),
+    ],
+)
+def test_sources_are_told_apart(source: int | str, job: RecordJob | PlayJob) -> None:
+    assert job_of(settings(source)) == job
+
+
+async def test_a_file_is_heard_in_real_time_and_loops(tmp_path: Path, running: Running) -> None:
+    path = tmp_path / "tone.wav"
+    stereo = np.stack([tone(600, 44_100, 0.4)] * 2, axis=1)
+    soundfile.write(path, stereo, 44_100)
+    sensor = MicrophoneSensor("room", settings(str(path), window_s=0.3, hop_s=0.1, loop=True))
+    assert isinstance(sensor, Sensor)
+    async with running(sensor) as witness:
+        await witness.until(lambda: len(witness.readings) >= 8)
+        assert witness.lost == []
+    sounds = [reading for reading in witness.readings if isinstance(reading, Sound)]
+    assert np.diff([sound.stamp_s for sound in sounds]).mean() == pytest.approx(0.1, abs=0.02)
+    assert pitch(sounds[2].samples) == pytest.approx(600, abs=5)
+    assert sensor.counts == {"connections": 1}
+
+
+@pytest.mark.skipif(not VOICE.exists(), reason="apt-get install alsa-utils")
+async def test_a_voice_ends_when_it_is_not_looped(running: Running) -> None:
+    async with running(MicrophoneSensor("room", settings(str(VOICE), window_s=1.0, hop_s=0.1))) as witness:
+        await witness.until(lambda: bool(witness.lost))
+        assert "has ended" in witness.lost[0][1]
+    duration_s = soundfile.info(str(VOICE)).duration
+    assert len(witness.readings) == pytest.approx(10 * duration_s, abs=2)
+    assert max(float(np.abs(reading.samples).max()) for reading in witness.readings if isinstance(reading, Sound)) > 0.1
+
+
+async def test_a_missing_sound_file_is_said(running: Running) -> None:
+    async with running(MicrophoneSensor("room", settings("/nowhere.wav"))) as witness:
+        await witness.until(lambda: bool(witness.lost))
+        assert "no such file" in witness.lost[0][1]
+
+
+class Sink:
+    """Takes what a driver hears; stops it after `enough` blocks."""
+
+    def __init__(self, enough: int = 5) -> None:
+        self.stop = threading.Event()
+        self.blocks: list[tuple[float, int, NDArray[np.float32]]] = []
+        self.drops: list[str] = []
+        self._enough = enough
+
+    def sound(self, stamp_s: float, rate_hz: int, samples: NDArray[np.float32]) -> None:
+        self.blocks.append((stamp_s, rate_hz, samples))
+        if len(self.blocks) >= self._enough:
+            self.stop.set()
+
+    def drop(self, cause: str) -> None:
+        self.drops.append(cause)
+
+
+def test_play_says_what_it_cannot_read(tmp_path: Path) -> None:
+    sink = Sink()
+    with pytest.raises(SensorLost, match="no such file"):
+        portaudio.play(PlayJob(str(tmp_path / "none.wav"), loop=False), sink, sink.stop)
+    (tmp_path / "text.wav").write_text("no sound")
+    with pytest.raises(SensorLost, match="cannot be read as sound"):
+        portaudio.play(PlayJob(str(tmp_path / "text.wav"), loop=False), sink, sink.stop)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8_000)
+    portaudio.play(PlayJob(str(tmp_path / "empty.wav"), loop=True), sink, sink.stop)
+    assert sink.blocks == []
+
+
+def test_play_loops_in_order(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 0.9, 400, dtype=np.float32)
+    soundfile.write(tmp_path / "ramp.wav", ramp, 8_000, subtype="FLOAT")
+    sink = Sink(6)
+    portaudio.play(PlayJob(str(tmp_path / "ramp.wav"), loop=True), sink, sink.stop)
+    heard = np.concatenate([block for _, _, block in sink.blocks])
+    assert np.allclose(heard, np.tile(ramp, 3)[: len(heard)])
+
+
+@given(st.lists(st.integers(0, 25), max_size=20), st.data())
+def test_a_ring_gives_everything_in_order_or_counts_what_it_lost(sizes: list[int], data: st.DataObject) -> None:
+    ring = Ring(16)
+    sent, taken = 0, 0
+    for size in sizes:
+        ring.write(np.arange(sent, sent + size, dtype=np.float32))
+        sent += min(size, 16) if size > 16 else size
+        if size > 16:  # one write larger than the ring keeps its end
+            ring, sent, taken = Ring(16), 0, 0
+            continue
+        if data.draw(st.booleans()):
+            got = ring.take()
+            assert got.tolist() == list(range(sent - len(got), sent))
+            taken += len(got)
+            assert taken + ring.lost == sent
+
+
+def test_a_write_larger_than_the_ring_keeps_its_end() -> None:
+    ring = Ring(4)
+    ring.write(np.arange(10, dtype=np.float32))
+    assert ring.take().tolist() == [6.0, 7.0, 8.0, 9.0]
+
+
+class PortAudio:
+    """The part of sounddevice that `record` uses, with a device that misbehaves as told."""
+
+    class PortAudioError(Exception):
+        """As sounddevice's."""
+
+    def __init__(self, *, own_rate: int | None = None, stops: bool = False, opens: bool = True) -> None:
+        self.own_rate, self.stops, self.opens = own_rate, stops, opens
+
+    def check_input_settings(self, *, device: object, channels: int, samplerate: int) -> None:
+        if self.own_rate not in {None, samplerate}:
+            raise self.PortAudioError("rate")
+
+    def query_devices(self, device: object = None, kind: str | None = None) -> dict[str, float]:
+        return {"default_samplerate": float(self.own_rate or 0)}
+
+    def InputStream(self, *, samplerate: int, callback: object, **_: object) -> Stream:  # noqa: N802 - its name
+        if not self.opens:
+            raise self.PortAudioError("Device unavailable")
+        return Stream(callback, samplerate, stops=self.stops)
+
+
+class Stream:
+    """Calls back from a thread of its own, three blocks, one of them after an overflow."""
+
+    def __init__(self, callback: object, rate_hz: int, *, stops: bool) -> None:
+        self.active = True
+        self._thread = threading.Thread(target=self._run, args=(callback, rate_hz // 50, stops))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    def _run(self, callback: object, block: int, stops: bool) -> None:
+        assert callable(callback)
+        pause = threading.Event()
+        for number in range(3):
+            callback(np.full((block, 1), number, np.float32), block, None, number == 1)
+            pause.wait(0.03)
+        self.active = not stops
+
+
+def test_record_delivers_counts_overflows_and_says_when_the_device_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", PortAudio(stops=True))  # type: ignore[arg-type]
+    sink = Sink(99)
+    with pytest.raises(SensorLost, match="stopped"):
+        portaudio.record(RecordJob(None, RATE_HZ), sink, sink.stop)
+    assert {rate for _, rate, _ in sink.blocks} == {RATE_HZ}
+    heard = np.concatenate([block for _, _, block in sink.blocks])
+    assert heard.tolist() == [0.0] * 320 + [1.0] * 320 + [2.0] * 320
+    assert sink.drops == ["device_overflow"]
+
+
+def test_a_device_without_the_rate_is_opened_at_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", PortAudio(own_rate=48_000, stops=True))  # type: ignore[arg-type]
+    sink = Sink(99)  # how many blocks the three become is up to the scheduler
+    with pytest.raises(SensorLost, match="stopped"):
+        portaudio.record(RecordJob(2, RATE_HZ), sink, sink.stop)
+    assert {rate for _, rate, _ in sink.blocks} == {48_000}
+
+
+def test_a_device_that_does_not_open_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", PortAudio(opens=False))  # type: ignore[arg-type]
+    sink = Sink()
+    with pytest.raises(SensorLost, match="Device unavailable"):
+        portaudio.record(RecordJob("x", RATE_HZ), sink, sink.stop)
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    with pytest.raises(SensorLost, match="apt-get install libportaudio2"):
+        portaudio.load()
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(SensorLost, match="pip install"):
+        portaudio.load()

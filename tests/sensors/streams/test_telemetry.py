@@ -1,0 +1,108 @@
+"""Telemetry: all fields, all finite, or a refusal with its cause."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sensing import outcome
+
+from sensors.base import PayloadRefused, TopicSensor
+from sensors.codecs.json_payload import MAX_DEPTH, parse_json
+from sensors.streams.telemetry import TopicTelemetry
+
+FIELDS = ("q1", "on", "/imu/yaw", "/arm/joints/1", "/a~1b")
+
+
+def sensor() -> TopicTelemetry:
+    return TopicTelemetry("joints", "robot/joints", FIELDS)
+
+
+def test_keys_and_pointers_are_picked_in_order() -> None:
+    telemetry = sensor()
+    assert isinstance(telemetry, TopicSensor)
+    payload = {"q1": 1, "on": True, "imu": {"yaw": -2.5}, "arm": {"joints": [0, 7.25]}, "a/b": 3, "more": "text"}
+    reading = telemetry.decode(json.dumps(payload).encode(), 4.0)
+    assert (reading.stream, reading.stamp_s, reading.seq, reading.fields) == ("joints", 4.0, 1, FIELDS)
+    assert reading.values.dtype == np.float32
+    assert reading.values.tolist() == [1.0, 1.0, -2.5, 7.25, 3.0]
+
+
+GOOD = b'{"q1":1,"on":false,"imu":{"yaw":0},"arm":{"joints":[0,1]},"a/b":0}'
+
+
+@pytest.mark.parametrize(
+    ("payload", "cause"),
+    [
+        (b"", "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (GOOD.replace(b":1,", b":NaN,"), "not_json"),
+        (GOOD.replace(b":1,", b":Infinity,"), "not_json"),
+        (GOOD.replace(b":1,", b":1e999,"), "not_json"),
+        (GOOD.replace(b":1,", b":1e300,"), "not_finite"),
+        (GOOD.replace(b":1,", b':"1",'), "not_a_number"),
+        (GOOD.replace(b":1,", b":null,"), "not_a_number"),
+        (GOOD.replace(b":1,", b":[1],"), "not_a_number"),
+        (GOOD.replace(b"yaw", b"yow"), "missing_field"),
+        (GOOD.replace(b"[0,1]", b"[0]"), "missing_field"),
+        (GOOD.replace(b"[0,1]", b"5"), "missing_field"),
+        (b"[1,2]", "not_an_object"),
+        (b"3", "not_an_object"),
+        (b'{"q1":' + b"[" * 40 + b"]" * 40 + b"}", "too_deep"),
+        (b'{"q1":' + b"[" * 100_000, "not_json"),
+        (b" " * 300_000, "too_large"),
+    ],
+)
+def test_bad_payloads_are_refused_and_counted(payload: bytes, cause: str) -> None:
+    telemetry = sensor()
+    with pytest.raises(PayloadRefused) as refusal:
+        telemetry.decode(payload, 1.0)
+    assert refusal.value.cause == cause
+    assert telemetry.drops == {cause: 1}
+
+
+def test_a_bad_pointer_is_a_bad_setting() -> None:
+    with pytest.raises(ValueError, match="JSON pointer"):
+        TopicTelemetry("joints", None, ("/a~2b",))
+
+
+def test_the_deepest_allowed_json_is_taken() -> None:
+    assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+    with pytest.raises(PayloadRefused, match="deeper"):
+        parse_json(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers(-(10**25), 10**25) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"q1": json_values, "on": json_values, "imu": json_values, "arm": json_values, "a/b": json_values}
+    )
+)
+def test_any_object_gives_finite_numbers_or_a_refusal(document: dict[str, object]) -> None:
+    telemetry = sensor()
+    reading, cause = outcome(lambda: telemetry.decode(json.dumps(document).encode(), 1.0))
+    assert telemetry.drops == {cause: 1} if reading is None else np.isfinite(reading.values).all()
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_json_or_refused(payload: bytes) -> None:
+    value, cause = outcome(lambda: parse_json(payload))
+    assert cause in {None, "not_json", "too_deep"}
+    assert orjson.loads(orjson.dumps(value)) == value
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_numbers_arrive_as_sent(values: list[float]) -> None:
+    fields = tuple(f"f{n}" for n in range(len(values)))
+    reading = TopicTelemetry("t", None, fields).decode(orjson.dumps(dict(zip(fields, values, strict=True))), 0.0)
+    assert reading.values.tolist() == values
