@@ -63,7 +63,7 @@ class BusyError(Exception):
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a state folder, which is made if it is not there.
 
     Raises:

@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = Path((arguments or sys.argv[1:])[0])
     loaded = load(path)
     log.configure(secrets=loaded.secrets)
-    child.become("plant")
+    child.set_process_title("plant")
     config = loaded.config
     if config.plant is None:
         _LOG.error("plant.none", reason=f"{path} has no plant:")

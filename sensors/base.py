@@ -66,7 +66,7 @@ class TopicSensor(Protocol):
 Arguments = TypeVarTuple("Arguments")
 
 
-def tell(
+def call_threadsafe(
     loop: asyncio.AbstractEventLoop, callback: Callable[[Unpack[Arguments]], object], *arguments: *Arguments
 ) -> bool:
     """Have the loop call; False when the loop is closed already, which a thread that outlives it may find."""

@@ -17,7 +17,7 @@ from runtime.dashboard.auth import Access
 from runtime.dashboard.commands import Commands
 from runtime.dashboard.server import Page
 from runtime.dashboard.sockets import Hub
-from runtime.dashboard.state import Mirror
+from runtime.dashboard.state import ViewState
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.http_server import serve
 
@@ -64,7 +64,7 @@ class Site:
 
 @asynccontextmanager
 async def site(known: frozenset[str] | None = LOCAL) -> AsyncIterator[Site]:
-    hub, wire = Hub(Mirror(Topics("demo"))), Wire()
+    hub, wire = Hub(ViewState(Topics("demo"))), Wire()
     access = Access(canaries.OPERATOR, canaries.VIEWER, time.monotonic)
     app = Page("demo", access, hub, Commands(Topics("demo"), wire, str), known).application()
     async with (

@@ -14,7 +14,7 @@ from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings, LearnerSettings
 from learners.experience.reader import Reader
-from learners.experience.snapshots import Source
+from learners.experience.snapshots import ExperienceSnapshots
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.model.features import Features
@@ -78,7 +78,7 @@ def make_learner(folder: Path, spec: PolicySpec = SPEC, build: Any = SmallPolicy
     return Learner(
         spec,
         learner_settings(**fields),
-        Source(Reader(folder / "experience")),
+        ExperienceSnapshots(Reader(folder / "experience")),
         Checkpoints(folder / "learner" / "state", KEY, keep_last=2, keep_best=0, keep_promoted=2),
         Journal(folder / "learner" / "journal.jsonl"),
         build,

@@ -30,10 +30,10 @@ from learners.experience import schema
 from learners.experience.reader import Reader
 from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
-from learners.ipc.policy_spec import hand_over, spec_path, take_over
+from learners.ipc.policy_spec import read_policy_spec, spec_path, write_policy_spec
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import Choice, Wanted
-from learners.reencoding.token_store import Recoded, Reencoded
+from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
 from learners.worker.journal import Entry, Journal
@@ -208,30 +208,30 @@ def journal(folder: Path) -> None:
 
 @shows("learner/spec.json")
 def spec(folder: Path) -> None:
-    hand_over(folder, learning.SPEC)
+    write_policy_spec(folder, learning.SPEC)
     body = orjson.loads(spec_path(folder).read_bytes())
     spec_path(folder).write_bytes(orjson.dumps(body | {"format": 2}))
-    assert take_over(folder) is None
-    assert hand_over(folder, learning.SPEC)
-    assert take_over(folder) == learning.SPEC
+    assert read_policy_spec(folder) is None
+    assert write_policy_spec(folder, learning.SPEC)
+    assert read_policy_spec(folder) == learning.SPEC
 
 
 @shows("learner/reencoded.db")
 def reencoded(folder: Path) -> None:
-    path, made = folder / "reencoded.db", [Recoded(7, "front", "v1", np.ones((1, 2), np.float16))]
-    with closing(Reencoded(path)) as one:
+    path, made = folder / "reencoded.db", [StoredTokens(7, "front", "v1", np.ones((1, 2), np.float16))]
+    with closing(TokenStore(path)) as one:
         one.add(made)
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 0")  # as before it was numbered
-    with closing(Reencoded(path)) as same:
+    with closing(TokenStore(path)) as same:
         assert [each.row for each in same.between(0, 9)] == [7]
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 2")
-    with closing(Reencoded(path)) as anew:
+    with closing(TokenStore(path)) as anew:
         assert anew.last() == 0
         anew.add(made)
     path.write_bytes(b"no database at all" * 100)
-    with closing(Reencoded(path)) as anew:
+    with closing(TokenStore(path)) as anew:
         anew.add(made)
         assert [each.row for each in anew.between(0, 9)] == [7]
 

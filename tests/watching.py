@@ -1,7 +1,7 @@
 """The demo's world in virtual time, with everything in the agent that judges policies and sources after the gate.
 
-Real: the world's movement and rewards, reward payloads through `Feedback`, `Outcomes`, `Sources`, `Watch`, signed `Checkpoints`,
-`Swap`. Scripted: the policies, which know where the picture is and err at a given rate, instead of an engine that sees; nothing is
+Real: the world's movement and rewards, reward payloads through `Feedback`, `OutcomeTracker`, `SourceQuarantine`, `ProbationMonitor`, signed `Checkpoints`,
+`PolicyUpdater`. Scripted: the policies, which know where the picture is and err at a given rate, instead of an engine that sees; nothing is
 drawn or spoken. A reward arrives one tick after its decision, and loading a version takes `LOAD_S`, during which the old one acts.
 """
 
@@ -28,14 +28,14 @@ from learners.experience.store import Label
 from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine
-from runtime.control.tick import Ticked
-from runtime.deploy.policy_updater import Swap
-from runtime.deploy.probation import Watch
-from runtime.feedback.outcomes import Outcomes
+from runtime.control.tick import TickResult
+from runtime.deploy.policy_updater import PolicyUpdater
+from runtime.deploy.probation import ProbationMonitor
+from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.receiver import Feedback
-from runtime.feedback.source_quarantine import Sources
+from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.ipc import Outcome, Verdict
-from runtime.inference.decision import Decided
+from runtime.inference.decision import InferenceResult
 from sensors.readings import Observation
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -170,10 +170,12 @@ class Stage:
         self.names = {version: name for name, version in self.version.items()}
         self.policies = policies
         self.store, self.engine = KeptStore(), ScriptedEngine(lambda: self.now_s)
-        self.outcomes = Outcomes(NoRewards(), Ledger(1.0), lambda: self.now_s)
-        self.sources = Sources(Quarantine(), self.store, self.outcomes.ledger, folder, self._emit, lambda: self.now_s)
+        self.outcomes = OutcomeTracker(NoRewards(), Ledger(1.0), lambda: self.now_s)
+        self.sources = SourceQuarantine(
+            Quarantine(), self.store, self.outcomes.ledger, folder, self._emit, lambda: self.now_s
+        )
         self.sources.start()
-        self.watch = Watch(
+        self.watch = ProbationMonitor(
             Probation(lasts_s), self.checkpoints, folder, self._emit, lambda: self.now_s, self.sources.names
         )
         self.watch.start()
@@ -190,7 +192,7 @@ class Stage:
             credited=self.outcomes.credited,
             quarantined=self.sources.names,
         )
-        self.swap = Swap(self.checkpoints, self.engine, self._emit, watcher=self.watch)  # type: ignore[arg-type]
+        self.swap = PolicyUpdater(self.checkpoints, self.engine, self._emit, watcher=self.watch)  # type: ignore[arg-type]
         self._last: tuple[str, float] | None = None
 
     def kinds(self) -> list[str]:
@@ -240,13 +242,13 @@ class Stage:
         if self.count % 2 == 0:
             await self.swap.follow()
 
-    def _ticked(self, version: str, turn: Turn, *, refused: bool) -> Ticked:
+    def _ticked(self, version: str, turn: Turn, *, refused: bool) -> TickResult:
         decision = f"s-{self.count}"
         outcome = Outcome(False, "min_hold", "stay", "nobody") if refused else Outcome(True, None, turn, "policy")
         verdict = Verdict(decision, True, False, {"head": "autonomous"}, {"head": outcome})
-        decided = Decided(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
+        decided = InferenceResult(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
         observation = Observation(self.count, self.now_s, {}, {})
-        return Ticked(observation, decided, verdict, decision, self.now_s, 0.0, True, "autonomous", True)
+        return TickResult(observation, decided, verdict, decision, self.now_s, 0.0, True, "autonomous", True)
 
     def _emit(self, kind: str, data: dict[str, Any]) -> None:
         self.events.append((kind, data))

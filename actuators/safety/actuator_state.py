@@ -9,7 +9,7 @@ from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
 from actuators.safety import limits
 from actuators.safety.limits import Refusal
-from actuators.safety.rulings import By, Mode, Offer, Ruling
+from actuators.safety.rulings import ActionRequest, ActuatorDecision, By, Mode
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Actuator:
     by: By = "nobody"
     sent_s: float = -math.inf
     changed_s: float = -math.inf
-    touched: bool = False
+    commanded: bool = False
     """This gate has sent it something."""
     resting: bool = False
     """The safe action is the last that was sent."""
@@ -43,7 +43,7 @@ class Actuator:
     """The rule in force at the last proposal."""
 
 
-def doubt(each: Actuator, offer: Offer, now_s: float) -> Refusal | None:
+def doubt(each: Actuator, offer: ActionRequest, now_s: float) -> Refusal | None:
     """Why this proposal cannot be trusted for this actuator."""
     if not offer.ready:
         return Refusal("not_ready", "the agent is starting or draining")
@@ -68,6 +68,6 @@ def stays_put(settings: AnyActuator) -> bool:
     return settings.safe == "hold" and not (isinstance(settings, ChoiceSettings) and "hold" in settings.choices)
 
 
-def quiet(each: Actuator) -> Ruling:
+def quiet(each: Actuator) -> ActuatorDecision:
     """Nothing to send and nothing to say."""
-    return Ruling(each.name, None, None, "nobody")
+    return ActuatorDecision(each.name, None, None, "nobody")

@@ -1,6 +1,6 @@
 """The gate: what may reach an actuator, judged one proposal at a time. Pure and synchronous: no I/O, the clock is an argument.
 
-Whoever hosts it carries every `Ruling` with a value to the device, in order, and tells it what happens: a proposal
+Whoever hosts it carries every `ActuatorDecision` with a value to the device, in order, and tells it what happens: a proposal
 (`judge`), time (`tick`, at least every 10 ms), a lost agent (`lost`), a device's report (`reconciled`), a person (`override`,
 `stop`, `arm`, `disarm`, `set_mode`). It knows neither topics nor sequence numbers nor why the policy wants what it wants.
 
@@ -24,12 +24,12 @@ from actuators.expressions import Expression, ExpressionError
 from actuators.safety import limits
 from actuators.safety.actuator_state import Actuator, Hold, doubt, quiet, report_of, stays_put
 from actuators.safety.limits import Refusal
-from actuators.safety.rulings import By, Mode, Offer, Ruling
+from actuators.safety.rulings import ActionRequest, ActuatorDecision, By, Mode
 
 MAX_HOLD_S = 3_600.0
-DISTRUSTED = frozenset({"wrong_type", "not_finite", "unknown_choice"})
+INVALID_ACTION_RULES = frozenset({"wrong_type", "not_finite", "unknown_choice"})
 """Refusals after which the policy's last action is not left standing either."""
-PATIENT = frozenset({"too_soon", "min_hold"})
+TRANSIENT_RULES = frozenset({"too_soon", "min_hold"})
 """Refusals that pass by themselves: a person's hold starts nevertheless, and acts as soon as it may."""
 
 
@@ -113,7 +113,7 @@ class Gate:
 
     # What happens.
 
-    def judge(self, offer: Offer, now_s: float) -> list[Ruling]:
+    def judge(self, offer: ActionRequest, now_s: float) -> list[ActuatorDecision]:
         """One proposal, which is also the agent's sign of life: a ruling for each actuator, after what `tick` brings.
 
         `now_s` must be read after the proposal was received.
@@ -127,7 +127,7 @@ class Gate:
         rulings.extend(self._judge(each, offer, now_s) for each in self._actuators.values())
         return rulings
 
-    def tick(self, now_s: float) -> list[Ruling]:
+    def tick(self, now_s: float) -> list[ActuatorDecision]:
         """What time brings: the dead-man, the end of a person's hold, arming once everything is there."""
         if now_s >= self.deadline_s:
             return self.lost(now_s)
@@ -140,7 +140,7 @@ class Gate:
         self._settle(now_s)
         return rulings
 
-    def override(self, actuator: str, value: object, hold_s: float, now_s: float) -> Ruling:
+    def override(self, actuator: str, value: object, hold_s: float, now_s: float) -> ActuatorDecision:
         """A person acts, within the same limits; the policy yields for `hold_s` (0: this once)."""
         each = self._actuators.get(actuator)
         if each is None:
@@ -151,11 +151,11 @@ class Gate:
         if not 0 <= hold_s <= MAX_HOLD_S:
             return self._refuse(each, Refusal("wrong_type", f"hold_s must be between 0 and {MAX_HOLD_S:g}"))
         ruling = self._apply(each, checked, "override", now_s)
-        if ruling.sent or ruling.rule in PATIENT:
+        if ruling.sent or ruling.rule in TRANSIENT_RULES:
             each.hold = Hold(checked, now_s + hold_s)
         return ruling
 
-    def stop(self, now_s: float, *, engaged: bool) -> list[Ruling]:
+    def stop(self, now_s: float, *, engaged: bool) -> list[ActuatorDecision]:
         """The software stop. Engaging sends every safe action; releasing moves nothing: that takes `arm`."""
         self._wanted = self._wanted and not (
             engaged or self.stopped
@@ -173,12 +173,12 @@ class Gate:
         self._settle(now_s)
         return None
 
-    def disarm(self, now_s: float) -> list[Ruling]:
+    def disarm(self, now_s: float) -> list[ActuatorDecision]:
         """A person wants no movement: safe actions, and no arming until asked."""
         self._wanted = False
         return self._rest_all(Refusal("disarmed", "disarmed by a person"), now_s)
 
-    def lost(self, now_s: float) -> list[Ruling]:
+    def lost(self, now_s: float) -> list[ActuatorDecision]:
         """The agent is gone or too late: safe actions. `arm: auto` arms again when it is back."""
         self.counters["lost"] += 1
         self._alive_s = None
@@ -186,11 +186,11 @@ class Gate:
         self._wanted = self._wanted and self._settings.arm == "auto"
         return self._rest_all(Refusal("lost", "no sign of life from the agent"), now_s)
 
-    def rest(self, now_s: float, reason: str = "start or end of the daemon") -> list[Ruling]:
+    def rest(self, now_s: float, reason: str = "start or end of the daemon") -> list[ActuatorDecision]:
         """Safe actions without blame, for the host's own start and end; disarms until `tick` arms again."""
         return self._rest_all(Refusal("disarmed", reason), now_s)
 
-    def disconnected(self, now_s: float) -> list[Ruling]:
+    def disconnected(self, now_s: float) -> list[ActuatorDecision]:
         """The broker is gone: disarmed, and everything must be reconciled again after `connected`."""
         self._online = False
         return self._rest_all(Refusal("disarmed", "no connection to the broker"), now_s)
@@ -219,7 +219,7 @@ class Gate:
             each.value, each.by, each.changed_s = truth, "nobody", now_s
         return None
 
-    def set_mode(self, mode: Mode, now_s: float, actuator: str | None = None) -> list[Ruling]:
+    def set_mode(self, mode: Mode, now_s: float, actuator: str | None = None) -> list[ActuatorDecision]:
         """Change the mode of one actuator, or of all. What the policy had in force does not stay behind."""
         if actuator is not None and actuator not in self._actuators:
             return [self._unknown(actuator)]
@@ -243,7 +243,7 @@ class Gate:
 
     # How it is decided.
 
-    def _judge(self, each: Actuator, offer: Offer, now_s: float) -> Ruling:
+    def _judge(self, each: Actuator, offer: ActionRequest, now_s: float) -> ActuatorDecision:
         offered = each.name in offer.actions
         barred = self._barred()
         if barred is not None:
@@ -254,7 +254,7 @@ class Gate:
             return self._refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else quiet(each)
         return self._from_policy(each, offer, now_s)
 
-    def _from_policy(self, each: Actuator, offer: Offer, now_s: float) -> Ruling:
+    def _from_policy(self, each: Actuator, offer: ActionRequest, now_s: float) -> ActuatorDecision:
         doubted = doubt(each, offer, now_s)
         if doubted is not None:
             return self._distrust(each, doubted, now_s)
@@ -262,7 +262,11 @@ class Gate:
             return quiet(each)
         checked = limits.check(each.settings, offer.actions[each.name])
         if isinstance(checked, Refusal):
-            return self._distrust(each, checked, now_s) if checked.rule in DISTRUSTED else self._refuse(each, checked)
+            return (
+                self._distrust(each, checked, now_s)
+                if checked.rule in INVALID_ACTION_RULES
+                else self._refuse(each, checked)
+            )
         return self._apply(each, checked, "policy", now_s)
 
     def _barred(self) -> Refusal | None:
@@ -272,7 +276,7 @@ class Gate:
             return Refusal("disarmed", "not armed")
         return None
 
-    def _continue(self, each: Actuator, hold: Hold, now_s: float, *, offered: bool) -> Ruling:
+    def _continue(self, each: Actuator, hold: Hold, now_s: float, *, offered: bool) -> ActuatorDecision:
         """A person's hold goes on: what could not be reached at once is approached."""
         ruling = quiet(each) if each.value == hold.value else self._apply(each, hold.value, "override", now_s)
         if not offered:
@@ -280,8 +284,8 @@ class Gate:
         refused = self._refuse(each, Refusal("overridden", "a person acts"))
         return replace(refused, value=ruling.value, by=ruling.by)
 
-    def _apply(self, each: Actuator, value: Value, by: By, now_s: float) -> Ruling:
-        past = limits.Past(each.value, now_s - each.sent_s, now_s - each.changed_s)
+    def _apply(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
+        past = limits.LastCommand(each.value, now_s - each.sent_s, now_s - each.changed_s)
         paced = limits.pace(each.settings, value, past, 2 * self._period_s, approach=by == "override")
         if not isinstance(paced, Refusal):
             paced = self._forbid(each.name, paced) or paced
@@ -303,15 +307,15 @@ class Gate:
                 return Refusal("forbidden", reason)
         return None
 
-    def _send(self, each: Actuator, value: Value, by: By, now_s: float) -> Ruling:
+    def _send(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
         if value != each.value:
             each.changed_s = now_s
         each.value, each.by, each.sent_s = value, by, now_s
-        each.touched = True
+        each.commanded = True
         each.resting = by == "gate"
-        return Ruling(each.name, value, None, by)
+        return ActuatorDecision(each.name, value, None, by)
 
-    def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> Ruling:
+    def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> ActuatorDecision:
         """Refuse, and put the actuator at rest if it is not yet."""
         ruling = self._refuse(each, refusal)
         if each.resting:
@@ -319,32 +323,36 @@ class Gate:
         rested = self._rest(each, refusal.rule, refusal.reason, now_s)
         return replace(rested, news=ruling.news)
 
-    def _rest_all(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[Ruling]:
+    def _rest_all(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[ActuatorDecision]:
         """Disarm and send every safe action; in shadow only where this gate has acted, unless `everyone`."""
         self.armed = False
         rulings = []
         for each in self._actuators.values():
             each.hold = None
-            if everyone or each.touched or each.mode != "shadow":
+            if everyone or each.commanded or each.mode != "shadow":
                 rulings.append(self._rest(each, refusal.rule, refusal.reason, now_s))
         return rulings
 
-    def _rest(self, each: Actuator, rule: str | None, reason: str, now_s: float) -> Ruling:
+    def _rest(self, each: Actuator, rule: str | None, reason: str, now_s: float) -> ActuatorDecision:
         each.resting = True
         if stays_put(each.settings):
-            return Ruling(each.name, None, rule, "nobody", reason)
+            return ActuatorDecision(each.name, None, rule, "nobody", reason)
         return replace(self._send(each, each.settings.safe, "gate", now_s), rule=rule, reason=reason)
 
-    def _refuse(self, each: Actuator, refusal: Refusal) -> Ruling:
+    def _refuse(self, each: Actuator, refusal: Refusal) -> ActuatorDecision:
         news = each.rule != refusal.rule
         each.rule = refusal.rule
-        return self._count(Ruling(each.name, None, refusal.rule, "nobody", refusal.reason, news), refusal.rule)
+        return self._count(
+            ActuatorDecision(each.name, None, refusal.rule, "nobody", refusal.reason, news), refusal.rule
+        )
 
-    def _unknown(self, name: str) -> Ruling:
+    def _unknown(self, name: str) -> ActuatorDecision:
         reason = f"{name[:64]!r} is not configured; there are {sorted(self._actuators)}"
-        return self._count(Ruling(name, None, "unknown_actuator", "nobody", reason, news=True), "unknown_actuator")
+        return self._count(
+            ActuatorDecision(name, None, "unknown_actuator", "nobody", reason, news=True), "unknown_actuator"
+        )
 
-    def _count(self, ruling: Ruling, rule: str) -> Ruling:
+    def _count(self, ruling: ActuatorDecision, rule: str) -> ActuatorDecision:
         self.counters[rule] += 1
         if ruling.actuator in self._actuators:  # unknown names come from outside and would grow without bound
             self.refused[ruling.actuator, rule] += 1

@@ -74,7 +74,7 @@ def vector(value: object, size: int) -> tuple[float, ...] | Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class LastCommand:
     """What the actuator was last known to do, and how long ago."""
 
     value: Value | None
@@ -83,7 +83,7 @@ class Past:
 
 
 def pace(
-    settings: AnyActuator, value: Value, past: Past, longest_s: float, *, approach: bool = False
+    settings: AnyActuator, value: Value, past: LastCommand, longest_s: float, *, approach: bool = False
 ) -> Value | Refusal:
     """`value`, or as much of the way to it as the pace allows.
 
@@ -111,7 +111,7 @@ def _rate(
     settings: ContinuousSettings,
     rates: tuple[float, ...],
     value: Value,
-    past: Past,
+    past: LastCommand,
     longest_s: float,
     *,
     approach: bool,

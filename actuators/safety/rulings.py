@@ -12,7 +12,7 @@ By = Literal["policy", "override", "gate", "nobody"]
 Mode = Literal["shadow", "assist", "autonomous"]
 
 
-class Offer(Protocol):
+class ActionRequest(Protocol):
     """One tick's decision, as `runtime.gate.ipc.Proposal` has it; stamps are monotonic seconds."""
 
     @property
@@ -33,7 +33,7 @@ class Offer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class ActuatorDecision:
     """What becomes of one actuator. With a `value`, send it; with a `rule`, something was refused or replaced."""
 
     actuator: str

@@ -32,7 +32,7 @@ EVENTS: dict[Outcome, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AcceptanceVerdict:
     """What became of a candidate, with its numbers; `fields` is what an event carries."""
 
     task: str
@@ -69,7 +69,7 @@ class Verdict:
         }
 
 
-def refusal(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
+def rejection_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
     """Why a candidate is not promoted, by its figures on the held-out file; None if it is."""
     if (said := by_chance(figures, "labels_")) is not None:
         return f"the new labels contradict what is known: {said}"
@@ -79,10 +79,10 @@ def refusal(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | Non
         return f"what was taught is not what the held-out file says: {said}"
     if figures["all_after"] < figures["all_before"] - settings.margin:
         return f"worse on the held-out file: {figures['all_after']:.3f} after {figures['all_before']:.3f}"
-    return forgets(figures, settings)
+    return forgetting_reason(figures, settings)
 
 
-def forgets(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
+def forgetting_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
     """What a candidate lost of what the version before knew, in words, where it is more than it may."""
     if "known_before" in figures and figures["known_after"] < figures["known_before"] - settings.forget_margin:
         return f"forgets: {figures['known_after']:.3f} after {figures['known_before']:.3f} on what it knew of the held-out file"
@@ -97,7 +97,7 @@ def by_chance(figures: Mapping[str, Any], of: str) -> str | None:
     return f"agreement {figures[f'{of}agreement']:.3f} (at least {low:.3f}) against {chance:.3f} by chance"
 
 
-def not_known(task: str, version: str) -> str:
+def inconclusive_reason(task: str, version: str) -> str:
     """What is said where nothing can judge."""
     return (
         f"not known: no held-out file; name one under tasks.{task}.heldout, or promote it yourself: request/promote"

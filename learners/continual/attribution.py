@@ -4,7 +4,7 @@ When a candidate fails, those of its sources are suspected that agree least with
 without a suspect (at last without all of them): if that one passes, it goes live. The source is to blame if the sign test on the operator's
 held-out examples says that the candidate with it is worse (`ALPHA`), or if its labels agree with what passed no better than chance.
 A source that taught alone is held against the version before in the same way: nothing is left to train without it. Who brought fewer
-than `LEAST` labels is not blamed: the candidate is rejected all the same.
+than `MIN_LABELS` labels is not blamed: the candidate is rejected all the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from learners.continual.labels import Labelled
 
-LEAST = 8
+MIN_LABELS = 8
 """Labels a source must have brought; fewer say little."""
 MOST = 2
 """Suspects that are tried by themselves: each costs a fine-tune."""
@@ -30,7 +30,9 @@ def by_source(labels: Sequence[Labelled]) -> dict[str, list[dict[str, Any]]]:
     return dict(found)
 
 
-def suspects(labels: Sequence[Labelled], agrees: Callable[[Sequence[dict[str, Any]]], float]) -> list[tuple[str, ...]]:
+def sources_to_ablate(
+    labels: Sequence[Labelled], agrees: Callable[[Sequence[dict[str, Any]]], float]
+) -> list[tuple[str, ...]]:
     """Groups of sources to try without: the least agreeing one by one, then together, if anyone is left then.
 
     Args:
@@ -40,13 +42,13 @@ def suspects(labels: Sequence[Labelled], agrees: Callable[[Sequence[dict[str, An
     found = by_source(labels)
     if len(found) < 2:
         return []
-    ranked = {source: agrees(examples) for source, examples in found.items() if len(examples) >= LEAST}
+    ranked = {source: agrees(examples) for source, examples in found.items() if len(examples) >= MIN_LABELS}
     least = sorted(ranked, key=lambda source: ranked[source])[:MOST]
     groups: list[tuple[str, ...]] = [(source,) for source in least]
     return [*groups, tuple(least)] if len(least) > 1 and len(found) > len(least) else groups
 
 
-def alone(labels: Sequence[Labelled]) -> str | None:
+def single_source(labels: Sequence[Labelled]) -> str | None:
     """The source that brought all labels, enough of them to say something; None where there are several."""
     found = by_source(labels)
-    return next(iter(found)) if len(found) == 1 and len(labels) >= LEAST else None
+    return next(iter(found)) if len(found) == 1 and len(labels) >= MIN_LABELS else None

@@ -18,7 +18,7 @@ import orjson
 import torch
 
 from learners.config import FinetuneSettings, TaskSettings, Train
-from learners.continual.splits import Parts, Rows
+from learners.continual.splits import Examples, LabelSplits
 from learners.continual.versions import LAST_LABEL, Version
 from learners.finetune.run import Splits, Tuned, annotate, describe, settings_of, tune
 from learners.finetune.trainer import Settings, Tell
@@ -37,7 +37,7 @@ WEIGH = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class TrainedCandidate:
     """A candidate."""
 
     tuned: Tuned
@@ -74,7 +74,7 @@ class Taught:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class CandidateTrainer:
     """How a task is taught.
 
     Args:
@@ -92,13 +92,13 @@ class Lesson:
     def teach(
         self,
         live: Version | None,
-        parts: Parts,
+        parts: LabelSplits,
         number: int,
         tell: Tell | None,
         stop: Callable[[], bool] | None,
         *,
         gently: bool = False,
-    ) -> Taught:
+    ) -> TrainedCandidate:
         """Train a candidate.
 
         Args:
@@ -112,7 +112,7 @@ class Lesson:
         Raises:
             trainer.Stopped: `stop` said so.
         """
-        again = replay(parts.known, rehearsed(parts.new, parts.known, self.finetune.replay), self.seed + number)
+        again = replay(parts.known, rehearsal_count(parts.new, parts.known, self.finetune.replay), self.seed + number)
         train = [*parts.new, *again]
         # new rows of the head must not depend on what was drawn before
         torch.manual_seed(self.seed + 2)
@@ -129,7 +129,7 @@ class Lesson:
             "epochs": float(len(tuned.run.history)),
             "uncovered": float(len(parts.uncovered)),
         }
-        return Taught(tuned, settings, mode, figures)
+        return TrainedCandidate(tuned, settings, mode, figures)
 
     def _how(self, task: Task, new: int, pace: float) -> Settings:
         batch = self.finetune.batch
@@ -152,7 +152,7 @@ class Lesson:
         settings = settings_of(task.recipe, self.settings.train, **given | dict(self.options))
         return replace(settings, learning_rate=pace * settings.learning_rate)
 
-    def _open(self, live: Version | None, examples: Rows) -> Task:
+    def _open(self, live: Version | None, examples: Examples) -> Task:
         """The live version, or the pretrained model, with a head for every label in use."""
         source = live.path if live is not None else resolve(self.settings.model)
         modality = modality_of(examples)
@@ -162,7 +162,7 @@ class Lesson:
         return open_task(self.settings.kind, source, modality=modality, labels=names, **options_of(self.settings))
 
 
-def rehearsed(new: Rows, known: Rows, share: float) -> int:
+def rehearsal_count(new: Examples, known: Examples, share: float) -> int:
     """How many earlier examples: of each of their classes `share` times what a class of the new ones has.
 
     A class that is rehearsed less than the new ones are taught is given up for them (Rebuffi et al. 2017: the head leans to
@@ -172,13 +172,13 @@ def rehearsed(new: Rows, known: Rows, share: float) -> int:
     return round(share * len(new) / max(kinds[0], 1) * kinds[1])
 
 
-def replay(examples: Sequence[dict[str, Any]], count: int, seed: int) -> Rows:
+def replay(examples: Sequence[dict[str, Any]], count: int, seed: int) -> Examples:
     """At most `count` earlier examples, as evenly over their labels as they allow."""
-    by_label: dict[str, Rows] = defaultdict(list)
+    by_label: dict[str, Examples] = defaultdict(list)
     generator = np.random.default_rng(seed)
     for i in generator.permutation(len(examples)):
         by_label[str(examples[i].get("label", ""))].append(examples[i])
-    picked: Rows = []
+    picked: Examples = []
     while len(picked) < min(count, len(examples)):
         for label in sorted(by_label):
             if by_label[label] and len(picked) < count:
@@ -186,7 +186,7 @@ def replay(examples: Sequence[dict[str, Any]], count: int, seed: int) -> Rows:
     return picked
 
 
-def balanced(tried: Rows, kept: Rows, seed: int) -> Rows:
+def balanced(tried: Examples, kept: Examples, seed: int) -> Examples:
     """Validation in which new and earlier labels weigh alike, however many waves came before: the fewer are there several times.
 
     Counted one by one, a class that is new would matter less with every wave, and the best epoch would be the first.

@@ -1,6 +1,6 @@
 """How well a task does on held-out examples: as a whole, on the parts that verdicts look at, and example by example.
 
-Example by example two versions can be paired: `worse` is the exact sign test on the examples where they differ, which needs no
+Example by example two versions can be paired: `sign_test` is the exact sign test on the examples where they differ, which needs no
 assumption about the metric. Ties say nothing and are left out.
 """
 
@@ -17,7 +17,7 @@ from learners.tasks.base import Example, Prediction, Task
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CandidateMetrics:
     """Figures of a candidate beside the version before, and the score of every held-out example."""
 
     figures: dict[str, float]
@@ -26,7 +26,9 @@ class Judged:
     """None where there was no version before."""
 
 
-def judge(holdout: Holdout, candidate: Task, before: Task | None, taught: Collection[str]) -> Judged:
+def evaluate_candidate(
+    holdout: Holdout, candidate: Task, before: Task | None, taught: Collection[str]
+) -> CandidateMetrics:
     """Hold a candidate against the file.
 
     Args:
@@ -37,10 +39,10 @@ def judge(holdout: Holdout, candidate: Task, before: Task | None, taught: Collec
 
     Without a version before, its figures are 0: a head that never learned says nothing.
     """
-    new, known = holdout.apart(None if before is None else knows(before))
+    new, known = holdout.apart(None if before is None else known_classes(before))
     examples = [*known, *new]
-    found = answers(candidate, examples)
-    old = answers(before, examples) if before is not None else None
+    found = predict(candidate, examples)
+    old = predict(before, examples) if before is not None else None
     figures = {"held_new": float(len(new)), "held_known": float(len(known))}
     at = len(known)
     for part, cut in {"new": slice(at, None), "known": slice(at), "all": slice(None)}.items():
@@ -51,7 +53,7 @@ def judge(holdout: Holdout, candidate: Task, before: Task | None, taught: Collec
             )
     about = [i for i, example in enumerate(examples) if classes(example) & set(taught)]
     figures |= agreed([examples[i] for i in about], [found[i] for i in about])
-    return Judged(
+    return CandidateMetrics(
         figures, each(candidate, examples, found), each(before, examples, old) if before and old is not None else None
     )
 
@@ -66,8 +68,8 @@ def agreed(examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str
 
 def opinion(task: Task, examples: Sequence[Example], least: int) -> dict[str, float]:
     """A task's agreement with labels of classes that it knows; nothing where there are fewer than `least`."""
-    about = [example for example in examples if classes(example) <= knows(task)]
-    return agreed(about, answers(task, about)) if len(about) >= least else {}
+    about = [example for example in examples if classes(example) <= known_classes(task)]
+    return agreed(about, predict(task, about)) if len(about) >= least else {}
 
 
 def contradicts(task: Task, examples: Sequence[Example], least: int) -> bool:
@@ -75,14 +77,14 @@ def contradicts(task: Task, examples: Sequence[Example], least: int) -> bool:
     return by_chance(opinion(task, examples, least), "") is not None
 
 
-def knows(task: Task) -> frozenset[str]:
+def known_classes(task: Task) -> frozenset[str]:
     """A task's classes, as `holdout.classes` names those of examples."""
     return classes({"tags": task.labels}) if task.kind == "tag" else frozenset(task.labels)
 
 
-def answers(task: Task, examples: Sequence[Example]) -> list[Prediction]:
+def predict(task: Task, examples: Sequence[Example]) -> list[Prediction]:
     """What a task says of examples, without being shown what is right: a head need not know every label."""
-    return task.predict([bare(example) for example in examples])
+    return task.predict([without_target(example) for example in examples])
 
 
 def metric(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> float:
@@ -92,7 +94,7 @@ def metric(task: Task, examples: Sequence[Example], found: Sequence[Prediction])
 
 def score(task: Task, examples: Sequence[Example]) -> float:
     """The task's selection metric on examples."""
-    return metric(task, examples, answers(task, examples))
+    return metric(task, examples, predict(task, examples))
 
 
 def each(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> list[float]:
@@ -111,12 +113,12 @@ def _one(task: Task, example: Example, prediction: Prediction) -> float:
     return metric(task, [example], [prediction])
 
 
-def bare(example: Example) -> dict[str, Any]:
+def without_target(example: Example) -> dict[str, Any]:
     """An example without its answer."""
     return {name: value for name, value in example.items() if name not in ("label", "tags")}
 
 
-def worse(after: Sequence[float], before: Sequence[float]) -> float:
+def sign_test(after: Sequence[float], before: Sequence[float]) -> float:
     """The probability that `after` falls below `before` this often if it were no worse: one-sided exact sign test."""
     down = sum(a < b for a, b in zip(after, before, strict=True))
     up = sum(a > b for a, b in zip(after, before, strict=True))

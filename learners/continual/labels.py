@@ -16,7 +16,7 @@ import orjson
 import soundfile
 
 from learners.config import TaskSettings
-from learners.experience.reader import Reader, raw_of
+from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label
 from sensors.base import PayloadRefused
 from sensors.codecs.readings import decode_media
@@ -86,7 +86,7 @@ class Labels:
         if row is None or stream is None:
             self.skipped["unknown_decision"] += 1
             return None
-        raw = raw_of(self.reader, row.transition, stream)
+        raw = raw_reading(self.reader, row.transition, stream)
         if raw is None:
             self.skipped["reading_gone"] += 1
             return None

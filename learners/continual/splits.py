@@ -20,26 +20,26 @@ from learners.continual.labels import Labelled
 from learners.finetune.datasets import read
 from learners.tasks.base import Example
 
-Rows = list[dict[str, Any]]
+Examples = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class LabelSplits:
     """Labels apart."""
 
-    new: Rows
+    new: Examples
     """Train, not seen by the live version."""
-    known: Rows
+    known: Examples
     """May train again, as replay."""
-    tried: Rows
+    tried: Examples
     """Validation, of the new ones."""
-    kept: Rows
+    kept: Examples
     """Validation, of those known before."""
     uncovered: tuple[str, ...] = ()
     """Classes of new labels that the file says nothing of, one entry a label."""
 
     @property
-    def validation(self) -> Rows:
+    def validation(self) -> Examples:
         """What chooses the epoch."""
         return [*self.tried, *self.kept]
 
@@ -71,27 +71,27 @@ class Holdout:
         return "none" if self.file is None else "file"
 
     @property
-    def examples(self) -> Rows:
+    def examples(self) -> Examples:
         """Everything that judges; nothing without a file."""
         return list(self.file or ())
 
-    def parts(self, new: Sequence[Labelled], known: Sequence[Labelled]) -> Parts:
+    def parts(self, new: Sequence[Labelled], known: Sequence[Labelled]) -> LabelSplits:
         """Labels apart."""
-        there = {said(example) for example in self.examples} - {""}
+        there = {normalized_text(example) for example in self.examples} - {""}
         judged = {name for example in self.examples for name in classes(example)}
-        train: tuple[Rows, Rows] = ([], [])
-        validation: tuple[Rows, Rows] = ([], [])
+        train: tuple[Examples, Examples] = ([], [])
+        validation: tuple[Examples, Examples] = ([], [])
         uncovered: list[str] = []
         for at, labels in enumerate((new, known)):
             for one in labels:
                 foreign = classes(one.example) - judged if judged else frozenset[str]()
                 if foreign:
                     uncovered += [min(foreign)] if at == 0 else []
-                elif said(one.example) not in there:
+                elif normalized_text(one.example) not in there:
                     (validation if one.held(self.share) else train)[at].append(one.example)
-        return Parts(*train, *validation, tuple(uncovered))
+        return LabelSplits(*train, *validation, tuple(uncovered))
 
-    def apart(self, known: Collection[str] | None) -> tuple[Rows, Rows]:
+    def apart(self, known: Collection[str] | None) -> tuple[Examples, Examples]:
         """The file's examples of classes that are new, and of those that the live version knows (the forgetting set).
 
         Args:
@@ -99,7 +99,7 @@ class Holdout:
         """
         if known is None:
             return self.examples, []
-        found: tuple[Rows, Rows] = ([], [])
+        found: tuple[Examples, Examples] = ([], [])
         for example in self.examples:
             found[classes(example) <= set(known)].append(example)
         return found
@@ -112,7 +112,7 @@ def classes(example: Example) -> frozenset[str]:
     return frozenset(found | {tag[2:] if tag[1:2] == "-" else tag for tag in example.get("tags", ())})
 
 
-def said(example: Example) -> str:
+def normalized_text(example: Example) -> str:
     """What a text example says, whatever its spacing and capitals; empty for pictures and sounds."""
     words = [str(example.get(name, "")) for name in ("text", "source", "question", "context")]
     words += map(str, example.get("tokens", ()))

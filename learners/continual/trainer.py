@@ -24,10 +24,26 @@ from typing import Any
 import orjson
 
 from learners.config import FinetuneSettings, TaskSettings
-from learners.continual.acceptance import Outcome, Verdict, forgets, not_known, refusal
-from learners.continual.attribution import ALPHA, LEAST, alone, by_source, suspects
-from learners.continual.candidate import Lesson, Taught, options_of
-from learners.continual.evaluation import Judged, agreed, answers, contradicts, judge, knows, opinion, score, worse
+from learners.continual.acceptance import (
+    AcceptanceVerdict,
+    Outcome,
+    forgetting_reason,
+    inconclusive_reason,
+    rejection_reason,
+)
+from learners.continual.attribution import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
+from learners.continual.candidate import CandidateTrainer, TrainedCandidate, options_of
+from learners.continual.evaluation import (
+    CandidateMetrics,
+    agreed,
+    contradicts,
+    evaluate_candidate,
+    known_classes,
+    opinion,
+    predict,
+    score,
+    sign_test,
+)
 from learners.continual.labels import Labelled, Labels
 from learners.continual.splits import Holdout, classes
 from learners.continual.versions import Version, Versions
@@ -40,7 +56,7 @@ from learners.tasks.registry import open_task
 
 
 @dataclass(slots=True)
-class Memory:
+class TrainerState:
     """What is kept between runs."""
 
     judged: int = 0
@@ -57,16 +73,16 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class Candidate:
     """A trained candidate, with its figures; `judged` where there is a held-out file."""
 
-    taught: Taught
+    taught: TrainedCandidate
     figures: dict[str, Any]
-    judged: Judged | None
+    judged: CandidateMetrics | None
 
 
 @dataclass(frozen=True, slots=True)
-class Wave:
+class LabelBatch:
     """The labels of one run: the new ones, those known before, and what is asked meanwhile."""
 
     new: Sequence[Labelled]
@@ -75,14 +91,14 @@ class Wave:
     tell: Tell | None
     stop: Callable[[], bool] | None
 
-    def without(self, sources: Sequence[str]) -> Wave:
+    def without(self, sources: Sequence[str]) -> LabelBatch:
         """The same without some sources."""
         new = [one for one in self.new if one.source not in sources]
         return replace(self, new=new, known=[one for one in self.known if one.source not in sources])
 
 
 @dataclass(frozen=True, slots=True)
-class Harm:
+class SourceImpact:
     """What it is like without a suspect: the task, its held-out metric, and how likely the difference is by chance."""
 
     without: Task
@@ -90,7 +106,7 @@ class Harm:
     chance: float
 
 
-class Online:
+class ContinualTrainer:
     """The periodic fine-tuning of one task.
 
     Args:
@@ -111,16 +127,16 @@ class Online:
         self.name, self.settings, self.finetune = name, settings, finetune
         self.versions = Versions(folder / name)
         self.labels = Labels(name, settings, reader)
-        self.lesson = Lesson(settings, finetune, seed, options or {})
+        self.lesson = CandidateTrainer(settings, finetune, seed, options or {})
         self._clock, self._last_s = clock, clock()
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> TrainerState:
         """What is kept between runs."""
         path = self.versions.folder / "memory.json"
-        return Memory(**orjson.loads(path.read_bytes())) if path.is_file() else Memory()
+        return TrainerState(**orjson.loads(path.read_bytes())) if path.is_file() else TrainerState()
 
-    def _remember(self, memory: Memory) -> None:
+    def _remember(self, memory: TrainerState) -> None:
         self.versions.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.versions.folder / "memory.json", orjson.dumps(asdict(memory)))
 
@@ -139,12 +155,12 @@ class Online:
         memory = self.memory
         return self.labels.count(max(self._learned(memory), memory.tried)) >= self.finetune.min_labels
 
-    def _learned(self, memory: Memory) -> int:
+    def _learned(self, memory: TrainerState) -> int:
         """The last label that was learned or refused; a version that a person promoted says which it learned."""
         live = self.versions.live()
         return max(memory.judged, live.last_label if live is not None else 0)
 
-    def run(self, *, tell: Tell | None = None, stop: Callable[[], bool] | None = None) -> Verdict:
+    def run(self, *, tell: Tell | None = None, stop: Callable[[], bool] | None = None) -> AcceptanceVerdict:
         """Train and judge a candidate on what has arrived since the last one.
 
         Raises:
@@ -157,10 +173,10 @@ class Online:
         wave = self._wave(memory, before, tell, stop)
         attempt = self._attempt(wave, holdout, before)
         blamed: tuple[dict[str, Any], ...] = ()
-        if attempt.judged is not None and refusal(attempt.figures, self.finetune) is not None:
-            attempt, blamed = self._whose(wave, holdout, before, attempt)
-        if not blamed and self._only_forgets(attempt):
-            attempt = self._again(wave, holdout, before, attempt)
+        if attempt.judged is not None and rejection_reason(attempt.figures, self.finetune) is not None:
+            attempt, blamed = self._attribute_failure(wave, holdout, before, attempt)
+        if not blamed and self._fails_only_by_forgetting(attempt):
+            attempt = self._retry_gently(wave, holdout, before, attempt)
         attempt.figures["wall_s"] = time.monotonic() - start_s
         return replace(self._decide(memory, holdout, attempt, wave), blamed=blamed)
 
@@ -174,31 +190,31 @@ class Online:
         return None
 
     def _wave(
-        self, memory: Memory, before: Task | None, tell: Tell | None, stop: Callable[[], bool] | None
-    ) -> Wave:  # fmt: skip
+        self, memory: TrainerState, before: Task | None, tell: Tell | None, stop: Callable[[], bool] | None
+    ) -> LabelBatch:  # fmt: skip
         """What is new: labels that came since, and earlier ones of classes that the live version lacks."""
         labels = [one for one in self.labels.all() if memory.counts(one)]
-        learned, knowing = self._learned(memory), knows(before) if before is not None else frozenset()
+        learned, knowing = self._learned(memory), known_classes(before) if before is not None else frozenset()
         fresh = [one for one in labels if one.id > learned or not classes(one.example) <= knowing]
         if not any(one.id > learned for one in fresh):
             raise DataError(f"task {self.name}: none of its new labels is usable: {dict(self.labels.skipped)}")
         ids = {one.id for one in fresh}
         known = [one for one in labels if one.id not in ids]
-        return Wave(newest(fresh, self.finetune.per_source), known, memory.number, tell, stop)
+        return LabelBatch(newest(fresh, self.finetune.per_source), known, memory.number, tell, stop)
 
-    def _only_forgets(self, attempt: Attempt) -> bool:
+    def _fails_only_by_forgetting(self, attempt: Candidate) -> bool:
         """Whether what a candidate lost of earlier classes is all that is held against it."""
-        said = refusal(attempt.figures, self.finetune) if attempt.judged is not None else None
-        return said is not None and said == forgets(attempt.figures, self.finetune)
+        said = rejection_reason(attempt.figures, self.finetune) if attempt.judged is not None else None
+        return said is not None and said == forgetting_reason(attempt.figures, self.finetune)
 
-    def _again(self, wave: Wave, holdout: Holdout, before: Task | None, failed: Attempt) -> Attempt:
+    def _retry_gently(self, wave: LabelBatch, holdout: Holdout, before: Task | None, failed: Candidate) -> Candidate:
         """A second candidate, taught gently: the attempt to go on with, which says what the first one lost."""
         second = self._attempt(wave, holdout, before, gently=True)
-        better = second if refusal(second.figures, self.finetune) is None else failed
+        better = second if rejection_reason(second.figures, self.finetune) is None else failed
         better.figures.update(tries=2.0, known_after_first=failed.figures["known_after"])
         return better
 
-    def _attempt(self, wave: Wave, holdout: Holdout, before: Task | None, *, gently: bool = False) -> Attempt:
+    def _attempt(self, wave: LabelBatch, holdout: Holdout, before: Task | None, *, gently: bool = False) -> Candidate:
         """A candidate and its figures."""
         parts = holdout.parts(wave.new, wave.known)
         if len(parts.new) < 2:
@@ -206,58 +222,58 @@ class Online:
             why = f"; the held-out file has no example of {uncovered[:8]}" if uncovered else ""
             raise DataError(f"task {self.name}: {len(parts.new)} labels to train on; more are needed{why}")
         taught = self.lesson.teach(self.versions.live(), parts, wave.number, wave.tell, wave.stop, gently=gently)
-        tried = agreed(parts.tried, answers(taught.task, parts.tried))
+        tried = agreed(parts.tried, predict(taught.task, parts.tried))
         figures: dict[str, Any] = {"new_labels": float(len(wave.new)), **taught.figures}
         figures |= {f"validation_{name}": value for name, value in tried.items()}
         figures |= {f"labels_{name}": value for name, value in self._opinion(wave, holdout, before).items()}
         if holdout.file is None:
-            return Attempt(taught, figures, None)
-        judged = judge(holdout, taught.task, before, {name for row in parts.new for name in classes(row)})
-        return Attempt(taught, figures | judged.figures, judged)
+            return Candidate(taught, figures, None)
+        judged = evaluate_candidate(holdout, taught.task, before, {name for row in parts.new for name in classes(row)})
+        return Candidate(taught, figures | judged.figures, judged)
 
-    def _opinion(self, wave: Wave, holdout: Holdout, before: Task | None) -> dict[str, float]:
+    def _opinion(self, wave: LabelBatch, holdout: Holdout, before: Task | None) -> dict[str, float]:
         """How well the version before agrees with the new labels; nothing where the file does not bear it out itself."""
-        if before is None or contradicts(before, holdout.examples, LEAST):
+        if before is None or contradicts(before, holdout.examples, MIN_LABELS):
             return {}
-        return opinion(before, [one.example for one in wave.new], LEAST)
+        return opinion(before, [one.example for one in wave.new], MIN_LABELS)
 
-    def _whose(
-        self, wave: Wave, holdout: Holdout, before: Task | None, failed: Attempt
-    ) -> tuple[Attempt, tuple[dict[str, Any], ...]]:
+    def _attribute_failure(
+        self, wave: LabelBatch, holdout: Holdout, before: Task | None, failed: Candidate
+    ) -> tuple[Candidate, tuple[dict[str, Any], ...]]:
         """The attempt to go on with, and the sources to blame for the failed one."""
         assert failed.judged is not None
         judge_by = before or failed.taught.task
-        for group in suspects(wave.new, lambda examples: score(judge_by, examples)):
+        for group in sources_to_ablate(wave.new, lambda examples: score(judge_by, examples)):
             try:
                 other = self._attempt(wave.without(group), holdout, before)
             except DataError:  # too little is left without them to learn or to judge from
                 continue
             assert other.judged is not None
-            if refusal(other.figures, self.finetune) is None:
-                harm = Harm(
-                    other.taught.task, other.figures["all_after"], worse(failed.judged.after, other.judged.after)
+            if rejection_reason(other.figures, self.finetune) is None:
+                harm = SourceImpact(
+                    other.taught.task, other.figures["all_after"], sign_test(failed.judged.after, other.judged.after)
                 )
                 return other, self._told(wave, group, failed.figures, harm)
-        source = alone(wave.new)
+        source = single_source(wave.new)
         if source is None or before is None or failed.judged.before is None:
             return failed, ()
-        harm = Harm(before, failed.figures["all_before"], worse(failed.judged.after, failed.judged.before))
+        harm = SourceImpact(before, failed.figures["all_before"], sign_test(failed.judged.after, failed.judged.before))
         return failed, self._told(wave, (source,), failed.figures, harm)
 
     def _told(
-        self, wave: Wave, group: Sequence[str], failed: dict[str, Any], harm: Harm
+        self, wave: LabelBatch, group: Sequence[str], failed: dict[str, Any], harm: SourceImpact
     ) -> tuple[dict[str, Any], ...]:  # fmt: skip
         """Of those of a group that are to blame, what the event says; the others were unlucky."""
         sources, told = by_source(wave.new), []
         for source in group:
-            opposed = contradicts(harm.without, sources[source], LEAST)
+            opposed = contradicts(harm.without, sources[source], MIN_LABELS)
             if harm.chance <= ALPHA or opposed:
                 told.append({
                     "source": f"label:{source}",
                     "kind": "labels",
                     "task": self.name,
                     "labels": len(sources[source]),
-                    "reason": refusal(failed, self.finetune),
+                    "reason": rejection_reason(failed, self.finetune),
                     "held_out_with": failed["all_after"],
                     "held_out_without": harm.all_without,
                     "chance": float(f"{harm.chance:.3g}"),
@@ -267,11 +283,13 @@ class Online:
                 })  # fmt: skip
         return tuple(told)
 
-    def _decide(self, memory: Memory, holdout: Holdout, attempt: Attempt, wave: Wave) -> Verdict:
+    def _decide(
+        self, memory: TrainerState, holdout: Holdout, attempt: Candidate, wave: LabelBatch
+    ) -> AcceptanceVerdict:
         learned, last = self._learned(memory), max(one.id for one in wave.new)
         memory.number += 1
         version: Version | None = None
-        reason = refusal(attempt.figures, self.finetune) if holdout.file is not None else ""
+        reason = rejection_reason(attempt.figures, self.finetune) if holdout.file is not None else ""
         outcome: Outcome = "not known" if holdout.file is None else ("rejected" if reason else "promoted")
         if outcome == "rejected":
             memory.rejected.append([learned, last])
@@ -281,13 +299,13 @@ class Online:
         if outcome == "promoted" and version is not None:
             self.versions.promote(version)
         if version is not None and outcome == "not known":
-            memory.tried, reason = last, not_known(self.name, version.name)
+            memory.tried, reason = last, inconclusive_reason(self.name, version.name)
         else:
             memory.judged = last
         self._remember(memory)
         name = version.name if version is not None else None
         said = reason or "no worse on the held-out file, and the new labels can be learned"
-        return Verdict(self.name, outcome, said, name, attempt.figures, holdout.origin)
+        return AcceptanceVerdict(self.name, outcome, said, name, attempt.figures, holdout.origin)
 
 
 def newest(labels: Sequence[Labelled], per_source: int) -> list[Labelled]:

@@ -28,7 +28,7 @@ Seen = Mapping[str, bytes | str]
 """What is kept of a tick's readings: an encoded picture or sound, or a text, by stream."""
 
 
-class Kept(Protocol):
+class ReadingSource(Protocol):
     """Where raw readings of remembered ticks are found."""
 
     @property
@@ -40,10 +40,10 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Several:
+class CombinedReadings:
     """Several places at once; of two that have a reading, the later one counts."""
 
-    places: tuple[Kept, ...]
+    places: tuple[ReadingSource, ...]
 
     @property
     def streams(self) -> frozenset[str]:
@@ -67,7 +67,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class Tally:
+class ExportStats:
     """What became of the rows; `str` for a person."""
 
     rows: int = 0
@@ -83,7 +83,7 @@ class Tally:
 
 
 @dataclass(slots=True)
-class RawKept:
+class StoredReadings:
     """The raw readings that the agent keeps beside its experience."""
 
     reader: Reader
@@ -134,10 +134,10 @@ class Episodes:
     """
 
     reader: Reader
-    kept: Kept
+    kept: ReadingSource
     cameras: frozenset[str] = frozenset()
     told: Callable[[int, int], None] = lambda _done, _total: None
-    tally: Tally = field(default_factory=Tally)
+    tally: ExportStats = field(default_factory=ExportStats)
     longest: int = LONGEST
     window: tuple[float, float] = (0.0, math.inf)
     _acting: dict[str, Value] = field(default_factory=dict)

@@ -264,7 +264,7 @@ DRIFT = 1e-3
 """By which a wall clock that is being corrected may run off, per second of age."""
 
 
-def raw_of(reader: Reader, transition: Transition, stream: str) -> Raw | None:
+def raw_reading(reader: Reader, transition: Transition, stream: str) -> Raw | None:
     """The raw reading of a stream that this tick used; None where it was not kept, or is gone."""
     age_s = transition.ages_s.get(stream, 0.0)
     slack_s = JITTER_S + DRIFT * age_s

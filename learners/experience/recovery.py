@@ -35,7 +35,7 @@ class SetAside:
     """Rows that were there and did not read; 0 when the file cannot say how many it had."""
 
 
-def set_aside(path: Path, reason: str, stamp_s: float) -> SetAside:
+def quarantine_and_recover(path: Path, reason: str, stamp_s: float) -> SetAside:
     """Move a broken database (and its log) away, start a fresh one, and copy what reads.
 
     The copy is made beside and renamed into place, so a crash in the middle leaves the old name empty and the

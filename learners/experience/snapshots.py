@@ -16,36 +16,36 @@ CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Moment:
+class SnapshotId:
     """The last row and change known."""
 
     row: int = 0
     change: int = 0
 
 
-class Source:
+class ExperienceSnapshots:
     """Reads moments of a store."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
-    def now(self) -> Moment:
+    def now(self) -> SnapshotId:
         """The newest moment."""
         with self.reader.snapshot():
-            return Moment(self.reader.last_row(), self.reader.last_change())
+            return SnapshotId(self.reader.last_row(), self.reader.last_change())
 
-    def rows(self, since: Moment, until: Moment) -> Iterator[Row]:
+    def rows(self, since: SnapshotId, until: SnapshotId) -> Iterator[Row]:
         """Rows after `since` up to `until`, as they were at `until`."""
         undo = self._undo(until)
         for start in range(since.row + 1, until.row + 1, CHUNK):
             for row in self.reader.rows(start, min(start + CHUNK, until.row + 1)):
                 yield Row(row.row, undo.get(row.row, _same)(row.transition))
 
-    def changes(self, since: Moment, until: Moment) -> list[Change]:
+    def changes(self, since: SnapshotId, until: SnapshotId) -> list[Change]:
         """Changes after `since` up to `until`."""
         return self.reader.changes(since.change, until.change)
 
-    def pick(self, numbers: list[int], until: Moment) -> dict[int, Transition]:
+    def pick(self, numbers: list[int], until: SnapshotId) -> dict[int, Transition]:
         """The rows of the given numbers as they were at `until`."""
         undo = self._undo(until)
         found: dict[int, Transition] = {}
@@ -54,7 +54,7 @@ class Source:
                 found[row.row] = undo.get(row.row, _same)(row.transition)
         return found
 
-    def _undo(self, until: Moment) -> dict[int, _Undo]:
+    def _undo(self, until: SnapshotId) -> dict[int, _Undo]:
         undo: dict[int, _Undo] = {}
         for change in self.reader.changes(until.change):
             undo.setdefault(change.row, _Undo(change))  # the earliest says what was there at `until`

@@ -25,7 +25,7 @@ from typing import Any
 from learners.config import ExperienceSettings
 from learners.experience.database import Database
 from learners.experience.records import Credit, Label, Mark, Raw
-from learners.experience.recovery import damaged, set_aside
+from learners.experience.recovery import damaged, quarantine_and_recover
 from learners.experience.transition import Malformed, Transition
 
 __all__ = ["Credit", "Label", "Mark", "Raw", "Store", "Transition"]
@@ -173,7 +173,7 @@ class Store:
         )
 
     def _set_aside(self, path: Path, reason: str) -> None:
-        result = set_aside(path, reason, self._clock())
+        result = quarantine_and_recover(path, reason, self._clock())
         fields = {"path": str(result.path), "reason": reason, "salvaged": result.salvaged, "lost": result.lost}
         self._on_event("experience_set_aside", fields)
 

@@ -33,7 +33,7 @@ Tokens = Mapping[str, NDArray[Any]]
 """Of one frame: [T, W] of each stream."""
 
 
-class Senses:
+class ObservationEncoder:
     """Makes tokens of observations.
 
     Args:

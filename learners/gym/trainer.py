@@ -18,14 +18,14 @@ from torch import Tensor
 from actuators.actions import Value
 from learners.experience.transition import Transition
 from learners.gym.demonstrations import Episode
-from learners.gym.observations import Senses, Tokens, Window, values_of
+from learners.gym.observations import ObservationEncoder, Tokens, Window, values_of
 from learners.gym.spaces import Score, from_environment, run_episodes, to_environment
 from learners.model.encoders.base import Encoder
 from learners.model.features import concat
 from learners.model.policy import Policy
 from learners.model.spec import Algorithm as Name
 from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
-from learners.rl.replay_buffer import Replay
+from learners.rl.replay_buffer import ReplayBuffer
 
 SELECTION_SEED, FINAL_SEED, EVALUATION_SEED = 2_000_000, 3_000_000, 1_000_000
 """Apart from each other and from the training seeds, which are small numbers."""
@@ -58,7 +58,7 @@ class TrainSettings:
 
 
 @dataclass(slots=True)
-class Kept:
+class BestCheckpoint:
     """A policy that did well, and where it comes from."""
 
     step: int
@@ -91,7 +91,7 @@ class Trainer:
         self.env = make()
         self.generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # initial weights
-        self.senses = Senses(self.env.observation_space, encoder)
+        self.senses = ObservationEncoder(self.env.observation_space, encoder)
         self.spec = self.senses.specify(self.env, gamma=s.gamma, algorithm=s.algorithm, width=s.width)
         self.policy = Policy(self.spec).eval()
         self.algorithm = Algorithm(self.policy, self.generator)
@@ -99,9 +99,9 @@ class Trainer:
         self.batch = s.choice_batch if choices else s.batch
         self.warmup = s.choice_warmup if choices else s.warmup
         steps = s.choice_steps if choices else s.steps
-        self.replay = Replay(self.spec, max_bytes=s.memory_bytes, steps=steps, taught_share=s.demonstrations)
+        self.replay = ReplayBuffer(self.spec, max_bytes=s.memory_bytes, steps=steps, taught_share=s.demonstrations)
         self.window = Window(self.spec)
-        self.kept: list[Kept] = []
+        self.kept: list[BestCheckpoint] = []
         self.evaluations: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
         self._episode = self._tick = self._observed = 0
@@ -220,7 +220,7 @@ class Trainer:
         self.evaluations.append({"step": step, **score.as_dict()})
         weights = {name: value.clone() for name, value in self.policy.state_dict().items()}
         # Of two that scored the same the later one has learned from more; sorting is stable.
-        self.kept = [Kept(step, score.mean, weights), *self.kept]
+        self.kept = [BestCheckpoint(step, score.mean, weights), *self.kept]
         self.kept.sort(key=lambda kept: kept.score, reverse=True)
         del self.kept[self.settings.keep :]
         if self.report is not None:
@@ -247,7 +247,7 @@ class Trainer:
     def deliver(self) -> tuple[int, Score]:
         """Load the best kept policy, by fresh episodes; return its step and its final score."""
         episodes = self.settings.selection_episodes
-        best: tuple[float, Kept] | None = None
+        best: tuple[float, BestCheckpoint] | None = None
         for kept in sorted(self.kept, key=lambda k: k.step, reverse=True):
             self.policy.load_state_dict(kept.weights)
             mean = Score.of(self.play(SELECTION_SEED, episodes)).mean

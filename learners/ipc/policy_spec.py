@@ -16,7 +16,7 @@ def spec_path(state_dir: Path) -> Path:
     return state_dir / "learner" / "spec.json"
 
 
-def hand_over(state_dir: Path, spec: PolicySpec) -> bool:
+def write_policy_spec(state_dir: Path, spec: PolicySpec) -> bool:
     """Leave the spec for the learner; False when it is there already."""
     path = spec_path(state_dir)
     content = spec.to_json()
@@ -27,7 +27,7 @@ def hand_over(state_dir: Path, spec: PolicySpec) -> bool:
     return True
 
 
-def take_over(state_dir: Path) -> PolicySpec | None:
+def read_policy_spec(state_dir: Path) -> PolicySpec | None:
     """The spec the agent left; None while there is none that reads."""
     try:
         return PolicySpec.from_json(spec_path(state_dir).read_bytes())

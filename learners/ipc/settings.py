@@ -52,7 +52,7 @@ class Backend(_Part):
     tolerance: float = 0.02
 
 
-class Inputs(_Part):
+class LearnerConfig(_Part):
     """The learner's part of the settings."""
 
     state_dir: Path
@@ -69,12 +69,12 @@ class Inputs(_Part):
     engine: Backend = Backend()
 
 
-def leave(settings: Mapping[str, Any]) -> None:
+def write_learner_config(settings: Mapping[str, Any]) -> None:
     """Write the learner's part of the settings, and nothing else, where its process reads it: `state_dir/learner/settings.json`.
 
     Where streams come from stays out, because it may hold a password.
     """
-    inputs = Inputs.model_validate(settings)
+    inputs = LearnerConfig.model_validate(settings)
     folder = inputs.state_dir / "learner"
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "settings.part"

@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from learners.continual.evaluation import score
-from learners.continual.trainer import Online
-from learners.promotion.pipeline import Finding, HeldOut, Trial
+from learners.continual.trainer import ContinualTrainer
+from learners.promotion.pipeline import EvaluationContext, HeldOut, StepResult
 from learners.tasks.base import DataError
 from learners.tasks.registry import open_task
 
 
-def labels(trial: Trial) -> Finding:
+def labels(trial: EvaluationContext) -> StepResult:
     """No task that feeds the policy has become worse."""
     found = trial.held_out()
     if not found:
-        return Finding(
+        return StepResult(
             "labels", passed=True, figures={"applies": False, "note": "no held-out file of a task that changed"}
         )
     margin = trial.settings.margin
@@ -35,13 +35,13 @@ def labels(trial: Trial) -> Finding:
         for name, one in found.items()
         if one.after < one.before - margin
     ]
-    return Finding("labels", passed=not worse, figures=figures, reason="; ".join(worse))
+    return StepResult("labels", passed=not worse, figures=figures, reason="; ".join(worse))
 
 
 class Feeding:
     """The tasks whose answers are a token of the fusion."""
 
-    def __init__(self, tasks: Mapping[str, Online]) -> None:
+    def __init__(self, tasks: Mapping[str, ContinualTrainer]) -> None:
         self.tasks = {name: task for name, task in tasks.items() if task.settings.feeds_policy}
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Feeding:
         return {name: one for name, one in found.items() if one is not None}
 
 
-def _measured(task: Online, before: str) -> HeldOut | None:
+def _measured(task: ContinualTrainer, before: str) -> HeldOut | None:
     now = task.versions.live()
     old = next((version for version in task.versions.all() if version.name == before), None)
     if now is None or old is None or now.name == before:

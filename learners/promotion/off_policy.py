@@ -11,22 +11,22 @@ from __future__ import annotations
 
 from learners.promotion.ope.evaluator import figures, gather, judge
 from learners.promotion.ope.logged_data import Logged
-from learners.promotion.pipeline import Finding, Trial, Working, working
+from learners.promotion.pipeline import EvaluationContext, StepResult, Working, working
 
 
-def ope(trial: Trial) -> Working:
+def ope(trial: EvaluationContext) -> Working:
     """Not worse by what was logged."""
     settings = trial.settings
     if trial.live is None:
-        return Finding("ope", passed=True, figures={"applies": False, "note": "no live version to compare with"})
+        return StepResult("ope", passed=True, figures={"applies": False, "note": "no live version to compare with"})
     rows = trial.recent(settings.decisions + trial.settle)
     logged = Logged(trial.spec, rows[: len(rows) - trial.settle], dict(trial.versions))
     evidence = yield from working(gather(trial.candidate, trial.live, logged))
     judged = judge(evidence, confidence=settings.confidence, min_effective_samples=settings.min_effective_samples)
     told = figures(judged) | {"decisions": len(logged), "own": int(evidence.own.sum()), "margin": settings.margin}
     if judged.decides is None:
-        return Finding("ope", passed=False, figures=told, reason=f"not known: {judged.unknown}")
+        return StepResult("ope", passed=False, figures=told, reason=f"not known: {judged.unknown}")
     lower = judged.decides.lower
     passed = lower > -settings.margin
     reason = f"may earn {-lower:.3f} a tick less than the live one; {settings.margin:g} is allowed"
-    return Finding("ope", passed=passed, figures=told, reason="" if passed else reason)
+    return StepResult("ope", passed=passed, figures=told, reason="" if passed else reason)

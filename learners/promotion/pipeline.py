@@ -1,7 +1,7 @@
 """What a candidate must pass before it goes live: named steps in a fixed order, each with its figures.
 
-A step is a function of a `Trial` that returns a `Finding`, or a generator that returns one and yields meanwhile: True when it
-has more to do at once, False when it waits for the world. An `Examination` runs the steps a while at a time, so that training
+A step is a function of a `EvaluationContext` that returns a `StepResult`, or a generator that returns one and yields meanwhile: True when it
+has more to do at once, False when it waits for the world. An `EvaluationRun` runs the steps a while at a time, so that training
 goes on beside a trial. The first step that fails ends the trial, since a later one may need what it checked. Which steps run is
 `promotion.steps`; one that is wanted and not there is named in the verdict, never passed silently.
 
@@ -31,7 +31,7 @@ BUDGET = 0.5
 """Share of a tick's period that the fused policy may take; the rest is for encoders, gate and network."""
 
 
-class Judged(Protocol):
+class PolicyLike(Protocol):
     """What is asked of a policy under trial."""
 
     heads: Heads
@@ -44,13 +44,13 @@ class Judged(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class EvaluationContext:
     """A candidate, what acts now, and what was seen lately."""
 
     manifest: Manifest
     spec: PolicySpec
-    candidate: Judged
-    live: Judged | None
+    candidate: PolicyLike
+    live: PolicyLike | None
     live_version: str | None
     recent: Callable[[int], list[Transition]]
     """The newest transitions, oldest first."""
@@ -80,7 +80,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class StepResult:
     """One step's verdict and the numbers it rests on."""
 
     step: str
@@ -90,11 +90,11 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PromotionResult:
     """All findings; `missing` are steps that were wanted and are not there."""
 
     passed: bool
-    findings: tuple[Finding, ...]
+    findings: tuple[StepResult, ...]
     missing: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
@@ -109,12 +109,12 @@ class Verdict:
         }
 
 
-Working = Generator[bool, None, Finding]
+Working = Generator[bool, None, StepResult]
 """A step that takes its time; see the module."""
-Step = Callable[[Trial], Finding | Working]
+Step = Callable[[EvaluationContext], StepResult | Working]
 
 
-class Examination:
+class EvaluationRun:
     """One trial, a while at a time.
 
     Args:
@@ -123,36 +123,36 @@ class Examination:
         wanted: names in their order.
     """
 
-    def __init__(self, trial: Trial, steps: Mapping[str, Step], wanted: Sequence[str]) -> None:
+    def __init__(self, trial: EvaluationContext, steps: Mapping[str, Step], wanted: Sequence[str]) -> None:
         self.trial = trial
         self.step = ""
         """The one that runs."""
-        self.findings: list[Finding] = []
+        self.findings: list[StepResult] = []
         self.missing = tuple(name for name in wanted if name not in steps)
         self._run = self._steps({name: steps[name] for name in wanted if name in steps})
 
-    def advance(self, until_s: float = math.inf) -> Verdict | None:
+    def advance(self, until_s: float = math.inf) -> PromotionResult | None:
         """Go on until the verdict (which is returned), until a step waits for the world, or until a moment of the clock."""
         for more in self._run:
             if not more or self.trial.clock() >= until_s:
                 return None
         return self.verdict()
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> PromotionResult:
         """What has been found so far."""
-        return Verdict(all(finding.passed for finding in self.findings), tuple(self.findings), self.missing)
+        return PromotionResult(all(finding.passed for finding in self.findings), tuple(self.findings), self.missing)
 
-    def void(self, reason: str) -> Verdict:
+    def void(self, reason: str) -> PromotionResult:
         """End the trial without a pass: what it was about is no longer so."""
         self._run.close()
-        self.findings.append(Finding(self.step, passed=False, reason=reason))
+        self.findings.append(StepResult(self.step, passed=False, reason=reason))
         return self.verdict()
 
     def _steps(self, steps: Mapping[str, Step]) -> Generator[bool, None, None]:
         for name, step in steps.items():
             self.step = name
             found = step(self.trial)
-            if not isinstance(found, Finding):
+            if not isinstance(found, StepResult):
                 found = yield from found
             self.findings.append(found)
             if not found.passed:
@@ -161,10 +161,14 @@ class Examination:
 
 
 def evaluate(
-    trial: Trial, steps: Mapping[str, Step], wanted: Sequence[str], *, pause: Callable[[], object] = lambda: None
-) -> Verdict:
+    trial: EvaluationContext,
+    steps: Mapping[str, Step],
+    wanted: Sequence[str],
+    *,
+    pause: Callable[[], object] = lambda: None,
+) -> PromotionResult:
     """Run the wanted steps in order until one fails; `pause` is called whenever one waits for the world."""
-    examination = Examination(trial, steps, wanted)
+    examination = EvaluationRun(trial, steps, wanted)
     while True:
         verdict = examination.advance()
         if verdict is not None:
@@ -186,6 +190,6 @@ def working(parts: Generator[None, None, Result]) -> Generator[bool, None, Resul
         yield True
 
 
-def describe(finding: Finding) -> dict[str, Any]:
+def describe(finding: StepResult) -> dict[str, Any]:
     """A finding as plain data."""
     return asdict(finding)

@@ -11,17 +11,17 @@ from typing import Any
 
 from learners.promotion.ope.greedy_actions import act, agreement, collapsed, shares
 from learners.promotion.ope.logged_data import Logged
-from learners.promotion.pipeline import Finding, Trial, Working, working
+from learners.promotion.pipeline import EvaluationContext, StepResult, Working, working
 
 FEWEST = 20
 """Observations below which nobody can say that something collapsed."""
 
 
-def sane(trial: Trial) -> Working:
+def sane(trial: EvaluationContext) -> Working:
     """Finite, and not always the same unless the live policy is."""
     logged = Logged(trial.spec, trial.recent(trial.settings.observations), dict(trial.versions))
     if not len(logged):
-        return Finding("sane", passed=True, figures={"observations": 0, "applies": False})
+        return StepResult("sane", passed=True, figures={"observations": 0, "applies": False})
     candidate = yield from working(act(trial.candidate, logged))
     figures: dict[str, Any] = {
         "observations": len(logged),
@@ -29,15 +29,15 @@ def sane(trial: Trial) -> Working:
         "outside": candidate.outside,
     }
     if not candidate.sound:
-        return Finding("sane", passed=False, figures=figures, reason="its actions or values are not finite")
+        return StepResult("sane", passed=False, figures=figures, reason="its actions or values are not finite")
     figures["candidate"] = shares(trial.spec, candidate.values)
     stuck = {name for name, is_stuck in collapsed(trial.spec, candidate.values).items() if is_stuck}
     if trial.live is None or len(logged) < FEWEST:
-        return Finding("sane", passed=True, figures=figures | {"collapsed": sorted(stuck)})
+        return StepResult("sane", passed=True, figures=figures | {"collapsed": sorted(stuck)})
     live = yield from working(act(trial.live, logged))
     figures["live"] = shares(trial.spec, live.values)
     figures["agreement"] = agreement(trial.spec, candidate.values, live.values)
     stuck -= {name for name, is_stuck in collapsed(trial.spec, live.values).items() if is_stuck}
     figures["collapsed"] = sorted(stuck)
     reason = f"always does the same with {', '.join(sorted(stuck))}, which the live one does not" if stuck else ""
-    return Finding("sane", passed=not stuck, figures=figures, reason=reason)
+    return StepResult("sane", passed=not stuck, figures=figures, reason=reason)

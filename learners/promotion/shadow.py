@@ -22,20 +22,20 @@ import torch
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
 from learners.model.heads import HeadOutput
-from learners.promotion.ope.evaluator import Judged, gather, judge
+from learners.promotion.ope.evaluator import OffPolicyResult, gather, judge
 from learners.promotion.ope.evaluator import figures as estimates
 from learners.promotion.ope.greedy_actions import Values, agreement, is_sound, outside, shares
-from learners.promotion.ope.logged_data import Acts, Logged
-from learners.promotion.pipeline import BUDGET, Finding, Trial, Working, working
+from learners.promotion.ope.logged_data import ActingPolicy, Logged
+from learners.promotion.pipeline import BUDGET, EvaluationContext, StepResult, Working, working
 
 
-def shadow(trial: Trial) -> Working:
+def shadow(trial: EvaluationContext) -> Working:
     """Sound beside the live policy on fresh observations."""
     settings = trial.settings
     if trial.live is None or settings.shadow_s == 0:
         note = "no live version to run beside" if trial.live is None else "shadow_s is 0"
-        return Finding("shadow", passed=True, figures={"applies": False, "note": note})
-    watch = Watch(trial, trial.live)
+        return StepResult("shadow", passed=True, figures={"applies": False, "note": note})
+    watch = ShadowRun(trial, trial.live)
     began_s = trial.clock()
     while trial.clock() - began_s < settings.shadow_s:
         came = trial.after(watch.last)
@@ -49,11 +49,11 @@ def shadow(trial: Trial) -> Working:
 
 
 @dataclass(slots=True)
-class Watch:
+class ShadowRun:
     """A candidate beside the live policy, tick by tick."""
 
-    trial: Trial
-    live: Acts
+    trial: EvaluationContext
+    live: ActingPolicy
     last: int = field(init=False)
     """Number of the last row taken."""
     first: int = field(init=False)
@@ -85,7 +85,7 @@ class Watch:
         self.ticks, self.last = self.ticks + 1, row.row
         self.past = history[len(history) - self.trial.spec.history + 1 :]
 
-    def judge(self) -> Generator[None, None, Judged]:
+    def judge(self) -> Generator[None, None, OffPolicyResult]:
         """The difference on the fresh decisions, their late rewards included; the newest may still lack theirs."""
         settings = self.trial.settings
         rows: list[Row] = []
@@ -95,17 +95,17 @@ class Watch:
             start = rows[-1].row
         kept = [row.transition for row in rows[: max(0, len(rows) - self.trial.settle)]]
         if not kept:
-            return Judged(unknown="no fresh decision whose reward is settled")
+            return OffPolicyResult(unknown="no fresh decision whose reward is settled")
         logged = Logged(self.trial.spec, kept, dict(self.trial.versions))
         evidence = yield from gather(self.trial.candidate, self.live, logged)
         return judge(evidence, confidence=settings.confidence, min_effective_samples=settings.min_effective_samples)
 
-    def finding(self, judged: Judged) -> Finding:
+    def finding(self, judged: OffPolicyResult) -> StepResult:
         """The verdict and its figures."""
         trial = self.trial
         if not self.ticks:
             reason = f"not known: no new tick in {trial.settings.shadow_s:g} s"
-            return Finding("shadow", passed=False, figures={"ticks": 0}, reason=reason)
+            return StepResult("shadow", passed=False, figures={"ticks": 0}, reason=reason)
         candidate, live = _joined(self.candidate_values), _joined(self.live_values)
         median_s, limit_s = statistics.median(self.seconds), BUDGET * trial.period_s
         beyond = outside(trial.spec, candidate)
@@ -129,11 +129,11 @@ class Watch:
             reason = f"{median_s * 1e3:.1f} ms a decision; {limit_s * 1e3:.1f} ms are allowed"
         elif judged.decides is not None and judged.decides.upper < -trial.settings.margin:
             reason = f"earns at least {-judged.decides.upper:.3f} a tick less than the live one on fresh decisions"
-        return Finding("shadow", passed=not reason, figures=told, reason=reason)
+        return StepResult("shadow", passed=not reason, figures=told, reason=reason)
 
 
 @torch.no_grad()
-def _decide(policy: Acts, features: Any) -> HeadOutput:
+def _decide(policy: ActingPolicy, features: Any) -> HeadOutput:
     context_BC = policy.encode(features)
     return policy.heads.act(context_BC, generator=torch.Generator().manual_seed(0), explore=False)
 

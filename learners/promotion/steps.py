@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from learners.promotion.held_out import labels
 from learners.promotion.integrity import fast, whole
 from learners.promotion.off_policy import ope
-from learners.promotion.pipeline import Finding, Step, Trial
+from learners.promotion.pipeline import EvaluationContext, Step, StepResult
 from learners.promotion.sanity import sane
 from learners.promotion.shadow import shadow
 
 
-def probation(trial: Trial) -> Finding:
+def probation(trial: EvaluationContext) -> StepResult:
     """It takes place after the verdict: the agent watches the version for `probation_s` once it acts."""
-    return Finding("probation", passed=True, figures={"begins": "when live", "lasts_s": trial.settings.probation_s})
+    return StepResult("probation", passed=True, figures={"begins": "when live", "lasts_s": trial.settings.probation_s})
 
 
 STEPS: Mapping[str, Step] = {

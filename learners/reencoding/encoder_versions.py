@@ -12,24 +12,24 @@ import torch
 from safetensors import SafetensorError
 
 from learners.continual.versions import Versions
-from learners.ipc.settings import Inputs, window_s
+from learners.ipc.settings import LearnerConfig, window_s
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
-from learners.reencoding.task_encoder import state_of, teachers
+from learners.reencoding.task_encoder import encoder_tasks, state_of
 
 CPU = torch.device("cpu")
 
 
-class Recall:
+class EncoderVersions:
     """Finds encoders by stream and version.
 
     Args:
         inputs: the settings.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: LearnerConfig) -> None:
         self.inputs = inputs
-        self._tasks = teachers(inputs.encoders, inputs.tasks, {n: s.encoder for n, s in inputs.streams.items()})
+        self._tasks = encoder_tasks(inputs.encoders, inputs.tasks, {n: s.encoder for n, s in inputs.streams.items()})
 
     def __call__(self, stream: str, version: str) -> Encoder | None:
         """The encoder of a stream in a version, on the backend the agent chose; None where it is not to be had."""

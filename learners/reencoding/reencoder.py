@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.experience.reader import Reader, raw_of
+from learners.experience.reader import Reader, raw_reading
 from learners.experience.transition import Transition
 from learners.model.encoders.base import Encoder
-from learners.reencoding.token_store import Recoded, Reencoded
-from learners.rl.replay_buffer import Replay
+from learners.reencoding.token_store import StoredTokens, TokenStore
+from learners.rl.replay_buffer import ReplayBuffer
 from sensors.codecs.readings import decode_reading
 from sensors.readings import Reading
 
@@ -44,7 +44,7 @@ class Reencoder:
     """
 
     reader: Reader
-    recoded: Reencoded
+    recoded: TokenStore
     encoder_of: Callable[[str, str], Encoder | None]
     clock: Callable[[], float] = time.monotonic
     done: int = 0
@@ -58,7 +58,7 @@ class Reencoder:
     _encoders: dict[tuple[str, str], Encoder | None] = field(default_factory=dict)
     _cache: OrderedDict[tuple[str, str, float], Tokens] = field(default_factory=OrderedDict)
 
-    def step(self, replay: Replay, until_s: float) -> int:
+    def step(self, replay: ReplayBuffer, until_s: float) -> int:
         """Work until a moment of the clock, at least one chunk; returns how many entries were written."""
         stale = {stream: self._open(stream, rows, replay.versions) for stream, rows in replay.stale().items()}
         self.waiting = sum(map(len, stale.values()))
@@ -88,7 +88,7 @@ class Reencoder:
             self._encoders[key] = self.encoder_of(stream, version)
         encoder = self._encoders[key]
         found = {} if encoder is None else {row.row: row.transition for row in self.reader.pick(rows)}
-        made: list[Recoded] = []
+        made: list[StoredTokens] = []
         missed = self._missed.setdefault(f"{stream} {version}", set())
         for row in rows:
             tokens = self._tokens(stream, version, encoder, found[row]) if encoder and row in found else None
@@ -96,14 +96,14 @@ class Reencoder:
                 missed.add(row)
                 self.without_raw += 1
             else:
-                made.append(Recoded(row, stream, version, tokens))
+                made.append(StoredTokens(row, stream, version, tokens))
         self.recoded.add(made)
         self.done += len(made)
         self.waiting -= len(rows)
         return len(made)
 
     def _tokens(self, stream: str, version: str, encoder: Encoder, transition: Transition) -> Tokens | None:
-        raw = raw_of(self.reader, transition, stream)
+        raw = raw_reading(self.reader, transition, stream)
         if raw is None:
             return None
         key = (stream, version, raw.stamp_s)

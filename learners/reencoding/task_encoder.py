@@ -23,7 +23,7 @@ KINDS = frozenset({"classify"})
 """Kinds of task whose backbone reads as the encoder does; the others change it (token types, marks) or have a decoder."""
 
 
-def teachers(
+def encoder_tasks(
     encoders: Mapping[str, EncoderSettings], tasks: Mapping[str, TaskSettings], routes: Mapping[str, str | None]
 ) -> dict[str, str]:
     """Of each encoder that is not frozen, the task that fine-tunes it: of the same model, on one of its streams.
@@ -39,7 +39,7 @@ def teachers(
     return found
 
 
-def untaught(encoders: Mapping[str, EncoderSettings], taught: Mapping[str, str]) -> dict[str, str]:
+def encoders_without_task(encoders: Mapping[str, EncoderSettings], taught: Mapping[str, str]) -> dict[str, str]:
     """Of each encoder that is to be trained and has no task that would: why nothing will happen."""
     return {
         name: f"encoders.{name}.train: {encoder.train}: no classify task with model {encoder.model} reads a stream of it;"

@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS tokens(
 
 
 @dataclass(frozen=True, slots=True)
-class Recoded:
+class StoredTokens:
     """One row's tokens of one stream, float16 [T, W], by a version of its encoder."""
 
     row: int
@@ -59,7 +59,7 @@ def _check(version: int, path: Path) -> None:
         raise sqlite3.DatabaseError(f"{path} is of format {version}; this program reads {FORMAT}")
 
 
-class Reencoded:
+class TokenStore:
     """The file. Written by the learner alone; a broken one, or one of another format, is begun anew: it can be made again."""
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class Reencoded:
         """Let go of the file."""
         self._db.close()
 
-    def add(self, made: Sequence[Recoded]) -> None:
+    def add(self, made: Sequence[StoredTokens]) -> None:
         """Keep tokens; on disk when this returns, but for a power cut."""
         with self._db:
             self._db.executemany(
@@ -88,20 +88,20 @@ class Reencoded:
         found = self._db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tokens'").fetchone()
         return int(found[0])
 
-    def between(self, since: int, until: int) -> Iterator[Recoded]:
+    def between(self, since: int, until: int) -> Iterator[StoredTokens]:
         """Entries with `since < id <= until`, in order."""
         query = "SELECT row, stream, version, high, wide, data FROM tokens WHERE id > ? AND id <= ? ORDER BY id"
         for row, stream, version, high, wide, data in self._db.execute(query, (since, until)):
-            yield Recoded(row, stream, version, np.frombuffer(data, np.float16).reshape(high, wide))
+            yield StoredTokens(row, stream, version, np.frombuffer(data, np.float16).reshape(high, wide))
 
     def renew(self, rows: Sequence[Row], versions: Mapping[str, str]) -> list[Transition]:
         """The transitions of rows, oldest first, with the tokens of the present versions where these were made."""
-        made: dict[int, dict[str, Recoded]] = {}
+        made: dict[int, dict[str, StoredTokens]] = {}
         query = "SELECT row, stream, version, high, wide, data FROM tokens WHERE row >= ? ORDER BY id"
         for row, stream, version, high, wide, data in self._db.execute(query, (min((r.row for r in rows), default=0),)):
             if versions.get(stream) == version:
                 tokens_TW = np.frombuffer(data, np.float16).reshape(high, wide)
-                made.setdefault(row, {})[stream] = Recoded(row, stream, version, tokens_TW)
+                made.setdefault(row, {})[stream] = StoredTokens(row, stream, version, tokens_TW)
         return [_renewed(one.transition, made.get(one.row, {})) for one in rows]
 
     def tidy(self, first_row: int, versions: Mapping[str, str]) -> None:
@@ -117,7 +117,7 @@ class Reencoded:
             self._db.execute("DELETE FROM tokens")
 
 
-def _renewed(transition: Transition, made: Mapping[str, Recoded]) -> Transition:
+def _renewed(transition: Transition, made: Mapping[str, StoredTokens]) -> Transition:
     if not made:
         return transition
     return replace(

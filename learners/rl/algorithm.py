@@ -17,7 +17,7 @@ from learners.model.heads import Heads
 from learners.model.networks import BatchRenorm, Tracker
 from learners.rl.adam import Adam, Group
 from learners.rl.bandit import Bandit
-from learners.rl.base import Contexts, Part, nest, pick
+from learners.rl.base import Contexts, HeadAlgorithm, add_prefix, strip_prefix
 from learners.rl.batch import Batch
 from learners.rl.crossq import Crossq
 from learners.rl.dqn import Dqn
@@ -32,11 +32,11 @@ NORMALISE, NORMALISE_EVERY = 32, 8
 """So many rows of every so manieth batch go into the running normalisation: it settles over thousands of updates."""
 
 
-def parts(heads: Heads, generator: torch.Generator) -> list[Part]:
+def parts(heads: Heads, generator: torch.Generator) -> list[HeadAlgorithm]:
     """Build the parts that the heads ask for."""
     choices = tuple(a.name for a in heads.actions.choices)
     continuous = tuple(a.name for a in heads.actions.continuous)
-    built: list[Part] = []
+    built: list[HeadAlgorithm] = []
     if heads.choice is not None:
         built.append(Dqn(heads.choice, choices))
     if heads.bandit is not None:
@@ -47,7 +47,7 @@ def parts(heads: Heads, generator: torch.Generator) -> list[Part]:
     return built
 
 
-def slow_copy(policy: nn.Module) -> nn.Module:
+def target_encoder(policy: nn.Module) -> nn.Module:
     """Copy the policy without its heads, not to be trained."""
     heads, policy.heads = policy.heads, nn.Identity()
     try:
@@ -74,7 +74,7 @@ class Algorithm:
         if policy.heads.bandit is not None:  # its posterior holds only for features that stay as they are
             encoder = []
         # With nothing to train before the heads, a slow copy of the encoder would be the encoder itself.
-        self.target: Any = slow_copy(policy) if encoder else None
+        self.target: Any = target_encoder(policy) if encoder else None
         self._follow = Tracker(self.target, policy) if self.target is not None else None
         trained = [group for part in self.parts for group in part.groups()]
         self.optimiser = Adam([*trained, Group(encoder, ENCODER_RATE)])
@@ -141,10 +141,10 @@ class Algorithm:
         """Return all that an exact resume needs beside the policy's own weights, as flat tensors."""
         state = {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()}
         for index, part in enumerate(self.parts):
-            state |= nest(f"part{index}", part.state_dict())
-        state |= nest("optimiser", self.optimiser.state_dict())
+            state |= add_prefix(f"part{index}", part.state_dict())
+        state |= add_prefix("optimiser", self.optimiser.state_dict())
         if self.target is not None:
-            state |= nest("encoder", self.target.state_dict())
+            state |= add_prefix("encoder", self.target.state_dict())
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -152,7 +152,7 @@ class Algorithm:
         self.updates = int(state["updates"])
         self.generator.set_state(state["generator"])
         for index, part in enumerate(self.parts):
-            part.load_state_dict(pick(f"part{index}", state))
-        self.optimiser.load_state_dict(pick("optimiser", state))
+            part.load_state_dict(strip_prefix(f"part{index}", state))
+        self.optimiser.load_state_dict(strip_prefix("optimiser", state))
         if self.target is not None:
-            self.target.load_state_dict(pick("encoder", state))
+            self.target.load_state_dict(strip_prefix("encoder", state))

@@ -20,7 +20,7 @@ from torch import Tensor
 from learners.model.features import concat as join
 from learners.model.linear_posterior import SETTLE, LinearPosterior
 from learners.rl.adam import Group
-from learners.rl.base import Contexts, nest, pick
+from learners.rl.base import Contexts, add_prefix, strip_prefix
 from learners.rl.batch import Batch
 
 
@@ -85,11 +85,11 @@ class Bandit:
         """Return the first transitions, while they are still needed; the head holds the rest."""
         state = {"settled": torch.tensor(self._settled)}
         for index, early in enumerate(self._early):
-            state |= nest(f"early{index}", early.tensors())
+            state |= add_prefix(f"early{index}", early.tensors())
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         self._settled = bool(state["settled"])
         count = len({name.split(".")[0] for name in state if name.startswith("early")})
-        self._early = [Batch.of(pick(f"early{index}", state)) for index in range(count)]
+        self._early = [Batch.of(strip_prefix(f"early{index}", state)) for index in range(count)]

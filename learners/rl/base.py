@@ -29,7 +29,7 @@ class Contexts:
     upcoming: Tensor
 
 
-class Part(Protocol):
+class HeadAlgorithm(Protocol):
     """One algorithm for one kind of actuator."""
 
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -53,11 +53,11 @@ def group(module: nn.Module, rate: float, beta1: float) -> Group:
     return Group([p for p in module.parameters() if p.requires_grad], rate, beta1)
 
 
-def nest(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def add_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy a state with `prefix.` before every name."""
     return {f"{prefix}.{name}": value.detach().clone() for name, value in state.items()}
 
 
-def pick(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what stands behind `prefix.`, without it."""
     return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}

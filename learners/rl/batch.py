@@ -100,7 +100,7 @@ class Batch:
         return loss_B.mean() if self.weights is None else (loss_B * self.weights).mean()
 
 
-def taught_mean(loss_B: Tensor, taught_B: Tensor | None) -> Tensor:
+def expert_mean(loss_B: Tensor, taught_B: Tensor | None) -> Tensor:
     """Return the sum of `loss_B` over taught transitions, divided by B; 0 if there are none."""
     if taught_B is None:
         return torch.zeros((), device=loss_B.device)

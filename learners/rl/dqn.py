@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from learners.model.exploration import masked
 from learners.model.networks import Tracker
 from learners.rl.adam import Group
-from learners.rl.base import Contexts, group, nest, pick
-from learners.rl.batch import Batch, taught_mean
+from learners.rl.base import Contexts, add_prefix, group, strip_prefix
+from learners.rl.batch import Batch, expert_mean
 
 if TYPE_CHECKING:
     from learners.model.heads import DuelingQuantiles
@@ -118,7 +118,7 @@ class Dqn:
             values.append(taken_BK.detach().mean())
             if name in batch.taught and bool(batch.taught[name].any()):
                 margin_B = large_margin(q_BnK.mean(-1), action_B, self.settings.margin)
-                imitation.append(taught_mean(margin_B, batch.taught[name]))
+                imitation.append(expert_mean(margin_B, batch.taught[name]))
         loss = batch.weighted(average(losses))
         metrics = {"dqn_loss": loss.detach(), "dqn_value": average(values)}
         if imitation:
@@ -141,8 +141,8 @@ class Dqn:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the target critic."""
-        return nest("target", self.target.state_dict())
+        return add_prefix("target", self.target.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
-        self.target.load_state_dict(pick("target", state))
+        self.target.load_state_dict(strip_prefix("target", state))

@@ -23,7 +23,7 @@ from learners.rl.batch import Batch
 Change = Callable[[Tensor], Tensor]
 
 
-class Mirror:
+class MirrorAugmentation:
     """Mirrors half of a batch.
 
     Args:

@@ -28,8 +28,8 @@ from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
 from learners.rl.batch import Batch
-from learners.rl.replay_storage import Columns, row_bytes
-from learners.rl.ring_index import Ring
+from learners.rl.replay_storage import ReplayStorage, row_bytes
+from learners.rl.ring_index import RingIndex
 
 MAX_GAP = 3
 """Ticks from one transition to the next that still make it its successor: an overrun skips ticks, an outage ends a chain."""
@@ -51,15 +51,15 @@ class Strata:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class BufferIndex:
     """Which rows of the store a replay holds: enough to fill an equal one again."""
 
     main: tuple[int, ...]
     reserve: tuple[int, ...]
-    trail: int
+    since_reserved: int
 
 
-class Replay:
+class ReplayBuffer:
     """Rings over as many transitions as `max_bytes` holds.
 
     Args:
@@ -90,11 +90,11 @@ class Replay:
         self.spec, self.steps, self.settle, self.centre = spec, steps, settle, centre
         self.taught_share, self.failure_share = taught_share, failure_share
         total = max(80, min(max_rows, max_bytes // row_bytes(spec)))
-        self._reserve = Ring(round(total * (1 - RESERVE)), round(total * RESERVE))
-        self._main = Ring(0, total - self._reserve.size)
+        self._reserve = RingIndex(round(total * (1 - RESERVE)), round(total * RESERVE))
+        self._main = RingIndex(0, total - self._reserve.size)
         self._trail = 1 << 30
         """Transitions since the last reserved one that left the main ring."""
-        self._columns = Columns(spec, total)
+        self._columns = ReplayStorage(spec, total)
         self._follows_N = np.zeros(total, bool)  # the next position holds this one's successor
         self._preceded_N = np.zeros(total, bool)  # the position before holds its predecessor
         self._lists: dict[str, NDArray[np.int64]] | None = None
@@ -160,12 +160,12 @@ class Replay:
         """Forget the rows' numbers: the store began anew and will use them again."""
         self._columns.detach()
 
-    def held(self) -> Held:
+    def held(self) -> BufferIndex:
         """Which rows are held, oldest first."""
         main, reserve = (tuple(self._columns.number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
-        return Held(main, reserve, self._trail)
+        return BufferIndex(main, reserve, self._trail)
 
-    def refill(self, held: Held, rows: Mapping[int, Transition]) -> None:
+    def refill(self, held: BufferIndex, rows: Mapping[int, Transition]) -> None:
         """Fill an empty replay as another one was; rows that are gone are passed over."""
         for ring, numbers in ((self._main, held.main), (self._reserve, held.reserve)):
             for number in numbers:
@@ -173,7 +173,7 @@ class Replay:
                     self._place(ring.head, rows[number], number)
                     self._chain(ring, ring.head)
                     ring.added += 1
-        self._trail = held.trail
+        self._trail = held.since_reserved
 
     def newest(self, count: int) -> Features | None:
         """Features [B, H] of the last `count` taken, whether they can be drawn or not; None if there are none."""
@@ -228,7 +228,7 @@ class Replay:
         if self._columns.write(at, transition, number):
             self._lists = None
 
-    def _chain(self, ring: Ring, at: int) -> None:
+    def _chain(self, ring: RingIndex, at: int) -> None:
         """Link a position just written with the one before, and cut the one after from what was here."""
         before, after = ring.before(at), ring.after(at)
         gap = self._columns.tick_N[at] - self._columns.tick_N[before]

@@ -30,7 +30,7 @@ def row_bytes(spec: PolicySpec) -> int:
     return int(numbers + 8 * len(spec.streams) + 64 + 16 * actuators)
 
 
-class Columns:
+class ReplayStorage:
     """N positions, all empty.
 
     Args:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Positions = TypeVar("Positions", int, NDArray[np.int64])
 
 
-class Ring:
+class RingIndex:
     """Positions `start` to `start + size`, written round and round."""
 
     def __init__(self, start: int, size: int) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from learners.model.exploration import silent
 from learners.model.networks import BatchRenorm, Tracker, project
 from learners.rl.adam import Adam, Group
-from learners.rl.base import Contexts, group, nest, pick
-from learners.rl.batch import Batch, taught_mean
+from learners.rl.base import Contexts, add_prefix, group, strip_prefix
+from learners.rl.batch import Batch, expert_mean
 
 if TYPE_CHECKING:
     from learners.model.gaussian_actor import ContinuousHead
@@ -157,23 +157,23 @@ class ActorCritic:
         scale = self.settings.imitation * (loss_B.detach().abs().mean() + 10 * self.log_temperature.detach().exp())
         parts = torch.split(error_BA, list(self.head.widths), dim=-1)
         return (
-            scale * torch.stack([taught_mean(e_BA.mean(-1), t) for e_BA, t in zip(parts, taught, strict=True)]).mean()
+            scale * torch.stack([expert_mean(e_BA.mean(-1), t) for e_BA, t in zip(parts, taught, strict=True)]).mean()
         )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return temperature and optimisers."""
         return {
             "log_temperature": self.log_temperature.detach().clone(),
-            **nest("actor", self.actor_optimiser.state_dict()),
-            **nest("temperature", self.temperature_optimiser.state_dict()),
+            **add_prefix("actor", self.actor_optimiser.state_dict()),
+            **add_prefix("temperature", self.temperature_optimiser.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
-        self.actor_optimiser.load_state_dict(pick("actor", state))
-        self.temperature_optimiser.load_state_dict(pick("temperature", state))
+        self.actor_optimiser.load_state_dict(strip_prefix("actor", state))
+        self.temperature_optimiser.load_state_dict(strip_prefix("temperature", state))
 
 
 class Sac(ActorCritic):
@@ -213,9 +213,9 @@ class Sac(ActorCritic):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return temperature, optimisers and target critics."""
-        return super().state_dict() | nest("target", self.target.state_dict())
+        return super().state_dict() | add_prefix("target", self.target.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         super().load_state_dict(state)
-        self.target.load_state_dict(pick("target", state))
+        self.target.load_state_dict(strip_prefix("target", state))

@@ -21,7 +21,7 @@ import orjson
 
 from learners.safeguards.reward_ledger import Entry
 from learners.safeguards.version_comparison import Comparison
-from learners.safeguards.version_statistics import BLOCK_S, Finished, Watched
+from learners.safeguards.version_statistics import BLOCK_S, CompletedBlock, VersionStatistics
 
 CONFIRMED = 64
 """Names of versions that passed, the newest."""
@@ -38,7 +38,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProbationVerdict:
     """The end of a probation."""
 
     version: str
@@ -60,7 +60,7 @@ class Trial:
     crashes: int = 0
     seconds: int = 0
     """Of acting so far."""
-    watched: Watched = field(default_factory=Watched)
+    watched: VersionStatistics = field(default_factory=VersionStatistics)
     compared: Comparison = field(default_factory=Comparison)
 
 
@@ -79,7 +79,7 @@ class Probation:
     alpha: float = 0.05
     good: str | None = None
     """The last version that passed: what a rollback goes back to."""
-    known: Watched = field(default_factory=Watched)
+    known: VersionStatistics = field(default_factory=VersionStatistics)
     """What came of the good version's decisions."""
     confirmed: deque[str] = field(default_factory=lambda: deque(maxlen=CONFIRMED))
     trial: Trial | None = None
@@ -101,7 +101,7 @@ class Probation:
     def trust(self, version: str) -> None:
         """A version is good: it passed, or is one that did."""
         if version != self.good:
-            before, self.known = self.known, Watched()
+            before, self.known = self.known, VersionStatistics()
             if self.trial is not None and self.trial.version == version:
                 self.known = self.trial.watched
                 self.known.follow(before)
@@ -110,7 +110,7 @@ class Probation:
             self.confirmed.append(version)
         self.trial = None
 
-    def crashed(self) -> Verdict | None:
+    def crashed(self) -> ProbationVerdict | None:
         """The agent ended without order; the verdict when that is once too often."""
         trial = self.trial
         if trial is None:
@@ -118,7 +118,7 @@ class Probation:
         trial.crashes += 1
         return self._verdict("crashes") if trial.crashes >= MAX_CRASHES and trial.before is not None else None
 
-    def observe(self, entries: Iterable[Entry], without: frozenset[str] = frozenset()) -> Verdict | None:
+    def observe(self, entries: Iterable[Entry], without: frozenset[str] = frozenset()) -> ProbationVerdict | None:
         """Take settled decisions, oldest first; rewards of the sources in `without` do not count."""
         for entry in entries:
             verdict = self._take(entry, entry.total(without))
@@ -126,7 +126,7 @@ class Probation:
                 return verdict
         return None
 
-    def _take(self, entry: Entry, reward: float | None) -> Verdict | None:
+    def _take(self, entry: Entry, reward: float | None) -> ProbationVerdict | None:
         trial = self.trial
         watched, version = (self.known, self.good) if trial is None else (trial.watched, trial.version)
         if not entry.acted or entry.version != version:
@@ -135,7 +135,7 @@ class Probation:
         done = watched.add(entry.stamp_s, reward, refused=entry.refused, done=entry.done)
         return None if trial is None else self._judge(trial, done)
 
-    def _judge(self, trial: Trial, done: Finished) -> Verdict | None:
+    def _judge(self, trial: Trial, done: CompletedBlock) -> ProbationVerdict | None:
         """What a decision of the version on probation finished."""
         trial.seconds += done.refused is not None
         worse = trial.compared.update(done)
@@ -150,10 +150,10 @@ class Probation:
         enough = not episodic or len(trial.watched.returns) >= SEEN_EPISODES
         return so_far_s >= self.lasts_s * (1.0 if enough else PATIENCE)
 
-    def _verdict(self, why: str) -> Verdict:
+    def _verdict(self, why: str) -> ProbationVerdict:
         trial = self.trial
         assert trial is not None
-        return Verdict(trial.version, trial.before, why == "time", why, self.figures())
+        return ProbationVerdict(trial.version, trial.before, why == "time", why, self.figures())
 
     def _arm(self, trial: Trial) -> None:
         """Set up the tests against what is known of the good version."""
@@ -196,10 +196,10 @@ class Probation:
         """
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']!r}; this program reads {FORMAT}")
-        known, trial = Watched.of(body["known"]), None
+        known, trial = VersionStatistics.of(body["known"]), None
         if body["trial"] is not None:
             fields = dict(body["trial"])
-            watched = Watched.of(fields.pop("watched"))
+            watched = VersionStatistics.of(fields.pop("watched"))
             trial = Trial(**fields, watched=watched)
         self.good, self.known, self.trial = body["good"], known, trial
         self.confirmed.extend(body["confirmed"])
@@ -208,7 +208,7 @@ class Probation:
             trial.compared.replay(trial.watched)
 
 
-def under_way(state_dir: Path, now_s: float) -> bool:
+def on_probation(state_dir: Path, now_s: float) -> bool:
     """Whether a version is on probation at a moment of Unix time, as the agent's file says; no file says no."""
     try:
         body = orjson.loads((state_dir / FILE).read_bytes())

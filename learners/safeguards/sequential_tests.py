@@ -2,14 +2,14 @@
 
 Figures are block means, one a second of acting, or returns, one an episode. Three parts:
 
-- `Reference`: what the figures were before, with a long-run variance that counts how much neighbouring blocks depend on each
+- `Baseline`: what the figures were before, with a long-run variance that counts how much neighbouring blocks depend on each
   other (batch means; the largest over several batch lengths, with a chi-square bound because there are few batches).
-- `Drop`: is the mean now lower? The statistic t(n) = nN/(n+N) (mean before - margin - mean now) of n new blocks against N old ones
+- `MixtureSprt`: is the mean now lower? The statistic t(n) = nN/(n+N) (mean before - margin - mean now) of n new blocks against N old ones
   is, under equal means, a Brownian motion in the clock nN/(n+N) ("information time", Jennison & Turnbull 2000, ch. 3.1). It is
   held against the one-sided normal-mixture boundary of Howard, Ramdas, McAuliffe & Sekhon 2021, Annals of Statistics 49(2),
   eq. 14, which such a motion ever crosses with probability at most alpha. With an estimated variance that is an asymptotic
   statement (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024, "Time-uniform central limit theory").
-- `Bet`: is the mean of values in [0, 1] above m? A gambler who cannot win if it is not: the wealth is a test supermartingale, and
+- `BettingTest`: is the mean of values in [0, 1] above m? A gambler who cannot win if it is not: the wealth is a test supermartingale, and
   exceeds 1/alpha with probability at most alpha (Ville; Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables
   by betting"). Exact at every n, for values whose mean given the past is at most m.
 
@@ -64,7 +64,7 @@ def long_run_variance(blocks_N: Sequence[float], memory: int = MEMORY) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class Baseline:
     """What the figures were before."""
 
     count: int
@@ -75,7 +75,7 @@ class Reference:
     """The long-run variance over that of single blocks."""
 
     @classmethod
-    def of(cls, blocks_N: Sequence[float], *, least: int = LEAST, memory: int = MEMORY) -> Reference | None:
+    def of(cls, blocks_N: Sequence[float], *, least: int = LEAST, memory: int = MEMORY) -> Baseline | None:
         """From the blocks of the last minutes; None for fewer than `least`."""
         if len(blocks_N) < least:
             return None
@@ -91,10 +91,10 @@ class Reference:
 
 
 @dataclass(slots=True)
-class Drop:
+class MixtureSprt:
     """Whether the mean fell by more than `margin`; at most `alpha` of the times it did not, at any time. See the module."""
 
-    reference: Reference
+    reference: Baseline
     alpha: float
     margin: float
     rho: float = RHO
@@ -133,7 +133,7 @@ class Drop:
 
 
 @dataclass(slots=True)
-class Bet:
+class BettingTest:
     """Whether the mean of values in [0, 1] is above `limit`; see the module."""
 
     limit: float

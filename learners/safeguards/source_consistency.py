@@ -4,7 +4,7 @@ A source is compared with what else was said of the same decision: the median of
 decisions at the same time, within half a second), and, apart from that, the rewards computed at the tick itself. Two such
 comparisons at least a second apart make a pair, which is discordant when the source's value rose where the others' fell
 or the other way round (Kendall 1938): what only scales or shifts values contradicts nobody. Pairs do not overlap, and pairs in
-which either side hardly moved are left out. A `Bet` (`drop.py`) is held on the share of discordant pairs: a source that merely
+which either side hardly moved are left out. A `BettingTest` (`drop.py`) is held on the share of discordant pairs: a source that merely
 says something else (share one half) is taken for contradicting with probability at most `ALPHA`, however long it is watched. The
 tick's own rewards often price something else, such as effort: they must be contradicted far more often.
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from learners.safeguards.reward_ledger import Entry
-from learners.safeguards.sequential_tests import Bet
+from learners.safeguards.sequential_tests import BettingTest
 
 LIMIT, LIMIT_OWN = 0.55, 0.75
 """Share of discordant pairs that is still no contradiction: with other sources, with the tick's own rewards."""
@@ -33,7 +33,7 @@ STALE_S = 60.0
 """A comparison waits no longer for its partner."""
 STILL = 0.3
 """A side that moved less than this share of its usual way hardly moved."""
-OUTWEIGHS = 2.0
+MIN_WEIGHT_RATIO = 2.0
 MOST = 256
 """Sources remembered."""
 FORMAT = 1
@@ -54,7 +54,7 @@ class Finding:
 class Comparison:
     """One side of the evidence on a source."""
 
-    bet: Bet
+    bet: BettingTest
     against: set[str] = field(default_factory=set)
     waiting: tuple[float, float, float] | None = None
     """Stamp, the source's value, the others'."""
@@ -79,13 +79,16 @@ class Comparison:
 
 
 @dataclass(slots=True)
-class Standing:
+class SourceRecord:
     """What is known of a source."""
 
     weight: int = 0
     """Decisions it rewarded."""
     sides: dict[Others, Comparison] = field(
-        default_factory=lambda: {"sources": Comparison(Bet(LIMIT, ALPHA)), "tick": Comparison(Bet(LIMIT_OWN, ALPHA))}
+        default_factory=lambda: {
+            "sources": Comparison(BettingTest(LIMIT, ALPHA)),
+            "tick": Comparison(BettingTest(LIMIT_OWN, ALPHA)),
+        }
     )
 
 
@@ -97,7 +100,7 @@ class Quarantine:
     """Sources kept apart, with what was found."""
     released: set[str] = field(default_factory=set)
     """Sources a person vouched for: not judged any more."""
-    standings: dict[str, Standing] = field(default_factory=dict)
+    standings: dict[str, SourceRecord] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
@@ -107,7 +110,7 @@ class Quarantine:
     def observe(self, entry: Entry, around: Callable[[], Iterable[Entry]] = tuple) -> list[Finding]:
         """Take a decision with everything that came for it; `around` gives others of the same time, asked where needed."""
         for source in entry.rewards:
-            self.standings.setdefault(source, Standing()).weight += 1
+            self.standings.setdefault(source, SourceRecord()).weight += 1
         alone = len(entry.rewards) == 1 and len(self.standings) > 1
         near = list(around()) if alone else []
         return [finding for source in entry.rewards for finding in self.judge(entry, source, near)]
@@ -116,7 +119,7 @@ class Quarantine:
         """Compare one source's reward for a decision with what else was said."""
         if source in self.kept or source in self.released:
             return []
-        standing = self.standings.setdefault(source, Standing())
+        standing = self.standings.setdefault(source, SourceRecord())
         value = entry.rewards[source]
         said = self._said(entry, source) or [one for other in around for one in self._said(other, source)]
         if said:
@@ -147,9 +150,11 @@ class Quarantine:
             "weight": weight,
             "weight_against": sum(against.values()) if others == "sources" else None,
         }
-        if others == "sources" and sum(against.values()) < OUTWEIGHS * weight:
-            self.standings[source].sides["sources"] = Comparison(Bet(LIMIT, ALPHA))
-            outweighs = weight >= OUTWEIGHS * sum(against.values())  # then the others are to be found, not this one
+        if others == "sources" and sum(against.values()) < MIN_WEIGHT_RATIO * weight:
+            self.standings[source].sides["sources"] = Comparison(BettingTest(LIMIT, ALPHA))
+            outweighs = weight >= MIN_WEIGHT_RATIO * sum(
+                against.values()
+            )  # then the others are to be found, not this one
             return [] if outweighs else [Finding("disagree", source, figures)]
         self.keep(source, figures)
         return [Finding("contradicts", source, figures)]
@@ -170,7 +175,7 @@ class Quarantine:
 
     def _forget(self) -> None:
         """Evidence begins anew: who counts among the others has changed."""
-        self.standings = {name: Standing(standing.weight) for name, standing in self.standings.items()}
+        self.standings = {name: SourceRecord(standing.weight) for name, standing in self.standings.items()}
 
     def dump(self) -> dict[str, Any]:
         """What outlives a restart, as plain data; evidence is gathered anew."""
@@ -188,4 +193,4 @@ class Quarantine:
         self.kept = {str(name): dict(figures) for name, figures in body["kept"].items()}
         self.released = set(map(str, body["released"]))
         heaviest = sorted(body["weights"].items(), key=lambda item: -int(item[1]))[:MOST]
-        self.standings = {str(name): Standing(int(weight)) for name, weight in heaviest}
+        self.standings = {str(name): SourceRecord(int(weight)) for name, weight in heaviest}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from learners.safeguards.sequential_tests import LEAST, Bet, Drop, Reference
-from learners.safeguards.version_statistics import LEAST_EPISODES, Finished, Watched
+from learners.safeguards.sequential_tests import LEAST, Baseline, BettingTest, MixtureSprt
+from learners.safeguards.version_statistics import LEAST_EPISODES, CompletedBlock, VersionStatistics
 
 SHARES = {"rewards": 0.5, "refusals": 0.25, "returns": 0.25}
 """Of alpha."""
@@ -28,32 +28,32 @@ EPISODE_RHO = 1.0
 class Comparison:
     """The tests of one probation."""
 
-    rewards: Drop | None = None
-    returns: Drop | None = None
-    refusals: Bet | None = None
+    rewards: MixtureSprt | None = None
+    returns: MixtureSprt | None = None
+    refusals: BettingTest | None = None
     reason: str = ""
     """Why rewards are not compared."""
     refused_before: float = 0.0
     """Share of decisions."""
 
     @classmethod
-    def of(cls, known: Watched, watched: Watched, *, margin: float, alpha: float) -> Comparison:
+    def of(cls, known: VersionStatistics, watched: VersionStatistics, *, margin: float, alpha: float) -> Comparison:
         """Against what is `known` of the version before; episodes of the new one, `watched`, get their longest length."""
-        reference = Reference.of(known.rewards)
+        reference = Baseline.of(known.rewards)
         found = cls(returns=_returns(known, margin, alpha), refusals=_refusals(known, alpha))
         if reference is None:
             found.reason = f"{len(known.rewards)} s of rewards of the version before; {LEAST} are needed"
         else:
-            found.rewards = Drop(reference, alpha * SHARES["rewards"], margin)
+            found.rewards = MixtureSprt(reference, alpha * SHARES["rewards"], margin)
         if found.refusals is not None and known.refusals:
             found.refused_before = sum(known.refusals) / len(known.refusals)
         if found.returns is not None:
             watched.longest = TOO_LONG * max(known.lengths)
         return found
 
-    def update(self, done: Finished) -> str | None:
+    def update(self, done: CompletedBlock) -> str | None:
         """What a decision finished; the name of the test that says the version is worse."""
-        tests: tuple[tuple[str, Drop | Bet | None, float | None], ...] = (
+        tests: tuple[tuple[str, MixtureSprt | BettingTest | None, float | None], ...] = (
             ("rewards", self.rewards, done.reward),
             ("returns", self.returns, done.gained),
             ("refusals", self.refusals, done.refused),
@@ -63,7 +63,7 @@ class Comparison:
                 return why
         return None
 
-    def replay(self, watched: Watched) -> None:
+    def replay(self, watched: VersionStatistics) -> None:
         """Take what was watched before a restart."""
         if self.rewards is not None:
             self.rewards.replay(watched.rewards)
@@ -83,22 +83,22 @@ class Comparison:
         return found
 
 
-def _returns(known: Watched, margin: float, alpha: float) -> Drop | None:
+def _returns(known: VersionStatistics, margin: float, alpha: float) -> MixtureSprt | None:
     """Episodes begin anew and so are independent; the margin is that of a tick, for as many as an episode had."""
-    reference = Reference.of(known.returns, least=LEAST_EPISODES, memory=1)
+    reference = Baseline.of(known.returns, least=LEAST_EPISODES, memory=1)
     if reference is None:
         return None
     length = sum(known.lengths) / len(known.lengths)
-    return Drop(reference, alpha * SHARES["returns"], margin * length, EPISODE_RHO)
+    return MixtureSprt(reference, alpha * SHARES["returns"], margin * length, EPISODE_RHO)
 
 
-def _refusals(known: Watched, alpha: float) -> Bet | None:
-    refused = Reference.of(known.refusals)
+def _refusals(known: VersionStatistics, alpha: float) -> BettingTest | None:
+    refused = Baseline.of(known.refusals)
     limit = MOST_REFUSALS if refused is None else refused.upper() + MORE_REFUSALS
-    return Bet(limit, alpha * SHARES["refusals"]) if limit < MOST_REFUSALS else None
+    return BettingTest(limit, alpha * SHARES["refusals"]) if limit < MOST_REFUSALS else None
 
 
-def _told(drop: Drop) -> dict[str, Any]:
+def _told(drop: MixtureSprt) -> dict[str, Any]:
     """The numbers of one test."""
     return {
         "mean_before": round(drop.reference.mean, 4),

@@ -64,7 +64,7 @@ class Episode:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class CompletedBlock:
     """What one decision finished: the figures of a second, the return of an episode."""
 
     reward: float | None = None
@@ -74,7 +74,7 @@ class Finished:
 
 
 @dataclass(slots=True)
-class Watched:
+class VersionStatistics:
     """What came of one version's decisions."""
 
     rewards: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
@@ -88,7 +88,7 @@ class Watched:
     _refusal: Blocks = field(default_factory=Blocks)
     _episode: Episode = field(default_factory=Episode)
 
-    def add(self, stamp_s: float, reward: float | None, *, refused: bool, done: bool = False) -> Finished:
+    def add(self, stamp_s: float, reward: float | None, *, refused: bool, done: bool = False) -> CompletedBlock:
         """Take a settled decision."""
         refusal = self._refusal.add(stamp_s, float(refused))
         rewarded = None if reward is None else self._reward.add(stamp_s, reward)
@@ -98,16 +98,16 @@ class Watched:
             self.rewards.append(rewarded)
         episode = self._episode.add(reward, ends=done or self._episode.ticks + 1 >= self.longest)
         if episode is None:
-            return Finished(rewarded, refusal)
+            return CompletedBlock(rewarded, refusal)
         self.returns.append(episode[0])
         self.lengths.append(episode[1])
-        return Finished(rewarded, refusal, episode[0])
+        return CompletedBlock(rewarded, refusal, episode[0])
 
     def interrupt(self) -> None:
         """A decision that was another's."""
         self._episode.interrupt()
 
-    def follow(self, before: Watched) -> None:
+    def follow(self, before: VersionStatistics) -> None:
         """Where there are too few episodes to compare with, the newest of the version before stand in."""
         room = max(0, LEAST_EPISODES - len(self.returns))
         self.returns.extendleft([*reversed(before.returns)][:room])
@@ -123,7 +123,7 @@ class Watched:
         }
 
     @classmethod
-    def of(cls, body: Mapping[str, Sequence[float]]) -> Watched:
+    def of(cls, body: Mapping[str, Sequence[float]]) -> VersionStatistics:
         """From what `dump` gave.
 
         Raises:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import orjson
 
-from learners.ipc.settings import Inputs
+from learners.ipc.settings import LearnerConfig
 from learners.worker.loop import serve
-from learners.worker.priority import die_with, give_way
+from learners.worker.priority import die_with_parent, lower_priority
 
 
 def main(arguments: list[str]) -> int:
@@ -21,10 +21,10 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m learners.worker SETTINGS.json\n")
         return 2
     parent = os.getppid()
-    if not die_with(parent):
+    if not die_with_parent(parent):
         return 1
-    inputs = Inputs.model_validate(orjson.loads(Path(arguments[0]).read_bytes()))
-    give_way("reflexd: learner", inputs.learner.threads, inputs.learner.priority)
+    inputs = LearnerConfig.model_validate(orjson.loads(Path(arguments[0]).read_bytes()))
+    lower_priority("reflexd: learner", inputs.learner.threads, inputs.learner.priority)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

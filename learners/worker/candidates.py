@@ -23,7 +23,7 @@ from learners.experience.reader import Reader
 from learners.experience.transition import Transition
 from learners.ipc.outbox import Outbox
 from learners.promotion.held_out import Feeding
-from learners.promotion.pipeline import Examination, Step, Trial, Verdict
+from learners.promotion.pipeline import EvaluationContext, EvaluationRun, PromotionResult, Step
 from learners.worker.learner import Learner
 
 FRESH = 256
@@ -32,7 +32,7 @@ LEARNER_STATE_LIMIT = 64_000_000
 """Bytes of learner state that travel with a version; a larger one only lies in the saved state."""
 
 
-class Trials:
+class CandidateManager:
     """The trials of one learner.
 
     Args:
@@ -63,9 +63,9 @@ class Trials:
         self.settings, self.steps, self.feeding, self.rate_hz = settings, steps, feeding, rate_hz
         self.live: tuple[str, Any] | None = None
         """The version that acts and its policy."""
-        self.verdict: Verdict | None = None
+        self.verdict: PromotionResult | None = None
         """The last one."""
-        self.examination: Examination | None = None
+        self.examination: EvaluationRun | None = None
         """The trial that is going on."""
         self._candidate: tuple[str, Any] = ("", None)
         self._judged = -1
@@ -79,10 +79,10 @@ class Trials:
         """Version and step of the trial that is going on."""
         return {"version": self._candidate[0], "step": self.examination.step} if self.examination else None
 
-    def run(self) -> Verdict | None:
+    def run(self) -> PromotionResult | None:
         """Put a candidate on trial; the verdict, unless a step has to wait."""
         self.begin()
-        return self.go_on()
+        return self.resume()
 
     def begin(self) -> None:
         """Write a candidate and prepare its trial."""
@@ -91,11 +91,11 @@ class Trials:
             version = self._write()
             self.examination = self._examine(version)
 
-    def go_on(self, until_s: float = math.inf) -> Verdict | None:
+    def resume(self, until_s: float = math.inf) -> PromotionResult | None:
         """Go on with the trial until a moment of the monotonic clock; at its end promote the candidate or say why not."""
         examination = self.examination
         assert examination is not None
-        verdict: Verdict | None
+        verdict: PromotionResult | None
         if self.versions.live().version != examination.trial.live_version:
             verdict = examination.void("another version went live during the trial")
         else:
@@ -114,7 +114,7 @@ class Trials:
             with torch.random.fork_rng(devices=[]):
                 self._live_policy()
             if self.live is not None:
-                self.learner.take_up(self.live[0], self.live[1].state_dict())
+                self.learner.reset_to_version(self.live[0], self.live[1].state_dict())
                 self._judged = self.learner.position.update
 
     def refused(self, refusal: CheckpointRefused) -> None:
@@ -122,7 +122,7 @@ class Trials:
         fields = {"version": refusal.version, "reason": refusal.reason, "detail": refusal.detail}
         self.outbox.post("checkpoint_refused", fields)
 
-    def _conclude(self, verdict: Verdict) -> None:
+    def _conclude(self, verdict: PromotionResult) -> None:
         version, candidate = self._candidate
         self._candidate, self.verdict = ("", None), verdict
         fields = {"version": version, "live": self.live[0] if self.live else None, **verdict.fields()}
@@ -158,13 +158,13 @@ class Trials:
             metrics={"score": learner.reward_mean, "updates": position.update, **learner.metrics},
         )
 
-    def _examine(self, version: str) -> Examination:
+    def _examine(self, version: str) -> EvaluationRun:
         loaded = self.versions.load(version, self.learner.shapes())
         candidate: Any = self.build(self.learner.spec).eval()
         candidate.load_state_dict(loaded.tensors["policy"])
         self._candidate = (version, candidate)
         live = self._live_policy()
-        trial = Trial(
+        trial = EvaluationContext(
             manifest=loaded.manifest,
             spec=self.learner.spec,
             candidate=candidate,
@@ -179,7 +179,7 @@ class Trials:
             versions=dict(self.learner.replay.versions),
             held_out=lambda: self.feeding.held_out(self._fed()),
         )
-        return Examination(trial, self.steps, self.settings.steps)
+        return EvaluationRun(trial, self.steps, self.settings.steps)
 
     def _recent(self, count: int) -> list[Transition]:
         """The newest transitions, oldest first; after an encoder's swap with the tokens that were made anew since."""

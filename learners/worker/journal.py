@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from learners.experience.snapshots import Moment
+from learners.experience.snapshots import SnapshotId
 from learners.files import write_atomically
 
 
@@ -31,9 +31,9 @@ class Entry:
     """Tokens made anew were taken in up to this entry of `reencoded.db`."""
 
     @property
-    def moment(self) -> Moment:
+    def moment(self) -> SnapshotId:
         """What was taken in."""
-        return Moment(self.row, self.change)
+        return SnapshotId(self.row, self.change)
 
 
 class Journal:
@@ -80,9 +80,9 @@ class Position:
     """Transitions in the replay that a part which sees each one once has not seen yet."""
 
     @property
-    def moment(self) -> Moment:
+    def moment(self) -> SnapshotId:
         """What was taken in."""
-        return Moment(self.row, self.change)
+        return SnapshotId(self.row, self.change)
 
 
 def document(position: Position, trail: int, versions: Mapping[str, str]) -> dict[str, Any]:

@@ -22,15 +22,15 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.tensors import shapes_of
 from learners.config import LearnerSettings
-from learners.experience.snapshots import Moment, Source
+from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.model.spec import PolicySpec
-from learners.reencoding.token_store import Reencoded
+from learners.reencoding.token_store import TokenStore
 from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
-from learners.rl.mirror_augmentation import Mirror
-from learners.rl.replay_buffer import Held, Replay
+from learners.rl.mirror_augmentation import MirrorAugmentation
+from learners.rl.replay_buffer import BufferIndex, ReplayBuffer
 from learners.worker.journal import Entry, Journal, Position, document, placed
 
-DEBT_S = 60.0
+MAX_BACKLOG_S = 60.0
 """Updates for so much experience may be owed; more is forgotten."""
 RECENT = 1_000
 """Rewards that `reward_mean` is taken over."""
@@ -56,7 +56,7 @@ class Learner:
         self,
         spec: PolicySpec,
         settings: LearnerSettings,
-        source: Source,
+        source: ExperienceSnapshots,
         state: Checkpoints,
         journal: Journal,
         build: Callable[[PolicySpec], nn.Module],
@@ -64,7 +64,7 @@ class Learner:
         rate_hz: float = 10.0,
         device: torch.device | str = "cpu",
         batch: int | None = None,
-        recoded: Reencoded | None = None,
+        recoded: TokenStore | None = None,
     ) -> None:
         self.recoded = recoded
         self.spec, self.settings, self.source, self.state, self.journal = spec, settings, source, state, journal
@@ -75,7 +75,7 @@ class Learner:
         self.policy: Any = build(spec).to(self.device).eval()
         self.algorithm = Algorithm(self.policy, torch.Generator(self.device).manual_seed(settings.seed))
         self.draw = torch.Generator().manual_seed(settings.seed)
-        self.mirror = Mirror(spec, settings.mirror) if settings.mirror else None
+        self.mirror = MirrorAugmentation(spec, settings.mirror) if settings.mirror else None
         self.replay = self._empty()
         self.position = Position()
         self.metrics: dict[str, float] = {}
@@ -96,13 +96,13 @@ class Learner:
         """Those a version must have to fit this policy."""
         return {"policy": shapes_of(self.policy.state_dict())}
 
-    def start_from(self, weights: dict[str, Tensor]) -> None:
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take up a policy's weights and forget what belonged to the old ones (targets, moments of the optimiser)."""
         self.policy.load_state_dict(weights)
         self.algorithm = Algorithm(self.policy, self.algorithm.generator, self.algorithm.updates)
         self.policy.eval()
 
-    def ingest(self, until: Moment | None = None) -> int:
+    def ingest(self, until: SnapshotId | None = None) -> int:
         """Take in everything up to a moment (default: now); returns how many transitions came."""
         known = until is not None
         until = until or self.source.now()
@@ -124,7 +124,7 @@ class Learner:
             self._rewards.append(row.transition.reward)
             came += 1
         self.position.row, self.position.change = until.row, until.change
-        self._owe(came)
+        self._schedule_updates(came)
         self._observe(came)
         return came
 
@@ -162,7 +162,7 @@ class Learner:
             "random": {"draw": self.draw.get_state(), "torch": torch.get_rng_state()},
             "held": {name: torch.tensor(getattr(held, name), dtype=torch.int64) for name in ("main", "reserve")},
         }
-        position = document(self.position, held.trail, self.replay.versions)
+        position = document(self.position, held.since_reserved, self.replay.versions)
         version = self.state.save(tensors, {"position": position, "spec": orjson.loads(self.spec.to_json())})
         self.state.promote(version)
         self.journal.restart([])
@@ -190,15 +190,15 @@ class Learner:
             self.algorithm.load_state_dict(loaded.tensors["learner"])
             self.draw.set_state(loaded.tensors["random"]["draw"])
             main, reserve = (tuple(loaded.tensors["held"][name].tolist()) for name in ("main", "reserve"))
-            self._refill(Held(main, reserve, trail))
+            self._refill(BufferIndex(main, reserve, trail))
             torch.set_rng_state(loaded.tensors["random"]["torch"])
         self._repeat([entry for entry in entries if entry.number > self.position.entry], load)
         return loaded is not None
 
-    def take_up(self, version: str, weights: dict[str, Tensor]) -> None:
+    def reset_to_version(self, version: str, weights: dict[str, Tensor]) -> None:
         """Continue from the weights of a version, as after a rollback."""
         self._note(version=version)
-        self.start_from(weights)
+        self.load_weights(weights)
 
     def _note(self, **what: Any) -> None:
         self.position.entry += 1
@@ -209,21 +209,21 @@ class Learner:
             self.train(float("inf"), until=entry.update)
             self.position.entry = entry.number
             if entry.version is not None:
-                self.start_from(load(entry.version))
+                self.load_weights(load(entry.version))
             elif entry.recoded is not None:
                 self.take_reencoded(entry.recoded)
             else:
                 self.ingest(entry.moment)
 
-    def _refill(self, held: Held) -> None:
+    def _refill(self, held: BufferIndex) -> None:
         rows = self.source.pick(sorted({*held.main, *held.reserve}), self.position.moment)
         self.replay.refill(held, rows)
         self._retoken(0, self.position.recoded)
         self._rewards.extend(rows[number].reward for number in held.main[-RECENT:] if number in rows)
 
-    def _empty(self) -> Replay:
+    def _empty(self) -> ReplayBuffer:
         s = self.settings
-        return Replay(
+        return ReplayBuffer(
             self.spec,
             max_bytes=int(s.replay_gb * 1e9),
             steps=s.n_step,
@@ -232,12 +232,12 @@ class Learner:
             centre=s.center_rewards,
         )
 
-    def _owe(self, came: int) -> None:
+    def _schedule_updates(self, came: int) -> None:
         position, settings = self.position, self.settings
         if len(self.replay) < self.warmup or not self.replay.strata().all:
             return
         owed = position.owed + came * settings.updates_per_step
-        limit = max(64.0, DEBT_S * self.rate_hz * settings.updates_per_step)
+        limit = max(64.0, MAX_BACKLOG_S * self.rate_hz * settings.updates_per_step)
         position.owed = min(owed, limit)
         self.forgotten += owed - position.owed
 

@@ -24,26 +24,26 @@ from torch import Tensor, nn
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.store import Checkpoints, open_checkpoints
-from learners.continual.trainer import Online
+from learners.continual.trainer import ContinualTrainer
 from learners.device import pick_device
 from learners.experience.reader import Reader
-from learners.experience.snapshots import Source
+from learners.experience.snapshots import ExperienceSnapshots
 from learners.finetune.trainer import Stopped
 from learners.ipc.outbox import Outbox
-from learners.ipc.policy_spec import take_over
+from learners.ipc.policy_spec import read_policy_spec
 from learners.ipc.progress import Progress
-from learners.ipc.settings import Inputs
+from learners.ipc.settings import LearnerConfig
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.promotion.held_out import Feeding
 from learners.promotion.pipeline import Step
 from learners.promotion.steps import STEPS
-from learners.reencoding.encoder_versions import Recall
+from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder
-from learners.reencoding.token_store import Reencoded
-from learners.safeguards.probation import under_way
+from learners.reencoding.token_store import TokenStore
+from learners.safeguards.probation import on_probation
 from learners.tasks.base import DataError
-from learners.worker.candidates import Trials
+from learners.worker.candidates import CandidateManager
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
 from learners.worker.priority import background_stream
@@ -51,35 +51,35 @@ from learners.worker.priority import background_stream
 POLL_S = 0.2
 
 
-class Background:
+class LearnerLoop:
     """The running learner of one spec."""
 
     def __init__(
         self,
-        inputs: Inputs,
+        inputs: LearnerConfig,
         spec: PolicySpec,
         stop: threading.Event,
         *,
         build: Callable[[PolicySpec], nn.Module] = Policy,
         steps: Mapping[str, Step] = STEPS,
-        chores: Sequence[Callable[[], object]] = (),
+        periodic_jobs: Sequence[Callable[[], object]] = (),
     ) -> None:
         folder = inputs.state_dir / "learner"
         key = load_key(inputs.state_dir, credentials_folder())
         promotion = inputs.promotion
         self.inputs, self.spec, self.stop = inputs, spec, stop
-        self.chores = chores
+        self.periodic_jobs = periodic_jobs
         """Called once a round, such as periodic fine-tuning; they look at the clock themselves."""
         self.device = pick_device(inputs.device)
         self.reader = Reader(inputs.state_dir / "experience")
         self.outbox = Outbox(folder / "outbox")
         self.progress = Progress(folder / "progress.json")
         self.versions = open_checkpoints(inputs.state_dir, promotion)
-        recoded = Reencoded(folder / "reencoded.db")
+        recoded = TokenStore(folder / "reencoded.db")
         self.learner = Learner(
             spec,
             inputs.learner,
-            Source(self.reader),
+            ExperienceSnapshots(self.reader),
             Checkpoints(folder / "state", key, keep_last=2, keep_best=0, keep_promoted=2),
             Journal(folder / "journal.jsonl"),
             build,
@@ -87,9 +87,9 @@ class Background:
             device=self.device,
             recoded=recoded,
         )
-        self.reencoder = Reencoder(self.reader, recoded, Recall(inputs))
+        self.reencoder = Reencoder(self.reader, recoded, EncoderVersions(inputs))
         feeding = Feeding(tasks_of(inputs, self.reader))
-        self.trials = Trials(
+        self.trials = CandidateManager(
             self.learner, self.versions, self.reader, self.outbox, build, promotion, steps, feeding, inputs.tick.rate_hz
         )
         self._due: dict[str, float] = {}
@@ -114,7 +114,7 @@ class Background:
         if not resumed:
             loaded = self.versions.load_live(self.trials.refused, self.learner.shapes())
             if loaded is not None:
-                self.learner.take_up(loaded.manifest.version, loaded.tensors["policy"])
+                self.learner.reset_to_version(loaded.manifest.version, loaded.tensors["policy"])
             self.learner.save()
         elif self._rolled_back_meanwhile():
             self._take_up_live()
@@ -132,15 +132,15 @@ class Background:
         if not done:
             self.stop.wait(min(settings.update_every_s, 1.0))
         with torch.random.fork_rng(devices=[]):
-            for chore in self.chores:
+            for chore in self.periodic_jobs:
                 chore()
             self.reencoder.step(self.learner.replay, time.monotonic() + settings.update_every_s / 2)
         self.learner.take_reencoded()
         if self._is_due("save", settings.save_every_s):
             self.learner.save()
         if self.trials.examination is not None:
-            self.trials.go_on(time.monotonic() + settings.update_every_s)
-        elif under_way(self.inputs.state_dir, time.time()):
+            self.trials.resume(time.monotonic() + settings.update_every_s)
+        elif on_probation(self.inputs.state_dir, time.time()):
             pass  # what acts is on probation; one change at a time, so that it is known what a drop is due to
         elif self._is_due("promote", settings.promote_every_s) and self.trials.something_new:
             self.trials.begin()
@@ -161,14 +161,14 @@ class Background:
         except CheckpointRefused as refusal:
             self.trials.refused(refusal)
             return
-        self.learner.take_up(live, weights)
+        self.learner.reset_to_version(live, weights)
         self.learner.save()
 
     def _weights(self, version: str) -> dict[str, Tensor]:
         return self.versions.load(version, self.learner.shapes()).tensors["policy"]
 
     def _same_spec(self) -> bool:
-        spec = take_over(self.inputs.state_dir)
+        spec = read_policy_spec(self.inputs.state_dir)
         return spec is None or spec == self.spec
 
     def _is_due(self, what: str, every_s: float) -> bool:
@@ -212,22 +212,22 @@ class Background:
         }
 
 
-def serve(inputs: Inputs, stop: threading.Event) -> None:
+def serve(inputs: LearnerConfig, stop: threading.Event) -> None:
     """Learn for one spec after another until told to stop."""
     outbox = Outbox(inputs.state_dir / "learner" / "outbox")
     waited = False
     while not stop.is_set():
-        spec = take_over(inputs.state_dir)
+        spec = read_policy_spec(inputs.state_dir)
         if spec is None:
             if not waited:
                 outbox.post("learner_waits", {"for": "the agent's policy spec"})
             waited = True
             stop.wait(POLL_S)
             continue
-        Background(inputs, spec, stop, chores=chores(inputs, outbox, stop)).run()
+        LearnerLoop(inputs, spec, stop, periodic_jobs=periodic_jobs(inputs, outbox, stop)).run()
 
 
-def chores(inputs: Inputs, outbox: Outbox, stop: threading.Event) -> list[Callable[[], object]]:
+def periodic_jobs(inputs: LearnerConfig, outbox: Outbox, stop: threading.Event) -> list[Callable[[], object]]:
     """Periodic fine-tuning of every task, and what was wished for on `request/finetune`."""
     folder = inputs.state_dir / "learner"
     reader = Reader(inputs.state_dir / "experience")
@@ -236,16 +236,16 @@ def chores(inputs: Inputs, outbox: Outbox, stop: threading.Event) -> list[Callab
     return [partial(_finetune, tasks, wishes, outbox, stop)] if tasks else []
 
 
-def tasks_of(inputs: Inputs, reader: Reader) -> dict[str, Online]:
+def tasks_of(inputs: LearnerConfig, reader: Reader) -> dict[str, ContinualTrainer]:
     """The fine-tuning of every task."""
     folder = inputs.state_dir / "learner" / "tasks"
     return {
-        name: Online(name, settings, inputs.finetune, folder, reader, seed=inputs.learner.seed)
+        name: ContinualTrainer(name, settings, inputs.finetune, folder, reader, seed=inputs.learner.seed)
         for name, settings in inputs.tasks.items()
     }
 
 
-def _finetune(tasks: Mapping[str, Online], wishes: Outbox, outbox: Outbox, stop: threading.Event) -> None:
+def _finetune(tasks: Mapping[str, ContinualTrainer], wishes: Outbox, outbox: Outbox, stop: threading.Event) -> None:
     wished: set[str] = set()
     for wish in wishes.collect():
         wished |= {wish.fields["task"]} if wish.fields.get("task") else set(tasks)

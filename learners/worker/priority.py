@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 Priority = Literal["idle", "nice", "normal"]
 
 
-def give_way(title: str, threads: int, priority: Priority = "idle") -> Priority:
+def lower_priority(title: str, threads: int, priority: Priority = "idle") -> Priority:
     """Take a name, a priority and `threads` threads for torch; returns which priority it became."""
     setproctitle.setproctitle(title)
     torch.set_num_threads(threads)
@@ -34,7 +34,7 @@ def give_way(title: str, threads: int, priority: Priority = "idle") -> Priority:
     return priority
 
 
-def die_with(parent: int) -> bool:
+def die_with_parent(parent: int) -> bool:
     """Be killed when the parent ends; False when it has already ended."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

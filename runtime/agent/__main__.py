@@ -25,7 +25,7 @@ from runtime.process import child, log
 from sensors.base import Sensor
 
 if TYPE_CHECKING:
-    from runtime.agent.components import Parts
+    from runtime.agent.components import Components
 
 _LOG = structlog.get_logger(__name__)
 DECODERS = 2
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fault", action="append", default=[])
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args(arguments)
-    child.become("agent")
+    child.set_process_title("agent")
     gc.disable()  # until everything is built: nothing of it is garbage, and looking costs a fifth of the imports
     loaded = load(given.config)
     log.configure(verbose=given.verbose, secrets=loaded.secrets)
@@ -75,7 +75,7 @@ async def run(loaded: Loaded, end: socket.socket, faults: list[str]) -> None:
             await asyncio.to_thread(parts.put_away)
 
 
-def jobs(parts: Parts) -> dict[str, Coroutine[Any, Any, None]]:
+def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
     """Every task of the agent by name."""
     running: dict[str, Coroutine[Any, Any, None]] = {
         "control mqtt": parts.control.run(),
@@ -94,7 +94,7 @@ def jobs(parts: Parts) -> dict[str, Coroutine[Any, Any, None]]:
     return running | parts.jobs
 
 
-async def _sense(parts: Parts, sensor: Sensor) -> None:
+async def _sense(parts: Components, sensor: Sensor) -> None:
     """One sensor that runs by itself; its losses and recoveries are events."""
 
     def lost(reason: str) -> None:
@@ -106,19 +106,19 @@ async def _sense(parts: Parts, sensor: Sensor) -> None:
     await sensor.run(parts.inbox.put, lost, recovered)
 
 
-async def _forward(parts: Parts) -> None:
+async def _forward(parts: Components) -> None:
     """Events of the learner, which has no connection of its own."""
     while True:
         for event in await asyncio.to_thread(parts.outbox.collect):
             if event.kind == "source_quarantined":
-                parts.sources.accused(event.fields)  # carries it out, and says so
+                parts.sources.report(event.fields)  # carries it out, and says so
             else:
                 parts.reporter.event(event.kind, event.fields)
             event.acknowledge()
         await asyncio.sleep(OUTBOX_POLL_S)
 
 
-async def _end_when(stopping: asyncio.Event, tasks: list[asyncio.Task[Any]], parts: Parts) -> None:
+async def _end_when(stopping: asyncio.Event, tasks: list[asyncio.Task[Any]], parts: Components) -> None:
     await stopping.wait()
     parts.watch.ending = True
     for task in tasks:

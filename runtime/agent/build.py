@@ -22,24 +22,24 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, open_checkpoints
 from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
-from learners.ipc.policy_spec import hand_over
+from learners.ipc.policy_spec import write_policy_spec
 from learners.rewards import build_rewards
 from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine
-from runtime.agent.components import Parts
+from runtime.agent.components import Components
 from runtime.agent.subscriptions import wire
 from runtime.config.loader import Loaded
 from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
-from runtime.control.payload_decoder import Intake
-from runtime.control.tick import Ticker, TickRewards
-from runtime.deploy.policy_updater import Swap
-from runtime.deploy.probation import Watch
+from runtime.control.payload_decoder import PayloadDecoder
+from runtime.control.tick import ControlLoop, TickRewards
+from runtime.deploy.policy_updater import PolicyUpdater
+from runtime.deploy.probation import ProbationMonitor
 from runtime.deploy.task_versions import TaskVersions
-from runtime.feedback.outcomes import Outcomes
+from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.receiver import Feedback
-from runtime.feedback.source_quarantine import Sources
+from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.client import GateLink
 from runtime.inference.build import build_engine
 from runtime.inference.engine import Engine
@@ -51,14 +51,14 @@ from runtime.mqtt.topics import Topics
 from runtime.process.log import Scrubber
 from runtime.process.pacing import MonotonicClock, Pacer
 from runtime.requests.explain import Explainer
-from runtime.requests.handlers import Requests, _wish_finetune
-from runtime.requests.record import Sessions
+from runtime.requests.handlers import Requests, request_finetune
+from runtime.requests.record import RecordingController
 from sensors.base import Sensor, TopicSensor
 from sensors.streams.fault_injection import apply_fault, parse_fault
 from sensors.streams.registry import build
 
 
-async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decoders: ThreadPoolExecutor) -> Parts:
+async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decoders: ThreadPoolExecutor) -> Components:
     """Build the agent; loading and calibrating the models takes seconds, off the loop.
 
     Raises:
@@ -72,7 +72,7 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
     brain = await _think(config, reporter)
     memory = _remember(config, reporter, clock)
     ticker = _ticker(config, GateLink(end), clock, senses, brain, memory, reporter)
-    parts = Parts(
+    parts = Components(
         config=config,
         sensors=senses.sensors,
         inbox=senses.inbox,
@@ -82,7 +82,7 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
         store=memory.store,
         feedback=memory.feedback,
         checkpoints=brain.checkpoints,
-        swap=Swap(brain.checkpoints, brain.engine, reporter.event, watcher=brain.watch),
+        swap=PolicyUpdater(brain.checkpoints, brain.engine, reporter.event, watcher=brain.watch),
         watch=brain.watch,
         sources=memory.sources,
         outcomes=memory.outcomes,
@@ -101,13 +101,13 @@ async def assemble(loaded: Loaded, end: socket.socket, faults: list[str], decode
 class _Senses:
     sensors: dict[str, Sensor | TopicSensor]
     inbox: Inbox
-    intake: Intake
+    intake: PayloadDecoder
 
 
 @dataclass(frozen=True, slots=True)
 class _Brain:
     checkpoints: Checkpoints
-    watch: Watch
+    watch: ProbationMonitor
     engine: Engine
 
 
@@ -115,8 +115,8 @@ class _Brain:
 class _Memory:
     store: Store
     rewards: TickRewards
-    outcomes: Outcomes
-    sources: Sources
+    outcomes: OutcomeTracker
+    sources: SourceQuarantine
     feedback: Feedback
 
 
@@ -131,7 +131,7 @@ def _sense(config: Config, faults: list[str], decoders: ThreadPoolExecutor) -> _
     sensors = {name: build(name, settings) for name, settings in config.streams.items()}
     sensors |= _with_faults(sensors, faults)
     inbox = Inbox(config.streams)
-    intake = Intake(
+    intake = PayloadDecoder(
         {n: (s, config.streams[n].kind) for n, s in sensors.items() if isinstance(s, TopicSensor)}, inbox.put, decoders
     )
     return _Senses(sensors, inbox, intake)
@@ -140,7 +140,7 @@ def _sense(config: Config, faults: list[str], decoders: ThreadPoolExecutor) -> _
 async def _think(config: Config, reporter: Reporter) -> _Brain:
     """What decides: versions, who watches the one that acts, and the engine with the live one."""
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
-    watch = Watch(_probation(config), checkpoints, config.state_dir, reporter.event, time.time)
+    watch = ProbationMonitor(_probation(config), checkpoints, config.state_dir, reporter.event, time.time)
     await asyncio.to_thread(watch.start)
     return _Brain(checkpoints, watch, await _engine(config, checkpoints, reporter, watch))
 
@@ -149,8 +149,8 @@ def _remember(config: Config, reporter: Reporter, clock: MonotonicClock) -> _Mem
     """What keeps experience, and judges whose feedback counts in it."""
     store = Store(config.state_dir / "experience", config.experience, on_event=reporter.event)
     rewards = build_rewards(config.rewards, config.streams, config.actuators)
-    outcomes = Outcomes(rewards, Ledger(config.learner.settle_s), time.time)
-    sources = Sources(Quarantine(), store, outcomes.ledger, config.state_dir, reporter.event, time.time)
+    outcomes = OutcomeTracker(rewards, Ledger(config.learner.settle_s), time.time)
+    sources = SourceQuarantine(Quarantine(), store, outcomes.ledger, config.state_dir, reporter.event, time.time)
     feedback = Feedback(
         store,
         reporter.event,
@@ -172,8 +172,8 @@ def _ticker(
     brain: _Brain,
     memory: _Memory,
     reporter: Reporter,
-) -> Ticker:
-    return Ticker(
+) -> ControlLoop:
+    return ControlLoop(
         session=uuid.uuid4().hex[:12],
         pacer=Pacer(config.tick.period_s, clock),
         clock=clock,
@@ -187,7 +187,7 @@ def _ticker(
     )
 
 
-def _health(config: Config, senses: _Senses, brain: _Brain, memory: _Memory, ticker: Ticker) -> Health:
+def _health(config: Config, senses: _Senses, brain: _Brain, memory: _Memory, ticker: ControlLoop) -> Health:
     return Health(
         ticker,
         senses.inbox,
@@ -208,8 +208,8 @@ def _requests(
     topics: Topics,
     checkpoints: Checkpoints,
     reporter: Reporter,
-    ticker: Ticker,
-    sources: Sources,
+    ticker: ControlLoop,
+    sources: SourceQuarantine,
 ) -> Requests:
     experience = config.state_dir / "experience"
     return Requests(
@@ -219,8 +219,8 @@ def _requests(
         tasks=TaskVersions.of(config),
         emit=reporter.event,
         explain=Explainer(experience, checkpoints, ticker.engine, config.learner.seed),
-        record=Sessions(config, ticker, reporter),
-        finetune=partial(_wish_finetune, config),
+        record=RecordingController(config, ticker, reporter),
+        finetune=partial(request_finetune, config),
         release=sources.release,
     )
 
@@ -253,10 +253,10 @@ def _with_faults(sensors: Mapping[str, Sensor | TopicSensor], faults: list[str])
     return broken
 
 
-async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter, watch: Watch) -> Engine:
+async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter, watch: ProbationMonitor) -> Engine:
     """The engine with the live policy, else untrained weights, which the run says aloud."""
     engine = await asyncio.to_thread(build_engine, config, checkpoints)
-    hand_over(config.state_dir, engine.spec)
+    write_policy_spec(config.state_dir, engine.spec)
 
     def refused(refusal: CheckpointRefused) -> None:
         reporter.event(
@@ -269,6 +269,6 @@ async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter, 
             "policy_untrained", {"remedy": "let the learner run, or put a checkpoint of `reflexd train` in place"}
         )
     else:
-        await watch.coming(loaded.manifest.version)
+        await watch.before_activation(loaded.manifest.version)
         await engine.load(checkpoints.folder / loaded.manifest.version)
     return engine

@@ -11,13 +11,13 @@ from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
 from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
-from runtime.control.payload_decoder import Intake
-from runtime.control.tick import Ticker
-from runtime.deploy.policy_updater import Swap
-from runtime.deploy.probation import Watch
-from runtime.feedback.outcomes import Outcomes
+from runtime.control.payload_decoder import PayloadDecoder
+from runtime.control.tick import ControlLoop
+from runtime.deploy.policy_updater import PolicyUpdater
+from runtime.deploy.probation import ProbationMonitor
+from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.receiver import Feedback
-from runtime.feedback.source_quarantine import Sources
+from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.inference.engine import Engine
 from runtime.monitoring.health import Health
 from runtime.monitoring.reporter import Reporter
@@ -27,22 +27,22 @@ from sensors.base import Sensor, TopicSensor
 
 
 @dataclass(slots=True)
-class Parts:
+class Components:
     """What was built, in the order the data flows."""
 
     config: Config
     sensors: Mapping[str, Sensor | TopicSensor]
     inbox: Inbox
-    intake: Intake
+    intake: PayloadDecoder
     engine: Engine
-    ticker: Ticker
+    ticker: ControlLoop
     store: Store
     feedback: Feedback
     checkpoints: Checkpoints
-    swap: Swap
-    watch: Watch
-    sources: Sources
-    outcomes: Outcomes
+    swap: PolicyUpdater
+    watch: ProbationMonitor
+    sources: SourceQuarantine
+    outcomes: OutcomeTracker
     outbox: Outbox
     control: Connection
     media: Connection
@@ -62,7 +62,7 @@ class Parts:
         self.engine.close()
 
 
-def unready(parts: Parts) -> list[str]:
+def unready(parts: Components) -> list[str]:
     """What keeps the agent from being ready, in words."""
     ticker, verdict = parts.ticker, parts.ticker.gate.latest
     reasons = [

@@ -14,11 +14,11 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from runtime.agent.components import Parts, unready
-from runtime.control.payload_decoder import Intake
-from runtime.deploy.encoder_updater import Tuning
-from runtime.feedback.queries import Asking
-from runtime.feedback.raw_capture import RawKeeper, streams_to_keep
+from runtime.agent.components import Components, unready
+from runtime.control.payload_decoder import PayloadDecoder
+from runtime.deploy.encoder_updater import EncoderUpdater
+from runtime.feedback.queries import UncertaintyQueries
+from runtime.feedback.raw_capture import RawCapture, streams_to_keep
 from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.monitoring.previews import Previews, Viewer
 from runtime.mqtt import Message
@@ -26,17 +26,17 @@ from runtime.mqtt.topics import Topics
 from runtime.process.http_server import application, serve
 from sensors.base import TopicSensor
 from sensors.drivers import opencv
-from sensors.streams.task_output import FedTelemetry
+from sensors.streams.task_output import TaskOutputSensor
 
 
-def wire(parts: Parts, topics: Topics, registry: CollectorRegistry, decoders: ThreadPoolExecutor) -> None:
+def wire(parts: Components, topics: Topics, registry: CollectorRegistry, decoders: ThreadPoolExecutor) -> None:
     """Connect everything."""
     _judge(parts)
     _listen(parts, topics, decoders)
     _measure(parts, registry)
 
 
-def _judge(parts: Parts) -> None:
+def _judge(parts: Components) -> None:
     """Tell those who judge policies and sources what came of each decision."""
     parts.sources.start()
     parts.watch.quarantined = parts.sources.names
@@ -47,7 +47,7 @@ def _judge(parts: Parts) -> None:
     parts.jobs["sources"] = parts.sources.run()
 
 
-def _listen(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
+def _listen(parts: Components, topics: Topics, decoders: ThreadPoolExecutor) -> None:
     """Route every topic to whoever takes it."""
     for name, sensor in parts.sensors.items():
         if isinstance(sensor, TopicSensor):
@@ -57,31 +57,33 @@ def _listen(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
     parts.control.on(topics("label"), lambda message: parts.feedback.label(message.payload))
     parts.requests.listen()
     _watch_ticks(parts, topics, decoders)
-    parts.jobs["encoders"] = Tuning(parts.config, parts.engine, parts.reporter.event).run()
+    parts.jobs["encoders"] = EncoderUpdater(parts.config, parts.engine, parts.reporter.event).run()
     _announce(parts)
     viewer = Viewer(Previews(opencv.encode), parts.media, topics, decoders)
     parts.control.on(topics("watch"), viewer.watch, qos=0)
     parts.reporter.on_tick.append(viewer.ticked)
 
 
-def _watch_ticks(parts: Parts, topics: Topics, decoders: ThreadPoolExecutor) -> None:
+def _watch_ticks(parts: Components, topics: Topics, decoders: ThreadPoolExecutor) -> None:
     """Whoever works on finished ticks: raw readings, language tasks, questions."""
-    keeper = RawKeeper(parts.store, streams_to_keep(parts.config), opencv.encode, decoders)
+    keeper = RawCapture(parts.store, streams_to_keep(parts.config), opencv.encode, decoders)
     if keeper.streams:
         parts.reporter.on_tick.append(keeper.ticked)
     if parts.config.tasks:
-        from runtime.agent.task_outputs import Language  # noqa: PLC0415 - a second of imports that only tasks need
+        from runtime.agent.task_outputs import TaskOutputs  # noqa: PLC0415 - a second of imports that only tasks need
 
-        fed = {name: sensor for name, sensor in parts.sensors.items() if isinstance(sensor, FedTelemetry)}
-        language = Language(parts.config, parts.control, topics, parts.reporter.event, parts.ticker.utterances, fed=fed)
+        fed = {name: sensor for name, sensor in parts.sensors.items() if isinstance(sensor, TaskOutputSensor)}
+        language = TaskOutputs(
+            parts.config, parts.control, topics, parts.reporter.event, parts.ticker.utterances, fed=fed
+        )
         parts.reporter.on_tick.append(language.ticked)
         parts.jobs["tasks"] = language.runner.run()
-    asking = Asking(parts.config.policy.ask_below, parts.reporter.event, opencv.encode)
+    asking = UncertaintyQueries(parts.config.policy.ask_below, parts.reporter.event, opencv.encode)
     parts.reporter.on_tick.append(asking.ticked)
     parts.feedback.asked = asking.done
 
 
-def _announce(parts: Parts) -> None:
+def _announce(parts: Components) -> None:
     """Home Assistant, where it is wanted."""
     if not parts.config.discovery:
         return
@@ -91,17 +93,17 @@ def _announce(parts: Parts) -> None:
     parts.jobs["home assistant"] = announcer.run()
 
 
-def _told(parts: Parts) -> dict[str, Any]:
+def _told(parts: Components) -> dict[str, Any]:
     """What each actuator was last told."""
     verdict = parts.ticker.gate.latest
     return {name: outcome.value for name, outcome in verdict.outcomes.items()} if verdict else {}
 
 
-def _offer(intake: Intake, stream: str, message: Message) -> None:
+def _offer(intake: PayloadDecoder, stream: str, message: Message) -> None:
     intake.offer(stream, message.payload, message.stamp_s)
 
 
-def _measure(parts: Parts, registry: CollectorRegistry) -> None:
+def _measure(parts: Components, registry: CollectorRegistry) -> None:
     metrics = parts.config.metrics
     if metrics is not None:
         parts.jobs["metrics"] = _serve(application(registry, partial(unready, parts)), metrics.listen)

@@ -11,20 +11,20 @@ from typing import Any
 
 from learners.continual.serving import Callbacks, Question, Result, Speech, TaskRunner
 from runtime.config.schema import Config
-from runtime.control.tick import Ticked, Utterances
+from runtime.control.tick import TickResult, Utterances
 from runtime.feedback.queries import candidates
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics, encode
 from sensors.codecs.readings import Jpeg, summarize_reading
 from sensors.drivers import opencv
 from sensors.readings import Text
-from sensors.streams.task_output import FedTelemetry
+from sensors.streams.task_output import TaskOutputSensor
 
 Emit = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(slots=True)
-class Language:
+class TaskOutputs:
     """Connects the task runner to ticks, topics and text actuators. Create it inside the running loop."""
 
     config: Config
@@ -33,7 +33,7 @@ class Language:
     emit: Emit
     utterances: Utterances
     jpeg: Jpeg = opencv.encode
-    fed: Mapping[str, FedTelemetry] = field(default_factory=dict)
+    fed: Mapping[str, TaskOutputSensor] = field(default_factory=dict)
     """By task, the stream it feeds: one token of the fusion, as the policy sees it at the next tick."""
     runner: TaskRunner = field(init=False)
     _said: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Language:
         callbacks = Callbacks(self._result, self._question, self._speech, self._failed)
         self.runner = TaskRunner(self.config.tasks, self.config.state_dir / "learner" / "tasks", callbacks)
 
-    def ticked(self, ticked: Ticked) -> None:
+    def ticked(self, ticked: TickResult) -> None:
         """Offer what is fresh at this tick."""
         self.runner.offer(ticked.observation.readings, ticked.observation.fresh, ticked.decision)
 

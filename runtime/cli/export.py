@@ -59,14 +59,14 @@ def export(
     from rich.progress import Progress
 
     from runtime.recording.export import (
+        ExportOptions,
         NotExported,
-        Wish,
     )
     from runtime.recording.export import export as write
     from runtime.recording.export_mcap import Window
 
     window = Window(since.timestamp() if since else 0.0, until.timestamp() if until else float("inf"))
-    wish = Wish(out, version, recording, experience, window, pictures, task)
+    wish = ExportOptions(out, version, recording, experience, window, pictures, task)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         job = bar.add_task(f"exporting {form}", total=None)
         try:

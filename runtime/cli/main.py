@@ -90,11 +90,11 @@ def check(config: Path | None, *, schema: bool) -> None:
         return
     if config is None:
         raise click.UsageError("name a settings file, or --schema")
-    from runtime.config.lint import advice
+    from runtime.config.lint import lint
 
     loaded = load(config)
     c = loaded.config
-    for said in advice(config, loaded):
+    for said in lint(config, loaded):
         click.echo(str(said), err=True)
     click.echo(
         f"{config}: good. agent {c.agent}, {len(c.streams)} streams, {len(c.actuators)} actuators, {c.tick.rate_hz:g} Hz, mode {c.mode}"

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from runtime.config.schema import Config
 from runtime.mqtt import topics
-from runtime.mqtt.topics import Watch
+from runtime.mqtt.topics import PreviewRequest
 
 TOPICS: tuple[tuple[str, str, str], ...] = (
     ("status", "out, retained, QoS 1, also the will", "`starting`, `online`, `degraded`, `stopped` or `offline`, with reasons in words"),
@@ -47,7 +47,7 @@ MODELS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("stop", topics.Stop),
     ("act/<actuator>/set", topics.Command),
     ("act/<actuator>/state", topics.DeviceState),
-    ("watch", Watch),
+    ("watch", PreviewRequest),
 )
 
 

@@ -12,7 +12,7 @@ from runtime.config.errors import Problem
 from runtime.config.loader import Loaded
 
 
-def advice(path: Path, loaded: Loaded) -> list[Problem]:
+def lint(path: Path, loaded: Loaded) -> list[Problem]:
     """Everything to be said of a settings file."""
     return list(_unjudged(path, loaded))
 

@@ -25,7 +25,7 @@ class _Pending:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Intake:
+class PayloadDecoder:
     """Takes payloads from the connection and hands readings on."""
 
     def __init__(

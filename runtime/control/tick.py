@@ -17,7 +17,7 @@ from learners.experience.transition import By, Transition
 from runtime.control.inbox import Inbox
 from runtime.gate import ipc
 from runtime.gate.client import GateLink
-from runtime.inference.engine import Decided, Engine
+from runtime.inference.engine import Engine, InferenceResult
 from runtime.process.pacing import Clock, Pacer
 from sensors.readings import Observation
 
@@ -25,7 +25,7 @@ LATENCIES = 600
 """Ticks over which p50 and p99 are taken: a minute at 10 Hz."""
 
 
-class Memory(Protocol):
+class TransitionSink(Protocol):
     """Where transitions go; never blocks."""
 
     def append(self, transition: Transition) -> bool:
@@ -40,11 +40,11 @@ class TickRewards(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ticked:
+class TickResult:
     """Everything about one finished tick, for whoever reports it."""
 
     observation: Observation
-    decided: Decided
+    decided: InferenceResult
     verdict: ipc.Verdict | None
     decision: str
     stamp_unix_s: float
@@ -71,7 +71,7 @@ class Utterances:
 
 
 @dataclass(slots=True)
-class Ticker:
+class ControlLoop:
     """The loop of one agent session."""
 
     session: str
@@ -80,9 +80,9 @@ class Ticker:
     inbox: Inbox
     engine: Engine
     gate: GateLink
-    memory: Memory | None
+    memory: TransitionSink | None
     rewards: TickRewards
-    report: Callable[[Ticked], None]
+    report: Callable[[TickResult], None]
     utterances: Utterances = field(default_factory=Utterances)
     explore: bool = True
     mode: str = "autonomous"
@@ -94,7 +94,7 @@ class Ticker:
         while True:
             await self.tick(await self.pacer.next())
 
-    async def tick(self, index: int) -> Ticked:
+    async def tick(self, index: int) -> TickResult:
         """One pass from perception to memory."""
         observation = self.observe(index)
         explored = self.exploring
@@ -103,7 +103,7 @@ class Ticker:
         verdict, latency_s = await self.act(observation, decided, decision)
         answered_s = 0.0 if verdict is None else self.clock.now() - observation.stamp_s
         remembered, stamp_unix_s = self.remember(observation, decided, verdict, decision)
-        ticked = Ticked(
+        ticked = TickResult(
             observation,
             decided,
             verdict,
@@ -127,11 +127,13 @@ class Ticker:
         """The newest reading of every stream."""
         return self.inbox.observe(index, self.clock.now())
 
-    async def decide(self, observation: Observation) -> Decided:
+    async def decide(self, observation: Observation) -> InferenceResult:
         """The model's answer, computed off the loop. Exploration is for a policy that acts."""
         return await self.engine.decide(observation, explore=self.exploring)
 
-    async def act(self, observation: Observation, decided: Decided, decision: str) -> tuple[ipc.Verdict | None, float]:
+    async def act(
+        self, observation: Observation, decided: InferenceResult, decision: str
+    ) -> tuple[ipc.Verdict | None, float]:
         """Offer the decision to the gate and hear what became of it."""
         actions = {name: action.value for name, action in decided.actions.items()} | self.utterances.take()
         proposal = ipc.Proposal(
@@ -151,11 +153,11 @@ class Ticker:
         return verdict, latency_s
 
     def remember(
-        self, observation: Observation, decided: Decided, verdict: ipc.Verdict | None, decision: str
+        self, observation: Observation, decided: InferenceResult, verdict: ipc.Verdict | None, decision: str
     ) -> tuple[bool, float]:
         """The transition, to the store off the loop; whether it was taken, and its stamp in Unix seconds."""
         stamp_unix_s = time.time() - (self.clock.now() - observation.stamp_s)
-        executed, by = what_was_done(decided.actions, verdict)
+        executed, by = executed_actions(decided.actions, verdict)
         transition = Transition(
             session=self.session,
             tick=observation.tick,
@@ -177,7 +179,9 @@ class Ticker:
         return remembered, stamp_unix_s
 
 
-def what_was_done(proposed: dict[str, Action], verdict: ipc.Verdict | None) -> tuple[dict[str, Value], dict[str, By]]:
+def executed_actions(
+    proposed: dict[str, Action], verdict: ipc.Verdict | None
+) -> tuple[dict[str, Value], dict[str, By]]:
     """What each actuator was told at this tick and by whom; an unanswered proposal moved nothing."""
     if verdict is None:
         return {}, dict.fromkeys(proposed, "nobody")

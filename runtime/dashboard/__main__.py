@@ -18,7 +18,7 @@ from runtime.dashboard.bridge import Uplink
 from runtime.dashboard.commands import Commands
 from runtime.dashboard.server import Page
 from runtime.dashboard.sockets import Hub
-from runtime.dashboard.state import Mirror
+from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address
 from runtime.mqtt.topics import Topics
 from runtime.process import child
@@ -59,7 +59,7 @@ def hosts(settings: DashboardSettings) -> frozenset[str] | None:
 async def run(config: Config, settings: DashboardSettings) -> None:
     """Serve the page until cancelled."""
     topics = Topics(config.agent)
-    mirror = Mirror(topics)
+    mirror = ViewState(topics)
     hub = Hub(mirror)
     uplink = Uplink(Address.of(config.mqtt, "dashboard"), topics, mirror, lambda: hub.watched)
     hub.watch_changed = uplink.watch_changed.set
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
     if config.dashboard is None:
         sys.stderr.write("there is no `dashboard:` in this settings file; add `dashboard: {}`\n")
         return 2
-    child.become("dashboard")
+    child.set_process_title("dashboard")
     configure(secrets=loaded.secrets)
     try:
         asyncio.run(until_told(config, config.dashboard))

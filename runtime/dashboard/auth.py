@@ -28,7 +28,7 @@ ALL_TRIES = 60
 MAX_PEERS = 4_096
 
 
-class Limited(Exception):  # noqa: N818 - reads as what happened
+class RateLimited(Exception):  # noqa: N818 - reads as what happened
     """Too many wrong tokens; `retry_s` until the next try is looked at."""
 
     def __init__(self, retry_s: float) -> None:
@@ -101,9 +101,9 @@ class Access:
         while wrong and wrong[0] <= oldest:
             wrong.popleft()
         if len(wrong) >= TRIES:
-            raise Limited(wrong[0] - oldest)
+            raise RateLimited(wrong[0] - oldest)
         if len(self._all_wrong) == ALL_TRIES and self._all_wrong[0] > oldest:
-            raise Limited(self._all_wrong[0] - oldest)
+            raise RateLimited(self._all_wrong[0] - oldest)
 
     def _note_wrong(self, peer: str) -> None:
         self._wrong.setdefault(peer, deque(maxlen=TRIES)).append(self.now())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.dashboard.commands import Unreachable
-from runtime.dashboard.state import Mirror
+from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Connection, Message, MqttLost
 from runtime.mqtt.topics import Refused, Topics, encode, parse
 
@@ -30,7 +30,7 @@ class Uplink:
 
     address: Address
     topics: Topics
-    mirror: Mirror
+    mirror: ViewState
     watched: Callable[[], list[str]]
     control: Connection = field(init=False)
     watch_changed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -20,28 +20,28 @@ READING_VERBS = frozenset({"explain", "checkpoints"})
 SOURCE = "dashboard"
 
 
-class Wish(BaseModel):
+class ClientCommand(BaseModel):
     """Base of everything a browser may send."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     id: int = Field(0, ge=0, le=2**53)
 
 
-class Look(Wish):
+class SubscribePreviews(ClientCommand):
     """Previews of these streams, as long as the browser is connected and says nothing else."""
 
     do: Literal["watch"]
     streams: list[Name] = Field(max_length=64)
 
 
-class StopWish(Wish):
+class StopWish(ClientCommand):
     """The software stop."""
 
     do: Literal["stop"]
     engaged: bool = Field(strict=True)
 
 
-class OverrideWish(Wish):
+class OverrideWish(ClientCommand):
     """A person acts."""
 
     do: Literal["override"]
@@ -50,7 +50,7 @@ class OverrideWish(Wish):
     hold_s: float = Field(2.0, ge=0, le=3_600)
 
 
-class RewardWish(Wish):
+class RewardWish(ClientCommand):
     """A person judges."""
 
     do: Literal["reward"]
@@ -58,7 +58,7 @@ class RewardWish(Wish):
     decision: str | None = Field(None, max_length=128)
 
 
-class LabelWish(Wish):
+class LabelWish(ClientCommand):
     """A person names something, perhaps because the agent asked (`question`)."""
 
     do: Literal["label"]
@@ -69,7 +69,7 @@ class LabelWish(Wish):
     question: str | None = Field(None, max_length=128)
 
 
-class TextWish(Wish):
+class TextWish(ClientCommand):
     """A line for a text stream, as if it had come over MQTT."""
 
     do: Literal["text"]
@@ -77,7 +77,7 @@ class TextWish(Wish):
     text: str = Field(min_length=1, max_length=2_000)
 
 
-class RequestWish(Wish):
+class RequestWish(ClientCommand):
     """One of the verbs the agent answers."""
 
     do: Literal["request"]
@@ -87,10 +87,11 @@ class RequestWish(Wish):
     data: dict[str, Any] = Field(default_factory=dict, max_length=16)
 
 
-AnyWish = Annotated[
-    Look | StopWish | OverrideWish | RewardWish | LabelWish | TextWish | RequestWish, Field(discriminator="do")
+AnyCommand = Annotated[
+    SubscribePreviews | StopWish | OverrideWish | RewardWish | LabelWish | TextWish | RequestWish,
+    Field(discriminator="do"),
 ]
-WISHES: TypeAdapter[AnyWish] = TypeAdapter(AnyWish)
+WISHES: TypeAdapter[AnyCommand] = TypeAdapter(AnyCommand)
 
 
 class Wire(Protocol):
@@ -119,9 +120,9 @@ class Forbidden(Exception):  # noqa: N818 - reads as what happened
     """The role does not allow this wish."""
 
 
-def allowed(role: Role, wish: AnyWish) -> bool:
+def allowed(role: Role, wish: AnyCommand) -> bool:
     """Whether this role may have this wish."""
-    if role == "operator" or isinstance(wish, Look):
+    if role == "operator" or isinstance(wish, SubscribePreviews):
         return True
     return isinstance(wish, RequestWish) and wish.verb in READING_VERBS
 
@@ -135,7 +136,7 @@ class Commands:
     answered: Callable[[str], None]
     """Told the id of a question that has been answered."""
 
-    async def carry_out(self, role: Role, wish: AnyWish) -> dict[str, Any]:
+    async def execute(self, role: Role, wish: AnyCommand) -> dict[str, Any]:
         """Send a wish on its way; the agent's data for a request, else an empty object.
 
         Raises:
@@ -146,7 +147,7 @@ class Commands:
             raise Forbidden("a viewer may look only; sign in with the operator's token to do this")
         if isinstance(wish, RequestWish):
             return await self.wire.request(wish.verb, wish.data)
-        if not isinstance(wish, Look):
+        if not isinstance(wish, SubscribePreviews):
             await self._send(wish)
         return {}
 

@@ -16,8 +16,8 @@ from typing import Any
 from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 
-from runtime.dashboard.auth import Access, Limited, Role
-from runtime.dashboard.commands import WISHES, AnyWish, Commands, Forbidden, Look, Unreachable
+from runtime.dashboard.auth import Access, RateLimited, Role
+from runtime.dashboard.commands import WISHES, AnyCommand, Commands, Forbidden, SubscribePreviews, Unreachable
 from runtime.dashboard.sockets import MAX_CLIENTS, Client, Hub
 from runtime.mqtt.topics import Refused, parse
 from runtime.process.http_server import SHIELD, put_headers
@@ -81,7 +81,7 @@ class Page:
         token = await _token(request)
         try:
             found = self.access.login(token, request.remote or "")
-        except Limited as limit:
+        except RateLimited as limit:
             return web.json_response(
                 {"error": str(limit)}, status=429, headers={"Retry-After": f"{limit.retry_s + 1:.0f}"}
             )
@@ -142,19 +142,19 @@ class Page:
 
     async def _answer(self, client: Client, text: str) -> None:
         try:
-            wish: AnyWish = WISHES.validate_python(parse(text.encode()))
+            wish: AnyCommand = WISHES.validate_python(parse(text.encode()))
         except ValidationError as error:
             client.replies.append({"id": 0, "error": _first(error)})
             return
         except Refused as refusal:
             client.replies.append({"id": 0, "error": str(refusal)})
             return
-        if isinstance(wish, Look):
+        if isinstance(wish, SubscribePreviews):
             self.hub.watch(client, wish.streams)
             return
         reply: dict[str, Any] = {"id": wish.id}
         try:
-            reply["data"] = await self.commands.carry_out(client.role, wish)
+            reply["data"] = await self.commands.execute(client.role, wish)
         except (Forbidden, Unreachable) as refusal:
             reply["error"] = str(refusal)
         client.replies.append(reply)

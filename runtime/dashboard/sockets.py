@@ -17,7 +17,7 @@ import orjson
 from aiohttp import web
 
 from runtime.dashboard.auth import Role
-from runtime.dashboard.state import Mirror
+from runtime.dashboard.state import ViewState
 
 MAX_CLIENTS = 32
 PERIOD_S = 0.2
@@ -57,7 +57,7 @@ class Client:
 class Hub:
     """Everyone who is looking."""
 
-    mirror: Mirror
+    mirror: ViewState
     clients: set[Client] = field(default_factory=set)
     dropped: int = 0
     patience_s: float = PATIENCE_S

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from runtime.dashboard.series import Curve, Returns
-from runtime.dashboard.streams import Senses
+from runtime.dashboard.streams import StreamViews
 from runtime.mqtt.topics import Refused, Topics, parse
 
 DECISIONS = 50
@@ -26,7 +26,7 @@ MAX_JSON = 262_144
 
 
 @dataclass(slots=True)
-class Mirror:
+class ViewState:
     """Sections by name, each with a version that grows when it changes."""
 
     topics: Topics
@@ -34,7 +34,7 @@ class Mirror:
     versions: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     sections: dict[str, Any] = field(default_factory=dict)
-    senses: Senses = field(default_factory=Senses)
+    senses: StreamViews = field(default_factory=StreamViews)
     _foreign: dict[str, tuple[str, str]] = field(default_factory=dict)
     _decisions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=DECISIONS))
     _events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS))

@@ -23,7 +23,7 @@ PICTURE_EVERY_S = 0.2
 
 
 @dataclass(slots=True)
-class Senses:
+class StreamViews:
     """Facts by stream, and the newest picture of every camera."""
 
     streams: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from learners.continual.versions import Versions
-from learners.reencoding.task_encoder import state_of, teachers, untaught
+from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from runtime.config.schema import Config
 from runtime.inference.build import window_s
 from runtime.inference.engine import Engine
@@ -29,12 +29,12 @@ POLL_S = 0.5
 Emit = Callable[[str, dict[str, Any]], None]
 
 
-class VersionGone(ValueError):  # noqa: N818 - reads as what happened
+class EncoderVersionNotFound(ValueError):  # noqa: N818 - reads as what happened
     """An encoder cannot become what it was; `str` says which and why."""
 
 
 @dataclass(slots=True)
-class Tuning:
+class EncoderUpdater:
     """Keeps the engine's encoders at the live versions of the tasks that fine-tune them."""
 
     config: Config
@@ -46,7 +46,7 @@ class Tuning:
 
     def __post_init__(self) -> None:
         routes = {name: stream.encoder for name, stream in self.config.streams.items()}
-        self.tasks = teachers(self.config.encoders, self.config.tasks, routes)
+        self.tasks = encoder_tasks(self.config.encoders, self.config.tasks, routes)
 
     @property
     def folder(self) -> Path:
@@ -56,7 +56,7 @@ class Tuning:
     async def run(self) -> None:
         """Follow until cancelled."""
         used = {name: one for name, one in self.config.encoders.items() if name in self.engine.encoders}
-        for encoder, reason in untaught(used, self.tasks).items():
+        for encoder, reason in encoders_without_task(used, self.tasks).items():
             self.emit("encoder_untaught", {"encoder": encoder, "reason": reason})
         while self.tasks:
             for encoder in self.tasks:
@@ -74,11 +74,13 @@ class Tuning:
             if encoder is None or encoder.version == version:
                 continue
             for one in Versions(self.folder / self.tasks[name]).all() if name in self.tasks else []:
-                await self.engine.tune(name, self._state(name, one.path))
+                await self.engine.load_encoder(name, self._state(name, one.path))
                 if self.engine.encoders[name].version == version:
                     break
             else:
-                raise VersionGone(f"encoder {name}: its version {version} is no longer here (now {encoder.version})")
+                raise EncoderVersionNotFound(
+                    f"encoder {name}: its version {version} is no longer here (now {encoder.version})"
+                )
 
     def _state(self, encoder: str, folder: Path) -> dict[str, Tensor]:
         settings, base = self.config.encoders[encoder], self.engine.encoders[encoder]
@@ -95,7 +97,7 @@ class Tuning:
         before = self.engine.encoders[encoder].version
         try:
             state = await asyncio.to_thread(self._state, encoder, live.path)
-            changed = await self.engine.tune(encoder, state)
+            changed = await self.engine.load_encoder(encoder, state)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             self.emit("encoder_refused", {**told, "version": before, "reason": str(error)})
             return False

@@ -19,10 +19,10 @@ POLL_S = 0.2
 Emit = Callable[[str, dict[str, Any]], None]
 
 
-class Watcher(Protocol):
+class ActivationListener(Protocol):
     """Who wants to know which version acts."""
 
-    async def coming(self, version: str) -> None:
+    async def before_activation(self, version: str) -> None:
         """It is about to act."""
 
     def refused(self, version: str) -> None:
@@ -30,14 +30,14 @@ class Watcher(Protocol):
 
 
 @dataclass(slots=True)
-class Swap:
+class PolicyUpdater:
     """Keeps the engine at the live version."""
 
     checkpoints: Checkpoints
     engine: Engine
     emit: Emit
     swapped: Callable[[str], None] = lambda _version: None
-    watcher: Watcher | None = None
+    watcher: ActivationListener | None = None
     refused: set[str] = field(default_factory=set)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -59,7 +59,7 @@ class Swap:
     async def _bring(self, version: str) -> bool:
         before = self.engine.version
         if self.watcher is not None:
-            await self.watcher.coming(version)
+            await self.watcher.before_activation(version)
         try:
             await self.engine.load(self.checkpoints.folder / version)
         except CheckpointRefused as refusal:

@@ -19,7 +19,7 @@ import orjson
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
 from learners.files import write_atomically
-from learners.safeguards.probation import FILE, Probation, Verdict
+from learners.safeguards.probation import FILE, Probation, ProbationVerdict
 from learners.safeguards.reward_ledger import Entry
 
 SAVE_EVERY_S = 5.0
@@ -27,7 +27,7 @@ Emit = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(slots=True)
-class Watch:
+class ProbationMonitor:
     """Carries out what a `Probation` says."""
 
     probation: Probation
@@ -40,7 +40,7 @@ class Watch:
     """Sources whose rewards do not count."""
     ending: bool = False
     """The agent was told to end: nothing that it dies of."""
-    _verdict: Verdict | None = None
+    _verdict: ProbationVerdict | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _unwritten: bool = False
 
@@ -63,7 +63,7 @@ class Watch:
             self._concluded(verdict, self._take_out(verdict))
         self._write(self._body(running=True))
 
-    async def coming(self, version: str) -> None:
+    async def before_activation(self, version: str) -> None:
         """A version is about to act; on disk before it does."""
         trial = self.probation.acts(version, self.wall())
         if trial is not None:
@@ -120,7 +120,7 @@ class Watch:
         trial = self.probation.trial
         return {} if trial is None else {"version": trial.version, **self.probation.figures()}
 
-    def _take_out(self, verdict: Verdict) -> Live | CheckpointRefused:
+    def _take_out(self, verdict: ProbationVerdict) -> Live | CheckpointRefused:
         """Move the pointer back: to the good version, else to any earlier one that loads."""
         try:
             return self.checkpoints.rollback(to=verdict.before, failing=verdict.version)
@@ -130,7 +130,7 @@ class Watch:
             except CheckpointRefused as refusal:
                 return refusal
 
-    def _concluded(self, verdict: Verdict, live: Live | CheckpointRefused) -> None:
+    def _concluded(self, verdict: ProbationVerdict, live: Live | CheckpointRefused) -> None:
         fields = {"version": verdict.version, "by": "probation", "why": verdict.why, **verdict.figures}
         self.refused(verdict.version)
         if isinstance(live, CheckpointRefused):

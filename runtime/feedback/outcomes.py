@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from learners.safeguards.reward_ledger import Entry, Ledger
-from runtime.control.tick import Ticked, what_was_done
+from runtime.control.tick import TickResult, executed_actions
 
 POLICY_RULES = frozenset(
     {
@@ -30,7 +30,7 @@ class Latest(Protocol):
 
 
 @dataclass(slots=True)
-class Outcomes:
+class OutcomeTracker:
     """See the module."""
 
     rewards: Latest
@@ -42,10 +42,10 @@ class Outcomes:
     late: Callable[[Entry, str], None] = lambda _entry, _source: None
     """Is told of a reward, by its source, for a decision that was settled before."""
 
-    def ticked(self, ticked: Ticked) -> None:
+    def ticked(self, ticked: TickResult) -> None:
         """One finished tick; its own rewards were computed just before."""
         own = sum(self.rewards.latest.values()) if self.rewards.latest else None
-        acted, refused = judged(ticked)
+        acted, refused = attribution(ticked)
         entry = Entry(ticked.decision, ticked.stamp_unix_s, ticked.decided.policy, acted, refused, own)
         self.ledger.decided(entry)
         settled = self.ledger.settle(self.wall())
@@ -63,7 +63,7 @@ class Outcomes:
             self.late(settled, source)
 
 
-def judged(ticked: Ticked) -> tuple[bool, bool]:
+def attribution(ticked: TickResult) -> tuple[bool, bool]:
     """Whether what followed is the policy's doing, and whether the gate refused it for what it was.
 
     Not its doing: nobody answered, not armed, stopped, a person held an actuator, or a mode in which it does not act.
@@ -71,7 +71,7 @@ def judged(ticked: Ticked) -> tuple[bool, bool]:
     verdict = ticked.verdict
     if verdict is None or not verdict.armed or verdict.stopped:
         return False, False
-    by = what_was_done(ticked.decided.actions, verdict)[1]
+    by = executed_actions(ticked.decided.actions, verdict)[1]
     if "override" in by.values():
         return False, False
     refused = any(outcome.rule in POLICY_RULES for outcome in verdict.outcomes.values())

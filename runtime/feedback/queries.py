@@ -18,20 +18,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actuators.actions import Value
-from runtime.control.tick import Ticked
+from runtime.control.tick import TickResult
 from runtime.inference.engine import UNTRAINED
 from sensors.codecs.readings import Jpeg, summarize_reading
 
 Emit = Callable[[str, dict[str, Any]], None]
 ASK_EVERY_S = 10.0
-USUAL, LEAST = 600, 100
+MARGIN_WINDOW, MIN_MARGINS = 600, 100
 """Margins that say what is usual, and how many there must be."""
 KEPT = 64
 """Questions whose answers are still taken."""
 
 
 @dataclass(slots=True)
-class Asking:
+class UncertaintyQueries:
     """Listens to ticks.
 
     Args:
@@ -47,7 +47,7 @@ class Asking:
     _asked_s: float = -math.inf
     _open: OrderedDict[str, dict[str, Value]] = field(default_factory=OrderedDict)
 
-    def ticked(self, ticked: Ticked) -> None:
+    def ticked(self, ticked: TickResult) -> None:
         """Look at one decision."""
         if self.share is None or ticked.decided.policy == UNTRAINED or ticked.verdict is None:
             return
@@ -66,13 +66,13 @@ class Asking:
         best = sorted(scores, reverse=True)[:2]
         if len(best) < 2:
             return None
-        margins = self._margins.setdefault(name, deque(maxlen=USUAL))
+        margins = self._margins.setdefault(name, deque(maxlen=MARGIN_WINDOW))
         margin = best[0] - best[1]
-        usual = statistics.median(margins) if len(margins) >= LEAST else 0.0
+        usual = statistics.median(margins) if len(margins) >= MIN_MARGINS else 0.0
         margins.append(margin)
         return margin / usual if usual > 0 else None
 
-    def _ask(self, ticked: Ticked, name: str, sure: float) -> None:
+    def _ask(self, ticked: TickResult, name: str, sure: float) -> None:
         now_s = ticked.observation.stamp_s
         if now_s - self._asked_s < ASK_EVERY_S:
             return

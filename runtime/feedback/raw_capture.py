@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from learners.experience.store import Raw, Store
 from runtime.config.schema import Config
-from runtime.control.tick import Ticked
+from runtime.control.tick import TickResult
 from sensors.codecs.readings import Jpeg, encode_reading
 from sensors.readings import Reading
 
@@ -20,7 +20,7 @@ MAX_WAITING = 4
 
 
 @dataclass(slots=True)
-class RawKeeper:
+class RawCapture:
     """Listens to ticks and stores the fresh readings of some streams."""
 
     store: Store
@@ -30,7 +30,7 @@ class RawKeeper:
     drops: Counter[str] = field(default_factory=Counter)
     _waiting: list[Future[None]] = field(default_factory=list)
 
-    def ticked(self, ticked: Ticked) -> None:
+    def ticked(self, ticked: TickResult) -> None:
         """Store what is fresh at this tick."""
         self._waiting = [future for future in self._waiting if not future.done()]
         for name in ticked.observation.fresh & self.streams:

@@ -27,7 +27,7 @@ DISAGREE_EVERY_S = 600.0
 Emit = Callable[[str, dict[str, Any]], None]
 
 
-class Keeper(Protocol):
+class QuarantineSink(Protocol):
     """Who takes a source's rewards and labels out of learning, or puts them back."""
 
     def quarantine(self, source: str, *, on: bool = True) -> bool:
@@ -35,11 +35,11 @@ class Keeper(Protocol):
 
 
 @dataclass(slots=True)
-class Sources:
+class SourceQuarantine:
     """Carries out what a `Quarantine` finds."""
 
     quarantine: Quarantine
-    store: Keeper
+    store: QuarantineSink
     ledger: Ledger
     state_dir: Path
     emit: Emit
@@ -72,7 +72,7 @@ class Sources:
         """A reward for a decision that was settled before: being late is no way around the comparison."""
         self._act(self.quarantine.judge(entry, source))
 
-    def accused(self, fields: dict[str, Any]) -> None:
+    def report(self, fields: dict[str, Any]) -> None:
         """The learner found a source: `source`, and the numbers."""
         source = str(fields.get("source", ""))[:128]
         if source and source not in self.quarantine.released:

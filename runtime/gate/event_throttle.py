@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from actuators.safety.rulings import Ruling
+from actuators.safety.rulings import ActuatorDecision
 
 EVERY_S = 10.0
 UNKNOWN = "unknown_actuator"
@@ -31,7 +31,7 @@ class Refusals:
     every_s: float = EVERY_S
     _kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)
 
-    def told(self, ruling: Ruling, now_s: float) -> dict[str, Any] | None:
+    def told(self, ruling: ActuatorDecision, now_s: float) -> dict[str, Any] | None:
         """The data of a `refused` event, or None when there is nothing to tell now."""
         rule = ruling.rule
         if rule is None:

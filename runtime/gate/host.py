@@ -20,13 +20,13 @@ from typing import Any
 import structlog
 
 from actuators.safety.gate import Gate
-from actuators.safety.rulings import Ruling
+from actuators.safety.rulings import ActuatorDecision
 from actuators.wire import Commands, Report, WireError, parse_state, state_topic
 from runtime.config.schema import Config
 from runtime.gate import ipc
 from runtime.gate.event_throttle import Refusals
-from runtime.gate.latches import Keeper
-from runtime.gate.status import Heard, News
+from runtime.gate.latches import LatchWriter
+from runtime.gate.status import AgentLiveness, StatusPublisher
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.topics import Refused, Topics, encode
 from runtime.process.systemd import Feeder
@@ -61,7 +61,7 @@ class GateHost:
     refusals: Refusals = field(default_factory=Refusals)
     restarts: dict[str, int] = field(default_factory=dict)
     """How often each child was started again; the agent, which has the metrics, may be among them."""
-    agent: Heard = field(default_factory=Heard)
+    agent: AgentLiveness = field(default_factory=AgentLiveness)
     ending: bool = False
     _end: socket.socket | None = None
     _unanswered: dict[str, float] = field(default_factory=dict)
@@ -71,15 +71,15 @@ class GateHost:
     _proposals: dict[str, Any] = field(default_factory=dict)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     topics: Topics = field(init=False)
-    news: News = field(init=False)
-    latches: Keeper = field(init=False)
+    news: StatusPublisher = field(init=False)
+    latches: LatchWriter = field(init=False)
 
     def __post_init__(self) -> None:
         self.topics = Topics(self.config.agent)
-        self.news = News(
+        self.news = StatusPublisher(
             self.gate, self.connection, self.topics, self.feeder, self.agent, describe=self.describe, wall=self.wall
         )
-        self.latches = Keeper(self.latch_file, lambda: self.gate.latches)
+        self.latches = LatchWriter(self.latch_file, lambda: self.gate.latches)
         self.connection.hello = self.hello
         self.connection.changed = self.changed
         for name, each in self.config.actuators.items():
@@ -139,7 +139,7 @@ class GateHost:
         self._answer(message, rulings)
         self.news.settled()
 
-    def _propose(self, message: ipc.Proposal, rulings: list[Ruling]) -> None:
+    def _propose(self, message: ipc.Proposal, rulings: list[ActuatorDecision]) -> None:
         """What the policy would do, where a person decides: offered anew while it changes, and gone when it is too old."""
         for ruling in rulings:
             name = ruling.actuator
@@ -158,7 +158,7 @@ class GateHost:
             }
             self.connection.post(self.topics("proposal", name), encode(body), expiry_s=max(1.0, ttl_ms / 1_000))
 
-    def _answer(self, proposal: ipc.Proposal, rulings: list[Ruling]) -> None:
+    def _answer(self, proposal: ipc.Proposal, rulings: list[ActuatorDecision]) -> None:
         by_name = {ruling.actuator: ruling for ruling in rulings}
         outcomes = {name: self._outcome(name, by_name.get(name)) for name in self.config.actuators}
         gate = self.gate
@@ -182,7 +182,7 @@ class GateHost:
         nobody = {rule: count for rule in ("lost", "unknown_actuator") if (count := self.gate.counters[rule])}
         return out | ({"": nobody} if nobody else {})
 
-    def _outcome(self, name: str, ruling: Ruling | None) -> ipc.Outcome:
+    def _outcome(self, name: str, ruling: ActuatorDecision | None) -> ipc.Outcome:
         value, by = self.gate.told(name)
         sent = ruling is not None and ruling.sent
         return ipc.Outcome(sent, ruling.rule if ruling else None, value, by)
@@ -197,7 +197,7 @@ class GateHost:
 
     # --- devices
 
-    def carry(self, rulings: Iterable[Ruling], proposal: ipc.Proposal | None = None) -> None:
+    def carry(self, rulings: Iterable[ActuatorDecision], proposal: ipc.Proposal | None = None) -> None:
         """Send what is to be sent, and say what is new."""
         for ruling in rulings:
             if ruling.value is not None:
@@ -283,7 +283,7 @@ class GateHost:
         await self.connection.drained(1.0)
         await self.latches.finish()
 
-    async def farewell(self, reason: str) -> None:
+    async def publish_offline(self, reason: str) -> None:
         """The last words."""
         self.detach()
-        await self.news.farewell(reason)
+        await self.news.publish_offline(reason)

@@ -51,7 +51,7 @@ def save(path: Path, latches: Mapping[str, object]) -> None:
         os.close(folder)
 
 
-class Keeper:
+class LatchWriter:
     """Keeps the file up to date; the loop never waits for the disk.
 
     Args:

@@ -26,7 +26,7 @@ class ModeRequest(Payload):
     actuator: str | None = Field(None, max_length=64)
 
 
-class Desk:
+class OperatorCommands:
     """Takes the operator's messages from the connection to the gate."""
 
     def __init__(self, host: GateHost, reload: Reload) -> None:

@@ -31,7 +31,7 @@ AGAIN_S = 0.01
 
 
 @dataclass(slots=True)
-class Heard:
+class AgentLiveness:
     """What the agent last said of itself."""
 
     policy: str = ""
@@ -56,14 +56,14 @@ class Heard:
 
 
 @dataclass(slots=True)
-class News:
+class StatusPublisher:
     """Publishes status, info and events."""
 
     gate: Gate
     connection: Connection
     topics: Topics
     feeder: Feeder
-    agent: Heard
+    agent: AgentLiveness
     describe: Callable[[str, str], dict[str, Any]]
     """The `info` payload for a policy version and a mode."""
     wall: Callable[[], float] = time.time
@@ -128,7 +128,7 @@ class News:
             payload = encode(self.describe(*told))
             self.connection.post(self.topics("info"), payload, qos=1, retain=True, keep="latest")
 
-    async def farewell(self, reason: str) -> None:
+    async def publish_offline(self, reason: str) -> None:
         """The last words: said until the broker has them, or `FAREWELL_S` is over; then the will says that it vanished."""
         payload = encode({"state": "offline", "reasons": [reason]})
         with suppress(TimeoutError):

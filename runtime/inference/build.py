@@ -28,7 +28,7 @@ from sensors.config import MODALITIES, fields_of
 _LOG = structlog.get_logger(__name__)
 
 
-class BrainError(ValueError):
+class ModelConfigError(ValueError):
     """Streams and encoders do not fit; `str` names both and what would be right."""
 
 
@@ -102,11 +102,11 @@ def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> Strea
     if fields := fields_of(settings):
         return StreamSpec(name, "telemetry", 1, len(fields))
     if settings.encoder is None:
-        raise BrainError(f"streams.{name}.encoder: missing; a {settings.kind} stream needs one")
+        raise ModelConfigError(f"streams.{name}.encoder: missing; a {settings.kind} stream needs one")
     encoder = encoders[settings.encoder]
     wanted = MODALITIES.get(settings.kind, encoder.modality)
     if encoder.modality != wanted:
-        raise BrainError(
+        raise ModelConfigError(
             f"streams.{name}.encoder: {settings.encoder} ({config.encoders[settings.encoder].model}) is a model of "
             f"{encoder.modality}; a {settings.kind} needs one of {wanted}"
         )

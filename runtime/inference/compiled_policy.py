@@ -17,14 +17,14 @@ import torch
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import Choice, Inputs, Run, build, calibrate
 from learners.model.policy import Policy
-from runtime.inference.decision import Estimate
+from runtime.inference.decision import FlatPolicyModule
 
 KEPT = 3
 """Graphs of checkpoints on disk: the live one, the one before it, and one that was rolled back."""
 FIRST, LATER = "untrained", "policy"
 
 
-def fused(calibrations: Calibrations, policy: Policy, example: Inputs, *, first: bool) -> tuple[Run, Choice]:
+def compile_policy(calibrations: Calibrations, policy: Policy, example: Inputs, *, first: bool) -> tuple[Run, Choice]:
     """Something that runs `Policy.estimate`, and what runs it.
 
     Args:
@@ -36,7 +36,7 @@ def fused(calibrations: Calibrations, policy: Policy, example: Inputs, *, first:
     Raises:
         NoBackend: none of them runs within the tolerance.
     """
-    module, examples, wanted = Estimate(policy).eval(), [example], calibrations.wanted
+    module, examples, wanted = FlatPolicyModule(policy).eval(), [example], calibrations.wanted
     shape = hashlib.sha256(policy.spec.to_json()).hexdigest()[:16]
     version = f"{FIRST if first else LATER}-{digest(policy)}"
     device = example[0].device

@@ -28,7 +28,7 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class InferenceResult:
     """One tick's answer."""
 
     policy: str
@@ -58,7 +58,7 @@ class Decided:
         }
 
 
-class Estimate(nn.Module):
+class FlatPolicyModule(nn.Module):
     """`Policy.estimate` with flat arguments, the form that backends convert and capture."""
 
     def __init__(self, policy: Policy) -> None:

@@ -35,12 +35,19 @@ from learners.model.encoders.base import Encoder
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from runtime.inference.compiled_policy import fused
-from runtime.inference.decision import Decided, Estimate, Weights, actions_of, choices_of, forward_scores
-from runtime.inference.history import Past
+from runtime.inference.compiled_policy import compile_policy
+from runtime.inference.decision import (
+    FlatPolicyModule,
+    InferenceResult,
+    Weights,
+    actions_of,
+    choices_of,
+    forward_scores,
+)
+from runtime.inference.history import ObservationHistory
 from sensors.readings import Observation, Reading, Telemetry
 
-__all__ = ["UNTRAINED", "Decided", "Engine", "forward_scores"]
+__all__ = ["UNTRAINED", "Engine", "InferenceResult", "forward_scores"]
 
 UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
@@ -94,7 +101,7 @@ class Engine:
     _live: _Live = field(init=False)
     _standby: Policy = field(init=False)
     _cache: dict[str, _Cached] = field(default_factory=dict)
-    _past: Past = field(init=False)
+    _past: ObservationHistory = field(init=False)
     _inference: ThreadPoolExecutor = field(init=False)
     _loader: ThreadPoolExecutor = field(init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -104,7 +111,7 @@ class Engine:
         threads = self.calibrations.wanted.threads
         self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads, 0))
         self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads, 10))
-        self._past = Past(self.spec)
+        self._past = ObservationHistory(self.spec)
         self.policy = self.policy.to(self.device).eval()
         self._standby = copy.deepcopy(self.policy)
         self._live = self._inference.submit(self._first).result()
@@ -138,7 +145,7 @@ class Engine:
         self._loader.shutdown(wait=True)
         self._inference.shutdown(wait=True)
 
-    async def decide(self, observation: Observation, *, explore: bool | float = False) -> Decided:
+    async def decide(self, observation: Observation, *, explore: bool | float = False) -> InferenceResult:
         """The actions for what is observed, computed in the inference thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._inference, self._decide, observation, explore)
@@ -187,7 +194,7 @@ class Engine:
             await loop.run_in_executor(self._inference, self._flip, live)
         self.version = live.version
 
-    async def tune(self, name: str, state: Mapping[str, Tensor]) -> bool:
+    async def load_encoder(self, name: str, state: Mapping[str, Tensor]) -> bool:
         """Give an encoder other weights, between two ticks; the policy stays. False where they are the ones it has.
 
         Tokens of the older weights are not looked at again: what is seen now is encoded anew, and the history begins again.
@@ -252,10 +259,10 @@ class Engine:
     def _fuse_run(self, policy: Policy, *, first: bool = False) -> Run:
         """The fused part on its fastest backend; a plain policy is a few additions and stays in torch."""
         if self.spec.plain:
-            return Estimate(policy).eval()
+            return FlatPolicyModule(policy).eval()
         if self.device.type == "cuda":
-            return CudaGraphRun(Estimate(policy).eval(), self._example())
-        run, self.choices["policy"] = fused(self.calibrations, policy, self._example(), first=first)
+            return CudaGraphRun(FlatPolicyModule(policy).eval(), self._example())
+        run, self.choices["policy"] = compile_policy(self.calibrations, policy, self._example(), first=first)
         return run
 
     def _example(self) -> tuple[Tensor, ...]:
@@ -266,7 +273,7 @@ class Engine:
         return tuple(x.to(self.device) for x in (present, ages, *tokens))
 
     @torch.inference_mode()
-    def _decide(self, observation: Observation, explore: bool | float) -> Decided:  # noqa: FBT001 - as in decide
+    def _decide(self, observation: Observation, explore: bool | float) -> InferenceResult:  # noqa: FBT001 - as in decide
         start = time.perf_counter()
         live = self._live
         with self._stream:
@@ -282,7 +289,7 @@ class Engine:
         value = float(out.value[0])
         latency_s = time.perf_counter() - start
         encoders = {name: encoder.version for name, encoder in live.encoders.items()}
-        return Decided(
+        return InferenceResult(
             live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders
         )
 

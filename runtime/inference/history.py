@@ -18,7 +18,7 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 
 
-class Past:
+class ObservationHistory:
     """The last H ticks, oldest first.
 
     Args:

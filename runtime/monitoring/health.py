@@ -17,8 +17,8 @@ import psutil
 from learners.experience.store import Store
 from learners.ipc.progress import read_progress
 from runtime.control.inbox import Inbox
-from runtime.control.payload_decoder import Intake
-from runtime.control.tick import Ticker
+from runtime.control.payload_decoder import PayloadDecoder
+from runtime.control.tick import ControlLoop
 from runtime.feedback.receiver import Feedback
 from sensors.base import Sensor, TopicSensor
 
@@ -30,9 +30,9 @@ PROGRESS_STALE_S = 30.0
 class Health:
     """Everything `health` is made of."""
 
-    ticker: Ticker
+    ticker: ControlLoop
     inbox: Inbox
-    intake: Intake
+    intake: PayloadDecoder
     sensors: Mapping[str, Sensor | TopicSensor]
     store: Store | None
     feedback: Feedback | None

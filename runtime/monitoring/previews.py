@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.control.tick import Ticked
+from runtime.control.tick import TickResult
 from runtime.mqtt import Connection, Message
-from runtime.mqtt.topics import Topics, Watch, decode, encode
+from runtime.mqtt.topics import PreviewRequest, Topics, decode, encode
 from sensors.codecs.readings import WIDTH, Jpeg, facts
 from sensors.readings import Frame, Reading
 
@@ -40,7 +40,7 @@ class Previews:
         Raises:
             Refused: not of the declared shape.
         """
-        for stream in decode(Watch, payload).streams:
+        for stream in decode(PreviewRequest, payload).streams:
             self._until_s[stream] = now_s + KEEPALIVE_S
         self._until_s = {stream: until for stream, until in self._until_s.items() if until > now_s}
 
@@ -75,7 +75,7 @@ class Viewer:
         if not message.retain:
             self.previews.watch(message.payload, time.monotonic())
 
-    def ticked(self, ticked: Ticked) -> None:
+    def ticked(self, ticked: TickResult) -> None:
         """Make the previews that are due of what this tick saw."""
         for name in ticked.observation.fresh - self._busy:
             if self.previews.due(name, ticked.observation.stamp_s):

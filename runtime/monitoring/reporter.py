@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from runtime.control.tick import Ticked
+from runtime.control.tick import TickResult
 from runtime.monitoring.health import Health
 from runtime.monitoring.metrics import Metrics
 from runtime.mqtt import Connection
@@ -37,7 +37,7 @@ class Reporter:
     recorder: Recorder | None = None
     scrub: Callable[[Any], Any] = lambda data: data
     """Takes secrets out of what an event says: reasons come from drivers and plugins, which may tell what they were given."""
-    on_tick: list[Callable[[Ticked], None]] = field(default_factory=list)
+    on_tick: list[Callable[[TickResult], None]] = field(default_factory=list)
     """Others who want every finished tick: previews, tasks, probation."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _next_log_s: float = 0.0
@@ -57,7 +57,7 @@ class Reporter:
         if self.recorder is not None:
             self.recorder.put(Note(time.time_ns(), "event", body))
 
-    def ticked(self, ticked: Ticked) -> None:
+    def ticked(self, ticked: TickResult) -> None:
         """One finished tick."""
         body = decision_body(ticked)
         self.control.post(self.topics("decision"), encode(body))
@@ -78,7 +78,7 @@ class Reporter:
             self.control.post(self.topics("health"), encode(body))
             await asyncio.sleep(HEALTH_EVERY_S)
 
-    def _measure(self, ticked: Ticked) -> None:
+    def _measure(self, ticked: TickResult) -> None:
         observation, verdict = ticked.observation, ticked.verdict
         self.metrics.tick_seconds.observe(ticked.latency_s)
         for encoder, took_s in ticked.decided.encode_s.items():
@@ -95,7 +95,7 @@ class Reporter:
             used = {name: observation.ages_s[name] for name in observation.readings}
             self.metrics.observe_acted(used, observation.fresh, ticked.answered_s)
 
-    def _record(self, ticked: Ticked, body: dict[str, Any]) -> None:
+    def _record(self, ticked: TickResult, body: dict[str, Any]) -> None:
         if self.recorder is None:
             return
         observation = ticked.observation
@@ -114,7 +114,7 @@ class Reporter:
         }
         self.recorder.put(TickRecord(int(ticked.stamp_unix_s * 1e9), fresh, body | more))
 
-    def _say(self, ticked: Ticked, body: dict[str, Any]) -> None:
+    def _say(self, ticked: TickResult, body: dict[str, Any]) -> None:
         """The canonical line: every tick at debug, one a second at info."""
         line = {key: body[key] for key in ("id", "policy", "mode", "latency_ms", "missing")}
         line["actions"] = {name: action["value"] for name, action in body["actions"].items()}
@@ -132,7 +132,7 @@ def kind_of(topics: Topics, subscription: str) -> str:
     return "stream" if below == subscription else below.split("/")[0]
 
 
-def decision_body(ticked: Ticked) -> dict[str, Any]:
+def decision_body(ticked: TickResult) -> dict[str, Any]:
     """The `decision` message."""
     observation, decided = ticked.observation, ticked.decided
     return {

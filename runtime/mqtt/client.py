@@ -133,10 +133,10 @@ async def faithful(call: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error in words."""
     if isinstance(error, BaseExceptionGroup):
-        return "; ".join(sorted({said(inner) for inner in error.exceptions}))
+        return "; ".join(sorted({error_text(inner) for inner in error.exceptions}))
     code = getattr(getattr(error, "rc", None), "value", None)
     if code == TAKEN_OVER:
         return "another client uses this identifier: give each agent its own name (agent:)"

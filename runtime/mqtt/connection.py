@@ -23,7 +23,7 @@ from typing import Literal
 import aiomqtt
 import structlog
 
-from runtime.mqtt.client import Newest, cancelled, connect, faithful, make, said, shut
+from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, shut
 from runtime.mqtt.models import Address, Handler, Message, MqttLost, Outgoing, Subscription, Will, properties
 from runtime.mqtt.publisher import Keep, Sender
 from runtime.mqtt.subscriber import Receiver
@@ -200,12 +200,12 @@ class Connection:
                 finally:
                     self._leave()
         except (aiomqtt.MqttError, MqttLost) as error:
-            reason = said(error)
+            reason = error_text(error)
         except ExceptionGroup as errors:
             _, other = errors.split((aiomqtt.MqttError, MqttLost))
             if other is not None:
                 raise other from None
-            reason = said(errors)
+            reason = error_text(errors)
         finally:
             self._leave()
             if cancelled():  # whatever a child raised meanwhile: without a DISCONNECT the broker publishes the will

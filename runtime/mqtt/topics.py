@@ -167,7 +167,7 @@ def _deeper_than(value: object, limit: int) -> bool:
     return any(isinstance(item, dict | list) for item in level)
 
 
-class Watch(Payload):
+class PreviewRequest(Payload):
     """`watch`: which streams someone is looking at."""
 
     streams: list[str] = Field(max_length=64)

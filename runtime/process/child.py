@@ -24,7 +24,7 @@ ORPHAN = 75
 """Exit code of a child whose parent was gone before it began."""
 
 
-def become(title: str) -> None:
+def set_process_title(title: str) -> None:
     """Show this process as `reflexd: TITLE`."""
     setproctitle(f"reflexd: {title}")
 
@@ -43,7 +43,7 @@ def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> bool:
     return os.getppid() == parent
 
 
-def wrapped(
+def with_parent_death(
     command: list[str],
     *,
     title: str | None = None,

@@ -15,13 +15,13 @@ import orjson
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import open_checkpoints
-from learners.experience.episodes import Episodes, RawKept, Several
+from learners.experience.episodes import CombinedReadings, Episodes, StoredReadings
 from learners.experience.reader import Reader
 from learners.export import onnx
 from learners.export.lerobot_features import Layout, size_of
 from learners.export.lerobot_writer import DatasetWriter, ExportNeeds
 from learners.files import write_atomically
-from learners.ipc.policy_spec import take_over
+from learners.ipc.policy_spec import read_policy_spec
 from learners.model.policy import build
 from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
@@ -36,7 +36,7 @@ class NotExported(ValueError):  # noqa: N818 - reads as what happened
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ExportOptions:
     """What is asked for, beside the format."""
 
     out: Path
@@ -49,7 +49,7 @@ class Wish:
     task: str | None = None
 
 
-def export(config: Config, form: str, wish: Wish, told: Told = lambda _done, _total: None) -> str:
+def export(config: Config, form: str, wish: ExportOptions, told: Told = lambda _done, _total: None) -> str:
     """Write `wish.out`; returns what was written, for a person.
 
     Raises:
@@ -61,7 +61,7 @@ def export(config: Config, form: str, wish: Wish, told: Told = lambda _done, _to
         )
     if wish.out.exists():
         raise NotExported(f"{wish.out}: is there already; name another --out or delete it")
-    kinds: dict[str, Callable[[Config, Wish, Told], str]] = {
+    kinds: dict[str, Callable[[Config, ExportOptions, Told], str]] = {
         "onnx": _onnx,
         "lerobot": _lerobot,
         "mcap": _mcap,
@@ -91,7 +91,7 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _onnx(config: Config, wish: Wish, _told: Told) -> str:
+def _onnx(config: Config, wish: ExportOptions, _told: Told) -> str:
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
     version = wish.version or checkpoints.live().version
     if version is None:
@@ -116,21 +116,21 @@ def _spec(config: Config, document: object) -> PolicySpec:
     """The version's own spec, else the one the agent left."""
     if document is not None:
         return PolicySpec.from_json(orjson.dumps(document))
-    spec = take_over(config.state_dir)
+    spec = read_policy_spec(config.state_dir)
     if spec is None:
         raise NotExported("how the policy is built is not known: run the daemon once, it leaves its spec")
     return spec
 
 
-def _lerobot(config: Config, wish: Wish, told: Told) -> str:
-    spec = take_over(config.state_dir)
+def _lerobot(config: Config, wish: ExportOptions, told: Told) -> str:
+    spec = read_policy_spec(config.state_dir)
     if spec is None:
         raise NotExported("what the policy sees is not known: run the daemon once, it leaves its spec")
     cameras = frozenset(s.name for s in spec.streams if s.modality == "vision")
     words = tuple(s.name for s in spec.streams if s.modality == "language")
     with Reader(config.state_dir / "experience") as reader:
         wanted = cameras.union(words)
-        kept = Several((RawKept(reader, wanted), RecordedKept(config.state_dir / "recordings", wanted)))
+        kept = CombinedReadings((StoredReadings(reader, wanted), RecordedKept(config.state_dir / "recordings", wanted)))
         shown = cameras & kept.streams if wish.pictures else frozenset[str]()
         episodes = Episodes(reader, kept, shown, told, window=(wish.window.start_s, wish.window.stop_s))
         walk = iter(episodes)
@@ -167,7 +167,7 @@ def _fields(config: Config) -> dict[str, tuple[str, ...]]:
     return {name: fields_of(s) for name, s in config.streams.items() if fields_of(s)}
 
 
-def _mcap(config: Config, wish: Wish, told: Told) -> str:
+def _mcap(config: Config, wish: ExportOptions, told: Told) -> str:
     folder = config.state_dir / "recordings"
     if wish.recording is not None or (not wish.experience and any(folder.glob("*.mcap"))):
         source = _recording(folder, wish.recording)

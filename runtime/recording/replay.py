@@ -17,9 +17,9 @@ from rich.progress import track
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, open_checkpoints
 from runtime.config.schema import Config
-from runtime.deploy.encoder_updater import Tuning, VersionGone
+from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
 from runtime.inference.build import build_engine
-from runtime.inference.engine import UNTRAINED, Decided, Engine
+from runtime.inference.engine import UNTRAINED, Engine, InferenceResult
 from runtime.mqtt.topics import parse
 from runtime.recording.recorder import Recording, RecordingError
 from sensors.drivers import opencv
@@ -72,14 +72,14 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
             raise RecordingError(
                 f"{path}: recorded with other streams, actuators or policy settings; give the file it was made with: --config"
             )
-        tuning = Tuning(config, engine, lambda _kind, _data: None)
+        tuning = EncoderUpdater(config, engine, lambda _kind, _data: None)
         return asyncio.run(_replay(recording, tuning, checkpoints, policy, progress=progress))
     finally:
         engine.close()
 
 
 async def _replay(
-    recording: Recording, tuning: Tuning, checkpoints: Checkpoints, policy: str | None, *, progress: bool
+    recording: Recording, tuning: EncoderUpdater, checkpoints: Checkpoints, policy: str | None, *, progress: bool
 ) -> Report:
     report, engine = Report(), tuning.engine
     await _recall(tuning, parse(recording.metadata().get("encoders", "{}").encode()), "at its begin")
@@ -99,11 +99,11 @@ async def _replay(
     return report
 
 
-async def _recall(tuning: Tuning, encoders: dict[str, str], where: str) -> None:
+async def _recall(tuning: EncoderUpdater, encoders: dict[str, str], where: str) -> None:
     """Have every encoder in the version it had; a swap begins the history anew, as it did then."""
     try:
         await tuning.recall(encoders)
-    except VersionGone as gone:
+    except EncoderVersionNotFound as gone:
         raise RecordingError(f"{where}: {gone}") from None
 
 
@@ -141,7 +141,7 @@ def _observation(recorded: dict[str, Any], fresh: list[Reading], held: dict[str,
     )
 
 
-def _compare(report: Report, recorded: dict[str, Any], decided: Decided) -> None:
+def _compare(report: Report, recorded: dict[str, Any], decided: InferenceResult) -> None:
     report.decisions += 1
     now = {
         name: {key: _plain(x) for key, x in told.items() if key in recorded["actions"].get(name, told)}

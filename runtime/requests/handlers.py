@@ -185,7 +185,7 @@ def _row(manifest: Manifest) -> Answer:
     }
 
 
-async def _wish_finetune(config: Config, task: str | None) -> Answer:
+async def request_finetune(config: Config, task: str | None) -> Answer:
     """Leave the wish for the learner, which answers with events."""
     if not config.learner.enabled:
         raise RequestFailed("learner.enabled is false: there is nobody to fine-tune")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 
 from runtime.config.schema import Config
-from runtime.control.tick import Ticker
+from runtime.control.tick import ControlLoop
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import encode
@@ -22,11 +22,11 @@ from sensors.drivers.opencv import png
 
 
 @dataclass(slots=True)
-class Sessions:
+class RecordingController:
     """At most one recording at a time."""
 
     config: Config
-    ticker: Ticker
+    ticker: ControlLoop
     reporter: Reporter
 
     async def __call__(self, on: bool) -> Answer:  # noqa: FBT001 - the request's own field

@@ -64,12 +64,15 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
         command = [str(_mosquitto_binary()), "-c", str(config)]
         # SIGTERM at the parent's death: mosquitto then saves what is retained
         return Broker(
-            chosen, child.wrapped(command, title="broker", number=signal.SIGTERM), settings.host, settings.port
+            chosen,
+            child.with_parent_death(command, title="broker", number=signal.SIGTERM),
+            settings.host,
+            settings.port,
         )
     config = _iotcore(settings, folder, users)
     return Broker(
         chosen,
-        child.wrapped([sys.executable, "-m", "runtime.supervisor.broker_iotcore", str(config)]),
+        child.with_parent_death([sys.executable, "-m", "runtime.supervisor.broker_iotcore", str(config)]),
         settings.host,
         settings.port,
     )

@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
     """Run the broker until it is told to stop."""
     from iotcore import IotCoreBroker  # noqa: PLC0415 - an optional package, needed only here
 
-    child.become("broker")
+    child.set_process_title("broker")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("rumqttd").setLevel(logging.CRITICAL)  # it logs every packet as an error
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

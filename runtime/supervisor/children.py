@@ -46,7 +46,7 @@ class Spec:
     stdin: bool = False
 
 
-class GaveUp(Exception):  # noqa: N818 - reads as what happened
+class RestartLimitExceeded(Exception):  # noqa: N818 - reads as what happened
     """A child failed too often."""
 
 
@@ -55,16 +55,18 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     python = [sys.executable, "-m"]
     more = [*(part for fault in faults for part in ("--fault", fault)), *(["--verbose"] if verbose else [])]
     agent = [*python, "runtime.agent.__main__", str(path), "--gate-fd", "{gate_fd}", *more]
-    specs = [Spec("agent", tuple(child.wrapped(agent)), linked=True, stdin=True)]
+    specs = [Spec("agent", tuple(child.with_parent_death(agent)), linked=True, stdin=True)]
     if config.learner.enabled:
         settings = config.state_dir / "learner" / "settings.json"
         learner = [*python, "learners.worker.loop", str(settings)]
         # at once: its imports alone would hold up the agent's on few cores
-        specs.append(Spec("learner", tuple(child.wrapped(learner, priority=config.learner.priority))))
+        specs.append(Spec("learner", tuple(child.with_parent_death(learner, priority=config.learner.priority))))
     if config.dashboard is not None:
-        specs.append(Spec("dashboard", tuple(child.wrapped([*python, "runtime.dashboard", str(path)])), grace_s=3.0))
+        specs.append(
+            Spec("dashboard", tuple(child.with_parent_death([*python, "runtime.dashboard", str(path)])), grace_s=3.0)
+        )
     if config.plant is not None:
-        specs.append(Spec("plant", tuple(child.wrapped([*python, "runtime.plant", str(path)])), grace_s=3.0))
+        specs.append(Spec("plant", tuple(child.with_parent_death([*python, "runtime.plant", str(path)])), grace_s=3.0))
     return specs
 
 
@@ -138,14 +140,14 @@ class Child:
             return
         now_s = time.monotonic()
         if len(self._failures) == MAX_RESTARTS and now_s - self._failures[0] < WINDOW_S:
-            raise GaveUp(
-                f"{self.spec.name} failed {MAX_RESTARTS + 1} times within {WINDOW_S:.0f} s, last with {said(code)}"
+            raise RestartLimitExceeded(
+                f"{self.spec.name} failed {MAX_RESTARTS + 1} times within {WINDOW_S:.0f} s, last with {exit_reason(code)}"
             )
         self._failures.append(now_s)
         self.restarts += 1
         recent = sum(now_s - failed_s < WINDOW_S for failed_s in self._failures)
         delay_s = min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** (recent - 1))
-        log.warning("child.failed", child=self.spec.name, ended=said(code), restart_in_s=round(delay_s, 2))
+        log.warning("child.failed", child=self.spec.name, ended=exit_reason(code), restart_in_s=round(delay_s, 2))
         self.restarted(self.spec.name, code, self.restarts)
         with suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
@@ -184,7 +186,7 @@ class Child:
                 signal.pidfd_send_signal(self._pidfd, number)
 
 
-def said(code: int) -> str:
+def exit_reason(code: int) -> str:
     """An exit code in words."""
     if code >= 0:
         return f"exit code {code}"

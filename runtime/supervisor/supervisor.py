@@ -21,20 +21,20 @@ from typing import Any
 
 import structlog
 
-from learners.files import BusyError, only_one
+from learners.files import BusyError, exclusive_lock
 from learners.ipc import settings
 from runtime.config.loader import ConfigError, Loaded, load
 from runtime.config.schema import Config
 from runtime.gate import info, ipc
 from runtime.gate.build import assemble
 from runtime.gate.host import GateHost
-from runtime.gate.operator_commands import Desk
+from runtime.gate.operator_commands import OperatorCommands
 from runtime.mqtt.topics import Refused
 from runtime.process import child
 from runtime.process.log import Scrubber, configure
 from runtime.process.systemd import Notifier
 from runtime.supervisor import broker
-from runtime.supervisor.children import Child, GaveUp, Spec, table
+from runtime.supervisor.children import Child, RestartLimitExceeded, Spec, table
 from runtime.supervisor.reload import compare
 
 log = structlog.get_logger(__name__)
@@ -74,14 +74,14 @@ async def run(
         children: what to start instead of the usual processes.
         notifier: the service manager; default: from the environment.
     """
-    child.become("supervisor")
+    child.set_process_title("supervisor")
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(PermissionError):  # systemd's Nice= does the same for a service without the right
         os.setpriority(os.PRIO_PROCESS, 0, min(before, FIRST_IN_LINE))
     chosen = children or partial(table, config, path, faults=faults, verbose=verbose)
     try:
-        with only_one(config.state_dir):
-            settings.leave(config.model_dump(mode="json"))
+        with exclusive_lock(config.state_dir):
+            settings.write_learner_config(config.model_dump(mode="json"))
             supervisor = Supervisor(config, path, text, chosen, notifier or Notifier.from_environment(), scrubber)
             return await supervisor.run()
     except (broker.BrokerError, BusyError, OSError) as error:
@@ -116,7 +116,7 @@ class Supervisor:
         """Start, run, end."""
         prepared = broker.prepare(self.config.mqtt, self.config.state_dir) if self._embedded else None
         self._host = assemble(self.config, self.notifier, self._describe)
-        desk = Desk(self._host, self.reload)
+        desk = OperatorCommands(self._host, self.reload)
         self._signals(desk)
         try:
             async with asyncio.TaskGroup() as group:
@@ -153,7 +153,7 @@ class Supervisor:
     def _describe(self, policy: str, mode: str) -> dict[str, Any]:
         return info.describe(self.config, version=_version(), policy=policy, text=self.text) | {"mode": mode}
 
-    def _signals(self, desk: Desk) -> None:
+    def _signals(self, desk: OperatorCommands) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._told_to_end, number)
@@ -203,7 +203,7 @@ class Supervisor:
         """Whatever goes wrong with a child ends the daemon in order, and never the gate alone."""
         try:
             await kept.keep()
-        except GaveUp as reason:
+        except RestartLimitExceeded as reason:
             self._give_up(str(reason))
         except Exception as error:  # noqa: BLE001 - a child that cannot be started at all, for any reason
             self._give_up(f"{kept.spec.name}: {type(error).__name__}: {error}")
@@ -249,7 +249,7 @@ class Supervisor:
         for kept in reversed(self.children):
             self.notifier.extend(kept.spec.grace_s + 5.0)
             await kept.stop()
-        await self._host.farewell(self._reason)
+        await self._host.publish_offline(self._reason)
 
     def _force(self) -> None:
         for kept in (*self.children, *([self._broker] if self._broker else [])):
@@ -286,7 +286,7 @@ class Supervisor:
             self._host.carry(self._host.gate.set_mode(new.mode, time.monotonic()))
             self._host.latches.changed()
         self.config, self.text = new, text
-        settings.leave(new.model_dump(mode="json"))
+        settings.write_learner_config(new.model_dump(mode="json"))
         concerned = [kept for kept in self.children if kept.spec.name in changes.children]
         for kept in concerned:
             kept.restart()

@@ -20,7 +20,7 @@ _BUFFER = 4 << 20
 _REAP_S = 1.0
 
 
-class Driver:
+class DriverProcess:
     """One connection to a source. `messages` is for one thread, `stop` for any."""
 
     def __init__(self, name: str, job: Job) -> None:

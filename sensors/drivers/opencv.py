@@ -25,7 +25,7 @@ LIVE_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|analyzeduration;1000000|probe
 SANE_FPS = (0.1, 240.0)
 
 
-class Outbox(Protocol):
+class FrameSink(Protocol):
     """Where a driver process puts what it captured; never blocks."""
 
     def frame(self, stamp_s: float, image: NDArray[np.uint8]) -> None:
@@ -140,7 +140,7 @@ class SourceClock:
         return source_s + self._offset_s
 
 
-def capture(job: CaptureJob, outbox: Outbox, stop: threading.Event) -> None:
+def capture(job: CaptureJob, outbox: FrameSink, stop: threading.Event) -> None:
     """Deliver frames until the source ends (returns) or fails.
 
     Raises:
@@ -185,7 +185,7 @@ def _open(cv2: ModuleType, job: CaptureJob) -> Any:
     return source
 
 
-def _play(source: Any, job: CaptureJob, outbox: Outbox, stop: threading.Event, pace: Pace, fps: float) -> int:
+def _play(source: Any, job: CaptureJob, outbox: FrameSink, stop: threading.Event, pace: Pace, fps: float) -> int:
     """Grab until the end; the number of pictures grabbed. A file keeps real time: frame n is due at n / fps."""
     start_s = time.monotonic()
     step_s = 1.0 / (fps or job.rate_hz)
@@ -206,7 +206,7 @@ def _play(source: Any, job: CaptureJob, outbox: Outbox, stop: threading.Event, p
     return grabbed
 
 
-def _offer(source: Any, job: CaptureJob, outbox: Outbox, stamp_s: float) -> None:
+def _offer(source: Any, job: CaptureJob, outbox: FrameSink, stamp_s: float) -> None:
     taken, image = source.retrieve()
     if not taken or image is None or image.size == 0:
         outbox.drop("undecodable")

@@ -22,7 +22,7 @@ BLOCK_S = 0.02
 """How much sound travels at once."""
 
 
-class Outbox(Protocol):
+class AudioSink(Protocol):
     """Where a driver process puts what it heard."""
 
     def sound(self, stamp_s: float, rate_hz: int, samples: NDArray[np.float32]) -> None:
@@ -48,7 +48,7 @@ class PlayJob:
     loop: bool
 
 
-class Ring:
+class SampleRing:
     """Single producer, single consumer, no lock: each end owns one counter, and a counter is one assignment.
 
     When the consumer is a whole ring behind, the oldest samples are overwritten and counted as lost.
@@ -96,14 +96,14 @@ def load() -> ModuleType:
     return module
 
 
-def record(job: RecordJob, outbox: Outbox, stop: threading.Event) -> None:
+def record(job: RecordJob, outbox: AudioSink, stop: threading.Event) -> None:
     """Deliver what the device hears until told to stop.
 
     Raises:
         SensorLost: no such device, it cannot be opened, or the stream stopped.
     """
     sounddevice = load()
-    ring = Ring(4 * max(job.rate_hz, 192_000))
+    ring = SampleRing(4 * max(job.rate_hz, 192_000))
     troubles: list[str] = []
 
     def heard(data: Any, _frames: int, _time: Any, status: Any) -> None:
@@ -131,7 +131,9 @@ def _rate(sounddevice: ModuleType, job: RecordJob) -> int:
     return job.rate_hz
 
 
-def _empty(stream: Any, ring: Ring, rate_hz: int, outbox: Outbox, troubles: list[str], stop: threading.Event) -> None:
+def _empty(
+    stream: Any, ring: SampleRing, rate_hz: int, outbox: AudioSink, troubles: list[str], stop: threading.Event
+) -> None:
     while not stop.wait(BLOCK_S / 2):
         samples = ring.take()
         if len(samples):
@@ -145,7 +147,7 @@ def _empty(stream: Any, ring: Ring, rate_hz: int, outbox: Outbox, troubles: list
             outbox.drop("ring_overflow")
 
 
-def play(job: PlayJob, outbox: Outbox, stop: threading.Event) -> None:
+def play(job: PlayJob, outbox: AudioSink, stop: threading.Event) -> None:
     """Deliver a file's sound in real time, its channels averaged; returns at its end.
 
     Raises:
@@ -162,7 +164,7 @@ def play(job: PlayJob, outbox: Outbox, stop: threading.Event) -> None:
         raise SensorLost(f"{job.path} cannot be read as sound: {error}") from error
 
 
-def _play(file: Any, job: PlayJob, outbox: Outbox, stop: threading.Event) -> None:
+def _play(file: Any, job: PlayJob, outbox: AudioSink, stop: threading.Event) -> None:
     rate_hz = int(file.samplerate)
     block = max(1, round(rate_hz * BLOCK_S))
     start_s, sent = time.monotonic(), 0

@@ -64,7 +64,7 @@ def unpack_job(line: bytes) -> Job:
     return JOBS[body.pop("job")](**body)
 
 
-class Mailbox:
+class FrameSender:
     """Sends what a driver captured, the newest frame only, from a thread of its own so that capture never waits."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -168,7 +168,7 @@ def _read(connection: socket.socket, length: int) -> bytearray | None:
 def serve(connection: socket.socket, line: bytes) -> None:
     """Do the job in `line`; the outcome is the last message."""
     stop = threading.Event()
-    mailbox = Mailbox(connection)
+    mailbox = FrameSender(connection)
     sys.excepthook = _last_words(mailbox)
     job = unpack_job(line)
     try:
@@ -185,7 +185,7 @@ def serve(connection: socket.socket, line: bytes) -> None:
 
 
 def _last_words(
-    mailbox: Mailbox,
+    mailbox: FrameSender,
 ) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
     def report(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
         mailbox.close(f"{kind.__name__}: {error}")

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from sensors.base import Publish
-from sensors.drivers.handle import Driver
+from sensors.drivers.handle import DriverProcess
 from sensors.drivers.process import Job, Message
-from sensors.drivers.watchdog import Limits, Watcher
+from sensors.drivers.watchdog import Limits, SourceWatchdog
 
 
-class DrivenSensor:
+class DriverSensor:
     """A source that runs by itself; a subclass makes readings of what the driver says.
 
     Args:
@@ -43,8 +43,14 @@ class DrivenSensor:
         self.drops: Counter[str] = Counter()
         self._seq = 0
         self._publish: Publish = lambda _reading: None
-        self._watcher = Watcher(
-            f"{name} ({shown})", lambda: Driver(name, job), self._hear, limits, probe=probe, begin=begin, clock=clock
+        self._watcher = SourceWatchdog(
+            f"{name} ({shown})",
+            lambda: DriverProcess(name, job),
+            self._hear,
+            limits,
+            probe=probe,
+            begin=begin,
+            clock=clock,
         )
 
     @property

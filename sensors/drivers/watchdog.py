@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from sensors.base import SensorLost, tell
+from sensors.base import SensorLost, call_threadsafe
 from sensors.drivers.process import Message
 
 
@@ -94,7 +94,7 @@ class Period:
         return max(self._floor_s, statistics.fmean(min(gap, longest_s) for gap in self._gaps))
 
 
-class Watcher:
+class SourceWatchdog:
     """Runs connections one after the other until cancelled or until the recording ends."""
 
     def __init__(
@@ -176,12 +176,12 @@ class Watcher:
                 for message in messages:
                     _raise_if_last(message)
                     if message.kind == "O":
-                        tell(loop, self._opened, message)
+                        call_threadsafe(loop, self._opened, message)
                     elif self._take(message):
-                        tell(loop, self._note, done, message.stamp_s, recovered)
+                        call_threadsafe(loop, self._note, done, message.stamp_s, recovered)
             except SensorLost as error:
                 reason = error
-            tell(loop, _finish, done, reason)
+            call_threadsafe(loop, _finish, done, reason)
 
     def _opened(self, message: Message) -> None:
         """The source says what it is (event loop)."""

@@ -22,7 +22,7 @@ from sensors.codecs.images import decode_image
 from sensors.config import CameraSettings, public_source
 from sensors.drivers.opencv import CaptureJob
 from sensors.drivers.process import Message
-from sensors.drivers.sensor import DrivenSensor
+from sensors.drivers.sensor import DriverSensor
 from sensors.drivers.watchdog import Absent, Limits
 from sensors.readings import Frame
 
@@ -30,7 +30,7 @@ DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _PROBE_S = 1.0
 
 
-class CameraSensor(DrivenSensor):
+class CameraSensor(DriverSensor):
     """A camera that runs by itself."""
 
     def __init__(

@@ -21,7 +21,7 @@ from sensors.base import PayloadRefused
 from sensors.config import MicrophoneSettings
 from sensors.drivers.portaudio import BLOCK_S, PlayJob, RecordJob
 from sensors.drivers.process import Job, Message
-from sensors.drivers.sensor import DrivenSensor
+from sensors.drivers.sensor import DriverSensor
 from sensors.drivers.watchdog import Absent, Limits
 from sensors.readings import Sound
 
@@ -80,7 +80,7 @@ class Window:
             self._samples[keep:] = samples
 
 
-class MicrophoneSensor(DrivenSensor):
+class MicrophoneSensor(DriverSensor):
     """A microphone or a sound file."""
 
     def __init__(

@@ -23,7 +23,7 @@ from sensors.config import (
 )
 from sensors.streams.camera import CameraSensor, TopicCamera
 from sensors.streams.microphone import MicrophoneSensor, TopicMicrophone
-from sensors.streams.task_output import FedTelemetry
+from sensors.streams.task_output import TaskOutputSensor
 from sensors.streams.telemetry import TopicTelemetry
 from sensors.streams.text import FollowedText, StdinText, TopicText
 
@@ -86,7 +86,7 @@ def _text(name: str, settings: TextSettings, clock: Callable[[], float]) -> Sens
 
 def _telemetry(name: str, settings: TelemetrySettings) -> Sensor | TopicSensor:
     if settings.source.startswith(PREFIX):
-        return FedTelemetry(name, settings.fields)
+        return TaskOutputSensor(name, settings.fields)
     if not is_topic(settings.source):
         raise ValueError(f"streams.{name}.source: {settings.source!r}; write topic or topic:NAME")
     return TopicTelemetry(name, topic_of(settings.source), settings.fields)

@@ -15,7 +15,7 @@ from sensors.base import Publish
 from sensors.readings import Telemetry
 
 
-class FedTelemetry:
+class TaskOutputSensor:
     """Probabilities of a task's labels; labels that a version does not name are 0, others are left out."""
 
     def __init__(self, name: str, fields: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from sensors.base import PayloadRefused, Publish, tell
+from sensors.base import PayloadRefused, Publish, call_threadsafe
 from sensors.codecs.json_payload import parse_json
 from sensors.readings import Text
 
@@ -164,10 +164,10 @@ class StdinText(_LineSensor):
                     data = os.read(self._descriptor, _CHUNK)
                     self._take(self._lines.feed(data) if data else self._lines.flush(), publish)
                     if not data:
-                        tell(loop, ended.set)
+                        call_threadsafe(loop, ended.set)
                         return
             except OSError:
-                tell(loop, ended.set)
+                call_threadsafe(loop, ended.set)
             finally:
                 os.close(wake_read)
 
@@ -212,7 +212,7 @@ class FollowedText(_LineSensor):
 
         def report(reason: str | None) -> None:
             if not stop.is_set():
-                tell(loop, recovered) if reason is None else tell(loop, lost, reason)
+                call_threadsafe(loop, recovered) if reason is None else call_threadsafe(loop, lost, reason)
 
         thread = threading.Thread(
             target=self._follow, args=(publish, report, stop), name=f"text {self.name}", daemon=True

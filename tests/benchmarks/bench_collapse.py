@@ -35,7 +35,7 @@ from learners.experience.transition import Transition
 from learners.gym.observations import Tokens, values_of
 from learners.gym.spaces import Score
 from learners.gym.trainer import EVALUATION_SEED, Trainer
-from learners.promotion.pipeline import Trial, evaluate
+from learners.promotion.pipeline import EvaluationContext, evaluate
 from learners.promotion.steps import STEPS
 from learners.rl.algorithm import Algorithm
 from learners.safeguards.probation import Probation
@@ -129,7 +129,7 @@ class Run(Trainer):
 
     def _passes(self, candidate: Any) -> bool:
         first = self.live == "initial"
-        trial = Trial(
+        trial = EvaluationContext(
             manifest=Manifest("000002-00000000", None, 0.0, {}), spec=self.spec, candidate=candidate,
             live=None if first else self.acting, live_version=None if first else self.live,
             recent=lambda count: self.rows[-count:], settings=SETTINGS, period_s=1 / RATE_HZ,

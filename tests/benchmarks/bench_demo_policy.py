@@ -30,8 +30,8 @@ from learners.model.features import Features, recorded
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.rl.algorithm import Algorithm
-from learners.rl.mirror_augmentation import Mirror
-from learners.rl.replay_buffer import Replay
+from learners.rl.mirror_augmentation import MirrorAugmentation
+from learners.rl.replay_buffer import ReplayBuffer
 from runtime.config.loader import load as load_settings
 from runtime.config.schema import Config
 from runtime.inference.build import build_spec, window_s
@@ -111,10 +111,10 @@ def learn(
     policy = Policy(spec).eval()
     algorithm = Algorithm(policy, torch.Generator().manual_seed(0))
     draw = torch.Generator().manual_seed(0)
-    memory = Replay(spec, max_bytes=500_000_000, steps=config.learner.n_step, taught_share=0.0, centre=centre)
+    memory = ReplayBuffer(spec, max_bytes=500_000_000, steps=config.learner.n_step, taught_share=0.0, centre=centre)
     for transition in log.transitions[:ticks]:
         memory.append(transition)
-    change: Callable[..., Any] = Mirror(spec, config.learner.mirror) if mirror else lambda batch, _: batch
+    change: Callable[..., Any] = MirrorAugmentation(spec, config.learner.mirror) if mirror else lambda batch, _: batch
     for _ in track(range(updates), "learning", transient=True):
         algorithm.update(change(memory.sample(config.learner.batch, draw), draw))
     return policy.eval()

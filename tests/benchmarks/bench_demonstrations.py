@@ -28,8 +28,8 @@ from learners.model.features import recorded
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.rl.algorithm import Algorithm
-from learners.rl.mirror_augmentation import Mirror
-from learners.rl.replay_buffer import Replay
+from learners.rl.mirror_augmentation import MirrorAugmentation
+from learners.rl.replay_buffer import ReplayBuffer
 from runtime.config.loader import load as load_settings
 from runtime.config.schema import Config
 from runtime.inference.build import build_spec
@@ -62,10 +62,10 @@ class Learning:
         self.generator = torch.Generator().manual_seed(seed)
         self.algorithm = Algorithm(self.policy, self.generator)
         s = config.learner
-        self.replay = Replay(
+        self.replay = ReplayBuffer(
             spec, max_bytes=1 << 30, steps=s.n_step, taught_share=s.demonstrations, centre=s.center_rewards
         )
-        self.mirror = Mirror(spec, s.mirror)
+        self.mirror = MirrorAugmentation(spec, s.mirror)
         self.turns = spec.actions.choices[0].choices
         self.ticks = 0
 

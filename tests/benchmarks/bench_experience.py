@@ -20,7 +20,7 @@ from learners.config import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.store import Store, Transition
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.rl.replay_buffer import Replay
+from learners.rl.replay_buffer import ReplayBuffer
 
 STREAMS = {"front": (4, 1_280), "room": (4, 384), "orders": (4, 384)}
 
@@ -98,7 +98,7 @@ def read_and_draw(folder: Path, rows: int) -> None:
             reader.pick([int(n) for n in rng.integers(1, rows, 256)])
             times.append(time.perf_counter() - before)
         row("256 random rows from disk, p50", f"{percentile(times, 0.5) * 1e3:.2f} ms")
-        replay = Replay(spec, max_bytes=500_000_000, steps=3)
+        replay = ReplayBuffer(spec, max_bytes=500_000_000, steps=3)
         before = time.perf_counter()
         for start in range(1, rows + 1, 512):
             for found in reader.rows(start, start + 512):

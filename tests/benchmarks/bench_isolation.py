@@ -37,7 +37,7 @@ from learners.experience.store import (  # noqa: E402
     Store,
     Transition,
 )
-from learners.ipc.policy_spec import hand_over  # noqa: E402 - the path comes first
+from learners.ipc.policy_spec import write_policy_spec  # noqa: E402 - the path comes first
 from learners.model.features import Features  # noqa: E402 - the path comes first
 from learners.model.policy import Policy  # noqa: E402 - the path comes first
 from learners.model.spec import (  # noqa: E402
@@ -45,7 +45,7 @@ from learners.model.spec import (  # noqa: E402
     StreamSpec,
 )
 from learners.worker.learner import Learner  # noqa: E402 - the path comes first
-from learners.worker.loop import Inputs  # noqa: E402 - the path comes first
+from learners.worker.loop import LearnerConfig  # noqa: E402 - the path comes first
 
 RATE_HZ, BLOCK_S, SETTLE_S = 20.0, 10.0, 1.0
 SPEC = PolicySpec(
@@ -118,8 +118,8 @@ def learner_process(folder: Path) -> subprocess.Popen[bytes]:
         "promotion": {"steps": ["whole", "fast"]},
     }  # fmt: skip
     path = folder / "settings.json"
-    path.write_bytes(Inputs.model_validate(settings).model_dump_json().encode())
-    hand_over(folder, SPEC)
+    path.write_bytes(LearnerConfig.model_validate(settings).model_dump_json().encode())
+    write_policy_spec(folder, SPEC)
     return subprocess.Popen([sys.executable, "-m", "learners.worker.loop", str(path)], cwd=ROOT)
 
 
@@ -148,7 +148,7 @@ async def measure(minutes: float, folder: Path) -> None:
         agent.remember(agent.tokens(), "left")
     agent.store.flush()
     own = learning.make_learner(folder / "own", SPEC, Policy, replay_gb=0.1, batch=64)
-    own.source = learning.Source(learning.Reader(folder / "experience"))
+    own.source = learning.ExperienceSnapshots(learning.Reader(folder / "experience"))
     own.ingest()
     child = learner_process(folder)
     await asyncio.to_thread(first_update, folder)

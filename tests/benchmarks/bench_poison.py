@@ -5,7 +5,7 @@ seed learns five times from nothing: from the honest source alone; with the host
 (flipped and five times as large), watched or not. The mean reward a tick of the last third of the time is the live return. A
 flipped fifth only shrinks what is learned from and turns no choice round; a shouting one does.
 
-Real: the world's movement and rewards, messages through `Feedback`, `Sources` with its `Quarantine`, the experience store, and the
+Real: the world's movement and rewards, messages through `Feedback`, `SourceQuarantine` with its `Quarantine`, the experience store, and the
 learner (deep Q-learning, an update a tick). Not the demo's: the policy is small and is told where the picture is, as two numbers of
 telemetry, and time is virtual. Exit code 1 when the return loses more than 5 %, or the source is not the one that is named.
 """
@@ -50,9 +50,9 @@ from learners.safeguards.reward_ledger import (  # noqa: E402
     Ledger,
 )
 from learners.safeguards.source_consistency import Quarantine  # noqa: E402 - after the path
-from runtime.feedback.outcomes import Outcomes  # noqa: E402 - after the path
+from runtime.feedback.outcomes import OutcomeTracker  # noqa: E402 - after the path
 from runtime.feedback.receiver import Feedback  # noqa: E402 - after the path
-from runtime.feedback.source_quarantine import Sources  # noqa: E402 - after the path
+from runtime.feedback.source_quarantine import SourceQuarantine  # noqa: E402 - after the path
 
 HOSTILE = 0.25
 """Share of decisions that the hostile source rewards, too: one message in five is its own."""
@@ -91,8 +91,8 @@ class Agent:
         self.learner = make_learner(folder, replay_gb=1e-2, warmup=64, seed=seed)
         self.generator = torch.Generator().manual_seed(seed)
         ledger = Ledger(1.0)
-        self.outcomes = Outcomes(NoRewards(), ledger, lambda: self.now_s)
-        self.sources = Sources(Quarantine(), self.store, ledger, folder, self._emit, lambda: self.now_s)
+        self.outcomes = OutcomeTracker(NoRewards(), ledger, lambda: self.now_s)
+        self.sources = SourceQuarantine(Quarantine(), self.store, ledger, folder, self._emit, lambda: self.now_s)
         if watched:
             self.outcomes.listeners.append(self.sources.settled)
         setting = TopicReward.model_validate({"name": "feedback", "kind": "topic"})

@@ -1,8 +1,8 @@
 """Probation in figures: `python tests/benchmarks/bench_probation.py [TRIALS] [RUNS]` (default 100 and 10,000).
 
 1. Coverage by simulation, RUNS each: how often the confidence sequence of `learners/promotion/ope/bounds.py` ever loses the true mean, how
-   often `Drop` ever sees a fall where there is none (rewards that depend on each other within episodes of 6 to 10 s), how often
-   `Bet` is won though the mean is at its limit. Bound: alpha.
+   often `MixtureSprt` ever sees a fall where there is none (rewards that depend on each other within episodes of 6 to 10 s), how often
+   `BettingTest` is won though the mean is at its limit. Bound: alpha.
 2. Trials in the demo's world in virtual time, TRIALS each (`tests/watching.py` says what of it is real): a good version acts for
    `REFERENCE_S`, then a candidate is forced live. Its scores negated: rolled back, and the good one acting again, within 10 s of its
    first decision in at least 95 of 100; an equal one: rolled back in at most 5 of 100.
@@ -34,9 +34,9 @@ from watching import Script, Stage  # noqa: E402 - after the path
 
 from learners.promotion.ope.bounds import ConfidenceSequence  # noqa: E402 - after the path
 from learners.safeguards.sequential_tests import (  # noqa: E402
-    Bet,
-    Drop,
-    Reference,
+    Baseline,
+    BettingTest,
+    MixtureSprt,
 )
 from learners.safeguards.version_comparison import (  # noqa: E402
     EPISODE_RHO,
@@ -87,18 +87,18 @@ def episodes(rng: np.random.Generator, seconds: int, bad: float) -> Iterator[flo
 def seeing_a_fall(rng: np.random.Generator, reference: int, bad: float) -> bool:
     """Whether a minute of the same rewards ever looks like a fall."""
     blocks = list(episodes(rng, reference + 60, bad))
-    known = Reference.of(blocks[:reference])
+    known = Baseline.of(blocks[:reference])
     assert known is not None
-    drop = Drop(known, ALPHA / 2, margin=0.0)
+    drop = MixtureSprt(known, ALPHA / 2, margin=0.0)
     drop.replay(blocks[reference:])
     return drop.crossed
 
 
 def seeing_returns_fall(known: int, returns: Callable[[int], np.ndarray]) -> bool:
     """Whether sixty more episodes of the same returns ever look like a fall."""
-    reference = Reference.of(list(returns(known)), least=LEAST_EPISODES, memory=1)
+    reference = Baseline.of(list(returns(known)), least=LEAST_EPISODES, memory=1)
     assert reference is not None
-    drop = Drop(reference, ALPHA * SHARES["returns"], 0.0, EPISODE_RHO)
+    drop = MixtureSprt(reference, ALPHA * SHARES["returns"], 0.0, EPISODE_RHO)
     drop.replay(float(x) for x in returns(60))
     return drop.crossed
 
@@ -116,7 +116,7 @@ def walks(rng: np.random.Generator) -> Callable[[int], np.ndarray]:
 def winning_the_bet(rng: np.random.Generator) -> bool:
     """Whether a bet is won on 300 values whose mean is at the limit."""
     limit = float(rng.uniform(0.1, 0.9))
-    bet = Bet(limit, ALPHA / 2)
+    bet = BettingTest(limit, ALPHA / 2)
     bet.replay(float(x) for x in rng.random(300) < limit)
     return bet.crossed
 

@@ -47,8 +47,8 @@ from learners.experience.reader import Row  # noqa: E402 - the path comes first
 from learners.experience.transition import Transition  # noqa: E402 - the path comes first
 from learners.model.policy import Policy  # noqa: E402 - the path comes first
 from learners.promotion.pipeline import (  # noqa: E402
-    Trial,
-    Verdict,
+    EvaluationContext,
+    PromotionResult,
     evaluate,
 )
 from learners.promotion.steps import STEPS  # noqa: E402 - the path comes first
@@ -71,7 +71,7 @@ class Tally:
     decided: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
 
-    def add(self, verdict: Verdict, seconds: float) -> None:
+    def add(self, verdict: PromotionResult, seconds: float) -> None:
         fields = verdict.fields()
         ope = fields["steps"].get("ope", {})
         self.passed += verdict.passed
@@ -86,7 +86,7 @@ class Tally:
 
 def trial_of(
     candidate: Policy, live: Policy | None, log: demo.Log, rows: list[Transition], after: list[Transition]
-) -> Trial:
+) -> EvaluationContext:
     """A trial over logged rows; the clock ends the shadow when the fresh ones are through."""
     fresh = [Row(len(rows) + 1 + n, t) for n, t in enumerate(after)]
     through = False
@@ -97,7 +97,7 @@ def trial_of(
         through = not found
         return found
 
-    return Trial(
+    return EvaluationContext(
         manifest=Manifest("000002-00000000", None, 0.0, {}),
         spec=log.spec,
         candidate=candidate,

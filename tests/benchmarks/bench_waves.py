@@ -41,7 +41,7 @@ from learners.config import (  # noqa: E402
     FinetuneSettings,
     TaskSettings,
 )
-from learners.continual.trainer import Online  # noqa: E402 - after the path
+from learners.continual.trainer import ContinualTrainer  # noqa: E402 - after the path
 from learners.continual.versions import Versions  # noqa: E402 - after the path
 from learners.experience.reader import Reader  # noqa: E402 - after the path
 from learners.experience.store import (  # noqa: E402
@@ -126,7 +126,7 @@ class InProcess:
         settings = TaskSettings(kind="classify", stream="orders", model=model, train="lora", heldout=str(made.heldout))
         wanted = FinetuneSettings.model_validate({"min_labels": 1, **finetune})
         reader = Reader(folder / "experience")
-        self.online = Online("intents", settings, wanted, folder / "tasks", reader, seed=seed)
+        self.online = ContinualTrainer("intents", settings, wanted, folder / "tasks", reader, seed=seed)
         self.versions = self.online.versions
 
     def __enter__(self) -> Self:

@@ -32,7 +32,7 @@ from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
-from learners.rl.replay_buffer import Replay
+from learners.rl.replay_buffer import ReplayBuffer
 from sensors.readings import Frame, Reading, Sound, Text
 
 ACTIONS = ActionSpace((Choice("head", tuple(TURNS)),))
@@ -156,7 +156,7 @@ def run(
     algorithm = Algorithm(learner, torch.Generator().manual_seed(seed))
     acting, live = copy.deepcopy(learner), None
     draw, explore = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
-    replay = Replay(spec, max_bytes=1 << 30, max_rows=round(1.3 * ticks))
+    replay = ReplayBuffer(spec, max_bytes=1 << 30, max_rows=round(1.3 * ticks))
     log = Log(spec, seed, every)
     env, past = senses.world(), Past(spec)
     seen: Mapping[str, Any] = env.reset(seed=seed)[0]

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from learners.config import EncoderSettings  # noqa: E402 - after the path
-from learners.ipc.policy_spec import take_over  # noqa: E402 - after the path
+from learners.ipc.policy_spec import read_policy_spec  # noqa: E402 - after the path
 from learners.model.backends.calibration_cache import Calibrations  # noqa: E402 - after the path
 from learners.model.backends.selection import (  # noqa: E402
     Wanted,
@@ -52,7 +52,7 @@ class Model:
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         state_dir = Path(settings["state_dir"])
-        spec = take_over(state_dir)
+        spec = read_policy_spec(state_dir)
         assert spec is not None, "the daemon must have started once in this state_dir"
         calibrations = Calibrations(state_dir, Wanted())
         encoder = load(

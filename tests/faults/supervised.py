@@ -21,7 +21,10 @@ def main() -> int:
 
     def table() -> list[Spec]:
         rows = orjson.loads(children.read_bytes())
-        return [Spec(name, tuple(child.wrapped(command)), linked=linked, grace_s=2.0) for name, linked, command in rows]
+        return [
+            Spec(name, tuple(child.with_parent_death(command)), linked=linked, grace_s=2.0)
+            for name, linked, command in rows
+        ]
 
     return asyncio.run(run(loaded.config, path, text=loaded.text, scrubber=scrubber, children=table))
 

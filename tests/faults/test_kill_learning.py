@@ -20,8 +20,8 @@ from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.experience.reader import Reader
 from learners.ipc.outbox import Outbox
-from learners.ipc.policy_spec import hand_over
-from learners.ipc.settings import Inputs
+from learners.ipc.policy_spec import write_policy_spec
+from learners.ipc.settings import LearnerConfig
 from learners.worker import loop
 
 ROOT = Path(loop.__file__).parents[2]
@@ -117,8 +117,8 @@ def kill_learners(folder: Path, kills: int, seed: int) -> int:
         },
     }  # fmt: skip
     path = folder / "settings.json"
-    path.write_bytes(Inputs.model_validate(settings).model_dump_json().encode())
-    hand_over(folder, learning.SPEC)
+    path.write_bytes(LearnerConfig.model_validate(settings).model_dump_json().encode())
+    write_policy_spec(folder, learning.SPEC)
     learning.fill(folder, 0, 200)
     versions = Checkpoints(folder / "checkpoints", load_key(folder))
     states = Checkpoints(folder / "learner" / "state", load_key(folder))

@@ -43,7 +43,7 @@ from learners.promotion.ope.estimators import (
 from learners.promotion.ope.evidence import Evidence, Side, windows
 from learners.promotion.ope.features import compare
 from learners.promotion.ope.fitted_q import FOLDS, RIDGES, cross_fitted, influence, standardised
-from learners.promotion.ope.logged_data import Acts, Logged
+from learners.promotion.ope.logged_data import ActingPolicy, Logged
 
 Array = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class OffPolicyResult:
     """All differences; `decides` is None where nothing is known, and `unknown` says why."""
 
     differences: dict[str, Difference] = field(default_factory=dict)
@@ -75,19 +75,19 @@ class Judged:
     unknown: str = ""
 
 
-def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float) -> Judged:
+def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float) -> OffPolicyResult:
     """Every estimator on the evidence."""
     e = evidence
     usable_N = e.own & e.known
     count = int(usable_N.sum())
     if count < 2 * FOLDS:
-        return Judged(unknown=f"{count} decisions have an outcome and a probability of the policy's own")
+        return OffPolicyResult(unknown=f"{count} decisions have an outcome and a probability of the policy's own")
     if not e.tells:
-        return Judged(
+        return OffPolicyResult(
             unknown="every tick earned the same and no episode ended: nothing tells a better policy from a worse one"
         )
     if not all(np.isfinite(side.probability).all() and np.isfinite(side.features).all() for side in e.sides):
-        return Judged(unknown="a probability or a value on a logged decision is not finite")
+        return OffPolicyResult(unknown="a probability or a value on a logged decision is not finite")
     block = max(e.horizon, math.ceil(math.sqrt(count)))
     found: dict[str, Difference] = {}
 
@@ -102,15 +102,15 @@ def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float
         scaled = standardised(e)
         robust, fitted = _modelled(scaled, weights, min_effective_samples)
     except (ArithmeticError, np.linalg.LinAlgError) as error:
-        return Judged(found, None, str(error))
+        return OffPolicyResult(found, None, str(error))
     add("doubly_robust", *robust)
     if fitted is not None:
         add("fitted_q", fitted)
     for name in ("doubly_robust", "fitted_q"):
         if name in found and found[name].effective_samples >= min_effective_samples:
-            return Judged(found, found[name])
+            return OffPolicyResult(found, found[name])
     most = max(d.effective_samples for d in found.values())
-    return Judged(
+    return OffPolicyResult(
         found, None, f"at most {most:.1f} effective samples; {min_effective_samples:g} are needed to know anything"
     )
 
@@ -188,7 +188,7 @@ def _doubly_robust(e: Evidence, weights: list[Array], ridge: float, enough: floa
     return best
 
 
-def gather(candidate: Acts, live: Acts, logged: Logged) -> Generator[None, None, Evidence]:
+def gather(candidate: ActingPolicy, live: ActingPolicy, logged: Logged) -> Generator[None, None, Evidence]:
     """Go through the decisions a few at a time; the generator returns what both make of them."""
     both = yield from compare(candidate, live, logged)
     return Evidence(
@@ -205,7 +205,7 @@ def gather(candidate: Acts, live: Acts, logged: Logged) -> Generator[None, None,
     )
 
 
-def figures(judged: Judged) -> dict[str, Any]:
+def figures(judged: OffPolicyResult) -> dict[str, Any]:
     """Every estimator's numbers, and which one decided."""
     decides = judged.decides
     return {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learners.model.heads import Heads
-from learners.promotion.ope.logged_data import Acts, Logged
+from learners.promotion.ope.logged_data import ActingPolicy, Logged
 from learners.promotion.ope.propensities import Preference, motions, preferences, taken, unit_actions
 
 PROJECTED = 12
@@ -55,7 +55,9 @@ class _Side:
     """M,B,A."""
 
 
-def compare(candidate: Acts, live: Acts, logged: Logged, seed: int = 0) -> Generator[None, None, Compared]:
+def compare(
+    candidate: ActingPolicy, live: ActingPolicy, logged: Logged, seed: int = 0
+) -> Generator[None, None, Compared]:
     """Go through the decisions chunk by chunk; the generator returns the whole."""
     projected = min(PROJECTED, len(logged) // 50)
     parts: list[tuple[Array, ...]] = []
@@ -72,7 +74,7 @@ def compare(candidate: Acts, live: Acts, logged: Logged, seed: int = 0) -> Gener
     return Compared(*columns)
 
 
-def _side(policy: Acts, context_BC: Tensor, seed: int) -> _Side:
+def _side(policy: ActingPolicy, context_BC: Tensor, seed: int) -> _Side:
     """The same seed for both sides: the noise of their draws then cancels in the difference."""
     head = policy.heads.continuous
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from learners.model.heads import HeadOutput
 from learners.model.spec import PolicySpec
-from learners.promotion.ope.logged_data import Acts, Logged
+from learners.promotion.ope.logged_data import ActingPolicy, Logged
 
 ONE_MOTION = 1e-3
 """Deviation of a motion, as a share of its range, below which it counts as always the same."""
@@ -34,7 +34,7 @@ class Actions:
     """Motions outside their limits and choices that do not exist."""
 
 
-def act(policy: Acts, logged: Logged) -> Generator[None, None, Actions]:
+def act(policy: ActingPolicy, logged: Logged) -> Generator[None, None, Actions]:
     """Go through the observations chunk by chunk; the generator returns the whole."""
     generator = torch.Generator().manual_seed(0)
     parts: list[Values] = []

@@ -28,7 +28,7 @@ from learners.model.features import Features
 from learners.model.heads import Heads
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from learners.rl.replay_buffer import MAX_GAP, Replay
+from learners.rl.replay_buffer import MAX_GAP, ReplayBuffer
 
 CHUNK = 64
 """Decisions at a time: between two chunks others get their turn."""
@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
-class Acts(Protocol):
+class ActingPolicy(Protocol):
     """What is asked of a policy: contexts of what was seen, and heads."""
 
     heads: Heads
@@ -67,7 +67,7 @@ class Logged:
     own: dict[str, Flags]
     probability: dict[str, Array]
     """As logged; 1 where not own."""
-    _replay: Replay
+    _replay: ReplayBuffer
 
     def __init__(
         self, spec: PolicySpec, transitions: Sequence[Transition], versions: dict[str, str] | None = None
@@ -75,7 +75,7 @@ class Logged:
         self.spec, self.transitions = spec, transitions
         count = len(transitions)
         single = replace(spec, history=1)  # histories are put together here, so that nothing is held or encoded twice
-        self._replay = Replay(single, max_bytes=1 << 62, max_rows=max(80, round(1.3 * count) + 2))
+        self._replay = ReplayBuffer(single, max_bytes=1 << 62, max_rows=max(80, round(1.3 * count) + 2))
         for transition in transitions:
             self._replay.append(transition)
             self._replay.versions.update(transition.encoder_versions)
@@ -128,7 +128,7 @@ class Logged:
         single = self._replay.batch(at.reshape(-1), steps=1).features[:, 0]
         return single.map(lambda x: x.reshape(*at.shape, *x.shape[1:]))
 
-    def contexts(self, policy: Acts, rows: slice) -> Tensor:
+    def contexts(self, policy: ActingPolicy, rows: slice) -> Tensor:
         """Contexts B,C of a policy. Where it is known how, each row is fused once and not once for every history it is in."""
         at_BH = self.history(rows)
         if not isinstance(policy, Policy):

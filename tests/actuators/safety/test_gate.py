@@ -13,7 +13,7 @@ from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, Ga
 from actuators.expressions import ExpressionError
 from actuators.safety.gate import Gate, known_names
 from actuators.safety.limits import Refusal
-from actuators.safety.rulings import Ruling
+from actuators.safety.rulings import ActuatorDecision
 
 HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay")
 LAMP = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", min_hold_s=0.5, requires=())
@@ -44,20 +44,20 @@ def make(*, now_s: float = 10.0, arm: bool = True, **actuators: AnyActuator) -> 
     return gate
 
 
-def one(gate: Gate, now_s: float, actuator: str, value: Any, **offer: Any) -> Ruling:
+def one(gate: Gate, now_s: float, actuator: str, value: Any, **offer: Any) -> ActuatorDecision:
     """The ruling on one action, observed 50 ms ago."""
     rulings = gate.judge(Offer(now_s - 0.05, {actuator: value}, **offer), now_s)
     return next(ruling for ruling in rulings if ruling.actuator == actuator)
 
 
-def told(rulings: list[Ruling]) -> dict[str, tuple[Value | None, str | None, str]]:
+def told(rulings: list[ActuatorDecision]) -> dict[str, tuple[Value | None, str | None, str]]:
     return {ruling.actuator: (ruling.value, ruling.rule, ruling.by) for ruling in rulings}
 
 
 def test_a_sound_action_passes() -> None:
     gate = make()
     ruling = one(gate, 11.0, "head", "left")
-    assert ruling == Ruling("head", "left", None, "policy", "", news=False)
+    assert ruling == ActuatorDecision("head", "left", None, "policy", "", news=False)
     assert ruling.sent
     assert gate.told("head") == ("left", "policy")
     assert not gate.counters
@@ -254,7 +254,7 @@ def test_a_stale_required_stream_makes_safe_once() -> None:
     assert (first.value, first.rule, first.by, first.news) == ("stay", "stale", "gate", True)
     assert "cam" in first.reason
     assert "room" not in first.reason
-    assert one(gate, 11.2, "head", "left", stale=("cam",)) == Ruling(
+    assert one(gate, 11.2, "head", "left", stale=("cam",)) == ActuatorDecision(
         "head", None, "stale", "nobody", first.reason, news=False
     )
     assert one(gate, 11.3, "lamp", "ON", stale=("cam",)).sent, "it requires nothing"
@@ -336,7 +336,7 @@ def test_the_dead_man_acts_after_period_and_grace() -> None:
     assert gate.tick(1.24) == []
     assert gate.armed
     late = gate.deadline_s
-    assert gate.tick(late) == [Ruling("head", "stay", "lost", "gate", "no sign of life from the agent")]
+    assert gate.tick(late) == [ActuatorDecision("head", "stay", "lost", "gate", "no sign of life from the agent")]
     assert not gate.armed
     assert gate.counters == {"lost": 1}
     assert gate.tick(late + 1) == []
@@ -386,7 +386,7 @@ def test_a_person_disarms() -> None:
 
 def test_the_hosts_own_rest_arms_again() -> None:
     gate = make()
-    assert gate.rest(11.0) == [Ruling("head", "stay", "disarmed", "gate", "start or end of the daemon")]
+    assert gate.rest(11.0) == [ActuatorDecision("head", "stay", "disarmed", "gate", "start or end of the daemon")]
     assert not gate.armed
     assert one(gate, 11.1, "head", "left").sent
     assert gate.rest(11.2, "why")[0].reason == "why"
@@ -495,9 +495,9 @@ def test_only_people_act_outside_autonomous(mode: Any) -> None:
     gate = Gate({"head": HEAD}, GateSettings(reconcile_s=0.0), ["cam"], period_s=0.1, now_s=10.0, mode=mode)
     assert told(gate.judge(Offer(11.0, {"head": "left"}), 11.0)) == {"head": (None, "mode", "nobody")}
     assert told(gate.judge(Offer(11.1, {}, stale=("cam",)), 11.1)) == {"head": (None, None, "nobody")}
-    assert gate.override("head", "left", 0.5, 11.2) == Ruling("head", "left", None, "override")
-    assert gate.judge(Offer(11.6, {}), 11.6) == [Ruling("head", None, None, "nobody")]
-    assert gate.tick(11.7) == [Ruling("head", "stay", None, "gate", "the override has ended")]
+    assert gate.override("head", "left", 0.5, 11.2) == ActuatorDecision("head", "left", None, "override")
+    assert gate.judge(Offer(11.6, {}), 11.6) == [ActuatorDecision("head", None, None, "nobody")]
+    assert gate.tick(11.7) == [ActuatorDecision("head", "stay", None, "gate", "the override has ended")]
     assert gate.tick(11.8) == []
 
 
@@ -537,13 +537,13 @@ def test_mode_change_to_the_same_mode_keeps_acting() -> None:
 
 def test_the_policy_yields_and_control_returns() -> None:
     gate = make()
-    assert gate.override("head", "left", 0.5, 11.0) == Ruling("head", "left", None, "override")
+    assert gate.override("head", "left", 0.5, 11.0) == ActuatorDecision("head", "left", None, "override")
     assert gate.held_until_s("head") == 11.5
     ruling = one(gate, 11.1, "head", "right")
     assert (ruling.value, ruling.rule, ruling.by, ruling.news) == (None, "overridden", "nobody", True)
     assert gate.told("head") == ("left", "override")
     assert not one(gate, 11.4, "head", "right").news
-    assert one(gate, 11.5, "head", "right") == Ruling("head", "right", None, "policy")
+    assert one(gate, 11.5, "head", "right") == ActuatorDecision("head", "right", None, "policy")
     assert gate.held_until_s("head") is None
     assert gate.counters == {"overridden": 2}
 
@@ -551,7 +551,7 @@ def test_the_policy_yields_and_control_returns() -> None:
 def test_without_a_wish_of_the_policy_nothing_is_overridden() -> None:
     gate = make()
     gate.override("head", "left", 0.5, 11.0)
-    assert gate.judge(Offer(11.1), 11.1) == [Ruling("head", None, None, "nobody")]
+    assert gate.judge(Offer(11.1), 11.1) == [ActuatorDecision("head", None, None, "nobody")]
     assert not gate.counters
 
 
@@ -567,7 +567,7 @@ def test_an_override_waits_until_it_may_act() -> None:
     slow = make(head=HEAD.model_copy(update={"min_interval_s": 1.0}))
     slow.override("head", "left", 5.0, 11.0)
     assert slow.override("head", "right", 5.0, 11.5).rule == "too_soon"
-    assert slow.judge(Offer(12.0), 12.0) == [Ruling("head", "right", None, "override")]
+    assert slow.judge(Offer(12.0), 12.0) == [ActuatorDecision("head", "right", None, "override")]
 
 
 @pytest.mark.parametrize(("out_of_range", "wanted"), [("clamp", 9.0), ("refuse", 1.0)])

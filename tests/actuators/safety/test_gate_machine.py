@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings, UtteranceSettings
 from actuators.safety.gate import Gate
-from actuators.safety.rulings import Ruling
+from actuators.safety.rulings import ActuatorDecision
 
 ACTUATORS: dict[str, AnyActuator] = {
     "head": ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay", min_interval_s=0.02),
@@ -54,7 +54,9 @@ class GateMachine(RuleBasedStateMachine):
         self.stopped = self.released = False
         self.commands = 0
 
-    def carry(self, rulings: list[Ruling], *, people: bool = False, expired: bool = False, stale: bool = False) -> None:
+    def carry(
+        self, rulings: list[ActuatorDecision], *, people: bool = False, expired: bool = False, stale: bool = False
+    ) -> None:
         for ruling in rulings:
             assert (ruling.value is None) == (ruling.by == "nobody")
             if ruling.value is None:
@@ -67,7 +69,7 @@ class GateMachine(RuleBasedStateMachine):
                 self.check_moving(ruling, people=people, expired=expired, stale=stale)
             self.device[ruling.actuator] = ruling.value
 
-    def check_moving(self, ruling: Ruling, *, people: bool, expired: bool, stale: bool) -> None:
+    def check_moving(self, ruling: ActuatorDecision, *, people: bool, expired: bool, stale: bool) -> None:
         assert self.gate.armed
         assert not self.stopped
         assert not self.released, "after a stop, only a person's arming moves anything"

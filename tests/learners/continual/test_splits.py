@@ -11,8 +11,8 @@ import tinymodels
 
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.labels import Labelled
-from learners.continual.splits import Holdout, classes, said
-from learners.continual.trainer import Online
+from learners.continual.splits import Holdout, classes, normalized_text
+from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.tasks.base import DataError
@@ -22,7 +22,7 @@ INTENTS = {"go": "move", "stop": "halt"}
 FLIPPED = {"move": "halt", "halt": "move"}
 
 
-def tuner(tmp_path: Path, heldout: Path | None, **finetune: Any) -> Online:
+def tuner(tmp_path: Path, heldout: Path | None, **finetune: Any) -> ContinualTrainer:
     model = tmp_path / "model"
     if not model.exists():
         tinymodels.bert(model)
@@ -38,7 +38,7 @@ def tuner(tmp_path: Path, heldout: Path | None, **finetune: Any) -> Online:
     )
     options = {"epochs": 20, "learning_rate": 2e-3, "patience": 8}
     reader = Reader(tmp_path / "experience")
-    return Online(
+    return ContinualTrainer(
         "intents",
         settings,
         chosen,
@@ -166,9 +166,12 @@ def test_labels_apart_where_nothing_judges() -> None:
 
 
 def test_what_an_example_says_and_is() -> None:
-    assert said({"tokens": ["New", "York"]}) == said({"text": " new york "}) == "new york"
-    assert said({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}) == "hi"
-    assert said({"picture": "a.png"}) == ""
+    assert normalized_text({"tokens": ["New", "York"]}) == normalized_text({"text": " new york "}) == "new york"
+    assert (
+        normalized_text({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]})
+        == "hi"
+    )
+    assert normalized_text({"picture": "a.png"}) == ""
     assert classes({"label": "a"}) == {"a"}
     assert classes({"label": ["a", "b"]}) == {"a", "b"}
     assert classes({"tags": ["O", "B-x", "I-x"]}) == {"O", "x"}

@@ -16,12 +16,20 @@ import torch
 from PIL import Image
 
 from learners.config import FinetuneSettings, TaskSettings
-from learners.continual.acceptance import agreement, refusal
-from learners.continual.attribution import alone, suspects
-from learners.continual.candidate import GENTLE, WEIGH, Lesson, Taught, balanced, rehearsed, replay
-from learners.continual.evaluation import each, worse
+from learners.continual.acceptance import agreement, rejection_reason
+from learners.continual.attribution import single_source, sources_to_ablate
+from learners.continual.candidate import (
+    GENTLE,
+    WEIGH,
+    CandidateTrainer,
+    TrainedCandidate,
+    balanced,
+    rehearsal_count,
+    replay,
+)
+from learners.continual.evaluation import each, sign_test
 from learners.continual.labels import Labelled, Labels
-from learners.continual.trainer import Online, newest
+from learners.continual.trainer import ContinualTrainer, newest
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition
 from learners.finetune.trainer import Stopped
@@ -39,7 +47,7 @@ def publish(store: Store, rows: list[dict[str, str]], source: str = "default", *
     assert store.flush()
 
 
-def online(tmp_path: Path, clock: Callable[[], float] = lambda: 0.0, **finetune: Any) -> Online:
+def online(tmp_path: Path, clock: Callable[[], float] = lambda: 0.0, **finetune: Any) -> ContinualTrainer:
     model = tmp_path / "model"
     if not model.exists():
         tinymodels.bert(model)
@@ -55,17 +63,17 @@ def online(tmp_path: Path, clock: Callable[[], float] = lambda: 0.0, **finetune:
         "forget_margin": 0.05,
     } | finetune
     reader = Reader(tmp_path / "experience")
-    return Online(
+    return ContinualTrainer(
         "intents", settings, FinetuneSettings(**chosen), tmp_path / "tasks", reader, clock=clock, options=OPTIONS
     )
 
 
-class Careless(Lesson):
+class Careless(CandidateTrainer):
     """Gives one earlier class up, unless it teaches gently."""
 
     always = False
 
-    def teach(self, *given: Any, gently: bool = False) -> Taught:
+    def teach(self, *given: Any, gently: bool = False) -> TrainedCandidate:
         taught = super().teach(*given, gently=gently)
         if given[0] is not None and (self.always or not gently):
             with torch.no_grad():
@@ -81,7 +89,7 @@ class Hopeless(Careless):
 
 @pytest.mark.parametrize(("kind", "outcome"), [(Careless, "promoted"), (Hopeless, "rejected")])
 def test_what_only_forgets_is_taught_once_more_gently(
-    tmp_path: Path, store: Store, kind: type[Lesson], outcome: str
+    tmp_path: Path, store: Store, kind: type[CandidateTrainer], outcome: str
 ) -> None:
     tuner = online(tmp_path)
     tuner.lesson = kind(tuner.settings, tuner.finetune, 0, OPTIONS)
@@ -97,7 +105,7 @@ def test_what_only_forgets_is_taught_once_more_gently(
 
 def test_the_gentle_try_learns_slower(tmp_path: Path, store: Store) -> None:
     tuner = online(tmp_path)
-    tuner.lesson = Lesson(tuner.settings, tuner.finetune, 0, {"epochs": 1})
+    tuner.lesson = CandidateTrainer(tuner.settings, tuner.finetune, 0, {"epochs": 1})
     publish(store, tinymodels.orders(60, 1, FIRST))
     parts = tuner.holdout().parts(tuner.labels.all(), [])
     rates = [
@@ -191,19 +199,23 @@ def test_suspects_are_the_least_agreeing_and_never_all_there_are() -> None:
     def agrees(examples: Sequence[dict[str, Any]]) -> float:
         return float(examples[0]["n"])
 
-    assert suspects(labels(20, "a"), agrees) == []
-    assert suspects(labels(20, "a") + labels(20, "bb") + labels(7, "few"), agrees) == [("a",), ("bb",), ("a", "bb")]
-    assert suspects(labels(20, "bb") + labels(20, "a"), agrees) == [("a",), ("bb",)]
-    assert alone(labels(20, "a")) == "a"
-    assert alone(labels(7, "a")) is None
-    assert alone(labels(20, "a") + labels(20, "bb")) is None
+    assert sources_to_ablate(labels(20, "a"), agrees) == []
+    assert sources_to_ablate(labels(20, "a") + labels(20, "bb") + labels(7, "few"), agrees) == [
+        ("a",),
+        ("bb",),
+        ("a", "bb"),
+    ]
+    assert sources_to_ablate(labels(20, "bb") + labels(20, "a"), agrees) == [("a",), ("bb",)]
+    assert single_source(labels(20, "a")) == "a"
+    assert single_source(labels(7, "a")) is None
+    assert single_source(labels(20, "a") + labels(20, "bb")) is None
 
 
 def test_the_sign_test_by_hand() -> None:
     # eight examples fell, one rose, three stayed: P(at least 8 of 9) = (9 + 1) / 2^9
     after, before = [0.0] * 8 + [1.0] + [0.5] * 3, [1.0] * 8 + [0.0] + [0.5] * 3
-    assert worse(after, before) == pytest.approx(10 / 512)
-    assert worse(before, before) == 1.0
+    assert sign_test(after, before) == pytest.approx(10 / 512)
+    assert sign_test(before, before) == 1.0
 
 
 def test_examples_are_scored_one_by_one(tmp_path: Path) -> None:
@@ -234,7 +246,9 @@ def test_a_model_that_answers_before_it_is_tuned_is_what_its_first_version_is_he
     settings = TaskSettings(kind="chat", stream="orders", model=model, train="full", heldout=str(held))
     finetune = FinetuneSettings(min_labels=1, holdout=0.01, batch=4)
     options = {"epochs": 20, "learning_rate": 1e-2, "patience": 20}
-    one = Online("talk", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"), options=options)
+    one = ContinualTrainer(
+        "talk", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"), options=options
+    )
     for text in ("is red ?", "red ?", "what red ?", "the red ?"):
         assert store.add_label(Label("talk", "stop .", text))
     assert store.flush()
@@ -287,14 +301,14 @@ def test_refusals_in_their_order() -> None:
         "known_before": 0.9,
         "known_after": 0.88,
     }
-    assert refusal(fine, settings) is None
-    assert "is not what the held-out file says" in str(refusal(fine | {"agreement_low": 0.2}, settings))
+    assert rejection_reason(fine, settings) is None
+    assert "is not what the held-out file says" in str(rejection_reason(fine | {"agreement_low": 0.2}, settings))
     noise = {"validation_agreement": 0.3, "validation_agreement_low": 0.2, "validation_chance": 0.25}
-    assert "cannot be learned" in str(refusal(fine | noise, settings))
+    assert "cannot be learned" in str(rejection_reason(fine | noise, settings))
     noise = {name.replace("validation", "labels"): value for name, value in noise.items()}
-    assert "contradict what is known" in str(refusal(fine | noise, settings))
-    assert "worse" in str(refusal(fine | {"all_after": 0.68}, settings))
-    assert "forgets" in str(refusal(fine | {"known_after": 0.86}, settings))
+    assert "contradict what is known" in str(rejection_reason(fine | noise, settings))
+    assert "worse" in str(rejection_reason(fine | {"all_after": 0.68}, settings))
+    assert "forgets" in str(rejection_reason(fine | {"known_after": 0.86}, settings))
 
 
 def test_replay_takes_labels_evenly() -> None:
@@ -311,10 +325,12 @@ def test_replay_takes_labels_evenly() -> None:
 def test_every_earlier_class_is_rehearsed_as_much_as_a_new_one_is_taught() -> None:
     new = [{"label": label} for label in "ab" for _ in range(8)]
     known = [{"label": label} for label in "cdef" for _ in range(20)]
-    assert rehearsed(new, known, 1.0) == 4 * 8
-    assert rehearsed(new, known, 0.5) == 4 * 4
-    assert rehearsed([{"source": "x"}] * 6, [{"source": "y"}] * 40, 1.0) == 6, "no classes: as many as the new ones"
-    assert rehearsed(new, [], 1.0) == 0
+    assert rehearsal_count(new, known, 1.0) == 4 * 8
+    assert rehearsal_count(new, known, 0.5) == 4 * 4
+    assert rehearsal_count([{"source": "x"}] * 6, [{"source": "y"}] * 40, 1.0) == 6, (
+        "no classes: as many as the new ones"
+    )
+    assert rehearsal_count(new, [], 1.0) == 0
 
 
 def test_new_and_earlier_labels_weigh_alike_when_the_epoch_is_chosen() -> None:

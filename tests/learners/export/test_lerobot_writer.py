@@ -17,7 +17,7 @@ from PIL import Image
 
 from actuators.actions import ActionSpace, Choice, Continuous, Utterance
 from learners.config import ExperienceSettings
-from learners.experience.episodes import Episodes, RawKept, Several, Step
+from learners.experience.episodes import CombinedReadings, Episodes, Step, StoredReadings
 from learners.experience.reader import Reader
 from learners.experience.store import Raw, Store, Transition
 from learners.export.dataset_stats import merged, statistics
@@ -57,7 +57,9 @@ def remember(folder: Path, ticks: list[Transition], raws: list[Raw]) -> None:
 
 def episodes(folder: Path, cameras: frozenset[str] = frozenset(), **more: Any) -> tuple[list[list[Step]], Episodes]:
     with Reader(folder) as reader:
-        walk = Episodes(reader, Several((RawKept(reader, frozenset({"front", "orders"})),)), cameras, **more)
+        walk = Episodes(
+            reader, CombinedReadings((StoredReadings(reader, frozenset({"front", "orders"})),)), cameras, **more
+        )
         return list(walk), walk
 
 

@@ -13,8 +13,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from learners.config import FinetuneSettings, TaskSettings
-from learners.continual.candidate import Lesson
-from learners.continual.splits import Parts
+from learners.continual.candidate import CandidateTrainer
+from learners.continual.splits import LabelSplits
 from learners.finetune import linear_probe
 from learners.tasks.classify_text import Classifier
 from learners.tasks.heads import output_layer
@@ -104,8 +104,8 @@ def test_labels_of_people_are_learned_head_first_and_as_they_were_given(
     fits: list[int] = []
     fit = linear_probe.fit_head
     monkeypatch.setattr("learners.finetune.run.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows))
-    lesson = Lesson(settings, FinetuneSettings(batch=32), 0, {"epochs": 1, "learning_rate": 1e-9})
-    taught = lesson.teach(None, Parts(new=ROWS, known=[], tried=[], kept=[], uncovered=[]), 0, None, None)
+    lesson = CandidateTrainer(settings, FinetuneSettings(batch=32), 0, {"epochs": 1, "learning_rate": 1e-9})
+    taught = lesson.teach(None, LabelSplits(new=ROWS, known=[], tried=[], kept=[], uncovered=[]), 0, None, None)
     assert fits == [len(ROWS)]
     assert taught.settings.head_rate == 1.0
     assert taught.task.options.label_smoothing == 0.0

@@ -13,7 +13,7 @@ from rl import Corridor, Shrink, Tiles
 
 from actuators.actions import Choice, Continuous
 from learners.gym import demonstrations
-from learners.gym.observations import Senses, Window, values_of
+from learners.gym.observations import ObservationEncoder, Window, values_of
 from learners.gym.spaces import (
     Score,
     action_space,
@@ -116,7 +116,7 @@ def test_episodes_are_kept_in_files(tmp_path: Path) -> None:
 
 def test_pictures_go_through_an_encoder_and_have_a_history() -> None:
     env = Tiles()
-    senses = Senses(env.observation_space, Shrink())  # type: ignore[arg-type]
+    senses = ObservationEncoder(env.observation_space, Shrink())  # type: ignore[arg-type]
     spec = senses.specify(env, gamma=0.9, algorithm="auto")
     assert [(s.name, s.modality, s.tokens, s.width) for s in spec.streams] == [("view", "vision", 1, 12)]
     window = Window(spec)

@@ -22,7 +22,7 @@ from learners.model.policy import Policy
 from learners.model.shapley import Part, explain
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
-from learners.rl.replay_buffer import Replay
+from learners.rl.replay_buffer import ReplayBuffer
 
 NAMES = tuple(PHOTOGRAPHS)
 SPEC = PolicySpec(
@@ -87,7 +87,10 @@ def policy() -> Policy:
     torch.manual_seed(0)
     made = Policy(SPEC).eval()
     algorithm = Algorithm(made, torch.Generator().manual_seed(0))
-    memory, draw = Replay(SPEC, max_bytes=100_000_000, taught_share=0.0, centre=True), torch.Generator().manual_seed(0)
+    memory, draw = (
+        ReplayBuffer(SPEC, max_bytes=100_000_000, taught_share=0.0, centre=True),
+        torch.Generator().manual_seed(0),
+    )
     world, rng = Blind(), np.random.default_rng(1)
     world.reset(seed=1)
     for n in range(TICKS):

@@ -12,14 +12,14 @@ import torch
 from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
 from learners.promotion.integrity import fast, whole
-from learners.promotion.pipeline import Finding, Trial, describe, evaluate
+from learners.promotion.pipeline import EvaluationContext, StepResult, describe, evaluate
 from learners.promotion.steps import STEPS
 
 torch.set_num_threads(1)
 
 
-def trial(candidate: Any = None, period_s: float = 0.1, spec: Any = learning.SPEC) -> Trial:
-    return Trial(
+def trial(candidate: Any = None, period_s: float = 0.1, spec: Any = learning.SPEC) -> EvaluationContext:
+    return EvaluationContext(
         manifest=Manifest("000001-00000000", None, 0.0, {}),
         spec=spec,
         candidate=candidate or learning.SmallPolicy(learning.SPEC).eval(),
@@ -35,9 +35,9 @@ def test_steps_run_in_order_until_one_fails() -> None:
     ran: list[str] = []
 
     def step(name: str, *, passed: bool) -> Any:
-        def run(_: Trial) -> Finding:
+        def run(_: EvaluationContext) -> StepResult:
             ran.append(name)
-            return Finding(name, passed=passed, figures={"n": len(ran)}, reason="" if passed else "no")
+            return StepResult(name, passed=passed, figures={"n": len(ran)}, reason="" if passed else "no")
 
         return run
 

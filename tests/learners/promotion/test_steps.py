@@ -18,7 +18,7 @@ from learners.experience.reader import Row
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.heads import Heads
-from learners.promotion.pipeline import Examination, Finding, HeldOut, Trial, evaluate
+from learners.promotion.pipeline import EvaluationContext, EvaluationRun, HeldOut, StepResult, evaluate
 from learners.promotion.steps import STEPS
 
 torch.set_num_threads(1)
@@ -99,10 +99,10 @@ class World:
         return found
 
 
-def trial(candidate: Any, live: Any = None, world: World | None = None, **fields: Any) -> Trial:
+def trial(candidate: Any, live: Any = None, world: World | None = None, **fields: Any) -> EvaluationContext:
     world = world or World(600)
     settings = PromotionSettings.model_validate({"shadow_s": 30.0, **fields})
-    return Trial(
+    return EvaluationContext(
         manifest=Manifest("000002-00000000", None, 0.0, {}),
         spec=learning.SPEC,
         candidate=candidate,
@@ -118,7 +118,7 @@ def trial(candidate: Any, live: Any = None, world: World | None = None, **fields
     )
 
 
-def run(step: str, one: Trial) -> Finding:
+def run(step: str, one: EvaluationContext) -> StepResult:
     return evaluate(one, STEPS, (step,)).findings[0]
 
 
@@ -243,7 +243,7 @@ def test_shadow_of_no_duration_does_not_apply() -> None:
 def test_a_trial_goes_on_a_while_at_a_time_and_can_be_void() -> None:
     world = World(600)
     one = trial(Scripted(right), Scripted(right), world)
-    examination = Examination(one, STEPS, ORDER)
+    examination = EvaluationRun(one, STEPS, ORDER)
     rounds = 0
     while examination.step != "shadow":
         assert examination.advance(one.clock()) is None  # not a moment more than one part

@@ -17,20 +17,20 @@ from PIL import Image
 
 from learners.checkpoints.store import Checkpoints
 from learners.continual.versions import Versions
-from learners.experience.reader import Reader, raw_of
-from learners.experience.snapshots import Source
+from learners.experience.reader import Reader, raw_reading
+from learners.experience.snapshots import ExperienceSnapshots
 from learners.experience.store import Raw, Store, Transition
-from learners.ipc.settings import Inputs
+from learners.ipc.settings import LearnerConfig
 from learners.model.encoders.base import Encoder
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.reencoding.encoder_versions import Recall
+from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder, encode
-from learners.reencoding.token_store import Recoded, Reencoded
+from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.tasks.registry import open_task
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
-from learners.worker.loop import Background
+from learners.worker.loop import LearnerLoop
 from sensors.codecs.readings import decode_reading
 from sensors.readings import Frame, Sound, Text
 
@@ -38,11 +38,11 @@ FOREVER = float("inf")
 ORDERS = ("go left", "stop now", "please go", "is the red")
 
 
-def inputs(tmp_path: Path) -> Inputs:
+def inputs(tmp_path: Path) -> LearnerConfig:
     model = tmp_path / "model"
     if not model.exists():
         tinymodels.bert(model)
-    return Inputs.model_validate(
+    return LearnerConfig.model_validate(
         {
             "state_dir": tmp_path,
             "streams": {"orders": {"kind": "text", "encoder": "language"}, "joints": {"kind": "telemetry"}},
@@ -54,7 +54,7 @@ def inputs(tmp_path: Path) -> Inputs:
     )
 
 
-def promote(given: Inputs, number: int) -> None:
+def promote(given: LearnerConfig, number: int) -> None:
     """A version of the task with another backbone."""
     task = open_task("classify", given.tasks["intents"].model, labels=("x", "y"))
     torch.manual_seed(number)
@@ -65,7 +65,7 @@ def promote(given: Inputs, number: int) -> None:
     versions.promote(versions.add(task, number))
 
 
-def versions_of(given: Inputs) -> list[str]:
+def versions_of(given: LearnerConfig) -> list[str]:
     """Of the encoder: pretrained, and as each version of the task has it."""
     from learners.model.encoders.pretrained import load
     from learners.reencoding.task_encoder import state_of
@@ -101,12 +101,12 @@ def fill(store: Store, encoder: Encoder, start: int, stop: int, *, keep: bool = 
     assert store.flush()
 
 
-def learner_of(tmp_path: Path, spec: PolicySpec, given: Inputs, recoded: Reencoded) -> Learner:
+def learner_of(tmp_path: Path, spec: PolicySpec, given: LearnerConfig, recoded: TokenStore) -> Learner:
     folder = tmp_path / "learner"
     return Learner(
         spec,
         given.learner,
-        Source(Reader(tmp_path / "experience")),
+        ExperienceSnapshots(Reader(tmp_path / "experience")),
         Checkpoints(folder / "state", learning.KEY, keep_last=2, keep_best=0, keep_promoted=2),
         Journal(folder / "journal.jsonl"),
         Policy,
@@ -138,7 +138,7 @@ def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_noth
     given = inputs(tmp_path)
     promote(given, 1)
     old_version, new_version = versions_of(given)
-    recall = Recall(given)
+    recall = EncoderVersions(given)
     old, new = recall("orders", old_version), recall("orders", new_version)
     assert old is not None
     assert new is not None
@@ -146,7 +146,7 @@ def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_noth
     fill(store, old, 20, 60)
     fill(store, new, 60, 80)
 
-    recoded = Reencoded(tmp_path / "learner" / "reencoded.db")
+    recoded = TokenStore(tmp_path / "learner" / "reencoded.db")
     spec = spec_of(new.width)
     one = learner_of(tmp_path, spec, given, recoded)
     one.ingest()
@@ -172,14 +172,14 @@ def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_noth
     one.train(FOREVER, until=20)
 
     (tmp_path / "experience" / "raw.db").unlink()  # by the time of the crash the raw readings are gone
-    two = learner_of(tmp_path, spec, given, Reencoded(tmp_path / "learner" / "reencoded.db"))
+    two = learner_of(tmp_path, spec, given, TokenStore(tmp_path / "learner" / "reencoded.db"))
     assert two.resume(pytest.fail)
     two.train(FOREVER, until=20)
     assert torch.equal(held_tokens(two), held_tokens(one))
     assert present(two) == present(one)
     learning.assert_identical(learning.weights(two), learning.weights(one))
     two.save()
-    three = learner_of(tmp_path, spec, given, Reencoded(tmp_path / "learner" / "reencoded.db"))
+    three = learner_of(tmp_path, spec, given, TokenStore(tmp_path / "learner" / "reencoded.db"))
     assert three.resume(pytest.fail)
     assert present(three) == present(one), "from the saved state, too"
 
@@ -189,13 +189,13 @@ def test_the_running_learner_does_it_beside_training_and_says_so(tmp_path: Path,
 
     given = inputs(tmp_path)
     promote(given, 1)
-    recall = Recall(given)
+    recall = EncoderVersions(given)
     old, new = (recall("orders", version) for version in versions_of(given))
     assert old is not None
     assert new is not None
     fill(store, old, 0, 40)
     fill(store, new, 40, 44)
-    background = Background(given, spec_of(new.width), threading.Event())
+    background = LearnerLoop(given, spec_of(new.width), threading.Event())
     background.begin()
     background.once()
     background.once()
@@ -212,14 +212,14 @@ def test_a_version_that_is_gone_leaves_its_ticks_out(tmp_path: Path, store: Stor
     Versions(tmp_path / "learner" / "tasks" / "intents").add(
         wide, 2
     )  # of another architecture: no version of the encoder
-    recall = Recall(given)
+    recall = EncoderVersions(given)
     old = recall("orders", known[0])
     assert old is not None
     assert recall("orders", known[1]) is not None
     fill(store, old, 0, 8)
     assert store.append(replace(tick(8, old, "go", 0.0), encoder_versions={"orders": "0" * 16}))
     assert store.flush()
-    recoded = Reencoded(tmp_path / "learner" / "reencoded.db")
+    recoded = TokenStore(tmp_path / "learner" / "reencoded.db")
     one = learner_of(tmp_path, spec_of(old.width), given, recoded)
     one.ingest()
     again = Reencoder(one.source.reader, recoded, recall)
@@ -238,13 +238,13 @@ def test_which_raw_reading_a_tick_saw(tmp_path: Path, store: Store) -> None:
     assert store.flush()
     reader = Reader(tmp_path / "experience")
     seen = [row.transition for row in reader.rows(1, 5)]
-    first = raw_of(reader, seen[0], "orders")
+    first = raw_reading(reader, seen[0], "orders")
     assert first is not None
     assert first.data == b"first"
-    assert raw_of(reader, seen[1], "orders") is None, "its own was not kept, and the first is not taken for it"
+    assert raw_reading(reader, seen[1], "orders") is None, "its own was not kept, and the first is not taken for it"
     assert store.add_raw(Raw("orders", 0.2, "utf-8", b"second"))
     assert store.flush()
-    found = [raw_of(reader, one, "orders") for one in seen]
+    found = [raw_reading(reader, one, "orders") for one in seen]
     assert [None if raw is None else raw.data for raw in found] == [b"first", b"second", b"second", None]
 
 
@@ -263,13 +263,13 @@ def test_readings_come_back_as_they_were() -> None:
     assert decode_reading(*("front", 1.0, "png", b"torn")) is None
 
 
-def entries(recoded: Reencoded) -> list[Any]:
+def entries(recoded: TokenStore) -> list[Any]:
     return [(one.row, one.version) for one in recoded.between(0, recoded.last())]
 
 
 def test_what_nobody_holds_any_more_is_forgotten_and_numbers_never_come_twice(tmp_path: Path) -> None:
-    recoded = Reencoded(tmp_path / "reencoded.db")
-    row = Recoded(1, "orders", "a", np.ones((1, 4), np.float16))
+    recoded = TokenStore(tmp_path / "reencoded.db")
+    row = StoredTokens(1, "orders", "a", np.ones((1, 4), np.float16))
     assert recoded.last() == 0
     recoded.add([row, replace(row, row=2), replace(row, row=2, version="b"), replace(row, row=2, stream="room")])
     recoded.tidy(2, {"orders": "b"})

@@ -11,7 +11,7 @@ from actuators.actions import ActionSpace, Choice, Continuous
 from learners.model.features import Features
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.batch import Batch
-from learners.rl.mirror_augmentation import Mirror
+from learners.rl.mirror_augmentation import MirrorAugmentation
 
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0,), (1.0,))))
 SPEC = PolicySpec(
@@ -46,7 +46,7 @@ def batch(rows: int) -> Batch:
 @given(st.integers(0, 1_000))
 def test_mirrored_rows_are_the_other_side_and_the_others_untouched(seed: int) -> None:
     given_batch = batch(16)
-    out = Mirror(SPEC, ("head", "arm", "joints"))(given_batch, torch.Generator().manual_seed(seed))
+    out = MirrorAugmentation(SPEC, ("head", "arm", "joints"))(given_batch, torch.Generator().manual_seed(seed))
     for row in range(16):
         flipped = int(out.actions["head"][row]) == 2
         for features in (out.features, out.next_features):
@@ -61,7 +61,7 @@ def test_mirrored_rows_are_the_other_side_and_the_others_untouched(seed: int) ->
 
 
 def test_about_half_are_mirrored_and_the_same_draw_gives_the_same() -> None:
-    mirror = Mirror(SPEC, ("head",))
+    mirror = MirrorAugmentation(SPEC, ("head",))
     one, two = (mirror(batch(400), torch.Generator().manual_seed(3)).actions["head"] for _ in range(2))
     assert torch.equal(one, two)
     assert 160 < int((one == 2).sum()) < 240
@@ -69,4 +69,4 @@ def test_about_half_are_mirrored_and_the_same_draw_gives_the_same() -> None:
 
 def test_what_has_no_sides_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"learner.mirror: \['orders'\]"):
-        Mirror(SPEC, ("head", "orders"))
+        MirrorAugmentation(SPEC, ("head", "orders"))

@@ -11,7 +11,7 @@ import torch
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.experience.transition import Transition
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.rl.replay_buffer import MAX_GAP, Replay
+from learners.rl.replay_buffer import MAX_GAP, ReplayBuffer
 
 torch.set_num_threads(1)
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, -1.0), (1.0, 1.0))))
@@ -35,9 +35,9 @@ def tick(n: int, session: str = "s", **fields: Any) -> Transition:
     return Transition(**{**values, **fields})
 
 
-def replay(history: int = 1, **fields: Any) -> Replay:
+def replay(history: int = 1, **fields: Any) -> ReplayBuffer:
     settings: dict[str, Any] = {"max_bytes": 1 << 20, "max_rows": 1_000, "taught_share": 0.5}
-    return Replay(spec(history), **{**settings, **fields})
+    return ReplayBuffer(spec(history), **{**settings, **fields})
 
 
 def ticks(features: Any) -> list[Any]:
@@ -217,7 +217,7 @@ def test_late_changes_reach_the_row_wherever_it_is() -> None:
 
 
 def test_an_equal_replay_can_be_filled_again() -> None:
-    def feed(memory: Replay, start: int, stop: int) -> dict[int, Transition]:
+    def feed(memory: ReplayBuffer, start: int, stop: int) -> dict[int, Transition]:
         made = {}
         for n in range(start, stop):
             made[n] = tick(n, f"s{n // 70}", done=n % 70 == 69, demonstration=n % 90 == 5)
@@ -286,7 +286,7 @@ def test_the_newest_wait_until_their_rewards_are_in() -> None:
 
 
 def test_the_memory_bound_holds() -> None:
-    memory = Replay(spec(), max_bytes=1 << 20)
+    memory = ReplayBuffer(spec(), max_bytes=1 << 20)
     arrays = sum(column.nbytes for column in memory._columns.arrays)
     assert memory.bytes <= 1 << 20
     assert arrays <= memory.bytes

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from learners.safeguards.probation import FILE, IDLE_S, PATIENCE, Probation, Verdict, under_way
+from learners.safeguards.probation import FILE, IDLE_S, PATIENCE, Probation, ProbationVerdict, on_probation
 from learners.safeguards.reward_ledger import Entry
 from learners.safeguards.version_statistics import KEPT, KEPT_EPISODES
 
@@ -37,7 +37,7 @@ def decisions(
 LIES = frozenset({"liar"})
 
 
-def watched(probation: Probation, entries: Iterator[Entry]) -> Verdict | None:
+def watched(probation: Probation, entries: Iterator[Entry]) -> ProbationVerdict | None:
     return probation.observe(entries, LIES)
 
 
@@ -251,18 +251,18 @@ def test_memory_is_bounded() -> None:
 
 
 def test_others_read_whether_one_is_under_way(tmp_path: Path) -> None:
-    assert not under_way(tmp_path, 0.0)
+    assert not on_probation(tmp_path, 0.0)
     probation = good()
     probation.acts("b", 100.0)
     (tmp_path / FILE).write_bytes(orjson.dumps(probation.dump()))
-    assert under_way(tmp_path, 101.0)
-    assert not under_way(tmp_path, 100.0 + IDLE_S)  # it does not act
+    assert on_probation(tmp_path, 101.0)
+    assert not on_probation(tmp_path, 100.0 + IDLE_S)  # it does not act
     watched(probation, decisions("b", 3, 1.0, start_s=120))
     (tmp_path / FILE).write_bytes(orjson.dumps(probation.dump()))
-    assert under_way(tmp_path, 100.0 + IDLE_S)
-    assert not under_way(tmp_path, 100.0 + PATIENCE * 30.0)
+    assert on_probation(tmp_path, 100.0 + IDLE_S)
+    assert not on_probation(tmp_path, 100.0 + PATIENCE * 30.0)
     probation.trust("b")
     (tmp_path / FILE).write_bytes(orjson.dumps(probation.dump()))
-    assert not under_way(tmp_path, 101.0)
+    assert not on_probation(tmp_path, 101.0)
     (tmp_path / FILE).write_bytes(b"{")
-    assert not under_way(tmp_path, 101.0)
+    assert not on_probation(tmp_path, 101.0)

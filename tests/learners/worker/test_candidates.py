@@ -14,19 +14,19 @@ import tinymodels
 import torch
 
 from learners.config import FinetuneSettings, TaskSettings
-from learners.continual.trainer import Online
+from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.ipc.outbox import Outbox
-from learners.ipc.settings import Inputs
+from learners.ipc.settings import LearnerConfig
 from learners.promotion.held_out import Feeding
-from learners.promotion.pipeline import Verdict
-from learners.worker.loop import Background
+from learners.promotion.pipeline import PromotionResult
+from learners.worker.loop import LearnerLoop
 
 torch.set_num_threads(1)
 
 
-def background(folder: Path, **promotion: Any) -> Background:
+def background(folder: Path, **promotion: Any) -> LearnerLoop:
     learner = {
         "batch": 32,
         "warmup": 40,
@@ -35,17 +35,17 @@ def background(folder: Path, **promotion: Any) -> Background:
         "update_every_s": 0.05,
         "updates_per_step": 4,
     }
-    given = Inputs.model_validate(
+    given = LearnerConfig.model_validate(
         {"state_dir": str(folder), "device": "cpu", "learner": learner, "promotion": {"shadow_s": 0.3, **promotion}}
     )
-    return Background(given, learning.SPEC, threading.Event(), build=learning.SmallPolicy)
+    return LearnerLoop(given, learning.SPEC, threading.Event(), build=learning.SmallPolicy)
 
 
 def events(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(event.kind, event.fields) for event in Outbox(folder / "learner" / "outbox").collect()]
 
 
-def first_live(folder: Path, **promotion: Any) -> Background:
+def first_live(folder: Path, **promotion: Any) -> LearnerLoop:
     """A learner of a good policy whose first version is live."""
     learning.fill(folder, 0, 600)
     one = background(folder, **promotion)
@@ -65,13 +65,15 @@ def negate(policy: Any) -> None:
         policy.heads.choice.out.bias.neg_()
 
 
-def concluded(one: Background, beside: Callable[[], object] = lambda: None, deadline_s: float = 60.0) -> Verdict:
+def concluded(
+    one: LearnerLoop, beside: Callable[[], object] = lambda: None, deadline_s: float = 60.0
+) -> PromotionResult:
     end = time.monotonic() + deadline_s
     verdict = None
     while verdict is None:
         assert time.monotonic() < end
         beside()
-        verdict = one.trials.go_on(time.monotonic() + 0.05)
+        verdict = one.trials.resume(time.monotonic() + 0.05)
     return verdict
 
 
@@ -134,7 +136,7 @@ def test_another_version_that_goes_live_ends_a_trial(tmp_path: Path) -> None:
     assert one.trials.run() is None
     other = one.versions.save({"policy": one.learner.policy.state_dict()}, {})
     one.versions.promote(other)
-    verdict = one.trials.go_on()
+    verdict = one.trials.resume()
     assert verdict is not None
     assert not verdict.passed
     assert "another version went live" in verdict.fields()["reason"]
@@ -162,7 +164,7 @@ def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Pa
         kind="classify", stream="orders", model=str(tmp_path / "model"), feeds_policy=True, heldout=str(held)
     )
     finetune = FinetuneSettings.model_validate({"min_labels": 1, "holdout": 0.3})
-    task = Online("intents", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"))
+    task = ContinualTrainer("intents", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"))
     feeding = Feeding({"intents": task})
     assert len(feeding) == 1
     assert (feeding.versions(), feeding.held_out({})) == ({}, {})
@@ -188,7 +190,7 @@ def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> Non
     learning.fill(tmp_path, 0, 200)
     one = background(tmp_path)
     if feeds:
-        one.trials.feeding.tasks["intents"] = Online(
+        one.trials.feeding.tasks["intents"] = ContinualTrainer(
             "intents",
             TaskSettings(kind="classify", model="", feeds_policy=True),
             FinetuneSettings.model_validate({}),

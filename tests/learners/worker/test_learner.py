@@ -16,7 +16,7 @@ from rl import ARM
 from actuators.actions import ActionSpace
 from learners.config import ExperienceSettings
 from learners.experience.reader import Reader
-from learners.experience.snapshots import Moment, Source
+from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.experience.store import Mark, Store
 from learners.model.heads import Heads
 from learners.model.spec import PolicySpec
@@ -168,7 +168,7 @@ def test_weights_of_a_version_are_taken_up_again_after_a_crash(tmp_path: Path) -
     one.train(FOREVER, until=10)
     given = {name: value + 1 for name, value in one.policy.state_dict().items() if value.is_floating_point()}
     given = {**one.policy.state_dict(), **given}
-    one.take_up("000001-00000000", given)
+    one.reset_to_version("000001-00000000", given)
     one.train(FOREVER, until=20)
     two = learning.make_learner(tmp_path)
     assert two.resume(lambda version: {"000001-00000000": given}[version])
@@ -203,13 +203,13 @@ def test_a_state_of_another_shape_is_not_resumed(tmp_path: Path) -> None:
 def test_a_moment_reads_the_same_whatever_came_later(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 50)
     with Reader(tmp_path / "experience") as reader:
-        source = Source(reader)
+        source = ExperienceSnapshots(reader)
         moment = source.now()
-        before = [row.transition.reward for row in source.rows(Moment(), moment)]
+        before = [row.transition.reward for row in source.rows(SnapshotId(), moment)]
         late(tmp_path, 0, 40)
         late(tmp_path, 0, 40)
         learning.fill(tmp_path, 50, 60)
-        assert [row.transition.reward for row in source.rows(Moment(), moment)] == before
+        assert [row.transition.reward for row in source.rows(SnapshotId(), moment)] == before
         picked = source.pick([1, 8, 9], moment)
         assert [picked[n].reward for n in (1, 8, 9)] == [before[n - 1] for n in (1, 8, 9)]
         assert not picked[9].intervention

@@ -22,22 +22,22 @@ from learners import device
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.ipc.outbox import Outbox
-from learners.ipc.policy_spec import hand_over, take_over
-from learners.ipc.settings import Inputs
-from learners.promotion.pipeline import Finding, Trial
+from learners.ipc.policy_spec import read_policy_spec, write_policy_spec
+from learners.ipc.settings import LearnerConfig
+from learners.promotion.pipeline import EvaluationContext, StepResult
 from learners.promotion.steps import STEPS
 from learners.worker import __main__, loop
-from learners.worker.loop import Background
-from learners.worker.priority import die_with
+from learners.worker.loop import LearnerLoop
+from learners.worker.priority import die_with_parent
 
 torch.set_num_threads(1)
 ROOT = Path(loop.__file__).parents[2]
 
 
-def inputs(folder: Path, **fields: Any) -> Inputs:
+def inputs(folder: Path, **fields: Any) -> LearnerConfig:
     learner = {"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05}
     promotion = {"steps": ["whole", "fast"]}
-    return Inputs.model_validate(
+    return LearnerConfig.model_validate(
         {
             "state_dir": str(folder),
             "device": "cpu",
@@ -48,8 +48,8 @@ def inputs(folder: Path, **fields: Any) -> Inputs:
     )
 
 
-def background(folder: Path, stop: threading.Event | None = None, steps: Any = STEPS, **fields: Any) -> Background:
-    return Background(
+def background(folder: Path, stop: threading.Event | None = None, steps: Any = STEPS, **fields: Any) -> LearnerLoop:
+    return LearnerLoop(
         inputs(folder, **fields), learning.SPEC, stop or threading.Event(), build=learning.SmallPolicy, steps=steps
     )
 
@@ -87,11 +87,11 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     assert progress["state"] == "training"
 
 
-def test_chores_are_done_every_round_and_leave_no_trace_in_learning(tmp_path: Path) -> None:
+def test_periodic_jobs_are_done_every_round_and_leave_no_trace_in_learning(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 100)
     done: list[float] = []
     one = background(tmp_path)
-    one.chores = [lambda: done.append(float(torch.rand(1)))]
+    one.periodic_jobs = [lambda: done.append(float(torch.rand(1)))]
     one.begin()
     one.learner.ingest()
     one.learner.train(float("inf"), until=int(one.learner.position.owed))
@@ -103,11 +103,11 @@ def test_chores_are_done_every_round_and_leave_no_trace_in_learning(tmp_path: Pa
 
 
 def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
-    seen: list[Trial] = []
+    seen: list[EvaluationContext] = []
 
-    def no(trial: Trial) -> Finding:
+    def no(trial: EvaluationContext) -> StepResult:
         seen.append(trial)
-        return Finding("fast", passed=False, figures={"x": 1.5}, reason="made to fail")
+        return StepResult("fast", passed=False, figures={"x": 1.5}, reason="made to fail")
 
     learning.fill(tmp_path, 0, 200)
     one = background(tmp_path, steps={**STEPS, "fast": no})
@@ -177,14 +177,14 @@ def test_a_live_version_that_is_broken_is_an_event(tmp_path: Path) -> None:
 
 
 def test_it_stops_when_the_agent_runs_another_policy(tmp_path: Path) -> None:
-    assert take_over(tmp_path) is None
-    assert hand_over(tmp_path, learning.SPEC)
-    assert not hand_over(tmp_path, learning.SPEC)
+    assert read_policy_spec(tmp_path) is None
+    assert write_policy_spec(tmp_path, learning.SPEC)
+    assert not write_policy_spec(tmp_path, learning.SPEC)
     one = background(tmp_path)
     other = learning.PolicySpec(learning.SPEC.streams, learning.ACTIONS, history=2, width=16)
-    hand_over(tmp_path, other)
+    write_policy_spec(tmp_path, other)
     one.run()  # returns
-    assert take_over(tmp_path) == other
+    assert read_policy_spec(tmp_path) == other
     assert two_states(tmp_path) >= 1
 
 
@@ -238,7 +238,7 @@ def test_the_process_gives_way_and_has_a_name(tmp_path: Path, started: Start) ->
 
 def test_the_process_learns_ends_in_order_and_resumes(tmp_path: Path, started: Start) -> None:
     learning.fill(tmp_path, 0, 200)
-    hand_over(tmp_path, learning.SPEC)
+    write_policy_spec(tmp_path, learning.SPEC)
     one = started(priority="normal")
     versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
     wait_until(lambda: versions.live().version is not None)
@@ -278,11 +278,11 @@ def test_it_serves_one_spec_after_another_until_told_to_stop(tmp_path: Path) -> 
     serving = threading.Thread(target=loop.serve, args=(inputs(tmp_path, promote_every_s=0.1), stop))
     serving.start()
     wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
-    hand_over(tmp_path, learning.SPEC)
+    write_policy_spec(tmp_path, learning.SPEC)
     versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
     wait_until(lambda: versions.live().version is not None)
     other = learning.PolicySpec(learning.SPEC.streams, learning.ACTIONS, history=2, width=16, gamma=0.5)
-    hand_over(tmp_path, other)
+    write_policy_spec(tmp_path, other)
     wait_until(lambda: len([kind for kind, _ in events(tmp_path) if kind == "learner_resumed"]) == 2)
     stop.set()
     serving.join(60)
@@ -300,7 +300,7 @@ def test_a_parent_that_is_gone_is_noticed() -> None:
     script = "from learners.background import die_with; import os; print(die_with(os.getppid()), die_with(1 << 22))"
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
     assert out.stdout.split() == [b"True", b"False"]
-    assert callable(die_with)
+    assert callable(die_with_parent)
 
 
 def test_where_the_kernel_refuses_idle_nice_is_next() -> None:

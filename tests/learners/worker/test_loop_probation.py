@@ -12,17 +12,17 @@ import orjson
 import torch
 
 from learners.ipc.outbox import Outbox
-from learners.ipc.settings import Inputs
+from learners.ipc.settings import LearnerConfig
 from learners.promotion.steps import STEPS
 from learners.safeguards.probation import FILE, Probation
-from learners.worker.loop import Background
+from learners.worker.loop import LearnerLoop
 
 
-def background(folder: Path, **learner: Any) -> Background:
+def background(folder: Path, **learner: Any) -> LearnerLoop:
     fields = {"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05, **learner}
     body = {"state_dir": str(folder), "device": "cpu", "learner": fields, "promotion": {"steps": ["whole"]}}
-    return Background(
-        Inputs.model_validate(body), learning.SPEC, threading.Event(), build=learning.SmallPolicy, steps=STEPS
+    return LearnerLoop(
+        LearnerConfig.model_validate(body), learning.SPEC, threading.Event(), build=learning.SmallPolicy, steps=STEPS
     )
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from fakes import free_port
 from runtime.agent.build import assemble
-from runtime.agent.components import Parts
+from runtime.agent.components import Components
 from runtime.config.loader import load
 from runtime.gate import ipc
 
@@ -53,7 +53,7 @@ async def answer(gate: socket.socket) -> None:
 
 
 @asynccontextmanager
-async def agent(folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None) -> AsyncIterator[Parts]:
+async def agent(folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None) -> AsyncIterator[Components]:
     """Everything `assemble` builds, with the tasks that matter here."""
     settings = SETTINGS | {
         "state_dir": str(folder / "state"), "mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}", **canaries.LOGIN},
@@ -78,12 +78,12 @@ async def agent(folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | Non
             await asyncio.to_thread(parts.put_away)
 
 
-def version(parts: Parts, shift: float) -> str:
+def version(parts: Components, shift: float) -> str:
     state = {name: x + shift if x.is_floating_point() else x for name, x in parts.engine.policy.state_dict().items()}
     return parts.checkpoints.save({"policy": state}, {"spec": orjson.loads(parts.engine.spec.to_json())})
 
 
-async def live(parts: Parts, wall: Wall, seconds: float, gains: dict[str, float], start: int) -> int:
+async def live(parts: Components, wall: Wall, seconds: float, gains: dict[str, float], start: int) -> int:
     """Ticks with a reward each, by the version that decided; returns the number of the next one."""
     rng = np.random.default_rng(start)
     for index in range(start, start + round(seconds * 10)):

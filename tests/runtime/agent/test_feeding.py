@@ -18,7 +18,7 @@ from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import Wanted
 from learners.model.policy import Policy
 from learners.tasks.registry import open_task
-from runtime.agent.task_outputs import Language
+from runtime.agent.task_outputs import TaskOutputs
 from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
 from runtime.control.tick import Utterances
@@ -29,7 +29,7 @@ from sensors.base import Sensor
 from sensors.config import TelemetrySettings
 from sensors.readings import Telemetry, Text
 from sensors.streams.registry import build
-from sensors.streams.task_output import FedTelemetry
+from sensors.streams.task_output import TaskOutputSensor
 
 
 def settings(tmp_path: Path, **task: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_the_settings_have_a_stream_more(tmp_path: Path) -> None:
     assert isinstance(fed, TelemetrySettings)
     assert (fed.source, fed.fields, fed.max_age_s) == ("task:intents", ("move", "halt"), 30.0)
     assert Config.model_validate(config.model_dump()) == config, "read again, as the learner does"
-    assert isinstance(build("intents", fed), FedTelemetry)
+    assert isinstance(build("intents", fed), TaskOutputSensor)
     assert set(Config.model_validate(settings(tmp_path, feeds_policy=False)).streams) == {"joints", "orders"}
 
 
@@ -105,10 +105,10 @@ async def test_an_answer_is_seen_at_the_next_tick_and_counts(tmp_path: Path) -> 
     versions.promote(versions.add(task, 1))
     wanted = task.predict([{"text": "please go"}])[0].probabilities
     inbox, sensor = Inbox(config.streams), build("intents", config.streams["intents"])
-    assert isinstance(sensor, FedTelemetry)
+    assert isinstance(sensor, TaskOutputSensor)
     assert isinstance(sensor, Sensor)
     link = Link()
-    language = Language(config, link, Topics("a"), lambda *_: None, Utterances(), fed={"intents": sensor})  # type: ignore[arg-type]
+    language = TaskOutputs(config, link, Topics("a"), lambda *_: None, Utterances(), fed={"intents": sensor})  # type: ignore[arg-type]
     sensor.take({"move": 1.0}, 0.0)
     assert sensor.drops == {"not_running": 1}
     jobs = [

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 
 from learners.continual.serving import Question, Speech
-from runtime.agent.task_outputs import Language
+from runtime.agent.task_outputs import TaskOutputs
 from runtime.config.loader import load
 from runtime.control.tick import Utterances
-from runtime.feedback.raw_capture import RawKeeper, streams_to_keep
+from runtime.feedback.raw_capture import RawCapture, streams_to_keep
 from runtime.mqtt.topics import Topics
 from sensors.codecs.readings import encode_reading
 from sensors.readings import Frame, Observation, Sound, Telemetry, Text
@@ -54,12 +54,12 @@ class FakeResult:
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> tuple[Language, FakeLink, list[tuple[str, dict[str, Any]]]]:
+def parts(tmp_path: Path) -> tuple[TaskOutputs, FakeLink, list[tuple[str, dict[str, Any]]]]:
     path = tmp_path / "s.yaml"
     path.write_text(SETTINGS.format(folder=tmp_path))
     link, events = FakeLink(), []
     config = load(path).config
-    language = Language(config, link, Topics("demo"), lambda k, d: events.append((k, d)), Utterances())  # type: ignore[arg-type]
+    language = TaskOutputs(config, link, Topics("demo"), lambda k, d: events.append((k, d)), Utterances())  # type: ignore[arg-type]
     return language, link, events
 
 
@@ -133,7 +133,7 @@ def test_the_keeper_stores_what_is_fresh_and_counts_what_does_not_fit() -> None:
 
     store = FakeStore()
     with ThreadPoolExecutor(1) as executor:
-        keeper = RawKeeper(store, frozenset({"orders"}), lambda _: b"", executor)  # type: ignore[arg-type]
+        keeper = RawCapture(store, frozenset({"orders"}), lambda _: b"", executor)  # type: ignore[arg-type]
         for seq in range(2):
             reading = Text("orders", 0.0, seq, "go")
             observation = Observation(

@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from runtime.control.payload_decoder import SOUND_CHUNKS, Intake
+from runtime.control.payload_decoder import SOUND_CHUNKS, PayloadDecoder
 from sensors.base import PayloadRefused
 from sensors.readings import Reading, Text
 
@@ -32,7 +32,7 @@ class FakeSensor:
         return Text(self.name, stamp_s, 0, payload.decode()) if payload else None
 
 
-async def _offered(kind: str, payloads: list[bytes]) -> tuple[list[str], Intake]:
+async def _offered(kind: str, payloads: list[bytes]) -> tuple[list[str], PayloadDecoder]:
     sensor = FakeSensor("s")
     got: list[str] = []
     arrived = asyncio.Event()
@@ -45,7 +45,7 @@ async def _offered(kind: str, payloads: list[bytes]) -> tuple[list[str], Intake]
             loop.call_soon_threadsafe(arrived.set)
 
     with ThreadPoolExecutor(1) as executor:
-        intake = Intake({"s": (sensor, kind)}, publish, executor)
+        intake = PayloadDecoder({"s": (sensor, kind)}, publish, executor)
         running = asyncio.create_task(intake.run())
         sensor.gate.clear()
         intake.offer("s", payloads[0], 0.0)

@@ -18,7 +18,7 @@ from runtime.config.loader import load
 from runtime.dashboard.__main__ import main, until_told
 from runtime.dashboard.bridge import Uplink
 from runtime.dashboard.commands import Unreachable
-from runtime.dashboard.state import Mirror
+from runtime.dashboard.state import ViewState
 from runtime.mqtt.topics import Topics
 
 
@@ -32,9 +32,9 @@ async def comes(condition: Callable[[], bool], what: str, within_s: float = 20.0
 
 
 @asynccontextmanager
-async def linked(broker: Mosquitto, watched: list[str]) -> AsyncIterator[tuple[Uplink, Mirror]]:
+async def linked(broker: Mosquitto, watched: list[str]) -> AsyncIterator[tuple[Uplink, ViewState]]:
     topics = Topics("demo")
-    mirror = Mirror(topics)
+    mirror = ViewState(topics)
     uplink = Uplink(address(broker.port), topics, mirror, lambda: watched)
     task = asyncio.create_task(uplink.run())
     try:

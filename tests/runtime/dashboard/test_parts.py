@@ -13,11 +13,11 @@ from canaries import OPERATOR, VIEWER
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.dashboard.auth import ALL_TRIES, SESSION_S, TRIES, WINDOW_S, Access, Limited, token_file
+from runtime.dashboard.auth import ALL_TRIES, SESSION_S, TRIES, WINDOW_S, Access, RateLimited, token_file
 from runtime.dashboard.commands import WISHES, Commands, Forbidden, allowed
 from runtime.dashboard.series import MAX_POINTS, Curve, Returns
-from runtime.dashboard.state import DECISIONS, EVENTS, QUESTIONS, Mirror
-from runtime.dashboard.streams import Senses, loudness
+from runtime.dashboard.state import DECISIONS, EVENTS, QUESTIONS, ViewState
+from runtime.dashboard.streams import StreamViews, loudness
 from runtime.mqtt.topics import Topics
 
 
@@ -56,7 +56,7 @@ def test_wrong_tokens_are_limited_by_address_and_then_even_the_right_one_waits()
     door = access(clock)
     for _ in range(TRIES):
         assert door.login("wrong", "1.2.3.4") is None
-    with pytest.raises(Limited) as limit:
+    with pytest.raises(RateLimited) as limit:
         door.login(OPERATOR, "1.2.3.4")
     assert 0 < limit.value.retry_s <= WINDOW_S
     assert door.login(OPERATOR, "4.3.2.1") is not None
@@ -68,7 +68,7 @@ def test_many_addresses_are_no_way_round_the_limit() -> None:
     door = access(Clock())
     for i in range(ALL_TRIES):
         assert door.login("wrong", f"10.0.0.{i}") is None
-    with pytest.raises(Limited):
+    with pytest.raises(RateLimited):
         door.login("wrong", "fresh")
 
 
@@ -127,8 +127,8 @@ def test_a_return_is_an_episode_where_there_are_any_else_a_minute() -> None:
 # --- senses and mirror
 
 
-def mirror() -> Mirror:
-    made = Mirror(Topics("demo"), wall=Clock())
+def mirror() -> ViewState:
+    made = ViewState(Topics("demo"), wall=Clock())
     tell(
         made,
         "info",
@@ -145,7 +145,7 @@ def mirror() -> Mirror:
     return made
 
 
-def tell(made: Mirror, topic: str, body: object) -> None:
+def tell(made: ViewState, topic: str, body: object) -> None:
     made.take(f"reflexd/demo/{topic}" if not topic.startswith(("z2m", "home")) else topic, json.dumps(body).encode())
 
 
@@ -235,7 +235,7 @@ def test_whatever_arrives_is_survived(topic: str, payload: bytes) -> None:
     assert still_listens(made)
 
 
-def still_listens(made: Mirror) -> bool:
+def still_listens(made: ViewState) -> bool:
     """Whether what is well-formed is taken as ever, after any nonsense."""
     tell(made, "status", {"state": "degraded", "reasons": ["after nonsense"]})
     return bool(made.sections["status"]["reasons"] == ["after nonsense"])
@@ -268,7 +268,7 @@ def test_whatever_json_arrives_is_survived(topic: str, body: object) -> None:
 
 
 def test_senses_ignore_streams_nobody_declared() -> None:
-    assert not Senses().take("in", "unknown", b"x", 0.0)
+    assert not StreamViews().take("in", "unknown", b"x", 0.0)
 
 
 # --- wishes
@@ -310,9 +310,9 @@ async def test_a_wish_becomes_the_message_of_the_contract_and_is_an_operators(
     commands = Commands(Topics("demo"), wire, answered.append)
     parsed = WISHES.validate_python(wish)
     with pytest.raises(Forbidden):
-        await commands.carry_out("viewer", parsed)
+        await commands.execute("viewer", parsed)
     assert wire.sent == []
-    await commands.carry_out("operator", parsed)
+    await commands.execute("operator", parsed)
     assert wire.sent == [(f"reflexd/demo/{topic}", body, 1)]
     assert answered == (["q"] if wish["do"] == "label" else [])
 
@@ -321,7 +321,7 @@ async def test_a_wish_becomes_the_message_of_the_contract_and_is_an_operators(
 async def test_a_viewer_may_ask_for_nothing_that_changes_anything(verb: str) -> None:
     wish = WISHES.validate_python({"do": "request", "verb": verb, "data": {"x": 1}})
     assert not allowed("viewer", wish)
-    answer = await Commands(Topics("demo"), Wire(), lambda _: None).carry_out("operator", wish)
+    answer = await Commands(Topics("demo"), Wire(), lambda _: None).execute("operator", wish)
     assert answer == {"verb": verb, "x": 1}
 
 

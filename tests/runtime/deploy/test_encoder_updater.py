@@ -19,10 +19,10 @@ from learners.model.backends.selection import Wanted
 from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.reencoding.task_encoder import teachers, untaught
+from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
-from runtime.deploy.encoder_updater import Tuning, VersionGone
+from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
 from runtime.inference.engine import Engine
 from sensors.readings import Observation, Text
 
@@ -71,7 +71,7 @@ def seen(tick: int, order: Text) -> Observation:
 async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mixed(tmp_path: Path) -> None:
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
     engine, said = engine_of(config), []
-    tuning = Tuning(config, engine, lambda kind, data: said.append((kind, data)))
+    tuning = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
     order = Text("orders", 0.0, 0, "go left")
     before = await engine.decide(seen(0, order))
     assert not await tuning.follow("language"), "no version yet"
@@ -98,9 +98,9 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
     fresh = engine_of(config)  # as after a restart: the same version, whose tokens are still comparable
     wanted = {"language": engine.encoders["language"].version}
     promote(config, 2)
-    with pytest.raises(VersionGone, match="no longer here"):
-        await Tuning(config, fresh, lambda *_: None).recall({"language": "0" * 16})
-    await Tuning(config, fresh, lambda *_: None).recall(wanted)
+    with pytest.raises(EncoderVersionNotFound, match="no longer here"):
+        await EncoderUpdater(config, fresh, lambda *_: None).recall({"language": "0" * 16})
+    await EncoderUpdater(config, fresh, lambda *_: None).recall(wanted)
     alone = await fresh.decide(seen(1, order))
     assert alone.encoder_versions == after.encoder_versions
     assert np.array_equal(alone.tokens["orders"], after.tokens["orders"])
@@ -113,7 +113,7 @@ async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stay
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
     engine, said = engine_of(config), []
     version = engine.encoders["language"].version
-    tuning = Tuning(config, engine, lambda kind, data: said.append((kind, data)))
+    tuning = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
     other = open_task("classify", tinymodels.bert(tmp_path / "wide", width=64), labels=("x", "y"))
     versions = Versions(tuning.folder / "intents")
     versions.promote(versions.add(other, 1))
@@ -127,7 +127,7 @@ async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stay
 async def test_an_encoder_that_nothing_would_train_is_said(tmp_path: Path) -> None:
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"), kind="tag")
     engine, said = engine_of(config), []
-    await Tuning(config, engine, lambda kind, data: said.append((kind, data))).run()
+    await EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data))).run()
     assert [kind for kind, _ in said] == ["encoder_untaught"]
     assert "no classify task" in said[0][1]["reason"]
     engine.close()
@@ -144,6 +144,6 @@ def test_whose_task_teaches_which_encoder() -> None:
         "intents": TaskSettings(kind="classify", stream="orders", model="m"),
         "looks": TaskSettings(kind="classify", stream="front", model="v"),
     }
-    taught = teachers(encoders, tasks, {"orders": "language", "front": "vision", "joints": None})
+    taught = encoder_tasks(encoders, tasks, {"orders": "language", "front": "vision", "joints": None})
     assert taught == {"language": "intents"}, "frozen ones are left alone"
-    assert list(untaught(encoders, taught)) == ["other"]
+    assert list(encoders_without_task(encoders, taught)) == ["other"]

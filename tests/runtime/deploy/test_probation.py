@@ -11,7 +11,7 @@ from watching import Script, Stage
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.safeguards.probation import FILE
-from runtime.deploy.probation import Watch
+from runtime.deploy.probation import ProbationMonitor
 
 GOOD = Script(errors=0.12)
 POLICIES = {"good": GOOD, "negated": replace(GOOD, sign=-1), "equal": replace(GOOD)}
@@ -63,9 +63,11 @@ async def test_refused_by_the_gate_it_is_back_out(tmp_path: Path) -> None:
     assert stage.event("policy_rolled_back")["why"] in ("refusals", "rewards")
 
 
-def reopened(stage: Stage, folder: Path) -> Watch:
+def reopened(stage: Stage, folder: Path) -> ProbationMonitor:
     """The next agent's watch over the same state."""
-    watch = Watch(type(stage.watch.probation)(30.0), stage.checkpoints, folder, stage._emit, lambda: stage.now_s)
+    watch = ProbationMonitor(
+        type(stage.watch.probation)(30.0), stage.checkpoints, folder, stage._emit, lambda: stage.now_s
+    )
     watch.start()
     return watch
 
@@ -80,15 +82,15 @@ async def test_probation_goes_on_after_a_restart(tmp_path: Path) -> None:
     watch = reopened(stage, tmp_path)
     assert watch.figures() == before
     assert before["crashes"] == 0
-    await watch.coming(stage.version["equal"])
+    await watch.before_activation(stage.version["equal"])
     assert stage.kinds().count("policy_on_probation") == 1
 
 
 async def test_an_agent_that_dies_twice_on_probation_comes_up_with_the_good_version(tmp_path: Path) -> None:
     stage = await acting_well(tmp_path, 4)
-    await stage.watch.coming(stage.version["good"])
+    await stage.watch.before_activation(stage.version["good"])
     stage.checkpoints.promote(stage.version["negated"])
-    await stage.watch.coming(stage.version["negated"])  # and dies before the first decision
+    await stage.watch.before_activation(stage.version["negated"])  # and dies before the first decision
     assert reopened(stage, tmp_path).figures()["crashes"] == 1
     assert stage.checkpoints.live().version == stage.version["negated"]
     assert reopened(stage, tmp_path).figures() == {}
@@ -99,7 +101,7 @@ async def test_an_agent_that_dies_twice_on_probation_comes_up_with_the_good_vers
 async def test_an_end_by_an_exception_is_a_death_too(tmp_path: Path) -> None:
     stage = await acting_well(tmp_path, 9)
     stage.checkpoints.promote(stage.version["negated"])
-    await stage.watch.coming(stage.version["negated"])
+    await stage.watch.before_activation(stage.version["negated"])
     stage.watch.close()
     assert reopened(stage, tmp_path).figures()["crashes"] == 1
 

@@ -16,11 +16,11 @@ from learners.config import TopicReward
 from learners.experience.reader import Reader
 from learners.experience.store import Store
 from learners.experience.transition import Transition
-from runtime.control.tick import Ticked
-from runtime.feedback.queries import ASK_EVERY_S, LEAST, Asking
+from runtime.control.tick import TickResult
+from runtime.feedback.queries import ASK_EVERY_S, MIN_MARGINS, UncertaintyQueries
 from runtime.feedback.receiver import Feedback
 from runtime.gate import ipc
-from runtime.inference.decision import Decided
+from runtime.inference.decision import InferenceResult
 from sensors.codecs.readings import Jpeg, summarize_reading
 from sensors.readings import Frame, Observation, Sound, Telemetry, Text
 
@@ -31,29 +31,29 @@ def jpeg(image: np.ndarray[Any, Any]) -> bytes:
     return b"\xff\xd8" + bytes(str(image.shape), "ascii")
 
 
-def ticked(n: int, lead: float, *, policy: str = "v1", by: Any = "policy", tick_s: float = 0.1) -> Ticked:
+def ticked(n: int, lead: float, *, policy: str = "v1", by: Any = "policy", tick_s: float = 0.1) -> TickResult:
     observation = Observation(n, n * tick_s, {"orders": ORDER}, {"orders": 0.0})
-    decided = Decided(
+    decided = InferenceResult(
         policy, {"head": Action("left", 0.6)}, 0.0, {}, {}, {"head": [0.5, 0.5 + lead, 0.1]}, 0.0,
         choices={"head": {"left": 0.6, "stay": 0.3, "right": 0.1}},
     )  # fmt: skip
     outcomes = {"head": ipc.Outcome(True, None, "left", by)}
     verdict = ipc.Verdict(f"s-{n}", True, False, {"head": "autonomous"}, outcomes)
-    return Ticked(observation, decided, verdict, f"s-{n}", 0.0, 0.0, True, "autonomous", False)
+    return TickResult(observation, decided, verdict, f"s-{n}", 0.0, 0.0, True, "autonomous", False)
 
 
-def asking(share: float | None = 0.2, picture: Jpeg = jpeg) -> tuple[Asking, list[dict[str, Any]]]:
+def asking(share: float | None = 0.2, picture: Jpeg = jpeg) -> tuple[UncertaintyQueries, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
 
     def emit(kind: str, data: dict[str, Any]) -> None:
         assert kind == "label_requested"
         events.append(data)
 
-    return Asking(share, emit, picture), events
+    return UncertaintyQueries(share, emit, picture), events
 
 
-def usual(one: Asking) -> None:
-    for n in range(LEAST):
+def usual(one: UncertaintyQueries) -> None:
+    for n in range(MIN_MARGINS):
         one.ticked(ticked(n, 0.2))
 
 
@@ -62,12 +62,12 @@ def test_it_asks_when_it_is_less_sure_than_usual_and_not_too_often() -> None:
     one.ticked(ticked(0, 0.01))
     assert not events, "nobody knows yet what is usual"
     usual(one)
-    one.ticked(ticked(LEAST, 0.05))
+    one.ticked(ticked(MIN_MARGINS, 0.05))
     assert not events, "a quarter of the usual lead is enough"
-    one.ticked(ticked(LEAST + 1, 0.02))
+    one.ticked(ticked(MIN_MARGINS + 1, 0.02))
     assert events == [
         {
-            "id": f"s-{LEAST + 1}", "task": "head", "actuator": "head", "value": "left", "confidence": 0.1,
+            "id": f"s-{MIN_MARGINS + 1}", "task": "head", "actuator": "head", "value": "left", "confidence": 0.1,
             "candidates": [
                 {"label": "left", "probability": 0.6},
                 {"label": "stay", "probability": 0.3},
@@ -76,12 +76,12 @@ def test_it_asks_when_it_is_less_sure_than_usual_and_not_too_often() -> None:
             "reading": {"orders": {"text": "find the cat"}}, "answer": "override/head",
         }
     ]  # fmt: skip
-    one.ticked(ticked(LEAST + 2, 0.02))
+    one.ticked(ticked(MIN_MARGINS + 2, 0.02))
     assert len(events) == 1, "one in ten seconds"
-    one.ticked(ticked(LEAST + 1 + round(ASK_EVERY_S / 0.1), 0.02))
+    one.ticked(ticked(MIN_MARGINS + 1 + round(ASK_EVERY_S / 0.1), 0.02))
     assert len(events) == 2
-    assert one.done(f"s-{LEAST + 1}", "head") == "left"
-    assert one.done(f"s-{LEAST + 1}", "arm") is None
+    assert one.done(f"s-{MIN_MARGINS + 1}", "head") == "left"
+    assert one.done(f"s-{MIN_MARGINS + 1}", "arm") is None
     assert one.done("s-3", "head") is None
 
 
@@ -89,11 +89,11 @@ def test_it_does_not_ask_untrained_or_where_others_act_or_when_nobody_wants_it()
     for changed in ({"policy": "untrained"}, {"by": "override"}, {"by": "gate"}):
         one, events = asking()
         usual(one)
-        one.ticked(ticked(LEAST, 0.001, **changed))
+        one.ticked(ticked(MIN_MARGINS, 0.001, **changed))
         assert not events
     one, events = asking(None)
     usual(one)
-    one.ticked(ticked(LEAST, 0.001))
+    one.ticked(ticked(MIN_MARGINS, 0.001))
     assert not events
 
 
@@ -109,10 +109,10 @@ def test_readings_are_shown_as_a_person_can_take_them() -> None:
 def test_a_confirmed_decision_becomes_a_demonstration_and_another_answer_is_told_what_to_do(tmp_path: Path) -> None:
     one, events = asking()
     usual(one)
-    one.ticked(ticked(LEAST, 0.001))
+    one.ticked(ticked(MIN_MARGINS, 0.001))
     asked = events[0]["id"]
     store = Store(tmp_path / "experience")
-    assert store.append(Transition("s", LEAST, asked, 1.0, "v1", actions={"head": "left"}))
+    assert store.append(Transition("s", MIN_MARGINS, asked, 1.0, "v1", actions={"head": "left"}))
     said: list[dict[str, Any]] = []
     feedback = Feedback(
         store,

@@ -20,9 +20,9 @@ from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.safeguards.reward_ledger import TOLERANCE_S, Ledger
 from learners.safeguards.source_consistency import Quarantine
-from runtime.control.tick import Ticked
-from runtime.feedback.outcomes import judged
-from runtime.feedback.source_quarantine import FILE, Sources
+from runtime.control.tick import TickResult
+from runtime.feedback.outcomes import attribution
+from runtime.feedback.source_quarantine import FILE, SourceQuarantine
 from runtime.gate.ipc import Outcome, Verdict
 
 
@@ -51,8 +51,10 @@ async def test_a_hostile_source_is_named_and_its_rewards_count_no_more(tmp_path:
     assert min(list(counted.rewards)[-15:]) > -0.5  # what is kept apart is not judged by either
 
 
-def sources(folder: Path, store: KeptStore, events: list[tuple[str, dict[str, Any]]]) -> Sources:
-    made = Sources(Quarantine(), store, Ledger(), folder, lambda kind, data: events.append((kind, data)), lambda: 0.0)
+def sources(folder: Path, store: KeptStore, events: list[tuple[str, dict[str, Any]]]) -> SourceQuarantine:
+    made = SourceQuarantine(
+        Quarantine(), store, Ledger(), folder, lambda kind, data: events.append((kind, data)), lambda: 0.0
+    )
     made.start()
     return made
 
@@ -62,7 +64,7 @@ async def test_state_survives_a_restart_and_a_person_releases(tmp_path: Path) ->
     store = KeptStore()
     one = sources(tmp_path, store, events)
     running = asyncio.create_task(one.run())
-    one.accused({"source": "label:paul", "kind": "labels", "without": 0.9, "with": 0.6})
+    one.report({"source": "label:paul", "kind": "labels", "without": 0.9, "with": 0.6})
     await eventually((tmp_path / FILE).exists, "the file")
     running.cancel()
     await asyncio.wait([running])
@@ -73,7 +75,7 @@ async def test_state_survives_a_restart_and_a_person_releases(tmp_path: Path) ->
     assert again.release("label:paul")
     assert not again.release("label:paul")
     assert fresh.kept == set()
-    again.accused({"source": "label:paul"})  # a person vouched for it
+    again.report({"source": "label:paul"})  # a person vouched for it
     again.close()
     assert sources(tmp_path, KeptStore(), events).figures() == {"quarantined": [], "released": ["label:paul"]}
     assert [kind for kind, _ in events] == ["source_quarantined", "source_released"]
@@ -137,8 +139,8 @@ async def test_what_counts_as_the_policy_s_doing(
 ) -> None:
     verdict = replace(Verdict("s-1", True, False, {"head": "autonomous"}, {"head": outcome}), **changes)  # type: ignore[arg-type]
     stage = Stage(tmp_path, 2, {"good": Script()})
-    ticked: Ticked = stage._ticked("v", "left", refused=False)
+    ticked: TickResult = stage._ticked("v", "left", refused=False)
     assert ticked.decided.actions == {"head": Action("left", 1.0)}
-    assert judged(replace(ticked, verdict=verdict)) == expected
-    assert judged(replace(ticked, verdict=None)) == (False, False)
+    assert attribution(replace(ticked, verdict=verdict)) == expected
+    assert attribution(replace(ticked, verdict=None)) == (False, False)
     assert np.isfinite(ticked.stamp_unix_s)

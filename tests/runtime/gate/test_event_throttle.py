@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
 from actuators.safety.gate import Gate
-from actuators.safety.rulings import Ruling
+from actuators.safety.rulings import ActuatorDecision
 from runtime.gate.event_throttle import EVERY_S, Refusals
 from runtime.gate.ipc import Proposal
 
 
-def refused(rule: str | None = "overridden", actuator: str = "head", *, news: bool = True) -> Ruling:
-    return Ruling(actuator, None, rule, "nobody", "a person acts", news=news)
+def refused(rule: str | None = "overridden", actuator: str = "head", *, news: bool = True) -> ActuatorDecision:
+    return ActuatorDecision(actuator, None, rule, "nobody", "a person acts", news=news)
 
 
 def test_the_first_is_told_at_once_and_the_same_again_with_its_count() -> None:

@@ -20,7 +20,7 @@ from fakes import Mosquitto, eventually
 from runtime.config.schema import Config
 from runtime.gate import ipc, latches
 from runtime.gate.host import GateHost
-from runtime.gate.operator_commands import Desk
+from runtime.gate.operator_commands import OperatorCommands
 from runtime.mqtt import Address, Connection, Message, Will
 from runtime.mqtt.topics import Refused, Topics, encode
 from runtime.process.systemd import Feeder, Notifier
@@ -145,7 +145,7 @@ async def world_of(folder: Path, broker: Mosquitto, **changes: Any) -> AsyncIter
     host = make_host(folder, broker.port, **changes)
     gate_end, agent_end = ipc.pair()
     world = World(host, Connection(Address("127.0.0.1", broker.port), "outside"), agent_end)
-    desk = Desk(host, world.reload)
+    desk = OperatorCommands(host, world.reload)
     async with running(world.outside), running(host.connection):
         jobs = [asyncio.create_task(job) for job in (host.run(), host.latches.run(), desk.serve_reloads())]
         host.attach(gate_end)
@@ -363,7 +363,7 @@ async def test_the_end_rests_and_says_so(tmp_path: Path, broker: Mosquitto) -> N
             async with asyncio.timeout(0.2):
                 await world.propose({"head": "left"})
         world.host.tick()
-        await world.host.farewell("told to end")
+        await world.host.publish_offline("told to end")
         await eventually(lambda: world.of("status")[-1] == {"state": "offline", "reasons": ["told to end"]})
         assert world.commands()[-1]["value"] == "stay"
 

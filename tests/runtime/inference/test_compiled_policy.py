@@ -41,19 +41,19 @@ def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrations = Calibrations(tmp_path, Wanted("openvino", "float32"))
-    compiled_policy.fused(calibrations, policy(1), example(), first=True)
+    compiled_policy.compile_policy(calibrations, policy(1), example(), first=True)
     converted: list[object] = []
     convert = selection.convert
     monkeypatch.setattr(selection, "convert", lambda *given: (converted.append(given), convert(*given))[1])
-    run, choice = compiled_policy.fused(calibrations, policy(1), example(), first=True)
+    run, choice = compiled_policy.compile_policy(calibrations, policy(1), example(), first=True)
     assert (converted, choice.backend) == ([], "openvino")
     with torch.inference_mode():
         torch.testing.assert_close(
-            run(*example()), compiled_policy.Estimate(policy(1)).eval()(*example()), atol=1e-3, rtol=1e-3
+            run(*example()), compiled_policy.FlatPolicyModule(policy(1)).eval()(*example()), atol=1e-3, rtol=1e-3
         )
-        other, _ = compiled_policy.fused(calibrations, policy(2), example(), first=False)
+        other, _ = compiled_policy.compile_policy(calibrations, policy(2), example(), first=False)
         torch.testing.assert_close(
-            other(*example()), compiled_policy.Estimate(policy(2)).eval()(*example()), atol=1e-3, rtol=1e-3
+            other(*example()), compiled_policy.FlatPolicyModule(policy(2)).eval()(*example()), atol=1e-3, rtol=1e-3
         )
     assert len(converted) == 1
 
@@ -61,7 +61,7 @@ def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
 def test_the_graphs_of_old_checkpoints_go_and_the_first_stays(tmp_path: Path) -> None:
     calibrations = Calibrations(tmp_path, Wanted("openvino", "float32"))
     for seed in range(compiled_policy.KEPT + 3):
-        compiled_policy.fused(calibrations, policy(seed), example(), first=seed == 0)
+        compiled_policy.compile_policy(calibrations, policy(seed), example(), first=seed == 0)
     kept = [path.name for path in (tmp_path / "openvino").iterdir()]
     assert sum(name.startswith(compiled_policy.LATER) for name in kept) == compiled_policy.KEPT
     assert any(compiled_policy.digest(policy(compiled_policy.KEPT + 2)) in name for name in kept)

@@ -12,7 +12,7 @@ import torch
 from actuators.actions import Action, ActionSpace, Choice, Continuous
 from learners.model.heads import Heads
 from learners.model.spec import Algorithm, PolicySpec, StreamSpec
-from runtime.inference.decision import Decided, actions_of, choices_of
+from runtime.inference.decision import InferenceResult, actions_of, choices_of
 from runtime.recording.replay import Report, _compare
 
 SPEC = PolicySpec(
@@ -40,9 +40,11 @@ def test_the_probabilities_of_all_choices_sum_to_one_and_hold_that_of_the_chosen
             assert min(choices["head"].values()) == pytest.approx(0.1), "exploration is part of it"
 
 
-def decided(**changes: Any) -> Decided:
+def decided(**changes: Any) -> InferenceResult:
     actions = {"head": Action("left", 0.5), "arm": Action((0.25,), 1.5)}
-    made = Decided("v", actions, 0.5, {}, {}, {}, 0.0, choices={"head": {"left": 0.5, "stay": 0.25, "right": 0.25}})
+    made = InferenceResult(
+        "v", actions, 0.5, {}, {}, {}, 0.0, choices={"head": {"left": 0.5, "stay": 0.25, "right": 0.25}}
+    )
     return replace(made, **changes)
 
 
@@ -53,7 +55,7 @@ def test_the_message_carries_them_beside_value_and_probability() -> None:
     }
 
 
-def compared(recorded: dict[str, Any], now: Decided) -> bool:
+def compared(recorded: dict[str, Any], now: InferenceResult) -> bool:
     report = Report()
     _compare(report, {"id": "s-1", "value": 0.5, "actions": orjson.loads(orjson.dumps(recorded))}, now)
     return report.same

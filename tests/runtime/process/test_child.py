@@ -16,7 +16,7 @@ import pytest
 from fakes import eventually, wait_for
 from runtime.config.loader import load
 from runtime.process import child
-from runtime.supervisor.children import Child, GaveUp, Spec, environment, said, table
+from runtime.supervisor.children import Child, RestartLimitExceeded, Spec, environment, exit_reason, table
 
 ROOT = Path(__file__).resolve().parents[3]
 PARENT = """
@@ -55,7 +55,12 @@ def test_an_orphan_does_not_begin() -> None:
 
 def test_a_missing_command() -> None:
     done = subprocess.run(
-        child.wrapped(["/no/such/binary"]), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+        child.with_parent_death(["/no/such/binary"]),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 127
     assert "No such file" in done.stderr
@@ -64,7 +69,11 @@ def test_a_missing_command() -> None:
 def test_children_leave_ctrl_c_to_the_supervisor() -> None:
     code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     done = subprocess.run(
-        child.wrapped([sys.executable, "-c", code]), cwd=ROOT, env=environment(), capture_output=True, check=True
+        child.with_parent_death([sys.executable, "-c", code]),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        check=True,
     )
     assert done.stdout == b"True\n"
 
@@ -76,14 +85,14 @@ def test_a_title() -> None:
 
 
 def test_a_nice_child_is_nice_from_its_first_moment() -> None:
-    command = child.wrapped([sys.executable, "-c", "import os; print(os.nice(0))"], priority="nice")
+    command = child.with_parent_death([sys.executable, "-c", "import os; print(os.nice(0))"], priority="nice")
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert done.stdout == b"19\n"
 
 
 def test_an_idle_child_gives_way_from_its_first_moment() -> None:
     code = "import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
-    command = child.wrapped([sys.executable, "-c", code], priority="idle")
+    command = child.with_parent_death([sys.executable, "-c", code], priority="idle")
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert done.stdout == b"True\n"
 
@@ -95,7 +104,7 @@ async def test_a_failing_child_is_restarted_and_given_up() -> None:
         restarted=lambda name, code, count: seen.append((name, code, count)),
     )
     begun_s = time.monotonic()
-    with pytest.raises(GaveUp, match="bad failed 6 times within 60 s, last with exit code 9"):
+    with pytest.raises(RestartLimitExceeded, match="bad failed 6 times within 60 s, last with exit code 9"):
         await kept.keep()
     assert seen == [("bad", 9, n) for n in range(1, 6)]
     assert time.monotonic() - begun_s > 0.1 + 0.2 + 0.4 + 0.8 + 1.6 - 0.01
@@ -128,7 +137,7 @@ async def test_a_planned_restart_is_no_failure_and_a_frozen_child_can_be_stopped
 
 
 def test_exit_codes_in_words() -> None:
-    assert [said(3), said(-9), said(-77)] == ["exit code 3", "SIGKILL", "signal 77"]
+    assert [exit_reason(3), exit_reason(-9), exit_reason(-77)] == ["exit code 3", "SIGKILL", "signal 77"]
 
 
 def test_the_usual_children() -> None:

@@ -18,7 +18,7 @@ from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import open_checkpoints
 from learners.config import ExperienceSettings
 from learners.experience.store import Raw, Store, Transition
-from learners.ipc.policy_spec import hand_over
+from learners.ipc.policy_spec import write_policy_spec
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.cli.main import main
@@ -73,7 +73,7 @@ def tick(n: int) -> Transition:
 def lived(config: Path, count: int = 20, raws: int = 0) -> Path:
     """A state folder in which an agent has acted."""
     state = config.parent / "state"
-    hand_over(state, SPEC)
+    write_policy_spec(state, SPEC)
     settings = ExperienceSettings.model_validate({})
     store = Store(state / "experience", settings, on_event=lambda _kind, _fields: None, clock=lambda: 1_000.0)
     for n in range(count):

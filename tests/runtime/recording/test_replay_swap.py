@@ -18,8 +18,8 @@ from learners.checkpoints.store import open_checkpoints
 from learners.continual.versions import Versions
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
-from runtime.control.tick import Ticked
-from runtime.deploy.encoder_updater import Tuning
+from runtime.control.tick import TickResult
+from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.inference.build import build_engine
 from runtime.inference.engine import Engine
 from runtime.monitoring.metrics import Metrics
@@ -89,7 +89,7 @@ def seen(tick: int) -> Observation:
 async def record(config: Config, path: Path, swaps: tuple[int, ...]) -> list[str]:
     """Twenty ticks, recorded as the agent does it; the encoder is swapped before some. Returns the encoder's versions."""
     engine: Engine = await asyncio.to_thread(build_engine, config, open_checkpoints(config.state_dir, config.promotion))
-    tuning = Tuning(config, engine, lambda *_: None)
+    tuning = EncoderUpdater(config, engine, lambda *_: None)
     metrics = Metrics(CollectorRegistry(), agent="a", version=version("reflexd"))
     reporter = Reporter(Silent(), Topics("a"), metrics)  # type: ignore[arg-type]
     encoders = encode({name: one.version for name, one in engine.encoders.items()}).decode()
@@ -104,7 +104,7 @@ async def record(config: Config, path: Path, swaps: tuple[int, ...]) -> list[str
             assert await tuning.follow("language")
         decided = await engine.decide(seen(tick), explore=True)
         found.append(decided.encoders["language"])
-        reporter.ticked(Ticked(seen(tick), decided, None, f"s-{tick}", float(tick), 0.0, True, "autonomous", True))
+        reporter.ticked(TickResult(seen(tick), decided, None, f"s-{tick}", float(tick), 0.0, True, "autonomous", True))
     await asyncio.to_thread(recorder.close)
     engine.close()
     return found

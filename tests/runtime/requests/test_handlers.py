@@ -17,7 +17,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from learners.continual.versions import Versions
 from learners.tasks.registry import open_task
-from runtime.deploy.policy_updater import Swap
+from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.task_versions import TaskVersions
 from runtime.mqtt import Message
 from runtime.mqtt.rpc import RequestFailed
@@ -179,7 +179,7 @@ async def test_retained_requests_are_ignored_and_too_many_answered_at_once(tmp_p
 async def test_the_engine_follows_live_and_a_refused_version_is_named_once(tmp_path: Path) -> None:
     checkpoints, (first, second) = _checkpoints(tmp_path, 2)
     engine, events, swapped = FakeEngine(bad={second}), [], []
-    swap = Swap(checkpoints, engine, lambda kind, data: events.append((kind, data)), swapped.append)  # type: ignore[arg-type]
+    swap = PolicyUpdater(checkpoints, engine, lambda kind, data: events.append((kind, data)), swapped.append)  # type: ignore[arg-type]
     assert not await swap.follow()
     checkpoints.promote(first)
     assert await swap.follow()

@@ -19,7 +19,7 @@ from faults.harness import SLEEPER, Device, agent_row, device_on
 from wire_helpers import Manager, address, running
 
 from fakes import eventually, free_port
-from learners.files import only_one
+from learners.files import exclusive_lock
 from runtime.config.loader import load
 from runtime.mqtt import Connection
 from runtime.process import child
@@ -64,7 +64,7 @@ class Run:
 
 def specs(*rows: list[object]) -> list[Spec]:
     return [
-        Spec(str(name), tuple(child.wrapped(list(command))), linked=bool(linked), grace_s=3)  # type: ignore[call-overload]
+        Spec(str(name), tuple(child.with_parent_death(list(command))), linked=bool(linked), grace_s=3)  # type: ignore[call-overload]
         for name, linked, command in rows
     ]
 
@@ -173,7 +173,7 @@ async def test_a_taken_port_and_a_busy_folder_are_refused(tmp_path: Path) -> Non
         code = await supervisor.run(load(path).config, path, children=list, notifier=Notifier())
         assert code == supervisor.CANNOT_BEGIN
         assert not run.task.done()
-    with only_one(tmp_path / "state"):
+    with exclusive_lock(tmp_path / "state"):
         code = await supervisor.run(load(path).config, path, children=list, notifier=Notifier())
     assert code == supervisor.CANNOT_BEGIN
 

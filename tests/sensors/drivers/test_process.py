@@ -19,10 +19,10 @@ from sensing import children
 from fakes import wait_for
 from sensors.base import SensorLost
 from sensors.drivers import opencv, process
-from sensors.drivers.handle import Driver
+from sensors.drivers.handle import DriverProcess
 from sensors.drivers.opencv import CaptureJob
 from sensors.drivers.portaudio import PlayJob, RecordJob
-from sensors.drivers.process import HEADER, Mailbox, Message, pack_job, read_message, serve, unpack_job
+from sensors.drivers.process import HEADER, FrameSender, Message, pack_job, read_message, serve, unpack_job
 
 ROOT = Path(__file__).parents[3]
 
@@ -55,7 +55,7 @@ def test_jobs_survive_the_way(job: process.Job) -> None:
 def test_the_newest_frame_wins_and_the_others_are_counted(ends: tuple[socket.socket, socket.socket]) -> None:
     mine, theirs = ends
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
-    mailbox = Mailbox(theirs)
+    mailbox = FrameSender(theirs)
     mailbox.opened(25.0)
     for number in range(5):  # the first one or two leave; the rest wait, for the reader sleeps
         mailbox.frame(float(number), np.full((100, 100, 3), number, np.uint8))
@@ -74,7 +74,7 @@ def test_the_newest_frame_wins_and_the_others_are_counted(ends: tuple[socket.soc
 def test_nobody_listening_stops_the_mailbox() -> None:
     mine, theirs = socket.socketpair()
     mine.close()
-    mailbox = Mailbox(theirs)
+    mailbox = FrameSender(theirs)
     mailbox.drop("undecodable")
     mailbox.close()
     theirs.close()
@@ -141,7 +141,7 @@ def test_a_message_cut_by_death_is_none(ends: tuple[socket.socket, socket.socket
 
 
 def test_a_driver_that_was_stopped_before_it_began_says_nothing() -> None:
-    process = Driver("front", PlayJob("/nowhere.wav", loop=False))
+    process = DriverProcess("front", PlayJob("/nowhere.wav", loop=False))
     process.stop()
     assert list(process.messages()) == []
     process.stop()
@@ -177,7 +177,7 @@ def gone(pid: int) -> bool:
 
 def test_a_password_is_not_among_the_arguments() -> None:
     before = children()
-    process = Driver("front", CaptureJob("http://user:secret@127.0.0.1:9/", 1.0, False, None, None, 100))
+    process = DriverProcess("front", CaptureJob("http://user:secret@127.0.0.1:9/", 1.0, False, None, None, 100))
     seen: list[bytes] = []
     reader = threading.Thread(target=lambda: [seen.append(b"") for _ in process.messages()])
     reader.start()

@@ -14,7 +14,7 @@ from sensing import Witness
 
 from sensors.base import SensorLost
 from sensors.drivers.process import Message
-from sensors.drivers.watchdog import Absent, Limits, Period, Watcher
+from sensors.drivers.watchdog import Absent, Limits, Period, SourceWatchdog
 
 QUICK = Limits(
     period_s=0.02, grace_s=0.05, start_s=0.1, open_s=0.3, replace_s=0.2, back_off_s=(0.01, 0.04), probe_wait_s=0.02
@@ -53,7 +53,7 @@ class Bench:
         self.absent = False
         self.dropped: list[str] = []
         self.witness = Witness()
-        self.watcher = Watcher("cam", self._connect, self._take, limits, probe=self._probe)
+        self.watcher = SourceWatchdog("cam", self._connect, self._take, limits, probe=self._probe)
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self.watcher.run(self.witness.on_lost, self.witness.on_recovered))

@@ -18,7 +18,7 @@ from sensing import Running, outcome
 from sensors.base import PayloadRefused, Sensor, SensorLost, TopicSensor
 from sensors.config import MicrophoneSettings
 from sensors.drivers import portaudio
-from sensors.drivers.portaudio import PlayJob, RecordJob, Ring
+from sensors.drivers.portaudio import PlayJob, RecordJob, SampleRing
 from sensors.readings import Sound
 from sensors.streams.microphone import RATE_HZ, MicrophoneSensor, TopicMicrophone, Window, job_of, pcm
 
@@ -214,13 +214,13 @@ def test_play_loops_in_order(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 25), max_size=20), st.data())
 def test_a_ring_gives_everything_in_order_or_counts_what_it_lost(sizes: list[int], data: st.DataObject) -> None:
-    ring = Ring(16)
+    ring = SampleRing(16)
     sent, taken = 0, 0
     for size in sizes:
         ring.write(np.arange(sent, sent + size, dtype=np.float32))
         sent += min(size, 16) if size > 16 else size
         if size > 16:  # one write larger than the ring keeps its end
-            ring, sent, taken = Ring(16), 0, 0
+            ring, sent, taken = SampleRing(16), 0, 0
             continue
         if data.draw(st.booleans()):
             got = ring.take()
@@ -230,7 +230,7 @@ def test_a_ring_gives_everything_in_order_or_counts_what_it_lost(sizes: list[int
 
 
 def test_a_write_larger_than_the_ring_keeps_its_end() -> None:
-    ring = Ring(4)
+    ring = SampleRing(4)
     ring.write(np.arange(10, dtype=np.float32))
     assert ring.take().tolist() == [6.0, 7.0, 8.0, 9.0]
 

@@ -11,7 +11,7 @@ from actuators.actions import ActionSpace, Choice
 from learners.model.backends.openvino import OpenVinoRun, convert
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.inference.decision import Estimate
+from runtime.inference.decision import FlatPolicyModule
 
 ROUNDS, MEGABYTES = 12, 3.0
 """Kept traces would cost 12 MB each here."""
@@ -34,10 +34,10 @@ def test_weights_that_change_leave_nothing_behind() -> None:
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.add_(0.01)
-        run = OpenVinoRun(convert(Estimate(policy), example), "float32", 1)
+        run = OpenVinoRun(convert(FlatPolicyModule(policy), example), "float32", 1)
         with torch.inference_mode():
             outputs.append(run(*example))
-            assert torch.allclose(outputs[-1], Estimate(policy)(*example), atol=1e-2)
+            assert torch.allclose(outputs[-1], FlatPolicyModule(policy)(*example), atol=1e-2)
         gc.collect()
         sizes.append(psutil.Process().memory_info().rss / 1e6)
     assert not torch.equal(outputs[0], outputs[-1])

@@ -20,7 +20,7 @@ from learners.promotion.ope.features import compare
 from learners.promotion.ope.logged_data import Logged
 from learners.promotion.ope.propensities import densities, motions, preferences, taken, unit_actions
 from learners.promotion.pipeline import working
-from learners.rl.replay_buffer import Replay
+from learners.rl.replay_buffer import ReplayBuffer
 
 torch.set_num_threads(1)
 ARM = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-2.0, 0.0), (2.0, 1.0))))
@@ -77,7 +77,7 @@ def test_features_are_those_of_replay_with_the_history() -> None:
     rows = [tick(n, done=n == 69) for n in range(100)]
     logged = Logged(SPEC, rows)
     assert list(logged.chunks(64)) == [slice(0, 64), slice(64, 100)]
-    replay = Replay(SPEC, max_bytes=1 << 20, max_rows=200)
+    replay = ReplayBuffer(SPEC, max_bytes=1 << 20, max_rows=200)
     for row in rows:
         replay.append(row)
     wanted = replay.newest(100)
