@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit bench bench-demo soak mutation docs wheel clean debian-run debian-test
+.PHONY: help run test lint structure unit bench bench-demo soak mutation docs wheel clean debian-run debian-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,11 +16,14 @@ run: $(VENV)/.run ## set everything up and start the demo on http://127.0.0.1:80
 
 test: $(VENV)/.test lint unit ## lint, types, layers, and every test with coverage
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test structure
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+structure: $(VENV)/.test ## import cycles, folder sizes, module docstrings, README length: measured and bounded
+	$(BIN)/python tests/structure.py
 
 unit: $(VENV)/.test
 	rm -f .coverage .coverage.*
