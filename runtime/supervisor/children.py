@@ -58,7 +58,7 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     specs = [Spec("agent", tuple(child.with_parent_death(agent)), linked=True, stdin=True)]
     if config.learner.enabled:
         settings = config.state_dir / "learner" / "settings.json"
-        learner = [*python, "learners.worker.loop", str(settings)]
+        learner = [*python, "learners.worker", str(settings)]
         # at once: its imports alone would hold up the agent's on few cores
         specs.append(Spec("learner", tuple(child.with_parent_death(learner, priority=config.learner.priority))))
     if config.dashboard is not None:

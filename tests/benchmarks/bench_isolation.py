@@ -120,7 +120,7 @@ def learner_process(folder: Path) -> subprocess.Popen[bytes]:
     path = folder / "settings.json"
     path.write_bytes(LearnerConfig.model_validate(settings).model_dump_json().encode())
     write_policy_spec(folder, SPEC)
-    return subprocess.Popen([sys.executable, "-m", "learners.worker.loop", str(path)], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-m", "learners.worker", str(path)], cwd=ROOT)
 
 
 def progress(folder: Path) -> dict[str, Any]:

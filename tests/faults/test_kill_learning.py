@@ -124,7 +124,7 @@ def kill_learners(folder: Path, kills: int, seed: int) -> int:
     states = Checkpoints(folder / "learner" / "state", load_key(folder))
     unloadable, at, filled = 0, 0, 200
     for number in range(kills):
-        one = subprocess.Popen([sys.executable, "-m", "learners.worker.loop", str(path)], cwd=ROOT)
+        one = subprocess.Popen([sys.executable, "-m", "learners.worker", str(path)], cwd=ROOT)
         wait_until(lambda number=number: len(resumed(folder)) == number + 1)
         unloadable += number > 0 and not resumed(folder)[-1]["resumed"]
         before = resumed(folder)[-1]["update"]

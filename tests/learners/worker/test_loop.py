@@ -218,7 +218,7 @@ def started(tmp_path: Path) -> Iterator[Start]:
     def start(**fields: Any) -> subprocess.Popen[bytes]:
         path = tmp_path / "settings.json"
         path.write_bytes(inputs(tmp_path, promote_every_s=0.2, save_every_s=0.2, **fields).model_dump_json().encode())
-        running.append(subprocess.Popen([sys.executable, "-m", "learners.worker.loop", str(path)], cwd=ROOT))
+        running.append(subprocess.Popen([sys.executable, "-m", "learners.worker", str(path)], cwd=ROOT))
         return running[-1]
 
     yield start
@@ -257,7 +257,7 @@ def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(inputs(tmp_path, priority="normal").model_dump_json().encode())
     script = (
-        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'learners.worker.loop', sys.argv[1]]);"
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'learners.worker', sys.argv[1]]);"
         " print(p.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen(
@@ -297,7 +297,7 @@ def test_usage(capsys: Any) -> None:
 
 
 def test_a_parent_that_is_gone_is_noticed() -> None:
-    script = "from learners.background import die_with; import os; print(die_with(os.getppid()), die_with(1 << 22))"
+    script = "from learners.worker.priority import die_with_parent as die_with; import os; print(die_with(os.getppid()), die_with(1 << 22))"
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
     assert out.stdout.split() == [b"True", b"False"]
     assert callable(die_with_parent)
