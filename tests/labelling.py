@@ -59,7 +59,7 @@ class Daemon:
         config = folder / "waves.yaml"
         config.write_text(yaml.safe_dump(dict(made)))
         self._log = (folder / "log").open("w+")
-        command = [sys.executable, "-m", "runtime.cli.main", "run", str(config)]
+        command = [sys.executable, "-m", "runtime.cli", "run", str(config)]
         self.process = subprocess.Popen(command, stderr=self._log, stdout=self._log)
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client.on_connect = lambda client, *_: client.subscribe(f"{BASE}/#", 1)

@@ -35,7 +35,7 @@ OUTBOX_POLL_S = 0.5
 
 def main(arguments: list[str] | None = None) -> int:
     """The process's entry; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="runtime.agent.__main__", description=__doc__)
+    parser = argparse.ArgumentParser(prog="runtime.agent", description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("--gate-fd", type=int, required=True)
     parser.add_argument("--fault", action="append", default=[])

@@ -54,7 +54,7 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     """Every child but the broker, in the order of their start."""
     python = [sys.executable, "-m"]
     more = [*(part for fault in faults for part in ("--fault", fault)), *(["--verbose"] if verbose else [])]
-    agent = [*python, "runtime.agent.__main__", str(path), "--gate-fd", "{gate_fd}", *more]
+    agent = [*python, "runtime.agent", str(path), "--gate-fd", "{gate_fd}", *more]
     specs = [Spec("agent", tuple(child.with_parent_death(agent)), linked=True, stdin=True)]
     if config.learner.enabled:
         settings = config.state_dir / "learner" / "settings.json"

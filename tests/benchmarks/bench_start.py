@@ -67,7 +67,7 @@ def start(file: Path, port: int, agent: str, environment: dict[str, str]) -> tup
     """Seconds to the first decision, and to the first that misses no stream."""
     begun_s = time.monotonic()
     with (file.parent / "log").open("w") as log:
-        command = [sys.executable, "-m", "runtime.cli.main", "run", str(file)]
+        command = [sys.executable, "-m", "runtime.cli", "run", str(file)]
         daemon = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
     first_s = None
     try:

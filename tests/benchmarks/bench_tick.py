@@ -161,7 +161,7 @@ async def measure(folder: Path, broker: Mosquitto, rounds: int, frames: int) -> 
     client, sent, chance = Client(connection), pictures(frames), random.Random(0)
     task = asyncio.create_task(connection.run())
     with ExitStack() as stack:
-        start(stack, folder, "-m", "runtime.cli.main", "run", str(config))
+        start(stack, folder, "-m", "runtime.cli", "run", str(config))
         await eventually(lambda: bool(client.daemon.stamps), "the daemon's first decision", START_S)
         start(stack, folder, str(ROOT / "tests" / "benchmarks" / "handwritten.py"), str(config), str(broker.port))
         await eventually(lambda: bool(client.script.stamps), "the script's first command", START_S)

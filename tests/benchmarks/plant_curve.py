@@ -69,7 +69,7 @@ class Seen:
 def settings(environment: str, folder: Path, url: str, seed: int) -> Path:
     """What `reflexd plant --config` prints, with a seed and a folder."""
     printed = subprocess.run(
-        [sys.executable, "-m", "runtime.cli.main", "plant", environment, "--agent", "bench", "--mqtt", url, "--config"],
+        [sys.executable, "-m", "runtime.cli", "plant", environment, "--agent", "bench", "--mqtt", url, "--config"],
         check=True, capture_output=True, text=True, cwd=ROOT,
     ).stdout  # fmt: skip
     config: dict[str, Any] = yaml.safe_load(printed) | {
@@ -99,7 +99,7 @@ def run(environment: str, seed: int, minutes: float, goal: float, hold: float) -
         plant = ["plant", environment, "--agent", "bench", "--mqtt", broker.url, "--seed", str(seed)]
         for arguments in (plant, ["run", str(path)]):
             child = subprocess.Popen(
-                [sys.executable, "-m", "runtime.cli.main", *arguments], stdout=log, stderr=log, cwd=ROOT
+                [sys.executable, "-m", "runtime.cli", *arguments], stdout=log, stderr=log, cwd=ROOT
             )
             stack.callback(child.wait)
             stack.callback(child.send_signal, signal.SIGINT)

@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> int:
         folder = Path(name)
         config = settings(folder, port)
         with (folder / "log").open("wb") as log, (folder / "commands").open("w+") as heard, ExitStack() as running:
-            run = [sys.executable, "-m", "runtime.cli.main", "run", str(config)]
+            run = [sys.executable, "-m", "runtime.cli", "run", str(config)]
             daemon = started(running, run, log)
             client = connected(port, seen)
             running.callback(client.loop_stop)

@@ -191,7 +191,7 @@ async def soak(given: argparse.Namespace) -> tuple[Samples, dict[str, Any]]:
     operator = Operator(broker.port)
     config = settings(folder, proxy.port, given.times, given.seconds, given.swaps)
     with (folder / "log").open("w") as log:
-        command = [sys.executable, "-m", "runtime.cli.main", "run", str(config)]
+        command = [sys.executable, "-m", "runtime.cli", "run", str(config)]
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
     try:
         await _until(

@@ -65,7 +65,7 @@ def running_demo(folder: Path, **changes: Any) -> Iterator[Demo]:
     config.write_text(yaml.safe_dump(known))
     page = known["dashboard"]["listen"]
     with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-m", "runtime.cli.main", "run", str(config)]
+        command = [sys.executable, "-m", "runtime.cli", "run", str(config)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     port = int(known["mqtt"]["url"].rpartition(":")[2])
     demo = Demo(folder, config, port, f"http://{page}", f"http://{known['metrics']['listen']}", process)

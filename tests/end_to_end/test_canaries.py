@@ -98,7 +98,7 @@ class Singing:
         return self.folder / "sings.yaml"
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "runtime.cli.main", "run", str(self.config), "--verbose"]
+        command = [sys.executable, "-m", "runtime.cli", "run", str(self.config), "--verbose"]
         with (self.folder / "log").open("wb") as log:
             return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=self.environment)
 
@@ -115,7 +115,7 @@ class Singing:
         return any(m.topic == f"reflexd/sings/{topic}" and accept in m.payload.decode() for m in list(self.heard))
 
     def verb(self, *arguments: str) -> bytes:
-        command = [sys.executable, "-m", "runtime.cli.main", *arguments]
+        command = [sys.executable, "-m", "runtime.cli", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, env=self.environment, check=False)
         return done.stdout + done.stderr
 

@@ -69,11 +69,11 @@ class Daemon:
         self.config.write_text(yaml.safe_dump(settings))
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "runtime.cli.main", "run", str(self.config)], stderr=self.log, stdout=self.log
+            [sys.executable, "-m", "runtime.cli", "run", str(self.config)], stderr=self.log, stdout=self.log
         )
 
     def verb(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "runtime.cli.main", *arguments]
+        command = [sys.executable, "-m", "runtime.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     def child(self, title: str) -> int:

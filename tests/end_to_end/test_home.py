@@ -68,7 +68,7 @@ def home(tmp_path: Path) -> Iterator[Zigbee2MQTT]:
     config = tmp_path / "home.yaml"
     config.write_text(yaml.safe_dump(settings))
     with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-m", "runtime.cli.main", "run", str(config)]
+        command = [sys.executable, "-m", "runtime.cli", "run", str(config)]
         daemon = subprocess.Popen(command, stdout=log, stderr=log)
     devices = Zigbee2MQTT(broker.port)
     devices.report("OFF")

@@ -156,7 +156,7 @@ def daemon(tmp_path: Path) -> Iterator[tuple[psutil.Process, Mosquitto, int]]:
     }
     (tmp_path / "driven.yaml").write_text(yaml.safe_dump(SETTINGS | more))
     with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-m", "runtime.cli.main", "run", str(tmp_path / "driven.yaml")]
+        command = [sys.executable, "-m", "runtime.cli", "run", str(tmp_path / "driven.yaml")]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         yield psutil.Process(process.pid), broker, port

@@ -110,7 +110,7 @@ def config(tmp_path: Path) -> Iterator[Path]:
         )
     )
     log = (tmp_path / "log").open("w")
-    process = subprocess.Popen([sys.executable, "-m", "runtime.cli.main", "run", str(path)], stdout=log, stderr=log)
+    process = subprocess.Popen([sys.executable, "-m", "runtime.cli", "run", str(path)], stdout=log, stderr=log)
     yield path
     end(process)
     log.close()

@@ -104,7 +104,7 @@ def test_it_starts_names_what_it_does_not_know_and_acts(tmp_path: Path, broker: 
     good, strange = make_strange(config, state)
     witness = Witness(broker.port)
     with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-m", "runtime.cli.main", "run", str(config)]
+        command = [sys.executable, "-m", "runtime.cli", "run", str(config)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         wait_for(lambda: len(witness.policies) > 5, "decisions", START_S)

@@ -52,7 +52,7 @@ class Life:
         self.decisions: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         plant = ("plant", "CartPole-v1", "--rate", str(RATE_HZ))
-        command = [sys.executable, "-m", "runtime.cli.main", *plant, "--agent", "cart", "--config"]
+        command = [sys.executable, "-m", "runtime.cli", *plant, "--agent", "cart", "--config"]
         printed = subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout
         settings = yaml.safe_load(printed) | {
             "state_dir": str(self.state),
@@ -75,7 +75,7 @@ class Life:
         connect_when_up(self.client, broker.port, START_S)
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "runtime.cli.main", *arguments]
+        command = [sys.executable, "-m", "runtime.cli", *arguments]
         return subprocess.Popen(command, stdout=self.log, stderr=self.log, cwd=ROOT)
 
     def __enter__(self) -> Self:

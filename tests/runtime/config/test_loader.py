@@ -170,7 +170,7 @@ def test_check_refuses_with_exit_code_2_and_little_work(tmp_path: Path) -> None:
     file.write_text(GOOD.replace("kind: camera", "kind: cam"))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-m", "runtime.cli.main", "check", str(file)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "runtime.cli", "check", str(file)], capture_output=True, text=True, check=False
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 2
