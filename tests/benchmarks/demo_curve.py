@@ -59,9 +59,7 @@ def run(seed: int, folder: Path, minutes: float, *, takeovers: bool) -> None:
     rows: list[dict[str, Any]] = []
     config = settings(seed, folder, port, takeovers=takeovers)
     with (folder / "log").open("w") as log:
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "runtime.cli", "run", str(config)], stdout=log, stderr=log
-        )
+        daemon = subprocess.Popen([sys.executable, "-m", "runtime.cli", "run", str(config)], stdout=log, stderr=log)
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         client.on_connect = lambda c, *_: c.subscribe([("reflexd/demo/plant", 0), ("reflexd/demo/decision", 0)])
         first = threading.Event()
