@@ -64,7 +64,7 @@ async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     link = Connection(Address.of(settings, "agent"), f"reflexd-{agent}-plant")
     for topic in plant.subscriptions():
-        link.on(topic, lambda message: _receive(plant, link, message))
+        link.subscribe(topic, lambda message: _receive(plant, link, message))
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(link.run(), name="plant mqtt"), group.create_task(_step(plant, link), name="plant")]
         await ending.wait()
@@ -90,7 +90,7 @@ async def _step(plant: Plant, link: Connection) -> None:
 
 def _publish(link: Connection, messages: list[Outgoing]) -> None:
     for out in messages:
-        link.post(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
+        link.enqueue(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -105,12 +105,12 @@ class FakeAgent:
         will = Will(self.topics("status"), encode({"state": "offline", "reasons": ["connection lost"]}))
         self.link = Connection(Address(parts.hostname or "", parts.port or 1883), "reflexd-demo", will, self._hello)
         for name in ("stop", "reward", "label", "watch", "override/+", "request/+", "in/orders"):
-            self.link.on(self.topics(name), self._take)
+            self.link.subscribe(self.topics(name), self._take)
 
     def _hello(self) -> None:
         self._status()
         info = describe(config(self.url), version="0.1.0", policy=self.live)
-        self.link.post(self.topics("info"), encode({**info, "mode": self.mode}), qos=1, retain=True)
+        self.link.enqueue(self.topics("info"), encode({**info, "mode": self.mode}), qos=1, retain=True)
         for name in self.device:
             self._device(name)
         self._health()
@@ -118,22 +118,22 @@ class FakeAgent:
     def _status(self) -> None:
         state = "stopped" if self.stopped else "online"
         reasons = [] if self.armed else ["not armed"]
-        self.link.post(self.topics("status"), encode({"state": state, "reasons": reasons}), qos=1, retain=True)
+        self.link.enqueue(self.topics("status"), encode({"state": state, "reasons": reasons}), qos=1, retain=True)
 
     def event(self, kind: str, **data: Any) -> None:
         """Publish an event."""
-        self.link.post(self.topics("event"), encode({"type": kind, "stamp": time.time(), "data": data}), qos=1)
+        self.link.enqueue(self.topics("event"), encode({"type": kind, "stamp": time.time(), "data": data}), qos=1)
 
     def _device(self, name: str, seq: int | None = None) -> None:
         body = {"value": self.device[name], "seq": seq, "boot": "b1"}
-        self.link.post(self.topics.state(name), encode(body), qos=1, retain=True)
+        self.link.enqueue(self.topics.state(name), encode(body), qos=1, retain=True)
 
     def command(self, name: str, value: Any, policy: str) -> None:
         """What the gate writes, and the device's answer."""
         self.seq += 1
         body = {"value": value, "decision": f"s-{self.tick}", "boot": "b1", "seq": self.seq}
         more = {"stamp": time.time(), "ttl_ms": 300, "policy": policy}
-        self.link.post(self.topics.command(name), encode({**body, **more}), qos=1)
+        self.link.enqueue(self.topics.command(name), encode({**body, **more}), qos=1)
         self.device[name] = value
         self._device(name, self.seq)
 
@@ -239,14 +239,14 @@ class FakeAgent:
         probabilities = {c: sharp if c == best else (1 - sharp) / 2 for c in CHOICES}
         choice = self.chance.choices(CHOICES, [probabilities[c] for c in CHOICES])[0]
         arm = [round(math.sin(self.tick / 30), 3), round(math.cos(self.tick / 47), 3)]
-        self.link.post(self.topics("decision"), encode(self._decision(choice, probabilities, arm)))
+        self.link.enqueue(self.topics("decision"), encode(self._decision(choice, probabilities, arm)))
         if self.armed and not self.stopped and self.mode == "autonomous" and time.monotonic() > self.override_until_s:
             self.command("head", choice, self.live)
             self.command("arm", arm, self.live)
         if self.mode == "assist" and self.tick % 10 == 0:
-            self.link.post(self.topics("proposal", "head"), encode({"value": choice, "decision": f"s-{self.tick}"}))
+            self.link.enqueue(self.topics("proposal", "head"), encode({"value": choice, "decision": f"s-{self.tick}"}))
         reward = (1.0 if choice == best else -0.2) * self.skill + self.chance.gauss(0, 0.15)
-        self.link.post(self.topics("reward"), encode({"value": reward, "decision": f"s-{self.tick}"}), qos=1)
+        self.link.enqueue(self.topics("reward"), encode({"value": reward, "decision": f"s-{self.tick}"}), qos=1)
         self._senses()
         if self.tick % 20 == 0:
             self._health()
@@ -278,15 +278,15 @@ class FakeAgent:
     def _senses(self) -> None:
         t = self.tick
         values = {"angle": math.sin(t / 15), "speed": math.cos(t / 15), "imu": {"yaw": math.sin(t / 60) * 3}}
-        self.link.post(self.topics("in", "joints"), encode(values))
+        self.link.enqueue(self.topics("in", "joints"), encode(values))
         loud = abs(math.sin(t / 9)) * 9_000
         sound = (int(loud * math.sin(i / 6)) for i in range(1_600))
-        self.link.post(self.topics("in", "room"), struct.pack("<1600h", *sound))
+        self.link.enqueue(self.topics("in", "room"), struct.pack("<1600h", *sound))
         if self.gives_orders and t % 150 == 5:
-            self.link.post(self.topics("in", "orders"), encode({"text": self.chance.choice(ORDERS)}))
-            self.link.post(self.topics("task", "intents"), encode({"label": "find", "probability": 0.93}))
+            self.link.enqueue(self.topics("in", "orders"), encode({"text": self.chance.choice(ORDERS)}))
+            self.link.enqueue(self.topics("task", "intents"), encode({"label": "find", "probability": 0.93}))
         if t % 3 == 0 and time.monotonic() < self.watch_until_s:
-            self.link.post(self.topics("preview", "front"), picture(t))
+            self.link.enqueue(self.topics("preview", "front"), picture(t))
 
     def _health(self) -> None:
         drops = {"backlog": self.tick // 200}
@@ -313,7 +313,7 @@ class FakeAgent:
             "stopped": self.stopped,
             "gate": {"refusals": {"rate": self.tick // 90}},
         }
-        self.link.post(self.topics("health"), encode(body))
+        self.link.enqueue(self.topics("health"), encode(body))
 
 
 def picture(t: int) -> bytes:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actuators.safety.decisions import Proposal
 from runtime.gate import ipc
 from runtime.mqtt import topics
 
@@ -49,7 +50,7 @@ def test_topics_are_named_by_the_design() -> None:
 
 
 def test_messages_survive_the_link() -> None:
-    proposal = ipc.Proposal(3, "d3", "p1", 1.5, {"head": "left", "arm": (0.5, -1.0)}, stale=("room",))
+    proposal = Proposal(3, "d3", "p1", 1.5, {"head": "left", "arm": (0.5, -1.0)}, stale=("room",))
     verdict = ipc.Verdict(
         "d3",
         armed=True,

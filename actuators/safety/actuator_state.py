@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
 from actuators.safety import limits
+from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
 from actuators.safety.limits import Refusal
-from actuators.safety.rulings import ActionRequest, ActuatorDecision, By, Mode
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Actuator:
     changed_s: float = -math.inf
     commanded: bool = False
     """This gate has sent it something."""
-    resting: bool = False
+    in_safe_state: bool = False
     """The safe action is the last that was sent."""
     reported: bool = False
     hold: Hold | None = None
@@ -43,7 +43,7 @@ class Actuator:
     """The rule in force at the last proposal."""
 
 
-def doubt(each: Actuator, offer: ActionRequest, now_s: float) -> Refusal | None:
+def freshness_refusal(each: Actuator, offer: Proposal, now_s: float) -> Refusal | None:
     """Why this proposal cannot be trusted for this actuator."""
     if not offer.ready:
         return Refusal("not_ready", "the agent is starting or draining")
@@ -63,11 +63,11 @@ def report_of(settings: AnyActuator, value: object) -> Value | Refusal:
     return limits.check(settings, value)
 
 
-def stays_put(settings: AnyActuator) -> bool:
+def safe_is_hold(settings: AnyActuator) -> bool:
     """Whether being safe means to send nothing."""
     return settings.safe == "hold" and not (isinstance(settings, ChoiceSettings) and "hold" in settings.choices)
 
 
-def quiet(each: Actuator) -> ActuatorDecision:
+def no_op(each: Actuator) -> ActuatorDecision:
     """Nothing to send and nothing to say."""
     return ActuatorDecision(each.name, None, None, "nobody")

@@ -22,15 +22,15 @@ from actuators.actions import Value
 from actuators.config import AnyActuator, ContinuousSettings, GateSettings
 from actuators.expressions import Expression, ExpressionError
 from actuators.safety import limits
-from actuators.safety.actuator_state import Actuator, Hold, doubt, quiet, report_of, stays_put
+from actuators.safety.actuator_state import Actuator, Hold, freshness_refusal, no_op, report_of, safe_is_hold
+from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
 from actuators.safety.limits import Refusal
-from actuators.safety.rulings import ActionRequest, ActuatorDecision, By, Mode
 
 MAX_HOLD_S = 3_600.0
 INVALID_ACTION_RULES = frozenset({"wrong_type", "not_finite", "unknown_choice"})
-"""Refusals after which the policy's last action is not left standing either."""
+"""EventThrottle after which the policy's last action is not left standing either."""
 TRANSIENT_RULES = frozenset({"too_soon", "min_hold"})
-"""Refusals that pass by themselves: a person's hold starts nevertheless, and acts as soon as it may."""
+"""EventThrottle that pass by themselves: a person's hold starts nevertheless, and acts as soon as it may."""
 
 
 class Gate:
@@ -74,9 +74,9 @@ class Gate:
         self.armed = False
         self.stopped = False
         self.counters: Counter[str] = Counter()
-        """Refusals by rule."""
+        """EventThrottle by rule."""
         self.refused: Counter[tuple[str, str]] = Counter()
-        """Refusals by actuator and rule."""
+        """EventThrottle by actuator and rule."""
 
     # What can be read.
 
@@ -97,7 +97,7 @@ class Gate:
         """What must survive a restart, as JSON: the stop, a person's disarming, the modes."""
         return {"stopped": self.stopped, "wanted": self._wanted, "modes": self.modes}
 
-    def told(self, actuator: str) -> tuple[Value | None, By]:
+    def last_command(self, actuator: str) -> tuple[Value | None, By]:
         """What the actuator does by the newest command or report, and who said so."""
         each = self._actuators[actuator]
         return each.value, each.by
@@ -113,7 +113,7 @@ class Gate:
 
     # What happens.
 
-    def judge(self, offer: ActionRequest, now_s: float) -> list[ActuatorDecision]:
+    def judge(self, offer: Proposal, now_s: float) -> list[ActuatorDecision]:
         """One proposal, which is also the agent's sign of life: a ruling for each actuator, after what `tick` brings.
 
         `now_s` must be read after the proposal was received.
@@ -186,7 +186,7 @@ class Gate:
         self._wanted = self._wanted and self._settings.arm == "auto"
         return self._rest_all(Refusal("lost", "no sign of life from the agent"), now_s)
 
-    def rest(self, now_s: float, reason: str = "start or end of the daemon") -> list[ActuatorDecision]:
+    def go_safe(self, now_s: float, reason: str = "start or end of the daemon") -> list[ActuatorDecision]:
         """Safe actions without blame, for the host's own start and end; disarms until `tick` arms again."""
         return self._rest_all(Refusal("disarmed", reason), now_s)
 
@@ -243,7 +243,7 @@ class Gate:
 
     # How it is decided.
 
-    def _judge(self, each: Actuator, offer: ActionRequest, now_s: float) -> ActuatorDecision:
+    def _judge(self, each: Actuator, offer: Proposal, now_s: float) -> ActuatorDecision:
         offered = each.name in offer.actions
         barred = self._barred()
         if barred is not None:
@@ -251,15 +251,15 @@ class Gate:
         if each.hold is not None:
             return self._continue(each, each.hold, now_s, offered=offered)
         if each.mode != "autonomous":
-            return self._refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else quiet(each)
+            return self._refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else no_op(each)
         return self._from_policy(each, offer, now_s)
 
-    def _from_policy(self, each: Actuator, offer: ActionRequest, now_s: float) -> ActuatorDecision:
-        doubted = doubt(each, offer, now_s)
+    def _from_policy(self, each: Actuator, offer: Proposal, now_s: float) -> ActuatorDecision:
+        doubted = freshness_refusal(each, offer, now_s)
         if doubted is not None:
             return self._distrust(each, doubted, now_s)
         if each.name not in offer.actions:
-            return quiet(each)
+            return no_op(each)
         checked = limits.check(each.settings, offer.actions[each.name])
         if isinstance(checked, Refusal):
             return (
@@ -278,7 +278,7 @@ class Gate:
 
     def _continue(self, each: Actuator, hold: Hold, now_s: float, *, offered: bool) -> ActuatorDecision:
         """A person's hold goes on: what could not be reached at once is approached."""
-        ruling = quiet(each) if each.value == hold.value else self._apply(each, hold.value, "override", now_s)
+        ruling = no_op(each) if each.value == hold.value else self._apply(each, hold.value, "override", now_s)
         if not offered:
             return ruling
         refused = self._refuse(each, Refusal("overridden", "a person acts"))
@@ -312,16 +312,16 @@ class Gate:
             each.changed_s = now_s
         each.value, each.by, each.sent_s = value, by, now_s
         each.commanded = True
-        each.resting = by == "gate"
+        each.in_safe_state = by == "gate"
         return ActuatorDecision(each.name, value, None, by)
 
     def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> ActuatorDecision:
         """Refuse, and put the actuator at rest if it is not yet."""
         ruling = self._refuse(each, refusal)
-        if each.resting:
+        if each.in_safe_state:
             return ruling
         rested = self._rest(each, refusal.rule, refusal.reason, now_s)
-        return replace(rested, news=ruling.news)
+        return replace(rested, rule_changed=ruling.rule_changed)
 
     def _rest_all(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[ActuatorDecision]:
         """Disarm and send every safe action; in shadow only where this gate has acted, unless `everyone`."""
@@ -334,8 +334,8 @@ class Gate:
         return rulings
 
     def _rest(self, each: Actuator, rule: str | None, reason: str, now_s: float) -> ActuatorDecision:
-        each.resting = True
-        if stays_put(each.settings):
+        each.in_safe_state = True
+        if safe_is_hold(each.settings):
             return ActuatorDecision(each.name, None, rule, "nobody", reason)
         return replace(self._send(each, each.settings.safe, "gate", now_s), rule=rule, reason=reason)
 
@@ -349,7 +349,7 @@ class Gate:
     def _unknown(self, name: str) -> ActuatorDecision:
         reason = f"{name[:64]!r} is not configured; there are {sorted(self._actuators)}"
         return self._count(
-            ActuatorDecision(name, None, "unknown_actuator", "nobody", reason, news=True), "unknown_actuator"
+            ActuatorDecision(name, None, "unknown_actuator", "nobody", reason, rule_changed=True), "unknown_actuator"
         )
 
     def _count(self, ruling: ActuatorDecision, rule: str) -> ActuatorDecision:

@@ -52,15 +52,15 @@ def _listen(parts: Components, topics: Topics, decoders: ThreadPoolExecutor) -> 
     for name, sensor in parts.sensors.items():
         if isinstance(sensor, TopicSensor):
             link = parts.control if parts.config.streams[name].kind in {"text", "telemetry"} else parts.media
-            link.on(sensor.topic or topics("in", name), partial(_offer, parts.intake, name), qos=0)
-    parts.control.on(topics("reward"), lambda message: parts.feedback.reward(message.payload))
-    parts.control.on(topics("label"), lambda message: parts.feedback.label(message.payload))
+            link.subscribe(sensor.topic or topics("in", name), partial(_offer, parts.intake, name), qos=0)
+    parts.control.subscribe(topics("reward"), lambda message: parts.feedback.reward(message.payload))
+    parts.control.subscribe(topics("label"), lambda message: parts.feedback.label(message.payload))
     parts.requests.listen()
     _watch_ticks(parts, topics, decoders)
     parts.jobs["encoders"] = EncoderUpdater(parts.config, parts.engine, parts.reporter.event).run()
     _announce(parts)
     viewer = Viewer(Previews(opencv.encode), parts.media, topics, decoders)
-    parts.control.on(topics("watch"), viewer.watch, qos=0)
+    parts.control.subscribe(topics("watch"), viewer.watch, qos=0)
     parts.reporter.on_tick.append(viewer.ticked)
 
 

@@ -49,7 +49,7 @@ class TaskOutputs:
     def _result(self, result: Result) -> None:
         if result.task in self.fed:
             self.fed[result.task].take(result.prediction.probabilities, result.stamp_s)
-        self.link.post(self.topics("task", result.task), encode(result.payload), qos=1)
+        self.link.enqueue(self.topics("task", result.task), encode(result.payload), qos=1)
 
     def _question(self, question: Question) -> None:
         data: dict[str, Any] = {

@@ -60,9 +60,9 @@ def connection(loaded: Loaded, seen: Seen) -> Connection:
     config = loaded.config
     link = Connection(Address.of(config.mqtt, "dashboard"), f"reflexd-terminal-{os.getpid()}")
     topics = Topics(config.agent)
-    link.on(topics("status"), seen.take, retained="send")
+    link.subscribe(topics("status"), seen.take, retained="send")
     for name in ("health", "decision", "event"):
-        link.on(topics(name), seen.take, qos=0)
+        link.subscribe(topics(name), seen.take, qos=0)
     return link
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from actuators.actions import Action, Value
+from actuators.safety.decisions import Proposal
 from learners.experience.transition import By, Transition
 from runtime.control.inbox import Inbox
 from runtime.gate import ipc
@@ -136,7 +137,7 @@ class ControlLoop:
     ) -> tuple[ipc.Verdict | None, float]:
         """Offer the decision to the gate and hear what became of it."""
         actions = {name: action.value for name, action in decided.actions.items()} | self.utterances.take()
-        proposal = ipc.Proposal(
+        proposal = Proposal(
             tick=observation.tick,
             decision=decision,
             policy=decided.policy,

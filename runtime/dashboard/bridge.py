@@ -37,20 +37,22 @@ class Uplink:
     _extra: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.control = self._connection("page", changed=self._link)
+        self.control = self._connection("page", on_connection_change=self._link)
         for name in RETAINED:
-            self.control.on(self.topics(name), self._take, retained="send")
+            self.control.subscribe(self.topics(name), self._take, retained="send")
         for name in LIVE:
-            self.control.on(self.topics(name), self._take, qos=0 if name in {"decision", "reward"} else 1)
+            self.control.subscribe(self.topics(name), self._take, qos=0 if name in {"decision", "reward"} else 1)
         self._link(up=False, reason="not connected yet")
 
-    def _connection(self, what: str, changed: Callable[[bool, str], None] = lambda _up, _reason: None) -> Connection:
+    def _connection(
+        self, what: str, on_connection_change: Callable[[bool, str], None] = lambda _up, _reason: None
+    ) -> Connection:
         # several pages may watch one agent: they must not push each other out
         identifier = f"reflexd-{self.topics.agent}-{what}-{os.getpid()}"
         address = self.address
         if what == "media" and address.credentials is not None:
             address = replace(address, credentials=address.credentials.for_media())
-        return Connection(address, identifier, changed=changed, max_packet=MAX_PACKET)
+        return Connection(address, identifier, on_connection_change=on_connection_change, max_packet=MAX_PACKET)
 
     async def run(self) -> None:
         """Keep both connections until cancelled."""
@@ -67,7 +69,7 @@ class Uplink:
             for topic in self._always():
                 if topic not in self._extra:
                     self._extra.add(topic)
-                    self.control.on(topic, self._take, retained="send" if topic.endswith("state") else "ignore")
+                    self.control.subscribe(topic, self._take, retained="send" if topic.endswith("state") else "ignore")
 
     def _always(self) -> list[str]:
         """Topics beyond the agent's fixed ones that are read all the time: texts, and foreign actuators' topics."""
@@ -91,7 +93,7 @@ class Uplink:
             if not self.watched():
                 continue
             media = self._connection("media")
-            media.on(self.topics("preview/+"), self._take, qos=0)
+            media.subscribe(self.topics("preview/+"), self._take, qos=0)
             async with asyncio.TaskGroup() as spell:
                 running = spell.create_task(media.run(), name="page media")
                 await self._keep_watching(media)
@@ -105,10 +107,10 @@ class Uplink:
             streams = self.watched()
             idle = not streams
             if streams:
-                self.control.post(self.topics("watch"), encode({"streams": streams}))
+                self.control.enqueue(self.topics("watch"), encode({"streams": streams}))
             for topic in {self._raw(stream) for stream in streams} - reading - self._extra - {""}:
                 reading.add(topic)
-                media.on(topic, self._take, qos=0)
+                media.subscribe(topic, self._take, qos=0)
             self.watch_changed.clear()
             try:
                 async with asyncio.timeout(WATCH_S):

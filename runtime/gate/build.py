@@ -60,5 +60,5 @@ def _connection(config: Config) -> Connection:
         Address.of(config.mqtt, "gate"),
         credentials.username if credentials else f"reflexd-{config.agent}-gate",
         will=Will(topics("status"), encode({"state": "offline", "reasons": ["the daemon vanished"]})),
-        protected=lambda topic: topic in foreign or (topic.startswith("reflexd/") and "/response/" not in topic),
+        is_protected=lambda topic: topic in foreign or (topic.startswith("reflexd/") and "/response/" not in topic),
     )

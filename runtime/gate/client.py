@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from actuators.safety.decisions import Proposal
 from runtime.gate import ipc
 
 
@@ -28,7 +29,7 @@ class GateLink:
         self.unanswered = 0
         """Proposals whose verdict did not come in time."""
 
-    async def propose(self, proposal: ipc.Proposal, patience_s: float) -> ipc.Verdict | None:
+    async def propose(self, proposal: Proposal, patience_s: float) -> ipc.Verdict | None:
         """Send and wait up to `patience_s` for the verdict; None when there is none in time.
 
         Raises:
@@ -47,7 +48,7 @@ class GateLink:
         finally:
             self._waiting.pop(proposal.decision, None)
 
-    def send(self, proposal: ipc.Proposal) -> bool:
+    def send(self, proposal: Proposal) -> bool:
         """Send without waiting for a verdict; False when the gate's buffer is full."""
         try:
             self._end.send(ipc.pack(proposal))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from actuators.safety.rulings import ActuatorDecision
+from actuators.safety.decisions import ActuatorDecision
 
 EVERY_S = 10.0
 UNKNOWN = "unknown_actuator"
@@ -21,24 +21,24 @@ class _Kind:
 
     told_s: float
     since: int = 0
-    """Refusals that nobody was told of."""
+    """EventThrottle that nobody was told of."""
 
 
 @dataclass(slots=True)
-class Refusals:
+class EventThrottle:
     """Remembers what was told; bounded, because all names that are not configured count as one."""
 
     every_s: float = EVERY_S
     _kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)
 
-    def told(self, ruling: ActuatorDecision, now_s: float) -> dict[str, Any] | None:
+    def event(self, ruling: ActuatorDecision, now_s: float) -> dict[str, Any] | None:
         """The data of a `refused` event, or None when there is nothing to tell now."""
         rule = ruling.rule
         if rule is None:
             return None
         key = ("" if rule == UNKNOWN else ruling.actuator, rule)
         kind = self._kinds.get(key)
-        if not ruling.news or (kind is not None and now_s - kind.told_s < self.every_s):
+        if not ruling.rule_changed or (kind is not None and now_s - kind.told_s < self.every_s):
             if kind is not None:
                 kind.since += 1
             return None

@@ -19,12 +19,12 @@ from typing import Any
 
 import structlog
 
+from actuators.safety.decisions import ActuatorDecision, Proposal
 from actuators.safety.gate import Gate
-from actuators.safety.rulings import ActuatorDecision
 from actuators.wire import Commands, Report, WireError, parse_state, state_topic
 from runtime.config.schema import Config
 from runtime.gate import ipc
-from runtime.gate.event_throttle import Refusals
+from runtime.gate.event_throttle import EventThrottle
 from runtime.gate.latches import LatchWriter
 from runtime.gate.status import AgentLiveness, StatusPublisher
 from runtime.mqtt import Connection, Message
@@ -58,7 +58,7 @@ class GateHost:
     now: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     counts: Counter[str] = field(default_factory=Counter)
-    refusals: Refusals = field(default_factory=Refusals)
+    throttle: EventThrottle = field(default_factory=EventThrottle)
     restarts: dict[str, int] = field(default_factory=dict)
     """How often each child was started again; the agent, which has the metrics, may be among them."""
     agent: AgentLiveness = field(default_factory=AgentLiveness)
@@ -71,20 +71,20 @@ class GateHost:
     _proposals: dict[str, Any] = field(default_factory=dict)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     topics: Topics = field(init=False)
-    news: StatusPublisher = field(init=False)
+    publisher: StatusPublisher = field(init=False)
     latches: LatchWriter = field(init=False)
 
     def __post_init__(self) -> None:
         self.topics = Topics(self.config.agent)
-        self.news = StatusPublisher(
+        self.publisher = StatusPublisher(
             self.gate, self.connection, self.topics, self.feeder, self.agent, describe=self.describe, wall=self.wall
         )
         self.latches = LatchWriter(self.latch_file, lambda: self.gate.latches)
-        self.connection.hello = self.hello
-        self.connection.changed = self.changed
+        self.connection.on_connect = self.on_connect
+        self.connection.on_connection_change = self.on_connection_change
         for name, each in self.config.actuators.items():
             topic = state_topic(self.topics.base, name, each)
-            self.connection.on(topic, partial(self.reported, name), retained="send")
+            self.connection.subscribe(topic, partial(self.reported, name), retained="send")
 
     # --- the agent
 
@@ -129,17 +129,17 @@ class GateHost:
             self.counts["malformed proposal"] += 1
             log.warning("gate.malformed", reason=str(error))
             return
-        if not isinstance(message, ipc.Proposal) or self.ending:
+        if not isinstance(message, Proposal) or self.ending:
             return
         now_s = self.now()
         self.agent.spoke(message, now_s)
         rulings = self.gate.judge(message, now_s)
-        self.carry(rulings, message)
+        self.apply(rulings, message)
         self._propose(message, rulings)
         self._answer(message, rulings)
-        self.news.settled()
+        self.publisher.publish_changes()
 
-    def _propose(self, message: ipc.Proposal, rulings: list[ActuatorDecision]) -> None:
+    def _propose(self, message: Proposal, rulings: list[ActuatorDecision]) -> None:
         """What the policy would do, where a person decides: offered anew while it changes, and gone when it is too old."""
         for ruling in rulings:
             name = ruling.actuator
@@ -156,9 +156,9 @@ class GateHost:
                 "stamp": self.wall(),
                 "ttl_ms": ttl_ms,
             }
-            self.connection.post(self.topics("proposal", name), encode(body), expiry_s=max(1.0, ttl_ms / 1_000))
+            self.connection.enqueue(self.topics("proposal", name), encode(body), expiry_s=max(1.0, ttl_ms / 1_000))
 
-    def _answer(self, proposal: ipc.Proposal, rulings: list[ActuatorDecision]) -> None:
+    def _answer(self, proposal: Proposal, rulings: list[ActuatorDecision]) -> None:
         by_name = {ruling.actuator: ruling for ruling in rulings}
         outcomes = {name: self._outcome(name, by_name.get(name)) for name in self.config.actuators}
         gate = self.gate
@@ -183,7 +183,7 @@ class GateHost:
         return out | ({"": nobody} if nobody else {})
 
     def _outcome(self, name: str, ruling: ActuatorDecision | None) -> ipc.Outcome:
-        value, by = self.gate.told(name)
+        value, by = self.gate.last_command(name)
         sent = ruling is not None and ruling.sent
         return ipc.Outcome(sent, ruling.rule if ruling else None, value, by)
 
@@ -191,13 +191,13 @@ class GateHost:
         self.agent.lost()
         if self.ending:
             return
-        self.carry(self.gate.lost(self.now()))
-        self.news.event("agent_lost", {"cause": cause})
-        self.news.settled()
+        self.apply(self.gate.lost(self.now()))
+        self.publisher.event("agent_lost", {"cause": cause})
+        self.publisher.publish_changes()
 
     # --- devices
 
-    def carry(self, rulings: Iterable[ActuatorDecision], proposal: ipc.Proposal | None = None) -> None:
+    def apply(self, rulings: Iterable[ActuatorDecision], proposal: Proposal | None = None) -> None:
         """Send what is to be sent, and say what is new."""
         for ruling in rulings:
             if ruling.value is not None:
@@ -206,12 +206,12 @@ class GateHost:
                 out = self.commands.write(
                     ruling.actuator, ruling.value, decision=decision, policy=policy, stamp_s=self.wall()
                 )
-                self.connection.post(out.topic, out.payload, qos=1, expiry_s=out.expiry_s)
+                self.connection.enqueue(out.topic, out.payload, qos=1, expiry_s=out.expiry_s)
                 self._unanswered[ruling.actuator] = self.now()
                 self.counts["commands"] += 1
-            told = self.refusals.told(ruling, self.now())
+            told = self.throttle.event(ruling, self.now())
             if told is not None:
-                self.news.event("refused", told)
+                self.publisher.event("refused", told)
 
     def reported(self, name: str, message: Message) -> None:
         """A device says what it does."""
@@ -228,7 +228,7 @@ class GateHost:
         refusal = self.gate.reconciled(name, report.value, self.now())
         if refusal is not None:
             raise Refused(refusal.reason)
-        self.news.settled()
+        self.publisher.publish_changes()
 
     # --- time and the broker
 
@@ -246,44 +246,44 @@ class GateHost:
         if now_s >= self.gate.deadline_s:
             self._lost("silent")
             return
-        self.carry(self.gate.tick(now_s))
+        self.apply(self.gate.tick(now_s))
         if any(self._is_unsafe(name, now_s) for name in self._speakers):
             self.counts["safe again"] += 1
-            self.carry(self.gate.rest(now_s, "a safe action was not acknowledged"))
-        self.news.settled()
+            self.apply(self.gate.go_safe(now_s, "a safe action was not acknowledged"))
+        self.publisher.publish_changes()
 
     def _is_unsafe(self, name: str, now_s: float) -> bool:
         sent_s = self._unanswered.get(name)
-        by_gate = self.gate.told(name)[1] == "gate"
+        by_gate = self.gate.last_command(name)[1] == "gate"
         return sent_s is not None and by_gate and now_s - sent_s > AGAIN_S and self.connection.connected
 
-    def hello(self) -> None:
+    def on_connect(self) -> None:
         """After every connect: status, info, every device at rest until it has reported."""
-        self.news.again()
+        self.publisher.invalidate()
         self.gate.connected(self.now())
-        self.carry(self.gate.rest(self.now(), "connected to the broker"))
-        self.news.settled()
+        self.apply(self.gate.go_safe(self.now(), "connected to the broker"))
+        self.publisher.publish_changes()
 
-    def changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's callback
+    def on_connection_change(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's callback
         """The connection came or went."""
         if not up:
-            self.carry(self.gate.disconnected(self.now()))
-            self.news.event("broker_lost", {"reason": reason})
+            self.apply(self.gate.disconnected(self.now()))
+            self.publisher.event("broker_lost", {"reason": reason})
         elif self.connection.connects > 1:
-            self.news.event("broker_recovered", {"connects": self.connection.connects})
-        self.news.settled()
+            self.publisher.event("broker_recovered", {"connects": self.connection.connects})
+        self.publisher.publish_changes()
 
     # --- the end
 
     async def rest(self, reason: str) -> None:
         """The daemon ends: nothing moves any more; returns once the broker has the safe actions."""
         self.ending = True
-        self.carry(self.gate.rest(self.now(), reason))
-        self.news.event("daemon_ending", {"reason": reason})
+        self.apply(self.gate.go_safe(self.now(), reason))
+        self.publisher.event("daemon_ending", {"reason": reason})
         await self.connection.drained(1.0)
         await self.latches.finish()
 
     async def publish_offline(self, reason: str) -> None:
         """The last words."""
         self.detach()
-        await self.news.publish_offline(reason)
+        await self.publisher.publish_offline(reason)

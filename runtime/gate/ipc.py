@@ -10,30 +10,15 @@ from __future__ import annotations
 import math
 import socket
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from actuators.actions import Value
+from actuators.safety.decisions import By, Proposal
 
 MAX_MESSAGE = 262_144
 """Bytes of the largest message; larger ones are refused by the sender."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """One tick's decision, offered to the gate. `actions` is empty when the policy has nothing to say."""
-
-    tick: int
-    decision: str
-    policy: str
-    stamp_s: float
-    """When the tick observed."""
-    actions: dict[str, Value] = field(default_factory=dict)
-    stale: tuple[str, ...] = ()
-    """Streams that are missing at this tick."""
-    ready: bool = True
-    """False while starting or draining: a sign of life without a wish to act."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +30,7 @@ class Outcome:
     """The rule that refused, or None."""
     value: Value | None
     """What the device was last told, whoever said it."""
-    by: Literal["policy", "override", "gate", "nobody"]
+    by: By
 
 
 @dataclass(frozen=True, slots=True)

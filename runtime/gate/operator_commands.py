@@ -34,12 +34,12 @@ class OperatorCommands:
         self.reload = reload
         self._overridden: dict[str, dict[str, Any]] = {}
         self._reloads: asyncio.Queue[Message | None] = asyncio.Queue(4)
-        topics, on = host.topics, host.connection.on
-        on(topics("stop"), self.stop)
+        topics, subscribe = host.topics, host.connection.subscribe
+        subscribe(topics("stop"), self.stop)
         for name in host.config.actuators:
-            on(topics("override", name), self.override)
+            subscribe(topics("override", name), self.override)
         for verb in ("arm", "disarm", "mode", "reload"):
-            on(topics("request", verb), self.requested)
+            subscribe(topics("request", verb), self.requested)
 
     def stop(self, message: Message) -> None:
         """The software stop."""
@@ -48,10 +48,10 @@ class OperatorCommands:
             raise Refused("a retained release is ignored")
         host = self.host
         was = host.gate.stopped
-        host.carry(host.gate.stop(host.now(), engaged=stop.engaged))
+        host.apply(host.gate.stop(host.now(), engaged=stop.engaged))
         if stop.engaged != was:
-            host.news.event("stopped" if stop.engaged else "stop_released", {})
-        host.news.settled()
+            host.publisher.event("stopped" if stop.engaged else "stop_released", {})
+        host.publisher.publish_changes()
         host.latches.changed()
 
     def override(self, message: Message) -> None:
@@ -61,13 +61,13 @@ class OperatorCommands:
         name = message.topic.rsplit("/", 1)[-1]
         host = self.host
         ruling = host.gate.override(name, wish.value, wish.hold_s, host.now())
-        host.carry([ruling])
+        host.apply([ruling])
         told: dict[str, Any] = {"actuator": name, "value": wish.value, "hold_s": wish.hold_s, "source": wish.source}
         told |= {"sent": ruling.sent, "rule": ruling.rule}
         if told != self._overridden.get(name):  # a hand on a slider repeats itself many times a second
             self._overridden[name] = told
-            host.news.event("override", told)
-        host.news.settled()
+            host.publisher.event("override", told)
+        host.publisher.publish_changes()
 
     def requested(self, message: Message) -> None:
         """One request."""
@@ -104,7 +104,7 @@ class OperatorCommands:
     def _do(self, verb: str, payload: bytes) -> dict[str, Any]:
         host = self.host
         data = {"arm": self._arm, "disarm": self._disarm, "mode": self._mode}[verb](payload)
-        host.news.settled()
+        host.publisher.publish_changes()
         host.latches.changed()
         return data
 
@@ -113,10 +113,10 @@ class OperatorCommands:
         if refusal is not None:
             raise Refused(refusal.reason)
         armed = self.host.gate.armed
-        return {"armed": armed, "waiting_for": [] if armed else list(self.host.news.status()[1])}
+        return {"armed": armed, "waiting_for": [] if armed else list(self.host.publisher.status()[1])}
 
     def _disarm(self, _payload: bytes) -> dict[str, Any]:
-        self.host.carry(self.host.gate.disarm(self.host.now()))
+        self.host.apply(self.host.gate.disarm(self.host.now()))
         return {"armed": False}
 
     def _mode(self, payload: bytes) -> dict[str, Any]:
@@ -124,8 +124,8 @@ class OperatorCommands:
         host = self.host
         if wish.actuator is not None and wish.actuator not in host.config.actuators:
             raise Refused(f"actuator: {wish.actuator!r} is not configured; there are {sorted(host.config.actuators)}")
-        host.carry(host.gate.set_mode(wish.mode, host.now(), wish.actuator))
-        host.news.event("mode_changed", {"modes": host.gate.modes})
+        host.apply(host.gate.set_mode(wish.mode, host.now(), wish.actuator))
+        host.publisher.event("mode_changed", {"modes": host.gate.modes})
         return {"modes": host.gate.modes}
 
     def _reply(self, message: Message, answer: dict[str, Any]) -> None:

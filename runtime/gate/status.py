@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 
+from actuators.safety.decisions import Proposal
 from actuators.safety.gate import Gate
-from runtime.gate import ipc
 from runtime.mqtt import Connection, MqttLost
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.systemd import Feeder
@@ -43,7 +43,7 @@ class AgentLiveness:
     ready: bool = False
     was_ready: bool = False
 
-    def spoke(self, proposal: ipc.Proposal, now_s: float) -> None:
+    def spoke(self, proposal: Proposal, now_s: float) -> None:
         """It has ticked."""
         self.heard_s = self.spoke_s = now_s
         self.stale, self.policy = proposal.stale, proposal.policy
@@ -73,11 +73,11 @@ class StatusPublisher:
     _told_info: tuple[str, str] = ("", "")
     _armed: bool = False
 
-    def again(self) -> None:
+    def invalidate(self) -> None:
         """Tell status and info the next time whether or not they have changed: the broker is another, or began anew."""
         self._told, self._told_info = (), ("", "")
 
-    def settled(self) -> None:
+    def publish_changes(self) -> None:
         """After anything happened: tell what has changed."""
         if self.gate.armed != self._armed:
             self._armed = self.gate.armed
@@ -90,7 +90,7 @@ class StatusPublisher:
         self.counts[kind] += 1
         log.info("event", type=kind, **data)
         body = {"type": kind, "stamp": self.wall(), "data": data}
-        self.connection.post(self.topics("event"), encode(body), qos=1, keep="all")
+        self.connection.enqueue(self.topics("event"), encode(body), qos=1, keep="all")
 
     def status(self) -> tuple[str, tuple[str, ...]]:
         """State and reasons, as they are now."""
@@ -118,7 +118,7 @@ class StatusPublisher:
         if told != self._told:
             self._told = told
             payload = encode({"state": told[0], "reasons": list(told[1])})
-            self.connection.post(self.topics("status"), payload, qos=1, retain=True, keep="latest")
+            self.connection.enqueue(self.topics("status"), payload, qos=1, retain=True, keep="latest")
             self.feeder.notifier.status(f"{told[0]}: {', '.join(told[1]) or 'all well'}")
 
     def _tell_info(self) -> None:
@@ -126,7 +126,7 @@ class StatusPublisher:
         if told != self._told_info:
             self._told_info = told
             payload = encode(self.describe(*told))
-            self.connection.post(self.topics("info"), payload, qos=1, retain=True, keep="latest")
+            self.connection.enqueue(self.topics("info"), payload, qos=1, retain=True, keep="latest")
 
     async def publish_offline(self, reason: str) -> None:
         """The last words: said until the broker has them, or `FAREWELL_S` is over; then the will says that it vanished."""

@@ -197,8 +197,8 @@ class Announcer:
 
     def listen(self) -> None:
         """Subscribe to Home Assistant's birth message and to the agent's own status."""
-        self.link.on(BIRTH_TOPIC, self._born)
-        self.link.on(Topics(self.discovery.config.agent)("status"), self._status, retained="send")
+        self.link.subscribe(BIRTH_TOPIC, self._born)
+        self.link.subscribe(Topics(self.discovery.config.agent)("status"), self._status, retained="send")
 
     async def run(self) -> None:
         """Publish until cancelled."""
@@ -208,7 +208,7 @@ class Announcer:
                 self._connects = self.link.connects
                 self._announce()
             health = await asyncio.to_thread(self.health)
-            self.link.post(self.discovery.state_topic, self.discovery.state(self.status, health, self.told()), qos=1)
+            self.link.enqueue(self.discovery.state_topic, self.discovery.state(self.status, health, self.told()), qos=1)
             self._wake.clear()
             try:
                 async with asyncio.timeout(self.period_s):
@@ -217,7 +217,7 @@ class Announcer:
                 continue
 
     def _announce(self) -> None:
-        self.link.post(self.discovery.topic, self.discovery.payload(), qos=1, retain=True)
+        self.link.enqueue(self.discovery.topic, self.discovery.payload(), qos=1, retain=True)
 
     def _born(self, message: Message) -> None:
         """Home Assistant has started: it wants to hear who is there, and how they are."""

@@ -90,4 +90,4 @@ class Viewer:
         self._loop.call_soon_threadsafe(self._send, reading.stream, payload)
 
     def _send(self, stream: str, payload: bytes) -> None:
-        self.link.post(self.topics("preview", stream), payload)
+        self.link.enqueue(self.topics("preview", stream), payload)

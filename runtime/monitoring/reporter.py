@@ -53,14 +53,14 @@ class Reporter:
         body = {"type": kind, "stamp": time.time(), "data": data}
         _LOG.info("event", type=kind, **{name: value for name, value in data.items() if name != "reading"})
         self.metrics.observe_event(kind, data)
-        self.control.post(self.topics("event"), encode(body), qos=1, keep="all")
+        self.control.enqueue(self.topics("event"), encode(body), qos=1, keep="all")
         if self.recorder is not None:
             self.recorder.put(Note(time.time_ns(), "event", body))
 
     def ticked(self, ticked: TickResult) -> None:
         """One finished tick."""
         body = decision_body(ticked)
-        self.control.post(self.topics("decision"), encode(body))
+        self.control.enqueue(self.topics("decision"), encode(body))
         self._measure(ticked)
         self._record(ticked, body)
         self._say(ticked, body)
@@ -75,7 +75,7 @@ class Reporter:
             self.metrics.observe_health(body)
             self.metrics.observe_link(connected=self.control.connected, connects=self.control.connects)
             self.metrics.observe_refused({kind_of(self.topics, name): n for name, n in self.control.refused.items()})
-            self.control.post(self.topics("health"), encode(body))
+            self.control.enqueue(self.topics("health"), encode(body))
             await asyncio.sleep(HEALTH_EVERY_S)
 
     def _measure(self, ticked: TickResult) -> None:

@@ -42,11 +42,11 @@ class Connection:
     address: Address
     identifier: str
     will: Will | None = None
-    hello: Callable[[], None] = lambda: None
-    """Called after subscribing, on every connect; publishes with `post`."""
-    changed: Callable[[bool, str], None] = lambda _up, _reason: None
+    on_connect: Callable[[], None] = lambda: None
+    """Called after subscribing, on every connect; publishes with `enqueue`."""
+    on_connection_change: Callable[[bool, str], None] = lambda _up, _reason: None
     """Called with the new state and the reason on every change."""
-    protected: Callable[[str], bool] = lambda _topic: False
+    is_protected: Callable[[str], bool] = lambda _topic: False
     """Topics that are never answered to, whatever a request asks for."""
     max_incoming: int = 1_000
     max_outgoing: int = 200
@@ -78,7 +78,7 @@ class Connection:
         """Wait for the connection."""
         await self._up.wait()
 
-    def on(
+    def subscribe(
         self,
         topic_filter: str,
         handler: Handler,
@@ -93,7 +93,7 @@ class Connection:
         if self.connected and self._group is not None and self._client is not None:
             self._group.create_task(self._join(self._client, subscription), name=f"subscribe {topic_filter}")
 
-    def post(
+    def enqueue(
         self,
         topic: str,
         payload: bytes,
@@ -150,7 +150,7 @@ class Connection:
             await self._inbound.subscribe(self._client, [self._inbound.await_answers(reply_to)])
         correlation, future = self._inbound.question()
         try:
-            self.post(topic, payload, qos=1, response_topic=reply_to, correlation=correlation)
+            self.enqueue(topic, payload, qos=1, response_topic=reply_to, correlation=correlation)
             async with asyncio.timeout(timeout_s):
                 return await future
         finally:
@@ -159,10 +159,10 @@ class Connection:
     def reply(self, request: Message, payload: bytes, fallback: str) -> bool:
         """Answer on the request's response topic, else on `fallback`; never on a protected topic (counted)."""
         topic = request.response_topic or fallback
-        if any(c in topic for c in "+#\0") or topic.startswith("$") or self.protected(topic):
+        if any(c in topic for c in "+#\0") or topic.startswith("$") or self.is_protected(topic):
             self.drops["forbidden response topic"] += 1
             topic = fallback
-        return self.post(topic, payload, qos=1, correlation=request.correlation)
+        return self.enqueue(topic, payload, qos=1, correlation=request.correlation)
 
     async def drained(self, timeout_s: float) -> bool:
         """Wait until everything posted was sent and acknowledged; False when it was not in time."""
@@ -214,7 +214,7 @@ class Connection:
             if self._greeted:
                 self._greeted = False
                 log.warning("mqtt.lost", client=self.identifier, reason=reason)
-                self.changed(False, reason)
+                self.on_connection_change(False, reason)
             await shut(client)
         return reason
 
@@ -235,8 +235,8 @@ class Connection:
         self._up.set()
         log.info("mqtt.connected", client=self.identifier, broker=f"{self.address.host}:{self.address.port}")
         self._sender.catch_up()  # before hello: what was kept is older than what is said now
-        self.hello()
-        self.changed(True, "connected")
+        self.on_connect()
+        self.on_connection_change(True, "connected")
 
     async def _join(self, client: aiomqtt.Client, subscription: Subscription) -> None:
         """One more subscription in a running session."""

@@ -76,7 +76,7 @@ class Requests:
     def listen(self) -> None:
         """Subscribe to the agent's verbs."""
         for verb in self._verbs():
-            self.connection.on(self.topics("request", verb), self.take)
+            self.connection.subscribe(self.topics("request", verb), self.take)
 
     def take(self, message: Message) -> None:
         """Queue one request; a full queue is answered at once."""

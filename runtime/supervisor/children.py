@@ -99,7 +99,7 @@ class Child:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def keep(self) -> None:
+    async def supervise(self) -> None:
         """Run it, again and again, until `stop`.
 
         Raises:

@@ -140,7 +140,7 @@ class Supervisor:
                 if self._broker is not None:
                     await self._broker.stop()
         finally:
-            self._force()
+            self.force_exit()
         log.info("supervisor.ended", reason=self._reason, code=self._code)
         return self._code
 
@@ -156,22 +156,23 @@ class Supervisor:
     def _signals(self, desk: OperatorCommands) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._told_to_end, number)
+            loop.add_signal_handler(number, self.handle_signal, number)
         loop.add_signal_handler(signal.SIGHUP, desk.ask_reload)
 
-    def _told_to_end(self, number: signal.Signals) -> None:
+    def handle_signal(self, number: signal.Signals) -> None:
+        """Begin the shutdown at the first signal, force it at a later one."""
         now_s = time.monotonic()
         if self._ending.is_set() and now_s - self._signalled_s < SAME_SIGNAL_S:
             return
         if self._ending.is_set():
             log.warning("supervisor.forced", signal=number.name)
             self._code = self._code or 128 + number
-            self._force()
+            self.force_exit()
             return
         self._signalled_s = now_s
-        self._begin_end(f"{number.name} received", 0)
+        self.begin_shutdown(f"{number.name} received", 0)
 
-    def _begin_end(self, reason: str, code: int) -> None:
+    def begin_shutdown(self, reason: str, code: int) -> None:
         """From here on no child is started again, but the broker, which carries the safe actions."""
         self._reason, self._code = reason, code
         for kept in self.children:
@@ -202,7 +203,7 @@ class Supervisor:
     async def _keep(self, kept: Child) -> None:
         """Whatever goes wrong with a child ends the daemon in order, and never the gate alone."""
         try:
-            await kept.keep()
+            await kept.supervise()
         except RestartLimitExceeded as reason:
             self._give_up(str(reason))
         except Exception as error:  # noqa: BLE001 - a child that cannot be started at all, for any reason
@@ -219,12 +220,12 @@ class Supervisor:
 
     def _restarted(self, name: str, code: int, restarts: int) -> None:
         self._host.restarts[name] = restarts
-        self._host.news.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
+        self._host.publisher.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
 
     def _give_up(self, reason: str) -> None:
         log.error("supervisor.gives_up", reason=reason)
-        self._host.news.event("gave_up", {"reason": reason})
-        self._begin_end(reason, 1)
+        self._host.publisher.event("gave_up", {"reason": reason})
+        self.begin_shutdown(reason, 1)
 
     async def _watch(self) -> None:
         """Restart an agent that is alive and says nothing."""
@@ -251,7 +252,8 @@ class Supervisor:
             await kept.stop()
         await self._host.publish_offline(self._reason)
 
-    def _force(self) -> None:
+    def force_exit(self) -> None:
+        """Kill every child at once."""
         for kept in (*self.children, *([self._broker] if self._broker else [])):
             kept.stopping = True
             kept.kill()
@@ -268,13 +270,13 @@ class Supervisor:
         try:
             loaded = await asyncio.to_thread(load, self.path)
         except ConfigError as error:
-            self._host.news.event("reload_refused", {"problems": [str(problem) for problem in error.problems]})
+            self._host.publisher.event("reload_refused", {"problems": [str(problem) for problem in error.problems]})
             self.notifier.ready(f"the new settings were refused: {error.problems[0]}")
             raise Refused(str(error)) from None
         if self.scrubber is not None:
             self.scrubber.add(loaded.secrets)
         answer = self._apply(loaded.config, loaded.text)
-        self._host.news.event("reloaded", answer)
+        self._host.publisher.event("reloaded", answer)
         self.notifier.ready(f"reloaded; restart required for: {', '.join(answer['restart_required']) or 'nothing'}")
         return answer
 
@@ -283,14 +285,14 @@ class Supervisor:
         if changes.restart_required:
             return {"changed": changes.changed, "restarted": [], "restart_required": changes.restart_required}
         if "mode" in changes.changed:
-            self._host.carry(self._host.gate.set_mode(new.mode, time.monotonic()))
+            self._host.apply(self._host.gate.set_mode(new.mode, time.monotonic()))
             self._host.latches.changed()
         self.config, self.text = new, text
         settings.write_learner_config(new.model_dump(mode="json"))
         concerned = [kept for kept in self.children if kept.spec.name in changes.children]
         for kept in concerned:
             kept.restart()
-        self._host.news.settled()
+        self._host.publisher.publish_changes()
         restarted = [kept.spec.name for kept in concerned]
         missing = sorted(changes.children.difference(restarted))
         return {

@@ -91,9 +91,9 @@ class Client:
     script: Side = field(default_factory=lambda: Side("script/front"))
 
     def __post_init__(self) -> None:
-        self.connection.on("reflexd/bench/decision", self.decided)
-        self.connection.on("reflexd/bench/act/head/set", self.commanded)
-        self.connection.on("script/set", self.scripted)
+        self.connection.subscribe("reflexd/bench/decision", self.decided)
+        self.connection.subscribe("reflexd/bench/act/head/set", self.commanded)
+        self.connection.subscribe("script/set", self.scripted)
 
     def decided(self, message: Message) -> None:
         body = orjson.loads(message.payload)
@@ -119,7 +119,7 @@ class Client:
         for i, frame in enumerate(frames):
             await asyncio.sleep(side.next_tick_s() - leads_s[i] - time.time())
             published_s = time.time()
-            self.connection.post(side.topic, frame)
+            self.connection.enqueue(side.topic, frame)
             await asyncio.sleep(SPACING_S)
             row = side.of(published_s)
             if row is None or i < SETTLE:

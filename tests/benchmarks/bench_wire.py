@@ -41,14 +41,14 @@ async def latencies(broker: Mosquitto) -> list[float]:
         found.append(1_000 * (time.monotonic() - float(message.payload)))
 
     sender, receiver = (Connection(address(broker.port), name) for name in ("sender", "receiver"))
-    receiver.on("command", took, qos=0)
-    receiver.on("decision", lambda _: None, qos=0)
+    receiver.subscribe("command", took, qos=0)
+    receiver.subscribe("decision", lambda _: None, qos=0)
     async with AsyncExitStack() as stack:
         for link in (receiver, sender):
             await stack.enter_async_context(running(link))
         for _ in range(RATE_HZ * SECONDS):
             for topic in ("decision", "command"):
-                sender.post(topic, f"{time.monotonic():.6f}".encode(), qos=0)
+                sender.enqueue(topic, f"{time.monotonic():.6f}".encode(), qos=0)
             await asyncio.sleep(1 / RATE_HZ)
     return found
 

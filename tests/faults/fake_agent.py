@@ -19,6 +19,7 @@ from pathlib import Path
 
 import orjson
 
+from actuators.safety.decisions import Proposal
 from runtime.gate import ipc
 
 HELD_S = 3.0
@@ -56,7 +57,7 @@ def tick(end: socket.socket, given: argparse.Namespace, stop: threading.Event) -
     while not stop.is_set():
         stale = tuple(given.stale.split(",")) if given.stale else ()
         actions: dict[str, object] = {"head": values[number % len(values)]}
-        proposal = ipc.Proposal(number, f"{os.getpid()}-{number}", "fake-1", time.monotonic(), actions, stale)  # type: ignore[arg-type]
+        proposal = Proposal(number, f"{os.getpid()}-{number}", "fake-1", time.monotonic(), actions, stale)  # type: ignore[arg-type]
         try:
             end.send(ipc.pack(proposal))
             verdict = ipc.unpack(end.recv(ipc.MAX_MESSAGE))

@@ -66,7 +66,7 @@ class Device:
 
     def report(self, command: Command | None = None) -> None:
         payload = state_payload(self.value, command and command.seq, command and command.boot)
-        self.connection.post("reflexd/tester/act/head/state", payload, qos=1, retain=True)
+        self.connection.enqueue("reflexd/tester/act/head/state", payload, qos=1, retain=True)
 
     def moves(self) -> int:
         return sum(command.policy != "gate" for _, command in self.done)
@@ -143,10 +143,12 @@ async def device_on(port: int) -> AsyncIterator[Device]:
     """A device that is connected."""
     connection = Connection(address(port), "tester-device")
     device = Device(connection)
-    connection.on("reflexd/tester/act/head/set", device.command)
-    connection.on("reflexd/tester/status", lambda m: device.statuses.append(orjson.loads(m.payload)), retained="send")
-    connection.on("reflexd/tester/event", lambda m: device.events.append(orjson.loads(m.payload)))
-    connection.hello = device.report
+    connection.subscribe("reflexd/tester/act/head/set", device.command)
+    connection.subscribe(
+        "reflexd/tester/status", lambda m: device.statuses.append(orjson.loads(m.payload)), retained="send"
+    )
+    connection.subscribe("reflexd/tester/event", lambda m: device.events.append(orjson.loads(m.payload)))
+    connection.on_connect = device.report
     task = asyncio.create_task(connection.run())
     try:
         async with asyncio.timeout(10):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,9 +11,9 @@ import pytest
 from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings, UtteranceSettings
 from actuators.expressions import ExpressionError
+from actuators.safety.decisions import ActuatorDecision, Proposal
 from actuators.safety.gate import Gate, known_names
 from actuators.safety.limits import Refusal
-from actuators.safety.rulings import ActuatorDecision
 
 HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay")
 LAMP = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", min_hold_s=0.5, requires=())
@@ -22,12 +22,11 @@ LOOSE = ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), out_of_r
 SAY = UtteranceSettings(kind="text", task="chat", max_chars=5)
 
 
-@dataclass(frozen=True)
-class Offer:
-    stamp_s: float
-    actions: dict[str, Value] = field(default_factory=dict)
-    stale: tuple[str, ...] = ()
-    ready: bool = True
+def offer(
+    stamp_s: float, actions: Mapping[str, Any] | None = None, stale: tuple[str, ...] = (), ready: bool = True
+) -> Proposal:
+    """What the policy proposes at one tick."""
+    return Proposal(0, "d", "p", stamp_s, actions or {}, stale, ready)
 
 
 def make(*, now_s: float = 10.0, arm: bool = True, **actuators: AnyActuator) -> Gate:
@@ -39,14 +38,14 @@ def make(*, now_s: float = 10.0, arm: bool = True, **actuators: AnyActuator) -> 
             rest = [0.0] * len(each.low)
         assert gate.reconciled(name, rest, now_s) is None
     if arm:
-        gate.judge(Offer(now_s), now_s)
+        gate.judge(offer(now_s), now_s)
         assert gate.armed
     return gate
 
 
-def one(gate: Gate, now_s: float, actuator: str, value: Any, **offer: Any) -> ActuatorDecision:
+def one(gate: Gate, now_s: float, actuator: str, value: Any, **more: Any) -> ActuatorDecision:
     """The ruling on one action, observed 50 ms ago."""
-    rulings = gate.judge(Offer(now_s - 0.05, {actuator: value}, **offer), now_s)
+    rulings = gate.judge(offer(now_s - 0.05, {actuator: value}, **more), now_s)
     return next(ruling for ruling in rulings if ruling.actuator == actuator)
 
 
@@ -57,20 +56,20 @@ def told(rulings: list[ActuatorDecision]) -> dict[str, tuple[Value | None, str |
 def test_a_sound_action_passes() -> None:
     gate = make()
     ruling = one(gate, 11.0, "head", "left")
-    assert ruling == ActuatorDecision("head", "left", None, "policy", "", news=False)
+    assert ruling == ActuatorDecision("head", "left", None, "policy", "", rule_changed=False)
     assert ruling.sent
-    assert gate.told("head") == ("left", "policy")
+    assert gate.last_command("head") == ("left", "policy")
     assert not gate.counters
     assert gate.modes == {"head": "autonomous"}
 
 
 def test_an_actuator_without_action_is_left_alone() -> None:
     gate = make(head=HEAD, lamp=LAMP)
-    assert told(gate.judge(Offer(11.0, {"head": "left"}), 11.0)) == {
+    assert told(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {
         "head": ("left", None, "policy"),
         "lamp": (None, None, "nobody"),
     }
-    assert gate.told("lamp") == ("OFF", "nobody")
+    assert gate.last_command("lamp") == ("OFF", "nobody")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_what_no_device_may_get(settings: AnyActuator, value: Any, rule: str) ->
     ruling = one(gate, 11.0, "it", value)
     assert ruling.rule == rule
     assert ruling.reason
-    assert ruling.news
+    assert ruling.rule_changed
     assert gate.counters == {rule: 1}
     assert gate.refused == {("it", rule): 1}
     assert ruling.value != value
@@ -112,9 +111,9 @@ def test_garbage_does_not_leave_the_last_action_standing() -> None:
     gate = make(it=ARM)
     one(gate, 11.0, "it", (0.1, 0.0))
     first = one(gate, 11.1, "it", (math.nan, 0.0))
-    assert (first.value, first.by, first.rule, first.news) == ((0.0, 0.0), "gate", "not_finite", True)
+    assert (first.value, first.by, first.rule, first.rule_changed) == ((0.0, 0.0), "gate", "not_finite", True)
     second = one(gate, 11.2, "it", (math.nan, 0.0))
-    assert (second.value, second.by, second.rule, second.news) == (None, "nobody", "not_finite", False)
+    assert (second.value, second.by, second.rule, second.rule_changed) == (None, "nobody", "not_finite", False)
     assert gate.counters["not_finite"] == 2
     assert one(gate, 11.3, "it", (0.1, 0.0)).by == "policy"
     assert one(gate, 11.4, "it", (math.nan, 0.0)).value == (0.0, 0.0)
@@ -125,7 +124,7 @@ def test_a_refusal_of_range_or_pace_leaves_the_last_action_standing() -> None:
     one(gate, 11.0, "it", (0.1, 0.0))
     assert one(gate, 11.1, "it", (2.0, 0.0)).value is None
     assert one(gate, 11.2, "it", (1.0, 0.0)).value is None
-    assert gate.told("it") == ((0.1, 0.0), "policy")
+    assert gate.last_command("it") == ((0.1, 0.0), "policy")
 
 
 def test_bounds_themselves_are_inside() -> None:
@@ -186,7 +185,7 @@ def test_a_value_is_held_long_enough() -> None:
 def test_a_report_of_another_value_starts_the_hold_anew() -> None:
     gate = make(lamp=LAMP)
     assert gate.reconciled("lamp", "ON", 20.0) is None
-    assert gate.told("lamp") == ("ON", "nobody")
+    assert gate.last_command("lamp") == ("ON", "nobody")
     assert one(gate, 20.25, "lamp", "OFF").rule == "min_hold"
     assert gate.reconciled("lamp", "ON", 20.3) is None  # nothing new
     assert one(gate, 20.5, "lamp", "OFF").sent
@@ -194,18 +193,18 @@ def test_a_report_of_another_value_starts_the_hold_anew() -> None:
 
 def forbidding(*texts: str, **actuators: AnyActuator) -> Gate:
     gate = Gate(actuators, GateSettings(forbid=texts, reconcile_s=0.0), period_s=0.1, now_s=10.0)
-    gate.judge(Offer(10.0), 10.0)
+    gate.judge(offer(10.0), 10.0)
     return gate
 
 
 def test_forbidden_combinations_are_seen_with_what_the_others_do() -> None:
     lamp = LAMP.model_copy(update={"min_hold_s": 0.0})
     gate = forbidding("lamp == 'ON' and head == 'left'", lamp=lamp, head=HEAD)
-    first = told(gate.judge(Offer(11.0, {"lamp": "ON", "head": "left"}), 11.0))
+    first = told(gate.judge(offer(11.0, {"lamp": "ON", "head": "left"}), 11.0))
     assert first == {"lamp": (None, "forbidden", "nobody"), "head": (None, "forbidden", "nobody")}, "nothing is known"
-    second = told(gate.judge(Offer(11.1, {"lamp": "OFF", "head": "left"}), 11.1))
+    second = told(gate.judge(offer(11.1, {"lamp": "OFF", "head": "left"}), 11.1))
     assert second == {"lamp": ("OFF", None, "policy"), "head": ("left", None, "policy")}
-    third = told(gate.judge(Offer(11.2, {"lamp": "ON", "head": "right"}), 11.2))
+    third = told(gate.judge(offer(11.2, {"lamp": "ON", "head": "right"}), 11.2))
     assert third == {"lamp": (None, "forbidden", "nobody"), "head": ("right", None, "policy")}, "one after the other"
     assert one(gate, 11.3, "lamp", "ON").sent
     refused = gate.override("head", "left", 1.0, 11.4)
@@ -242,7 +241,7 @@ def test_an_expression_about_nobody_is_refused_at_once() -> None:
 def test_a_proposal_expires(age_s: float, passes: bool) -> None:
     gate = make(now_s=0.0, head=HEAD.model_copy(update={"ttl_ms": 250}))
     gate.override("head", "left", 0.0, 0.5)
-    rulings = gate.judge(Offer(1.0 - age_s, {"head": "right"}), 1.0)
+    rulings = gate.judge(offer(1.0 - age_s, {"head": "right"}), 1.0)
     expected = ("right", None, "policy") if passes else ("stay", "expired", "gate")
     assert told(rulings) == {"head": expected}
 
@@ -251,36 +250,36 @@ def test_a_stale_required_stream_makes_safe_once() -> None:
     gate = make(head=HEAD, lamp=LAMP)
     one(gate, 11.0, "head", "left")
     first = one(gate, 11.1, "head", "left", stale=("cam", "room"))
-    assert (first.value, first.rule, first.by, first.news) == ("stay", "stale", "gate", True)
+    assert (first.value, first.rule, first.by, first.rule_changed) == ("stay", "stale", "gate", True)
     assert "cam" in first.reason
     assert "room" not in first.reason
     assert one(gate, 11.2, "head", "left", stale=("cam",)) == ActuatorDecision(
-        "head", None, "stale", "nobody", first.reason, news=False
+        "head", None, "stale", "nobody", first.reason, rule_changed=False
     )
     assert one(gate, 11.3, "lamp", "ON", stale=("cam",)).sent, "it requires nothing"
     assert one(gate, 11.4, "head", "left", stale=("room",)).by == "policy"
-    assert one(gate, 11.5, "head", "left", stale=("cam",)).news
+    assert one(gate, 11.5, "head", "left", stale=("cam",)).rule_changed
 
 
 def test_missing_everything_from_the_start_acts_safe() -> None:
     gate = make(head=HEAD)
-    assert told(gate.judge(Offer(11.0, {}, stale=("cam",)), 11.0)) == {"head": ("stay", "stale", "gate")}
+    assert told(gate.judge(offer(11.0, {}, stale=("cam",)), 11.0)) == {"head": ("stay", "stale", "gate")}
 
 
 def test_an_agent_that_is_not_ready_moves_nothing() -> None:
     gate = make(arm=False)
-    assert told(gate.judge(Offer(10.0, {"head": "left"}, ready=False), 10.0)) == {"head": (None, "disarmed", "nobody")}
+    assert told(gate.judge(offer(10.0, {"head": "left"}, ready=False), 10.0)) == {"head": (None, "disarmed", "nobody")}
     assert not gate.armed
     assert one(gate, 10.1, "head", "left").sent
     assert one(gate, 10.2, "head", "left", ready=False).rule == "not_ready"
-    assert gate.told("head") == ("stay", "gate")
+    assert gate.last_command("head") == ("stay", "gate")
     assert gate.armed, "draining is not death"
 
 
 def test_an_unknown_actuator_is_told() -> None:
     gate = make()
     ruling = one(gate, 11.0, "tail", "wag")
-    assert (ruling.rule, ruling.value, ruling.news) == ("unknown_actuator", None, True)
+    assert (ruling.rule, ruling.value, ruling.rule_changed) == ("unknown_actuator", None, True)
     assert gate.override("tail", "wag", 1.0, 11.0).rule == "unknown_actuator"
     assert gate.set_mode("shadow", 11.0, "tail")[0].rule == "unknown_actuator"
     assert gate.modes == {"head": "autonomous"}
@@ -301,7 +300,7 @@ def test_arming_waits_for_every_report() -> None:
     assert not gate.is_reconciled(10.3)
     gate.reconciled("lamp", "OFF", 10.4)
     assert gate.is_reconciled(10.4)
-    assert gate.told("head") == ("right", "nobody")
+    assert gate.last_command("head") == ("right", "nobody")
     assert one(gate, 10.5, "head", "left").sent
 
 
@@ -316,7 +315,7 @@ def test_a_report_that_is_no_value_makes_the_value_unknown() -> None:
     for name, value in (("head", "up"), ("head", 3), ("it", "left"), ("it", [math.nan, 0.0]), ("it", [1.0])):
         gate.reconciled(name, "left" if name == "head" else [0.0, 0.0], 10.0)
         assert gate.reconciled(name, value, 10.1) is not None
-        assert gate.told(name) == (None, "nobody")
+        assert gate.last_command(name) == (None, "nobody")
     fresh = Gate({"head": HEAD}, GateSettings(), now_s=10.0)
     fresh.reconciled("head", "up", 10.1)
     assert not fresh.is_reconciled(10.2)
@@ -386,10 +385,10 @@ def test_a_person_disarms() -> None:
 
 def test_the_hosts_own_rest_arms_again() -> None:
     gate = make()
-    assert gate.rest(11.0) == [ActuatorDecision("head", "stay", "disarmed", "gate", "start or end of the daemon")]
+    assert gate.go_safe(11.0) == [ActuatorDecision("head", "stay", "disarmed", "gate", "start or end of the daemon")]
     assert not gate.armed
     assert one(gate, 11.1, "head", "left").sent
-    assert gate.rest(11.2, "why")[0].reason == "why"
+    assert gate.go_safe(11.2, "why")[0].reason == "why"
 
 
 def test_a_lost_broker_disarms_and_everything_is_asked_anew() -> None:
@@ -446,7 +445,7 @@ def test_latches_survive_a_restart() -> None:
     third = make(arm=False)
     third.restore(released)
     assert not third.stopped
-    third.judge(Offer(12.0), 12.0)
+    third.judge(offer(12.0), 12.0)
     assert not third.armed, "release alone moves nothing, a restart included"
 
 
@@ -466,7 +465,7 @@ def test_unreadable_latches_count_as_stopped(latches: dict[str, object]) -> None
     assert gate.stopped
     assert not gate.armed
     gate.stop(11.0, engaged=False)
-    gate.judge(Offer(11.0), 11.0)
+    gate.judge(offer(11.0), 11.0)
     assert not gate.armed
 
 
@@ -475,15 +474,15 @@ def test_readable_latches() -> None:
     gate.restore({"stopped": False, "wanted": True, "modes": {"head": "shadow", "gone": "shadow"}})
     assert not gate.armed
     assert gate.modes == {"head": "shadow"}
-    gate.judge(Offer(11.0), 11.0)
+    gate.judge(offer(11.0), 11.0)
     assert gate.armed
     gate.restore({"stopped": False, "wanted": 1, "modes": {"head": "loud"}})
     assert gate.modes == {"head": "shadow"}
-    gate.judge(Offer(11.1), 11.1)
+    gate.judge(offer(11.1), 11.1)
     assert not gate.armed
     request = Gate({"head": HEAD}, GateSettings(arm="request", reconcile_s=0.0), now_s=0.0)
     request.restore({"stopped": False, "wanted": True, "modes": {}})
-    request.judge(Offer(1.0), 1.0)
+    request.judge(offer(1.0), 1.0)
     assert not request.armed, "a request does not outlive the process"
 
 
@@ -493,10 +492,10 @@ def test_readable_latches() -> None:
 @pytest.mark.parametrize("mode", ["shadow", "assist"])
 def test_only_people_act_outside_autonomous(mode: Any) -> None:
     gate = Gate({"head": HEAD}, GateSettings(reconcile_s=0.0), ["cam"], period_s=0.1, now_s=10.0, mode=mode)
-    assert told(gate.judge(Offer(11.0, {"head": "left"}), 11.0)) == {"head": (None, "mode", "nobody")}
-    assert told(gate.judge(Offer(11.1, {}, stale=("cam",)), 11.1)) == {"head": (None, None, "nobody")}
+    assert told(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {"head": (None, "mode", "nobody")}
+    assert told(gate.judge(offer(11.1, {}, stale=("cam",)), 11.1)) == {"head": (None, None, "nobody")}
     assert gate.override("head", "left", 0.5, 11.2) == ActuatorDecision("head", "left", None, "override")
-    assert gate.judge(Offer(11.6, {}), 11.6) == [ActuatorDecision("head", None, None, "nobody")]
+    assert gate.judge(offer(11.6, {}), 11.6) == [ActuatorDecision("head", None, None, "nobody")]
     assert gate.tick(11.7) == [ActuatorDecision("head", "stay", None, "gate", "the override has ended")]
     assert gate.tick(11.8) == []
 
@@ -513,14 +512,14 @@ def test_in_shadow_the_dead_man_speaks_only_where_the_gate_has_acted() -> None:
 
 def test_leaving_autonomous_leaves_no_motion_behind() -> None:
     gate = make(head=HEAD, lamp=LAMP)
-    gate.judge(Offer(11.0, {"head": "left", "lamp": "ON"}), 11.0)
+    gate.judge(offer(11.0, {"head": "left", "lamp": "ON"}), 11.0)
     assert told(gate.set_mode("assist", 11.1, "head")) == {"head": ("stay", "mode", "gate")}
     assert gate.modes == {"head": "assist", "lamp": "autonomous"}
-    assert gate.told("lamp") == ("ON", "policy")
+    assert gate.last_command("lamp") == ("ON", "policy")
     assert gate.set_mode("assist", 11.2, "head") == []
     gate.override("lamp", "ON", 5.0, 11.3)
     assert gate.set_mode("shadow", 11.4) == [], "a person's hold outlives the change"
-    assert gate.told("lamp") == ("ON", "override")
+    assert gate.last_command("lamp") == ("ON", "override")
     assert gate.set_mode("autonomous", 11.5) == []
     assert gate.modes == {"head": "autonomous", "lamp": "autonomous"}
 
@@ -529,7 +528,7 @@ def test_mode_change_to_the_same_mode_keeps_acting() -> None:
     gate = make()
     one(gate, 11.0, "head", "left")
     assert gate.set_mode("autonomous", 11.1) == []
-    assert gate.told("head") == ("left", "policy")
+    assert gate.last_command("head") == ("left", "policy")
 
 
 # Overrides.
@@ -540,9 +539,9 @@ def test_the_policy_yields_and_control_returns() -> None:
     assert gate.override("head", "left", 0.5, 11.0) == ActuatorDecision("head", "left", None, "override")
     assert gate.held_until_s("head") == 11.5
     ruling = one(gate, 11.1, "head", "right")
-    assert (ruling.value, ruling.rule, ruling.by, ruling.news) == (None, "overridden", "nobody", True)
-    assert gate.told("head") == ("left", "override")
-    assert not one(gate, 11.4, "head", "right").news
+    assert (ruling.value, ruling.rule, ruling.by, ruling.rule_changed) == (None, "overridden", "nobody", True)
+    assert gate.last_command("head") == ("left", "override")
+    assert not one(gate, 11.4, "head", "right").rule_changed
     assert one(gate, 11.5, "head", "right") == ActuatorDecision("head", "right", None, "policy")
     assert gate.held_until_s("head") is None
     assert gate.counters == {"overridden": 2}
@@ -551,7 +550,7 @@ def test_the_policy_yields_and_control_returns() -> None:
 def test_without_a_wish_of_the_policy_nothing_is_overridden() -> None:
     gate = make()
     gate.override("head", "left", 0.5, 11.0)
-    assert gate.judge(Offer(11.1), 11.1) == [ActuatorDecision("head", None, None, "nobody")]
+    assert gate.judge(offer(11.1), 11.1) == [ActuatorDecision("head", None, None, "nobody")]
     assert not gate.counters
 
 
@@ -561,13 +560,13 @@ def test_an_override_waits_until_it_may_act() -> None:
     assert gate.override("lamp", "OFF", 5.0, 11.1).rule == "min_hold"
     assert gate.held_until_s("lamp") == pytest.approx(16.1)
     assert one(gate, 11.2, "lamp", "ON").rule == "overridden"
-    assert gate.told("lamp") == ("ON", "override")
+    assert gate.last_command("lamp") == ("ON", "override")
     ruling = one(gate, 11.6, "lamp", "ON")
     assert (ruling.value, ruling.rule, ruling.by) == ("OFF", "overridden", "override")
     slow = make(head=HEAD.model_copy(update={"min_interval_s": 1.0}))
     slow.override("head", "left", 5.0, 11.0)
     assert slow.override("head", "right", 5.0, 11.5).rule == "too_soon"
-    assert slow.judge(Offer(12.0), 12.0) == [ActuatorDecision("head", "right", None, "override")]
+    assert slow.judge(offer(12.0), 12.0) == [ActuatorDecision("head", "right", None, "override")]
 
 
 @pytest.mark.parametrize(("out_of_range", "wanted"), [("clamp", 9.0), ("refuse", 1.0)])
@@ -593,7 +592,7 @@ def test_bad_overrides_change_nothing(value: Any, hold_s: float, rule: str) -> N
     one(gate, 11.0, "head", "right")
     assert gate.override("head", value, hold_s, 11.05).rule == rule
     assert gate.held_until_s("head") is None
-    assert gate.told("head") == ("right", "policy")
+    assert gate.last_command("head") == ("right", "policy")
     assert gate.counters == {rule: 1}
 
 
@@ -613,7 +612,7 @@ def test_a_stale_stream_does_not_stop_a_person() -> None:
     gate = make()
     gate.override("head", "left", 0.5, 11.0)
     assert one(gate, 11.1, "head", "right", stale=("cam",)).rule == "overridden"
-    assert gate.told("head") == ("left", "override")
+    assert gate.last_command("head") == ("left", "override")
     assert one(gate, 11.5, "head", "right", stale=("cam",)).value == "stay"
 
 
@@ -647,7 +646,7 @@ def test_reasons_say_what_happened() -> None:
     gate.override("head", "left", 1.0, 12.0)
     assert one(gate, 12.1, "head", "right").reason == "a person acts"
     gate.tick(13.5)
-    gate.judge(Offer(14.0), 14.0)
+    gate.judge(offer(14.0), 14.0)
     gate.set_mode("assist", 14.0)
     assert one(gate, 14.0, "head", "right").reason == "the mode is assist"
     unknown = one(gate, 14.0, "t" * 70, "wag")
@@ -669,7 +668,7 @@ def test_reasons_of_rest() -> None:
     assert refusal is not None
     assert refusal.reason == "release the stop first, then arm"
     assert one(make(), 11.0, "head", "left", ready=False).reason == "the agent is starting or draining"
-    late = make().judge(Offer(10.0, {"head": "left"}), 10.5)[0]
+    late = make().judge(offer(10.0, {"head": "left"}), 10.5)[0]
     assert late.reason == "observed 500 ms ago; at most 300"
     big = ContinuousSettings(kind="continuous", low=(0.0,), high=(1.0,))
     assert one(make(it=big), 11.0, "it", 10**400).reason == "a number is beyond a double"
@@ -685,11 +684,11 @@ def test_safe_actions_keep_time_for_what_comes_after() -> None:
     gate.set_mode("assist", 14.0)
     assert gate.override("lamp", "ON", 1.0, 14.125).rule == "too_soon"
     gate.override("lamp", "ON", 0.5, 15.0)
-    gate.judge(Offer(15.5), 15.5)
-    assert gate.told("lamp") == ("OFF", "gate")
+    gate.judge(offer(15.5), 15.5)
+    assert gate.last_command("lamp") == ("OFF", "gate")
     assert gate.override("lamp", "ON", 0.5, 15.625).rule == "too_soon"
     gate.lost(16.0)
-    gate.judge(Offer(17.0), 17.0)
+    gate.judge(offer(17.0), 17.0)
     gate.lost(17.0)
     assert gate.counters["lost"] == 3
 
@@ -706,5 +705,5 @@ def test_by_default_the_clock_starts_at_zero_and_ticks_at_ten_hertz() -> None:
     assert gate.armed is False
     assert gate.is_reconciled(2.0)
     assert not gate.is_reconciled(1.9)
-    gate.judge(Offer(0.5), 0.5)
+    gate.judge(offer(0.5), 0.5)
     assert gate.deadline_s == pytest.approx(0.75)

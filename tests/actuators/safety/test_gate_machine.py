@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import settings as hypothesis_settings
@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings, UtteranceSettings
+from actuators.safety.decisions import ActuatorDecision, Proposal
 from actuators.safety.gate import Gate
-from actuators.safety.rulings import ActuatorDecision
 
 ACTUATORS: dict[str, AnyActuator] = {
     "head": ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay", min_interval_s=0.02),
@@ -36,12 +36,11 @@ VALUES = st.one_of(
 )
 
 
-@dataclass(frozen=True)
-class Offer:
-    stamp_s: float
-    actions: dict[str, Any] = field(default_factory=dict)
-    stale: tuple[str, ...] = ()
-    ready: bool = True
+def offer(
+    stamp_s: float, actions: Mapping[str, Any] | None = None, stale: tuple[str, ...] = (), ready: bool = True
+) -> Proposal:
+    """What the policy proposes at one tick."""
+    return Proposal(0, "d", "p", stamp_s, actions or {}, stale, ready)
 
 
 class GateMachine(RuleBasedStateMachine):
@@ -54,7 +53,7 @@ class GateMachine(RuleBasedStateMachine):
         self.stopped = self.released = False
         self.commands = 0
 
-    def carry(
+    def apply(
         self, rulings: list[ActuatorDecision], *, people: bool = False, expired: bool = False, stale: bool = False
     ) -> None:
         for ruling in rulings:
@@ -86,7 +85,7 @@ class GateMachine(RuleBasedStateMachine):
     @rule(dt=st.sampled_from([0.0, 0.005, 0.05, 0.1, 0.2, 0.3, 1.0]))
     def wait(self, dt: float) -> None:
         self.now_s += dt
-        self.carry(self.gate.tick(self.now_s), people=True)
+        self.apply(self.gate.tick(self.now_s), people=True)
 
     @rule(
         age_s=st.sampled_from([0.0, 0.01, 0.1, 0.29, 0.31, -0.1, math.nan, math.inf]),
@@ -95,26 +94,26 @@ class GateMachine(RuleBasedStateMachine):
         ready=st.sampled_from([True, True, True, False]),
     )
     def propose(self, age_s: float, actions: dict[str, Any], stale: tuple[str, ...], ready: bool) -> None:
-        rulings = self.gate.judge(Offer(self.now_s - age_s, actions, stale, ready), self.now_s)
+        rulings = self.gate.judge(offer(self.now_s - age_s, actions, stale, ready), self.now_s)
         if not ready:
             assert not any(ruling.by == "policy" for ruling in rulings)
-        self.carry(rulings, expired=not 0 <= age_s <= 0.3, stale="cam" in stale)
+        self.apply(rulings, expired=not 0 <= age_s <= 0.3, stale="cam" in stale)
 
     @rule(head=st.sampled_from(["left", "stay", "right"]), lamp=st.sampled_from(["OFF", "ON"]), x=st.floats(-1, 1))
     def propose_soundly(self, head: str, lamp: str, x: float) -> None:
         self.now_s += 0.1
         actions = {"head": head, "lamp": lamp, "arm": (x, 1.0), "wheel": (x,), "say": "hi"}
-        self.carry(self.gate.judge(Offer(self.now_s - 0.05, actions), self.now_s))
+        self.apply(self.gate.judge(offer(self.now_s - 0.05, actions), self.now_s))
 
     @rule(name=NAMES, value=VALUES, hold_s=st.one_of(st.floats(), st.sampled_from([0.0, 0.5, 5.0])))
     def take_over(self, name: str, value: Any, hold_s: float) -> None:
-        self.carry([self.gate.override(name, value, hold_s, self.now_s)], people=True)
+        self.apply([self.gate.override(name, value, hold_s, self.now_s)], people=True)
 
     @rule(engaged=st.booleans())
     def stop(self, engaged: bool) -> None:
         self.released = (self.stopped and not engaged) or self.released
         self.stopped = engaged
-        self.carry(self.gate.stop(self.now_s, engaged=engaged))
+        self.apply(self.gate.stop(self.now_s, engaged=engaged))
 
     @rule()
     def arm(self) -> None:
@@ -123,9 +122,9 @@ class GateMachine(RuleBasedStateMachine):
         if refusal is None:
             self.released = False
 
-    @rule(what=st.sampled_from(["disarm", "lost", "rest", "disconnected"]))
+    @rule(what=st.sampled_from(["disarm", "lost", "go_safe", "disconnected"]))
     def fall(self, what: str) -> None:
-        self.carry(getattr(self.gate, what)(self.now_s))
+        self.apply(getattr(self.gate, what)(self.now_s))
         assert not self.gate.armed
 
     @rule()
@@ -135,17 +134,17 @@ class GateMachine(RuleBasedStateMachine):
     @rule(name=NAMES, value=VALUES)
     def report(self, name: str, value: Any) -> None:
         if self.gate.reconciled(name, value, self.now_s) is None:
-            self.device[name] = self.gate.told(name)[0]
+            self.device[name] = self.gate.last_command(name)[0]
 
     @rule()
     def report_rest(self) -> None:
         for name, value in {"head": "stay", "lamp": "OFF", "arm": [0, 0.5], "wheel": [0], "say": ""}.items():
             assert self.gate.reconciled(name, value, self.now_s) is None
-            self.device[name] = self.gate.told(name)[0]
+            self.device[name] = self.gate.last_command(name)[0]
 
     @rule(mode=st.sampled_from(["shadow", "assist", "autonomous"]), name=st.sampled_from([None, *ACTUATORS]))
     def change_mode(self, mode: Any, name: str | None) -> None:
-        self.carry(self.gate.set_mode(mode, self.now_s, name), people=True)
+        self.apply(self.gate.set_mode(mode, self.now_s, name), people=True)
 
     @rule()
     def restart(self) -> None:

@@ -16,6 +16,7 @@ import orjson
 import pytest
 import yaml
 
+from actuators.safety.decisions import Proposal
 from fakes import free_port
 from runtime.agent.build import assemble
 from runtime.agent.components import Components
@@ -46,7 +47,7 @@ async def answer(gate: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     while True:
         offer = ipc.unpack(await loop.sock_recv(gate, ipc.MAX_MESSAGE))
-        assert isinstance(offer, ipc.Proposal)
+        assert isinstance(offer, Proposal)
         outcomes = {name: ipc.Outcome(True, None, value, "policy") for name, value in offer.actions.items()}
         verdict = ipc.Verdict(offer.decision, True, False, dict.fromkeys(outcomes, "autonomous"), outcomes)
         gate.send(ipc.pack(verdict))

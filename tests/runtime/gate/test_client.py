@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from actuators.safety.decisions import Proposal
 from runtime.gate import ipc
 from runtime.gate.client import GateGone, GateLink
 
@@ -14,12 +15,12 @@ def _verdict(decision: str) -> bytes:
     return ipc.pack(ipc.Verdict(decision, armed=True, stopped=False, mode={"head": "autonomous"}))
 
 
-async def _answer(gate: object, *decisions: str) -> ipc.Proposal:
+async def _answer(gate: object, *decisions: str) -> Proposal:
     loop = asyncio.get_running_loop()
     proposal = ipc.unpack(await loop.sock_recv(gate, ipc.MAX_MESSAGE))
     for decision in decisions:
         gate.send(_verdict(decision))
-    assert isinstance(proposal, ipc.Proposal)
+    assert isinstance(proposal, Proposal)
     return proposal
 
 
@@ -29,7 +30,7 @@ async def test_a_verdict_finds_its_proposal_past_an_older_one() -> None:
         end = GateLink(agent)
         listening = asyncio.create_task(end.listen())
         answering = asyncio.create_task(_answer(gate, "d0", "d1"))
-        verdict = await end.propose(ipc.Proposal(1, "d1", "p", 0.0, {"head": "left"}), patience_s=5)
+        verdict = await end.propose(Proposal(1, "d1", "p", 0.0, {"head": "left"}), patience_s=5)
         assert verdict is not None
         assert verdict.decision == "d1"
         assert end.latest == verdict
@@ -43,7 +44,7 @@ async def test_a_silent_gate_does_not_hold_the_tick() -> None:
     gate, agent = ipc.pair()
     with gate, agent:
         end = GateLink(agent)
-        assert await end.propose(ipc.Proposal(1, "d1", "p", 0.0), patience_s=0.01) is None
+        assert await end.propose(Proposal(1, "d1", "p", 0.0), patience_s=0.01) is None
         assert end.unanswered == 1
 
 
@@ -51,7 +52,7 @@ async def test_a_stuck_gate_is_counted_and_a_dead_one_raised() -> None:
     gate, agent = ipc.pair()
     with agent:
         end = GateLink(agent)
-        proposal = ipc.Proposal(1, "d1", "p", 0.0, {"say": "x" * 200_000})
+        proposal = Proposal(1, "d1", "p", 0.0, {"say": "x" * 200_000})
         while end.send(proposal):
             pass
         assert end.unsent == 1
@@ -65,4 +66,4 @@ def test_foreign_datagrams_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown message"):
         ipc.unpack(b'{"kind":"Other"}')
     with pytest.raises(ValueError, match="at most"):
-        ipc.pack(ipc.Proposal(1, "d", "p", 0.0, {"say": "x" * ipc.MAX_MESSAGE}))
+        ipc.pack(Proposal(1, "d", "p", 0.0, {"say": "x" * ipc.MAX_MESSAGE}))

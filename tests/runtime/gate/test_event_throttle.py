@@ -1,50 +1,49 @@
-"""Repeated refusals are told once, then now and then with their number; none is lost from the count."""
+"""Repeated throttle are told once, then now and then with their number; none is lost from the count."""
 
 from __future__ import annotations
 
 from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
+from actuators.safety.decisions import ActuatorDecision, Proposal
 from actuators.safety.gate import Gate
-from actuators.safety.rulings import ActuatorDecision
-from runtime.gate.event_throttle import EVERY_S, Refusals
-from runtime.gate.ipc import Proposal
+from runtime.gate.event_throttle import EVERY_S, EventThrottle
 
 
-def refused(rule: str | None = "overridden", actuator: str = "head", *, news: bool = True) -> ActuatorDecision:
-    return ActuatorDecision(actuator, None, rule, "nobody", "a person acts", news=news)
+def refused(rule: str | None = "overridden", actuator: str = "head", *, rule_changed: bool = True) -> ActuatorDecision:
+    return ActuatorDecision(actuator, None, rule, "nobody", "a person acts", rule_changed=rule_changed)
 
 
 def test_the_first_is_told_at_once_and_the_same_again_with_its_count() -> None:
-    refusals = Refusals()
-    told = [refusals.told(refused(), n * 0.1) for n in range(250)]  # 25 s at 10 Hz
+    throttle = EventThrottle()
+    told = [throttle.event(refused(), n * 0.1) for n in range(250)]  # 25 s at 10 Hz
     said = [(n / 10, data["count"]) for n, data in enumerate(told) if data is not None]
     assert said == [(0.0, 1), (10.0, 100), (20.0, 100)]
     assert told[0] == {"actuator": "head", "rule": "overridden", "reason": "a person acts", "count": 1}
 
 
 def test_other_rules_and_actuators_are_told_for_themselves() -> None:
-    refusals = Refusals()
-    assert refusals.told(refused(), 0.0)
-    assert refusals.told(refused("stale"), 0.1)
-    assert refusals.told(refused(actuator="arm"), 0.1)
-    assert refusals.told(refused("stale"), 0.2) is None
+    throttle = EventThrottle()
+    assert throttle.event(refused(), 0.0)
+    assert throttle.event(refused("stale"), 0.1)
+    assert throttle.event(refused(actuator="arm"), 0.1)
+    assert throttle.event(refused("stale"), 0.2) is None
 
 
 def test_what_stays_in_force_is_counted_and_no_news() -> None:
-    refusals = Refusals()
-    assert refusals.told(refused(news=False), 0.0) is None
-    assert refusals.told(refused(), 0.1)
-    assert all(refusals.told(refused(news=False), 0.2) is None for _ in range(7))
-    again = refusals.told(refused(), 0.1 + EVERY_S)
+    throttle = EventThrottle()
+    assert throttle.event(refused(rule_changed=False), 0.0) is None
+    assert throttle.event(refused(), 0.1)
+    assert all(throttle.event(refused(rule_changed=False), 0.2) is None for _ in range(7))
+    again = throttle.event(refused(), 0.1 + EVERY_S)
     assert again is not None
     assert again["count"] == 8
-    assert refusals.told(refused(None), 50.0) is None
+    assert throttle.event(refused(None), 50.0) is None
 
 
 def test_names_that_are_not_configured_cannot_fill_the_memory() -> None:
-    refusals = Refusals()
-    told = [refusals.told(refused("unknown_actuator", f"x{n}"), 0.0) for n in range(1_000)]
+    throttle = EventThrottle()
+    told = [throttle.event(refused("unknown_actuator", f"x{n}"), 0.0) for n in range(1_000)]
     assert sum(data is not None for data in told) == 1
-    assert len(refusals._kinds) == 1
+    assert len(throttle._kinds) == 1
 
 
 def test_a_person_who_holds_on_brings_a_few_events_and_no_refusal_is_lost() -> None:
@@ -57,14 +56,14 @@ def test_a_person_who_holds_on_brings_a_few_events_and_no_refusal_is_lost() -> N
     }
     gate = Gate(actuators, GateSettings(reconcile_s=0.0), period_s=0.05)
     gate.reconciled("arm", [0.0], 0.0)
-    refusals, events = Refusals(), []
+    throttle, events = EventThrottle(), []
     for n in range(1, 601):
         now_s = n * 0.05
         rulings = gate.judge(Proposal(n, f"s-{n}", "p", now_s, {"head": "left", "arm": (0.0,)}), now_s)
         if n > 10:
             rulings.append(gate.override("head", "right", 1.0, now_s))
             rulings.append(gate.override("arm", [1.0 if n % 40 < 20 else -1.0], 1.0, now_s))
-        events += [data for ruling in rulings if (data := refusals.told(ruling, now_s)) is not None]
+        events += [data for ruling in rulings if (data := throttle.event(ruling, now_s)) is not None]
     kinds = {(data["actuator"], data["rule"]) for data in events}
     assert {("head", "overridden"), ("arm", "overridden")} <= kinds
     assert len(events) <= 4 * len(kinds)

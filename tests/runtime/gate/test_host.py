@@ -14,6 +14,7 @@ import orjson
 import pytest
 from wire_helpers import running
 
+from actuators.safety.decisions import Proposal
 from actuators.safety.gate import Gate
 from actuators.wire import Commands
 from fakes import Mosquitto, eventually
@@ -55,7 +56,7 @@ class World:
         self.host, self.outside, self.agent = host, outside, agent
         self.messages: list[Message] = []
         self.reloads = 0
-        outside.on("#", self.messages.append, retained="send")
+        outside.subscribe("#", self.messages.append, retained="send")
         self.ticks = 0
 
     def of(self, *parts: str) -> list[Any]:
@@ -78,7 +79,7 @@ class World:
         """One tick of the agent."""
         self.ticks += 1
         values = {"stamp_s": time.monotonic(), "actions": actions} | more
-        proposal = ipc.Proposal(tick=self.ticks, decision=f"d{self.ticks}", policy="p1", **values)
+        proposal = Proposal(tick=self.ticks, decision=f"d{self.ticks}", policy="p1", **values)
         loop = asyncio.get_running_loop()
         self.agent.send(ipc.pack(proposal))
         async with asyncio.timeout(5):
@@ -125,7 +126,7 @@ def make_host(folder: Path, port: int, **changes: Any) -> GateHost:
         Address("127.0.0.1", port),
         "tester-gate",
         will=Will(TOPICS("status"), b'{"state": "offline"}'),
-        protected=lambda t: t in foreign or (t.startswith("reflexd/") and "/response/" not in t),
+        is_protected=lambda t: t in foreign or (t.startswith("reflexd/") and "/response/" not in t),
     )
     feeder = Feeder(Notifier(), frozenset({"joints"}))
     commands = Commands(TOPICS.base, config.actuators, f"boot-{time.monotonic_ns()}")
@@ -301,7 +302,7 @@ async def test_requests_are_answered(tmp_path: Path, broker: Mosquitto) -> None:
 async def test_an_answer_never_goes_to_an_actuator(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker) as world:
         for topic in (TOPICS.command("head"), "zigbee2mqtt/lamp/set", "reflexd/other/act/x/set"):
-            world.outside.post(TOPICS("request", "disarm"), b"", qos=1, response_topic=topic)
+            world.outside.enqueue(TOPICS("request", "disarm"), b"", qos=1, response_topic=topic)
         await eventually(lambda: len(world.of("response", "disarm")) == 3)
         sets = [orjson.loads(m.payload) for m in world.messages if m.topic.endswith("/set")]
     assert world.host.connection.drops["forbidden response topic"] == 3
@@ -316,7 +317,7 @@ async def test_devices_are_reconciled_before_anything_moves(tmp_path: Path, brok
         assert not (await world.propose({"head": "left"})).armed
         await world.send("zigbee2mqtt/lamp", {"state": "ON", "linkquality": 3})
         await world.armed()
-        assert world.host.gate.told("arm") == ((0.1, 0.2), "nobody")
+        assert world.host.gate.last_command("arm") == ((0.1, 0.2), "nobody")
         await world.send(TOPICS.state("head"), {"value": "sideways"})
         await world.send(TOPICS.state("head"), {"nothing": 1})
         await eventually(lambda: world.host.connection.refused[TOPICS.state("head")] == 2)
@@ -332,7 +333,9 @@ async def test_a_safe_action_is_sent_again_until_acknowledged(tmp_path: Path, br
         assert (last["value"], last["policy"]) == ("stay", "gate")
         answered = world.host.counts["safe again"]
         await world.send(TOPICS.state("head"), {"value": "stay", "seq": last["seq"] + 10, "boot": boot})
-        await eventually(lambda: world.host.gate.told("head")[0] == "stay" and "head" not in world.host._unanswered)
+        await eventually(
+            lambda: world.host.gate.last_command("head")[0] == "stay" and "head" not in world.host._unanswered
+        )
         assert answered >= 2
 
 
@@ -343,13 +346,16 @@ async def test_a_lost_broker_disarms_and_its_return_restores_everything(tmp_path
         broker.stop()
         await eventually(lambda: not world.host.connection.connected)
         await eventually(lambda: not world.host.gate.armed)
-        assert "no connection to the broker" in world.host.news.status()[1] or world.host.news.status()[0] == "degraded"
+        assert (
+            "no connection to the broker" in world.host.publisher.status()[1]
+            or world.host.publisher.status()[0] == "degraded"
+        )
         broker.start()
         await eventually(lambda: world.host.connection.connected and world.outside.connected)
         await world.armed()
         await eventually(lambda: world.of("status")[-1]["state"] == "online")
-        assert world.host.news.counts["broker_lost"] == 1  # whoever listens may come back later than the event
-        assert world.host.news.counts["broker_recovered"] == 1
+        assert world.host.publisher.counts["broker_lost"] == 1  # whoever listens may come back later than the event
+        assert world.host.publisher.counts["broker_recovered"] == 1
         assert world.of("info")[-1] == {"policy": "p1", "mode": "autonomous"}
 
 

@@ -21,7 +21,7 @@ async def up(broker: Mosquitto, name: str, *filters: str) -> AsyncIterator[tuple
     link = Connection(Address("127.0.0.1", broker.port), name)
     heard: asyncio.Queue[Message] = asyncio.Queue()
     for each in filters:
-        link.on(each, heard.put_nowait, retained="send")
+        link.subscribe(each, heard.put_nowait, retained="send")
     task = asyncio.create_task(link.run())
     try:
         await asyncio.wait_for(link.up(), 10)
@@ -51,8 +51,8 @@ async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(b
         assert json.loads((await next_on(heard, discovery.topic)).payload)["dev"]["ids"] == ["reflexd_home"]
         state = json.loads((await next_on(heard, discovery.state_topic)).payload)
         assert (state["policy"], state["actions"]) == ("000002", {"lamp": "ON"})
-        ha.post("reflexd/home/status", b'{"state": "online"}', qos=1, retain=True)
-        ha.post("homeassistant/status", b"online", qos=1)
+        ha.enqueue("reflexd/home/status", b'{"state": "online"}', qos=1, retain=True)
+        ha.enqueue("homeassistant/status", b"online", qos=1)
         await next_on(heard, discovery.topic)
         assert json.loads((await next_on(heard, discovery.state_topic)).payload)["status"] == "online"
         task.cancel()
@@ -60,7 +60,7 @@ async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(b
         await remove(discovery, link)
         assert (await next_on(heard, discovery.topic)).payload == b""
     async with up(broker, "later", "homeassistant/device/#", "end") as (late, heard):
-        late.post("end", b"", qos=1)
+        late.enqueue("end", b"", qos=1)
         assert (await asyncio.wait_for(heard.get(), 10)).topic == "end", "nothing is retained any more"
 
 

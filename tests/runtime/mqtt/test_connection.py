@@ -28,7 +28,7 @@ def connection(broker: Mosquitto, identifier: str = "one", **options: object) ->
 async def test_qos_1_is_acknowledged_and_nagle_is_off(broker: Mosquitto) -> None:
     got = Collector()
     link = connection(broker)
-    link.on("t/+", got)
+    link.subscribe("t/+", got)
     async with running(link):
         assert link._client is not None
         sock = link._client._client.socket()
@@ -44,14 +44,14 @@ async def test_what_was_read_is_acknowledged_at_once(broker: Mosquitto) -> None:
     """The kernel falls back to delayed acknowledgements after every exchange; a read turns them off again."""
     got = Collector()
     link = connection(broker)
-    link.on("t", got, qos=0)
+    link.subscribe("t", got, qos=0)
     async with running(link), running(connection(broker, "two")) as other:
         assert link._client is not None
         sock = link._client._client.socket()
         assert isinstance(sock, socket.socket)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 0
-        other.post("t", b"hello")
+        other.enqueue("t", b"hello")
         await got.until(lambda m: len(m) == 1)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
 
@@ -62,8 +62,8 @@ async def test_retained_is_ignored_or_sent_as_told(broker: Mosquitto) -> None:
         await writer.publish("state", b"known", retain=True)
     commands, states = Collector(), Collector()
     link = connection(broker)
-    link.on("cmd", commands)
-    link.on("state", states, retained="send")
+    link.subscribe("cmd", commands)
+    link.subscribe("state", states, retained="send")
     async with running(link):
         await states.until(lambda m: len(m) == 1)
         await link.publish("cmd", b"new")
@@ -73,13 +73,13 @@ async def test_retained_is_ignored_or_sent_as_told(broker: Mosquitto) -> None:
 
 
 async def test_request_and_response(broker: Mosquitto) -> None:
-    server = connection(broker, "server", protected=lambda topic: topic.startswith("act/"))
-    server.on("request/ping", lambda m: server.reply(m, m.payload + b"!", "response/ping") and None)
+    server = connection(broker, "server", is_protected=lambda topic: topic.startswith("act/"))
+    server.subscribe("request/ping", lambda m: server.reply(m, m.payload + b"!", "response/ping") and None)
     client = connection(broker, "client")
     fallback = Collector()
-    client.on("response/ping", fallback)
+    client.subscribe("response/ping", fallback)
     acted = Collector()
-    client.on("act/#", acted)
+    client.subscribe("act/#", acted)
     async with running(server), running(client):
         answers = await asyncio.gather(
             *(client.request("request/ping", str(n).encode(), reply_to="answers/client") for n in range(5))
@@ -87,7 +87,7 @@ async def test_request_and_response(broker: Mosquitto) -> None:
         assert [a.payload for a in answers] == [b"0!", b"1!", b"2!", b"3!", b"4!"]
         await client.publish("request/ping", b"plain")
         await fallback.until(lambda m: len(m) == 1)
-        client.post("request/ping", b"sly", qos=1, response_topic="act/head/set")
+        client.enqueue("request/ping", b"sly", qos=1, response_topic="act/head/set")
         await fallback.until(lambda m: len(m) == 2)
         with pytest.raises(TimeoutError):
             await client.request("request/nobody", b"", reply_to="answers/client", timeout_s=0.05)
@@ -101,8 +101,8 @@ async def test_refused_payloads_are_counted_and_the_connection_lives(broker: Mos
 
     got = Collector()
     link = connection(broker)
-    link.on("bad/#", refuse)
-    link.on("good", got)
+    link.subscribe("bad/#", refuse)
+    link.subscribe("good", got)
     async with running(link):
         await link.publish("bad/a", b"\xff" * 10)
         await link.publish("good", b"")
@@ -114,7 +114,7 @@ async def test_refused_payloads_are_counted_and_the_connection_lives(broker: Mos
 async def test_the_oldest_incoming_gives_way(broker: Mosquitto) -> None:
     got = Collector()
     link = connection(broker, max_incoming=5)
-    link.on("flood", got, qos=0)
+    link.subscribe("flood", got, qos=0)
     async with running(link), running(connection(broker, "writer")) as writer:
         queue = link._queue
         for n in range(20):
@@ -134,17 +134,17 @@ async def test_what_is_posted_while_disconnected(tmp_path: Path) -> None:
     link = connection(broker)
     try:
         async with running(link, wait=False):
-            assert not link.post("gone", b"1")
-            assert link.post("state", b"1", retain=True, qos=1, keep="latest")
-            assert link.post("state", b"2", retain=True, qos=1, keep="latest")
-            assert link.post("event", b"a", qos=1, keep="all")
-            assert link.post("event", b"b", qos=1, keep="all")
+            assert not link.enqueue("gone", b"1")
+            assert link.enqueue("state", b"1", retain=True, qos=1, keep="latest")
+            assert link.enqueue("state", b"2", retain=True, qos=1, keep="latest")
+            assert link.enqueue("event", b"a", qos=1, keep="all")
+            assert link.enqueue("event", b"b", qos=1, keep="all")
             with pytest.raises(MqttLost):
                 await link.publish("x", b"")
             with pytest.raises(MqttLost):
                 await link.request("x", b"", reply_to="y")
             got = Collector()
-            link.on("#", got)
+            link.subscribe("#", got)
             broker.start()
             await got.until(lambda m: len(m) == 3)
     finally:
@@ -158,11 +158,11 @@ async def test_a_frozen_broker_is_noticed_and_everything_restored(broker: Mosqui
     link = connection(
         broker,
         will=Will("status", b"offline"),
-        hello=lambda: link.post("status", b"online", qos=1, retain=True) and None,
-        changed=lambda up, why: changes.append((time.monotonic(), up, why)),
+        on_connect=lambda: link.enqueue("status", b"online", qos=1, retain=True) and None,
+        on_connection_change=lambda up, why: changes.append((time.monotonic(), up, why)),
     )
     got = Collector()
-    link.on("in", got)
+    link.subscribe("in", got)
     async with running(link):
         frozen_s = time.monotonic()
         broker.signal(signal.SIGSTOP)
@@ -171,7 +171,7 @@ async def test_a_frozen_broker_is_noticed_and_everything_restored(broker: Mosqui
         broker.signal(signal.SIGCONT)
         back_s = await eventually(lambda: link.connected)
         watcher, status = connection(broker, "watcher"), Collector()
-        watcher.on("status", status, retained="send")
+        watcher.subscribe("status", status, retained="send")
         async with running(watcher):
             await status.until(lambda m: len(m) == 1)
             await watcher.publish("in", b"again")
@@ -185,7 +185,7 @@ async def test_a_frozen_broker_is_noticed_and_everything_restored(broker: Mosqui
 async def test_killed_broker_back_on_the_same_port(broker: Mosquitto) -> None:
     link = connection(broker)
     got = Collector()
-    link.on("in", got)
+    link.subscribe("in", got)
     async with running(link):
         broker.stop()
         await eventually(lambda: not link.connected)
@@ -199,7 +199,7 @@ async def test_killed_broker_back_on_the_same_port(broker: Mosquitto) -> None:
 async def test_the_will_is_published_for_who_vanishes_and_not_for_who_leaves(broker: Mosquitto) -> None:
     status = Collector()
     watcher = connection(broker, "watcher")
-    watcher.on("status/+", status)
+    watcher.subscribe("status/+", status)
     async with running(watcher):
         async with running(connection(broker, "polite", will=Will("status/polite", b"offline"))):
             pass
@@ -248,9 +248,9 @@ def _pending(server: socket.socket) -> bool:
 async def test_bounded_outgoing_and_unsendable(broker: Mosquitto) -> None:
     link = connection(broker, max_outgoing=2)
     async with running(link):
-        assert link.post("a", b"")
-        assert link.post("b/+", b"")
-        assert not link.post("c", b"")
+        assert link.enqueue("a", b"")
+        assert link.enqueue("b/+", b"")
+        assert not link.enqueue("c", b"")
         assert await link.drained(5)
     assert link.drops["outgoing full"] == 1
     assert link.drops["unsendable"] == 1
@@ -292,7 +292,7 @@ async def test_posting_at_any_moment_of_a_loss_is_safe(broker: Mosquitto) -> Non
             broker.stop()
             end = time.monotonic() + 0.3
             while time.monotonic() < end:  # in every turn of the loop, before, during and after the loss
-                posted += link.post("t", b"x", qos=1)
+                posted += link.enqueue("t", b"x", qos=1)
                 await asyncio.sleep(0)
             assert not link.connected
             broker.start()
@@ -308,7 +308,7 @@ async def test_a_filter_added_while_connected(broker: Mosquitto) -> None:
     link = connection(broker)
     async with running(link), running(connection(broker, "writer")) as writer:
         await writer.publish("late", b"retained", retain=True)
-        link.on("late", got, retained="send")
+        link.subscribe("late", got, retained="send")
         await got.until(lambda m: len(m) == 1)
     assert got.messages[0].payload == b"retained"
 

@@ -21,7 +21,7 @@ from runtime.supervisor.children import Child, RestartLimitExceeded, Spec, envir
 ROOT = Path(__file__).resolve().parents[3]
 PARENT = """
 import subprocess, sys, time
-from runtime import child
+from runtime.process import child
 for command in (["sleep", "60"], [sys.executable, "-c", "import time; time.sleep(60)"]):
     print(subprocess.Popen(child.wrapped(command, title="broker" if command[0] == "sleep" else None)).pid, flush=True)
 time.sleep(60)
@@ -79,7 +79,7 @@ def test_children_leave_ctrl_c_to_the_supervisor() -> None:
 
 
 def test_a_title() -> None:
-    code = "from runtime import child; child.become('agent'); print(open('/proc/self/cmdline').read())"
+    code = "from runtime.process import child; child.become('agent'); print(open('/proc/self/cmdline').read())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert done.stdout.startswith(b"reflexd: agent")
 
@@ -105,14 +105,14 @@ async def test_a_failing_child_is_restarted_and_given_up() -> None:
     )
     begun_s = time.monotonic()
     with pytest.raises(RestartLimitExceeded, match="bad failed 6 times within 60 s, last with exit code 9"):
-        await kept.keep()
+        await kept.supervise()
     assert seen == [("bad", 9, n) for n in range(1, 6)]
     assert time.monotonic() - begun_s > 0.1 + 0.2 + 0.4 + 0.8 + 1.6 - 0.01
 
 
 async def test_stopping_ends_a_back_off_at_once() -> None:
     kept = Child(Spec("bad", (sys.executable, "-S", "-c", "raise SystemExit(9)"), grace_s=5))
-    task = asyncio.create_task(kept.keep())
+    task = asyncio.create_task(kept.supervise())
     await eventually(lambda: kept.restarts == 4)
     begun_s = time.monotonic()
     await kept.stop()
@@ -122,7 +122,7 @@ async def test_stopping_ends_a_back_off_at_once() -> None:
 
 async def test_a_planned_restart_is_no_failure_and_a_frozen_child_can_be_stopped() -> None:
     kept = Child(Spec("good", ("sleep", "60"), grace_s=5))
-    task = asyncio.create_task(kept.keep())
+    task = asyncio.create_task(kept.supervise())
     await eventually(lambda: kept.process is not None)
     first = kept.process
     assert first is not None
@@ -174,7 +174,9 @@ def test_the_steps_before_the_command(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_asking_the_kernel() -> None:
-    code = "import os; from runtime import child; print(child.die_with(os.getppid()), child.die_with(1), end='')"
+    code = (
+        "import os; from runtime.process import child; print(child.die_with(os.getppid()), child.die_with(1), end='')"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert done.stdout == b"True False"
     with pytest.raises(OSError, match="prctl"):

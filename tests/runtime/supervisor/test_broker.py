@@ -62,7 +62,7 @@ def connect(embedded: Running, name: str, **more: object) -> Connection:
 async def test_qos_0_and_1_in_order(embedded: Running) -> None:
     got = Collector()
     reader = connect(embedded, "reader")
-    reader.on("a/+", got)
+    reader.subscribe("a/+", got)
     async with running(reader), running(connect(embedded, "writer")) as writer:
         for n in range(50):
             await writer.publish(f"a/{n % 2}", str(n).encode(), qos=n % 2)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ async def test_qos_0_and_1_in_order(embedded: Running) -> None:
 async def test_properties_travel(embedded: Running) -> None:
     seen = Collector()
     server = connect(embedded, "server")
-    server.on("request/x", lambda m: (seen(m), server.reply(m, b"answer", "fallback"))[0])
+    server.subscribe("request/x", lambda m: (seen(m), server.reply(m, b"answer", "fallback"))[0])
     async with running(server), running(connect(embedded, "client")) as client:
         answer = await client.request("request/x", b"q", reply_to="answers/me", timeout_s=5)
     assert answer.payload == b"answer"
@@ -88,13 +88,13 @@ async def test_retained_is_kept_replaced_and_cleared(embedded: Running) -> None:
         await writer.publish("s", b"two", retain=True)
         late = Collector()
         reader = connect(embedded, "reader")
-        reader.on("s", late, retained="send")
+        reader.subscribe("s", late, retained="send")
         async with running(reader):
             await late.until(lambda m: len(m) == 1)
         await writer.publish("s", b"", retain=True)
         empty = Collector()
         other = connect(embedded, "other")
-        other.on("s", empty, retained="send")
+        other.subscribe("s", empty, retained="send")
         async with running(other):
             await writer.publish("s", b"live")
             await empty.until(lambda m: len(m) == 1)
@@ -107,7 +107,7 @@ async def test_retained_is_not_sent_to_who_ignores_it(embedded: Running) -> None
         await writer.publish("cmd", b"old", retain=True)
         got = Collector()
         reader = connect(embedded, "reader")
-        reader.on("cmd", got)
+        reader.subscribe("cmd", got)
         async with running(reader):
             await writer.publish("cmd", b"new")
             await got.until(lambda m: m[-1:] != [] and m[-1].payload == b"new")
@@ -117,7 +117,7 @@ async def test_retained_is_not_sent_to_who_ignores_it(embedded: Running) -> None
 async def test_the_will(embedded: Running) -> None:
     got = Collector()
     watcher = connect(embedded, "watcher")
-    watcher.on("status", got)
+    watcher.subscribe("status", got)
     async with running(watcher):
         victim = connect(embedded, "victim", will=Will("status", b"offline", retain=False))
         async with running(victim):
@@ -132,8 +132,8 @@ async def test_the_will(embedded: Running) -> None:
 async def test_a_shared_subscription_gives_each_message_once(embedded: Running) -> None:
     one, two = Collector(), Collector()
     first, second = connect(embedded, "first"), connect(embedded, "second")
-    first.on("$share/group/work", one)
-    second.on("$share/group/work", two)
+    first.subscribe("$share/group/work", one)
+    second.subscribe("$share/group/work", two)
     async with running(first), running(second), running(connect(embedded, "writer")) as writer:
         for n in range(20):
             await writer.publish("work", str(n).encode())
@@ -146,7 +146,7 @@ async def test_a_shared_subscription_gives_each_message_once(embedded: Running) 
 async def test_a_megabyte(embedded: Running) -> None:
     got = Collector()
     reader = connect(embedded, "reader")
-    reader.on("big", got)
+    reader.subscribe("big", got)
     payload = os.urandom(MEGABYTE)
     async with running(reader), running(connect(embedded, "writer")) as writer:
         for _ in range(3):
@@ -216,7 +216,7 @@ async def test_mosquitto_keeps_what_is_retained_over_a_restart(tmp_path: Path) -
     made = Running("mosquitto", tmp_path, port)
     got = Collector()
     reader = connect(made, "reader")
-    reader.on("s", got, retained="send")
+    reader.subscribe("s", got, retained="send")
     async with running(reader):
         await got.until(lambda m: len(m) == 1)
     made.end()

@@ -86,7 +86,7 @@ async def daemon(folder: Path, *rows: list[object], notifier: Notifier | None = 
             yield Run(made, path, port, task, operator, device)
     finally:
         if not task.done():
-            made._told_to_end(signal.SIGTERM)
+            made.handle_signal(signal.SIGTERM)
         async with asyncio.timeout(30):
             await asyncio.wait([task])
 
@@ -100,7 +100,7 @@ async def test_a_whole_life(tmp_path: Path) -> None:
             await run.device.moving()
             await run.device.moving()
             assert run.device.statuses[-1]["state"] == "online"
-            run.supervisor._told_to_end(signal.SIGTERM)
+            run.supervisor.handle_signal(signal.SIGTERM)
             await asyncio.wait([run.task])
             await eventually(lambda: run.device.value == "stay", "the last safe action")
             parting = {"state": "offline", "reasons": ["SIGTERM received"]}
@@ -138,7 +138,7 @@ async def test_reload(tmp_path: Path) -> None:
         assert agent.restarts == 0
         run.path.write_text(text + "policy: {history: 2}\nmode: shadow\n")
         assert (await run.reload())["data"]["changed"] == ["mode"]  # type: ignore[index]
-        assert run.supervisor._host.news.mode == "shadow"
+        assert run.supervisor._host.publisher.mode == "shadow"
         kinds = [event["type"] for event in run.device.events]
     assert "reload_refused" in kinds
     assert "reloaded" in kinds

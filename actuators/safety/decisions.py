@@ -1,0 +1,50 @@
+"""The values that pass between the gate and its host: a proposal in, a decision for each actuator out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from actuators.actions import Value
+
+By = Literal["policy", "override", "gate", "nobody"]
+Mode = Literal["shadow", "assist", "autonomous"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The actions that the policy proposes at one tick. It is also the agent's heartbeat.
+
+    Stamps are monotonic seconds. `actions` is empty when the policy proposes nothing.
+    """
+
+    tick: int
+    decision: str
+    policy: str
+    stamp_s: float
+    """When the tick observed."""
+    actions: Mapping[str, Value] = field(default_factory=dict)
+    stale: tuple[str, ...] = ()
+    """Streams that are missing at this tick."""
+    ready: bool = True
+    """False while the agent starts or drains: a heartbeat that proposes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActuatorDecision:
+    """What becomes of one actuator. With a `value`, send it; with a `rule`, something was refused or replaced."""
+
+    actuator: str
+    value: Value | None
+    rule: str | None
+    by: By
+    """Who `value` comes from; `nobody` when nothing is sent."""
+    reason: str = ""
+    rule_changed: bool = False
+    """The rule was not in force for this actuator before: worth an event."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether there is something to send."""
+        return self.value is not None
