@@ -25,7 +25,6 @@ from runtime.mqtt import Message
 from runtime.mqtt.topics import Topics
 from runtime.process.http_server import application, serve
 from sensors.base import TopicSensor
-from sensors.drivers import opencv
 from sensors.streams.task_output import TaskOutputSensor
 
 
@@ -59,14 +58,14 @@ def _listen(parts: Components, topics: Topics, decoders: ThreadPoolExecutor) -> 
     _watch_ticks(parts, topics, decoders)
     parts.jobs["encoders"] = EncoderUpdater(parts.config, parts.engine, parts.reporter.event).run()
     _announce(parts)
-    viewer = Viewer(Previews(opencv.encode), parts.media, topics, decoders)
+    viewer = Viewer(Previews(), parts.media, topics, decoders)
     parts.control.subscribe(topics("watch"), viewer.watch, qos=0)
     parts.reporter.on_tick.append(viewer.ticked)
 
 
 def _watch_ticks(parts: Components, topics: Topics, decoders: ThreadPoolExecutor) -> None:
     """Whoever works on finished ticks: raw readings, language tasks, questions."""
-    keeper = RawCapture(parts.store, streams_to_keep(parts.config), opencv.encode, decoders)
+    keeper = RawCapture(parts.store, streams_to_keep(parts.config), decoders)
     if keeper.streams:
         parts.reporter.on_tick.append(keeper.ticked)
     if parts.config.tasks:
@@ -78,7 +77,7 @@ def _watch_ticks(parts: Components, topics: Topics, decoders: ThreadPoolExecutor
         )
         parts.reporter.on_tick.append(language.ticked)
         parts.jobs["tasks"] = language.runner.run()
-    asking = UncertaintyQueries(parts.config.policy.ask_below, parts.reporter.event, opencv.encode)
+    asking = UncertaintyQueries(parts.config.policy.ask_below, parts.reporter.event)
     parts.reporter.on_tick.append(asking.ticked)
     parts.feedback.asked = asking.done
 

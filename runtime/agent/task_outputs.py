@@ -5,7 +5,7 @@ Speech does not go to a device from here: it waits in `Utterances` until the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,10 @@ from runtime.control.tick import TickResult, Utterances
 from runtime.feedback.queries import candidates
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics, encode
-from sensors.codecs.readings import Jpeg, summarize_reading
-from sensors.drivers import opencv
+from runtime.process.events import Emit
+from sensors.codecs.readings import summarize_reading
 from sensors.readings import Text
 from sensors.streams.task_output import TaskOutputSensor
-
-Emit = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(slots=True)
@@ -32,7 +30,6 @@ class TaskOutputs:
     topics: Topics
     emit: Emit
     utterances: Utterances
-    jpeg: Jpeg = opencv.encode
     fed: Mapping[str, TaskOutputSensor] = field(default_factory=dict)
     """By task, the stream it feeds: one token of the fusion, as the policy sees it at the next tick."""
     runner: TaskRunner = field(init=False)
@@ -58,7 +55,7 @@ class TaskOutputs:
             "stream": question.reading.stream,
             "confidence": round(question.confidence, 4),
             "candidates": candidates(dict(question.candidates)),
-            "reading": {question.reading.stream: summarize_reading(question.reading, self.jpeg)},
+            "reading": {question.reading.stream: summarize_reading(question.reading)},
         }
         if isinstance(question.reading, Text):
             data["text"] = question.reading.text

@@ -11,10 +11,9 @@ Events: `encoder_swapped`, `encoder_refused`, `encoder_untaught` (it should be t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -24,9 +23,9 @@ from learners.reencoding.task_encoder import encoder_tasks, encoders_without_tas
 from runtime.config.schema import Config
 from runtime.inference.build import window_s
 from runtime.inference.engine import Engine
+from runtime.process.events import Emit
 
 POLL_S = 0.5
-Emit = Callable[[str, dict[str, Any]], None]
 
 
 class EncoderVersionNotFound(ValueError):  # noqa: N818 - reads as what happened

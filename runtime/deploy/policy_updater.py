@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from runtime.inference.engine import Engine
+from runtime.process.events import Emit
 
 POLL_S = 0.2
-Emit = Callable[[str, dict[str, Any]], None]
 
 
 class ActivationListener(Protocol):

@@ -21,9 +21,9 @@ from learners.checkpoints.store import Checkpoints, Live
 from learners.files import write_atomically
 from learners.safeguards.probation import FILE, Probation, ProbationVerdict
 from learners.safeguards.reward_ledger import Entry
+from runtime.process.events import Emit
 
 SAVE_EVERY_S = 5.0
-Emit = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(slots=True)

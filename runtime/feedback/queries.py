@@ -13,16 +13,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from actuators.actions import Value
 from runtime.control.tick import TickResult
 from runtime.inference.engine import UNTRAINED
-from sensors.codecs.readings import Jpeg, summarize_reading
+from runtime.process.events import Emit
+from sensors.codecs.readings import summarize_reading
 
-Emit = Callable[[str, dict[str, Any]], None]
 ASK_EVERY_S = 10.0
 MARGIN_WINDOW, MIN_MARGINS = 600, 100
 """Margins that say what is usual, and how many there must be."""
@@ -37,12 +36,10 @@ class UncertaintyQueries:
     Args:
         share: of the usual margin, below which it asks; None never asks.
         emit: publishes an event.
-        jpeg: encodes a picture.
     """
 
     share: float | None
     emit: Emit
-    jpeg: Jpeg
     _margins: dict[str, deque[float]] = field(default_factory=dict)
     _asked_s: float = -math.inf
     _open: OrderedDict[str, dict[str, Value]] = field(default_factory=OrderedDict)
@@ -90,9 +87,7 @@ class UncertaintyQueries:
                 "value": action.value,
                 "confidence": round(sure, 4),
                 "candidates": candidates(ticked.decided.choices.get(name, {})),
-                "reading": {
-                    s: summarize_reading(reading, self.jpeg) for s, reading in ticked.observation.readings.items()
-                },
+                "reading": {s: summarize_reading(reading) for s, reading in ticked.observation.readings.items()},
                 "answer": f"override/{name}",
             },
         )

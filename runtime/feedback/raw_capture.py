@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from learners.experience.store import Raw, Store
 from runtime.config.schema import Config
 from runtime.control.tick import TickResult
-from sensors.codecs.readings import Jpeg, encode_reading
+from sensors.codecs.readings import encode_reading
 from sensors.readings import Reading
 
 MAX_WAITING = 4
@@ -25,7 +25,6 @@ class RawCapture:
 
     store: Store
     streams: frozenset[str]
-    jpeg: Jpeg
     executor: Executor
     drops: Counter[str] = field(default_factory=Counter)
     _waiting: list[Future[None]] = field(default_factory=list)
@@ -41,7 +40,7 @@ class RawCapture:
             self._waiting.append(self.executor.submit(self._keep, reading, ticked.stamp_unix_s))
 
     def _keep(self, reading: Reading, stamp_s: float) -> None:
-        encoded = encode_reading(reading, self.jpeg)
+        encoded = encode_reading(reading)
         if encoded is not None and not self.store.add_raw(Raw(reading.stream, stamp_s, *encoded)):
             self.drops[reading.stream] += 1
 

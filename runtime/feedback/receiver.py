@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from actuators.actions import Value
 from learners.config import AnyReward, TopicReward
 from learners.experience.store import Label, Mark, Store
 from runtime.mqtt import topics
+from runtime.process.events import Emit
 
-Emit = Callable[[str, dict[str, Any]], None]
 MAX_SOURCES = 64
 EVENT_EVERY_S = 1.0
 

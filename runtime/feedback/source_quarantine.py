@@ -20,11 +20,11 @@ import orjson
 from learners.files import write_atomically
 from learners.safeguards.reward_ledger import Entry, Ledger
 from learners.safeguards.source_consistency import Finding, Quarantine
+from runtime.process.events import Emit
 
 FILE = "quarantine.json"
 SAVE_EVERY_S = 30.0
 DISAGREE_EVERY_S = 600.0
-Emit = Callable[[str, dict[str, Any]], None]
 
 
 class QuarantineSink(Protocol):

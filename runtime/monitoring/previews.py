@@ -1,9 +1,8 @@
-"""Small looks at what a stream perceives, published on `preview/<stream>` only while someone watches.
+"""Previews of the streams, published on `preview/<stream>` only while a client asks for them.
 
-A watcher sends `watch` (`{"streams": [...]}`, never retained) every 2 s; without one for 5 s nothing is published. A
-camera's preview is a JPEG of at most 320 pixels' width, every other stream's a JSON object: `level_db` and `peak_db`
-(dBFS) for sound, `text` for text, `values` for telemetry. At most 4 a second of each stream, QoS 0: looking costs the tick
-nothing, because the caller encodes off the loop. JPEG is made by a function given from outside.
+A client sends `watch` (`{"streams": [...]}`, never retained) every 2 s; 5 s after the last one the agent stops publishing. A
+camera's preview is a JPEG at most 320 pixels wide, every other stream's a JSON object: `level_db` and `peak_db` (dBFS) for
+sound, `text` for text, `values` for telemetry. At most 4 previews a second and stream, QoS 0, encoded off the event loop.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ import time
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from runtime.control.tick import TickResult
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.topics import PreviewRequest, Topics, decode, encode
-from sensors.codecs.readings import WIDTH, Jpeg, facts
+from sensors.codecs.readings import facts, thumbnail
 from sensors.readings import Frame, Reading
 
 KEEPALIVE_S = 5.0
@@ -30,7 +27,6 @@ PERIOD_S = 0.25
 class Previews:
     """Decides which previews are due, and makes them."""
 
-    jpeg: Jpeg
     _until_s: dict[str, float] = field(default_factory=dict)
     _next_s: dict[str, float] = field(default_factory=dict)
 
@@ -54,8 +50,7 @@ class Previews:
     def make(self, reading: Reading) -> bytes:
         """The payload for `preview/<stream>`; takes a few milliseconds for a picture."""
         if isinstance(reading, Frame):
-            step = max(1, math.ceil(reading.image.shape[1] / WIDTH))
-            return self.jpeg(np.ascontiguousarray(reading.image[::step, ::step]))
+            return thumbnail(reading)
         return encode(facts(reading))
 
 

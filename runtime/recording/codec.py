@@ -7,7 +7,6 @@ Pictures are `foxglove.CompressedImage` (as they arrived, else PNG: both decode 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from sensors.drivers import opencv
 from sensors.readings import Frame, Reading, Sound, Telemetry, Text
-
-Encode = Callable[[NDArray[np.uint8]], bytes]
-Decode = Callable[[bytes], NDArray[np.uint8]]
 
 CANDIDATES = 256
 """Places at which an overlap is tried: digital silence would offer thousands."""
@@ -54,8 +51,6 @@ SCHEMA_OF: dict[type, str] = {
 class ReadingCodec:
     """Turns the successive readings of all streams into message bodies and back; keeps the last sound of each stream."""
 
-    png: Encode
-    decode_image: Decode
     _sounds: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def encode(self, reading: Reading) -> dict[str, Any]:
@@ -63,7 +58,7 @@ class ReadingCodec:
         common = {"seq": reading.seq, "stamp_s": reading.stamp_s}
         match reading:
             case Frame():
-                return common | picture(reading.stream, reading.encoded or self.png(reading.image))
+                return common | picture(reading.stream, reading.encoded or opencv.png(reading.image))
             case Sound():
                 return common | self._encode_sound(reading)
             case Text():
@@ -81,7 +76,7 @@ class ReadingCodec:
         match schema:
             case "foxglove.CompressedImage":
                 data = base64.b64decode(body["data"], validate=True)
-                return Frame(stream, stamp_s, seq, self.decode_image(data), data)
+                return Frame(stream, stamp_s, seq, opencv.decode(data), data)
             case "foxglove.RawAudio":
                 return Sound(stream, stamp_s, seq, self._decode_sound(stream, body), body["sample_rate"])
             case "reflexd.Text":

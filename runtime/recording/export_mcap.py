@@ -21,8 +21,6 @@ from learners.experience.records import Raw
 from learners.experience.transition import Transition
 from runtime.recording.codec import ReadingCodec, picture
 from runtime.recording.recorder import Channels, Note, Recording, TickRecord, written
-from sensors.drivers import opencv
-from sensors.drivers.opencv import png
 from sensors.readings import Reading, Sound, Telemetry, Text
 
 Told = Callable[[int, int], None]
@@ -58,12 +56,12 @@ def copy_recording(source: Path, out: Path, window: Window, told: Told) -> int:
     if window.everything:
         shutil.copyfile(source, out)
         return -1
-    codec, size = ReadingCodec(png, opencv.decode), source.stat().st_size
+    codec, size = ReadingCodec(), source.stat().st_size
     attachments: dict[str, bytes] = {}
     begins = _first_stamp(recording) in window
     if begins:
         attachments = recording.attachments()
-    out_codec = ReadingCodec(png, opencv.decode)
+    out_codec = ReadingCodec()
     with written(out, out_codec, "reflexd" if begins else "reflexd-slice", metadata, attachments) as channels:
         count = _slice(recording, codec, channels, window, lambda: told(min(channels.bytes, size), size))
     told(size, size)
@@ -119,7 +117,7 @@ def from_experience(
         fields: of each telemetry stream, by name.
         told: is called with rows read and rows there are.
     """
-    codec = ReadingCodec(png, opencv.decode)
+    codec = ReadingCodec()
     rewards = _rewards(reader, window)
     due = next(rewards, None)
     count, before_s = 0, None

@@ -22,7 +22,7 @@ from mcap.exceptions import McapError
 from mcap.reader import NonSeekingReader, make_reader
 from mcap.writer import Writer
 
-from runtime.recording.codec import SCHEMA_OF, SCHEMAS, Decode, Encode, ReadingCodec
+from runtime.recording.codec import SCHEMA_OF, SCHEMAS, ReadingCodec
 from sensors.readings import Reading
 
 _LOG = structlog.get_logger()
@@ -60,8 +60,6 @@ class Recorder:
     path: Path
     metadata: dict[str, str]
     attachments: dict[str, bytes]
-    png: Encode
-    decode_image: Decode
     max_bytes: int
     dropped: int = 0
     written: int = 0
@@ -96,7 +94,7 @@ class Recorder:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        codec = ReadingCodec(self.png, self.decode_image)
+        codec = ReadingCodec()
         with written(self.path, codec, "reflexd", self.metadata, self.attachments) as channels:
             while (item := self._queue.get()) is not None and not self.full:
                 channels.write(item)
@@ -210,9 +208,9 @@ class Recording:
         with self.path.open("rb") as file:
             return {entry.name: entry.data for entry in make_reader(file).iter_attachments()}
 
-    def ticks(self, png: Encode, decode_image: Decode) -> Iterator[tuple[list[Reading], dict[str, Any]]]:
+    def ticks(self) -> Iterator[tuple[list[Reading], dict[str, Any]]]:
         """Each tick in order: the readings that were new, and the decision as recorded."""
-        codec = ReadingCodec(png, decode_image)
+        codec = ReadingCodec()
         fresh: list[Reading] = []
         for topic, schema, body in self.messages():
             if topic.startswith("/in/"):

@@ -22,8 +22,6 @@ from runtime.inference.build import build_engine
 from runtime.inference.engine import UNTRAINED, Engine, InferenceResult
 from runtime.mqtt.topics import parse
 from runtime.recording.recorder import Recording, RecordingError
-from sensors.drivers import opencv
-from sensors.drivers.opencv import png
 from sensors.readings import Observation, Reading
 
 SHOWN = 20
@@ -83,7 +81,7 @@ async def _replay(
 ) -> Report:
     report, engine = Report(), tuning.engine
     await _recall(tuning, parse(recording.metadata().get("encoders", "{}").encode()), "at its begin")
-    ticks = recording.ticks(png, opencv.decode)
+    ticks = recording.ticks()
     first = next(ticks, None)
     if first is None:
         return report

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import Field
 
@@ -21,8 +20,8 @@ from runtime.deploy.task_versions import TaskRefused, TaskVersions
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import Payload, Refused, Topics, decode, encode
+from runtime.process.events import Emit
 
-Emit = Callable[[str, dict[str, Any]], None]
 MAX_WAITING = 16
 
 

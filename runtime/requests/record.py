@@ -17,8 +17,6 @@ from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import encode
 from runtime.recording.recorder import FORMAT, Recorder
-from sensors.drivers import opencv
-from sensors.drivers.opencv import png
 
 
 @dataclass(slots=True)
@@ -56,8 +54,6 @@ class RecordingController:
                 ).decode(),
             },
             attachments=await self.ticker.engine.snapshot(),
-            png=png,
-            decode_image=opencv.decode,
             max_bytes=int(self.config.record.max_gb * 1e9),
         )
         recorder.start()

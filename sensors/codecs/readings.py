@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_image
+from sensors.drivers import opencv
 from sensors.readings import Frame, Reading, Sound, Text
 
 MAX_PIXELS = 20_000_000
 WIDTH = 320
 """Pixels; the width of a preview."""
-Jpeg = Callable[[NDArray[np.uint8]], bytes]
-"""An image, height x width x 3 RGB, as JPEG bytes."""
 
 
 def decode_media(encoding: str, data: bytes) -> dict[str, Any]:
@@ -55,21 +53,25 @@ def decode_reading(stream: str, stamp_s: float, encoding: str, data: bytes) -> R
     return Sound(stream, stamp_s, 0, fields["sound"], fields["rate_hz"])
 
 
-def summarize_reading(reading: Reading, jpeg: Jpeg) -> dict[str, Any]:
-    """A reading for a person: `text`, `values`, `jpeg` (at most 320 pixels wide) or `flac`, the last two in base64."""
+def summarize_reading(reading: Reading) -> dict[str, Any]:
+    """Summarize a reading for a person: `text`, `values`, `jpeg` (at most 320 pixels wide) or `flac`, both in base64."""
     if isinstance(reading, Frame):
-        step = max(1, math.ceil(reading.image.shape[1] / WIDTH))
-        small = jpeg(np.ascontiguousarray(reading.image[::step, ::step]))
-        return {"jpeg": base64.b64encode(small).decode()}
+        return {"jpeg": base64.b64encode(thumbnail(reading)).decode()}
     if isinstance(reading, Sound):
-        encoded = encode_reading(reading, jpeg)
+        encoded = encode_reading(reading)
         assert encoded is not None
         return {"flac": base64.b64encode(encoded[1]).decode()}
     return facts(reading)
 
 
+def thumbnail(frame: Frame) -> bytes:
+    """Encode a frame as a JPEG that is at most `WIDTH` pixels wide; takes a few milliseconds."""
+    step = max(1, math.ceil(frame.image.shape[1] / WIDTH))
+    return opencv.encode(np.ascontiguousarray(frame.image[::step, ::step]))
+
+
 def facts(reading: Sound | Text | Any) -> dict[str, Any]:
-    """What a reading that is no picture says."""
+    """Summarize a reading that is not a picture: levels in dBFS, the text, or the values by field."""
     if isinstance(reading, Sound):
         return levels(reading.samples[-reading.rate_hz // 4 :])
     if isinstance(reading, Text):
@@ -90,11 +92,11 @@ def _db(amplitude: float) -> float:
     return 20 * math.log10(max(amplitude, 10 ** (-90 / 20)))
 
 
-def encode_reading(reading: Reading, jpeg: Jpeg) -> tuple[str, bytes] | None:
-    """Encoding and bytes of a reading; None for telemetry, which experience keeps whole."""
+def encode_reading(reading: Reading) -> tuple[str, bytes] | None:
+    """Encode a reading as (encoding, bytes); None for telemetry, which experience stores whole."""
     match reading:
         case Frame():
-            data = reading.encoded or jpeg(reading.image)
+            data = reading.encoded or opencv.encode(reading.image)
             return ("jpeg" if data[:2] == b"\xff\xd8" else "png"), data
         case Sound():
             buffer = io.BytesIO()

@@ -19,6 +19,7 @@ from runtime.control.tick import Utterances
 from runtime.feedback.raw_capture import RawCapture, streams_to_keep
 from runtime.mqtt.topics import Topics
 from sensors.codecs.readings import encode_reading
+from sensors.drivers import opencv
 from sensors.readings import Frame, Observation, Sound, Telemetry, Text
 
 SETTINGS = """\
@@ -94,22 +95,19 @@ async def test_raw_readings_are_kept_where_they_are_needed(parts: Any) -> None:
 
 
 def test_every_kind_of_reading_has_its_encoding() -> None:
-    def jpeg(_image: np.ndarray) -> bytes:
-        return b"\xff\xd8picture"
-
     image = np.zeros((2, 2, 3), np.uint8)
-    assert encode_reading(Frame("front", 0.0, 0, image), jpeg) == ("jpeg", b"\xff\xd8picture")
-    assert encode_reading(Frame("front", 0.0, 0, image, b"\x89PNG"), jpeg) == ("png", b"\x89PNG")
-    assert encode_reading(Text("orders", 0.0, 0, "läft"), jpeg) == ("utf-8", "läft".encode())
-    assert encode_reading(Telemetry("joints", 0.0, 0, ("q",), np.zeros(1, np.float32)), jpeg) is None
-    kept = encode_reading(Sound("room", 0.0, 0, np.linspace(-1, 1, 800, dtype=np.float32)), jpeg)
+    assert encode_reading(Frame("front", 0.0, 0, image)) == ("jpeg", opencv.encode(image))
+    assert encode_reading(Frame("front", 0.0, 0, image, b"\x89PNG")) == ("png", b"\x89PNG")
+    assert encode_reading(Text("orders", 0.0, 0, "läft")) == ("utf-8", "läft".encode())
+    assert encode_reading(Telemetry("joints", 0.0, 0, ("q",), np.zeros(1, np.float32))) is None
+    kept = encode_reading(Sound("room", 0.0, 0, np.linspace(-1, 1, 800, dtype=np.float32)))
     assert kept is not None
     assert kept[0] == "flac"
 
 
 def test_a_kept_sound_reads_back(tmp_path: Path) -> None:
     samples = np.sin(np.arange(1_600) / 10).astype(np.float32) * 0.5
-    kept = encode_reading(Sound("room", 0.0, 0, samples), lambda _: b"")
+    kept = encode_reading(Sound("room", 0.0, 0, samples))
     assert kept is not None
     (tmp_path / "s.flac").write_bytes(kept[1])
     back, rate = soundfile.read(tmp_path / "s.flac", dtype="float32")
@@ -133,7 +131,7 @@ def test_the_keeper_stores_what_is_fresh_and_counts_what_does_not_fit() -> None:
 
     store = FakeStore()
     with ThreadPoolExecutor(1) as executor:
-        keeper = RawCapture(store, frozenset({"orders"}), lambda _: b"", executor)  # type: ignore[arg-type]
+        keeper = RawCapture(store, frozenset({"orders"}), executor)  # type: ignore[arg-type]
         for seq in range(2):
             reading = Text("orders", 0.0, seq, "go")
             observation = Observation(

@@ -21,14 +21,11 @@ from runtime.feedback.queries import ASK_EVERY_S, MIN_MARGINS, UncertaintyQuerie
 from runtime.feedback.receiver import Feedback
 from runtime.gate import ipc
 from runtime.inference.decision import InferenceResult
-from sensors.codecs.readings import Jpeg, summarize_reading
+from sensors.codecs.readings import summarize_reading
+from sensors.drivers import opencv
 from sensors.readings import Frame, Observation, Sound, Telemetry, Text
 
 ORDER = Text("orders", 0.0, 0, "find the cat")
-
-
-def jpeg(image: np.ndarray[Any, Any]) -> bytes:
-    return b"\xff\xd8" + bytes(str(image.shape), "ascii")
 
 
 def ticked(n: int, lead: float, *, policy: str = "v1", by: Any = "policy", tick_s: float = 0.1) -> TickResult:
@@ -42,14 +39,14 @@ def ticked(n: int, lead: float, *, policy: str = "v1", by: Any = "policy", tick_
     return TickResult(observation, decided, verdict, f"s-{n}", 0.0, 0.0, True, "autonomous", False)
 
 
-def asking(share: float | None = 0.2, picture: Jpeg = jpeg) -> tuple[UncertaintyQueries, list[dict[str, Any]]]:
+def asking(share: float | None = 0.2) -> tuple[UncertaintyQueries, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
 
     def emit(kind: str, data: dict[str, Any]) -> None:
         assert kind == "label_requested"
         events.append(data)
 
-    return UncertaintyQueries(share, emit, picture), events
+    return UncertaintyQueries(share, emit), events
 
 
 def usual(one: UncertaintyQueries) -> None:
@@ -98,12 +95,12 @@ def test_it_does_not_ask_untrained_or_where_others_act_or_when_nobody_wants_it()
 
 
 def test_readings_are_shown_as_a_person_can_take_them() -> None:
-    picture = summarize_reading(Frame("front", 0.0, 0, np.zeros((360, 640, 3), np.uint8)), jpeg)
-    assert base64.b64decode(picture["jpeg"]).endswith(b"(180, 320, 3)")
-    sound = summarize_reading(Sound("room", 0.0, 0, np.zeros(160, np.float32)), jpeg)
+    picture = summarize_reading(Frame("front", 0.0, 0, np.zeros((360, 640, 3), np.uint8)))
+    assert opencv.decode(base64.b64decode(picture["jpeg"])).shape == (180, 320, 3)
+    sound = summarize_reading(Sound("room", 0.0, 0, np.zeros(160, np.float32)))
     assert soundfile.read(io.BytesIO(base64.b64decode(sound["flac"])))[1] == 16_000
     joints = Telemetry("joints", 0.0, 0, ("q",), np.array([0.5], np.float32))
-    assert summarize_reading(joints, jpeg) == {"values": {"q": 0.5}}
+    assert summarize_reading(joints) == {"values": {"q": 0.5}}
 
 
 def test_a_confirmed_decision_becomes_a_demonstration_and_another_answer_is_told_what_to_do(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from runtime.cli.main import main
 from runtime.config.loader import load
 from runtime.recording.recorder import Note, Recorder, Recording, TickRecord
 from sensors.drivers import opencv
-from sensors.drivers.opencv import png
 from sensors.readings import Frame, Sound, Telemetry, Text
 
 SPEC = PolicySpec(
@@ -88,7 +87,7 @@ def lived(config: Path, count: int = 20, raws: int = 0) -> Path:
 
 def recorded(state: Path, name: str = "r", count: int = 10, start: int = 0) -> Path:
     path = state / "recordings" / f"{name}.mcap"
-    recorder = Recorder(path, {"spec": "x", "session": "s"}, {"history": b"\x01"}, png, opencv.decode, 1 << 30)
+    recorder = Recorder(path, {"spec": "x", "session": "s"}, {"history": b"\x01"}, 1 << 30)
     recorder.start()
     sound = np.sin(np.arange(4_000) / 9).astype(np.float32)
     for n in range(start, start + count):
@@ -154,7 +153,7 @@ def test_a_recording_is_copied_whole_and_cut_with_whole_sounds(config: Path) -> 
     assert export(config, "mcap", "cut.mcap", "--recording", "later", "--since", local(1_001.0))[1].startswith(
         "later.mcap, 20"
     )
-    ticks = list(Recording(config.parent / "cut.mcap").ticks(png, opencv.decode))
+    ticks = list(Recording(config.parent / "cut.mcap").ticks())
     first = {reading.stream: reading for reading in ticks[0][0]}
     assert set(first) == {"front", "room", "joints", "orders"}
     assert isinstance(first["room"], Sound)

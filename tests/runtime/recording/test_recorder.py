@@ -16,15 +16,6 @@ from runtime.recording.recorder import Note, Recorder, Recording, RecordingError
 from sensors.readings import Frame, Reading, Sound, Telemetry, Text
 
 
-def pack(image: np.ndarray) -> bytes:
-    height, width, _ = image.shape
-    return bytes([height, width]) + image.tobytes()
-
-
-def unpack(data: bytes) -> np.ndarray:
-    return np.frombuffer(data[2:], np.uint8).reshape(data[0], data[1], 3)
-
-
 def _readings(tick: int) -> tuple[Reading, ...]:
     rng = np.random.default_rng(tick)
     tone = np.sin(np.arange(tick * 160, tick * 160 + 3_200) / 7).astype(np.float32)
@@ -38,7 +29,7 @@ def _readings(tick: int) -> tuple[Reading, ...]:
 
 def _recorder(path: Path, **changes: Any) -> Recorder:
     settings = {"metadata": {"session": "s"}, "attachments": {"state": b"\x01\x02"}, "max_bytes": 1 << 30} | changes
-    return Recorder(path=path, png=pack, decode_image=unpack, **settings)
+    return Recorder(path=path, **settings)
 
 
 def _record(path: Path, ticks: int) -> Recorder:
@@ -64,7 +55,7 @@ def _same(a: Reading, b: Reading) -> bool:
 def test_every_reading_comes_back_bit_for_bit(tmp_path: Path) -> None:
     recorder = _record(tmp_path / "r.mcap", 20)
     recording = Recording(tmp_path / "r.mcap")
-    ticks = list(recording.ticks(pack, unpack))
+    ticks = list(recording.ticks())
     assert recorder.dropped == 0
     assert len(ticks) == 20
     for tick, (fresh, decision) in enumerate(ticks):
@@ -75,7 +66,7 @@ def test_every_reading_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_overlapping_sound_is_kept_once(tmp_path: Path) -> None:
-    codec = ReadingCodec(pack, unpack)
+    codec = ReadingCodec()
     first, second = (codec.encode(_readings(tick)[1]) for tick in (0, 1))
     assert len(second["data"]) * 15 < len(first["data"])
 
@@ -94,7 +85,7 @@ def test_a_recording_cut_off_by_a_crash_is_read_to_its_last_whole_chunk(tmp_path
     _record(path, 400)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 9 // 10])
-    ticks = list(Recording(path).ticks(pack, unpack))
+    ticks = list(Recording(path).ticks())
     assert 0 < len(ticks) < 400
     assert ticks[-1][1]["tick"] == len(ticks) - 1
 
@@ -106,7 +97,7 @@ def test_the_size_is_bounded_and_what_comes_later_refused(tmp_path: Path) -> Non
         recorder.put(TickRecord(tick, _readings(tick), {"id": str(tick)}))
     recorder.close()
     assert recorder.full or recorder.written == 100
-    assert len(list(Recording(tmp_path / "r.mcap").ticks(pack, unpack))) == recorder.written
+    assert len(list(Recording(tmp_path / "r.mcap").ticks())) == recorder.written
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

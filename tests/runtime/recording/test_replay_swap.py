@@ -27,8 +27,6 @@ from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.topics import Topics, encode
 from runtime.recording.recorder import Recorder, Recording, RecordingError
 from runtime.recording.replay import replay_file
-from sensors.drivers import opencv
-from sensors.drivers.opencv import png
 from sensors.readings import Observation, Reading, Telemetry, Text
 
 ORDERS = ("go left", "stop now", "please go", "is the red")
@@ -94,7 +92,7 @@ async def record(config: Config, path: Path, swaps: tuple[int, ...]) -> list[str
     reporter = Reporter(Silent(), Topics("a"), metrics)  # type: ignore[arg-type]
     encoders = encode({name: one.version for name, one in engine.encoders.items()}).decode()
     metadata = {"session": "s", "spec": engine.spec.to_json().decode(), "seed": str(engine.seed), "encoders": encoders}
-    recorder = Recorder(path, metadata, await engine.snapshot(), png, opencv.decode, 1 << 30)
+    recorder = Recorder(path, metadata, await engine.snapshot(), 1 << 30)
     recorder.start()
     reporter.recorder = recorder
     found = []
@@ -111,7 +109,7 @@ async def record(config: Config, path: Path, swaps: tuple[int, ...]) -> list[str
 
 
 def decisions(path: Path) -> list[dict[str, Any]]:
-    return [recorded for _, recorded in Recording(path).ticks(png, opencv.decode)]
+    return [recorded for _, recorded in Recording(path).ticks()]
 
 
 async def test_each_side_of_a_swap_is_replayed_with_its_own_encoder(tmp_path: Path) -> None:
