@@ -14,7 +14,7 @@ import structlog
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config, DashboardSettings
 from runtime.dashboard.auth import Access, token_file
-from runtime.dashboard.bridge import Uplink
+from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.commands import Commands
 from runtime.dashboard.server import Page
 from runtime.dashboard.sockets import Hub
@@ -59,24 +59,24 @@ def hosts(settings: DashboardSettings) -> frozenset[str] | None:
 async def run(config: Config, settings: DashboardSettings) -> None:
     """Serve the page until cancelled."""
     topics = Topics(config.agent)
-    mirror = ViewState(topics)
-    hub = Hub(mirror)
-    uplink = Uplink(Address.of(config.mqtt, "dashboard"), topics, mirror, lambda: hub.watched)
-    hub.watch_changed = uplink.watch_changed.set
-    page = Page(config.agent, access(config, settings), hub, Commands(topics, uplink, mirror.answered), hosts(settings))
+    state = ViewState(topics)
+    hub = Hub(state)
+    bridge = MqttBridge(Address.of(config.mqtt, "dashboard"), topics, state, lambda: hub.watched)
+    hub.watch_changed = bridge.watch_changed.set
+    page = Page(config.agent, access(config, settings), hub, Commands(topics, bridge, state.answered), hosts(settings))
     async with serve(page.application(), settings.listen) as port:
         log.info("dashboard.listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
-        await uplink.run()
+        await bridge.run()
 
 
-async def until_told(config: Config, settings: DashboardSettings) -> None:
+async def until_signal(config: Config, settings: DashboardSettings) -> None:
     """Serve until SIGTERM or SIGINT; then end within `LEAVE_S`, whatever a connection still waits for."""
-    told = asyncio.Event()
+    signalled = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, signalled.set)
     serving = asyncio.create_task(run(config, settings), name="dashboard")
-    waiting = asyncio.create_task(told.wait(), name="signal")
+    waiting = asyncio.create_task(signalled.wait(), name="signal")
     await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         waiting.cancel()
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     child.set_process_title("dashboard")
     configure(secrets=loaded.secrets)
     try:
-        asyncio.run(until_told(config, config.dashboard))
+        asyncio.run(until_signal(config, config.dashboard))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"dashboard: {error}; change dashboard.listen or state_dir\n")
         return 1

@@ -1,7 +1,7 @@
 """The page's two connections to the broker: one for control, one for pictures and sound that is up only while someone looks.
 
-Messages go into the mirror; wishes come out. While someone looks, `watch` is sent every 2 s, so that the agent previews what
-is looked at and nothing else. A loss of the broker is a section of the mirror like any other.
+Messages go into the state, commands go to the broker. While a browser shows streams, the bridge publishes `watch` every 2 s:
+the agent previews these streams and no others. The state of the connection is a section of the state like any other.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LIVE = ("health", "decision", "event", "reward", "proposal/+", "task/+", "act/+/
 
 
 @dataclass(slots=True)
-class Uplink:
-    """Feeds `mirror` and carries wishes. Create it inside the running loop."""
+class MqttBridge:
+    """Fills `state` and publishes commands. Create it inside the running loop."""
 
     address: Address
     topics: Topics
-    mirror: ViewState
+    state: ViewState
     watched: Callable[[], list[str]]
     control: Connection = field(init=False)
     watch_changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,10 +61,10 @@ class Uplink:
             group.create_task(self._watching(), name="page watch")
 
     def _link(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's own callback
-        self.mirror.set("link", {"connected": up, "reason": reason})
+        self.state.set("link", {"connected": up, "reason": reason})
 
     def _take(self, message: Message) -> None:
-        self.mirror.take(message.topic, message.payload)
+        self.state.take(message.topic, message.payload)
         if message.topic.endswith("/info"):
             for topic in self._always():
                 if topic not in self._extra:
@@ -73,20 +73,20 @@ class Uplink:
 
     def _always(self) -> list[str]:
         """Topics beyond the agent's fixed ones that are read all the time: texts, and foreign actuators' topics."""
-        streams = self.mirror.senses.streams
+        streams = self.state.stream_views.streams
         texts = [self._raw(name) for name, about in streams.items() if about["kind"] == "text"]
         heavy = {self._raw(name) for name in streams}
-        return [t for t in (*texts, *(f for f in self.mirror.foreign_topics() if f not in heavy)) if t]
+        return [t for t in (*texts, *(f for f in self.state.foreign_topics() if f not in heavy)) if t]
 
     def _raw(self, stream: str) -> str:
         """The topic a stream comes from, or empty when it is none."""
-        source = str(self.mirror.senses.streams.get(stream, {}).get("source", ""))
+        source = str(self.state.stream_views.streams.get(stream, {}).get("source", ""))
         if source.startswith("topic:"):
             return source.removeprefix("topic:")
         return self.topics("in", stream) if source == "topic" else ""
 
     async def _watching(self) -> None:
-        """A media connection for each spell of watching; none while nobody looks."""
+        """Keep a media connection while a browser shows streams."""
         while True:
             await self.watch_changed.wait()
             self.watch_changed.clear()
@@ -100,7 +100,7 @@ class Uplink:
                 running.cancel()
 
     async def _keep_watching(self, media: Connection) -> None:
-        """Ask for previews until nobody has looked for one period."""
+        """Request previews until no browser has shown a stream for one period."""
         reading: set[str] = set()
         idle = False
         while not idle or self.watched():
@@ -144,9 +144,9 @@ class Uplink:
         except MqttLost as lost:
             raise Unreachable(f"not sent: {lost}") from None
         except TimeoutError:
-            raise Unreachable(f"nobody answered `{verb}` within {ANSWER_S:.0f} s") from None
+            raise Unreachable(f"no response to `{verb}` within {ANSWER_S:.0f} s") from None
         except Refused as refusal:
-            raise Unreachable(f"the answer makes no sense: {refusal}") from None
+            raise Unreachable(f"the response is malformed: {refusal}") from None
         if not isinstance(body, dict) or body.get("status") != "ok":
             raise Unreachable(str(body.get("error", "refused") if isinstance(body, dict) else "refused"))
         found = body.get("data")

@@ -1,7 +1,7 @@
-"""What a person may ask for on the page, and the MQTT messages it becomes.
+"""What a browser may send, and the MQTT message that each command becomes.
 
-Each wish is a validated model; looking is free to viewers, everything else needs an operator. What it does not know: whether
-the agent will obey. The gate decides, and its answer comes back over MQTT.
+Each command is a validated model. A viewer may read; everything else needs the operator's role. The gate decides what becomes
+of a command, and its response comes back over MQTT.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class ClientCommand(BaseModel):
 
 
 class SubscribePreviews(ClientCommand):
-    """Previews of these streams, as long as the browser is connected and says nothing else."""
+    """Previews of these streams, until the browser disconnects or sends another list."""
 
     do: Literal["watch"]
     streams: list[Name] = Field(max_length=64)
 
 
-class StopWish(ClientCommand):
+class StopCommand(ClientCommand):
     """The software stop."""
 
     do: Literal["stop"]
     engaged: bool = Field(strict=True)
 
 
-class OverrideWish(ClientCommand):
-    """A person acts."""
+class OverrideCommand(ClientCommand):
+    """A person overrides the policy."""
 
     do: Literal["override"]
     actuator: Name
@@ -50,16 +50,16 @@ class OverrideWish(ClientCommand):
     hold_s: float = Field(2.0, ge=0, le=3_600)
 
 
-class RewardWish(ClientCommand):
-    """A person judges."""
+class RewardCommand(ClientCommand):
+    """A person rewards or punishes."""
 
     do: Literal["reward"]
     value: float = Field(ge=-100, le=100)
     decision: str | None = Field(None, max_length=128)
 
 
-class LabelWish(ClientCommand):
-    """A person names something, perhaps because the agent asked (`question`)."""
+class LabelCommand(ClientCommand):
+    """A person labels an example, perhaps to answer a query (`question`)."""
 
     do: Literal["label"]
     task: Name
@@ -69,16 +69,16 @@ class LabelWish(ClientCommand):
     question: str | None = Field(None, max_length=128)
 
 
-class TextWish(ClientCommand):
-    """A line for a text stream, as if it had come over MQTT."""
+class TextCommand(ClientCommand):
+    """A line for a text stream, published like any other."""
 
     do: Literal["text"]
     stream: Name
     text: str = Field(min_length=1, max_length=2_000)
 
 
-class RequestWish(ClientCommand):
-    """One of the verbs the agent answers."""
+class RequestCommand(ClientCommand):
+    """One of the verbs that the daemon responds to."""
 
     do: Literal["request"]
     verb: Literal[
@@ -88,14 +88,14 @@ class RequestWish(ClientCommand):
 
 
 AnyCommand = Annotated[
-    SubscribePreviews | StopWish | OverrideWish | RewardWish | LabelWish | TextWish | RequestWish,
+    SubscribePreviews | StopCommand | OverrideCommand | RewardCommand | LabelCommand | TextCommand | RequestCommand,
     Field(discriminator="do"),
 ]
-WISHES: TypeAdapter[AnyCommand] = TypeAdapter(AnyCommand)
+COMMANDS: TypeAdapter[AnyCommand] = TypeAdapter(AnyCommand)
 
 
 class Wire(Protocol):
-    """The connection to the broker, as far as wishes need it."""
+    """The connection to the broker, as far as commands need it."""
 
     async def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
         """Send one message.
@@ -108,72 +108,79 @@ class Wire(Protocol):
         """Ask the agent and hear its answer.
 
         Raises:
-            Unreachable: there is no broker, or nobody answered in time.
+            Unreachable: there is no broker, or no response in time.
         """
 
 
 class Unreachable(Exception):  # noqa: N818 - reads as what happened
-    """Broker or agent did not answer; `str` says which."""
+    """Broker or agent did not respond; `str` names which."""
 
 
 class Forbidden(Exception):  # noqa: N818 - reads as what happened
-    """The role does not allow this wish."""
+    """The role does not allow this command."""
 
 
-def allowed(role: Role, wish: AnyCommand) -> bool:
-    """Whether this role may have this wish."""
-    if role == "operator" or isinstance(wish, SubscribePreviews):
+def allowed(role: Role, command: AnyCommand) -> bool:
+    """Whether this role may have this command."""
+    if role == "operator" or isinstance(command, SubscribePreviews):
         return True
-    return isinstance(wish, RequestWish) and wish.verb in READING_VERBS
+    return isinstance(command, RequestCommand) and command.verb in READING_VERBS
 
 
 @dataclass(slots=True)
 class Commands:
-    """Carries wishes out."""
+    """Publishes commands."""
 
     topics: Topics
     wire: Wire
     answered: Callable[[str], None]
-    """Told the id of a question that has been answered."""
+    """Called with the id of a question that has been answered."""
 
-    async def execute(self, role: Role, wish: AnyCommand) -> dict[str, Any]:
-        """Send a wish on its way; the agent's data for a request, else an empty object.
+    async def execute(self, role: Role, command: AnyCommand) -> dict[str, Any]:
+        """Publish a command; return the response's data, empty for a message without a response.
 
         Raises:
-            Forbidden: a viewer wants to steer.
+            Forbidden: the viewer's role does not allow it.
             Unreachable: the message could not be handed to the broker, or was not answered.
         """
-        if not allowed(role, wish):
+        if not allowed(role, command):
             raise Forbidden("a viewer may look only; sign in with the operator's token to do this")
-        if isinstance(wish, RequestWish):
-            return await self.wire.request(wish.verb, wish.data)
-        if not isinstance(wish, SubscribePreviews):
-            await self._send(wish)
+        if isinstance(command, RequestCommand):
+            return await self.wire.request(command.verb, command.data)
+        if not isinstance(command, SubscribePreviews):
+            await self._send(command)
         return {}
 
-    def _send(self, wish: StopWish | OverrideWish | RewardWish | LabelWish | TextWish) -> Awaitable[None]:
-        match wish:
-            case StopWish():
-                return self._publish(("stop",), {"engaged": wish.engaged})
-            case OverrideWish():
-                body = {"value": wish.value, "hold_s": wish.hold_s, "source": SOURCE}
-                return self._publish(("override", wish.actuator), body)
-            case RewardWish():
-                return self._publish(("reward",), _given(value=wish.value, decision=wish.decision, source=SOURCE))
-            case LabelWish():
-                if wish.question is not None:
-                    self.answered(wish.question)
-                return self._publish(("label",), _label(wish))
-            case TextWish():
-                return self._publish(("in", wish.stream), {"text": wish.text})
+    def _send(
+        self, command: StopCommand | OverrideCommand | RewardCommand | LabelCommand | TextCommand
+    ) -> Awaitable[None]:
+        match command:
+            case StopCommand():
+                return self._publish(("stop",), {"engaged": command.engaged})
+            case OverrideCommand():
+                body = {"value": command.value, "hold_s": command.hold_s, "source": SOURCE}
+                return self._publish(("override", command.actuator), body)
+            case RewardCommand():
+                return self._publish(("reward",), _given(value=command.value, decision=command.decision, source=SOURCE))
+            case LabelCommand():
+                if command.question is not None:
+                    self.answered(command.question)
+                return self._publish(("label",), _label(command))
+            case TextCommand():
+                return self._publish(("in", command.stream), {"text": command.text})
 
     def _publish(self, parts: tuple[str, ...], body: dict[str, Any]) -> Awaitable[None]:
         return self.wire.publish(self.topics(*parts), encode(body), 1)
 
 
-def _label(wish: LabelWish) -> dict[str, Any]:
+def _label(command: LabelCommand) -> dict[str, Any]:
     return _given(
-        task=wish.task, label=wish.label, text=wish.text, decision=wish.decision, id=wish.question, source=SOURCE
+        task=command.task,
+        label=command.label,
+        text=command.text,
+        decision=command.decision,
+        id=command.question,
+        source=SOURCE,
     )
 
 

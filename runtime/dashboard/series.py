@@ -11,7 +11,7 @@ MAX_POINTS = 240
 
 
 @dataclass(slots=True)
-class Curve:
+class TimeSeries:
     """Means over spans of `span_s`, which doubles whenever `MAX_POINTS` are reached."""
 
     span_s: float = 5.0

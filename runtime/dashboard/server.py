@@ -17,7 +17,7 @@ from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 
 from runtime.dashboard.auth import Access, RateLimited, Role
-from runtime.dashboard.commands import WISHES, AnyCommand, Commands, Forbidden, SubscribePreviews, Unreachable
+from runtime.dashboard.commands import COMMANDS, AnyCommand, Commands, Forbidden, SubscribePreviews, Unreachable
 from runtime.dashboard.sockets import MAX_CLIENTS, Client, Hub
 from runtime.mqtt.topics import Refused, parse
 from runtime.process.http_server import SHIELD, put_headers
@@ -26,7 +26,7 @@ HEADERS = SHIELD | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
-MAX_WISH = 65_536
+MAX_COMMAND = 65_536
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -104,14 +104,14 @@ class Page:
         return response
 
     async def socket(self, request: web.Request) -> web.StreamResponse:
-        """Everything live: sections and pictures out, wishes in."""
+        """Send sections and pictures, receive commands."""
         role = self.role(request)
         if role is None:
             raise web.HTTPUnauthorized(text="sign in first")
         _check_origin(request, required=True)
         if len(self.hub.clients) >= MAX_CLIENTS:
             raise web.HTTPServiceUnavailable(text=f"{MAX_CLIENTS} browsers are connected already")
-        ws = web.WebSocketResponse(heartbeat=10.0, max_msg_size=MAX_WISH, compress=False)
+        ws = web.WebSocketResponse(heartbeat=10.0, max_msg_size=MAX_COMMAND, compress=False)
         if not ws.can_prepare(request).ok:
             raise web.HTTPUpgradeRequired(text="this is a web socket")
         await ws.prepare(request)
@@ -133,28 +133,28 @@ class Page:
                     break
                 if self.role(request) is None:  # signed out in another tab, or the session is over
                     break
-                if not client.may_wish(asyncio.get_running_loop().time()):
+                if not client.may_send(asyncio.get_running_loop().time()):
                     client.replies.append({"id": 0, "error": "too many at once; wait a moment"})
                     del client.replies[:-20]
                     continue
-                group.create_task(self._answer(client, message.data), name="wish")
+                group.create_task(self._answer(client, message.data), name="command")
             await client.ws.close()
 
     async def _answer(self, client: Client, text: str) -> None:
         try:
-            wish: AnyCommand = WISHES.validate_python(parse(text.encode()))
+            command: AnyCommand = COMMANDS.validate_python(parse(text.encode()))
         except ValidationError as error:
             client.replies.append({"id": 0, "error": _first(error)})
             return
         except Refused as refusal:
             client.replies.append({"id": 0, "error": str(refusal)})
             return
-        if isinstance(wish, SubscribePreviews):
-            self.hub.watch(client, wish.streams)
+        if isinstance(command, SubscribePreviews):
+            self.hub.watch(client, command.streams)
             return
-        reply: dict[str, Any] = {"id": wish.id}
+        reply: dict[str, Any] = {"id": command.id}
         try:
-            reply["data"] = await self.commands.execute(client.role, wish)
+            reply["data"] = await self.commands.execute(client.role, command)
         except (Forbidden, Unreachable) as refusal:
             reply["error"] = str(refusal)
         client.replies.append(reply)
@@ -222,6 +222,6 @@ def _first(error: ValidationError) -> str:
 
 
 def _cut(request: web.Request) -> None:
-    """End a connection whose browser was given up, whatever is still unsent."""
+    """Abort the connection of a browser that no longer reads."""
     if request.transport is not None:
         request.transport.abort()

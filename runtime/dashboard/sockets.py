@@ -25,7 +25,7 @@ BEAT_S = 0.8
 """A browser that hears nothing for 2 s says that it has lost the page's server."""
 PATIENCE_S = 5.0
 """A message that cannot be handed to the browser's socket within this drops the browser."""
-WISHES_PER_S = 20.0
+COMMANDS_PER_S = 20.0
 
 
 @dataclass(slots=True, eq=False)
@@ -40,12 +40,12 @@ class Client:
     seen: dict[str, int] = field(default_factory=dict)
     seen_pictures: dict[str, int] = field(default_factory=dict)
     replies: list[dict[str, Any]] = field(default_factory=list)
-    _credit: float = WISHES_PER_S
+    _credit: float = COMMANDS_PER_S
     _credit_s: float = -math.inf
 
-    def may_wish(self, now_s: float) -> bool:
-        """Whether this browser is within its quota of wishes."""
-        self._credit = min(WISHES_PER_S, self._credit + max(0.0, now_s - self._credit_s) * WISHES_PER_S)
+    def may_send(self, now_s: float) -> bool:
+        """Return whether this browser is within its quota of commands."""
+        self._credit = min(COMMANDS_PER_S, self._credit + max(0.0, now_s - self._credit_s) * COMMANDS_PER_S)
         self._credit_s = now_s
         if self._credit < 1.0:
             return False
@@ -57,7 +57,7 @@ class Client:
 class Hub:
     """Everyone who is looking."""
 
-    mirror: ViewState
+    state: ViewState
     clients: set[Client] = field(default_factory=set)
     dropped: int = 0
     patience_s: float = PATIENCE_S
@@ -93,14 +93,14 @@ class Hub:
             self.watch_changed()
 
     async def _send_news(self, client: Client) -> None:
-        news = [(name, version) for name, version in self.mirror.versions.items() if client.seen.get(name) != version]
-        parts = [b'"%s":%s' % (name.encode(), self.mirror.encoded(name)) for name, _ in news]
+        news = [(name, version) for name, version in self.state.versions.items() if client.seen.get(name) != version]
+        parts = [b'"%s":%s' % (name.encode(), self.state.encoded(name)) for name, _ in news]
         client.seen.update(news)
         replies, client.replies = client.replies, []
         body = b'{"now":%.3f,"replies":%s,"sections":{%s}}' % (time.time(), orjson.dumps(replies), b",".join(parts))
         await client.ws.send_str(body.decode())
-        senses = self.mirror.senses
-        for stream in client.watching & senses.pictures.keys():
-            if client.seen_pictures.get(stream) != senses.picture_counts[stream]:
-                client.seen_pictures[stream] = senses.picture_counts[stream]
-                await client.ws.send_bytes(bytes([len(stream)]) + stream.encode() + senses.pictures[stream])
+        views = self.state.stream_views
+        for stream in client.watching & views.pictures.keys():
+            if client.seen_pictures.get(stream) != views.picture_counts[stream]:
+                client.seen_pictures[stream] = views.picture_counts[stream]
+                await client.ws.send_bytes(bytes([len(stream)]) + stream.encode() + views.pictures[stream])

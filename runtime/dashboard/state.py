@@ -1,4 +1,4 @@
-"""What the page knows: the newest of everything the agent's topics said, in bounded memory.
+"""What the page shows: the newest message of each of the agent's topics, in bounded memory.
 
 Fed with raw MQTT messages, read as named sections that change independently, so that a browser is sent only what is new.
 It knows neither MQTT nor HTTP, asks nothing and steers nothing. Payloads are untrusted: what is not of the expected shape
@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from runtime.dashboard.series import Curve, Returns
+from runtime.dashboard.series import Returns, TimeSeries
 from runtime.dashboard.streams import StreamViews
 from runtime.mqtt.topics import Refused, Topics, parse
 
@@ -34,12 +34,12 @@ class ViewState:
     versions: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     sections: dict[str, Any] = field(default_factory=dict)
-    senses: StreamViews = field(default_factory=StreamViews)
+    stream_views: StreamViews = field(default_factory=StreamViews)
     _foreign: dict[str, tuple[str, str]] = field(default_factory=dict)
     _decisions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=DECISIONS))
     _events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS))
     _questions: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
-    _curves: dict[str, Curve] = field(default_factory=dict)
+    _series: dict[str, TimeSeries] = field(default_factory=dict)
     _returns: Returns = field(default_factory=Returns)
     _encoded: dict[str, tuple[int, bytes]] = field(default_factory=dict)
 
@@ -75,8 +75,8 @@ class ViewState:
     def _route(self, parts: list[str], payload: bytes) -> None:
         match parts:
             case ["in" | "preview" as kind, stream]:
-                if self.senses.take(kind, stream, payload, self.wall()):
-                    self.set("senses", self.senses.facts)
+                if self.stream_views.take(kind, stream, payload, self.wall()):
+                    self.set("streams", self.stream_views.contents)
             case ["act", name, "set" | "state" as what]:
                 self._actuator(name, what, payload)
             case ["proposal", name]:
@@ -108,24 +108,24 @@ class ViewState:
             for key, what in (("topic", "set"), ("state_topic", "state")):
                 if actuator.get(key):
                     self._foreign[str(actuator[key])] = (what, name)
-        self.senses.streams = streams
+        self.stream_views.streams = streams
         self.set("info", value)
 
     def _health(self, value: dict[str, Any]) -> None:
         self.set("health", {**value, "at": self.wall()})
         learner = value.get("learner") or {}
         loss = learner.get("loss")
-        self.curve("loss", sum(loss.values()) if isinstance(loss, dict) else loss)
-        self.curve("q", learner.get("q"))
-        self.curve("reward_mean", learner.get("reward_mean"))
+        self.add_point("loss", sum(loss.values()) if isinstance(loss, dict) else loss)
+        self.add_point("q", learner.get("q"))
+        self.add_point("reward_mean", learner.get("reward_mean"))
 
     def _decision(self, value: dict[str, Any]) -> None:
         if not isinstance(value["id"], str):
             raise TypeError("id")
         self._decisions.append(value)
         self.set("decisions", list(self._decisions))
-        self.curve("latency", value.get("latency_ms"))
-        self.curve("value", value.get("value"))
+        self.add_point("latency", value.get("latency_ms"))
+        self.add_point("value", value.get("value"))
 
     def _event(self, value: dict[str, Any]) -> None:
         kind, data = str(value["type"]), value.get("data") or {}
@@ -149,18 +149,20 @@ class ViewState:
 
     def _reward(self, value: dict[str, Any]) -> None:
         reward = float(value["value"])
-        self.curve("reward", reward)
+        self.add_point("reward", reward)
         total = self._returns.add(self.wall(), reward, done=bool(value.get("done")))
         if total is not None:
-            self.curve("return", total)
+            self.add_point("return", total)
 
-    def curve(self, name: str, value: object) -> None:
+    def add_point(self, name: str, value: object) -> None:
         """Add a value to a curve; anything but a number is left out."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return
-        curve = self._curves.setdefault(name, Curve(span_s=2.0 if name in {"latency", "value", "reward"} else 0.5))
-        if curve.add(self.wall(), float(value)):
-            self.set(f"curve/{name}", curve.points)
+        series = self._series.setdefault(
+            name, TimeSeries(span_s=2.0 if name in {"latency", "value", "reward"} else 0.5)
+        )
+        if series.add(self.wall(), float(value)):
+            self.set(f"series/{name}", series.points)
 
     def _actuator(self, name: str, what: str, payload: bytes) -> None:
         value = _object(payload, plain=True)

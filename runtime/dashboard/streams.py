@@ -1,33 +1,42 @@
-"""The newest look at every stream: pictures as they came, loudness, texts and numbers.
+"""The newest content of every stream: pictures as they came, loudness, texts and numbers.
 
-Prefers what the agent previews; for streams that are MQTT topics the raw payload serves where no preview comes. It decodes
-no picture: a browser does that.
+It prefers the agent's previews. Where no preview comes, it reads the raw payload of streams that are MQTT topics. It decodes
+no picture: the browser does.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
+from jsonpointer import JsonPointerException, resolve_pointer
 
 from runtime.mqtt.topics import parse
+from sensors.codecs.loudness import levels
 
 TEXTS = 8
+MAX_TEXT = 2_000
+"""Characters of a text that the page shows."""
+MAX_FIELDS = 32
 MAX_PICTURE = 4_194_304
 PICTURE_EVERY_S = 0.2
-"""At most five pictures a second of each camera go to the browsers."""
+"""The browsers get at most five pictures a second of each camera."""
+PREVIEW_S = 2.0
+"""A raw payload counts only where no preview came for so long."""
+RECENT_SAMPLES = 16_000
 
 
 @dataclass(slots=True)
 class StreamViews:
-    """Facts by stream, and the newest picture of every camera."""
+    """Content of each stream by name, and the newest picture of every camera."""
 
     streams: dict[str, dict[str, Any]] = field(default_factory=dict)
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of each stream, from `info`."""
+    contents: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     picture_counts: dict[str, int] = field(default_factory=dict)
     _texts: dict[str, deque[dict[str, Any]]] = field(default_factory=dict)
@@ -35,23 +44,27 @@ class StreamViews:
     _preview_s: dict[str, float] = field(default_factory=dict)
 
     def take(self, kind: str, stream: str, payload: bytes, now_s: float) -> bool:
-        """One payload of `in/<stream>` or `preview/<stream>`; True when the facts changed."""
+        """Store one payload of `in/<stream>` or `preview/<stream>`; return whether the content changed.
+
+        Raises:
+            Refused, KeyError, TypeError, ValueError: the payload is not of the stream's kind.
+        """
         about = self.streams.get(stream)
         if about is None:
             return False
         if kind == "preview":
             self._preview_s[stream] = now_s
-        elif now_s - self._preview_s.get(stream, -math.inf) < 2.0 and about["kind"] != "text":
+        elif now_s - self._preview_s.get(stream, -math.inf) < PREVIEW_S and about["kind"] != "text":
             return False
         if about["kind"] == "camera":
             self._picture(stream, payload, now_s)
             return False
-        facts = _read(about, kind, payload)
-        if "text" in facts and not self._new_text(stream, facts["text"], now_s):
+        content = _read(about, kind, payload)
+        if "text" in content and not self._new_text(stream, content["text"], now_s):
             return False
-        self.facts[stream] = {**self.facts.get(stream, {}), **facts, "at": now_s}
+        self.contents[stream] = {**self.contents.get(stream, {}), **content, "at": now_s}
         if stream in self._texts:
-            self.facts[stream]["texts"] = list(self._texts[stream])
+            self.contents[stream]["texts"] = list(self._texts[stream])
         return True
 
     def _picture(self, stream: str, payload: bytes, now_s: float) -> None:
@@ -73,47 +86,52 @@ class StreamViews:
 
 def _read(about: dict[str, Any], kind: str, payload: bytes) -> dict[str, Any]:
     if kind == "preview":
-        told = parse(payload)
-        return {key: told[key] for key in ("level_db", "peak_db", "words", "text", "values") if key in told}
+        return _preview(parse(payload))
     if about["kind"] == "microphone":
-        return loudness(payload)
+        return _loudness(payload)
     if about["kind"] == "text":
         return {"text": _text(payload)}
-    values = parse(payload)
-    return {"values": {name: _pick(values, name) for name in about.get("fields", [])[:32]}}
+    document = parse(payload)
+    return {"values": {name: _number(document, name) for name in about["fields"][:MAX_FIELDS]}}
+
+
+def _preview(body: dict[str, Any]) -> dict[str, Any]:
+    """Loudness, text and numbers of a preview; everything else is left out.
+
+    Raises:
+        TypeError, ValueError, AttributeError: a value is not of its key's type.
+    """
+    content: dict[str, Any] = {key: float(body[key]) for key in ("level_db", "peak_db") if key in body}
+    if "text" in body:
+        content["text"] = str(body["text"])[:MAX_TEXT]
+    if "values" in body:
+        pairs = list(body["values"].items())[:MAX_FIELDS]
+        content["values"] = {str(name): _finite(value) for name, value in pairs}
+    return content
 
 
 def _text(payload: bytes) -> str:
     if payload[:1] == b"{":
         try:
-            return str(orjson.loads(payload)["text"])[:2_000]
+            return str(orjson.loads(payload)["text"])[:MAX_TEXT]
         except (orjson.JSONDecodeError, KeyError, TypeError):
             pass  # a text may start with a brace
-    return payload[:2_000].decode()
+    return payload[:MAX_TEXT].decode()
 
 
-def _pick(values: Any, name: str) -> float | None:
+def _number(document: Any, name: str) -> float | None:
     """A number by key or JSON pointer (RFC 6901), None where it is not."""
-    steps = [s.replace("~1", "/").replace("~0", "~") for s in name[1:].split("/")] if name.startswith("/") else [name]
-    for step in steps:
-        if isinstance(values, dict):
-            values = values.get(step)
-        elif isinstance(values, list) and step.isdigit() and int(step) < len(values):
-            values = values[int(step)]
-        else:
-            return None
-    return float(values) if isinstance(values, int | float) else None
+    try:
+        return _finite(resolve_pointer(document, name, None) if name.startswith("/") else document.get(name))
+    except JsonPointerException:
+        return None
 
 
-def loudness(payload: bytes) -> dict[str, float]:
-    """Level and peak in dBFS of 16-bit little-endian mono sound, never below -90."""
-    samples = array("h", payload[: len(payload) // 2 * 2][-16_000:])
-    if not samples:
-        return {}
-    rms = math.sqrt(sum(s * s for s in samples) / len(samples)) / 32_768
-    peak = max(abs(s) for s in samples) / 32_768
-    return {"level_db": _db(rms), "peak_db": _db(peak)}
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
-def _db(amplitude: float) -> float:
-    return round(20 * math.log10(max(amplitude, 10 ** (-90 / 20))), 1)
+def _loudness(payload: bytes) -> dict[str, float]:
+    """Loudness of 16-bit little-endian mono sound, from its last samples."""
+    samples = np.frombuffer(payload[: len(payload) // 2 * 2], "<i2")[-RECENT_SAMPLES:]
+    return levels(samples.astype(np.float32) / np.float32(32_768)) if samples.size else {}

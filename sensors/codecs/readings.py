@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_image
+from sensors.codecs.loudness import levels
 from sensors.drivers import opencv
 from sensors.readings import Frame, Reading, Sound, Text
 
@@ -77,19 +77,6 @@ def facts(reading: Sound | Text | Any) -> dict[str, Any]:
     if isinstance(reading, Text):
         return {"text": reading.text}
     return {"values": dict(zip(reading.fields, map(float, reading.values), strict=True))}
-
-
-def levels(samples: NDArray[np.float32]) -> dict[str, float]:
-    """Root mean square and peak of samples in [-1, 1], in dBFS, never below -90."""
-    if not samples.size:
-        return {"level_db": -90.0, "peak_db": -90.0}
-    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-    peak = float(np.max(np.abs(samples)))
-    return {"level_db": round(_db(rms), 1), "peak_db": round(_db(peak), 1)}
-
-
-def _db(amplitude: float) -> float:
-    return 20 * math.log10(max(amplitude, 10 ** (-90 / 20)))
 
 
 def encode_reading(reading: Reading) -> tuple[str, bytes] | None:

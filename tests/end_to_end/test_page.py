@@ -165,14 +165,14 @@ def test_a_viewer_looks_and_cannot_steer(browser: Browser, world: tuple[str, str
     expect(page.get_by_role("button", name="Disarm")).to_be_disabled()
     expect(page.get_by_role("button", name="Roll back")).to_be_hidden()
     answer = page.evaluate(
-        """async () => (await import("/static/wire.js")).wish({ do: "stop", engaged: true }).catch((e) => e.message)"""
+        """async () => (await import("/static/socket.js")).command({ do: "stop", engaged: true }).catch((e) => e.message)"""
     )
     assert "viewer may look only" in answer
     page.context.close()
 
 
 def test_no_secret_is_in_anything_the_page_was_given(page: Page, world: tuple[str, str, Mosquitto]) -> None:
-    sections = page.evaluate("""async () => JSON.stringify((await import("/static/wire.js")).state)""")
+    sections = page.evaluate("""async () => JSON.stringify((await import("/static/socket.js")).state)""")
     assert "rtsp://cam/1" in sections
     for secret in (world[1], VIEWER, canaries.MARK):
         assert secret not in sections + page.content()

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is
 PATIENCE_MS = 120_000
 WHEN_PRESSED = """document.getElementById("stop").addEventListener("click",
     () => { document.body.dataset.pressed = Date.now(); }, { capture: true, once: true })"""
-"""The moment of a press is the browser's, not that of the wish to press: the driver waits for the button to hold still first."""
+"""The moment of a press is the browser's, not that of the command to press: the driver waits for the button to hold still first."""
 STEERING: list[dict[str, Any]] = [
     {"do": "stop", "engaged": True},
     {"do": "override", "actuator": "head", "value": "left"},
@@ -38,7 +38,7 @@ STEERING: list[dict[str, Any]] = [
         for verb in ("arm", "disarm", "mode", "promote", "rollback", "reload", "record", "finetune")
     ),
 ]
-"""Everything a browser may wish but to look."""
+"""Everything a browser may command but to look."""
 
 
 @dataclass
@@ -226,11 +226,11 @@ def test_a_viewer_sees_and_cannot_steer(browser: Browser, demo: Demo) -> None:
     page = open_page(browser, demo, VIEWER)
     expect(page.get_by_role("button", name="Software stop")).to_be_disabled()
     with watched(demo) as device:
-        for wish in STEERING:
+        for command in STEERING:
             answer = page.evaluate(
-                f"""async () => (await import("/static/wire.js")).wish({json.dumps(wish)}).catch((e) => e.message)"""
+                f"""async () => (await import("/static/socket.js")).command({json.dumps(command)}).catch((e) => e.message)"""
             )
-            assert "viewer may look only" in answer, wish
+            assert "viewer may look only" in answer, command
         device.moves()
     expect(page.locator("#pill")).to_contain_text("online · armed", timeout=PATIENCE_MS)
     page.context.close()

@@ -1,16 +1,16 @@
-// Puts the parts together: each part is mounted once and told which sections changed.
-import * as acts from "./acts.js";
+// Puts the parts together: each part is mounted once and then rendered with the names of the changed sections.
+import * as actuators from "./actuators.js";
 import * as events from "./events.js";
-import * as glance from "./glance.js";
+import * as summary from "./summary.js";
 import * as header from "./header.js";
 import * as learning from "./learning.js";
-import * as senses from "./senses.js";
-import * as teach from "./teach.js";
-import * as well from "./well.js";
-import * as why from "./why.js";
-import { connect, onChange, operator } from "./wire.js";
+import * as streams from "./streams.js";
+import * as feedback from "./feedback.js";
+import * as healthPanel from "./health.js";
+import * as explanation from "./explanation.js";
+import { connect, onChange, operator } from "./socket.js";
 
-const parts = [header, glance, senses, acts, why, teach, well, learning, events];
+const parts = [header, summary, streams, actuators, explanation, feedback, healthPanel, learning, events];
 for (const part of parts) part.mount();
 
 let pending = new Set();

@@ -1,5 +1,5 @@
 // Line charts as SVG: a thin line over a light area, three grid lines, a reading under the pointer.
-import { clock, h, number, s, say, seconds } from "./dom.js";
+import { clock, h, number, s, setText, seconds } from "./dom.js";
 
 const HEIGHT = 110;
 const LEFT = 40;
@@ -11,11 +11,11 @@ export function chart(title, { unit = "", from = null } = {}) {
   const latest = h("span", { class: "latest" }, "–");
   const svg = s("svg", { role: "img", class: "chart" });
   const element = h("figure", { class: "chartbox" }, h("figcaption", {}, h("span", {}, title), latest), svg);
-  let kept = [];
+  let shownPoints = [];
   let width = 300;
 
   function draw(points, pointer = null) {
-    kept = points;
+    shownPoints = points;
     svg.replaceChildren();
     width = Math.max(160, svg.clientWidth || 300);
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -35,18 +35,18 @@ export function chart(title, { unit = "", from = null } = {}) {
     svg.append(s("polyline", { points: line, class: "line" }));
     const [t, v] = pointer ?? points.at(-1);
     svg.append(s("circle", { cx: x(t), cy: y(v), r: 3, class: "dot" }));
-    say(latest, pointer ? `${clock(t)}  ${number(v)}${unit}` : `${number(v)}${unit}`);
+    setText(latest, pointer ? `${clock(t)}  ${number(v)}${unit}` : `${number(v)}${unit}`);
     svg.setAttribute("aria-label", describe(title, unit, points));
   }
 
   svg.addEventListener("pointermove", (event) => {
-    if (kept.length < 2) return;
+    if (shownPoints.length < 2) return;
     const box = svg.getBoundingClientRect();
-    const { t0, t1 } = scales(kept, from, width);
+    const { t0, t1 } = scales(shownPoints, from, width);
     const wanted = t0 + ((((event.clientX - box.left) / box.width) * width - LEFT) / (width - LEFT)) * (t1 - t0);
-    draw(kept, kept.reduce((best, point) => (Math.abs(point[0] - wanted) < Math.abs(best[0] - wanted) ? point : best)));
+    draw(shownPoints, shownPoints.reduce((best, point) => (Math.abs(point[0] - wanted) < Math.abs(best[0] - wanted) ? point : best)));
   });
-  svg.addEventListener("pointerleave", () => draw(kept));
+  svg.addEventListener("pointerleave", () => draw(shownPoints));
   draw([]);
   return { element, update: (points) => draw(points ?? []) };
 }

@@ -21,7 +21,7 @@ export function s(tag, attributes = {}) {
 }
 
 /** Sets text only where it differs, so that screen readers and selections are left alone. */
-export function say(element, text) {
+export function setText(element, text) {
   const wanted = String(text ?? "");
   if (element.textContent !== wanted) element.textContent = wanted;
 }
@@ -60,17 +60,17 @@ export function shown(value) {
 
 /** Keeps one child element for each key, made by `make` and refreshed by `refresh`; the order follows the keys. */
 export function keyed(parent, keys, make, refresh) {
-  parent._kept ??= new Map();
-  const kept = parent._kept;
-  for (const key of [...kept.keys()]) if (!keys.includes(key)) { kept.get(key).element.remove(); kept.delete(key); }
+  parent._byKey ??= new Map();
+  const view = parent._byKey;
+  for (const key of [...view.keys()]) if (!keys.includes(key)) { view.get(key).element.remove(); view.delete(key); }
   keys.forEach((key, index) => {
-    if (!kept.has(key)) {
+    if (!view.has(key)) {
       const made = make(key);
-      kept.set(key, made instanceof Element ? { element: made } : made);
+      view.set(key, made instanceof Element ? { element: made } : made);
     }
-    const { element } = kept.get(key);
+    const { element } = view.get(key);
     if (parent.children[index] !== element) parent.insertBefore(element, parent.children[index] ?? null);
-    refresh?.(key, kept.get(key));
+    refresh?.(key, view.get(key));
   });
 }
 
@@ -85,9 +85,9 @@ export function toast(text, bad = false) {
 /** Asks yes or no in a modal dialog; resolves to a boolean. */
 export function ask(title, text, yes = "Yes") {
   const dialog = document.getElementById("ask");
-  say(document.getElementById("ask-title"), title);
-  say(document.getElementById("ask-text"), text);
-  say(document.getElementById("ask-yes"), yes);
+  setText(document.getElementById("ask-title"), title);
+  setText(document.getElementById("ask-text"), text);
+  setText(document.getElementById("ask-yes"), yes);
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));

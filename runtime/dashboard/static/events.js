@@ -1,7 +1,7 @@
 // What happened, newest first, in words, with the numbers that belong to it.
 import { clock, h, keyed, shown } from "./dom.js";
-import { proper } from "./facts.js";
-import { section } from "./wire.js";
+import { proper } from "./derived.js";
+import { section } from "./socket.js";
 
 const BAD = /lost|rejected|rolled_back|^stopped|restarted|refused|failed|gave_up|set_aside|quarantine/;
 const GOOD = /recovered|promoted|^armed|released|passed|reloaded$/;

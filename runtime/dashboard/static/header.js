@@ -1,7 +1,7 @@
-// The bar that never leaves: state, mode, arm, and the software stop.
-import { ask, h, say } from "./dom.js";
-import { armed, mode, stopped, trouble } from "./facts.js";
-import { operator, section, state, tryTo } from "./wire.js";
+// The header, always visible: state, mode, arm, and the software stop.
+import { ask, h, setText } from "./dom.js";
+import { armed, mode, stopped, trouble } from "./derived.js";
+import { operator, section, state, send } from "./socket.js";
 
 const MODES = [["shadow", "Shadow", "decides, never acts"], ["assist", "Assist", "proposes, a person confirms"],
   ["autonomous", "Autonomous", "acts by itself"]];
@@ -23,21 +23,21 @@ export function mount() {
 }
 
 async function stop() {
-  if (!stopped()) return tryTo({ do: "stop", engaged: true });
+  if (!stopped()) return send({ do: "stop", engaged: true });
   const sure = await ask("Release the software stop?", "Releasing moves nothing by itself. Arm it afterwards to let the policy act again.", "Release");
-  return sure ? tryTo({ do: "stop", engaged: false }, "Released. Arm it to let the policy act.") : undefined;
+  return sure ? send({ do: "stop", engaged: false }, "Released. Arm it to let the policy act.") : undefined;
 }
 
 async function arm() {
-  if (armed()) return tryTo({ do: "request", verb: "disarm", data: {} }, "Disarmed");
-  return tryTo({ do: "request", verb: "arm", data: {} }, "Armed");
+  if (armed()) return send({ do: "request", verb: "disarm", data: {} }, "Disarmed");
+  return send({ do: "request", verb: "arm", data: {} }, "Armed");
 }
 
 async function choose(wanted) {
   const order = MODES.map(([value]) => value);
   const up = order.indexOf(wanted) > order.indexOf(mode());
-  const sure = !up || (await ask(`Switch to ${wanted}?`, "This gives the policy more say over the actuators.", "Switch"));
-  if (sure) await tryTo({ do: "request", verb: "mode", data: { mode: wanted } }, `Mode: ${wanted}`);
+  const sure = !up || (await ask(`Switch to ${wanted}?`, "This gives the policy more setText over the actuators.", "Switch"));
+  if (sure) await send({ do: "request", verb: "mode", data: { mode: wanted } }, `Mode: ${wanted}`);
   render();
 }
 
@@ -52,15 +52,15 @@ function theme() {
 export function render() {
   const isStopped = stopped();
   const isArmed = armed();
-  say(byId("agent"), state.agent);
-  say(byId("role"), state.role);
+  setText(byId("agent"), state.agent);
+  setText(byId("role"), state.role);
   document.title = `${isStopped ? "Stopped · " : ""}${state.agent} · reflexd`;
   pill(isStopped, isArmed);
   banner(isStopped);
   const button = byId("stop");
-  say(button, isStopped ? "Release stop" : "Software stop");
+  setText(button, isStopped ? "Release stop" : "Software stop");
   button.classList.toggle("engaged", isStopped);
-  say(byId("arm"), isArmed ? "Disarm" : "Arm");
+  setText(byId("arm"), isArmed ? "Disarm" : "Arm");
   byId("arm").classList.toggle("primary", !isArmed && !isStopped);
   for (const control of [button, byId("arm"), ...byId("mode").querySelectorAll("input")]) {
     control.disabled = !operator() || (control.id === "arm" && isStopped);
@@ -79,7 +79,7 @@ function pill(isStopped, isArmed) {
   else if (!isArmed) kind = "warn";
   const element = byId("pill");
   element.className = `pill ${kind}`;
-  say(element, text);
+  setText(element, text);
 }
 
 function banner(isStopped) {
@@ -91,5 +91,5 @@ function banner(isStopped) {
   if (!text && section("status")?.state === "degraded") text = `Degraded: ${reasons.join("; ") || "no reason given"}`;
   element.hidden = !text;
   element.classList.toggle("bad", Boolean(gone) || isStopped);
-  say(element, text ?? "");
+  setText(element, text ?? "");
 }

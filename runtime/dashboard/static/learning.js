@@ -1,9 +1,9 @@
 // Is it learning: curves, the learner's figures, and every version of the policy with what was decided about it.
 import { chart } from "./charts.js";
-import { ask, clock, count, h, keyed, number, say } from "./dom.js";
-import { health, proper } from "./facts.js";
-import { request, section, state, tryTo } from "./wire.js";
-import { fill } from "./well.js";
+import { ask, clock, count, h, keyed, number, setText } from "./dom.js";
+import { health, proper } from "./derived.js";
+import { request, section, state, send } from "./socket.js";
+import { fill } from "./health.js";
 
 const CURVES = [["reward", "Reward"], ["return", "Return"], ["loss", "Loss"], ["value", "Estimated value"]];
 const VERDICTS = ["policy_promoted", "policy_rejected", "policy_rolled_back", "policy_on_probation", "policy_confirmed"];
@@ -22,11 +22,11 @@ export function mount() {
     h("thead", {}, h("tr", {}, ["Version", "Made", "Verdict", ""].map((t) => h("th", { scope: "col" }, t || h("span", { class: "vh" }, "Promote"))))), versions);
   document.getElementById("learn").append(h("div", { class: "charts" }, CURVES.map(([name]) => charts[name].element)), figures, note, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Policies" }, table),
     h("div", { class: "row operator wrap" }, h("button", { type: "button", class: "button", id: "rollback", onclick: rollback }, "Roll back"),
-      h("button", { type: "button", class: "button", onclick: () => tryTo({ do: "request", verb: "finetune", data: {} }, "Fine-tuning requested") }, "Fine-tune now")));
+      h("button", { type: "button", class: "button", onclick: () => send({ do: "request", verb: "finetune", data: {} }, "Fine-tuning requested") }, "Fine-tune now")));
 }
 
 export function render(changed) {
-  for (const [name] of CURVES) if (changed.has(`curve/${name}`)) charts[name].update(section(`curve/${name}`));
+  for (const [name] of CURVES) if (changed.has(`series/${name}`)) charts[name].update(section(`series/${name}`));
   const learner = health().learner ?? {};
   const loss = typeof learner.loss === "object" && learner.loss ? Object.values(learner.loss).reduce((a, b) => a + b, 0) : learner.loss;
   fill(figures, { "State": learner.state ?? "–", "Updates": count(learner.updates), "A second": number(learner.updates_per_s), "Loss": number(loss),
@@ -49,7 +49,7 @@ function list(data) {
   const failed = data.failed ?? data.live?.failed ?? [];
   const entries = found.map((entry) => (typeof entry === "string" ? { version: entry } : entry)).sort((a, b) => made(b) - made(a)).slice(0, 20);
   note.hidden = entries.length > 0;
-  versions._kept?.clear();
+  versions._byKey?.clear();
   versions.replaceChildren(...entries.map((entry) => row(entry, live, failed)));
 }
 
@@ -68,16 +68,16 @@ function verdict(entry, version, isLive, failed) {
   if (isLive) return ["good", "live", title];
   if (event?.type === "policy_rolled_back" || failed.includes(version)) return ["bad", "rolled back", title];
   if (event?.type === "policy_rejected") return ["bad", `rejected: ${event.data.step ?? event.data.reason ?? "see events"}`, title];
-  const told = entry.verdict?.state ?? entry.verdict ?? entry.state ?? (event ? proper(event.type) : "candidate");
-  return ["", typeof told === "string" ? told : "judged", title];
+  const verdictText = entry.verdict?.state ?? entry.verdict ?? entry.state ?? (event ? proper(event.type) : "candidate");
+  return ["", typeof verdictText === "string" ? verdictText : "judged", title];
 }
 
 async function promoteTo(version) {
-  if (!(await ask(`Promote ${version}?`, "It goes live between two ticks, on probation: a drop in reward takes it back by itself.", "Promote"))) return;
-  if (await tryTo({ do: "request", verb: "promote", data: { version } }, `${version} promoted`)) refresh();
+  if (!(await ask(`Promote ${version}?`, "It goes live between two ticks, on probation: a drop in reward rolls it back automatically.", "Promote"))) return;
+  if (await send({ do: "request", verb: "promote", data: { version } }, `${version} promoted`)) refresh();
 }
 
 async function rollback() {
   if (!(await ask("Roll back?", "The last good version before this one goes live again.", "Roll back"))) return;
-  if (await tryTo({ do: "request", verb: "rollback", data: {} }, "Rolled back")) refresh();
+  if (await send({ do: "request", verb: "rollback", data: {} }, "Rolled back")) refresh();
 }

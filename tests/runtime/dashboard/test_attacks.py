@@ -1,4 +1,4 @@
-"""Every route, method and wish of the page and of the metrics port: by role, and with what attackers send."""
+"""Every route, method and command of the page and of the metrics port: by role, and with what attackers send."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge
 
 from runtime.dashboard.auth import SESSION_S, TRIES
-from runtime.dashboard.commands import READING_VERBS, RequestWish
+from runtime.dashboard.commands import READING_VERBS, RequestCommand
 from runtime.process.http_server import SHIELD, application, serve
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
@@ -35,7 +35,7 @@ STEERING: list[dict[str, Any]] = [
     {"do": "label", "task": "t", "label": "a"},
     {"do": "text", "stream": "orders", "text": "go"},
 ]
-VERBS = get_args(RequestWish.model_fields["verb"].annotation)
+VERBS = get_args(RequestCommand.model_fields["verb"].annotation)
 BUDGET = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -125,16 +125,16 @@ async def closes(ws: aiohttp.ClientWebSocketResponse) -> None:
 
 
 @pytest.mark.parametrize("role", ["viewer", "operator"])
-async def test_every_wish_by_role(role: str) -> None:
-    wishes = STEERING + [{"do": "request", "verb": verb} for verb in VERBS]
+async def test_every_command_by_role(role: str) -> None:
+    commands = STEERING + [{"do": "request", "verb": verb} for verb in VERBS]
     async with site() as page:
         ws = await page.talk(await page.sign_in(VIEWER if role == "viewer" else OPERATOR))
-        for number, wish in enumerate(wishes, 1):
+        for number, command in enumerate(commands, 1):
             page.wire.sent.clear()
             page.wire.asked.clear()
-            await ws.send_json({**wish, "id": number})
+            await ws.send_json({**command, "id": number})
             answer = await reply(ws, number)
-            if role == "operator" or wish.get("verb") in READING_VERBS:
+            if role == "operator" or command.get("verb") in READING_VERBS:
                 assert "data" in answer
                 assert len(page.wire.sent) + len(page.wire.asked) == 1
             else:
@@ -252,7 +252,7 @@ KEYS = st.sampled_from(
         "decision",
     ]
 )
-WISHES = st.builds(
+COMMANDS = st.builds(
     lambda do, rest: json.dumps({**rest, "do": do}),
     st.sampled_from(["stop", "override", "reward", "label", "text", "request", "watch", "?"]),
     st.dictionaries(KEYS, JSON | st.sampled_from([True, "arm", "explain", "head", 1, {}]), max_size=5),
@@ -262,9 +262,11 @@ RAW = [json.dumps({"do": "request", "verb": "arm", "data": {"x": "?"}}).replace(
 
 
 @pytest.mark.parametrize("token", [VIEWER, OPERATOR], ids=["viewer", "operator"])
-def test_no_wish_makes_the_socket_fail_and_no_viewers_wish_is_sent(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_command_makes_the_socket_fail_and_no_viewers_command_is_sent(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("runtime.dashboard.sockets.PERIOD_S", 0.001)
-    monkeypatch.setattr("runtime.dashboard.sockets.WISHES_PER_S", 1e9)
+    monkeypatch.setattr("runtime.dashboard.sockets.COMMANDS_PER_S", 1e9)
 
     def attack(page: Site, wait: Callable[[Awaitable[Any]], Any]) -> None:
         ws = wait(page.talk(wait(page.sign_in(token))))
@@ -276,15 +278,15 @@ def test_no_wish_makes_the_socket_fail_and_no_viewers_wish_is_sent(token: str, m
             assert "data" in wait(reply(ws, number))
 
         @BUDGET
-        @given(WISHES | st.text(max_size=40).filter(lambda text: text.isprintable()) | st.sampled_from(RAW))
-        def wish(text: str) -> None:
+        @given(COMMANDS | st.text(max_size=40).filter(lambda text: text.isprintable()) | st.sampled_from(RAW))
+        def command(text: str) -> None:
             wait(ws.send_str(text))
             still_answers()
             if token == VIEWER:
                 assert page.wire.sent == []
                 assert {verb for verb, _ in page.wire.asked} <= READING_VERBS
 
-        wish()
+        command()
         wait(ws.close())
 
     attacks_on(site, attack)

@@ -15,8 +15,8 @@ from wire_helpers import address
 from fakes import Mosquitto, free_port, listening
 from fakes_agent import FakeAgent, running
 from runtime.config.loader import load
-from runtime.dashboard.__main__ import main, until_told
-from runtime.dashboard.bridge import Uplink
+from runtime.dashboard.__main__ import main, until_signal
+from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.commands import Unreachable
 from runtime.dashboard.state import ViewState
 from runtime.mqtt.topics import Topics
@@ -25,57 +25,57 @@ from runtime.mqtt.topics import Topics
 async def comes(condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
     try:
         async with asyncio.timeout(within_s):
-            while not condition():  # noqa: ASYNC110 - a mirror announces nothing to wait for
+            while not condition():  # noqa: ASYNC110 - a state announces nothing to wait for
                 await asyncio.sleep(0.005)
     except TimeoutError:
         pytest.fail(f"{what} did not come within {within_s} s")
 
 
 @asynccontextmanager
-async def linked(broker: Mosquitto, watched: list[str]) -> AsyncIterator[tuple[Uplink, ViewState]]:
+async def linked(broker: Mosquitto, watched: list[str]) -> AsyncIterator[tuple[MqttBridge, ViewState]]:
     topics = Topics("demo")
-    mirror = ViewState(topics)
-    uplink = Uplink(address(broker.port), topics, mirror, lambda: watched)
-    task = asyncio.create_task(uplink.run())
+    state = ViewState(topics)
+    bridge = MqttBridge(address(broker.port), topics, state, lambda: watched)
+    task = asyncio.create_task(bridge.run())
     try:
-        await asyncio.wait_for(uplink.control.up(), 10)
-        yield uplink, mirror
+        await asyncio.wait_for(bridge.control.up(), 10)
+        yield bridge, state
     finally:
         task.cancel()
         await asyncio.wait([task])
 
 
 async def test_the_topics_alone_tell_everything_the_page_shows(broker: Mosquitto) -> None:
-    async with running(broker.url), linked(broker, []) as (_, mirror):
-        sections = mirror.sections
+    async with running(broker.url), linked(broker, []) as (_, state):
+        sections = state.sections
         for name in ("link", "status", "info", "health", "decisions", "actuators"):
             await comes(lambda name=name: name in sections, name)  # type: ignore[misc]
         await comes(lambda: "set" in sections["actuators"].get("head", {}), "a command")
         await comes(lambda: "state" in sections["actuators"]["head"], "an acknowledgement")
-        await comes(lambda: "texts" in sections.get("senses", {}).get("orders", {}), "an order")
+        await comes(lambda: "texts" in sections.get("streams", {}).get("orders", {}), "an order")
         assert sections["link"]["connected"] is True
-        assert not mirror.refused
+        assert not state.refused
 
 
 async def test_previews_are_asked_for_only_while_someone_looks(broker: Mosquitto) -> None:
     watched: list[str] = []
-    async with running(broker.url) as agent, linked(broker, watched) as (uplink, mirror):
-        await comes(lambda: "info" in mirror.sections, "info")
+    async with running(broker.url) as agent, linked(broker, watched) as (bridge, state):
+        await comes(lambda: "info" in state.sections, "info")
         await comes(lambda: agent.tick > 10, "ticks")
         assert asked(agent) == []
         watched[:] = ["front", "room"]
-        uplink.watch_changed.set()
-        await comes(lambda: mirror.senses.picture_counts.get("front", 0) >= 3, "three pictures")
-        await comes(lambda: "level_db" in mirror.senses.facts.get("room", {}), "a sound level")
+        bridge.watch_changed.set()
+        await comes(lambda: state.stream_views.picture_counts.get("front", 0) >= 3, "three pictures")
+        await comes(lambda: "level_db" in state.stream_views.contents.get("room", {}), "a sound level")
         assert asked(agent)[0] == {"streams": ["front", "room"]}
         watched.clear()
-        uplink.watch_changed.set()
+        bridge.watch_changed.set()
         before = len(asked(agent))
         watched[:] = ["front"]
-        uplink.watch_changed.set()
+        bridge.watch_changed.set()
         await comes(lambda: len(asked(agent)) > before, "watching again")
         watched.clear()
-        uplink.watch_changed.set()
+        bridge.watch_changed.set()
 
 
 def asked(agent: FakeAgent) -> list[object]:
@@ -85,30 +85,30 @@ def asked(agent: FakeAgent) -> list[object]:
 async def test_requests_are_answered_refused_or_time_out_in_words(
     broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(broker.url) as agent, linked(broker, []) as (uplink, _):
-        assert (await uplink.request("checkpoints", {}))["live"] == agent.live
-        await uplink.publish("reflexd/demo/stop", b'{"engaged": true}', 1)
+    async with running(broker.url) as agent, linked(broker, []) as (bridge, _):
+        assert (await bridge.request("checkpoints", {}))["live"] == agent.live
+        await bridge.publish("reflexd/demo/stop", b'{"engaged": true}', 1)
         await comes(lambda: agent.stopped, "the stop")
         with pytest.raises(Unreachable, match="release it first"):
-            await uplink.request("arm", {})
+            await bridge.request("arm", {})
         monkeypatch.setattr("runtime.dashboard.bridge.ANSWER_S", 0.3)
         agent.topics = Topics("elsewhere")
-    async with linked(broker, []) as (uplink, _):
-        with pytest.raises(Unreachable, match="nobody answered"):
-            await uplink.request("checkpoints", {})
+    async with linked(broker, []) as (bridge, _):
+        with pytest.raises(Unreachable, match="no response"):
+            await bridge.request("checkpoints", {})
 
 
 async def test_a_frozen_broker_is_noticed_within_two_seconds_and_its_return_too(broker: Mosquitto) -> None:
-    async with linked(broker, []) as (uplink, mirror):
-        await comes(lambda: bool(mirror.sections["link"]["connected"]), "the link")
+    async with linked(broker, []) as (bridge, state):
+        await comes(lambda: bool(state.sections["link"]["connected"]), "the link")
         broker.signal(signal.SIGSTOP)
-        await comes(lambda: not mirror.sections["link"]["connected"], "the loss", within_s=2.0)
+        await comes(lambda: not state.sections["link"]["connected"], "the loss", within_s=2.0)
         with pytest.raises(Unreachable, match="not sent"):
-            await uplink.publish("reflexd/demo/stop", b"{}", 1)
+            await bridge.publish("reflexd/demo/stop", b"{}", 1)
         with pytest.raises(Unreachable, match="not sent"):
-            await uplink.request("arm", {})
+            await bridge.request("arm", {})
         broker.signal(signal.SIGCONT)
-        await comes(lambda: bool(mirror.sections["link"]["connected"]), "the return")
+        await comes(lambda: bool(state.sections["link"]["connected"]), "the return")
 
 
 def settings_file(tmp_path: Path, port: int, more: str = "") -> Path:
@@ -125,7 +125,7 @@ async def test_the_process_serves_until_it_is_told_to_end_even_without_a_broker(
     port = free_port()
     config = load(settings_file(tmp_path, port)).config
     assert config.dashboard is not None
-    serving = asyncio.create_task(until_told(config, config.dashboard))
+    serving = asyncio.create_task(until_signal(config, config.dashboard))
     await comes(lambda: listening(port), "the page")
     assert (tmp_path / "state" / "token").stat().st_mode & 0o777 == 0o600
     signal.raise_signal(signal.SIGTERM)

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.dashboard.auth import ALL_TRIES, SESSION_S, TRIES, WINDOW_S, Access, RateLimited, token_file
-from runtime.dashboard.commands import WISHES, Commands, Forbidden, allowed
-from runtime.dashboard.series import MAX_POINTS, Curve, Returns
+from runtime.dashboard.commands import COMMANDS, Commands, Forbidden, allowed
+from runtime.dashboard.series import MAX_POINTS, Returns, TimeSeries
 from runtime.dashboard.state import DECISIONS, EVENTS, QUESTIONS, ViewState
-from runtime.dashboard.streams import StreamViews, loudness
+from runtime.dashboard.streams import StreamViews
 from runtime.mqtt.topics import Topics
 
 
@@ -97,23 +97,23 @@ def test_the_token_file_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
 
 
 def test_a_curve_has_the_means_of_equal_spans_whatever_its_length() -> None:
-    curve = Curve(span_s=1.0)
+    series = TimeSeries(span_s=1.0)
     for i in range(4 * MAX_POINTS + 1):
-        curve.add(float(i), float(i))
-    assert len(curve.points) < MAX_POINTS
-    assert curve.span_s == 8.0
+        series.add(float(i), float(i))
+    assert len(series.points) < MAX_POINTS
+    assert series.span_s == 8.0
     # every point is the mean of the values in its span: stamps 0..7 have the mean 3.5
-    assert curve.points[0] == (pytest.approx(4.0, abs=0.51), 3.5)
-    assert all(abs(value - (stamp - 0.5)) < 1e-6 for stamp, value in curve.points[:50])
+    assert series.points[0] == (pytest.approx(4.0, abs=0.51), 3.5)
+    assert all(abs(value - (stamp - 0.5)) < 1e-6 for stamp, value in series.points[:50])
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=600))
 def test_a_curve_never_leaves_the_range_of_its_values(values: list[float]) -> None:
-    curve = Curve(span_s=0.5)
+    series = TimeSeries(span_s=0.5)
     for i, value in enumerate(values):
-        curve.add(float(i), value)
+        series.add(float(i), value)
     slack = 1e-5 * max(1.0, *(abs(v) for v in values))
-    assert all(min(values) - slack <= v <= max(values) + slack for _, v in curve.points)
+    assert all(min(values) - slack <= v <= max(values) + slack for _, v in series.points)
 
 
 def test_a_return_is_an_episode_where_there_are_any_else_a_minute() -> None:
@@ -124,10 +124,10 @@ def test_a_return_is_an_episode_where_there_are_any_else_a_minute() -> None:
     assert episodes.add(500.0, 1.0, done=False) is None
 
 
-# --- senses and mirror
+# --- senses and state
 
 
-def mirror() -> ViewState:
+def state() -> ViewState:
     made = ViewState(Topics("demo"), wall=Clock())
     tell(
         made,
@@ -149,39 +149,43 @@ def tell(made: ViewState, topic: str, body: object) -> None:
     made.take(f"reflexd/demo/{topic}" if not topic.startswith(("z2m", "home")) else topic, json.dumps(body).encode())
 
 
-def test_loudness_is_in_dbfs() -> None:
+def test_raw_sound_is_shown_as_loudness_in_dbfs() -> None:
+    made = state()
     sine = [int(16_384 * math.sin(2 * math.pi * i / 16)) for i in range(1_600)]
-    level = loudness(struct.pack("<1600h", *sine))
+    made.take("reflexd/demo/in/room", struct.pack("<1600h", *sine) + b"?")
+    level = made.sections["streams"]["room"]
     assert level["level_db"] == pytest.approx(20 * math.log10(0.5 / math.sqrt(2)), abs=0.1)
     assert level["peak_db"] == pytest.approx(-6.0, abs=0.1)
-    assert loudness(bytes(200)) == {"level_db": -90.0, "peak_db": -90.0}
-    assert loudness(b"") == {}
+    made.take("reflexd/demo/in/room", bytes(200))
+    assert made.sections["streams"]["room"]["level_db"] == -90.0
+    made.take("reflexd/demo/in/room", b"")
+    assert made.sections["streams"]["room"]["level_db"] == -90.0
 
 
 def test_pictures_texts_and_numbers_are_kept_as_facts() -> None:
-    made = mirror()
+    made = state()
     made.take("reflexd/demo/in/front", b"\xff\xd8\xff first")
     made.take("reflexd/demo/in/front", b"\xff\xd8\xff too soon")
     made.take("reflexd/demo/preview/front", b"not a picture")
-    assert made.senses.pictures == {"front": b"\xff\xd8\xff first"}
+    assert made.stream_views.pictures == {"front": b"\xff\xd8\xff first"}
     made.take("home/orders", b"find the cat")
     made.take("home/orders", b'{"text": "now the dog"}')
     made.take("home/orders", b"{no json")
-    assert [t["text"] for t in made.sections["senses"]["orders"]["texts"]] == [
+    assert [t["text"] for t in made.sections["streams"]["orders"]["texts"]] == [
         "find the cat",
         "now the dog",
         "{no json",
     ]
     tell(made, "in/joints", {"q": 1, "imu": [0, 2.5]})
-    assert made.sections["senses"]["joints"]["values"] == {"q": 1.0, "/imu/1": 2.5, "gone": None}
-    tell(made, "preview/room", {"level_db": -20.5, "words": "find"})
-    assert made.sections["senses"]["room"]["words"] == "find"
+    assert made.sections["streams"]["joints"]["values"] == {"q": 1.0, "/imu/1": 2.5, "gone": None}
+    tell(made, "preview/room", {"level_db": -20.5, "unknown": "find"})
+    assert "unknown" not in made.sections["streams"]["room"]
     made.take("reflexd/demo/in/room", bytes(64))  # a preview came just now: the raw sound adds nothing
-    assert made.sections["senses"]["room"]["level_db"] == -20.5
+    assert made.sections["streams"]["room"]["level_db"] == -20.5
 
 
 def test_foreign_actuators_are_heard_on_their_own_topics() -> None:
-    made = mirror()
+    made = state()
     tell(made, "z2m/lamp/set", {"state": "ON"})
     made.take("z2m/lamp", b"ON")
     assert made.sections["actuators"]["lamp"]["set"]["state"] == "ON"
@@ -190,7 +194,7 @@ def test_foreign_actuators_are_heard_on_their_own_topics() -> None:
 
 
 def test_memory_is_bounded_and_every_change_has_a_version() -> None:
-    made = mirror()
+    made = state()
     for i in range(300):
         tell(made, "decision", {"id": f"d{i}", "latency_ms": 20, "value": 1.0})
         tell(made, "event", {"type": "label_requested", "data": {"id": f"q{i}", "task": "t"}})
@@ -209,16 +213,16 @@ def test_memory_is_bounded_and_every_change_has_a_version() -> None:
 
 
 def test_learning_is_drawn_from_health_and_rewards() -> None:
-    made = mirror()
+    made = state()
     clock = made.wall
     assert isinstance(clock, Clock)
     for i in range(8):
         clock.now_s += 10
         tell(made, "health", {"learner": {"loss": {"q": 1.0, "pi": i}, "q": 2.0, "reward_mean": None}})
         tell(made, "reward", {"value": 0.5})
-    assert [v for _, v in made.sections["curve/loss"]] == [1.0 + i for i in range(7)]
-    assert [v for _, v in made.sections["curve/reward"]] == [0.5] * 7
-    assert "curve/reward_mean" not in made.sections
+    assert [v for _, v in made.sections["series/loss"]] == [1.0 + i for i in range(7)]
+    assert [v for _, v in made.sections["series/reward"]] == [0.5] * 7
+    assert "series/reward_mean" not in made.sections
 
 
 @given(
@@ -228,7 +232,7 @@ def test_learning_is_drawn_from_health_and_rewards() -> None:
     st.binary(max_size=60),
 )
 def test_whatever_arrives_is_survived(topic: str, payload: bytes) -> None:
-    made = mirror()
+    made = state()
     made.take(f"reflexd/demo/{topic}", payload)
     for section in made.versions:
         json.loads(made.encoded(section))
@@ -259,7 +263,7 @@ JSON = st.recursive(
 
 @given(st.sampled_from(["status", "info", "decision", "event", "reward", "health", "proposal/x", "act/x/state"]), JSON)
 def test_whatever_json_arrives_is_survived(topic: str, body: object) -> None:
-    made = mirror()
+    made = state()
     made.take(f"reflexd/demo/{topic}", json.dumps(body).encode())
     made.take("reflexd/demo/in/orders", b"x")
     for section in made.versions:
@@ -271,7 +275,7 @@ def test_senses_ignore_streams_nobody_declared() -> None:
     assert not StreamViews().take("in", "unknown", b"x", 0.0)
 
 
-# --- wishes
+# --- commands
 
 
 class Wire:
@@ -285,7 +289,7 @@ class Wire:
         return {"verb": verb, **data}
 
 
-WISHES_SEEN = [
+PUBLISHED = [
     ({"do": "stop", "engaged": True}, "stop", {"engaged": True}),
     (
         {"do": "override", "actuator": "head", "value": "left", "hold_s": 2},
@@ -302,37 +306,37 @@ WISHES_SEEN = [
 ]
 
 
-@pytest.mark.parametrize(("wish", "topic", "body"), WISHES_SEEN)
-async def test_a_wish_becomes_the_message_of_the_contract_and_is_an_operators(
-    wish: dict[str, object], topic: str, body: object
+@pytest.mark.parametrize(("command", "topic", "body"), PUBLISHED)
+async def test_a_command_becomes_the_message_of_the_contract_and_is_an_operators(
+    command: dict[str, object], topic: str, body: object
 ) -> None:
     wire, answered = Wire(), list[str]()
     commands = Commands(Topics("demo"), wire, answered.append)
-    parsed = WISHES.validate_python(wish)
+    parsed = COMMANDS.validate_python(command)
     with pytest.raises(Forbidden):
         await commands.execute("viewer", parsed)
     assert wire.sent == []
     await commands.execute("operator", parsed)
     assert wire.sent == [(f"reflexd/demo/{topic}", body, 1)]
-    assert answered == (["q"] if wish["do"] == "label" else [])
+    assert answered == (["q"] if command["do"] == "label" else [])
 
 
 @pytest.mark.parametrize("verb", ["arm", "disarm", "mode", "promote", "rollback", "reload", "record", "finetune"])
 async def test_a_viewer_may_ask_for_nothing_that_changes_anything(verb: str) -> None:
-    wish = WISHES.validate_python({"do": "request", "verb": verb, "data": {"x": 1}})
-    assert not allowed("viewer", wish)
-    answer = await Commands(Topics("demo"), Wire(), lambda _: None).execute("operator", wish)
+    command = COMMANDS.validate_python({"do": "request", "verb": verb, "data": {"x": 1}})
+    assert not allowed("viewer", command)
+    answer = await Commands(Topics("demo"), Wire(), lambda _: None).execute("operator", command)
     assert answer == {"verb": verb, "x": 1}
 
 
 @pytest.mark.parametrize("verb", ["explain", "checkpoints"])
 def test_a_viewer_may_ask_what_only_tells(verb: str) -> None:
-    assert allowed("viewer", WISHES.validate_python({"do": "request", "verb": verb}))
-    assert allowed("viewer", WISHES.validate_python({"do": "watch", "streams": ["front"]}))
+    assert allowed("viewer", COMMANDS.validate_python({"do": "request", "verb": verb}))
+    assert allowed("viewer", COMMANDS.validate_python({"do": "watch", "streams": ["front"]}))
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "command",
     [
         {"do": "text", "stream": "../act/head/set", "text": "x"},
         {"do": "override", "actuator": "+", "value": "x"},
@@ -343,6 +347,6 @@ def test_a_viewer_may_ask_what_only_tells(verb: str) -> None:
         {"do": "stop", "engaged": True, "more": 1},
     ],
 )
-def test_wishes_outside_the_contract_are_refused(wish: dict[str, object]) -> None:
+def test_commands_outside_the_contract_are_refused(command: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="validation error"):
-        WISHES.validate_python(wish)
+        COMMANDS.validate_python(command)

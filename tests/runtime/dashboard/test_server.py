@@ -106,7 +106,7 @@ def test_host_names_follow_from_where_it_listens() -> None:
     assert hosts(DashboardSettings(listen="robot:80")) is None
 
 
-async def test_a_viewers_wishes_move_nothing_and_an_operators_do() -> None:
+async def test_a_viewers_commands_move_nothing_and_an_operators_do() -> None:
     async with site() as page:
         viewer, operator = await page.talk(await page.sign_in(VIEWER)), await page.talk(await page.sign_in(OPERATOR))
         await viewer.send_json({"do": "stop", "engaged": True, "id": 7})
@@ -119,7 +119,7 @@ async def test_a_viewers_wishes_move_nothing_and_an_operators_do() -> None:
         assert (await reply(operator, 9))["data"] == {"verb": "arm"}
 
 
-async def test_a_session_that_ended_can_wish_nothing_more() -> None:
+async def test_a_session_that_ended_can_command_nothing_more() -> None:
     async with site() as page:
         cookie = await page.sign_in(OPERATOR)
         ws = await page.talk(cookie)
@@ -131,7 +131,7 @@ async def test_a_session_that_ended_can_wish_nothing_more() -> None:
         assert page.wire.sent == []
 
 
-async def test_more_wishes_than_a_hand_can_make_are_refused() -> None:
+async def test_more_commands_than_a_hand_can_make_are_refused() -> None:
     async with site() as page:
         ws = await page.talk(await page.sign_in(OPERATOR))
         for number in range(1, 61):
@@ -171,8 +171,8 @@ async def test_pictures_go_only_to_those_who_look() -> None:
         looking, other = await page.talk(cookie), await page.talk(cookie)
         await looking.send_json({"do": "watch", "streams": ["front"]})
         await comes(page.hub, lambda hub: hub.watched == ["front"])
-        page.hub.mirror.senses.pictures["front"] = b"\xff\xd8\xffpicture"
-        page.hub.mirror.senses.picture_counts["front"] = 1
+        page.hub.state.stream_views.pictures["front"] = b"\xff\xd8\xffpicture"
+        page.hub.state.stream_views.picture_counts["front"] = 1
         async with asyncio.timeout(10):
             while (got := await looking.receive()).type is not aiohttp.WSMsgType.BINARY:
                 pass
@@ -196,7 +196,7 @@ async def test_a_browser_that_never_reads_is_dropped_and_the_others_go_on() -> N
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
         )
         await comes(page.hub, lambda hub: len(hub.clients) == 2)
-        page.hub.mirror.set("events", ["x" * 9_000_000])
+        page.hub.state.set("events", ["x" * 9_000_000])
         async with asyncio.timeout(10):
             while json.loads((await other.receive()).data)["sections"].get("events") is None:
                 pass

@@ -11,7 +11,7 @@ import pytest
 from runtime.monitoring.previews import KEEPALIVE_S, PERIOD_S, Previews
 from runtime.mqtt.topics import Refused
 from sensors.codecs.images import read_header
-from sensors.codecs.readings import levels
+from sensors.codecs.loudness import levels
 from sensors.drivers import opencv
 from sensors.readings import Frame, Sound, Telemetry, Text
 

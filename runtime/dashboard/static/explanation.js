@@ -1,19 +1,19 @@
-// Decisions of the last while, one a second, and what each stream contributed to the chosen one.
-import { clock, h, keyed, number, percent, say, seconds, shown } from "./dom.js";
-import { lastDecision, missing } from "./facts.js";
-import { request, section, tryTo } from "./wire.js";
+// Recent decisions, one a second, and what each stream contributed to the chosen one.
+import { clock, h, keyed, number, percent, setText, seconds, shown } from "./dom.js";
+import { lastDecision, missing } from "./derived.js";
+import { request, section, send } from "./socket.js";
 
 const SHOWN = 10;
 const FIRST_MS = 3000;
-const kept = [];
+const listed = [];
 const remembered = new Map();
-let told = null;
+let explained = null;
 let busy = false;
 let asked = 0;
 let list;
 let panel;
 
-export const lastExplanation = () => told;
+export const lastExplanation = () => explained;
 
 export function mount() {
   list = h("ol", { class: "decisions", "aria-label": "Recent decisions, newest first; choose one to explain it" });
@@ -24,15 +24,15 @@ export function mount() {
 export function render() {
   const decision = lastDecision();
   const hovered = list.matches(":hover") || list.contains(document.activeElement);
-  if (decision && !hovered && Math.abs(decision.stamp - (kept[0]?.stamp ?? 0)) >= 1 && decision.id !== kept[0]?.id) {
-    kept.unshift(decision);
-    kept.length = Math.min(kept.length, SHOWN);
+  if (decision && !hovered && Math.abs(decision.stamp - (listed[0]?.stamp ?? 0)) >= 1 && decision.id !== listed[0]?.id) {
+    listed.unshift(decision);
+    listed.length = Math.min(listed.length, SHOWN);
     remembered.set(decision.id, decision);
     if (remembered.size > 200) remembered.delete(remembered.keys().next().value);
   }
   list.classList.toggle("held", hovered);
-  keyed(list, kept.map((d) => d.id), (id) => row(kept.find((d) => d.id === id)), (id, entry) => entry.element.classList.toggle("chosen", told?.decision === id));
-  if (!told && decision && section("status")?.state === "online" && Date.now() - asked > FIRST_MS) { // a young agent has too few ticks to compare with: ask again
+  keyed(list, listed.map((d) => d.id), (id) => row(listed.find((d) => d.id === id)), (id, entry) => entry.element.classList.toggle("chosen", explained?.decision === id));
+  if (!explained && decision && section("status")?.state === "online" && Date.now() - asked > FIRST_MS) { // a young agent has too few ticks to compare with: ask again
     asked = Date.now();
     explain(decision, true);
   }
@@ -68,11 +68,11 @@ export async function explain(decision, quiet = false) {
   busy = true;
   try {
     const data = await request("explain", { decision: decision.id });
-    told = { decision: decision.id, at: decision.stamp, bars: summed(data), data };
+    explained = { decision: decision.id, at: decision.stamp, bars: summed(data), data };
     show(decision);
   } catch (error) {
     if (!quiet) {
-      told = null;
+      explained = null;
       panel.replaceChildren(h("p", { class: "error" }, `Not explained: ${error.message}`));
     }
   } finally {
@@ -81,23 +81,23 @@ export async function explain(decision, quiet = false) {
 }
 
 function show(decision) {
-  const { data } = told;
+  const { data } = explained;
   const parts = Object.entries(data.parts ?? {});
   panel.replaceChildren(
     h("p", { class: "row" }, h("strong", {}, `Decision ${decision.id}`), h("time", { class: "muted" }, clock(decision.stamp))),
-    ...parts.map(([name, part]) => explained(name, part, decision, data)),
+    ...parts.map(([name, part]) => actuatorPart(name, part, decision, data)),
     parts.length ? "" : h("p", { class: "muted" }, "Nothing was done that could be explained."),
     h("p", { class: "muted small" }, facts(data, decision)),
     h("div", { class: "row operator" }, h("span", { class: "small muted" }, "Was it right?"), judge(decision, 1, "Good"), judge(decision, -1, "Bad")));
 }
 
-function explained(name, part, decision, data) {
+function actuatorPart(name, part, decision, data) {
   const all = bars(part);
   const largest = Math.max(1e-9, ...all.map((bar) => Math.abs(bar.value)));
   const value = data.actions?.[name] ?? decision.actions?.[name]?.value;
   const by = data.by?.[name] && data.by[name] !== "policy" ? ` (by ${data.by[name]})` : "";
   return h("div", { class: "stack tight" },
-    h("p", {}, h("strong", {}, `${name} ${shown(value)}${by}`), h("span", { class: "muted small" }, `  ${part.told === "q" ? "value" : "log density"} ${number(part.score)}, ${number(part.baseline)} without what the streams say`)),
+    h("p", {}, h("strong", {}, `${name} ${shown(value)}${by}`), h("span", { class: "muted small" }, `  ${part.told === "q" ? "value" : "log density"} ${number(part.score)}, ${number(part.baseline)} without what the streams setText`)),
     h("ul", { class: "shapley", "aria-label": `Contribution of each stream to ${name}` }, all.map((bar) => shapley(bar, largest, decision))));
 }
 
@@ -118,5 +118,5 @@ function facts(data, decision) {
 }
 
 function judge(decision, value, text) {
-  return h("button", { type: "button", class: "button", onclick: () => tryTo({ do: "reward", value, decision: decision.id }, `Reward ${value > 0 ? "+" : ""}${value} given`) }, text);
+  return h("button", { type: "button", class: "button", onclick: () => send({ do: "reward", value, decision: decision.id }, `Reward ${value > 0 ? "+" : ""}${value} given`) }, text);
 }

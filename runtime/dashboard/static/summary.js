@@ -1,8 +1,8 @@
 // Five questions, each answered in one line.
-import { h, number, percent, say, seconds, shown } from "./dom.js";
-import { age, armed, health, info, lastDecision, missing, mode, stopped, trouble } from "./facts.js";
-import { section } from "./wire.js";
-import { lastExplanation } from "./why.js";
+import { h, number, percent, setText, seconds, shown } from "./dom.js";
+import { age, armed, health, info, lastDecision, missing, mode, stopped, trouble } from "./derived.js";
+import { section } from "./socket.js";
+import { lastExplanation } from "./explanation.js";
 
 const QUESTIONS = [["well", "Is it well?", well], ["see", "What does it see and hear?", sees], ["act", "What does it do?", does],
   ["why", "Why?", why], ["learn", "Is it learning?", learning]];
@@ -22,8 +22,8 @@ export function render() {
   for (const [target, , judge] of QUESTIONS) {
     const [kind, answer, detail] = judge();
     tiles[target].dot.className = `dotmark ${kind}`;
-    say(tiles[target].answer, answer);
-    say(tiles[target].detail, detail);
+    setText(tiles[target].answer, answer);
+    setText(tiles[target].detail, detail);
   }
 }
 
@@ -43,10 +43,9 @@ function well() {
 function sees() {
   const streams = Object.entries(info().streams);
   const fresh = streams.filter(([name]) => !missing(name));
-  const facts = section("senses") ?? {};
-  const text = streams.map(([name]) => facts[name]).filter((f) => f?.text).sort((a, b) => b.at - a.at)[0]?.text;
-  const words = Object.values(facts).find((f) => f.words)?.words;
-  const answer = text ? `“${text}”` : words ? `“${words}”` : fresh.map(([name]) => name).join(", ") || "Nothing";
+  const contents = section("streams") ?? {};
+  const text = streams.map(([name]) => contents[name]).filter((c) => c?.text).sort((a, b) => b.at - a.at)[0]?.text;
+  const answer = text ? `“${text}”` : fresh.map(([name]) => name).join(", ") || "Nothing";
   const worst = Math.max(0, ...fresh.filter(([, s]) => s.kind !== "text").map(([name]) => age(name) ?? 0));
   return [fresh.length ? "good" : "bad", answer, fresh.length ? `${fresh.map(([n]) => n).join(", ")}; oldest ${seconds(worst)}` : "every stream is missing"];
 }
@@ -63,20 +62,20 @@ function does() {
 }
 
 function why() {
-  const told = lastExplanation();
-  if (!told) return ["", "Choose a decision", "to see what each stream contributed"];
-  const total = told.bars.reduce((sum, bar) => sum + Math.abs(bar.value), 0);
-  if (!total) return ["warn", "No stream counted", "the chosen decision would have been the same without them"];
-  const [first, ...rest] = [...told.bars].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  const explanation = lastExplanation();
+  if (!explanation) return ["", "Choose a decision", "to see what each stream contributed"];
+  const total = explanation.bars.reduce((sum, bar) => sum + Math.abs(bar.value), 0);
+  if (!total) return ["warn", "No stream mattered", "the chosen decision would have been the same without them"];
+  const [first, ...rest] = [...explanation.bars].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
   const share = (bar) => `${bar.stream} ${percent(Math.abs(bar.value) / total)}`;
   return ["good", `Mostly ${first.stream}`, [first, ...rest].slice(0, 3).map(share).join(", ")];
 }
 
 function learning() {
   const learner = health().learner ?? {};
-  if (["off", undefined].includes(learner.state)) return ["", "Off", learner.state ? "the learner is not enabled" : "no word from the learner yet"];
+  if (["off", undefined].includes(learner.state)) return ["", "Off", learner.state ? "the learner is not enabled" : "the learner has not reported yet"];
   if (learner.state === "dead") return ["bad", "No", "the learner has stopped reporting"];
-  const points = section("curve/reward_mean") ?? section("curve/reward") ?? [];
+  const points = section("series/reward_mean") ?? section("series/reward") ?? [];
   const part = Math.max(1, Math.floor(points.length / 4));
   const mean = (list) => list.reduce((sum, [, v]) => sum + v, 0) / list.length;
   const trend = points.length >= 4 ? mean(points.slice(-part)) - mean(points.slice(0, part)) : null;

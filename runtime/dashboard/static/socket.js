@@ -1,14 +1,14 @@
-// The web socket: sections of state in, pictures in, wishes out. Reconnects by itself and knows when it is deaf.
+// The web socket: sections of state and pictures in, commands out. It reconnects automatically and notices a silent server.
 import { toast } from "./dom.js";
 
-const DEAF_MS = 2000;
+const SILENT_MS = 2000;
 
 export const state = { sections: {}, role: "viewer", agent: "", connected: false, offset: 0 };
 const listeners = new Set();
 const pictures = new Map();
 const waiting = new Map();
 let socket = null;
-let heard = 0;
+let lastMessageMs = 0;
 let next = 1;
 let watching = [];
 let retry = 250;
@@ -20,7 +20,7 @@ export const operator = () => state.role === "operator";
 /** `listener(names)` is called with the set of sections that changed; an empty set once a second for the clocks. */
 export function onChange(listener) { listeners.add(listener); }
 export function onPicture(stream, listener) { pictures.set(stream, listener); }
-function tell(names) { for (const listener of listeners) listener(names); }
+function notify(names) { for (const listener of listeners) listener(names); }
 
 export function watch(streams) {
   const wanted = document.hidden ? [] : [...streams].sort();
@@ -29,20 +29,20 @@ export function watch(streams) {
   if (state.connected) socket.send(JSON.stringify({ do: "watch", streams: watching }));
 }
 
-/** Sends a wish; resolves to the agent's data, rejects with the reason. */
-export function wish(body) {
+/** Sends a command; resolves to the answer's data, rejects with the reason. */
+export function command(body) {
   if (!state.connected) return Promise.reject(new Error("the page has lost its server"));
   const id = next++;
   socket.send(JSON.stringify({ ...body, id }));
   return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
 }
 
-export const request = (verb, data = {}) => wish({ do: "request", verb, data });
+export const request = (verb, data = {}) => command({ do: "request", verb, data });
 
-/** A wish whose outcome is only shown. */
-export async function tryTo(body, done) {
+/** Sends a command and shows its outcome. */
+export async function send(body, done) {
   try {
-    const data = await wish(body);
+    const data = await command(body);
     if (done) toast(done);
     return data;
   } catch (error) {
@@ -51,8 +51,8 @@ export async function tryTo(body, done) {
   }
 }
 
-function hear(message) {
-  heard = Date.now();
+function receive(message) {
+  lastMessageMs = Date.now();
   if (typeof message.data !== "string") return picture(message.data);
   const news = JSON.parse(message.data);
   state.offset = news.now - Date.now() / 1000;
@@ -64,7 +64,7 @@ function hear(message) {
     else asked?.resolve(reply.data ?? {});
   }
   Object.assign(state.sections, news.sections);
-  tell(new Set(Object.keys(news.sections).concat(news.replies.length ? ["replies"] : [])));
+  notify(new Set(Object.keys(news.sections).concat(news.replies.length ? ["replies"] : [])));
 }
 
 function picture(buffer) {
@@ -76,13 +76,13 @@ function picture(buffer) {
 export function connect() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/socket`);
   socket.binaryType = "arraybuffer";
-  socket.onmessage = hear;
+  socket.onmessage = receive;
   socket.onopen = () => {
     state.connected = true;
-    heard = Date.now();
+    lastMessageMs = Date.now();
     retry = 250;
     socket.send(JSON.stringify({ do: "watch", streams: watching }));
-    tell(new Set(["connected"]));
+    notify(new Set(["connected"]));
   };
   socket.onclose = lost;
 }
@@ -91,7 +91,7 @@ async function lost() {
   state.connected = false;
   for (const asked of waiting.values()) asked.reject(new Error("the connection was lost before an answer came"));
   waiting.clear();
-  tell(new Set(["connected"]));
+  notify(new Set(["connected"]));
   const page = await fetch("/", { redirect: "manual" }).catch(() => null);
   if (page && page.type === "opaqueredirect") return location.replace("/login");
   setTimeout(connect, retry);
@@ -100,11 +100,11 @@ async function lost() {
 }
 
 setInterval(() => {
-  if (state.connected && Date.now() - heard > DEAF_MS) {
+  if (state.connected && Date.now() - lastMessageMs > SILENT_MS) {
     state.connected = false;
     socket.onclose = null;
     socket.close();
     lost();
   }
-  tell(new Set());
+  notify(new Set());
 }, 500);

@@ -1,7 +1,7 @@
-// People teach: answers to its questions, labels, rewards, and a line of text in its ear.
-import { h, keyed, say, shown } from "./dom.js";
-import { info } from "./facts.js";
-import { section, tryTo } from "./wire.js";
+// Feedback from people: answers to queries, labels, rewards, and text for a text stream.
+import { h, keyed, setText, shown } from "./dom.js";
+import { info } from "./derived.js";
+import { section, send } from "./socket.js";
 
 let questions;
 let none;
@@ -20,13 +20,13 @@ export function mount() {
   const text = h("input", { id: "label-text", maxlength: 2000, autocomplete: "off" });
   tasks.addEventListener("change", () => options.replaceChildren(...(info().tasks[tasks.value]?.labels ?? []).map((value) => h("option", { value }))));
   labelling = form("Give a label", [["Task", tasks], ["Text", text], ["Label", label]], "Send label", async () => {
-    await tryTo({ do: "label", task: tasks.value, label: label.value, ...(text.value && { text: text.value }) }, "Label sent");
+    await send({ do: "label", task: tasks.value, label: label.value, ...(text.value && { text: text.value }) }, "Label sent");
     text.value = "";
   });
   labelling.append(options);
   const line = h("input", { id: "text-line", required: true, maxlength: 2000, autocomplete: "off" });
   speaking = form("Tell it something", [["Stream", streams], ["Text", line]], "Send", async () => {
-    await tryTo({ do: "text", stream: streams.value, text: line.value }, "Sent");
+    await send({ do: "text", stream: streams.value, text: line.value }, "Sent");
     line.value = "";
   });
   const judge = h("div", { class: "row operator" }, h("span", { class: "grow" }, "What it does now is"), reward(1, "Good"), reward(-1, "Bad"));
@@ -34,7 +34,7 @@ export function mount() {
 }
 
 function reward(value, text) {
-  return h("button", { type: "button", class: "button", "aria-label": `Reward: ${text}`, onclick: () => tryTo({ do: "reward", value }, `Reward ${value > 0 ? "+" : ""}${value} given`) }, text);
+  return h("button", { type: "button", class: "button", "aria-label": `Reward: ${text}`, onclick: () => send({ do: "reward", value }, `Reward ${value > 0 ? "+" : ""}${value} given`) }, text);
 }
 
 function form(title, fields, send, submit) {
@@ -53,7 +53,7 @@ export function render(changed) {
     tasks.dispatchEvent(new Event("change"));
   }
   const open = section("questions") ?? [];
-  say(none, open.length > 2 ? `It has ${open.length} questions; these are the newest.` : open.length ? "It asks:" : "It has no question now.");
+  setText(none, open.length > 2 ? `It has ${open.length} questions; these are the newest.` : open.length ? "It asks:" : "It has no question now.");
   keyed(questions, open.slice(-2).reverse().map((q) => q.id), (id) => question(open.find((q) => q.id === id)));
 }
 
@@ -67,7 +67,7 @@ function question(asked) {
   const about = asked.text ?? Object.values(asked.reading ?? {}).find((r) => r.text)?.text ?? shown(asked.decision ?? asked.id);
   const candidates = (asked.candidates ?? info().tasks?.[asked.task]?.labels ?? []).map((c) => (typeof c === "string" ? c : c.label ?? c[0])).slice(0, 12);
   // what should have been done instead is shown by doing it
-  const answer = (label) => asked.actuator && label !== asked.value ? tryTo({ do: "override", actuator: asked.actuator, value: label, hold_s: 1 }, `${asked.actuator}: ${label}`) : tryTo({ do: "label", task: asked.task, label, question: asked.id, ...(asked.text && { text: asked.text }), ...(asked.decision && { decision: asked.decision }) }, `Answered: ${label}`);
+  const answer = (label) => asked.actuator && label !== asked.value ? send({ do: "override", actuator: asked.actuator, value: label, hold_s: 1 }, `${asked.actuator}: ${label}`) : send({ do: "label", task: asked.task, label, question: asked.id, ...(asked.text && { text: asked.text }), ...(asked.decision && { decision: asked.decision }) }, `Answered: ${label}`);
   const own = h("input", { "aria-label": "Another answer", maxlength: 2000, placeholder: "another answer" });
   return h("article", { class: "card question", "aria-label": `Question about ${asked.task}` },
     h("p", {}, h("strong", {}, `${asked.task}? `), h("q", {}, about)),

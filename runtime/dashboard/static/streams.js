@@ -1,8 +1,8 @@
-// Streams: pictures while someone looks, loudness, words, texts and numbers, each with its age.
-import { clock, h, keyed, number, say, seconds, shown } from "./dom.js";
-import { age, info, missing } from "./facts.js";
+// Streams: pictures while the page is visible, loudness, recognised text, texts and numbers, each with its age.
+import { clock, h, keyed, number, setText, seconds, shown } from "./dom.js";
+import { age, info, missing } from "./derived.js";
 import { sparkline } from "./charts.js";
-import { onPicture, section, watch } from "./wire.js";
+import { onPicture, section, watch } from "./socket.js";
 
 const visible = new Set();
 const root = () => document.getElementById("streams");
@@ -20,7 +20,7 @@ export function render() {
   const streams = info().streams;
   const order = { camera: 0, microphone: 1, text: 2, telemetry: 3, plugin: 4 };
   const names = Object.keys(streams).sort((a, b) => order[streams[a].kind] - order[streams[b].kind]);
-  keyed(root(), names, (name) => make(name, streams[name]), (name, kept) => refresh(name, kept));
+  keyed(root(), names, (name) => make(name, streams[name]), (name, view) => refresh(name, view));
 }
 
 function make(name, stream) {
@@ -33,13 +33,13 @@ function make(name, stream) {
   return { element, mark, stream, refresh: made.refresh };
 }
 
-function refresh(name, kept) {
+function refresh(name, view) {
   const gone = missing(name);
   const old = age(name);
-  kept.mark.className = `badge ${gone ? "bad" : "good"}`;
-  say(kept.mark, gone ? (old === undefined || old === null ? "never" : `missing, ${seconds(old)}`) : seconds(old));
-  kept.element.classList.toggle("gone", gone);
-  kept.refresh?.((section("senses") ?? {})[name] ?? {});
+  view.mark.className = `badge ${gone ? "bad" : "good"}`;
+  setText(view.mark, gone ? (old === undefined || old === null ? "never" : `missing, ${seconds(old)}`) : seconds(old));
+  view.element.classList.toggle("gone", gone);
+  view.refresh?.((section("streams") ?? {})[name] ?? {});
 }
 
 function camera(name) {
@@ -57,7 +57,7 @@ function camera(name) {
       note.hidden = true;
     } catch {
       note.hidden = false;
-      say(note, "a picture that cannot be shown");
+      setText(note, "a picture that cannot be shown");
     } finally {
       busy = false;
     }
@@ -68,36 +68,36 @@ function camera(name) {
 function microphone(name) {
   const meter = h("meter", { min: -60, max: 0, low: -50, high: -6, optimum: -20, "aria-label": `Sound level of ${name} in dBFS` });
   const level = h("span", { class: "figure" }, "–");
-  const words = h("p", { class: "said" });
+  const words = h("p", { class: "quoted" });
   const line = sparkline();
   let seen = 0;
   return {
     body: h("div", {}, h("div", { class: "row" }, meter, level), line.element, words),
-    refresh(facts) {
-      if (typeof facts.level_db === "number") meter.value = facts.level_db;
-      say(level, typeof facts.level_db === "number" ? `${facts.level_db.toFixed(0)} dB` : "–");
-      if (facts.at && facts.at !== seen) { seen = facts.at; line.add(facts.level_db); }
-      const heard = facts.words ?? recognised(name);
-      say(words, heard ? `“${heard}”` : "");
+    refresh(content) {
+      if (typeof content.level_db === "number") meter.value = content.level_db;
+      setText(level, typeof content.level_db === "number" ? `${content.level_db.toFixed(0)} dB` : "–");
+      if (content.at && content.at !== seen) { seen = content.at; line.add(content.level_db); }
+      const recognisedText = recognised(name);
+      setText(words, recognisedText ? `“${recognisedText}”` : "");
     },
   };
 }
 
-/** Words that a task made of this stream, if any. */
+/** Text that a task recognised in this stream, if any. */
 function recognised(name) {
   const tasks = info().tasks ?? {};
   for (const [task, result] of Object.entries(section("tasks") ?? {})) {
-    if (result.stream === name || tasks[task]?.stream === name) return result.text ?? result.words ?? result.label;
+    if (result.stream === name || tasks[task]?.stream === name) return result.text ?? result.label;
   }
   return undefined;
 }
 
 function text() {
-  const list = h("ol", { class: "said lines", reversed: true });
+  const list = h("ol", { class: "quoted lines", reversed: true });
   return {
     body: list,
-    refresh(facts) {
-      const lines = [...(facts.texts ?? [])].reverse().slice(0, 4);
+    refresh(content) {
+      const lines = [...(content.texts ?? [])].reverse().slice(0, 4);
       keyed(list, lines.map((l) => `${l.at}`), (key) => {
         const found = lines.find((l) => `${l.at}` === key);
         return h("li", {}, h("q", {}, found.text), h("time", {}, clock(found.at)));
@@ -111,17 +111,17 @@ function telemetry() {
   let seen = 0;
   return {
     body: list,
-    refresh(facts) {
-      const values = facts.values ?? {};
-      const fresh = facts.at !== seen;
-      seen = facts.at;
+    refresh(content) {
+      const values = content.values ?? {};
+      const fresh = content.at !== seen;
+      seen = content.at;
       keyed(list, Object.keys(values), (key) => {
         const line = sparkline();
         const figure = h("dd", { class: "figure" });
         return { element: h("div", { class: "value" }, h("dt", {}, key), line.element, figure), line, figure };
-      }, (key, kept) => {
-        say(kept.figure, typeof values[key] === "number" ? number(values[key]) : shown(values[key]));
-        if (fresh && typeof values[key] === "number") kept.line.add(values[key]);
+      }, (key, view) => {
+        setText(view.figure, typeof values[key] === "number" ? number(values[key]) : shown(values[key]));
+        if (fresh && typeof values[key] === "number") view.line.add(values[key]);
       });
     },
   };

@@ -1,8 +1,8 @@
 // Is it well: latency against its budget, age of every stream against its limit, what was dropped and refused.
 import { chart } from "./charts.js";
-import { count, h, keyed, number, say, seconds } from "./dom.js";
-import { age, health, info, missing } from "./facts.js";
-import { operator, section, tryTo } from "./wire.js";
+import { count, h, keyed, number, setText, seconds } from "./dom.js";
+import { age, health, info, missing } from "./derived.js";
+import { operator, section, send } from "./socket.js";
 
 let latency;
 let figures;
@@ -19,11 +19,11 @@ export function mount() {
 }
 
 function button(text, verb) {
-  return h("button", { type: "button", class: "button", onclick: () => tryTo({ do: "request", verb, data: {} }, `${text}: accepted`) }, text);
+  return h("button", { type: "button", class: "button", onclick: () => send({ do: "request", verb, data: {} }, `${text}: accepted`) }, text);
 }
 
 export function render(changed) {
-  if (changed.has("curve/latency")) latency.update(section("curve/latency"));
+  if (changed.has("series/latency")) latency.update(section("series/latency"));
   const tick = health().tick ?? {};
   const budget = info().rate_hz ? 1000 / info().rate_hz : null;
   fill(figures, { "Median": `${number(tick.p50_ms)} ms`, "99 of 100": `${number(tick.p99_ms)} ms`, "Budget": budget ? `${number(budget)} ms` : "–",
@@ -32,12 +32,12 @@ export function render(changed) {
     const bar = h("span", { class: "fill" });
     const figure = h("span", { class: "figure" });
     return { element: h("li", { class: "bar" }, h("span", { class: "name" }, name), h("span", { class: "rail" }, bar), figure), bar, figure };
-  }, (name, kept) => {
+  }, (name, view) => {
     const old = age(name);
     const limit = info().streams[name].max_age_s;
-    kept.bar.style.width = `${Math.min(1, (old ?? limit) / limit) * 100}%`;
-    kept.element.classList.toggle("over", missing(name));
-    say(kept.figure, `${seconds(old)} of ${seconds(limit)}`);
+    view.bar.style.width = `${Math.min(1, (old ?? limit) / limit) * 100}%`;
+    view.element.classList.toggle("over", missing(name));
+    setText(view.figure, `${seconds(old)} of ${seconds(limit)}`);
   });
   listLosses();
 }
@@ -46,7 +46,7 @@ export function fill(list, values) {
   keyed(list, Object.keys(values), (key) => {
     const value = h("dd", {});
     return { element: h("div", {}, h("dt", {}, key), value), value };
-  }, (key, kept) => say(kept.value, values[key]));
+  }, (key, view) => setText(view.value, values[key]));
 }
 
 function listLosses() {
@@ -59,5 +59,5 @@ function listLosses() {
   keyed(losses, keys, (key) => {
     const n = h("span", { class: "figure" });
     return { element: h("li", { class: "row" }, h("span", {}, key), n), n };
-  }, (key, kept) => say(kept.n, lines[key] === undefined ? "" : count(lines[key])));
+  }, (key, view) => setText(view.n, lines[key] === undefined ? "" : count(lines[key])));
 }

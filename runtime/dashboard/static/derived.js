@@ -1,5 +1,5 @@
-// What follows from several sections together: is it stopped, armed, in which mode, what did it last decide.
-import { now, section, state } from "./wire.js";
+// What follows from several sections together: stopped, armed, mode, last decision, connection problems.
+import { now, section, state } from "./socket.js";
 
 const latest = (candidates) => candidates.filter((c) => c.value !== undefined && c.at).sort((a, b) => b.at - a.at)[0]?.value;
 
@@ -11,23 +11,23 @@ function event(types) {
 export function stopped() {
   const status = section("status");
   const health = section("health");
-  const told = event(["stopped", "stop_released"]);
+  const announced = event(["stopped", "stop_released"]);
   return Boolean(latest([
     { value: status ? status.state === "stopped" : undefined, at: status?.at },
     { value: health?.stopped, at: health?.at },
-    { value: told.type && told.type === "stopped", at: told.at },
+    { value: announced.type && announced.type === "stopped", at: announced.at },
   ]));
 }
 
 export function armed() {
   const health = section("health");
   const status = section("status");
-  const told = event(["armed", "disarmed", "stopped"]);
-  const said = { online: !status?.reasons?.includes("not armed"), stopped: false, starting: false, offline: false }[status?.state];
+  const announced = event(["armed", "disarmed", "stopped"]);
+  const byStatus = { online: !status?.reasons?.includes("not armed"), stopped: false, starting: false, offline: false }[status?.state];
   return latest([
-    { value: said, at: status?.at },
+    { value: byStatus, at: status?.at },
     { value: health?.armed, at: health?.at },
-    { value: told.type && told.type === "armed", at: told.at },
+    { value: announced.type && announced.type === "armed", at: announced.at },
   ]);
 }
 
@@ -47,10 +47,10 @@ export function trouble() {
   const link = section("link");
   if (link && !link.connected) return "The broker does not answer. What you see is old, and nothing can be steered from here.";
   const status = section("status");
-  if (!status) return "Nothing has been heard from the agent yet. Is `reflexd run` running?";
+  if (!status) return "The agent has not published anything yet. Is `reflexd run` running?";
   if (status.state === "offline") return "The agent is offline. What you see is old.";
   const decision = lastDecision();
-  if (status.state !== "starting" && (!decision || now() - decision.stamp > 3)) return "No decision has come for over 3 s.";
+  if (status.state !== "starting" && (!decision || now() - decision.stamp > 3)) return "The agent has made no decision for over 3 s.";
   return null;
 }
 

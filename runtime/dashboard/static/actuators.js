@@ -1,7 +1,7 @@
-// Actuators: what the policy wants and how surely, what was sent, whether the device agreed, and a hand on the wheel.
-import { h, keyed, number, percent, say, seconds, shown } from "./dom.js";
-import { info, lastDecision } from "./facts.js";
-import { now, operator, section, tryTo } from "./wire.js";
+// Actuators: the policy's action and its probability, the last command, the device's acknowledgement, and manual override.
+import { h, keyed, number, percent, setText, seconds, shown } from "./dom.js";
+import { info, lastDecision } from "./derived.js";
+import { now, operator, section, send } from "./socket.js";
 
 const root = () => document.getElementById("actuators");
 
@@ -11,7 +11,7 @@ export function mount() {
 
 export function render() {
   const actuators = info().actuators;
-  keyed(root(), Object.keys(actuators), (name) => make(name, actuators[name]), (name, kept) => refresh(name, kept));
+  keyed(root(), Object.keys(actuators), (name) => make(name, actuators[name]), (name, view) => refresh(name, view));
 }
 
 function make(name, about) {
@@ -27,15 +27,15 @@ function make(name, about) {
   return { element, about, value, acknowledged, sent, chart, proposal };
 }
 
-function refresh(name, kept) {
+function refresh(name, view) {
   const known = (section("actuators") ?? {})[name] ?? {};
-  say(kept.value, shown(known.state?.value ?? known.state?.state ?? known.set?.value));
-  const [kind, text] = acknowledgement(kept.about, known);
-  kept.acknowledged.className = `badge ${kind}`;
-  say(kept.acknowledged, text);
-  say(kept.sent, known.set ? `Last command ${shown(known.set.value)}, ${seconds(Math.max(0, now() - known.set.at))} ago, by ${author(known.set)}` : "No command yet");
-  kept.chart.refresh(lastDecision()?.actions?.[name]);
-  propose(name, kept);
+  setText(view.value, shown(known.state?.value ?? known.state?.state ?? known.set?.value));
+  const [kind, text] = acknowledgement(view.about, known);
+  view.acknowledged.className = `badge ${kind}`;
+  setText(view.acknowledged, text);
+  setText(view.sent, known.set ? `Last command ${shown(known.set.value)}, ${seconds(Math.max(0, now() - known.set.at))} ago, by ${author(known.set)}` : "No command yet");
+  view.chart.refresh(lastDecision()?.actions?.[name]);
+  propose(name, view);
 }
 
 function author(command) {
@@ -62,12 +62,12 @@ function choices(name, about) {
         const bar = h("span", { class: "fill" });
         const figure = h("span", { class: "figure" });
         return { element: h("li", { class: "bar" }, h("span", { class: "name" }, choice), h("span", { class: "rail" }, bar), figure), bar, figure };
-      }, (choice, kept) => {
+      }, (choice, view) => {
         const chosen = action.value === choice;
         const p = action.probabilities?.[choice] ?? (chosen ? action.probability : null);
-        kept.bar.style.width = `${Math.min(1, p ?? 0) * 100}%`;
-        kept.element.classList.toggle("chosen", chosen);
-        say(kept.figure, p === null ? "" : percent(p));
+        view.bar.style.width = `${Math.min(1, p ?? 0) * 100}%`;
+        view.element.classList.toggle("chosen", chosen);
+        setText(view.figure, p === null ? "" : percent(p));
       });
     },
   };
@@ -83,30 +83,30 @@ function tracks(name, about) {
         const knob = h("span", { class: "knob" });
         const figure = h("span", { class: "figure" });
         return { element: h("li", { class: "bar" }, h("span", { class: "name" }, key), h("span", { class: "rail thin" }, knob), figure), knob, figure };
-      }, (key, kept) => {
+      }, (key, view) => {
         const value = action?.value?.[Number(key)];
         if (typeof value !== "number") return;
         const [low, high] = [about.low[key], about.high[key]];
-        kept.knob.style.left = `${Math.max(0, Math.min(1, (value - low) / (high - low))) * 100}%`;
-        say(kept.figure, number(value));
+        view.knob.style.left = `${Math.max(0, Math.min(1, (value - low) / (high - low))) * 100}%`;
+        setText(view.figure, number(value));
       });
     },
   };
 }
 
-function propose(name, kept) {
+function propose(name, view) {
   const offer = (section("proposals") ?? {})[name];
   const open = Boolean(offer) && now() - offer.at < 5;
-  if (open && (kept.proposal.hidden || kept.offered !== shown(offer.value))) {
-    kept.offered = shown(offer.value);
-    kept.proposal.replaceChildren(h("span", {}, `Proposes ${shown(offer.value)}`),
+  if (open && (view.proposal.hidden || view.offered !== shown(offer.value))) {
+    view.offered = shown(offer.value);
+    view.proposal.replaceChildren(h("span", {}, `Proposes ${shown(offer.value)}`),
       h("button", { type: "button", class: "button primary", disabled: !operator(), onclick: () => take(name, offer.value, 1) }, "Confirm"));
   }
-  kept.proposal.hidden = !open;
+  view.proposal.hidden = !open;
 }
 
 function take(name, value, hold_s) {
-  return tryTo({ do: "override", actuator: name, value, hold_s }, `${name}: ${shown(value)} for ${hold_s} s`);
+  return send({ do: "override", actuator: name, value, hold_s }, `${name}: ${shown(value)} for ${hold_s} s`);
 }
 
 function override(name, about) {
