@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-import soundfile
 
 from learners.config import TaskSettings
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label
-from sensors.base import PayloadRefused
 from sensors.codecs.readings import decode_media
 
 WIDTH = 16
@@ -74,7 +72,7 @@ class Labels:
         body = subject["raw"].data if "raw" in subject else subject["text"].encode()
         try:
             example = self._example(subject, label)
-        except (ValueError, KeyError, PayloadRefused, soundfile.LibsndfileError):
+        except (ValueError, KeyError):
             self.skipped["unusable"] += 1
             return None
         return Labelled(label.id, hashlib.sha256(body).hexdigest()[:WIDTH], example, label.source)

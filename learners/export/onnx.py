@@ -3,7 +3,7 @@
 The encoders are no part of it: they are models of their own, named with their versions in the manifest beside the graph.
 What comes out is what the policy would do without exploration. Exported by torch's dynamo exporter (`torch.onnx.export`,
 https://docs.pytorch.org/docs/stable/onnx_export.html) and compared with torch in onnxruntime before it is called done.
-The only importer of `onnx` and `onnxruntime`.
+The only user of `onnx` and `onnxruntime`.
 
 Shapes: B batch, H history (oldest first), S streams in the order of the spec, T tokens, W their width, n choices, A components.
 """

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from runtime.agent.components import Components, unready
@@ -23,7 +21,7 @@ from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.monitoring.previews import Previews, Viewer
 from runtime.mqtt import Message
 from runtime.mqtt.topics import Topics
-from runtime.process.http_server import application, serve
+from runtime.process.http_server import serve_metrics
 from sensors.base import TopicSensor
 from sensors.streams.task_output import TaskOutputSensor
 
@@ -105,9 +103,4 @@ def _offer(intake: PayloadDecoder, stream: str, message: Message) -> None:
 def _measure(parts: Components, registry: CollectorRegistry) -> None:
     metrics = parts.config.metrics
     if metrics is not None:
-        parts.jobs["metrics"] = _serve(application(registry, partial(unready, parts)), metrics.listen)
-
-
-async def _serve(app: web.Application, listen: str) -> None:
-    async with serve(app, listen):
-        await asyncio.Event().wait()
+        parts.jobs["metrics"] = serve_metrics(registry, partial(unready, parts), metrics.listen)

@@ -1,4 +1,4 @@
-"""The MQTT 5 connection, topic names with their payload models, and request/response. The only importer of aiomqtt."""
+"""The MQTT 5 connection, topic names with their payload models, and request/response. The only importer of aiomqtt and paho."""
 
 from __future__ import annotations
 

@@ -55,6 +55,16 @@ def application(registry: CollectorRegistry, ready: Ready) -> web.Application:
     return app
 
 
+async def serve_metrics(registry: CollectorRegistry, ready: Ready, listen: str) -> None:
+    """Serve the three routes on `listen` (HOST:PORT) until cancelled.
+
+    Raises:
+        OSError: the address is in use, or belongs to another machine.
+    """
+    async with serve(application(registry, ready), listen):
+        await asyncio.Event().wait()
+
+
 def put_headers(headers: Mapping[str, str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     """A signal handler that puts these headers on each answer, also on refusals."""
 

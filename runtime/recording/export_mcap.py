@@ -6,14 +6,11 @@ looked at: its first decisions hang on a past that is not in it.
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import soundfile
 
 from learners.experience.episodes import CHUNK
 from learners.experience.reader import Reader, Rewarded
@@ -21,6 +18,7 @@ from learners.experience.records import Raw
 from learners.experience.transition import Transition
 from runtime.recording.codec import ReadingCodec, picture
 from runtime.recording.recorder import Channels, Note, Recording, TickRecord, written
+from sensors.codecs.sounds import decode_sound
 from sensors.readings import Reading, Sound, Telemetry, Text
 
 Told = Callable[[int, int], None]
@@ -178,7 +176,7 @@ def _raw(channels: Channels, stamp_ns: int, raw: Raw) -> None:
     if raw.encoding in ("jpeg", "png"):
         channels.add(f"/in/{raw.stream}", "foxglove.CompressedImage", stamp_ns, common | picture(raw.stream, raw.data))
     elif raw.encoding == "flac":
-        samples, rate_hz = soundfile.read(io.BytesIO(raw.data), dtype="float32")
+        samples, rate_hz = decode_sound(raw.data)
         channels.read(Sound(raw.stream, raw.stamp_s, 0, samples, rate_hz), stamp_ns)
     else:
         channels.read(Text(raw.stream, raw.stamp_s, 0, raw.data.decode()), stamp_ns)

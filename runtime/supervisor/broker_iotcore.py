@@ -1,4 +1,4 @@
-"""iotcore as a process of its own: `python -m runtime.broker_iotcore CONFIG.toml`. The only importer of iotcore."""
+"""iotcore as a process of its own: `python -m runtime.supervisor.broker_iotcore CONFIG.toml`. The only importer of iotcore."""
 
 from __future__ import annotations
 

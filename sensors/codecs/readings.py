@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from typing import Any
 
 import numpy as np
-import soundfile
 
-from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_image
 from sensors.codecs.loudness import levels
+from sensors.codecs.sounds import decode_sound, encode_sound
 from sensors.drivers import opencv
 from sensors.readings import Frame, Reading, Sound, Text
 
@@ -30,13 +28,13 @@ def decode_media(encoding: str, data: bytes) -> dict[str, Any]:
 
     Raises:
         ValueError: another encoding.
-        PayloadRefused: not an image of at most `MAX_PIXELS`.
+        PayloadRefused: not an image of at most `MAX_PIXELS`, or not a sound (`sensors.codecs.sounds`).
     """
     if encoding in ("jpeg", "png"):
         return {"picture": decode_image(data, MAX_PIXELS)}
     if encoding == "flac":
-        samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-        return {"sound": np.ascontiguousarray(samples.mean(1)), "rate_hz": int(rate_hz)}
+        samples, rate_hz = decode_sound(data)
+        return {"sound": samples, "rate_hz": rate_hz}
     raise ValueError(f"encoding {encoding!r} is neither an image nor a sound")
 
 
@@ -46,7 +44,7 @@ def decode_reading(stream: str, stamp_s: float, encoding: str, data: bytes) -> R
         return Text(stream, stamp_s, 0, data.decode(errors="replace"))
     try:
         fields = decode_media(encoding, data)
-    except (ValueError, PayloadRefused, soundfile.LibsndfileError):
+    except ValueError:
         return None
     if "picture" in fields:
         return Frame(stream, stamp_s, 0, fields["picture"], data)
@@ -86,10 +84,7 @@ def encode_reading(reading: Reading) -> tuple[str, bytes] | None:
             data = reading.encoded or opencv.encode(reading.image)
             return ("jpeg" if data[:2] == b"\xff\xd8" else "png"), data
         case Sound():
-            buffer = io.BytesIO()
-            samples = np.clip(reading.samples, -1.0, 1.0)
-            soundfile.write(buffer, samples, reading.rate_hz, format="FLAC", subtype="PCM_16")
-            return "flac", buffer.getvalue()
+            return "flac", encode_sound(reading.samples, reading.rate_hz)
         case Text():
             return "utf-8", reading.text.encode()
     return None

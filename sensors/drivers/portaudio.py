@@ -1,4 +1,4 @@
-"""The only importer of sounddevice and soundfile: sound captured from a device or played from a file.
+"""Capture sound from a PortAudio device, or play a sound file in real time. The only importer of sounddevice.
 
 Runs under `sensors.drivers.process`. PortAudio's callback writes into a ring without locks; a plain loop empties it. PortAudio
 lists devices once per process, so a microphone plugged in later is found by the next driver process.

@@ -1,0 +1,62 @@
+"""Sound files from strangers as float32 mono samples, and samples as FLAC.
+
+A header may claim any number of samples, channels and hertz. The decoder reads in blocks and counts what comes, so a
+claim costs nothing. Used for stored readings and for labels; knows no device and no stream.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from sensors.base import PayloadRefused
+
+MAX_SOUND_S = 600.0
+MAX_CHANNELS = 32
+RATES_HZ = (1_000, 384_000)
+_BLOCK = 65_536
+
+
+def decode_sound(data: bytes, max_s: float = MAX_SOUND_S) -> tuple[NDArray[np.float32], int]:
+    """Decode an untrusted sound file to float32 mono, shape (samples,), and its rate in Hz; channels are averaged.
+
+    Raises:
+        PayloadRefused: `undecodable`, `bad_header`, `too_long`, `empty` or `not_finite`.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate_hz, channels = int(file.samplerate), int(file.channels)
+            if channels > MAX_CHANNELS or not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
+                raise PayloadRefused(
+                    "bad_header",
+                    f"the sound claims {channels} channels at {rate_hz} Hz; "
+                    f"at most {MAX_CHANNELS} channels at {RATES_HZ[0]} to {RATES_HZ[1]} Hz are decoded",
+                )
+            samples = _read(file, round(max_s * rate_hz), max_s)
+    except soundfile.SoundFileError as error:
+        raise PayloadRefused("undecodable", f"libsndfile cannot decode it: {error}") from None
+    if not len(samples):
+        raise PayloadRefused("empty", "the sound file holds no samples")
+    if not np.isfinite(samples).all():
+        raise PayloadRefused("not_finite", "the sound holds samples that are not finite")
+    return samples, rate_hz
+
+
+def encode_sound(samples: NDArray[np.float32], rate_hz: int) -> bytes:
+    """Encode float32 mono samples as 16-bit FLAC; values beyond [-1, 1] are clipped."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(samples, -1.0, 1.0), rate_hz, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _read(file: soundfile.SoundFile, limit: int, max_s: float) -> NDArray[np.float32]:
+    blocks, total = [np.empty(0, np.float32)], 0
+    while len(block := file.read(_BLOCK // file.channels or 1, dtype="float32", always_2d=True)):
+        total += len(block)
+        if total > limit:
+            raise PayloadRefused("too_long", f"the sound lasts longer than {max_s:g} s")
+        blocks.append(block.mean(axis=1, dtype=np.float32))
+    return np.concatenate(blocks)
