@@ -72,8 +72,11 @@ def imports(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def package_of(module: str, folders: frozenset[str]) -> str:
-    """Return the folder of a module, dotted; a package's own `__init__` belongs to its folder."""
-    return module if module in folders else module.rpartition(".")[0]
+    """Return the folder of a module, dotted; an `__init__` belongs to its folder.
+
+    An `api` module is a package of its own: it only names what lies below it, for plug-ins, and nothing of ours imports it.
+    """
+    return module if module in folders or module.endswith(".api") else module.rpartition(".")[0]
 
 
 def modules(root: Path) -> list[Path]:

@@ -34,6 +34,7 @@ def test_package_of_module_and_of_init() -> None:
     folders = frozenset({"runtime", "runtime.gate"})
     assert structure.package_of("runtime.gate.host", folders) == "runtime.gate"
     assert structure.package_of("runtime.gate", folders) == "runtime.gate"
+    assert structure.package_of("sensors.api", folders) == "sensors.api"
     assert structure.package_of("runtime.plant", folders) == "runtime"
 
 

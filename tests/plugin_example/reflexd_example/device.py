@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actuators.actions import Value
-from actuators.sim.plant import Device, Outgoing, message
+from actuators.api import Device, Outgoing, Value, message
 
 OUTSIDE_C, HEATER_C_PER_S, LOSS_PER_S = 5.0, 0.5, 0.02
 SWITCH = ("OFF", "ON")

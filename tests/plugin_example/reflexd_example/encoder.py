@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learners.config import EncoderSettings
-from sensors.readings import Frame, Reading
+from learners.api import EncoderSettings
+from sensors.api import Frame, Reading
 
 BINS = 16
 SIDE = 32

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actuators.actions import Value
-from sensors.readings import Observation, Telemetry
+from actuators.api import Value
+from sensors.api import Observation, Telemetry
 
 WANTED_C = 20.0
 HEATING_COSTS = 0.1

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sensors.base import Publish
-from sensors.readings import Telemetry
+from sensors.api import Publish, Telemetry
 
 FIELDS = ("one_minute", "five_minutes", "fifteen_minutes")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +43,31 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     sys.path.remove(str(target))
     for name in [each for each in sys.modules if each.startswith("reflexd_example")]:
         del sys.modules[name]
+
+
+API = ("sensors.api", "actuators.api", "learners.api")
+OURS = {"runtime", "learners", "sensors", "actuators", "configs"}
+
+
+def imported(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import in a file; the name is empty for `import module`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def test_example_imports_only_the_stable_names_of_reflexd() -> None:
+    ours = {
+        (module, name)
+        for path in PACKAGE.rglob("*.py")
+        for module, name in imported(path)
+        if module.partition(".")[0] in OURS
+    }
+    assert ours, "the example uses reflexd"
+    assert {module for module, _ in ours} <= set(API)
+    assert [(m, n) for m, n in ours if n not in importlib.import_module(m).__all__] == []
 
 
 def settings(**options: str | float) -> PluginStreamSettings:

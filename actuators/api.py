@@ -1,0 +1,7 @@
+"""The stable names for plug-ins of `reflexd.actuators` and `reflexd.rewards`; every other module of actuators may move."""
+
+from actuators.actions import Value
+from actuators.sim.plant import Device, Plant, message
+from actuators.wire import Outgoing
+
+__all__ = ["Device", "Outgoing", "Plant", "Value", "message"]

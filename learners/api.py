@@ -1,0 +1,6 @@
+"""The stable names for plug-ins of `reflexd.encoders`; every other module of learners may move."""
+
+from learners.config import EncoderSettings
+from learners.model.encoders.base import Encoder
+
+__all__ = ["Encoder", "EncoderSettings"]
