@@ -111,8 +111,8 @@ class ScriptedEngine:
     acting: str = "untrained"
     from_s: float = 0.0
 
-    async def load(self, directory: Path) -> None:
-        self.version, self.from_s = directory.name, self.now() + LOAD_S
+    async def load(self, version: str) -> None:
+        self.version, self.from_s = version, self.now() + LOAD_S
 
     def acts(self) -> str:
         if self.now() >= self.from_s:

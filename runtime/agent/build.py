@@ -270,5 +270,5 @@ async def _engine(config: Config, checkpoints: Checkpoints, reporter: Reporter, 
         )
     else:
         await watch.before_activation(loaded.manifest.version)
-        await engine.load(checkpoints.folder / loaded.manifest.version)
+        await engine.load(loaded.manifest.version)
     return engine

@@ -13,13 +13,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from runtime.agent.components import Components, unready
-from runtime.control.payload_decoder import PayloadDecoder
 from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.raw_capture import RawCapture, streams_to_keep
 from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.monitoring.previews import Previews, Viewer
-from runtime.mqtt import Message
 from runtime.mqtt.topics import Topics
 from runtime.process.http_server import serve_metrics
 from sensors.base import TopicSensor
@@ -49,7 +47,7 @@ def _listen(parts: Components, topics: Topics, decoders: ThreadPoolExecutor) -> 
     for name, sensor in parts.sensors.items():
         if isinstance(sensor, TopicSensor):
             link = parts.control if parts.config.streams[name].kind in {"text", "telemetry"} else parts.media
-            link.subscribe(sensor.topic or topics("in", name), partial(_offer, parts.intake, name), qos=0)
+            link.subscribe(sensor.topic or topics("in", name), partial(parts.intake.offer, name), qos=0)
     parts.control.subscribe(topics("reward"), lambda message: parts.feedback.reward(message.payload))
     parts.control.subscribe(topics("label"), lambda message: parts.feedback.label(message.payload))
     parts.requests.listen()
@@ -94,10 +92,6 @@ def _told(parts: Components) -> dict[str, Any]:
     """What each actuator was last told."""
     verdict = parts.ticker.gate.latest
     return {name: outcome.value for name, outcome in verdict.outcomes.items()} if verdict else {}
-
-
-def _offer(intake: PayloadDecoder, stream: str, message: Message) -> None:
-    intake.offer(stream, message.payload, message.stamp_s)
 
 
 def _measure(parts: Components, registry: CollectorRegistry) -> None:

@@ -1,7 +1,7 @@
-"""MQTT payloads on their way to a topic sensor: a short bounded queue for each stream, decoded off the event loop.
+"""Decode MQTT payloads for the topic sensors: a short bounded queue for each stream, decoded off the event loop.
 
-Pictures, texts and telemetry keep one payload, the newest; sound keeps a few, because a window is made of consecutive
-chunks. What finds the queue full pushes the oldest out, which is counted as `backlog`.
+Images, texts and telemetry queue one message, the newest; sound queues several, because a window is made of consecutive
+chunks. A message that finds the queue full pushes the oldest out, which is counted as `backlog`.
 """
 
 from __future__ import annotations
@@ -11,27 +11,31 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 
+from runtime.mqtt import Message
 from sensors.base import PayloadRefused, TopicSensor
 from sensors.readings import Reading
 
 SOUND_CHUNKS = 64
+MAX_REASON = 200
+"""Characters kept of a reason, which may quote the payload."""
 
 
 @dataclass(slots=True)
 class _Pending:
     sensor: TopicSensor
-    payloads: deque[tuple[bytes, float]]
+    messages: deque[Message]
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class PayloadDecoder:
-    """Takes payloads from the connection and hands readings on."""
+    """Takes messages from the connection and publishes readings."""
 
     def __init__(
         self, sensors: dict[str, tuple[TopicSensor, str]], publish: Callable[[Reading], None], executor: Executor
     ) -> None:
-        """Set up.
+        """Make a queue for each stream.
 
         Args:
             sensors: by stream, the sensor and its kind (`camera`, `microphone`, `text`, `telemetry`).
@@ -45,14 +49,15 @@ class PayloadDecoder:
         self._publish = publish
         self._executor = executor
         self.drops: dict[str, Counter[str]] = {name: Counter() for name in sensors}
-        self.last_refusal: dict[str, str] = {}
+        self.refusals: dict[str, str] = {}
+        """By stream, why its sensor refused the last payload that it refused."""
 
-    def offer(self, stream: str, payload: bytes, stamp_s: float) -> None:
-        """Take one payload; never blocks."""
+    def offer(self, stream: str, message: Message) -> None:
+        """Queue one message of a stream; never blocks."""
         pending = self._pending[stream]
-        if len(pending.payloads) == pending.payloads.maxlen:
+        if len(pending.messages) == pending.messages.maxlen:
             self.drops[stream]["backlog"] += 1
-        pending.payloads.append((payload, stamp_s))
+        pending.messages.append(message)
         pending.wake.set()
 
     async def run(self) -> None:
@@ -66,12 +71,13 @@ class PayloadDecoder:
         while True:
             await pending.wake.wait()
             pending.wake.clear()
-            while pending.payloads:
-                payload, stamp_s = pending.payloads.popleft()
+            while pending.messages:
+                message = pending.messages.popleft()
+                decode = partial(pending.sensor.decode, message.payload, message.stamp_s)
                 try:
-                    reading = await loop.run_in_executor(self._executor, pending.sensor.decode, payload, stamp_s)
+                    reading = await loop.run_in_executor(self._executor, decode)
                 except PayloadRefused as refusal:  # the sensor has counted it
-                    self.last_refusal[name] = f"{refusal.cause}: {refusal}"
+                    self.refusals[name] = f"{refusal.cause}: {refusal}"[:MAX_REASON]
                     continue
                 if reading is not None:
                     self._publish(reading)

@@ -61,7 +61,7 @@ class PolicyUpdater:
         if self.watcher is not None:
             await self.watcher.before_activation(version)
         try:
-            await self.engine.load(self.checkpoints.folder / version)
+            await self.engine.load(version)
         except CheckpointRefused as refusal:
             self.refused.add(version)
             if self.watcher is not None:

@@ -36,7 +36,7 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
     """The engine with untrained weights; a checkpoint is loaded into it afterwards.
 
     Raises:
-        BrainError: a stream and its encoder do not fit.
+        ModelConfigError: a stream and its encoder do not fit.
         BundledError, UnknownArchitecture, OSError: a model cannot be had.
     """
     torch.set_num_threads(config.engine.threads)
@@ -54,7 +54,7 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
         encoders=encoders,
         routes={name: s.encoder for name, s in config.streams.items() if s.encoder is not None},
         calibrations=Calibrations(config.state_dir, wanted, shared_cache()),
-        read=lambda directory: checkpoints.load(directory.name, {"policy": shapes_of_spec(spec)}),
+        load_weights=checkpoints.load,
         device=device,
         seed=zlib.crc32(config.agent.encode()),
     )
@@ -112,9 +112,3 @@ def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> Strea
         )
     columns = getattr(encoder, "columns", encoder.tokens)  # only pictures have a grid
     return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width, columns)
-
-
-def shapes_of_spec(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight of a policy, without allocating one."""
-    with torch.device("meta"):
-        return {name: tuple(x.shape) for name, x in Policy(spec).state_dict().items()}

@@ -1,4 +1,4 @@
-"""What the engine answers with, and the small pieces it is made of: verified weights, the fused part, actions.
+"""The result of one inference, and how it is made of the heads' output.
 
 Shapes: B batch, S streams, D state.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, S streams, D state.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -17,14 +17,6 @@ from learners.model.features import Features
 from learners.model.heads import HeadOutput
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-
-
-class Weights(Protocol):
-    """A checkpoint in memory, already verified; `learners.checkpoints.store.Loaded` is one."""
-
-    @property
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """By file stem: `policy`, `encoder-vision` ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +41,8 @@ class InferenceResult:
     encoders: dict[str, str] = field(default_factory=dict)
     """The version of every encoder at this tick, by its name, whether its streams were there or not."""
 
-    def told(self) -> dict[str, dict[str, Any]]:
-        """The actions as a `decision` message has them: value, probability, and the probabilities of all choices."""
+    def actions_message(self) -> dict[str, dict[str, Any]]:
+        """Return the actions as the `decision` message has them: value, probability, and the probabilities of all choices."""
         return {
             name: {"value": action.value, "probability": action.probability}
             | ({"probabilities": self.choices[name]} if name in self.choices else {})

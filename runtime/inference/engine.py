@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.checkpoints.tensors import shapes_of
+from learners.checkpoints.manifest import Loaded
+from learners.checkpoints.tensors import Shapes, shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.cuda import CudaGraphRun, stream_of
 from learners.model.backends.selection import Choice as BackendChoice
@@ -39,7 +39,6 @@ from runtime.inference.compiled_policy import compile_policy
 from runtime.inference.decision import (
     FlatPolicyModule,
     InferenceResult,
-    Weights,
     actions_of,
     choices_of,
     forward_scores,
@@ -82,7 +81,7 @@ class Engine:
         encoders: by their name in the settings.
         routes: which encoder reads each stream; telemetry has none.
         calibrations: chooses backends and remembers them.
-        read: turns a checkpoint's directory into verified weights; whatever it raises, `load` raises.
+        load_weights: reads and verifies a version's weights, which must have the given shapes; `load` raises what it raises.
         version: name of the weights to start with.
         device: where the policy lives.
         seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
@@ -92,7 +91,7 @@ class Engine:
     encoders: dict[str, Encoder]
     routes: Mapping[str, str]
     calibrations: Calibrations
-    read: Callable[[Path], Weights]
+    load_weights: Callable[[str, Mapping[str, Shapes]], Loaded]
     version: str = UNTRAINED
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
@@ -128,7 +127,7 @@ class Engine:
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """What a checkpoint's files must hold."""
+        """The shapes that a checkpoint's files must hold."""
         return {"policy": shapes_of(self._live.policy.state_dict())}
 
     @property
@@ -182,15 +181,15 @@ class Engine:
         if continuous is not None:
             continuous.noise.restore(rows.get("noise"))
 
-    async def load(self, directory: Path) -> None:
-        """Bring a checkpoint in: read and fill in the loader thread, flip between two ticks.
+    async def load(self, version: str) -> None:
+        """Activate a version: read and fill in the loader thread, flip between two ticks.
 
         Raises:
-            CheckpointRefused, or whatever else `read` refuses with: the acting weights stay.
+            CheckpointRefused, or whatever else `load_weights` raises: the acting weights stay.
         """
         loop = asyncio.get_running_loop()
         async with self._loading:
-            live = await loop.run_in_executor(self._loader, self._prepare, directory)
+            live = await loop.run_in_executor(self._loader, self._prepare, version)
             await loop.run_in_executor(self._inference, self._flip, live)
         self.version = live.version
 
@@ -217,14 +216,14 @@ class Engine:
         self._live = _Live(live.version, live.policy, {**live.encoders, name: tuned}, live.fuse)
         self._past.clear()
 
-    def _prepare(self, directory: Path) -> _Live:
-        """Standby weights from a checkpoint, ready to run."""
-        weights = self.read(directory)
+    def _prepare(self, version: str) -> _Live:
+        """Fill the standby weights from a checkpoint and compile them."""
+        weights = self.load_weights(version, self.shapes)
         self._standby.load_state_dict(weights.tensors["policy"])
         encoders = {name: self._tuned(name, base, weights) for name, base in self.encoders.items()}
-        return _Live(directory.name, self._standby, encoders, self._fuse_run(self._standby))
+        return _Live(version, self._standby, encoders, self._fuse_run(self._standby))
 
-    def _tuned(self, name: str, base: Encoder, weights: Weights) -> Encoder:
+    def _tuned(self, name: str, base: Encoder, weights: Loaded) -> Encoder:
         """The encoder with the checkpoint's weights; the pretrained one where it brings none."""
         state = weights.tensors.get(ENCODER_FILE + name)
         return base if state is None else self._with_state(name, base, state)

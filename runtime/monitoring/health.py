@@ -87,7 +87,9 @@ class Health:
     def _stream(self, name: str, now: float, stale: Mapping[str, float | None]) -> dict[str, Any]:
         latest = self.inbox.latest(name)
         age = None if latest is None else round(now - latest.stamp_s, 3)
-        return {"age_s": age, "stale": name in stale, "drops": dict(self.drops(name))}
+        figures = {"age_s": age, "stale": name in stale, "drops": dict(self.drops(name))}
+        refusal = self.intake.refusals.get(name)
+        return figures if refusal is None else {**figures, "last_refusal": refusal}
 
     def drops(self, name: str) -> Counter[str]:
         """What a stream lost anywhere on its way, by cause."""

@@ -141,7 +141,7 @@ def decision_body(ticked: TickResult) -> dict[str, Any]:
         "stamp": ticked.stamp_unix_s,
         "policy": decided.policy,
         "mode": ticked.mode,
-        "actions": decided.told(),
+        "actions": decided.actions_message(),
         "value": decided.value,
         "ages_ms": {name: round(age * 1e3, 1) for name, age in observation.ages_s.items()},
         "missing": sorted(observation.missing),

@@ -15,7 +15,7 @@ from typing import Any
 from rich.progress import track
 
 from learners.checkpoints.manifest import CheckpointRefused
-from learners.checkpoints.store import Checkpoints, open_checkpoints
+from learners.checkpoints.store import open_checkpoints
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
 from runtime.inference.build import build_engine
@@ -71,14 +71,12 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
                 f"{path}: recorded with other streams, actuators or policy settings; give the file it was made with: --config"
             )
         tuning = EncoderUpdater(config, engine, lambda _kind, _data: None)
-        return asyncio.run(_replay(recording, tuning, checkpoints, policy, progress=progress))
+        return asyncio.run(_replay(recording, tuning, policy, progress=progress))
     finally:
         engine.close()
 
 
-async def _replay(
-    recording: Recording, tuning: EncoderUpdater, checkpoints: Checkpoints, policy: str | None, *, progress: bool
-) -> Report:
+async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | None, *, progress: bool) -> Report:
     report, engine = Report(), tuning.engine
     await _recall(tuning, parse(recording.metadata().get("encoders", "{}").encode()), "at its begin")
     ticks = recording.ticks()
@@ -86,10 +84,10 @@ async def _replay(
     if first is None:
         return report
     held: dict[str, Reading] = {}
-    await _switch(engine, checkpoints, policy or first[1]["policy"], report)
+    await _switch(engine, policy or first[1]["policy"], report)
     await engine.restore(recording.attachments())
     for fresh, recorded in track(itertools.chain([first], ticks), "replaying", total=None, disable=not progress):
-        await _switch(engine, checkpoints, policy or recorded["policy"], report)
+        await _switch(engine, policy or recorded["policy"], report)
         await _recall(tuning, recorded.get("encoders", {}), recorded["id"])
         held |= {reading.stream: reading for reading in fresh}
         decided = await engine.decide(_observation(recorded, fresh, held), explore=recorded["explore"])
@@ -105,7 +103,7 @@ async def _recall(tuning: EncoderUpdater, encoders: dict[str, str], where: str) 
         raise RecordingError(f"{where}: {gone}") from None
 
 
-async def _switch(engine: Engine, checkpoints: Checkpoints, version: str, report: Report) -> None:
+async def _switch(engine: Engine, version: str, report: Report) -> None:
     if version not in report.versions:
         report.versions.append(version)
     if version == engine.version:
@@ -113,7 +111,7 @@ async def _switch(engine: Engine, checkpoints: Checkpoints, version: str, report
     if version == UNTRAINED:
         raise RecordingError("decisions of untrained weights after trained ones: two sessions in one recording")
     try:
-        await engine.load(checkpoints.folder / version)
+        await engine.load(version)
     except CheckpointRefused as refusal:
         raise RecordingError(
             f"{refusal}; promoted versions are kept, so use the state_dir the recording was made in"
@@ -143,7 +141,7 @@ def _compare(report: Report, recorded: dict[str, Any], decided: InferenceResult)
     report.decisions += 1
     now = {
         name: {key: _plain(x) for key, x in told.items() if key in recorded["actions"].get(name, told)}
-        for name, told in decided.told().items()
+        for name, told in decided.actions_message().items()
     }  # recordings of before have no probabilities of all choices
     if now != recorded["actions"] or decided.value != recorded["value"]:
         report.different.append({"decision": recorded["id"], "recorded": recorded["actions"], "now": now})

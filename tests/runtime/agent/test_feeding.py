@@ -84,7 +84,7 @@ class Link:
 
     posted: list[str] = field(default_factory=list)
 
-    def post(self, topic: str, _payload: bytes, **_: Any) -> bool:
+    def enqueue(self, topic: str, _payload: bytes, **_: Any) -> bool:
         self.posted.append(topic)
         return True
 

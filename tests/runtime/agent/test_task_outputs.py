@@ -43,7 +43,7 @@ tasks:
 class FakeLink:
     posted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
-    def post(self, topic: str, payload: bytes, **_: Any) -> bool:
+    def enqueue(self, topic: str, payload: bytes, **_: Any) -> bool:
         self.posted.append((topic, json.loads(payload)))
         return True
 

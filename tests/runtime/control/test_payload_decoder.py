@@ -8,6 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime.control.payload_decoder import SOUND_CHUNKS, PayloadDecoder
+from runtime.mqtt import Message
 from sensors.base import PayloadRefused
 from sensors.readings import Reading, Text
 
@@ -32,6 +33,10 @@ class FakeSensor:
         return Text(self.name, stamp_s, 0, payload.decode()) if payload else None
 
 
+def message(payload: bytes, stamp_s: float) -> Message:
+    return Message("reflexd/a/in/s", payload, 0, retain=False, stamp_s=stamp_s)
+
+
 async def _offered(kind: str, payloads: list[bytes]) -> tuple[list[str], PayloadDecoder]:
     sensor = FakeSensor("s")
     got: list[str] = []
@@ -48,10 +53,10 @@ async def _offered(kind: str, payloads: list[bytes]) -> tuple[list[str], Payload
         intake = PayloadDecoder({"s": (sensor, kind)}, publish, executor)
         running = asyncio.create_task(intake.run())
         sensor.gate.clear()
-        intake.offer("s", payloads[0], 0.0)
+        intake.offer("s", message(payloads[0], 0.0))
         await asyncio.to_thread(sensor.entered.wait, 5)
         for stamp, payload in enumerate(payloads[1:], start=1):
-            intake.offer("s", payload, float(stamp))
+            intake.offer("s", message(payload, float(stamp)))
         sensor.gate.set()
         async with asyncio.timeout(5):
             await arrived.wait()
@@ -76,4 +81,4 @@ async def test_sound_chunks_keep_their_order_up_to_the_bound() -> None:
 async def test_a_refused_payload_stops_nothing_and_its_reason_is_kept() -> None:
     got, intake = await _offered("microphone", [b"0", b"bad", b"", b"3"])
     assert got == ["0", "3"]
-    assert intake.last_refusal["s"] == "bad: a bad one"
+    assert intake.refusals == {"s": "bad: a bad one"}

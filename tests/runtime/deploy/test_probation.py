@@ -123,8 +123,8 @@ async def test_no_way_back_is_said_and_the_version_stays(tmp_path: Path) -> None
 async def test_a_version_that_cannot_be_loaded_is_not_on_probation(tmp_path: Path) -> None:
     stage = await acting_well(tmp_path, 6)
 
-    async def refuse(directory: Path) -> None:
-        raise CheckpointRefused(directory.name, "wrong_shapes", "too wide")
+    async def refuse(version: str) -> None:
+        raise CheckpointRefused(version, "wrong_shapes", "too wide")
 
     stage.engine.load = refuse  # type: ignore[method-assign]
     stage.checkpoints.promote(stage.version["equal"])

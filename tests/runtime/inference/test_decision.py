@@ -49,7 +49,7 @@ def decided(**changes: Any) -> InferenceResult:
 
 
 def test_the_message_carries_them_beside_value_and_probability() -> None:
-    assert decided().told() == {
+    assert decided().actions_message() == {
         "head": {"value": "left", "probability": 0.5, "probabilities": {"left": 0.5, "stay": 0.25, "right": 0.25}},
         "arm": {"value": (0.25,), "probability": 1.5},
     }
@@ -62,7 +62,7 @@ def compared(recorded: dict[str, Any], now: InferenceResult) -> bool:
 
 
 def test_a_replay_compares_them_where_they_were_recorded() -> None:
-    told = decided().told()
+    told = decided().actions_message()
     assert compared(told, decided())
     assert compared(
         {name: {k: action[k] for k in ("value", "probability")} for name, action in told.items()}, decided()

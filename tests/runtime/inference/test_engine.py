@@ -73,15 +73,26 @@ def spec_of(**changes: Any) -> PolicySpec:
     return PolicySpec(**{"streams": STREAMS, "actions": ACTIONS, "width": 32, "history": 3, **changes})
 
 
-def read(directory: Path) -> Any:
-    return SimpleNamespace(tensors={path.stem: load_file(path) for path in directory.glob("*.safetensors")})
+def nothing(_version: str, _shapes: Any) -> Any:
+    raise AssertionError("no version to load")
+
+
+async def activate(engine: Engine, folder: Path) -> None:
+    """Load a version from its folder."""
+
+    def weights(version: str, _shapes: Any) -> Any:
+        files = (folder.parent / version).glob("*.safetensors")
+        return SimpleNamespace(tensors={path.stem: load_file(path) for path in files})
+
+    engine.load_weights = weights
+    await engine.load(folder.name)
 
 
 def engine_of(spec: PolicySpec, backend: Any = "torch", state_dir: Path | None = None) -> Engine:
     torch.manual_seed(0)
     calibrations = Calibrations(state_dir, Wanted(backend, "float32"))
     routes = {name: encoder for name, encoder in ROUTES.items() if name in spec.names}
-    return Engine(Policy(spec), {"letters": Letters()}, routes, calibrations, read, seed=3)
+    return Engine(Policy(spec), {"letters": Letters()}, routes, calibrations, nothing, seed=3)
 
 
 @pytest.fixture
@@ -169,7 +180,7 @@ async def test_loaded_weights_act_and_a_refused_checkpoint_changes_nothing(engin
     other, folder = Policy(engine.spec).eval(), tmp_path / "000002-0000000a"
     folder.mkdir()
     save(other, folder)
-    await engine.load(folder)
+    await activate(engine, folder)
     after = await engine.decide(observation)
     assert (before.policy, after.policy, engine.version) == ("untrained", folder.name, folder.name)
     assert before.scores != after.scores
@@ -177,12 +188,12 @@ async def test_loaded_weights_act_and_a_refused_checkpoint_changes_nothing(engin
         torch.equal(a, b) for a, b in zip(engine.frozen_policy().parameters(), load(folder).parameters(), strict=True)
     )
 
-    def refuse(_directory: Path) -> Any:
+    def refuse(_version: str, _shapes: Any) -> Any:
         raise OSError("torn")
 
-    engine.read = refuse
+    engine.load_weights = refuse
     with pytest.raises(OSError, match="torn"):
-        await engine.load(folder)
+        await engine.load(folder.name)
     kept = (await engine.decide(observation)).scores["head"]
     assert kept == pytest.approx(after.scores["head"], abs=1e-5)
 
@@ -195,10 +206,10 @@ async def test_the_history_is_fused_again_by_new_weights(engine: Engine, tmp_pat
     save(Policy(engine.spec).eval(), folder)
     for observation in observations[:2]:
         await engine.decide(observation)
-    await engine.load(folder)
+    await activate(engine, folder)
     swapped = await engine.decide(observations[2])
     fresh = engine_of(spec_of())
-    await fresh.load(folder)
+    await activate(fresh, folder)
     for observation in observations:
         want = await fresh.decide(observation)
     fresh.close()
@@ -215,12 +226,12 @@ async def test_a_checkpoint_may_bring_a_tuned_encoder_and_the_next_one_takes_it_
         folder.mkdir()
         save(engine.frozen_policy(), folder)
     save_file({"weight": torch.eye(8), "bias": torch.zeros(8)}, tuned / f"{ENCODER_FILE}letters.safetensors")
-    await engine.load(tuned)
+    await activate(engine, tuned)
     changed = await engine.decide(seen(1, orders=order))
     assert changed.encoded == ("orders",)  # the cached tokens were another encoder's
     assert changed.encoder_versions["orders"] == "letters-8.000000"
     assert changed.tokens["orders"].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
-    await engine.load(plain)
+    await activate(engine, plain)
     back = await engine.decide(seen(2, orders=order))
     assert np.array_equal(back.tokens["orders"], base.tokens["orders"])
 
@@ -237,10 +248,10 @@ async def test_openvino_runs_the_fused_part_and_converts_it_again_after_a_load(t
         decided = await engine.decide(observation)
         plain = engine_of(spec_of())
         if engine.version != "untrained":
-            await plain.load(folder)
+            await activate(plain, folder)
         assert decided.scores["head"] == pytest.approx((await plain.decide(observation)).scores["head"], abs=1e-3)
         plain.close()
-        await engine.load(folder)
+        await activate(engine, folder)
         engine._past.clear()
     engine.close()
 
@@ -267,7 +278,7 @@ async def test_no_decision_waits_for_a_checkpoint_of_100_mb(tmp_path: Path) -> N
     loads: list[float] = []
     for _ in range(3):
         start = time.perf_counter()
-        loading = asyncio.create_task(engine.load(folder))
+        loading = asyncio.create_task(activate(engine, folder))
         while not loading.done():
             busy.append(await decide())
         await loading

@@ -56,7 +56,7 @@ class Silent:
 
     connected, connects = False, 0
 
-    def post(self, *_: object, **__: object) -> None: ...
+    def enqueue(self, *_: object, **__: object) -> None: ...
 
 
 def promote(config: Config, number: int) -> Path:

@@ -33,7 +33,7 @@ class FakeLink:
     answers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def on(self, topic: str, _handler: Any) -> None:
+    def subscribe(self, topic: str, _handler: Any) -> None:
         self.topics.append(topic)
 
     def reply(self, message: Message, payload: bytes, fallback: str) -> bool:
@@ -49,10 +49,10 @@ class FakeEngine:
     version: str = "untrained"
     bad: set[str] = field(default_factory=set)
 
-    async def load(self, directory: Path) -> None:
-        if directory.name in self.bad:
-            raise CheckpointRefused(directory.name, "wrong_hash", "policy.safetensors")
-        self.version = directory.name
+    async def load(self, version: str) -> None:
+        if version in self.bad:
+            raise CheckpointRefused(version, "wrong_hash", "policy.safetensors")
+        self.version = version
 
 
 def _checkpoints(folder: Path, count: int) -> tuple[Checkpoints, list[str]]:
