@@ -102,6 +102,11 @@ class Gate:
         each = self._actuators[actuator]
         return each.value, each.by
 
+    @property
+    def holds(self) -> dict[str, Hold | None]:
+        """The override in force of each actuator, or None."""
+        return {name: each.hold for name, each in self._actuators.items()}
+
     def held_until_s(self, actuator: str) -> float | None:
         """When a person's hold ends, or None."""
         hold = self._actuators[actuator].hold
@@ -154,6 +159,15 @@ class Gate:
         if ruling.sent or ruling.rule in TRANSIENT_RULES:
             each.hold = Hold(checked, now_s + hold_s)
         return ruling
+
+    def end_hold(self, actuator: str, now_s: float) -> list[ActuatorDecision]:
+        """End a person's override now, as if its time were over."""
+        each = self._actuators.get(actuator)
+        if each is None:
+            return [self._unknown(actuator)]
+        if each.hold is not None:
+            each.hold.until_s = min(each.hold.until_s, now_s)
+        return self.tick(now_s)
 
     def stop(self, now_s: float, *, engaged: bool) -> list[ActuatorDecision]:
         """The software stop. Engaging sends every safe action; releasing moves nothing: that takes `arm`."""

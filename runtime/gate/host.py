@@ -25,6 +25,7 @@ from actuators.wire import Commands, Report, WireError, parse_state, state_topic
 from runtime.config.schema import Config
 from runtime.gate import ipc
 from runtime.gate.event_throttle import EventThrottle
+from runtime.gate.holds import HoldPublisher
 from runtime.gate.latches import LatchWriter
 from runtime.gate.status import AgentLiveness, StatusPublisher
 from runtime.mqtt import Connection, Message
@@ -73,12 +74,14 @@ class GateHost:
     topics: Topics = field(init=False)
     publisher: StatusPublisher = field(init=False)
     latches: LatchWriter = field(init=False)
+    holds: HoldPublisher = field(init=False)
 
     def __post_init__(self) -> None:
         self.topics = Topics(self.config.agent)
         self.publisher = StatusPublisher(
             self.gate, self.connection, self.topics, self.feeder, self.agent, describe=self.describe, wall=self.wall
         )
+        self.holds = HoldPublisher(self.gate, self.connection, self.topics, self.wall)
         self.latches = LatchWriter(self.latch_file, lambda: self.gate.latches)
         self.connection.on_connect = self.on_connect
         self.connection.on_connection_change = self.on_connection_change
@@ -251,6 +254,7 @@ class GateHost:
             self.counts["safe again"] += 1
             self.apply(self.gate.go_safe(now_s, "a safe action was not acknowledged"))
         self.publisher.publish_changes()
+        self.holds.publish_changes(now_s)
 
     def _is_unsafe(self, name: str, now_s: float) -> bool:
         sent_s = self._unanswered.get(name)
@@ -260,6 +264,7 @@ class GateHost:
     def on_connect(self) -> None:
         """After every connect: status, info, every device at rest until it has reported."""
         self.publisher.invalidate()
+        self.holds.invalidate()
         self.gate.connected(self.now())
         self.apply(self.gate.go_safe(self.now(), "connected to the broker"))
         self.publisher.publish_changes()

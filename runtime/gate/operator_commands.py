@@ -7,7 +7,8 @@ is always obeyed. Requests are answered once, with the data or the reason why no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from pydantic import Field
@@ -26,6 +27,12 @@ class ModeRequest(Payload):
     actuator: str | None = Field(None, max_length=64)
 
 
+class EndOverrideRequest(Payload):
+    """`request/end_override`: the policy may act again at once."""
+
+    actuator: str = Field(max_length=64)
+
+
 class OperatorCommands:
     """Takes the operator's messages from the connection to the gate."""
 
@@ -38,14 +45,15 @@ class OperatorCommands:
         subscribe(topics("stop"), self.stop)
         for name in host.config.actuators:
             subscribe(topics("override", name), self.override)
-        for verb in ("arm", "disarm", "mode", "reload"):
+        for verb in ("arm", "disarm", "mode", "end_override", "reload"):
             subscribe(topics("request", verb), self.requested)
 
     def stop(self, message: Message) -> None:
-        """The software stop."""
-        stop = decode(Stop, message.payload)
-        if message.retain and not stop.engaged:
-            raise Refused("a retained release is ignored")
+        """Engage or release the software stop, and answer where the message names a response topic."""
+        with self._refusing(message):
+            stop = decode(Stop, message.payload)
+            if message.retain and not stop.engaged:
+                raise Refused("a retained release is ignored")
         host = self.host
         was = host.gate.stopped
         host.apply(host.gate.stop(host.now(), engaged=stop.engaged))
@@ -53,11 +61,13 @@ class OperatorCommands:
             host.publisher.event("stopped" if stop.engaged else "stop_released", {})
         host.publisher.publish_changes()
         host.latches.changed()
+        self._respond(message, {"stopped": host.gate.stopped, "armed": host.gate.armed})
 
     def override(self, message: Message) -> None:
-        """A person acts."""
-        _not_retained(message)
-        wish = decode(Override, message.payload)
+        """Apply a person's override, and answer where the message names a response topic."""
+        with self._refusing(message):
+            _not_retained(message)
+            wish = decode(Override, message.payload)
         name = message.topic.rsplit("/", 1)[-1]
         host = self.host
         ruling = host.gate.override(name, wish.value, wish.hold_s, host.now())
@@ -68,6 +78,7 @@ class OperatorCommands:
             self._overridden[name] = told
             host.publisher.event("override", told)
         host.publisher.publish_changes()
+        self._respond(message, told | {"reason": ruling.reason})
 
     def requested(self, message: Message) -> None:
         """One request."""
@@ -103,7 +114,9 @@ class OperatorCommands:
 
     def _do(self, verb: str, payload: bytes) -> dict[str, Any]:
         host = self.host
-        data = {"arm": self._arm, "disarm": self._disarm, "mode": self._mode}[verb](payload)
+        data = {"arm": self._arm, "disarm": self._disarm, "mode": self._mode, "end_override": self._end_override}[verb](
+            payload
+        )
         host.publisher.publish_changes()
         host.latches.changed()
         return data
@@ -127,6 +140,29 @@ class OperatorCommands:
         host.apply(host.gate.set_mode(wish.mode, host.now(), wish.actuator))
         host.publisher.event("mode_changed", {"modes": host.gate.modes})
         return {"modes": host.gate.modes}
+
+    def _end_override(self, payload: bytes) -> dict[str, Any]:
+        name = decode(EndOverrideRequest, payload).actuator
+        host = self.host
+        if name not in host.config.actuators:
+            raise Refused(f"actuator: {name!r} is not configured; there are {sorted(host.config.actuators)}")
+        host.apply(host.gate.end_hold(name, host.now()))
+        host.holds.publish_changes(host.now())
+        return {"actuator": name}
+
+    @contextmanager
+    def _refusing(self, message: Message) -> Iterator[None]:
+        """Answer a refusal where the message names a response topic, and pass it on to the connection, which counts it."""
+        try:
+            yield
+        except Refused as refusal:
+            if message.response_topic is not None:
+                self._reply(message, {"status": "error", "error": str(refusal)})
+            raise
+
+    def _respond(self, message: Message, data: dict[str, Any]) -> None:
+        if message.response_topic is not None:
+            self._reply(message, {"status": "ok", "data": data})
 
     def _reply(self, message: Message, answer: dict[str, Any]) -> None:
         verb = message.topic.rsplit("/", 1)[-1]

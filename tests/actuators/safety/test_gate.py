@@ -534,6 +534,26 @@ def test_mode_change_to_the_same_mode_keeps_acting() -> None:
 # Overrides.
 
 
+def test_a_person_gives_an_override_back() -> None:
+    gate = make()
+    gate.override("head", "left", 60.0, 10.05)
+    assert gate.holds["head"] is not None
+    assert gate.end_hold("head", 10.06) == []
+    assert gate.holds["head"] is None
+    assert one(gate, 10.1, "head", "right") == ActuatorDecision("head", "right", None, "policy")
+    assert gate.end_hold("head", 10.11) == [], "nothing is held"
+    assert [ruling.rule for ruling in gate.end_hold("nose", 10.12)] == ["unknown_actuator"]
+
+
+def test_outside_autonomous_mode_an_override_given_back_ends_in_the_safe_action() -> None:
+    gate = make()
+    assert gate.set_mode("assist", 10.04) == []
+    gate.override("head", "left", 60.0, 10.05)
+    assert [(ruling.actuator, ruling.value, ruling.by) for ruling in gate.end_hold("head", 10.06)] == [
+        ("head", "stay", "gate")
+    ]
+
+
 def test_the_policy_yields_and_control_returns() -> None:
     gate = make()
     assert gate.override("head", "left", 0.5, 11.0) == ActuatorDecision("head", "left", None, "override")

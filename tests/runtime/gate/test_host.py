@@ -281,6 +281,57 @@ async def test_override_yields_and_is_told(tmp_path: Path, broker: Mosquitto) ->
     assert (second["sent"], second["rule"]) == (False, "unknown_choice")
 
 
+async def test_an_override_and_a_stop_are_answered_by_the_gate(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker, gate={"reconcile_s": 0.1, "arm": "request"}) as world:
+
+        async def press(*parts: str, **body: Any) -> dict[str, Any]:
+            reply_to = TOPICS("response", "page")
+            answer = await world.outside.request(TOPICS(*parts), encode(body), reply_to=reply_to, timeout_s=5)
+            data: dict[str, Any] = orjson.loads(answer.payload)
+            return data
+
+        await world.propose({})
+        disarmed = (await press("override", "head", value="left", hold_s=2))["data"]
+        assert (disarmed["sent"], disarmed["rule"], disarmed["reason"]) == (False, "disarmed", "not armed")
+        assert (await world.ask("arm"))["status"] == "ok"
+        await world.armed()
+        moved = (await press("override", "head", value="left", hold_s=2))["data"]
+        assert (moved["sent"], moved["value"], moved["hold_s"]) == (True, "left", 2)
+        assert "hold_s" in (await press("override", "head", value="left", hold_s=-1))["error"]
+        assert (await press("stop", engaged=True))["data"] == {"stopped": True, "armed": False}
+        assert "engaged" in (await press("stop", engaged="yes"))["error"]
+        assert world.host.connection.refused == {TOPICS("stop"): 1, TOPICS("override", "head"): 1}
+
+
+async def test_holds_are_published_and_can_be_ended(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        await eventually(lambda: world.of("hold", "head")[-1:] == [{"value": None, "until": None}])
+        await world.send(TOPICS("override", "head"), {"value": "right", "hold_s": 60})
+        await eventually(lambda: world.of("hold", "head")[-1]["value"] == "right")
+        assert 55 < world.of("hold", "head")[-1]["until"] - time.time() <= 60
+        await world.propose({"head": "left"})
+        assert (await world.ask("end_override", actuator="head"))["data"] == {"actuator": "head"}
+        await eventually(lambda: world.of("hold", "head")[-1]["until"] is None)
+        await world.moving("left")
+        assert "not configured" in (await world.ask("end_override", actuator="nose"))["error"]
+
+
+async def test_a_hold_that_is_extended_many_times_a_second_is_published_rarely(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    async with world_of(tmp_path, broker) as world:
+        host = world.host
+        await world.armed()
+        before, start_s = len(world.of("hold", "head")), host.now()
+        for number in range(20):  # no await: the host's own tick does not come between
+            host.gate.override("head", "right", 10.0, start_s + number / 20)
+            host.holds.publish_changes(start_s + number / 20)
+        await eventually(lambda: len(world.of("hold", "head")) == before + 2)
+        await world.propose({})
+        assert len(world.of("hold", "head")) == before + 2
+
+
 async def test_requests_are_answered(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker, gate={"reconcile_s": 0.1, "arm": "request"}) as world:
         await world.propose({})
