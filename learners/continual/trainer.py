@@ -1,4 +1,4 @@
-"""Periodic fine-tuning of a task from labels that arrive while running; the learner process calls it between its updates.
+"""Periodic fine-tuning of a task from labels that arrive while running, in a process of its own (`learners/worker/finetuning.py`).
 
 Every `every_s`, with at least `min_labels` new labels: train a candidate on the new ones and a replay of earlier ones (class
 by class, Rolnick et al. 2019: rehearsal against forgetting), and promote it or not. A fixed part of the labels never trains: as
@@ -155,6 +155,10 @@ class ContinualTrainer:
         memory = self.memory
         return self.labels.count(max(self._learned(memory), memory.tried)) >= self.finetune.min_labels
 
+    def restart_timer(self) -> None:
+        """Count `every_s` from now: a fine-tune starts."""
+        self._last_s = self._clock()
+
     def _learned(self, memory: TrainerState) -> int:
         """The last label that was learned or refused; a version that a person promoted says which it learned."""
         live = self.versions.live()
@@ -167,7 +171,7 @@ class ContinualTrainer:
             DataError: no new label is usable, or the file of held-out examples is not.
             trainer.Stopped: `stop` said so; nothing has changed.
         """
-        self._last_s = self._clock()
+        self.restart_timer()
         start_s = time.monotonic()
         memory, holdout, before = self.memory, self.holdout(), self._before()
         wave = self._wave(memory, before, tell, stop)

@@ -6,6 +6,7 @@ than losing it. Bounded: with `limit` files waiting, newcomers are dropped and c
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -51,7 +52,8 @@ class Outbox:
         stamp_s = self._clock()
         self._count += 1
         body = orjson.dumps({"kind": kind, "stamp_s": stamp_s, "fields": fields}, option=orjson.OPT_SERIALIZE_NUMPY)
-        write_atomically(self.folder / f"{int(stamp_s * 1e6):020d}-{self._count:06d}.json", body, durable=False)
+        name = f"{int(stamp_s * 1e6):020d}-{self._count:06d}-{os.getpid()}.json"  # several processes post
+        write_atomically(self.folder / name, body, durable=False)
         return True
 
     def collect(self) -> list[Event]:

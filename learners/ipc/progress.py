@@ -1,9 +1,10 @@
-"""What the learner says about itself: one small JSON file, replaced by a rename, read by the agent for `health` and metrics.
+"""The learner's progress: one small JSON file, replaced by a rename, which the agent reads for `health` and metrics.
 
-Fields: `state` starting, waiting (too little experience), training, idle (nothing owed), stopped; `updates`; `updates_per_s` over the
-last half minute; `owed` updates not done yet; `loss` and further metrics as the algorithm names them; `q` the mean value
-of sampled actions; `buffer` transitions in memory, `taught` and `failures` among them; `row` the last one read;
-`reward_mean` of the last thousand; `policy` the live version; `candidate` the last one evaluated.
+Fields: `state` (starting; waiting: too little experience; training; idle: no update is owed; finetuning: a task is being fine-tuned,
+while training goes on; stopped); `updates`; `updates_per_s` over the last half minute; `owed` updates not done yet; `loss` and further
+metrics as the algorithm names them; `q` the mean value of sampled actions; `buffer` transitions in memory, `taught` and `failures`
+among them; `row` the last one read; `reward_mean` of the last thousand; `policy` the live version; `candidate` the last one evaluated;
+`finetuning` task, epoch, step, loss and score of a running fine-tune, or null.
 """
 
 from __future__ import annotations

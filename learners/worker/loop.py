@@ -1,21 +1,21 @@
-"""The learner process: `python -m learners.process SETTINGS.json`.
+"""The learner process's main loop, for one policy spec after another (`python -m learners.worker SETTINGS.json`).
 
-Waits for the spec the agent leaves, resumes, and then, until told to stop: takes in new experience every `update_every_s`,
-updates the policy, every `promote_every_s` puts a candidate on trial and promotes it if it passes. A trial takes a while (its
-shadow step watches fresh ticks): it goes on a little in every round, beside training. It touches no actuator and
-no network: checkpoints, `learner/progress.json` and the outbox are all it leaves. Started and restarted by the supervisor.
+The loop waits for the policy spec that the agent writes and resumes from the saved state. Then it repeats until it is stopped:
+ingest new experience every `update_every_s`, update the policy, start a candidate's evaluation every `promote_every_s`. An
+evaluation takes a while, because its shadow step waits for fresh ticks: each round advances it a little. A fine-tune runs in a
+process of its own. The learner uses no actuator and no network: it writes checkpoints, `learner/progress.json` and the outbox.
+The supervisor starts and restarts it.
 
 Events in the outbox: `policy_promoted`, `policy_rejected` (with every step's figures), `checkpoint_refused`,
-`learner_resumed`, `learner_waits`, `update_skipped`.
+`learner_resumed`, `learner_waits`; of fine-tunes see `finetune_process.py`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +24,9 @@ from torch import Tensor, nn
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.store import Checkpoints, open_checkpoints
-from learners.continual.trainer import ContinualTrainer
 from learners.device import pick_device
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
-from learners.finetune.trainer import Stopped
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec
 from learners.ipc.progress import Progress
@@ -42,8 +40,9 @@ from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder
 from learners.reencoding.token_store import TokenStore
 from learners.safeguards.probation import on_probation
-from learners.tasks.base import DataError
 from learners.worker.candidates import CandidateManager
+from learners.worker.finetune_process import tasks_of
+from learners.worker.finetuning import FinetuneRunner
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
 from learners.worker.priority import background_stream
@@ -62,14 +61,11 @@ class LearnerLoop:
         *,
         build: Callable[[PolicySpec], nn.Module] = Policy,
         steps: Mapping[str, Step] = STEPS,
-        periodic_jobs: Sequence[Callable[[], object]] = (),
     ) -> None:
         folder = inputs.state_dir / "learner"
         key = load_key(inputs.state_dir, credentials_folder())
         promotion = inputs.promotion
         self.inputs, self.spec, self.stop = inputs, spec, stop
-        self.periodic_jobs = periodic_jobs
-        """Called once a round, such as periodic fine-tuning; they look at the clock themselves."""
         self.device = pick_device(inputs.device)
         self.reader = Reader(inputs.state_dir / "experience")
         self.outbox = Outbox(folder / "outbox")
@@ -88,7 +84,9 @@ class LearnerLoop:
             recoded=recoded,
         )
         self.reencoder = Reencoder(self.reader, recoded, EncoderVersions(inputs))
-        feeding = Feeding(tasks_of(inputs, self.reader))
+        tasks = tasks_of(inputs, self.reader)
+        feeding = Feeding(tasks)
+        self.finetuning = FinetuneRunner(inputs, tasks, self.outbox)
         self.trials = CandidateManager(
             self.learner, self.versions, self.reader, self.outbox, build, promotion, steps, feeding, inputs.tick.rate_hz
         )
@@ -100,8 +98,10 @@ class LearnerLoop:
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             self.begin()
             while not self.stop.is_set() and self._same_spec():
-                self.once()
+                self.step()
+            self.finetuning.stop()
             self.learner.save()
+            self.finetuning.close()
             self._tell("stopped", now=True)
         self.reader.close()
         self.reencoder.recoded.close()
@@ -121,19 +121,18 @@ class LearnerLoop:
         position = self.learner.position
         self.outbox.post("learner_resumed", {"resumed": resumed, "update": position.update, "row": position.row})
 
-    def once(self) -> None:
-        """One round: take in, update for a while, and what has become due."""
+    def step(self) -> None:
+        """Do one round: ingest experience, update the policy for a while, and start or continue what is due."""
         settings = self.inputs.learner
         self.trials.follow_rollback()
         self.learner.ingest()
         done = self.learner.train(time.monotonic() + settings.update_every_s)
         state = "training" if done else ("waiting" if not self.learner.position.update else "idle")
-        self._tell(state)
+        self.finetuning.step()
+        self._tell("finetuning" if self.finetuning.task else state)
         if not done:
             self.stop.wait(min(settings.update_every_s, 1.0))
         with torch.random.fork_rng(devices=[]):
-            for chore in self.periodic_jobs:
-                chore()
             self.reencoder.step(self.learner.replay, time.monotonic() + settings.update_every_s / 2)
         self.learner.take_reencoded()
         if self._is_due("save", settings.save_every_s):
@@ -208,6 +207,7 @@ class LearnerLoop:
             "candidate": self.trials.verdict.fields() if self.trials.verdict else None,
             "on_trial": self.trials.on_trial(),
             "unreadable": self.reader.unreadable,
+            "finetuning": self.finetuning.progress(),
             "reencoded": self.reencoder.figures(),
         }
 
@@ -224,39 +224,4 @@ def serve(inputs: LearnerConfig, stop: threading.Event) -> None:
             waited = True
             stop.wait(POLL_S)
             continue
-        LearnerLoop(inputs, spec, stop, periodic_jobs=periodic_jobs(inputs, outbox, stop)).run()
-
-
-def periodic_jobs(inputs: LearnerConfig, outbox: Outbox, stop: threading.Event) -> list[Callable[[], object]]:
-    """Periodic fine-tuning of every task, and what was wished for on `request/finetune`."""
-    folder = inputs.state_dir / "learner"
-    reader = Reader(inputs.state_dir / "experience")
-    tasks = tasks_of(inputs, reader)
-    wishes = Outbox(folder / "wishes", limit=16)
-    return [partial(_finetune, tasks, wishes, outbox, stop)] if tasks else []
-
-
-def tasks_of(inputs: LearnerConfig, reader: Reader) -> dict[str, ContinualTrainer]:
-    """The fine-tuning of every task."""
-    folder = inputs.state_dir / "learner" / "tasks"
-    return {
-        name: ContinualTrainer(name, settings, inputs.finetune, folder, reader, seed=inputs.learner.seed)
-        for name, settings in inputs.tasks.items()
-    }
-
-
-def _finetune(tasks: Mapping[str, ContinualTrainer], wishes: Outbox, outbox: Outbox, stop: threading.Event) -> None:
-    wished: set[str] = set()
-    for wish in wishes.collect():
-        wished |= {wish.fields["task"]} if wish.fields.get("task") else set(tasks)
-        wish.acknowledge()
-    for name, task in tasks.items():
-        if name in wished or task.due():
-            try:
-                verdict = task.run(stop=stop.is_set)
-            except (DataError, Stopped) as reason:
-                outbox.post("finetune_skipped", {"task": name, "reason": str(reason)})
-            else:
-                outbox.post(verdict.event, {"task": name, **verdict.fields})
-                for source in verdict.blamed:
-                    outbox.post("source_quarantined", source)
+        LearnerLoop(inputs, spec, stop).run()

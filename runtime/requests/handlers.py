@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import Field
 
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.store import Checkpoints
-from learners.ipc.outbox import Outbox
+from learners.ipc.requests import LIMIT, FinetuneRequests
 from runtime.config.schema import Config
 from runtime.deploy.task_versions import TaskRefused, TaskVersions
 from runtime.mqtt import Connection, Message
@@ -185,12 +186,15 @@ def _row(manifest: Manifest) -> Answer:
 
 
 async def request_finetune(config: Config, task: str | None) -> Answer:
-    """Leave the wish for the learner, which answers with events."""
+    """Queue the request for the learner, which answers with events."""
     if not config.learner.enabled:
-        raise RequestFailed("learner.enabled is false: there is nobody to fine-tune")
+        raise RequestFailed("no learner process is running (learner.enabled is false)")
     if task is not None and task not in config.tasks:
         raise RequestFailed(f"{task!r} is not under tasks: {sorted(config.tasks)}")
-    wishes = Outbox(config.state_dir / "learner" / "wishes", limit=16)
-    if not await asyncio.to_thread(wishes.post, "finetune", {"task": task}):
-        raise RequestFailed("16 wishes are waiting; the learner is busy or gone")
+    if not await asyncio.to_thread(_queue_finetune, config.state_dir, task):
+        raise RequestFailed(f"fine-tune queue is full ({LIMIT}); the learner is busy or not running")
     return {"task": task, "state": "asked"}
+
+
+def _queue_finetune(state_dir: Path, task: str | None) -> bool:
+    return FinetuneRequests(state_dir).add(task)

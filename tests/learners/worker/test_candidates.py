@@ -148,7 +148,7 @@ def test_a_round_never_waits_for_a_trial(tmp_path: Path) -> None:
     one.learner.train(float("inf"), until=610)
     one.trials.begin()
     for _ in range(5):
-        one.once()
+        one.step()
     assert one.trials.examination is not None  # and every round came back
 
 
@@ -198,7 +198,7 @@ def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> Non
             one.reader,
         )
     one.begin()
-    one.once()
+    one.step()
     assert one.trials.run() is not None
     live = one.versions.live().version
     manifest = next(m for m in one.versions.list() if m.version == live)

@@ -62,7 +62,7 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 300)
     one = background(tmp_path)
     one.begin()
-    one.once()
+    one.step()
     assert one.learner.position.update > 0
     verdict = one.trials.run()
     assert verdict is not None
@@ -87,21 +87,6 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     assert progress["state"] == "training"
 
 
-def test_periodic_jobs_are_done_every_round_and_leave_no_trace_in_learning(tmp_path: Path) -> None:
-    learning.fill(tmp_path, 0, 100)
-    done: list[float] = []
-    one = background(tmp_path)
-    one.periodic_jobs = [lambda: done.append(float(torch.rand(1)))]
-    one.begin()
-    one.learner.ingest()
-    one.learner.train(float("inf"), until=int(one.learner.position.owed))
-    before = torch.get_rng_state()
-    one.once()
-    one.once()
-    assert len(done) == 2
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
     seen: list[EvaluationContext] = []
 
@@ -112,7 +97,7 @@ def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 200)
     one = background(tmp_path, steps={**STEPS, "fast": no})
     one.begin()
-    one.once()
+    one.step()
     before = torch.get_rng_state()
     verdict = one.trials.run()
     assert torch.equal(torch.get_rng_state(), before)  # judging leaves no trace in what is learned next
@@ -131,7 +116,7 @@ def test_after_a_rollback_it_learns_on_from_the_version_that_came_back(tmp_path:
     learning.fill(tmp_path, 0, 300)
     one = background(tmp_path)
     one.begin()
-    one.once()
+    one.step()
     one.trials.run()
     good = one.versions.live().version
     assert good is not None
@@ -162,14 +147,14 @@ def test_a_live_version_that_is_broken_is_an_event(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 200)
     one = background(tmp_path)
     one.begin()
-    one.once()
+    one.step()
     one.trials.run()
     live = one.versions.live().version
     assert live is not None
     (tmp_path / "checkpoints" / live / "spec.json").write_bytes(b"")
     two = background(tmp_path)
     two.begin()
-    two.once()
+    two.step()
     verdict = two.trials.run()
     assert verdict is not None
     assert verdict.passed

@@ -37,14 +37,14 @@ def test_no_candidate_is_brought_while_one_is_on_probation(tmp_path: Path) -> No
     learning.fill(tmp_path, 0, 300)
     one = background(tmp_path, promote_every_s=1e-6)
     one.begin()
-    one.once()
+    one.step()
     on_probation(tmp_path, time.time())
     for _ in range(3):
-        one.once()
+        one.step()
     assert one.versions.live().version is None
     on_probation(tmp_path, time.time() - 3_600)  # such as in shadow mode, where nothing acts
     for _ in range(4):
-        one.once()
+        one.step()
     assert one.versions.live().version is not None
 
 
@@ -52,7 +52,7 @@ def test_a_rollback_while_it_was_dead_is_followed(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 300)
     one = background(tmp_path)
     one.begin()
-    one.once()
+    one.step()
     good = one.versions.save({"policy": one.learner.policy.state_dict()}, {})
     one.versions.promote(good)
     one.learner.train(float("inf"), until=one.learner.position.update + 20)

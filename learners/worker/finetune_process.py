@@ -1,0 +1,104 @@
+"""Entry point of one fine-tune: `python -m learners.worker.finetune_process TASK PARENT`, with the settings on standard input.
+
+The learner starts it (`finetuning.py`). It trains and evaluates one candidate, writes its progress to `learner/finetuning.json`,
+posts the outcome to the learner's outbox and ends. SIGTERM ends it after the current update.
+
+Events: `task_promoted`, `task_rejected`, `task_held_back`, `source_quarantined`, `finetune_skipped`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from learners.continual.acceptance import AcceptanceVerdict
+from learners.continual.trainer import ContinualTrainer
+from learners.experience.reader import Reader
+from learners.files import write_atomically
+from learners.finetune.trainer import Progress, Stopped
+from learners.ipc.outbox import Outbox
+from learners.ipc.settings import LearnerConfig
+from learners.tasks.base import DataError
+from learners.worker.finetuning import progress_path
+from learners.worker.priority import die_with_parent, lower_priority
+
+WRITE_EVERY_S = 1.0
+
+
+def main(arguments: list[str]) -> int:
+    """Fine-tune one task as a process; returns the exit code."""
+    if len(arguments) != 2:
+        sys.stderr.write("usage: python -m learners.worker.finetune_process TASK PARENT < SETTINGS.json\n")
+        return 2
+    task, parent = arguments[0], int(arguments[1])
+    if not die_with_parent(parent):
+        return 1
+    inputs = LearnerConfig.model_validate(orjson.loads(sys.stdin.buffer.read()))
+    lower_priority("reflexd: fine-tuning", inputs.learner.threads, inputs.learner.priority)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    trainer = tasks_of(inputs, Reader(inputs.state_dir / "experience"))[task]
+    finetune(task, trainer.run, inputs.state_dir, stop)
+    return 0
+
+
+def tasks_of(inputs: LearnerConfig, reader: Reader) -> dict[str, ContinualTrainer]:
+    """Build the fine-tuning of every task, by name."""
+    folder = inputs.state_dir / "learner" / "tasks"
+    return {
+        name: ContinualTrainer(name, settings, inputs.finetune, folder, reader, seed=inputs.learner.seed)
+        for name, settings in inputs.tasks.items()
+    }
+
+
+def finetune(task: str, run: Callable[..., AcceptanceVerdict], state_dir: Path, stop: threading.Event) -> None:
+    """Run one fine-tune and post its outcome.
+
+    Args:
+        task: its name.
+        run: `ContinualTrainer.run`.
+        state_dir: where progress and events go.
+        stop: ends it.
+    """
+    outbox = Outbox(state_dir / "learner" / "outbox")
+    try:
+        verdict = run(tell=ProgressFile(task, progress_path(state_dir)), stop=stop.is_set)
+    except (DataError, Stopped) as reason:
+        outbox.post("finetune_skipped", {"task": task, "reason": str(reason)})
+        return
+    outbox.post(verdict.event, {"task": task, **verdict.fields})
+    for source in verdict.blamed:
+        outbox.post("source_quarantined", source)
+
+
+class ProgressFile:
+    """Writes the progress of a fine-tune, at most once every `WRITE_EVERY_S`."""
+
+    def __init__(self, task: str, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.task, self.path, self._clock = task, path, clock
+        self._written_s = -float("inf")
+
+    def __call__(self, progress: Progress) -> None:
+        """Write epoch, step, loss and validation score if it is time."""
+        moment = self._clock()
+        if moment - self._written_s < WRITE_EVERY_S:
+            return
+        self._written_s = moment
+        body: dict[str, Any] = {"task": self.task, **asdict(progress)}
+        write_atomically(self.path, orjson.dumps(body), durable=False)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(code)  # the outcome is on disk; the libraries' own end takes seconds on a busy core
