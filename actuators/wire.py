@@ -8,6 +8,7 @@ actuator it is for. Stamps are Unix seconds.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,13 +168,15 @@ def state_payload(value: Value | None, seq: int | None, boot: str | None) -> byt
 
 
 def parse_json(payload: bytes, *, bare_words: bool = False) -> Any:
-    """Untrusted JSON, strict; with `bare_words`, text that is no JSON is a string.
+    """Parse untrusted JSON; with `bare_words`, text that is not JSON is a string.
+
+    orjson refuses NaN, Infinity, numbers beyond a double and half surrogates; it would keep the last of two equal keys.
 
     Raises:
-        WireError: too large, malformed, not finite (orjson), or nested deeper than `MAX_DEPTH`.
+        WireError: larger than `MAX_JSON_BYTES`, malformed, nested deeper than `MAX_DEPTH`, or with a repeated key.
     """
     if len(payload) > MAX_JSON_BYTES:
-        raise WireError(f"{len(payload)} bytes; at most {MAX_JSON_BYTES} are taken")
+        raise WireError(f"{len(payload)} bytes of JSON; the limit is {MAX_JSON_BYTES} bytes")
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
@@ -181,8 +184,17 @@ def parse_json(payload: bytes, *, bare_words: bool = False) -> Any:
             raise WireError(f"not JSON: {error}") from None
         return _word(payload)
     if _deeper_than(value, MAX_DEPTH):
-        raise WireError(f"nested deeper than {MAX_DEPTH}")
+        raise WireError(f"nested deeper than {MAX_DEPTH} levels")
+    json.loads(payload, object_pairs_hook=_distinct)
     return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise WireError(f"the key {key[:64]!r} stands twice in one object")
+        seen.add(key)
 
 
 def _word(payload: bytes) -> str:
@@ -220,11 +232,11 @@ def _value(document: Any) -> str | float | list[float]:
 
 def _deeper_than(value: object, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [child for item in level for child in _children(item)]
         if not level:
             return False
-    return True
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _children(item: object) -> list[object]:

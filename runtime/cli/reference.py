@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from runtime.config.schema import Config
 from runtime.mqtt import topics
 from runtime.mqtt.topics import PreviewRequest
+from sensors.codecs.json_payload import MAX_DEPTH
 
 TOPICS: tuple[tuple[str, str, str], ...] = (
     ("status", "out, retained, QoS 1, also the will", "`starting`, `online`, `degraded`, `stopped` or `offline`, with reasons in words"),
@@ -59,7 +60,7 @@ def topics_page() -> str:
         "",
         "Written by `make docs` from `runtime/mqtt/topics.py`; do not edit. MQTT 5. Every topic below starts with `reflexd/<agent>/`.",
         "Payloads are JSON unless said otherwise; NaN, Infinity, numbers beyond a double, nesting deeper than",
-        f"{topics.MAX_DEPTH} and more than {topics.MAX_JSON_BYTES:,} bytes are refused. Names match `[a-z0-9_-]{{1,64}}`.",
+        f"{MAX_DEPTH} and more than {topics.MAX_JSON_BYTES:,} bytes are refused. Names match `[a-z0-9_-]{{1,64}}`.",
         "Retained commands and requests are ignored: they are someone's past wish. Stamps are Unix seconds.",
         "",
         "| topic | direction | what |",

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import orjson
-from jsonpointer import JsonPointerException, resolve_pointer
 
 from runtime.mqtt.topics import parse
+from sensors.codecs.json_payload import look_up, pointer_of
 from sensors.codecs.loudness import levels
 
 TEXTS = 8
@@ -122,8 +122,8 @@ def _text(payload: bytes) -> str:
 def _number(document: Any, name: str) -> float | None:
     """A number by key or JSON pointer (RFC 6901), None where it is not."""
     try:
-        return _finite(resolve_pointer(document, name, None) if name.startswith("/") else document.get(name))
-    except JsonPointerException:
+        return _finite(look_up(document, name, pointer_of(name)))
+    except ValueError:
         return None
 
 

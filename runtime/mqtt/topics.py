@@ -13,8 +13,10 @@ from typing import Any, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sensors.base import PayloadRefused
+from sensors.codecs.json_payload import parse_json
+
 MAX_JSON_BYTES = 65_536
-MAX_DEPTH = 16
 
 
 class Refused(ValueError):  # noqa: N818 - reads as what happened
@@ -117,20 +119,15 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse(payload: bytes, limit: int = MAX_JSON_BYTES) -> Any:
-    """Untrusted JSON; orjson refuses NaN, Infinity and numbers beyond a double.
+    """Parse untrusted JSON of at most `limit` bytes (`sensors.codecs.json_payload`).
 
     Raises:
-        Refused: too large, malformed, not finite, or nested deeper than `MAX_DEPTH`.
+        Refused: too large, malformed, not finite, nested too deep, or with a repeated key.
     """
-    if len(payload) > limit:
-        raise Refused(f"{len(payload)} bytes; at most {limit} are taken")
     try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError as error:
-        raise Refused(f"not JSON: {error}") from None
-    if _deeper_than(value, MAX_DEPTH):
-        raise Refused(f"nested deeper than {MAX_DEPTH}")
-    return value
+        return parse_json(payload, limit)
+    except PayloadRefused as refusal:
+        raise Refused(str(refusal)) from None
 
 
 def decode(model: type[Model], payload: bytes, limit: int = MAX_JSON_BYTES) -> Model:
@@ -151,20 +148,6 @@ def encode(value: BaseModel | dict[str, Any]) -> bytes:
     """A payload as JSON bytes; numpy scalars are taken, non-finite numbers become null."""
     plain = value.model_dump() if isinstance(value, BaseModel) else value
     return orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _deeper_than(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return False
-    return any(isinstance(item, dict | list) for item in level)
 
 
 class PreviewRequest(Payload):

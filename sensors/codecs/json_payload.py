@@ -1,32 +1,76 @@
-"""Untrusted JSON for the sensors: strict, bounded in size and depth, refused with a cause."""
+"""Untrusted JSON: strict, bounded in size and depth, without repeated keys, and refused with a cause.
+
+Sensors and the wire contract of the runtime read every payload here. The actuators have a copy of their own
+(`actuators.wire`), because sensors and actuators may not import each other.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
+from jsonpointer import JsonPointer, JsonPointerException
 
 from sensors.base import PayloadRefused
 
 MAX_JSON_BYTES = 262_144
 MAX_DEPTH = 16
+MISSING = object()
+"""What `look_up` returns where the document has no such place."""
 
 
 def parse_json(payload: bytes, limit: int = MAX_JSON_BYTES) -> Any:
-    """The value in `payload`; orjson itself refuses NaN, Infinity and numbers beyond a double.
+    """Parse a payload of at most `limit` bytes.
+
+    orjson refuses NaN, Infinity, numbers beyond a double and half surrogates; it would keep the last of two equal keys.
 
     Raises:
-        PayloadRefused: `too_large`, `not_json` or `too_deep`.
+        PayloadRefused: `too_large`, `not_json`, `too_deep` or `duplicate_key`.
     """
     if len(payload) > limit:
-        raise PayloadRefused("too_large", f"{len(payload)} bytes of JSON; at most {limit} are taken")
+        raise PayloadRefused("too_large", f"{len(payload)} bytes of JSON; the limit is {limit} bytes")
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
         raise PayloadRefused("not_json", f"not JSON: {error}") from None
     if _deeper_than(value, MAX_DEPTH):
-        raise PayloadRefused("too_deep", f"nested deeper than {MAX_DEPTH}")
+        raise PayloadRefused("too_deep", f"nested deeper than {MAX_DEPTH} levels")
+    json.loads(payload, object_pairs_hook=_distinct)
     return value
+
+
+def pointer_of(field: str) -> JsonPointer | None:
+    """Return the JSON pointer (RFC 6901) that `field` spells; None for a plain key.
+
+    Raises:
+        ValueError: `field` begins with `/` and is not a pointer.
+    """
+    if not field.startswith("/"):
+        return None
+    try:
+        return JsonPointer(field)
+    except JsonPointerException as error:
+        raise ValueError(f"{field!r} is not a JSON pointer: {error}") from None
+
+
+def look_up(document: dict[str, Any], field: str, pointer: JsonPointer | None) -> object:
+    """Return the value at the key `field`, or at `pointer` where it has one; `MISSING` where there is none."""
+    if pointer is None:
+        return document.get(field, MISSING)
+    try:
+        found: object = pointer.resolve(document, MISSING)
+    except JsonPointerException:
+        return MISSING
+    return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise PayloadRefused("duplicate_key", f"the key {key[:64]!r} stands twice in one object")
+        seen.add(key)
 
 
 def _deeper_than(value: object, limit: int) -> bool:

@@ -11,13 +11,11 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from jsonpointer import JsonPointer, JsonPointerException
+from jsonpointer import JsonPointer
 
 from sensors.base import PayloadRefused
-from sensors.codecs.json_payload import parse_json
+from sensors.codecs.json_payload import MISSING, look_up, parse_json, pointer_of
 from sensors.readings import Telemetry
-
-_MISSING = object()
 
 
 class TopicTelemetry:
@@ -61,22 +59,16 @@ class TopicTelemetry:
 
 
 def _pointer(stream: str, field: str) -> JsonPointer | None:
-    """The pointer that `field` spells; None for a plain key."""
-    if not field.startswith("/"):
-        return None
     try:
-        return JsonPointer(field)
-    except JsonPointerException as error:
-        raise ValueError(f"streams.{stream}.fields: {field!r} is no JSON pointer: {error}") from None
+        return pointer_of(field)
+    except ValueError as error:
+        raise ValueError(f"streams.{stream}.fields: {error}") from None
 
 
 def _find(document: dict[str, Any], field: str, pointer: JsonPointer | None) -> object:
-    try:
-        value = document.get(field, _MISSING) if pointer is None else pointer.resolve(document, _MISSING)
-    except JsonPointerException:
-        value = _MISSING
-    if value is _MISSING:
-        raise PayloadRefused("missing_field", f"{field} is missing")
+    value = look_up(document, field, pointer)
+    if value is MISSING:
+        raise PayloadRefused("missing_field", f"the field {field} is missing")
     return value
 
 

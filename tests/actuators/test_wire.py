@@ -166,7 +166,17 @@ def test_any_bytes_are_a_report_or_refused(payload: bytes) -> None:
 def test_depth_is_counted_exactly() -> None:
     assert parse_json(b"[" * 16 + b"]" * 16)
     with pytest.raises(WireError, match="deeper"):
-        parse_json(b"[" * 18 + b"]" * 18)
+        parse_json(b"[" * 17 + b"]" * 17)
+
+
+@pytest.mark.parametrize(
+    "payload", [b'{"value":1,"value":2}', b'{"value":{"a":1,"a":1}}', b'[{"seq":1,"s\\u0065q":2}]']
+)
+def test_repeated_key_is_refused(payload: bytes) -> None:
+    with pytest.raises(WireError, match="twice"):
+        parse_json(payload)
+    with pytest.raises(WireError, match="twice"):
+        parse_json(payload, bare_words=True)
 
 
 # The device's side.

@@ -55,6 +55,8 @@ GOOD = b'{"q1":1,"on":false,"imu":{"yaw":0},"arm":{"joints":[0,1]},"a/b":0}'
         (b'{"q1":' + b"[" * 40 + b"]" * 40 + b"}", "too_deep"),
         (b'{"q1":' + b"[" * 100_000, "not_json"),
         (b" " * 300_000, "too_large"),
+        (GOOD.replace(b"{", b'{"q1":2,', 1), "duplicate_key"),
+        (GOOD.replace(b'"yaw":0', b'"yaw":0,"y\\u0061w":1'), "duplicate_key"),
     ],
 )
 def test_bad_payloads_are_refused_and_counted(payload: bytes, cause: str) -> None:
@@ -97,7 +99,7 @@ def test_any_object_gives_finite_numbers_or_a_refusal(document: dict[str, object
 @given(st.binary(max_size=200))
 def test_any_bytes_are_json_or_refused(payload: bytes) -> None:
     value, cause = outcome(lambda: parse_json(payload))
-    assert cause in {None, "not_json", "too_deep"}
+    assert cause in {None, "not_json", "too_deep", "duplicate_key"}
     assert orjson.loads(orjson.dumps(value)) == value
 
 
