@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ CURRENT = "current.json"
 REPORT = "report.json"
 LAST_LABEL = "last_label"
 """In a version's report: the number of the last label it was trained with."""
+ENCODER_VERSION = "encoder_version"
+"""In a version's report: the version of the stream's encoder with these weights, once it was computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,19 @@ class Version:
     def last_label(self) -> int:
         """The last label it was trained with; 0 where its report does not say."""
         return int(self.report.get(LAST_LABEL, 0))
+
+    @property
+    def encoder_version(self) -> str | None:
+        """The version of the stream's encoder with these weights; None where none was recorded yet."""
+        found = self.report.get(ENCODER_VERSION)
+        return found if isinstance(found, str) else None
+
+    def record_encoder_version(self, encoder_version: str) -> None:
+        """Write the encoder's version into the report, so that a later search loads no weights."""
+        if self.encoder_version == encoder_version:
+            return
+        with suppress(OSError):  # the version was removed meanwhile
+            write_atomically(self.path / REPORT, orjson.dumps({**self.report, ENCODER_VERSION: encoder_version}))
 
 
 class Versions:
@@ -132,6 +148,13 @@ class Versions:
         """Those on disk, oldest first."""
         paths = [path for path in self.folder.glob("[0-9]*-*") if path.is_dir()]
         return sorted((Version(path.name, path) for path in paths), key=number_of)
+
+    def by_encoder_version(self, encoder_version: str) -> list[Version]:
+        """List all versions: first those that recorded this encoder version, then the others, newest first.
+
+        One of the others may have it too: it was not recorded before, or under other settings.
+        """
+        return sorted(self.all(), key=lambda one: (one.encoder_version != encoder_version, -number_of(one)))
 
     def remove(self, version: Version) -> None:
         """Delete one."""

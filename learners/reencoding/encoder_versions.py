@@ -6,12 +6,10 @@ of weights and shaping, so what is found is what is wanted, or nothing is.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from safetensors import SafetensorError
 
-from learners.continual.versions import Versions
+from learners.continual.versions import Version, Versions
 from learners.ipc.settings import LearnerConfig, window_s
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
@@ -45,20 +43,22 @@ class EncoderVersions:
         encoder = load(settings, self.inputs.policy.tokens, CPU, window_s=heard_s)
         if encoder.version == version:
             return encoder
-        for folder in reversed(self._folders(name)):
+        for one in self._versions(name, version):
             try:
-                encoder.load_state(state_of(settings, encoder, folder, window_s=heard_s))
+                encoder.load_state(state_of(settings, encoder, one.path))
             except (OSError, ValueError, RuntimeError, SafetensorError):
-                continue  # the agent refused it too, and said so
+                continue  # the agent refused it too, and published why
+            one.record_encoder_version(encoder.version)
             if encoder.version == version:
                 return encoder
         return None
 
-    def _folders(self, name: str) -> list[Path]:
-        """Of the task's versions, oldest first."""
+    def _versions(self, name: str, encoder_version: str) -> list[Version]:
+        """The versions of the encoder's task, the likely ones first."""
         if name not in self._tasks:
             return []
-        return [one.path for one in Versions(self.inputs.state_dir / "learner" / "tasks" / self._tasks[name]).all()]
+        folder = self.inputs.state_dir / "learner" / "tasks" / self._tasks[name]
+        return Versions(folder).by_encoder_version(encoder_version)
 
     def _ready(self, encoder: Encoder) -> Encoder:
         from learners.model.backends.calibration_cache import Calibrations, shared_cache  # noqa: PLC0415 - see below

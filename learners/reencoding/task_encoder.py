@@ -1,23 +1,20 @@
-"""Weights of a stream's encoder out of a task that was fine-tuned on the same model.
+"""Weights of a stream's encoder, read from a task that was fine-tuned on the same model.
 
-A task's folder holds the backbone under its own names; the encoder's tower is filled through transformers' own loading, so any
-architecture the encoders know works. A pooler that the tower does not use may be missing there and stays as it was. Everything else
-must be there in its shape: an encoder is the fine-tuned one or the old one, never half of each.
+A task's folder holds the backbone under its own names; the encoder's tower holds the same weights under others. A pooler that the
+tower does not use may be missing in the folder and stays as it was. Every other weight must be there in its shape: an encoder is the
+fine-tuned one or the old one, never a mixture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from learners.config import EncoderSettings, TaskSettings
 from learners.model.encoders.base import Encoder
-from learners.model.encoders.pretrained import load
-from learners.tasks.heads import quiet
 
 KINDS = frozenset({"classify"})
 """Kinds of task whose backbone reads as the encoder does; the others change it (token types, marks) or have a decoder."""
@@ -49,29 +46,52 @@ def encoders_without_task(encoders: Mapping[str, EncoderSettings], taught: Mappi
     }
 
 
-def state_of(settings: EncoderSettings, base: Encoder, folder: Path, *, window_s: float) -> dict[str, Tensor]:
-    """All weights of `base` as a fine-tuned folder has them.
+def state_of(settings: EncoderSettings, base: Encoder, folder: Path) -> dict[str, Tensor]:
+    """Read all weights of `base` as a fine-tuned folder has them; no model is built.
 
     Raises:
         ValueError: the folder is of another architecture, or leaves out weights that the encoder uses.
         OSError: it cannot be read.
+        SafetensorError: the file is damaged.
     """
     if base.module is None:
         raise ValueError(f"{settings.model}: an encoder without a module cannot take weights")
-    with quiet():
-        source = settings.model_copy(update={"model": str(folder), "plugin": None})
-        made = load(source, base.tokens, torch.device("cpu"), window_s=window_s)
-    if made.module is None:
-        raise ValueError(f"{folder}: no module in it")
-    state, own = made.module.state_dict(), base.module.state_dict()
+    own = base.module.state_dict()
+    found: dict[str, Tensor] = {}
     with safe_open(str(folder / "model.safetensors"), "pt") as file:
-        written = {part for key in file.keys() for part in (key, key.partition(".")[2])}  # noqa: SIM118 - no mapping
-    merged: dict[str, Tensor] = {}
-    for name, tensor in own.items():
-        there = name.removeprefix("model.") in written and name in state
-        if not there and ".pooler." not in f".{name}":
-            raise ValueError(f"{folder}: it has no weight {name}; is it of another architecture than {settings.model}?")
-        if there and state[name].shape != tensor.shape:
-            raise ValueError(f"{folder}: {name} is {tuple(state[name].shape)}, the encoder has {tuple(tensor.shape)}")
-        merged[name] = state[name] if there else tensor
-    return merged
+        keys = frozenset(file.keys())
+        prefix = _prefix([_stem(name) for name in own], keys)
+        for name, tensor in own.items():
+            key = prefix + _stem(name)
+            if key in keys:
+                found[name] = _fitting(file.get_tensor(key), tensor, name, folder)
+            elif ".pooler." in f".{name}":
+                found[name] = tensor
+            else:
+                raise ValueError(
+                    f"{folder}: it has no weight {name}; is it of another architecture than {settings.model}?"
+                )
+    return found
+
+
+def _stem(name: str) -> str:
+    """A weight's name without the tower around the model."""
+    return name.removeprefix("model.")
+
+
+def _prefix(stems: Sequence[str], keys: Collection[str]) -> str:
+    """What the file puts before the backbone's names: `bert.`, say, or nothing; the one with most of them."""
+    if not stems:
+        return ""
+    last = max(stems, key=len)
+    found = {key.removesuffix(last) for key in keys if key == last or key.endswith("." + last)} | {""}
+    return max(sorted(found), key=lambda prefix: sum(prefix + stem in keys for stem in stems))
+
+
+def _fitting(there: Tensor, own: Tensor, name: str, folder: Path) -> Tensor:
+    """A weight in the encoder's type; of a table of positions the first ones, where the encoder's windows are shorter."""
+    if name.endswith("embed_positions.weight") and there.dim() == own.dim() == 2 and len(there) > len(own):
+        there = there[: len(own)]
+    if there.shape != own.shape:
+        raise ValueError(f"{folder}: {name} is {tuple(there.shape)}, the encoder has {tuple(own.shape)}")
+    return there.to(own.dtype)

@@ -21,7 +21,6 @@ from torch import Tensor
 from learners.continual.versions import Versions
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from runtime.config.schema import Config
-from runtime.inference.build import window_s
 from runtime.inference.engine import Engine
 from runtime.process.events import Emit
 
@@ -72,8 +71,10 @@ class EncoderUpdater:
             encoder = self.engine.encoders.get(name)
             if encoder is None or encoder.version == version:
                 continue
-            for one in Versions(self.folder / self.tasks[name]).all() if name in self.tasks else []:
+            versions = Versions(self.folder / self.tasks[name]) if name in self.tasks else None
+            for one in versions.by_encoder_version(version) if versions is not None else ():
                 await self.engine.load_encoder(name, self._state(name, one.path))
+                one.record_encoder_version(self.engine.encoders[name].version)
                 if self.engine.encoders[name].version == version:
                     break
             else:
@@ -83,7 +84,7 @@ class EncoderUpdater:
 
     def _state(self, encoder: str, folder: Path) -> dict[str, Tensor]:
         settings, base = self.config.encoders[encoder], self.engine.encoders[encoder]
-        return state_of(settings, base, folder, window_s=window_s(self.config, encoder))
+        return state_of(settings, base, folder)
 
     async def follow(self, encoder: str) -> bool:
         """Take up the task's live version if it is another one than before; True when the encoder changed."""
@@ -97,6 +98,7 @@ class EncoderUpdater:
         try:
             state = await asyncio.to_thread(self._state, encoder, live.path)
             changed = await self.engine.load_encoder(encoder, state)
+            await asyncio.to_thread(live.record_encoder_version, self.engine.encoders[encoder].version)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             self.emit("encoder_refused", {**told, "version": before, "reason": str(error)})
             return False

@@ -14,6 +14,7 @@ import soundfile
 import tinymodels
 import torch
 from PIL import Image
+from task_versions import promote_version
 
 from learners.checkpoints.store import Checkpoints
 from learners.continual.versions import Versions
@@ -56,13 +57,7 @@ def inputs(tmp_path: Path) -> LearnerConfig:
 
 def promote(given: LearnerConfig, number: int) -> None:
     """A version of the task with another backbone."""
-    task = open_task("classify", given.tasks["intents"].model, labels=("x", "y"))
-    torch.manual_seed(number)
-    with torch.no_grad():
-        for parameter in task.model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    versions = Versions(given.state_dir / "learner" / "tasks" / "intents")
-    versions.promote(versions.add(task, number))
+    promote_version(given.state_dir, "intents", given.tasks["intents"].model, number)
 
 
 def versions_of(given: LearnerConfig) -> list[str]:
@@ -74,7 +69,7 @@ def versions_of(given: LearnerConfig) -> list[str]:
     encoder = load(settings, 4, torch.device("cpu"))
     found = [encoder.version]
     for one in Versions(given.state_dir / "learner" / "tasks" / "intents").all():
-        encoder.load_state(state_of(settings, encoder, one.path, window_s=2.0))
+        encoder.load_state(state_of(settings, encoder, one.path))
         found.append(encoder.version)
     return found
 

@@ -140,7 +140,7 @@ def test_fusion_reads_the_layers_below(tmp_path: Path) -> None:
     for parameter in task.model.parameters():
         parameter.add_(0.01)
     task.save(tmp_path / "o")
-    encoder.load_state(state_of(settings, encoder, tmp_path / "o", window_s=2.0))
+    encoder.load_state(state_of(settings, encoder, tmp_path / "o"))
     assert encoder.module is not None
     there = dict(task.model.bert.named_parameters())
     for name, parameter in encoder.module.named_parameters():

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tinymodels
-import torch
 from prometheus_client import CollectorRegistry
+from task_versions import promote_version
 
 from learners.checkpoints.store import open_checkpoints
-from learners.continual.versions import Versions
-from learners.tasks.registry import open_task
 from runtime.config.schema import Config
 from runtime.control.tick import TickResult
 from runtime.deploy.encoder_updater import EncoderUpdater
@@ -60,15 +58,7 @@ class Silent:
 
 
 def promote(config: Config, number: int) -> Path:
-    task = open_task("classify", config.tasks["intents"].model, labels=("x", "y"))
-    torch.manual_seed(number)
-    with torch.no_grad():
-        for parameter in task.model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    versions = Versions(config.state_dir / "learner" / "tasks" / "intents")
-    made = versions.add(task, number)
-    versions.promote(made)
-    return made.path
+    return promote_version(config.state_dir, "intents", config.tasks["intents"].model, number, 0.2).path
 
 
 def seen(tick: int) -> Observation:
