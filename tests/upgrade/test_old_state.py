@@ -22,7 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from upgrade.make_old_state import machine, row_facts, write_config
 
 from fakes import connect_when_up, end, free_port, wait_for
-from learners.reader import Reader
+from learners.experience.reader import Reader
 
 CLI = (sys.executable, "-m", "runtime.cli")
 """This and the import of `Reader` are all that is known of this tree's layout."""
