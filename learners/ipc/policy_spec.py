@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import orjson
+
+from learners.checkpoints.manifest import Loaded
 from learners.files import write_atomically
 from learners.model.spec import PolicySpec, SpecError
 
@@ -33,3 +36,13 @@ def read_policy_spec(state_dir: Path) -> PolicySpec | None:
         return PolicySpec.from_json(spec_path(state_dir).read_bytes())
     except (FileNotFoundError, SpecError):
         return None
+
+
+def spec_of_version(loaded: Loaded) -> PolicySpec | None:
+    """The spec that a version was saved with; None where it has none.
+
+    Raises:
+        SpecError: the document is not a spec of ours.
+    """
+    document = loaded.documents.get("spec")
+    return None if document is None else PolicySpec.from_json(orjson.dumps(document))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.manifest import CheckpointRefused, Loaded
 from learners.checkpoints.store import open_checkpoints
 from learners.experience.episodes import CombinedReadings, Episodes, StoredReadings
 from learners.experience.reader import Reader
@@ -21,7 +21,7 @@ from learners.export import onnx
 from learners.export.lerobot_features import Layout, size_of
 from learners.export.lerobot_writer import DatasetWriter, ExportNeeds
 from learners.files import write_atomically
-from learners.ipc.policy_spec import read_policy_spec
+from learners.ipc.policy_spec import read_policy_spec, spec_of_version
 from learners.model.policy import build
 from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
@@ -100,7 +100,7 @@ def _onnx(config: Config, wish: ExportOptions, _told: Told) -> str:
         loaded = checkpoints.load(version)
     except CheckpointRefused as refusal:
         raise NotExported(f"{refusal}; `reflexd checkpoints` lists what there is") from None
-    spec = _spec(config, loaded.documents.get("spec"))
+    spec = _spec(config, loaded)
     policy = build(spec, loaded.tensors["policy"])
     manifest = wish.out.with_suffix(".json")
     with _whole(wish.out) as partial:
@@ -112,11 +112,9 @@ def _onnx(config: Config, wish: ExportOptions, _told: Told) -> str:
     return f"{version}: differs from torch by {told['difference']:.1g} at most; {wish.out}, {manifest}"
 
 
-def _spec(config: Config, document: object) -> PolicySpec:
+def _spec(config: Config, loaded: Loaded) -> PolicySpec:
     """The version's own spec, else the one the agent left."""
-    if document is not None:
-        return PolicySpec.from_json(orjson.dumps(document))
-    spec = read_policy_spec(config.state_dir)
+    spec = spec_of_version(loaded) or read_policy_spec(config.state_dir)
     if spec is None:
         raise NotExported("how the policy is built is not known: run the daemon once, it leaves its spec")
     return spec

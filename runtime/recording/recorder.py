@@ -7,6 +7,7 @@ read up to its last whole chunk. The only importer of `mcap`.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -88,10 +89,12 @@ class Recorder:
         return True
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Write what is queued and end the file properly."""
-        if self._thread is not None:
-            self._queue.put(None, timeout=timeout_s)
-            self._thread.join(timeout_s)
+        """Write what is queued and end the file properly; a thread that has ended already is not waited for."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline_s:
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=0.1)
+                self._thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _run(self) -> None:
         codec = ReadingCodec()

@@ -14,6 +14,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
+from learners.ipc.policy_spec import spec_of_version
 from learners.model.policy import Policy
 from learners.model.policy import build as build_policy
 from learners.model.shapley import NotExplainable, explain
@@ -68,7 +69,12 @@ class Explainer:
             return self.engine.frozen_policy()
         if version == UNTRAINED:
             return untrained(self.engine.spec, self.seed)
-        return build_policy(self.engine.spec, self.checkpoints.load(version).tensors["policy"])
+        loaded = self.checkpoints.load(version)
+        spec = spec_of_version(loaded) or self.engine.spec
+        try:
+            return build_policy(spec, loaded.tensors["policy"])
+        except RuntimeError as error:
+            raise RequestFailed(f"{version}: its weights do not fit its spec: {str(error).splitlines()[0]}") from None
 
     def _lineage(self, version: str | None) -> list[str]:
         """The version and its ancestors, newest first."""

@@ -1,15 +1,19 @@
 """The agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune, release.
 
-A request is untrusted. It is answered once, with the data or with the reason why not; the work runs off the loop. Retained
-requests are ignored: they are someone's past wish. (arm, disarm, mode and reload are the supervisor's.)
+A request is untrusted. The agent answers it once, with the data or with the reason why not; the work runs off the loop. Any
+error of a handler is an answer. Rollbacks, explanations and all other requests wait in lanes of their own. Retained requests
+are ignored: they are an earlier request. (The gate answers arm, disarm, mode and reload.)
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -22,8 +26,15 @@ from runtime.mqtt import Connection, Message
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import Payload, Refused, Topics, decode, encode
 from runtime.process.events import Emit
+from runtime.requests.lane import Handler, RequestLane, failure
+
+T = TypeVar("T")
 
 MAX_WAITING = 16
+"""Requests that may wait in each lane."""
+REFUSALS = (Refused, RequestFailed, CheckpointRefused, TaskRefused)
+URGENT_S, USUAL_S, EXPLAIN_S = 20.0, 30.0, 15.0
+"""Time limits of a rollback, of any other request, and of an explanation."""
 
 
 class Version(Payload):
@@ -59,7 +70,7 @@ class Source(Payload):
 
 @dataclass(slots=True)
 class Requests:
-    """Takes requests from the connection and answers them one after the other."""
+    """Takes requests from the connection and answers those of one lane one after the other. Create it in the running loop."""
 
     connection: Connection
     topics: Topics
@@ -71,11 +82,29 @@ class Requests:
     finetune: Callable[[str | None], Awaitable[Answer]]
     release: Callable[[str], bool]
     """Lets a quarantined source count again; False when it was not quarantined."""
-    _waiting: asyncio.Queue[tuple[str, Message]] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
+    _lanes: dict[str, RequestLane] = field(init=False)
+    """By verb."""
+    _urgent: ThreadPoolExecutor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._urgent = ThreadPoolExecutor(1, "rollback")
+        usual: dict[str, Handler] = {
+            "promote": self._promote,
+            "checkpoints": self._list,
+            "record": self._record,
+            "finetune": self._finetune,
+            "release": self._release,
+        }
+        lanes = (
+            RequestLane({"rollback": self._rollback}, REFUSALS, URGENT_S, MAX_WAITING),
+            RequestLane(usual, REFUSALS, USUAL_S, MAX_WAITING),
+            RequestLane({"explain": self._explain}, REFUSALS, EXPLAIN_S, MAX_WAITING),
+        )
+        self._lanes = {verb: lane for lane in lanes for verb in lane.handlers}
 
     def listen(self) -> None:
         """Subscribe to the agent's verbs."""
-        for verb in self._verbs():
+        for verb in self._lanes:
             self.connection.subscribe(self.topics("request", verb), self.take)
 
     def take(self, message: Message) -> None:
@@ -83,36 +112,21 @@ class Requests:
         if message.retain:
             raise Refused("a retained request is ignored: publish it without the retain flag")
         verb = message.topic.rsplit("/", 1)[-1]
-        try:
-            self._waiting.put_nowait((verb, message))
-        except asyncio.QueueFull:
-            self._reply(verb, message, {"status": "error", "error": f"{MAX_WAITING} requests are waiting; try again"})
+        if not self._lanes[verb].put(verb, message):
+            self._reply(verb, message, failure(f"{MAX_WAITING} requests are waiting; try again"))
 
     async def run(self) -> None:
         """Answer until cancelled."""
-        while True:
-            verb, message = await self._waiting.get()
-            self._reply(verb, message, await self._answered(verb, message.payload))
-
-    async def _answered(self, verb: str, payload: bytes) -> Answer:
-        try:
-            return {"status": "ok", "data": await self._verbs()[verb](payload)}
-        except (Refused, RequestFailed, CheckpointRefused, TaskRefused) as error:
-            return {"status": "error", "error": str(error)}
+        async with asyncio.TaskGroup() as group:
+            for lane in {id(lane): lane for lane in self._lanes.values()}.values():
+                group.create_task(lane.run(self._reply), name=f"requests {next(iter(lane.handlers))}")
 
     def _reply(self, verb: str, message: Message, answer: Answer) -> None:
         self.connection.reply(message, encode(answer), self.topics("response", verb))
 
-    def _verbs(self) -> dict[str, Callable[[bytes], Awaitable[Answer]]]:
-        return {
-            "promote": self._promote,
-            "rollback": self._rollback,
-            "checkpoints": self._list,
-            "explain": self._explain,
-            "record": self._record,
-            "finetune": self._finetune,
-            "release": self._release,
-        }
+    async def _urgently(self, work: Callable[[], T]) -> T:
+        """Run in a thread that only rollbacks use."""
+        return await asyncio.get_running_loop().run_in_executor(self._urgent, work)
 
     async def _promote(self, payload: bytes) -> Answer:
         wish = decode(Version, payload or b"{}")
@@ -139,14 +153,13 @@ class Requests:
         return done
 
     async def _rollback(self, payload: bytes) -> Answer:
-        wish = decode(Version, payload or b"{}")
-        if wish.task is not None:
-            done = await asyncio.to_thread(self.tasks.rollback, wish.task)
+        request = decode(Version, payload or b"{}")
+        if request.task is not None:
+            done = await self._urgently(partial(self.tasks.rollback, request.task))
             self.emit("task_rolled_back", {**done, "by": "request"})
             return done
-        to = wish.version
-        before = (await asyncio.to_thread(self.checkpoints.live)).version
-        live = await asyncio.to_thread(lambda: self.checkpoints.rollback(to=to))
+        before = (await self._urgently(self.checkpoints.live)).version
+        live = await self._urgently(partial(self.checkpoints.rollback, to=request.version))
         self.emit("policy_rolled_back", {"version": before, "to": live.version, "by": "request"})
         return {"version": live.version, "before": before}
 

@@ -1,0 +1,239 @@
+"""No request ends the agent: whatever is asked, in whatever state, is answered once; rollbacks wait for no explanation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from actuators.actions import ActionSpace, Choice
+from learners.checkpoints.store import Checkpoints
+from learners.experience.store import Store
+from learners.experience.transition import Transition
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.selection import Wanted
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+from runtime.config.schema import Config
+from runtime.deploy.task_versions import TaskVersions
+from runtime.inference.engine import Engine
+from runtime.mqtt import Message
+from runtime.mqtt.topics import Topics
+from runtime.requests.explain import Explainer
+from runtime.requests.handlers import Requests, request_finetune
+from runtime.requests.record import RecordingController
+
+VERBS = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")
+ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
+SPEC = PolicySpec(
+    streams=(StreamSpec("joints", "telemetry", 1, 2), StreamSpec("more", "telemetry", 1, 2)),
+    actions=ACTIONS,
+    width=16,
+    heads=2,
+    hidden=(16,),
+    history=2,
+)
+
+
+def config_of(folder: Path) -> Config:
+    return Config.model_validate(
+        {
+            "agent": "demo",
+            "state_dir": folder,
+            "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["a", "b"]}},
+            "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
+        }
+    )
+
+
+@dataclass
+class Link:
+    """Keeps what is answered."""
+
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def subscribe(self, _topic: str, _handler: Any) -> None: ...
+
+    def reply(self, _message: Message, payload: bytes, _fallback: str) -> bool:
+        self.answers.append(json.loads(payload))
+        self.more.set()
+        return True
+
+
+class Reporter:
+    """Holds the recording, as the agent's reporter does."""
+
+    def __init__(self) -> None:
+        self.recorder: Any = None
+        self.events: list[str] = []
+
+    def event(self, kind: str, _data: dict[str, Any]) -> None:
+        self.events.append(kind)
+
+
+def tick(number: int, policy: str) -> Transition:
+    tokens = {name: np.full((1, 2), number, np.float32) for name in SPEC.names}
+    return Transition(
+        "s",
+        number,
+        f"s-{number}",
+        1e9 + number / 10,
+        policy,
+        tokens=tokens,
+        present=dict.fromkeys(SPEC.names, True),
+        ages_s=dict.fromkeys(SPEC.names, 0.01),
+        actions={"head": "left"},
+        probabilities={"head": 1.0},
+        by={"head": "policy"},
+    )
+
+
+class World:
+    """A state folder with versions of two widths and a hundred decisions, and the handlers of a running agent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder / "checkpoints", Ed25519PrivateKey.from_private_bytes(bytes(32)))
+        wider = replace(SPEC, width=32)
+        documents = {"spec": json.loads(wider.to_json())}
+        self.wide = self.checkpoints.save({"policy": Policy(wider).state_dict()}, documents)
+        self.strange = self.checkpoints.save({"policy": {"w": torch.ones(3)}}, {})
+        self.checkpoints.promote(self.wide)
+        store = Store(folder / "experience")
+        for number in range(100):
+            store.append(tick(number, (self.wide, self.strange, "untrained", "gone")[number % 4]))
+        assert store.flush()
+        store.close()
+        calibrations = Calibrations(None, Wanted("torch", "float32"))
+        self.engine = Engine(Policy(SPEC), {}, {}, calibrations, self.checkpoints.load)
+        self.config = config_of(folder)
+        self.ticker = SimpleNamespace(session="s", engine=self.engine)
+
+    def requests(self, link: Link) -> tuple[Requests, Reporter]:
+        reporter = Reporter()
+        explain = Explainer(self.folder / "experience", self.checkpoints, self.engine, 0)
+        made = Requests(
+            connection=link,  # type: ignore[arg-type]
+            topics=Topics("demo"),
+            checkpoints=self.checkpoints,
+            tasks=TaskVersions(self.folder / "tasks", ("intents",)),
+            emit=reporter.event,
+            explain=explain,
+            record=RecordingController(self.config, self.ticker, reporter),  # type: ignore[arg-type]
+            finetune=lambda task: request_finetune(self.config, task),
+            release=lambda source: source == "kept",
+        )
+        return made, reporter
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("world"))
+    yield made
+    made.engine.close()
+
+
+async def ask(requests: Requests, link: Link, asked: list[tuple[str, bytes]]) -> list[dict[str, Any]]:
+    """Send all requests at once and wait for as many answers."""
+    running = asyncio.create_task(requests.run())
+    for verb, payload in asked:
+        requests.take(Message(f"reflexd/demo/request/{verb}", payload, 1, retain=False))
+    async with asyncio.timeout(60):
+        while len(link.answers) < len(asked):
+            link.more.clear()
+            await link.more.wait()
+    assert not running.done()
+    running.cancel()
+    await asyncio.wait([running])
+    return link.answers
+
+
+names = st.sampled_from(["s-0", "s-1", "s-2", "s-3", "s-99", "newest", "intents", "kept", "..", "\0", "x" * 128])
+values = st.none() | st.booleans() | st.integers(-2, 2**65) | st.floats(allow_nan=False) | st.text(max_size=8) | names
+bodies = st.dictionaries(st.sampled_from(["version", "task", "decision", "on", "source", "x"]), values, max_size=3)
+payloads = st.binary(max_size=20) | (bodies | st.lists(values, max_size=2) | values).map(
+    lambda x: json.dumps(x).encode()
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(VERBS), payloads), min_size=1, max_size=10), st.sampled_from(["", "dead"]))
+def test_every_request_is_answered_once_and_none_ends_the_agent(
+    world: World, asked: list[tuple[str, bytes]], state: str
+) -> None:
+    async def run() -> None:
+        link = Link()
+        requests, reporter = world.requests(link)
+        if state == "dead":
+            await requests.record(True)
+            await asyncio.to_thread(reporter.recorder.close)
+            reporter.recorder.path.unlink()
+        answers = await ask(requests, link, asked)
+        assert len(answers) == len(asked)
+        assert {answer["status"] for answer in answers} <= {"ok", "error"}
+        assert all(answer.get("error", "-") for answer in answers)
+        if reporter.recorder is not None:
+            await requests.record(False)
+
+    asyncio.run(run())
+
+
+async def test_a_decision_of_a_version_of_another_width_is_explained_by_its_own_spec(world: World) -> None:
+    link = Link()
+    requests, _ = world.requests(link)
+    answers = await ask(requests, link, [("explain", b'{"decision": "s-96"}'), ("explain", b'{"decision": "s-97"}')])
+    assert answers[0]["status"] == "ok", answers[0]
+    assert answers[0]["data"]["policy"] == world.wide
+    assert answers[1]["status"] == "error"
+    assert f"{world.strange}: its weights do not fit its spec" in answers[1]["error"]
+
+
+async def test_an_unforeseen_error_is_an_answer_and_the_next_request_is_served(world: World) -> None:
+    link = Link()
+    requests, _ = world.requests(link)
+
+    async def breaks(_decision: str) -> dict[str, Any]:
+        raise ZeroDivisionError("a secret")
+
+    requests.explain = breaks
+    answers = await ask(requests, link, [("explain", b'{"decision": "x"}'), ("explain", b"{}")])
+    assert answers[0] == {
+        "status": "error",
+        "error": "explain: internal error (ZeroDivisionError); see the agent's log",
+    }
+    assert "decision" in answers[1]["error"]
+
+
+async def test_a_rollback_waits_for_no_explanation(world: World) -> None:
+    link = Link()
+    requests, _ = world.requests(link)
+    release = threading.Event()
+
+    async def slow(_decision: str) -> dict[str, Any]:
+        await asyncio.to_thread(release.wait, 30)
+        return {}
+
+    requests.explain = slow
+    running = asyncio.create_task(requests.run())
+    for verb in ("explain", "explain", "rollback"):
+        requests.take(Message(f"reflexd/demo/request/{verb}", b'{"decision": "x"}', 1, retain=False))
+    async with asyncio.timeout(10):
+        await link.more.wait()
+    assert len(link.answers) == 1
+    assert "no earlier version that acted is loadable" in link.answers[0]["error"]
+    release.set()
+    running.cancel()
+    await asyncio.wait([running])
