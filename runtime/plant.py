@@ -62,7 +62,7 @@ async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    link = Connection(Address.of(settings, "agent"), f"reflexd-{agent}-plant")
+    link = Connection(Address.of(settings, "device"), f"reflexd-{agent}-plant")
     for topic in plant.subscriptions():
         link.subscribe(topic, lambda message: _receive(plant, link, message))
     async with asyncio.TaskGroup() as group:

@@ -1,48 +1,93 @@
-"""One request to a running daemon over the broker, for verbs of the command line."""
+"""One connection and one request to a running daemon over the broker, for verbs of the command line.
+
+Each tool has its own login and, per process, its own client identifier: no tool ends the session of another or of the page.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from typing import Any
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Literal
 
 from runtime.config.loader import Loaded
 from runtime.mqtt import Address, Connection, MqttLost
 from runtime.mqtt.topics import Topics, encode, parse
 
 MAX_ANSWER = 4_194_304
+STEADY_S = 5.0
+SHORT_SESSIONS = 3
+"""So many connections in a row that last less than `STEADY_S` mean that two clients end each other's sessions."""
+Tool = Literal["status", "top", "request"]
 
 
 class NoAnswer(Exception):  # noqa: N818 - reads as what happened
     """The daemon did not answer, or refused; `str` says which and what to do."""
 
 
+def connect(loaded: Loaded, tool: Tool, *, ended: Callable[[str], None] = lambda _reason: None) -> Connection:
+    """Return a tool's connection, not yet running; call it inside the loop.
+
+    Args:
+        loaded: the daemon's settings.
+        tool: whose login it uses, `mqtt.<tool>`.
+        ended: called with the reason when another client seems to use the login. The tool must then end: two clients that
+            reconnect would end each other's sessions for ever. Not every broker names the reason (mosquitto 2.0 does not).
+
+    Raises:
+        NoAnswer: the tool has no login, or a certificate file cannot be read.
+    """
+    try:
+        address = Address.of(loaded.config.mqtt, tool)
+    except (OSError, ValueError) as error:
+        raise NoAnswer(str(error)) from None
+
+    opened_s, short = 0.0, 0
+
+    def changed(up: bool, _reason: str) -> None:  # noqa: FBT001 - the connection's own callback
+        nonlocal opened_s, short
+        if up:
+            opened_s = time.monotonic()
+            return
+        short = short + 1 if time.monotonic() - opened_s < STEADY_S else 0
+        if short == SHORT_SESSIONS:
+            ended(
+                f"the broker ended {short} connections within {STEADY_S:.0f} s of their start: another client seems to use "
+                f"the same login; give each tool its own (mqtt.{tool})"
+            )
+
+    return Connection(address, f"reflexd-{tool}-{secrets.token_hex(6)}", on_connection_change=changed)
+
+
 def ask(loaded: Loaded, verb: str, body: dict[str, Any], *, timeout_s: float = 30.0) -> dict[str, Any]:
     """Send `request/<verb>` and return the answer's data.
 
     Raises:
-        NoAnswer: no broker, no daemon, or an error as the answer.
+        NoAnswer: no broker, no daemon, no login, or an error as the answer.
     """
     try:
         answer = asyncio.run(_ask(loaded, verb, body, timeout_s))
     except (TimeoutError, MqttLost):
         url = loaded.config.mqtt.url
-        raise NoAnswer(f"no answer to request/{verb} within {timeout_s:g} s; is `reflexd run` up, on {url}?") from None
+        raise NoAnswer(
+            f"no response to request/{verb} within {timeout_s:g} s; is `reflexd run` up, on {url}?"
+        ) from None
     if answer.get("status") != "ok":
-        raise NoAnswer(str(answer.get("error", "the answer is no answer")))
+        raise NoAnswer(str(answer.get("error", "the response is malformed")))
     return dict(answer.get("data") or {})
 
 
 async def _ask(loaded: Loaded, verb: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    config = loaded.config
-    topics = Topics(config.agent)
-    link = Connection(Address.of(config.mqtt, "dashboard"), f"reflexd-cli-{os.getpid()}")
+    topics = Topics(loaded.config.agent)
+    link = connect(loaded, "request")
     running = asyncio.create_task(link.run(), name="cli mqtt")
     try:
         async with asyncio.timeout(timeout_s):
             await link.up()
-            reply_to = topics("response", f"cli-{os.getpid()}")
-            message = await link.request(topics("request", verb), encode(body), reply_to=reply_to, timeout_s=timeout_s)
+            message = await link.request(
+                topics("request", verb), encode(body), reply_to=topics("response", link.identifier), timeout_s=timeout_s
+            )
     finally:
         running.cancel()
         await asyncio.wait([running])

@@ -1,12 +1,12 @@
-"""`reflexd status` and `reflexd top`: what the daemon says of itself on the broker, for a person in a terminal.
+"""`reflexd status` and `reflexd top`: what the daemon publishes about itself, for a person in a terminal.
 
-An MQTT client like any other: it shows what was published and knows nothing more.
+An MQTT client like any other: it shows what was published and knows nothing more. Everything that comes over the broker is
+untrusted: it is validated, shown as plain text without markup or control characters, and never ends the terminal.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from contextlib import suppress
@@ -15,51 +15,94 @@ from typing import Any
 
 import click
 import orjson
+from pydantic import BaseModel, ValidationError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from runtime.cli.client import NoAnswer, Tool, connect
 from runtime.config.loader import Loaded
-from runtime.mqtt import Address, Connection, Message
+from runtime.mqtt import Connection, Message
+from runtime.mqtt.published import DecisionMessage, EventMessage, HealthMessage, State
 from runtime.mqtt.topics import Refused, Topics, parse
 
 MAX_HEALTH = 1_048_576
+MAX_CELL = 120
+"""Characters of a published text in one cell."""
+EVENTS = 8
+STALE_S = 3.0
+"""A decision older than this is shown as old."""
 COLOURS = {"online": "green", "starting": "yellow", "degraded": "yellow", "stopped": "red", "offline": "red"}
+MODELS: dict[str, type[BaseModel]] = {
+    "status": State,
+    "health": HealthMessage,
+    "decision": DecisionMessage,
+    "event": EventMessage,
+}
 
 
 @dataclass(slots=True)
 class Seen:
     """The last message of each kind."""
 
-    status: dict[str, Any] = field(default_factory=dict)
-    health: dict[str, Any] = field(default_factory=dict)
-    decision: dict[str, Any] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    status: State | None = None
+    health: HealthMessage | None = None
+    decision: DecisionMessage | None = None
+    events: list[EventMessage] = field(default_factory=list)
     health_raw: bytes = b""
+    health_s: float = 0.0
+    """Monotonic seconds of the last health message."""
+    decision_s: float = 0.0
     got_health: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: str = ""
+    """Why the connection must not be tried again; empty while it may."""
 
     def take(self, message: Message) -> None:
-        """Sort a message in; anything malformed is refused to the connection, which counts it."""
+        """Store a message.
+
+        Raises:
+            Refused: it is malformed; the connection counts it.
+        """
         kind = message.topic.rsplit("/", 1)[-1]
-        body = parse(message.payload, MAX_HEALTH)
-        if not isinstance(body, dict):
-            raise Refused(f"{kind} is no object")
-        if kind == "event":
-            self.events = [*self.events, body][-8:]
-            return
-        setattr(self, kind, body)
-        if kind == "health":
-            self.health_raw = message.payload
-            self.got_health.set()
+        try:
+            body = MODELS[kind].model_validate(parse(message.payload, MAX_HEALTH))
+        except ValidationError as error:
+            raise Refused(f"{kind}: {error.error_count()} fields are malformed") from None
+        match body:
+            case EventMessage():
+                self.events = [*self.events, body][-EVENTS:]
+            case State():
+                self.status = body
+            case DecisionMessage():
+                self.decision, self.decision_s = body, time.monotonic()
+            case HealthMessage():
+                self.health, self.health_s = body, time.monotonic()
+                self.health_raw = message.payload
+                self.got_health.set()
+
+    def end(self, reason: str) -> None:
+        """Note that the connection must not be tried again."""
+        self.ended = reason
+        self.got_health.set()
 
 
-def connection(loaded: Loaded, seen: Seen) -> Connection:
-    """A connection that fills `seen`; call it inside the loop."""
-    config = loaded.config
-    link = Connection(Address.of(config.mqtt, "dashboard"), f"reflexd-terminal-{os.getpid()}")
-    topics = Topics(config.agent)
+def plain(value: object, limit: int = MAX_CELL) -> Text:
+    """Return a published value as text of at most `limit` characters: no markup, no control characters."""
+    text = str(value)[: limit + 1]
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return Text(shown[:limit] + ("…" if len(shown) > limit else ""))
+
+
+def subscribe(loaded: Loaded, tool: Tool, seen: Seen) -> Connection:
+    """Return a connection that fills `seen`; call it inside the loop.
+
+    Raises:
+        NoAnswer: the tool has no login.
+    """
+    link = connect(loaded, tool, ended=seen.end)
+    topics = Topics(loaded.config.agent)
     link.subscribe(topics("status"), seen.take, retained="send")
     for name in ("health", "decision", "event"):
         link.subscribe(topics(name), seen.take, qos=0)
@@ -67,25 +110,27 @@ def connection(loaded: Loaded, seen: Seen) -> Connection:
 
 
 def show_status(loaded: Loaded, *, as_json: bool, timeout_s: float) -> int:
-    """Print one health message; 0 when online, 1 when not, 3 when nothing answered."""
-    seen = asyncio.run(_wait(loaded, timeout_s))
-    if not seen.health:
-        said = seen.status.get("state", "nothing on the broker")
-        click.echo(
-            f"no health message within {timeout_s:g} s; status: {said}. Is `reflexd run` up, on {loaded.config.mqtt.url}?",
-            err=True,
-        )
+    """Print one health message; return 0 when online, 1 when not, 2 without a login, 3 without an answer."""
+    try:
+        seen = asyncio.run(_wait(loaded, timeout_s))
+    except NoAnswer as error:
+        click.echo(str(error), err=True)
+        return 2
+    if seen.health is None:
+        state = seen.status.state if seen.status else "nothing on the broker"
+        reason = seen.ended or f"is `reflexd run` up, on {loaded.config.mqtt.url}?"
+        click.echo(f"no health message within {timeout_s:g} s; status: {plain(state)}; {reason}", err=True)
         return 3
     if as_json:
         sys.stdout.buffer.write(seen.health_raw + b"\n")
     else:
         Console().print(picture(loaded.config.agent, seen))
-    return 0 if seen.status.get("state") == "online" else 1
+    return 0 if seen.status is not None and seen.status.state == "online" else 1
 
 
 async def _wait(loaded: Loaded, timeout_s: float) -> Seen:
     seen = Seen()
-    link = connection(loaded, seen)
+    link = subscribe(loaded, "status", seen)
     running = asyncio.create_task(link.run(), name="terminal mqtt")
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
@@ -96,74 +141,107 @@ async def _wait(loaded: Loaded, timeout_s: float) -> Seen:
 
 
 def watch(loaded: Loaded) -> int:
-    """Show the daemon until Ctrl-C."""
-    with suppress(KeyboardInterrupt):
-        asyncio.run(_watch(loaded))
+    """Show the daemon until Ctrl-C; return 2 without a login, 3 when another client took the login over."""
+    try:
+        with suppress(KeyboardInterrupt):
+            asyncio.run(_watch(loaded))
+    except NoAnswer as error:
+        click.echo(str(error), err=True)
+        return 2
+    except _Ended as error:
+        click.echo(str(error), err=True)
+        return 3
     return 0
+
+
+class _Ended(Exception):  # noqa: N818 - reads as what happened
+    """Another client took over the login."""
 
 
 async def _watch(loaded: Loaded) -> None:
     seen = Seen()
-    link = connection(loaded, seen)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(link.run(), name="terminal mqtt")
+    link = subscribe(loaded, "top", seen)
+    running = asyncio.create_task(link.run(), name="terminal mqtt")
+    try:
         with Live(picture(loaded.config.agent, seen), auto_refresh=False, screen=True) as live:
-            while True:
-                await asyncio.sleep(0.25)
+            while not seen.ended:
+                await asyncio.wait([running], timeout=0.25)
+                if running.done():
+                    running.result()
                 live.update(picture(loaded.config.agent, seen, connected=link.connected), refresh=True)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+    raise _Ended(seen.ended)
 
 
 def picture(agent: str, seen: Seen, *, connected: bool = True) -> Panel:
-    """Everything at a glance."""
-    state = str(seen.status.get("state", "no status yet")) if connected else "no connection to the broker"
-    reasons = ", ".join(map(str, seen.status.get("reasons", [])))
-    head = Text.assemble((state, f"bold {COLOURS.get(state, 'red')}"), f"  {reasons}")
+    """Return everything at a glance."""
+    state = "no connection to the broker" if not connected else seen.status.state if seen.status else "no status yet"
+    reasons = ", ".join(seen.status.reasons) if seen.status else ""
+    head = plain(state)
+    head.stylize(f"bold {COLOURS.get(state, 'red')}")
+    health = seen.health or HealthMessage()
     parts: list[RenderableType] = [
-        head,
-        _streams(seen.health),
-        _actuators(seen.decision),
-        _figures(seen.health),
+        Text.assemble(head, "  ", plain(reasons)),
+        _streams(health),
+        _actuators(seen),
+        _figures(health, _age(seen.health_s)),
         _events(seen.events),
     ]
-    return Panel(Group(*parts), title=f"reflexd {agent}", title_align="left")
+    return Panel(Group(*parts), title=plain(f"reflexd {agent}"), title_align="left")
 
 
-def _streams(health: dict[str, Any]) -> Table:
+def _age(then_s: float) -> str:
+    return f"{time.monotonic() - then_s:.0f} s ago" if then_s else "never"
+
+
+def _streams(health: HealthMessage) -> Table:
     table = Table("stream", "age s", "state", "drops", box=None, title="streams", title_justify="left")
-    for name, stream in health.get("streams", {}).items():
-        drops = " ".join(f"{cause}:{count}" for cause, count in stream.get("drops", {}).items())
-        stale = Text("stale", "red") if stream.get("stale") else Text("fresh", "green")
-        table.add_row(name, str(stream.get("age_s")), stale, drops)
+    for name, stream in health.streams.items():
+        drops = " ".join(f"{cause}:{count}" for cause, count in stream.drops.items())
+        stale = Text("stale", "red") if stream.stale else Text("fresh", "green")
+        table.add_row(plain(name), plain(stream.age_s), stale, plain(drops))
     return table
 
 
-def _actuators(decision: dict[str, Any]) -> Table:
-    table = Table("actuator", "value", "probability", box=None, title="last decision", title_justify="left")
-    for name, action in decision.get("actions", {}).items():
-        table.add_row(name, str(action.get("value")), f"{action.get('probability', 0):.3f}")
+def _actuators(seen: Seen) -> Table:
+    old = seen.decision is not None and time.monotonic() - seen.decision_s > STALE_S
+    title = f"last decision, {_age(seen.decision_s)}" if old else "last decision"
+    table = Table("actuator", "value", "probability", box=None, title=title, title_justify="left")
+    table.style = "dim" if old else "none"
+    for name, action in (seen.decision.actions if seen.decision else {}).items():
+        probability = "" if action.probability is None else f"{action.probability:.3f}"
+        table.add_row(plain(name), plain(action.value), probability)
     return table
 
 
-def _figures(health: dict[str, Any]) -> Table:
-    tick, learner = health.get("tick", {}), health.get("learner", {})
+def _figures(health: HealthMessage, age: str) -> Table:
+    tick, learner = health.tick, health.learner
     table = Table(box=None, show_header=False)
-    table.add_row(
-        "tick p50 / p99", f"{tick.get('p50_ms')} / {tick.get('p99_ms')} ms", "overruns", str(tick.get("overruns"))
-    )
-    table.add_row(
-        "policy",
-        str(health.get("policy")),
-        "mode",
-        f"{health.get('mode')}, {'armed' if health.get('armed') else 'disarmed'}",
-    )
-    table.add_row("learner", str(learner.get("state")), "updates", str(learner.get("updates")))
-    table.add_row("memory", f"{health.get('memory_mb')} MB", "reward", str(learner.get("reward_mean")))
+    pace = f"{tick.p50_ms} / {tick.p99_ms} ms"
+    mode = f"{health.mode}, {'armed' if health.armed else 'disarmed'}"
+    table.add_row("tick p50 / p99", pace, "overruns", plain(tick.overruns))
+    table.add_row("policy", plain(health.policy), "mode", plain(mode))
+    table.add_row("learner", plain(learner.get("state")), "updates", plain(learner.get("updates")))
+    table.add_row("memory", plain(f"{health.memory_mb} MB"), "reward", plain(learner.get("reward_mean")))
+    table.add_row("health", age)
     return table
 
 
-def _events(events: list[dict[str, Any]]) -> Table:
+def _events(events: list[EventMessage]) -> Table:
     table = Table("when", "event", "data", box=None, title="events", title_justify="left")
     for event in events:
-        when = time.strftime("%H:%M:%S", time.localtime(float(event.get("stamp", 0))))
-        table.add_row(when, str(event.get("type")), orjson.dumps(event.get("data")).decode()[:90])
+        table.add_row(_clock(event.stamp), plain(event.type), plain(_json(event.data), 90))
     return table
+
+
+def _clock(stamp: float | None) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(stamp or 0.0))
+    except (OverflowError, ValueError, OSError):
+        return "?"
+
+
+def _json(data: dict[str, Any]) -> str:
+    return orjson.dumps(data).decode()

@@ -41,6 +41,10 @@ class TickSettings(Settings):
         return 1.0 / self.rate_hz
 
 
+Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "device"]
+"""Everything of this project that connects to the broker; each may have a login of its own."""
+
+
 class Credentials(Settings):
     """One broker user."""
 
@@ -70,6 +74,15 @@ class MqttSettings(Settings):
     )
     agent: Credentials | None = None
     dashboard: Credentials | None = None
+    status: Credentials | None = Field(
+        None,
+        description="the user of `reflexd status`; each tool needs its own where the broker ties identifiers to users",
+    )
+    top: Credentials | None = Field(None, description="the user of `reflexd top`")
+    request: Credentials | None = Field(
+        None, description="the user of verbs that send a request, such as `reflexd explain`"
+    )
+    device: Credentials | None = Field(None, description="the user of the simulated device (`plant:`)")
     keepalive_s: int = Field(
         2, ge=1, le=600, description="a silent broker is noticed within half of this by an own echo"
     )
@@ -102,12 +115,38 @@ class MqttSettings(Settings):
         parts = urlsplit(self.url)
         return parts.port or SCHEMES[parts.scheme]
 
-    def credentials(self, process: Literal["gate", "agent", "dashboard"]) -> Credentials | None:
-        """The user a process connects as."""
-        own = {"gate": self.gate, "agent": self.agent, "dashboard": self.dashboard}[process]
-        if own is not None:
-            return own
-        return Credentials(username=self.username, password=self.password) if self.username else None
+    @property
+    def logins(self) -> dict[Client, Credentials]:
+        """The logins of single clients, by client."""
+        own: dict[Client, Credentials | None] = {
+            "gate": self.gate,
+            "agent": self.agent,
+            "dashboard": self.dashboard,
+            "status": self.status,
+            "top": self.top,
+            "request": self.request,
+            "device": self.device,
+        }
+        return {client: login for client, login in own.items() if login is not None}
+
+    def credentials(self, client: Client) -> Credentials | None:
+        """Return the user that a client connects as; None for a broker without logins.
+
+        Raises:
+            ValueError: other clients have logins, and this one has none. It must not borrow theirs: where the broker ties
+                identifiers to users, two clients with one login end each other's sessions.
+        """
+        logins = self.logins
+        if client in logins:
+            return logins[client]
+        if self.username is not None:
+            return Credentials(username=self.username, password=self.password)
+        if logins:
+            raise ValueError(
+                f"mqtt.{client}: missing, while mqtt.{', mqtt.'.join(logins)} have a login of their own; "
+                f"add mqtt.{client}: {{username, password}}, or mqtt.username for all others"
+            )
+        return None
 
 
 class EngineSettings(Settings):
@@ -201,6 +240,18 @@ class Config(Settings):
             raise ValueError(
                 f"streams.{name}.encoder: missing; a {stream.kind} needs one of encoders: {known}{instead}"
             )
+
+    @model_validator(mode="after")
+    def _logins(self) -> Self:
+        needed: dict[Client, bool] = {
+            "gate": True,
+            "agent": True,
+            "dashboard": self.dashboard is not None,
+            "device": self.plant is not None,
+        }
+        for client in (client for client, present in needed.items() if present):
+            self.mqtt.credentials(client)
+        return self
 
     @model_validator(mode="after")
     def _references(self) -> Self:

@@ -7,7 +7,7 @@ the agent previews these streams and no others. The state of the connection is a
 from __future__ import annotations
 
 import asyncio
-import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,6 +34,7 @@ class MqttBridge:
     watched: Callable[[], list[str]]
     control: Connection = field(init=False)
     watch_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    instance: str = field(default_factory=lambda: secrets.token_hex(6))
     _extra: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -47,8 +48,8 @@ class MqttBridge:
     def _connection(
         self, what: str, on_connection_change: Callable[[bool, str], None] = lambda _up, _reason: None
     ) -> Connection:
-        # several pages may watch one agent: they must not push each other out
-        identifier = f"reflexd-{self.topics.agent}-{what}-{os.getpid()}"
+        # several pages may show one agent: a process id alone is the same in each container
+        identifier = f"reflexd-{self.topics.agent}-{what}-{self.instance}"
         address = self.address
         if what == "media" and address.credentials is not None:
             address = replace(address, credentials=address.credentials.for_media())
@@ -135,7 +136,7 @@ class MqttBridge:
         Raises:
             Unreachable: no broker, no answer, or the agent's own reason why not.
         """
-        reply_to = self.topics("response", "page", str(os.getpid()))
+        reply_to = self.topics("response", "page", self.instance)
         try:
             answer = await self.control.request(
                 self.topics("request", verb), encode(data), reply_to=reply_to, timeout_s=ANSWER_S

@@ -14,7 +14,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from runtime.config.schema import Credentials, MqttSettings
+from runtime.config.schema import Client, Credentials, MqttSettings
 
 
 class MqttLost(ConnectionError):  # noqa: N818 - reads as what happened
@@ -59,10 +59,11 @@ class Address:
     keepalive_s: float = 2.0
 
     @classmethod
-    def of(cls, settings: MqttSettings, process: Literal["gate", "agent", "dashboard"]) -> Address:
-        """The address for one process.
+    def of(cls, settings: MqttSettings, client: Client) -> Address:
+        """Return the address for one client.
 
         Raises:
+            ValueError: other clients have a login and this one has none.
             OSError: a certificate file cannot be read (ssl.SSLError: or is none).
         """
         tls = None
@@ -70,7 +71,7 @@ class Address:
             tls = ssl.create_default_context(cafile=settings.ca)
             if settings.cert is not None:
                 tls.load_cert_chain(settings.cert, settings.key)
-        return cls(settings.host, settings.port, settings.credentials(process), tls, settings.keepalive_s)
+        return cls(settings.host, settings.port, settings.credentials(client), tls, settings.keepalive_s)
 
 
 @dataclass(frozen=True, slots=True)

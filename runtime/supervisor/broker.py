@@ -119,10 +119,11 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _users(settings: MqttSettings) -> list[Credentials]:
-    own = [settings.gate, settings.agent, settings.dashboard]
+    own = list(settings.logins.values())
+    own += [login.for_media() for login in own if login.media is not None]
     if settings.username is not None:
         own.append(Credentials(username=settings.username, password=settings.password))
-    return [user for user in own if user is not None]
+    return own
 
 
 def _is_loopback(host: str) -> bool:

@@ -276,6 +276,7 @@ def test_an_address_from_settings() -> None:
         {"url": "mqtt://h:1", "username": "u", "password": canaries.MQTT, "gate": {"username": "g"}}
     )
     assert Address.of(settings, "agent").credentials == settings.credentials("agent")
+    assert Address.of(settings, "top").credentials == settings.credentials("agent")
     gate = Address.of(settings, "gate").credentials
     assert gate is not None
     assert gate.username == "g"

@@ -16,7 +16,7 @@ from aiomqtt import MqttCodeError, MqttError
 from fakes import Mosquitto, free_port
 
 FOLDER = Path(__file__).parents[3] / "configs" / "mosquitto"
-USERS = ("gate", "agent", "agent-media", "page", "page-media", "device", "home")
+USERS = ("gate", "agent", "agent-media", "page", "page-media", "status", "top", "request", "device", "home")
 NOT_AUTHORIZED = 0x87
 COMMAND = "reflexd/demo/act/head/set"
 
@@ -103,6 +103,12 @@ async def test_the_gate_writes_commands_and_devices_hear_them(guarded: Mosquitto
         ("page", "reflexd/demo/decision", False),
         ("page", "reflexd/demo/status", False),
         ("page-media", "reflexd/demo/stop", False),
+        ("top", "reflexd/demo/stop", False),
+        ("status", "reflexd/demo/request/arm", False),
+        ("request", "reflexd/demo/request/explain", True),
+        ("request", "reflexd/demo/stop", False),
+        ("gate", "reflexd/demo/hold/head", True),
+        ("page", "reflexd/demo/hold/head", False),
         ("device", "reflexd/demo/act/head/state", True),
         ("device", "reflexd/demo/request/arm", False),
         ("home", "reflexd/demo/request/mode", True),

@@ -261,7 +261,7 @@ def test_names_that_are_loopback() -> None:
 
 
 def test_iotcore_is_only_imported_by_its_own_process() -> None:
-    code = "import sys, runtime.broker, runtime.broker_iotcore; print('iotcore' in sys.modules)"
+    code = "import sys, runtime.supervisor.broker, runtime.supervisor.broker_iotcore; print('iotcore' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, check=True)
     assert done.stdout == b"False\n"
 
@@ -277,7 +277,7 @@ def test_iotcore_gets_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None
             started.append("run")
 
     monkeypatch.setitem(sys.modules, "iotcore", SimpleNamespace(IotCoreBroker=Broker))
-    monkeypatch.setattr(child, "become", started.append)
+    monkeypatch.setattr(child, "set_process_title", started.append)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     assert broker_iotcore.main(["x.toml"]) == 0
     assert started == ["broker", "x.toml", "run"]
