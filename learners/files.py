@@ -1,25 +1,39 @@
-"""Files that are whole or not there: synced writes, one rename, and a lock between processes."""
+"""Write files that are complete or absent, lock folders between processes, and find the cache folder.
+
+Every process that stores state uses this module; a crash or a full disk leaves the old content and no draft. Knows no
+format of any file.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until it is on disk."""
-    with path.open("xb") as file:
+def write_synced(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write a new file and wait until it is on disk; `mode` is reduced by the umask.
+
+    Raises:
+        OSError: the file exists already or cannot be written.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(handle, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the names in a directory are on disk."""
+    """Wait until the names in a directory are on disk.
+
+    Raises:
+        OSError: the directory cannot be opened or synced.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -27,31 +41,63 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
     """Replace a file by one rename: a reader sees the old or the new content, a crash leaves one of the two.
 
-    `durable=False` leaves out the syncs: enough against kill -9, not against a power cut.
+    `durable=False` leaves out the syncs, which protects against kill -9 and not against a power cut.
+
+    Raises:
+        OSError: the file cannot be written; the old content is intact and no draft is left.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    if durable:
-        write_synced(draft, content)
-    else:
-        draft.write_bytes(content)
-    draft.replace(path)
+    try:
+        if durable:
+            write_synced(draft, content, mode=mode)
+        else:
+            draft.touch(mode)
+            draft.write_bytes(content)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     if durable:
         sync_directory(path.parent)
 
 
 @contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` when the context ends without an exception.
+
+    The draft lies in the same parent, which is created, and is removed when the context fails.
+
+    Raises:
+        OSError: the folder cannot be created, or `target` exists and is not an empty folder.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    draft.mkdir()
+    try:
+        yield draft
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    sync_directory(target.parent)
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock against other processes; a process that dies lets go of it."""
+    """Hold the folder's lock against other processes; the kernel releases it when the process dies.
+
+    Raises:
+        OSError: the lock file cannot be opened.
+    """
     with (folder / ".lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def cache_dir() -> Path:
-    """Where converted folders are kept."""
+    """Return the folder for converted models and measurements: $REFLEXD_CACHE, or `reflexd` in the user's cache."""
     if own := os.environ.get("REFLEXD_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -59,15 +105,16 @@ def cache_dir() -> Path:
 
 
 class BusyError(Exception):
-    """Another daemon uses the state folder."""
+    """Another daemon uses the state folder; `str` names the folder and the remedy."""
 
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a state folder, which is made if it is not there.
+    """Hold the lock of a state folder, which is created when it is absent.
 
     Raises:
         BusyError: another daemon holds it.
+        OSError: the folder or its lock file cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

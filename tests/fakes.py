@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import os
 import shutil
@@ -21,6 +22,11 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 DEADLINE_S = 20.0
+
+
+def disk_full(*_: object) -> None:
+    """Stand in for `os.fsync` on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def free_port() -> int:

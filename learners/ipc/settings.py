@@ -17,6 +17,7 @@ from learners.config import (
     PromotionSettings,
     TaskSettings,
 )
+from learners.files import write_atomically
 
 
 class _Part(BaseModel):
@@ -77,9 +78,7 @@ def write_learner_config(settings: Mapping[str, Any]) -> None:
     inputs = LearnerConfig.model_validate(settings)
     folder = inputs.state_dir / "learner"
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "settings.part"
-    part.write_bytes(orjson.dumps(inputs.model_dump(mode="json")))
-    part.replace(folder / "settings.json")
+    write_atomically(folder / "settings.json", orjson.dumps(inputs.model_dump(mode="json")), durable=False)
 
 
 def window_s(windows: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""Writes the reference pages from the code: `python -m runtime.reference docs` (`make docs`).
+"""Writes the reference pages from the code: `python -m runtime.cli.reference docs` (`make docs`).
 
 `docs/topics.md` comes from `runtime/mqtt/topics.py`'s payload models and the table below, `docs/settings.md` from the settings models.
 A test holds both against the code, so that a page is never older than what it describes.

@@ -7,12 +7,13 @@ stopped, because a stop may stand in it.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import orjson
 import structlog
+
+from learners.files import write_atomically
 
 log = structlog.get_logger(__name__)
 
@@ -38,17 +39,7 @@ def save(path: Path, latches: Mapping[str, object]) -> None:
         OSError: it could not be written; the old one is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as out:
-        out.write(orjson.dumps(dict(latches), option=orjson.OPT_INDENT_2))
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+    write_atomically(path, orjson.dumps(dict(latches), option=orjson.OPT_INDENT_2))
 
 
 class LatchWriter:

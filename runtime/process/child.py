@@ -1,6 +1,6 @@
 """What every process below the supervisor is: titled, and dead when its parent is.
 
-`python -m runtime.child --parent PID --signal NAME -- COMMAND ...` asks the kernel for a signal at the parent's death and then
+`python -m runtime.process.child --parent PID --signal NAME -- COMMAND ...` asks the kernel for a signal at the parent's death and then
 becomes COMMAND. It is used for every child, foreign binaries included, so that there is no moment (an import of several
 seconds, say) in which a child could outlive the supervisor. Ctrl-C in a terminal reaches the whole group; children leave it to
 the supervisor, which stops them in order.

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from learners.files import write_atomically
 from runtime.config.schema import Credentials, MqttSettings
 from runtime.process import child
 
@@ -208,6 +209,4 @@ def _toml(text: str) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_text(text)
+    write_atomically(path, text.encode(), durable=False, mode=0o600)

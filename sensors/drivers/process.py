@@ -1,6 +1,6 @@
 """The driver process: one device driver alone, which may block, leak or crash without harming the agent.
 
-`python -m sensors.driver NAME DESCRIPTOR` reads its job (JSON) from the socket DESCRIPTOR and writes messages to it. It
+`python -m sensors.drivers.process NAME DESCRIPTOR` reads its job (JSON) from the socket DESCRIPTOR and writes messages to it. It
 ends when the other end of the socket closes, when its parent thread dies, or when the source ends. A message is a
 header (kind, capture stamp in monotonic seconds, two numbers, length) and its bytes: F frame (height, width), S sound
 (sample rate, 0; float32 mono), O opened (JSON), D drop (cause), E error (text), X end of the recording.

@@ -31,7 +31,7 @@ sys.path[:0] = ["tests"]
 from pathlib import Path
 import learning
 from learners.config import ExperienceSettings
-from learners.experience import Store
+from learners.experience.store import Store
 store = Store(Path(sys.argv[1]) / "experience", ExperienceSettings.model_validate({}))
 start = int(sys.argv[2])
 for n in range(start, 10**9):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from learners.files import new_folder
 
 # None makes openvino use its own silent stub: the real one reports every use to its maker, from a fork of this process
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -113,16 +114,12 @@ def _read(kept: Path) -> Any:
 
 
 def _keep(graph: Any, target: Path) -> Any:
-    """Write a graph beside its place and rename it, then read it; None where the folder cannot be written."""
+    """Store a graph and read it back; None where the folder cannot be written. Another process may have stored it first."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as temporary:
-            made = Path(temporary) / "made"
-            made.mkdir()
-            openvino.save_model(graph, made / "graph.xml", compress_to_fp16=False)
-            if not (target / "graph.xml").is_file():  # else another process was quicker
-                shutil.rmtree(target, ignore_errors=True)  # left behind half made
-                made.rename(target)
+        with new_folder(target) as draft:
+            openvino.save_model(graph, draft / "graph.xml", compress_to_fp16=False)
+            if not (target / "graph.xml").is_file():
+                shutil.rmtree(target, ignore_errors=True)  # damaged: without its graph
     except OSError:
         return _read(target)
     return _read(target)

@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from learners.files import cache_dir
+from learners.files import cache_dir, new_folder
 from learners.model.encoders import efficientnet_lite, silero_vad, whisper_ct2
 
 PREFIX = "bundled:"
@@ -176,10 +175,7 @@ def _check(weights: Path, bundle: Bundle) -> None:
 
 
 def _make(bundle: Bundle, weights: Path, folder: Path) -> None:
-    """Convert beside the target and rename: a folder under its final name is whole."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        made = Path(temporary) / "made"
-        made.mkdir()
-        bundle.convert(weights, made)
-        (made / "origin.json").write_text(json.dumps({"package": bundle.package, "sha256": bundle.sha256}, indent=2))
-        made.rename(folder)
+    """Convert the weights into `folder`, which appears under its name when it is complete."""
+    with new_folder(folder) as draft:
+        bundle.convert(weights, draft)
+        (draft / "origin.json").write_text(json.dumps({"package": bundle.package, "sha256": bundle.sha256}, indent=2))

@@ -326,7 +326,7 @@ WRITER = """
 import sys, torch
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from learners.checkpoints import Checkpoints
+from learners.checkpoints.store import Checkpoints
 torch.set_num_threads(1)
 folder = Checkpoints(Path(sys.argv[1]), Ed25519PrivateKey.from_private_bytes(bytes(range(32))), keep_last=2, keep_best=0)
 print("ready", flush=True)

@@ -158,7 +158,7 @@ ARGUMENTS = {
 SCRIPT = f"""
 import sys, torch
 torch.set_num_threads(1)
-from learners.finetune import Splits, Tuned, finetune, tune
+from learners.finetune.run import finetune
 finetune(model=sys.argv[1], train=sys.argv[2], validation=sys.argv[2], test=sys.argv[2], out=sys.argv[3], **{ARGUMENTS})
 """
 

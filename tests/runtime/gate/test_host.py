@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from wire_helpers import running
 from actuators.safety.decisions import Proposal
 from actuators.safety.gate import Gate
 from actuators.wire import Commands
-from fakes import Mosquitto, eventually
+from fakes import Mosquitto, disk_full, eventually
 from runtime.config.schema import Config
 from runtime.gate import ipc, latches
 from runtime.gate.host import GateHost
@@ -425,9 +426,11 @@ async def test_the_end_rests_and_says_so(tmp_path: Path, broker: Mosquitto) -> N
         assert world.commands()[-1]["value"] == "stay"
 
 
-async def test_latches_that_cannot_be_written_are_said(tmp_path: Path, broker: Mosquitto) -> None:
+async def test_latches_that_cannot_be_written_are_said(
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with world_of(tmp_path, broker) as world:
-        (tmp_path / "latches.part").mkdir()
+        monkeypatch.setattr(os, "fsync", disk_full)
         await world.send(TOPICS("stop"), {"engaged": True})
         await eventually(lambda: world.host.gate.stopped)
         world.host.latches.changed()

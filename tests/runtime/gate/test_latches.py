@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from fakes import disk_full
 from runtime.gate import latches
 
 
@@ -26,10 +28,11 @@ def test_what_cannot_be_read_is_no_first_start(tmp_path: Path, content: bytes) -
     assert latches.load(path) == {}
 
 
-def test_a_failed_write_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "latches.json"
     latches.save(path, {"stopped": True})
-    (tmp_path / "latches.part").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
         latches.save(path, {"stopped": False})
     assert latches.load(path) == {"stopped": True}
+    assert list(tmp_path.iterdir()) == [path]

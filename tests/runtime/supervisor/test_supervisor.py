@@ -190,6 +190,6 @@ async def test_the_embedded_broker_is_restarted(tmp_path: Path) -> None:
 
 
 def test_no_torch_in_the_supervisor() -> None:
-    code = "import sys, runtime.daemon; print(sorted({'torch', 'numpy', 'cv2', 'transformers'} & set(sys.modules)))"
+    code = "import sys, runtime.supervisor.supervisor; print(sorted({'torch', 'numpy', 'cv2', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, check=True)
     assert done.stdout == b"[]\n"

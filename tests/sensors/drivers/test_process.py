@@ -152,8 +152,8 @@ def test_a_driver_ends_with_its_owner(tmp_path: Path) -> None:
     """The owner is killed: the driver sees its socket close, or its parent die, and goes."""
     soundfile.write(tmp_path / "s.wav", np.zeros(800), 8_000)
     owner = (
-        "import sys; from sensors.isolated import Driver; from sensors.portaudio import PlayJob\n"
-        "driver = Driver('room', PlayJob(sys.argv[1], loop=True))\n"
+        "import sys; from sensors.drivers.handle import DriverProcess; from sensors.drivers.portaudio import PlayJob\n"
+        "driver = DriverProcess('room', PlayJob(sys.argv[1], loop=True))\n"
         "for message in driver.messages(): print(driver._process.pid, flush=True)\n"
     )
     process = subprocess.Popen(
