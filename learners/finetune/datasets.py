@@ -2,35 +2,34 @@
 
 A `#name` after the file picks one split of a JSON file that holds several (`data_full.json#train`). Fields are those of
 the tasks (`text`, `label`; `tokens`, `tags`; `question`, `context`, `answers`; `source`, `target`; `messages`; `picture`;
-`sound`). A column `file`, `picture` or `sound` is a path beside the table. Knows no model; reads what the user names.
+`sound`). A column `file`, `picture` or `sound` is a path relative to the table. A file is read as it was meant or refused with the line,
+the reason and the remedy. Knows no model; reads what the user names.
 """
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
+from learners.finetune import conll, fields, tables
+from learners.finetune.records import MAX_BYTES, Examples, Row, lines_of, read_text
+from learners.tasks.base import DataError, Task
+from sensors.base import PayloadRefused
+from sensors.codecs.json_payload import parse_json
 
-from learners.tasks.audio import SUFFIXES as SOUNDS
-from learners.tasks.base import DataError
-from learners.tasks.images import SUFFIXES as PICTURES
-
-Examples = list[dict[str, Any]]
-FOLDED = {"intent": "label", "class": "label", "category": "label", "sentence": "text", "utterance": "text"}
-FOLDED |= {"document": "source", "summary": "target", "article": "source", "ner_tags": "tags", "words": "tokens"}
-"""Other usual names of fields."""
 _SEMEVAL = re.compile(r'^\d+\t"(.*)"\s*$')
+SKIPPED_FOLDERS = frozenset({"__MACOSX"})
+SKIPPED_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
-def read(path: Path | str) -> Examples:
-    """All examples of a file or folder.
+def read(path: Path | str, task: type[Task] | None = None) -> Examples:
+    """Read all examples of a file or folder; with a task, check that each has what the task needs.
 
     Raises:
-        DataError: it is not there, empty, or of a kind that is not read; `str` says where.
+        DataError: it is not there, empty, of a kind that is not read, or holds something that is no example; `str` says where.
     """
     name, _, split = str(path).partition("#")
     source = Path(name)
@@ -44,80 +43,70 @@ def read(path: Path | str) -> Examples:
             )
         examples = split_of(source, split) if source.suffix.lower() == ".json" else reader(source)
     else:
-        raise DataError(f"{source}: no such file or folder")
+        raise DataError(f"{source}: no such file or folder; name one that is there")
     if not examples:
-        raise DataError(f"{path}: no examples in it")
-    return examples
-
-
-def columns(path: Path) -> Examples:
-    """CoNLL columns: the word first, its tag last, a line of nothing between sentences."""
-    examples: Examples = []
-    tokens: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], 1):
-        if not line.strip():
-            if tokens:
-                examples.append({"tokens": tokens, "tags": tags})
-            tokens, tags = [], []
-        elif not line.startswith("-DOCSTART-"):
-            parts = line.split("\t") if "\t" in line else line.split()
-            if len(parts) < 2:
-                raise DataError(f"{path}:{number}: a word and its tag are wanted, got {line!r}")
-            tokens.append(parts[0])
-            tags.append(parts[-1].strip())
+        raise DataError(
+            f"{path}: no examples in it{''.join(f'; {note}' for note in examples.notes)}; name a file with at least one"
+        )
+    if task is not None:
+        fields.check(examples, task)
+    conll.to_iob2(examples)
     return examples
 
 
 def text(path: Path) -> Examples:
     """`.txt`: SemEval-2010 Task 8 where its first line looks so, CoNLL columns otherwise."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = lines_of(read_text(path))
     if not lines or not _SEMEVAL.match(lines[0]):
-        return columns(path)
-    examples = []
-    for i, line in enumerate(lines[:-1]):
+        return conll.columns(path)
+    examples = Examples()
+    for number, line in enumerate(lines, 1):
         if match := _SEMEVAL.match(line):
-            examples.append({"text": match[1], "label": lines[i + 1].strip()})
+            label = lines[number].strip() if number < len(lines) else ""
+            if not label or _SEMEVAL.match(label):
+                raise DataError(f"{path}:{number}: no relation in the line after it; write one, as `Other`")
+            examples.append(Row({"text": match[1], "label": label}, path, number))
     return examples
 
 
-def table(path: Path) -> Examples:
-    """CSV or TSV with a header."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        if rows.fieldnames is None or len(rows.fieldnames) < 2:
-            raise DataError(f"{path}:1: a header with at least two columns is wanted, got {rows.fieldnames}")
-        return [_named(row, path, number) for number, row in enumerate(rows, 2)]
-
-
 def lines(path: Path) -> Examples:
-    """JSON lines."""
-    return [_named(row, path, number) for number, row in _json_lines(path)]
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    """JSON lines; the objects may have their fields under different names."""
+    found = Examples()
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         if line.strip():
-            try:
-                yield number, orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON: {error}") from None
+            found.append(fields.to_row(_json(line, f"{path}:{number}"), path, number))
+    return found
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return parse_json(text.encode(), MAX_BYTES)
+    except PayloadRefused as reason:
+        raise DataError(f"{where}: {reason}; correct it here") from None
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: not JSON: half of a surrogate pair; write the whole character") from None
 
 
 def split_of(path: Path, split: str) -> Examples:
     """A JSON list of objects or [text, label] pairs, or one `#split` of an object of such lists."""
+    text = read_text(path)
     try:
-        body = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
+        body = _json(text, str(path))
+    except DataError as reason:
+        if len(rows := [line for line in lines_of(text) if line.strip()]) > 1 and rows[0].lstrip().startswith("{"):
+            raise DataError(f"{reason}, or if it holds one object a line, name it {path.stem}.jsonl") from None
+        raise
     if isinstance(body, dict):
         if split not in body:
             raise DataError(f"{path}: name one of its splits: {', '.join(f'{path.name}#{key}' for key in body)}")
         body = body[split]
+    name = f"{path}#{split}" if split else str(path)
     if not isinstance(body, list):
         raise DataError(f"{path}#{split}: a list of examples is wanted")
     pairs = ({"text": row[0], "label": row[1]} if isinstance(row, list) and len(row) == 2 else row for row in body)
-    return [_named(row, path, number) for number, row in enumerate(pairs, 1)]
+    return Examples(
+        fields.to_row(row, path, number, place=f"{name}: example {number}") for number, row in enumerate(pairs, 1)
+    )
 
 
 def whole(path: Path) -> Examples:
@@ -126,44 +115,50 @@ def whole(path: Path) -> Examples:
 
 
 def folder(path: Path) -> Examples:
-    """Pictures or sounds in folders named after their class."""
-    examples: Examples = []
+    """Pictures or sounds in folders named after their class; a note counts what else lies there."""
+    examples, left = Examples(), Counter[str]()
     for child in sorted(path.iterdir()):
-        if child.is_dir():
-            for file in sorted(child.rglob("*")):
-                if kind := _kind(file):
-                    examples.append({kind: str(file), "label": child.name})
+        if _hidden(child):
+            left["hidden"] += 1
+        elif not child.is_dir():
+            left["outside the class folders"] += 1
+        elif found := _class_folder(child, left):
+            examples += found
+        else:
+            examples.notes.append(f"no picture and no sound in {child}: the class {child.name} is left out")
     if len({"picture" in example for example in examples}) > 1:
         raise DataError(f"{path}: pictures and sounds together; give a folder for each")
+    if left:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+        examples.notes.append(f"{path}: {sum(left.values())} files left out: {counts}")
     return examples
 
 
-def _kind(path: Path) -> str | None:
-    suffix = path.suffix.lower()
-    return "picture" if suffix in PICTURES else "sound" if suffix in SOUNDS else None
+def _class_folder(folder: Path, left: Counter[str]) -> list[Row]:
+    """The pictures or sounds of one class; everything else is counted in `left`."""
+    rows: list[Row] = []
+    for file in sorted(folder.rglob("*")):
+        if file.is_dir():
+            continue
+        if any(_hidden(part) for part in (file, *file.relative_to(folder).parents)):
+            left["hidden"] += 1
+        elif kind := fields.media_kind(file):
+            rows.append(Row({kind: str(file), "label": folder.name}, file))
+        else:
+            left[file.suffix.lower() or "no suffix"] += 1
+    return rows
 
 
-def _named(row: Any, path: Path, number: int) -> dict[str, Any]:
-    """A row with the tasks' names, and paths made whole."""
-    if not isinstance(row, dict):
-        raise DataError(f"{path}:{number}: an object is wanted, got {type(row).__name__}")
-    example = {
-        FOLDED.get(str(key).lower(), str(key)): value
-        for key, value in row.items()
-        if key is not None and value is not None
-    }
-    if "file" in example and (kind := _kind(Path(str(example["file"])))):
-        example[kind] = example.pop("file")
-    for kind in ("picture", "sound"):
-        if kind in example:
-            example[kind] = str(path.parent / str(example[kind]))
-    if "answer" in example and "answers" not in example:
-        answer = {"text": example.pop("answer")}
-        example["answers"] = [answer | ({"start": int(example.pop("start"))} if "start" in example else {})]
-    return example
+def _hidden(path: Path) -> bool:
+    """Whether a program and not a person put it there: `.ipynb_checkpoints`, `.DS_Store`, `._a.png`, `Thumbs.db`."""
+    return (
+        (path.name.startswith(".") and path.name != ".")
+        or path.name in SKIPPED_FOLDERS
+        or path.name.lower() in SKIPPED_FILES
+    )
 
 
 READERS: dict[str, Callable[[Path], Examples]] = {
-    ".conll": columns, ".iob": columns, ".iob2": columns, ".bio": columns, ".txt": text, ".csv": table, ".tsv": table,
-    ".jsonl": lines, ".ndjson": lines, ".json": whole,
+    ".conll": conll.columns, ".iob": conll.columns, ".iob2": conll.columns, ".bio": conll.columns, ".txt": text,
+    ".csv": tables.table, ".tsv": tables.table, ".jsonl": lines, ".ndjson": lines, ".json": whole,
 }  # fmt: skip

@@ -8,7 +8,7 @@ code on labels. Validation chooses the epoch; the test split is read once, at th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,12 +21,13 @@ from learners.config import Train
 from learners.device import pick_device
 from learners.files import write_atomically
 from learners.finetune import datasets, forgetting, model_card, trainable
+from learners.finetune.fields import check, check_features
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import Run, Settings, Tell, Trainer
 from learners.finetune.trainer_state import State
 from learners.model.encoders.bundled import resolve
-from learners.tasks.base import Example, Options, Recipe, Task, saved
+from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved
 from learners.tasks.classify_text import Classifier
 from learners.tasks.heads import set_prior
 from learners.tasks.pooling import MARK
@@ -40,6 +41,10 @@ class Splits:
     train: Sequence[Example]
     validation: Sequence[Example]
     test: Sequence[Example] = ()
+
+    def all(self) -> tuple[Sequence[Example], ...]:
+        """Return the three."""
+        return self.train, self.validation, self.test
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,10 @@ def finetune(
     """
     out = Path(out)
     paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
-    splits = Splits(*(datasets.read(path) for path in paths.values()))
+    splits = read_splits(task, paths)
     fresh, settings, extra = build(task, model, splits.train, mode, {**options, "seed": seed})
+    for some in (splits.validation, splits.test, splits.train if fresh.varying else ()):
+        check_features(fresh, some)
     # with the recipe's settings too: another version of this program must not go on with other groups of parameters
     facts = {"task": task, "model": model, "mode": mode, "options": options, "settings": asdict(settings)}
     state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
@@ -90,13 +97,38 @@ def finetune(
     keep, rank = out if adapter else None, extra["lora_rank"]
     with bar as tell:
         tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, tell=tell, keep=keep)
+    tuned.task.save(out)  # before the test file is measured: no failure from here on loses the weights
     report = _report(tuned, splits, model, mode)
+    report["notes"] = [note for some in splits.all() for note in getattr(some, "notes", ())]
     if earlier and earlier_data:
         report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
     used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
-    write(out, tuned, report, settings, used)
+    annotate(out, tuned, report, settings, used)
     state.clear()
     return report
+
+
+def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:
+    """Read training, validation and test examples, each with what the task needs.
+
+    Raises:
+        DataError: a file cannot be used, or all training examples are of one class.
+        ValueError: there is no such task.
+    """
+    read = [datasets.read(path) for path in paths.values()]
+    cls = task_class(kind, modality_of(read[0]))
+    for examples in read:
+        check(examples, cls)
+    found = (
+        {label if isinstance(label := example["label"], str) else None for example in read[0]}
+        if "label" in cls.needs
+        else set()
+    )
+    if len(found) == 1 and None not in found:
+        raise DataError(
+            f"{paths['train']}: all {len(read[0])} examples have the label {found.pop()!r}; add examples of another class"
+        )
+    return Splits(*read)
 
 
 def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
@@ -126,7 +158,8 @@ def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None 
     if told.get("kind") != task:
         raise ValueError(f"{model}: fine-tuned for {told.get('kind', 'nothing')}, not for {task}")
     opened = open_task(task, resolve(model))
-    examples = datasets.read(test)
+    examples = datasets.read(test, type(opened))
+    check_features(opened, examples)
     total = sum(parameter.numel() for parameter in opened.model.parameters())
     before = Path(resolve(model)) / "report.json"
     earlier = orjson.loads(before.read_bytes()) if before.is_file() else {}
@@ -217,12 +250,6 @@ def describe(tuned: Tuned, model: str, mode: Train, metrics: dict[str, dict[str,
     }  # fmt: skip
 
 
-def write(out: Path, tuned: Tuned, report: dict[str, Any], settings: Settings, data: dict[str, str]) -> None:
-    """The folder: weights, processor, report, curves and card."""
-    tuned.task.save(out)
-    annotate(out, tuned, report, settings, data)
-
-
 def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: Settings, data: dict[str, str]) -> None:
     """Put report, curves and card beside weights that are there; `data` says what each split was made from."""
     task, run = tuned.task, tuned.run
@@ -240,6 +267,6 @@ def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: Settings
 
 
 def splits_digest(splits: Splits) -> str:
-    """A digest of all examples, so that a state is only resumed on the same data."""
-    body = orjson.dumps([list(splits.train), list(splits.validation), list(splits.test)], default=str)
+    """A digest of the examples that training sees, so that a state is only resumed on the same data; the test may change."""
+    body = orjson.dumps([list(splits.train), list(splits.validation)], default=str)
     return hashlib.sha256(body).hexdigest()

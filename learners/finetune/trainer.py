@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from learners.finetune import trainer_state
 from learners.finetune.optim import Kind, OptimizerName, factor, optimizer, set_rate
+from learners.finetune.records import located
 from learners.finetune.trainable import set_training
-from learners.tasks.base import Example, Feature, Task, to_device
+from learners.tasks.base import DataError, Example, Feature, Task, to_device
 
 MEGABATCH = 50
 """Batches whose examples are sorted by length together."""
@@ -205,7 +206,11 @@ class Trainer:
         return [batches[i] for i in generator.permutation(len(batches))]
 
     def _make(self, epoch: int, number: int) -> list[Feature]:
-        return self.task.features(self.train[number], rng=np.random.default_rng((self.settings.seed, epoch, number)))
+        example = self.train[number]
+        try:
+            return self.task.features(example, rng=np.random.default_rng((self.settings.seed, epoch, number)))
+        except DataError as error:
+            raise located(example, error) from None
 
     def _feature(self, epoch: int, number: int) -> Feature:
         """One of the example's features, another one each epoch where it has several."""

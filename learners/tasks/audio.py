@@ -8,9 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
+
+from learners.tasks.base import DataError
+from sensors.base import PayloadRefused
+from sensors.codecs.sounds import decode_sound
 
 RATE_HZ = 16_000
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus"})
@@ -18,9 +21,21 @@ SPEED, GAIN_DB, NOISE_DB = 0.15, 6.0, (20.0, 50.0)
 
 
 def read_sound(path: Path) -> NDArray[np.float32]:
-    """A sound file as float32 mono at 16 kHz."""
-    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    return resampled(samples.mean(1), rate_hz)
+    """Read a sound file as float32 mono at 16 kHz, by the decoder of everything that comes from outside.
+
+    Raises:
+        DataError: it cannot be read, is empty or too long, or holds samples that are not finite.
+    """
+    return resampled(*_decoded(path))
+
+
+def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
+    try:
+        return decode_sound(path.read_bytes())
+    except PayloadRefused as reason:
+        raise DataError(f"{path}: {reason}; delete it or convert it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; name a readable sound") from None
 
 
 def resampled(samples_N: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
@@ -31,8 +46,13 @@ def resampled(samples_N: NDArray[np.float32], rate_hz: int) -> NDArray[np.float3
 
 
 def duration_s(path: Path) -> float:
-    """How long a sound file is."""
-    return float(soundfile.info(path).duration)
+    """Return how long a sound file is, by its samples: a header may claim any length.
+
+    Raises:
+        DataError: as `read_sound`.
+    """
+    samples, rate_hz = _decoded(path)
+    return len(samples) / rate_hz
 
 
 def changed(samples_N: NDArray[np.float32], rng: np.random.Generator, window: int) -> NDArray[np.float32]:

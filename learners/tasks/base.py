@@ -107,6 +107,8 @@ class Task(ABC):
     """The AutoModelFor... class."""
     extra_trainable: tuple[str, ...] = ()
     """Modules of the encoder that are new here and so have to be trained whenever gradients reach them."""
+    needs: ClassVar[tuple[str, ...]] = ("text", "label")
+    """The fields of an example that is trained on or measured with; `a|b` where either will do."""
     pools: ClassVar[bool] = False
     """Whether one token speaks for a whole text: see `pooling`."""
 

@@ -28,6 +28,7 @@ class ClassifyPictures(Classifier):
         layer_decay=0.9,
         options={"label_smoothing": 0.05},
     )
+    needs = ("picture", "label")
 
     def load_processor(self, source: Path | str) -> PictureProcessor:
         """Size and normalisation."""

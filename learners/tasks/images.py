@@ -15,13 +15,17 @@ import numpy as np
 import orjson
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.hub import cached_file
 
+from learners.tasks.base import DataError
+from sensors.base import PayloadRefused
+from sensors.codecs.images import decode_file
+
 CONFIG = "preprocessor_config.json"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm"})
+MAX_PIXELS = 100_000_000
 BRIGHTNESS, SHIFT, SCALE = 0.2, 0.08, 0.15
 
 
@@ -76,10 +80,14 @@ def changed(pixels_CYX: Tensor, rng: np.random.Generator, *, flip: bool) -> Tens
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """A picture file as RGB; transparent parts become white."""
-    with Image.open(path) as image:
-        if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            white = Image.new("RGBA", layer.size, "white")
-            return np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
-        return np.asarray(image.convert("RGB"))
+    """Read a picture file as RGB, by the reader of the live streams: what a model trained on is what it sees.
+
+    Raises:
+        DataError: it cannot be read, is cut, or has more than `MAX_PIXELS` pixels.
+    """
+    try:
+        return decode_file(path.read_bytes(), MAX_PIXELS)
+    except PayloadRefused as reason:
+        raise DataError(f"{path}: {reason}; delete it or copy it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; name a readable picture") from None

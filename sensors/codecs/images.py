@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
+from sensors.codecs import pillow
 from sensors.drivers import opencv
 
 MAX_SCANS = 64
@@ -52,8 +53,22 @@ def read_header(payload: bytes) -> Header:
     return header
 
 
+def decode_file(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a picture file to RGB uint8 (height, width, 3); JPEG and PNG as `decode_image` does, whatever their suffix.
+
+    Raises:
+        PayloadRefused: as `decode_image`, or `empty`.
+        SensorLost: OpenCV cannot be loaded.
+    """
+    if not data:
+        raise PayloadRefused("empty", "the picture file is empty")
+    if data.startswith((b"\xff\xd8\xff", _PNG)):
+        return decode_image(data, max_pixels)
+    return pillow.decode(data, max_pixels)
+
+
 def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """An untrusted JPEG or PNG as RGB uint8 (height, width, 3).
+    """Decode an untrusted JPEG or PNG to RGB uint8 (height, width, 3): orientation applied, transparent parts white.
 
     Raises:
         PayloadRefused: as `read_header`, `too_many_pixels`, `too_many_scans`, or `undecodable`.
@@ -66,6 +81,8 @@ def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
         )
     if header.kind == "png":
         payload = _essential(payload)
+        if _transparent(payload):
+            return pillow.decode(payload, max_pixels, ("PNG",))
     else:
         _check_jpeg(payload)
     image = opencv.decode(payload)
@@ -76,11 +93,17 @@ def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 def _check_jpeg(payload: bytes) -> None:
     """A cut picture decodes to grey; 0xFF in coded data is always stuffed, so markers can be counted as bytes."""
-    if payload.rfind(b"\xff\xd9") < 0:
+    if payload.rfind(b"\xff\xd9") <= payload.rfind(b"\xff\xda"):  # the end of a thumbnail is not the picture's
         raise PayloadRefused("truncated", "the JPEG has no end marker")
     scans = payload.count(b"\xff\xda")
     if scans > MAX_SCANS:
         raise PayloadRefused("too_many_scans", f"{scans} scans; at most {MAX_SCANS} are decoded")
+
+
+def _transparent(png: bytes) -> bool:
+    """Whether it has an alpha channel (colour types 4 and 6) or transparent colours (tRNS)."""
+    data_at = png.find(b"IDAT")
+    return png[25] in (4, 6) or b"tRNS" in png[33 : data_at if data_at > 0 else None]
 
 
 def _essential(payload: bytes) -> bytes:

@@ -7,6 +7,8 @@ claim costs nothing. Used for stored readings and for labels; knows no device an
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Iterator
 
 import numpy as np
 import soundfile
@@ -17,17 +19,19 @@ from sensors.base import PayloadRefused
 MAX_SOUND_S = 600.0
 MAX_CHANNELS = 32
 RATES_HZ = (1_000, 384_000)
+CANCELLED = 1e-3
+"""Share of the loudest channel's energy below which the mean of the channels is no sound any more."""
 _BLOCK = 65_536
 
 
 def decode_sound(data: bytes, max_s: float = MAX_SOUND_S) -> tuple[NDArray[np.float32], int]:
-    """Decode an untrusted sound file to float32 mono, shape (samples,), and its rate in Hz; channels are averaged.
+    """Decode an untrusted sound file to float32 mono, shape (samples,), and its rate in Hz; channels are averaged, unless they cancel.
 
     Raises:
         PayloadRefused: `undecodable`, `bad_header`, `too_long`, `empty` or `not_finite`.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(io.BytesIO(_with_length(data))) as file:
             rate_hz, channels = int(file.samplerate), int(file.channels)
             if channels > MAX_CHANNELS or not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
                 raise PayloadRefused(
@@ -35,7 +39,7 @@ def decode_sound(data: bytes, max_s: float = MAX_SOUND_S) -> tuple[NDArray[np.fl
                     f"the sound claims {channels} channels at {rate_hz} Hz; "
                     f"at most {MAX_CHANNELS} channels at {RATES_HZ[0]} to {RATES_HZ[1]} Hz are decoded",
                 )
-            samples = _read(file, round(max_s * rate_hz), max_s)
+            samples = _mono(file, round(max_s * rate_hz), max_s)
     except soundfile.SoundFileError as error:
         raise PayloadRefused("undecodable", f"libsndfile cannot decode it: {error}") from None
     if not len(samples):
@@ -52,11 +56,45 @@ def encode_sound(samples: NDArray[np.float32], rate_hz: int) -> bytes:
     return buffer.getvalue()
 
 
-def _read(file: soundfile.SoundFile, limit: int, max_s: float) -> NDArray[np.float32]:
-    blocks, total = [np.empty(0, np.float32)], 0
-    while len(block := file.read(_BLOCK // file.channels or 1, dtype="float32", always_2d=True)):
+def _with_length(data: bytes) -> bytes:
+    """A WAV whose data claims no bytes, as a writer leaves it that was killed or wrote to a pipe, with "until the end"."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return data
+    chunks = list(_chunks(data))
+    at, length = next(((at, length) for at, kind, length in chunks if kind == b"data"), (0, 1))
+    last, _, last_length = chunks[-1] if chunks else (0, b"", 0)
+    if length or last + 8 + last_length == len(data):  # it says a length, or the file ends where its chunks end
+        return data
+    return data[: at + 4] + b"\xff\xff\xff\xff" + data[at + 8 :]
+
+
+def _chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Offset, kind and length of each chunk of a WAV, as far as they follow each other."""
+    at = 12
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        yield at, kind, length
+        at += 8 + length + length % 2
+
+
+def _mono(file: soundfile.SoundFile, limit: int, max_s: float) -> NDArray[np.float32]:
+    """The mean of the channels; where they cancel each other (a cable with swapped wires), the loudest one."""
+    energies = np.zeros(file.channels)
+    blocks, total, mean_energy = [np.empty(0, np.float32)], 0, 0.0
+    for block in _blocks(file):
         total += len(block)
         if total > limit:
             raise PayloadRefused("too_long", f"the sound lasts longer than {max_s:g} s")
         blocks.append(block.mean(axis=1, dtype=np.float32))
-    return np.concatenate(blocks)
+        energies += np.square(block, dtype=np.float64).sum(axis=0)
+        mean_energy += float(np.square(blocks[-1], dtype=np.float64).sum())
+    if file.channels == 1 or not mean_energy < CANCELLED * energies.max():
+        return np.concatenate(blocks)
+    file.seek(0)
+    loudest = int(energies.argmax())
+    return np.concatenate([block[:, loudest] for block in _blocks(file)])
+
+
+def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    while len(block := file.read(_BLOCK // file.channels or 1, dtype="float32", always_2d=True)):
+        yield block

@@ -47,11 +47,25 @@ def test_wav_of_a_recorder_that_was_cut_off_keeps_its_samples(claimed: int) -> N
     data = bytearray(wav(tone()))
     at = data.index(b"data") + 4
     data[at : at + 4] = struct.pack("<I", claimed)
-    if claimed:
-        samples, _ = decode_sound(bytes(data))
-        assert len(samples) == len(tone())
-    else:
-        assert cause(bytes(data)) == "empty"
+    samples, _ = decode_sound(bytes(data))
+    assert len(samples) == len(tone())
+
+
+def test_wav_whose_chunks_end_with_the_file_is_empty_when_it_says_so() -> None:
+    data = wav(np.empty(0, np.float32))
+    assert cause(data) == "empty"
+    assert cause(data + b"LIST\x04\x00\x00\x00INFO") == "empty"
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
+def test_every_width_of_sample_gives_the_same_sound(subtype: str) -> None:
+    samples, _ = decode_sound(wav(tone(), subtype=subtype))
+    np.testing.assert_allclose(samples, tone(), atol=0.02)
+
+
+def test_channels_that_cancel_give_the_loudest_one() -> None:
+    samples, _ = decode_sound(wav(np.stack([0.8 * tone(), -0.8001 * tone()], axis=1)))
+    np.testing.assert_allclose(np.abs(samples), np.abs(0.8001 * tone()), atol=1 / 16_384)
 
 
 def test_flac_that_claims_hours_costs_only_what_it_holds() -> None:

@@ -1,0 +1,56 @@
+"""Pictures that OpenCV does not decode as people see them: with transparency, or in formats of files only.
+
+The caller judges PNG headers; here Pillow reads the header of any format, and the size is judged before a pixel is made.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from sensors.base import PayloadRefused
+
+FORMATS = ("BMP", "GIF", "PPM", "WEBP")
+"""What pictures in training folders have besides JPEG and PNG; the first frame counts."""
+
+
+def decode(payload: bytes, max_pixels: int, formats: Sequence[str] = FORMATS) -> NDArray[np.uint8]:
+    """Decode a picture to RGB uint8 (height, width, 3): orientation applied, transparent parts white, 16 bits cut to 8.
+
+    Raises:
+        PayloadRefused: `not_an_image`, `too_many_pixels` or `undecodable`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(payload), formats=list(formats))
+    except Image.DecompressionBombError as error:
+        raise PayloadRefused("too_many_pixels", str(error)) from None
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
+        raise PayloadRefused("not_an_image", f"no picture that can be read: {type(error).__name__}") from None
+    with image:
+        if image.width * image.height > max_pixels:
+            raise PayloadRefused(
+                "too_many_pixels", f"it claims {image.width} x {image.height} pixels; max_pixels allows {max_pixels}"
+            )
+        try:
+            return _rgb(ImageOps.exif_transpose(image))
+        except (OSError, ValueError, SyntaxError, struct.error, IndexError, EOFError) as error:
+            raise PayloadRefused("undecodable", f"Pillow cannot decode it: {error}") from None
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips them
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
