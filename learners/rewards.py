@@ -21,6 +21,8 @@ from sensors.config import AnyStream, fields_of
 from sensors.readings import Observation, Telemetry
 
 GROUP = "reflexd.rewards"
+MAX_REASON = 200
+"""Characters of a reason."""
 Plugin = Callable[[Observation, Mapping[str, Value]], float]
 _PLUGIN_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a careless plug-in raises; anything else stops the agent, since nobody knows what it means."""
@@ -51,6 +53,8 @@ class TickRewards:
     ) -> None:
         self.faults: Counter[str] = Counter()
         """Ticks at which a reward could not be computed, by its name."""
+        self.reasons: dict[str, str] = {}
+        """Why a reward could not be computed the last time, by its name."""
         self.latest: dict[str, float] = {}
         """The last tick's rewards by name."""
         self._expressions: list[tuple[ExpressionReward, Expression]] = []
@@ -75,12 +79,16 @@ class TickRewards:
     def _take(self, setting: ExpressionReward | PluginReward, compute: Callable[[], float]) -> None:
         try:
             value = float(compute())
-        except (ExpressionError, *_PLUGIN_FAULTS):
-            value = math.nan
+        except (ExpressionError, *_PLUGIN_FAULTS) as error:
+            value = self._fault(setting.name, f"{type(error).__name__}: {error}")
         if not math.isfinite(value):  # before any clip: min and max let a NaN through
-            self.faults[setting.name] += 1
-            value = 0.0
+            value = self._fault(setting.name, f"{value} is not a finite number")
         self.latest[setting.name] = max(-setting.clip, min(setting.clip, value))
+
+    def _fault(self, name: str, reason: str) -> float:
+        self.faults[name] += 1
+        self.reasons[name] = reason[:MAX_REASON]
+        return 0.0
 
 
 def build_rewards(

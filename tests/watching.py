@@ -25,13 +25,17 @@ from actuators.sim.panorama_world import TICK_S, TURNS, Turn, World
 from learners.checkpoints.store import Checkpoints
 from learners.config import TopicReward
 from learners.experience.store import Label
+from learners.ipc.outbox import Outbox
+from learners.rewards import TickRewards
 from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine
-from runtime.control.tick import TickResult
+from runtime.control.tick import TickResult, executed_actions
+from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.probation import ProbationMonitor
 from runtime.feedback.outcomes import OutcomeTracker
+from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.ipc import Outcome, Verdict
@@ -120,13 +124,6 @@ class ScriptedEngine:
         return self.acting
 
 
-@dataclass
-class NoRewards:
-    """No rewards at the tick itself."""
-
-    latest: dict[str, float] = field(default_factory=dict)
-
-
 Sends = Callable[["Stage", str, float], list[dict[str, Any]]]
 
 
@@ -170,29 +167,41 @@ class Stage:
         self.names = {version: name for name, version in self.version.items()}
         self.policies = policies
         self.store, self.engine = KeptStore(), ScriptedEngine(lambda: self.now_s)
-        self.outcomes = OutcomeTracker(NoRewards(), Ledger(1.0), lambda: self.now_s)
+        ledger, self.quarantine = Ledger(1.0), Quarantine()
         self.sources = SourceQuarantine(
-            Quarantine(), self.store, self.outcomes.ledger, folder, self._emit, lambda: self.now_s
+            self.quarantine,
+            self.store,
+            ledger,
+            folder,
+            self._emit,
+            self._wall,  # type: ignore[arg-type]
         )
         self.sources.start()
-        self.watch = ProbationMonitor(
-            Probation(lasts_s), self.checkpoints, folder, self._emit, lambda: self.now_s, self.sources.names
+        self.probation = ProbationMonitor(
+            Probation(lasts_s), self.checkpoints, folder, self._emit, self._wall, self.quarantine
         )
-        self.watch.start()
-        self.outcomes.listeners += [self.sources.settled, self.watch.settled]
-        self.outcomes.late = self.sources.late
+        self.probation.start()
+        self.outcomes = OutcomeTracker(TickRewards(()), ledger, self.sources, self.probation, self._wall)
+        self.outbox = Outbox(folder / "outbox")
         reward = TopicReward.model_validate({"name": "feedback", "kind": "topic"})
         self.feedback = Feedback(
             store=self.store,  # type: ignore[arg-type]
             emit=self._emit,
             rewards=(reward,),
             tasks=frozenset(),
-            now=lambda: self.now_s,
-            wall=lambda: self.now_s,
-            credited=self.outcomes.credited,
-            quarantined=self.sources.names,
+            now=self._wall,
+            wall=self._wall,
+            outcomes=self.outcomes,
+            sources=self.sources,
+            queries=UncertaintyQueries(None, self._emit),
         )
-        self.swap = PolicyUpdater(self.checkpoints, self.engine, self._emit, watcher=self.watch)  # type: ignore[arg-type]
+        self.updater = PolicyUpdater(
+            self.checkpoints,
+            self.engine,  # type: ignore[arg-type]
+            self.probation,
+            LearnerEvents(self.outbox, self._emit, {"source_quarantined": self.sources.report}),
+            self._emit,
+        )
         self._last: tuple[str, float] | None = None
 
     def kinds(self) -> list[str]:
@@ -238,9 +247,8 @@ class Stage:
         self.acted.append(name)
         if self.world.over:
             self.world.begin()
-        await self.watch.conclude(self.swap.follow)
-        if self.count % 2 == 0:
-            await self.swap.follow()
+        if self.count % 2 == 0 or self.probation.decided.is_set():
+            await self.updater.sync()
 
     def _ticked(self, version: str, turn: Turn, *, refused: bool) -> TickResult:
         decision = f"s-{self.count}"
@@ -248,7 +256,24 @@ class Stage:
         verdict = Verdict(decision, True, False, {"head": "autonomous"}, {"head": outcome})
         decided = InferenceResult(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
         observation = Observation(self.count, self.now_s, {}, {})
-        return TickResult(observation, decided, verdict, decision, self.now_s, 0.0, True, "autonomous", True)
+        executed, by = executed_actions(decided.actions, verdict)
+        return TickResult(
+            observation=observation,
+            decided=decided,
+            verdict=verdict,
+            decision=decision,
+            executed=executed,
+            by=by,
+            stamp_unix_s=self.now_s,
+            latency_s=0.0,
+            stored=True,
+            mode="autonomous",
+            explore=True,
+            answered_s=0.0,
+        )
+
+    def _wall(self) -> float:
+        return self.now_s
 
     def _emit(self, kind: str, data: dict[str, Any]) -> None:
         self.events.append((kind, data))

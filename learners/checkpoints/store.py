@@ -54,6 +54,13 @@ class Live:
     changed_s: float = 0.0
 
 
+Announce = Callable[[Live], object]
+
+
+def _silently(_live: Live) -> None:
+    """Announce nothing."""
+
+
 class Checkpoints:
     """The folder of versions. Writers in several processes take turns on a lock file; readers need none."""
 
@@ -191,8 +198,15 @@ class Checkpoints:
                 refused(refusal)
         return None
 
-    def promote(self, version: str, shapes: Mapping[str, Shapes] | None = None) -> Live:
+    def promote(
+        self, version: str, shapes: Mapping[str, Shapes] | None = None, *, announce: Announce = _silently
+    ) -> Live:
         """Make a version live, after every check.
+
+        Args:
+            version: its name.
+            shapes: those each tensor file must have.
+            announce: called with what LIVE is about to say, before any reader can see it: what it publishes comes first.
 
         Raises:
             CheckpointRefused: it may not be loaded, or was rolled back before.
@@ -204,13 +218,13 @@ class Checkpoints:
                 raise CheckpointRefused(version, "failed_before", "it was live and rolled back; it is not tried again")
             earlier = live.promoted if self.keep_promoted is None else live.promoted[-self.keep_promoted :]
             promoted = (*(name for name in earlier if name != version), version)
-            return self._point(Live(version, promoted, live.failed, self._clock()))
+            return self._point(Live(version, promoted, live.failed, self._clock()), announce)
 
-    def rollback(self, *, to: str | None = None, failing: str | None = None) -> Live:
+    def rollback(self, *, to: str | None = None, failing: str | None = None, announce: Announce = _silently) -> Live:
         """Take the live version out for good and return to the one before it that still loads (or to `to`).
 
         `failing` names the version that is meant: when another one has gone live since, that one stays and `failing` is only
-        marked.
+        marked. `announce` is called with what LIVE is about to say, before any reader can see it.
 
         Raises:
             CheckpointRefused: there is nothing to go back to, or `to` may not be loaded.
@@ -222,7 +236,7 @@ class Checkpoints:
             if failing is not None and failing != live.version:
                 acted = tuple(name for name in live.promoted if name != failing)
                 marked = (*(name for name in live.failed if name != failing), failing)
-                return self._point(Live(live.version, acted, marked, live.changed_s))
+                return self._point(Live(live.version, acted, marked, live.changed_s), announce)
             earlier = [name for name in reversed(live.promoted) if name != live.version and name not in live.failed]
             for candidate in [to] if to is not None else earlier:
                 try:
@@ -233,12 +247,13 @@ class Checkpoints:
                     continue
                 failed = (*(name for name in live.failed if name != live.version), live.version)
                 promoted = (*(name for name in live.promoted if name not in (live.version, candidate)), candidate)
-                return self._point(Live(candidate, promoted, failed, self._clock()))
+                return self._point(Live(candidate, promoted, failed, self._clock()), announce)
         raise CheckpointRefused(
             live.version, "missing", "no earlier version that acted is loadable; the live one stays"
         )
 
-    def _point(self, live: Live) -> Live:
+    def _point(self, live: Live, announce: Announce = _silently) -> Live:
+        announce(live)
         write_atomically(self.folder / LIVE, orjson.dumps(asdict(live), option=JSON))
         return live
 

@@ -11,14 +11,13 @@ from typing import Any, Self
 
 import orjson
 
+from learners.credit_assignment import MAX_DELAY_S, decision_in_force
 from learners.experience.records import Credit, Label, Mark, Raw
 from learners.experience.schema import RAW, connect
 from learners.experience.transition import Transition, checksum, encode
 
 BLOCK = 32
 """Rows that are kept or evicted together."""
-STAMP_TOLERANCE_S = 2.0
-"""A reward by stamp goes to the tick in force then; a tick that began longer ago than this is not it."""
 CHANGES_KEPT = 200_000
 
 MUTABLE = ("reward", "done", "intervention", "demonstration", "failure")
@@ -174,17 +173,19 @@ class Database:
             db.close()
 
     def _find(self, decision: str | None, stamp_s: float | None) -> int | None:
+        """Find the row of a decision, else of the one in force at `stamp_s`."""
         if decision is not None:
             found = self._db.execute(
                 "SELECT row FROM transitions WHERE decision = ? ORDER BY row DESC LIMIT 1", (decision,)
             ).fetchone()
-        else:
-            found = self._db.execute(
-                "SELECT row FROM transitions WHERE stamp_s <= ?1 AND stamp_s >= ?1 - ?2"
-                " ORDER BY stamp_s DESC, row DESC LIMIT 1",
-                (stamp_s, STAMP_TOLERANCE_S),
-            ).fetchone()
-        return int(found[0]) if found else None
+            return int(found[0]) if found else None
+        if stamp_s is None:
+            return None
+        timeline: list[tuple[float, int]] = self._db.execute(
+            "SELECT stamp_s, row FROM transitions WHERE stamp_s BETWEEN ? AND ? ORDER BY stamp_s, row",
+            (stamp_s - 2 * MAX_DELAY_S, stamp_s),  # more than can be meant: the rule decides, not the rounding here
+        ).fetchall()
+        return decision_in_force(timeline, stamp_s)
 
     def _change(self, row: int, update: Any) -> None:
         columns = ", ".join(MUTABLE)

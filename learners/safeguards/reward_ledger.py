@@ -1,21 +1,23 @@
-"""The last minutes of decisions with the rewards that came for each; those of the last second are not settled yet.
+"""Hold the decisions of the last minutes with the rewards of each; those of the last second are not settled yet.
 
-A reward belongs to a decision and so to the policy version that made it, however late it comes: rewards that arrive just after
-a swap are the old version's. After `settle_s` a decision is settled: what came by then is what is judged by. It is still known
-for a while, so that what comes later can be compared with what others said. Stamps are Unix seconds. Knows no queue and no file.
+A reward belongs to a decision, and so to the policy version that made it, however late it arrives: rewards that arrive just
+after a swap belong to the old version. After `settle_s` a decision is settled: probation and the comparison of sources use the
+rewards that arrived by then. The ledger still holds it for some minutes, to compare later rewards with those of other sources.
+Stamps are Unix seconds. Knows no queue and no file.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort_right
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
-TOLERANCE_S = 2.0
-"""A reward by stamp goes to the decision in force then; one made longer ago than this is not it (as in the store)."""
+from learners.credit_assignment import decision_in_force
+
 AROUND_S = 0.5
-"""Decisions that close in time are asked what else was said at the same time."""
+"""Rewards of decisions at most this far apart are compared."""
 MOST = 4_096
-"""Decisions kept: some minutes."""
+"""Decisions held of each kind, open and settled: some minutes."""
 
 
 @dataclass(slots=True)
@@ -50,21 +52,26 @@ class Ledger:
 
     settle_s: float = 1.0
     counts: Counter[str] = field(default_factory=Counter)
-    """Rewards that found their decision `late`, or not at all: `unknown`."""
+    """Rewards for a settled decision (`late`), and for a decision that is not in the ledger (`unknown`)."""
     _open: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
     _settled: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
+    _timeline: list[tuple[float, str]] = field(default_factory=list)
+    """Stamp and id of every decision that is held, sorted by stamp."""
 
     def decided(self, entry: Entry) -> None:
-        """Note a decision, in the order of time."""
+        """Add a decision; its id is new, and it follows the earlier ones."""
         self._open[entry.decision] = entry
+        insort_right(self._timeline, (entry.stamp_s, entry.decision), key=_stamp_s)
         if len(self._open) > MOST:
-            self._open.popitem(last=False)
+            self._forget(self._open)
 
-    def credit(
-        self, source: str, value: float, *, decision: str | None, stamp_s: float, done: bool = False
-    ) -> Entry | None:
-        """Add a reward to its decision, else to the one in force at `stamp_s`; the decision if it was settled before."""
-        entry = self._named(decision) if decision is not None else self._in_force(stamp_s)
+    def decision_at(self, stamp_s: float) -> str | None:
+        """Find the id of the decision that a reward of `stamp_s` (Unix seconds) belongs to; None where none is held."""
+        return decision_in_force(self._timeline, stamp_s)
+
+    def credit(self, source: str, value: float, decision: str | None, *, done: bool = False) -> Entry | None:
+        """Add a reward to its decision; return the decision if it was settled before."""
+        entry = None if decision is None else self._open.get(decision) or self._settled.get(decision)
         if entry is None:
             self.counts["unknown"] += 1
             return None
@@ -76,18 +83,18 @@ class Ledger:
         return entry
 
     def settle(self, now_s: float) -> list[Entry]:
-        """Decisions that nothing more is waited for, oldest first."""
+        """Settle the decisions that are `settle_s` old; return them, oldest first."""
         done = []
         while self._open and now_s - next(iter(self._open.values())).stamp_s >= self.settle_s:
             decision, entry = self._open.popitem(last=False)
             self._settled[decision] = entry
             done.append(entry)
         while len(self._settled) > MOST:
-            self._settled.popitem(last=False)
+            self._forget(self._settled)
         return done
 
     def around(self, entry: Entry) -> list[Entry]:
-        """Other decisions within `AROUND_S` of one that has just been settled."""
+        """Return the other decisions within `AROUND_S` of one that has just been settled."""
         near = []
         for other in reversed(self._settled.values()):
             if other.stamp_s < entry.stamp_s - AROUND_S:
@@ -99,12 +106,12 @@ class Ledger:
             near.append(other)
         return [other for other in near if other is not entry]
 
-    def _named(self, decision: str) -> Entry | None:
-        return self._open.get(decision) or self._settled.get(decision)
+    def _forget(self, held: OrderedDict[str, Entry]) -> None:
+        """Remove the oldest decision of `held`."""
+        decision, entry = held.popitem(last=False)
+        index = bisect_left(self._timeline, entry.stamp_s, key=_stamp_s)
+        del self._timeline[self._timeline.index((entry.stamp_s, decision), index)]
 
-    def _in_force(self, stamp_s: float) -> Entry | None:
-        for held in (self._open, self._settled):
-            for entry in reversed(held.values()):
-                if entry.stamp_s <= stamp_s:
-                    return entry if stamp_s - entry.stamp_s <= TOLERANCE_S else None
-        return None
+
+def _stamp_s(entry: tuple[float, str]) -> float:
+    return entry[0]

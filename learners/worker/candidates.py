@@ -129,13 +129,14 @@ class CandidateManager:
         if not verdict.passed:
             self.outbox.post("policy_rejected", fields)
             return
-        try:
-            self.versions.promote(version, self.learner.shapes())
+        try:  # the event comes before the pointer: whoever sees the new LIVE finds it in the outbox
+            self.versions.promote(
+                version, self.learner.shapes(), announce=lambda _live: self.outbox.post("policy_promoted", fields)
+            )
         except CheckpointRefused as refusal:
             self.refused(refusal)
         else:
             self.live = (version, candidate)
-            self.outbox.post("policy_promoted", fields)
 
     def _write(self) -> str:
         learner = self.learner

@@ -1,77 +1,79 @@
-"""The parts of an agent, as `assembly.py` builds them, `wiring.py` connects them and `agent.py` runs them."""
+"""The components of the agent, as `build.py` built and connected them."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
 
 from learners.checkpoints.store import Checkpoints
 from learners.experience.store import Store
-from learners.ipc.outbox import Outbox
 from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop
+from runtime.deploy.encoder_updater import EncoderUpdater
+from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.probation import ProbationMonitor
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
+from runtime.gate.client import GateLink
 from runtime.inference.engine import Engine
 from runtime.monitoring.health import Health
+from runtime.monitoring.home_assistant import Announcer
+from runtime.monitoring.previews import Viewer
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt import Connection
 from runtime.requests.handlers import Requests
 from sensors.base import Sensor, TopicSensor
 
+if TYPE_CHECKING:
+    from runtime.agent.task_outputs import TaskOutputs
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class Components:
-    """What was built, in the order the data flows."""
+    """Everything that was built, in the order the data flows."""
 
     config: Config
-    sensors: Mapping[str, Sensor | TopicSensor]
-    inbox: Inbox
-    intake: PayloadDecoder
-    engine: Engine
-    ticker: ControlLoop
-    store: Store
-    feedback: Feedback
-    checkpoints: Checkpoints
-    swap: PolicyUpdater
-    watch: ProbationMonitor
-    sources: SourceQuarantine
-    outcomes: OutcomeTracker
-    outbox: Outbox
     control: Connection
     media: Connection
+    registry: CollectorRegistry
     reporter: Reporter
-    requests: Requests
+    sensors: Mapping[str, Sensor | TopicSensor]
+    inbox: Inbox
+    decoder: PayloadDecoder
+    store: Store
+    checkpoints: Checkpoints
+    probation: ProbationMonitor
+    sources: SourceQuarantine
+    outcomes: OutcomeTracker
+    feedback: Feedback
+    learner_events: LearnerEvents
+    engine: Engine
+    policy_updater: PolicyUpdater
+    encoder_updater: EncoderUpdater
+    task_outputs: TaskOutputs | None
+    viewer: Viewer
+    gate: GateLink
+    control_loop: ControlLoop
     health: Health
-    jobs: dict[str, Coroutine[Any, Any, None]] = field(default_factory=dict)
-    """Further tasks: metrics, language tasks, previews."""
+    requests: Requests
+    announcer: Announcer | None
 
-    def put_away(self) -> None:
-        """Commit and close everything that holds data; takes up to a few seconds."""
+    def close(self, *, clean: bool) -> None:
+        """Commit and close everything that holds data; takes up to a few seconds.
+
+        Args:
+            clean: the agent was asked to stop; otherwise it ends by an exception, which probation counts as a crash.
+        """
         if self.reporter.recorder is not None:
             self.reporter.recorder.close()
-        self.watch.close()
-        self.sources.close()
+        self.probation.close(clean=clean)
+        self.sources.file.write()
         self.store.close()
         self.engine.close()
-
-
-def unready(parts: Components) -> list[str]:
-    """What keeps the agent from being ready, in words."""
-    ticker, verdict = parts.ticker, parts.ticker.gate.latest
-    reasons = [
-        f"stream {name} is stale" for name in parts.inbox.stale(ticker.clock.now()) if name in parts.inbox.required
-    ]
-    if not parts.control.connected:
-        reasons.append("no connection to the broker")
-    if verdict is None:
-        reasons.append("no tick was answered by the gate yet")
-    elif not verdict.armed and parts.config.gate.arm == "auto" and ticker.mode == "autonomous":
-        reasons.append("stopped" if verdict.stopped else "not armed")
-    return reasons

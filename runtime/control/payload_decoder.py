@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ class PayloadDecoder:
     """Takes messages from the connection and publishes readings."""
 
     def __init__(
-        self, sensors: dict[str, tuple[TopicSensor, str]], publish: Callable[[Reading], None], executor: Executor
+        self, sensors: Mapping[str, tuple[TopicSensor, str]], publish: Callable[[Reading], None], executor: Executor
     ) -> None:
         """Make a queue for each stream.
 

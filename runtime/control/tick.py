@@ -1,20 +1,20 @@
-"""One tick: observe, decide, act, remember.
+"""Run one tick: observe, decide, act, store the transition.
 
-The loop does input and output only; the model runs in the engine's own thread. A tick that overruns is counted by the
-pacer and followed by the next deadline still ahead.
+The loop does input and output only; the policy runs in the engine's own thread. The pacer counts a tick that overruns, and
+the next tick starts at the next deadline still ahead.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from actuators.actions import Action, Value
 from actuators.safety.decisions import Proposal
+from learners.experience.store import Store
 from learners.experience.transition import By, Transition
+from learners.rewards import TickRewards
 from runtime.control.inbox import Inbox
 from runtime.gate import ipc
 from runtime.gate.client import GateLink
@@ -26,46 +26,41 @@ LATENCIES = 600
 """Ticks over which p50 and p99 are taken: a minute at 10 Hz."""
 
 
-class TransitionSink(Protocol):
-    """Where transitions go; never blocks."""
-
-    def append(self, transition: Transition) -> bool:
-        """Take one; False when it was dropped (and counted)."""
-
-
-class TickRewards(Protocol):
-    """Rewards computed at each tick from what is seen and done."""
-
-    def at(self, observation: Observation, actions: dict[str, Value]) -> float:
-        """Their sum."""
-
-
 @dataclass(frozen=True, slots=True)
 class TickResult:
-    """Everything about one finished tick, for whoever reports it."""
+    """Everything about one finished tick, for the components that listen to ticks."""
 
     observation: Observation
     decided: InferenceResult
     verdict: ipc.Verdict | None
     decision: str
+    executed: dict[str, Value]
+    """What each actuator was commanded at this tick."""
+    by: dict[str, By]
+    """Who decided that command, by actuator."""
     stamp_unix_s: float
     latency_s: float
     """From the observation to the proposal at the gate."""
-    remembered: bool
+    stored: bool
+    """The experience store took the transition."""
     mode: str
     explore: bool
-    answered_s: float = 0.0
+    answered_s: float
     """From the observation to the gate's verdict, which comes after the command has left; 0 without one."""
+
+
+TickListener = Callable[[TickResult], None]
+"""Take one finished tick in the event loop; must not block."""
 
 
 @dataclass(slots=True)
 class Utterances:
-    """Text waiting to be said by each text actuator; the newest wins."""
+    """Text that waits for the next proposal, by text actuator; the newest wins."""
 
     waiting: dict[str, str] = field(default_factory=dict)
 
     def take(self) -> dict[str, Value]:
-        """What is waiting, once."""
+        """Remove and return what waits."""
         taken: dict[str, Value] = dict(self.waiting)
         self.waiting.clear()
         return taken
@@ -73,18 +68,33 @@ class Utterances:
 
 @dataclass(slots=True)
 class ControlLoop:
-    """The loop of one agent session."""
+    """Ticks of one agent session.
+
+    Args:
+        session: prefix of every decision's id.
+        pacer: says when the next tick starts.
+        clock: monotonic seconds.
+        wall: Unix seconds.
+        inbox: the newest reading of each stream.
+        engine: decides.
+        gate: takes proposals and returns verdicts.
+        store: takes transitions; never blocks.
+        rewards: those that are computed at every tick.
+        utterances: text that text actuators are to say.
+        listeners: called with every finished tick, in this order.
+    """
 
     session: str
     pacer: Pacer
     clock: Clock
+    wall: Callable[[], float]
     inbox: Inbox
     engine: Engine
     gate: GateLink
-    memory: TransitionSink | None
+    store: Store
     rewards: TickRewards
-    report: Callable[[TickResult], None]
-    utterances: Utterances = field(default_factory=Utterances)
+    utterances: Utterances
+    listeners: Sequence[TickListener]
     explore: bool = True
     mode: str = "autonomous"
     count: int = 0
@@ -96,46 +106,38 @@ class ControlLoop:
             await self.tick(await self.pacer.next())
 
     async def tick(self, index: int) -> TickResult:
-        """One pass from perception to memory."""
-        observation = self.observe(index)
-        explored = self.exploring
-        decided = await self.decide(observation)
+        """Run one tick and hand the result to the listeners."""
+        observation = self.inbox.observe(index, self.clock.now())
+        explore = self.explore and self.mode == "autonomous"  # only where actions are carried out
+        decided = await self.engine.decide(observation, explore=explore)
         decision = f"{self.session}-{index}"
-        verdict, latency_s = await self.act(observation, decided, decision)
-        answered_s = 0.0 if verdict is None else self.clock.now() - observation.stamp_s
-        remembered, stamp_unix_s = self.remember(observation, decided, verdict, decision)
-        ticked = TickResult(
-            observation,
-            decided,
-            verdict,
-            decision,
-            stamp_unix_s,
-            latency_s,
-            remembered,
-            self.mode,
-            explored,
-            answered_s,
+        verdict, latency_s = await self._act(observation, decided, decision)
+        executed, by = executed_actions(decided.actions, verdict)
+        now_s = self.clock.now()
+        stamp_unix_s = self.wall() - (now_s - observation.stamp_s)
+        transition = self._transition(observation, decided, decision, stamp_unix_s, executed, by)
+        result = TickResult(
+            observation=observation,
+            decided=decided,
+            verdict=verdict,
+            decision=decision,
+            executed=executed,
+            by=by,
+            stamp_unix_s=stamp_unix_s,
+            latency_s=latency_s,
+            stored=self.store.append(transition),
+            mode=self.mode,
+            explore=explore,
+            answered_s=0.0 if verdict is None else now_s - observation.stamp_s,
         )
-        self.report(ticked)
-        return ticked
+        for listener in self.listeners:
+            listener(result)
+        return result
 
-    @property
-    def exploring(self) -> bool:
-        """Whether actions are drawn with exploration: only where they are carried out."""
-        return self.explore and self.mode == "autonomous"
-
-    def observe(self, index: int) -> Observation:
-        """The newest reading of every stream."""
-        return self.inbox.observe(index, self.clock.now())
-
-    async def decide(self, observation: Observation) -> InferenceResult:
-        """The model's answer, computed off the loop. Exploration is for a policy that acts."""
-        return await self.engine.decide(observation, explore=self.exploring)
-
-    async def act(
+    async def _act(
         self, observation: Observation, decided: InferenceResult, decision: str
     ) -> tuple[ipc.Verdict | None, float]:
-        """Offer the decision to the gate and hear what became of it."""
+        """Send the proposal to the gate; return its verdict and the seconds from observation to proposal."""
         actions = {name: action.value for name, action in decided.actions.items()} | self.utterances.take()
         proposal = Proposal(
             tick=observation.tick,
@@ -153,13 +155,16 @@ class ControlLoop:
             self.mode = overall_mode(verdict.mode)
         return verdict, latency_s
 
-    def remember(
-        self, observation: Observation, decided: InferenceResult, verdict: ipc.Verdict | None, decision: str
-    ) -> tuple[bool, float]:
-        """The transition, to the store off the loop; whether it was taken, and its stamp in Unix seconds."""
-        stamp_unix_s = time.time() - (self.clock.now() - observation.stamp_s)
-        executed, by = executed_actions(decided.actions, verdict)
-        transition = Transition(
+    def _transition(
+        self,
+        observation: Observation,
+        decided: InferenceResult,
+        decision: str,
+        stamp_unix_s: float,
+        executed: dict[str, Value],
+        by: dict[str, By],
+    ) -> Transition:
+        return Transition(
             session=self.session,
             tick=observation.tick,
             decision=decision,
@@ -176,14 +181,12 @@ class ControlLoop:
             intervention="override" in by.values(),
             value=decided.value,
         )
-        remembered = self.memory.append(transition) if self.memory is not None else False
-        return remembered, stamp_unix_s
 
 
 def executed_actions(
     proposed: dict[str, Action], verdict: ipc.Verdict | None
 ) -> tuple[dict[str, Value], dict[str, By]]:
-    """What each actuator was told at this tick and by whom; an unanswered proposal moved nothing."""
+    """Return what each actuator was commanded at this tick, and by whom; without a verdict nothing moved."""
     if verdict is None:
         return {}, dict.fromkeys(proposed, "nobody")
     executed = {n: o.value for n, o in verdict.outcomes.items() if o.value is not None and o.by != "nobody"}
@@ -191,12 +194,12 @@ def executed_actions(
 
 
 def _credit(proposed: Action | None, outcome: ipc.Outcome) -> By:
-    """The policy is credited with what it proposed at this tick, not with an earlier action that a refusal left in force."""
+    """Credit the policy with what it proposed at this tick, not with an earlier action that a refusal left in force."""
     if outcome.by == "policy" and (proposed is None or proposed.value != outcome.value):
         return "nobody"
     return outcome.by
 
 
 def overall_mode(modes: dict[str, str]) -> str:
-    """The most careful mode of any actuator: that is what a person should read."""
+    """Return the most careful mode of any actuator: the one a person should read."""
     return min(modes.values(), key=("shadow", "assist", "autonomous").index, default="autonomous")

@@ -1,11 +1,10 @@
-"""Brings a task's fine-tuned encoder into the engine, between two ticks: watches the task's live version.
+"""Keep the engine's encoders at the live versions of the tasks that fine-tune them.
 
-Only for encoders whose `train` is not frozen. Tokens that were remembered under the older version stay what they are, under
-its name: the learner leaves them out, and what is seen now is encoded anew.
+Only encoders that follow a task are updated. Tokens that were stored under an older version stay under its name; the learner
+leaves them out, and new readings are encoded by the new version. A recording names the encoder versions of every decision;
+`restore` loads them for a replay, before the tick that first had them.
 
-A recording names the encoders of every decision; `recall` brings them back for a replay, before the tick that first had them.
-
-Events: `encoder_swapped`, `encoder_refused`, `encoder_untaught` (it should be trained, and no task would).
+Events: `encoder_swapped`, `encoder_refused`, `encoder_untaught` (it should follow a task, and no task fits).
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from learners.continual.versions import Versions
+from learners.continual.versions import Version, Versions
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from runtime.config.schema import Config
+from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import Engine
 from runtime.process.events import Emit
 
@@ -28,23 +29,27 @@ POLL_S = 0.5
 
 
 class EncoderVersionNotFound(ValueError):  # noqa: N818 - reads as what happened
-    """An encoder cannot become what it was; `str` says which and why."""
+    """An encoder version is no longer on disk; `str` says which."""
 
 
 @dataclass(slots=True)
 class EncoderUpdater:
-    """Keeps the engine's encoders at the live versions of the tasks that fine-tune them."""
+    """Follows one live pointer for each encoder that a task fine-tunes."""
 
     config: Config
     engine: Engine
     emit: Emit
     tasks: dict[str, str] = field(init=False)
     """By encoder."""
-    _seen: dict[str, str] = field(default_factory=dict)
+    _pointers: dict[str, PointerFollower[Version]] = field(init=False)
 
     def __post_init__(self) -> None:
         routes = {name: stream.encoder for name, stream in self.config.streams.items()}
         self.tasks = encoder_tasks(self.config.encoders, self.config.tasks, routes)
+        self._pointers = {
+            encoder: PointerFollower(Versions(self.folder / task).live, partial(self._activate, encoder))
+            for encoder, task in self.tasks.items()
+        }
 
     @property
     def folder(self) -> Path:
@@ -58,14 +63,18 @@ class EncoderUpdater:
             self.emit("encoder_untaught", {"encoder": encoder, "reason": reason})
         while self.tasks:
             for encoder in self.tasks:
-                await self.follow(encoder)
+                await self.sync(encoder)
             await asyncio.sleep(POLL_S)
 
-    async def recall(self, wanted: Mapping[str, str]) -> None:
-        """Bring encoders back to the versions they had, out of what is still there of their tasks.
+    async def sync(self, encoder: str) -> bool:
+        """Load the task's live version if it is a new one; True when the encoder changed."""
+        return await self._pointers[encoder].sync()
+
+    async def restore(self, wanted: Mapping[str, str]) -> None:
+        """Load encoders in the given versions, out of the tasks' versions on disk.
 
         Raises:
-            VersionGone: no version of the task gives these weights.
+            EncoderVersionNotFound: no version of the task has these weights.
         """
         for name, version in wanted.items():
             encoder = self.engine.encoders.get(name)
@@ -86,22 +95,17 @@ class EncoderUpdater:
         settings, base = self.config.encoders[encoder], self.engine.encoders[encoder]
         return state_of(settings, base, folder)
 
-    async def follow(self, encoder: str) -> bool:
-        """Take up the task's live version if it is another one than before; True when the encoder changed."""
+    async def _activate(self, encoder: str, version: Version) -> bool:
         task = self.tasks[encoder]
-        live = await asyncio.to_thread(Versions(self.folder / task).live)
-        if live is None or self._seen.get(encoder) == live.name:
-            return False
-        self._seen[encoder] = live.name
-        told = {"encoder": encoder, "task": task, "task_version": live.name}
+        fields = {"encoder": encoder, "task": task, "task_version": version.name}
         before = self.engine.encoders[encoder].version
         try:
-            state = await asyncio.to_thread(self._state, encoder, live.path)
+            state = await asyncio.to_thread(self._state, encoder, version.path)
             changed = await self.engine.load_encoder(encoder, state)
-            await asyncio.to_thread(live.record_encoder_version, self.engine.encoders[encoder].version)
+            await asyncio.to_thread(version.record_encoder_version, self.engine.encoders[encoder].version)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            self.emit("encoder_refused", {**told, "version": before, "reason": str(error)})
+            self.emit("encoder_refused", {**fields, "version": before, "reason": str(error)})
             return False
         if changed:
-            self.emit("encoder_swapped", {**told, "before": before, "version": self.engine.encoders[encoder].version})
+            self.emit("encoder_swapped", {**fields, "before": before, "version": self.engine.encoders[encoder].version})
         return changed

@@ -1,76 +1,81 @@
-"""Brings the live checkpoint into the engine: watches the LIVE pointer and flips between two ticks.
+"""Keep the engine at the live policy version: activation, probation's verdict and rollback, in one place and one order.
 
-The learner, an operator's request or probation move the pointer; this follows it. Probation hears of a version before it acts. A
-version that cannot be loaded is named in an event and the policy that acts stays.
+The learner, an operator's request and probation move the LIVE pointer; this follows it. For a new version the order is: the
+learner's events (`policy_promoted` among them), `policy_on_probation` with its file on disk, the weights, `policy_swapped`. A
+verdict of probation is carried out before the pointer is read, so that a rollback acts at once. When a version cannot be
+loaded, the acting policy stays, and an event says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
+from runtime.deploy.learner_events import LearnerEvents
+from runtime.deploy.pointer_follower import PointerFollower
+from runtime.deploy.probation import ProbationMonitor
 from runtime.inference.engine import Engine
 from runtime.process.events import Emit
 
 POLL_S = 0.2
 
 
-class ActivationListener(Protocol):
-    """Who wants to know which version acts."""
-
-    async def before_activation(self, version: str) -> None:
-        """It is about to act."""
-
-    def refused(self, version: str) -> None:
-        """It could not be loaded after all."""
-
-
 @dataclass(slots=True)
 class PolicyUpdater:
-    """Keeps the engine at the live version."""
+    """Loads what LIVE names and carries out what probation decides."""
 
     checkpoints: Checkpoints
     engine: Engine
+    probation: ProbationMonitor
+    learner_events: LearnerEvents
     emit: Emit
-    swapped: Callable[[str], None] = lambda _version: None
-    watcher: ActivationListener | None = None
-    refused: set[str] = field(default_factory=set)
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _pointer: PointerFollower[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pointer = PointerFollower(lambda: self.checkpoints.live().version, self._activate)
+
+    async def start(self) -> None:
+        """Load the live version, else the newest that acted and still loads; without one, untrained weights act."""
+        await asyncio.to_thread(self.probation.start)
+        loaded = await asyncio.to_thread(self.checkpoints.load_live, self._refused, self.engine.shapes)
+        if loaded is None:
+            remedy = "let the learner run, or put a checkpoint of `reflexd train` in place"
+            self.emit("policy_untrained", {"remedy": remedy})
+            return
+        await self.probation.before_activation(loaded.manifest.version)
+        await self.engine.load(loaded.manifest.version)
 
     async def run(self) -> None:
-        """Follow LIVE until cancelled."""
+        """Follow LIVE and probation until cancelled."""
         while True:
-            await self.follow()
-            await asyncio.sleep(POLL_S)
+            await self.sync()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self.probation.decided.wait()
 
-    async def follow(self) -> bool:
-        """Load the live version if it is not the one that acts; True when it was flipped in."""
-        async with self._turn:
-            live = await asyncio.to_thread(self.checkpoints.live)
-            version = live.version
-            if version is None or version == self.engine.version or version in self.refused:
-                return False
-            return await self._bring(version)
+    async def sync(self) -> bool:
+        """Carry out probation's verdict, then activate the version that LIVE names; True when another version acts."""
+        await self.probation.conclude()
+        return await self._pointer.sync()
 
-    async def _bring(self, version: str) -> bool:
+    async def _activate(self, version: str) -> bool:
         before = self.engine.version
-        if self.watcher is not None:
-            await self.watcher.before_activation(version)
+        if version == before:
+            return False
+        await self.learner_events.forward()
+        await self.probation.before_activation(version)
         try:
             await self.engine.load(version)
         except CheckpointRefused as refusal:
-            self.refused.add(version)
-            if self.watcher is not None:
-                self.watcher.refused(version)
-            self.emit(
-                "checkpoint_refused",
-                {"version": version, "reason": refusal.reason, "detail": refusal.detail, "live": before},
-            )
+            self.probation.activation_failed(version)
+            self._refused(refusal, live=before)
             return False
         self.emit("policy_swapped", {"version": version, "before": before})
-        self.swapped(version)
         return True
+
+    def _refused(self, refusal: CheckpointRefused, **more: str) -> None:
+        fields = {"version": refusal.version, "reason": refusal.reason, "detail": refusal.detail, **more}
+        self.emit("checkpoint_refused", fields)

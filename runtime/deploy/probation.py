@@ -1,34 +1,33 @@
-"""Probation in the agent: watches a version that went live, and rolls it back by itself.
+"""Monitor a version on probation in the agent, and roll it back when probation decides so.
 
-The verdict falls in the event loop, within a tick of the evidence; the rollback and the file are written off it. The state lies
-in `probation.json` in the state folder, written before a version first acts: an agent that dies on probation finds there that it
-did. Everything is an event with its numbers: `policy_on_probation`, `policy_confirmed`, `policy_rolled_back`, `rollback_failed`.
+The verdict falls in the event loop, within a tick of the evidence; `PolicyUpdater` has it carried out. The state lies in
+`probation.json` in the state folder, written before a version first acts: an agent that dies on probation finds there that it
+did. Events, each with its numbers: `policy_on_probation`, `policy_confirmed`, `policy_rolled_back`, `rollback_failed`,
+`probation_lost`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
-from learners.files import write_atomically
 from learners.safeguards.probation import FILE, Probation, ProbationVerdict
 from learners.safeguards.reward_ledger import Entry
+from learners.safeguards.source_consistency import Quarantine
 from runtime.process.events import Emit
+from runtime.process.state_file import StateFile, StateUnreadable
 
 SAVE_EVERY_S = 5.0
 
 
 @dataclass(slots=True)
 class ProbationMonitor:
-    """Carries out what a `Probation` says."""
+    """Feeds settled decisions to a `Probation` and carries out its verdict."""
 
     probation: Probation
     checkpoints: Checkpoints
@@ -36,69 +35,68 @@ class ProbationMonitor:
     emit: Emit
     wall: Callable[[], float]
     """Unix seconds."""
-    quarantined: Callable[[], frozenset[str]] = frozenset
-    """Sources whose rewards do not count."""
-    ending: bool = False
-    """The agent was told to end: nothing that it dies of."""
+    quarantine: Quarantine
+    """Rewards of the sources in it do not count."""
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while a verdict waits for `conclude`."""
+    file: StateFile = field(init=False)
     _verdict: ProbationVerdict | None = None
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _unwritten: bool = False
+    _running: bool = True
+    """Written to the file: the agent runs, so a next start that reads it follows a crash."""
+    _crashed: bool = False
+
+    def __post_init__(self) -> None:
+        self.file = StateFile(self.state_dir / FILE, self._dump, self._restore, SAVE_EVERY_S, durable=False)
 
     def start(self) -> None:
-        """Take up what is on file, before any policy is loaded; an agent that died once too often on probation rolls back.
+        """Restore the state before any policy is loaded; after too many crashes on probation, roll back.
 
         Without a file nothing is known, and the live version is trusted.
         """
         live = self.checkpoints.live()
-        body = self._read()
-        if body is None:
+        try:
+            known = self.file.load()
+        except StateUnreadable as error:
+            self.emit("probation_lost", {"reason": str(error)})
+            known = False
+        if not known:
             if live.version is not None:
                 self.probation.trust(live.version)
             return
         trial = self.probation.trial
         if trial is not None and trial.version != live.version:
-            self.probation.trial = None  # somebody moved the pointer meanwhile
-        verdict = self.probation.crashed() if body.get("running") else None
+            self.probation.trial = None  # the pointer was moved while no agent ran
+        verdict = self.probation.crashed() if self._crashed else None
         if verdict is not None:
-            self._concluded(verdict, self._take_out(verdict))
-        self._write(self._body(running=True))
+            self._rolled_back(verdict, self._roll_back(verdict))
+        self.file.write()
 
     async def before_activation(self, version: str) -> None:
-        """A version is about to act; on disk before it does."""
+        """Begin the probation of a version that is about to act; the file says so before this returns."""
         trial = self.probation.acts(version, self.wall())
         if trial is not None:
             self._verdict = None
             fields = {"version": version, "before": trial.before}
             self.emit("policy_on_probation", {**fields, **self.probation.figures()})
-        await self._save()
+        await self.file.save()
 
-    def refused(self, version: str) -> None:
-        """It is not to act, or could not be loaded after all: its probation is over."""
+    def activation_failed(self, version: str) -> None:
+        """End the probation of a version that could not be loaded."""
         trial = self.probation.trial
         if trial is not None and trial.version == version:
             self.probation.trial = None
 
     def settled(self, entries: list[Entry]) -> None:
-        """Decisions whose rewards have come."""
-        self._unwritten = True
+        """Take settled decisions, oldest first."""
+        self.file.changed()
         if self._verdict is None:
-            self._verdict = self.probation.observe(entries, self.quarantined())
+            self._verdict = self.probation.observe(entries, self.quarantine.names)
             if self._verdict is not None:
-                self._wake.set()
+                self.decided.set()
 
-    async def run(self, follow: Callable[[], Awaitable[object]]) -> None:
-        """Carry out verdicts and keep the file fresh until cancelled; `follow` brings the live version into the engine."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SAVE_EVERY_S):
-                    await self._wake.wait()
-            self._wake.clear()
-            await self.conclude(follow)
-            if self._unwritten:
-                await self._save()
-
-    async def conclude(self, follow: Callable[[], Awaitable[object]]) -> None:
-        """Carry out the verdict, if there is one."""
+    async def conclude(self) -> None:
+        """Carry out the verdict, if there is one: confirm the version, or move LIVE back."""
+        self.decided.clear()
         verdict = self._verdict
         if verdict is None:
             return
@@ -106,22 +104,22 @@ class ProbationMonitor:
             self.probation.trust(verdict.version)
             self.emit("policy_confirmed", {"version": verdict.version, "before": verdict.before, **verdict.figures})
         else:
-            self._concluded(verdict, await asyncio.to_thread(self._take_out, verdict))
-            await follow()
-        if self._verdict is verdict:  # else another version came meanwhile
-            self._verdict = None
+            self._rolled_back(verdict, await asyncio.to_thread(self._roll_back, verdict))
+        self._verdict = None
+        self.file.changed(urgent=True)
 
-    def close(self) -> None:
-        """Write what is known at the agent's end, and whether that was a regular one."""
-        self._write(self._body(running=not self.ending))
+    def close(self, *, clean: bool) -> None:
+        """Write the state at the agent's end; where that was not a clean stop, the next start counts a crash."""
+        self._running = not clean
+        self.file.write()
 
     def figures(self) -> dict[str, Any]:
-        """For `health`."""
+        """Return the numbers of the version on probation for `health`; empty when there is none."""
         trial = self.probation.trial
         return {} if trial is None else {"version": trial.version, **self.probation.figures()}
 
-    def _take_out(self, verdict: ProbationVerdict) -> Live | CheckpointRefused:
-        """Move the pointer back: to the good version, else to any earlier one that loads."""
+    def _roll_back(self, verdict: ProbationVerdict) -> Live | CheckpointRefused:
+        """Move LIVE to the version before, else to any earlier one that loads."""
         try:
             return self.checkpoints.rollback(to=verdict.before, failing=verdict.version)
         except CheckpointRefused:
@@ -130,9 +128,9 @@ class ProbationMonitor:
             except CheckpointRefused as refusal:
                 return refusal
 
-    def _concluded(self, verdict: ProbationVerdict, live: Live | CheckpointRefused) -> None:
+    def _rolled_back(self, verdict: ProbationVerdict, live: Live | CheckpointRefused) -> None:
         fields = {"version": verdict.version, "by": "probation", "why": verdict.why, **verdict.figures}
-        self.refused(verdict.version)
+        self.activation_failed(verdict.version)
         if isinstance(live, CheckpointRefused):
             self.emit("rollback_failed", {**fields, "reason": str(live)})
             return
@@ -140,24 +138,9 @@ class ProbationMonitor:
         if live.version == verdict.before and live.version is not None:
             self.probation.trust(live.version)
 
-    def _body(self, *, running: bool) -> bytes:
-        return orjson.dumps({**self.probation.dump(), "running": running})
+    def _dump(self) -> dict[str, Any]:
+        return {**self.probation.dump(), "running": self._running}
 
-    async def _save(self) -> None:
-        body, self._unwritten = self._body(running=True), False
-        await asyncio.to_thread(self._write, body)
-
-    def _write(self, body: bytes) -> None:
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.state_dir / FILE, body, durable=False)
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            body: dict[str, Any] = orjson.loads((self.state_dir / FILE).read_bytes())
-            self.probation.restore(body)
-        except FileNotFoundError:
-            return None
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            self.emit("probation_lost", {"reason": f"{FILE} is broken: {error}"})
-            return None
-        return body
+    def _restore(self, body: dict[str, Any]) -> None:
+        self.probation.restore(body)
+        self._crashed = bool(body.get("running"))

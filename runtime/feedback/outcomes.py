@@ -1,16 +1,18 @@
-"""What came of each decision: every tick and every reward on their way to those who judge policies and sources.
+"""Track the outcome of each decision: every tick and every reward, for probation and for the comparison of sources.
 
-Lives in the event loop, beside the store: the store keeps everything for learning, this keeps a few seconds for watching.
+Runs in the event loop. The experience store keeps everything for learning; this holds some minutes for the safeguards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from learners.rewards import TickRewards
 from learners.safeguards.reward_ledger import Entry, Ledger
-from runtime.control.tick import TickResult, executed_actions
+from runtime.control.tick import TickResult
+from runtime.deploy.probation import ProbationMonitor
+from runtime.feedback.source_quarantine import SourceQuarantine
 
 POLICY_RULES = frozenset(
     {
@@ -21,58 +23,48 @@ POLICY_RULES = frozenset(
 """Refusals that are the policy's own doing."""
 
 
-class Latest(Protocol):
-    """Who computed the rewards of the last tick."""
-
-    @property
-    def latest(self) -> Mapping[str, float]:
-        """By name."""
-
-
 @dataclass(slots=True)
 class OutcomeTracker:
-    """See the module."""
+    """Puts decisions and rewards into the ledger, and hands settled decisions to sources and probation."""
 
-    rewards: Latest
+    rewards: TickRewards
     ledger: Ledger
+    sources: SourceQuarantine
+    probation: ProbationMonitor
     wall: Callable[[], float]
     """Unix seconds."""
-    listeners: list[Callable[[list[Entry]], None]] = field(default_factory=list)
-    """Are given settled decisions, oldest first."""
-    late: Callable[[Entry, str], None] = lambda _entry, _source: None
-    """Is told of a reward, by its source, for a decision that was settled before."""
 
-    def ticked(self, ticked: TickResult) -> None:
-        """One finished tick; its own rewards were computed just before."""
+    def ticked(self, result: TickResult) -> None:
+        """Take one finished tick; its own rewards were computed just before."""
         own = sum(self.rewards.latest.values()) if self.rewards.latest else None
-        acted, refused = attribution(ticked)
-        entry = Entry(ticked.decision, ticked.stamp_unix_s, ticked.decided.policy, acted, refused, own)
-        self.ledger.decided(entry)
+        acted, refused = attribution(result)
+        self.ledger.decided(
+            Entry(result.decision, result.stamp_unix_s, result.decided.policy, acted=acted, refused=refused, own=own)
+        )
         settled = self.ledger.settle(self.wall())
         if settled:
-            for listener in self.listeners:
-                listener(settled)
+            self.sources.settled(settled)
+            self.probation.settled(settled)
 
-    def credited(
-        self, source: str, value: float, decision: str | None, stamp_s: float | None, *, done: bool = False
-    ) -> None:
-        """One reward that was taken; `done` where it ends an episode."""
-        stamp_s = self.wall() if stamp_s is None else stamp_s
-        settled = self.ledger.credit(source, value, decision=decision, stamp_s=stamp_s, done=done)
+    def decision_at(self, stamp_s: float) -> str | None:
+        """Find the decision that a reward of `stamp_s` (Unix seconds) belongs to; None where the ledger does not hold it."""
+        return self.ledger.decision_at(stamp_s)
+
+    def credit(self, source: str, value: float, decision: str | None, *, done: bool) -> None:
+        """Add a reward to its decision; `done` where it ends an episode."""
+        settled = self.ledger.credit(source, value, decision, done=done)
         if settled is not None:
-            self.late(settled, source)
+            self.sources.late(settled, source)
 
 
-def attribution(ticked: TickResult) -> tuple[bool, bool]:
-    """Whether what followed is the policy's doing, and whether the gate refused it for what it was.
+def attribution(result: TickResult) -> tuple[bool, bool]:
+    """Return whether the outcome is the policy's doing, and whether the gate refused its action for what it was.
 
-    Not its doing: nobody answered, not armed, stopped, a person held an actuator, or a mode in which it does not act.
+    It is not the policy's doing without a verdict, while disarmed or stopped, under an override, or in a mode in which the
+    policy does not act.
     """
-    verdict = ticked.verdict
-    if verdict is None or not verdict.armed or verdict.stopped:
-        return False, False
-    by = executed_actions(ticked.decided.actions, verdict)[1]
-    if "override" in by.values():
+    verdict = result.verdict
+    if verdict is None or not verdict.armed or verdict.stopped or "override" in result.by.values():
         return False, False
     refused = any(outcome.rule in POLICY_RULES for outcome in verdict.outcomes.values())
-    return refused or "policy" in by.values(), refused
+    return refused or "policy" in result.by.values(), refused

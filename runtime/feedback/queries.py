@@ -1,11 +1,11 @@
-"""Questions about decisions: when the policy is less sure than usual, it asks, and says what it saw.
+"""Query people about decisions of which the policy is less certain than usual (active learning).
 
-Sure is how much better the best choice is than the second in the critic's eyes (margin sampling, Scheffer et al. 2001), against the
-usual margin of the last minute: scores have no unit of their own. One question in ten seconds at most, over all actuators. Before
-there is a trained policy, or where a person or the gate acts, nothing is asked.
+Certainty is the margin between the critic's best and second-best score (margin sampling, Scheffer et al. 2001), relative to the
+median margin of the last minute, because scores have no unit of their own. The agent publishes at most one query in ten
+seconds, over all actuators, and none for an untrained policy, an override or an action of the gate.
 
-Answers: on `override/<actuator>`, which acts now and is stored as an intervention; or on `label` with the question's `id` and the
-actuator as `task`, which confirms what was done (`Feedback`). What should have been done instead only an override can teach.
+Answers arrive on `override/<actuator>`, which acts now and is stored as an intervention, or on `label` with the query's `id` and
+the actuator as `task`, which confirms the action (`Feedback`). Only an override can give another action.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sensors.codecs.readings import summarize_reading
 
 ASK_EVERY_S = 10.0
 MARGIN_WINDOW, MIN_MARGINS = 600, 100
-"""Margins that say what is usual, and how many there must be."""
-KEPT = 64
-"""Questions whose answers are still taken."""
+"""Margins of which the median is taken, and how many there must be."""
+MAX_OPEN = 64
+"""Queries to which answers are still accepted."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class UncertaintyQueries:
     """Listens to ticks.
 
     Args:
-        share: of the usual margin, below which it asks; None never asks.
+        share: of the usual margin, below which it queries; None never does.
         emit: publishes an event.
     """
 
@@ -45,7 +45,7 @@ class UncertaintyQueries:
     _open: OrderedDict[str, dict[str, Value]] = field(default_factory=OrderedDict)
 
     def ticked(self, ticked: TickResult) -> None:
-        """Look at one decision."""
+        """Query about this decision if it is uncertain."""
         if self.share is None or ticked.decided.policy == UNTRAINED or ticked.verdict is None:
             return
         for name, scores in ticked.decided.scores.items():
@@ -54,12 +54,12 @@ class UncertaintyQueries:
             if outcome is not None and outcome.by == "policy" and sure is not None and sure < self.share:
                 self._ask(ticked, name, sure)
 
-    def done(self, decision: str, actuator: str) -> Value | None:
-        """What was done at a decision that was asked about; None for any other."""
+    def executed(self, decision: str, actuator: str) -> Value | None:
+        """Return the action at a decision that was queried; None for any other."""
         return self._open.get(decision, {}).get(actuator)
 
     def _sure(self, name: str, scores: list[float]) -> float | None:
-        """The margin over the usual one; None while nobody knows what is usual."""
+        """Return the margin relative to the usual one; None until there are enough margins."""
         best = sorted(scores, reverse=True)[:2]
         if len(best) < 2:
             return None
@@ -76,7 +76,7 @@ class UncertaintyQueries:
         self._asked_s = now_s
         action = ticked.decided.actions[name]
         self._open.setdefault(ticked.decision, {})[name] = action.value
-        while len(self._open) > KEPT:
+        while len(self._open) > MAX_OPEN:
             self._open.popitem(last=False)
         self.emit(
             "label_requested",
@@ -94,6 +94,6 @@ class UncertaintyQueries:
 
 
 def candidates(probabilities: dict[str, float]) -> list[dict[str, Any]]:
-    """The likeliest first."""
+    """List labels with their probabilities, the likeliest first."""
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])
     return [{"label": label, "probability": round(chance, 4)} for label, chance in ranked]

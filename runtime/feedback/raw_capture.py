@@ -1,7 +1,7 @@
-"""Keeps raw readings for a while, where someone will need them: an encoder that is being trained, or a task's labels.
+"""Store raw readings for a while: for encoders that are fine-tuned, and for labels of tasks.
 
-A fine-tuned encoder re-encodes them, and a label may name a decision instead of quoting its text. Encoding to JPEG and FLAC
-runs in a thread; a reading that finds the thread busy is left out and counted.
+A fine-tuned encoder encodes them again, and a label may name a decision instead of quoting its text. Encoding to JPEG and FLAC
+runs in a thread; a reading that finds `MAX_WAITING` others waiting is dropped and counted.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class RawCapture:
                 self.drops[name] += 1
                 continue
             reading = ticked.observation.readings[name]
-            self._waiting.append(self.executor.submit(self._keep, reading, ticked.stamp_unix_s))
+            self._waiting.append(self.executor.submit(self._store, reading, ticked.stamp_unix_s))
 
-    def _keep(self, reading: Reading, stamp_s: float) -> None:
+    def _store(self, reading: Reading, stamp_s: float) -> None:
         encoded = encode_reading(reading)
         if encoded is not None and not self.store.add_raw(Raw(reading.stream, stamp_s, *encoded)):
             self.drops[reading.stream] += 1
 
 
 def streams_to_keep(config: Config) -> frozenset[str]:
-    """Streams whose encoder is trained, or that a task reads."""
+    """Return the streams whose encoder is fine-tuned, or that a task reads."""
     trained = {name for name, encoder in config.encoders.items() if encoder.train != "frozen"}
     tasks = {task.stream for task in config.tasks.values()}
     return frozenset(name for name, stream in config.streams.items() if stream.encoder in trained or name in tasks)

@@ -1,9 +1,8 @@
-"""Rewards and labels from outside on their way into experience.
+"""Receive rewards and labels over MQTT and store them as experience.
 
-Every source has a quota and every value a clip; what is refused is counted by cause and said in an event, rate-limited so
-that a noisy producer cannot flood the event topic. A quarantined source (`sources.py`) is stored as before, where it counts for
-nothing until it is released. Overrides are carried out by the gate, not here; the tick learns of them
-from the gate's verdict.
+Every source has a quota and every reward a clip. A refused message is counted by cause and published as an event, rate-limited
+so that a noisy producer cannot flood the event topic. Feedback of a quarantined source is stored, and counts for nothing until
+the source is released. The gate carries out overrides; the control loop learns of them from the gate's verdict.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from actuators.actions import Value
 from learners.config import AnyReward, TopicReward
 from learners.experience.store import Label, Mark, Store
+from runtime.feedback.outcomes import OutcomeTracker
+from runtime.feedback.queries import UncertaintyQueries
+from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.mqtt import topics
 from runtime.process.events import Emit
 
@@ -40,24 +41,14 @@ class _Bucket:
         return True
 
 
-class Credited(Protocol):
-    """Who is told of every reward taken."""
-
-    def __call__(
-        self, source: str, value: float, decision: str | None, stamp_s: float | None, /, *, done: bool
-    ) -> None:
-        """`done`: an episode ends with it."""
-
-
-def _nobody(_source: str, _value: float, _decision: str | None, _stamp_s: float | None, /, *, done: bool) -> None:
-    """Nobody is told."""
-
-
 @dataclass(slots=True)
 class Feedback:
     """Takes untrusted `reward` and `label` payloads."""
 
     store: Store
+    outcomes: OutcomeTracker
+    sources: SourceQuarantine
+    queries: UncertaintyQueries
     emit: Emit
     rewards: tuple[AnyReward, ...]
     tasks: frozenset[str]
@@ -65,11 +56,6 @@ class Feedback:
     """Monotonic seconds."""
     wall: Callable[[], float]
     """Unix seconds."""
-    credited: Credited = _nobody
-    quarantined: Callable[[], frozenset[str]] = frozenset
-    """Sources kept apart; those of labels as `label:NAME`."""
-    asked: Callable[[str, str], Value | None] = lambda *_: None
-    """What an actuator did at a decision that was asked about; None for any other."""
     counts: Counter[str] = field(default_factory=Counter)
     recent: float = 0.0
     """Exponential mean of the last rewards, for health and the page."""
@@ -77,7 +63,7 @@ class Feedback:
     _last_event_s: dict[str, float] = field(default_factory=dict)
 
     def reward(self, payload: bytes) -> None:
-        """One reward; credited to its decision, else to the tick its stamp falls in."""
+        """Store one reward with its decision: the one it names, else the one in force at its stamp, else at its arrival."""
         setting = next((r for r in self.rewards if isinstance(r, TopicReward)), None)
         if setting is None:
             self._refuse("reward_unwanted", "no reward of kind `topic` is configured; add one under rewards:")
@@ -92,24 +78,24 @@ class Feedback:
             return
         value = max(-setting.clip, min(setting.clip, reward.value))
         self.counts["reward_clipped"] += value != reward.value
-        if self.store.credit(
-            value, decision=reward.decision, stamp_s=reward.stamp, done=reward.done, source=reward.source
-        ):
-            self._taken(reward, value)
+        stamp_s = self.wall() if reward.stamp is None else reward.stamp
+        decision = reward.decision if reward.decision is not None else self.outcomes.decision_at(stamp_s)
+        if self.store.credit(value, decision=decision, stamp_s=stamp_s, done=reward.done, source=reward.source):
+            self._taken(reward, value, decision)
         else:
             self._refuse("reward_lost", "the experience store is full or closed")
 
     def label(self, payload: bytes) -> None:
-        """One labelled example."""
+        """Store one labelled example, or the answer to a query about a decision."""
         try:
             label = topics.decode(topics.Label, payload)
         except topics.Refused as refusal:
             self._refuse("label_malformed", str(refusal))
             return
         if label.task not in self.tasks and label.id is not None:
-            done = self.asked(label.id, label.task)
-            if done is not None:
-                self._judged(label, label.id, done)
+            action = self.queries.executed(label.id, label.task)
+            if action is not None:
+                self._answered(label, label.id, action)
                 return
         if label.task not in self.tasks:
             self._refuse("label_unknown_task", f"{label.task!r} is not under tasks: {sorted(self.tasks)}")
@@ -123,32 +109,32 @@ class Feedback:
         answer = label.label if isinstance(label.label, str) else tuple(label.label)
         subject = label.decision or label.id  # a question is named after the decision it is about
         if self.store.add_label(Label(label.task, answer, label.text, subject, label.source, self.wall())):
-            kept_apart = f"label:{label.source}" in self.quarantined()
-            self.counts["label_quarantined" if kept_apart else "label"] += 1
+            quarantined = f"label:{label.source}" in self.sources.names()
+            self.counts["label_quarantined" if quarantined else "label"] += 1
         else:
             self._refuse("label_lost", "the experience store is full or closed")
 
-    def _judged(self, label: topics.Label, decision: str, done: Value) -> None:
-        """An answer to a question about a decision: what was done was right, which makes it a demonstration; or it was not."""
+    def _answered(self, label: topics.Label, decision: str, action: Value) -> None:
+        """Take the answer to a query: a confirmed action becomes a demonstration, another answer is refused."""
         if not self._within_quota(f"label:{label.source}", rate=100.0):
             self._refuse("label_too_many", f"source {label.source}: more than 100 a second")
-        elif f"label:{label.source}" in self.quarantined():
+        elif f"label:{label.source}" in self.sources.names():
             self.counts["label_quarantined"] += 1
-        elif label.label != done:
-            remedy = f"what should be done instead is taught with override/{label.task}"
-            self._refuse("label_other_action", f"{decision} did {done!r} and not {label.label!r}; {remedy}")
+        elif label.label != action:
+            remedy = f"publish the right action on override/{label.task}"
+            self._refuse("label_other_action", f"{decision} did {action!r} and not {label.label!r}; {remedy}")
         elif self.store.mark(Mark(decision, demonstration=True)):
             self.counts["decision_confirmed"] += 1
         else:
             self._refuse("label_lost", "the experience store is full or closed")
 
-    def _taken(self, reward: topics.Reward, value: float) -> None:
-        if reward.source in self.quarantined():
+    def _taken(self, reward: topics.Reward, value: float, decision: str | None) -> None:
+        if reward.source in self.sources.names():
             self.counts["reward_quarantined"] += 1
             return
         self.counts["reward"] += 1
         self.recent += 0.01 * (value - self.recent)
-        self.credited(reward.source, value, reward.decision, reward.stamp, done=reward.done)
+        self.outcomes.credit(reward.source, value, decision, done=reward.done)
 
     def _within_quota(self, source: str, rate: float) -> bool:
         bucket = self._buckets.get(source)

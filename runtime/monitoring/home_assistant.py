@@ -9,11 +9,13 @@ itself: the agent does, with what is made here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.config.schema import Config
+from runtime.gate.client import GateLink
+from runtime.monitoring.health import Health
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.topics import Status, Topics, decode, encode
 
@@ -48,11 +50,6 @@ class Discovery:
     def payload(self) -> bytes:
         """The discovery message, to be retained."""
         return encode(self.message())
-
-    @staticmethod
-    def removal() -> bytes:
-        """What to publish, retained, on `topic` when the agent is removed for good: an empty payload takes the device away."""
-        return b""
 
     def message(self) -> dict[str, Any]:
         """The discovery message as an object."""
@@ -182,23 +179,16 @@ def _short(value: object) -> str:
 
 @dataclass(slots=True)
 class Announcer:
-    """Create it inside the running loop; `listen` before the connection runs, then `run`."""
+    """Publishes discovery and state. Create it inside the running loop."""
 
     discovery: Discovery
     link: Connection
-    health: Callable[[], Mapping[str, Any]]
-    """The last `health` payload; may take milliseconds, and is called off the loop."""
-    told: Callable[[], Mapping[str, Any]]
-    """What each actuator was last told."""
+    health: Health
+    gate: GateLink
     period_s: float = EVERY_S
     status: str = "starting"
     _connects: int = 0
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def listen(self) -> None:
-        """Subscribe to Home Assistant's birth message and to the agent's own status."""
-        self.link.subscribe(BIRTH_TOPIC, self._born)
-        self.link.subscribe(Topics(self.discovery.config.agent)("status"), self._status, retained="send")
 
     async def run(self) -> None:
         """Publish until cancelled."""
@@ -207,8 +197,9 @@ class Announcer:
             if self.link.connects != self._connects:
                 self._connects = self.link.connects
                 self._announce()
-            health = await asyncio.to_thread(self.health)
-            self.link.enqueue(self.discovery.state_topic, self.discovery.state(self.status, health, self.told()), qos=1)
+            health = await asyncio.to_thread(self.health.payload)
+            state = self.discovery.state(self.status, health, self._commands())
+            self.link.enqueue(self.discovery.state_topic, state, qos=1)
             self._wake.clear()
             try:
                 async with asyncio.timeout(self.period_s):
@@ -219,20 +210,17 @@ class Announcer:
     def _announce(self) -> None:
         self.link.enqueue(self.discovery.topic, self.discovery.payload(), qos=1, retain=True)
 
-    def _born(self, message: Message) -> None:
-        """Home Assistant has started: it wants to hear who is there, and how they are."""
+    def _commands(self) -> dict[str, Any]:
+        """Return what each actuator was last commanded."""
+        verdict = self.gate.latest
+        return {name: outcome.value for name, outcome in verdict.outcomes.items()} if verdict else {}
+
+    def home_assistant_started(self, message: Message) -> None:
+        """Publish discovery and state again when Home Assistant's birth message says `online`."""
         if message.payload == b"online" and not message.retain:
             self._announce()
             self._wake.set()
 
-    def _status(self, message: Message) -> None:
+    def status_changed(self, message: Message) -> None:
+        """Take the agent's own status, as its gate published it."""
         self.status = decode(Status, message.payload).state
-
-
-async def remove(discovery: Discovery, link: Connection) -> None:
-    """Take the device away from Home Assistant, when the agent is removed for good.
-
-    Raises:
-        MqttLost: there is no broker.
-    """
-    await link.publish(discovery.topic, discovery.removal(), qos=1, retain=True)

@@ -37,8 +37,6 @@ class Reporter:
     recorder: Recorder | None = None
     scrub: Callable[[Any], Any] = lambda data: data
     """Takes secrets out of what an event says: reasons come from drivers and plugins, which may tell what they were given."""
-    on_tick: list[Callable[[TickResult], None]] = field(default_factory=list)
-    """Others who want every finished tick: previews, tasks, probation."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _next_log_s: float = 0.0
     _used: dict[str, float] = field(default_factory=dict)
@@ -64,8 +62,6 @@ class Reporter:
         self._measure(ticked)
         self._record(ticked, body)
         self._say(ticked, body)
-        for listener in self.on_tick:
-            listener(ticked)
 
     async def health(self, health: Health) -> None:
         """Publish health until cancelled, the first one at once."""

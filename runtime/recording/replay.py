@@ -98,7 +98,7 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
 async def _recall(tuning: EncoderUpdater, encoders: dict[str, str], where: str) -> None:
     """Have every encoder in the version it had; a swap begins the history anew, as it did then."""
     try:
-        await tuning.recall(encoders)
+        await tuning.restore(encoders)
     except EncoderVersionNotFound as gone:
         raise RecordingError(f"{where}: {gone}") from None
 

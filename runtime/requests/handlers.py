@@ -8,7 +8,7 @@ are ignored: they are an earlier request. (The gate answers arm, disarm, mode an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,10 +18,11 @@ from typing import TypeVar
 from pydantic import Field
 
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
-from learners.checkpoints.store import Checkpoints
+from learners.checkpoints.store import Checkpoints, Live
 from learners.ipc.requests import LIMIT, FinetuneRequests
 from runtime.config.schema import Config
 from runtime.deploy.task_versions import TaskRefused, TaskVersions
+from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import Payload, Refused, Topics, decode, encode
@@ -76,12 +77,11 @@ class Requests:
     topics: Topics
     checkpoints: Checkpoints
     tasks: TaskVersions
+    sources: SourceQuarantine
     emit: Emit
     explain: Callable[[str], Awaitable[Answer]]
     record: Callable[[bool], Awaitable[Answer]]
     finetune: Callable[[str | None], Awaitable[Answer]]
-    release: Callable[[str], bool]
-    """Lets a quarantined source count again; False when it was not quarantined."""
     _lanes: dict[str, RequestLane] = field(init=False)
     """By verb."""
     _urgent: ThreadPoolExecutor = field(init=False)
@@ -102,10 +102,10 @@ class Requests:
         )
         self._lanes = {verb: lane for lane in lanes for verb in lane.handlers}
 
-    def listen(self) -> None:
-        """Subscribe to the agent's verbs."""
-        for verb in self._lanes:
-            self.connection.subscribe(self.topics("request", verb), self.take)
+    @property
+    def verbs(self) -> Collection[str]:
+        """The verbs that the agent answers."""
+        return self._lanes.keys()
 
     def take(self, message: Message) -> None:
         """Queue one request; a full queue is answered at once."""
@@ -139,9 +139,13 @@ class Requests:
             known = await asyncio.to_thread(self.checkpoints.list)
             version = known[-1].version if known else version
         before = (await asyncio.to_thread(self.checkpoints.live)).version
-        await asyncio.to_thread(self.checkpoints.promote, version)
-        self.emit("policy_promoted", {"version": version, "before": before, "by": "request"})
-        return {"version": version, "before": before}
+        done = {"version": version, "before": before}
+
+        def announce(_live: Live) -> None:
+            self.emit("policy_promoted", {**done, "by": "request"})
+
+        await asyncio.to_thread(self.checkpoints.promote, version, announce=announce)
+        return done
 
     async def _promote_task(self, task: str, version: str | None) -> Answer:
         if version is None:
@@ -159,8 +163,11 @@ class Requests:
             self.emit("task_rolled_back", {**done, "by": "request"})
             return done
         before = (await self._urgently(self.checkpoints.live)).version
-        live = await self._urgently(partial(self.checkpoints.rollback, to=request.version))
-        self.emit("policy_rolled_back", {"version": before, "to": live.version, "by": "request"})
+
+        def announce(live: Live) -> None:
+            self.emit("policy_rolled_back", {"version": before, "to": live.version, "by": "request"})
+
+        live = await self._urgently(partial(self.checkpoints.rollback, to=request.version, announce=announce))
         return {"version": live.version, "before": before}
 
     async def _list(self, payload: bytes) -> Answer:
@@ -183,7 +190,7 @@ class Requests:
 
     async def _release(self, payload: bytes) -> Answer:
         source = decode(Source, payload).source
-        if not self.release(source):
+        if not self.sources.release(source):
             raise RequestFailed(f"{source!r} is not quarantined; health names those that are")
         return {"source": source, "state": "released"}
 

@@ -24,7 +24,7 @@ class RecordingController:
     """At most one recording at a time."""
 
     config: Config
-    ticker: ControlLoop
+    control_loop: ControlLoop
     reporter: Reporter
 
     async def __call__(self, on: bool) -> Answer:  # noqa: FBT001 - the request's own field
@@ -39,21 +39,21 @@ class RecordingController:
         """A new file under `state_dir/recordings`."""
         if self.reporter.recorder is not None:
             raise RequestFailed(f"a recording is under way: {self.reporter.recorder.path}")
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{self.ticker.session}.mcap"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{self.control_loop.session}.mcap"
         recorder = Recorder(
             path=self.config.state_dir / "recordings" / name,
             metadata={
                 "format": FORMAT,
                 "agent": self.config.agent,
-                "session": self.ticker.session,
+                "session": self.control_loop.session,
                 "program": installed_version("reflexd"),
-                "spec": self.ticker.engine.spec.to_json().decode(),
-                "seed": str(self.ticker.engine.seed),
+                "spec": self.control_loop.engine.spec.to_json().decode(),
+                "seed": str(self.control_loop.engine.seed),
                 "encoders": encode(
-                    {name: encoder.version for name, encoder in self.ticker.engine.encoders.items()}
+                    {name: encoder.version for name, encoder in self.control_loop.engine.encoders.items()}
                 ).decode(),
             },
-            attachments=await self.ticker.engine.snapshot(),
+            attachments=await self.control_loop.engine.snapshot(),
             max_bytes=int(self.config.record.max_gb * 1e9),
         )
         recorder.start()

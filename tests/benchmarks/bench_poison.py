@@ -31,13 +31,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from learning import make_learner  # noqa: E402 - after the path
-from watching import BEGUN_S, Blind, NoRewards  # noqa: E402 - after the path
+from watching import BEGUN_S, KEY, Blind  # noqa: E402 - after the path
 
 from actuators.sim import panorama_world  # noqa: E402 - after the path
 from actuators.sim.panorama_world import (  # noqa: E402
     TICK_S,
     TURNS,
 )
+from learners.checkpoints.store import Checkpoints  # noqa: E402 - after the path
 from learners.config import (  # noqa: E402
     ExperienceSettings,
     TopicReward,
@@ -45,12 +46,16 @@ from learners.config import (  # noqa: E402
 from learners.experience.store import Store  # noqa: E402 - after the path
 from learners.experience.transition import Transition  # noqa: E402 - after the path
 from learners.model.features import Features  # noqa: E402 - after the path
+from learners.rewards import TickRewards  # noqa: E402 - after the path
+from learners.safeguards.probation import Probation  # noqa: E402 - after the path
 from learners.safeguards.reward_ledger import (  # noqa: E402
     Entry,
     Ledger,
 )
 from learners.safeguards.source_consistency import Quarantine  # noqa: E402 - after the path
+from runtime.deploy.probation import ProbationMonitor  # noqa: E402 - after the path
 from runtime.feedback.outcomes import OutcomeTracker  # noqa: E402 - after the path
+from runtime.feedback.queries import UncertaintyQueries  # noqa: E402 - after the path
 from runtime.feedback.receiver import Feedback  # noqa: E402 - after the path
 from runtime.feedback.source_quarantine import SourceQuarantine  # noqa: E402 - after the path
 
@@ -91,20 +96,22 @@ class Agent:
         self.learner = make_learner(folder, replay_gb=1e-2, warmup=64, seed=seed)
         self.generator = torch.Generator().manual_seed(seed)
         ledger = Ledger(1.0)
-        self.outcomes = OutcomeTracker(NoRewards(), ledger, lambda: self.now_s)
-        self.sources = SourceQuarantine(Quarantine(), self.store, ledger, folder, self._emit, lambda: self.now_s)
-        if watched:
-            self.outcomes.listeners.append(self.sources.settled)
+        quarantine, checkpoints = Quarantine(), Checkpoints(folder / "checkpoints", KEY)
+        self.watched = watched
+        self.sources = SourceQuarantine(quarantine, self.store, ledger, folder, self._emit, self._wall)
+        probation = ProbationMonitor(Probation(0.0), checkpoints, folder, self._emit, self._wall, quarantine)
+        self.outcomes = OutcomeTracker(TickRewards(()), ledger, self.sources, probation, self._wall)
         setting = TopicReward.model_validate({"name": "feedback", "kind": "topic"})
         self.feedback = Feedback(
             store=self.store,
             emit=self._emit,
             rewards=(setting,),
             tasks=frozenset(),
-            now=lambda: self.now_s,
-            wall=lambda: self.now_s,
-            credited=self.outcomes.credited,
-            quarantined=self.sources.names,
+            now=self._wall,
+            wall=self._wall,
+            outcomes=self.outcomes,
+            sources=self.sources,
+            queries=UncertaintyQueries(None, self._emit),
         )
 
     def run(self, seconds: int, tell: Callable[[], object]) -> Run:
@@ -146,8 +153,8 @@ class Agent:
         if self.hostile and self.rng.random() < HOSTILE:
             self._send({"value": -gain * self.hostile, "decision": decision, "source": "liar"})
         settled = self.outcomes.ledger.settle(self.now_s)
-        for listener in self.outcomes.listeners:
-            listener(settled)
+        if self.watched:
+            self.sources.settled(settled)
         if world.over:
             world.begin()
         return gain
@@ -163,6 +170,9 @@ class Agent:
 
     def _send(self, body: dict[str, Any]) -> None:
         self.feedback.reward(orjson.dumps(body))
+
+    def _wall(self) -> float:
+        return self.now_s
 
     def _emit(self, kind: str, data: dict[str, Any]) -> None:
         self.events.append((self.now_s, kind, str(data.get("source", ""))))

@@ -18,8 +18,8 @@ def filled(count: int = 30) -> Ledger:
 
 def test_by_name_and_by_time() -> None:
     ledger = filled()
-    assert ledger.credit("w", 1.0, decision="s-20", stamp_s=0.0) is None
-    assert ledger.credit("w", 0.5, decision=None, stamp_s=2.05) is None
+    assert ledger.credit("w", 1.0, "s-20") is None
+    assert ledger.credit("w", 0.5, ledger.decision_at(2.05)) is None
     settled = {one.decision: one for one in ledger.settle(5.0)}
     assert settled["s-20"].rewards == {"w": 1.5}
     assert settled["s-20"].total() == 1.5
@@ -28,9 +28,9 @@ def test_by_name_and_by_time() -> None:
 
 def test_what_is_not_known_is_counted() -> None:
     ledger = filled()
-    ledger.credit("w", 1.0, decision="other", stamp_s=0.0)
-    ledger.credit("w", 1.0, decision=None, stamp_s=99.0)  # long after the last one
-    ledger.credit("w", 1.0, decision=None, stamp_s=-1.0)
+    ledger.credit("w", 1.0, "other")
+    ledger.credit("w", 1.0, ledger.decision_at(99.0))  # long after the last one
+    ledger.credit("w", 1.0, ledger.decision_at(-1.0))
     assert ledger.counts["unknown"] == 3
 
 
@@ -38,7 +38,7 @@ def test_settled_ones_are_given_once_and_late_rewards_name_them() -> None:
     ledger = filled()
     assert [one.decision for one in ledger.settle(2.0)] == [f"s-{n}" for n in range(11)]
     assert ledger.settle(2.0) == []
-    late = ledger.credit("w", 1.0, decision="s-3", stamp_s=0.0)
+    late = ledger.credit("w", 1.0, "s-3")
     assert late is not None
     assert late.rewards == {"w": 1.0}
     assert ledger.counts["late"] == 1
@@ -64,4 +64,6 @@ def test_memory_is_bounded() -> None:
     for n in range(MOST):
         ledger.decided(entry(10_000 + n))
     ledger.settle(1e9)
-    assert ledger.credit("w", 1.0, decision="s-100", stamp_s=0.0) is None
+    assert ledger.credit("w", 1.0, "s-100") is None
+    assert ledger.decision_at(10.05) is None
+    assert len(ledger._timeline) == MOST

@@ -34,7 +34,7 @@ def watch(
         for name, source in sources.items():
             said = source(value)
             if said is not None:
-                ledger.credit(name, said, decision=f"s-{start + n}", stamp_s=0.0)
+                ledger.credit(name, said, f"s-{start + n}")
         for entry in ledger.settle(n / RATE_HZ):
             one = entry
             found += [(n // RATE_HZ, finding) for finding in court.observe(one, lambda one=one: ledger.around(one))]  # type: ignore[misc]
@@ -124,10 +124,10 @@ def test_being_late_is_no_way_around() -> None:
     truth = walk(200)
     for n, value in enumerate(truth):
         ledger.decided(Entry(f"s-{n}", n / RATE_HZ, "a", acted=True, refused=False))
-        ledger.credit("world", value, decision=f"s-{n}", stamp_s=0.0)
+        ledger.credit("world", value, f"s-{n}")
         for entry in ledger.settle(n / RATE_HZ):
             court.observe(entry)
-        late = ledger.credit("liar", -truth[n - 50], decision=f"s-{n - 50}", stamp_s=0.0)
+        late = ledger.credit("liar", -truth[n - 50], f"s-{n - 50}")
         found += [] if late is None else court.judge(late, "liar")
     assert [finding.source for finding in found] == ["liar"]
 

@@ -18,8 +18,9 @@ import yaml
 
 from actuators.safety.decisions import Proposal
 from fakes import free_port
-from runtime.agent.build import assemble
+from runtime.agent.build import build
 from runtime.agent.components import Components
+from runtime.agent.jobs import jobs
 from runtime.config.loader import load
 from runtime.gate import ipc
 
@@ -55,7 +56,7 @@ async def answer(gate: socket.socket) -> None:
 
 @asynccontextmanager
 async def agent(folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None) -> AsyncIterator[Components]:
-    """Everything `assemble` builds, with the tasks that matter here."""
+    """Everything `build` builds, with the tasks that matter here."""
     settings = SETTINGS | {
         "state_dir": str(folder / "state"), "mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}", **canaries.LOGIN},
         "rewards": rewards or SETTINGS["rewards"],
@@ -64,19 +65,19 @@ async def agent(folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | Non
     path.write_text(yaml.safe_dump(settings))
     gate, end = ipc.pair()
     with ThreadPoolExecutor(1) as decoders, gate, end:
-        parts = await assemble(load(path), end, [], decoders)
-        parts.outcomes.wall = parts.watch.wall = parts.sources.wall = wall.time
-        wanted = {name: parts.jobs.pop(name) for name in ("probation", "sources")}
-        for job in parts.jobs.values():
+        parts = await build(load(path), end, [], decoders, wall=wall.time)
+        all_jobs = jobs(parts)
+        running = [all_jobs.pop(name) for name in ("gate", "policy", "probation", "sources")]
+        for job in all_jobs.values():
             job.close()
-        tasks = [asyncio.create_task(job) for job in (answer(gate), parts.ticker.gate.listen(), *wanted.values())]
+        tasks = [asyncio.create_task(job) for job in (answer(gate), *running)]
         try:
             yield parts
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await asyncio.to_thread(parts.put_away)
+            await asyncio.to_thread(parts.close, clean=True)
 
 
 def version(parts: Components, shift: float) -> str:
@@ -89,7 +90,7 @@ async def live(parts: Components, wall: Wall, seconds: float, gains: dict[str, f
     rng = np.random.default_rng(start)
     for index in range(start, start + round(seconds * 10)):
         wall.now_s += 0.1
-        ticked = await parts.ticker.tick(index)
+        ticked = await parts.control_loop.tick(index)
         gain = gains[ticked.decided.policy] + float(rng.normal(0.0, 0.2))
         parts.feedback.reward(orjson.dumps({"value": gain, "decision": ticked.decision, "source": "world"}))
     return start + round(seconds * 10)
@@ -108,15 +109,14 @@ async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall, events = Wall(), told(monkeypatch)
-    monkeypatch.setattr("runtime.control.tick.time", wall)
     async with agent(tmp_path, wall) as parts:
         good, bad = version(parts, 0.0), version(parts, 0.5)
         gains = {"untrained": 0.0, good: 1.0, bad: 0.2}
         parts.checkpoints.promote(good)
-        assert await parts.swap.follow()
+        assert await parts.policy_updater.sync()
         n = await live(parts, wall, 30.0, gains, 0)
         parts.checkpoints.promote(bad)
-        assert await parts.swap.follow()
+        assert await parts.policy_updater.sync()
         assert parts.engine.version == bad
         assert (await asyncio.to_thread(parts.health.payload))["probation"]["version"] == bad
         begun_s = wall.now_s
@@ -136,20 +136,19 @@ async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
     assert (figures["version"], figures["to"], figures["why"]) == (bad, good, "rewards")
     async with agent(tmp_path, wall) as again:  # the next agent knows what passed
         assert again.engine.version == good
-        assert again.watch.probation.good == good
-        assert again.watch.figures() == {}
+        assert again.probation.probation.good == good
+        assert again.probation.figures() == {}
 
 
 async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall, events = Wall(), told(monkeypatch)
-    monkeypatch.setattr("runtime.control.tick.time", wall)
     own = {"name": "turns", "kind": "expression", "value": "(head == 'left') - (head == 'right')"}
     async with agent(tmp_path, wall, rewards=[*SETTINGS["rewards"], own]) as parts:
         for index in range(3_000):
             wall.now_s += 0.1
-            ticked = await parts.ticker.tick(index)
+            ticked = await parts.control_loop.tick(index)
             turn = ticked.decided.actions["head"].value
             value = {"left": -1.0, "stay": 0.0, "right": 1.0}[str(turn)]
             parts.feedback.reward(orjson.dumps({"value": value, "decision": ticked.decision, "source": "liar"}))
@@ -159,5 +158,5 @@ async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store
         assert parts.store.flush()
         health = await asyncio.to_thread(parts.health.payload)
         assert health["sources"]["quarantined"] == ["liar"]
-        assert parts.requests.release("liar")
+        assert parts.sources.release("liar")
     assert [kind for kind, _ in events if kind.startswith("source")] == ["source_quarantined", "source_released"]

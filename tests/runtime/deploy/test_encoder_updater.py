@@ -74,10 +74,10 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
     tuning = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
     order = Text("orders", 0.0, 0, "go left")
     before = await engine.decide(seen(0, order))
-    assert not await tuning.follow("language"), "no version yet"
+    assert not await tuning.sync("language"), "no version yet"
     folder = promote(config, 1)
-    assert await tuning.follow("language")
-    assert not await tuning.follow("language"), "once a version"
+    assert await tuning.sync("language")
+    assert not await tuning.sync("language"), "once a version"
     after = await engine.decide(seen(1, order))
     assert after.encoded == ("orders",), "the same reading is encoded anew"
     assert after.encoder_versions != before.encoder_versions
@@ -99,11 +99,11 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
     wanted = {"language": engine.encoders["language"].version}
     promote(config, 2)
     with pytest.raises(EncoderVersionNotFound, match="no longer here"):
-        await EncoderUpdater(config, fresh, lambda *_: None).recall({"language": "0" * 16})
+        await EncoderUpdater(config, fresh, lambda *_: None).restore({"language": "0" * 16})
     for one in Versions(tuning.folder / "intents").all():
         if one.path != folder:
             (one.path / "model.safetensors").unlink()  # the record in its report says which folder it is
-    await EncoderUpdater(config, fresh, lambda *_: None).recall(wanted)
+    await EncoderUpdater(config, fresh, lambda *_: None).restore(wanted)
     alone = await fresh.decide(seen(1, order))
     assert alone.encoder_versions == after.encoder_versions
     assert np.array_equal(alone.tokens["orders"], after.tokens["orders"])
@@ -120,7 +120,7 @@ async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stay
     other = open_task("classify", tinymodels.bert(tmp_path / "wide", width=64), labels=("x", "y"))
     versions = Versions(tuning.folder / "intents")
     versions.promote(versions.add(other, 1))
-    assert not await tuning.follow("language")
+    assert not await tuning.sync("language")
     assert said[0][0] == "encoder_refused"
     assert "the encoder has" in said[0][1]["reason"]
     assert engine.encoders["language"].version == version

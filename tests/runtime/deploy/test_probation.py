@@ -10,7 +10,8 @@ import pytest
 from watching import Script, Stage
 
 from learners.checkpoints.manifest import CheckpointRefused
-from learners.safeguards.probation import FILE
+from learners.safeguards.probation import FILE, Probation
+from learners.safeguards.source_consistency import Quarantine
 from runtime.deploy.probation import ProbationMonitor
 
 GOOD = Script(errors=0.12)
@@ -53,7 +54,7 @@ async def test_an_equal_policy_is_confirmed(tmp_path: Path) -> None:
     await stage.run(45.0)
     assert stage.kinds() == ["policy_on_probation", "policy_swapped", "policy_confirmed"]
     assert stage.event("policy_confirmed")["n"] == 30
-    assert stage.watch.probation.good == stage.version["equal"]
+    assert stage.probation.probation.good == stage.version["equal"]
 
 
 async def test_refused_by_the_gate_it_is_back_out(tmp_path: Path) -> None:
@@ -65,9 +66,7 @@ async def test_refused_by_the_gate_it_is_back_out(tmp_path: Path) -> None:
 
 def reopened(stage: Stage, folder: Path) -> ProbationMonitor:
     """The next agent's watch over the same state."""
-    watch = ProbationMonitor(
-        type(stage.watch.probation)(30.0), stage.checkpoints, folder, stage._emit, lambda: stage.now_s
-    )
+    watch = ProbationMonitor(Probation(30.0), stage.checkpoints, folder, stage._emit, lambda: stage.now_s, Quarantine())
     watch.start()
     return watch
 
@@ -76,9 +75,8 @@ async def test_probation_goes_on_after_a_restart(tmp_path: Path) -> None:
     stage = await acting_well(tmp_path, 3)
     await stage.promote("equal")
     await stage.run(10.0)
-    stage.watch.ending = True
-    stage.watch.close()
-    before = stage.watch.figures()
+    stage.probation.close(clean=True)
+    before = stage.probation.figures()
     watch = reopened(stage, tmp_path)
     assert watch.figures() == before
     assert before["crashes"] == 0
@@ -88,9 +86,9 @@ async def test_probation_goes_on_after_a_restart(tmp_path: Path) -> None:
 
 async def test_an_agent_that_dies_twice_on_probation_comes_up_with_the_good_version(tmp_path: Path) -> None:
     stage = await acting_well(tmp_path, 4)
-    await stage.watch.before_activation(stage.version["good"])
+    await stage.probation.before_activation(stage.version["good"])
     stage.checkpoints.promote(stage.version["negated"])
-    await stage.watch.before_activation(stage.version["negated"])  # and dies before the first decision
+    await stage.probation.before_activation(stage.version["negated"])  # and dies before the first decision
     assert reopened(stage, tmp_path).figures()["crashes"] == 1
     assert stage.checkpoints.live().version == stage.version["negated"]
     assert reopened(stage, tmp_path).figures() == {}
@@ -101,8 +99,8 @@ async def test_an_agent_that_dies_twice_on_probation_comes_up_with_the_good_vers
 async def test_an_end_by_an_exception_is_a_death_too(tmp_path: Path) -> None:
     stage = await acting_well(tmp_path, 9)
     stage.checkpoints.promote(stage.version["negated"])
-    await stage.watch.before_activation(stage.version["negated"])
-    stage.watch.close()
+    await stage.probation.before_activation(stage.version["negated"])
+    stage.probation.close(clean=False)
     assert reopened(stage, tmp_path).figures()["crashes"] == 1
 
 
@@ -130,7 +128,7 @@ async def test_a_version_that_cannot_be_loaded_is_not_on_probation(tmp_path: Pat
     stage.checkpoints.promote(stage.version["equal"])
     await stage.run(1.0)
     assert stage.kinds() == ["policy_on_probation", "checkpoint_refused"]
-    assert stage.watch.figures() == {}
+    assert stage.probation.figures() == {}
 
 
 async def test_another_version_in_the_meantime_is_not_the_one_that_is_taken_out(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from learners.config import TopicReward
 from learners.experience.reader import Reader
 from learners.experience.store import Store
 from learners.experience.transition import Transition
-from runtime.control.tick import TickResult
+from runtime.control.tick import TickResult, executed_actions
 from runtime.feedback.queries import ASK_EVERY_S, MIN_MARGINS, UncertaintyQueries
 from runtime.feedback.receiver import Feedback
 from runtime.gate import ipc
@@ -36,7 +37,11 @@ def ticked(n: int, lead: float, *, policy: str = "v1", by: Any = "policy", tick_
     )  # fmt: skip
     outcomes = {"head": ipc.Outcome(True, None, "left", by)}
     verdict = ipc.Verdict(f"s-{n}", True, False, {"head": "autonomous"}, outcomes)
-    return TickResult(observation, decided, verdict, f"s-{n}", 0.0, 0.0, True, "autonomous", False)
+    executed, by_name = executed_actions(decided.actions, verdict)
+    return TickResult(
+        observation=observation, decided=decided, verdict=verdict, decision=f"s-{n}", executed=executed, by=by_name,
+        stamp_unix_s=0.0, latency_s=0.0, stored=True, mode="autonomous", explore=False, answered_s=0.0,
+    )  # fmt: skip
 
 
 def asking(share: float | None = 0.2) -> tuple[UncertaintyQueries, list[dict[str, Any]]]:
@@ -77,9 +82,9 @@ def test_it_asks_when_it_is_less_sure_than_usual_and_not_too_often() -> None:
     assert len(events) == 1, "one in ten seconds"
     one.ticked(ticked(MIN_MARGINS + 1 + round(ASK_EVERY_S / 0.1), 0.02))
     assert len(events) == 2
-    assert one.done(f"s-{MIN_MARGINS + 1}", "head") == "left"
-    assert one.done(f"s-{MIN_MARGINS + 1}", "arm") is None
-    assert one.done("s-3", "head") is None
+    assert one.executed(f"s-{MIN_MARGINS + 1}", "head") == "left"
+    assert one.executed(f"s-{MIN_MARGINS + 1}", "arm") is None
+    assert one.executed("s-3", "head") is None
 
 
 def test_it_does_not_ask_untrained_or_where_others_act_or_when_nobody_wants_it() -> None:
@@ -113,13 +118,14 @@ def test_a_confirmed_decision_becomes_a_demonstration_and_another_answer_is_told
     said: list[dict[str, Any]] = []
     feedback = Feedback(
         store,
+        SimpleNamespace(),  # type: ignore[arg-type] - no reward comes
+        SimpleNamespace(names=lambda: frozenset({"label:mallory"})),  # type: ignore[arg-type]
+        one,
         lambda _, data: said.append(data),
         (TopicReward(name="r", kind="topic"),),
         frozenset({"intents"}),
         lambda: 0.0,
         lambda: 0.0,
-        asked=one.done,
-        quarantined=lambda: frozenset({"label:mallory"}),
     )
 
     def answer(label: str, decision: str = asked, source: str = "anna") -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from learners.config import TopicReward
 from learners.experience.store import Label
+from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.receiver import MAX_SOURCES, Feedback
 
 
@@ -19,10 +20,12 @@ class FakeStore:
 
     full: bool = False
     credits: list[tuple[float, str | None]] = field(default_factory=list)
+    stamps: list[float | None] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
 
     def credit(self, value: float, *, decision: str | None, stamp_s: float | None, done: bool, source: str) -> bool:
         self.credits.append((value, decision))
+        self.stamps.append(stamp_s)
         return not self.full
 
     def add_label(self, label: Label) -> bool:
@@ -31,9 +34,32 @@ class FakeStore:
 
 
 @dataclass
+class FakeOutcomes:
+    """Knows one decision by time, and keeps what it is given."""
+
+    credits: list[tuple[str, float, str | None, bool]] = field(default_factory=list)
+
+    def decision_at(self, stamp_s: float) -> str | None:
+        return "a-9" if stamp_s == 1_234.5 else None
+
+    def credit(self, source: str, value: float, decision: str | None, *, done: bool) -> None:
+        self.credits.append((source, value, decision, done))
+
+
+@dataclass
+class FakeSources:
+    quarantined: frozenset[str] = frozenset()
+
+    def names(self) -> frozenset[str]:
+        return self.quarantined
+
+
+@dataclass
 class Bench:
     feedback: Feedback
     store: FakeStore
+    outcomes: FakeOutcomes
+    sources: FakeSources
     events: list[tuple[str, dict[str, Any]]]
     time: list[float]
 
@@ -41,15 +67,19 @@ class Bench:
 def _bench(**reward: Any) -> Bench:
     store, events, time = FakeStore(), [], [0.0]
     setting = TopicReward.model_validate({"name": "feedback", "kind": "topic", **reward})
+    outcomes, sources = FakeOutcomes(), FakeSources()
     feedback = Feedback(
         store=store,
+        outcomes=outcomes,
+        sources=sources,
+        queries=UncertaintyQueries(None, lambda _kind, _data: None),
         emit=lambda kind, data: events.append((kind, data)),
         rewards=(setting,),
         tasks=frozenset({"intents"}),
         now=lambda: time[0],
         wall=lambda: 1_000.0 + time[0],
     )
-    return Bench(feedback, store, events, time)
+    return Bench(feedback, store, outcomes, sources, events, time)
 
 
 def test_a_reward_is_credited_to_its_decision_and_clipped() -> None:
@@ -57,6 +87,16 @@ def test_a_reward_is_credited_to_its_decision_and_clipped() -> None:
     bench.feedback.reward(b'{"value": 5, "decision": "a-1"}'.replace(b"5", b"5.0"))
     assert bench.store.credits == [(2.0, "a-1")]
     assert bench.feedback.counts["reward_clipped"] == 1
+
+
+def test_a_reward_by_stamp_goes_to_one_decision_in_the_ledger_and_in_the_store() -> None:
+    bench = _bench()
+    bench.feedback.reward(b'{"value": 1.0, "stamp": 1234.5}')
+    bench.feedback.reward(b'{"value": 2.0, "stamp": 7.0}')
+    bench.feedback.reward(b'{"value": 3.0}')
+    assert bench.store.credits == [(1.0, "a-9"), (2.0, None), (3.0, None)]
+    assert bench.store.stamps == [1_234.5, 7.0, 1_000.0], "the store looks up what the ledger does not hold"
+    assert [decision for _, _, decision, _ in bench.outcomes.credits] == ["a-9", None, None]
 
 
 def test_one_source_cannot_flood() -> None:
@@ -124,14 +164,12 @@ def test_any_payload_is_taken_or_counted(payload: bytes) -> None:
 
 def test_taken_rewards_are_told_and_those_of_quarantined_sources_are_only_stored() -> None:
     bench = _bench(clip=2.0)
-    told: list[tuple[str, float, str | None, float | None, bool]] = []
-    bench.feedback.credited = lambda *credit, done: told.append((*credit, done))
-    bench.feedback.quarantined = lambda: frozenset({"liar", "label:liar"})
+    bench.sources.quarantined = frozenset({"liar", "label:liar"})
     bench.feedback.reward(b'{"value": 3.0, "decision": "a-1", "source": "world"}')
     bench.feedback.reward(b'{"value": -3.0, "decision": "a-1", "source": "liar"}')
     bench.feedback.label(b'{"task": "intents", "label": "stop", "text": "halt", "source": "liar"}')
     bench.feedback.reward(b'{"value": 1.0, "decision": "a-2", "source": "world", "done": true}')
-    assert told == [("world", 2.0, "a-1", None, False), ("world", 1.0, "a-2", None, True)]
+    assert bench.outcomes.credits == [("world", 2.0, "a-1", False), ("world", 1.0, "a-2", True)]
     assert bench.store.credits == [(2.0, "a-1"), (-2.0, "a-1"), (1.0, "a-2")]
     assert len(bench.store.labels) == 1
     assert {name: bench.feedback.counts[name] for name in ("reward", "reward_quarantined", "label_quarantined")} == {

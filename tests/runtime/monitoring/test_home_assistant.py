@@ -156,7 +156,6 @@ def test_before_any_health_the_state_is_complete_and_stopped_is_stopped(config: 
     state = json.loads(Discovery(config, "0.1.0").state("stopped", {}, {}))
     assert state["stopped"] is True
     assert state["reward"] is None
-    assert Discovery.removal() == b""
 
 
 def test_info_names_everything_and_no_secret() -> None:

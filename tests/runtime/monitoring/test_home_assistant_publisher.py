@@ -1,4 +1,4 @@
-"""What Home Assistant hears over a real broker: discovery, birth, state, removal."""
+"""What Home Assistant hears over a real broker: discovery, birth, state."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 from fakes import Mosquitto
 from runtime.config.loader import load
-from runtime.monitoring.home_assistant import Announcer, Discovery, remove
+from runtime.gate import ipc
+from runtime.monitoring.home_assistant import BIRTH_TOPIC, Announcer, Discovery
 from runtime.mqtt import Address, Connection, Message
 
 CONFIG = load(Path(__file__).parents[3] / "configs" / "home.yaml").config
@@ -45,8 +47,11 @@ async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(b
         up(broker, "agent") as (link, _),
         up(broker, "home", "homeassistant/#", "reflexd/home/home") as (ha, heard),
     ):
-        announcer = Announcer(discovery, link, lambda: health, lambda: {"lamp": "ON"})
-        announcer.listen()
+        outcomes = {"lamp": ipc.Outcome(True, None, "ON", "policy")}
+        gate = SimpleNamespace(latest=ipc.Verdict("d", True, False, {}, outcomes))
+        announcer = Announcer(discovery, link, SimpleNamespace(payload=lambda: health), gate)  # type: ignore[arg-type]
+        link.subscribe(BIRTH_TOPIC, announcer.home_assistant_started)
+        link.subscribe("reflexd/home/status", announcer.status_changed, retained="send")
         task = asyncio.create_task(announcer.run())
         assert json.loads((await next_on(heard, discovery.topic)).payload)["dev"]["ids"] == ["reflexd_home"]
         state = json.loads((await next_on(heard, discovery.state_topic)).payload)
@@ -57,11 +62,6 @@ async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(b
         assert json.loads((await next_on(heard, discovery.state_topic)).payload)["status"] == "online"
         task.cancel()
         await asyncio.wait([task])
-        await remove(discovery, link)
-        assert (await next_on(heard, discovery.topic)).payload == b""
-    async with up(broker, "later", "homeassistant/device/#", "end") as (late, heard):
-        late.enqueue("end", b"", qos=1)
-        assert (await asyncio.wait_for(heard.get(), 10)).topic == "end", "nothing is retained any more"
 
 
 async def test_state_comes_at_its_pace_and_no_faster(broker: Mosquitto) -> None:
@@ -74,7 +74,11 @@ async def test_state_comes_at_its_pace_and_no_faster(broker: Mosquitto) -> None:
         return {}
 
     async with up(broker, "agent") as (link, _), up(broker, "home", discovery.state_topic) as (_, heard):
-        task = asyncio.create_task(Announcer(discovery, link, health, dict, period_s=0.2).run())
+        task = asyncio.create_task(
+            Announcer(
+                discovery, link, SimpleNamespace(payload=health), SimpleNamespace(latest=None), period_s=0.2
+            ).run()
+        )
         first = await next_on(heard, discovery.state_topic)
         second = await next_on(heard, discovery.state_topic)
         assert second.stamp_s - first.stamp_s > 0.15

@@ -89,10 +89,15 @@ async def record(config: Config, path: Path, swaps: tuple[int, ...]) -> list[str
     for tick in range(20):
         if tick in swaps:
             promote(config, tick)
-            assert await tuning.follow("language")
+            assert await tuning.sync("language")
         decided = await engine.decide(seen(tick), explore=True)
         found.append(decided.encoders["language"])
-        reporter.ticked(TickResult(seen(tick), decided, None, f"s-{tick}", float(tick), 0.0, True, "autonomous", True))
+        reporter.ticked(
+            TickResult(
+                observation=seen(tick), decided=decided, verdict=None, decision=f"s-{tick}", executed={}, by={},
+                stamp_unix_s=float(tick), latency_s=0.0, stored=True, mode="autonomous", explore=True, answered_s=0.0,
+            )
+        )  # fmt: skip
     await asyncio.to_thread(recorder.close)
     engine.close()
     return found

@@ -134,7 +134,7 @@ class World:
             explain=explain,
             record=RecordingController(self.config, self.ticker, reporter),  # type: ignore[arg-type]
             finetune=lambda task: request_finetune(self.config, task),
-            release=lambda source: source == "kept",
+            sources=SimpleNamespace(release=lambda source: source == "kept"),  # type: ignore[arg-type]
         )
         return made, reporter
 

@@ -1,0 +1,65 @@
+"""The tasks of the agent: what runs until the agent stops."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from runtime.agent.components import Components
+from runtime.process.http_server import serve_metrics
+from sensors.base import Sensor
+
+
+def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
+    """Return every task of the agent by its name; each runs until cancelled."""
+    running: dict[str, Coroutine[Any, Any, None]] = {
+        "control mqtt": parts.control.run(),
+        "media mqtt": parts.media.run(),
+        "gate": parts.gate.listen(),
+        "decoder": parts.decoder.run(),
+        "tick": parts.control_loop.run(),
+        "policy": parts.policy_updater.run(),
+        "probation": parts.probation.file.run(),
+        "sources": parts.sources.file.run(),
+        "encoders": parts.encoder_updater.run(),
+        "learner events": parts.learner_events.run(),
+        "requests": parts.requests.run(),
+        "health": parts.reporter.health(parts.health),
+    }
+    for name, sensor in parts.sensors.items():
+        if isinstance(sensor, Sensor):
+            running[f"sensor {name}"] = _run_sensor(parts, sensor)
+    if parts.task_outputs is not None:
+        running["tasks"] = parts.task_outputs.runner.run()
+    if parts.announcer is not None:
+        running["home assistant"] = parts.announcer.run()
+    if parts.config.metrics is not None:
+        running["metrics"] = serve_metrics(parts.registry, partial(unready, parts), parts.config.metrics.listen)
+    return running
+
+
+def unready(parts: Components) -> list[str]:
+    """Return the reasons why the agent is not ready; empty when it is."""
+    loop, verdict = parts.control_loop, parts.gate.latest
+    stale = parts.inbox.stale(loop.clock.now())
+    reasons = [f"stream {name} is stale" for name in stale if name in parts.inbox.required]
+    if not parts.control.connected:
+        reasons.append("no connection to the broker")
+    if verdict is None:
+        reasons.append("the gate has not answered any tick yet")
+    elif not verdict.armed and parts.config.gate.arm == "auto" and loop.mode == "autonomous":
+        reasons.append("stopped" if verdict.stopped else "not armed")
+    return reasons
+
+
+async def _run_sensor(parts: Components, sensor: Sensor) -> None:
+    """Run a sensor; publish its losses and recoveries as events."""
+
+    def lost(reason: str) -> None:
+        parts.reporter.event("sensor_lost", {"stream": sensor.name, "reason": reason})
+
+    def recovered() -> None:
+        parts.reporter.event("sensor_recovered", {"stream": sensor.name})
+
+    await sensor.run(parts.inbox.put, lost, recovered)

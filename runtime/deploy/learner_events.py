@@ -1,0 +1,46 @@
+"""Forward the events of the learner, which has no connection of its own, from its outbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from learners.ipc.outbox import Outbox
+from runtime.process.events import Emit
+
+POLL_S = 0.5
+
+
+@dataclass(slots=True)
+class LearnerEvents:
+    """Publishes each event once, in the order the learner wrote them.
+
+    Args:
+        outbox: of the learner.
+        emit: publishes an event.
+        handlers: by event type, a component that acts on the event and publishes it itself.
+    """
+
+    outbox: Outbox
+    emit: Emit
+    handlers: Mapping[str, Callable[[dict[str, Any]], None]]
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def run(self) -> None:
+        """Forward until cancelled."""
+        while True:
+            await self.forward()
+            await asyncio.sleep(POLL_S)
+
+    async def forward(self) -> None:
+        """Publish every event that waits, oldest first."""
+        async with self._turn:
+            for event in await asyncio.to_thread(self.outbox.collect):
+                handler = self.handlers.get(event.kind)
+                if handler is None:
+                    self.emit(event.kind, event.fields)
+                else:
+                    handler(event.fields)
+                event.acknowledge()

@@ -1,0 +1,34 @@
+"""Follow a live pointer: a file that names the version that should act."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Version = TypeVar("Version")
+
+
+@dataclass(slots=True)
+class PointerFollower(Generic[Version]):
+    """Polls one pointer and activates each new version once; a version that was refused is tried again when it is promoted again.
+
+    Args:
+        read: returns the version that the pointer names, None for none; called in a thread.
+        activate: activates a version; False where nothing changed.
+    """
+
+    read: Callable[[], Version | None]
+    activate: Callable[[Version], Awaitable[bool]]
+    _seen: Version | None = None
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def sync(self) -> bool:
+        """Activate the version that the pointer names, if it is a new one; True when another version acts now."""
+        async with self._turn:
+            version = await asyncio.to_thread(self.read)
+            if version is None or version == self._seen:
+                return False
+            self._seen = version
+            return await self.activate(version)

@@ -1,0 +1,134 @@
+"""The engine follows LIVE, and the events of an activation come in one order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from watching import KEY
+
+from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.store import Checkpoints, Live
+from learners.ipc.outbox import Outbox
+from learners.safeguards.probation import Probation
+from learners.safeguards.source_consistency import Quarantine
+from runtime.deploy.learner_events import LearnerEvents
+from runtime.deploy.policy_updater import PolicyUpdater
+from runtime.deploy.probation import ProbationMonitor
+
+
+@dataclass
+class FakeEngine:
+    """Loads a version, or refuses the ones in `bad`."""
+
+    version: str = "untrained"
+    bad: set[str] = field(default_factory=set)
+
+    @property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        return {"policy": {"w": (2,)}}
+
+    async def load(self, version: str) -> None:
+        if version in self.bad:
+            raise CheckpointRefused(version, "wrong_hash", "policy.safetensors")
+        self.version = version
+
+
+class Bench:
+    """A learner that promotes, and the agent's side that follows."""
+
+    def __init__(self, folder: Path, count: int = 2, bad: tuple[int, ...] = ()) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.checkpoints = Checkpoints(folder / "checkpoints", KEY)
+        self.versions = [self.checkpoints.save({"policy": {"w": torch.full((2,), float(n))}}, {}) for n in range(count)]
+        self.engine = FakeEngine(bad={self.versions[n] for n in bad})
+        self.outbox = Outbox(folder / "outbox")
+        self.reported: list[dict[str, Any]] = []
+        self.probation = ProbationMonitor(Probation(), self.checkpoints, folder, self.emit, lambda: 1.0, Quarantine())
+        events = LearnerEvents(self.outbox, self.emit, {"source_quarantined": self.reported.append})
+        self.updater = PolicyUpdater(self.checkpoints, self.engine, self.probation, events, self.emit)  # type: ignore[arg-type]
+
+    def emit(self, kind: str, data: dict[str, Any]) -> None:
+        self.events.append((kind, data))
+
+    def promote(self, version: str) -> None:
+        """As the learner does it."""
+        self.checkpoints.promote(
+            version, announce=lambda _live: self.outbox.post("policy_promoted", {"version": version})
+        )
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+
+async def test_promoted_comes_before_probation_and_probation_before_the_swap(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.updater.start()
+    assert bench.kinds() == ["policy_untrained"]
+    for version in bench.versions:
+        bench.events.clear()
+        bench.promote(version)
+        assert await bench.updater.sync()
+        assert bench.kinds() == ["policy_promoted", "policy_on_probation", "policy_swapped"]
+        assert {data["version"] for _, data in bench.events} == {version}
+    assert bench.outbox.collect() == []
+
+
+def test_pointers_are_announced_before_any_reader_sees_them(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first, second = bench.versions
+    seen: list[tuple[Live, str | None]] = []
+
+    def announce(live: Live) -> None:
+        seen.append((live, bench.checkpoints.live().version))
+
+    bench.checkpoints.promote(first, announce=announce)
+    bench.checkpoints.promote(second, announce=announce)
+    bench.checkpoints.rollback(announce=announce)
+    assert [(live.version, before) for live, before in seen] == [(first, None), (second, first), (first, second)]
+    with pytest.raises(CheckpointRefused, match="not tried again"):
+        bench.checkpoints.promote(second, announce=announce)
+    assert len(seen) == 3, "what is refused is not announced"
+
+
+async def test_the_live_version_is_loaded_at_the_start_and_only_new_ones_later(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.promote(bench.versions[0])
+    await bench.updater.start()
+    assert bench.engine.version == bench.versions[0]
+    assert not await bench.updater.sync()
+    assert bench.kinds() == [], "without a probation file the live version is trusted"
+    bench.promote(bench.versions[1])
+    assert await bench.updater.sync()
+    assert not await bench.updater.sync()
+    assert bench.engine.version == bench.versions[1]
+
+
+async def test_a_version_that_cannot_be_loaded_is_refused_once_and_the_acting_one_stays(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, bad=(1,))
+    first, second = bench.versions
+    bench.promote(first)
+    assert await bench.updater.sync()
+    bench.events.clear()
+    bench.promote(second)
+    assert not await bench.updater.sync()
+    assert not await bench.updater.sync()
+    assert bench.engine.version == first
+    assert bench.kinds() == ["policy_promoted", "policy_on_probation", "checkpoint_refused"]
+    assert bench.events[-1][1] == {
+        "version": second, "reason": "wrong_hash", "detail": "policy.safetensors", "live": first,
+    }  # fmt: skip
+    assert bench.probation.figures() == {}
+
+
+async def test_an_event_with_a_handler_is_handled_and_not_published(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.outbox.post("source_quarantined", {"source": "label:paul"})
+    bench.outbox.post("policy_rejected", {"version": "v"})
+    await bench.updater.learner_events.forward()
+    assert bench.reported == [{"source": "label:paul"}]
+    assert bench.events == [("policy_rejected", {"version": "v"})]
+    assert bench.outbox.collect() == []
