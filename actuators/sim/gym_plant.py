@@ -1,38 +1,48 @@
 """Any gymnasium environment as a device behind the broker, in real time.
 
-A vector observation becomes the telemetry `state` (`o0`, `o1`, ...), a picture the camera `view`; `act/action/set` is the action;
-every step's reward names the decision whose action it executed, with `done` at the end of an episode, after which the
-environment starts anew. The environment steps when a command arrives, at most twice as fast as its own pace, and by its own
-clock when none does: so each decision sees its own consequence although two clocks never agree. It stands still until the
-first command. Knows observation spaces Box of one dimension or of uint8 pictures, and action spaces Discrete and Box.
+The environment's spaces become streams and actuators as `gym_spaces.py` maps them. Every step's reward names the decision whose
+action it executed, with `done` at the end of an episode, after which the environment is reset. The environment steps when every
+actuator has a new command, at most twice as fast as its own pace, and by its own clock when none arrives: so each decision sees its own
+consequence although two clocks never agree. It stands still until every actuator has had a command.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
-from actuators.actions import Value
+from actuators.actions import Actuator, Choice, Continuous, Value
+from actuators.sim.gym_spaces import (
+    PICTURE_ENCODER,
+    PICTURE_HISTORY,
+    action_space,
+    executable,
+    fields,
+    is_picture,
+    split,
+    streams,
+    to_environment,
+    vector,
+)
 from actuators.sim.plant import Device, jpeg, message
 from actuators.wire import Outgoing
 
 MAX_RATE_HZ = 50.0
-ACTUATOR, TELEMETRY, CAMERA = "action", "state", "view"
 EARLIEST = 0.5
 """A command steps the environment when at least this share of a period has passed."""
 PATIENCE = 1.6
 """Periods without a command after which the clock steps, while commands come; without any, it steps every period."""
 GONE_PERIODS = 10
 SHOWN_EPISODES = 20
-
-
-class UnsupportedEnvironmentError(ValueError):
-    """The environment's spaces cannot be put on the wire; `str` says which."""
+ENCODER = "vision"
 
 
 class GymPlant:
@@ -45,51 +55,58 @@ class GymPlant:
         rate_hz: steps a second; default: its own, at most 50.
 
     Raises:
-        UnsupportedEnvironmentError: an observation or action space that is not known.
+        UnsupportedSpaceError: a space of the environment cannot be mapped.
     """
 
     def __init__(
         self, environment: str | gymnasium.Env[Any, Any], agent: str, seed: int = 0, rate_hz: float | None = None
     ) -> None:
         self.env = gymnasium.make(environment) if isinstance(environment, str) else environment
-        check_spaces(self.env)
+        self.streams = streams(self.env.observation_space)
+        actuators = action_space(self.env.action_space).actuators
         self.period_s = 1.0 / (rate_hz or native_rate_hz(self.env))
         self._base = f"reflexd/{agent}"
-        self.device = Device(self._base, ACTUATOR, lambda value: understood(self.env.action_space, value))
+        self.devices = {one.name: Device(self._base, one.name, partial(executable, one)) for one in actuators}
         self._lock = threading.Lock()
         self._observation, _ = self.env.reset(seed=seed)
-        self._value: Value | None = None
+        self._values: dict[str, Value] = {}
+        """In force, by actuator."""
+        self._due: set[str] = set()
+        """Actuators with a command that was not executed yet."""
         self._stepped_s = self._commanded_s = float("-inf")
-        self._due = False
-        """The command in force has not been executed yet."""
         self._greeted = False
         self.episode, self._return, self._length = 0, 0.0, 0
         self.returns: list[float] = []
         """Of the last episodes, newest last."""
 
     def subscriptions(self) -> tuple[str, ...]:
-        """The action's commands."""
-        return (self.device.topic,)
+        """List the topics of the actuators' commands."""
+        return tuple(device.topic for device in self.devices.values())
 
     def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[Outgoing]:
-        """A command: reported at once, and executed at once unless the last step was just now."""
+        """Take a command: report it at once, and step once every actuator has a new one, unless the last step was just now."""
+        name = next((name for name, device in self.devices.items() if device.topic == topic), None)
+        if name is None:
+            return []
         with self._lock:
-            value = self.device.take(payload, retained=retained, now_s=now_s) if topic == self.device.topic else None
+            device = self.devices[name]
+            value = device.take(payload, retained=retained, now_s=now_s)
             if value is None:
                 return []
-            self._value, self._due, self._commanded_s = value, True, now_s
-            out = [self.device.report(value)]
-            if now_s - self._stepped_s >= EARLIEST * self.period_s:
+            self._values[name], self._commanded_s = value, now_s
+            self._due.add(name)
+            out = [device.report(value)]
+            if len(self._due) == len(self.devices) and now_s - self._stepped_s >= EARLIEST * self.period_s:
                 out += self._step(now_s)
             return out
 
     def step(self, now_s: float) -> list[Outgoing]:
-        """The environment's own clock."""
+        """Step by the environment's own clock."""
         with self._lock:
             if not self._greeted:
                 self._greeted = True
-                return [self.device.report(None), *self._observed()]
-            if self._value is None:
+                return [*(device.report(None) for device in self.devices.values()), *self._observed()]
+            if len(self._values) < len(self.devices):
                 return self._observed()
             silent = now_s - self._commanded_s > GONE_PERIODS * self.period_s
             # half a period of slack: both clocks jitter
@@ -98,8 +115,7 @@ class GymPlant:
             return self._step(now_s) if late else []
 
     def _step(self, now_s: float) -> list[Outgoing]:
-        assert self._value is not None
-        action = native_action(self.env.action_space, self._value)
+        action = to_environment(self.env.action_space, self._values)
         self._observation, reward, terminated, truncated, _ = self.env.step(action)
         self._stepped_s = now_s
         self._return += float(reward)
@@ -111,11 +127,12 @@ class GymPlant:
         return out + self._observed()
 
     def _rewarded(self, reward: float, now_s: float, *, ended: bool) -> Outgoing:
-        """By the decision's name the first time; a repeated action, and one without decision, by time."""
-        command = self.device.command
-        named = command is not None and command.decision is not None and self._due
-        credit = {"decision": command.decision} if named and command is not None else {"stamp": now_s}
-        self._due = False
+        """Name the decision the first time its action is executed; credit a repeated action, and one without decision, by time."""
+        due = [self.devices[name].command for name in self._due]
+        decisions = {command.decision if command is not None else None for command in due}
+        self._due.clear()
+        decision = decisions.pop() if len(decisions) == 1 else None
+        credit = {"decision": decision} if decision is not None else {"stamp": now_s}
         body = {"value": reward, "done": ended, "source": "environment"}
         return message(f"{self._base}/reward", body | credit, qos=1)
 
@@ -128,7 +145,7 @@ class GymPlant:
             "length": self._length,
             "mean_return": float(np.mean(self.returns)),
             "episodes_in_mean": len(self.returns),
-            "drops": dict(self.device.inbox.drops),
+            "drops": dict(sum((device.inbox.drops for device in self.devices.values()), Counter())),
             "stamp": now_s,
         }
         self._return, self._length = 0.0, 0
@@ -136,28 +153,19 @@ class GymPlant:
         return message(f"{self._base}/plant", told)
 
     def _observed(self) -> list[Outgoing]:
-        if _is_picture(self.env.observation_space):
-            image = np.ascontiguousarray(np.squeeze(self._observation))
-            return [Outgoing(f"{self._base}/in/{CAMERA}", jpeg(image))]
-        numbers = np.asarray(self._observation, np.float32)
-        return [message(f"{self._base}/in/{TELEMETRY}", {f"o{i}": float(x) for i, x in enumerate(numbers)})]
+        parts = split(self.env.observation_space, self._observation)
+        return [self._stream(name, space, parts[name]) for name, space in self.streams.items()]
+
+    def _stream(self, name: str, space: spaces.Space[Any], value: Any) -> Outgoing:
+        topic = f"{self._base}/in/{name}"
+        if is_picture(space):
+            return Outgoing(topic, jpeg(_image(value)))
+        return message(topic, dict(zip(fields(space), vector(space, value)[0].tolist(), strict=True)))
 
 
-def check_spaces(env: gymnasium.Env[Any, Any]) -> None:
-    """Refuse what cannot be put on the wire.
-
-    Raises:
-        UnsupportedEnvironmentError: with the space.
-    """
-    seen, act = env.observation_space, env.action_space
-    vector = isinstance(seen, spaces.Box) and len(seen.shape) == 1
-    if not vector and not _is_picture(seen):
-        raise UnsupportedEnvironmentError(
-            f"observation space {seen}: a vector or a uint8 picture is wanted; flatten it with a wrapper"
-        )
-    bounded = isinstance(act, spaces.Box) and len(act.shape) == 1 and np.isfinite([act.low, act.high]).all()
-    if not isinstance(act, spaces.Discrete) and not bounded:
-        raise UnsupportedEnvironmentError(f"action space {act}: Discrete or a bounded vector is wanted")
+def _image(value: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture as the codec takes it: height x width x 3, or height x width where it is grey."""
+    return np.ascontiguousarray(value[:, :, 0] if value.shape[2] == 1 else value)
 
 
 def native_rate_hz(env: gymnasium.Env[Any, Any]) -> float:
@@ -167,72 +175,51 @@ def native_rate_hz(env: gymnasium.Env[Any, Any]) -> float:
     return min(MAX_RATE_HZ, rate)
 
 
-def understood(space: spaces.Space[Any], value: Value) -> Value | None:
-    """The value if the environment can execute it; a vector is clipped to the box."""
-    if isinstance(space, spaces.Discrete):
-        return value if value in choices(space) else None
-    if not isinstance(space, spaces.Box) or not isinstance(value, tuple) or len(value) != space.shape[0]:
-        return None
-    return tuple(float(x) for x in np.clip(value, space.low, space.high))
-
-
-def native_action(space: spaces.Space[Any], value: Value) -> Any:
-    """The environment's own form of an understood value."""
-    if isinstance(space, spaces.Discrete):
-        return np.int64(int(str(value)))
-    return np.asarray(value, np.float32)
-
-
-def choices(space: spaces.Discrete) -> tuple[str, ...]:
-    """The words for the actions of a Discrete space: their numbers."""
-    start = int(space.start)
-    return tuple(str(start + index) for index in range(int(space.n)))
-
-
 def settings(environment: str, agent: str, rate_hz: float | None = None) -> dict[str, Any]:
-    """A settings file for an agent that controls this environment, as plain values.
+    """Return a settings file for an agent that controls this environment, as plain values.
 
     Raises:
-        UnsupportedEnvironmentError: an observation or action space that is not known.
+        UnsupportedSpaceError: a space of the environment cannot be mapped.
     """
     env = gymnasium.make(environment)
     try:
-        check_spaces(env)
-        rate = rate_hz or native_rate_hz(env)
-        streams, encoders = _streams(env.observation_space, rate)
-        body: dict[str, Any] = {
-            "agent": agent,
-            "tick": {"rate_hz": min(MAX_RATE_HZ, float(rate))},
-            "state_dir": f".reflexd/{agent}",
-            "streams": streams,
-        }
-        policy = {"history": 4 if encoders else 1, "gamma": 0.99}
-        extra = {"encoders": encoders} if encoders else {}
-        return body | extra | {"actuators": {ACTUATOR: _actuator(env.action_space)}, "policy": policy}
+        return settings_of(env, agent, rate_hz)
     finally:
         env.close()
 
 
-def _streams(space: spaces.Space[Any], rate_hz: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings_of(env: gymnasium.Env[Any, Any], agent: str, rate_hz: float | None = None) -> dict[str, Any]:
+    """Return the same for an environment that is there.
+
+    Raises:
+        UnsupportedSpaceError: a space of the environment cannot be mapped.
+    """
+    seen, acts = streams(env.observation_space), action_space(env.action_space)
+    rate = rate_hz or native_rate_hz(env)
+    pictures = any(map(is_picture, seen.values()))
+    body: dict[str, Any] = {
+        "agent": agent,
+        "tick": {"rate_hz": min(MAX_RATE_HZ, float(rate))},
+        "state_dir": f".reflexd/{agent}",
+        "streams": {name: _stream(space, rate) for name, space in seen.items()},
+    }
+    extra = {"encoders": {ENCODER: {"model": PICTURE_ENCODER}}} if pictures else {}
+    policy = {"history": PICTURE_HISTORY if pictures else 1, "gamma": 0.99}
+    return body | extra | {"actuators": {one.name: _actuator(one) for one in acts.actuators}, "policy": policy}
+
+
+def _stream(space: spaces.Space[Any], rate_hz: float) -> dict[str, Any]:
     common = {"source": "topic", "max_age_s": max(0.25, math.ceil(1_000 * 5 / rate_hz) / 1_000), "required": True}
-    if _is_picture(space):
-        camera = {"kind": "camera", **common, "rate_hz": rate_hz, "encoder": "vision"}
-        return {CAMERA: camera}, {"vision": {"model": "bundled:efficientnet-lite0"}}
-    assert space.shape is not None
-    fields = [f"o{index}" for index in range(space.shape[0])]
-    return {TELEMETRY: {"kind": "telemetry", **common, "fields": fields}}, {}
+    if is_picture(space):
+        return {"kind": "camera", **common, "rate_hz": rate_hz, "encoder": ENCODER}
+    return {"kind": "telemetry", **common, "fields": list(fields(space))}
 
 
-def _actuator(space: spaces.Space[Any]) -> dict[str, Any]:
-    if isinstance(space, spaces.Discrete):
-        return {"kind": "choice", "choices": list(choices(space)), "safe": "hold"}
-    assert isinstance(space, spaces.Box)
-    low, high = space.low.astype(float).tolist(), space.high.astype(float).tolist()
-    zero_is_inside = bool(np.all(space.low <= 0) and np.all(space.high >= 0))
+def _actuator(actuator: Actuator) -> dict[str, Any]:
+    if isinstance(actuator, Choice):
+        return {"kind": "choice", "choices": list(actuator.choices), "safe": "hold"}
+    assert isinstance(actuator, Continuous)
+    low, high = list(actuator.low), list(actuator.high)
+    zero_is_inside = all(a <= 0 <= b for a, b in zip(low, high, strict=True))
     safe = [0.0] * len(low) if zero_is_inside else "hold"
     return {"kind": "continuous", "low": low, "high": high, "safe": safe, "out_of_range": "clamp"}
-
-
-def _is_picture(space: spaces.Space[Any]) -> bool:
-    shape = space.shape or ()
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3 and shape[2] in (1, 3)

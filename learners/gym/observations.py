@@ -18,8 +18,17 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from actuators.actions import ActionSpace, Choice, Continuous, Value
+from actuators.sim.gym_spaces import (
+    PICTURE_ENCODER,
+    PICTURE_HISTORY,
+    action_space,
+    is_picture,
+    split,
+    streams,
+    vector,
+    width,
+)
 from learners.config import EncoderSettings, PolicySettings
-from learners.gym.spaces import action_space, is_picture, split, streams, vector
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
 from learners.model.features import Features
@@ -27,8 +36,6 @@ from learners.model.heads import HeadOutput
 from learners.model.spec import Algorithm, PolicySpec, StreamSpec
 from sensors.readings import Frame
 
-PICTURE_HISTORY = 4
-ENCODER = "bundled:efficientnet-lite0"
 Tokens = Mapping[str, NDArray[Any]]
 """Of one frame: [T, W] of each stream."""
 
@@ -45,7 +52,7 @@ class ObservationEncoder:
         self.space, self.streams = space, streams(space)
         self.pictures = any(is_picture(part) for part in self.streams.values())
         if self.pictures and encoder is None:
-            encoder = load(EncoderSettings(model=ENCODER), PolicySettings().tokens, torch.device("cpu"))
+            encoder = load(EncoderSettings(model=PICTURE_ENCODER), PolicySettings().tokens, torch.device("cpu"))
         self.encoder = encoder
 
     def specify(
@@ -65,7 +72,7 @@ class ObservationEncoder:
         if is_picture(space):
             assert self.encoder is not None
             return StreamSpec(name, "vision", self.encoder.tokens, self.encoder.width)
-        return StreamSpec(name, "telemetry", 1, vector(space, space.sample()).shape[1])
+        return StreamSpec(name, "telemetry", 1, width(space))
 
     def tokens(self, observation: Any) -> Tokens:
         """Return one frame."""

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import episodes_of
-from learners.gym.spaces import Score
+from learners.gym.episodes import Score
 from learners.gym.trainer import Trainer, TrainSettings
 from learners.model.spec import Algorithm as Name
 

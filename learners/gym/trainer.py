@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from actuators.actions import Value
+from actuators.sim.gym_spaces import from_environment, to_environment
 from learners.experience.transition import Transition
 from learners.gym.demonstrations import Episode
+from learners.gym.episodes import Score, run_episodes
 from learners.gym.observations import ObservationEncoder, Tokens, Window, values_of
-from learners.gym.spaces import Score, from_environment, run_episodes, to_environment
 from learners.model.encoders.base import Encoder
 from learners.model.features import concat
 from learners.model.policy import Policy

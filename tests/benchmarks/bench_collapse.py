@@ -32,8 +32,8 @@ from actuators.actions import Value
 from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
 from learners.experience.transition import Transition
+from learners.gym.episodes import Score
 from learners.gym.observations import Tokens, values_of
-from learners.gym.spaces import Score
 from learners.gym.trainer import EVALUATION_SEED, Trainer
 from learners.promotion.pipeline import EvaluationContext, evaluate
 from learners.promotion.steps import STEPS

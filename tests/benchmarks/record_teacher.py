@@ -18,11 +18,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from actuators.sim.gym_spaces import to_environment
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import demonstrate, save
 from learners.gym.observations import Window, values_of
-from learners.gym.spaces import to_environment
 from learners.gym.trainer import Trainer
 
 FIRST_SEED = 5_000_000

@@ -16,7 +16,8 @@ from actuators import actions
 from actuators.actions import Choice, Continuous, Utterance
 from actuators.config import ChoiceSettings, ContinuousSettings, UtteranceSettings
 from actuators.sim import registry
-from actuators.sim.gym_plant import GymPlant, UnsupportedEnvironmentError, native_rate_hz, settings
+from actuators.sim.gym_plant import GymPlant, native_rate_hz, settings
+from actuators.sim.gym_spaces import UnsupportedSpaceError
 from actuators.sim.panorama_plant import PanoramaPlant
 
 BASE = "reflexd/cart"
@@ -114,7 +115,7 @@ def test_what_it_does_not_understand_is_dropped() -> None:
     for value in ("2", "left", [1.0]):
         broker.command(value, "d")
     broker.out += plant.receive("other", b"", retained=False, now_s=broker.now_s)
-    assert plant.device.inbox.drops == {"not_understood": 3}
+    assert plant.devices["action"].inbox.drops == {"not_understood": 3}
     assert not broker.out
 
 
@@ -135,17 +136,45 @@ def test_pictures_and_vectors() -> None:
     assert broker.take("plant")[0]["mean_return"] == 3.0
 
 
+def test_several_actuators_step_together_and_a_lone_command_waits_for_the_clock() -> None:
+    env = Pictures(action=spaces.MultiDiscrete([3, 2], start=[1, 0]))
+    plant = GymPlant(env, "cart", rate_hz=10.0)
+    broker = Broker(plant, BASE)
+    broker.step(0.1)
+
+    def command(name: str, value: str, decision: str) -> None:
+        broker.seq += 1
+        body = {"value": value, "decision": decision, "boot": "b", "seq": broker.seq, "stamp": broker.now_s}
+        payload = orjson.dumps(body | {"ttl_ms": 300, "policy": "p"})
+        broker.out += plant.receive(plant.devices[name].topic, payload, retained=False, now_s=broker.now_s)
+
+    command("action0", "3", "d0")
+    broker.step(0.1)
+    assert env.actions == [], "no command yet for the other one"
+    command("action1", "1", "d0")
+    assert [action.tolist() for action in env.actions] == [[3, 1]]
+    broker.now_s += 0.1
+    command("action0", "1", "d1")
+    assert len(env.actions) == 1
+    broker.step(0.1)
+    assert [action.tolist() for action in env.actions] == [[3, 1], [1, 1]]
+    broker.now_s += 0.1
+    command("action0", "2", "d2")
+    command("action1", "0", "d3")
+    credited = broker.take("reward")
+    assert [each.get("decision") for each in credited] == ["d0", "d1", None], "of two decisions none is named"
+
+
 @pytest.mark.parametrize(
     ("observation", "action"),
     [
-        (spaces.Discrete(3), None),
-        (spaces.Box(-1, 1, (2, 2), np.float32), None),
-        (None, spaces.MultiDiscrete([2, 2])),
+        (spaces.MultiBinary(3), None),
+        (None, spaces.MultiBinary(2)),
         (None, spaces.Box(-np.inf, np.inf, (1,), np.float32)),
     ],
 )
 def test_what_cannot_be_put_on_the_wire(observation: Any, action: Any) -> None:
-    with pytest.raises(UnsupportedEnvironmentError, match="space"):
+    with pytest.raises(UnsupportedSpaceError, match="space"):
         GymPlant(Pictures(observation, action), "cart")
 
 

@@ -1,4 +1,4 @@
-"""Environments as streams and actuators, scripted teachers, and pictures through an encoder."""
+"""Episodes and their scores, scripted teachers, and pictures through an encoder."""
 
 from __future__ import annotations
 
@@ -11,58 +11,11 @@ import torch
 from gymnasium import spaces
 from rl import Corridor, Shrink, Tiles
 
-from actuators.actions import Choice, Continuous
+from actuators.sim.gym_spaces import action_space
 from learners.gym import demonstrations
+from learners.gym.episodes import Score, run_episodes
 from learners.gym.observations import ObservationEncoder, Window, values_of
-from learners.gym.spaces import (
-    Score,
-    action_space,
-    from_environment,
-    is_picture,
-    run_episodes,
-    split,
-    streams,
-    to_environment,
-    vector,
-)
 from learners.model.heads import HeadOutput
-
-
-def test_action_spaces_become_actuators_and_values_come_back() -> None:
-    discrete = spaces.Discrete(3, start=5)
-    assert action_space(discrete).actuators == (Choice("action", ("0", "1", "2")),)
-    assert to_environment(discrete, {"action": "2"}) == 7
-    assert from_environment(discrete, 7) == {"action": "2"}
-    several = spaces.MultiDiscrete([2, 3])
-    assert [a.name for a in action_space(several).actuators] == ["action0", "action1"]
-    assert to_environment(several, {"action0": "1", "action1": "2"}).tolist() == [1, 2]
-    assert from_environment(several, np.array([1, 2])) == {"action0": "1", "action1": "2"}
-    box = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 2], np.float32))
-    assert action_space(box).actuators == (Continuous("action", (-1.0, 0.0), (1.0, 2.0)),)
-    assert to_environment(box, {"action": (0.5, 1.5)}).dtype == np.float32
-    assert from_environment(box, np.array([0.5, 1.5])) == {"action": (0.5, 1.5)}
-
-
-def test_what_has_no_actuator_or_stream_is_refused() -> None:
-    with pytest.raises(ValueError, match="finite limits"):
-        action_space(spaces.Box(-np.inf, np.inf, (2,)))
-    with pytest.raises(ValueError, match="no actuator"):
-        action_space(spaces.Tuple((spaces.Discrete(2),)))
-    with pytest.raises(ValueError, match="no stream"):
-        streams(spaces.Tuple((spaces.Discrete(2),)))
-
-
-def test_observations_become_streams() -> None:
-    picture = spaces.Box(0, 255, (8, 8, 3), np.uint8)
-    assert is_picture(picture)
-    assert not is_picture(spaces.Box(0, 1, (8, 8, 3), np.float32))
-    assert set(streams(picture)) == {"view"}
-    assert set(streams(spaces.Discrete(3))) == {"state"}
-    both = spaces.Dict({"a": picture, "b": spaces.Discrete(3, start=1)})
-    assert set(streams(both)) == {"a", "b"}
-    assert split(both, {"a": 1, "b": 2}) == {"a": 1, "b": 2}
-    assert vector(both["b"], 2).tolist() == [[0.0, 1.0, 0.0]]
-    assert vector(spaces.Box(0, 1, (2, 2)), np.ones((2, 2))).shape == (1, 4)
 
 
 def test_scores_and_episodes_side_by_side() -> None:
