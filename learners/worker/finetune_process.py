@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from setproctitle import setproctitle
 
 from learners.continual.acceptance import AcceptanceVerdict
 from learners.continual.trainer import ContinualTrainer
@@ -29,7 +30,8 @@ from learners.ipc.outbox import Outbox
 from learners.ipc.settings import LearnerConfig
 from learners.tasks.base import DataError
 from learners.worker.finetuning import progress_path
-from learners.worker.priority import die_with_parent, lower_priority
+from learners.worker.torch_limits import limit_torch
+from sensors.drivers.parent_death import die_with
 
 WRITE_EVERY_S = 1.0
 
@@ -40,10 +42,11 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m learners.worker.finetune_process TASK PARENT < SETTINGS.json\n")
         return 2
     task, parent = arguments[0], int(arguments[1])
-    if not die_with_parent(parent):
+    if not die_with(parent):
         return 1
     inputs = LearnerConfig.model_validate(orjson.loads(sys.stdin.buffer.read()))
-    lower_priority("reflexd: fine-tuning", inputs.learner.threads, inputs.learner.priority)
+    setproctitle("reflexd: fine-tuning")  # the learner's priority is inherited
+    limit_torch(inputs.learner.threads)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

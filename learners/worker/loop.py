@@ -45,7 +45,7 @@ from learners.worker.finetune_process import tasks_of
 from learners.worker.finetuning import FinetuneRunner
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
-from learners.worker.priority import background_stream
+from learners.worker.torch_limits import background_stream
 
 POLL_S = 0.2
 

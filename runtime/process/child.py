@@ -1,46 +1,31 @@
-"""What every process below the supervisor is: titled, and dead when its parent is.
+"""Start a child process that ends with its parent, at the priority it shall have.
 
-`python -m runtime.process.child --parent PID --signal NAME -- COMMAND ...` asks the kernel for a signal at the parent's death and then
-becomes COMMAND. It is used for every child, foreign binaries included, so that there is no moment (an import of several
-seconds, say) in which a child could outlive the supervisor. Ctrl-C in a terminal reaches the whole group; children leave it to
-the supervisor, which stops them in order.
+`python -m runtime.process.child --parent PID --signal NAME -- COMMAND ...` asks the kernel for a signal at the parent's death
+and then becomes COMMAND. The supervisor starts every child through it, foreign binaries too, so that no child can outlive
+the supervisor, not even during its imports. Ctrl-C in a terminal reaches the whole process group; the children ignore it,
+because the supervisor stops them in order.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
-from contextlib import suppress
 from typing import Literal
 
 from setproctitle import setproctitle
 
-_PR_SET_PDEATHSIG = 1
+from sensors.drivers.parent_death import die_with
+
 Priority = Literal["idle", "nice", "normal"]
 ORPHAN = 75
-"""Exit code of a child whose parent was gone before it began."""
+"""Exit code of a child whose parent died before the child began."""
 
 
 def set_process_title(title: str) -> None:
-    """Show this process as `reflexd: TITLE`."""
+    """Show this process as `reflexd: TITLE` in ps and top."""
     setproctitle(f"reflexd: {title}")
-
-
-def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> bool:
-    """Ask for `number` at the parent's death; False when the parent is gone already.
-
-    The kernel means the parent *thread*: children must be started from a thread that lives as long as the process.
-
-    Raises:
-        OSError: the kernel refused.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    return os.getppid() == parent
 
 
 def with_parent_death(
@@ -50,9 +35,13 @@ def with_parent_death(
     number: signal.Signals = signal.SIGKILL,
     priority: Priority = "normal",
 ) -> list[str]:
-    """`command` as a child of this process; `title` renames a foreign binary (a Python child titles itself).
+    """Return the command line that runs `command` as a child of this process.
 
-    It has its priority from its first import on. `idle`: only when nobody else wants the core; where the kernel refuses, as it is.
+    Args:
+        command: program and arguments.
+        title: a name for a foreign binary; a Python child sets its own with `set_process_title`.
+        number: the signal that the child gets when this process dies.
+        priority: in force from the child's first import. `idle` runs only when no other process wants the core.
     """
     rename = ["--title", title] if title else []
     return [
@@ -70,8 +59,20 @@ def with_parent_death(
     ]
 
 
+def lower_priority(priority: Priority) -> Priority:
+    """Lower this process's CPU priority and return the one in force: `nice` where the kernel refuses `idle`."""
+    if priority == "idle":
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        except PermissionError:
+            priority = "nice"
+    if priority == "nice":
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
+    return priority
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Become the command; returns only when that is not possible."""
+    """Become the command; return an exit code only when that fails: `ORPHAN`, or 127 for a program that cannot be run."""
     parser = argparse.ArgumentParser(prog="runtime.process.child")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--signal", default="SIGKILL")
@@ -82,13 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not die_with(given.parent, signal.Signals[given.signal]):
         return ORPHAN
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # the gate's place in line is not for its children
+    if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # the gate's own priority is not for its children
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-    if given.priority == "idle":
-        with suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    if given.priority == "nice":
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
+    lower_priority(given.priority)
     name = f"reflexd: {given.title}" if given.title else given.command[0]
     try:
         os.execvp(given.command[0], [name, *given.command[1:]])  # noqa: S606 - replaces this process, no shell

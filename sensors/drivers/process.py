@@ -8,7 +8,6 @@ header (kind, capture stamp in monotonic seconds, two numbers, length) and its b
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -18,7 +17,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import orjson
@@ -26,10 +24,10 @@ from numpy.typing import NDArray
 
 from sensors.base import SensorLost
 from sensors.drivers import opencv, portaudio
+from sensors.drivers.parent_death import die_with
 
 HEADER = struct.Struct("<cdIII")
 MAX_MESSAGE = 1 << 30
-_PR_SET_PDEATHSIG = 1
 _ADDRESS_SPACE = 3 << 30
 """Bytes of address space a driver may map: a decoder that believes a liar fails here and not in the agent."""
 
@@ -207,8 +205,7 @@ def _limit() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc: Any = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with(os.getppid())
 
 
 def main(arguments: list[str]) -> None:

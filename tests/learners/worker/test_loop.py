@@ -28,7 +28,6 @@ from learners.promotion.pipeline import EvaluationContext, StepResult
 from learners.promotion.steps import STEPS
 from learners.worker import __main__, loop
 from learners.worker.loop import LearnerLoop
-from learners.worker.priority import die_with_parent
 
 torch.set_num_threads(1)
 ROOT = Path(loop.__file__).parents[2]
@@ -242,7 +241,8 @@ def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(inputs(tmp_path, priority="normal").model_dump_json().encode())
     script = (
-        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'learners.worker', sys.argv[1]]);"
+        "import subprocess, sys; from runtime.process.child import with_parent_death;"
+        " p = subprocess.Popen(with_parent_death([sys.executable, '-m', 'learners.worker', sys.argv[1]]));"
         " print(p.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen(
@@ -281,24 +281,6 @@ def test_usage(capsys: Any) -> None:
     assert "SETTINGS.json" in capsys.readouterr().err
 
 
-def test_a_parent_that_is_gone_is_noticed() -> None:
-    script = "from learners.worker.priority import die_with_parent as die_with; import os; print(die_with(os.getppid()), die_with(1 << 22))"
-    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
-    assert out.stdout.split() == [b"True", b"False"]
-    assert callable(die_with_parent)
-
-
-def test_where_the_kernel_refuses_idle_nice_is_next() -> None:
-    script = (
-        "import os\nfrom learners import background\n"
-        "def refuse(*_): raise PermissionError\n"
-        "os.sched_setscheduler = refuse\n"
-        "print(background.give_way('reflexd: learner', 1), os.nice(0))"
-    )
-    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
-    assert out.stdout.split() == [b"nice", b"19"]
-
-
 def test_devices() -> None:
     assert device.pick_device("cpu").type == "cpu"
     assert device.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -308,7 +290,7 @@ def test_devices() -> None:
 def test_on_a_gpu_it_takes_a_share_of_the_memory_and_gives_way(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    from learners.worker.priority import background_stream
+    from learners.worker.torch_limits import background_stream
 
     stream = background_stream(torch.device("cuda:0"), 0.25)
     assert stream is not None

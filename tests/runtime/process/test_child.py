@@ -17,13 +17,14 @@ from fakes import eventually, wait_for
 from runtime.config.loader import load
 from runtime.process import child
 from runtime.supervisor.children import Child, RestartLimitExceeded, Spec, environment, exit_reason, table
+from sensors.drivers.parent_death import die_with
 
 ROOT = Path(__file__).resolve().parents[3]
 PARENT = """
 import subprocess, sys, time
 from runtime.process import child
 for command in (["sleep", "60"], [sys.executable, "-c", "import time; time.sleep(60)"]):
-    print(subprocess.Popen(child.wrapped(command, title="broker" if command[0] == "sleep" else None)).pid, flush=True)
+    print(subprocess.Popen(child.with_parent_death(command, title="broker" if command[0] == "sleep" else None)).pid, flush=True)
 time.sleep(60)
 """
 
@@ -79,7 +80,9 @@ def test_children_leave_ctrl_c_to_the_supervisor() -> None:
 
 
 def test_a_title() -> None:
-    code = "from runtime.process import child; child.become('agent'); print(open('/proc/self/cmdline').read())"
+    code = (
+        "from runtime.process import child; child.set_process_title('agent'); print(open('/proc/self/cmdline').read())"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert done.stdout.startswith(b"reflexd: agent")
 
@@ -175,9 +178,21 @@ def test_the_steps_before_the_command(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_asking_the_kernel() -> None:
     code = (
-        "import os; from runtime.process import child; print(child.die_with(os.getppid()), child.die_with(1), end='')"
+        "import os; from sensors.drivers.parent_death import die_with;"
+        " print(die_with(os.getppid()), die_with(1 << 22), end='')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert done.stdout == b"True False"
     with pytest.raises(OSError, match="prctl"):
-        child.die_with(os.getppid(), 999)  # type: ignore[arg-type]
+        die_with(os.getppid(), 999)  # type: ignore[arg-type]
+
+
+def test_where_the_kernel_refuses_idle_nice_is_next() -> None:
+    code = (
+        "import os\nfrom runtime.process import child\n"
+        "def refuse(*_): raise PermissionError\n"
+        "os.sched_setscheduler = refuse\n"
+        "print(child.lower_priority('idle'), os.nice(0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert done.stdout.split() == [b"nice", b"19"]
