@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from typing import Any
 
 from actuators.actions import Value
@@ -18,6 +17,7 @@ from actuators.config import AnyActuator
 from actuators.expressions import Expression, ExpressionError, Known
 from learners.config import AnyReward, ExpressionReward, PluginReward
 from sensors.config import AnyStream, fields_of
+from sensors.plugins import PluginError, load_plugin
 from sensors.readings import Observation, Telemetry
 
 GROUP = "reflexd.rewards"
@@ -29,7 +29,7 @@ _PLUGIN_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, Ty
 
 
 class RewardUnknown(LookupError):  # noqa: N818 - reads as what happened
-    """No installed package offers the named plug-in; `str` says which there are."""
+    """No installed package offers the named reward; `str` names those that are installed."""
 
 
 def known(streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]) -> Known:
@@ -114,8 +114,8 @@ def _values(observation: Observation, actions: Mapping[str, Value]) -> dict[str,
 def _plugin(name: str, given: Mapping[str, Plugin] | None) -> Plugin:
     if given is not None and name in given:
         return given[name]
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in found:
-        raise RewardUnknown(f"no installed package offers the reward {name!r} under {GROUP}; there are {sorted(found)}")
-    plugin: Plugin = found[name].load()
+    try:
+        plugin: Plugin = load_plugin(GROUP, name)
+    except PluginError as error:
+        raise RewardUnknown(f"reward plugin: {error}") from error
     return plugin

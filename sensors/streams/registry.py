@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from sensors.base import Sensor, TopicSensor
@@ -21,6 +20,7 @@ from sensors.config import (
     TelemetrySettings,
     TextSettings,
 )
+from sensors.plugins import PluginError, load_plugin
 from sensors.streams.camera import CameraSensor, TopicCamera
 from sensors.streams.microphone import MicrophoneSensor, TopicMicrophone
 from sensors.streams.task_output import TaskOutputSensor
@@ -93,14 +93,13 @@ def _telemetry(name: str, settings: TelemetrySettings) -> Sensor | TopicSensor:
 
 
 def _plugin(name: str, settings: PluginStreamSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:
-    found = entry_points(group=GROUP)
-    if settings.plugin not in found.names:
-        raise ValueError(
-            f"streams.{name}.plugin: no entry point {settings.plugin!r} in {GROUP}; installed: {sorted(found.names)}"
-        )
-    sensor = found[settings.plugin].load()(name, settings.options, clock=clock)
+    try:
+        factory = load_plugin(GROUP, settings.plugin)
+    except PluginError as error:
+        raise ValueError(f"streams.{name}.plugin: {error}") from error
+    sensor = factory(name, settings.options, clock=clock)
     if not isinstance(sensor, Sensor | TopicSensor):
         raise ValueError(  # noqa: TRY004 - a wrong plugin is a wrong setting to the user
-            f"streams.{name}.plugin: {settings.plugin!r} made a {type(sensor).__name__}, which is no sensor"
+            f"streams.{name}.plugin: {settings.plugin!r} returned a {type(sensor).__name__}; a Sensor or TopicSensor is required"
         )
     return sensor

@@ -13,7 +13,6 @@ Shapes: B batch, T tokens, W width.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from learners.model.encoders.towers import (
     whisper_encoder,
 )
 from learners.model.spec import Modality
+from sensors.plugins import PluginError, load_plugin
 from sensors.readings import Frame, Reading, Sound, Text
 
 FORMAT = 1
@@ -218,12 +218,10 @@ def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window
 
 
 def _plugin(name: str) -> Callable[[EncoderSettings, int, torch.device], Encoder]:
-    found = importlib.metadata.entry_points(group="reflexd.encoders", name=name)
-    if not found:
-        raise UnknownArchitecture(
-            f"encoder plugin {name!r}: no entry point of that name in reflexd.encoders; install its package"
-        )
-    factory: Callable[[EncoderSettings, int, torch.device], Encoder] = next(iter(found)).load()
+    try:
+        factory: Callable[[EncoderSettings, int, torch.device], Encoder] = load_plugin("reflexd.encoders", name)
+    except PluginError as error:
+        raise UnknownArchitecture(f"encoder plugin: {error}") from error
     return factory
 
 

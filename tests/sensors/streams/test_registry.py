@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from recorded_sensor import RecordedSensor
 from sensing import Running
 
+from sensors import plugins
 from sensors.base import Sensor, SensorLost, TopicSensor
 from sensors.config import AnyStream
 from sensors.drivers import discovery as finder
@@ -95,11 +96,11 @@ def test_plugins_come_through_entry_points(monkeypatch: pytest.MonkeyPatch) -> N
     import sys
 
     monkeypatch.setitem(sys.modules, Thermometer.__module__, sys.modules[__name__])
-    monkeypatch.setattr(registry, "entry_points", lambda group: points.select(group=group))
+    monkeypatch.setattr(plugins, "entry_points", points.select)
     sensor = build("heat", stream(kind="plugin", plugin="warmth", options={"room": "hall"}))
     assert isinstance(sensor, Thermometer)
     assert sensor.topic == "hall"
-    with pytest.raises(ValueError, match="which is no sensor"):
+    with pytest.raises(ValueError, match="a Sensor or TopicSensor is required"):
         build("heat", stream(kind="plugin", plugin="nothing"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from learners.model.backends.cuda import CudaGraphRun
 from learners.model.backends.selection import NoBackend, Wanted
 from learners.model.encoders import efficientnet_lite, pretrained, towers
 from learners.model.encoders.preprocess import Mel, normalised, resize, window
+from sensors import plugins
 from sensors.readings import Frame, Reading, Sound, Text
 
 CPU = torch.device("cpu")
@@ -154,10 +154,12 @@ def test_a_model_of_no_known_modality_and_a_missing_plugin_are_refused(folders: 
 
 def test_a_plugin_is_called_with_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
+        value = "package:make"
+
         def load(self) -> Callable[..., Any]:
             return lambda settings, tokens, device: (settings.model, tokens, device)
 
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [Point()])
+    monkeypatch.setattr(plugins, "entry_points", lambda **_: [Point()])
     got: Any = pretrained.load(EncoderSettings(model="m", plugin="p"), 4, CPU)
     assert got == ("m", 4, CPU)
 
