@@ -6,6 +6,7 @@ intervention stay with it. Knows no threads and no files beside its own; `salvag
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,8 +39,16 @@ class Database:
         self._raw = connect(folder / "raw.db")
         self._raw.executescript(RAW)
         self._blocks: dict[int, list[int]] = {}  # block -> [bytes, has reserved rows]
-        self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
-        self._load_blocks()
+        self._raw_bytes = 0
+        self.raw_committed = False
+        """Whether the last transaction stored its raw readings, also where it failed afterwards."""
+        self.broken = False
+        """Whether a transaction could not be rolled back: close these connections and open others."""
+        try:
+            self._count()
+        except sqlite3.Error:
+            self.close()
+            raise
 
     @property
     def bytes(self) -> int:
@@ -47,18 +56,36 @@ class Database:
         return self._raw_bytes + sum(size for size, _ in self._blocks.values())
 
     def __enter__(self) -> Self:
-        self._db.execute("BEGIN IMMEDIATE")
-        self._raw.execute("BEGIN IMMEDIATE")
+        self.raw_committed = False
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._raw.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:
+            self._roll_back()
+            raise
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._roll_back()
+            return
+        try:
+            self._raw.execute("COMMIT")
+            self.raw_committed = True
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        """Undo the transaction in both files; where that fails, the connections are `broken`."""
         try:
             for db in (self._db, self._raw):
                 if db.in_transaction:
-                    db.execute("COMMIT" if kind is None else "ROLLBACK")
-        finally:
-            if kind is not None:
-                self._load_blocks()
+                    db.execute("ROLLBACK")
+            self._count()
+        except sqlite3.Error:
+            self.broken = True
 
     def add(self, transition: Transition) -> int:
         """Store one tick; returns its row number.
@@ -240,7 +267,9 @@ class Database:
             reserved -= size if kept else 0
         return doomed
 
-    def _load_blocks(self) -> None:
+    def _count(self) -> None:
+        """Sum up what both files hold."""
+        self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
         rows = self._db.execute(
             f"SELECT row / {BLOCK}, sum(bytes), max(intervention | demonstration | failure)"  # noqa: S608 - a constant
             f" FROM transitions GROUP BY row / {BLOCK}"

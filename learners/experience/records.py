@@ -48,3 +48,11 @@ class Raw:
     stamp_s: float
     encoding: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A source whose rewards are left out of learning, or counted again."""
+
+    source: str
+    on: bool

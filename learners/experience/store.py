@@ -5,41 +5,30 @@ A full queue drops the newcomer and counts it. What `flush` returned for is comm
 other processes use `reader.Reader`.
 
 Events (`on_event(kind, fields)`, called in the writer thread): `unknown_decision` a reward or mark for nothing remembered;
-`experience_set_aside` a broken file and what was salvaged; `experience_refused` a transition that is not whole;
-`experience_lost` the disk refused.
+`experience_set_aside` a broken file and what was salvaged; `experience_refused` an item that is not whole;
+`experience_lost` the disk refused, at most one a minute; `experience_recovered` the disk takes items again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from learners.config import ExperienceSettings
-from learners.experience.database import Database
-from learners.experience.records import Credit, Label, Mark, Raw
-from learners.experience.recovery import damaged, quarantine_and_recover
-from learners.experience.transition import Malformed, Transition
+from learners.experience.records import Credit, Label, Mark, Quarantine, Raw
+from learners.experience.transition import Transition
+from learners.experience.writer import Item, OnEvent, Writer
 
 __all__ = ["Credit", "Label", "Mark", "Raw", "Store", "Transition"]
 
-OnEvent = Callable[[str, dict[str, Any]], None]
 _BATCH = 256
 _TRIM_EVERY_S = 5.0
-_CLEAN = "closed-cleanly"
-
-
-@dataclass(frozen=True, slots=True)
-class _Quarantine:
-    source: str
-    on: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +36,11 @@ class _Flush:
     done: threading.Event
     lost: threading.Event
 
-
-_Item = Transition | Credit | Mark | Label | Raw | _Quarantine | _Flush
+    def answer(self, *, lost: bool) -> None:
+        """Wake the thread that waits."""
+        if lost:
+            self.lost.set()
+        self.done.set()
 
 
 class Store:
@@ -69,15 +61,19 @@ class Store:
         self.folder = folder
         self.drops: Counter[str] = Counter()
         """Items not stored, by cause: `full` queue, `refused`, `disk`, `unknown`."""
-        self.committed = 0
-        """Transitions acknowledged since the start."""
-        self._settings = settings or ExperienceSettings.model_validate({})
-        self._on_event, self._clock = on_event, clock
-        self._items: queue.Queue[_Item] = queue.Queue(limit)
+        self._clock = clock
+        self._items: queue.Queue[Item | _Flush] = queue.Queue(limit)
         self._closing = threading.Event()
+        limits = settings or ExperienceSettings.model_validate({})
+        self._writer = Writer(folder, limits, self.drops, on_event, clock, self._closing.wait)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._thread = threading.Thread(target=self._run, name="experience", daemon=True)
         self._thread.start()
+
+    @property
+    def committed(self) -> int:
+        """Transitions acknowledged since the start."""
+        return self._writer.committed
 
     def append(self, transition: Transition) -> bool:
         """Remember a tick; False when the queue is full and it was dropped."""
@@ -106,7 +102,7 @@ class Store:
 
     def quarantine(self, source: str, *, on: bool = True) -> bool:
         """Keep a source's rewards apart from learning, past and future ones; `on=False` releases it."""
-        return self._put(_Quarantine(source, on))
+        return self._put(Quarantine(source, on))
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until everything queued before is committed; True is the acknowledgement."""
@@ -124,7 +120,7 @@ class Store:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _put(self, item: _Item) -> bool:
+    def _put(self, item: Item | _Flush) -> bool:
         if self._closing.is_set():
             self.drops["closed"] += 1
             return False
@@ -136,115 +132,25 @@ class Store:
         return True
 
     def _run(self) -> None:
-        try:
-            database = self._open()
-        except (OSError, sqlite3.Error, ValueError) as error:
-            self._give_up(str(error))
-            return
-        (self.folder / _CLEAN).unlink(missing_ok=True)
+        self._writer.open()
         trimmed_s = -float("inf")
         while not (self._closing.is_set() and self._items.empty()):
             batch = self._take()
             trim = time.monotonic() - trimmed_s > _TRIM_EVERY_S
             if batch or trim:
-                database = self._commit(database, batch, trim=trim)
+                items = [item for item in batch if not isinstance(item, _Flush)]
+                stored = self._writer.commit(items, trim=trim)
+                for item in batch:
+                    if isinstance(item, _Flush):
+                        item.answer(lost=not stored)
             if trim:
                 trimmed_s = time.monotonic()
-        database.close()
-        (self.folder / _CLEAN).touch()
+        self._writer.close()
 
-    def _open(self) -> Database:
-        for name in ("experience.db", "raw.db"):
-            path = self.folder / name
-            if (self.folder / _CLEAN).exists() and path.exists() and path.stat().st_size > 1 << 26:
-                continue  # a large file that was closed in order is not walked again; reads are checked row by row
-            reason = damaged(path)
-            if reason:
-                self._set_aside(path, reason)
-        return self._database()
-
-    def _database(self) -> Database:
-        settings = self._settings
-        return Database(
-            self.folder,
-            max_bytes=int(settings.max_gb * 1e9),
-            reserve=settings.reserve,
-            raw_s=settings.raw_s,
-        )
-
-    def _set_aside(self, path: Path, reason: str) -> None:
-        result = quarantine_and_recover(path, reason, self._clock())
-        fields = {"path": str(result.path), "reason": reason, "salvaged": result.salvaged, "lost": result.lost}
-        self._on_event("experience_set_aside", fields)
-
-    def _take(self) -> list[_Item]:
-        batch: list[_Item] = []
+    def _take(self) -> list[Item | _Flush]:
+        batch: list[Item | _Flush] = []
         with contextlib.suppress(queue.Empty):
             batch.append(self._items.get(timeout=0.05))
             while len(batch) < _BATCH:
                 batch.append(self._items.get_nowait())
         return batch
-
-    def _commit(self, database: Database, batch: list[_Item], *, trim: bool) -> Database:
-        try:
-            with database:
-                stored = sum(self._apply(database, item) for item in batch)
-                gone = database.trim(self._clock()) if trim else 0
-            if gone:
-                database.compact()
-            self.committed += stored
-        except sqlite3.OperationalError as error:  # disk full, locked for too long: the batch is lost, the file is not
-            self.drops["disk"] += len(batch)
-            self._on_event("experience_lost", {"reason": str(error), "items": len(batch)})
-            self._answer(batch, lost=True)
-        except sqlite3.DatabaseError as error:  # a broken page
-            database.close()
-            self._set_aside(self.folder / "experience.db", str(error))
-            return self._commit(self._database(), batch, trim=trim)
-        self._answer(batch, lost=False)
-        return database
-
-    def _answer(self, batch: list[_Item], *, lost: bool) -> None:
-        for item in batch:
-            if isinstance(item, _Flush):
-                if lost:
-                    item.lost.set()
-                item.done.set()
-
-    def _apply(self, database: Database, item: _Item) -> int:
-        """Write one item; returns 1 for a stored transition."""
-        match item:
-            case Transition():
-                try:
-                    database.add(item)
-                except Malformed as error:
-                    self.drops["refused"] += 1
-                    self._on_event("experience_refused", {"decision": item.decision, "reason": str(error)})
-                    return 0
-                return 1
-            case Credit():
-                self._known(database.credit(item, self._clock()), item.decision, item.source)
-            case Mark():
-                self._known(database.mark(item), item.decision, "mark")
-            case Label():
-                database.add_label(item)
-            case Raw():
-                database.add_raw(item)
-            case _Quarantine():
-                database.quarantine(item.source, on=item.on)
-            case _Flush():
-                pass
-        return 0
-
-    def _known(self, known: bool, decision: str | None, source: str) -> None:  # noqa: FBT001 - the verdict itself
-        if not known:
-            self.drops["unknown"] += 1
-            self._on_event("unknown_decision", {"decision": decision, "source": source})
-
-    def _give_up(self, reason: str) -> None:
-        """The folder cannot be opened at all: say so, and keep counting what is lost so that the tick goes on."""
-        self._on_event("experience_lost", {"reason": reason, "items": 0})
-        while not self._closing.is_set():
-            batch = self._take()
-            self.drops["disk"] += sum(not isinstance(item, _Flush) for item in batch)
-            self._answer(batch, lost=True)

@@ -27,6 +27,8 @@ from sensors.readings import Reading
 
 CHUNK = 32
 """Rows read from the store at once."""
+RETRY_S = 10.0
+"""Pause after the disk refused tokens."""
 CACHE = 64
 """Readings whose tokens are kept at hand: many ticks use the same one."""
 Tokens = NDArray[np.float16]
@@ -53,6 +55,9 @@ class Reencoder:
     """Those whose raw reading is not there; they stay out."""
     waiting: int = 0
     """Those still to do."""
+    failed: int = 0
+    """Those that the disk refused; they are encoded again later."""
+    _resume_s: float = -float("inf")
     _missed: dict[str, set[int]] = field(default_factory=dict)
     """Rows that cannot be done, by version."""
     _encoders: dict[tuple[str, str], Encoder | None] = field(default_factory=dict)
@@ -71,12 +76,14 @@ class Reencoder:
             for start in range(0, len(rows), CHUNK):
                 if written and self.clock() >= until_s:
                     return written
+                if self.clock() < self._resume_s:
+                    return written
                 written += self._chunk(stream, replay.versions[stream], rows[start : start + CHUNK])
         return written
 
     def figures(self) -> dict[str, int]:
         """For `health.learner`."""
-        return {"done": self.done, "without_raw": self.without_raw, "waiting": self.waiting}
+        return {"done": self.done, "without_raw": self.without_raw, "waiting": self.waiting, "failed": self.failed}
 
     def _open(self, stream: str, rows: list[int], versions: Mapping[str, str]) -> list[int]:
         missed = self._missed.get(f"{stream} {versions[stream]}", set())
@@ -97,7 +104,10 @@ class Reencoder:
                 self.without_raw += 1
             else:
                 made.append(StoredTokens(row, stream, version, tokens))
-        self.recoded.add(made)
+        if not self.recoded.add(made):
+            self.failed += len(made)
+            self._resume_s = self.clock() + RETRY_S
+            return 0
         self.done += len(made)
         self.waiting -= len(rows)
         return len(made)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
 
+_LOG = structlog.get_logger(__name__)
 FORMAT = 1
 _TABLE = """
 CREATE TABLE IF NOT EXISTS tokens(
@@ -75,13 +78,18 @@ class TokenStore:
         """Let go of the file."""
         self._db.close()
 
-    def add(self, made: Sequence[StoredTokens]) -> None:
-        """Keep tokens; on disk when this returns, but for a power cut."""
-        with self._db:
-            self._db.executemany(
-                "INSERT INTO tokens(row, stream, version, high, wide, data) VALUES(?,?,?,?,?,?)",
-                [(m.row, m.stream, m.version, *m.tokens_TW.shape, m.tokens_TW.tobytes()) for m in made],
-            )
+    def add(self, made: Sequence[StoredTokens]) -> bool:
+        """Store tokens; on disk when this returns True, but for a power cut. False: the disk refused, nothing is stored."""
+        rows = [(m.row, m.stream, m.version, *m.tokens_TW.shape, m.tokens_TW.tobytes()) for m in made]
+        try:
+            with self._db:  # rolls back where the commit fails, too
+                self._db.executemany(
+                    "INSERT INTO tokens(row, stream, version, high, wide, data) VALUES(?,?,?,?,?,?)", rows
+                )
+        except sqlite3.OperationalError as error:
+            _LOG.warning("reencoding.not_stored", items=len(made), reason=str(error))
+            return False
+        return True
 
     def last(self) -> int:
         """The newest entry's number; 0 when there was never one."""
@@ -105,8 +113,8 @@ class TokenStore:
         return [_renewed(one.transition, made.get(one.row, {})) for one in rows]
 
     def tidy(self, first_row: int, versions: Mapping[str, str]) -> None:
-        """Forget rows that nobody holds any more, and versions that are not the present ones."""
-        with self._db:
+        """Delete rows below `first_row` and other versions than the present ones; a disk that refuses leaves them."""
+        with suppress(sqlite3.OperationalError), self._db:
             self._db.execute("DELETE FROM tokens WHERE row < ?", (first_row,))
             for stream, version in versions.items():
                 self._db.execute("DELETE FROM tokens WHERE stream = ? AND version <> ?", (stream, version))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -356,6 +359,69 @@ def test_a_disk_that_refuses_is_an_event_and_later_ticks_are_stored(tmp_path: Pa
     store.append(tick(3))
     assert store.flush()
     store.close()
-    assert [kind for kind, _ in events] == ["experience_lost"]
+    assert [kind for kind, _ in events] == ["experience_lost", "experience_recovered"]
+    with Reader(tmp_path) as reader:
+        assert [row.transition.tick for row in reader.rows(0, 10)] == [1, 3]
+
+
+FULL = """
+import json, resource, signal, sys, time
+from pathlib import Path
+import numpy as np
+from learners.experience.store import Raw, Store
+from learners.experience.transition import Transition
+
+events = []
+store = Store(Path(sys.argv[1]), on_event=lambda kind, fields: events.append((kind, fields)))
+number = 0
+
+def add(count):
+    global number
+    for _ in range(count):
+        tokens = {"j": np.random.default_rng(number).random((4, 1280)).astype(np.float32)}
+        store.append(Transition("s", number, f"s-{number}", 1e9 + number / 10, "v", tokens=tokens, present={"j": True}))
+        store.add_raw(Raw("j", 1e9 + number / 10, "utf-8", bytes(100)))
+        number += 1
+
+add(20)
+found = {"before": store.flush()}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+free = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, free[1]))
+for _ in range(5):
+    add(20)
+    found["full"] = store.flush(30)
+resource.setrlimit(resource.RLIMIT_FSIZE, free)
+committed = store.committed
+add(100)
+found |= {"after": store.flush(30), "stored": store.committed - committed, "committed": store.committed}
+found |= {"drops": dict(store.drops), "closed": store.close(), "events": events}
+print(json.dumps(found))
+"""
+
+
+def test_a_full_disk_costs_what_came_meanwhile_and_nothing_later(tmp_path: Path) -> None:
+    """In a process of its own: the limit of file sizes stands for the full disk."""
+    ran = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout)
+    assert (found["before"], found["full"], found["after"], found["closed"]) == (True, False, True, True)
+    assert found["stored"] == 100
+    kinds = [kind for kind, _ in found["events"]]
+    assert kinds == ["experience_lost", "experience_recovered"]
+    assert found["events"][1][1]["total"] == found["drops"]["disk"] > 0
+    with Reader(tmp_path) as reader:
+        ticks = [row.transition.tick for row in reader.rows(0, 1_000)]
+    assert len(ticks) == len(set(ticks)) == found["committed"]
+    assert ticks[-100:] == list(range(120, 220))
+
+
+def test_an_item_that_cannot_be_stored_is_refused_alone(tmp_path: Path, store: Store, events: Events) -> None:
+    store.append(tick(1))
+    store.add_label(Label("intents", "a", text="\ud800"))
+    store.append(tick(2, tick=2**70))
+    store.append(tick(3))
+    assert store.flush()
+    assert store.drops["refused"] == 2
+    assert {kind for kind, _ in events} == {"experience_refused"}
     with Reader(tmp_path) as reader:
         assert [row.transition.tick for row in reader.rows(0, 10)] == [1, 3]

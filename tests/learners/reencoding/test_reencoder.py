@@ -153,7 +153,7 @@ def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_noth
     while again.step(one.replay, 0.0):
         one.take_reencoded()
     assert present(one) == [False] * 20 + [True] * 60
-    assert again.figures() == {"done": 40, "without_raw": 20, "waiting": 0}
+    assert again.figures() == {"done": 40, "without_raw": 20, "waiting": 0, "failed": 0}
     for n, tokens in enumerate(held_tokens(one)[20:60], 20):
         assert torch.equal(tokens, torch.from_numpy(encode(new, Text("orders", 0.0, 0, ORDERS[n // 4 % 4]))).float())
     assert not again.step(one.replay, 0.0), "what has no reading is not tried again"
@@ -195,7 +195,7 @@ def test_the_running_learner_does_it_beside_training_and_says_so(tmp_path: Path,
     background.step()
     background.step()
     assert present(background.learner) == [True] * 44
-    assert background.figures()["reencoded"] == {"done": 40, "without_raw": 0, "waiting": 0}
+    assert background.figures()["reencoded"] == {"done": 40, "without_raw": 0, "waiting": 0, "failed": 0}
     assert not background.reencoder._encoders, "nothing is left to encode, so nothing is kept in memory"
 
 
@@ -219,7 +219,7 @@ def test_a_version_that_is_gone_leaves_its_ticks_out(tmp_path: Path, store: Stor
     one.ingest()
     again = Reencoder(one.source.reader, recoded, recall)
     assert again.step(one.replay, FOREVER) == 0
-    assert again.figures() == {"done": 0, "without_raw": 8, "waiting": 0}
+    assert again.figures() == {"done": 0, "without_raw": 8, "waiting": 0, "failed": 0}
     assert recall("joints", "") is None
     assert recall("nobody", "") is None
 
@@ -273,4 +273,16 @@ def test_what_nobody_holds_any_more_is_forgotten_and_numbers_never_come_twice(tm
     assert recoded.last() == 4
     recoded.add([row])
     assert recoded.last() == 5
+    recoded.close()
+
+
+def test_a_full_disk_refuses_tokens_and_takes_them_later(tmp_path: Path) -> None:
+    recoded = TokenStore(tmp_path / "reencoded.db")
+    made = [StoredTokens(row, "orders", "v", np.ones((64, 384), np.float16)) for row in range(4)]
+    recoded._db.execute("PRAGMA max_page_count = 8")
+    assert not recoded.add(made)
+    assert recoded.last() == 0
+    recoded._db.execute("PRAGMA max_page_count = 100000")
+    assert recoded.add(made)
+    assert recoded.last() == 4
     recoded.close()
