@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
 
-_LOG = structlog.get_logger(__name__)
 FORMAT = 1
 _TABLE = """
 CREATE TABLE IF NOT EXISTS tokens(
@@ -86,8 +84,7 @@ class TokenStore:
                 self._db.executemany(
                     "INSERT INTO tokens(row, stream, version, high, wide, data) VALUES(?,?,?,?,?,?)", rows
                 )
-        except sqlite3.OperationalError as error:
-            _LOG.warning("reencoding.not_stored", items=len(made), reason=str(error))
+        except sqlite3.OperationalError:
             return False
         return True
 
