@@ -20,6 +20,7 @@ lint: $(VENV)/.test structure
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/benchmarks/mypy.ini tests/benchmarks
 	$(BIN)/lint-imports
 
 structure: $(VENV)/.test ## import cycles, folder sizes, module docstrings, README length: measured and bounded

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.config import EncoderSettings
-from learners.model.backends import selection
+from learners.model.backends import openvino, selection
 from learners.model.encoders import pretrained
 from learners.model.encoders.bundled import BundledError
 
@@ -57,7 +57,7 @@ def compiled(module: nn.Module) -> Run:
 def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable[[], Run]]:
     """How each row is made."""
 
-    def openvino(precision: selection.Precision) -> Run:
+    def on_openvino(precision: selection.Precision) -> Run:
         return openvino.OpenVinoRun(openvino.convert(module, example), precision, 1)
 
     return {
@@ -65,8 +65,8 @@ def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable
         "torch bfloat16 channels-last": lambda: selection.torch_run(module, "bfloat16"),
         "torch compiled": lambda: compiled(module),
         "ONNX Runtime float32": lambda: onnx_run(module, example),
-        "OpenVINO float32": lambda: openvino("float32"),
-        "OpenVINO bfloat16": lambda: openvino("bfloat16"),
+        "OpenVINO float32": lambda: on_openvino("float32"),
+        "OpenVINO bfloat16": lambda: on_openvino("bfloat16"),
     }
 
 

@@ -181,7 +181,7 @@ def tiny_t5(out: Path) -> str:
     """A T5 of two layers with random weights, and its tokenizer, as a folder."""
     torch.manual_seed(0)
     tokenizer = words_tokenizer(("<pad>", "</s>", "<unk>"), bert=False)
-    config = T5Config(
+    config = T5Config(  # type: ignore[call-arg] # of transformers' own base class
         vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4,
         dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
