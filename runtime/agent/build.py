@@ -250,7 +250,7 @@ def _probation(config: Config) -> Probation:
     """Make the rule of the settings; without `probation` in `promotion.steps` it ends at once."""
     promotion = config.promotion
     lasts_s = promotion.probation_s if "probation" in promotion.steps else 0.0
-    return Probation(lasts_s, promotion.margin, 1.0 - promotion.confidence)
+    return Probation(lasts_s, promotion.margin, alpha=round(1.0 - promotion.confidence, 9))
 
 
 def _task_outputs(

@@ -46,7 +46,7 @@ class ProbationMonitor:
     _crashed: bool = False
 
     def __post_init__(self) -> None:
-        self.file = StateFile(self.state_dir / FILE, self._dump, self._restore, SAVE_EVERY_S, durable=False)
+        self.file = StateFile(self.state_dir / FILE, self._dump, self._restore, SAVE_EVERY_S, self.emit, durable=False)
 
     def start(self) -> None:
         """Restore the state before any policy is loaded; after too many crashes on probation, roll back.

@@ -45,7 +45,8 @@ class SourceQuarantine:
     """By source, when `sources_disagree` was last published."""
 
     def __post_init__(self) -> None:
-        self.file = StateFile(self.state_dir / FILE, self.quarantine.dump, self.quarantine.restore, SAVE_EVERY_S)
+        quarantine = self.quarantine
+        self.file = StateFile(self.state_dir / FILE, quarantine.dump, quarantine.restore, SAVE_EVERY_S, self.emit)
 
     def start(self) -> None:
         """Restore the state from the file, and repeat it to the store, which may have been replaced."""

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actuators.actions import Action, Choice, Continuous, Value
-from learners.model.features import Features
 from learners.model.heads import HeadOutput
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
@@ -80,9 +78,3 @@ def choices_of(spec: PolicySpec, out: HeadOutput) -> dict[str, dict[str, float]]
         for a in spec.actions.choices
         if a.name in out.choices
     }
-
-
-@torch.no_grad()
-def forward_scores(policy: Policy, features: Features) -> HeadOutput:
-    """What a policy would do on recorded features, best actions only, without encoders and away from the tick."""
-    return policy.act(features, generator=torch.Generator().manual_seed(0), explore=False)

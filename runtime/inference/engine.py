@@ -41,12 +41,11 @@ from runtime.inference.decision import (
     InferenceResult,
     actions_of,
     choices_of,
-    forward_scores,
 )
 from runtime.inference.history import ObservationHistory
 from sensors.readings import Observation, Reading, Telemetry
 
-__all__ = ["UNTRAINED", "Engine", "InferenceResult", "forward_scores"]
+__all__ = ["UNTRAINED", "Engine", "InferenceResult"]
 
 UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""

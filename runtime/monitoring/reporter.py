@@ -39,8 +39,6 @@ class Reporter:
     """Takes secrets out of what an event says: reasons come from drivers and plugins, which may tell what they were given."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _next_log_s: float = 0.0
-    _used: dict[str, float] = field(default_factory=dict)
-    """Stamp of the reading of each stream that was last acted on."""
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Publish an event, from any thread."""

@@ -1,7 +1,8 @@
 """Store the state of one component in a JSON file, so that it survives restarts.
 
 The component says what to store and how to restore it; this writes the file atomically, at most once an interval, off the
-event loop. Knows nothing of the content.
+event loop. A full disk does not end the process: the event `state_write_failed` says so once, and the next interval tries
+again. Knows nothing of the content.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import orjson
 
 from learners.files import write_atomically
+from runtime.process.events import Emit
 
 
 class StateUnreadable(ValueError):  # noqa: N818 - reads as what happened
@@ -32,6 +34,7 @@ class StateFile:
         dump: returns the state as plain data; called in the event loop.
         restore: takes what `dump` returned; raises KeyError, TypeError, AttributeError or ValueError for anything else.
         every_s: seconds between two writes of a state that changes all the time.
+        emit: publishes an event, from any thread.
         durable: wait until the bytes are on disk; without it a power cut may lose the last write, a crash does not.
     """
 
@@ -39,12 +42,15 @@ class StateFile:
     dump: Callable[[], dict[str, Any]]
     restore: Callable[[dict[str, Any]], None]
     every_s: float
+    emit: Emit
     durable: bool = True
     _changed: bool = False
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _writing: threading.Lock = field(default_factory=threading.Lock)
     _dumped: int = 0
     _written: int = 0
+    _failing: bool = False
+    """The last write failed."""
 
     def load(self) -> bool:
         """Restore the state from the file; False where there is no file.
@@ -77,7 +83,7 @@ class StateFile:
                 await self.save()
 
     async def save(self) -> None:
-        """Write the state now; returns once it is in the file."""
+        """Write the state now; returns once it is in the file, or could not be written."""
         await asyncio.to_thread(self._write, *self._body())
 
     def write(self) -> None:
@@ -94,6 +100,13 @@ class StateFile:
         with self._writing:
             if number < self._written:
                 return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, body, durable=self.durable)
-            self._written = number
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.path, body, durable=self.durable)
+            except OSError as error:
+                self._changed = True
+                if not self._failing:
+                    self.emit("state_write_failed", {"file": str(self.path), "reason": str(error)})
+                self._failing = True
+                return
+            self._written, self._failing = number, False

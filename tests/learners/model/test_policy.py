@@ -14,7 +14,6 @@ from learners.model.features import Features, blank, concat, recorded, stack
 from learners.model.normalizer import Normaliser
 from learners.model.policy import Policy, drop_streams, load, save
 from learners.model.spec import PolicySpec, SpecError, StreamSpec
-from runtime.inference.decision import forward_scores
 
 ACTIONS = ActionSpace(
     (Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, 0.0), (1.0, 2.0)), Utterance("say", "talk"))
@@ -70,7 +69,7 @@ def test_masking_a_stream_changes_no_other_streams_tokens(name: str) -> None:
 
 def test_everything_missing_still_decides() -> None:
     spec = small()
-    out = forward_scores(Policy(spec).eval(), blank(spec, 1))
+    out = Policy(spec).eval().act(blank(spec, 1), generator=torch.Generator(), explore=False)
     assert out.scores["head"].isfinite().all()
     assert int(out.values["head"]) in range(3)
     assert out.values["arm"].isfinite().all()

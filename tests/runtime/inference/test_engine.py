@@ -23,7 +23,7 @@ from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import Wanted
 from learners.model.policy import Policy, load, save
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.inference.engine import ENCODER_FILE, Engine, forward_scores
+from runtime.inference.engine import ENCODER_FILE, Engine
 from sensors.readings import Observation, Reading, Telemetry, Text
 
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
@@ -139,7 +139,7 @@ async def test_a_decision_is_what_the_policy_says_of_what_is_remembered(engine: 
         recorded(engine.spec, [d.tokens], [dict.fromkeys(o.readings, True)], [o.ages_s])
         for d, o in zip(decided, observations, strict=True)
     ]
-    out = forward_scores(engine.frozen_policy(), stack(ticks, dim=1))
+    out = engine.frozen_policy().act(stack(ticks, dim=1), generator=torch.Generator(), explore=False)
     assert out.scores["head"][0].tolist() == pytest.approx(decided[-1].scores["head"], abs=1e-5)
     assert float(out.value[0]) == pytest.approx(decided[-1].value, abs=1e-5)
 

@@ -18,7 +18,9 @@ class Counter:
 
     def __init__(self, path: Path, every_s: float = 60.0) -> None:
         self.count = 0
-        self.file = StateFile(path, self.dump, self.restore, every_s)
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        emit = lambda kind, data: self.events.append((kind, data))  # noqa: E731
+        self.file = StateFile(path, self.dump, self.restore, every_s, emit)
 
     def dump(self) -> dict[str, Any]:
         return {"count": self.count}
@@ -62,13 +64,28 @@ async def test_urgent_changes_are_written_at_once_and_others_at_the_interval(tmp
 
 
 async def test_an_unchanged_state_is_not_written(tmp_path: Path) -> None:
-    one, written = Counter(tmp_path / "state.json", 0.001), []
+    one, written = Counter(tmp_path / "state.json", 0.0), []
     one.file.dump = lambda: written.append(1) or {}  # type: ignore[func-returns-value]
     running = asyncio.create_task(one.file.run())
     for _ in range(20):
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)  # one interval
     one.file.changed()
     await eventually(lambda: written == [1], "the one write")
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_a_file_that_cannot_be_written_is_published_once_and_tried_again(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.write_bytes(b"a file where the folder should be")
+    one = Counter(folder / "state.json", 0.001)
+    one.file.write()
+    await one.file.save()
+    assert [kind for kind, _ in one.events] == ["state_write_failed"]
+    assert one.events[0][1]["file"] == str(folder / "state.json")
+    folder.unlink()
+    running = asyncio.create_task(one.file.run())
+    await eventually((folder / "state.json").exists, "the file")
     running.cancel()
     await asyncio.wait([running])
 
