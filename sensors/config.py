@@ -18,15 +18,22 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def public_source(source: str | int) -> str | int:
-    """A stream's source without what could be a secret: a URL's user, password, query and fragment.
+def split_address(address: str) -> tuple[str, str, str] | None:
+    """Split a URL as (scheme, user and password, rest); None for what is no URL.
 
-    Everything up to the last `@` is taken for user and password: people write passwords with `/`, `?` and `#` in them as they are.
+    Everything up to the last `@` counts as user and password: people write `/`, `?`, `#` and `@` in passwords unescaped.
     """
-    if isinstance(source, int) or "://" not in source:
-        return source
-    scheme, _, rest = source.partition("://")
-    return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2], maxsplit=1)[0]}"
+    scheme, found, after = address.partition("://")
+    if not found:
+        return None
+    login, _, rest = after.rpartition("@")
+    return scheme, login, rest
+
+
+def public_source(source: str | int) -> str | int:
+    """Return a stream's source without what may be secret: a URL's user, password, query and fragment."""
+    parts = None if isinstance(source, int) else split_address(source)
+    return source if parts is None else f"{parts[0]}://{re.split('[?#]', parts[2], maxsplit=1)[0]}"
 
 
 SECRET_NAME = re.compile(
@@ -36,13 +43,13 @@ SECRET_NAME = re.compile(
 
 
 def secrets_in(source: str) -> set[str]:
-    """What `public_source` leaves out of a URL and must stay unsaid: the password, and values of a query that are named like secrets."""
-    _, found, rest = source.partition("://")
-    if not found:
+    """Return the secrets of a URL that no log may show: the password, and values of a query that are named like secrets."""
+    parts = split_address(source)
+    if parts is None:
         return set()
-    user, _, after = rest.rpartition("@")
-    password = user.partition(":")[2]
-    values = {value for name, value in parse_qsl(after.partition("?")[2]) if SECRET_NAME.search(name)}
+    _, login, rest = parts
+    password = login.partition(":")[2]
+    values = {value for name, value in parse_qsl(rest.partition("?")[2]) if SECRET_NAME.search(name)}
     return {secret for secret in (password, unquote(password), *values) if secret}
 
 

@@ -22,6 +22,8 @@ MAX_PIXELS = 2**27
 """OpenCV's own last line of defence; each stream's `max_pixels` is checked before it."""
 LIVE_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|analyzeduration;1000000|probesize;500000"
 """FFmpeg's options for network sources: TCP, no buffering, at most one second of looking before the first picture."""
+FILE_OPTIONS = "probesize;5000000"
+"""FFmpeg's own default, for files: with the options of live sources it finds no picture in some of them."""
 SANE_FPS = (0.1, 240.0)
 
 
@@ -62,7 +64,6 @@ def load() -> ModuleType:
         SensorLost: it cannot be loaded; the message names the Debian packages it may want.
     """
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", LIVE_OPTIONS)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     try:
         import cv2  # noqa: PLC0415 - loaded when a camera is used, after its limits are set
@@ -169,6 +170,7 @@ def capture(job: CaptureJob, outbox: FrameSink, stop: threading.Event) -> None:
 def _open(cv2: ModuleType, job: CaptureJob) -> Any:
     backend = cv2.CAP_V4L2 if isinstance(job.source, int) else cv2.CAP_FFMPEG
     options = [] if isinstance(job.source, int) else [cv2.CAP_PROP_N_THREADS, 1]  # frame threads add frames of delay
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = FILE_OPTIONS if job.file else LIVE_OPTIONS
     source = cv2.VideoCapture(job.source, backend, options)
     if not source.isOpened():
         source.release()

@@ -1,29 +1,34 @@
-"""Sensors whose source is read by a driver process: what cameras and microphones share.
+"""The base of cameras and microphones whose source is read by a driver process.
 
-The process does one job (`sensors.drivers.process`) and is watched by the age of its data (`sensors.drivers.watchdog`); what it dropped is counted
-by cause. Knows neither pictures nor sound.
+The process does one job (`sensors.drivers.process`); the watchdog judges it by the age of its data
+(`sensors.drivers.watchdog`). Every datum that is not delivered is counted by cause. Knows neither pictures nor sound.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
-from sensors.base import Publish
+from sensors.base import PayloadRefused, Publish
 from sensors.drivers.handle import DriverProcess
 from sensors.drivers.process import Job, Message
 from sensors.drivers.watchdog import Limits, SourceWatchdog
+from sensors.readings import Reading
+
+DATA = frozenset({"F", "S"})
+"""Kinds of messages that carry a frame or samples."""
 
 
 class DriverSensor:
-    """A source that runs by itself; a subclass makes readings of what the driver says.
+    """Run one driver process after another and publish the readings that a subclass makes of its messages.
 
     Args:
         name: the stream's.
-        shown: the source as reports name it.
-        job: what the driver process is to do.
-        limits: how patient the watcher is.
-        probe: sees cheaply whether the source is there at all; raises `Absent`.
+        shown: the source as reports name it, without secrets.
+        job: what the driver process does.
+        limits: the watchdog's limits in seconds.
+        probe: sees cheaply whether the source exists; raises `Absent`.
         clock: monotonic seconds.
         begin: called before each connection.
     """
@@ -42,39 +47,44 @@ class DriverSensor:
         self.name = name
         self.drops: Counter[str] = Counter()
         self._seq = 0
-        self._publish: Publish = lambda _reading: None
-        self._watcher = SourceWatchdog(
-            f"{name} ({shown})",
-            lambda: DriverProcess(name, job),
-            self._hear,
-            limits,
-            probe=probe,
-            begin=begin,
-            clock=clock,
+        self._watchdog = SourceWatchdog(
+            f"{name} ({shown})", lambda: DriverProcess(name, job), limits, probe=probe, begin=begin, clock=clock
         )
 
     @property
     def counts(self) -> Counter[str]:
         """Connections made, replaced and failed."""
-        return self._watcher.counts
+        return self._watchdog.counts
 
     async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Deliver readings until cancelled."""
-        self._publish = publish
-        await self._watcher.run(lost, recovered)
+        """Publish readings until cancelled."""
+        await self._watchdog.run(partial(self._deliver, publish), lost, recovered)
 
-    def _hear(self, message: Message) -> bool:
-        """In the reader's thread; whether it was data."""
-        if message.kind == "D":
-            self.drops[message.text] += 1
-            return False
-        return self._take(message)
+    def reading_of(self, message: Message) -> Reading | None:
+        """Make a reading of a frame or of samples; None when more samples are needed. Runs in the reader's thread.
 
-    def _take(self, message: Message) -> bool:
-        """Publish what a message gives; whether it was data at all."""
+        Raises:
+            PayloadRefused: the datum cannot be used; the caller counts its cause.
+        """
         raise NotImplementedError
 
+    def _deliver(self, publish: Publish, message: Message) -> bool:
+        """Publish what a message gives; return whether it was usable data, which the watchdog asks."""
+        if message.kind == "D":
+            self.drops[message.text] += 1
+        if message.kind not in DATA:
+            return False
+        try:
+            reading = self.reading_of(message)
+        except PayloadRefused as refusal:
+            self.drops[refusal.cause] += 1
+            self._watchdog.refusal = str(refusal)
+            return False
+        if reading is not None:
+            publish(reading)
+        return True
+
     def _next(self) -> int:
-        """The number of the next reading."""
+        """Return the number of the next reading."""
         self._seq += 1
         return self._seq

@@ -1,7 +1,8 @@
-"""Keeps one source alive: connects, judges it by the age of its data, reports, replaces it, backs off.
+"""Keep one source alive: connect, judge it by the age of its data, report, replace its driver, back off.
 
-No driver time-out is trusted. A source is lost when its newest datum is older than its period plus `grace_s`, whatever
-the driver says, and its driver is replaced after `replace_s` of silence. The period is learned from the last gaps, so that a camera slower than asked is not reported at every frame. Knows neither pictures nor sound.
+It trusts no driver's time-out. A source is lost when its newest datum is older than its period plus `grace_s`, whatever
+the driver says. Its driver is replaced after `replace_s` of silence. The period is learned from the last gaps, so a
+camera slower than requested is not reported at every frame. Knows neither pictures nor sound.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from sensors.drivers.process import Message
 
 
 class Connection(Protocol):
-    """One attempt to use a source."""
+    """One driver process on one source."""
 
     def messages(self) -> Generator[Message]:
-        """What it says until it ends; blocks."""
+        """Yield its messages until it ends; blocks."""
 
     def stop(self) -> None:
-        """Make `messages` end; from any thread, more than once."""
+        """End `messages`; callable from any thread, more than once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How patient a watcher is, in seconds."""
+    """The limits of a watchdog, in seconds."""
 
     period_s: float
-    """Shortest time between data; the learned period is never below it."""
+    """Shortest time between data; a lower bound of the learned period."""
     grace_s: float = 0.2
-    """Beyond the period; the remaining 50 ms of the promised 250 are for noticing."""
+    """Allowed beyond the period; the other 50 ms of the promised 250 ms are for noticing."""
     start_s: float = 3.0
     """The first data may take this long before the source is reported."""
     open_s: float = 10.0
@@ -49,21 +50,21 @@ class Limits:
     back_off_s: tuple[float, float] = (0.25, 4.0)
     """First and longest wait between two connections."""
     probe_wait_s: float = 0.5
-    """Longest wait while the source is plainly absent, which costs nothing to find out."""
+    """Longest wait while the probe finds the source absent; a probe is cheap."""
     enough: int = 2
-    """Fresh data in a row that make a recovery: a dying decoder may still hand out a last picture."""
+    """Fresh data in a row that make a recovery: a dying decoder may still deliver a last picture."""
 
 
 class Absent(SensorLost):
-    """The source is not there at all: found out cheaply, before a driver was started."""
+    """The probe found no source, before a driver was started."""
 
 
 class Ended(SensorLost):
-    """A recording came to its end; nothing more will come."""
+    """A recording has reached its end; no more data will come."""
 
 
 class Period:
-    """The time between data, learned from the gaps between their stamps."""
+    """Learn the time between data, in seconds, from the gaps between their stamps."""
 
     def __init__(self, floor_s: float) -> None:
         self._floor_s = floor_s
@@ -72,22 +73,22 @@ class Period:
         self._last_s: float | None = None
 
     def add(self, stamp_s: float) -> None:
-        """Learn from a datum."""
+        """Learn from a datum captured at `stamp_s`."""
         if self._last_s is not None:
             self._gaps.append(stamp_s - self._last_s)
         self._last_s = stamp_s
 
     def claim(self, period_s: float) -> None:
-        """What the source says of itself: believed until it was seen."""
+        """Use the source's own claim until gaps have been measured."""
         self._claimed_s = period_s
 
     def restart(self) -> None:
-        """A new connection: what lies between is no gap."""
+        """Ignore the gap to the next datum: it comes from a new connection."""
         self._last_s = None
 
     @property
     def value_s(self) -> float:
-        """The mean gap, an interruption counting as twice the median; not below the floor."""
+        """The mean gap in seconds, at least the floor; an interruption counts as twice the median."""
         if not self._gaps:
             return max(self._floor_s, self._claimed_s)
         longest_s = 2 * statistics.median(self._gaps)
@@ -95,27 +96,36 @@ class Period:
 
 
 class SourceWatchdog:
-    """Runs connections one after the other until cancelled or until the recording ends."""
+    """Run connections one after the other until cancelled or until the recording ends.
+
+    Args:
+        name: the source as reports name it.
+        connect: starts one connection.
+        limits: when to report and when to replace.
+        probe: sees cheaply whether the source exists; raises `Absent`.
+        begin: called before each connection.
+        clock: monotonic seconds.
+    """
 
     def __init__(
         self,
         name: str,
         connect: Callable[[], Connection],
-        take: Callable[[Message], bool],
         limits: Limits,
         *,
         probe: Callable[[], None] = lambda: None,
         begin: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`take` handles a message in the reader's thread and says whether it was data; `probe` raises Absent."""
         self.name = name
         self.counts: Counter[str] = Counter()
-        """connections, replaced, failed."""
+        """By cause: connections, replaced, failed."""
         self.fps = 0.0
-        """Data a second as the source claims; 0 while unknown."""
+        """Data per second as the source claims; 0 while unknown."""
+        self.refusal: str | None = None
+        """Why the last datum could not be used; None after a usable one."""
         self._connect = connect
-        self._take = take
+        self._deliver: Callable[[Message], bool] = lambda _message: False
         self._limits = limits
         self._probe = probe
         self._begin = begin
@@ -127,8 +137,17 @@ class SourceWatchdog:
         self._fresh = 0
         """Fresh data in a row since the last loss or connection."""
 
-    async def run(self, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Keep the source alive until cancelled; then at most one second passes."""
+    async def run(
+        self, deliver: Callable[[Message], bool], lost: Callable[[str], None], recovered: Callable[[], None]
+    ) -> None:
+        """Keep the source alive until cancelled; returns within a second of that.
+
+        Args:
+            deliver: handles a message in the reader's thread and returns whether it was usable data.
+            lost: called with the reason, once for each interruption.
+            recovered: called once when data is fresh again.
+        """
+        self._deliver = deliver
         first_s, longest_s = self._limits.back_off_s
         wait_s = first_s
         while True:
@@ -143,7 +162,7 @@ class SourceWatchdog:
             wait_s = min(wait_s * 2, longest_s)
 
     async def _attempt(self, lost: Callable[[str], None], recovered: Callable[[], None]) -> SensorLost:
-        """One connection from start to end; why it ended."""
+        """Run one connection from start to end; return why it ended."""
         loop = asyncio.get_running_loop()
         self._newest_s = None
         self._fresh = 0
@@ -167,8 +186,8 @@ class SourceWatchdog:
         done: asyncio.Future[SensorLost],
         recovered: Callable[[], None],
     ) -> None:
-        """The reader's thread: from the probe to the end of the messages; the end is told before the driver is reaped."""
-        reason = SensorLost("the driver process ended without a word")
+        """Read in a thread from the probe to the last message; report the end before the driver is reaped."""
+        reason = SensorLost("the driver process ended without a reason")
         with closing(connection.messages()) as messages:
             try:
                 self._probe()
@@ -177,19 +196,24 @@ class SourceWatchdog:
                     _raise_if_last(message)
                     if message.kind == "O":
                         call_threadsafe(loop, self._opened, message)
-                    elif self._take(message):
+                    elif self._deliver(message):
+                        self.refusal = None
                         call_threadsafe(loop, self._note, done, message.stamp_s, recovered)
             except SensorLost as error:
                 reason = error
+            except OSError as error:
+                reason = SensorLost(f"the driver process cannot be used: {error.strerror}")
+            except Exception as error:  # noqa: BLE001 - the thread must report its end; the text may hold a password
+                reason = SensorLost(f"the sensor failed with {type(error).__name__}; this is a bug")
             call_threadsafe(loop, _finish, done, reason)
 
     def _opened(self, message: Message) -> None:
-        """The source says what it is (event loop)."""
+        """Learn the rate that the source claims (event loop)."""
         self.fps = float(orjson.loads(message.body)["fps"])
         self._period.claim(1.0 / self.fps if self.fps > 0 else 0.0)
 
     def _note(self, done: asyncio.Future[SensorLost], stamp_s: float, recovered: Callable[[], None]) -> None:
-        """A datum arrived (event loop)."""
+        """Register a datum (event loop)."""
         if done.done():
             return
         first, self._newest_s = self._newest_s is None, stamp_s
@@ -197,13 +221,13 @@ class SourceWatchdog:
         self._fresh = self._fresh + 1 if self._clock() - stamp_s <= self._report_after_s() else 0
         back = self._reported and self._fresh >= self._limits.enough
         if (first or back) and self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)  # other limits hold from now on
+            self._changed.set_result(None)  # other limits apply from now on
         if back:
             self._reported = False
             recovered()
 
     async def _judge(self, done: asyncio.Future[SensorLost], lost: Callable[[str], None]) -> SensorLost:
-        """Wait for the end, or for silence that calls for a new connection."""
+        """Wait for the end, or for so much silence that a new connection is needed; return the reason."""
         start_s = self._clock()
         while not done.done():
             self._changed = asyncio.get_running_loop().create_future()
@@ -213,12 +237,14 @@ class SourceWatchdog:
                 break
             age_s = self._clock() - (start_s if self._newest_s is None else self._newest_s)
             what = "nothing came" if self._newest_s is None else "it fell silent"
+            if self.refusal is not None:
+                what = f"no usable data ({self.refusal})"
             if age_s >= self._report_after_s():
                 self._report(f"{self.name}: {what} for {age_s:.2f} s", lost)
             if age_s >= self._replace_after_s():
                 self.counts["replaced"] += 1
                 done.cancel()
-                return SensorLost(f"{what} for {age_s:.2f} s; starting its driver anew")
+                return SensorLost(f"{what} for {age_s:.2f} s; its driver is restarted")
         return done.result()
 
     def _report_after_s(self) -> float:
@@ -232,7 +258,7 @@ class SourceWatchdog:
         return max(self._limits.replace_s, 5 * self._period.value_s)
 
     def _patience_s(self, start_s: float) -> float:
-        """Seconds until the next judgement can change anything."""
+        """Return the seconds until the next judgement can differ."""
         base_s = start_s if self._newest_s is None else self._newest_s
         limit_s = self._replace_after_s() if self._reported else self._report_after_s()
         return max(0.001, base_s + limit_s - self._clock())

@@ -1,25 +1,26 @@
 """Cameras: a USB number, a video file, rtsp://, http:// (MJPEG), or JPEG and PNG bytes on a topic.
 
-Everything but topics is captured by OpenCV in a process of its own (`sensors.drivers.process`), read by a thread of its own and
-watched by frame age (`sensors.drivers.watchdog`). The newest frame wins; every other is counted by cause. A file keeps its own
-speed; `rate_hz` says how many of its frames a second are seen.
+OpenCV captures everything but topics in a driver process (`sensors.drivers.process`), which is read by a thread and
+watched by frame age (`sensors.drivers.watchdog`). The newest frame wins; every other is counted by cause. A file plays at
+its own speed; `rate_hz` limits how many of its frames per second are delivered.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 
 from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_image
-from sensors.config import CameraSettings, public_source
+from sensors.config import CameraSettings, public_source, split_address
 from sensors.drivers.opencv import CaptureJob
 from sensors.drivers.process import Message
 from sensors.drivers.sensor import DriverSensor
@@ -31,7 +32,7 @@ _PROBE_S = 1.0
 
 
 class CameraSensor(DriverSensor):
-    """A camera that runs by itself."""
+    """Deliver the frames of a device, a file or a URL."""
 
     def __init__(
         self,
@@ -44,23 +45,21 @@ class CameraSensor(DriverSensor):
         source = _source(settings.source)
         super().__init__(
             name,
-            public_source(source),
+            public_source(settings.source),
             CaptureJob(source, settings.rate_hz, settings.loop, settings.width, settings.height, settings.max_pixels),
             limits or Limits(period_s=1.0 / settings.rate_hz),
             probe=lambda: probe(source),
             clock=clock,
         )
 
-    def _take(self, message: Message) -> bool:
-        if message.kind != "F":
-            return False
+    def reading_of(self, message: Message) -> Frame:
+        """Make a frame of a message: its body is RGB uint8 (height, width, 3)."""
         image = np.frombuffer(message.body, np.uint8).reshape(message.first, message.second, 3)
-        self._publish(Frame(self.name, message.stamp_s, self._next(), image))
-        return True
+        return Frame(self.name, message.stamp_s, self._next(), image)
 
 
 class TopicCamera:
-    """Pictures over MQTT: JPEG or PNG bytes."""
+    """Decode pictures that arrive over MQTT as JPEG or PNG bytes."""
 
     def __init__(self, name: str, topic: str | None, max_pixels: int) -> None:
         self.name = name
@@ -70,7 +69,7 @@ class TopicCamera:
         self._seq = 0
 
     def decode(self, payload: bytes, stamp_s: float) -> Frame:
-        """One payload as a frame.
+        """Decode one payload to a frame captured at `stamp_s`.
 
         Raises:
             PayloadRefused: as `sensors.codecs.images.decode_image`.
@@ -86,28 +85,66 @@ class TopicCamera:
 
 
 def probe(source: int | str) -> None:
-    """See cheaply whether the source is there at all, so that an absent one costs no driver process.
+    """See cheaply whether the source exists, so that an absent one costs no driver process.
+
+    No text of an exception is repeated for a URL: it could hold a part of a password.
 
     Raises:
-        Absent: no such device or file, or nothing answers at its host and port within a second.
+        Absent: no such device or file, a URL without a usable host and port, or no answer within a second.
     """
     if isinstance(source, int):
         if not os.access(f"/dev/video{source}", os.R_OK | os.W_OK):
-            raise Absent(f"/dev/video{source} is not there or may not be read; `reflexd devices` lists what is")
+            raise Absent(f"/dev/video{source} is absent or may not be read; `reflexd devices` lists the cameras")
     elif "://" not in source:
         if not Path(source).is_file():
             raise Absent(f"{source}: no such file")
     else:
-        parts = urlsplit(source)
-        address = (parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme, 0))
         try:
-            socket.create_connection(address, _PROBE_S).close()
+            socket.create_connection(_host_and_port(source), _PROBE_S).close()
         except OSError as error:
-            raise Absent(f"nothing answers at {address[0]}:{address[1]}: {error}") from None
+            raise Absent(f"no server answers: {error.strerror or 'timed out'}") from None
+
+
+def connectable(source: str) -> str:
+    """Escape the user and password of a URL, so that a password of any characters reaches the camera as written.
+
+    `%` with two hexadecimal digits counts as escaped already. An `http://` URL with an `@` in its path is left as it is.
+    """
+    parts = split_address(source)
+    if parts is None or not parts[1] or not _has_login(source):
+        return source
+    scheme, login, rest = parts
+    user, colon, password = login.partition(":")
+    return f"{scheme}://{_escaped(user)}{colon}{_escaped(password)}@{rest}"
+
+
+def _has_login(source: str) -> bool:
+    """Whether the last `@` ends a login: it does in the host part, in rtsp, and after a port that is no number."""
+    scheme, _, after = source.partition("://")
+    host = re.split("[/?#]", after, maxsplit=1)[0]
+    port = host.rpartition(":")[2] if ":" in host else ""
+    return "@" in host or scheme.startswith("rtsp") or not (port.isdecimal() or not port)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9._~%-]", lambda found: quote(found[0], safe=""), text)
+
+
+def _host_and_port(source: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(source)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise Absent(
+            "the address has no valid host and port; write SCHEME://HOST:PORT/PATH, PORT from 1 to 65535"
+        ) from None
+    if not host:
+        raise Absent("the address names no host; write SCHEME://HOST/PATH")
+    return host, port or DEFAULT_PORTS.get(parts.scheme, 0)
 
 
 def _source(source: int | str) -> int | str:
-    """A number written as text is a device number too; `file:PATH` is PATH."""
-    if isinstance(source, str) and source.isdecimal():
-        return int(source)
-    return source.removeprefix("file:") if isinstance(source, str) else source
+    """Return what to open: a number written as text is a device number, `file:PATH` is PATH, a URL is escaped."""
+    if isinstance(source, int):
+        return source
+    return int(source) if source.isdecimal() else connectable(source.removeprefix("file:"))

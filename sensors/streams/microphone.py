@@ -103,12 +103,19 @@ class MicrophoneSensor(DriverSensor):
             begin=self._window.clear,
         )
 
-    def _take(self, message: Message) -> bool:
-        if message.kind != "S":
-            return False
-        if self._window.add(np.frombuffer(message.body, np.float32), message.first):
-            self._publish(Sound(self.name, message.stamp_s, self._next(), self._window.take(), RATE_HZ))
-        return True
+    def reading_of(self, message: Message) -> Sound | None:
+        """Append a message's float32 samples; return the window when a hop has passed.
+
+        Raises:
+            PayloadRefused: `not_finite`; the window starts again with silence.
+        """
+        samples = np.frombuffer(message.body, np.float32)
+        if not np.isfinite(samples).all():
+            self._window.clear()
+            raise PayloadRefused("not_finite", "the source delivers samples that are not finite")
+        if not self._window.add(samples, message.first):
+            return None
+        return Sound(self.name, message.stamp_s, self._next(), self._window.take(), RATE_HZ)
 
 
 class TopicMicrophone:

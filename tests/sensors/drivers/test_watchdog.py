@@ -52,11 +52,14 @@ class Bench:
         self.wires: list[Wire] = []
         self.absent = False
         self.dropped: list[str] = []
+        self.failure: Exception | None = None
         self.witness = Witness()
-        self.watcher = SourceWatchdog("cam", self._connect, self._take, limits, probe=self._probe)
+        self.watcher = SourceWatchdog("cam", self._connect, limits, probe=self._probe)
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self.watcher.run(self.witness.on_lost, self.witness.on_recovered))
+        self._task = asyncio.create_task(
+            self.watcher.run(self._deliver, self.witness.on_lost, self.witness.on_recovered)
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -79,7 +82,9 @@ class Bench:
         if self.absent:
             raise Absent("it is not there")
 
-    def _take(self, message: Message) -> bool:
+    def _deliver(self, message: Message) -> bool:
+        if self.failure is not None:
+            raise self.failure
         if message.kind == "D":
             self.dropped.append(message.text)
         return message.kind == "F"
@@ -154,7 +159,7 @@ async def test_errors_and_deaths_are_told_and_followed_by_a_new_connection() -> 
         await bench.witness.until(lambda: len(bench.witness.recovered) == 1)
         second.inbox.put(None)
         await bench.witness.until(lambda: len(bench.witness.lost) == 2)
-        assert "without a word" in bench.witness.lost[1][1]
+        assert "without a reason" in bench.witness.lost[1][1]
         assert bench.dropped == ["superseded"]
         await bench.wire(3)
 
@@ -226,3 +231,16 @@ async def test_losses_name_no_password() -> None:
     assert "rtsp://127.0.0.1:1/x" in witness.lost[0][1]
     assert "secret" not in witness.lost[0][1]
     assert issubclass(Absent, SensorLost)
+
+
+async def test_a_failure_of_the_sensor_itself_is_reported_and_tried_again() -> None:
+    """Whatever the reader's thread raises: it ends with a reason, and the next connection follows."""
+    async with Bench() as bench:
+        bench.failure = ValueError("rtsp://cam:canary@host")
+        (await bench.wire(1)).say("F")
+        await bench.witness.until(lambda: len(bench.witness.lost) == 1)
+        assert "failed with ValueError" in bench.witness.lost[0][1]
+        assert "canary" not in bench.witness.lost[0][1]
+        bench.failure = None
+        (await bench.wire(2)).revive()
+        await bench.witness.until(lambda: len(bench.witness.recovered) == 1)

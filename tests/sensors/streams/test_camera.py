@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from sensing import Running, Start, children, descriptors, eventually
 
 from sensors.base import Sensor, SensorLost
-from sensors.config import CameraSettings
+from sensors.config import CameraSettings, public_source
 from sensors.drivers import opencv
 from sensors.drivers.opencv import CaptureJob, Pace, SourceClock
 from sensors.drivers.watchdog import Absent
 from sensors.readings import Frame
-from sensors.streams.camera import CameraSensor, probe
+from sensors.streams.camera import CameraSensor, connectable, probe
 
 VTEST = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 TREE = VTEST.with_name("tree.avi")
@@ -270,3 +271,91 @@ def test_a_source_without_stamps_is_stamped_at_arrival_and_a_drifting_one_follow
     drifting = SourceClock()
     late = [now - drifting.stamp_s(now * (1 - 1e-4), now) for now in np.arange(1.0, 3_600.0, 0.1)]
     assert max(late) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp4", "mp4v"), ("mkv", "mp4v"), ("webm", "VP80"), ("webm", "VP90"), ("ts", "mp4v")]
+)
+def test_every_frame_of_a_video_file_is_delivered(tmp_path: Path, suffix: str, codec: str) -> None:
+    cv2 = opencv.load()
+    path = tmp_path / f"film.{suffix}"
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*codec), 100.0, (64, 48))
+    for number in range(30):
+        writer.write(np.full((48, 64, 3), 8 * number, np.uint8))
+    writer.release()
+    sink = Sink(enough=1_000)
+    opencv.capture(CaptureJob(str(path), 1_000.0, False, None, None, 10_000), sink, sink.stop)
+    assert [len(sink.images), sink.drops] == [30, []]
+
+
+def test_every_frame_of_a_gif_is_delivered(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (64, 48), (8 * number, 0, 0)) for number in range(30)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], duration=20)
+    sink = Sink(enough=1_000)
+    opencv.capture(CaptureJob(str(tmp_path / "film.gif"), 1_000.0, False, None, None, 10_000), sink, sink.stop)
+    assert len(sink.images) == 30
+
+
+def test_live_options_are_for_live_sources_alone(tmp_path: Path) -> None:
+    """FFmpeg with `nobuffer` finds no picture in some files; a live source needs it."""
+    path = short_video(tmp_path / "film.avi", 2)
+    sink = Sink(enough=1)
+    opencv.capture(CaptureJob(str(path), 1_000.0, False, None, None, 10_000), sink, sink.stop)
+    assert "nobuffer" not in os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"]
+    with pytest.raises(SensorLost, match="cannot be opened"):
+        opencv.capture(CaptureJob("http://127.0.0.1:9/none", 1_000.0, False, None, None, 10_000), sink, sink.stop)
+    assert "nobuffer" in os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"]
+
+
+@pytest.mark.parametrize(
+    ("password", "escaped"),
+    [
+        ("sEcr#t1", "sEcr%23t1"),
+        ("sEcr@t2", "sEcr%40t2"),
+        ("sEcr/t3", "sEcr%2Ft3"),
+        ("sEcr?t4", "sEcr%3Ft4"),
+        ("sEcr%t5", "sEcr%25t5"),
+        ("sEcr[t6", "sEcr%5Bt6"),
+        ("sEcr:t7", "sEcr%3At7"),
+        ("sEcr%23t8", "sEcr%23t8"),
+        ("sEcr t9", "sEcr%20t9"),
+        ("söcr€t", "s%C3%B6cr%E2%82%ACt"),
+    ],
+)
+def test_password_of_any_characters_reaches_the_camera(password: str, escaped: str) -> None:
+    source = f"rtsp://cam:{password}@127.0.0.1:554/stream?channel=1"
+    assert connectable(source) == f"rtsp://cam:{escaped}@127.0.0.1:554/stream?channel=1"
+    assert public_source(source) == "rtsp://127.0.0.1:554/stream"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["http://host/@user/video", "http://host:8080/@user/video", "http://host/video", "rtsp://[::1]:554/a", "film.mp4"],
+)
+def test_address_without_a_password_is_left_as_it_is(source: str) -> None:
+    assert connectable(source) == source
+
+
+def test_http_password_with_a_slash_is_escaped() -> None:
+    assert connectable("http://cam:a/b@host:80/v") == "http://cam:a%2Fb@host:80/v"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "rtsp://cam:sEcr#t1@127.0.0.1:9/test",
+        "rtsp://cam:sEcr[t6@127.0.0.1:9/test",
+        "rtsp://cam:sEcrt10@127.0.0.1:99999/test",
+        "rtsp://cam:sEcr@",
+        "rtsp://cam:sEcrt@no.such.host.invalid/test",
+        "http://cam:sEcr/t@127.0.0.1:9/test",
+        "rtsp://cam:sEcr@[::1/test",
+    ],
+)
+async def test_absent_camera_is_reported_again_and_again_without_its_password(source: str, running: Running) -> None:
+    sensor = camera(source)
+    async with running(sensor) as witness:
+        await eventually(lambda: sensor.counts["failed"] >= 2, 20.0)
+    assert len(witness.lost) == 1
+    assert "sEcr" not in witness.lost[0][1]
+    assert "bug" not in witness.lost[0][1]

@@ -19,6 +19,7 @@ from sensors.base import PayloadRefused, Sensor, SensorLost, TopicSensor
 from sensors.config import MicrophoneSettings
 from sensors.drivers import portaudio
 from sensors.drivers.portaudio import PlayJob, RecordJob, SampleRing
+from sensors.drivers.watchdog import Limits
 from sensors.readings import Sound
 from sensors.streams.microphone import RATE_HZ, MicrophoneSensor, TopicMicrophone, Window, job_of, pcm
 
@@ -315,3 +316,26 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(SensorLost, match="pip install"):
         portaudio.load()
+
+
+async def test_samples_that_are_not_finite_are_counted_and_never_published(tmp_path: Path, running: Running) -> None:
+    samples = tone(600, 16_000, 0.4)
+    samples[800:810] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 16_000, subtype="FLOAT")
+    sensor = MicrophoneSensor("room", settings(str(tmp_path / "nan.wav"), window_s=0.3, hop_s=0.1, loop=True))
+    async with running(sensor) as witness:
+        await witness.until(lambda: sensor.drops["not_finite"] >= 2 and len(witness.readings) >= 4)
+    assert all(np.isfinite(sound.samples).all() for sound in witness.readings if isinstance(sound, Sound))
+
+
+async def test_microphone_with_nothing_finite_is_lost_by_name_and_reason(tmp_path: Path, running: Running) -> None:
+    soundfile.write(tmp_path / "inf.wav", np.full(16_000, np.inf, np.float32), 16_000, subtype="FLOAT")
+    limits = Limits(
+        period_s=0.1, start_s=8.0, open_s=20.0
+    )  # the driver process has begun by then, also on a busy machine
+    sensor = MicrophoneSensor("room", settings(str(tmp_path / "inf.wav"), loop=True), limits=limits)
+    async with running(sensor) as witness:
+        await witness.until(lambda: bool(witness.lost), within_s=20.0)
+    assert witness.readings == []
+    assert witness.lost[0][1].startswith("room (")
+    assert "not finite" in witness.lost[0][1]
