@@ -8,14 +8,15 @@ code on labels. Validation chooses the epoch; the test split is read once, at th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
+from safetensors import SafetensorError
 
 from learners.config import Train
 from learners.device import pick_device
@@ -26,7 +27,7 @@ from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import Run, Settings, Tell, Trainer
 from learners.finetune.trainer_state import State
-from learners.model.encoders.bundled import resolve
+from learners.model.encoders.bundled import BundledError, resolve
 from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved
 from learners.tasks.classify_text import Classifier
 from learners.tasks.heads import set_prior
@@ -57,6 +58,25 @@ class Tuned:
     total: int
 
 
+class ModelError(ValueError):
+    """A model cannot be opened; `str` says which, why and the remedy."""
+
+
+@contextmanager
+def _opening(model: str) -> Iterator[None]:
+    """Turn what libraries raise for a missing, damaged or unfit model into one line."""
+    try:
+        yield
+    except (DataError, BundledError):
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(
+            f"{model}: cannot be opened ({type(error).__name__}: {reason}); name `bundled:NAME`, a transformers id that is "
+            "in the cache, or a folder that transformers or `reflexd finetune` wrote"
+        ) from error
+
+
 def finetune(
     *, task: str, model: str, train: Path | str, validation: Path | str, out: Path | str, test: Path | str | None = None,
     mode: Train = "lora", seed: int = 0, resume: bool = True, progress: bool = False, adapter: bool = False,
@@ -82,6 +102,7 @@ def finetune(
 
     Raises:
         DataError: the data cannot be used.
+        ModelError: the model cannot be opened, or memory does not suffice.
         ValueError: an unknown option, or nothing to train.
     """
     out = Path(out)
@@ -95,8 +116,13 @@ def finetune(
     state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
     bar: AbstractContextManager[Tell | None] = Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
     keep, rank = out if adapter else None, extra["lora_rank"]
-    with bar as tell:
-        tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, tell=tell, keep=keep)
+    try:
+        with bar as tell:
+            tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, tell=tell, keep=keep)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{model}: out of memory with batches of {settings.batch}; give a smaller --batch, or --mode lora"
+        ) from error
     tuned.task.save(out)  # before the test file is measured: no failure from here on loses the weights
     report = _report(tuned, splits, model, mode)
     report["notes"] = [note for some in splits.all() for note in getattr(some, "notes", ())]
@@ -154,15 +180,18 @@ def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None 
         DataError: the data cannot be used.
         ValueError: the folder was not made by `finetune`, or for another task.
     """
-    told = saved(resolve(model))
+    with _opening(model):
+        told = saved(resolve(model))
     if told.get("kind") != task:
         raise ValueError(f"{model}: fine-tuned for {told.get('kind', 'nothing')}, not for {task}")
-    opened = open_task(task, resolve(model))
+    with _opening(model):
+        opened = open_task(task, resolve(model))
     examples = datasets.read(test, type(opened))
     check_features(opened, examples)
     total = sum(parameter.numel() for parameter in opened.model.parameters())
     before = Path(resolve(model)) / "report.json"
-    earlier = orjson.loads(before.read_bytes()) if before.is_file() else {}
+    with _opening(model):
+        earlier = dict(orjson.loads(before.read_bytes())) if before.is_file() else {}
     report = {
         "task": task, "model": model, "train": earlier.get("train", "none"),
         "metrics": {"validation": {}, "test": measure(opened, examples)},
@@ -191,14 +220,13 @@ def build(
         )
     settings = settings_of(cls.recipe, mode, **{name: value for name, value in options.items() if name in own})
     torch.manual_seed(settings.seed)  # the new head
-    source = resolve(model)
-    if (
-        hasattr(cls, "fitting_window_s")
-        and "window_s" not in options
-        and "window_s" not in saved(source).get("options", {})
-    ):
+    with _opening(model):
+        source = resolve(model)
+        told = saved(source).get("options", {})
+    if hasattr(cls, "fitting_window_s") and "window_s" not in options and "window_s" not in told:
         options = {**options, "window_s": cls.fitting_window_s(train)}
-    task = cls.open(source, labels=cls.labels_of(train), **Options.known(options))
+    with _opening(model):
+        task = cls.open(source, labels=cls.labels_of(train), **Options.known(options))
     task.model.to(pick_device(str(extra["device"])))
     return task, settings, extra
 

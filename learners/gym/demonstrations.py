@@ -6,10 +6,12 @@ environment takes them), `rewards_i` and `dones_i`.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import gymnasium
 import numpy as np
@@ -114,23 +116,35 @@ def load(path: Path) -> list[Episode]:
     """Read episodes; pickled objects are refused.
 
     Raises:
-        ValueError: an array is missing, or the lengths do not fit each other.
+        ValueError: it is no `.npz`, an array is missing, or the lengths do not fit each other.
     """
-    with np.load(path, allow_pickle=False) as data:
-        count = sum(name.startswith("observations_") for name in data.files)
-        episodes = []
-        for i in range(count):
-            try:
-                o, a, r, d = (data[f"{name}_{i}"] for name in ("observations", "actions", "rewards", "dones"))
-            except KeyError as error:
-                raise ValueError(f"{path}: episode {i}: {error}") from None
-            if not len(o) - 1 == len(a) == len(r) == len(d) > 0:
-                raise ValueError(
-                    f"{path}: episode {i}: {len(o)} observations, {len(a)} actions, {len(r)} rewards and {len(d)} dones;"
-                    " there must be one observation more than of the others"
-                )
-            episodes.append(Episode(list(o), list(a), [float(x) for x in r], [bool(x) for x in d]))
-    return episodes
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            count = sum(name.startswith("observations_") for name in data.files)
+            arrays = [
+                [np.asarray(data[f"{name}_{i}"]) for name in ("observations", "actions", "rewards", "dones")]
+                for i in range(count)
+            ]
+    except KeyError as error:
+        raise ValueError(f"{path}: {error}; write the four arrays of every episode") from None
+    except (ValueError, EOFError, BadZipFile, AttributeError, TypeError, NotImplementedError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: no file of episodes ({type(error).__name__}); write one with numpy.savez_compressed"
+        ) from None
+    if not count:
+        raise ValueError(f"{path}: no episodes in it; write `observations_0`, `actions_0`, `rewards_0`, `dones_0`")
+    return [_episode(path, i, *each) for i, each in enumerate(arrays)]
+
+
+def _episode(path: Path, i: int, o: NDArray[Any], a: NDArray[Any], r: NDArray[Any], d: NDArray[Any]) -> Episode:
+    if min(o.ndim, a.ndim, r.ndim, d.ndim) < 1 or not len(o) - 1 == len(a) == len(r) == len(d) > 0:
+        raise ValueError(
+            f"{path}: episode {i}: arrays of the shapes {o.shape}, {a.shape}, {r.shape} and {d.shape};"
+            " there must be one observation more than actions, rewards and dones"
+        )
+    if r.ndim > 1 or not np.isfinite(r.astype(float)).all():
+        raise ValueError(f"{path}: episode {i}: a reward is not finite; write one number a step")
+    return Episode(list(o), list(a), [float(x) for x in r], [bool(x) for x in d])
 
 
 def episodes_of(environment: str, env: gymnasium.Env[Any, Any], source: int | Path) -> list[Episode]:

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import FILE, FOLDER, load_or_demo
+from runtime.cli.options import FILE, FOLDER, Refused, load_or_demo, refusing
 
 if TYPE_CHECKING:
     from learners.checkpoints.manifest import Manifest
@@ -25,6 +25,7 @@ T = TypeVar("T")
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
 @click.option("--task", help="The versions of this task instead of the policy's.")
 @click.pass_context
+@refusing
 def checkpoints(context: click.Context, config: Path | None, task: str | None) -> None:
     """List policy versions; promote one, or roll back to the one before. A running agent follows within a second.
 
@@ -49,12 +50,13 @@ def _said(work: Callable[[], T]) -> T:
     try:
         return work()
     except (CheckpointRefused, TaskRefused) as refusal:
-        raise click.ClickException(str(refusal)) from None
+        raise Refused(str(refusal)) from None
 
 
 @checkpoints.command()
 @click.argument("version")
 @click.pass_obj
+@refusing
 def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str) -> None:
     """Make VERSION live, after every check of its files."""
     if isinstance(folder, tuple):
@@ -67,6 +69,7 @@ def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str) -> Non
 
 @checkpoints.command()
 @click.pass_obj
+@refusing
 def rollback(folder: Checkpoints | tuple[TaskVersions, str]) -> None:
     """Take the live version out for good and return to the one before it."""
     if isinstance(folder, tuple):
@@ -80,12 +83,11 @@ def rollback(folder: Checkpoints | tuple[TaskVersions, str]) -> None:
 @checkpoints.command()
 @click.argument("directory", type=FOLDER)
 @click.pass_obj
+@refusing
 def adopt(folder: Checkpoints | tuple[TaskVersions, str], directory: Path) -> None:
     """Take over the checkpoint that `reflexd train` wrote to DIRECTORY and make it live."""
     if isinstance(folder, tuple):
-        raise click.ClickException(
-            "`adopt` takes over policies; a task is fine-tuned from labels, or `model:` names a folder"
-        )
+        raise Refused("`adopt` takes over policies; a task is fine-tuned from labels, or `model:` names a folder")
     click.echo(f"{adopt_directory(folder, directory)} is live")
 
 
@@ -128,7 +130,7 @@ def adopt_directory(checkpoints: Checkpoints, directory: Path) -> str:
         version = checkpoints.adopt(_trained_version(directory), key.public_key())
         checkpoints.promote(version)
     except CheckpointRefused as refusal:
-        raise click.ClickException(str(refusal)) from None
+        raise Refused(str(refusal)) from None
     return version
 
 
@@ -142,7 +144,7 @@ def _trained_version(directory: Path) -> Path:
         return directory
     found = sorted(directory.glob("checkpoints/*/manifest.json"))
     if not found:
-        raise click.ClickException(f"{directory}: no checkpoint in it; give the --out folder of `reflexd train`")
+        raise Refused(f"{directory}: no checkpoint in it; give the --out folder of `reflexd train`")
     return found[-1].parent
 
 

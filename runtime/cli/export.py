@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from runtime.cli.options import FILE, load_or_demo
+from runtime.cli.options import FILE, load_or_demo, refusing
 
 FORMATS = ("mcap", "lerobot", "onnx")
 TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"])
@@ -29,6 +29,7 @@ TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m
     "--pictures/--no-pictures", default=True, show_default=True, help="lerobot: only ticks whose pictures were kept."
 )
 @click.option("--task", help="lerobot: the task where no text was kept.")
+@refusing
 def export(
     config: Path | None,
     form: str,
@@ -58,10 +59,7 @@ def export(
     from rich.console import Console
     from rich.progress import Progress
 
-    from runtime.recording.export import (
-        ExportOptions,
-        NotExported,
-    )
+    from runtime.recording.export import ExportOptions
     from runtime.recording.export import export as write
     from runtime.recording.export_mcap import Window
 
@@ -69,13 +67,10 @@ def export(
     wish = ExportOptions(out, version, recording, experience, window, pictures, task)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         job = bar.add_task(f"exporting {form}", total=None)
-        try:
-            said = write(
-                load_or_demo(config).config,
-                form,
-                wish,
-                lambda done, total: bar.update(job, completed=done, total=total),
-            )
-        except NotExported as reason:
-            raise click.ClickException(str(reason)) from None
+        said = write(
+            load_or_demo(config).config,
+            form,
+            wish,
+            lambda done, total: bar.update(job, completed=done, total=total),
+        )
     click.echo(said)

@@ -17,7 +17,7 @@ import structlog
 
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.export import export
-from runtime.cli.options import FILE, load, load_or_demo
+from runtime.cli.options import FILE, load, load_or_demo, refusing
 from runtime.cli.service import service
 from runtime.cli.session import explain, record, release, replay
 from runtime.cli.training import evaluate, finetune, train
@@ -81,6 +81,7 @@ def demo(*, verbose: bool) -> None:
 @main.command(cls=Examples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
 @click.argument("config", type=FILE, required=False)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of a settings file.")
+@refusing
 def check(config: Path | None, *, schema: bool) -> None:
     """Validate CONFIG; exit code 2 with file:line, path and remedy for everything that is wrong."""
     if schema:
@@ -131,6 +132,7 @@ def devices() -> None:
 @click.argument("config", type=FILE, required=False)
 @click.option("--json", "as_json", is_flag=True, help="The last health message as JSON.")
 @click.option("--timeout", "timeout_s", default=12.0, show_default=True, help="Seconds to wait for an answer.")
+@refusing
 def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
     """Say once how the daemon of CONFIG (default: the demo) is."""
     from runtime.cli.status import show_status
@@ -160,6 +162,7 @@ def top(config: Path | None) -> None:
 @click.option(
     "--config", "as_config", is_flag=True, help="Print the settings file for an agent that controls ENV, and end."
 )
+@refusing
 def plant(
     environment: str,
     agent: str,
@@ -173,19 +176,17 @@ def plant(
     """Put a gymnasium environment, or the demo's `panorama`, behind the broker as a device, in real time."""
     from runtime.plant import broker, print_config, run_plant
 
-    try:
-        if as_config:
-            print_config(environment, agent, url, rate_hz)
-            return
-        config = load(settings).config if settings is not None else None
-        mqtt = broker(url) if config is None else config.mqtt
-        run_plant(environment, agent=agent if config is None else config.agent, mqtt=mqtt, seed=seed, rate_hz=rate_hz)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
+    if as_config:
+        print_config(environment, agent, url, rate_hz)
+        return
+    config = load(settings).config if settings is not None else None
+    mqtt = broker(url) if config is None else config.mqtt
+    run_plant(environment, agent=agent if config is None else config.agent, mqtt=mqtt, seed=seed, rate_hz=rate_hz)
 
 
 @main.command(cls=Examples, epilog="reflexd prepare robot.yaml")
 @click.argument("config", type=FILE, required=False)
+@refusing
 def prepare(config: Path | None) -> None:
     """Convert and measure the models of CONFIG (default: the demo) now, so that the first start need not.
 
@@ -197,10 +198,7 @@ def prepare(config: Path | None) -> None:
     settings = load_or_demo(config).config
     with tempfile.TemporaryDirectory() as folder:
         settings = settings.model_copy(update={"state_dir": Path(folder)})
-        try:
-            build_engine(settings, open_checkpoints(settings.state_dir, settings.promotion)).close()
-        except ValueError as error:
-            raise click.ClickException(str(error)) from None
+        build_engine(settings, open_checkpoints(settings.state_dir, settings.promotion)).close()
 
 
 for _command in (train, finetune, evaluate, explain, record, replay, release, service, checkpoints, export):

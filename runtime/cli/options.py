@@ -1,10 +1,14 @@
-"""Arguments and options that several verbs share, and how they read the settings file."""
+"""Arguments and options that several verbs share, how they read the settings file, and how they refuse broken inputs."""
 
 from __future__ import annotations
 
+import errno
+import functools
 import sys
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import IO, Any, ParamSpec, TypeVar
 
 import click
 
@@ -13,6 +17,9 @@ from runtime.config.loader import Loaded
 
 REFUSED = 2
 """Exit code for settings or arguments that cannot be used."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -35,3 +42,31 @@ def load(path: Path) -> Loaded:
         for problem in error.problems:
             click.echo(str(problem), err=True)
         sys.exit(REFUSED)
+
+
+class Refused(click.ClickException):
+    """Something of the user's cannot be used: printed as it is, one line a problem, exit code 2."""
+
+    exit_code = REFUSED
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message."""
+        click.echo(self.message, file=file, err=file is None)
+
+
+def refusing(verb: Callable[P, T]) -> Callable[P, T]:
+    """Turn the errors by which our own readers refuse files, models and folders into `Refused`; a verb shows no traceback for them."""
+
+    @functools.wraps(verb)
+    def run(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return verb(*arguments, **options)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click ends a verb quietly when the pipe it writes to is closed
+                raise
+            place = f"{error.filename}: " if error.filename is not None else ""
+            raise Refused(f"{place}{error.strerror or error}") from error
+        except (ValueError, ArithmeticError) as error:
+            raise Refused(str(error) or type(error).__name__) from error
+
+    return run

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import FILE, load_or_demo
+from runtime.cli.options import FILE, load_or_demo, refusing
 from runtime.mqtt.rpc import Answer
 
 BAR = 24
@@ -41,6 +41,7 @@ def picture(answer: Answer) -> None:
 @click.argument("decision")
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
 @click.option("--json", "as_json", is_flag=True)
+@refusing
 def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
     """Say why DECISION was taken: what each stream contributed, ages, policy version, and the gate's verdict.
 
@@ -61,6 +62,7 @@ def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
 @click.command()
 @click.argument("state", type=click.Choice(["on", "off"]))
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@refusing
 def record(state: str, config: Path | None) -> None:
     """Begin or end a session recording (MCAP) in the running daemon.
 
@@ -78,6 +80,7 @@ def record(state: str, config: Path | None) -> None:
 @click.command()
 @click.argument("source")
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@refusing
 def release(source: str, config: Path | None) -> None:
     """Let a quarantined SOURCE of rewards (or label:SOURCE) count again in the running daemon; it is not judged any more.
 
@@ -97,17 +100,14 @@ def release(source: str, config: Path | None) -> None:
 @click.option("--config", type=FILE, help="The settings the recording was made with; default: the demo's.")
 @click.option("--policy", help="Another version: says where it would have decided otherwise.")
 @click.option("--json", "as_json", is_flag=True)
+@refusing
 def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool) -> None:
     """Decide a recorded session again with the policy versions that acted in it, and compare every decision.
 
     Exit code 0 when all are the same, 1 when not.
     """
-    from runtime.recording.recorder import RecordingError
     from runtime.recording.replay import replay_file
 
-    try:
-        report = replay_file(file, load_or_demo(config).config, policy=policy, progress=sys.stderr.isatty())
-    except RecordingError as error:
-        raise click.ClickException(str(error)) from None
+    report = replay_file(file, load_or_demo(config).config, policy=policy, progress=sys.stderr.isatty())
     click.echo(json.dumps(report.body()) if as_json else report.text())
     sys.exit(0 if report.same or policy else 1)

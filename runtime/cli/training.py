@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.cli.options import ANY, FOLDER
+from runtime.cli.options import ANY, FOLDER, refusing
 
 if TYPE_CHECKING:
     from learners.model.spec import Algorithm
@@ -46,6 +46,7 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     show_default=True,
     help="Start from so many scripted demonstrations, where the environment has a script, or from a file of episodes.",
 )
+@refusing
 def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorithm, demonstrations: int | Path) -> None:
     """Train a policy against a gymnasium ENV in lock-step; the checkpoint is one that `reflexd run` loads.
 
@@ -85,6 +86,7 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Go on from OUT where an earlier run was killed."
 )
+@refusing
 def finetune(train_file: Path, **options: Any) -> None:
     """Fine-tune a pretrained model from files: CoNLL columns, CSV/TSV, JSON lines, or folders of class-named files.
 
@@ -92,8 +94,13 @@ def finetune(train_file: Path, **options: Any) -> None:
     """
     from learners.finetune.run import finetune as tune
 
+    for name in ("epochs", "batch", "lora_rank", "patience", "learning_rate"):
+        if (value := options[name]) is not None and not 0 < value < float("inf"):
+            raise click.BadParameter(f"{value} is not above zero", param_hint=f"--{name.replace('_', '-')}")
     given = {key: value for key, value in options.items() if value is not None}
     report = tune(train=train_file, progress=sys.stderr.isatty(), **given)
+    for note in report["notes"]:
+        click.echo(note, err=True)
     click.echo(json.dumps(report["metrics"], indent=2))
     click.echo(
         f"{report['trained_parameters']:,} of {report['total_parameters']:,} parameters; {report['wall_s']:.0f} s; {options['out']}/report.json"
@@ -105,6 +112,7 @@ def finetune(train_file: Path, **options: Any) -> None:
 @click.option("--model", required=True, help="A fine-tuned folder.")
 @click.option("--test", type=ANY, required=True)
 @click.option("--out", type=FOLDER, help="Where report.json goes.")
+@refusing
 def evaluate(task: str, model: str, test: Path, out: Path | None) -> None:
     """Measure a fine-tuned model on a test file."""
     from learners.finetune.run import evaluate as measure

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ import structlog
 from mcap.exceptions import McapError
 from mcap.reader import NonSeekingReader, make_reader
 from mcap.writer import Writer
+from zstandard import ZstdError
 
 from runtime.recording.codec import SCHEMA_OF, SCHEMAS, ReadingCodec
 from sensors.readings import Reading
@@ -173,6 +175,20 @@ class Channels:
         self.writer.add_message(self._channels[topic], stamp_ns, data, stamp_ns)
 
 
+DAMAGED = (
+    McapError,
+    ZstdError,
+    struct.error,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+)
+"""What the MCAP reader and the decompressors raise for a damaged file."""
+
+
 class RecordingError(ValueError):
     """A file that is no recording of ours, or not whole; `str` says what is wrong."""
 
@@ -194,8 +210,10 @@ class Recording:
                 for entry in NonSeekingReader(file).iter_metadata():
                     if entry.name == "reflexd":
                         return self._readable(dict(entry.metadata))
-            except McapError as error:
-                raise RecordingError(f"{self.path}: not an MCAP file: {error}") from None
+            except RecordingError:
+                raise
+            except DAMAGED as error:
+                raise RecordingError(f"{self.path}: not an MCAP file: {error or type(error).__name__}") from None
         raise RecordingError(f"{self.path}: an MCAP file, but not one that reflexd recorded")
 
     def _readable(self, metadata: dict[str, str]) -> dict[str, str]:
@@ -209,7 +227,12 @@ class Recording:
     def attachments(self) -> dict[str, bytes]:
         """The attached files by name."""
         with self.path.open("rb") as file:
-            return {entry.name: entry.data for entry in make_reader(file).iter_attachments()}
+            try:
+                return {entry.name: entry.data for entry in make_reader(file).iter_attachments()}
+            except DAMAGED as error:
+                raise RecordingError(
+                    f"{self.path}: its attachments cannot be read: {error or type(error).__name__}"
+                ) from None
 
     def ticks(self) -> Iterator[tuple[list[Reading], dict[str, Any]]]:
         """Each tick in order: the readings that were new, and the decision as recorded."""
@@ -229,5 +252,5 @@ class Recording:
                 for schema, channel, message in NonSeekingReader(file).iter_messages(log_time_order=False):
                     if channel.message_encoding == "json" and schema is not None:
                         yield channel.topic, schema.name, orjson.loads(message.data)
-            except (McapError, orjson.JSONDecodeError) as error:
+            except DAMAGED as error:
                 _LOG.warning("recording_cut_off", path=str(self.path), reason=str(error))

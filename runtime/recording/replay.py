@@ -72,6 +72,10 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
             )
         tuning = EncoderUpdater(config, engine, lambda _kind, _data: None)
         return asyncio.run(_replay(recording, tuning, policy, progress=progress))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise RecordingError(
+            f"{path}: a message is damaged or of another version ({type(error).__name__}: {error})"
+        ) from error
     finally:
         engine.close()
 

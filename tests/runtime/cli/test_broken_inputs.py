@@ -1,0 +1,178 @@
+"""Every verb refuses what people give it by mistake: lines with place and remedy, exit code 2, and never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+import tinymodels
+from click.testing import CliRunner, Result
+
+from runtime.cli.main import main
+
+CSV = "text,label\n" + "go now,move\nstop now,halt\n" * 6
+CONLL = "anna B-x\nworks O\n\nin O\nParis B-y\n"
+
+
+def invoke(*arguments: str | Path) -> Result:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    assert "Traceback" not in done.output
+    return done
+
+
+def refused(*arguments: str | Path) -> str:
+    done = invoke(*arguments)
+    assert done.exit_code == 2, done.output
+    assert done.output.strip(), "a reason"
+    return done.output
+
+
+def put(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tinymodels.bert(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("tuned")
+    good = put(folder / "good.csv", CSV)
+    done = invoke(
+        "finetune", "--task", "classify", "--model", model, "--train", good, "--validation", good, "--out", folder / "o",
+        "--mode", "frozen", "--epochs", "1",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return folder / "o"
+
+
+FILES: dict[str, tuple[str, str | bytes, str]] = {
+    "latin1": ("a.csv", "text,label\nschön,a\n".encode("latin-1"), "a.csv:2: byte 0xf6"),
+    "empty": ("a.csv", b"", "no examples"),
+    "header only": ("a.csv", b"text,label\n", "no examples"),
+    "binary": ("a.csv", bytes(range(256)), "a.csv:"),
+    "open quote": ("a.csv", CSV + '"open,a\n', "a.csv:14: "),
+    "no label": ("a.csv", "text,sentiment\nx,a\ny,b\n", "a.csv:1: no column `label`"),
+    "one class": ("a.csv", "text,label\nx,a\ny,a\n", "all 2 examples have the label 'a'"),
+    "broken line": ("a.jsonl", b'{"text": "x", "label": "a"}\n{"text', "a.jsonl:2: not JSON"),
+    "no split": ("a.json", b'{"train": []}', "name one of its splits: a.json#train"),
+    "columns": ("a.conll", CONLL, "no `text`, only `tokens`, `tags`"),
+    "other suffix": ("a.xlsx", b"PK", ".xlsx is not read"),
+    "pictures": ("p/cat/1.png", b"\x89PNG\r\n\x1a\n", "1.png"),
+}
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_finetune_and_evaluate_refuse_a_file(tmp_path: Path, model: Path, tuned: Path, name: str) -> None:
+    file, content, reason = FILES[name]
+    path = put(tmp_path / file, content)
+    path = tmp_path / "p" if file.startswith("p/") else path
+    good = put(tmp_path / "good.csv", CSV)
+    common = ("finetune", "--task", "classify", "--model", model, "--out", tmp_path / "o", "--epochs", "1")
+    if name != "pictures":  # a model of texts cannot be opened for them
+        assert reason in refused(*common, "--train", path, "--validation", good)
+    if name != "one class":
+        assert reason in refused(*common, "--train", good, "--validation", path)
+        assert reason in refused(*common, "--train", good, "--validation", good, "--test", path)
+        assert reason in refused("evaluate", "--task", "classify", "--model", tuned, "--test", path)
+    assert not (tmp_path / "o" / "report.json").exists()
+
+
+@pytest.mark.parametrize("part", ["--validation", "--test"])
+def test_a_label_that_training_lacks_is_refused_before_the_first_step(tmp_path: Path, model: Path, part: str) -> None:
+    good, unseen = put(tmp_path / "good.csv", CSV), put(tmp_path / "unseen.csv", CSV + "what,odd\n")
+    files = {"--train": good, "--validation": good, "--test": good} | {part: unseen}
+    given = [argument for pair in files.items() for argument in pair]
+    said = refused("finetune", "--task", "classify", "--model", model, "--out", tmp_path / "o", *given)
+    assert f"{unseen}:14: label ['odd'] is not among 2 known" in said
+    assert not (tmp_path / "o").exists(), "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be opened"),
+        (lambda folder: (folder / "task.json").write_text("{"), "cannot be opened"),
+        (lambda folder: (folder / "task.json").write_text("[1]"), "cannot be opened"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 50), "cannot be opened"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be opened"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot be opened"),
+    ],
+)
+def test_a_damaged_model_is_refused(tmp_path: Path, tuned: Path, damage: Callable[[Path], object], reason: str) -> None:
+    import shutil
+
+    shutil.copytree(tuned, tmp_path / "m")
+    damage(tmp_path / "m")
+    good = put(tmp_path / "good.csv", CSV)
+    assert reason in refused("evaluate", "--task", "classify", "--model", tmp_path / "m", "--test", good)
+    given = ("--train", good, "--validation", good, "--out", tmp_path / "o", "--epochs", "1")
+    assert reason in refused("finetune", "--task", "classify", "--model", tmp_path / "m", *given)
+
+
+def test_models_and_options_that_cannot_be_used(tmp_path: Path, model: Path, tuned: Path) -> None:
+    good = put(tmp_path / "good.csv", CSV)
+    given = ("--train", good, "--validation", good, "--out", tmp_path / "o")
+    assert "unknown; bundled are" in refused("finetune", "--task", "classify", "--model", "bundled:nope", *given)
+    assert "cannot be opened" in refused("finetune", "--task", "classify", "--model", tmp_path / "nowhere", *given)
+    assert "no such file" in refused(
+        "evaluate", "--task", "classify", "--model", tuned, "--test", tmp_path / "gone.csv"
+    )
+    assert "not for tag" in refused("evaluate", "--task", "tag", "--model", tuned, "--test", good)
+    assert "fine-tuned for nothing" in refused("evaluate", "--task", "classify", "--model", model, "--test", good)
+    for option, value in {"--epochs": "0", "--batch": "-1", "--learning-rate": "nan", "--patience": "0"}.items():
+        assert "above zero" in refused("finetune", "--task", "classify", "--model", model, *given, option, value)
+    (tmp_path / "o").write_text("a file")
+    assert "is a file" in refused("finetune", "--task", "classify", "--model", model, *given)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x89MCAP0\r\n", b"\x89MCAP0\r\n" + bytes(200)])
+def test_replay_refuses_what_is_no_recording(tmp_path: Path, content: bytes) -> None:
+    assert "a.mcap" in refused("replay", put(tmp_path / "a.mcap", content))
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    for verb in (
+        ("replay", gone),
+        ("check", gone),
+        ("explain", "x", "--config", gone),
+        ("export", gone, "--format", "onnx", "--out", tmp_path / "x"),
+    ):
+        assert str(gone) in refused(*verb)
+    assert "no checkpoint in it" in refused("checkpoints", "adopt", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a: [", b"- 1\n", b"agent: x\n\tb: 1", b"a: &a [*a]", b"\0"])
+def test_settings_that_are_no_settings(tmp_path: Path, content: bytes) -> None:
+    path = put(tmp_path / "a.yaml", content)
+    for verb in (
+        ("check", path),
+        ("status", path),
+        ("explain", "x", "--config", path),
+        ("plant", "CartPole-v1", "--settings", path),
+    ):
+        assert f"{path}:1" in refused(*verb) or f"{path}:2" in refused(*verb)
+
+
+def test_demonstrations_that_are_no_episodes(tmp_path: Path) -> None:
+    for name, content in {"a.npz": b"junk", "b.npz": b"PK\x03\x04", "c.npz": b""}.items():
+        path = put(tmp_path / name, content)
+        assert name in refused("train", "CartPole-v1", "--out", tmp_path / "o", "--demonstrations", path)
+    assert "Nowhere" in refused("train", "Nowhere-v0", "--out", tmp_path / "o")
+
+
+def test_a_report_that_is_damaged(tmp_path: Path, tuned: Path) -> None:
+    import shutil
+
+    shutil.copytree(tuned, tmp_path / "m")
+    (tmp_path / "m" / "report.json").write_bytes(orjson.dumps([1]))
+    good = put(tmp_path / "good.csv", CSV)
+    assert "cannot be opened" in refused("evaluate", "--task", "classify", "--model", tmp_path / "m", "--test", good)
