@@ -86,6 +86,14 @@ class Excursions:
             self._free_B = torch.where(drawn_2B[1] < 1 / self.length, fresh_B, self._free_B)
         return self._free_B
 
+    def state(self) -> Tensor | None:
+        """Return what an exact resume needs."""
+        return None if self._free_B is None else self._free_B.clone()
+
+    def restore(self, state: Tensor | None) -> None:
+        """Continue from what `state` returned."""
+        self._free_B = None if state is None else state.clone()
+
 
 def epsilon_greedy(scores_Bn: Tensor, epsilon: float, mask_Bn: Tensor | None) -> Tensor:
     """Return the probabilities B,n: the best allowed choice, with `epsilon` spread evenly over the allowed ones."""

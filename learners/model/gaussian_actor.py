@@ -9,6 +9,7 @@ Shapes: B batch, C context, A all continuous components together, a continuous a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,21 @@ class ContinuousHead(nn.Module):
         self.noise, self.wander = ColouredNoise(len(low_A), INDEPENDENT), ColouredNoise(len(low_A), SLOW)
         self.excursions = Excursions()
         self.register_buffer("epsilon", torch.zeros(()))
+
+    def share_exploration(self, other: ContinuousHead) -> None:
+        """Draw from the noise of `other` from now on, so that a change of weights does not interrupt it."""
+        self.noise, self.wander, self.excursions = other.noise, other.wander, other.excursions
+
+    def exploration_state(self) -> dict[str, Tensor]:
+        """Return what the next draw depends on, by name; empty before the first draw."""
+        states = {"noise": self.noise.state(), "wander": self.wander.state(), "free": self.excursions.state()}
+        return {name: state for name, state in states.items() if state is not None}
+
+    def restore_exploration(self, states: Mapping[str, Tensor]) -> None:
+        """Continue from what `exploration_state` returned; further names are ignored."""
+        self.noise.restore(states.get("noise"))
+        self.wander.restore(states.get("wander"))
+        self.excursions.restore(states.get("free"))
 
     def to_units(self, unit_BA: Tensor) -> Tensor:
         """(-1, 1) -> actuator units, never outside the limits by rounding."""

@@ -45,7 +45,7 @@ from runtime.inference.decision import (
 from runtime.inference.history import ObservationHistory
 from sensors.readings import Observation, Reading, Telemetry
 
-__all__ = ["UNTRAINED", "Engine", "InferenceResult"]
+__all__ = ["UNTRAINED", "Engine", "EngineSnapshot", "InferenceResult"]
 
 UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
@@ -69,6 +69,20 @@ class _Cached:
     reading: Reading
     version: str
     tokens_TW: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """The state of an engine between two ticks."""
+
+    files: dict[str, bytes]
+    """The history and the memory of exploration noise, by file name."""
+    tick: int
+    """The last tick in it; -1 before the first one."""
+    version: str
+    """Of the policy."""
+    encoders: dict[str, str]
+    """The version of every encoder by its name."""
 
 
 @dataclass(slots=True)
@@ -104,6 +118,8 @@ class Engine:
     _loader: ThreadPoolExecutor = field(init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stream: Any = field(init=False)
+    _tick: int = -1
+    """The last tick that was decided."""
 
     def __post_init__(self) -> None:
         threads = self.calibrations.wanted.threads
@@ -112,6 +128,9 @@ class Engine:
         self._past = ObservationHistory(self.spec)
         self.policy = self.policy.to(self.device).eval()
         self._standby = copy.deepcopy(self.policy)
+        head, standby = self.policy.heads.continuous, self._standby.heads.continuous
+        if head is not None and standby is not None:
+            standby.share_exploration(head)
         self._live = self._inference.submit(self._first).result()
 
     def _first(self) -> _Live:
@@ -148,13 +167,13 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._inference, self._decide, observation, explore)
 
-    async def snapshot(self) -> dict[str, bytes]:
-        """The past that the next decision sees, as safetensors: what a recording needs at its begin."""
+    async def snapshot(self) -> EngineSnapshot:
+        """Return everything the next decision depends on besides its observation: what a recording needs at its begin."""
         loop = asyncio.get_running_loop()
-        return {HISTORY_FILE: await loop.run_in_executor(self._inference, self._pack)}
+        return await loop.run_in_executor(self._inference, self._pack)
 
     async def restore(self, files: Mapping[str, bytes]) -> None:
-        """Take up what `snapshot` gave, before the first decision of a replay.
+        """Continue from the files of a snapshot, before the first decision of a replay.
 
         Raises:
             KeyError, safetensors.SafetensorError: the files are not a snapshot.
@@ -163,14 +182,16 @@ class Engine:
         await loop.run_in_executor(self._inference, self._unpack, files[HISTORY_FILE])
 
     @torch.inference_mode()
-    def _pack(self) -> bytes:
-        rows, continuous = self._past.pack(), self._live.policy.heads.continuous
-        noise = None if continuous is None else continuous.noise.state()
-        rows |= {} if noise is None else {"noise": noise}
-        # cloned: the first ticks of an episode stand in the history more than once, and safetensors refuses shared memory
-        return safetensors.torch.save(
+    def _pack(self) -> EngineSnapshot:
+        live = self._live
+        rows, continuous = self._past.pack(), live.policy.heads.continuous
+        rows |= {} if continuous is None else continuous.exploration_state()
+        # cloned: the first ticks of an episode appear in the history more than once, and safetensors refuses shared memory
+        data = safetensors.torch.save(
             {name: x.cpu().contiguous().clone() for name, x in rows.items()} or {"empty": torch.zeros(1)}
         )
+        encoders = {name: encoder.version for name, encoder in live.encoders.items()}
+        return EngineSnapshot({HISTORY_FILE: data}, self._tick, live.version, encoders)
 
     def _unpack(self, data: bytes) -> None:
         rows = {name: x.to(self.device) for name, x in safetensors.torch.load(data).items()}
@@ -178,7 +199,7 @@ class Engine:
             self._past.unpack(rows, self._live.fuse)
         continuous = self._live.policy.heads.continuous
         if continuous is not None:
-            continuous.noise.restore(rows.get("noise"))
+            continuous.restore_exploration(rows)
 
     async def load(self, version: str) -> None:
         """Activate a version: read and fill in the loader thread, flip between two ticks.
@@ -244,7 +265,7 @@ class Engine:
             self._past.clear()
         self._standby, self._live = self._live.policy, live
         self.policy = live.policy
-        self._past.fuse_again(live.policy)
+        self._past.fuse_again(live.fuse)
 
     def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
         """Put the encoder on its fastest backend; the graphs of what a daemon starts with are there for others, too."""
@@ -274,6 +295,7 @@ class Engine:
     def _decide(self, observation: Observation, explore: bool | float) -> InferenceResult:  # noqa: FBT001 - as in decide
         start = time.perf_counter()
         live = self._live
+        self._tick = observation.tick
         with self._stream:
             encoded, encode_s = self._perceive(live, observation)
             states_BHD = self._past.take(self._features(observation), live.fuse)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from learners.model.backends.selection import Run
-from learners.model.features import Features, stack
-from learners.model.policy import Policy
+from learners.model.features import Features
 from learners.model.spec import PolicySpec
 
 
@@ -45,11 +44,9 @@ class ObservationHistory:
             self._states.appendleft(self._states[0])
         return torch.stack(list(self._states), dim=1)
 
-    def fuse_again(self, policy: Policy) -> None:
-        """Fuse everything held by other weights."""
-        if self._features:
-            past = stack(list(self._features)).map(lambda x: x.squeeze(1))
-            self._states.extend(state_D.unsqueeze(0) for state_D in policy.fuse(past).unbind(0))
+    def fuse_again(self, fuse: Run) -> None:
+        """Fuse everything held by other weights, tick by tick as `take` and `unpack` do: batches may differ in the last bit."""
+        self._states.extend([self._fused(features, fuse) for features in self._features])
 
     def pack(self) -> dict[str, Tensor]:
         """The features as named tensors."""

@@ -53,7 +53,7 @@ class RecordingController:
                     {name: encoder.version for name, encoder in self.control_loop.engine.encoders.items()}
                 ).decode(),
             },
-            attachments=await self.control_loop.engine.snapshot(),
+            attachments=(await self.control_loop.engine.snapshot()).files,
             max_bytes=int(self.config.record.max_gb * 1e9),
         )
         recorder.start()

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from actuators.actions import ActionSpace, Choice
+from actuators.actions import ActionSpace, Choice, Continuous
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import Wanted
 from learners.model.policy import Policy, load, save
@@ -303,10 +303,58 @@ async def test_a_snapshot_restores_the_past(engine: Engine) -> None:
     observations = [seen(i, orders=text("orders", "abc"[i:]), x=float(i)) for i in range(3)]
     for observation in observations[:2]:
         await engine.decide(observation)
-    files = await engine.snapshot()
+    files = (await engine.snapshot()).files
     want = await engine.decide(observations[2])
     other = engine_of(spec_of())
     await other.restore(files)
     got = await other.decide(observations[2])
     other.close()
     assert (got.scores, got.value, got.actions) == (want.scores, want.value, want.actions)
+
+
+ARM = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, -1.0), (1.0, 2.0))))
+
+
+def explorer(backend: Any = "torch") -> Engine:
+    """An engine whose continuous actuators wander: half of the time an excursion, whose noise has a memory."""
+    made = engine_of(spec_of(actions=ARM), backend)
+    for policy in (made.policy, made._standby):
+        assert policy.heads.continuous is not None
+        policy.heads.continuous.epsilon.fill_(0.5)
+    return made
+
+
+async def explore(engine: Engine, ticks: range) -> list[Any]:
+    """Decide with exploration."""
+    seens = [seen(tick, orders=text("orders", "abcdefgh"[tick % 8 :]), x=tick / 50) for tick in ticks]
+    return [(await engine.decide(one, explore=True)).actions_message() for one in seens]
+
+
+async def test_a_snapshot_restores_the_memory_of_exploration() -> None:
+    one, other = explorer(), explorer()
+    await explore(one, range(30))
+    snapshot = await one.snapshot()
+    assert snapshot.tick == 29
+    await other.restore(snapshot.files)
+    assert await explore(other, range(30, 60)) == await explore(one, range(30, 60))
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+async def test_a_swap_goes_on_with_the_noise_and_a_snapshot_after_it_is_exact(tmp_path: Path, backend: Any) -> None:
+    """The same weights swapped in: nothing changes; and a snapshot within the history of a swap restores every bit."""
+    one, other, plain = explorer(backend), explorer(backend), explorer(backend)
+    (tmp_path / "v1").mkdir()
+    save(one.policy, tmp_path / "v1")
+    want = await explore(plain, range(40))
+    got = await explore(one, range(20))
+    await activate(one, tmp_path / "v1")
+    got += await explore(one, range(20, 22))
+    await activate(other, tmp_path / "v1")
+    await other.restore((await one.snapshot()).files)
+    rest = await explore(one, range(22, 40))
+    assert got + rest == want
+    assert await explore(other, range(22, 40)) == rest
+    for engine in (one, other, plain):
+        engine.close()

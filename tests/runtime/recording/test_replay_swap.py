@@ -82,7 +82,7 @@ async def record(config: Config, path: Path, swaps: tuple[int, ...]) -> list[str
     reporter = Reporter(Silent(), Topics("a"), metrics)  # type: ignore[arg-type]
     encoders = encode({name: one.version for name, one in engine.encoders.items()}).decode()
     metadata = {"session": "s", "spec": engine.spec.to_json().decode(), "seed": str(engine.seed), "encoders": encoders}
-    recorder = Recorder(path, metadata, await engine.snapshot(), 1 << 30)
+    recorder = Recorder(path, metadata, (await engine.snapshot()).files, 1 << 30)
     recorder.start()
     reporter.recorder = recorder
     found = []
