@@ -1,7 +1,7 @@
-"""The two shapes a sensor can have, and how one reports what it lost.
+"""The two interfaces of a sensor, and its errors.
 
-A `Sensor` runs by itself (camera, microphone, file); a `TopicSensor` is handed MQTT payloads by whoever owns the
-connection. Neither knows the tick: they offer readings, and the newest wins elsewhere.
+A `Sensor` runs until cancelled (camera, microphone, file). A `TopicSensor` decodes MQTT payloads that the agent gives it.
+Neither knows the tick: each delivers readings, and the inbox keeps the newest.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Publish = Callable[[Reading], None]
 
 
 class SensorLost(Exception):  # noqa: N818 - the design's name
-    """The source is gone for now; `str` says which, why, and what is being done about it."""
+    """A source delivers nothing for now; `str` says which, why, and what the sensor does about it."""
 
 
 class PayloadRefused(ValueError):  # noqa: N818 - reads as what happened
-    """An untrusted payload was not taken. `cause` is a short counter key such as `too_large`."""
+    """An untrusted payload was refused; `cause` is a short counter key such as `too_large`."""
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
@@ -31,22 +31,24 @@ class PayloadRefused(ValueError):  # noqa: N818 - reads as what happened
 
 @runtime_checkable
 class Sensor(Protocol):
-    """A source that runs by itself until cancelled, reconnecting with back-off."""
+    """A source that runs until cancelled and reconnects with back-off."""
 
     name: str
     drops: Counter[str]
 
     async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Deliver readings until cancelled.
+        """Publish readings until cancelled; end within a second of that, whatever the driver does.
 
-        `lost(reason)` is called once when the source stops delivering, `recovered()` once when it is back.
-        Drivers run in threads of their own; cancelling returns within a second whatever the driver does.
+        Args:
+            publish: takes each reading.
+            lost: called with the reason, once when the source stops delivering.
+            recovered: called once when the source delivers again.
         """
 
 
 @runtime_checkable
 class TopicSensor(Protocol):
-    """A source fed with MQTT payloads."""
+    """A source whose data arrives in MQTT payloads."""
 
     name: str
     topic: str | None
@@ -59,7 +61,7 @@ class TopicSensor(Protocol):
         May be slow (JPEG): it is called off the event loop.
 
         Raises:
-            PayloadRefused: with the cause; the caller has nothing else to do, the drop is already counted.
+            PayloadRefused: with the cause; the sensor has counted the drop already.
         """
 
 
@@ -69,7 +71,7 @@ Arguments = TypeVarTuple("Arguments")
 def call_threadsafe(
     loop: asyncio.AbstractEventLoop, callback: Callable[[Unpack[Arguments]], object], *arguments: *Arguments
 ) -> bool:
-    """Have the loop call; False when the loop is closed already, which a thread that outlives it may find."""
+    """Call `callback` in the loop, from any thread; False when the loop is closed already."""
     try:
         loop.call_soon_threadsafe(callback, *arguments)
     except RuntimeError:

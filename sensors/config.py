@@ -1,4 +1,4 @@
-"""Settings of the streams. Imports no hardware and no torch, so that a file can be checked in under a second."""
+"""Settings of the streams. Imports no hardware library and no torch, so `reflexd check` takes less than a second."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def public_source(source: str | int) -> str | int:
 SECRET_NAME = re.compile(
     r"passw(or)?d|passphrase|pwd|secret|token|credential|(api|access|private|auth)[_-]?key", re.IGNORECASE
 )
-"""Names under which people keep secrets."""
+"""Names of settings that hold secrets."""
 
 
 def secrets_in(source: str) -> set[str]:
@@ -54,7 +54,7 @@ def secrets_in(source: str) -> set[str]:
 
 
 class StreamSettings(Settings):
-    """What every stream has."""
+    """Settings that every stream has."""
 
     max_age_s: Positive = Field(1.0, description="older than this, a reading is missing for the policy")
     required: bool = Field(False, description="the gate acts safe while this stream is stale")
@@ -96,7 +96,7 @@ class TextSettings(StreamSettings):
 
 
 PREFIX = "task:"
-"""What the source of a stream begins with that a task of the agent's own feeds."""
+"""Prefix of the source of a stream that one of the agent's tasks feeds."""
 
 
 class TelemetrySettings(StreamSettings):
@@ -114,7 +114,7 @@ class TelemetrySettings(StreamSettings):
     @classmethod
     def _distinct(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(fields)) != len(fields):
-            raise ValueError("each field may be named once; remove the repeated one")
+            raise ValueError("a field is named twice; remove the repeated one")
         return fields
 
 
@@ -142,12 +142,12 @@ AnyStream = Annotated[
 
 
 def fields_of(stream: AnyStream) -> tuple[str, ...]:
-    """The names of the numbers of a stream that gives telemetry; none for any other."""
+    """Return the names of the numbers of a telemetry stream; none for any other."""
     return stream.fields if isinstance(stream, TelemetrySettings | PluginStreamSettings) else ()
 
 
 def stream_secrets(stream: AnyStream) -> set[str]:
-    """What the settings of a stream hold that no log and no event may tell: of its address, and of a plugin's options."""
+    """Return the secrets in a stream's settings: of its address, and of a plug-in's options."""
     if stream.kind != "plugin":
         return secrets_in(str(stream.source))
     texts = {name: value for name, value in stream.options.items() if isinstance(value, str) and value}

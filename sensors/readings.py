@@ -1,4 +1,4 @@
-"""What is perceived: one immutable value per kind of stream, and the observation a tick sees.
+"""Readings: one immutable value per kind of stream, and the observation of a tick.
 
 Stamps are seconds on the monotonic clock (`time.monotonic`, the same for every process of one machine), taken when
 the datum was captured or, where the source does not say, when it arrived. This module knows no device and no tensor.

@@ -1,4 +1,4 @@
-"""JPEG and PNG bytes from strangers: the header is read and judged before a decoder may believe it.
+"""Decode untrusted JPEG and PNG bytes after a check of their header.
 
 A 691-byte JPEG can claim 5 GB of pixels, and OpenCV would allocate them. Strict on purpose: markers must follow each
 other as ITU-T T.81 annex B says, a PNG begins with a whole IHDR (W3C PNG, 11.2.2). Does not judge the picture's content.
@@ -37,7 +37,7 @@ class Header:
 
 
 def read_header(payload: bytes) -> Header:
-    """The size a picture claims, from its first bytes only.
+    """Read the kind and the size that a picture claims, from its first bytes only.
 
     Raises:
         PayloadRefused: `not_an_image`, `bad_header` or `truncated`.
@@ -92,7 +92,10 @@ def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _check_jpeg(payload: bytes) -> None:
-    """A cut picture decodes to grey; 0xFF in coded data is always stuffed, so markers can be counted as bytes."""
+    """Refuse a cut JPEG, which would decode to grey, and one of too many scans.
+
+    0xFF in coded data is always stuffed, so markers can be counted as bytes.
+    """
     if payload.rfind(b"\xff\xd9") <= payload.rfind(b"\xff\xda"):  # the end of a thumbnail is not the picture's
         raise PayloadRefused("truncated", "the JPEG has no end marker")
     scans = payload.count(b"\xff\xda")
@@ -107,7 +110,7 @@ def _transparent(png: bytes) -> bool:
 
 
 def _essential(payload: bytes) -> bytes:
-    """The PNG with only the chunks its picture needs, each whole and with a true checksum.
+    """Return the PNG with only the chunks its picture needs, each complete and with a true checksum.
 
     OpenCV 5.0 worked 16 s on 100 bytes whose chunk length was wrong; other chunks may unpack to more than they are.
     """
@@ -150,7 +153,7 @@ def _jpeg_size(payload: bytes) -> tuple[int, int]:
 
 
 def _marker(payload: bytes, at: int) -> tuple[int, int]:
-    """The marker at `at` and where its segment begins; any number of 0xFF may pad it."""
+    """Return the marker at `at` and the start of its segment; any number of 0xFF may pad it."""
     start = at
     while at < len(payload) and payload[at] == 0xFF:
         at += 1

@@ -57,7 +57,7 @@ def encode_sound(samples: NDArray[np.float32], rate_hz: int) -> bytes:
 
 
 def _with_length(data: bytes) -> bytes:
-    """A WAV whose data claims no bytes, as a writer leaves it that was killed or wrote to a pipe, with "until the end"."""
+    """Correct the length of a WAV that claims no bytes, as a killed writer or a pipe leaves it, to "until the end"."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return data
     chunks = list(_chunks(data))
@@ -69,7 +69,7 @@ def _with_length(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Offset, kind and length of each chunk of a WAV, as far as they follow each other."""
+    """Yield offset, kind and length of each chunk of a WAV, as far as they follow each other."""
     at = 12
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
@@ -78,7 +78,7 @@ def _chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _mono(file: soundfile.SoundFile, limit: int, max_s: float) -> NDArray[np.float32]:
-    """The mean of the channels; where they cancel each other (a cable with swapped wires), the loudest one."""
+    """Average the channels; return the loudest where they cancel each other (a cable with swapped wires)."""
     energies = np.zeros(file.channels)
     blocks, total, mean_energy = [np.empty(0, np.float32)], 0, 0.0
     for block in _blocks(file):

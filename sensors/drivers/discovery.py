@@ -1,7 +1,7 @@
-"""What is plugged in: the cameras and microphones that settings can name.
+"""List the cameras and microphones that settings can name; `reflexd devices` prints them.
 
-A camera is asked for its capabilities (V4L2, VIDIOC_QUERYCAP): most offer further nodes that give no pictures. Opens no
-stream, so it does not know whether another program holds the device.
+It reads a camera's capabilities (V4L2, VIDIOC_QUERYCAP), because most cameras have further nodes without pictures. It
+opens no stream, so it does not know whether another program uses the device.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MicrophoneDevice:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Everything found, and what kept from looking."""
+    """All devices found, and the problems that prevented a complete search."""
 
     cameras: tuple[CameraDevice, ...]
     microphones: tuple[MicrophoneDevice, ...]
@@ -52,7 +52,7 @@ class Devices:
 
 
 def devices(nodes: Path = Path("/dev"), names: Path = Path("/sys/class/video4linux")) -> Devices:
-    """Look for cameras and microphones; takes up to a second, PortAudio asks every sound driver."""
+    """Find cameras and microphones; takes up to a second, because PortAudio asks every sound driver."""
     try:
         microphones = tuple(
             MicrophoneDevice(found.number, found.name, found.channels, found.rate_hz) for found in portaudio.inputs()
@@ -80,7 +80,7 @@ def _cameras(nodes: Path, names: Path) -> tuple[CameraDevice, ...]:
 
 
 def _captures(path: Path) -> bool | None:
-    """Whether the node gives pictures; None when it may not be opened."""
+    """Return whether the node delivers pictures; None when this user may not open it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -1,7 +1,7 @@
-"""The owner's end of a driver process: start it, read its messages, kill it.
+"""Start a driver process, read its messages, kill it.
 
-Killing is what makes a wedged driver harmless: its descriptors, threads and memory go with the process, which abandoning
-a thread inside the agent could not do. A process stuck in the kernel (state D) is killed when the kernel lets go.
+Killing makes a blocked driver harmless: its descriptors, threads and memory end with the process. A thread inside the
+agent could not be ended like that. A process blocked in the kernel (state D) dies when the kernel returns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REAP_S = 1.0
 
 
 class DriverProcess:
-    """One connection to a source. `messages` is for one thread, `stop` for any."""
+    """One driver process on one source; call `messages` from one thread, `stop` from any."""
 
     def __init__(self, name: str, job: Job) -> None:
         self._name = name
@@ -31,7 +31,7 @@ class DriverProcess:
         self._stopped = False
 
     def messages(self) -> Generator[Message]:
-        """Start the process and yield what it says until it ends or is stopped."""
+        """Start the process and yield its messages until it ends or is stopped."""
         mine, theirs = socket.socketpair()
         self._socket = mine
         try:
@@ -47,19 +47,19 @@ class DriverProcess:
             mine.close()
 
     def stop(self) -> None:
-        """Kill the process; `messages` ends."""
+        """Kill the process, which ends `messages`."""
         self._stopped = True
         if self._process is not None:
             self._process.kill()
         if self._socket is not None:
             try:
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:  # closed already: the process ended by itself
+            except OSError:  # closed already: the process has ended
                 return
 
     @property
     def exit_status(self) -> int | None:
-        """How the process ended; negative: by that signal."""
+        """The exit code of the process, None while it runs; negative: the signal that ended it."""
         return None if self._process is None else self._process.returncode
 
     def _start(self, descriptor: int) -> subprocess.Popen[bytes]:

@@ -1,7 +1,7 @@
-"""The only importer of cv2: still pictures decoded in this process, video captured in a driver process.
+"""Decode still pictures in this process, capture video in a driver process. The only importer of cv2.
 
-`capture` blocks for as long as the driver likes and trusts no driver time-out: it runs under `sensors.drivers.process`, in a
-process that its owner kills when frames grow too old. Colour comes out as RGB. Does not know streams or settings.
+`capture` may block for any time and trusts no driver's time-out. It runs under `sensors.drivers.process`, in a process
+that its owner kills when frames grow too old. Colour is RGB. Knows neither streams nor settings.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SANE_FPS = (0.1, 240.0)
 
 
 class FrameSink(Protocol):
-    """Where a driver process puts what it captured; never blocks."""
+    """Receiver of the frames that a driver process captures; never blocks."""
 
     def frame(self, stamp_s: float, image: NDArray[np.uint8]) -> None:
-        """A new picture; an unsent older one is dropped and counted."""
+        """Take a new picture, RGB uint8 (height, width, 3); an unsent older one is dropped and counted."""
 
     def opened(self, fps: float) -> None:
-        """The source is open; `fps` is what it claims, 0 when it does not say."""
+        """Report that the source is open; `fps` is the rate it claims, 0 when it claims none."""
 
     def drop(self, cause: str) -> None:
         """Count something that was not delivered."""
@@ -42,7 +42,7 @@ class FrameSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CaptureJob:
-    """What to open. `source` is a device number, a path or an rtsp:// or http:// URL."""
+    """What to capture: `source` is a device number, a path, or an rtsp:// or http:// URL."""
 
     source: int | str
     rate_hz: float
@@ -53,15 +53,15 @@ class CaptureJob:
 
     @property
     def file(self) -> bool:
-        """A recording, played at its own pace, as against something live."""
+        """Whether it is a recording, which plays at its own pace, and not a live source."""
         return isinstance(self.source, str) and "://" not in self.source
 
 
 def load() -> ModuleType:
-    """cv2, with its picture limit set first.
+    """Import cv2 after its limits are set in the environment.
 
     Raises:
-        SensorLost: it cannot be loaded; the message names the Debian packages it may want.
+        SensorLost: it cannot be loaded; the message names the Debian packages it may need.
     """
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
@@ -76,7 +76,7 @@ def load() -> ModuleType:
 
 
 def decode(payload: bytes) -> NDArray[np.uint8]:
-    """A JPEG or PNG as RGB uint8 (height, width, 3), its EXIF orientation applied. Check its header first.
+    """Decode a JPEG or PNG to RGB uint8 (height, width, 3), EXIF orientation applied; check its header before.
 
     Raises:
         PayloadRefused: `undecodable`.
@@ -94,7 +94,7 @@ def decode(payload: bytes) -> NDArray[np.uint8]:
 
 
 def encode(image: NDArray[np.uint8], suffix: Literal[".jpg", ".png"] = ".jpg", quality: int = 90) -> bytes:
-    """RGB uint8 (height, width, 3) as JPEG or PNG bytes."""
+    """Encode RGB uint8 (height, width, 3) as JPEG or PNG."""
     cv2 = load()
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
     taken, data = cv2.imencode(suffix, cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR), options)
@@ -103,14 +103,14 @@ def encode(image: NDArray[np.uint8], suffix: Literal[".jpg", ".png"] = ".jpg", q
 
 
 class Pace:
-    """Which of a live source's frames to keep for `rate_hz`: those due, with a quarter period of tolerance."""
+    """Choose the frames of a live source that `rate_hz` needs, with a tolerance of a quarter period."""
 
     def __init__(self, rate_hz: float) -> None:
         self._period_s = 1.0 / rate_hz
         self._next_s = float("-inf")
 
     def due(self, now_s: float) -> bool:
-        """True when the frame captured at `now_s` is wanted."""
+        """Return whether the frame captured at `now_s` is needed."""
         if now_s < self._next_s - 0.25 * self._period_s:
             return False
         self._next_s = max(self._next_s + self._period_s, now_s)
@@ -118,11 +118,11 @@ class Pace:
 
 
 class SourceClock:
-    """When a live picture was taken, from the source's own time stamps.
+    """Estimate when a live picture was taken, from the source's own time stamps.
 
-    Arrival says when the network let it through: after a stall old pictures arrive in a burst, and a link slower than the
-    video delivers ever older ones, all looking new. The shortest transit seen maps the source's clock to ours (Cristian
-    1989, one way); it may rise by 500 ppm, for clocks that drift. Unknown: the constant part of the transit.
+    The arrival time is not enough: after a stall, old pictures arrive in a burst, and a link slower than the video
+    delivers ever older ones. The shortest transit seen maps the source's clock to ours (Cristian 1989, one way). It may
+    rise by 500 ppm, because clocks drift. The constant part of the transit stays unknown.
     """
 
     DRIFT = 5e-4
@@ -133,8 +133,8 @@ class SourceClock:
         self._now_s = 0.0
 
     def stamp_s(self, source_s: float, now_s: float) -> float:
-        """Our time of a picture that the source stamped `source_s` and that arrived at `now_s`."""
-        if source_s <= self._source_s:  # no stamps, or the source began anew
+        """Return our monotonic time of a picture that the source stamped `source_s` and that arrived at `now_s`."""
+        if source_s <= self._source_s:  # no stamps, or the source restarted
             self._offset_s = float("inf")
         self._offset_s = min(self._offset_s + self.DRIFT * (now_s - self._now_s), now_s - source_s)
         self._source_s, self._now_s = source_s, now_s
@@ -174,7 +174,7 @@ def _open(cv2: ModuleType, job: CaptureJob) -> Any:
     source = cv2.VideoCapture(job.source, backend, options)
     if not source.isOpened():
         source.release()
-        raise SensorLost("it cannot be opened: the driver found no video there")
+        raise SensorLost("it cannot be opened: the driver found no video at the source")
     if isinstance(job.source, int):
         source.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         for key, value in ((cv2.CAP_PROP_FRAME_WIDTH, job.width), (cv2.CAP_PROP_FRAME_HEIGHT, job.height)):
@@ -188,7 +188,7 @@ def _open(cv2: ModuleType, job: CaptureJob) -> Any:
 
 
 def _play(source: Any, job: CaptureJob, outbox: FrameSink, stop: threading.Event, pace: Pace, fps: float) -> int:
-    """Grab until the end; the number of pictures grabbed. A file keeps real time: frame n is due at n / fps."""
+    """Grab until the end and return the number of frames. A file plays in real time: frame n is due at n / fps."""
     start_s = time.monotonic()
     step_s = 1.0 / (fps or job.rate_hz)
     clock = SourceClock() if str(job.source).startswith("rtsp") else None
@@ -226,5 +226,5 @@ def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
-    """Lossless, for pictures that did not arrive encoded."""
+    """Encode RGB uint8 (height, width, 3) without loss, for pictures that did not arrive encoded."""
     return encode(image, ".png")

@@ -1,7 +1,7 @@
 """Capture sound from a PortAudio device, or play a sound file in real time. The only importer of sounddevice.
 
-Runs under `sensors.drivers.process`. PortAudio's callback writes into a ring without locks; a plain loop empties it. PortAudio
-lists devices once per process, so a microphone plugged in later is found by the next driver process.
+Runs under `sensors.drivers.process`. PortAudio's callback writes into a ring without locks, and a loop empties it. PortAudio
+lists devices once per process, so the next driver process finds a microphone that was plugged in later.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from sensors.base import SensorLost
 
 BLOCK_S = 0.02
-"""How much sound travels at once."""
+"""Length of one message of samples."""
 
 
 class AudioSink(Protocol):
-    """Where a driver process puts what it heard."""
+    """Receiver of the samples that a driver process records."""
 
     def sound(self, stamp_s: float, rate_hz: int, samples: NDArray[np.float32]) -> None:
-        """Float32 mono; the last sample was captured at `stamp_s`."""
+        """Take float32 mono samples; the last one was captured at `stamp_s`, monotonic seconds."""
 
     def drop(self, cause: str) -> None:
         """Count something that was not delivered."""
@@ -34,7 +34,7 @@ class AudioSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RecordJob:
-    """A PortAudio input device by number or name, None for the default; `rate_hz` is asked of it."""
+    """Record from a PortAudio device by number or name, None for the default, at `rate_hz` where it can."""
 
     device: int | str | None
     rate_hz: int
@@ -42,14 +42,14 @@ class RecordJob:
 
 @dataclass(frozen=True, slots=True)
 class PlayJob:
-    """A sound file, in real time."""
+    """Play a sound file in real time."""
 
     path: str
     loop: bool
 
 
 class SampleRing:
-    """Single producer, single consumer, no lock: each end owns one counter, and a counter is one assignment.
+    """A ring of samples for one producer and one consumer, without a lock: each end owns one counter.
 
     When the consumer is a whole ring behind, the oldest samples are overwritten and counted as lost.
     """
@@ -61,7 +61,7 @@ class SampleRing:
         self.lost = 0
 
     def write(self, samples: NDArray[np.float32]) -> None:
-        """Append (producer only)."""
+        """Append float32 mono samples (producer only)."""
         size = len(self._samples)
         samples = samples[-size:]
         at = self._written % size
@@ -71,7 +71,7 @@ class SampleRing:
         self._written += len(samples)
 
     def take(self) -> NDArray[np.float32]:
-        """Everything not yet taken, oldest first (consumer only)."""
+        """Return all samples not yet taken, oldest first (consumer only)."""
         size = len(self._samples)
         end = self._written
         start = max(self._read, end - size)
@@ -81,7 +81,7 @@ class SampleRing:
 
 
 def load() -> ModuleType:
-    """The sounddevice module.
+    """Import sounddevice, which loads PortAudio.
 
     Raises:
         SensorLost: it or PortAudio is missing; the message says what to install.
@@ -97,7 +97,7 @@ def load() -> ModuleType:
 
 
 def record(job: RecordJob, outbox: AudioSink, stop: threading.Event) -> None:
-    """Deliver what the device hears until told to stop.
+    """Deliver the samples of the device until `stop` is set.
 
     Raises:
         SensorLost: no such device, it cannot be opened, or the stream stopped.
@@ -123,7 +123,7 @@ def record(job: RecordJob, outbox: AudioSink, stop: threading.Event) -> None:
 
 
 def _rate(sounddevice: ModuleType, job: RecordJob) -> int:
-    """The rate asked for where the device has it, else the device's own."""
+    """Return the requested rate in Hz where the device supports it, else the device's own."""
     try:
         sounddevice.check_input_settings(device=job.device, channels=1, samplerate=job.rate_hz)
     except sounddevice.PortAudioError:
@@ -148,7 +148,7 @@ def _empty(
 
 
 def play(job: PlayJob, outbox: AudioSink, stop: threading.Event) -> None:
-    """Deliver a file's sound in real time, its channels averaged; returns at its end.
+    """Deliver a file's sound in real time, its channels averaged; return at its end.
 
     Raises:
         SensorLost: it cannot be read.
@@ -176,7 +176,7 @@ def _play(file: Any, job: PlayJob, outbox: AudioSink, stop: threading.Event) -> 
             file.seek(0)
             continue
         sent += len(samples)
-        due_s = start_s + sent / rate_hz  # a microphone hears a block when its last sample is past
+        due_s = start_s + sent / rate_hz  # a microphone delivers a block after its last sample
         stop.wait(max(0.0, due_s - time.monotonic()))
         outbox.sound(time.monotonic(), rate_hz, samples)
 
@@ -192,7 +192,7 @@ class InputDevice:
 
 
 def inputs() -> list[InputDevice]:
-    """Every device that can record.
+    """List the devices that can record.
 
     Raises:
         SensorLost: sounddevice or PortAudio is missing.

@@ -1,4 +1,4 @@
-"""The driver process: one device driver alone, which may block, leak or crash without harming the agent.
+"""Run one device driver in a process of its own, where it may block, leak or crash without harming the agent.
 
 `python -m sensors.drivers.process NAME DESCRIPTOR` reads its job (JSON) from the socket DESCRIPTOR and writes messages to it. It
 ends when the other end of the socket closes, when its parent thread dies, or when the source ends. A message is a
@@ -29,7 +29,7 @@ from sensors.drivers.parent_death import die_with
 HEADER = struct.Struct("<cdIII")
 MAX_MESSAGE = 1 << 30
 _ADDRESS_SPACE = 3 << 30
-"""Bytes of address space a driver may map: a decoder that believes a liar fails here and not in the agent."""
+"""Bytes of address space a driver may map: a decoder that trusts a false header fails here and not in the agent."""
 
 Job = opencv.CaptureJob | portaudio.RecordJob | portaudio.PlayJob
 JOBS: dict[str, type[Job]] = {job.__name__: job for job in (opencv.CaptureJob, portaudio.RecordJob, portaudio.PlayJob)}
@@ -47,23 +47,23 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The body of E and D."""
+        """The body of an E or D message, as text."""
         return self.body.decode(errors="replace")
 
 
 def pack_job(job: Job) -> bytes:
-    """A job as one line of JSON. It travels over the socket: a URL may hold a password, and everyone can list arguments."""
+    """Encode a job as one line of JSON; it goes over the socket, because a URL may hold a password and arguments are public."""
     return orjson.dumps({"job": type(job).__name__, **asdict(job)}) + b"\n"
 
 
 def unpack_job(line: bytes) -> Job:
-    """The job in one line."""
+    """Decode the line that `pack_job` wrote."""
     body = orjson.loads(line)
     return JOBS[body.pop("job")](**body)
 
 
 class FrameSender:
-    """Sends what a driver captured, the newest frame only, from a thread of its own so that capture never waits."""
+    """Send what a driver captured, the newest frame only, from a thread, so that capture never waits."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -83,7 +83,7 @@ class FrameSender:
             self._ready.notify()
 
     def opened(self, fps: float) -> None:
-        """Say that the source is open."""
+        """Report that the source is open, and the rate it claims."""
         with self._ready:
             self._note(b"O", orjson.dumps({"fps": fps}))
 
@@ -93,12 +93,12 @@ class FrameSender:
             self._note(b"S", samples.tobytes(), stamp_s, rate_hz)
 
     def drop(self, cause: str) -> None:
-        """Count something not delivered."""
+        """Report a datum that was not delivered, for the counter `cause`."""
         with self._ready:
             self._note(b"D", cause.encode())
 
     def close(self, error: str | None = None) -> None:
-        """Send the last word and wait until it is out."""
+        """Send the last message, an error or the end, and wait until it is sent."""
         with self._ready:
             self._note(b"X" if error is None else b"E", (error or "").encode())
             self._closed = True
@@ -114,7 +114,7 @@ class FrameSender:
         try:
             while self._send_next():
                 pass
-        except OSError:  # nobody listens any more; `_watch` ends the process
+        except OSError:  # the owner has closed the socket; `_watch` ends the process
             return
 
     def _send_next(self) -> bool:
@@ -134,10 +134,10 @@ class FrameSender:
 
 
 def read_message(connection: socket.socket) -> Message | None:
-    """The next message; None when the driver process is gone.
+    """Read the next message; None when the driver process has ended.
 
     Raises:
-        SensorLost: the stream makes no sense.
+        SensorLost: the message is malformed.
     """
     header = _read(connection, HEADER.size)
     if header is None:
@@ -164,7 +164,7 @@ def _read(connection: socket.socket, length: int) -> bytearray | None:
 
 
 def serve(connection: socket.socket, line: bytes) -> None:
-    """Do the job in `line`; the outcome is the last message."""
+    """Run the job in `line`; its outcome is the last message."""
     stop = threading.Event()
     mailbox = FrameSender(connection)
     sys.excepthook = _last_words(mailbox)
@@ -192,7 +192,7 @@ def _last_words(
 
 
 def _watch(connection: socket.socket) -> None:
-    """End the process at once when the other end closes: it sends nothing after the job."""
+    """End the process at once when the owner closes the socket; the owner sends nothing after the job."""
     try:
         while connection.recv(4_096):
             pass
@@ -209,9 +209,9 @@ def _limit() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """The entry of the process; `arguments` are NAME (shown by ps) and the socket's descriptor."""
+    """Run the driver process; `arguments` are NAME (shown by ps) and the socket's descriptor."""
     _limit()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner stops this process
     with socket.socket(fileno=int(arguments[1])) as connection:
         line = bytearray()
         while not line.endswith(b"\n"):
@@ -222,7 +222,7 @@ def main(arguments: list[str]) -> None:
         watch = threading.Thread(target=_watch, args=(connection,), name="watch", daemon=True)
         watch.start()
         serve(connection, bytes(line))
-        os._exit(0)  # everything is sent; a driver library that hangs in its own end would hold the process
+        os._exit(0)  # all is sent; a driver library could block in its own shutdown
 
 
 if __name__ == "__main__":

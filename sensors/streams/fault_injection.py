@@ -1,4 +1,4 @@
-"""Faults on purpose: wraps a sensor so that what depends on it can be tried out.
+"""Inject faults: wrap a sensor so that tests can try what depends on it.
 
 `front=stuck@10s` makes stream `front` stuck from 10 s after the start. The whole form is
 `STREAM=KIND[:AMOUNT][@START[+DURATION]]`, times in seconds with or without an `s`:
@@ -31,7 +31,7 @@ Kind = Literal["off", "stuck", "garbage", "wrong", "slow", "delayed", "intermitt
 KINDS: tuple[Kind, ...] = ("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent")
 DEFAULT_AMOUNTS: dict[Kind, float] = {"slow": 1.0, "delayed": 0.5, "intermittent": 1.0}
 MAX_DELAYED = 64
-"""Readings held back by `delayed`; the oldest are dropped beyond it."""
+"""Most readings that `delayed` holds; beyond it the oldest are dropped."""
 _LETTERS = "abcdefghijklmnopqrstuvwxyz "
 _NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
 _SPEC = re.compile(
@@ -51,21 +51,21 @@ class Fault:
     duration_s: float = float("inf")
 
     def active(self, elapsed_s: float) -> bool:
-        """Whether the fault is on."""
+        """Return whether the fault is on, `elapsed_s` after the start."""
         return self.start_s <= elapsed_s < self.start_s + self.duration_s
 
 
 def parse_fault(text: str) -> Fault:
-    """A fault from its specification.
+    """Parse the specification of a fault.
 
     Raises:
-        ValueError: with the form that is wanted.
+        ValueError: with the form that is required.
     """
     match = _SPEC.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no fault; write STREAM=KIND[:AMOUNT][@START[+DURATION]], as front=stuck@10s")
+        raise ValueError(f"{text!r} is not a fault; write STREAM=KIND[:AMOUNT][@START[+DURATION]], as front=stuck@10s")
     if match["kind"] not in KINDS:
-        raise ValueError(f"{text!r}: no fault is called {match['kind']!r}; there are {', '.join(KINDS)}")
+        raise ValueError(f"{text!r}: unknown fault {match['kind']!r}; write one of {', '.join(KINDS)}")
     kind = cast("Kind", match["kind"])
     if match["amount"] is not None and kind not in DEFAULT_AMOUNTS:
         raise ValueError(f"{text!r}: {kind} takes no amount; {', '.join(DEFAULT_AMOUNTS)} do")
@@ -77,7 +77,7 @@ def parse_fault(text: str) -> Fault:
 
 
 class Injector:
-    """What one fault does to a row of readings; shared by both wrappers. Not for more than one thread at a time."""
+    """Apply one fault to successive readings; both wrappers use it. Not safe for two threads at once."""
 
     def __init__(self, fault: Fault, clock: Callable[[], float], generator: np.random.Generator) -> None:
         self.fault = fault
@@ -94,7 +94,7 @@ class Injector:
         return self.fault.active(self._clock() - self._start_s)
 
     def change(self, reading: Reading) -> Reading | None:
-        """The reading as the fault leaves it, None when it is swallowed. `delayed` is left to the wrapper."""
+        """Return the changed reading, None when the fault drops it; the wrapper handles `delayed`."""
         if not self.active:
             self._frozen = None
             return reading
@@ -119,7 +119,7 @@ class Injector:
 
 
 def garbage(reading: Reading, generator: np.random.Generator) -> Reading:
-    """Random content of the same shape."""
+    """Replace the content by random content of the same shape."""
     match reading:
         case Frame(image=image):
             return replace(reading, image=generator.integers(0, 256, image.shape, np.uint8))
@@ -132,7 +132,7 @@ def garbage(reading: Reading, generator: np.random.Generator) -> Reading:
 
 
 def wrong(reading: Reading) -> Reading:
-    """Plausible, and false."""
+    """Replace the content by plausible but false content."""
     match reading:
         case Frame(image=image):
             return replace(reading, image=np.ascontiguousarray(image[:, ::-1]))
@@ -145,7 +145,7 @@ def wrong(reading: Reading) -> Reading:
 
 
 class FaultySensor:
-    """A sensor with a fault."""
+    """A `Sensor` with a fault."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class FaultySensor:
         self._injector.drops = self.drops
 
     async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Deliver what the fault leaves, until cancelled."""
+        """Publish the changed readings until cancelled."""
         loop = asyncio.get_running_loop()
         fault = self._injector.fault
         held = 0
@@ -193,7 +193,7 @@ class FaultySensor:
 
 
 class FaultyTopicSensor:
-    """A topic sensor with a fault. A delayed reading comes out when a later payload comes in."""
+    """A `TopicSensor` with a fault; a delayed reading is returned when a later payload arrives."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class FaultyTopicSensor:
         self._held: deque[tuple[float, Reading]] = deque()
 
     def decode(self, payload: bytes, stamp_s: float) -> Reading | None:
-        """The wrapped sensor's reading as the fault leaves it.
+        """Decode with the wrapped sensor and apply the fault.
 
         Raises:
             PayloadRefused: as the wrapped sensor.
@@ -242,7 +242,7 @@ def apply_fault(
     clock: Callable[[], float] = time.monotonic,
     generator: np.random.Generator | None = None,
 ) -> FaultySensor | FaultyTopicSensor:
-    """The sensor with the fault; faults can be put on each other.
+    """Wrap a sensor with a fault; a wrapped sensor can be wrapped again.
 
     Raises:
         ValueError: the fault is of another stream.

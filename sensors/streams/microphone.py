@@ -1,8 +1,8 @@
 """Microphones: a PortAudio device, a sound file in real time, or 16-bit PCM on a topic; always 16 kHz mono windows.
 
-Devices and files run in a process of their own (`sensors.drivers.portaudio` under `sensors.drivers.process`) and are watched by age.
-Resampling is soxr's streaming one (no clicks between blocks, a delay of some 10 ms). Every `hop_s` the last `window_s`
-are offered; before enough was heard the window begins with silence. Does not know speech from noise.
+A driver process reads devices and files (`sensors.drivers.portaudio`), and a watchdog judges them by age. soxr resamples as a
+stream: no clicks between blocks, about 10 ms of delay. Every `hop_s` the sensor publishes the last `window_s`, which begins
+with silence until enough samples came. Does not tell speech from noise.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sensors.readings import Sound
 RATE_HZ = 16_000
 MAX_PCM_S = 30.0
 GAP_S = 0.25
-"""Silence between two PCM payloads longer than this is put into the window as silence."""
+"""A longer gap between two PCM payloads is filled with silence."""
 _FILE = re.compile(r"\.(wav|flac|ogg|oga|opus|mp3|aiff?|au|w64)$", re.IGNORECASE)
 
 
 class Window:
-    """The last `window_s` of a stream of samples at any rate, at 16 kHz."""
+    """Keep the last `window_s` of a stream of samples of any rate, resampled to 16 kHz."""
 
     def __init__(self, window_s: float, hop_s: float) -> None:
         self._samples = np.zeros(max(1, round(window_s * RATE_HZ)), np.float32)
@@ -43,14 +43,14 @@ class Window:
         self._resample: soxr.ResampleStream | None = None
 
     def clear(self) -> None:
-        """Forget everything: the source was interrupted."""
+        """Fill the window with silence, because the source was interrupted."""
         self._samples[:] = 0.0
         self._since = 0
         self._rate_hz = 0
         self._resample = None
 
     def add(self, samples: NDArray[np.float32], rate_hz: int) -> bool:
-        """Append; True when a hop or more has passed since `take`."""
+        """Append samples; return whether a hop or more has passed since `take`."""
         if rate_hz != self._rate_hz:
             self._rate_hz = rate_hz
             self._resample = None
@@ -62,11 +62,11 @@ class Window:
         return self._since >= self._hop
 
     def silence(self, seconds: float) -> None:
-        """Append that much silence."""
+        """Append `seconds` of silence, at most a window."""
         self._append(np.zeros(min(len(self._samples), round(seconds * RATE_HZ)), np.float32))
 
     def take(self) -> NDArray[np.float32]:
-        """A copy of the window, oldest first."""
+        """Return a copy of the window, oldest sample first."""
         self._since %= self._hop
         return self._samples.copy()
 
@@ -81,7 +81,7 @@ class Window:
 
 
 class MicrophoneSensor(DriverSensor):
-    """A microphone or a sound file."""
+    """Deliver the windows of a microphone or a sound file."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class MicrophoneSensor(DriverSensor):
 
 
 class TopicMicrophone:
-    """16-bit little-endian mono PCM over MQTT, of any payload length up to 30 s."""
+    """Decode 16-bit little-endian mono PCM over MQTT, payloads of up to 30 s."""
 
     def __init__(self, name: str, topic: str | None, settings: MicrophoneSettings) -> None:
         self.name = name
@@ -131,7 +131,7 @@ class TopicMicrophone:
         self._seq = 0
 
     def decode(self, payload: bytes, stamp_s: float) -> Sound | None:
-        """Append one payload; the window when a hop has passed. `stamp_s` is when its last sample was heard.
+        """Append one payload and return the window when a hop has passed; `stamp_s` is the time of its last sample.
 
         Raises:
             PayloadRefused: `empty`, `odd_length` or `too_large`.
@@ -153,22 +153,24 @@ class TopicMicrophone:
 
 
 def pcm(payload: bytes, rate_hz: int) -> NDArray[np.float32]:
-    """16-bit little-endian PCM as float32 in [-1, 1).
+    """Decode 16-bit little-endian PCM to float32 in [-1, 1).
 
     Raises:
         PayloadRefused: `empty`, `odd_length` or `too_large`.
     """
     if not payload:
-        raise PayloadRefused("empty", "no sound in the payload")
+        raise PayloadRefused("empty", "the payload is empty")
     if len(payload) % 2:
-        raise PayloadRefused("odd_length", f"{len(payload)} bytes are no whole number of 16-bit samples")
+        raise PayloadRefused("odd_length", f"{len(payload)} bytes are not a whole number of 16-bit samples")
     if len(payload) > 2 * rate_hz * MAX_PCM_S:
-        raise PayloadRefused("too_large", f"{len(payload)} bytes; at most {MAX_PCM_S:.0f} s at {rate_hz} Hz are taken")
+        raise PayloadRefused(
+            "too_large", f"{len(payload)} bytes; at most {MAX_PCM_S:.0f} s at {rate_hz} Hz are allowed"
+        )
     return np.frombuffer(payload, "<i2").astype(np.float32) / np.float32(32_768.0)
 
 
 def job_of(settings: MicrophoneSettings) -> Job:
-    """What the driver process is to do: a path or the name of a sound file is played, anything else is a device."""
+    """Return the driver process's job: play a path or the name of a sound file, record from anything else."""
     source = settings.source
     if isinstance(source, str):
         if source.startswith("file:") or "/" in source or _FILE.search(source):

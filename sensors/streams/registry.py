@@ -1,7 +1,7 @@
-"""From settings to sensor objects, in one place. Opens nothing: a sensor's `run` does.
+"""Build the sensor of a stream from its settings. Opens nothing: a sensor's `run` does.
 
-A third party's sensor comes through an entry point of the group `reflexd.sensors`: a callable
-`factory(name, options, *, clock)` that returns a `Sensor` or a `TopicSensor`.
+A plug-in is an entry point of the group `reflexd.sensors`: a callable `factory(name, options, *, clock)` that returns a
+`Sensor` or a `TopicSensor`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GROUP = "reflexd.sensors"
 
 
 def build(name: str, settings: AnyStream, *, clock: Callable[[], float] = time.monotonic) -> Sensor | TopicSensor:
-    """The sensor of stream `name`.
+    """Build the sensor of stream `name`.
 
     Raises:
         ValueError: the settings name something that does not exist; the message says what would be right.
@@ -49,12 +49,16 @@ def build(name: str, settings: AnyStream, *, clock: Callable[[], float] = time.m
 
 
 def is_topic(source: int | str) -> bool:
-    """`topic` or `topic:NAME`."""
+    """Return whether the source is `topic` or `topic:NAME`."""
     return isinstance(source, str) and (source == "topic" or source.startswith("topic:"))
 
 
 def topic_of(source: int | str) -> str | None:
-    """NAME of `topic:NAME`; None for `topic`, the agent's own."""
+    """Return NAME of `topic:NAME`; None for `topic`, which stands for the agent's own topic.
+
+    Raises:
+        ValueError: NAME has a wildcard.
+    """
     name = str(source).partition(":")[2]
     if "+" in name or "#" in name:
         raise ValueError(f"{source!r}: a stream has one topic, without + or #")

@@ -1,6 +1,6 @@
-"""A stream that comes from within the agent: what a task says of another stream, as telemetry with one number a label.
+"""Telemetry from one of the agent's tasks: the probability of each label, as one number a field.
 
-It has no topic, so nobody outside can write it. Which task feeds it is the runtime's affair.
+It has no topic, so no MQTT client can write it. The runtime connects it to its task.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sensors.readings import Telemetry
 
 
 class TaskOutputSensor:
-    """Probabilities of a task's labels; labels that a version does not name are 0, others are left out."""
+    """Publish the probabilities of a task's labels; a field without a value is 0, a value without a field is ignored."""
 
     def __init__(self, name: str, fields: tuple[str, ...]) -> None:
         self.name = name
@@ -26,7 +26,7 @@ class TaskOutputSensor:
         self._publish: Publish | None = None
 
     async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Hand on what is taken, until cancelled; it cannot be lost."""
+        """Publish what `take` receives until cancelled; this source cannot be lost."""
         del lost, recovered
         self._publish = publish
         try:
@@ -35,7 +35,7 @@ class TaskOutputSensor:
             self._publish = None
 
     def take(self, values: Mapping[str, float], stamp_s: float) -> None:
-        """Numbers by field; `stamp_s` is when what they are about was captured. Before `run` there is nobody to hand them to."""
+        """Publish numbers by field; `stamp_s` is the capture time of what they describe. Outside `run` they are dropped and counted."""
         if self._publish is None:
             self.drops["not_running"] += 1
             return

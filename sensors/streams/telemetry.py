@@ -1,7 +1,7 @@
-"""Telemetry: numbers picked out of a JSON object, all of them or none.
+"""Telemetry: numbers out of a JSON object, all of them or none.
 
-A field is a key, or with a leading `/` a JSON pointer (RFC 6901). A payload that lacks a field, or holds something that
-is no finite float32 there, is refused whole: a policy must not see half of a state. Scaling is the policy's business.
+A field is a key, or with a leading `/` a JSON pointer (RFC 6901). A payload is refused when a field is missing or not a
+finite float32, because a policy must not see half of a state. The policy scales the numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sensors.readings import Telemetry
 
 
 class TopicTelemetry:
-    """A JSON object a message."""
+    """Decode one JSON object a message."""
 
     def __init__(self, name: str, topic: str | None, fields: tuple[str, ...]) -> None:
         self.name = name
@@ -30,7 +30,7 @@ class TopicTelemetry:
         self._seq = 0
 
     def decode(self, payload: bytes, stamp_s: float) -> Telemetry:
-        """One payload as float32 numbers in the order of the fields; true and false are 1 and 0.
+        """Decode one payload to float32 numbers in the order of the fields; true and false are 1 and 0.
 
         Raises:
             PayloadRefused: `too_large`, `not_json`, `too_deep`, `not_an_object`, `missing_field`, `not_a_number` or
@@ -47,7 +47,7 @@ class TopicTelemetry:
     def _read(self, payload: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
         document = parse_json(payload)
         if not isinstance(document, dict):
-            raise PayloadRefused("not_an_object", f"a JSON object is wanted, not {type(document).__name__}")
+            raise PayloadRefused("not_an_object", f"expected a JSON object, got {type(document).__name__}")
         pairs = zip(self._fields, self._pointers, strict=True)
         numbers = [_number(text, _find(document, text, pointer)) for text, pointer in pairs]
         with np.errstate(over="ignore"):
@@ -74,7 +74,7 @@ def _find(document: dict[str, Any], field: str, pointer: JsonPointer | None) -> 
 
 def _number(field: str, value: object) -> float:
     if not isinstance(value, int | float):
-        raise PayloadRefused("not_a_number", f"{field} is {type(value).__name__}, not a number")
+        raise PayloadRefused("not_a_number", f"{field}: expected a number, got {type(value).__name__}")
     number = float(value)
     if not math.isfinite(number):
         raise PayloadRefused("not_finite", f"{field} is not finite")

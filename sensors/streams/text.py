@@ -1,8 +1,8 @@
-"""Text: from a topic, from standard input, or from a file that is followed like `tail -F`.
+"""Text from a topic, from standard input, or from a file that is followed like `tail -F`.
 
-Half an order is another order, so a text over `max_chars` is refused whole, never cut. A followed file is read from its
-present end; a file that appears later, or takes its place, from the beginning. Does not see a file that was truncated
-and grew past the old position between two looks (0.1 s).
+Half an order is another order, so a text over `max_chars` is refused and never cut. A file is followed from its end; a
+file that appears later, or replaces the first, is read from its beginning. A file that is truncated and grows past the
+old position within 0.1 s is not noticed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BYTES_PER_CHAR = 4
 
 
 def clean(payload: bytes, max_chars: int) -> str:
-    """UTF-8 without surrounding white space.
+    """Decode UTF-8 and strip white space.
 
     Raises:
         PayloadRefused: `not_utf8`, `empty` or `too_long`.
@@ -42,7 +42,7 @@ def clean(payload: bytes, max_chars: int) -> str:
 
 
 class TopicText:
-    """UTF-8, or a JSON object with `text`: a payload that begins with `{` must be the latter."""
+    """Decode UTF-8, or a JSON object with `text`: a payload that begins with `{` must be such an object."""
 
     def __init__(self, name: str, topic: str | None, max_chars: int) -> None:
         self.name = name
@@ -52,7 +52,7 @@ class TopicText:
         self._seq = 0
 
     def decode(self, payload: bytes, stamp_s: float) -> Text:
-        """One payload as a text.
+        """Decode one payload to a text.
 
         Raises:
             PayloadRefused: `too_large`, `not_json`, `too_deep`, `no_text`, `not_utf8`, `empty` or `too_long`.
@@ -68,7 +68,7 @@ class TopicText:
     def _read(self, payload: bytes) -> str:
         limit = 6 * self._max_chars + 4_096  # JSON may spell a character in six bytes, and carry other keys
         if len(payload) > limit:
-            raise PayloadRefused("too_large", f"{len(payload)} bytes; at most {limit} are taken")
+            raise PayloadRefused("too_large", f"{len(payload)} bytes; the limit is {limit} bytes")
         if not payload.lstrip().startswith(b"{"):
             return clean(payload, self._max_chars)
         text = parse_json(payload, limit).get("text")
@@ -78,7 +78,7 @@ class TopicText:
 
 
 class Lines:
-    """Bytes in, whole lines out; a line over `limit` bytes is dropped without being held in memory."""
+    """Split a stream of bytes into complete lines; a line over `limit` bytes is dropped and never held in memory."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -87,14 +87,14 @@ class Lines:
         self.overlong = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes, without their ends."""
+        """Return the lines that `data` completes, without their ends."""
         *ends, rest = data.split(b"\n")
         lines = [line for end in ends if (line := self._finish(end)) is not None]
         self._extend(rest)
         return lines
 
     def flush(self) -> list[bytes]:
-        """What was begun, as a line: the source has ended."""
+        """Return the incomplete last line, because the source has ended."""
         line = self._finish(b"")
         return [line] if line else []
 
@@ -117,7 +117,7 @@ class Lines:
 
 
 class _LineSensor:
-    """What standard input and a followed file share: a thread that reads, lines that become readings."""
+    """The base of standard input and a followed file: make readings of lines."""
 
     def __init__(self, name: str, max_chars: int, clock: Callable[[], float]) -> None:
         self.name = name
@@ -144,7 +144,7 @@ class _LineSensor:
 
 
 class StdinText(_LineSensor):
-    """Lines typed or piped in; at its end the source is lost for good."""
+    """Read lines from standard input; after its end the source stays lost."""
 
     def __init__(
         self, name: str, max_chars: int, *, descriptor: int = 0, clock: Callable[[], float] = time.monotonic
@@ -153,7 +153,7 @@ class StdinText(_LineSensor):
         self._descriptor = descriptor
 
     async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:  # noqa: ARG002 - an ended input does not come back
-        """Deliver lines until cancelled."""
+        """Publish lines until cancelled."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         wake_read, wake_write = os.pipe()
@@ -175,14 +175,14 @@ class StdinText(_LineSensor):
         thread.start()
         try:
             await ended.wait()
-            lost(f"{self.name}: standard input has ended; no more text will come from it")
+            lost(f"{self.name}: standard input has ended; restart the daemon to read text again")
             await asyncio.Event().wait()
         finally:
             os.close(wake_write)  # wakes the reader: end-of-file on its pipe
 
 
 class FollowedText(_LineSensor):
-    """The lines appended to a file; survives rotation and truncation."""
+    """Read the lines appended to a file, over rotation and truncation."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class FollowedText(_LineSensor):
         self._poll_s = poll_s
         self._file: int | None = None
         self._skip = True
-        """True until the first look: what is already in the file is not news."""
+        """True until the first look: lines already in the file are not read."""
 
     @property
     def following(self) -> bool:
@@ -206,7 +206,7 @@ class FollowedText(_LineSensor):
         return self._file is not None
 
     async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Deliver appended lines until cancelled."""
+        """Publish appended lines until cancelled."""
         loop = asyncio.get_running_loop()
         stop = threading.Event()
 
@@ -234,7 +234,7 @@ class FollowedText(_LineSensor):
         self._close()
 
     def _look(self, publish: Publish) -> str | None:
-        """Read what is new; the reason when there is no file to read."""
+        """Read new bytes; return the reason when the file cannot be read."""
         try:
             if self._file is not None and self._replaced():
                 self._drain(publish)

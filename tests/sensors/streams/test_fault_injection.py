@@ -111,7 +111,7 @@ def test_specifications(text: str, fault: Fault) -> None:
         ("Front=off", "write STREAM=KIND"),
         ("front=off@-1", "write STREAM=KIND"),
         ("front=off@nan", "write STREAM=KIND"),
-        ("front=broken", "no fault is called"),
+        ("front=broken", "unknown fault"),
         ("front=off:3", "takes no amount"),
         ("front=slow:0", "above 0"),
         ("front=off\n", "write STREAM=KIND"),
