@@ -104,7 +104,7 @@ class Expression:
     def __init__(self, text: str, known: Known | None = None) -> None:
         self.text = text
         checker = _Checker(text, known)
-        self._tree = checker.rewrite(_parse(text))
+        self.tree = checker.rewrite(_parse(text))
         self.parts: frozenset[tuple[str, Part]] = frozenset(checker.references.values())
         self.names = frozenset(root for root, _ in self.parts)
         self._references = checker.references
@@ -121,21 +121,29 @@ class Expression:
         Raises:
             ExpressionError: a name is missing, or the result is no finite number.
         """
+        result = self.evaluate_node(self.tree, values)
+        if not math.isfinite(result):
+            raise ExpressionError(f"{self.text!r} is not finite")
+        return result
 
-        def look_up(node: ast.Name) -> Any:
-            return _find(values, *self._references[node.id])
+    def evaluate_node(self, node: ast.expr, values: Mapping[str, Any]) -> float:
+        """The value of one part of `tree`, with true as 1 and false as 0; it may be infinite.
+
+        Raises:
+            ExpressionError: a name is missing, or the part has no value.
+        """
+
+        def look_up(name: ast.Name) -> Any:
+            return _find(values, *self._references[name.id])
 
         functions = {name: _arithmetic(function) for name, (function, _, _) in FUNCTIONS.items()}
         evaluator = simpleeval.SimpleEval(operators=_OPERATORS, functions=functions, names=look_up)
         try:
-            result = _number(evaluator.eval(self.text, previously_parsed=self._tree))
+            return _number(evaluator.eval(self.text, previously_parsed=node))
         except ExpressionError as error:
             raise ExpressionError(f"{self.text!r}: {error}") from None
         except (ArithmeticError, ValueError, TypeError, simpleeval.InvalidExpression) as error:
             raise ExpressionError(f"{self.text!r} has no value: {error}") from None
-        if not math.isfinite(result):
-            raise ExpressionError(f"{self.text!r} is not finite")
-        return result
 
 
 def _parse(text: str) -> ast.expr:

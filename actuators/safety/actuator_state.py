@@ -1,15 +1,27 @@
-"""One actuator as the gate sees it: what it does, who holds it, and what can be said of a proposal without looking at the others."""
+"""The state of one actuator inside the gate: its newest command, what was acknowledged, what it may be doing, who holds it.
+
+The gate keeps one `Actuator` each. Nothing here knows the other actuators or the rules between them.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
+from actuators.config import AnyActuator, ContinuousSettings
 from actuators.safety import limits
 from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
 from actuators.safety.limits import Refusal
+from actuators.safety.rules import domain, safe_is_hold
+
+REPEAT_S = (0.1, 2.0)
+"""A safe action that is not acknowledged is sent again after the first number of seconds, then twice as late, up to the second."""
+MAX_PENDING = 8
+"""Commands of one actuator that may await the broker's acknowledgement."""
+BOX_TOLERANCE = 0.01
+"""Part of the range by which a reported value may lie outside the limits: sensors are noisy at the end stops."""
 
 
 @dataclass(slots=True)
@@ -18,6 +30,15 @@ class Hold:
 
     value: Value
     until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One command that left."""
+
+    serial: int
+    value: Value
+    stamp_s: float
 
 
 @dataclass(slots=True)
@@ -29,45 +50,134 @@ class Actuator:
     requires: frozenset[str]
     mode: Mode
     value: Value | None = None
-    """What it does, by the newest command or report; None when not known."""
+    """The newest command or, where it is newer, the newest report; None while neither is known."""
     by: By = "nobody"
     sent_s: float = -math.inf
     changed_s: float = -math.inf
     commanded: bool = False
-    """This gate has sent it something."""
+    """This gate has commanded it."""
     in_safe_state: bool = False
-    """The safe action is the last that was sent."""
+    """The newest command is the safe action; it may still have to arrive."""
     reported: bool = False
     hold: Hold | None = None
     rule: str | None = None
     """The rule in force at the last proposal."""
+    serial: int = 0
+    """Number of the newest command."""
+    arrived: int = 0
+    """Number of the newest command that the broker, and the device where it says so, has acknowledged."""
+    received: int = 0
+    """Number of the newest command that the broker has acknowledged."""
+    answers: bool = False
+    """The device says which command it answers, so that its acknowledgement counts and not the broker's."""
+    confirmed: Value | None = None
+    """The newest value that was acknowledged or reported."""
+    chain: list[Sent] = field(default_factory=list)
+    """Commands since the last connect: the newest acknowledged one, then those that await it."""
+    inherited: tuple[Value | None, ...] = ()
+    """The values that were possible when the connection ended."""
+    repeat_s: float = REPEAT_S[0]
+    due: bool = False
+    """The newest safe action is known not to have arrived."""
+
+    def issue(self, value: Value, by: By, now_s: float) -> int:
+        """Note a command and return its number."""
+        if value != self.value:
+            self.changed_s = now_s
+        self.value, self.by, self.sent_s = value, by, now_s
+        self.commanded, self.in_safe_state, self.due = True, by == "gate", False
+        self.serial += 1
+        self.chain.append(Sent(self.serial, value, now_s))
+        if len(self.chain) > 2 * MAX_PENDING:  # repeats of one safe value: its place in the chain is kept
+            del self.chain[1]
+        return self.serial
+
+    def acknowledge(self, serial: int, *, by_device: bool) -> None:
+        """The broker or the device has the command with this number, and so none before it is in force any more."""
+        value = next((each.value for each in self.chain if each.serial == serial), None)
+        if value is not None:
+            self.confirmed, self.inherited = value, ()
+        self.chain = [each for each in self.chain if each.serial >= serial]
+        self.received = max(self.received, serial)
+        if (by_device or not self.answers) and serial > self.arrived:
+            self.arrived, self.repeat_s = serial, REPEAT_S[0]
+
+    def withdraw(self, serial: int) -> None:
+        """The command with this number never left."""
+        self.chain = [each for each in self.chain if each.serial != serial]
+        if serial == self.serial:
+            self.due = self.in_safe_state
+            if not self.in_safe_state:
+                self.value = self.chain[-1].value if self.chain else self.confirmed
+
+    def forget_commands(self) -> None:
+        """A new session: the device is asked again, and what is owed to it is due."""
+        self.inherited = tuple(self.possible)
+        self.reported, self.chain, self.confirmed = False, [], None
+        self.repeat_s, self.due = REPEAT_S[0], self.is_owed
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a safe action has still to arrive."""
+        return self.in_safe_state and self.arrived < self.serial and not safe_is_hold(self.settings)
+
+    def must_repeat(self, now_s: float) -> bool:
+        """Whether the safe action must be sent again now."""
+        return self.is_owed and (self.due or now_s - self.sent_s >= self.repeat_s)
+
+    @property
+    def pending(self) -> int:
+        """Commands that await the broker's acknowledgement."""
+        return sum(each.serial > self.received for each in self.chain)
+
+    @property
+    def possible(self) -> Sequence[Value | None]:
+        """Every value it may have now: the confirmed one and those under way; all of its domain while nothing is known."""
+        values: dict[Value | None, None] = dict.fromkeys(e.value for e in self.chain if e.serial > self.received)
+        known = (self.confirmed,) if self.confirmed is not None else self.inherited or domain(self.settings)
+        return tuple(values | dict.fromkeys(known))
+
+    def steps_from(self) -> Sequence[Sent]:
+        """The values from which the next step is measured, or none when nothing is known.
+
+        A report counts only until the first command: whatever is reported later, no step between commands is too large.
+        """
+        if self.chain:
+            return tuple(self.chain)
+        if self.value is not None:
+            return (Sent(0, self.value, self.sent_s),)
+        if safe_is_hold(self.settings):
+            return ()
+        return (Sent(0, self.settings.safe, self.sent_s),)
 
 
-def freshness_refusal(each: Actuator, offer: Proposal, now_s: float) -> Refusal | None:
+def freshness_refusal(each: Actuator, proposal: Proposal, now_s: float) -> Refusal | None:
     """Why this proposal cannot be trusted for this actuator."""
-    if not offer.ready:
+    if not proposal.ready:
         return Refusal("not_ready", "the agent is starting or draining")
-    age_s = now_s - offer.stamp_s
+    age_s = now_s - proposal.stamp_s
     if not 0 <= age_s <= each.settings.ttl_ms / 1_000:
         return Refusal("expired", f"observed {age_s * 1_000:.0f} ms ago; at most {each.settings.ttl_ms}")
-    stale = each.requires.intersection(offer.stale)
+    stale = sorted(each.requires.intersection(proposal.stale))
     if stale:
-        return Refusal("stale", f"{sorted(stale)} gives nothing fresh")
+        return Refusal("stale", f"required stream{'s' if len(stale) > 1 else ''} {', '.join(stale)} stale")
     return None
 
 
 def report_of(settings: AnyActuator, value: object) -> Value | Refusal:
-    """A device's report: any finite vector of the right size, else what `check` takes."""
-    if isinstance(settings, ContinuousSettings):
-        return limits.vector(value, len(settings.low))
-    return limits.check(settings, value)
-
-
-def safe_is_hold(settings: AnyActuator) -> bool:
-    """Whether being safe means to send nothing."""
-    return settings.safe == "hold" and not (isinstance(settings, ChoiceSettings) and "hold" in settings.choices)
+    """A device's report as a value that fits the actuator: its width, its limits, its words."""
+    if not isinstance(settings, ContinuousSettings):
+        return limits.check(settings, value)
+    numbers = limits.vector(value, len(settings.low))
+    if isinstance(numbers, Refusal):
+        return numbers
+    box = list(zip(settings.low, numbers, settings.high, strict=True))
+    slack = [BOX_TOLERANCE * (high - low) for low, _, high in box]
+    if any(not low - s <= number <= high + s for (low, number, high), s in zip(box, slack, strict=True)):
+        return Refusal("out_of_range", f"{list(numbers)} is not between {list(settings.low)} and {list(settings.high)}")
+    return tuple(min(high, max(low, number)) for low, number, high in box)
 
 
 def no_op(each: Actuator) -> ActuatorDecision:
-    """Nothing to send and nothing to say."""
+    """Nothing to send and nothing to report."""
     return ActuatorDecision(each.name, None, None, "nobody")

@@ -43,6 +43,8 @@ class ActuatorDecision:
     reason: str = ""
     rule_changed: bool = False
     """The rule was not in force for this actuator before: worth an event."""
+    serial: int = field(default=0, compare=False)
+    """Number of the command among those of this actuator; the host names it when it is acknowledged."""
 
     @property
     def sent(self) -> bool:

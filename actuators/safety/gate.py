@@ -1,48 +1,60 @@
-"""The gate: what may reach an actuator, judged one proposal at a time. Pure and synchronous: no I/O, the clock is an argument.
+"""The gate: decides what may reach an actuator, one proposal at a time. Pure and synchronous: no I/O, the clock is an argument.
 
-Whoever hosts it carries every `ActuatorDecision` with a value to the device, in order, and tells it what happens: a proposal
-(`judge`), time (`tick`, at least every 10 ms), a lost agent (`lost`), a device's report (`reconciled`), a person (`override`,
-`stop`, `arm`, `disarm`, `set_mode`). It knows neither topics nor sequence numbers nor why the policy wants what it wants.
+The host sends every `ActuatorDecision` with a value to the device, in order. It reports what happens: a proposal (`judge`),
+time (`tick`, at least every 10 ms), an acknowledgement (`acknowledged`), a command that did not leave (`unsent`), a lost agent
+(`lost`), a device's report (`reconciled`), an operator (`override`, `stop`, `arm`, `disarm`, `set_mode`), the broker
+(`connected`, `disconnected`). The gate knows neither topics nor payloads.
 
 Rules, each counted: `unknown_actuator stopped disarmed mode overridden not_ready expired stale wrong_type not_finite
-out_of_range unknown_choice too_long too_soon min_hold too_fast forbidden lost`.
+out_of_range unknown_choice too_long too_soon min_hold too_fast unknown_state unacknowledged forbidden lost`.
 
-A device keeps doing what it was told last, so silence is not safe. Whenever the policy cannot be trusted (not ready, expired,
-a required stream stale, a value that is no value) the gate sends the actuator's safe action, once, and `hold` sends nothing.
+A device continues with its last command, so silence is not safe. When the gate cannot trust the policy, it sends the safe
+action and repeats it until it is acknowledged; `safe: hold` sends nothing. A command counts as one of the values that the
+device may have until a later one is acknowledged; the rules must hold for every combination of these.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, ContinuousSettings, GateSettings
-from actuators.expressions import Expression, ExpressionError
+from actuators.config import AnyActuator, GateSettings
 from actuators.safety import limits
-from actuators.safety.actuator_state import Actuator, Hold, freshness_refusal, no_op, report_of, safe_is_hold
+from actuators.safety.actuator_state import (
+    MAX_PENDING,
+    REPEAT_S,
+    Actuator,
+    Hold,
+    freshness_refusal,
+    no_op,
+    report_of,
+)
 from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
 from actuators.safety.limits import Refusal
+from actuators.safety.rules import Rule, Violation, known_names, safe_is_hold
 
 MAX_HOLD_S = 3_600.0
+MODES: tuple[Mode, ...] = ("shadow", "assist", "autonomous")
+"""From the most careful to the least."""
 INVALID_ACTION_RULES = frozenset({"wrong_type", "not_finite", "unknown_choice"})
-"""EventThrottle after which the policy's last action is not left standing either."""
-TRANSIENT_RULES = frozenset({"too_soon", "min_hold"})
-"""EventThrottle that pass by themselves: a person's hold starts nevertheless, and acts as soon as it may."""
+"""Refusals that end the policy's last action too, and that do not count as a heartbeat."""
+TRANSIENT_RULES = frozenset({"too_soon", "min_hold", "unacknowledged"})
+"""Refusals that pass with time: an override starts nevertheless, and acts as soon as it may."""
 
 
 class Gate:
     """Every actuator behind one set of checks.
 
     Args:
-        actuators: settings by name, in the order they are judged in.
+        actuators: settings by name, in the order in which they are judged.
         settings: of the gate.
-        required: streams that must be fresh for an actuator that names none itself.
+        required: streams that must be fresh for an actuator that names none.
         period_s: the tick period.
-        now_s: the clock at construction; reconciliation is waited for from here.
-        mode: of every actuator at first.
+        now_s: the clock at construction; devices have `reconcile_s` from here to report.
+        mode: the configured mode of every actuator.
 
     Raises:
         ExpressionError: an expression under `forbid` cannot be used.
@@ -64,26 +76,34 @@ class Gate:
             for name, each in actuators.items()
         }
         self._settings = settings
-        self._forbidden = [Expression(text, known_names(actuators)) for text in settings.forbid]
+        self._rules = [Rule(text, known_names(actuators)) for text in settings.forbid]
         self._period_s = period_s
         self._since_s = now_s
+        self._configured = mode
         self._alive_s: float | None = None
         self._ready = False
         self._online = True
         self._wanted = settings.arm == "auto"
         self.armed = False
         self.stopped = False
+        self.repeats = 0
+        """Safe actions sent again because they were not acknowledged."""
         self.counters: Counter[str] = Counter()
-        """EventThrottle by rule."""
+        """Refusals by rule."""
         self.refused: Counter[tuple[str, str]] = Counter()
-        """EventThrottle by actuator and rule."""
+        """Refusals by actuator and rule."""
 
     # What can be read.
 
     @property
-    def modes(self) -> dict[str, str]:
+    def modes(self) -> dict[str, Mode]:
         """Mode of each actuator."""
         return {name: each.mode for name, each in self._actuators.items()}
+
+    @property
+    def restricted(self) -> dict[str, Mode]:
+        """Actuators whose mode is more careful than the settings say, because an operator asked for it."""
+        return {n: m for n, m in self.modes.items() if MODES.index(m) < MODES.index(self._configured)}
 
     @property
     def deadline_s(self) -> float:
@@ -93,12 +113,17 @@ class Gate:
         return self._alive_s + self._period_s + self._settings.deadman_ms / 1_000
 
     @property
-    def latches(self) -> dict[str, bool | dict[str, str]]:
-        """What must survive a restart, as JSON: the stop, a person's disarming, the modes."""
-        return {"stopped": self.stopped, "wanted": self._wanted, "modes": self.modes}
+    def latches(self) -> dict[str, object]:
+        """What must survive a restart, as JSON: the stop, an operator's disarming, the modes and those of the settings."""
+        return {
+            "stopped": self.stopped,
+            "wanted": self._wanted,
+            "modes": dict(self.modes),
+            "configured": self._configured,
+        }
 
     def last_command(self, actuator: str) -> tuple[Value | None, By]:
-        """What the actuator does by the newest command or report, and who said so."""
+        """The actuator's value by its newest command or report, and who commanded it."""
         each = self._actuators[actuator]
         return each.value, each.by
 
@@ -108,45 +133,52 @@ class Gate:
         return {name: each.hold for name, each in self._actuators.items()}
 
     def held_until_s(self, actuator: str) -> float | None:
-        """When a person's hold ends, or None."""
+        """When an operator's hold ends, or None."""
         hold = self._actuators[actuator].hold
         return None if hold is None else hold.until_s
 
+    def owed(self) -> list[str]:
+        """Actuators whose safe action has not been acknowledged yet."""
+        return [name for name, each in self._actuators.items() if each.is_owed]
+
     def is_reconciled(self, now_s: float) -> bool:
-        """Whether every device has reported, or was waited for long enough."""
+        """Whether every device has reported, or had `reconcile_s` to do so."""
         return now_s - self._since_s >= self._settings.reconcile_s or all(e.reported for e in self._actuators.values())
 
     # What happens.
 
-    def judge(self, offer: Proposal, now_s: float) -> list[ActuatorDecision]:
-        """One proposal, which is also the agent's sign of life: a ruling for each actuator, after what `tick` brings.
+    def judge(self, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
+        """Decide on one proposal: a decision for each actuator, after what `tick` decides.
 
-        `now_s` must be read after the proposal was received.
+        A proposal with an unknown name, or a value that is no value of its actuator, is no heartbeat: an agent that sends
+        nothing else is lost after `deadman_ms`. `now_s` must be read after the proposal was received.
         """
-        self._alive_s = now_s
-        self._ready = offer.ready
-        rulings = self.tick(now_s)
-        for name in offer.actions:
-            if name not in self._actuators:
-                rulings.append(self._unknown(name))
-        rulings.extend(self._judge(each, offer, now_s) for each in self._actuators.values())
-        return rulings
+        if self._is_sound(proposal):
+            self._alive_s, self._ready = now_s, proposal.ready
+        else:
+            self._ready = self._ready and proposal.ready
+        decisions = self.tick(now_s)
+        decisions.extend(self._unknown(name) for name in proposal.actions if name not in self._actuators)
+        for each in self._actuators.values():
+            decisions.extend(self._judge(each, proposal, now_s))
+        return decisions
 
     def tick(self, now_s: float) -> list[ActuatorDecision]:
-        """What time brings: the dead-man, the end of a person's hold, arming once everything is there."""
+        """Decide what time brings: the dead-man, the end of a hold, the repetition of a safe action, arming."""
         if now_s >= self.deadline_s:
             return self.lost(now_s)
-        rulings = []
+        decisions = []
         for each in self._actuators.values():
             if each.hold is not None and now_s >= each.hold.until_s:
                 each.hold = None
-                if each.mode != "autonomous":  # nobody takes over, and a device keeps doing what it was told
-                    rulings.append(self._rest(each, None, "the override has ended", now_s))
+                if each.mode != "autonomous":  # no one else commands it, and a device continues with its last command
+                    decisions.extend(self._go_safe([each], None, "the override has ended", now_s))
+        decisions.extend(self._repeat(now_s))
         self._settle(now_s)
-        return rulings
+        return decisions
 
     def override(self, actuator: str, value: object, hold_s: float, now_s: float) -> ActuatorDecision:
-        """A person acts, within the same limits; the policy yields for `hold_s` (0: this once)."""
+        """Act for an operator, within the same limits; the policy yields for `hold_s` seconds (0: this once)."""
         each = self._actuators.get(actuator)
         if each is None:
             return self._unknown(actuator)
@@ -155,10 +187,10 @@ class Gate:
             return self._refuse(each, checked)
         if not 0 <= hold_s <= MAX_HOLD_S:
             return self._refuse(each, Refusal("wrong_type", f"hold_s must be between 0 and {MAX_HOLD_S:g}"))
-        ruling = self._apply(each, checked, "override", now_s)
-        if ruling.sent or ruling.rule in TRANSIENT_RULES:
+        decision = self._command(each, checked, "override", now_s)
+        if decision.sent or decision.rule in TRANSIENT_RULES:
             each.hold = Hold(checked, now_s + hold_s)
-        return ruling
+        return decision
 
     def end_hold(self, actuator: str, now_s: float) -> list[ActuatorDecision]:
         """End a person's override now, as if its time were over."""
@@ -170,17 +202,15 @@ class Gate:
         return self.tick(now_s)
 
     def stop(self, now_s: float, *, engaged: bool) -> list[ActuatorDecision]:
-        """The software stop. Engaging sends every safe action; releasing moves nothing: that takes `arm`."""
-        self._wanted = self._wanted and not (
-            engaged or self.stopped
-        )  # releasing what was never engaged changes nothing
+        """Engage or release the software stop. Engaging sends every safe action; releasing moves nothing: that takes `arm`."""
+        self._wanted = self._wanted and not (engaged or self.stopped)  # releasing what was not engaged changes nothing
         self.stopped = engaged
         if not engaged:
             return []
-        return self._rest_all(Refusal("stopped", "the software stop is engaged"), now_s, everyone=True)
+        return self._disarm(Refusal("stopped", "the software stop is engaged"), now_s, everyone=True)
 
     def arm(self, now_s: float) -> Refusal | None:
-        """A person wants movement: at once, or as soon as devices have reported and the agent is there."""
+        """Allow movement: at once, or as soon as the devices have reported and the agent is ready."""
         if self.stopped:
             return Refusal("stopped", "release the stop first, then arm")
         self._wanted = True
@@ -188,100 +218,140 @@ class Gate:
         return None
 
     def disarm(self, now_s: float) -> list[ActuatorDecision]:
-        """A person wants no movement: safe actions, and no arming until asked."""
+        """Send the safe actions and allow no movement until an operator arms."""
         self._wanted = False
-        return self._rest_all(Refusal("disarmed", "disarmed by a person"), now_s)
+        return self._disarm(Refusal("disarmed", "disarmed by an operator"), now_s)
 
     def lost(self, now_s: float) -> list[ActuatorDecision]:
-        """The agent is gone or too late: safe actions. `arm: auto` arms again when it is back."""
+        """The agent is gone or too late: send the safe actions. `arm: auto` arms again when it is back."""
         self.counters["lost"] += 1
         self._alive_s = None
         self._ready = False
-        self._wanted = self._wanted and self._settings.arm == "auto"
-        return self._rest_all(Refusal("lost", "no sign of life from the agent"), now_s)
+        return self._disarm(Refusal("lost", "agent heartbeat lost"), now_s)
 
     def go_safe(self, now_s: float, reason: str = "start or end of the daemon") -> list[ActuatorDecision]:
-        """Safe actions without blame, for the host's own start and end; disarms until `tick` arms again."""
-        return self._rest_all(Refusal("disarmed", reason), now_s)
+        """Send the safe actions at the host's own start and end; disarms until `tick` arms again."""
+        return self._disarm(Refusal("disarmed", reason), now_s)
 
     def disconnected(self, now_s: float) -> list[ActuatorDecision]:
-        """The broker is gone: disarmed, and everything must be reconciled again after `connected`."""
+        """The broker is gone: disarm; everything must be reconciled again after `connected`."""
         self._online = False
-        return self._rest_all(Refusal("disarmed", "no connection to the broker"), now_s)
+        return self._disarm(Refusal("disarmed", "no connection to the broker"), now_s)
 
     def connected(self, now_s: float) -> None:
-        """The broker is (back) there: the devices are asked anew what they do."""
+        """The broker is (back) there: the devices must report again, and safe actions that did not arrive are due."""
         self._online = True
         self._since_s = now_s
         for each in self._actuators.values():
-            each.reported = False
+            each.forget_commands()
 
-    def reconciled(self, actuator: str, value: object, now_s: float) -> Refusal | None:
-        """A device's report of what it does; the caller leaves out answers to older commands than the last.
+    def acknowledged(self, actuator: str, serial: int, *, by_device: bool = False) -> None:
+        """The broker, or the device, has this command: the gate's idea of the device follows it."""
+        self._actuators[actuator].acknowledge(serial, by_device=by_device)
 
-        A report that is no value of this actuator makes what it does unknown, and does not count as reconciled.
+    def unsent(self, actuator: str, serial: int) -> None:
+        """This command never left: a newer one replaced it, or there was no connection."""
+        self._actuators[actuator].withdraw(serial)
+
+    def undelivered(self, actuator: str, serial: int) -> None:
+        """This command left and was not acknowledged: it may have arrived. A safe action is due again."""
+        each = self._actuators[actuator]
+        each.due = each.due or (serial == each.serial and each.in_safe_state)
+
+    def reconciled(
+        self, actuator: str, value: object, now_s: float, *, retained: bool = False, answers: bool = False
+    ) -> Refusal | None:
+        """Take a device's report; the caller leaves out answers to older commands than the last.
+
+        A report that does not fit the actuator is not believed and does not count as reconciled. A retained one is of
+        unknown age: it counts only until the device reports or is commanded.
+
+        Args:
+            actuator: its name.
+            value: as reported.
+            now_s: the clock.
+            retained: the broker stored it.
+            answers: the device says which command it answers.
         """
         each = self._actuators.get(actuator)
         if each is None:
             return Refusal("unknown_actuator", f"{actuator[:64]!r} is not configured")
         truth = report_of(each.settings, value)
         if isinstance(truth, Refusal):
-            each.value, each.by = None, "nobody"
             return truth
+        each.answers = each.answers or answers
+        is_old = retained and (each.reported or bool(each.chain))
         each.reported = True
-        if truth != each.value:
+        if is_old:
+            return None
+        each.confirmed, each.inherited = truth, ()
+        if not each.pending and truth != each.value:
             each.value, each.by, each.changed_s = truth, "nobody", now_s
         return None
 
     def set_mode(self, mode: Mode, now_s: float, actuator: str | None = None) -> list[ActuatorDecision]:
-        """Change the mode of one actuator, or of all. What the policy had in force does not stay behind."""
+        """Change the mode of one actuator, or of all. The policy's last action does not stay in force."""
         if actuator is not None and actuator not in self._actuators:
             return [self._unknown(actuator)]
-        rulings = []
+        resting = []
         for each in self._actuators.values():
             if actuator in (None, each.name) and mode != each.mode:
                 each.mode = mode
                 if mode != "autonomous" and each.hold is None and each.by == "policy":
-                    rulings.append(self._rest(each, "mode", f"the mode is now {mode}", now_s))
-        return rulings
+                    resting.append(each)
+        return self._go_safe(resting, "mode", f"the mode is now {mode}", now_s)
+
+    def configure(self, mode: Mode, now_s: float) -> list[ActuatorDecision]:
+        """Take a new configured mode, for every actuator."""
+        self._configured = mode
+        return self.set_mode(mode, now_s)
 
     def restore(self, latches: Mapping[str, object]) -> None:
-        """What `latches` gave before the restart. Anything unreadable counts as stopped."""
+        """Take the latches of the run before. Anything unreadable counts as stopped.
+
+        A mode that an operator asked for counts only where it is more careful than the configured one.
+        """
         modes = latches.get("modes")
         self.stopped = latches.get("stopped") is not False or not isinstance(modes, Mapping)
         self.armed = False
         self._wanted = self._wanted and latches.get("wanted") is True and not self.stopped
         for name, mode in modes.items() if isinstance(modes, Mapping) else ():
-            if name in self._actuators and mode in ("shadow", "assist", "autonomous"):
-                self._actuators[name].mode = mode
+            asked_for = mode != latches.get("configured")
+            if name in self._actuators and mode in MODES and asked_for:
+                self._actuators[name].mode = min(self._configured, MODES[MODES.index(mode)], key=MODES.index)
 
     # How it is decided.
 
-    def _judge(self, each: Actuator, offer: Proposal, now_s: float) -> ActuatorDecision:
-        offered = each.name in offer.actions
+    def _is_sound(self, proposal: Proposal) -> bool:
+        """Whether the proposal may count as a heartbeat."""
+        if not math.isfinite(proposal.stamp_s) or not self._actuators.keys() >= proposal.actions.keys():
+            return False
+        checked = (limits.check(self._actuators[name].settings, value) for name, value in proposal.actions.items())
+        return not any(isinstance(each, Refusal) and each.rule in INVALID_ACTION_RULES for each in checked)
+
+    def _judge(self, each: Actuator, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
+        offered = each.name in proposal.actions
         barred = self._barred()
         if barred is not None:
-            return self._refuse(each, barred)
+            return [self._refuse(each, barred)]
         if each.hold is not None:
-            return self._continue(each, each.hold, now_s, offered=offered)
+            return [self._continue(each, each.hold, now_s, offered=offered)]
         if each.mode != "autonomous":
-            return self._refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else no_op(each)
-        return self._from_policy(each, offer, now_s)
+            return [self._refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else no_op(each)]
+        return self._from_policy(each, proposal, now_s)
 
-    def _from_policy(self, each: Actuator, offer: Proposal, now_s: float) -> ActuatorDecision:
-        doubted = freshness_refusal(each, offer, now_s)
+    def _from_policy(self, each: Actuator, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
+        doubted = freshness_refusal(each, proposal, now_s)
         if doubted is not None:
             return self._distrust(each, doubted, now_s)
-        if each.name not in offer.actions:
-            return no_op(each)
-        checked = limits.check(each.settings, offer.actions[each.name])
-        if isinstance(checked, Refusal):
-            return (
-                self._distrust(each, checked, now_s)
-                if checked.rule in INVALID_ACTION_RULES
-                else self._refuse(each, checked)
-            )
-        return self._apply(each, checked, "policy", now_s)
+        if each.name not in proposal.actions:
+            return [no_op(each)]
+        checked = limits.check(each.settings, proposal.actions[each.name])
+        if not isinstance(checked, Refusal):
+            return [self._command(each, checked, "policy", now_s)]
+        if checked.rule in INVALID_ACTION_RULES:
+            return self._distrust(each, checked, now_s)
+        return [self._refuse(each, checked)]
 
     def _barred(self) -> Refusal | None:
         if self.stopped:
@@ -291,61 +361,113 @@ class Gate:
         return None
 
     def _continue(self, each: Actuator, hold: Hold, now_s: float, *, offered: bool) -> ActuatorDecision:
-        """A person's hold goes on: what could not be reached at once is approached."""
-        ruling = no_op(each) if each.value == hold.value else self._apply(each, hold.value, "override", now_s)
+        """Continue an operator's hold: approach what could not be reached at once."""
+        decision = no_op(each) if each.value == hold.value else self._command(each, hold.value, "override", now_s)
         if not offered:
-            return ruling
-        refused = self._refuse(each, Refusal("overridden", "a person acts"))
-        return replace(refused, value=ruling.value, by=ruling.by)
+            return decision
+        refused = self._refuse(each, Refusal("overridden", "held by an operator override"))
+        return replace(refused, value=decision.value, by=decision.by, serial=decision.serial)
 
-    def _apply(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
-        past = limits.LastCommand(each.value, now_s - each.sent_s, now_s - each.changed_s)
-        paced = limits.pace(each.settings, value, past, 2 * self._period_s, approach=by == "override")
+    def _command(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
+        """Command as much of the way to `value` as pace and rules allow."""
+        last = limits.LastCommand(
+            each.value,
+            now_s - each.sent_s,
+            now_s - each.changed_s,
+            [(sent.value, now_s - sent.stamp_s) for sent in each.steps_from()],
+        )
+        paced = limits.pace(each.settings, value, last, 2 * self._period_s, approach=by == "override")
         if not isinstance(paced, Refusal):
-            paced = self._forbid(each.name, paced) or paced
+            paced = self._forbid(each, paced) or paced
+        if not isinstance(paced, Refusal) and each.pending >= MAX_PENDING:
+            paced = Refusal("unacknowledged", f"{each.pending} commands await the broker's acknowledgement")
         if isinstance(paced, Refusal):
             return self._refuse(each, paced)
         each.rule = None
         return self._send(each, paced, by, now_s)
 
-    def _forbid(self, name: str, value: Value) -> Refusal | None:
-        would = {each.name: each.value for each in self._actuators.values()} | {name: value}
-        for expression in self._forbidden:
-            if name not in expression.names:
+    def _forbid(self, each: Actuator, value: Value) -> Refusal | None:
+        """Refuse a value that a rule forbids, unless it is a step out of the forbidden zone."""
+        for rule in self._rules:
+            if each.name not in rule.names:
                 continue
-            try:
-                forbidden, reason = expression.evaluate(would) != 0, f"{expression.text} would hold"
-            except ExpressionError as error:
-                forbidden, reason = True, f"it cannot be ruled out: {error}"
-            if forbidden:
-                return Refusal("forbidden", reason)
+            would = self._broken(rule, {each.name: (value,)})
+            if would is None:
+                continue
+            now = self._broken(rule, {})
+            if now is None or not would.degree < now.degree < math.inf:  # from the unknown nothing is a step out
+                return Refusal("forbidden", would.reason)
         return None
 
+    def _broken(self, rule: Rule, given: Mapping[str, Sequence[Value | None]]) -> Violation | None:
+        """The worst violation of a rule, with some values given and every possible one of the other actuators."""
+        return rule.broken({name: given.get(name) or self._actuators[name].possible for name in rule.names})
+
     def _send(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
-        if value != each.value:
-            each.changed_s = now_s
-        each.value, each.by, each.sent_s = value, by, now_s
-        each.commanded = True
-        each.in_safe_state = by == "gate"
-        return ActuatorDecision(each.name, value, None, by)
+        return ActuatorDecision(each.name, value, None, by, serial=each.issue(value, by, now_s))
 
-    def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> ActuatorDecision:
-        """Refuse, and put the actuator at rest if it is not yet."""
-        ruling = self._refuse(each, refusal)
+    def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> list[ActuatorDecision]:
+        """Refuse, and bring the actuator to its safe state if it is not there yet."""
+        decision = self._refuse(each, refusal)
         if each.in_safe_state:
-            return ruling
-        rested = self._rest(each, refusal.rule, refusal.reason, now_s)
-        return replace(rested, rule_changed=ruling.rule_changed)
+            return [decision]
+        rested = self._go_safe([each], refusal.rule, refusal.reason, now_s)
+        return [replace(d, rule_changed=decision.rule_changed) if d.actuator == each.name else d for d in rested]
 
-    def _rest_all(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[ActuatorDecision]:
-        """Disarm and send every safe action; in shadow only where this gate has acted, unless `everyone`."""
+    def _disarm(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[ActuatorDecision]:
+        """Disarm and send every safe action; in shadow only where this gate has acted, unless `everyone`.
+
+        With `arm: request` an operator's wish to arm ends with every disarming.
+        """
         self.armed = False
-        rulings = []
+        self._wanted = self._wanted and self._settings.arm == "auto"
         for each in self._actuators.values():
             each.hold = None
-            if everyone or each.commanded or each.mode != "shadow":
-                rulings.append(self._rest(each, refusal.rule, refusal.reason, now_s))
-        return rulings
+        chosen = [e for e in self._actuators.values() if everyone or e.commanded or e.mode != "shadow"]
+        return self._go_safe(chosen, refusal.rule, refusal.reason, now_s)
+
+    def _go_safe(self, chosen: list[Actuator], rule: str | None, reason: str, now_s: float) -> list[ActuatorDecision]:
+        """Send safe actions, with those of other actuators where a rule forbids what would result, in a harmless order."""
+        group = self._with_coupled(chosen)
+        decisions = []
+        for each in self._in_order(group):
+            own = each in chosen
+            if not own and each.in_safe_state:
+                continue
+            if not own:
+                each.hold = None
+            why = reason if own else f"{', '.join(e.name for e in chosen)} at rest: a rule forbids the combination"
+            decisions.append(self._rest(each, rule if own else None, why, now_s))
+        return decisions
+
+    def _with_coupled(self, chosen: list[Actuator]) -> list[Actuator]:
+        """The actuators that must rest when these do."""
+        group = list(chosen)
+        grew = True
+        while grew:
+            grew = False
+            for rule in self._rules:
+                named = [self._actuators[name] for name in sorted(rule.names)]
+                missing = [each for each in named if each not in group and not safe_is_hold(each.settings)]
+                concerned = any(each in group for each in named)
+                if missing and concerned and self._broken(rule, _at_rest(group)) is not None:
+                    group.extend(missing)
+                    grew = True
+        return group
+
+    def _in_order(self, group: list[Actuator]) -> list[Actuator]:
+        """The order in which no combination on the way is forbidden, where there is one."""
+        left, order = list(group), list[Actuator]()
+        while left:
+            for each in left:
+                after = _at_rest([*order, each])
+                if not any(each.name in rule.names and self._broken(rule, after) for rule in self._rules):
+                    break
+            else:
+                each = left[0]
+            left.remove(each)
+            order.append(each)
+        return order
 
     def _rest(self, each: Actuator, rule: str | None, reason: str, now_s: float) -> ActuatorDecision:
         each.in_safe_state = True
@@ -353,11 +475,24 @@ class Gate:
             return ActuatorDecision(each.name, None, rule, "nobody", reason)
         return replace(self._send(each, each.settings.safe, "gate", now_s), rule=rule, reason=reason)
 
+    def _repeat(self, now_s: float) -> list[ActuatorDecision]:
+        """Send the safe actions again that have not arrived."""
+        if not self._online:
+            return []
+        decisions = []
+        for each in self._actuators.values():
+            if each.must_repeat(now_s):
+                self.repeats += 1
+                each.repeat_s = min(REPEAT_S[1], 2 * each.repeat_s)
+                reason = "the safe action was not acknowledged; sending it again"
+                decisions.append(replace(self._send(each, each.settings.safe, "gate", now_s), reason=reason))
+        return decisions
+
     def _refuse(self, each: Actuator, refusal: Refusal) -> ActuatorDecision:
-        news = each.rule != refusal.rule
+        rule_changed = each.rule != refusal.rule
         each.rule = refusal.rule
         return self._count(
-            ActuatorDecision(each.name, None, refusal.rule, "nobody", refusal.reason, news), refusal.rule
+            ActuatorDecision(each.name, None, refusal.rule, "nobody", refusal.reason, rule_changed), refusal.rule
         )
 
     def _unknown(self, name: str) -> ActuatorDecision:
@@ -366,18 +501,18 @@ class Gate:
             ActuatorDecision(name, None, "unknown_actuator", "nobody", reason, rule_changed=True), "unknown_actuator"
         )
 
-    def _count(self, ruling: ActuatorDecision, rule: str) -> ActuatorDecision:
+    def _count(self, decision: ActuatorDecision, rule: str) -> ActuatorDecision:
         self.counters[rule] += 1
-        if ruling.actuator in self._actuators:  # unknown names come from outside and would grow without bound
-            self.refused[ruling.actuator, rule] += 1
-        return ruling
+        if decision.actuator in self._actuators:  # unknown names come from outside and would grow without bound
+            self.refused[decision.actuator, rule] += 1
+        return decision
 
     def _settle(self, now_s: float) -> None:
-        """Arm once it is wanted and possible."""
+        """Arm once it is asked for and possible."""
         possible = self._ready and self._online and not self.stopped and self.is_reconciled(now_s)
         self.armed = self.armed or (self._wanted and possible)
 
 
-def known_names(actuators: Mapping[str, AnyActuator]) -> dict[str, int | None]:
-    """What an expression may name: each actuator, a continuous one by its components."""
-    return {name: len(each.low) if isinstance(each, ContinuousSettings) else None for name, each in actuators.items()}
+def _at_rest(group: list[Actuator]) -> dict[str, Sequence[Value | None]]:
+    """The safe value of each actuator that has one; what holds keeps what it has."""
+    return {each.name: (each.settings.safe,) for each in group if not safe_is_hold(each.settings)}

@@ -1,12 +1,13 @@
-"""What one actuator can take: shape, range and pace of a single value. Pure; the gate asks, this answers.
+"""Limits of a single value: its shape, its range and its pace. Pure functions; the gate calls them.
 
-Finiteness comes before any comparison, because `max(-1, min(1, nan))` is 1. Rules are the names under which refusals are
-counted and told.
+They check that numbers are finite before they compare them, because `max(-1, min(1, nan))` is 1. A refusal names its rule;
+events and counters use the same names.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actuators.actions import Value
@@ -18,7 +19,7 @@ SLACK = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A rule that said no, and the reason in words."""
+    """The rule that refused a value, and the reason."""
 
     rule: str
     reason: str
@@ -29,7 +30,7 @@ def check(settings: AnyActuator, value: object) -> Value | Refusal:
     if isinstance(settings, ContinuousSettings):
         return _vector(settings, value)
     if not isinstance(value, str):
-        return Refusal("wrong_type", f"a word is wanted, not {type(value).__name__}")
+        return Refusal("wrong_type", f"expected a string, got {type(value).__name__}")
     if isinstance(settings, ChoiceSettings):
         if value not in settings.choices:
             return Refusal("unknown_choice", f"{value[:40]!r} is not one of {list(settings.choices)}")
@@ -41,7 +42,7 @@ def _text(settings: UtteranceSettings, value: str) -> Value | Refusal:
     if len(value) > settings.max_chars:
         return Refusal("too_long", f"{len(value)} characters; at most {settings.max_chars}")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        return Refusal("wrong_type", "half of a character: the text cannot be written as UTF-8")
+        return Refusal("wrong_type", "unpaired surrogate: not valid UTF-8")
     return value
 
 
@@ -61,9 +62,9 @@ def vector(value: object, size: int) -> tuple[float, ...] | Refusal:
     """`value` as `size` finite floats, whatever their range; a single number is a vector of one."""
     items = value if isinstance(value, list | tuple) else (value,)
     if any(isinstance(item, bool) or not isinstance(item, int | float) for item in items):
-        return Refusal("wrong_type", f"{size} numbers are wanted")
+        return Refusal("wrong_type", f"expected {size} numbers")
     if len(items) != size:
-        return Refusal("wrong_type", f"{size} numbers are wanted, not {len(items)}")
+        return Refusal("wrong_type", f"expected {size} numbers, got {len(items)}")
     try:
         numbers = tuple(float(item) for item in items)
     except OverflowError:
@@ -75,35 +76,37 @@ def vector(value: object, size: int) -> tuple[float, ...] | Refusal:
 
 @dataclass(frozen=True, slots=True)
 class LastCommand:
-    """What the actuator was last known to do, and how long ago."""
+    """The newest command of an actuator, and every value from which the next step is measured."""
 
     value: Value | None
     since_sent_s: float
     since_change_s: float
+    steps: Sequence[tuple[Value, float]] = ()
+    """Values with their ages in seconds; none when nothing is known."""
 
 
 def pace(
-    settings: AnyActuator, value: Value, past: LastCommand, longest_s: float, *, approach: bool = False
+    settings: AnyActuator, value: Value, last: LastCommand, longest_s: float, *, approach: bool = False
 ) -> Value | Refusal:
-    """`value`, or as much of the way to it as the pace allows.
+    """Return `value`, or as much of the way to it as the pace allows.
 
     Args:
         settings: the actuator's.
         value: what `check` let through.
-        past: what it does now.
-        longest_s: time since the last command counts at most this much, so that a pause does not save up a jump.
+        last: the newest command.
+        longest_s: time since a command counts at most this much, so that a pause does not save up a jump.
         approach: a step that is too large is shortened, whatever the settings say: a person's hand is followed.
     """
-    if past.since_sent_s < settings.min_interval_s:
+    if last.since_sent_s < settings.min_interval_s:
         return Refusal(
-            "too_soon", f"{past.since_sent_s:.3f} s after the last command; at least {settings.min_interval_s:g}"
+            "too_soon", f"{last.since_sent_s:.3f} s after the last command; at least {settings.min_interval_s:g}"
         )
     if isinstance(settings, ChoiceSettings):
-        if value != past.value and past.since_change_s < settings.min_hold_s:
-            return Refusal("min_hold", f"{past.value!r} is held for {settings.min_hold_s:g} s")
+        if value != last.value and last.since_change_s < settings.min_hold_s:
+            return Refusal("min_hold", f"{last.value!r} is held for {settings.min_hold_s:g} s")
         return value
     if isinstance(settings, ContinuousSettings) and settings.max_rate is not None:
-        return _rate(settings, settings.max_rate, value, past, longest_s, approach=approach)
+        return _rate(settings, settings.max_rate, value, last, longest_s, approach=approach)
     return value
 
 
@@ -111,23 +114,29 @@ def _rate(
     settings: ContinuousSettings,
     rates: tuple[float, ...],
     value: Value,
-    past: LastCommand,
+    last: LastCommand,
     longest_s: float,
     *,
     approach: bool,
 ) -> Value | Refusal:
-    if not isinstance(past.value, tuple) or not isinstance(value, tuple):
-        return value  # nothing is known to measure the step from
-    span_s = min(longest_s, past.since_sent_s)
-    steps = [rate * span_s for rate in rates]
-    near = tuple(
-        min(now + step, max(now - step, wanted)) for now, step, wanted in zip(past.value, steps, value, strict=True)
-    )
+    if not last.steps:
+        remedy = "let the device report, or give the actuator a safe value"
+        return Refusal("unknown_state", f"max_rate cannot be applied: the present value is not known; {remedy}")
+    assert isinstance(value, tuple)
+    spans = [min(longest_s, age_s) for _, age_s in last.steps]
+    near = []
+    for index, (wanted, rate) in enumerate(zip(value, rates, strict=True)):
+        lowest = max(float(start[index]) - rate * span for (start, _), span in zip(last.steps, spans, strict=True))
+        highest = min(float(start[index]) + rate * span for (start, _), span in zip(last.steps, spans, strict=True))
+        if lowest > highest + SLACK:
+            return Refusal("too_fast", "no value is within one step of every command that is not yet acknowledged")
+        near.append(min(highest, max(lowest, wanted)))
     if all(abs(a - b) <= SLACK for a, b in zip(near, value, strict=True)):
         return value
     if settings.out_of_range == "refuse" and not approach:
+        start, span_s = last.steps[-1][0], spans[-1]
         return Refusal(
-            "too_fast", f"from {list(past.value)} to {list(value)} in {span_s:.3f} s; at most {list(rates)} a second"
+            "too_fast", f"from {list(start)} to {list(value)} in {span_s:.3f} s; at most {list(rates)} a second"
         )
     return tuple(
         min(high, max(low, number)) for low, number, high in zip(settings.low, near, settings.high, strict=True)

@@ -1,0 +1,161 @@
+"""The rules under `gate.forbid`: whether a combination of values breaks one, by how much, and which settings can never be safe.
+
+The gate asks for every combination that the devices may be in; `reflexd check` asks for the combinations that rest can lead to.
+Knows nothing of time or of who commands.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from actuators.actions import Value
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings
+from actuators.expressions import Expression, ExpressionError
+
+MAX_COMBINATIONS = 4_096
+"""Combinations tried for one question; more are treated as a broken rule."""
+NEAR = 1e-6
+"""Relative distance from a constant at which `check` samples a continuous actuator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One rule that some combination breaks."""
+
+    rule: Rule
+    reason: str
+    degree: float
+    """How far inside the forbidden zone; infinite when a value is not known."""
+
+
+class Rule:
+    """One expression under `forbid`.
+
+    Args:
+        text: the expression; true means forbidden.
+        known: what each name holds.
+
+    Raises:
+        ExpressionError: it cannot be used.
+    """
+
+    def __init__(self, text: str, known: Mapping[str, int | None]) -> None:
+        self.text = text
+        self.expression = Expression(text, known)
+        self.names = self.expression.names
+
+    def broken(self, domains: Mapping[str, Sequence[Value | None]]) -> Violation | None:
+        """Return the worst violation among all combinations of the possible values, or None.
+
+        Args:
+            domains: the possible values of each actuator the rule names; None stands for an unknown one.
+        """
+        names = sorted(self.names)
+        sizes = math.prod(len(domains[name]) for name in names)
+        if sizes > MAX_COMBINATIONS:
+            return Violation(self, f"{self.text}: it cannot be ruled out in {sizes} combinations", math.inf)
+        found = [self._judge(dict(zip(names, values, strict=True))) for values in product(*(domains[n] for n in names))]
+        return max((each for each in found if each is not None), key=lambda each: each.degree, default=None)
+
+    def _judge(self, values: Mapping[str, Value | None]) -> Violation | None:
+        try:
+            if self.expression.evaluate(values) == 0:
+                return None
+            return Violation(self, f"{self.text} would hold", self._degree(self.expression.tree, values))
+        except ExpressionError as error:
+            return Violation(self, f"it cannot be ruled out: {error}", math.inf)
+
+    def _degree(self, node: ast.expr, values: Mapping[str, Value | None]) -> float:
+        """How true it is: the margin of a comparison, the smallest of `and`, the largest of `or` (robustness of temporal logic)."""
+        if isinstance(node, ast.BoolOp):
+            parts = [self._degree(each, values) for each in node.values]
+            return min(parts) if isinstance(node.op, ast.And) else max(parts)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return -self._degree(node.operand, values)
+        if isinstance(node, ast.IfExp):
+            chosen = node.body if self._degree(node.test, values) > 0 else node.orelse
+            return self._degree(chosen, values)
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            return min(
+                self._margin(op, left, right, values)
+                for op, left, right in zip(node.ops, sides, sides[1:], strict=False)
+            )
+        return 1.0 if self.expression.evaluate_node(node, values) else -1.0
+
+    def _margin(self, op: ast.cmpop, left: ast.expr, right: ast.expr, values: Mapping[str, Value | None]) -> float:
+        if isinstance(op, ast.Eq | ast.NotEq):
+            same = bool(self.expression.evaluate_node(ast.Compare(left, [ast.Eq()], [right]), values))
+            return 1.0 if same == isinstance(op, ast.Eq) else -1.0
+        gap = float(self.expression.evaluate_node(ast.BinOp(left, ast.Sub(), right), values))
+        return gap if isinstance(op, ast.Gt | ast.GtE) else -gap
+
+
+def known_names(actuators: Mapping[str, AnyActuator]) -> dict[str, int | None]:
+    """What an expression may name: each actuator, a continuous one by its components."""
+    return {name: len(each.low) if isinstance(each, ContinuousSettings) else None for name, each in actuators.items()}
+
+
+def domain(settings: AnyActuator) -> Sequence[Value | None]:
+    """Every value of an actuator whose value is not known: its choices, or just the fact that it is not known."""
+    return settings.choices if isinstance(settings, ChoiceSettings) else (None,)
+
+
+def safe_is_hold(settings: AnyActuator) -> bool:
+    """Whether to be safe means to send nothing."""
+    return settings.safe == "hold" and not (isinstance(settings, ChoiceSettings) and "hold" in settings.choices)
+
+
+def unsafe_rests(actuators: Mapping[str, AnyActuator], settings: GateSettings) -> list[str]:
+    """Name every rule that the gate's own safe actions can break, with the remedy.
+
+    An actuator with `safe: hold` may hold any value while the others go to theirs. Continuous ones are sampled at their
+    limits, their middle and around the constants of the rule.
+
+    Raises:
+        ExpressionError: a rule cannot be used.
+    """
+    problems = []
+    for index, text in enumerate(settings.forbid):
+        rule = Rule(text, known_names(actuators))
+        holding = sorted(name for name in rule.names if safe_is_hold(actuators[name]))
+        if len(holding) == len(rule.names):
+            continue  # nothing moves when all of them hold
+        domains: dict[str, Sequence[Value | None]] = {
+            name: _samples(name, actuators[name], rule) if name in holding else [_safe(actuators[name])]
+            for name in rule.names
+        }
+        found = rule.broken(domains)
+        if found is not None:
+            safe = ", ".join(f"{name} = {_safe(actuators[name])!r}" for name in sorted(rule.names.difference(holding)))
+            held = f" while {' and '.join(holding)} may hold any value" if holding else ""
+            remedy = f"give {holding[0]} a safe value" if holding else "choose other safe values"
+            problems.append(f"forbid[{index}]: {text!r} can hold at rest ({safe}{held}); {remedy}")
+    return problems
+
+
+def _safe(settings: AnyActuator) -> Value:
+    return settings.safe
+
+
+def _samples(name: str, settings: AnyActuator, rule: Rule) -> Sequence[Value | None]:
+    if not isinstance(settings, ContinuousSettings):
+        return domain(settings)
+    nodes = [node for node in ast.walk(rule.expression.tree) if isinstance(node, ast.Constant)]
+    constants = {float(node.value) for node in nodes if isinstance(node.value, int | float)}
+    read = {part for root, part in rule.expression.parts if root == name}
+    columns = [
+        sorted({low, high, (low + high) / 2, *_inside(constants, low, high)}) if index in read else [low]
+        for index, (low, high) in enumerate(zip(settings.low, settings.high, strict=True))
+    ]
+    return [tuple(values) for values in product(*columns)]
+
+
+def _inside(constants: Iterable[float], low: float, high: float) -> list[float]:
+    step = NEAR * (high - low)
+    near = [value + offset for each in constants for value in (each, -each) for offset in (-step, 0.0, step)]
+    return [value for value in near if low <= value <= high]
