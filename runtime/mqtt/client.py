@@ -21,9 +21,11 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from runtime.mqtt.models import Address, Will
+from runtime.mqtt.models import Address, Outgoing, Will
 
 TAKEN_OVER = 0x8E
+FAILURE = 0x80
+"""Reason codes from here on are failures."""
 T = TypeVar("T")
 
 
@@ -41,9 +43,19 @@ class Newest(asyncio.Queue[aiomqtt.Message]):
 
 
 def make(
-    address: Address, identifier: str, will: Will | None, queue: Newest, *, max_packet: int, max_outgoing: int
+    address: Address,
+    identifier: str,
+    will: Will | None,
+    queue: Newest,
+    *,
+    max_packet: int,
+    max_outgoing: int,
+    session_s: int = 0,
 ) -> aiomqtt.Client:
-    """A client that is not connected yet; `queue` is used by every session, so what arrived before a loss is still handled."""
+    """Make a client that is not connected yet; every session uses `queue`, so what arrived before a loss is still handled.
+
+    With `session_s` the broker keeps the session for so many seconds and stores QoS 1 messages meanwhile.
+    """
 
     def own_queue(maxsize: int) -> Newest:  # noqa: ARG001 - the bound is ours
         return queue
@@ -51,6 +63,8 @@ def make(
     a = address
     connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     connect.MaximumPacketSize = max_packet
+    if session_s:
+        connect.SessionExpiryInterval = session_s
     last = will and aiomqtt.Will(will.topic, will.payload, will.qos, will.retain)
     password = a.credentials.password if a.credentials else None
     client = aiomqtt.Client(
@@ -61,20 +75,60 @@ def make(
         password=password.get_secret_value() if password else None,
         protocol=aiomqtt.ProtocolVersion.V5,
         will=last or None,
-        clean_start=True,
+        clean_start=not session_s,
         keepalive=max(2, round(a.keepalive_s)),
         timeout=max(1.0, a.keepalive_s / 2),
         queue_type=own_queue,  # type: ignore[arg-type]  # only ever called with maxsize
-        max_inflight_messages=100,
+        max_inflight_messages=1_000,
         properties=connect,
         tls_context=a.tls,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )
+    remember_refusals(client)
     client.pending_calls_threshold = max_outgoing
     client._client.connect_timeout = max(1.0, a.keepalive_s / 2)  # aiomqtt leaves paho's 5 s
     if sys.platform == "linux":
         acknowledge_at_once(client._client)
     return client
+
+
+class PublishRefused(aiomqtt.MqttError):
+    """The broker took the message and refused it; `str` says why."""
+
+
+def remember_refusals(client: aiomqtt.Client) -> None:
+    """Note the reason codes of refused publishes; aiomqtt takes each acknowledgement for a success."""
+    acknowledged = client._client.on_publish
+    assert acknowledged is not None
+    refusals: dict[int, str] = {}
+    client._refusals = refusals  # type: ignore[attr-defined]
+
+    def note(paho_client: paho.Client, userdata: Any, mid: int, code: Any, properties: Properties) -> None:
+        if getattr(code, "value", 0) >= FAILURE:
+            refusals[mid] = str(code)
+        acknowledged(paho_client, userdata, mid, code, properties)
+
+    client._client.on_publish = note
+
+
+async def publish(client: aiomqtt.Client, out: Outgoing, timeout_s: float | None = None) -> None:
+    """Publish and wait: for the acknowledgement at QoS 1, for the socket at QoS 0.
+
+    Raises:
+        PublishRefused: the broker refused it.
+        aiomqtt.MqttError: no connection, or no acknowledgement in time.
+        ValueError: a topic or payload that cannot be written.
+    """
+    info = client._client.publish(out.topic, out.payload, out.qos, out.retain, out.properties)
+    if info.rc != paho.MQTT_ERR_SUCCESS:
+        raise aiomqtt.MqttCodeError(info.rc, "Could not publish message")
+    if not info.is_published():
+        confirmation = asyncio.Event()
+        with client._pending_call(info.mid, confirmation, client._pending_publishes):
+            await faithful(client._wait_for(confirmation.wait(), timeout=timeout_s))
+    reason = client._refusals.pop(info.mid, None)  # type: ignore[attr-defined]
+    if reason is not None:
+        raise PublishRefused(reason)
 
 
 def acknowledge_at_once(client: paho.Client) -> None:

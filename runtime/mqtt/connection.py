@@ -23,9 +23,9 @@ from typing import Literal
 import aiomqtt
 import structlog
 
-from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, shut
-from runtime.mqtt.models import Address, Handler, Message, MqttLost, Outgoing, Subscription, Will, properties
-from runtime.mqtt.publisher import Keep, Sender
+from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, publish, shut
+from runtime.mqtt.models import Address, Handler, Limit, Message, MqttLost, Outgoing, Subscription, Will, properties
+from runtime.mqtt.publisher import Done, Keep, Sender
 from runtime.mqtt.subscriber import Receiver
 
 log = structlog.get_logger(__name__)
@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 STEADY_S = 5.0
 """A session that lasted so long ends the back-off."""
 BACKOFF_S = (0.1, 1.5)
+AT_ONCE = 32
+"""Messages handled in one turn of the loop."""
 
 
 @dataclass(slots=True)
@@ -46,8 +48,10 @@ class Connection:
     """Called after subscribing, on every connect; publishes with `enqueue`."""
     on_connection_change: Callable[[bool, str], None] = lambda _up, _reason: None
     """Called with the new state and the reason on every change."""
-    is_protected: Callable[[str], bool] = lambda _topic: False
-    """Topics that are never answered to, whatever a request asks for."""
+    response_prefix: str = ""
+    """Answers go only to topics that begin with it, whatever a request asks for."""
+    session_s: int = 0
+    """How long the broker keeps the session and stores QoS 1 messages while this client is away."""
     max_incoming: int = 1_000
     max_outgoing: int = 200
     max_packet: int = 2_097_152
@@ -64,7 +68,7 @@ class Connection:
 
     def __post_init__(self) -> None:
         self._queue = Newest(maxsize=self.max_incoming)
-        self._inbound = Receiver(self.identifier, self.refused)
+        self._inbound = Receiver(self.identifier, self.refused, self.drops)
         self._sender = Sender(self.max_outgoing, self.drops)
 
     # --- what the owner calls
@@ -86,9 +90,11 @@ class Connection:
         qos: Literal[0, 1] = 1,
         retained: Literal["send", "ignore"] = "ignore",
         no_local: bool = False,
+        limit: Limit | None = None,
+        as_published: bool = True,
     ) -> None:
         """Route a filter to a handler, now and after every reconnect. The handler is called in the loop and must be quick."""
-        subscription = Subscription(topic_filter, handler, qos, retained, no_local)
+        subscription = Subscription(topic_filter, handler, qos, retained, no_local, limit, as_published)
         self._inbound.subscriptions[topic_filter] = subscription
         if self.connected and self._group is not None and self._client is not None:
             self._group.create_task(self._join(self._client, subscription), name=f"subscribe {topic_filter}")
@@ -113,6 +119,24 @@ class Connection:
         outgoing = Outgoing(topic, payload, qos, retain, properties(expiry_s, response_topic, correlation))
         return self._sender.send(outgoing) if self.connected else self._sender.keep(outgoing, keep)
 
+    def send_newest(
+        self,
+        key: str,
+        topic: str,
+        payload: bytes,
+        done: Done,
+        *,
+        urgent: bool = False,
+        retain: bool = False,
+        expiry_s: float | None = None,
+    ) -> None:
+        """Send the newest message of `key` at QoS 1, in a place of its own; `done` is called once with what became of it.
+
+        An urgent one leaves at once; another one waits for the acknowledgement of the one before, and a newer one replaces it.
+        """
+        outgoing = Outgoing(topic, payload, 1, retain, properties(expiry_s, None, None))
+        self._sender.send_newest(key, outgoing, done, urgent=urgent)
+
     async def publish(
         self,
         topic: str,
@@ -132,8 +156,8 @@ class Connection:
         if client is None or not self.connected:
             raise MqttLost(f"no connection to {self.address.host}:{self.address.port}")
         try:
-            out = properties(expiry_s, None, None)
-            await faithful(client.publish(topic, payload, qos, retain, out, timeout=timeout_s))
+            out = Outgoing(topic, payload, qos, retain, properties(expiry_s, None, None))
+            await publish(client, out, timeout_s)
         except aiomqtt.MqttError as error:
             raise MqttLost(f"{topic}: {error}") from None
 
@@ -157,9 +181,9 @@ class Connection:
             self._inbound.forget(correlation)
 
     def reply(self, request: Message, payload: bytes, fallback: str) -> bool:
-        """Answer on the request's response topic, else on `fallback`; never on a protected topic (counted)."""
+        """Answer on the request's response topic, else on `fallback`; never outside `response_prefix` (counted)."""
         topic = request.response_topic or fallback
-        if any(c in topic for c in "+#\0") or topic.startswith("$") or self.is_protected(topic):
+        if any(c in topic for c in "+#\0") or topic.startswith("$") or not topic.startswith(self.response_prefix):
             self.drops["forbidden response topic"] += 1
             topic = fallback
         return self.enqueue(topic, payload, qos=1, correlation=request.correlation)
@@ -190,6 +214,7 @@ class Connection:
         reason = "closed by the broker"
         try:
             await connect(client)
+            self._inbound.resumed_s = time.monotonic() if self.session_s else float("-inf")
             async with asyncio.TaskGroup() as group:
                 self._group, self._client = group, client
                 self._sender.begin(group, client)
@@ -226,6 +251,7 @@ class Connection:
             self._queue,
             max_packet=self.max_packet,
             max_outgoing=self.max_outgoing,
+            session_s=self.session_s,
         )
 
     async def _greet(self, client: aiomqtt.Client) -> None:
@@ -255,8 +281,11 @@ class Connection:
     async def _receive(self, client: aiomqtt.Client) -> None:
         async for first in client.messages:
             self._inbound.dispatch(first)
-            while not self._queue.empty():
+            for _ in range(AT_ONCE):
+                if self._queue.empty():
+                    break
                 self._inbound.dispatch(self._queue.get_nowait())
+            await asyncio.sleep(0)  # a flood on this connection must not delay another one
         raise MqttLost("closed by the broker")
 
     async def _watch(self, client: aiomqtt.Client) -> None:

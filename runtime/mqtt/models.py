@@ -33,6 +33,8 @@ class Message:
     correlation: bytes | None = None
     stamp_s: float = 0.0
     """Monotonic seconds of its arrival."""
+    resumed: bool = False
+    """It arrived so soon after a session was resumed that the broker may have stored it: its age is not known."""
 
 
 Handler = Callable[[Message], None]
@@ -75,6 +77,14 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """How often a handler is called for one sender's messages on one topic; between two calls the newest message wins."""
+
+    rate_hz: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
 class Subscription:
     """One topic filter and who takes its messages."""
 
@@ -84,14 +94,17 @@ class Subscription:
     retained: Literal["send", "ignore"] = "ignore"
     """`ignore` is Retain Handling 2: what the broker remembers is not sent on subscribing."""
     no_local: bool = False
+    limit: Limit | None = None
+    as_published: bool = True
+    """False: the retain flag tells what the broker stored from what was published just now."""
 
     @property
     def options(self) -> SubscribeOptions:
-        """Retain as published, so that a handler can tell."""
+        """The options of MQTT 5."""
         return SubscribeOptions(
             qos=self.qos,
             noLocal=self.no_local,
-            retainAsPublished=True,
+            retainAsPublished=self.as_published,
             retainHandling=0 if self.retained == "send" else 2,
         )
 

@@ -1,17 +1,23 @@
-"""Sending: what is on its way, and what waits for the next connection. Both are bounded; what is dropped is counted."""
+"""Publish messages: ordinary ones in a bounded queue, and the newest of each key (a command, a status) in a place of its own.
+
+`Connection` uses it. Nothing here knows what a payload means. Everything is bounded; what is dropped is counted by cause.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 from uuid import uuid4
 
 import aiomqtt
 import structlog
 
+from runtime.mqtt.client import PublishRefused, publish
 from runtime.mqtt.models import Outgoing
 
 log = structlog.get_logger(__name__)
@@ -19,6 +25,22 @@ log = structlog.get_logger(__name__)
 KEPT = 100
 """Messages kept for the next connect."""
 Keep = Literal["no", "latest", "all"]
+Delivery = Literal["acknowledged", "undelivered", "unsent"]
+"""`undelivered` left and may have arrived; `unsent` did not leave."""
+Done = Callable[[Delivery], None]
+
+
+@dataclass(slots=True)
+class Slot:
+    """The place of one key: what is under way, and the newest that waits."""
+
+    under_way: int = 0
+    urgent_under_way: int = 0
+    waiting: tuple[Outgoing, Done, bool] | None = None
+
+    def is_free(self, *, urgent: bool) -> bool:
+        """Whether a message may leave now: an ordinary one after the one before, an urgent one after an urgent one."""
+        return not (self.urgent_under_way if urgent else self.under_way)
 
 
 @dataclass(slots=True)
@@ -26,7 +48,7 @@ class Sender:
     """Sends in tasks of the session's group.
 
     Args:
-        limit: of messages on their way.
+        limit: of ordinary messages under way.
         drops: what was dropped, by cause; shared with the connection.
     """
 
@@ -37,28 +59,50 @@ class Sender:
     _client: aiomqtt.Client | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _kept: OrderedDict[str, Outgoing] = field(default_factory=OrderedDict)
+    _slots: dict[str, Slot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._idle.set()
 
     def begin(self, group: asyncio.TaskGroup, client: aiomqtt.Client) -> None:
-        """A session begins."""
+        """Start a session: messages leave through this client, in tasks of this group."""
         self._group, self._client = group, client
 
     def leave(self) -> None:
-        """From here on nothing is sent: a group that ends takes no more tasks."""
+        """End the session: a group that ends takes no more tasks, and what waits does not leave."""
         self._group = self._client = None
+        for slot in self._slots.values():
+            self._discard(slot, "disconnected")
 
     def send(self, outgoing: Outgoing) -> bool:
-        """Send without waiting; False when too much is on its way already."""
+        """Send without waiting; False when too much is under way."""
         if self.sending >= self.limit:
             self.drops["outgoing full"] += 1
             return False
         self._start(outgoing)
         return True
 
+    def send_newest(self, key: str, outgoing: Outgoing, done: Done, *, urgent: bool) -> None:
+        """Send the newest message of this key; one that waits is replaced.
+
+        Args:
+            key: one for each actuator, and one for the status.
+            outgoing: the message.
+            done: called once with what became of it.
+            urgent: it leaves at once, whatever else is under way.
+        """
+        slot = self._slots.setdefault(key, Slot())
+        self._discard(slot, "superseded")
+        if self._group is None:
+            self.drops["disconnected"] += 1
+            done("unsent")
+        elif slot.is_free(urgent=urgent):
+            self._start_slot(slot, outgoing, done, urgent=urgent)
+        else:
+            slot.waiting = (outgoing, done, urgent)
+
     def keep(self, outgoing: Outgoing, keep: Keep) -> bool:
-        """There is no connection: keep it for the next one, or drop it."""
+        """Without a connection: keep the message for the next one, or drop it."""
         if keep == "no":
             self.drops["disconnected"] += 1
             return False
@@ -82,24 +126,57 @@ class Sender:
                 await self._idle.wait()
         return self._idle.is_set()
 
-    def _start(self, outgoing: Outgoing) -> None:
+    def _discard(self, slot: Slot, cause: str) -> None:
+        if slot.waiting is not None:
+            _, done, _ = slot.waiting
+            slot.waiting = None
+            self.drops[cause] += 1
+            done("unsent")
+
+    def _start(self, outgoing: Outgoing) -> asyncio.Task[Delivery]:
         assert self._group is not None
         assert self._client is not None
         task = self._group.create_task(self._send(self._client, outgoing), name=f"publish {outgoing.topic}")
         self.sending += 1
         self._idle.clear()
         task.add_done_callback(self._sent)  # also of a task that is cancelled before it began
+        return task
 
-    def _sent(self, _task: asyncio.Task[None]) -> None:
+    def _start_slot(self, slot: Slot, outgoing: Outgoing, done: Done, *, urgent: bool) -> None:
+        slot.under_way += 1
+        slot.urgent_under_way += urgent
+        task = self._start(outgoing)
+        task.add_done_callback(partial(self._slot_done, slot, done, urgent))
+
+    def _slot_done(self, slot: Slot, done: Done, urgent: bool, task: asyncio.Task[Delivery]) -> None:  # noqa: FBT001 - a callback
+        slot.under_way -= 1
+        slot.urgent_under_way -= urgent
+        failed = task.cancelled() or task.exception() is not None
+        done("undelivered" if failed else task.result())
+        if slot.waiting is not None and slot.is_free(urgent=slot.waiting[2]) and self._group is not None:
+            outgoing, waiting_done, waiting_urgent = slot.waiting
+            slot.waiting = None
+            self._start_slot(slot, outgoing, waiting_done, urgent=waiting_urgent)
+
+    def _sent(self, _task: asyncio.Task[Delivery]) -> None:
         self.sending -= 1
         if not self.sending:
             self._idle.set()
 
-    async def _send(self, client: aiomqtt.Client, out: Outgoing) -> None:
+    async def _send(self, client: aiomqtt.Client, out: Outgoing) -> Delivery:
         try:
-            await client.publish(out.topic, out.payload, out.qos, out.retain, out.properties)
+            await publish(client, out)
+        except PublishRefused as error:
+            self.drops["refused by the broker"] += 1
+            if self.drops["refused by the broker"] in {1, 100, 10_000}:
+                remedy = "let this user write the topic in the broker's ACL"
+                log.warning("mqtt.publish_refused", topic=out.topic, reason=str(error), remedy=remedy)
+            return "undelivered"
         except aiomqtt.MqttError:
             self.drops["not acknowledged"] += 1
+            return "undelivered"
         except ValueError as error:  # paho: a topic or payload it cannot write
             self.drops["unsendable"] += 1
             log.warning("mqtt.unsendable", topic=out.topic, reason=str(error))
+            return "unsent"
+        return "acknowledged"

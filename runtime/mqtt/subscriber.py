@@ -1,4 +1,7 @@
-"""Receiving: subscriptions, who takes the messages of each, and answers to requests of our own."""
+"""Receive messages: route each to the handlers of its topic, limit how often a handler is called, match answers to requests.
+
+`Connection` uses it. Nothing here knows what a payload means.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,10 +17,36 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt.client import faithful
-from runtime.mqtt.models import Message, Subscription, wild
+from runtime.mqtt.models import Limit, Message, Subscription, wild
 from runtime.mqtt.topics import Refused
 
 log = structlog.get_logger(__name__)
+
+RESUMED_S = 1.0
+"""After a session was resumed, messages that the broker stored arrive within this time."""
+MAX_SENDERS = 64
+"""Senders of one filter that are limited apart; further ones share one limit."""
+Sender = tuple[str, str]
+"""The topic and the response topic: MQTT does not name who published."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket, and the newest message that waits for a token."""
+
+    limit: Limit
+    tokens: float
+    filled_s: float
+    waiting: Message | None = None
+
+    def take(self, now_s: float) -> float:
+        """Take a token and return 0, or return the seconds until there is one."""
+        self.tokens = min(self.limit.burst, self.tokens + (now_s - self.filled_s) * self.limit.rate_hz)
+        self.filled_s = now_s
+        if self.tokens < 1:
+            return (1 - self.tokens) / self.limit.rate_hz
+        self.tokens -= 1
+        return 0.0
 
 
 @dataclass(slots=True)
@@ -24,35 +54,41 @@ class Receiver:
     """Routes what arrives.
 
     Args:
-        identifier: of the client, for what is said.
+        identifier: of the client, for the log.
         refused: messages that a handler refused, by filter; shared with the connection.
+        drops: messages that a limit replaced by newer ones, by filter; shared with the connection.
     """
 
     identifier: str
     refused: Counter[str]
+    drops: Counter[str]
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
-    """By filter; all of them are made anew at every connect."""
+    """By filter; subscribed again at every connect."""
     heard_s: float = 0.0
     """Monotonic seconds of the last message."""
+    resumed_s: float = float("-inf")
+    """When the broker resumed a stored session."""
     _answers: dict[bytes, asyncio.Future[Message]] = field(default_factory=dict)
+    _buckets: dict[str, dict[Sender, Bucket]] = field(default_factory=dict)
+    """By filter and sender."""
 
     def await_answers(self, topic: str) -> Subscription:
-        """From now on, messages on this topic answer questions."""
+        """From now on, messages on this topic answer requests."""
         self.subscriptions[topic] = Subscription(topic, self._answered)
         return self.subscriptions[topic]
 
     def question(self) -> tuple[bytes, asyncio.Future[Message]]:
-        """Correlation data of a new question, and where its answer will be."""
+        """Correlation data of a new request, and the future of its answer."""
         correlation = uuid4().bytes
         self._answers[correlation] = asyncio.get_running_loop().create_future()
         return correlation, self._answers[correlation]
 
     def forget(self, correlation: bytes) -> None:
-        """Nobody waits for this answer any more."""
+        """Wait for this answer no longer."""
         del self._answers[correlation]
 
     async def subscribe(self, client: aiomqtt.Client, subscriptions: list[Subscription]) -> None:
-        """Tell the broker; a refusal is logged with its remedy.
+        """Subscribe at the broker; a refusal is logged with its remedy.
 
         Raises:
             aiomqtt.MqttError: no answer in time.
@@ -70,7 +106,7 @@ class Receiver:
                 )
 
     def dispatch(self, raw: aiomqtt.Message) -> None:
-        """Give a message to every handler whose filter it matches."""
+        """Pass a message to every handler whose filter it matches."""
         self.heard_s = time.monotonic()
         properties = raw.properties
         message = Message(
@@ -81,13 +117,48 @@ class Receiver:
             getattr(properties, "ResponseTopic", None),
             getattr(properties, "CorrelationData", None),
             self.heard_s,
+            self.heard_s - self.resumed_s < RESUMED_S,
         )
         for name in self._routes(raw.topic):
-            try:
-                self.subscriptions[name].handler(message)
-            except Refused as refusal:
-                self.refused[name] += 1
-                log.info("mqtt.refused", topic=message.topic, reason=str(refusal))
+            subscription = self.subscriptions[name]
+            if subscription.limit is None:
+                self._handle(subscription, message)
+            else:
+                self._limit(subscription, subscription.limit, message)
+
+    def _limit(self, subscription: Subscription, limit: Limit, message: Message) -> None:
+        """Pass the message on now, or the newest one as soon as the limit allows."""
+        bucket = self._bucket(subscription, limit, message)
+        if bucket.waiting is not None:
+            self.drops[f"too many on {subscription.filter}"] += 1
+            bucket.waiting = message
+            return
+        wait_s = bucket.take(message.stamp_s)
+        if wait_s <= 0:
+            self._handle(subscription, message)
+            return
+        bucket.waiting = message
+        asyncio.get_running_loop().call_later(wait_s, partial(self._release, subscription, bucket))
+
+    def _bucket(self, subscription: Subscription, limit: Limit, message: Message) -> Bucket:
+        buckets = self._buckets.setdefault(subscription.filter, {})
+        key = (message.topic, message.response_topic or "")
+        if key not in buckets and len(buckets) >= MAX_SENDERS:
+            key = ("", "")
+        return buckets.setdefault(key, Bucket(limit, limit.burst, message.stamp_s))
+
+    def _release(self, subscription: Subscription, bucket: Bucket) -> None:
+        message, bucket.waiting = bucket.waiting, None
+        if message is not None:
+            bucket.take(time.monotonic())
+            self._handle(subscription, message)
+
+    def _handle(self, subscription: Subscription, message: Message) -> None:
+        try:
+            subscription.handler(message)
+        except Refused as refusal:
+            self.refused[subscription.filter] += 1
+            log.info("mqtt.refused", topic=message.topic, reason=str(refusal))
 
     def _routes(self, topic: aiomqtt.Topic) -> list[str]:
         exact = topic.value
