@@ -22,6 +22,8 @@ from actuators.actions import Value
 from actuators.config import ActuatorSettings, AnyActuator, ChoiceSettings, ContinuousSettings
 
 MAX_JSON_BYTES = 65_536
+SAFE_TTL_MS = 60_000
+"""Time to live of a safe action: it is right however late it comes, until a newer command replaces it."""
 MAX_DEPTH = 16
 _MISSING = object()
 
@@ -83,24 +85,38 @@ class Commands:
         self._seq = 0
         self._last: dict[str, int] = {}
 
-    def write(self, actuator: str, value: Value, *, decision: str | None, policy: str, stamp_s: float) -> Outgoing:
-        """The next command; `stamp_s` is the Unix time from which it ages."""
+    def write(
+        self,
+        actuator: str,
+        value: Value,
+        *,
+        decision: str | None,
+        policy: str,
+        stamp_s: float,
+        ttl_ms: int | None = None,
+    ) -> Outgoing:
+        """Write the next command; `stamp_s` is the Unix time from which it ages, `ttl_ms` replaces the actuator's."""
         settings = self._actuators[actuator]
         self._seq += 1
         self._last[actuator] = self._seq
+        life_ms = ttl_ms or settings.ttl_ms
         fields = {
             "value": list(value) if isinstance(value, tuple) else value,
             "decision": decision,
             "boot": self.boot,
             "seq": self._seq,
             "stamp": stamp_s,
-            "ttl_ms": settings.ttl_ms,
+            "ttl_ms": life_ms,
             "policy": policy,
         }
         template = self._templates.get(actuator)
         payload = orjson.dumps(fields) if template is None else template.fill(fields)
         topic = command_topic(self._base, actuator, settings)
-        return Outgoing(topic, payload, qos=1, expiry_s=max(1, math.ceil(settings.ttl_ms / 1_000)))
+        return Outgoing(topic, payload, qos=1, expiry_s=max(1, math.ceil(life_ms / 1_000)))
+
+    def last(self, actuator: str) -> int:
+        """The `seq` of the newest command to this actuator; 0 before the first."""
+        return self._last.get(actuator, 0)
 
     def is_older(self, actuator: str, report: Report) -> bool:
         """Whether a report answers a command before the last one to this actuator, so that it is no longer the truth."""

@@ -64,10 +64,10 @@ class Actuator:
     """The rule in force at the last proposal."""
     serial: int = 0
     """Number of the newest command."""
-    arrived: int = 0
-    """Number of the newest command that the broker, and the device where it says so, has acknowledged."""
     received: int = 0
     """Number of the newest command that the broker has acknowledged."""
+    carried_out: int = 0
+    """Number of the newest command that the device has acknowledged."""
     answers: bool = False
     """The device says which command it answers, so that its acknowledgement counts and not the broker's."""
     confirmed: Value | None = None
@@ -99,8 +99,10 @@ class Actuator:
             self.confirmed, self.inherited = value, ()
         self.chain = [each for each in self.chain if each.serial >= serial]
         self.received = max(self.received, serial)
-        if (by_device or not self.answers) and serial > self.arrived:
-            self.arrived, self.repeat_s = serial, REPEAT_S[0]
+        if by_device:
+            self.carried_out = max(self.carried_out, serial)
+        if not self.is_owed:
+            self.repeat_s = REPEAT_S[0]
 
     def withdraw(self, serial: int) -> None:
         """The command with this number never left."""
@@ -119,7 +121,8 @@ class Actuator:
     @property
     def is_owed(self) -> bool:
         """Whether a safe action has still to arrive."""
-        return self.in_safe_state and self.arrived < self.serial and not safe_is_hold(self.settings)
+        arrived = self.carried_out if self.answers else self.received
+        return self.in_safe_state and arrived < self.serial and not safe_is_hold(self.settings)
 
     def must_repeat(self, now_s: float) -> bool:
         """Whether the safe action must be sent again now."""

@@ -147,13 +147,20 @@ class Gate:
 
     # What happens.
 
+    def is_sound(self, proposal: Proposal) -> bool:
+        """Whether the proposal may count as a heartbeat."""
+        if not math.isfinite(proposal.stamp_s) or not self._actuators.keys() >= proposal.actions.keys():
+            return False
+        checked = (limits.check(self._actuators[name].settings, value) for name, value in proposal.actions.items())
+        return not any(isinstance(each, Refusal) and each.rule in INVALID_ACTION_RULES for each in checked)
+
     def judge(self, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
         """Decide on one proposal: a decision for each actuator, after what `tick` decides.
 
         A proposal with an unknown name, or a value that is no value of its actuator, is no heartbeat: an agent that sends
         nothing else is lost after `deadman_ms`. `now_s` must be read after the proposal was received.
         """
-        if self._is_sound(proposal):
+        if self.is_sound(proposal):
             self._alive_s, self._ready = now_s, proposal.ready
         else:
             self._ready = self._ready and proposal.ready
@@ -173,7 +180,7 @@ class Gate:
                 each.hold = None
                 if each.mode != "autonomous":  # no one else commands it, and a device continues with its last command
                     decisions.extend(self._go_safe([each], None, "the override has ended", now_s))
-        decisions.extend(self._repeat(now_s))
+        decisions.extend(self.repeat(now_s))
         self._settle(now_s)
         return decisions
 
@@ -245,9 +252,26 @@ class Gate:
         for each in self._actuators.values():
             each.forget_commands()
 
+    def repeat(self, now_s: float) -> list[ActuatorDecision]:
+        """Send the safe actions again that have not arrived."""
+        if not self._online:
+            return []
+        decisions = []
+        for each in self._actuators.values():
+            if each.must_repeat(now_s):
+                self.repeats += 1
+                each.repeat_s = min(REPEAT_S[1], 2 * each.repeat_s)
+                reason = "the safe action was not acknowledged; sending it again"
+                decisions.append(replace(self._send(each, each.settings.safe, "gate", now_s), reason=reason))
+        return decisions
+
     def acknowledged(self, actuator: str, serial: int, *, by_device: bool = False) -> None:
         """The broker, or the device, has this command: the gate's idea of the device follows it."""
         self._actuators[actuator].acknowledge(serial, by_device=by_device)
+
+    def device_answers(self, actuator: str) -> None:
+        """The device says which command it answers: a safe action is owed until it does."""
+        self._actuators[actuator].answers = True
 
     def unsent(self, actuator: str, serial: int) -> None:
         """This command never left: a newer one replaced it, or there was no connection."""
@@ -258,9 +282,7 @@ class Gate:
         each = self._actuators[actuator]
         each.due = each.due or (serial == each.serial and each.in_safe_state)
 
-    def reconciled(
-        self, actuator: str, value: object, now_s: float, *, retained: bool = False, answers: bool = False
-    ) -> Refusal | None:
+    def reconciled(self, actuator: str, value: object, now_s: float, *, retained: bool = False) -> Refusal | None:
         """Take a device's report; the caller leaves out answers to older commands than the last.
 
         A report that does not fit the actuator is not believed and does not count as reconciled. A retained one is of
@@ -271,7 +293,6 @@ class Gate:
             value: as reported.
             now_s: the clock.
             retained: the broker stored it.
-            answers: the device says which command it answers.
         """
         each = self._actuators.get(actuator)
         if each is None:
@@ -279,7 +300,6 @@ class Gate:
         truth = report_of(each.settings, value)
         if isinstance(truth, Refusal):
             return truth
-        each.answers = each.answers or answers
         is_old = retained and (each.reported or bool(each.chain))
         each.reported = True
         if is_old:
@@ -321,13 +341,6 @@ class Gate:
                 self._actuators[name].mode = min(self._configured, MODES[MODES.index(mode)], key=MODES.index)
 
     # How it is decided.
-
-    def _is_sound(self, proposal: Proposal) -> bool:
-        """Whether the proposal may count as a heartbeat."""
-        if not math.isfinite(proposal.stamp_s) or not self._actuators.keys() >= proposal.actions.keys():
-            return False
-        checked = (limits.check(self._actuators[name].settings, value) for name, value in proposal.actions.items())
-        return not any(isinstance(each, Refusal) and each.rule in INVALID_ACTION_RULES for each in checked)
 
     def _judge(self, each: Actuator, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
         offered = each.name in proposal.actions
@@ -474,19 +487,6 @@ class Gate:
         if safe_is_hold(each.settings):
             return ActuatorDecision(each.name, None, rule, "nobody", reason)
         return replace(self._send(each, each.settings.safe, "gate", now_s), rule=rule, reason=reason)
-
-    def _repeat(self, now_s: float) -> list[ActuatorDecision]:
-        """Send the safe actions again that have not arrived."""
-        if not self._online:
-            return []
-        decisions = []
-        for each in self._actuators.values():
-            if each.must_repeat(now_s):
-                self.repeats += 1
-                each.repeat_s = min(REPEAT_S[1], 2 * each.repeat_s)
-                reason = "the safe action was not acknowledged; sending it again"
-                decisions.append(replace(self._send(each, each.settings.safe, "gate", now_s), reason=reason))
-        return decisions
 
     def _refuse(self, each: Actuator, refusal: Refusal) -> ActuatorDecision:
         rule_changed = each.rule != refusal.rule

@@ -226,7 +226,8 @@ def _connection(config: Config, part: Literal["agent", "media"]) -> Connection:
     address = Address.of(config.mqtt, "agent")
     if part == "media" and address.credentials is not None:
         address = replace(address, credentials=address.credentials.for_media())
-    return Connection(address, f"reflexd-{config.agent}-{part}")
+    prefix = Topics(config.agent)("response") + "/"
+    return Connection(address, f"reflexd-{config.agent}-{part}", response_prefix=prefix)
 
 
 def _metrics(config: Config, registry: CollectorRegistry) -> Metrics:

@@ -55,6 +55,15 @@ class Credentials(Settings):
         description="user of the second connection, for pictures and sound, where the broker ties identifiers to users (use_username_as_clientid); same password",
     )
 
+    requests: str | None = Field(
+        None,
+        description="user of the gate's second connection, for requests and reports, where the broker ties identifiers to users (use_username_as_clientid); same password",
+    )
+
+    def for_requests(self) -> Credentials:
+        """The user of the gate's second connection."""
+        return self if self.requests is None else Credentials(username=self.requests, password=self.password)
+
     def for_media(self) -> Credentials:
         """The user of the second connection."""
         return self if self.media is None else Credentials(username=self.media, password=self.password)

@@ -7,7 +7,7 @@ the next tick starts at the next deadline still ahead.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actuators.actions import Action, Value
@@ -200,6 +200,6 @@ def _credit(proposed: Action | None, outcome: ipc.Outcome) -> By:
     return outcome.by
 
 
-def overall_mode(modes: dict[str, str]) -> str:
+def overall_mode(modes: Mapping[str, str]) -> str:
     """Return the most careful mode of any actuator: the one a person should read."""
     return min(modes.values(), key=("shadow", "assist", "autonomous").index, default="autonomous")

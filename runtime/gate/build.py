@@ -1,4 +1,4 @@
-"""Builds the gate's side of the daemon from the settings: the gate with its latches, its connection, and the host of both.
+"""Build the gate's side of the daemon from the settings: the gate with its latches, its two connections, and their host.
 
 Nothing runs yet when this is done.
 """
@@ -7,36 +7,31 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from actuators.safety.gate import Gate
 from actuators.wire import Commands
 from runtime.config.schema import Config
 from runtime.gate import latches
 from runtime.gate.host import GateHost
+from runtime.gate.info import InfoBuilder
 from runtime.mqtt import Address, Connection, Will
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.systemd import Feeder, Notifier
 
+SESSION_S = 86_400
+"""How long the broker stores a stop that was sent while the gate was away."""
 
-def assemble(config: Config, notifier: Notifier, describe: Callable[[str, str], dict[str, Any]]) -> GateHost:
-    """Build the host; `describe` gives the `info` payload for a policy version and a mode. Call it inside the running loop."""
+
+def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHost:
+    """Build the host.
+
+    Raises:
+        OSError: a certificate file cannot be read.
+        WireError: a `payload:` cannot be used.
+    """
     latch_file = config.state_dir / "latches.json"
-    boot = f"{int(time.time())}-{uuid.uuid4().hex[:8]}"
-    return GateHost(
-        config,
-        _gate(config, latch_file),
-        Commands(Topics(config.agent).base, config.actuators, boot),
-        _connection(config),
-        latch_file,
-        Feeder(notifier, config.required_streams),
-        describe=describe,
-    )
-
-
-def _gate(config: Config, latch_file: Path) -> Gate:
+    latched = latches.load(latch_file)
     gate = Gate(
         config.actuators,
         config.gate,
@@ -45,20 +40,37 @@ def _gate(config: Config, latch_file: Path) -> Gate:
         now_s=time.monotonic(),
         mode=config.mode,
     )
-    remembered = latches.load(latch_file)
-    if remembered is not None:
-        gate.restore(remembered)
-    return gate
-
-
-def _connection(config: Config) -> Connection:
-    """The only one that may write actuator topics; no answer to a request may go there."""
-    topics = Topics(config.agent)
-    foreign = {each.topic for each in config.actuators.values() if each.topic}
-    credentials = config.mqtt.credentials("gate")
-    return Connection(
-        Address.of(config.mqtt, "gate"),
-        credentials.username if credentials else f"reflexd-{config.agent}-gate",
-        will=Will(topics("status"), encode({"state": "offline", "reasons": ["the daemon vanished"]})),
-        is_protected=lambda topic: topic in foreign or (topic.startswith("reflexd/") and "/response/" not in topic),
+    if latched is not None:
+        gate.restore(latched)
+    safety, requests = _connections(config)
+    boot = f"{int(time.time())}-{uuid.uuid4().hex[:8]}"
+    return GateHost(
+        config,
+        gate,
+        Commands(Topics(config.agent).base, config.actuators, boot),
+        safety,
+        requests,
+        latch_file,
+        Feeder(notifier, config.required_streams),
+        info,
+        latched,
     )
+
+
+def _connections(config: Config) -> tuple[Connection, Connection]:
+    """The connection of commands, status and stop, and the one of everything else; only the first may write actuator topics."""
+    topics = Topics(config.agent)
+    address = Address.of(config.mqtt, "gate")
+    user = address.credentials
+    will = Will(
+        topics("status"), encode({"state": "offline", "reasons": ["connection lost without a shutdown message"]})
+    )
+    safety = Connection(
+        address, user.username if user else f"reflexd-{config.agent}-gate", will=will, session_s=SESSION_S
+    )
+    requests = Connection(
+        replace(address, credentials=user.for_requests()) if user else address,
+        user.requests if user and user.requests else f"{safety.identifier}-requests",
+        response_prefix=topics("response") + "/",
+    )
+    return safety, requests

@@ -1,7 +1,7 @@
-"""Which refusals are worth an event: the first of its kind at once, the same again at most every `EVERY_S`, with how many there were.
+"""Limit the rate of `refused` events: the first of its kind at once, the same again at most every `EVERY_S`, with their number.
 
-A hand that repeats an override, or a policy that proposes in turn what may and what may not be, would else bring an event a
-tick. Every refusal is counted by the gate all the same.
+A hand that repeats an override would cause an event at each tick, and so would a policy that alternates between allowed and
+refused values. The gate counts every refusal all the same.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ UNKNOWN = "unknown_actuator"
 class _Kind:
     """One actuator refused by one rule."""
 
-    told_s: float
+    published_s: float
     since: int = 0
     """EventThrottle that nobody was told of."""
 
 
 @dataclass(slots=True)
 class EventThrottle:
-    """Remembers what was told; bounded, because all names that are not configured count as one."""
+    """Remembers what was published; bounded, because all names that are not configured count as one."""
 
     every_s: float = EVERY_S
     _kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)
 
     def event(self, ruling: ActuatorDecision, now_s: float) -> dict[str, Any] | None:
-        """The data of a `refused` event, or None when there is nothing to tell now."""
+        """Return the data of a `refused` event, or None when none is due."""
         rule = ruling.rule
         if rule is None:
             return None
         key = ("" if rule == UNKNOWN else ruling.actuator, rule)
         kind = self._kinds.get(key)
-        if not ruling.rule_changed or (kind is not None and now_s - kind.told_s < self.every_s):
+        if not ruling.rule_changed or (kind is not None and now_s - kind.published_s < self.every_s):
             if kind is not None:
                 kind.since += 1
             return None

@@ -1,8 +1,9 @@
 """The gate's input and output: the agent's socket, devices on the broker and the clock around `actuators/safety/gate.py`.
 
-It alone publishes actuator topics. Everything here runs on the supervisor's loop, which does little else, so that a command
-or a safe action leaves within a millisecond. What may move is decided by the gate, not here; what the operator's requests are
-is in `gatedesk.py`, what the world is told in `gatenews.py`.
+It alone publishes actuator topics. Commands, the status and the stop have a connection of their own, so that no flood of
+requests and reports is ahead of them; everything else uses the other one. All of it runs on the supervisor's loop, which does
+little else, so that a safe action leaves within a millisecond. The gate decides what may move. `operator_commands.py` reads what operators
+ask for, `status.py` publishes what has changed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,58 +20,68 @@ from typing import Any
 
 import structlog
 
-from actuators.safety.decisions import ActuatorDecision, Proposal
+from actuators.safety.decisions import ActuatorDecision, Mode, Proposal
 from actuators.safety.gate import Gate
-from actuators.wire import Commands, Report, WireError, parse_state, state_topic
+from actuators.safety.limits import Refusal
+from actuators.wire import SAFE_TTL_MS, Commands, Report, WireError, parse_state, state_topic
 from runtime.config.schema import Config
 from runtime.gate import ipc
 from runtime.gate.event_throttle import EventThrottle
 from runtime.gate.holds import HoldPublisher
-from runtime.gate.latches import LatchWriter
+from runtime.gate.info import InfoBuilder
+from runtime.gate.latches import LatchWriter, Saved
 from runtime.gate.status import AgentLiveness, StatusPublisher
-from runtime.mqtt import Connection, Message
+from runtime.mqtt import Connection, Delivery, Limit, Message
 from runtime.mqtt.topics import Refused, Topics, encode
 from runtime.process.systemd import Feeder
 
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.01
-"""How often time is told to the gate: the dead-man is late by this at most."""
-AGAIN_S = 0.25
-"""A safe action that a device of ours has not acknowledged is sent again: it may have been away, or the command too old."""
+"""How often the gate gets the time: the dead-man is late by this at most."""
 PROPOSE_EVERY = 10
-"""Ticks after which an unchanged proposal is offered again: whoever comes later sees it too."""
+"""Ticks after which an unchanged proposal is published again: a late subscriber sees it too."""
 AT_ONCE = 16
-"""Proposals taken in one turn of the loop."""
+"""Proposals handled in one turn of the loop."""
+REPORTS = Limit(rate_hz=250.0, burst=250)
+"""Reports of one device that are read; between two of them the newest wins."""
+STOP_AGAIN_S = 0.1
+"""Safe actions are sent again at most so often while stop messages go on."""
+REST_S = 1.0
+"""For the devices to acknowledge the last safe actions at the end of the daemon."""
+KEPT_SERIALS = 64
+"""Commands of one actuator whose acknowledgement by the device is recognised."""
 
 
 @dataclass(slots=True)
 class GateHost:
-    """Carries rulings to devices and verdicts to the agent. Create it inside the running loop."""
+    """Carries decisions to devices and verdicts to the agent."""
 
     config: Config
     gate: Gate
     commands: Commands
+    safety: Connection
+    """Carries commands and status out, and the stop in."""
     connection: Connection
+    """Carries reports, overrides and requests in, and events, info, holds and responses out."""
     latch_file: Path
     feeder: Feeder
-    describe: Callable[[str, str], dict[str, Any]]
-    """The `info` payload for a policy version and a mode."""
+    info: InfoBuilder
+    latched: Mapping[str, object] | None = None
+    """The latches as they were loaded."""
     now: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     counts: Counter[str] = field(default_factory=Counter)
     throttle: EventThrottle = field(default_factory=EventThrottle)
     restarts: dict[str, int] = field(default_factory=dict)
-    """How often each child was started again; the agent, which has the metrics, may be among them."""
+    """How often each child was restarted; the agent, which has the metrics, may be among them."""
     agent: AgentLiveness = field(default_factory=AgentLiveness)
     ending: bool = False
     _end: socket.socket | None = None
-    _unanswered: dict[str, float] = field(default_factory=dict)
-    """Actuators whose last command is not acknowledged, and when it was sent."""
-    _speakers: set[str] = field(default_factory=set)
-    """Devices that say which command they answer."""
+    _serials: dict[str, dict[int, int]] = field(default_factory=dict)
+    """By actuator: the gate's number of a command by its `seq`."""
     _proposals: dict[str, Any] = field(default_factory=dict)
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _stopped_s: float = float("-inf")
     topics: Topics = field(init=False)
     publisher: StatusPublisher = field(init=False)
     latches: LatchWriter = field(init=False)
@@ -78,16 +89,32 @@ class GateHost:
 
     def __post_init__(self) -> None:
         self.topics = Topics(self.config.agent)
+        self.latches = LatchWriter(self.latch_file, lambda: self.gate.latches, self.latched)
         self.publisher = StatusPublisher(
-            self.gate, self.connection, self.topics, self.feeder, self.agent, describe=self.describe, wall=self.wall
+            self.gate,
+            self.safety,
+            self.connection,
+            self.topics,
+            self.feeder,
+            self.agent,
+            self.latches,
+            self.info,
+            now=self.now,
+            wall=self.wall,
         )
         self.holds = HoldPublisher(self.gate, self.connection, self.topics, self.wall)
-        self.latches = LatchWriter(self.latch_file, lambda: self.gate.latches)
-        self.connection.on_connect = self.on_connect
-        self.connection.on_connection_change = self.on_connection_change
+        self.safety.on_connect = self.on_connect
+        self.safety.on_connection_change = self.on_connection_change
+        self.connection.on_connect = self._on_other_connect
         for name, each in self.config.actuators.items():
             topic = state_topic(self.topics.base, name, each)
-            self.connection.subscribe(topic, partial(self.reported, name), retained="send")
+            handler = partial(self.reported, name)
+            self.connection.subscribe(topic, handler, retained="send", limit=REPORTS, as_published=False)
+        if self.gate.stopped and not self.latches.has("stopped", value=True):
+            self.publisher.stop_reason = f"{self.latch_file} cannot be read"
+            self.latches.changed()
+        if self.gate.restricted:
+            self.publisher.event("mode_restricted", {"modes": self.gate.restricted, "configured": self.config.mode})
 
     # --- the agent
 
@@ -96,12 +123,12 @@ class GateHost:
         self.detach()
         self._end = end
         self.agent.spoke_s = None
-        self._loop.add_reader(end.fileno(), self._readable)
+        asyncio.get_running_loop().add_reader(end.fileno(), self._readable)
 
     def detach(self) -> None:
         """Stop listening to the agent; the gate is not told."""
         if self._end is not None:
-            self._loop.remove_reader(self._end.fileno())
+            asyncio.get_running_loop().remove_reader(self._end.fileno())
             self._end.close()
             self._end = None
 
@@ -128,22 +155,24 @@ class GateHost:
     def _proposed(self, data: bytes) -> None:
         try:
             message = ipc.unpack(data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except ValueError as error:
             self.counts["malformed proposal"] += 1
             log.warning("gate.malformed", reason=str(error))
             return
         if not isinstance(message, Proposal) or self.ending:
             return
         now_s = self.now()
-        self.agent.spoke(message, now_s)
+        if self.gate.is_sound(message):
+            self.agent.spoke(message, now_s)
+        elif now_s >= self.gate.deadline_s:
+            self._lost("silent")
         rulings = self.gate.judge(message, now_s)
         self.apply(rulings, message)
         self._propose(message, rulings)
         self._answer(message, rulings)
-        self.publisher.publish_changes()
 
     def _propose(self, message: Proposal, rulings: list[ActuatorDecision]) -> None:
-        """What the policy would do, where a person decides: offered anew while it changes, and gone when it is too old."""
+        """Publish what the policy proposes where an operator decides: again while it changes; it expires when it is too old."""
         for ruling in rulings:
             name = ruling.actuator
             if ruling.rule != "mode" or self.gate.modes.get(name) != "assist":
@@ -196,99 +225,187 @@ class GateHost:
             return
         self.apply(self.gate.lost(self.now()))
         self.publisher.event("agent_lost", {"cause": cause})
-        self.publisher.publish_changes()
 
     # --- devices
 
-    def apply(self, rulings: Iterable[ActuatorDecision], proposal: Proposal | None = None) -> None:
-        """Send what is to be sent, and say what is new."""
-        for ruling in rulings:
-            if ruling.value is not None:
-                policy = proposal.policy if ruling.by == "policy" and proposal else ruling.by
-                decision = proposal.decision if ruling.by == "policy" and proposal else None
-                out = self.commands.write(
-                    ruling.actuator, ruling.value, decision=decision, policy=policy, stamp_s=self.wall()
-                )
-                self.connection.enqueue(out.topic, out.payload, qos=1, expiry_s=out.expiry_s)
-                self._unanswered[ruling.actuator] = self.now()
-                self.counts["commands"] += 1
-            told = self.throttle.event(ruling, self.now())
-            if told is not None:
-                self.publisher.event("refused", told)
+    def apply(self, decisions: Iterable[ActuatorDecision], proposal: Proposal | None = None) -> None:
+        """Send the commands among these decisions, and publish the refusals that are new."""
+        for decision in decisions:
+            if decision.value is not None:
+                self._send(decision, proposal if decision.by == "policy" else None)
+            refused = self.throttle.event(decision, self.now())
+            if refused is not None:
+                self.publisher.event("refused", refused)
+
+    def _send(self, decision: ActuatorDecision, proposal: Proposal | None) -> None:
+        name, is_safe = decision.actuator, decision.by == "gate"
+        assert decision.value is not None
+        out = self.commands.write(
+            name,
+            decision.value,
+            decision=proposal.decision if proposal else None,
+            policy=proposal.policy if proposal else decision.by,
+            stamp_s=self.wall(),
+            ttl_ms=SAFE_TTL_MS if is_safe else None,
+        )
+        serials = self._serials.setdefault(name, {})
+        serials[self.commands.last(name)] = decision.serial
+        if len(serials) > KEPT_SERIALS:
+            del serials[next(iter(serials))]
+        self.counts["commands"] += 1
+        delivered = partial(self._delivered, name, decision.serial)
+        self.safety.send_newest(f"act/{name}", out.topic, out.payload, delivered, urgent=is_safe, expiry_s=out.expiry_s)
+
+    def _delivered(self, name: str, serial: int, delivery: Delivery) -> None:
+        {"acknowledged": self.gate.acknowledged, "unsent": self.gate.unsent, "undelivered": self.gate.undelivered}[
+            delivery
+        ](name, serial)
 
     def reported(self, name: str, message: Message) -> None:
-        """A device says what it does."""
+        """Take a device's report of what it does.
+
+        Raises:
+            Refused: it is malformed, or does not fit the actuator.
+        """
         try:
             report: Report = parse_state(self.config.actuators[name], message.payload)
         except WireError as error:
             raise Refused(str(error)) from None
         if report.boot is not None:
-            self._speakers.add(name)
+            self.gate.device_answers(name)
+        if report.boot == self.commands.boot and report.seq is not None:
+            newest = min(report.seq, self.commands.last(name))
+            serial = self._serials.get(name, {}).get(newest)
+            if serial is not None:
+                self.gate.acknowledged(name, serial, by_device=True)
         if self.commands.is_older(name, report):
             return
-        if report.boot == self.commands.boot:
-            self._unanswered.pop(name, None)
-        refusal = self.gate.reconciled(name, report.value, self.now())
+        refusal = self.gate.reconciled(name, report.value, self.now(), retained=message.retain)
         if refusal is not None:
             raise Refused(refusal.reason)
-        self.publisher.publish_changes()
+
+    # --- operators
+
+    def stop(self, *, engaged: bool, reason: str = "", saved: Saved | None = None) -> None:
+        """Engage or release the software stop: safe actions first, then the disk, then the announcement."""
+        was, now_s = self.gate.stopped, self.now()
+        if engaged and was and now_s - self._stopped_s < STOP_AGAIN_S:
+            decisions = []
+        else:
+            decisions = self.gate.stop(now_s, engaged=engaged)
+        self.apply(decisions)
+        if decisions:
+            self._stopped_s = now_s
+        if engaged != was:
+            self.publisher.stop_reason = reason if engaged else ""
+        self._after_saving(
+            "stopped" if engaged else "stop_released", {"reason": reason} if reason else {}, engaged != was, saved
+        )
+
+    def override(self, actuator: str, value: object, hold_s: float) -> ActuatorDecision:
+        """Act for an operator."""
+        decision = self.gate.override(actuator, value, hold_s, self.now())
+        self.apply([decision])
+        return decision
+
+    def end_override(self, actuator: str) -> None:
+        """Let the policy act again at once."""
+        self.apply(self.gate.end_hold(actuator, self.now()))
+        self.holds.publish_changes(self.now())
+
+    def arm(self, saved: Saved | None = None) -> Refusal | None:
+        """Allow movement; returns why it is refused, or None."""
+        refusal = self.gate.arm(self.now())
+        if refusal is None:
+            self.latches.changed(saved)
+        return refusal
+
+    def disarm(self, saved: Saved | None = None) -> None:
+        """Allow no movement until an operator arms."""
+        self.apply(self.gate.disarm(self.now()))
+        self.latches.changed(saved)
+
+    def set_mode(self, mode: Mode, actuator: str | None = None, saved: Saved | None = None) -> None:
+        """Change the mode of one actuator, or of all."""
+        self.apply(self.gate.set_mode(mode, self.now(), actuator))
+        self._after_saving("mode_changed", {"modes": self.gate.modes}, True, saved)
+
+    def reload(self, info: InfoBuilder, mode: Mode | None = None) -> None:
+        """Take new settings: what `info` contains, and the configured mode where it has changed."""
+        self.info = self.publisher.info = info
+        if mode is not None:
+            self.apply(self.gate.configure(mode, self.now()))
+            self.latches.changed()
+
+    def _after_saving(self, kind: str, data: dict[str, Any], is_event: bool, saved: Saved | None) -> None:  # noqa: FBT001
+        """Publish the event once the latches are on the disk, and before that why they are not."""
+        failed = False
+
+        def tell(error: str | None) -> None:
+            nonlocal failed
+            if error is not None and not failed:
+                failed = True
+                self.publisher.event("latches_not_saved", {"change": kind, "reason": error})
+            if error is None and is_event:
+                self.publisher.event(kind, data)
+            if saved is not None:
+                saved(error)
+
+        self.latches.changed(tell)
 
     # --- time and the broker
 
     async def run(self) -> None:
-        """Tell the gate the time until cancelled."""
+        """Give the gate the time until cancelled."""
         while True:
             await asyncio.sleep(min(TICK_S, max(0.001, self.gate.deadline_s - self.now())))
             self.tick()
 
     def tick(self) -> None:
-        """What time brings; the dead-man among it."""
+        """Apply what time brings, the dead-man among it, and publish what has changed."""
         if self.ending:
             return
         now_s = self.now()
         if now_s >= self.gate.deadline_s:
             self._lost("silent")
-            return
         self.apply(self.gate.tick(now_s))
-        if any(self._is_unsafe(name, now_s) for name in self._speakers):
-            self.counts["safe again"] += 1
-            self.apply(self.gate.go_safe(now_s, "a safe action was not acknowledged"))
         self.publisher.publish_changes()
         self.holds.publish_changes(now_s)
 
-    def _is_unsafe(self, name: str, now_s: float) -> bool:
-        sent_s = self._unanswered.get(name)
-        by_gate = self.gate.last_command(name)[1] == "gate"
-        return sent_s is not None and by_gate and now_s - sent_s > AGAIN_S and self.connection.connected
-
     def on_connect(self) -> None:
-        """After every connect: status, info, every device at rest until it has reported."""
+        """After every connect: safe actions first, then the status; the devices must report again."""
         self.publisher.invalidate()
-        self.holds.invalidate()
         self.gate.connected(self.now())
         self.apply(self.gate.go_safe(self.now(), "connected to the broker"))
         self.publisher.publish_changes()
 
+    def _on_other_connect(self) -> None:
+        self.publisher.invalidate()
+        self.holds.invalidate()
+
     def on_connection_change(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's callback
-        """The connection came or went."""
+        """The connection of the commands came or went."""
         if not up:
             self.apply(self.gate.disconnected(self.now()))
             self.publisher.event("broker_lost", {"reason": reason})
-        elif self.connection.connects > 1:
-            self.publisher.event("broker_recovered", {"connects": self.connection.connects})
-        self.publisher.publish_changes()
+        elif self.safety.connects > 1:
+            self.publisher.event("broker_recovered", {"connects": self.safety.connects})
 
     # --- the end
 
-    async def rest(self, reason: str) -> None:
-        """The daemon ends: nothing moves any more; returns once the broker has the safe actions."""
+    async def go_safe(self, reason: str) -> None:
+        """End all movement; returns once the devices have the safe actions, or `REST_S` is over."""
         self.ending = True
         self.apply(self.gate.go_safe(self.now(), reason))
         self.publisher.event("daemon_ending", {"reason": reason})
+        until_s = self.now() + REST_S
+        while self.gate.owed() and self.now() < until_s:
+            await asyncio.sleep(TICK_S)
+            self.apply(self.gate.repeat(self.now()))
         await self.connection.drained(1.0)
         await self.latches.finish()
 
     async def publish_offline(self, reason: str) -> None:
-        """The last words."""
+        """Publish the last status."""
         self.detach()
         await self.publisher.publish_offline(reason)

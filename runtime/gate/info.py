@@ -1,17 +1,37 @@
-"""What an agent says of itself on `info`: everything a stranger on the broker needs to show and steer it.
+"""Build the retained `info` payload: everything that a stranger on the broker needs to show and command this agent.
 
-Built from the settings alone. Sources are stripped of user names and passwords; whatever came from the environment or a
+The payload comes from the settings alone. Sources lose user names and passwords; what came from the environment or from a
 secret file never appears.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 from actuators.config import AnyActuator
 from runtime.config.schema import Config
 from sensors.config import AnyStream, fields_of, public_source
+
+
+@dataclass(frozen=True, slots=True)
+class InfoBuilder:
+    """Builds the `info` payload.
+
+    Args:
+        config: the settings.
+        version: of reflexd.
+        text: of the settings file, for its digest.
+    """
+
+    config: Config
+    version: str
+    text: str = ""
+
+    def build(self, policy: str, mode: str) -> dict[str, Any]:
+        """The payload for this policy version and mode."""
+        return describe(self.config, version=self.version, policy=policy, text=self.text) | {"mode": mode}
 
 
 def describe(config: Config, *, version: str, policy: str, text: str = "") -> dict[str, Any]:

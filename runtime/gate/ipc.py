@@ -1,15 +1,16 @@
-"""What the agent and the gate say to each other over their private socket pair.
+"""The messages between the agent and the gate, and their private socket pair.
 
-One datagram (SOCK_SEQPACKET) a message, JSON. A `Proposal` comes with every tick and is also the agent's sign of life;
-end-of-file means the agent is gone. Stamps are monotonic seconds: both ends are on one machine. The descriptor is passed
-to the agent alone; a copy in any other child would hide the end-of-file.
+One datagram (SOCK_SEQPACKET) holds one message as JSON. A `Proposal` comes with every tick and is the agent's heartbeat; the
+gate answers it with a `Verdict`. End-of-file means that the agent is gone. Stamps are monotonic seconds: both ends are on one
+machine. Only the agent inherits the descriptor: a copy in another child would hide the end-of-file.
 """
 
 from __future__ import annotations
 
 import math
 import socket
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import orjson
@@ -19,6 +20,9 @@ from actuators.safety.decisions import By, Proposal
 
 MAX_MESSAGE = 262_144
 """Bytes of the largest message; larger ones are refused by the sender."""
+MAX_NAME = 256
+"""Characters of a name, a decision's identifier or a policy version."""
+FIELDS = frozenset(each.name for each in fields(Proposal))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class Verdict:
     decision: str
     armed: bool
     stopped: bool
-    mode: dict[str, str]
+    mode: Mapping[str, str]
     """Mode of each actuator."""
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     refused: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -58,21 +62,46 @@ def pack(message: Proposal | Verdict) -> bytes:
 
 
 def unpack(data: bytes) -> Proposal | Verdict:
-    """The message in one datagram.
+    """Return the message in one datagram; every field is checked before any of it counts.
 
     Raises:
-        ValueError: not one of ours.
+        ValueError: it is none of ours.
     """
-    body: dict[str, Any] = orjson.loads(data)
+    body = orjson.loads(data)
+    if not isinstance(body, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - one kind of error for every malformed message
     kind = body.pop("kind", None)
     if kind == "Proposal":
-        body["stale"] = tuple(body["stale"])
-        body["actions"] = {name: _value(value) for name, value in body["actions"].items()}
-        return Proposal(**body)
+        return _proposal(body)
     if kind == "Verdict":
-        body["outcomes"] = {name: Outcome(**_outcome(entry)) for name, entry in body["outcomes"].items()}
-        return Verdict(**body)
-    raise ValueError(f"unknown message kind {kind!r}")
+        try:
+            body["outcomes"] = {name: Outcome(**_outcome(entry)) for name, entry in body["outcomes"].items()}
+            return Verdict(**body)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"malformed verdict: {error}") from None
+    raise ValueError(f"unknown message kind {str(kind)[:64]!r}")
+
+
+def _proposal(body: dict[str, Any]) -> Proposal:
+    if body.keys() != FIELDS:
+        raise ValueError(f"a proposal has the fields {sorted(FIELDS)}, not {sorted(map(str, body))[:16]}")
+    tick, stamp_s, stale, actions = body["tick"], body["stamp_s"], body["stale"], body["actions"]
+    if type(tick) is not int or tick < 0:
+        raise ValueError("tick: expected a whole number from 0")
+    if type(stamp_s) not in {int, float}:  # JSON has no NaN and no infinity: they are null
+        raise ValueError("stamp_s: expected a finite number")
+    if type(body["ready"]) is not bool:
+        raise ValueError("ready: expected true or false")
+    if not isinstance(stale, list) or not all(map(_is_name, (*stale, body["decision"], body["policy"]))):
+        raise ValueError(f"stale, decision and policy: expected strings of at most {MAX_NAME} characters")
+    if not isinstance(actions, dict) or not all(map(_is_name, actions)):
+        raise ValueError("actions: expected an object of actuator names")
+    values = {name: _value(value) for name, value in actions.items()}
+    return Proposal(tick, body["decision"], body["policy"], float(stamp_s), values, tuple(stale), body["ready"])
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -85,9 +114,13 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _value(value: Any) -> Value:
-    if isinstance(value, list):  # JSON has no NaN or infinity: null is one, and the gate must see it as such
-        return tuple(math.nan if v is None else float(v) for v in value)
-    return str(value)
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or any(item is not None and type(item) not in {int, float} for item in value):
+        raise ValueError("actions: expected a string or a list of numbers for each actuator")
+    return tuple(
+        math.nan if item is None else float(item) for item in value
+    )  # null stands for NaN; the gate refuses it
 
 
 def _outcome(entry: dict[str, Any]) -> dict[str, Any]:

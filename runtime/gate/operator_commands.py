@@ -1,7 +1,8 @@
-"""What people may ask of the gate: stop, override, arm, disarm, mode, reload.
+"""Read what operators ask of the gate: the stop, overrides and requests. All of it is untrusted.
 
-All of it is untrusted. What the broker remembered (retained) is someone's past wish and ignored, except that engaging the stop
-is always obeyed. Requests are answered once, with the data or the reason why not.
+A message on `stop` that is not exactly a release engages the stop. What allows movement (a release, arming, a mode, an
+override) must be exactly right, and is refused when the broker may have stored it. Each request is answered once, after what
+it changed is on the disk, with the data or with the reason why not.
 """
 
 from __future__ import annotations
@@ -11,17 +12,28 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from runtime.gate.host import GateHost
-from runtime.mqtt import Message
-from runtime.mqtt.topics import Override, Payload, Refused, Stop, decode, encode
+from runtime.gate.latches import Saved
+from runtime.mqtt import Limit, Message, rpc
+from runtime.mqtt.topics import Override, Payload, Refused, decode, parse
 
 Reload = Callable[[], Awaitable[dict[str, Any]]]
+
+OVERRIDES = Limit(rate_hz=50.0, burst=50)
+"""Overrides of one actuator that are read; between two of them the newest wins."""
+REQUESTS = Limit(rate_hz=20.0, burst=40)
+"""Requests of one sender with one verb that are read; between two of them the newest wins."""
+RELEASE_KEYS = {"engaged", "source"}
+SHOWN = 60
+"""Characters of a malformed payload in a reason."""
 
 
 class ModeRequest(Payload):
     """`request/mode`; without `actuator` for all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["shadow", "assist", "autonomous"]
     actuator: str | None = Field(None, max_length=64)
@@ -30,11 +42,52 @@ class ModeRequest(Payload):
 class EndOverrideRequest(Payload):
     """`request/end_override`: the policy may act again at once."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     actuator: str = Field(max_length=64)
 
 
+class EmptyRequest(Payload):
+    """`request/arm`, `request/reload`: nothing, or an empty object."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field("", max_length=64)
+
+
+class ExactOverride(Override):
+    """`override/<actuator>` without a key that might be a misspelt one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def read_stop(message: Message) -> tuple[bool, str] | None:
+    """Whether a message on `stop` engages it, with the reason where it is not a plain one; None to ignore it.
+
+    Raises:
+        Refused: a release that the broker may have stored.
+    """
+    if not message.payload and message.retain:
+        return None  # this is how a retained message is deleted
+    try:
+        body = parse(message.payload)
+    except Refused:
+        body = None
+    engaged = body.get("engaged") if isinstance(body, dict) else None
+    if engaged is False and isinstance(body, dict) and body.keys() <= RELEASE_KEYS:
+        if message.retain:
+            raise Refused("a retained release is ignored")
+        if message.resumed:
+            raise Refused("a release that was sent while the gate was away is ignored: send it again")
+        return False, ""
+    if engaged is True:
+        return True, "a retained stop message" if message.retain else ""
+    shown = message.payload[:SHOWN].decode(errors="replace")
+    return True, f'a message on `stop` that is no release counts as a stop: {shown!r}; write {{"engaged": true}}'
+
+
 class OperatorCommands:
-    """Takes the operator's messages from the connection to the gate."""
+    """Passes the operators' messages from the connections to the gate's host."""
 
     def __init__(self, host: GateHost, reload: Reload) -> None:
         self.host = host
@@ -42,113 +95,151 @@ class OperatorCommands:
         self._overridden: dict[str, dict[str, Any]] = {}
         self._reloads: asyncio.Queue[Message | None] = asyncio.Queue(4)
         topics, subscribe = host.topics, host.connection.subscribe
-        subscribe(topics("stop"), self.stop)
-        for name in host.config.actuators:
-            subscribe(topics("override", name), self.override)
-        for verb in ("arm", "disarm", "mode", "end_override", "reload"):
-            subscribe(topics("request", verb), self.requested)
+        host.safety.subscribe(topics("stop"), self.stop, retained="send")
+        subscribe(topics("override", "+"), self.override, limit=OVERRIDES)
+        subscribe(topics("request", "+"), self.requested, limit=REQUESTS)
 
     def stop(self, message: Message) -> None:
-        """Engage or release the software stop, and answer where the message names a response topic."""
+        """Engage or release the software stop, and answer where the message names a response topic.
+
+        Raises:
+            Refused: a release that may be old.
+        """
         with self._refusing(message):
-            stop = decode(Stop, message.payload)
-            if message.retain and not stop.engaged:
-                raise Refused("a retained release is ignored")
+            read = read_stop(message)
+        if read is None:
+            return
+        engaged, reason = read
         host = self.host
-        was = host.gate.stopped
-        host.apply(host.gate.stop(host.now(), engaged=stop.engaged))
-        if stop.engaged != was:
-            host.publisher.event("stopped" if stop.engaged else "stop_released", {})
-        host.publisher.publish_changes()
-        host.latches.changed()
-        self._respond(message, {"stopped": host.gate.stopped, "armed": host.gate.armed})
+        if not engaged and host.gate.stopped:  # a retained stop would engage again at the next connect
+            host.safety.enqueue(host.topics("stop"), b"", qos=1, retain=True)
+
+        what = f"the stop is {'engaged' if engaged else 'released'}"
+        state = lambda: {"stopped": host.gate.stopped, "armed": host.gate.armed}  # noqa: E731 - read when it is saved
+        answered = self._after_saving(message, what, state) if message.response_topic is not None else None
+        host.stop(engaged=engaged, reason=reason, saved=answered)
 
     def override(self, message: Message) -> None:
-        """Apply a person's override, and answer where the message names a response topic."""
-        with self._refusing(message):
-            _not_retained(message)
-            wish = decode(Override, message.payload)
-        name = message.topic.rsplit("/", 1)[-1]
+        """Apply an operator's override, and answer where the message names a response topic.
+
+        Raises:
+            Refused: it is retained or malformed, or its actuator is not configured.
+        """
+        name = rpc.last_level(message)
         host = self.host
-        ruling = host.gate.override(name, wish.value, wish.hold_s, host.now())
-        host.apply([ruling])
-        told: dict[str, Any] = {"actuator": name, "value": wish.value, "hold_s": wish.hold_s, "source": wish.source}
-        told |= {"sent": ruling.sent, "rule": ruling.rule}
+        with self._refusing(message):
+            rpc.refuse_retained(message)
+            asked = decode(ExactOverride, message.payload)
+            self._known(name)
+        decision = host.override(name, asked.value, asked.hold_s)
+        told: dict[str, Any] = {"actuator": name, "value": asked.value, "hold_s": asked.hold_s, "source": asked.source}
+        told |= {"sent": decision.sent, "rule": decision.rule}
         if told != self._overridden.get(name):  # a hand on a slider repeats itself many times a second
             self._overridden[name] = told
             host.publisher.event("override", told)
-        host.publisher.publish_changes()
-        self._respond(message, told | {"reason": ruling.reason})
+        if message.response_topic is not None:
+            self._respond(message, rpc.ok(told | {"reason": decision.reason}))
 
     def requested(self, message: Message) -> None:
-        """One request."""
-        _not_retained(message)
-        verb = message.topic.rsplit("/", 1)[-1]
-        if verb == "reload":
-            self.ask_reload(message)
+        """Serve one request, or say that there is no such verb; the agent serves its own.
+
+        Raises:
+            Refused: it is retained.
+        """
+        rpc.refuse_retained(message)
+        verb = rpc.last_level(message)
+        serve = {
+            "arm": self._arm,
+            "disarm": self._disarm,
+            "mode": self._mode,
+            "end_override": self._end_override,
+            "reload": self._reload,
+        }.get(verb)
+        if serve is None and verb in rpc.AGENT_VERBS:
+            return
+        if serve is None:
+            known = ", ".join(sorted((*rpc.GATE_VERBS, *rpc.AGENT_VERBS)))
+            self._respond(message, rpc.error(f"unknown verb {verb[:64]!r}; there are {known}"))
             return
         try:
-            answer = {"status": "ok", "data": self._do(verb, message.payload)}
+            serve(message)
         except Refused as refusal:
-            answer = {"status": "error", "error": str(refusal)}
-        self._reply(message, answer)
+            self._respond(message, rpc.error(refusal))
 
     def ask_reload(self, message: Message | None = None) -> None:
-        """Have the settings read again; without a message nobody is answered."""
+        """Have the settings read again; without a message there is no answer."""
         try:
             self._reloads.put_nowait(message)
         except asyncio.QueueFull:
             if message is not None:
-                self._reply(message, {"status": "error", "error": "a reload is under way"})
+                self._respond(message, rpc.error("a reload is under way"))
 
     async def serve_reloads(self) -> None:
         """Reload, one after the other, until cancelled."""
         while True:
             message = await self._reloads.get()
             try:
-                answer = {"status": "ok", "data": await self.reload()}
+                answer = rpc.ok(await self.reload())
             except Refused as refusal:
-                answer = {"status": "error", "error": str(refusal)}
+                answer = rpc.error(refusal)
             if message is not None:
-                self._reply(message, answer)
+                self._respond(message, answer)
 
-    def _do(self, verb: str, payload: bytes) -> dict[str, Any]:
-        host = self.host
-        data = {"arm": self._arm, "disarm": self._disarm, "mode": self._mode, "end_override": self._end_override}[verb](
-            payload
-        )
-        host.publisher.publish_changes()
-        host.latches.changed()
-        return data
-
-    def _arm(self, _payload: bytes) -> dict[str, Any]:
-        refusal = self.host.gate.arm(self.host.now())
+    def _arm(self, message: Message) -> None:
+        decode(EmptyRequest, message.payload or b"{}")
+        answered = self._after_saving(message, "armed", self._armed)
+        refusal = self.host.arm(answered)
         if refusal is not None:
             raise Refused(refusal.reason)
+
+    def _armed(self) -> dict[str, Any]:
         armed = self.host.gate.armed
         return {"armed": armed, "waiting_for": [] if armed else list(self.host.publisher.status()[1])}
 
-    def _disarm(self, _payload: bytes) -> dict[str, Any]:
-        self.host.apply(self.host.gate.disarm(self.host.now()))
-        return {"armed": False}
+    def _disarm(self, message: Message) -> None:
+        self.host.disarm(self._after_saving(message, "disarmed", lambda: {"armed": False}))
 
-    def _mode(self, payload: bytes) -> dict[str, Any]:
-        wish = decode(ModeRequest, payload)
-        host = self.host
-        if wish.actuator is not None and wish.actuator not in host.config.actuators:
-            raise Refused(f"actuator: {wish.actuator!r} is not configured; there are {sorted(host.config.actuators)}")
-        host.apply(host.gate.set_mode(wish.mode, host.now(), wish.actuator))
-        host.publisher.event("mode_changed", {"modes": host.gate.modes})
-        return {"modes": host.gate.modes}
+    def _mode(self, message: Message) -> None:
+        asked = decode(ModeRequest, message.payload)
+        if asked.actuator is not None:
+            self._known(asked.actuator)
+        answered = self._after_saving(message, "the mode is changed", lambda: {"modes": self.host.gate.modes})
+        self.host.set_mode(asked.mode, asked.actuator, answered)
 
-    def _end_override(self, payload: bytes) -> dict[str, Any]:
-        name = decode(EndOverrideRequest, payload).actuator
-        host = self.host
-        if name not in host.config.actuators:
-            raise Refused(f"actuator: {name!r} is not configured; there are {sorted(host.config.actuators)}")
-        host.apply(host.gate.end_hold(name, host.now()))
-        host.holds.publish_changes(host.now())
-        return {"actuator": name}
+    def _end_override(self, message: Message) -> None:
+        name = decode(EndOverrideRequest, message.payload).actuator
+        self._known(name)
+        self.host.end_override(name)
+        self._respond(message, rpc.ok({"actuator": name}))
+
+    def _reload(self, message: Message) -> None:
+        decode(EmptyRequest, message.payload or b"{}")
+        self.ask_reload(message)
+
+    def _known(self, actuator: str) -> None:
+        configured = self.host.config.actuators
+        if actuator not in configured:
+            raise Refused(f"actuator: {actuator[:64]!r} is not configured; there are {sorted(configured)}")
+
+    def _after_saving(self, message: Message, what: str, data: Callable[[], dict[str, Any]]) -> Saved:
+        """Answer once: with the data when the change is on the disk, or with the reason of the first failed write."""
+        respond = self._once(message)
+
+        def saved(error: str | None) -> None:
+            respond(rpc.ok(data()) if error is None else rpc.error(f"{what}, but not saved: {error}; trying again"))
+
+        return saved
+
+    def _once(self, message: Message) -> Callable[[dict[str, Any]], None]:
+        answered = False
+
+        def respond(answer: dict[str, Any]) -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                self._respond(message, answer)
+
+        return respond
 
     @contextmanager
     def _refusing(self, message: Message) -> Iterator[None]:
@@ -157,18 +248,8 @@ class OperatorCommands:
             yield
         except Refused as refusal:
             if message.response_topic is not None:
-                self._reply(message, {"status": "error", "error": str(refusal)})
+                self._respond(message, rpc.error(refusal))
             raise
 
-    def _respond(self, message: Message, data: dict[str, Any]) -> None:
-        if message.response_topic is not None:
-            self._reply(message, {"status": "ok", "data": data})
-
-    def _reply(self, message: Message, answer: dict[str, Any]) -> None:
-        verb = message.topic.rsplit("/", 1)[-1]
-        self.host.connection.reply(message, encode(answer), self.host.topics("response", verb))
-
-
-def _not_retained(message: Message) -> None:
-    if message.retain:
-        raise Refused("a retained message is ignored: publish it without the retain flag")
+    def _respond(self, message: Message, answer: dict[str, Any]) -> None:
+        rpc.respond(self.host.connection, self.host.topics, message, answer)

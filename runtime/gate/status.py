@@ -1,7 +1,8 @@
-"""What the world is told by the gate's process: status and info, retained, and events; each thing when it has changed.
+"""Publish status, info and events of the gate's process, each when it has changed.
 
-The status sums up the gate, the connection and the agent as it was last heard. Everything is posted and kept while there is no
-broker; only the last words are waited for.
+The status sums up the gate, the connections and the agent. It leaves on the connection of the commands, ahead of everything
+else, and is published again until the broker has acknowledged it. Info and events leave on the other connection, which keeps
+them while there is no broker. What the latches must hold is announced once it is on the disk.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
 
 from actuators.safety.decisions import Proposal
 from actuators.safety.gate import Gate
-from runtime.mqtt import Connection, MqttLost
+from runtime.gate.info import InfoBuilder
+from runtime.gate.latches import LatchWriter
+from runtime.mqtt import Connection, Delivery, MqttLost
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.systemd import Feeder
 
@@ -28,30 +32,32 @@ FAREWELL_S = 2.0
 """For the broker to take the last status; longer than a reconnection takes."""
 AGAIN_S = 0.01
 """Between two attempts at it."""
+RETRY_S = 0.5
+"""Between two attempts to publish a status that was not acknowledged."""
 
 
 @dataclass(slots=True)
 class AgentLiveness:
-    """What the agent last said of itself."""
+    """The agent's last heartbeat and what it contained."""
 
     policy: str = ""
     spoke_s: float | None = None
-    """When it last spoke, whatever became of it since; None before it first did."""
+    """When the newest heartbeat came, also after the agent was lost; None before the first."""
     heard_s: float | None = None
-    """When it last spoke; None before it first did and after it was lost."""
+    """When the newest heartbeat came; None before the first and after the agent was lost."""
     stale: tuple[str, ...] = ()
     ready: bool = False
     was_ready: bool = False
 
     def spoke(self, proposal: Proposal, now_s: float) -> None:
-        """It has ticked."""
+        """Note a heartbeat."""
         self.heard_s = self.spoke_s = now_s
         self.stale, self.policy = proposal.stale, proposal.policy
         self.ready = proposal.ready
         self.was_ready = self.was_ready or proposal.ready
 
     def lost(self) -> None:
-        """It closed its end, or was silent for too long."""
+        """Note that the agent closed its end, or was silent for too long."""
         self.heard_s, self.ready = None, False
 
 
@@ -60,33 +66,42 @@ class StatusPublisher:
     """Publishes status, info and events."""
 
     gate: Gate
+    safety: Connection
+    """Carries the status."""
     connection: Connection
+    """Carries info and events."""
     topics: Topics
     feeder: Feeder
     agent: AgentLiveness
-    describe: Callable[[str, str], dict[str, Any]]
-    """The `info` payload for a policy version and a mode."""
+    latches: LatchWriter
+    info: InfoBuilder
+    """Replaced by a reload."""
+    now: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     counts: Counter[str] = field(default_factory=Counter)
     """Events by type."""
-    _told: tuple[Any, ...] = ()
-    _told_info: tuple[str, str] = ("", "")
+    stop_reason: str = ""
+    """Why the software stop is engaged, where that is not an operator's plain message."""
+    _published: tuple[str, tuple[str, ...]] | None = None
+    _published_info: tuple[InfoBuilder, str, str] | None = None
     _armed: bool = False
+    _retry_s: float = float("-inf")
 
     def invalidate(self) -> None:
-        """Tell status and info the next time whether or not they have changed: the broker is another, or began anew."""
-        self._told, self._told_info = (), ("", "")
+        """Publish status and info at the next call, changed or not: the broker may have lost what it retained."""
+        self._published = self._published_info = None
+        self._retry_s = float("-inf")
 
     def publish_changes(self) -> None:
-        """After anything happened: tell what has changed."""
+        """Publish what has changed; the host calls it at every tick."""
         if self.gate.armed != self._armed:
             self._armed = self.gate.armed
             self.event("armed" if self._armed else "disarmed", {})
-        self._tell_status()
-        self._tell_info()
+        self._publish_status()
+        self._publish_info()
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
-        """Publish an event; kept while there is no connection."""
+        """Publish an event; the connection keeps it while there is no broker."""
         self.counts[kind] += 1
         log.info("event", type=kind, **data)
         body = {"type": kind, "stamp": self.wall(), "data": data}
@@ -95,53 +110,75 @@ class StatusPublisher:
     def status(self) -> tuple[str, tuple[str, ...]]:
         """State and reasons, as they are now."""
         if self.gate.stopped:
-            return "stopped", ("the software stop is engaged",)
+            return self._stopped()
         agent = self.agent
-        reasons = [f"{name}: nothing fresh" for name in sorted(self.feeder.required.intersection(agent.stale))]
-        if not self.connection.connected:
+        reasons = [f"{name}: no recent data" for name in sorted(self.feeder.required.intersection(agent.stale))]
+        if not self.safety.connected:
             reasons.append("no connection to the broker")
+        elif not self.connection.connected:
+            reasons.append("no connection to the broker for requests and reports")
+        if self.latches.error is not None:
+            reasons.append(f"latches not saved: {self.latches.error}; trying again")
         if not agent.was_ready:
             return "starting", ("the agent is not ready yet", *reasons)
         if not agent.ready:
-            reasons.append("no sign of life from the agent" if agent.heard_s is None else "the agent is not ready")
+            reasons.append("agent heartbeat lost" if agent.heard_s is None else "the agent is not ready")
         if reasons:
             return "degraded", tuple(reasons)
-        return "online", () if self.gate.armed else ("not armed",)
+        return "online", (*(() if self.gate.armed else ("not armed",)), *self._restrictions())
 
     @property
     def mode(self) -> str:
         """The most careful mode of any actuator."""
         return min(self.gate.modes.values(), key=("shadow", "assist", "autonomous").index)
 
-    def _tell_status(self) -> None:
-        told = self.status()
-        if told != self._told:
-            self._told = told
-            payload = encode({"state": told[0], "reasons": list(told[1])})
-            self.connection.enqueue(self.topics("status"), payload, qos=1, retain=True, keep="latest")
-            self.feeder.notifier.status(f"{told[0]}: {', '.join(told[1]) or 'all well'}")
-
-    def _tell_info(self) -> None:
-        told = (self.agent.policy, self.mode)
-        if told != self._told_info:
-            self._told_info = told
-            payload = encode(self.describe(*told))
-            self.connection.enqueue(self.topics("info"), payload, qos=1, retain=True, keep="latest")
-
     async def publish_offline(self, reason: str) -> None:
-        """The last words: said until the broker has them, or `FAREWELL_S` is over; then the will says that it vanished."""
+        """Publish the last status until the broker has it, or `FAREWELL_S` is over; then the broker publishes the will."""
         payload = encode({"state": "offline", "reasons": [reason]})
         with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 while not await self._parted(payload):
                     await asyncio.sleep(AGAIN_S)
-                    await self.connection.up()
+                    await self.safety.up()
                 return
         log.warning("gate.no_farewell", waited_s=FAREWELL_S)
 
+    def _stopped(self) -> tuple[str, tuple[str, ...]]:
+        why = f": {self.stop_reason}" if self.stop_reason else ""
+        if self.latches.error is not None and not self.latches.has("stopped", value=True):
+            unsaved = f"not saved: {self.latches.error}; a restart would lose it; trying again"
+            return "degraded", (f"the software stop is engaged{why}", unsaved)
+        return "stopped", (f"the software stop is engaged{why}",)
+
+    def _restrictions(self) -> tuple[str, ...]:
+        return tuple(f"{name}: mode {mode} by request" for name, mode in sorted(self.gate.restricted.items()))
+
+    def _publish_status(self) -> None:
+        current = self.status()
+        if current == self._published or not self.safety.connected or self.now() < self._retry_s:
+            return
+        if current[0] == "stopped" and not self.latches.has("stopped", value=True):
+            return  # announced once it is on the disk
+        self._published = current
+        payload = encode({"state": current[0], "reasons": list(current[1])})
+        done = partial(self._delivered, current)
+        self.safety.send_newest("status", self.topics("status"), payload, done, urgent=True, retain=True)
+        self.feeder.notifier.status(f"{current[0]}: {', '.join(current[1]) or 'ok'}")
+
+    def _delivered(self, status: tuple[str, tuple[str, ...]], delivery: Delivery) -> None:
+        if delivery != "acknowledged" and self._published == status:
+            self._published, self._retry_s = None, self.now() + RETRY_S
+
+    def _publish_info(self) -> None:
+        current = (self.info, self.agent.policy, self.mode)
+        if current != self._published_info and self.latches.is_saved:
+            self._published_info = current
+            payload = encode(self.info.build(self.agent.policy, self.mode))
+            self.connection.enqueue(self.topics("info"), payload, qos=1, retain=True, keep="latest")
+
     async def _parted(self, status: bytes) -> bool:
         try:
-            await self.connection.publish(self.topics("status"), status, retain=True)
+            await self.safety.publish(self.topics("status"), status, retain=True)
         except MqttLost:
             return False
         return True

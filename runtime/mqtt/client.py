@@ -85,6 +85,7 @@ def make(
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )
     remember_refusals(client)
+    remember_session(client)
     client.pending_calls_threshold = max_outgoing
     client._client.connect_timeout = max(1.0, a.keepalive_s / 2)  # aiomqtt leaves paho's 5 s
     if sys.platform == "linux":
@@ -98,8 +99,7 @@ class PublishRefused(aiomqtt.MqttError):
 
 def remember_refusals(client: aiomqtt.Client) -> None:
     """Note the reason codes of refused publishes; aiomqtt takes each acknowledgement for a success."""
-    acknowledged = client._client.on_publish
-    assert acknowledged is not None
+    acknowledged: Any = client._client.on_publish
     refusals: dict[int, str] = {}
     client._refusals = refusals  # type: ignore[attr-defined]
 
@@ -109,6 +109,22 @@ def remember_refusals(client: aiomqtt.Client) -> None:
         acknowledged(paho_client, userdata, mid, code, properties)
 
     client._client.on_publish = note
+
+
+def was_resumed(client: aiomqtt.Client) -> bool:
+    """Whether the broker had stored the session of this connected client."""
+    return bool(getattr(client, "_resumed", False))
+
+
+def remember_session(client: aiomqtt.Client) -> None:
+    """Note whether the broker resumes a stored session; aiomqtt drops the flag."""
+    connected: Any = client._client.on_connect
+
+    def note(paho_client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Properties) -> None:
+        client._resumed = bool(flags.session_present)  # type: ignore[attr-defined]
+        connected(paho_client, userdata, flags, code, properties)
+
+    client._client.on_connect = note  # type: ignore[assignment]  # of the callback API version that aiomqtt chose
 
 
 async def publish(client: aiomqtt.Client, out: Outgoing, timeout_s: float | None = None) -> None:

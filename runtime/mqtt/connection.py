@@ -23,7 +23,7 @@ from typing import Literal
 import aiomqtt
 import structlog
 
-from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, publish, shut
+from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, publish, shut, was_resumed
 from runtime.mqtt.models import Address, Handler, Limit, Message, MqttLost, Outgoing, Subscription, Will, properties
 from runtime.mqtt.publisher import Done, Keep, Sender
 from runtime.mqtt.subscriber import Receiver
@@ -214,7 +214,7 @@ class Connection:
         reason = "closed by the broker"
         try:
             await connect(client)
-            self._inbound.resumed_s = time.monotonic() if self.session_s else float("-inf")
+            self._inbound.resumed_s = time.monotonic() if was_resumed(client) else float("-inf")
             async with asyncio.TaskGroup() as group:
                 self._group, self._client = group, client
                 self._sender.begin(group, client)

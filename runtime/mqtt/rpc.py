@@ -1,11 +1,51 @@
-"""Request and response over MQTT 5: what a handler answers, and how it refuses."""
+"""Request and response over MQTT 5: the verbs, the envelope of a response, and what every handler of requests refuses.
+
+The gate and the agent serve `request/<verb>` with it. It knows no verb's meaning.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from runtime.mqtt.connection import Connection
+from runtime.mqtt.models import Message
+from runtime.mqtt.topics import Refused, Topics, encode
+
 Answer = dict[str, Any]
+
+GATE_VERBS = ("arm", "disarm", "mode", "end_override", "reload")
+AGENT_VERBS = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")
 
 
 class RequestFailed(Exception):  # noqa: N818 - reads as what happened
-    """A request that cannot be fulfilled; `str` is the answer's error."""
+    """A request that cannot be fulfilled; `str` is the response's error."""
+
+
+def ok(data: Answer) -> Answer:
+    """Return the envelope of a response with data."""
+    return {"status": "ok", "data": data}
+
+
+def error(reason: object) -> Answer:
+    """Return the envelope of a response that says why not."""
+    return {"status": "error", "error": str(reason)}
+
+
+def last_level(message: Message) -> str:
+    """The last level of the topic: a request's verb, an override's actuator."""
+    return message.topic.rsplit("/", 1)[-1]
+
+
+def refuse_retained(message: Message) -> None:
+    """Refuse what the broker may have stored: nobody knows how old it is.
+
+    Raises:
+        Refused: the message is retained.
+    """
+    if message.retain:
+        raise Refused("a retained message is ignored: publish it without the retain flag")
+
+
+def respond(connection: Connection, topics: Topics, message: Message, answer: Answer) -> None:
+    """Publish a response on the request's response topic, else on `response/<last level>`."""
+    connection.reply(message, encode(answer), topics("response", last_level(message)))

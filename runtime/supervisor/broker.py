@@ -124,7 +124,7 @@ def _users(settings: MqttSettings) -> list[Credentials]:
     own += [login.for_media() for login in own if login.media is not None]
     if settings.username is not None:
         own.append(Credentials(username=settings.username, password=settings.password))
-    return own
+    return [*own, *(login.for_requests() for login in own if login.requests is not None)]
 
 
 def _is_loopback(host: str) -> bool:

@@ -25,9 +25,10 @@ from learners.files import BusyError, exclusive_lock
 from learners.ipc import settings
 from runtime.config.loader import ConfigError, Loaded, load
 from runtime.config.schema import Config
-from runtime.gate import info, ipc
-from runtime.gate.build import assemble
+from runtime.gate import ipc
+from runtime.gate.build import build_host
 from runtime.gate.host import GateHost
+from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
 from runtime.mqtt.topics import Refused
 from runtime.process import child
@@ -115,19 +116,20 @@ class Supervisor:
     async def run(self) -> int:
         """Start, run, end."""
         prepared = broker.prepare(self.config.mqtt, self.config.state_dir) if self._embedded else None
-        self._host = assemble(self.config, self.notifier, self._describe)
-        desk = OperatorCommands(self._host, self.reload)
-        self._signals(desk)
+        self._host = build_host(self.config, self.notifier, self._info())
+        operators = OperatorCommands(self._host, self.reload)
+        self._signals(operators)
         try:
             async with asyncio.TaskGroup() as group:
                 start = partial(_start, group)
                 if prepared is not None:
                     await self._start_broker(prepared, start)
                 tasks = [
-                    start(self._host.connection.run(), "mqtt"),
+                    start(self._host.safety.run(), "mqtt"),
+                    start(self._host.connection.run(), "mqtt requests"),
                     start(self._host.run(), "gate"),
                     start(self._host.latches.run(), "latches"),
-                    start(desk.serve_reloads(), "reloads"),
+                    start(operators.serve_reloads(), "reloads"),
                     start(self._watch(), "watch"),
                 ]
                 for spec in self.table() if not self._ending.is_set() else ():
@@ -150,14 +152,14 @@ class Supervisor:
     def _embedded(self) -> bool:
         return self.config.mqtt.scheme == "embedded"
 
-    def _describe(self, policy: str, mode: str) -> dict[str, Any]:
-        return info.describe(self.config, version=_version(), policy=policy, text=self.text) | {"mode": mode}
+    def _info(self) -> InfoBuilder:
+        return InfoBuilder(self.config, _version(), self.text)
 
-    def _signals(self, desk: OperatorCommands) -> None:
+    def _signals(self, operators: OperatorCommands) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, desk.ask_reload)
+        loop.add_signal_handler(signal.SIGHUP, operators.ask_reload)
 
     def handle_signal(self, number: signal.Signals) -> None:
         """Begin the shutdown at the first signal, force it at a later one."""
@@ -246,7 +248,7 @@ class Supervisor:
         """Devices at rest, then children in reverse, then the last words."""
         log.info("supervisor.draining", reason=self._reason)
         self.notifier.stopping(self._reason)
-        await self._host.rest(self._reason)
+        await self._host.go_safe(self._reason)
         for kept in reversed(self.children):
             self.notifier.extend(kept.spec.grace_s + 5.0)
             await kept.stop()
@@ -284,15 +286,12 @@ class Supervisor:
         changes = compare(self.config, new)
         if changes.restart_required:
             return {"changed": changes.changed, "restarted": [], "restart_required": changes.restart_required}
-        if "mode" in changes.changed:
-            self._host.apply(self._host.gate.set_mode(new.mode, time.monotonic()))
-            self._host.latches.changed()
         self.config, self.text = new, text
+        self._host.reload(self._info(), new.mode if "mode" in changes.changed else None)
         settings.write_learner_config(new.model_dump(mode="json"))
         concerned = [kept for kept in self.children if kept.spec.name in changes.children]
         for kept in concerned:
             kept.restart()
-        self._host.publisher.publish_changes()
         restarted = [kept.spec.name for kept in concerned]
         missing = sorted(changes.children.difference(restarted))
         return {

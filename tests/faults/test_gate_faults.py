@@ -78,7 +78,7 @@ async def test_a_stale_required_stream_is_safe(tmp_path: Path, broker: Mosquitto
         daemon = start_daemon(tmp_path, config, [agent_row("--stale", "joints")])
         try:
             await eventually(
-                lambda: any("joints: nothing fresh" in s["reasons"] for s in device.statuses), "the status", 10
+                lambda: any("joints: no recent data" in s["reasons"] for s in device.statuses), "the status", 10
             )
         finally:
             await asyncio.to_thread(end_daemon, daemon)

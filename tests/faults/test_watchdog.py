@@ -109,7 +109,7 @@ async def test_ready_waits_for_the_first_tick_with_every_required_stream(tmp_pat
             try:
                 meals = Meals(manager)
                 await eventually(
-                    lambda: any("joints: nothing fresh" in s["reasons"] for s in device.statuses),
+                    lambda: any("joints: no recent data" in s["reasons"] for s in device.statuses),
                     "ticks without it",
                     30,
                 )

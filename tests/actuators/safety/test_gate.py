@@ -293,7 +293,8 @@ def test_a_safe_action_that_did_not_leave_is_repeated_at_once() -> None:
 
 def test_a_device_that_answers_must_have_it_itself() -> None:
     gate = Gate({"head": HEAD}, GateSettings(), period_s=0.1, now_s=10.0)
-    assert gate.reconciled("head", "left", 10.0, answers=True) is None
+    assert gate.reconciled("head", "left", 10.0) is None
+    gate.device_answers("head")
     sent = gate.go_safe(10.0)[0]
     gate.acknowledged("head", sent.serial)
     assert gate.owed() == ["head"]

@@ -16,16 +16,17 @@ import pytest
 from wire_helpers import running
 
 from actuators.safety.decisions import Proposal
-from actuators.safety.gate import Gate
-from actuators.wire import Commands
 from fakes import Mosquitto, disk_full, eventually
 from runtime.config.schema import Config
 from runtime.gate import ipc, latches
+from runtime.gate.build import build_host
 from runtime.gate.host import GateHost
+from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
-from runtime.mqtt import Address, Connection, Message, Will
+from runtime.mqtt import Address, Connection, Message
+from runtime.mqtt.subscriber import RESUMED_S
 from runtime.mqtt.topics import Refused, Topics, encode
-from runtime.process.systemd import Feeder, Notifier
+from runtime.process.systemd import Notifier
 
 TOPICS = Topics("tester")
 SETTINGS: dict[str, Any] = {
@@ -48,6 +49,11 @@ SETTINGS: dict[str, Any] = {
     "gate": {"reconcile_s": 0.1},
     "learner": {"enabled": False},
 }
+
+
+def resumed(world: World) -> bool:
+    """Whether the broker may still be sending what it stored while the gate was away."""
+    return time.monotonic() - world.host.safety._inbound.resumed_s < RESUMED_S
 
 
 class World:
@@ -107,7 +113,7 @@ class World:
 
     async def ask(self, verb: str, **body: Any) -> dict[str, Any]:
         answer = await self.outside.request(
-            TOPICS("request", verb), encode(body) if body else b"", reply_to="answers/me", timeout_s=5
+            TOPICS("request", verb), encode(body) if body else b"", reply_to=TOPICS("response", "me"), timeout_s=5
         )
         data: dict[str, Any] = orjson.loads(answer.payload)
         return data
@@ -117,29 +123,9 @@ class World:
 
 
 def make_host(folder: Path, port: int, **changes: Any) -> GateHost:
-    config = Config.model_validate(SETTINGS | {"state_dir": folder / "state"} | changes)
-    gate = Gate(config.actuators, config.gate, ["joints"], period_s=0.05, now_s=time.monotonic(), mode=config.mode)
-    remembered = latches.load(folder / "latches.json")
-    if remembered is not None:
-        gate.restore(remembered)
-    foreign = {a.topic for a in config.actuators.values()}
-    connection = Connection(
-        Address("127.0.0.1", port),
-        "tester-gate",
-        will=Will(TOPICS("status"), b'{"state": "offline"}'),
-        is_protected=lambda t: t in foreign or (t.startswith("reflexd/") and "/response/" not in t),
-    )
-    feeder = Feeder(Notifier(), frozenset({"joints"}))
-    commands = Commands(TOPICS.base, config.actuators, f"boot-{time.monotonic_ns()}")
-    return GateHost(
-        config,
-        gate,
-        commands,
-        connection,
-        folder / "latches.json",
-        feeder,
-        describe=lambda policy, mode: {"policy": policy, "mode": mode},
-    )
+    url = {"mqtt": {"url": f"mqtt://127.0.0.1:{port}"}}
+    config = Config.model_validate(SETTINGS | {"state_dir": folder} | url | changes)
+    return build_host(config, Notifier(), InfoBuilder(config, "1.2.3"))
 
 
 @asynccontextmanager
@@ -147,9 +133,9 @@ async def world_of(folder: Path, broker: Mosquitto, **changes: Any) -> AsyncIter
     host = make_host(folder, broker.port, **changes)
     gate_end, agent_end = ipc.pair()
     world = World(host, Connection(Address("127.0.0.1", broker.port), "outside"), agent_end)
-    desk = OperatorCommands(host, world.reload)
-    async with running(world.outside), running(host.connection):
-        jobs = [asyncio.create_task(job) for job in (host.run(), host.latches.run(), desk.serve_reloads())]
+    operators = OperatorCommands(host, world.reload)
+    async with running(world.outside), running(host.safety), running(host.connection):
+        jobs = [asyncio.create_task(job) for job in (host.run(), host.latches.run(), operators.serve_reloads())]
         host.attach(gate_end)
         try:
             yield world
@@ -239,6 +225,7 @@ async def test_stop_is_latched_through_a_restart_and_release_moves_nothing(tmp_p
     async with world_of(tmp_path, broker) as world:
         await eventually(lambda: world.of("status")[-1]["state"] == "stopped")
         assert (await world.propose({"head": "left"})).stopped
+        await eventually(lambda: not resumed(world))
         await world.send(TOPICS("stop"), {"engaged": False})
         await eventually(lambda: world.events("stop_released") == [{}])
         assert not (await world.propose({"head": "left"})).armed
@@ -249,7 +236,7 @@ async def test_stop_is_latched_through_a_restart_and_release_moves_nothing(tmp_p
 
 async def test_what_was_retained_is_ignored(tmp_path: Path, broker: Mosquitto) -> None:
     async with running(Connection(Address("127.0.0.1", broker.port), "past")) as past:
-        await past.publish(TOPICS("stop"), b'{"engaged": true}', retain=True)
+        await past.publish(TOPICS("stop"), b'{"engaged": false}', retain=True)
         await past.publish(TOPICS("override", "head"), b'{"value": "left", "hold_s": 60}', retain=True)
         await past.publish(TOPICS("request", "disarm"), b"", retain=True)
         await past.publish(TOPICS("request", "mode"), b'{"mode": "shadow"}', retain=True)
@@ -259,7 +246,8 @@ async def test_what_was_retained_is_ignored(tmp_path: Path, broker: Mosquitto) -
         await world.send(TOPICS("override", "head"), {"value": "left"}, retain=True)
         await world.send(TOPICS("request", "mode"), {"mode": "shadow"}, retain=True)
         await world.send(TOPICS("stop"), {"engaged": False}, retain=True)
-        await eventually(lambda: sum(refused.values()) == 3)
+        await eventually(lambda: sum(refused.values()) == 2)
+        await eventually(lambda: world.host.safety.refused[TOPICS("stop")] == 2)
         verdict = await world.propose({"head": "right"})
         assert verdict.outcomes["head"].by == "policy"
         assert set(verdict.mode.values()) == {"autonomous"}
@@ -300,8 +288,8 @@ async def test_an_override_and_a_stop_are_answered_by_the_gate(tmp_path: Path, b
         assert (moved["sent"], moved["value"], moved["hold_s"]) == (True, "left", 2)
         assert "hold_s" in (await press("override", "head", value="left", hold_s=-1))["error"]
         assert (await press("stop", engaged=True))["data"] == {"stopped": True, "armed": False}
-        assert "engaged" in (await press("stop", engaged="yes"))["error"]
-        assert world.host.connection.refused == {TOPICS("stop"): 1, TOPICS("override", "head"): 1}
+        assert (await press("stop", engaged="no"))["data"] == {"stopped": True, "armed": False}
+        assert world.host.connection.refused == {TOPICS("override", "+"): 1}
 
 
 async def test_holds_are_published_and_can_be_ended(tmp_path: Path, broker: Mosquitto) -> None:
@@ -383,12 +371,10 @@ async def test_a_safe_action_is_sent_again_until_acknowledged(tmp_path: Path, br
         await eventually(lambda: len(world.commands()) >= 3, "the safe action again")
         last = world.commands()[-1]
         assert (last["value"], last["policy"]) == ("stay", "gate")
-        answered = world.host.counts["safe again"]
+        answered = world.host.gate.repeats
         await world.send(TOPICS.state("head"), {"value": "stay", "seq": last["seq"] + 10, "boot": boot})
-        await eventually(
-            lambda: world.host.gate.last_command("head")[0] == "stay" and "head" not in world.host._unanswered
-        )
-        assert answered >= 2
+        await eventually(lambda: not world.host.gate.owed())
+        assert answered >= 1
 
 
 async def test_a_lost_broker_disarms_and_its_return_restores_everything(tmp_path: Path, broker: Mosquitto) -> None:
@@ -408,14 +394,15 @@ async def test_a_lost_broker_disarms_and_its_return_restores_everything(tmp_path
         await eventually(lambda: world.of("status")[-1]["state"] == "online")
         assert world.host.publisher.counts["broker_lost"] == 1  # whoever listens may come back later than the event
         assert world.host.publisher.counts["broker_recovered"] == 1
-        assert world.of("info")[-1] == {"policy": "p1", "mode": "autonomous"}
+        info = world.of("info")[-1]
+        assert (info["policy"], info["mode"], info["version"]) == ("p1", "autonomous", "1.2.3")
 
 
 async def test_the_end_rests_and_says_so(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker) as world:
         await world.armed()
         await world.propose({"head": "left"})
-        await world.host.rest("told to end")
+        await world.host.go_safe("told to end")
         await eventually(lambda: world.commands()[-1]["value"] == "stay")
         with suppress(TimeoutError):
             async with asyncio.timeout(0.2):
@@ -434,13 +421,43 @@ async def test_latches_that_cannot_be_written_are_said(
         await world.send(TOPICS("stop"), {"engaged": True})
         await eventually(lambda: world.host.gate.stopped)
         world.host.latches.changed()
-        await world.host.rest("end")
+        await world.host.go_safe("end")
     assert latches.load(tmp_path / "latches.json") is None
 
 
-@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b'{"engaged": 1}', b'{"engaged": "yes"}', b"[" * 40 + b"]" * 40])
-async def test_malformed_stops_are_refused(tmp_path: Path, broker: Mosquitto, payload: bytes) -> None:
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(b"", b"{", b"[]", b"{}", b"true", b"ON", b"1", b"stop!", b"\xff", b'{"engaged": 1}', b'{"engaged": "true"}'),
+        *(b'{"engaged": "no"}', b'{"engaged": false, "engaged ": 1}', b"[" * 40 + b"]" * 40, b"x" * 100_000),
+    ],
+)
+async def test_a_message_that_may_mean_stop_is_a_stop(tmp_path: Path, broker: Mosquitto, payload: bytes) -> None:
     async with world_of(tmp_path, broker) as world:
+        await world.moving("left")
         await world.outside.publish(TOPICS("stop"), payload)
-        await eventually(lambda: world.host.connection.refused[TOPICS("stop")] == 1)
-        assert not world.host.gate.stopped
+        await eventually(lambda: world.host.gate.stopped)
+        await eventually(lambda: world.commands()[-1]["value"] == "stay")
+        await eventually(lambda: len(world.events("stopped")) == 1)
+        assert "counts as a stop" in world.events("stopped")[0]["reason"]
+        await eventually(lambda: "counts as a stop" in str(world.of("status")[-1]))
+
+
+async def test_what_allows_movement_must_be_exactly_right(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker, gate={"reconcile_s": 0.1, "arm": "request"}) as world:
+        await world.propose({})
+        for payload in (b"please", b"[]", b'{"now": true}', b"1", b'"arm"'):
+            answer = await world.outside.request(TOPICS("request", "arm"), payload, reply_to=TOPICS("response", "me"))
+            assert orjson.loads(answer.payload)["status"] == "error"
+        assert not (await world.propose({})).armed
+        assert "actuatr" in (await world.ask("mode", mode="autonomous", actuatr="head"))["error"]
+        assert "unknown verb" in (await world.ask("warm"))["error"]
+        assert "there are" in (await world.ask("warm"))["error"]
+        answer = await world.outside.request(
+            TOPICS("override", "nose"), b'{"value": "left"}', reply_to=TOPICS("response", "me")
+        )
+        assert "'nose' is not configured" in orjson.loads(answer.payload)["error"]
+        answer = await world.outside.request(
+            TOPICS("override", "head"), b'{"value": "left", "hold": 60}', reply_to=TOPICS("response", "me")
+        )
+        assert "hold" in orjson.loads(answer.payload)["error"]

@@ -73,7 +73,7 @@ async def test_retained_is_ignored_or_sent_as_told(broker: Mosquitto) -> None:
 
 
 async def test_request_and_response(broker: Mosquitto) -> None:
-    server = connection(broker, "server", is_protected=lambda topic: topic.startswith("act/"))
+    server = connection(broker, "server", response_prefix="response/")
     server.subscribe("request/ping", lambda m: server.reply(m, m.payload + b"!", "response/ping") and None)
     client = connection(broker, "client")
     fallback = Collector()
@@ -82,7 +82,7 @@ async def test_request_and_response(broker: Mosquitto) -> None:
     client.subscribe("act/#", acted)
     async with running(server), running(client):
         answers = await asyncio.gather(
-            *(client.request("request/ping", str(n).encode(), reply_to="answers/client") for n in range(5))
+            *(client.request("request/ping", str(n).encode(), reply_to="response/client") for n in range(5))
         )
         assert [a.payload for a in answers] == [b"0!", b"1!", b"2!", b"3!", b"4!"]
         await client.publish("request/ping", b"plain")
@@ -90,7 +90,7 @@ async def test_request_and_response(broker: Mosquitto) -> None:
         client.enqueue("request/ping", b"sly", qos=1, response_topic="act/head/set")
         await fallback.until(lambda m: len(m) == 2)
         with pytest.raises(TimeoutError):
-            await client.request("request/nobody", b"", reply_to="answers/client", timeout_s=0.05)
+            await client.request("request/nobody", b"", reply_to="response/client", timeout_s=0.05)
     assert acted.messages == []
     assert server.drops["forbidden response topic"] == 1
 

@@ -16,7 +16,10 @@ from aiomqtt import MqttCodeError, MqttError
 from fakes import Mosquitto, free_port
 
 FOLDER = Path(__file__).parents[3] / "configs" / "mosquitto"
-USERS = ("gate", "agent", "agent-media", "page", "page-media", "status", "top", "request", "device", "home")
+USERS = (
+    *("gate", "gate-requests", "agent", "agent-media", "page", "page-media", "status", "top", "request", "device", "home"),
+    "head",
+)
 NOT_AUTHORIZED = 0x87
 COMMAND = "reflexd/demo/act/head/set"
 
@@ -107,9 +110,15 @@ async def test_the_gate_writes_commands_and_devices_hear_them(guarded: Mosquitto
         ("status", "reflexd/demo/request/arm", False),
         ("request", "reflexd/demo/request/explain", True),
         ("request", "reflexd/demo/stop", False),
-        ("gate", "reflexd/demo/hold/head", True),
+        ("gate-requests", "reflexd/demo/hold/head", True),
         ("page", "reflexd/demo/hold/head", False),
-        ("device", "reflexd/demo/act/head/state", True),
+        ("gate-requests", "reflexd/demo/status", False),
+        ("gate-requests", "reflexd/demo/stop", False),
+        ("gate-requests", "reflexd/demo/response/arm", True),
+        ("device", "reflexd/demo/act/head/state", False),
+        ("device", "reflexd/demo/in/front", True),
+        ("head", "reflexd/demo/act/head/state", True),
+        ("head", "reflexd/demo/act/arm/state", False),
         ("device", "reflexd/demo/request/arm", False),
         ("home", "reflexd/demo/request/mode", True),
         ("home", "reflexd/demo/act/head/state", False),

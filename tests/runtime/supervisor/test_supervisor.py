@@ -56,7 +56,7 @@ class Run:
 
     async def reload(self) -> dict[str, object]:
         answer = await self.operator.request(
-            "reflexd/tester/request/reload", b"", reply_to="answers/operator", timeout_s=20
+            "reflexd/tester/request/reload", b"", reply_to="reflexd/tester/response/operator", timeout_s=20
         )
         body: dict[str, object] = orjson.loads(answer.payload)
         return body
