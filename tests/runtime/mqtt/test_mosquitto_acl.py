@@ -17,7 +17,19 @@ from fakes import Mosquitto, free_port
 
 FOLDER = Path(__file__).parents[3] / "configs" / "mosquitto"
 USERS = (
-    *("gate", "gate-requests", "agent", "agent-media", "page", "page-media", "status", "top", "request", "device", "home"),
+    *(
+        "gate",
+        "gate-requests",
+        "agent",
+        "agent-media",
+        "page",
+        "page-media",
+        "status",
+        "top",
+        "request",
+        "device",
+        "home",
+    ),
     "head",
 )
 NOT_AUTHORIZED = 0x87
