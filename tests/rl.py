@@ -57,7 +57,7 @@ def random_batch(policy: Policy, size: int, generator: torch.Generator, *, taugh
         actions,
         torch.randn(size, generator=generator),
         torch.full((size,), policy.spec.gamma),
-        taught=marks,
+        is_expert=marks,
     )
 
 

@@ -132,10 +132,6 @@ class Checkpoints:
         """
         return load(self.folder / version, self.public, shapes)
 
-    def verify(self, version: str, shapes: Mapping[str, Shapes] | None = None) -> Manifest:
-        """As `load`, keeping only the manifest."""
-        return self.load(version, shapes).manifest
-
     def list(self) -> list[Manifest]:
         """Versions whose manifest is signed by us, oldest first; the files are not read."""
         found = []

@@ -237,7 +237,7 @@ def example_of(reading: Reading, settings: TaskSettings) -> dict[str, Any] | Non
     return None
 
 
-def likeliest(probabilities: Mapping[str, float]) -> dict[str, float]:
-    """The most probable labels first."""
-    found = sorted(probabilities.items(), key=lambda item: -item[1])[:CANDIDATES]
+def likeliest(probabilities: Mapping[str, float], limit: int | None = CANDIDATES) -> dict[str, float]:
+    """Return labels with their rounded probabilities, the most probable first; at most `limit` (None: all)."""
+    found = sorted(probabilities.items(), key=lambda item: -item[1])[:limit]
     return {label: round(chance, 4) for label, chance in found}

@@ -132,11 +132,6 @@ class Reader:
         found = self._decoded(self._all(query, (stamp_s,)))
         return found[0].transition if found else None
 
-    def reserved_rows(self) -> list[int]:
-        """Numbers of failures, interventions and demonstrations, in order."""
-        query = "SELECT row FROM transitions WHERE intervention OR demonstration OR failure ORDER BY row"
-        return [int(row) for (row,) in self._all(query, ())]
-
     def changes(self, since: int, until: int | None = None) -> list[Change]:
         """Changes with `since < id <= until`, in order."""
         stop = (1 << 62) if until is None else until

@@ -17,7 +17,6 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from actuators.actions import ActionSpace, Choice, Continuous, Value
 from actuators.sim.gym_spaces import (
     PICTURE_ENCODER,
     PICTURE_HISTORY,
@@ -32,7 +31,6 @@ from learners.config import EncoderSettings, PolicySettings
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
 from learners.model.features import Features
-from learners.model.heads import HeadOutput
 from learners.model.spec import Algorithm, PolicySpec, StreamSpec
 from sensors.readings import Frame
 
@@ -86,18 +84,6 @@ class ObservationEncoder:
         image = np.repeat(value, 3, axis=2) if value.shape[2] == 1 else np.array(value)
         tokens_BTW = self.encoder.encode(self.encoder.prepare([Frame(name, 0.0, 0, image)]))
         return tokens_BTW[0].numpy().astype(np.float16)
-
-
-def values_of(actions: ActionSpace, output: HeadOutput, row: int) -> dict[str, Value]:
-    """Return one row of the heads' output as actuator values."""
-    values: dict[str, Value] = {}
-    learned: list[Choice | Continuous] = [*actions.choices, *actions.continuous]
-    for actuator in learned:
-        value = output.values[actuator.name][row]
-        values[actuator.name] = (
-            actuator.choices[int(value)] if isinstance(actuator, Choice) else tuple(value.double().tolist())
-        )
-    return values
 
 
 class Window:

@@ -20,9 +20,10 @@ from actuators.sim.gym_spaces import from_environment, to_environment
 from learners.experience.transition import Transition
 from learners.gym.demonstrations import Episode
 from learners.gym.episodes import Score, run_episodes
-from learners.gym.observations import ObservationEncoder, Tokens, Window, values_of
+from learners.gym.observations import ObservationEncoder, Tokens, Window
 from learners.model.encoders.base import Encoder
 from learners.model.features import concat
+from learners.model.heads import actuator_values
 from learners.model.policy import Policy
 from learners.model.spec import Algorithm as Name
 from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
@@ -196,7 +197,7 @@ class Trainer:
         """Explore from the newest frames."""
         context_BC = self.policy.encode(self.window.features())
         output = self.policy.heads.act(context_BC, generator=self.generator, explore=True)
-        return values_of(self.spec.actions, output, 0)
+        return actuator_values(self.spec.actions, output, 0)
 
     def _learn(self, step: int) -> None:
         """Do the updates that one step earns."""
@@ -241,7 +242,7 @@ class Trainer:
             context_BC = self.policy.encode(concat(seen))
             output = self.policy.heads.act(context_BC, generator=generator, explore=False)
             space, actions = self.env.action_space, self.spec.actions
-            return [to_environment(space, values_of(actions, output, row)) for row in range(len(numbers))]
+            return [to_environment(space, actuator_values(actions, output, row)) for row in range(len(numbers))]
 
         return run_episodes(self.make, act, range(first_seed, first_seed + episodes))
 

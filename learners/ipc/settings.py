@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +81,11 @@ def write_learner_config(settings: Mapping[str, Any]) -> None:
     write_atomically(folder / "settings.json", orjson.dumps(inputs.model_dump(mode="json")), durable=False)
 
 
-def window_s(windows: Mapping[str, float]) -> float:
-    """The longest window of the microphones that share an encoder, by stream; the others are filled with silence."""
-    return max(windows.values(), default=2.0)
+def encoder_window_s(streams: Iterable[Any], encoder: str) -> float:
+    """Return the longest window of the microphones that share an encoder; shorter ones are padded with silence.
+
+    Args:
+        streams: settings of streams, with `kind` and `encoder`; of a microphone also `window_s`.
+        encoder: its name.
+    """
+    return max((s.window_s for s in streams if s.kind == "microphone" and s.encoder == encoder), default=2.0)

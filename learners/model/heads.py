@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from actuators.actions import ActionSpace
+from actuators.actions import ActionSpace, Choice, Continuous, Value
 from learners.model.exploration import draw, epsilon_greedy
 from learners.model.gaussian_actor import ContinuousHead
 from learners.model.linear_posterior import LinearPosterior
@@ -64,6 +64,18 @@ class HeadOutput:
     value: Tensor
     scores: dict[str, Tensor] = field(default_factory=dict)
     choices: dict[str, Tensor] = field(default_factory=dict)
+
+
+def actuator_values(actions: ActionSpace, output: HeadOutput, row: int = 0) -> dict[str, Value]:
+    """Return one row of the heads' output as the values of the actuators that the policy learns."""
+    values: dict[str, Value] = {}
+    learned: list[Choice | Continuous] = [*actions.choices, *actions.continuous]
+    for actuator in learned:
+        value = output.values[actuator.name][row]
+        values[actuator.name] = (
+            actuator.choices[int(value)] if isinstance(actuator, Choice) else tuple(value.double().tolist())
+        )
+    return values
 
 
 class DuelingQuantiles(nn.Module):

@@ -13,11 +13,9 @@ Shapes: B batch, H history (oldest first), S streams, T tokens, W their width, D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learners.model.features import Features
@@ -25,8 +23,6 @@ from learners.model.fusion import Adapter, Fusion, masked
 from learners.model.heads import HeadOutput, Heads
 from learners.model.normalizer import Normaliser
 from learners.model.spec import PolicySpec
-
-WEIGHTS, SPEC = "policy.safetensors", "spec.json"
 
 
 class Policy(nn.Module):
@@ -130,12 +126,6 @@ def drop_streams(features: Features, probability: float, generator: torch.Genera
     return Features(features.tokens, present, features.ages)
 
 
-def save(policy: Policy, folder: Path) -> None:
-    """Write weights and spec; a checkpoint adds manifest and signature."""
-    save_file({name: x.contiguous() for name, x in policy.state_dict().items()}, folder / WEIGHTS)
-    (folder / SPEC).write_bytes(policy.spec.to_json())
-
-
 def build(spec: PolicySpec, tensors: Mapping[str, Tensor]) -> Policy:
     """A policy with these weights, in `eval()`.
 
@@ -145,12 +135,3 @@ def build(spec: PolicySpec, tensors: Mapping[str, Tensor]) -> Policy:
     policy = Policy(spec)
     policy.load_state_dict(tensors)
     return policy.eval()
-
-
-def load(folder: Path) -> Policy:
-    """What `save` wrote, without looking at a signature.
-
-    Raises:
-        SpecError, RuntimeError, OSError, safetensors.SafetensorError: the folder is not whole.
-    """
-    return build(PolicySpec.from_json((folder / SPEC).read_bytes()), load_file(folder / WEIGHTS))

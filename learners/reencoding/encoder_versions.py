@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from learners.continual.versions import Version, Versions
-from learners.ipc.settings import LearnerConfig, window_s
+from learners.ipc.settings import LearnerConfig, encoder_window_s
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
 from learners.reencoding.task_encoder import encoder_tasks, state_of
@@ -34,8 +34,7 @@ class EncoderVersions:
         name = self.inputs.streams[stream].encoder if stream in self.inputs.streams else None
         if name not in self.inputs.encoders:
             return None
-        heard = {n: s.window_s for n, s in self.inputs.streams.items() if s.kind == "microphone" and s.encoder == name}
-        encoder = self._weights(name, version, window_s(heard))
+        encoder = self._weights(name, version, encoder_window_s(self.inputs.streams.values(), name))
         return None if encoder is None else self._ready(encoder)
 
     def _weights(self, name: str, version: str, heard_s: float) -> Encoder | None:

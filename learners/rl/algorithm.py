@@ -79,7 +79,7 @@ class Algorithm:
         trained = [group for part in self.parts for group in part.groups()]
         self.optimiser = Adam([*trained, Group(encoder, ENCODER_RATE)])
         # Switching modules between training and acting takes time; plain networks behave the same in both.
-        self._moody = bool(encoder) or any(isinstance(m, (BatchRenorm, nn.Dropout)) for m in policy.modules())
+        self._needs_modes = bool(encoder) or any(isinstance(m, (BatchRenorm, nn.Dropout)) for m in policy.modules())
 
     def observe(self, batch: Batch) -> None:
         """Take in every transition once, in the order it was made. The bandit lives from this alone; others ignore it."""
@@ -96,7 +96,7 @@ class Algorithm:
         """
         if self.policy.heads.bandit is None:  # a bandit's features must stay what they were
             self._normalise(batch)
-        if self._moody:
+        if self._needs_modes:
             self.policy.train()
         contexts = self._contexts(batch)
         losses, metrics = [], {}
@@ -118,7 +118,7 @@ class Algorithm:
             metrics.update(part.improve(contexts, batch, self.updates))
         if self._follow is not None:
             self._follow(ENCODER_TRACK)
-        if self._moody:
+        if self._needs_modes:
             self.policy.eval()
         return {name: float(value) for name, value in metrics.items()}
 

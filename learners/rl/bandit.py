@@ -58,10 +58,10 @@ class Bandit:
     @torch.no_grad()
     def _take(self, policy: Any, batch: Batch) -> None:
         index_Ba = torch.stack([batch.actions[name] for name in self.names], dim=-1)
-        moved = [batch.moved.get(name, torch.ones_like(batch.rewards)).float() for name in self.names]
+        acted = [batch.acted.get(name, torch.ones_like(batch.rewards)).float() for name in self.names]
         weights_B = torch.ones_like(batch.rewards) if batch.weights is None else batch.weights
         context_BC = policy.encode(batch.features)
-        self.head.take(context_BC, index_Ba, batch.rewards, weights_B.unsqueeze(-1) * torch.stack(moved, dim=-1))
+        self.head.take(context_BC, index_Ba, batch.rewards, weights_B.unsqueeze(-1) * torch.stack(acted, dim=-1))
 
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return no loss, and how far the prediction for what was done is off."""

@@ -29,6 +29,21 @@ class Contexts:
     upcoming: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSettings:
+    """Hyperparameters of every algorithm with a critic."""
+
+    rate: float = 3e-4
+    """Learning rate."""
+    beta1: float = 0.9
+    track: float = 0.005
+    """Share of the online weights that a target takes over at each update (tau of Polyak averaging)."""
+    imitation: float = 1.0
+    """Weight of the imitation loss on expert actions."""
+    epsilon_updates: int = 2_000
+    """Updates over which exploration decays."""
+
+
 class HeadAlgorithm(Protocol):
     """One algorithm for one kind of actuator."""
 

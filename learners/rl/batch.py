@@ -13,6 +13,9 @@ from torch import Tensor
 
 from learners.model.features import Features
 
+FORMER = {"is_expert": "taught", "acted": "moved"}
+"""Names in learner states that were saved before 0.1.0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -21,8 +24,8 @@ class Batch:
     `actions`: for a choice the index B int64, for a continuous actuator B,A in its units: what was executed.
     `rewards`: sum of gamma^k r over the steps. `discounts`: gamma^n, and 0 where the world ended; where only the time
     ran out it is not 0, since the future was cut off and not lost. `masks`: for a choice, B,n bool, allowed in the
-    next state. `taught`: B bool, whether a person or a demonstration set this actuator, which the imitation loss
-    follows. `moved`: B bool, whether the actuator was moved at all; absent means always. `weights`: B, of each transition in the losses.
+    next state. `is_expert`: B bool, whether a person or a demonstration set this actuator, which the imitation loss
+    follows. `acted`: B bool, whether the actuator was moved at all; absent means always. `weights`: B, of each transition in the losses.
     """
 
     features: Features
@@ -31,8 +34,8 @@ class Batch:
     rewards: Tensor
     discounts: Tensor
     masks: Mapping[str, Tensor] = field(default_factory=dict)
-    taught: Mapping[str, Tensor] = field(default_factory=dict)
-    moved: Mapping[str, Tensor] = field(default_factory=dict)
+    is_expert: Mapping[str, Tensor] = field(default_factory=dict)
+    acted: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Tensor | None = None
 
     def __len__(self) -> int:
@@ -43,7 +46,7 @@ class Batch:
         """Return some of the transitions."""
         cut = {
             name: {key: value[rows] for key, value in getattr(self, name).items()}
-            for name in ("actions", "masks", "taught", "moved")
+            for name in ("actions", "masks", "is_expert", "acted")
         }
         return Batch(
             self.features[rows],
@@ -65,7 +68,7 @@ class Batch:
         flat = {"rewards": self.rewards, "discounts": self.discounts}
         if self.weights is not None:
             flat["weights"] = self.weights
-        for name in ("actions", "masks", "taught", "moved"):
+        for name in ("actions", "masks", "is_expert", "acted"):
             flat |= {f"{name}.{key}": value for key, value in getattr(self, name).items()}
         for name in ("features", "next_features"):
             f: Features = getattr(self, name)
@@ -75,7 +78,7 @@ class Batch:
 
     @classmethod
     def of(cls, flat: Mapping[str, Tensor]) -> Batch:
-        """Return the batch that `tensors` took apart."""
+        """Return the batch that `tensors` took apart, also one with the names of before 0.1.0."""
 
         def below(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
@@ -90,8 +93,8 @@ class Batch:
             flat["rewards"],
             flat["discounts"],
             below("masks."),
-            below("taught."),
-            below("moved."),
+            below("is_expert.") | below(f"{FORMER['is_expert']}."),
+            below("acted.") | below(f"{FORMER['acted']}."),
             flat.get("weights"),
         )
 
@@ -100,8 +103,8 @@ class Batch:
         return loss_B.mean() if self.weights is None else (loss_B * self.weights).mean()
 
 
-def expert_mean(loss_B: Tensor, taught_B: Tensor | None) -> Tensor:
-    """Return the sum of `loss_B` over taught transitions, divided by B; 0 if there are none."""
-    if taught_B is None:
+def expert_mean(loss_B: Tensor, expert_B: Tensor | None) -> Tensor:
+    """Return the sum of `loss_B` over expert transitions, divided by B; 0 if there are none."""
+    if expert_B is None:
         return torch.zeros((), device=loss_B.device)
-    return (loss_B * taught_B).mean()
+    return (loss_B * expert_B).mean()

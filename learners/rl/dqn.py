@@ -19,24 +19,20 @@ from torch.nn import functional as F
 from learners.model.exploration import masked
 from learners.model.networks import Tracker
 from learners.rl.adam import Group
-from learners.rl.base import Contexts, add_prefix, group, strip_prefix
+from learners.rl.base import Contexts, HeadSettings, add_prefix, group, strip_prefix
 from learners.rl.batch import Batch, expert_mean
 
 if TYPE_CHECKING:
     from learners.model.heads import DuelingQuantiles
 
 
-@dataclass(frozen=True, slots=True)
-class DqnSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DqnSettings(HeadSettings):
     """One set for every task."""
 
     rate: float = 5e-4
-    beta1: float = 0.9
-    track: float = 0.005
     epsilon: float = 0.02
-    epsilon_updates: int = 2_000
     margin: float = 0.8
-    imitation: float = 1.0
 
 
 def quantile_huber(predicted_BK: Tensor, target_BJ: Tensor, kappa: float = 1.0) -> Tensor:
@@ -114,17 +110,17 @@ class Dqn:
             action_B = batch.actions[name]
             taken_BK = q_BnK[torch.arange(len(action_B), device=action_B.device), action_B]
             loss_B = quantile_huber(taken_BK, target_BK)
-            losses.append(loss_B * batch.moved[name] if name in batch.moved else loss_B)
+            losses.append(loss_B * batch.acted[name] if name in batch.acted else loss_B)
             values.append(taken_BK.detach().mean())
-            if name in batch.taught and bool(batch.taught[name].any()):
+            if name in batch.is_expert and bool(batch.is_expert[name].any()):
                 margin_B = large_margin(q_BnK.mean(-1), action_B, self.settings.margin)
-                imitation.append(expert_mean(margin_B, batch.taught[name]))
+                imitation.append(expert_mean(margin_B, batch.is_expert[name]))
         loss = batch.weighted(average(losses))
         metrics = {"dqn_loss": loss.detach(), "dqn_value": average(values)}
         if imitation:
-            taught = average(imitation)
-            metrics["dqn_imitation"] = taught.detach()
-            loss = loss + self.settings.imitation * taught
+            cloning = average(imitation)
+            metrics["dqn_imitation"] = cloning.detach()
+            loss = loss + self.settings.imitation * cloning
         return loss, metrics
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:

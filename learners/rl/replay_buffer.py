@@ -219,8 +219,8 @@ class ReplayBuffer:
             actions=self._columns.actions(at_B),
             rewards=torch.from_numpy(rewards_B),
             discounts=torch.from_numpy(discounts_B),
-            taught=self._columns.by_actuator(self._columns.taught_NU, at_B),
-            moved=self._columns.by_actuator(self._columns.moved_NU, at_B),
+            is_expert=self._columns.by_actuator(self._columns.taught_NU, at_B),
+            acted=self._columns.by_actuator(self._columns.moved_NU, at_B),
         )
 
     def _place(self, at: int, transition: Transition, number: int) -> None:

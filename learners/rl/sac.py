@@ -2,7 +2,7 @@
 
 Sources: SAC with a learned temperature (Haarnoja et al. 2018), LayerNorm critics, several of them, and half the batch
 from demonstrations (RLPD, Ball et al. 2023; the batch is mixed by the replay), a minimum over a random subset (REDQ, Chen
-et al. 2021), cloning of what was taught.
+et al. 2021), cloning of expert actions.
 
 Shapes: B batch, A all continuous components, N critics.
 """
@@ -19,28 +19,22 @@ from torch import Tensor, nn
 from learners.model.exploration import silent
 from learners.model.networks import BatchRenorm, Tracker, project
 from learners.rl.adam import Adam, Group
-from learners.rl.base import Contexts, add_prefix, group, strip_prefix
+from learners.rl.base import Contexts, HeadSettings, add_prefix, group, strip_prefix
 from learners.rl.batch import Batch, expert_mean
 
 if TYPE_CHECKING:
     from learners.model.gaussian_actor import ContinuousHead
 
 
-@dataclass(frozen=True, slots=True)
-class SacSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SacSettings(HeadSettings):
     """One set for every task."""
 
-    rate: float = 3e-4
-    beta1: float = 0.9
-    track: float = 0.005
     subset: int = 2
     delay: int = 1
     entropy: float = -1.0
     """Target entropy of each component."""
     temperature: float = 1.0
-    imitation: float = 1.0
-    epsilon_updates: int = 2_000
-    """After so many updates with rewards that tell something there are no excursions any more."""
 
 
 def soft_target(
@@ -72,8 +66,8 @@ class ActorCritic:
     ) -> None:
         self.head, self.names, self.settings, self.generator = head, names, settings, generator
         self.target_entropy = settings.entropy * sum(head.widths)
-        self._judged = list(head.critics.parameters())
-        self._moody = [m for m in head.critics.modules() if isinstance(m, BatchRenorm)]
+        self._critic_parameters = list(head.critics.parameters())
+        self._renorms = [m for m in head.critics.modules() if isinstance(m, BatchRenorm)]
         start = torch.tensor(float(settings.temperature), device=head.centre.device).log()
         self.log_temperature = nn.Parameter(start)
         self.actor_optimiser = Adam([group(head.actor, settings.rate, settings.beta1)])
@@ -129,35 +123,35 @@ class ActorCritic:
 
     def judge(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
         """Return the value B the actor climbs; the critics' weights get no gradient from it."""
-        for parameter in self._judged:
+        for parameter in self._critic_parameters:
             parameter.requires_grad = False
         self._mode(training=False)
         value_B: Tensor = self.head.critics(context_BC, action_BA).amin(0)
         self._mode(training=True)
-        for parameter in self._judged:
+        for parameter in self._critic_parameters:
             parameter.requires_grad = True
         return value_B
 
     def _mode(self, *, training: bool) -> None:
         """Switch what behaves differently in training; LayerNorm critics have nothing of the kind."""
-        for part in self._moody:
+        for part in self._renorms:
             part.training = training
 
     def cloning(self, context_BC: Tensor, batch: Batch, loss_B: Tensor) -> Tensor:
-        """Return the cloning loss: squared distance of the mean to taught actions, scaled as TD3+BC to the critics' size.
+        """Return the cloning loss: squared distance of the mean to expert actions, scaled as TD3+BC to the critics' size.
 
         Fujimoto and Gu 2021, equation 5: the value term has the size of |Q|, so the cloning term is given it too; and
         enough beyond it to outweigh the entropy term while the critics know nothing yet.
         """
-        taught = [batch.taught.get(name) for name in self.names]
-        if not any(t is not None and bool(t.any()) for t in taught):
+        experts = [batch.is_expert.get(name) for name in self.names]
+        if not any(t is not None and bool(t.any()) for t in experts):
             return torch.zeros((), device=context_BC.device)
         mean_BA, _ = self.head.actor(context_BC)
         error_BA = (torch.tanh(mean_BA) - self.executed(batch)).square()
         scale = self.settings.imitation * (loss_B.detach().abs().mean() + 10 * self.log_temperature.detach().exp())
         parts = torch.split(error_BA, list(self.head.widths), dim=-1)
         return (
-            scale * torch.stack([expert_mean(e_BA.mean(-1), t) for e_BA, t in zip(parts, taught, strict=True)]).mean()
+            scale * torch.stack([expert_mean(e_BA.mean(-1), t) for e_BA, t in zip(parts, experts, strict=True)]).mean()
         )
 
     def state_dict(self) -> dict[str, Tensor]:

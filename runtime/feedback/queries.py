@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actuators.actions import Value
+from learners.continual.serving import likeliest
 from runtime.control.tick import TickResult
 from runtime.inference.engine import UNTRAINED
 from runtime.process.events import Emit
@@ -94,6 +95,6 @@ class UncertaintyQueries:
 
 
 def candidates(probabilities: dict[str, float]) -> list[dict[str, Any]]:
-    """List labels with their probabilities, the likeliest first."""
-    ranked = sorted(probabilities.items(), key=lambda item: -item[1])
-    return [{"label": label, "probability": round(chance, 4)} for label, chance in ranked]
+    """List labels with their probabilities, the most probable first."""
+    ranked = likeliest(probabilities, limit=None)
+    return [{"label": label, "probability": probability} for label, probability in ranked.items()]

@@ -14,7 +14,7 @@ import torch
 from actuators.actions import action_space
 from learners.checkpoints.store import Checkpoints
 from learners.device import pick_device
-from learners.ipc.settings import window_s as longest
+from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.selection import Wanted
 from learners.model.encoders.base import Encoder
@@ -43,7 +43,9 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
     device = pick_device(config.device)
     used = {stream.encoder for stream in config.streams.values() if stream.encoder is not None}
     encoders = {
-        name: load_encoder(settings, config.policy.tokens, device, window_s=window_s(config, name))
+        name: load_encoder(
+            settings, config.policy.tokens, device, window_s=encoder_window_s(config.streams.values(), name)
+        )
         for name, settings in config.encoders.items()
         if name in used
     }
@@ -62,12 +64,6 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
     chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
     _LOG.info("engine.ready", device=str(device), backends=chosen, streams=list(spec.names))
     return engine
-
-
-def window_s(config: Config, encoder: str) -> float:
-    """The longest window of the microphones that share an encoder; the others are filled with silence."""
-    streams = config.streams.items()
-    return longest({n: s.window_s for n, s in streams if s.kind == "microphone" and s.encoder == encoder})
 
 
 def untrained(spec: PolicySpec, seed: int) -> Policy:

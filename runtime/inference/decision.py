@@ -11,8 +11,8 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from actuators.actions import Action, Choice, Continuous, Value
-from learners.model.heads import HeadOutput
+from actuators.actions import Action
+from learners.model.heads import HeadOutput, actuator_values
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 
@@ -62,12 +62,8 @@ class FlatPolicyModule(nn.Module):
 
 def actions_of(spec: PolicySpec, out: HeadOutput) -> tuple[dict[str, Action], dict[str, list[float]]]:
     """The heads' first row as actions, and the critic's value of each choice."""
-    actions: dict[str, Action] = {}
-    learned: list[Choice | Continuous] = [*spec.actions.choices, *spec.actions.continuous]
-    for actuator in learned:
-        drawn = out.values[actuator.name][0]
-        value: Value = actuator.choices[int(drawn)] if isinstance(actuator, Choice) else tuple(map(float, drawn))
-        actions[actuator.name] = Action(value, float(out.probabilities[actuator.name][0]))
+    values = actuator_values(spec.actions, out)
+    actions = {name: Action(value, float(out.probabilities[name][0])) for name, value in values.items()}
     return actions, {name: row[0].tolist() for name, row in out.scores.items()}
 
 

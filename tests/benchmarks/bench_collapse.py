@@ -33,8 +33,9 @@ from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
 from learners.experience.transition import Transition
 from learners.gym.episodes import Score
-from learners.gym.observations import Tokens, values_of
+from learners.gym.observations import Tokens
 from learners.gym.trainer import EVALUATION_SEED, Trainer
+from learners.model.heads import actuator_values
 from learners.promotion.pipeline import EvaluationContext, evaluate
 from learners.promotion.steps import STEPS
 from learners.rl.algorithm import Algorithm
@@ -72,7 +73,7 @@ class Run(Trainer):
         context_BC = self.acting.encode(self.window.features())
         output = self.acting.heads.act(context_BC, generator=self.generator, explore=True)
         self._probability = float(next(iter(output.probabilities.values()))[0])
-        return values_of(self.spec.actions, output, 0)
+        return actuator_values(self.spec.actions, output, 0)
 
     def _begin(self, observation: Any) -> Tokens:
         """The episode before is over, by itself or by its time limit."""

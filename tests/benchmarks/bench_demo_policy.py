@@ -22,6 +22,7 @@ from rich.progress import track
 
 from actuators.sim.panorama_env import Panorama
 from learners.experience.transition import Transition
+from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import Wanted
 from learners.model.encoders.base import Encoder
@@ -34,7 +35,7 @@ from learners.rl.mirror_augmentation import MirrorAugmentation
 from learners.rl.replay_buffer import ReplayBuffer
 from runtime.config.loader import load as load_settings
 from runtime.config.schema import Config
-from runtime.inference.build import build_spec, window_s
+from runtime.inference.build import build_spec
 from sensors.readings import Frame, Reading, Sound, Text
 
 IN_SIGHT_DEG = 100.0
@@ -53,7 +54,9 @@ class Log:
 
 def encoders_of(config: Config) -> dict[str, Encoder]:
     made = {
-        name: load_encoder(s, config.policy.tokens, torch.device("cpu"), window_s=window_s(config, name))
+        name: load_encoder(
+            s, config.policy.tokens, torch.device("cpu"), window_s=encoder_window_s(config.streams.values(), name)
+        )
         for name, s in config.encoders.items()
     }
     calibrations = Calibrations(Path(tempfile.mkdtemp()), Wanted())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, train_test_split
 
-from learners.promotion.ope import estimators
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+from bandit_estimators import direct, doubly_robust, ips  # noqa: E402 - the path comes first
+
+from learners.promotion.ope import estimators  # noqa: E402 - the path comes first
 
 ALPHA_B, ALPHA_E = 0.4, 0.9
 LOGGED = 0.7
@@ -93,12 +98,12 @@ def run(seed: int) -> dict[str, float]:
     rows = np.arange(len(y))
     truth = float(target_Nn[rows, y].mean())
     weight_N = estimators.importance_weights(target_Nn[rows, choice_N], logged_Nn[rows, choice_N])
-    found = {"ips": estimators.ips(reward_N, weight_N), "self-normalised ips": estimators.snips(reward_N, weight_N)}
+    found = {"ips": ips(reward_N, weight_N), "self-normalised ips": estimators.snips(reward_N, weight_N)}
     for name, model in MODELS.items():
         q_Nn = cross_fitted(model, x / 16.0, choice_N, reward_N, seed)
         taken_N = q_Nn[rows, choice_N]
-        found[f"direct, {name}"] = estimators.direct(q_Nn, target_Nn)
-        found[f"doubly robust, {name}"] = estimators.doubly_robust(reward_N, weight_N, taken_N, q_Nn, target_Nn)
+        found[f"direct, {name}"] = direct(q_Nn, target_Nn)
+        found[f"doubly robust, {name}"] = doubly_robust(reward_N, weight_N, taken_N, q_Nn, target_Nn)
     return {name: abs(estimate.value - truth) / truth for name, estimate in found.items()}
 
 

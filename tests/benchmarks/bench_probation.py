@@ -30,9 +30,9 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from confidence_sequence import ConfidenceSequence  # noqa: E402 - after the path
 from watching import Script, Stage  # noqa: E402 - after the path
 
-from learners.promotion.ope.bounds import ConfidenceSequence  # noqa: E402 - after the path
 from learners.safeguards.sequential_tests import (  # noqa: E402
     Baseline,
     BettingTest,

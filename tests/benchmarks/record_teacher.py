@@ -22,8 +22,9 @@ from actuators.sim.gym_spaces import to_environment
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import demonstrate, save
-from learners.gym.observations import Window, values_of
+from learners.gym.observations import Window
 from learners.gym.trainer import Trainer
+from learners.model.heads import actuator_values
 
 FIRST_SEED = 5_000_000
 
@@ -47,7 +48,7 @@ def main() -> None:
     def act(observation: Any) -> Any:
         features = Window(trainer.spec).remember(trainer.senses.tokens(observation)).features()
         output = trainer.policy.heads.act(trainer.policy.encode(features), generator=generator, explore=False)
-        return to_environment(trainer.env.action_space, values_of(trainer.spec.actions, output, 0))
+        return to_environment(trainer.env.action_space, actuator_values(trainer.spec.actions, output, 0))
 
     episodes = demonstrate(trainer.env, act, range(FIRST_SEED, FIRST_SEED + given.episodes))
     save(given.out, episodes)

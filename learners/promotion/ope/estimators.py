@@ -48,12 +48,6 @@ def importance_weights(target_N: Array, logged_N: Array) -> Array:
     return np.asarray(target_N / logged_N, np.float64)
 
 
-def ips(reward_N: Array, weight_N: Array) -> Estimate:
-    """Inverse propensity scoring: unbiased, of high variance."""
-    terms = weight_N * reward_N
-    return Estimate(float(terms.mean()), terms, effective_samples(weight_N))
-
-
 def snips(reward_N: Array, weight_N: Array) -> Estimate:
     """Self-normalised IPS: slightly biased, bounded by the rewards, indifferent to a shift of them."""
     total = float(weight_N.sum())
@@ -63,18 +57,6 @@ def snips(reward_N: Array, weight_N: Array) -> Estimate:
     # the delta method's terms: their mean is the value, their spread is its standard error
     terms = value + weight_N * (reward_N - value) * len(weight_N) / total
     return Estimate(value, terms, effective_samples(weight_N))
-
-
-def direct(q_Nn: Array, target_Nn: Array) -> Estimate:
-    """The direct method: what a reward model predicts for the target's choices; biased as the model is."""
-    terms = (q_Nn * target_Nn).sum(-1)
-    return Estimate(float(terms.mean()), terms, float(len(terms)))
-
-
-def doubly_robust(reward_N: Array, weight_N: Array, q_taken_N: Array, q_Nn: Array, target_Nn: Array) -> Estimate:
-    """Direct method plus the weighted error of its model: right if either the model or the probabilities are."""
-    terms = (q_Nn * target_Nn).sum(-1) + weight_N * (reward_N - q_taken_N)
-    return Estimate(float(terms.mean()), terms, effective_samples(weight_N))
 
 
 def per_decision(reward_NT: Array, weight_NT: Array, gamma: float, *, normalised: bool = False) -> Estimate:

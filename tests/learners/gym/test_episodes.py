@@ -14,8 +14,8 @@ from rl import Corridor, Shrink, Tiles
 from actuators.sim.gym_spaces import action_space
 from learners.gym import demonstrations
 from learners.gym.episodes import Score, run_episodes
-from learners.gym.observations import ObservationEncoder, Window, values_of
-from learners.model.heads import HeadOutput
+from learners.gym.observations import ObservationEncoder, Window
+from learners.model.heads import HeadOutput, actuator_values
 
 
 def test_scores_and_episodes_side_by_side() -> None:
@@ -85,4 +85,4 @@ def test_pictures_go_through_an_encoder_and_have_a_history() -> None:
 
 def test_values_are_words_and_numbers() -> None:
     actions = action_space(spaces.Discrete(3))
-    assert values_of(actions, HeadOutput({"action": torch.tensor([2])}, {}, torch.zeros(1)), 0) == {"action": "2"}
+    assert actuator_values(actions, HeadOutput({"action": torch.tensor([2])}, {}, torch.zeros(1)), 0) == {"action": "2"}

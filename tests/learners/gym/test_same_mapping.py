@@ -18,8 +18,8 @@ from rl import Shrink
 from actuators import actions
 from actuators.sim.gym_plant import GymPlant, settings_of
 from actuators.sim.gym_spaces import UnsupportedSpaceError, from_environment
-from learners.gym.observations import ObservationEncoder, values_of
-from learners.model.heads import HeadOutput
+from learners.gym.observations import ObservationEncoder
+from learners.model.heads import HeadOutput, actuator_values
 from runtime.config.schema import Config
 from sensors.config import fields_of
 
@@ -167,5 +167,5 @@ def test_a_space_that_does_not_start_at_zero_has_the_environments_numbers_in_bot
     )
     import torch
 
-    chosen = values_of(spec.actions, HeadOutput({"action": torch.tensor([2])}, {}, torch.zeros(1)), 0)
+    chosen = actuator_values(spec.actions, HeadOutput({"action": torch.tensor([2])}, {}, torch.zeros(1)), 0)
     assert chosen == {"action": "7"}

@@ -133,7 +133,7 @@ def test_demonstrations_are_drawn_and_marked() -> None:
     episodes = demonstrate(trainer.env, SCRIPTS["CartPole-v1"], range(2))
     assert trainer.teach(episodes) == sum(len(e.actions) for e in episodes)
     trainer.run(120)
-    taught = trainer.replay.sample(64, torch.Generator().manual_seed(0)).taught["action"]
+    taught = trainer.replay.sample(64, torch.Generator().manual_seed(0)).is_expert["action"]
     assert int(taught.sum()) >= 32
     assert trainer.metrics["dqn_imitation"] >= 0
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from policy_files import load, save
 from torch.nn import functional as F
 
 from actuators.actions import ActionSpace, Choice
 from learners.model.features import Features
 from learners.model.fusion import FeatureDropout
-from learners.model.policy import Policy, load, save
+from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, SpecError, StreamSpec
 
 torch.set_num_threads(1)

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from policy_files import load, save
 from torch import Tensor
 
 from actuators.actions import ActionSpace, Choice, Continuous, Utterance
 from learners.model.features import Features, blank, concat, recorded, stack
 from learners.model.normalizer import Normaliser
-from learners.model.policy import Policy, drop_streams, load, save
+from learners.model.policy import Policy, drop_streams
 from learners.model.spec import PolicySpec, SpecError, StreamSpec
 
 ACTIONS = ActionSpace(

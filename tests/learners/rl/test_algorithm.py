@@ -159,3 +159,15 @@ def test_a_batch_comes_apart_and_together_again() -> None:
     assert len(again[2:5]) == 3
     for name, value in batch.tensors().items():
         assert torch.equal(value, again.tensors()[name])
+
+
+def test_a_batch_in_a_state_of_before_0_1_0_is_read() -> None:
+    batch = random_batch(plain(CHOICE, ARM), 6, torch.Generator().manual_seed(1), taught=True)
+    former = {
+        name.replace("is_expert.", "taught.").replace("acted.", "moved."): t for name, t in batch.tensors().items()
+    }
+    assert any(name.startswith("taught.") for name in former)
+    again = Batch.of(former)
+    assert {name: value.tolist() for name, value in again.is_expert.items()} == {
+        name: value.tolist() for name, value in batch.is_expert.items()
+    }

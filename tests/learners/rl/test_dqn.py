@@ -112,7 +112,7 @@ def test_what_was_not_moved_or_weighs_nothing_does_not_teach() -> None:
         batch.actions,
         batch.rewards,
         batch.discounts,
-        moved={"head": torch.zeros(8, dtype=torch.bool)},
+        acted={"head": torch.zeros(8, dtype=torch.bool)},
     )
     light = Batch(
         batch.features, batch.next_features, batch.actions, batch.rewards, batch.discounts, weights=torch.zeros(8)
@@ -130,7 +130,7 @@ def test_demonstrations_pull_the_policy_to_what_was_taught() -> None:
         x = torch.randn(64, 3, generator=generator)
         expert = (x[:, 0] > 0).long() * 2
         every = torch.ones(64, dtype=torch.bool)
-        batch = Batch(seen(x), seen(x), {"head": expert}, torch.zeros(64), torch.zeros(64), taught={"head": every})
+        batch = Batch(seen(x), seen(x), {"head": expert}, torch.zeros(64), torch.zeros(64), is_expert={"head": every})
         metrics = algorithm.update(batch)
     x = torch.randn(200, 3, generator=generator)
     chosen = policy.act(seen(x), generator=generator, explore=False).values["head"]

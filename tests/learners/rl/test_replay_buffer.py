@@ -170,13 +170,13 @@ def test_half_from_people_once_there_are_any_and_a_floor_of_failures() -> None:
     for n in range(400):
         memory.append(tick(n))
     assert (memory.strata().taught, memory.strata().failures, memory.strata().all) == (0, 0, 399)
-    assert not memory.sample(64, generator).taught["head"].any()
+    assert not memory.sample(64, generator).is_expert["head"].any()
     for n in range(400, 410):
         memory.append(tick(n, by={"head": "override", "arm": "policy"}, intervention=True))
     memory.append(tick(410, done=True))
     batch = memory.sample(64, generator)
-    assert int(batch.taught["head"].sum()) >= 32
-    assert not batch.taught["arm"].any()  # nobody taught the arm
+    assert int(batch.is_expert["head"].sum()) >= 32
+    assert not batch.is_expert["arm"].any()  # nobody taught the arm
     assert int((batch.discounts == 0).sum()) >= 4
     assert len(batch) == 64
 
@@ -238,7 +238,7 @@ def test_an_equal_replay_can_be_filled_again() -> None:
         torch.testing.assert_close(a.features.tokens["front"], b.features.tokens["front"], rtol=0, atol=0)
         assert torch.equal(a.features.present, b.features.present)
         assert torch.equal(a.next_features.present, b.next_features.present)
-        assert torch.equal(a.taught["head"], b.taught["head"])
+        assert torch.equal(a.is_expert["head"], b.is_expert["head"])
 
 
 def test_tokens_of_another_encoder_version_or_shape_are_missing() -> None:
@@ -266,7 +266,7 @@ def test_an_action_that_is_no_longer_offered_is_left_out() -> None:
     batch = memory.ordered(0, 9)
     assert batch is not None
     assert ticks(batch.features) == [3]
-    assert (batch.moved["head"].tolist(), batch.moved["arm"].tolist()) == ([True], [False])
+    assert (batch.acted["head"].tolist(), batch.acted["arm"].tolist()) == ([True], [False])
     assert memory.skipped["action"] == 3
 
 

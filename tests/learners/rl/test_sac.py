@@ -111,7 +111,9 @@ def test_cloning_pulls_only_what_was_taught() -> None:
         taught = torch.arange(64) < 32
         arm = torch.where(taught[:, None], torch.tensor([0.8, 3.5]), torch.rand(64, 2, generator=generator) - 0.5)
         marks = {"arm": taught}
-        metrics = learning.update(Batch(seen(x), seen(x), {"arm": arm}, torch.zeros(64), torch.zeros(64), taught=marks))
+        metrics = learning.update(
+            Batch(seen(x), seen(x), {"arm": arm}, torch.zeros(64), torch.zeros(64), is_expert=marks)
+        )
     x = torch.randn(100, 2, generator=generator)
     arm = policy.act(seen(x), generator=generator, explore=False).values["arm"].mean(0)
     torch.testing.assert_close(arm, torch.tensor([0.8, 3.5]), atol=0.5, rtol=0)

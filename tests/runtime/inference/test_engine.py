@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from policy_files import load, save
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import Wanted
-from learners.model.policy import Policy, load, save
+from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.engine import ENCODER_FILE, Engine
 from sensors.readings import Observation, Reading, Telemetry, Text

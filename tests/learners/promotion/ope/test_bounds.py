@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from confidence_sequence import ConfidenceSequence
 
-from learners.promotion.ope.bounds import ConfidenceSequence, lower_bound
+from learners.promotion.ope.bounds import lower_bound
 
 ALPHA = 0.05
 
