@@ -1,7 +1,7 @@
-"""What can be done: the action space of each actuator and the values it takes.
+"""The action space of each actuator and the values it takes.
 
-A choice is one of a few words; a continuous action is a vector inside a box; a text action is a string. Values travel
-as plain Python (str, tuple of float), so the gate needs neither torch nor numpy.
+A choice is one of a few words, a continuous action a vector inside a box, a text action a string. Values are plain
+Python (str, tuple of float), so the gate needs neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class ActionSpace:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One actuator's part of a decision: the value and the probability (density, if continuous) it was drawn with."""
+    """One actuator's part of a decision: the value, and the probability (density, if continuous) of drawing it."""
 
     value: Value
     probability: float
 
 
 def action_space(actuators: Mapping[str, AnyActuator]) -> ActionSpace:
-    """What the policy chooses from, in the order of the settings."""
+    """Build the action space from the settings, in their order."""
     return ActionSpace(tuple(_actuator(name, each) for name, each in actuators.items()))
 
 

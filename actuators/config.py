@@ -18,7 +18,7 @@ class Settings(BaseModel):
 
 
 class ActuatorSettings(Settings):
-    """What every actuator has."""
+    """Settings that every actuator has."""
 
     topic: str | None = Field(None, description="a foreign command topic; the default is `act/<actuator>/set`")
     payload: str | None = Field(

@@ -32,7 +32,7 @@ class ExpressionError(ValueError):
 
 def _number(value: Any) -> float:
     if isinstance(value, str) or not isinstance(value, int | float):
-        raise ExpressionError(f"{value!r} is no number, so arithmetic on it has no meaning")
+        raise ExpressionError(f"{value!r} is not a number; compare it with == or !=")
     return float(value)
 
 
@@ -113,13 +113,13 @@ class Expression:
         return f"Expression({self.text!r})"
 
     def evaluate(self, values: Mapping[str, Any]) -> float:
-        """The value, with true as 1 and false as 0; names are looked up only where the result depends on them.
+        """Evaluate to a number, true as 1 and false as 0; names are looked up only where the result depends on them.
 
         Args:
             values: a word, a number, a tuple of numbers or a mapping of numbers for each name.
 
         Raises:
-            ExpressionError: a name is missing, or the result is no finite number.
+            ExpressionError: a name is missing, or the result is not a finite number.
         """
         result = self.evaluate_node(self.tree, values)
         if not math.isfinite(result):
@@ -127,7 +127,7 @@ class Expression:
         return result
 
     def evaluate_node(self, node: ast.expr, values: Mapping[str, Any]) -> float:
-        """The value of one part of `tree`, with true as 1 and false as 0; it may be infinite.
+        """Evaluate one part of `tree`, with true as 1 and false as 0; it may be infinite.
 
         Raises:
             ExpressionError: a name is missing, or the part has no value.
@@ -180,7 +180,7 @@ def _find(values: Mapping[str, Any], root: str, part: Part) -> Any:
 
 
 class _Checker:
-    """Walks a parsed tree, refuses what is not allowed, and turns every reference into a single name."""
+    """Walk a parsed tree, refuse what is not allowed, and turn every reference into a single name."""
 
     def __init__(self, text: str, known: Known | None) -> None:
         self.text = text
@@ -188,7 +188,7 @@ class _Checker:
         self.references: dict[str, tuple[str, Part]] = {}
 
     def rewrite(self, node: ast.expr) -> ast.expr:
-        """The same tree with references replaced."""
+        """Return the same tree with references replaced."""
         if isinstance(node, ast.Constant):
             return self._constant(node)
         if isinstance(node, ast.Name) and node.id in CONSTANTS:

@@ -1,9 +1,8 @@
-"""Commands and device states as topics and bytes. No I/O, and no judgement of values: the gate has done that.
+"""Encode commands and decode device states. No I/O, and no check of values: the gate has done that.
 
-A device of ours gets the JSON command of the design: `{"value","decision","boot","seq","stamp","ttl_ms","policy"}`; a foreign
-one gets its own `topic:` and `payload:`, a `string.Template` text. In a JSON text values are escaped, so that nothing a policy
-or a person says can add a key. `boot` names one run of the gate and `seq` grows by one with every command of it, whichever
-actuator it is for. Stamps are Unix seconds.
+A device of ours gets the JSON command `{"value","decision","boot","seq","stamp","ttl_ms","policy"}`. A foreign one gets its own
+`topic:` and `payload:`, a `string.Template`. In a JSON template values are escaped, so that no value can add a key. `boot`
+names one run of the gate, and `seq` grows by one with every command of it, over all actuators. Stamps are Unix seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a device says it does, and the command it answers, where it says so."""
+    """What a device reports that it does, and the command it answers, where it names one."""
 
     value: str | float | list[float]
     seq: int | None = None
@@ -54,25 +53,25 @@ class Report:
 
 
 def command_topic(base: str, name: str, settings: ActuatorSettings) -> str:
-    """Where commands go; `base` is `reflexd/<agent>`."""
+    """Return the topic of commands; `base` is `reflexd/<agent>`."""
     return settings.topic or f"{base}/act/{name}/set"
 
 
 def state_topic(base: str, name: str, settings: ActuatorSettings) -> str:
-    """Where the device reports."""
+    """Return the topic of the device's reports; `base` is `reflexd/<agent>`."""
     return settings.state_topic or f"{base}/act/{name}/state"
 
 
 class Commands:
-    """Writes commands and keeps `boot` and `seq`.
+    """Write commands and count `seq`.
 
     Args:
         base: `reflexd/<agent>`.
         actuators: settings by name.
-        boot: a word never used before, one for each run of the gate.
+        boot: a new word for each run of the gate.
 
     Raises:
-        WireError: a `payload:` does not give JSON although it looks like it.
+        WireError: a `payload:` that begins like JSON is not JSON when filled in.
     """
 
     def __init__(self, base: str, actuators: Mapping[str, AnyActuator], boot: str) -> None:
@@ -115,11 +114,11 @@ class Commands:
         return Outgoing(topic, payload, qos=1, expiry_s=max(1, math.ceil(life_ms / 1_000)))
 
     def last(self, actuator: str) -> int:
-        """The `seq` of the newest command to this actuator; 0 before the first."""
+        """Return the `seq` of the newest command to this actuator; 0 before the first."""
         return self._last.get(actuator, 0)
 
     def is_older(self, actuator: str, report: Report) -> bool:
-        """Whether a report answers a command before the last one to this actuator, so that it is no longer the truth."""
+        """Return whether a report answers an older command than the last one to this actuator, and so is outdated."""
         return report.boot == self.boot and report.seq is not None and report.seq < self._last.get(actuator, 0)
 
 
@@ -127,7 +126,7 @@ class ForeignPayload:
     """A `payload:` template, checked once.
 
     Raises:
-        WireError: it starts like JSON and is none once filled in.
+        WireError: it begins like JSON and is not JSON when filled in.
     """
 
     def __init__(self, name: str, settings: AnyActuator) -> None:
@@ -145,11 +144,11 @@ class ForeignPayload:
             orjson.loads(self.fill(fields))
         except orjson.JSONDecodeError as error:
             raise WireError(
-                f'actuators.{name}.payload: not JSON once filled in ({error}); put words in quotes: "${{value}}", numbers not'
+                f'actuators.{name}.payload: not JSON when filled in ({error}); put quotes around words, as in "${{value}}", and none around numbers'
             ) from None
 
     def fill(self, fields: Mapping[str, Any]) -> bytes:
-        """The bytes for one command. A vector of one number is written as the number."""
+        """Fill in one command; a vector of one number is written as the number."""
         return self._template.substitute({key: self._text(value) for key, value in fields.items()}).encode()
 
     def _text(self, value: Any) -> str:
@@ -163,10 +162,10 @@ class ForeignPayload:
 
 
 def parse_state(settings: AnyActuator, payload: bytes) -> Report:
-    """An untrusted report: a JSON object with the value under `state_value`, or the bare value.
+    """Parse an untrusted report: a JSON object with the value under `state_value`, or the bare value.
 
     Raises:
-        WireError: malformed, too large, too deep, without the value, or of a type no actuator has.
+        WireError: malformed, too large, too deep, without the value, or of a type that no actuator has.
     """
     document = parse_json(payload, bare_words=True)
     seq = boot = None
@@ -174,12 +173,12 @@ def parse_state(settings: AnyActuator, payload: bytes) -> Report:
         seq, boot = _acknowledged(document)
         document = _find(document, settings.state_value)
     if isinstance(settings, ChoiceSettings) and isinstance(document, bool | int | float):
-        document = orjson.dumps(document).decode()  # a switch may say true, or 1
+        document = orjson.dumps(document).decode()  # a switch may report true, or 1
     return Report(_value(document), seq, boot)
 
 
 def state_payload(value: Value | None, seq: int | None, boot: str | None) -> bytes:
-    """A device's report of what it does and of the command it answers."""
+    """Encode a device's report of what it does and of the command it answers."""
     return orjson.dumps({"value": value, "seq": seq, "boot": boot})
 
 
@@ -233,7 +232,7 @@ def _find(document: dict[str, Any], where: str) -> Any:
     except JsonPointerException:
         found = _MISSING
     if found is _MISSING:
-        raise WireError(f"there is no {where!r} in the report; set state_value")
+        raise WireError(f"the report has no {where!r}; set state_value to the key of the value")
     return found
 
 
@@ -242,7 +241,7 @@ def _value(document: Any) -> str | float | list[float]:
         return document
     items = document if isinstance(document, list) else [document]
     if not items or any(isinstance(item, bool) or not isinstance(item, int | float) for item in items):
-        raise WireError("the value must be a word, a number or a list of numbers")
+        raise WireError("the value must be a string, a number or a list of numbers")
     return [float(item) for item in items] if isinstance(document, list) else float(document)
 
 

@@ -114,7 +114,7 @@ class TelemetrySettings(StreamSettings):
     @classmethod
     def _distinct(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(fields)) != len(fields):
-            raise ValueError("a field is named twice; remove the repeated one")
+            raise ValueError("each field may be named once; remove the repeated one")
         return fields
 
 

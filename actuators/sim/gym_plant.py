@@ -1,9 +1,9 @@
-"""Any gymnasium environment as a device behind the broker, in real time.
+"""Run any gymnasium environment as a device behind the broker, in real time.
 
-The environment's spaces become streams and actuators as `gym_spaces.py` maps them. Every step's reward names the decision whose
-action it executed, with `done` at the end of an episode, after which the environment is reset. The environment steps when every
-actuator has a new command, at most twice as fast as its own pace, and by its own clock when none arrives: so each decision sees its own
-consequence although two clocks never agree. It stands still until every actuator has had a command.
+`gym_spaces.py` maps the environment's spaces to streams and actuators. Every step's reward names the decision whose action it
+executed, with `done` at the end of an episode, after which the environment is reset. The environment steps when every actuator
+has a new command, at most twice as fast as its own pace, and by its own clock when none arrives. So each decision sees its own
+consequence, although the two clocks differ. It does not step before every actuator has had a command.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ENCODER = "vision"
 
 
 class GymPlant:
-    """See the module; a `Plant`.
+    """A `Plant` that steps one gymnasium environment in real time.
 
     Args:
         environment: a gymnasium id, or an environment.
@@ -164,12 +164,12 @@ class GymPlant:
 
 
 def _image(value: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture as the codec takes it: height x width x 3, or height x width where it is grey."""
+    """Return a picture as the codec takes it: height x width x 3, or height x width where it is grey."""
     return np.ascontiguousarray(value[:, :, 0] if value.shape[2] == 1 else value)
 
 
 def native_rate_hz(env: gymnasium.Env[Any, Any]) -> float:
-    """Steps a second of the environment itself, at most 50; where it does not say, 30."""
+    """Return the environment's own steps per second, at most 50; 30 where it names none."""
     step_s = getattr(env.unwrapped, "dt", None) or getattr(env.unwrapped, "tau", None)
     rate = 1.0 / step_s if step_s else float(env.metadata.get("render_fps") or 30.0)
     return min(MAX_RATE_HZ, rate)

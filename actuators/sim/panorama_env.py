@@ -23,7 +23,7 @@ Observation = dict[str, Any]
 
 
 class Panorama(gymnasium.Env[Observation, np.int64]):
-    """See the module. The same seed gives the same world."""
+    """The demo's world as an environment; the same seed gives the same world."""
 
     def __init__(self) -> None:
         characters = string.ascii_lowercase + " ?"
@@ -42,7 +42,7 @@ class Panorama(gymnasium.Env[Observation, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """A new order; with a seed, a new world."""
+        """Begin an episode with a new order; with a seed, in a new world."""
         super().reset(seed=seed, options=options)
         if seed is not None:
             self.world = World(seed)
@@ -52,7 +52,7 @@ class Panorama(gymnasium.Env[Observation, np.int64]):
         return self._observe(), panorama_world.describe(self.world)
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One tick."""
+        """Advance the world by one tick."""
         world = self.world
         before = world.distance_deg()
         world.head.turn = TURNS[int(action)]
@@ -62,7 +62,7 @@ class Panorama(gymnasium.Env[Observation, np.int64]):
         return self._observe(), gain, False, world.over, panorama_world.describe(world)
 
     def oracle(self) -> int:
-        """What the scripted controller would do now."""
+        """Return the action of the scripted controller."""
         return TURNS.index(panorama_world.oracle(self.world.distance_deg()))
 
     def _hear(self, count: int) -> None:

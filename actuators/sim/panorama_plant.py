@@ -31,7 +31,7 @@ LONGEST_S = 1.0
 
 
 class PanoramaPlant:
-    """See the module; a `Plant`.
+    """A `Plant` that runs the demo's world in real time.
 
     Args:
         agent: whose topics to use.
@@ -57,11 +57,11 @@ class PanoramaPlant:
         self._text_s = self._told_s = float("-inf")
 
     def subscriptions(self) -> tuple[str, ...]:
-        """The head's commands."""
+        """List the topic of the head's commands."""
         return (self.device.topic,)
 
     def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[Outgoing]:
-        """A command: the previous one is rewarded, the head turns anew, the device reports."""
+        """Take a command: reward the previous one, turn the head, report."""
         with self._lock:
             before = self.device.command
             value = self.device.take(payload, retained=retained, now_s=now_s) if topic == self.device.topic else None
@@ -76,7 +76,7 @@ class PanoramaPlant:
             return [self.device.report(turn), *out]
 
     def step(self, now_s: float) -> list[Outgoing]:
-        """A tick of the world."""
+        """Advance the world by one tick; return what it publishes."""
         with self._lock:
             out = self._start(now_s)
             self._advance(now_s)
@@ -121,7 +121,7 @@ class PanoramaPlant:
         self._from_s, self._from_deg, self._due = now_s, self.world.distance_deg(), due
 
     def _reward(self, decision: str | None, now_s: float, *, done: bool = False) -> list[Outgoing]:
-        """For the interval since `_from_s`; nothing when the decision in force has had its reward."""
+        """Reward the interval since `_from_s`; nothing when the decision in force has had its reward."""
         if not self._due:
             return []
         body: dict[str, Any] = {
@@ -165,7 +165,7 @@ def _turn(value: Value) -> Turn | None:
 
 
 def settings(agent: str) -> dict[str, Any]:
-    """A settings file for an agent in this world, as plain values."""
+    """Return a settings file for an agent in this world, as plain values."""
     topic = {"source": "topic"}
     return {
         "agent": agent,

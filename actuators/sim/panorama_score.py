@@ -1,7 +1,7 @@
-"""How well the demo's policy does, between knowing nothing and knowing everything, in the same world at the same time.
+"""Score the demo's policy between a random and an all-knowing controller, in the same world at the same time.
 
-Score = (policy - random) / (oracle - random) of the mean reward over the last minute. The scripted controllers have heads of
-their own that nobody sees; places and order are the policy's.
+Score = (policy - random) / (oracle - random) of the mean reward over the last minute. The two scripted controllers turn
+invisible heads of their own; places and order are the policy's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEAST_S = 10.0
 
 
 class Score:
-    """Accumulates the rewards of the policy's head and of two scripted ones."""
+    """Accumulate the rewards of the policy's head and of two scripted ones."""
 
     def __init__(self, world: World, rng: np.random.Generator) -> None:
         self._world = world
@@ -30,17 +30,17 @@ class Score:
         self.begin()
 
     def begin(self) -> None:
-        """A new episode: distances jump, which is nobody's progress."""
+        """Begin an episode: distances jump, and no head is rewarded for that."""
         self._before = self._distances()
         self._decide()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass for the scripted heads; the policy's own is the world's business."""
+        """Advance the scripted heads; the world advances the policy's own."""
         for name in ("oracle", "random"):
             self._heads[name].advance(seconds)
 
     def tick(self, now_s: float) -> None:
-        """The end of an interval: everyone is rewarded, the scripted heads decide anew."""
+        """End an interval: reward all heads, and let the scripted ones decide again."""
         after = self._distances()
         self._past.append((now_s, {name: panorama_world.reward(self._before[name], after[name]) for name in after}))
         while now_s - self._past[0][0] > WINDOW_S:
@@ -49,7 +49,7 @@ class Score:
         self._decide()
 
     def figures(self) -> dict[str, float | None]:
-        """Mean rewards of the last minute, and the score; None where too little was seen."""
+        """Return the mean rewards of the last minute and the score; None where there are too few."""
         if not self._past or self._past[-1][0] - self._past[0][0] < LEAST_S:
             return {"policy": None, "oracle": None, "random": None, "score": None}
         means = {name: float(np.mean([rewards[name] for _, rewards in self._past])) for name in self._heads}

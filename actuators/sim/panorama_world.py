@@ -1,4 +1,4 @@
-"""The demo's world, without time and without a broker: a head among photographs, an order, and how well it is obeyed.
+"""The demo's world without clock and broker: a head among photographs, an order, and a reward for obeying it.
 
 Four photographs stand around the head, in an order and at places drawn anew every episode. The head sees 225 of the 360
 degrees and turns at 90 degrees a second. An order names one photograph, by turns in writing and in speech; a spoken one is
@@ -55,7 +55,7 @@ Samples = NDArray[np.int16]
 
 @cache
 def photographs() -> dict[str, Image.Image]:
-    """The photographs at the size they are shown.
+    """Load the photographs at the size they are shown.
 
     Raises:
         FileNotFoundError: this scikit-image has no such file.
@@ -70,7 +70,7 @@ def photographs() -> dict[str, Image.Image]:
 
 @cache
 def _background() -> Image.Image:
-    """A brick wall, darkened and blurred so that it does not speak louder than the photographs."""
+    """Load a brick wall, darkened and blurred so that the photographs stand out."""
     with (files("skimage") / "data" / "brick.png").open("rb") as stream, Image.open(stream) as image:
         wall = image.convert("RGB").resize((AROUND, AROUND)).crop((0, 0, AROUND, HEIGHT))
     soft = wall.filter(ImageFilter.GaussianBlur(3))
@@ -79,7 +79,7 @@ def _background() -> Image.Image:
 
 @cache
 def spoken_words() -> dict[str, tuple[Samples, ...]]:
-    """Every recording of each word, 16 kHz."""
+    """Load every recording of each word, 16 kHz."""
     words: defaultdict[str, list[Samples]] = defaultdict(list)
     folder = files("actuators") / "words"
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
@@ -91,24 +91,24 @@ def spoken_words() -> dict[str, tuple[Samples, ...]]:
 
 
 def wrapped(angle_deg: float) -> float:
-    """The same direction in [-180, 180)."""
+    """Return the same direction in [-180, 180) degrees."""
     return (angle_deg + 180.0) % 360.0 - 180.0
 
 
 @dataclass(slots=True)
 class Head:
-    """A head that turns until told otherwise."""
+    """A head that turns until the next command."""
 
     angle_deg: float = 0.0
     turn: Turn = "stay"
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the time."""
         self.angle_deg = wrapped(self.angle_deg + _SIGN[self.turn] * TURN_DEG_S * seconds)
 
 
 class Voice:
-    """A room with faint noise, in which a word is said again and again; 16-bit mono at 16 kHz, chunk by chunk."""
+    """A room with faint noise and a repeated word; 16-bit mono at 16 kHz, chunk by chunk."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -116,13 +116,13 @@ class Voice:
         self._rest: NDArray[np.float64] = np.zeros(0)
 
     def say(self, word: str | None) -> None:
-        """Begin to say a word now, in a voice drawn for it; None for silence."""
+        """Begin to say a word now, in a random voice; None for silence."""
         recordings = spoken_words()[word] if word is not None else ()
         self._recording = recordings[int(self._rng.integers(len(recordings)))] if recordings else None
         self._rest = np.zeros(0)
 
     def listen(self, count: int) -> Samples:
-        """The next `count` samples."""
+        """Return the next `count` samples."""
         while len(self._rest) < count:
             self._rest = np.concatenate([self._rest, self._once()])
         heard, self._rest = self._rest[:count], self._rest[count:]
@@ -130,7 +130,7 @@ class Voice:
         return np.clip(heard + noise, -32_768, 32_767).astype(np.int16)
 
     def _once(self) -> NDArray[np.float64]:
-        """The word once, at a varying loudness, and a pause that makes it about a second."""
+        """Return the word once, at a varying loudness, and a pause; about a second in all."""
         pause = np.zeros(int(RATE_HZ * self._rng.uniform(0.25, 0.4)))
         if self._recording is None:
             return pause
@@ -153,7 +153,7 @@ class World:
         self.begin()
 
     def begin(self) -> None:
-        """A new episode: places, picture and medium of the order; the head stays where it is."""
+        """Begin an episode: draw places, picture and medium of the order; the head stays where it is."""
         names = list(PHOTOGRAPHS)
         self._rng.shuffle(names)
         share = 360.0 / len(names)
@@ -175,20 +175,20 @@ class World:
 
     @property
     def over(self) -> bool:
-        """Whether the episode has had its time."""
+        """Whether the episode has reached its length."""
         return self.elapsed_s >= self.length_s - 1e-9
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the time."""
         self.head.advance(seconds)
         self.elapsed_s += seconds
 
     def distance_deg(self, head: Head | None = None) -> float:
-        """From the head's axis to the asked-for picture."""
+        """Return the angle from the head's axis to the ordered picture, in degrees."""
         return wrapped(self.places[self.target] - (head or self.head).angle_deg)
 
     def view(self) -> NDArray[np.uint8]:
-        """What the head sees, uint8 180 x 320 x 3, RGB."""
+        """Render what the head sees, RGB uint8 (180, 320, 3)."""
         left = round((self.head.angle_deg % 360.0) * AROUND / 360.0) - WIDTH // 2
         return np.take(self._strip, np.arange(left, left + WIDTH), axis=1, mode="wrap")
 
@@ -203,25 +203,25 @@ class World:
 
 
 def reward(before_deg: float, after_deg: float) -> float:
-    """Of an interval that began and ended at these distances: closeness in [0, 1] plus progress in [-1, 1]."""
+    """Reward an interval by the distances at its begin and end: closeness in [0, 1] plus progress in [-1, 1]."""
     progress = (abs(before_deg) - abs(after_deg)) / (TURN_DEG_S * TICK_S)
     return 1.0 - abs(after_deg) / 180.0 + min(1.0, max(-1.0, progress))
 
 
 def oracle(distance_deg: float) -> Turn:
-    """The scripted controller that knows where the picture is."""
+    """Choose the turn of the controller that knows where the picture is."""
     if abs(distance_deg) <= CENTRED_DEG:
         return "stay"
     return "right" if distance_deg > 0 else "left"
 
 
 def random_turn(rng: np.random.Generator) -> Turn:
-    """The controller that knows nothing."""
+    """Choose the turn of the random controller."""
     return TURNS[int(rng.integers(len(TURNS)))]
 
 
 def describe(world: World) -> dict[str, Any]:
-    """The world's truth, for people who watch."""
+    """Describe the true state of the world, for the page."""
     return {
         "episode": world.episode,
         "order": world.target,

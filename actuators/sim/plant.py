@@ -1,7 +1,7 @@
-"""Devices beyond the broker that are not there: what every simulated plant is, and the device rules they all obey.
+"""The interface of a simulated plant, and the device rules that every plant obeys.
 
-A plant knows topics and payloads and nothing of connections; `runtime/plant.py` carries its messages. `receive` and `step`
-may be called from different threads.
+A plant knows topics and payloads, not connections: `runtime/plant.py` carries its messages. `receive` and `step` may be
+called from different threads.
 """
 
 from __future__ import annotations
@@ -24,34 +24,40 @@ JPEG_QUALITY = 85
 
 @runtime_checkable
 class Plant(Protocol):
-    """A simulated device or world behind the broker. Times are Unix seconds."""
+    """A simulated device or world behind the broker; times are Unix seconds."""
 
     period_s: float
-    """How often `step` wants to be called."""
+    """Seconds between two calls of `step`."""
 
     def subscriptions(self) -> Sequence[str]:
-        """Topics whose messages `receive` wants."""
+        """List the topics that `receive` needs."""
 
     def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[Outgoing]:
-        """One message, and what is to be published at once because of it."""
+        """Handle one message; return what to publish at once."""
 
     def step(self, now_s: float) -> list[Outgoing]:
-        """Time has passed; what is to be published."""
+        """Advance to `now_s`; return what to publish."""
 
 
 class Device:
-    """The device end of one actuator: takes commands as a device must, and reports what it does, retained."""
+    """The device's end of one actuator: accept commands by the rules of a device, and report its state, retained.
+
+    Args:
+        base: `reflexd/<agent>`.
+        name: the actuator's.
+        understood: returns the value that the device executes for a command's, None when it cannot.
+    """
 
     def __init__(self, base: str, name: str, understood: Callable[[Value], Value | None]) -> None:
         self.topic = f"{base}/act/{name}/set"
         self.state_topic = f"{base}/act/{name}/state"
         self.inbox = DeviceInbox()
         self.command: Command | None = None
-        """The last one taken."""
+        """The last command accepted."""
         self._understood = understood
 
     def take(self, payload: bytes, *, retained: bool, now_s: float) -> Value | None:
-        """The value to carry out, or None; what the device cannot do counts as `not_understood`."""
+        """Return the value to execute, or None; a value the device cannot execute counts as `not_understood`."""
         command = self.inbox.accept(payload, retained=retained, now_s=now_s)
         if command is None:
             return None
@@ -63,18 +69,18 @@ class Device:
         return value
 
     def report(self, value: Value | None) -> Outgoing:
-        """What the device does, and the command it answers."""
+        """Build the report of the device's state and of the command it answers."""
         seq, boot = (self.command.seq, self.command.boot) if self.command is not None else (None, None)
         return Outgoing(self.state_topic, state_payload(value, seq, boot), qos=1, retain=True)
 
 
 def message(topic: str, body: dict[str, Any], *, qos: int = 0) -> Outgoing:
-    """A JSON message; numpy scalars are taken."""
+    """Build a JSON message; numpy scalars are allowed."""
     return Outgoing(topic, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), qos=qos)
 
 
 def jpeg(image: NDArray[np.uint8]) -> bytes:
-    """uint8 height x width x 3 (RGB) or height x width as JPEG."""
+    """Encode uint8 (height, width, 3) RGB or (height, width) as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

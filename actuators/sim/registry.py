@@ -1,7 +1,7 @@
-"""From settings to what they mean: the action space, and the device that a name stands for.
+"""Build the simulated plant that a name stands for.
 
-A third party's device comes through the entry point `reflexd.actuators`: a callable with the keywords `agent`, `seed` and
-`rate_hz` that returns a `Plant`; `reflexd plant NAME` then carries it.
+A plug-in is an entry point of the group `reflexd.actuators`: a callable with the keywords `agent`, `seed` and `rate_hz`
+that returns a `Plant`; `reflexd plant NAME` runs it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ GROUP = "reflexd.actuators"
 def build_plant(
     environment: str, *, agent: str, seed: int = 0, rate_hz: float | None = None, takeovers: bool = False
 ) -> Plant:
-    """The device called `environment`: `panorama`, an entry point of `reflexd.actuators`, or a gymnasium id.
+    """Build the plant `environment`: `panorama`, an entry point of `reflexd.actuators`, or a gymnasium id.
 
     Raises:
         ValueError: there is no such environment, or its spaces cannot be put on the wire.
     """
     if environment == PANORAMA:
-        from actuators.sim.panorama_plant import PanoramaPlant  # noqa: PLC0415 - pictures and sounds are loaded by who needs them
+        from actuators.sim.panorama_plant import PanoramaPlant  # noqa: PLC0415 - it loads pictures and sounds
 
         return PanoramaPlant(agent, seed, takeovers=takeovers)
     for point in entry_points(group=GROUP, name=environment):
@@ -33,7 +33,7 @@ def build_plant(
 
 
 def plant_settings(environment: str, *, agent: str, rate_hz: float | None = None) -> dict[str, Any]:
-    """A settings file, as plain values, for an agent that controls `environment`.
+    """Return a settings file, as plain values, for an agent that controls `environment`.
 
     Raises:
         ValueError: there is no such environment, or its spaces cannot be put on the wire.
@@ -58,10 +58,12 @@ def _environment(environment: str, agent: str, seed: int, rate_hz: float | None)
     try:
         return GymPlant(environment, agent, seed, rate_hz)
     except gymnasium.error.Error as error:
-        raise ValueError(f"{environment!r}: neither panorama, nor a plugin, nor gymnasium's: {error}") from None
+        raise ValueError(
+            f"{environment!r}: neither panorama, nor an entry point of {GROUP}, nor an environment of gymnasium: {error}"
+        ) from None
 
 
 def _plugin(name: str, plant: object) -> Plant:
     if not isinstance(plant, Plant):
-        raise ValueError(f"{name}: the entry point of {GROUP} gave {type(plant).__name__}, which is no Plant")  # noqa: TRY004 - told to users
+        raise ValueError(f"{name}: the entry point of {GROUP} returned {type(plant).__name__}; a Plant is required")  # noqa: TRY004 - a wrong plug-in is a wrong setting
     return plant

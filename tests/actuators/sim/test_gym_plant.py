@@ -248,6 +248,6 @@ def test_devices_of_third_parties(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(registry, "entry_points", points)
     assert isinstance(registry.build_plant("robot", agent="x"), PanoramaPlant)
-    with pytest.raises(ValueError, match="no Plant"):
+    with pytest.raises(ValueError, match="a Plant is required"):
         registry.build_plant("nothing", agent="x", rate_hz=3.0)
     assert importlib.metadata.entry_points(group="reflexd.actuators") is not None
