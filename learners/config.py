@@ -14,7 +14,7 @@ Train = Literal["frozen", "top", "lora", "full"]
 class EncoderSettings(Settings):
     """A pretrained encoder."""
 
-    model: str = Field(description="`bundled:NAME`, a transformers id or a folder")
+    model: str = Field(min_length=1, description="`bundled:NAME`, a transformers id or a folder")
     train: Train = "frozen"
     lora_rank: int = Field(8, gt=0, le=256)
     plugin: str | None = Field(None, description="an entry point of `reflexd.encoders` instead of a transformers model")
@@ -84,7 +84,7 @@ class TaskSettings(Settings):
     """A supervised task on a stream."""
 
     kind: Literal["classify", "tag", "relate", "answer", "translate", "summarize", "chat"]
-    model: str
+    model: str = Field(min_length=1, description="`bundled:NAME`, a transformers id or a folder")
     stream: str | None = None
     labels: tuple[str, ...] = ()
     train: Train = "lora"
@@ -98,6 +98,7 @@ class TaskSettings(Settings):
     ask_below: float | None = Field(None, ge=0, le=1, description="publish label_requested when less sure than this")
     heldout: str | None = Field(
         None,
+        min_length=1,
         description="a file or folder that `reflexd finetune` reads: its examples alone judge a fine-tune, so that no label from "
         "outside can shape what judges, and labels of classes that are not in it are not learned; without one a fine-tuned version "
         "waits until a person promotes it",

@@ -50,7 +50,7 @@ def _said(work: Callable[[], T]) -> T:
     try:
         return work()
     except (CheckpointRefused, TaskRefused) as refusal:
-        raise Refused(str(refusal)) from None
+        raise click.ClickException(str(refusal)) from None
 
 
 @checkpoints.command()

@@ -22,7 +22,8 @@ Steps = tuple[str | int, ...]
 
 _LEADING_PATH = re.compile(r"^([a-z_]+(?:\.[A-Za-z0-9_-]+)+): ")
 _REMEDIES = {
-    "string_type": "put it in quotes: YAML reads unquoted on, off, yes, no as true and false, and digits as numbers",
+    "string_type": "put it in quotes: YAML reads unquoted true and false as truth values, and digits as numbers",
+    "path_type": "write a path; a ~ alone is nothing in YAML, ~/folder is in the home directory",
     "string_pattern_mismatch": "use only the characters the pattern allows",
     "union_tag_invalid": "write one of the expected kinds",
     "union_tag_not_found": "add `kind:`",

@@ -1,6 +1,9 @@
 """Reads a settings file: YAML with line numbers, `${env:NAME}` and `${file:PATH}`, and errors that say what would be right.
 
-The model itself is in `settings.py`. Values that came from the environment or from a file are remembered as secrets, so
+Plain values are read as the core schema of YAML 1.2.2 (section 10.3.2) reads them, which is as people mean them: `010` is ten,
+`on` and `yes` are words, `1:30` is no number. Merge keys (`<<`) of YAML 1.1 are read too. A path may begin with `~/`.
+
+The model itself is in `schema.py`. Values that came from the environment or from a file are remembered as secrets, so
 that the log can scrub them; they are never part of an error.
 """
 
@@ -19,11 +22,15 @@ from pydantic import ValidationError
 from actuators.expressions import Expression, ExpressionError, Known
 from runtime.config.errors import Problem, Steps, dotted, explain
 from runtime.config.schema import Config
+from runtime.config.yaml_core import CoreLoader
 from sensors.config import fields_of, stream_secrets
 
 MAX_BYTES = 1_048_576
 MAX_NODES = 50_000
 MAX_DEPTH = 20
+PATH_KEYS = frozenset({"state_dir", "ca", "cert", "key", "model", "heldout", "source"})
+"""Settings in which `~/` at the begin means the home directory."""
+_MAP, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _REFERENCE = re.compile(r"\$\{(env|file):([^}]+)\}")
 
 
@@ -89,14 +96,20 @@ def _read(path: Path) -> str:
 
 def _compose(path: Path, text: str) -> yaml.Node:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=CoreLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.context_mark or error.problem_mark  # an unclosed bracket is wrong where it opens
         line = mark.line + 1 if mark else 1
         raise ConfigError(
             [
                 Problem(
-                    path, line, "", f"not YAML: {error.problem or error}", "check indentation, colons and quotes here"
+                    path,
+                    line,
+                    "",
+                    f"not YAML: {error.problem or error}",
+                    "write spaces instead of tabs in indentation"
+                    if "\\t" in str(error.problem)
+                    else "check indentation, colons and quotes here",
                 )
             ]
         ) from None
@@ -123,7 +136,7 @@ class _Reader:
         self.lines: dict[Steps, int] = {}
         self.secrets: set[str] = set()
         self.problems: list[Problem] = []
-        self._construct = yaml.SafeLoader("")
+        self._construct = CoreLoader("")
 
     def value(self, node: yaml.Node, where: Steps) -> Any:
         if len(self.lines) > MAX_NODES:  # aliases can make a short file endless
@@ -135,21 +148,35 @@ class _Reader:
                 node, where[:2], f"nested deeper than {MAX_DEPTH}", "write the file without recursive aliases"
             )
             return None
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in (_MAP, _SEQUENCE):
+            self._problem(node, where, f"the tag {node.tag} is not supported", "delete it")
+            return None
         if isinstance(node, yaml.MappingNode):
             return dict(self._items(node, where))
         if isinstance(node, yaml.SequenceNode):
             return [self.value(child, (*where, index)) for index, child in enumerate(node.value)]
+        return self._scalar(node, where)
+
+    def _scalar(self, node: yaml.Node, where: Steps) -> Any:
         try:
             scalar = self._construct.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError) as error:
             self._problem(node, where, f"cannot be read: {error}", "use plain numbers, words and quoted strings")
             return None
-        return self._resolve(node, where, scalar) if isinstance(scalar, str) else scalar
+        if not isinstance(scalar, str):
+            return scalar
+        text = self._resolve(node, where, scalar)
+        home = where and where[-1] in PATH_KEYS and (text == "~" or text.startswith("~/"))
+        return os.path.expanduser(text) if home else text  # noqa: PTH111 - not every such setting is a path
 
     def _items(self, node: yaml.MappingNode, where: Steps) -> Iterator[tuple[str, Any]]:
         seen: set[str] = set()
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
         for key_node, child in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key == "<<" and key_node.style is None:
+                merged += self._merged(child, where)
+                continue
             if key is None:
                 self._problem(key_node, where, "a key must be a word", "write `name: value`")
                 continue
@@ -159,6 +186,31 @@ class _Reader:
             seen.add(key)
             yield key, self.value(child, (*where, key))
             self.lines[(*where, key)] = key_node.start_mark.line + 1
+        for (
+            key_node,
+            child,
+        ) in merged:  # keys of the mapping itself come before merged ones, earlier ones before later ones
+            key = str(key_node.value)
+            if key not in seen:
+                seen.add(key)
+                yield key, self.value(child, (*where, key))
+
+    def _merged(self, node: yaml.Node, where: Steps, depth: int = 0) -> list[tuple[yaml.Node, yaml.Node]]:
+        """The pairs that `<<: *alias` or `<<: [*a, *b]` brings in, those that count first in front."""
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found: list[tuple[yaml.Node, yaml.Node]] = []
+        for part in parts:
+            if not isinstance(part, yaml.MappingNode) or depth > MAX_DEPTH or len(found) > MAX_NODES:
+                self._problem(
+                    node, where, "`<<` merges mappings only", "write `<<: *name` for a mapping marked `&name`"
+                )
+                return []
+            pairs = [(key, child) for key, child in part.value if isinstance(key, yaml.ScalarNode)]
+            found += [(key, child) for key, child in pairs if key.value != "<<"]
+            for key, child in pairs:
+                if key.value == "<<":
+                    found += self._merged(child, where, depth + 1)
+        return found
 
     def _resolve(self, node: yaml.Node, where: Steps, text: str) -> str:
         def one(match: re.Match[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from actuators.config import AnyActuator, GateSettings
 from learners.config import (
@@ -28,6 +28,16 @@ from learners.config import (
 from sensors.config import PREFIX, AnyStream, Name, Settings, fields_of
 
 SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
+
+
+def _given(path: object) -> object:
+    if isinstance(path, str) and not path.strip():
+        raise ValueError("the path is empty; write one, as .reflexd/NAME")
+    return path
+
+
+GivenPath = Annotated[Path, BeforeValidator(_given)]
+"""A path that is not empty: an empty one would mean the working directory."""
 
 
 class TickSettings(Settings):
@@ -75,9 +85,9 @@ class MqttSettings(Settings):
     url: str = Field("embedded://127.0.0.1:1883", description="embedded://, mqtt:// or mqtts:// HOST:PORT")
     username: str | None = None
     password: SecretStr | None = None
-    ca: Path | None = Field(None, description="certificate authority that signed the broker's certificate")
-    cert: Path | None = Field(None, description="client certificate")
-    key: Path | None = Field(None, description="the client certificate's key")
+    ca: GivenPath | None = Field(None, description="certificate authority that signed the broker's certificate")
+    cert: GivenPath | None = Field(None, description="client certificate")
+    key: GivenPath | None = Field(None, description="the client certificate's key")
     gate: Credentials | None = Field(
         None, description="the user that may write actuator topics; default: username above"
     )
@@ -210,7 +220,7 @@ class Config(Settings):
     mode: Literal["shadow", "assist", "autonomous"] = "autonomous"
     tick: TickSettings = TickSettings()
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    state_dir: Path = Field(description="experience, checkpoints, recordings, latches")
+    state_dir: GivenPath = Field(description="experience, checkpoints, recordings, latches")
     mqtt: MqttSettings = MqttSettings()
     streams: dict[Name, AnyStream] = Field(min_length=1, max_length=64)
     encoders: dict[Name, EncoderSettings] = Field(default_factory=dict)

@@ -33,7 +33,7 @@ BROKEN = [
     ("agent: demo\n", "", 1, "agent", "add `agent:`"),
     ("agent: demo", "agent: demo\nagent: other", 2, "agent", "keep one"),
     ("agent: demo", "agent: [", 1, "", "indentation"),
-    ("agent: demo", "agent: demo\n\tmode: x", 2, "", "indentation"),
+    ("agent: demo", "agent: demo\n\tmode: x", 2, "", "spaces instead of tabs"),
     ("agent: demo", "agent: demo\nagnet: x", 2, "agnet", "did you mean `agent`"),
     ("agent: demo", "agent: demo\nmode: fast", 2, "mode", "autonomous"),
     ("agent: demo", "agent: demo\ntick: {rate_hz: 51}", 2, "tick.rate_hz", "50"),
@@ -51,9 +51,21 @@ BROKEN = [
     ("source: topic", "source: topic, rate_hz: -1", 4, "streams.front.rate_hz", "greater"),
     ("source: topic", "source: topic, rat_hz: 1", 4, "streams.front.rat_hz", "rate_hz"),
     ("  front:", "  Front!:", 4, "streams.Front!", "pattern"),
-    ("fields: [q1]", "fields: [q1, q1]", 5, "streams.joints.fields", "once"),
+    ("fields: [q1]", "fields: [q1, q1]", 5, "streams.joints.fields", "twice"),
     ("fields: [q1]", "fields: q1", 5, "streams.joints.fields", "list"),
-    ("[left, right]", "[ON, OFF]", 9, "actuators.head.choices", "quotes"),
+    ("[left, right]", "[1, 2]", 9, "actuators.head.choices", "quotes"),
+    ("[left, right]", "[true, left]", 9, "actuators.head.choices", "quotes"),
+    ("[q1]}", "[q1], max_age_s: 1:30}", 5, "streams.joints.max_age_s", "plain number"),
+    ("[q1]}", "[q1], max_age_s: 1_000.5x}", 5, "streams.joints.max_age_s", "plain number"),
+    ("[q1]}", "[q1], max_age_s: 2024-01-01}", 5, "streams.joints.max_age_s", "plain number"),
+    ("[q1]}", "[q1], required: maybe}", 5, "streams.joints.required", "true or false"),
+    ("state_dir: state", "state_dir: ''", 2, "state_dir", "the path is empty"),
+    ("state_dir: state", "state_dir:", 2, "state_dir", "write a path"),
+    ("state_dir: state", "state_dir: ~", 2, "state_dir", "write a path"),
+    ("{model:", "{<<: 1, model:", 7, "encoders.vision", "`<<: *name`"),
+    ("{model:", "!new {model:", 7, "encoders.vision", "delete it"),
+    ('"bundled:efficientnet-lite0"', '""', 7, "encoders.vision.model", "at least 1"),
+    ('"bundled:efficientnet-lite0"', "!!python/name:os.system ''", 7, "encoders.vision.model", "quoted strings"),
     ("[left, right]", "[left]", 9, "actuators.head.choices", "at least 2"),
     ("safe: left", "safe: up", 9, "actuators.head", "choices"),
     ("safe: left", "safe: left, topic: a/#", 9, "actuators.head.topic", "#"),
@@ -178,3 +190,66 @@ def test_check_refuses_with_exit_code_2_and_little_work(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     # processor seconds, not wall time: they hold on a busy machine too
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("010", 10.0), ("0010", 10.0), ("0o10", 8.0), ("0x1F", 31.0), ("1e1", 10.0), (".5", 0.5), ("+7", 7.0), ("'3'", 3.0), ("7.", 7.0),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_people_mean_them(tmp_path: Path, written: str, read: float) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text(GOOD.replace("fields: [q1]", f"fields: [q1], max_age_s: {written}"))
+    assert loader.load(file).config.streams["joints"].max_age_s == read
+
+
+@pytest.mark.parametrize("words", [("ON", "OFF"), ("on", "off"), ("yes", "no"), ("y", "n"), ("1:30", "2024-01-01")])
+def test_words_stay_words_without_quotes(tmp_path: Path, words: tuple[str, str]) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text(
+        GOOD.replace("[left, right], safe: left", f"[{', '.join(words)}], safe: {words[0]}")
+        + "learner: {enabled: no}\nrecord: {enabled: yes}\ndiscovery: on\n"
+    )
+    config = loader.load(file).config
+    assert config.actuators["head"].choices == words  # type: ignore[union-attr]
+    assert (config.learner.enabled, config.record.enabled, config.discovery) == (False, True, True)
+
+
+def test_merge_keys_bring_in_what_is_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "good.yaml"
+    more = """\
+  joints: &tele {kind: telemetry, fields: [q1], max_age_s: 5}
+  hips:
+    fields: [q2]
+    <<: *tele
+  knees: {<<: [*tele, {kind: text, required: true}], source: "topic:knees"}
+  ankles: &ankles {<<: *tele, max_age_s: 7}
+  toes: {<<: *ankles}
+"""
+    file.write_text(GOOD.replace("  joints: {kind: telemetry, fields: [q1]}\n", more))
+    loaded = loader.load(file)
+    streams = loaded.config.streams
+    assert [(s.max_age_s, s.required) for s in streams.values()][1:] == [
+        (5, False),
+        (5, False),
+        (5, True),
+        (7, False),
+        (7, False),
+    ]
+    assert streams["hips"].fields == ("q2",)  # type: ignore[union-attr]
+    assert loaded.lines[("streams", "hips", "max_age_s")] == 5
+    file.write_text(GOOD.replace("  joints: {kind", "  joints: &a {<<: *a, kind"))
+    with pytest.raises(loader.ConfigError, match="merges mappings only"):
+        loader.load(file)
+
+
+def test_a_tilde_means_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "good.yaml"
+    file.write_text(
+        GOOD.replace("state_dir: state", "state_dir: ~/state").replace("source: topic", "source: ~/clip.mp4")
+    )
+    config = loader.load(file).config
+    assert config.state_dir == tmp_path / "state"
+    assert config.streams["front"].source == str(tmp_path / "clip.mp4")  # type: ignore[union-attr]
