@@ -110,8 +110,8 @@ def safe_is_hold(settings: AnyActuator) -> bool:
     return settings.safe == "hold" and not (isinstance(settings, ChoiceSettings) and "hold" in settings.choices)
 
 
-def unsafe_rests(actuators: Mapping[str, AnyActuator], settings: GateSettings) -> list[str]:
-    """Name every rule that the gate's own safe actions can break, with the remedy.
+def unsafe_rests(actuators: Mapping[str, AnyActuator], settings: GateSettings) -> dict[int, str]:
+    """Return, by its place under `forbid`, every rule that the gate's own safe actions can break, with the remedy.
 
     An actuator with `safe: hold` may hold any value while the others go to theirs. Continuous ones are sampled at their
     limits, their middle and around the constants of the rule.
@@ -119,7 +119,7 @@ def unsafe_rests(actuators: Mapping[str, AnyActuator], settings: GateSettings) -
     Raises:
         ExpressionError: a rule cannot be used.
     """
-    problems = []
+    problems = {}
     for index, text in enumerate(settings.forbid):
         rule = Rule(text, known_names(actuators))
         holding = sorted(name for name in rule.names if safe_is_hold(actuators[name]))
@@ -134,7 +134,7 @@ def unsafe_rests(actuators: Mapping[str, AnyActuator], settings: GateSettings) -
             safe = ", ".join(f"{name} = {_safe(actuators[name])!r}" for name in sorted(rule.names.difference(holding)))
             held = f" while {' and '.join(holding)} may hold any value" if holding else ""
             remedy = f"give {holding[0]} a safe value" if holding else "choose other safe values"
-            problems.append(f"forbid[{index}]: {text!r} can hold at rest ({safe}{held}); {remedy}")
+            problems[index] = f"{text!r} can hold at rest ({safe}{held}); {remedy}"
     return problems
 
 
@@ -149,10 +149,15 @@ def _samples(name: str, settings: AnyActuator, rule: Rule) -> Sequence[Value | N
     constants = {float(node.value) for node in nodes if isinstance(node.value, int | float)}
     read = {part for root, part in rule.expression.parts if root == name}
     columns = [
-        sorted({low, high, (low + high) / 2, *_inside(constants, low, high)}) if index in read else [low]
+        _with_midpoints({low, high, *_inside(constants, low, high)}) if index in read else [low]
         for index, (low, high) in enumerate(zip(settings.low, settings.high, strict=True))
     ]
     return [tuple(values) for values in product(*columns)]
+
+
+def _with_midpoints(values: set[float]) -> list[float]:
+    ordered = sorted(values)
+    return ordered + [(a + b) / 2 for a, b in zip(ordered, ordered[1:], strict=False)]
 
 
 def _inside(constants: Iterable[float], low: float, high: float) -> list[float]:

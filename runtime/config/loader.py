@@ -20,6 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from actuators.expressions import Expression, ExpressionError, Known
+from actuators.safety.rules import unsafe_rests
 from runtime.config.errors import Problem, Steps, dotted, explain
 from runtime.config.schema import Config
 from runtime.config.yaml_core import CoreLoader
@@ -248,11 +249,15 @@ def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
     for n, reward in enumerate(config.rewards):
         if reward.kind == "expression":
             texts.append((("rewards", n, "value"), reward.value, {**readings, **actions}))
+    broken = False
     for where, text, known in texts:
         try:
             Expression(text, known)
         except ExpressionError as error:
+            broken = True
             yield where, error
+    for n, problem in ({} if broken else unsafe_rests(config.actuators, config.gate)).items():
+        yield ("gate", "forbid", n), ExpressionError(problem)
 
 
 def known_actions(config: Config) -> Known:

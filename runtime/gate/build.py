@@ -23,11 +23,15 @@ SESSION_S = 86_400
 """How long the broker stores a stop that was sent while the gate was away."""
 
 
+class SettingsUnusable(Exception):  # noqa: N818 - reads as what happened
+    """The settings are valid and cannot be used on this machine; `str` says which."""
+
+
 def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHost:
     """Build the host.
 
     Raises:
-        OSError: a certificate file cannot be read.
+        SettingsUnusable: a certificate file cannot be read.
         WireError: a `payload:` cannot be used.
     """
     latch_file = config.state_dir / "latches.json"
@@ -42,7 +46,10 @@ def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHos
     )
     if latched is not None:
         gate.restore(latched)
-    safety, requests = _connections(config)
+    try:
+        safety, requests = _connections(config)
+    except OSError as error:  # ssl.SSLError among them
+        raise SettingsUnusable(f"mqtt.ca, mqtt.cert or mqtt.key: {error}") from None
     boot = f"{int(time.time())}-{uuid.uuid4().hex[:8]}"
     return GateHost(
         config,

@@ -31,6 +31,10 @@ ITERATIONS = 101
 Kind = Literal["mosquitto", "iotcore"]
 
 
+class ExposedError(Exception):
+    """The settings would let everybody on the network in; `str` says what to change."""
+
+
 class BrokerError(Exception):
     """No broker can be started; the message says why and what to do."""
 
@@ -49,11 +53,12 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
     """Choose a broker, check that its port is free, and write its configuration.
 
     Raises:
-        BrokerError: none is installed, the port is taken, or it would listen beyond loopback for everybody.
+        BrokerError: none is installed, or the port is taken.
+        ExposedError: it would listen beyond loopback for everybody.
     """
     users = _users(settings)
     if not users and not _is_loopback(settings.host):
-        raise BrokerError(
+        raise ExposedError(
             f"mqtt.url: {settings.url} would let everybody on the network in; set mqtt.username and mqtt.password, or use embedded://127.0.0.1"
         )
     _check_free(settings.host, settings.port)

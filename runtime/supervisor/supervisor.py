@@ -1,8 +1,8 @@
 """The supervisor: starts the children in order, hosts the gate, restarts what fails, ends in reverse. No torch in this process.
 
-Ctrl-C (or SIGTERM) drains: devices at rest first, then the children, then the broker; a second one forces. SIGHUP reads the
-settings again: they are validated first, and what cannot change live is named. Returns an exit code: 0 after a wanted end, 1
-when a child was given up, 2 when it could not begin.
+Ctrl-C (or SIGTERM) drains: safe actions first, then the children end, then the broker; a second one forces. SIGHUP reads the
+settings again: they are validated first, and what cannot change in a running daemon is named. Exit codes: 0 after a requested
+end, 1 for what may pass (a child failed too often, a port is taken), 2 for what only an edit of the settings mends.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 
 import structlog
 
+from actuators.wire import WireError
 from learners.files import BusyError, exclusive_lock
 from learners.ipc import settings
 from runtime.config.loader import ConfigError, Loaded, load
 from runtime.config.schema import Config
 from runtime.gate import ipc
-from runtime.gate.build import build_host
+from runtime.gate.build import SettingsUnusable, build_host
 from runtime.gate.host import GateHost
 from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
@@ -46,7 +47,10 @@ HUNG_S = 20.0
 """An agent that has ticked and then was silent for so long is restarted."""
 SAME_SIGNAL_S = 0.5
 """One Ctrl-C may come twice: from the terminal, and from a program in between that passes it on."""
-CANNOT_BEGIN = 2
+CANNOT_BEGIN = 1
+"""Exit code for what may pass: a busy port or folder, a full disk. The service manager starts the daemon again."""
+MEND_SETTINGS = 2
+"""Exit code for what only an edit of the settings mends. The service manager leaves it."""
 FIRST_IN_LINE = -10
 """The gate's niceness: a busy machine must not delay a safe action."""
 Table = Callable[[], list[Spec]]
@@ -85,6 +89,9 @@ async def run(
             settings.write_learner_config(config.model_dump(mode="json"))
             supervisor = Supervisor(config, path, text, chosen, notifier or Notifier.from_environment(), scrubber)
             return await supervisor.run()
+    except (broker.ExposedError, SettingsUnusable, WireError) as error:
+        log.error("supervisor.cannot_begin", reason=str(error))  # noqa: TRY400 - the reason is whole
+        return MEND_SETTINGS
     except (broker.BrokerError, BusyError, OSError) as error:
         log.error("supervisor.cannot_begin", reason=str(error))  # noqa: TRY400 - the reason is whole
         return CANNOT_BEGIN

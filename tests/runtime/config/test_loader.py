@@ -78,6 +78,14 @@ BROKEN = [
     ("high: [1]}", "high: [1]}\n  say: {kind: text, task: talk}", 11, "actuators.say.task", "tasks"),
     ("high: [1]}", "high: [1]}\ngate: {forbid: ['lamp ==']}", 11, "gate.forbid.0", ""),
     ("high: [1]}", "high: [1]}\ngate: {forbid: [\"lamp == 'x'\"]}", 11, "gate.forbid.0", "head"),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: [\"head == 'left'\"]}", 11, "gate.forbid.0", "choose other safe values"),
+    (
+        "high: [1]}",
+        "high: [1]}\ngate: {forbid: [\"head == 'left' and arm[0] > 0.5\"]}",
+        11,
+        "gate.forbid.0",
+        "give arm a safe value",
+    ),
     (
         "high: [1]}",
         "high: [1]}\nrewards: [{name: r, kind: expression, value: 'joints.q9'}]",

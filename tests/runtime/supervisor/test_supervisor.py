@@ -178,6 +178,18 @@ async def test_a_taken_port_and_a_busy_folder_are_refused(tmp_path: Path) -> Non
     assert code == supervisor.CANNOT_BEGIN
 
 
+@pytest.mark.parametrize(
+    "mqtt", ["{url: 'embedded://0.0.0.0:1'}", "{url: 'mqtts://127.0.0.1:1', ca: nothing.pem}"], ids=["exposed", "no ca"]
+)
+async def test_what_only_the_settings_mend_is_not_tried_again(tmp_path: Path, mqtt: str) -> None:
+    path = tmp_path / "tester.yaml"
+    text = CONFIG.format(state=tmp_path / "state", port=1, login="").replace('{url: "embedded://127.0.0.1:1", }', mqtt)
+    path.write_text(text)
+    (tmp_path / "state").mkdir()
+    code = await supervisor.run(load(path).config, path, children=list, notifier=Notifier())
+    assert code == supervisor.MEND_SETTINGS == 2
+
+
 async def test_the_embedded_broker_is_restarted(tmp_path: Path) -> None:
     async with daemon(tmp_path, agent_row()) as run:
         await run.device.moving()

@@ -1,0 +1,86 @@
+"""The rules under `forbid`: how far a combination is inside a forbidden zone, and which safe values can break one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
+from actuators.safety.rules import MAX_COMBINATIONS, Rule, known_names, unsafe_rests
+
+ACTUATORS: dict[str, Any] = {
+    "heater": ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF"),
+    "fan": ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF"),
+    "a": ContinuousSettings(kind="continuous", low=(0.0,), high=(1.0,), safe=(0.0,)),
+    "b": ContinuousSettings(kind="continuous", low=(-1.0, 0.0), high=(1.0, 2.0), safe=(0.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "degree"),
+    [
+        ("a[0] > 0.5", {"a": (0.7,)}, 0.2),
+        ("a[0] > 0.5", {"a": (0.5,)}, None),
+        ("a[0] >= 0.5", {"a": (0.5,)}, 0.0),
+        ("a[0] < 0.5", {"a": (0.2,)}, 0.3),
+        ("a[0] <= 0.5", {"a": (0.2,)}, 0.3),
+        ("0.1 < a[0] < 0.5", {"a": (0.2,)}, 0.1),
+        ("not a[0] > 0.5", {"a": (0.2,)}, 0.3),
+        ("heater == 'ON'", {"heater": "ON"}, 1.0),
+        ("heater != 'ON'", {"heater": "OFF"}, 1.0),
+        ("heater != 'ON'", {"heater": "ON"}, None),
+        ("heater == 'ON' and a[0] > 0.5", {"heater": "ON", "a": (0.8,)}, 0.3),
+        ("heater == 'ON' and a[0] > 0.5", {"heater": "OFF", "a": (0.8,)}, None),
+        ("a[0] > 0.9 or b[1] > 1", {"a": (0.1,), "b": (0.0, 1.5)}, 0.5),
+        ("a[0] + b[1] > 1 if heater == 'ON' else fan == 'ON'", {"heater": "ON", "a": (0.8,), "b": (0.0, 0.4)}, 0.2),
+        ("a[0] + b[1] > 1 if heater == 'ON' else fan == 'ON'", {"heater": "OFF", "fan": "ON"}, 1.0),
+        ("a[0]", {"a": (0.8,)}, 1.0),
+        ("a[0] > 0.5", {"a": None}, math.inf),
+        ("sqrt(b[0]) > 1", {"b": (-1.0, 0.0)}, math.inf),
+    ],
+)
+def test_how_far_a_combination_is_inside(text: str, values: dict[str, Any], degree: float | None) -> None:
+    rule = Rule(text, known_names(ACTUATORS))
+    found = rule.broken({name: [values.get(name)] for name in rule.names})
+    assert (None if found is None else found.degree) == (degree if degree is None else pytest.approx(degree))
+
+
+def test_the_worst_of_all_possible_combinations_counts() -> None:
+    rule = Rule("heater == 'ON' and a[0] > 0.5", known_names(ACTUATORS))
+    assert rule.broken({"heater": ["OFF", "ON"], "a": [(0.1,), (0.2,)]}) is None
+    found = rule.broken({"heater": ["OFF", "ON"], "a": [(0.6,), (0.9,)]})
+    assert found is not None
+    assert found.degree == pytest.approx(0.4)
+    many = [(n / MAX_COMBINATIONS,) for n in range(MAX_COMBINATIONS)]
+    too_many = rule.broken({"heater": ["OFF", "ON"], "a": many})
+    assert too_many is not None
+    assert "cannot be ruled out" in too_many.reason
+    assert math.isinf(too_many.degree)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "wanted"),
+    [
+        ("heater == 'ON' and fan == 'OFF'", {}, None),
+        ("heater == 'ON' and fan == 'OFF'", {"heater": "ON"}, "choose other safe values"),
+        ("heater == 'ON' and fan == 'OFF'", {"heater": "hold"}, "give heater a safe value"),
+        ("heater == 'ON' and fan == 'OFF'", {"heater": "hold", "fan": "hold"}, None),
+        ("a[0] > 0.5 and fan == 'OFF'", {"a": "hold"}, "give a a safe value"),
+        ("a[0] > 1 and fan == 'OFF'", {"a": "hold"}, None),
+        ("a[0] > 0.99999 and fan == 'OFF'", {"a": "hold"}, "give a a safe value"),
+        ("0.3 < a[0] < 0.3000009 and fan == 'OFF'", {"a": "hold"}, "give a a safe value"),
+        ("b[1] > 1.5 and fan == 'OFF'", {"b": "hold"}, "give b a safe value"),
+        ("a[0] + b[0] > 1.5", {"a": "hold"}, None),
+        ("a[0] + b[0] >= 1", {"a": "hold"}, "can hold at rest (b = (0.0, 0.0) while a may hold any value)"),
+    ],
+)
+def test_safe_values_that_a_rule_forbids(text: str, changes: dict[str, str], wanted: str | None) -> None:
+    actuators = {
+        name: each.model_copy(update={"safe": changes.get(name, each.safe)}) for name, each in ACTUATORS.items()
+    }
+    found = unsafe_rests(actuators, GateSettings(forbid=("a[0] > 0.9", text)))
+    assert list(found) == ([] if wanted is None else [1])
+    if wanted is not None:
+        assert wanted in found[1]
