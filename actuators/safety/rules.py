@@ -10,7 +10,7 @@ import ast
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings
@@ -157,7 +157,7 @@ def _samples(name: str, settings: AnyActuator, rule: Rule) -> Sequence[Value | N
 
 def _with_midpoints(values: set[float]) -> list[float]:
     ordered = sorted(values)
-    return ordered + [(a + b) / 2 for a, b in zip(ordered, ordered[1:], strict=False)]
+    return ordered + [(a + b) / 2 for a, b in pairwise(ordered)]
 
 
 def _inside(constants: Iterable[float], low: float, high: float) -> list[float]:
