@@ -1,6 +1,6 @@
-"""Language tasks in the agent: readings in, `task/<name>`, questions and speech out, all beside the tick.
+"""Run the supervised tasks on fresh readings; publish their results and queries, and queue generated text for actuators.
 
-Speech does not go to a device from here: it waits in `Utterances` until the next tick proposes it to the gate.
+Runs outside the tick. Generated text waits in `Utterances` until the next tick proposes it to the gate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sensors.streams.task_output import TaskOutputSensor
 
 @dataclass(slots=True)
 class TaskOutputs:
-    """Connects the task runner to ticks, topics and text actuators. Create it inside the running loop."""
+    """Connects the task runner with ticks, topics and text actuators. Create it inside the running loop."""
 
     config: Config
     link: Connection
@@ -33,14 +33,15 @@ class TaskOutputs:
     fed: Mapping[str, TaskOutputSensor] = field(default_factory=dict)
     """By task, the stream it feeds: one token of the fusion, as the policy sees it at the next tick."""
     runner: TaskRunner = field(init=False)
-    _said: dict[str, str] = field(default_factory=dict)
+    _generated: dict[str, str] = field(default_factory=dict)
+    """By task, the text generated so far."""
 
     def __post_init__(self) -> None:
         callbacks = Callbacks(self._result, self._question, self._speech, self._failed)
         self.runner = TaskRunner(self.config.tasks, self.config.state_dir / "learner" / "tasks", callbacks)
 
     def ticked(self, ticked: TickResult) -> None:
-        """Offer what is fresh at this tick."""
+        """Offer the fresh readings of this tick to the tasks."""
         self.runner.offer(ticked.observation.readings, ticked.observation.fresh, ticked.decision)
 
     def _result(self, result: Result) -> None:
@@ -62,12 +63,12 @@ class TaskOutputs:
         self.emit("label_requested", data)
 
     def _speech(self, speech: Speech) -> None:
-        """What is said so far is proposed at the next tick: a device always gets a whole beginning, never a loose piece."""
-        said = self._said.get(speech.task, "") + speech.piece
-        self._said[speech.task] = "" if speech.final else said
+        """Queue the text generated so far for the next tick: a device always gets it from its beginning."""
+        text = self._generated.get(speech.task, "") + speech.piece
+        self._generated[speech.task] = "" if speech.final else text
         for name, actuator in self.config.actuators.items():
-            if actuator.kind == "text" and actuator.task == speech.task and said:
-                self.utterances.waiting[name] = said[: actuator.max_chars]
+            if actuator.kind == "text" and actuator.task == speech.task and text:
+                self.utterances.waiting[name] = text[: actuator.max_chars]
 
     def _failed(self, task: str, reason: str) -> None:
         self.emit("task_failed", {"task": task, "reason": reason})

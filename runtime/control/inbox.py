@@ -1,7 +1,7 @@
-"""The newest reading of each stream, and what a tick sees of it.
+"""Hold the newest reading of each stream, and compose what a tick observes.
 
-Nothing is queued: the latest reading wins and every one that nobody saw is counted. `put` may be called from any thread;
-it is one assignment under the interpreter's lock. Knows nothing of tensors.
+Nothing is queued: the latest reading wins, and a reading that no tick used is counted as dropped. `put` may be called from any
+thread; it is one assignment under the interpreter's lock. Knows nothing of tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class _Slot:
     limit_s: float
     reading: Reading | None = None
     seen: Reading | None = None
-    """The reading the last tick used, to tell what is fresh."""
+    """The reading that the last tick used; any other is fresh."""
     drops: Counter[str] = field(default_factory=Counter)
 
 
@@ -31,7 +31,7 @@ class Inbox:
         self._required = frozenset(name for name, settings in streams.items() if settings.required)
 
     def put(self, reading: Reading) -> None:
-        """Take a reading; an older one that no tick saw is dropped and counted as `superseded`."""
+        """Store a reading; an older one that no tick used is dropped and counted as `superseded`."""
         slot = self._slots[reading.stream]
         current = slot.reading
         if current is not None:
@@ -43,7 +43,7 @@ class Inbox:
         slot.reading = reading
 
     def observe(self, tick: int, now_s: float) -> Observation:
-        """What tick `tick` sees at `now_s`; marks the readings as seen."""
+        """Compose the observation of a tick at `now_s` (monotonic seconds), and mark its readings as used."""
         readings: dict[str, Reading] = {}
         ages: dict[str, float] = {}
         fresh: list[str] = []
@@ -62,7 +62,7 @@ class Inbox:
         return Observation(tick, now_s, readings, ages, missing, frozenset(fresh))
 
     def stale(self, now_s: float) -> dict[str, float | None]:
-        """Streams that are missing now, with their age (None: never spoke)."""
+        """Return the streams that are missing now, with their age in seconds (None: no reading yet)."""
         return {
             name: None if slot.reading is None else now_s - slot.reading.stamp_s
             for name, slot in self._slots.items()
@@ -70,20 +70,20 @@ class Inbox:
         }
 
     def latest(self, stream: str) -> Reading | None:
-        """The newest reading of a stream, stale or not."""
+        """Return the newest reading of a stream, stale or not."""
         return self._slots[stream].reading
 
     @property
     def required(self) -> frozenset[str]:
-        """Streams without which the gate acts safe."""
+        """The streams without which the gate commands the safe action."""
         return self._required
 
     @property
     def drops(self) -> dict[str, Counter[str]]:
-        """What was dropped here, by stream and cause."""
+        """The readings dropped here, by stream and cause."""
         return {name: slot.drops for name, slot in self._slots.items()}
 
 
 def age_limit_s(settings: AnyStream) -> float:
-    """Seconds after which a reading is missing: a text stays in force for its `ttl_s`."""
+    """Return the seconds after which a reading counts as missing: `ttl_s` for text, else `max_age_s`."""
     return settings.ttl_s if settings.kind == "text" else settings.max_age_s

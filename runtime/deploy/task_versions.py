@@ -1,7 +1,7 @@
-"""The versions of tasks, for a person: what waits, what is live; promote one, or go back to the one before.
+"""List, promote and roll back the versions of tasks on request.
 
-A version that no held-out file has judged waits here for somebody's word. Whoever uses a task (the runner of tasks, an encoder that
-follows it, the learner) looks at what is live by itself.
+A version without a held-out evaluation waits here until a person promotes it. The components that use a task (the task runner,
+an encoder that follows it, the learner) read the live pointer themselves.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from runtime.config.schema import Config
 
 
 class TaskRefused(ValueError):  # noqa: N818 - reads as what happened
-    """A version of a task cannot be promoted or left; `str` says why and what there is."""
+    """A version of a task cannot be promoted or rolled back; `str` gives the reason and the versions on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskVersions:
-    """Of all tasks of a daemon."""
+    """The versions of all tasks of a daemon."""
 
     folder: Path
     tasks: Collection[str]
 
     @classmethod
     def of(cls, config: Config) -> TaskVersions:
-        """As the settings say."""
+        """Make it from the settings."""
         return cls(config.state_dir / "learner" / "tasks", tuple(config.tasks))
 
     def promote(self, task: str, wanted: str | None) -> dict[str, Any]:
-        """Make a version live; `newest` is the last one that was written.
+        """Make a version live; `newest` is the one written last.
 
         Raises:
             TaskRefused: no such task or version.
@@ -61,7 +61,7 @@ class TaskVersions:
         return {"task": task, "version": before.name, "to": now.name}
 
     def rows(self, task: str) -> dict[str, Any]:
-        """The live version and all that are kept, oldest first, with their figures.
+        """List the live version and all on disk, oldest first, with their figures.
 
         Raises:
             TaskRefused: no such task.

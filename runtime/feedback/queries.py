@@ -51,7 +51,7 @@ class UncertaintyQueries:
             return
         for name, scores in ticked.decided.scores.items():
             outcome = ticked.verdict.outcomes.get(name)
-            sure = self._sure(name, scores)
+            sure = self._certainty(name, scores)
             if outcome is not None and outcome.by == "policy" and sure is not None and sure < self.share:
                 self._ask(ticked, name, sure)
 
@@ -59,7 +59,7 @@ class UncertaintyQueries:
         """Return the action at a decision that was queried; None for any other."""
         return self._open.get(decision, {}).get(actuator)
 
-    def _sure(self, name: str, scores: list[float]) -> float | None:
+    def _certainty(self, name: str, scores: list[float]) -> float | None:
         """Return the margin relative to the usual one; None until there are enough margins."""
         best = sorted(scores, reverse=True)[:2]
         if len(best) < 2:

@@ -1,6 +1,6 @@
-"""Builds the engine from the settings: encoders, the policy's spec, untrained weights, backends.
+"""Build the engine from the settings: encoders, the policy's spec, untrained weights, backends.
 
-Slow (seconds): it loads pretrained models and may calibrate backends. Knows no connection and no store.
+Takes seconds: it loads pretrained models and may calibrate backends. Knows no connection and no store.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _LOG = structlog.get_logger(__name__)
 
 
 class ModelConfigError(ValueError):
-    """Streams and encoders do not fit; `str` names both and what would be right."""
+    """A stream and its encoder do not fit; `str` names both and what would fit."""
 
 
 def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
-    """The engine with untrained weights; a checkpoint is loaded into it afterwards.
+    """Build the engine with untrained weights; a checkpoint is loaded into it afterwards.
 
     Raises:
         ModelConfigError: a stream and its encoder do not fit.
@@ -67,14 +67,14 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
 
 
 def untrained(spec: PolicySpec, seed: int) -> Policy:
-    """The weights a daemon starts with; the same at every start, so that an untrained decision can be explained later."""
+    """Make the weights a daemon starts with; the same at every start, so that an untrained decision can be explained later."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Policy(spec).eval()
 
 
 def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
-    """The policy's spec for these settings."""
+    """Return the policy's spec for these settings."""
     p = config.policy
     return PolicySpec(
         streams=tuple(_stream(name, config, encoders) for name in config.streams),

@@ -1,9 +1,8 @@
-"""The fused part of a policy on its fastest backend, and the graphs of the last few weights kept on disk.
+"""Compile the fused part of a policy for its fastest backend, and cache the graphs of the last few weights on disk.
 
 Which backend is fastest depends on shapes alone and is calibrated once for a spec; the converted graph depends on the weights.
-Converting takes the better part of a second, so the graph of the weights a daemon starts with is kept for all daemons of this
-user (`calibrations.py`), and those of checkpoints in `state_dir` until `KEPT` newer ones were used: a restart with the weights that
-were live converts nothing.
+Converting takes up to a second. The graph of the weights a daemon starts with is therefore cached for all daemons of this user,
+and those of checkpoints in `state_dir` until `MAX_GRAPHS` newer ones were used: a restart with the live weights converts nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from learners.model.backends.selection import Choice, Inputs, Run, build, calibr
 from learners.model.policy import Policy
 from runtime.inference.decision import FlatPolicyModule
 
-KEPT = 3
+MAX_GRAPHS = 3
 """Graphs of checkpoints on disk: the live one, the one before it, and one that was rolled back."""
 FIRST, LATER = "untrained", "policy"
 
 
 def compile_policy(calibrations: Calibrations, policy: Policy, example: Inputs, *, first: bool) -> tuple[Run, Choice]:
-    """Something that runs `Policy.estimate`, and what runs it.
+    """Compile `Policy.estimate`; return a callable and the backend that runs it.
 
     Args:
-        calibrations: remembers choices, and says where graphs are kept.
+        calibrations: stores choices and names the cache folders.
         policy: the weights.
         example: one input of every kind, on the policy's device.
         first: these are the weights a daemon starts with.
@@ -52,7 +51,7 @@ def compile_policy(calibrations: Calibrations, policy: Policy, example: Inputs, 
 
 
 def digest(policy: Policy) -> str:
-    """SHA-256 over the spec and every weight by name, shortened."""
+    """Return the first 16 hexadecimal digits of the SHA-256 over the spec and every weight by name."""
     found = hashlib.sha256(policy.spec.to_json())
     for name, tensor in sorted(policy.state_dict().items()):
         found.update(name.encode())
@@ -61,7 +60,7 @@ def digest(policy: Policy) -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Leave what was used last."""
+    """Delete all graphs but those used last."""
     known = sorted(folder.glob(f"{LATER}-*-ov*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in known[KEPT:]:
+    for old in known[MAX_GRAPHS:]:
         shutil.rmtree(old)

@@ -140,7 +140,7 @@ class Engine:
 
     @property
     def spec(self) -> PolicySpec:
-        """What the policy is built from."""
+        """The spec of the policy."""
         return self.policy.spec
 
     @property
@@ -154,16 +154,16 @@ class Engine:
         return {stream: self._live.encoders[name].version for stream, name in self.routes.items()}
 
     def frozen_policy(self) -> Policy:
-        """A copy of the policy that acts, for work away from the tick."""
+        """Copy the acting policy, for work outside the tick."""
         return copy.deepcopy(self._live.policy).cpu()
 
     def close(self) -> None:
-        """End both threads; a decision that runs is finished."""
+        """End both threads; a running decision is completed first."""
         self._loader.shutdown(wait=True)
         self._inference.shutdown(wait=True)
 
     async def decide(self, observation: Observation, *, explore: bool | float = False) -> InferenceResult:
-        """The actions for what is observed, computed in the inference thread."""
+        """Compute the actions for an observation in the inference thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._inference, self._decide, observation, explore)
 
@@ -214,9 +214,9 @@ class Engine:
         self.version = live.version
 
     async def load_encoder(self, name: str, state: Mapping[str, Tensor]) -> bool:
-        """Give an encoder other weights, between two ticks; the policy stays. False where they are the ones it has.
+        """Load other weights into an encoder between two ticks; False where it has them already. The policy stays.
 
-        Tokens of the older weights are not looked at again: what is seen now is encoded anew, and the history begins again.
+        Cached tokens of the older weights are not used again: current readings are encoded again, and the history is cleared.
 
         Raises:
             RuntimeError: a weight is missing, unknown or of another shape.
@@ -230,7 +230,7 @@ class Engine:
         return True
 
     def _take(self, name: str, tuned: Encoder) -> None:
-        """Runs between two ticks; later checkpoints that bring no weights for the encoder keep these."""
+        """Replace an encoder between two ticks; later checkpoints without weights for it leave these."""
         self.encoders = {**self.encoders, name: tuned}
         live = self._live
         self._live = _Live(live.version, live.policy, {**live.encoders, name: tuned}, live.fuse)
@@ -244,12 +244,12 @@ class Engine:
         return _Live(version, self._standby, encoders, self._fuse_run(self._standby))
 
     def _tuned(self, name: str, base: Encoder, weights: Loaded) -> Encoder:
-        """The encoder with the checkpoint's weights; the pretrained one where it brings none."""
+        """Return the encoder with the checkpoint's weights, or the pretrained one where the checkpoint has none."""
         state = weights.tensors.get(ENCODER_FILE + name)
         return base if state is None else self._with_state(name, base, state)
 
     def _with_state(self, name: str, base: Encoder, state: Mapping[str, Tensor]) -> Encoder:
-        """A copy with other weights on its backend; the acting encoder where it has the same."""
+        """Return a copy with other weights on its backend, or the acting encoder where it has the same."""
         if base.module is None:
             raise RuntimeError(f"encoder {name}: it has no module that could take weights")
         tuned = copy.copy(base)
@@ -260,7 +260,7 @@ class Engine:
 
     @torch.inference_mode()
     def _flip(self, live: _Live) -> None:
-        """Runs between two ticks. The history is fused again by the new weights, as they learned it."""
+        """Activate prepared weights between two ticks; they fuse the history again, as they were trained."""
         if any(encoder.version != self._live.encoders[name].version for name, encoder in live.encoders.items()):
             self._past.clear()
         self._standby, self._live = self._live.policy, live
@@ -268,7 +268,7 @@ class Engine:
         self._past.fuse_again(live.fuse)
 
     def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
-        """Put the encoder on its fastest backend; the graphs of what a daemon starts with are there for others, too."""
+        """Compile the encoder for its fastest backend; graphs of the `first` weights are shared with other daemons."""
         if encoder.module is not None:
             encoder.run, self.choices[name] = self.calibrations.runner(
                 encoder.module, encoder.examples(), encoder.version, shared=first
@@ -276,7 +276,7 @@ class Engine:
         return encoder
 
     def _fuse_run(self, policy: Policy, *, first: bool = False) -> Run:
-        """The fused part on its fastest backend; a plain policy is a few additions and stays in torch."""
+        """Compile the fused part for its fastest backend; a plain policy is a few additions and stays in torch."""
         if self.spec.plain:
             return FlatPolicyModule(policy).eval()
         if self.device.type == "cuda":
@@ -314,7 +314,7 @@ class Engine:
         )
 
     def _perceive(self, live: _Live, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
-        """Encode what is new, streams that share an encoder in one batch; which streams, and how long each encoder took."""
+        """Encode new readings, streams that share an encoder in one batch; return these streams and the seconds of each encoder."""
         work: dict[str, list[Reading]] = defaultdict(list)
         for name, reading in observation.readings.items():
             if isinstance(reading, Telemetry):
@@ -334,7 +334,7 @@ class Engine:
         return tuple(reading.stream for readings in work.values() for reading in readings), took_s
 
     def _features(self, observation: Observation) -> Features:
-        """Features [1] of this tick; missing streams are zeros."""
+        """Return the features [1] of this tick; missing streams are zeros."""
         tokens: dict[str, Tensor] = {}
         present = [name in observation.readings for name in self.spec.names]
         for stream, there in zip(self.spec.streams, present, strict=True):
@@ -348,7 +348,7 @@ class Engine:
 
 
 def _prepare_thread(threads: int, nice: int) -> None:
-    """Both settings belong to a thread, so each sets its own; denormals made one model 14 times slower."""
+    """Set what belongs to a thread: its torch threads, and no denormals, which made one model 14 times slower."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if nice:

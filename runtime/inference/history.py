@@ -1,7 +1,7 @@
-"""The past that a decision sees: the features of the last ticks and their fused states, and both as files of a recording.
+"""Hold the observation history of a decision: the features of the last ticks and their fused states.
 
-Belongs to the inference thread. What is kept are the features; states follow from them and the acting weights, so that new weights
-fuse the past again, as they learned it. H ticks of history, D width of a state.
+Belongs to the inference thread. The features are stored; states follow from them and the acting weights, so that new weights
+fuse the history again, as they were trained. H ticks of history, D width of a state, B batch (1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ObservationHistory:
     """The last H ticks, oldest first.
 
     Args:
-        spec: the policy's streams and how many ticks it looks back.
+        spec: names the streams and the length of the history in ticks.
     """
 
     def __init__(self, spec: PolicySpec) -> None:
@@ -30,12 +30,12 @@ class ObservationHistory:
         self._states: deque[Tensor] = deque(maxlen=spec.history)
 
     def clear(self) -> None:
-        """Begin again."""
+        """Drop the history: the next tick starts a new one."""
         self._features.clear()
         self._states.clear()
 
     def take(self, features: Features, fuse: Run) -> Tensor:
-        """Fuse this tick's features [1] and take them up: the states [1, H, D]. An episode starts as if it had always been so."""
+        """Fuse and append the features [1] of this tick; return the states [1, H, D]. The first tick fills the whole history."""
         state_BD = self._fused(features, fuse)
         self._features.append(features)
         self._states.append(state_BD)
@@ -49,17 +49,17 @@ class ObservationHistory:
         self._states.extend([self._fused(features, fuse) for features in self._features])
 
     def pack(self) -> dict[str, Tensor]:
-        """The features as named tensors."""
+        """Return the features as named tensors."""
         rows = {f"{h}/tokens/{k}": x for h, f in enumerate(self._features) for k, x in f.tokens.items()}
         for h, features in enumerate(self._features):
             rows |= {f"{h}/present": features.present, f"{h}/ages": features.ages}
         return rows
 
     def unpack(self, rows: Mapping[str, Tensor], fuse: Run) -> None:
-        """Take up what `pack` gave.
+        """Restore what `pack` returned.
 
         Raises:
-            KeyError: something of a tick is missing.
+            KeyError: a tensor of a tick is missing.
         """
         self.clear()
         for h in range(sum(name.endswith("/present") for name in rows)):

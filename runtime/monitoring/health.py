@@ -26,12 +26,12 @@ from runtime.feedback.source_quarantine import SourceQuarantine
 from sensors.base import Sensor, TopicSensor
 
 PROGRESS_STALE_S = 30.0
-"""A learner that has not written its progress for so long is called dead."""
+"""Age of the progress file after which the learner is reported as `dead`."""
 
 
 @dataclass(slots=True)
 class Health:
-    """Everything `health` is made of."""
+    """Composes the `health` message from the other components."""
 
     control_loop: ControlLoop
     inbox: Inbox

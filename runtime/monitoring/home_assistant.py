@@ -1,9 +1,8 @@
-"""Home Assistant: the one retained message that makes an agent a device there, and the state it reads.
+"""Publish the agent to Home Assistant: one retained discovery message that makes it a device there, and its state.
 
 Written to the device discovery format of Home Assistant 2024.11 and later (`dev`, `o`, `cmps`, `avty`;
 https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload). All components read one small state topic,
-`home`, published at most every 10 s, so that a tick rate never reaches Home Assistant's database. It publishes nothing
-itself: the agent does, with what is made here.
+`home`, published at most every 10 s, so that a tick rate never reaches Home Assistant's database.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ SUPPORT_URL = "https://www.home-assistant.io/integrations/mqtt/"
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What to publish for one agent."""
+    """Composes the messages of one agent."""
 
     config: Config
     version: str
@@ -48,11 +47,11 @@ class Discovery:
         return Topics(self.config.agent)("home")
 
     def payload(self) -> bytes:
-        """The discovery message, to be retained."""
+        """Return the discovery message, to be retained."""
         return encode(self.message())
 
     def message(self) -> dict[str, Any]:
-        """The discovery message as an object."""
+        """Return the discovery message as an object."""
         topics = Topics(self.config.agent)
         return {
             "dev": {
@@ -155,7 +154,7 @@ class Discovery:
 
     @staticmethod
     def state(status: str, health: Mapping[str, Any], actions: Mapping[str, Any]) -> bytes:
-        """The state all components read: `status`, the last `health`, and what each actuator was last told."""
+        """Return the state that all components read: `status`, the last `health`, and the last command of each actuator."""
         learner = health.get("learner") or {}
         return encode(
             {
@@ -171,7 +170,7 @@ class Discovery:
 
 
 def _short(value: object) -> str:
-    """A value as Home Assistant can keep it: at most 255 characters."""
+    """Format a value as Home Assistant can store it: at most 255 characters."""
     if isinstance(value, list | tuple):
         return ", ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in value)[:255]
     return str(value)[:255]

@@ -1,8 +1,8 @@
-"""Prometheus metrics: every figure the agent publishes for scraping, in base units, under the prefix `reflexd_`.
+"""Hold the Prometheus metrics of the agent, in base units, under the prefix `reflexd_`.
 
 The registry is an argument: two agents in one process, or a test, do not share numbers. Label values come from the
 settings (streams, encoders, actuators, rules), never from messages, so that the number of series stays bounded. This
-module knows no HTTP (`metrics_http.py`) and decides nothing: others call it with what they measured.
+module knows no HTTP and measures nothing: other components call it with their figures.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ TAKEN = frozenset({"", "clipped", "quarantined"})
 
 
 class Total:
-    """A counter fed with absolute figures of another process, which start again at zero when that process does."""
+    """A counter set from the totals of another process, which start at zero again when that process restarts."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
         self._last = 0.0
 
     def set(self, value: float) -> None:
-        """Count what is new since the last figure; a smaller one means the source started again."""
+        """Add the difference to the last total; a smaller total means that the process restarted."""
         self._counter.inc(value - self._last if value >= self._last else value)
         self._last = value
 

@@ -25,7 +25,7 @@ PERIOD_S = 0.25
 
 @dataclass(slots=True)
 class Previews:
-    """Decides which previews are due, and makes them."""
+    """Decides which previews are due, and encodes them."""
 
     _until_s: dict[str, float] = field(default_factory=dict)
     _next_s: dict[str, float] = field(default_factory=dict)
@@ -41,14 +41,14 @@ class Previews:
         self._until_s = {stream: until for stream, until in self._until_s.items() if until > now_s}
 
     def due(self, stream: str, now_s: float) -> bool:
-        """Whether a preview of this stream should be made now; asking counts as making it."""
+        """Return whether a preview of this stream is due now; the next one is due a period later."""
         if self._until_s.get(stream, -math.inf) <= now_s or self._next_s.get(stream, -math.inf) > now_s:
             return False
         self._next_s[stream] = now_s + PERIOD_S
         return True
 
     def make(self, reading: Reading) -> bytes:
-        """The payload for `preview/<stream>`; takes a few milliseconds for a picture."""
+        """Encode the payload for `preview/<stream>`; takes a few milliseconds for an image."""
         if isinstance(reading, Frame):
             return thumbnail(reading)
         return encode(facts(reading))
@@ -56,7 +56,7 @@ class Previews:
 
 @dataclass(slots=True)
 class Viewer:
-    """Connects `Previews` to ticks and to the broker. Create it inside the running loop."""
+    """Publishes `Previews` of finished ticks. Create it inside the running loop."""
 
     previews: Previews
     link: Connection
@@ -66,12 +66,12 @@ class Viewer:
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def watch(self, message: Message) -> None:
-        """Someone is looking; a retained wish to look is an old one."""
+        """Take one `watch` message; a retained one is old and ignored."""
         if not message.retain:
             self.previews.watch(message.payload, time.monotonic())
 
     def ticked(self, ticked: TickResult) -> None:
-        """Make the previews that are due of what this tick saw."""
+        """Encode and publish the previews that are due, of the fresh readings of this tick."""
         for name in ticked.observation.fresh - self._busy:
             if self.previews.due(name, ticked.observation.stamp_s):
                 self._busy.add(name)

@@ -1,4 +1,4 @@
-"""Everything the agent tells the world: decisions, events, health, metrics, log lines, and the recording.
+"""Publish decisions, events and health; update the metrics, the log and the recording.
 
 Publishes through two connections, control and media, so that an oversized picture can never cost the control one. Events
 may come from any thread.
@@ -29,14 +29,14 @@ _LOG = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Reporter:
-    """Turns what happened into messages. Create it inside the running loop."""
+    """Publishes what happens in the agent. Create it inside the running loop."""
 
     control: Connection
     topics: Topics
     metrics: Metrics
     recorder: Recorder | None = None
     scrub: Callable[[Any], Any] = lambda data: data
-    """Takes secrets out of what an event says: reasons come from drivers and plugins, which may tell what they were given."""
+    """Removes secrets from an event's data: reasons come from drivers and plugins, which may repeat their settings."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _next_log_s: float = 0.0
 
@@ -54,12 +54,12 @@ class Reporter:
             self.recorder.put(Note(time.time_ns(), "event", body))
 
     def ticked(self, ticked: TickResult) -> None:
-        """One finished tick."""
+        """Publish one finished tick: decision, metrics, recording, log."""
         body = decision_body(ticked)
         self.control.enqueue(self.topics("decision"), encode(body))
         self._measure(ticked)
         self._record(ticked, body)
-        self._say(ticked, body)
+        self._log(ticked, body)
 
     async def health(self, health: Health) -> None:
         """Publish health until cancelled, the first one at once."""
@@ -108,8 +108,8 @@ class Reporter:
         }
         self.recorder.put(TickRecord(int(ticked.stamp_unix_s * 1e9), fresh, body | more))
 
-    def _say(self, ticked: TickResult, body: dict[str, Any]) -> None:
-        """The canonical line: every tick at debug, one a second at info."""
+    def _log(self, ticked: TickResult, body: dict[str, Any]) -> None:
+        """Log the tick: every one at debug, one a second at info."""
         line = {key: body[key] for key in ("id", "policy", "mode", "latency_ms", "missing")}
         line["actions"] = {name: action["value"] for name, action in body["actions"].items()}
         now = ticked.observation.stamp_s
@@ -121,13 +121,13 @@ class Reporter:
 
 
 def kind_of(topics: Topics, subscription: str) -> str:
-    """What a subscription is for, in one word: the first part below the base, or `stream` for somebody else's topic."""
+    """Return the kind of a subscription: the first part of the topic below the base, or `stream` for a foreign topic."""
     below = subscription.removeprefix(f"{topics.base}/")
     return "stream" if below == subscription else below.split("/")[0]
 
 
 def decision_body(ticked: TickResult) -> dict[str, Any]:
-    """The `decision` message."""
+    """Compose the `decision` message."""
     observation, decided = ticked.observation, ticked.decided
     return {
         "id": ticked.decision,

@@ -1,6 +1,6 @@
-"""`request/explain` and how its answer looks in a terminal: what each stream contributed, ages, lineage, the gate's verdict.
+"""Answer `request/explain`: the contribution of each stream to a decision, ages, lineage, what was executed and by whom.
 
-Reads the record, not the tick: a decision is explained by the version that took it, in a thread of its own.
+Reads stored experience, not the running tick: the version that took the decision explains it, in a thread.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from runtime.inference.engine import UNTRAINED, Engine
 from runtime.mqtt.rpc import Answer, RequestFailed
 
 BACKGROUND = 16
-"""Other ticks that stand for "not told"."""
+"""Other ticks that replace a stream whose contribution is measured."""
 SPREAD = 32
-"""The background is every so manieth tick before the decision."""
+"""Ticks between two ticks of the background."""
 
 
 @dataclass(slots=True)
 class Explainer:
-    """Answers for any decision in the record."""
+    """Explains any stored decision."""
 
     folder: Path
     """`state_dir/experience`."""
     checkpoints: Checkpoints
     engine: Engine
     seed: int
-    """Of the untrained weights."""
+    """Seed of the untrained weights."""
 
     async def __call__(self, decision: str) -> Answer:
-        """The explanation of one decision.
+        """Explain one decision.
 
         Raises:
             RequestFailed: it is not on record, or cannot be explained.
@@ -77,7 +77,7 @@ class Explainer:
             raise RequestFailed(f"{version}: its weights do not fit its spec: {str(error).splitlines()[0]}") from None
 
     def _lineage(self, version: str | None) -> list[str]:
-        """The version and its ancestors, newest first."""
+        """Return the version and its ancestors, newest first."""
         parents = {manifest.version: manifest.parent for manifest in self.checkpoints.list()}
         line: list[str] = []
         while version is not None and version not in line and len(line) < 20:
@@ -87,13 +87,13 @@ class Explainer:
 
 
 def _window(reader: Reader, row: Row, history: int) -> list[Transition]:
-    """The decision and the ticks before it in its session, oldest first."""
+    """Return the decision and the ticks before it in its session, oldest first."""
     near = reader.rows(max(1, row.row - history + 1), row.row + 1)
     return [each.transition for each in near if each.transition.session == row.transition.session]
 
 
 def _background(reader: Reader, row: Row, history: int) -> list[list[Transition]]:
-    """Windows of other ticks before the decision, spread out so that streams have had time to change."""
+    """Return windows of earlier ticks, far enough apart for streams to change."""
     windows: list[list[Transition]] = []
     for back in range(1, BACKGROUND * 4 + 1):
         at = row.row - back * SPREAD

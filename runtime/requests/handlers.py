@@ -39,32 +39,32 @@ URGENT_S, USUAL_S, EXPLAIN_S = 20.0, 30.0, 15.0
 
 
 class Version(Payload):
-    """promote, rollback, checkpoints: of the policy, or of a task."""
+    """Payload of promote, rollback and checkpoints: of the policy, or of a task."""
 
     version: str | None = Field(None, max_length=128)
     task: str | None = Field(None, max_length=64)
 
 
 class Decision(Payload):
-    """explain."""
+    """Payload of explain."""
 
     decision: str = Field(max_length=128)
 
 
 class Record(Payload):
-    """record."""
+    """Payload of record."""
 
     on: bool = True
 
 
 class Task(Payload):
-    """finetune."""
+    """Payload of finetune."""
 
     task: str | None = Field(None, max_length=64)
 
 
 class Source(Payload):
-    """release."""
+    """Payload of release."""
 
     source: str = Field(max_length=128)
 
@@ -129,10 +129,10 @@ class Requests:
         return await asyncio.get_running_loop().run_in_executor(self._urgent, work)
 
     async def _promote(self, payload: bytes) -> Answer:
-        wish = decode(Version, payload or b"{}")
-        version = wish.version
-        if wish.task is not None:
-            return await self._promote_task(wish.task, version)
+        request = decode(Version, payload or b"{}")
+        version = request.version
+        if request.task is not None:
+            return await self._promote_task(request.task, version)
         if version is None:
             raise RequestFailed('name the version: {"version": "000042-1f3a9c0e"}; request/checkpoints lists them')
         if version == "newest":  # a button elsewhere cannot know names

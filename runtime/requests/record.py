@@ -1,7 +1,6 @@
-"""Starts and ends session recordings, and says in each what is needed to decide it again.
+"""Start and end session recordings that can be replayed.
 
-A recording holds the readings that ticks used, and, attached, the state of the engine at its begin: the past that the first
-decisions still saw.
+A recording contains the readings that ticks used and, attached, the observation history of the engine at its start.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from runtime.recording.recorder import FORMAT, Recorder
 
 @dataclass(slots=True)
 class RecordingController:
-    """At most one recording at a time."""
+    """Starts and ends recordings, one at a time."""
 
     config: Config
     control_loop: ControlLoop
     reporter: Reporter
 
     async def __call__(self, on: bool) -> Answer:  # noqa: FBT001 - the request's own field
-        """Begin or end.
+        """Start or end a recording.
 
         Raises:
             RequestFailed: there is one already, or none.
@@ -36,7 +35,7 @@ class RecordingController:
         return await (self.begin() if on else self.end())
 
     async def begin(self) -> Answer:
-        """A new file under `state_dir/recordings`."""
+        """Start a new file under `state_dir/recordings`."""
         if self.reporter.recorder is not None:
             raise RequestFailed(f"a recording is under way: {self.reporter.recorder.path}")
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{self.control_loop.session}.mcap"

@@ -20,9 +20,11 @@ from actuators.safety.decisions import Proposal
 from fakes import free_port
 from runtime.agent.build import build
 from runtime.agent.components import Components
-from runtime.agent.jobs import jobs
+from runtime.agent.jobs import jobs, unready
+from runtime.agent.subscriptions import routes
 from runtime.config.loader import load
 from runtime.gate import ipc
+from runtime.mqtt.topics import Topics
 
 SETTINGS: dict[str, Any] = {
     "agent": "small",
@@ -160,3 +162,23 @@ async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store
         assert health["sources"]["quarantined"] == ["liar"]
         assert parts.sources.release("liar")
     assert [kind for kind, _ in events if kind.startswith("source")] == ["source_quarantined", "source_released"]
+
+
+async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
+    async with agent(tmp_path, Wall()) as parts:
+        running = jobs(parts)
+        for job in running.values():
+            job.close()
+        assert set(running) == {
+            *("control mqtt", "media mqtt", "gate", "decoder", "tick", "policy", "probation", "sources", "encoders"),
+            *("learner events", "requests", "health"),
+        }
+        table = list(routes(parts, Topics("small")))
+        verbs = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")
+        below = ("in/joints", "reward", "label", "watch", *(f"request/{verb}" for verb in verbs))
+        assert sorted(route.topic for route in table) == sorted(f"reflexd/small/{topic}" for topic in below)
+        assert all(route.connection is parts.control for route in table), "media is for what may be large"
+        assert unready(parts) == [
+            "no connection to the broker",
+            "the gate has not answered any tick yet",
+        ]

@@ -60,9 +60,9 @@ def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
 
 def test_the_graphs_of_old_checkpoints_go_and_the_first_stays(tmp_path: Path) -> None:
     calibrations = Calibrations(tmp_path, Wanted("openvino", "float32"))
-    for seed in range(compiled_policy.KEPT + 3):
+    for seed in range(compiled_policy.MAX_GRAPHS + 3):
         compiled_policy.compile_policy(calibrations, policy(seed), example(), first=seed == 0)
     kept = [path.name for path in (tmp_path / "openvino").iterdir()]
-    assert sum(name.startswith(compiled_policy.LATER) for name in kept) == compiled_policy.KEPT
-    assert any(compiled_policy.digest(policy(compiled_policy.KEPT + 2)) in name for name in kept)
+    assert sum(name.startswith(compiled_policy.LATER) for name in kept) == compiled_policy.MAX_GRAPHS
+    assert any(compiled_policy.digest(policy(compiled_policy.MAX_GRAPHS + 2)) in name for name in kept)
     assert any(compiled_policy.digest(policy(0)) in name for name in kept)
