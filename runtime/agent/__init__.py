@@ -1,1 +1,1 @@
-"""The agent process: build, subscriptions, components, entry point."""
+"""The agent process: build, components, jobs, subscriptions, entry point."""

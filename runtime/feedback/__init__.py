@@ -1,1 +1,1 @@
-"""Rewards and labels in; outcomes; source quarantine; uncertainty queries; raw capture."""
+"""Receive rewards and labels; outcomes, source quarantine, reward faults, uncertainty queries, raw capture."""

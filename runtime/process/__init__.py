@@ -1,1 +1,1 @@
-"""What every process needs: title and parent death, log, systemd, pacing, HTTP server."""
+"""What every process needs: title and parent death, log, events, state files, systemd, pacing, HTTP server."""

@@ -13,6 +13,8 @@ import pytest
 import tinymodels
 import torch
 
+from learners import files
+from learners.checkpoints import store
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
@@ -89,6 +91,20 @@ def test_a_negated_candidate_is_rejected_by_what_was_logged(tmp_path: Path) -> N
     assert fields["steps"]["ope"]["estimator"] in ("doubly_robust", "fitted_q")
     assert fields["steps"]["ope"]["lower"] < -0.05
     assert fields["missing"] == []
+
+
+def test_the_event_of_a_promotion_is_in_the_outbox_before_the_pointer_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, list[str]]] = []
+
+    def write(path: Path, content: bytes, **options: Any) -> None:
+        written.append((path.name, [kind for kind, _ in events(tmp_path)]))
+        files.write_atomically(path, content, **options)
+
+    monkeypatch.setattr(store, "write_atomically", write)
+    first_live(tmp_path)
+    assert written[-1] == ("LIVE", ["learner_resumed", "policy_promoted"])
 
 
 def test_a_good_candidate_goes_live_after_its_shadow_while_training_goes_on(tmp_path: Path) -> None:
