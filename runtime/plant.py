@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         agent=config.agent,
         seed=config.plant.seed,
         rate_hz=None,
-        takeovers=config.plant.takeovers,
+        simulated_overrides=config.plant.simulated_overrides,
     )
     asyncio.run(serve(plant, config.mqtt, config.agent))
     return 0

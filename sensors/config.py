@@ -155,4 +155,4 @@ def stream_secrets(stream: AnyStream) -> set[str]:
     return named.union(*map(secrets_in, texts.values()))
 
 
-MODALITIES = {"camera": "vision", "microphone": "hearing", "text": "language", "telemetry": "telemetry"}
+MODALITIES = {"camera": "image", "microphone": "audio", "text": "text", "telemetry": "telemetry"}

@@ -65,7 +65,7 @@ def config(url: str, **more: Any) -> Config:
             },
             "tasks": {
                 "intents": {
-                    "kind": "classify",
+                    "kind": "text-classification",
                     "stream": "orders",
                     "model": "bundled:minilm-l6",
                     "labels": ["find", "look", "where", "show"],
@@ -104,7 +104,7 @@ class FakeAgent:
         parts = urlsplit(self.url)
         will = Will(self.topics("status"), encode({"state": "offline", "reasons": ["connection lost"]}))
         self.link = Connection(Address(parts.hostname or "", parts.port or 1883), "reflexd-demo", will, self._hello)
-        for name in ("stop", "reward", "label", "watch", "override/+", "request/+", "in/orders"):
+        for name in ("stop", "reward", "label", "preview/subscribe", "override/+", "request/+", "in/orders"):
             self.link.subscribe(self.topics(name), self._take)
 
     def _hello(self) -> None:
@@ -145,7 +145,7 @@ class FakeAgent:
         kind, _, rest = message.topic.removeprefix(f"{self.topics.base}/").partition("/")
         body = orjson.loads(message.payload)
         self.heard.append((f"{kind}/{rest}".rstrip("/"), body))
-        if kind == "watch":
+        if kind == "preview":
             self.watch_until_s = time.monotonic() + 5
         elif kind == "in":
             self.order = body["text"]

@@ -35,11 +35,11 @@ def settings(folder: Path, port: int, model: str, **changed: Mapping[str, Any]) 
         "state_dir": str(folder / "state"),
         "mqtt": {"url": f"embedded://127.0.0.1:{port}", **canaries.LOGIN},
         "streams": {"orders": {"kind": "text", "source": "topic", "ttl_s": 60, "max_age_s": 60, "encoder": "language"}},
-        "encoders": {"language": {"model": model, "train": "frozen"}},
+        "encoders": {"language": {"model": model}},
         "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
         "rewards": [{"name": "feedback", "kind": "topic"}],
         "policy": {"width": 32, "history": 1},
-        "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": model, "train": "lora"}},
+        "tasks": {"intents": {"kind": "text-classification", "stream": "orders", "model": model, "train": "lora"}},
         "learner": {"promote_every_s": 3600},
         "finetune": {"every_s": 1, "min_labels": 32},
     }

@@ -49,7 +49,7 @@ class SmallPolicy(nn.Module):
 
 
 def learner_settings(**fields: Any) -> LearnerSettings:
-    return LearnerSettings.model_validate({"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-4, **fields})
+    return LearnerSettings.model_validate({"batch": 32, "warmup": 40, "reward_delay_s": 0, "replay_gb": 1e-4, **fields})
 
 
 def made(n: int, session: str = "s") -> Transition:

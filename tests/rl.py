@@ -106,7 +106,7 @@ class Tiles(gymnasium.Env[Any, Any]):
 class Shrink:
     """An encoder of pictures: one token of four pooled cells; the real one's interface."""
 
-    modality, version, tokens, width, module = "vision", "shrink", 1, 12, None
+    modality, version, tokens, width, module = "image", "shrink", 1, 12, None
 
     def prepare(self, readings: Any) -> Any:
         return (torch.stack([torch.from_numpy(r.image).permute(2, 0, 1) for r in readings]).float() / 255,)

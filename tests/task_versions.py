@@ -13,7 +13,7 @@ from learners.tasks.registry import open_task
 @torch.no_grad()
 def promote_version(state_dir: Path, task: str, model: str, number: int, scale: float = 0.02) -> Version:
     """Add a version whose weights differ from the model's by noise of `scale`, and make it the live one."""
-    made = open_task("classify", model, labels=("x", "y"))
+    made = open_task("text-classification", model, labels=("x", "y"))
     torch.manual_seed(number)
     for parameter in made.model.parameters():
         parameter.add_(scale * torch.randn_like(parameter))

@@ -86,7 +86,7 @@ def experience(folder: Path) -> None:
     with closing(Store(folder, settings, on_event=lambda kind, data: said.append(f"{kind} {data}"))) as store:
         assert store.append(learning.made(2))
         assert not store.flush()
-    assert said[0].startswith("experience_lost")
+    assert said[0].startswith("experience_write_failed")
     assert "newer" in said[0]
     assert (folder / "experience.db").read_bytes() == before
 
@@ -240,8 +240,8 @@ def reencoded(folder: Path) -> None:
 def outbox(folder: Path) -> None:
     box = Outbox(folder)
     (folder / "00000000000000000001-000001.json").write_bytes(b'{"format": 2, "type": "x"}')
-    box.post("learner_waits", {"for": "x"})
-    assert [event.kind for event in box.collect()] == ["learner_waits"]
+    box.post("learner_waiting_for_spec", {"for": "x"})
+    assert [event.kind for event in box.collect()] == ["learner_waiting_for_spec"]
     assert box.drops["unreadable"] == 1
 
 

@@ -146,6 +146,6 @@ def orders(count: int, seed: int, intents: dict[str, str]) -> list[dict[str, str
 
 
 def held_out(path: Path, count: int, intents: dict[str, str], seed: int = 9) -> Path:
-    """Orders in a file of the operator's: what `tasks.X.heldout` names."""
+    """Orders in a file of the operator's: what `tasks.X.eval_file` names."""
     path.write_bytes(b"\n".join(orjson.dumps(row) for row in orders(count, seed, intents)))
     return path

@@ -252,7 +252,7 @@ class Stage:
 
     def _ticked(self, version: str, turn: Turn, *, refused: bool) -> TickResult:
         decision = f"s-{self.count}"
-        outcome = Outcome(False, "min_hold", "stay", "nobody") if refused else Outcome(True, None, turn, "policy")
+        outcome = Outcome(False, "min_hold", "stay", "none") if refused else Outcome(True, None, turn, "policy")
         verdict = Verdict(decision, True, False, {"head": "autonomous"}, {"head": outcome})
         decided = InferenceResult(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
         observation = Observation(self.count, self.now_s, {}, {})

@@ -51,7 +51,7 @@ class Actuator:
     mode: Mode
     value: Value | None = None
     """The newest command or, where it is newer, the newest report; None while neither is known."""
-    by: By = "nobody"
+    by: By = "none"
     sent_s: float = -math.inf
     changed_s: float = -math.inf
     commanded: bool = False
@@ -183,4 +183,4 @@ def report_of(settings: AnyActuator, value: object) -> Value | Refusal:
 
 def no_op(each: Actuator) -> ActuatorDecision:
     """Nothing to send and nothing to report."""
-    return ActuatorDecision(each.name, None, None, "nobody")
+    return ActuatorDecision(each.name, None, None, "none")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from actuators.actions import Value
 
-By = Literal["policy", "override", "gate", "nobody"]
+By = Literal["policy", "override", "gate", "none"]
 Mode = Literal["shadow", "assist", "autonomous"]
 
 
@@ -39,7 +39,7 @@ class ActuatorDecision:
     value: Value | None
     rule: str | None
     by: By
-    """Who `value` comes from; `nobody` when nothing is sent."""
+    """Who `value` comes from; `none` when nothing is sent."""
     reason: str = ""
     rule_changed: bool = False
     """The rule was not in force for this actuator before: worth an event."""

@@ -306,7 +306,7 @@ class Gate:
             return None
         each.confirmed, each.inherited = truth, ()
         if not each.pending and truth != each.value:
-            each.value, each.by, each.changed_s = truth, "nobody", now_s
+            each.value, each.by, each.changed_s = truth, "none", now_s
         return None
 
     def set_mode(self, mode: Mode, now_s: float, actuator: str | None = None) -> list[ActuatorDecision]:
@@ -485,20 +485,20 @@ class Gate:
     def _rest(self, each: Actuator, rule: str | None, reason: str, now_s: float) -> ActuatorDecision:
         each.in_safe_state = True
         if safe_is_hold(each.settings):
-            return ActuatorDecision(each.name, None, rule, "nobody", reason)
+            return ActuatorDecision(each.name, None, rule, "none", reason)
         return replace(self._send(each, each.settings.safe, "gate", now_s), rule=rule, reason=reason)
 
     def _refuse(self, each: Actuator, refusal: Refusal) -> ActuatorDecision:
         rule_changed = each.rule != refusal.rule
         each.rule = refusal.rule
         return self._count(
-            ActuatorDecision(each.name, None, refusal.rule, "nobody", refusal.reason, rule_changed), refusal.rule
+            ActuatorDecision(each.name, None, refusal.rule, "none", refusal.reason, rule_changed), refusal.rule
         )
 
     def _unknown(self, name: str) -> ActuatorDecision:
         reason = f"{name[:64]!r} is not configured; there are {sorted(self._actuators)}"
         return self._count(
-            ActuatorDecision(name, None, "unknown_actuator", "nobody", reason, rule_changed=True), "unknown_actuator"
+            ActuatorDecision(name, None, "unknown_actuator", "none", reason, rule_changed=True), "unknown_actuator"
         )
 
     def _count(self, decision: ActuatorDecision, rule: str) -> ActuatorDecision:

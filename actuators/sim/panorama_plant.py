@@ -2,7 +2,7 @@
 
 A command is in force until the next one arrives; the reward of that interval goes to the command's decision by name, so that
 the clocks of world and agent need not agree. What a person or the gate commanded has no decision and is credited by its time.
-With `takeovers`, the world corrects the policy in about half of the episodes of its first two minutes, as a person would: by
+With `simulated_overrides`, the world corrects the policy in about half of the episodes of its first two minutes, as a person would: by
 `override/head`. It tells what is true, for people only, on `plant`, which no stream reads.
 """
 
@@ -36,17 +36,17 @@ class PanoramaPlant:
     Args:
         agent: whose topics to use.
         seed: of the world.
-        takeovers: whether the world corrects the policy at first.
+        simulated_overrides: whether the world corrects the policy at first.
     """
 
-    def __init__(self, agent: str, seed: int = 0, *, takeovers: bool = False) -> None:
+    def __init__(self, agent: str, seed: int = 0, *, simulated_overrides: bool = False) -> None:
         self.period_s = TICK_S
         self.world = World(seed)
         self.device = Device(f"reflexd/{agent}", "head", _turn)
         self._base = f"reflexd/{agent}"
         self._rng = np.random.default_rng([seed, 1])
         self._score = Score(self.world, np.random.default_rng([seed, 2]))
-        self._takeovers = takeovers
+        self._takeovers = simulated_overrides
         self._taking_over = False
         self._lock = threading.Lock()
         self._start_s: float | None = None

@@ -16,7 +16,7 @@ GROUP = "reflexd.actuators"
 
 
 def build_plant(
-    environment: str, *, agent: str, seed: int = 0, rate_hz: float | None = None, takeovers: bool = False
+    environment: str, *, agent: str, seed: int = 0, rate_hz: float | None = None, simulated_overrides: bool = False
 ) -> Plant:
     """Build the plant `environment`: `panorama`, an entry point of `reflexd.actuators`, or a gymnasium id.
 
@@ -26,7 +26,7 @@ def build_plant(
     if environment == PANORAMA:
         from actuators.sim.panorama_plant import PanoramaPlant  # noqa: PLC0415 - it loads pictures and sounds
 
-        return PanoramaPlant(agent, seed, takeovers=takeovers)
+        return PanoramaPlant(agent, seed, simulated_overrides=simulated_overrides)
     for point in entry_points(group=GROUP, name=environment):
         return _plugin(environment, point.load()(agent=agent, seed=seed, rate_hz=rate_hz))
     return _environment(environment, agent, seed, rate_hz)

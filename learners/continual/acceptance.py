@@ -1,16 +1,16 @@
-"""What becomes of a fine-tuned version, and the rules that say so: promoted, rejected, or not known.
+"""What becomes of a fine-tuned version, and the rules that say so: promoted, rejected, or inconclusive.
 
 A candidate is promoted if, on the held-out file of the operator's,
 
 1. it agrees with the file on what it was taught, more than two independent raters of the same habits would (Wilson's lower bound of
    the agreement at 95 % above chance agreement, as in Cohen's kappa);
-2. it is no worse than the version before on all of the file, within `finetune.margin`;
-3. it loses at most `finetune.forget_margin` on those whose classes the version before knew.
+2. it is no worse than the version before on all of the file, within `finetune.max_metric_drop`;
+3. it loses at most `finetune.max_forgetting` on those whose classes the version before knew.
 
 Labels can only speak against a candidate, and do so when they are noise (shuffled, say), whatever the candidate does: if the version
 before, where the file bears it out, agrees with those of classes it knows no better than chance; or the candidate with those that did not
-train. Without a file there is nothing to hold a candidate against: "not
-known", which is not a pass.
+train. Without a file the outcome is "inconclusive" and the
+candidate is not promoted.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any, Literal
 from learners.config import FinetuneSettings
 
 Z95 = 1.645
-Outcome = Literal["promoted", "rejected", "not known"]
+Outcome = Literal["promoted", "rejected", "inconclusive"]
 EVENTS: dict[Outcome, str] = {
     "promoted": "task_promoted",
     "rejected": "task_rejected",
-    "not known": "task_held_back",
+    "inconclusive": "task_awaiting_approval",
 }
 
 
@@ -74,18 +74,18 @@ def rejection_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> 
     if (said := by_chance(figures, "labels_")) is not None:
         return f"the new labels contradict what is known: {said}"
     if (said := by_chance(figures, "validation_")) is not None:
-        return f"the new labels cannot be learned: {said}"
+        return f"labels look like noise: validation agreement is at chance level: {said}"
     if (said := by_chance(figures, "")) is not None:
-        return f"what was taught is not what the held-out file says: {said}"
-    if figures["all_after"] < figures["all_before"] - settings.margin:
+        return f"the candidate disagrees with the held-out file on the classes it was trained on: {said}"
+    if figures["all_after"] < figures["all_before"] - settings.max_metric_drop:
         return f"worse on the held-out file: {figures['all_after']:.3f} after {figures['all_before']:.3f}"
     return forgetting_reason(figures, settings)
 
 
 def forgetting_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
     """What a candidate lost of what the version before knew, in words, where it is more than it may."""
-    if "known_before" in figures and figures["known_after"] < figures["known_before"] - settings.forget_margin:
-        return f"forgets: {figures['known_after']:.3f} after {figures['known_before']:.3f} on what it knew of the held-out file"
+    if "known_before" in figures and figures["known_after"] < figures["known_before"] - settings.max_forgetting:
+        return f"forgetting: metric on known classes fell from {figures['known_before']:.3f} to {figures['known_after']:.3f}"
     return None
 
 
@@ -100,7 +100,7 @@ def by_chance(figures: Mapping[str, Any], of: str) -> str | None:
 def inconclusive_reason(task: str, version: str) -> str:
     """What is said where nothing can judge."""
     return (
-        f"not known: no held-out file; name one under tasks.{task}.heldout, or promote it yourself: request/promote"
+        f"inconclusive: no held-out file; name one under tasks.{task}.eval_file, or promote it yourself: request/promote"
         f' {{"task": "{task}", "version": "{version}"}}'
     )
 

@@ -24,7 +24,7 @@ from learners.finetune.run import Splits, Tuned, annotate, describe, settings_of
 from learners.finetune.trainer import Settings, Tell
 from learners.model.encoders.bundled import resolve
 from learners.tasks.base import Options, Task, saved
-from learners.tasks.registry import modality_of, open_task, task_class
+from learners.tasks.registry import open_task, task_class
 
 MIN_STEPS = 60
 """Updates with new labels a fine-tune takes at least: few labels see more epochs, with early stopping."""
@@ -112,7 +112,9 @@ class CandidateTrainer:
         Raises:
             trainer.Stopped: `stop` said so.
         """
-        again = replay(parts.known, rehearsal_count(parts.new, parts.known, self.finetune.replay), self.seed + number)
+        again = replay(
+            parts.known, rehearsal_count(parts.new, parts.known, self.finetune.rehearsal_ratio), self.seed + number
+        )
         train = [*parts.new, *again]
         # new rows of the head must not depend on what was drawn before
         torch.manual_seed(self.seed + 2)
@@ -155,11 +157,10 @@ class CandidateTrainer:
     def _open(self, live: Version | None, examples: Examples) -> Task:
         """The live version, or the pretrained model, with a head for every label in use."""
         source = live.path if live is not None else resolve(self.settings.model)
-        modality = modality_of(examples)
-        cls = task_class(self.settings.kind, modality)
+        cls = task_class(self.settings.kind)
         before = [*saved(source).get("labels", ()), *self.settings.labels]
         names = tuple(dict.fromkeys([*before, *cls.labels_of(examples)]))
-        return open_task(self.settings.kind, source, modality=modality, labels=names, **options_of(self.settings))
+        return open_task(self.settings.kind, source, labels=names, **options_of(self.settings))
 
 
 def rehearsal_count(new: Examples, known: Examples, share: float) -> int:

@@ -79,7 +79,7 @@ def contradicts(task: Task, examples: Sequence[Example], least: int) -> bool:
 
 def known_classes(task: Task) -> frozenset[str]:
     """A task's classes, as `holdout.classes` names those of examples."""
-    return classes({"tags": task.labels}) if task.kind == "tag" else frozenset(task.labels)
+    return classes({"tags": task.labels}) if task.kind == "token-classification" else frozenset(task.labels)
 
 
 def predict(task: Task, examples: Sequence[Example]) -> list[Prediction]:

@@ -14,13 +14,15 @@ from typing import Any
 
 import orjson
 
-from learners.config import TaskSettings
+from learners.config import CLASSIFICATION, TaskSettings
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label
 from sensors.codecs.readings import decode_media
 
 WIDTH = 16
 """Hex digits of a key."""
+MEDIA = {"image-classification": "picture", "audio-classification": "sound"}
+"""The field that an example of a kind has; all other kinds read `text`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Labels:
 
     def _one(self, label: Label) -> Labelled | None:
         given = (label.label,) if isinstance(label.label, str) else label.label
-        if self.settings.kind == "classify" and self.settings.labels and set(given) - set(self.settings.labels):
+        if self.settings.kind in CLASSIFICATION and self.settings.labels and set(given) - set(self.settings.labels):
             self.skipped["unknown_label"] += 1
             return None
         subject: dict[str, Any] | None = {"text": label.text} if label.text is not None else self._recorded(label)
@@ -92,21 +94,25 @@ class Labels:
 
     def _example(self, subject: dict[str, Any], label: Label) -> dict[str, Any]:
         """The task's fields."""
-        if "raw" in subject:
-            return decode_media(subject["raw"].encoding, subject["raw"].data) | {"label": label.label}
+        field = MEDIA.get(self.settings.kind, "text")
+        media = decode_media(subject["raw"].encoding, subject["raw"].data) if "raw" in subject else subject
+        if field not in media:
+            raise ValueError(f"a label for {self.settings.kind} is about a {field}, not about {sorted(media)}")
+        if field != "text":
+            return media | {"label": label.label}
         text = subject["text"]
         match self.settings.kind:
-            case "tag":
+            case "token-classification":
                 words = text.split()
                 if isinstance(label.label, str) or len(words) != len(label.label):
                     raise ValueError("one tag for each word is wanted")
                 return {"tokens": words, "tags": list(label.label)}
-            case "translate" | "summarize":
+            case "translation" | "summarization":
                 return {"source": text, "target": str(label.label)}
-            case "answer":
+            case "question-answering":
                 body = orjson.loads(text)
                 return {**body, "answers": [{"text": str(label.label)}]}
-            case "chat":
+            case "text-generation":
                 turns = [{"role": "user", "content": text}, {"role": "assistant", "content": str(label.label)}]
                 return {"messages": turns}
         return {"text": text, "label": label.label}

@@ -28,7 +28,7 @@ CANDIDATES = 5
 """Labels that a result and a question name with their probability."""
 TURNS = 16
 """Turns a chat remembers."""
-SPEAKING = frozenset({"translate", "summarize"})
+SPEAKING = frozenset({"translation", "summarization"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class TaskRunner:
         if loaded is None or (example := example_of(reading, self.tasks[name])) is None:
             self.counts["unusable"] += 1
             return
-        if self.tasks[name].kind == "chat":
+        if self.tasks[name].kind == "text-generation":
             for speech in self._answer(name, loaded, example["text"]):
                 loop.call_soon_threadsafe(self.callbacks.speech, speech)
         else:
@@ -169,7 +169,7 @@ class TaskRunner:
         settings, prediction = self.tasks[result.task], result.prediction
         if trained:
             self.callbacks.result(result)
-        unsure = settings.ask_below is not None and (prediction.confidence or 0.0) < settings.ask_below
+        unsure = settings.query_confidence is not None and (prediction.confidence or 0.0) < settings.query_confidence
         if unsure and result.decision is not None and self._may_ask(result.task):
             candidates = likeliest(prediction.probabilities)
             self.callbacks.question(
@@ -213,8 +213,7 @@ class TaskRunner:
             if not trained and not settings.labels:
                 return None  # no label is known yet: the first fine-tune brings them
             labels = tuple(told.get("labels", ())) or settings.labels
-            modality = "text" if told.get("modality") is None and settings.stream is None else None
-            task = open_task(settings.kind, source, modality=modality, labels=labels, **options_of(settings))
+            task = open_task(settings.kind, source, labels=labels, **options_of(settings))
         except (OSError, ValueError) as error:
             self._broken[name] = wanted
             loop.call_soon_threadsafe(self.callbacks.failed, name, str(error))

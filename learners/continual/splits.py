@@ -1,7 +1,7 @@
 """What judges a fine-tune, what only chooses its epoch, and what trains: three parts that never mix.
 
-The examples of `tasks.X.heldout: FILE` judge, and nothing else does: whoever may publish labels cannot shape them, and labels that
-say what the file says are not trained on. Without a file nothing judges, and what a fine-tune is worth is not known.
+The examples of `tasks.X.eval_file: FILE` judge, and nothing else does: whoever may publish labels cannot shape them, and labels that
+say what the file says are not trained on. Without a file nothing judges, and the outcome of a fine-tune is inconclusive.
 
 Of the labels a fixed part, chosen by content, never trains either. It is *validation*: it stops the training and chooses the epoch.
 It comes from those who teach: it can speak against them (labels that nobody could learn), never for what they taught.
@@ -57,13 +57,13 @@ class Holdout:
     file: tuple[dict[str, Any], ...] | None = None
 
     @classmethod
-    def of(cls, heldout: str | None, share: float) -> Holdout:
+    def of(cls, eval_file: str | None, share: float) -> Holdout:
         """As the settings say.
 
         Raises:
             DataError: the file cannot be read, or there is nothing in it.
         """
-        return cls(share, None if heldout is None else tuple(read(heldout)))
+        return cls(share, None if eval_file is None else tuple(read(eval_file)))
 
     @property
     def origin(self) -> Literal["none", "file"]:

@@ -3,7 +3,7 @@
 Every `every_s`, with at least `min_labels` new labels: train a candidate on the new ones and a replay of earlier ones (class
 by class, Rolnick et al. 2019: rehearsal against forgetting), and promote it or not. A fixed part of the labels never trains: as
 validation it stops the training and chooses the epoch. The verdict is the operator's held-out file's alone (`holdout.py`, `verdicts.py`):
-without one it is "not known", the version is kept beside the live one, and its labels are learned again together with the next ones,
+without one it is "inconclusive": the version is kept beside the live one, and its labels are learned again together with the next ones,
 unless a person promotes it.
 
 When a candidate fails, the source whose labels lowered the held-out metric is looked for (`blame.py`): if a candidate without it passes,
@@ -146,7 +146,7 @@ class ContinualTrainer:
         Raises:
             DataError: the file of held-out examples cannot be read.
         """
-        return Holdout.of(self.settings.heldout, self.finetune.holdout)
+        return Holdout.of(self.settings.eval_file, self.finetune.validation_fraction)
 
     def due(self) -> bool:
         """Whether it is time and there are enough new labels."""
@@ -294,7 +294,7 @@ class ContinualTrainer:
         memory.number += 1
         version: Version | None = None
         reason = rejection_reason(attempt.figures, self.finetune) if holdout.file is not None else ""
-        outcome: Outcome = "not known" if holdout.file is None else ("rejected" if reason else "promoted")
+        outcome: Outcome = "inconclusive" if holdout.file is None else ("rejected" if reason else "promoted")
         if outcome == "rejected":
             memory.rejected.append([learned, last])
         else:
@@ -302,7 +302,7 @@ class ContinualTrainer:
             version = self.versions.add(attempt.taught.task, memory.number, write)
         if outcome == "promoted" and version is not None:
             self.versions.promote(version)
-        if version is not None and outcome == "not known":
+        if version is not None and outcome == "inconclusive":
             memory.tried, reason = last, inconclusive_reason(self.name, version.name)
         else:
             memory.judged = last

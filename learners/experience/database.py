@@ -33,8 +33,8 @@ class Database:
         ValueError: written by a newer version of this program.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int, reserve: float, raw_s: float) -> None:
-        self.max_bytes, self.reserve, self.raw_s = max_bytes, reserve, raw_s
+    def __init__(self, folder: Path, *, max_bytes: int, reserve: float, raw_retention_s: float) -> None:
+        self.max_bytes, self.reserve, self.raw_retention_s = max_bytes, reserve, raw_retention_s
         self._db = connect(folder / "experience.db")
         self._raw = connect(folder / "raw.db")
         self._raw.executescript(RAW)
@@ -164,7 +164,7 @@ class Database:
         )
 
     def add_raw(self, raw: Raw) -> None:
-        """Store an encoded reading for `raw_s`."""
+        """Store an encoded reading for `raw_retention_s`."""
         self._raw.execute(
             "INSERT INTO raw(stream, stamp_s, encoding, data) VALUES(?,?,?,?)",
             (raw.stream, raw.stamp_s, raw.encoding, raw.data),
@@ -235,7 +235,7 @@ class Database:
             block[1] |= int(after["intervention"] or after["demonstration"] or after["failure"])
 
     def _trim_raw(self, now_s: float) -> None:
-        cutoff = now_s - self.raw_s
+        cutoff = now_s - self.raw_retention_s
         old = "SELECT coalesce(sum(length(data)), 0) FROM raw WHERE stamp_s < ?"
         freed = int(self._raw.execute(old, (cutoff,)).fetchone()[0])
         excess = self._raw_bytes - freed - self.max_bytes // 2

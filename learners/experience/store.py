@@ -5,8 +5,8 @@ A full queue drops the newcomer and counts it. What `flush` returned for is comm
 other processes use `reader.Reader`.
 
 Events (`on_event(kind, fields)`, called in the writer thread): `unknown_decision` a reward or mark for nothing remembered;
-`experience_set_aside` a broken file and what was salvaged; `experience_refused` an item that is not whole;
-`experience_lost` the disk refused, at most one a minute; `experience_recovered` the disk takes items again.
+`experience_corrupt` a broken file and what was salvaged; `transition_rejected` an item that is not whole;
+`experience_write_failed` the disk refused, at most one a minute; `experience_recovered` the disk takes items again.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Store:
         return self._put(label)
 
     def add_raw(self, raw: Raw) -> bool:
-        """Keep an encoded frame or sound for `raw_s`, for re-encoding after a fine-tune."""
+        """Keep an encoded frame or sound for `raw_retention_s`, for re-encoding after a fine-tune."""
         return self._put(raw)
 
     def quarantine(self, source: str, *, on: bool = True) -> bool:

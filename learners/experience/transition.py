@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from actuators.actions import Value
 
-By = Literal["policy", "override", "gate", "nobody"]
+By = Literal["policy", "override", "gate", "none"]
 """Who moved an actuator at this tick."""
 
+FORMER_BY: dict[str, By] = {"nobody": "none"}
+"""Words in rows that were stored before 0.1.0."""
 FORMAT = 1
 _DTYPES = {"float16": np.float16, "float32": np.float32}
 
@@ -110,6 +112,7 @@ def decode_head(head: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise Malformed(f"header: not format {FORMAT}")
     fields["ages_s"] = {name: math.inf if age is None else age for name, age in fields["ages_s"].items()}
+    fields["by"] = {name: FORMER_BY.get(by, by) for name, by in fields["by"].items()}
     fields["actions"] = {
         name: tuple(map(float, value)) if isinstance(value, list) else value
         for name, value in fields["actions"].items()

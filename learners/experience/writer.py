@@ -60,7 +60,7 @@ class Writer:
         self.committed = 0
         """Transitions on disk since the start."""
         self._settings, self._on_event, self._clock, self._pause = settings, on_event, clock, pause
-        self._failures = WriteFailures(on_event, "experience_lost", "experience_recovered")
+        self._failures = WriteFailures(on_event, "experience_write_failed", "experience_recovered")
         self._database: Database | None = None
         self._lost = False
         self._newer: str | None = None
@@ -147,7 +147,12 @@ class Writer:
     def _opened(self) -> Database:
         if self._database is None:
             s = self._settings
-            self._database = Database(self.folder, max_bytes=int(s.max_gb * 1e9), reserve=s.reserve, raw_s=s.raw_s)
+            self._database = Database(
+                self.folder,
+                max_bytes=int(s.max_gb * 1e9),
+                reserve=s.reserved_fraction,
+                raw_retention_s=s.raw_retention_s,
+            )
             (self.folder / CLEAN).unlink(missing_ok=True)
         return self._database
 
@@ -172,7 +177,7 @@ class Writer:
     def _set_aside(self, path: Path, reason: str) -> None:
         result = quarantine_and_recover(path, reason, self._clock())
         fields = {"path": str(result.path), "reason": reason, "salvaged": result.salvaged, "lost": result.lost}
-        self._on_event("experience_set_aside", fields)
+        self._on_event("experience_corrupt", fields)
 
     def _apply(self, database: Database, item: Item) -> int:
         """Write one item; returns 1 for a stored transition."""
@@ -180,7 +185,7 @@ class Writer:
             return self._write(database, item)
         except _UNSTORABLE as error:
             name = item.decision if isinstance(item, Transition | Credit | Mark | Label) else None
-            self._notes.append(("refused", "experience_refused", {"decision": name, "reason": str(error)}))
+            self._notes.append(("refused", "transition_rejected", {"decision": name, "reason": str(error)}))
             return 0
 
     def _write(self, database: Database, item: Item) -> int:

@@ -21,7 +21,7 @@ from actuators.actions import ActionSpace, Choice, Continuous
 from learners.experience.episodes import Step
 from learners.export.dataset_stats import Column
 
-BY = ("nobody", "policy", "override", "gate")
+BY = ("none", "policy", "override", "gate")
 """Codes of `complementary_info.by`: who moved an actuator at this frame."""
 
 
@@ -96,7 +96,7 @@ def columns(layout: Layout, steps: Sequence[Step]) -> dict[str, Column]:
     more: dict[str, list[Any]] = {
         "is_intervention": [t.intervention for t in ticks],
         "is_demonstration": [t.demonstration for t in ticks],
-        "by": [[BY.index(t.by.get(name, "nobody")) for name in names] for t in ticks],
+        "by": [[BY.index(t.by.get(name, "none")) for name in names] for t in ticks],
         "probability": [[t.probabilities.get(name, 0.0) for name in names] for t in ticks],
         "present": [[t.present.get(name, False) for name in layout.streams] for t in ticks],
         "age_s": [[_age(t.ages_s, t.present, name) for name in layout.streams] for t in ticks],

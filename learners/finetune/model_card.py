@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LIBRARY = {"classify": "text-classification", "tag": "token-classification", "answer": "question-answering"}
-LIBRARY |= {"translate": "translation", "summarize": "summarization", "chat": "text-generation"}
+UNKNOWN_TO_THE_HUB = frozenset({"relation-extraction"})
+"""Kinds that are no `pipeline_tag`."""
 NOTES = {
-    "relate": "Class scores are read at the first token, at `$` before the first span and at `#` before the second: the "
+    "relation-extraction": "Class scores are read at the first token, at `$` before the first span and at `#` before the second: the "
     "three blocks of the token head's outputs, added.",
-    "tag": "Tags are those of each word's first piece. Token types say how a word is written: 0 lower, 1 Capitalised, 2 ALL "
+    "token-classification": "Tags are those of each word's first piece. Token types say how a word is written: 0 lower, 1 Capitalised, 2 ALL "
     "CAPITALS, 3 mixed (where the tokenizer drops capitals).",
 }
 POOLED = (
@@ -24,7 +24,7 @@ def write(path: Path, report: Mapping[str, Any], *, data: Mapping[str, str], set
     """Write `README.md` from the report; `data` names each split and its size."""
     task = report["task"]
     front = ["---", "library_name: transformers"]
-    front += [f"pipeline_tag: {LIBRARY[task]}"] if task in LIBRARY else []
+    front += [] if task in UNKNOWN_TO_THE_HUB else [f"pipeline_tag: {task}"]
     front += [f"base_model: {report['model']}", "---"]
     share = report["trained_parameters"] / max(report["total_parameters"], 1)
     body = [

@@ -32,7 +32,7 @@ from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved
 from learners.tasks.classify_text import Classifier
 from learners.tasks.heads import set_prior
 from learners.tasks.pooling import MARK
-from learners.tasks.registry import modality_of, open_task, task_class
+from learners.tasks.registry import check_modality, open_task, task_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +142,9 @@ def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:
         ValueError: there is no such task.
     """
     read = [datasets.read(path) for path in paths.values()]
-    cls = task_class(kind, modality_of(read[0]))
+    cls = task_class(kind)
     for examples in read:
+        check_modality(cls, examples)
         check(examples, cls)
     found = (
         {label if isinstance(label := example["label"], str) else None for example in read[0]}
@@ -211,7 +212,8 @@ def build(
     Raises:
         ValueError: an option nobody knows.
     """
-    cls = task_class(kind, modality_of(train))
+    cls = task_class(kind)
+    check_modality(cls, train)
     own = {f.name for f in fields(Settings)}
     extra = {"lora_rank": 8, "device": "auto"} | {k: v for k, v in options.items() if k in ("lora_rank", "device")}
     if unknown := set(options) - own - set(Options.known(options)) - set(extra):

@@ -69,7 +69,7 @@ class ObservationEncoder:
     def _stream(self, name: str, space: spaces.Space[Any]) -> StreamSpec:
         if is_picture(space):
             assert self.encoder is not None
-            return StreamSpec(name, "vision", self.encoder.tokens, self.encoder.width)
+            return StreamSpec(name, "image", self.encoder.tokens, self.encoder.width)
         return StreamSpec(name, "telemetry", 1, width(space))
 
     def tokens(self, observation: Any) -> Tokens:

@@ -18,6 +18,9 @@ import orjson
 
 from learners.files import write_atomically
 
+FORMER_EVENTS = {"learner_waits": "learner_waiting_for_spec", "task_held_back": "task_awaiting_approval"}
+"""Event types that a learner before 0.1.0 may have left."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -62,7 +65,9 @@ class Outbox:
         for path in sorted(self.folder.glob("[!.]*.json")):
             try:
                 body = orjson.loads(path.read_bytes())
-                found.append(Event(body["kind"], body["fields"], body["stamp_s"], path))
+                found.append(
+                    Event(FORMER_EVENTS.get(body["kind"], body["kind"]), body["fields"], body["stamp_s"], path)
+                )
             except FileNotFoundError:
                 continue
             except (orjson.JSONDecodeError, KeyError, TypeError):

@@ -1,9 +1,9 @@
 """The learner's progress: one small JSON file, replaced by a rename, which the agent reads for `health` and metrics.
 
-Fields: `state` (starting; waiting: too little experience; training; idle: no update is owed; finetuning: a task is being fine-tuned,
-while training goes on; stopped); `updates`; `updates_per_s` over the last half minute; `owed` updates not done yet; `loss` and further
-metrics as the algorithm names them; `q` the mean value of sampled actions; `buffer` transitions in memory, `taught` and `failures`
-among them; `row` the last one read; `reward_mean` of the last thousand; `policy` the live version; `candidate` the last one evaluated;
+Fields: `state` (starting; waiting: too little experience; training; idle: no update is pending; finetuning: a task is being fine-tuned,
+while training goes on; stopped); `updates`; `updates_per_s` over the last half minute; `pending_updates` not done yet and `dropped_updates` given up; `loss` and further
+metrics as the algorithm names them; `q` the mean value of sampled actions; `buffer` transitions in memory, `sampleable`, `demonstrations`
+and `terminal` ones among them; `row` the last one read; `reward_mean` of the last thousand; `policy` the live version; `candidate` the last one evaluated;
 `finetuning` task, epoch, step, loss and score of a running fine-tune, or null.
 """
 
@@ -20,6 +20,14 @@ import orjson
 from learners.files import write_atomically
 
 WINDOW_S = 30.0
+FORMER_FIELDS = {
+    "drawable": "sampleable",
+    "taught": "demonstrations",
+    "failures": "terminal",
+    "owed": "pending_updates",
+    "forgotten": "dropped_updates",
+}
+"""Names in a file that was written before 0.1.0."""
 
 
 class Progress:
@@ -56,4 +64,6 @@ def read_progress(path: Path) -> dict[str, Any] | None:
         progress = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return None
-    return progress if isinstance(progress, dict) else None
+    if not isinstance(progress, dict):
+        return None
+    return {FORMER_FIELDS.get(str(name), str(name)): value for name, value in progress.items()}

@@ -5,7 +5,7 @@ as by Perceiver IO, Jaegle et al. 2022). In the first layer they learn what was 
 token says which stream it is of, where in it, and how old; what is missing is set to zero and hidden from attention, so
 that its content cannot reach the state by any path, not even as NaN.
 
-`policy.fusion: matching` takes another way for streams that speak of places in a picture, see `matching.py`.
+`policy.fusion: low-rank-bilinear` takes another way for streams that speak of places in a picture, see `matching.py`.
 
 Shapes: B batch, S streams, T tokens of a stream, W their width, D width of the policy, L latents, K all tokens, H heads, E = D / H.
 """
@@ -143,7 +143,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.adapters = nn.ModuleList(Adapter(stream, spec.width, spec.feature_dropout) for stream in spec.streams)
         self.streams = nn.Parameter(torch.randn(len(spec.streams), spec.width) * 0.02)
-        self.how: nn.Module = Matching(spec) if spec.fusion == "matching" else Attention(spec)
+        self.how: nn.Module = Matching(spec) if spec.fusion == "low-rank-bilinear" else Attention(spec)
 
     def adapt(self, tokens: Sequence[Tensor], present_BS: Tensor, ages_BS: Tensor) -> list[Tensor]:
         """Each stream's tokens B,T,D, independent of every other stream."""

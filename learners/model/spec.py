@@ -12,10 +12,13 @@ import orjson
 
 from actuators.actions import ActionSpace, Actuator, Choice, Continuous, Utterance
 
-Modality = Literal["vision", "hearing", "language", "telemetry"]
+Modality = Literal["image", "audio", "text", "telemetry"]
 Algorithm = Literal["auto", "dqn", "sac", "crossq", "bandit"]
-Fusing = Literal["bottleneck", "matching"]
+Fusing = Literal["latent-attention", "low-rank-bilinear"]
 FORMAT = 1
+FORMER_MODALITIES: dict[str, Modality] = {"vision": "image", "hearing": "audio", "language": "text"}
+"""Names in a `spec.json` written before 0.1.0, and what they are called now."""
+FORMER_FUSIONS: dict[str, Fusing] = {"bottleneck": "latent-attention", "matching": "low-rank-bilinear"}
 _ACTUATORS: dict[str, type[Actuator]] = {"choice": Choice, "continuous": Continuous, "text": Utterance}
 
 
@@ -55,7 +58,7 @@ class PolicySpec:
 
     streams: tuple[StreamSpec, ...]
     actions: ActionSpace
-    fusion: Fusing = "bottleneck"
+    fusion: Fusing = "latent-attention"
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers of every actor and critic."""
     width: int = 256
@@ -80,17 +83,17 @@ class PolicySpec:
             raise SpecError(f"history {self.history}: at least 1")
         if not self.hidden or min(self.hidden) < 1:
             raise SpecError(f"hidden {self.hidden}: at least one layer, each of at least one unit")
-        if self.fusion == "matching" and not all(self.pairs):
+        if self.fusion == "low-rank-bilinear" and not all(self.pairs):
             raise SpecError(
-                "policy.fusion: matching needs a camera with policy.tokens above 1 and a microphone or a text; "
-                "write `fusion: bottleneck`"
+                "policy.fusion: low-rank-bilinear needs a camera with policy.tokens above 1 and a microphone or a text; "
+                "write `fusion: latent-attention`"
             )
 
     @property
     def pairs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which streams have places to look at, and which ones speak, by number."""
-        seen = tuple(i for i, s in enumerate(self.streams) if s.modality == "vision" and s.tokens > 1)
-        said = tuple(i for i, s in enumerate(self.streams) if s.modality in ("hearing", "language"))
+        seen = tuple(i for i, s in enumerate(self.streams) if s.modality == "image" and s.tokens > 1)
+        said = tuple(i for i, s in enumerate(self.streams) if s.modality in ("audio", "text"))
         return seen, said
 
     @property
@@ -133,12 +136,18 @@ class PolicySpec:
         if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
             raise SpecError(f"not a policy spec of format {FORMAT}")
         try:
-            body["streams"] = tuple(StreamSpec(**stream) for stream in body["streams"])
+            body["streams"] = tuple(_stream_in(stream) for stream in body["streams"])
+            if "fusion" in body:
+                body["fusion"] = FORMER_FUSIONS.get(body["fusion"], body["fusion"])
             body |= {"hidden": tuple(body["hidden"])} if "hidden" in body else {}
             body["actions"] = ActionSpace(tuple(_actuator_in(entry) for entry in body["actions"]))
             return cls(**body)
         except (TypeError, KeyError) as error:
             raise SpecError(f"policy spec: {error}") from None
+
+
+def _stream_in(entry: dict[str, Any]) -> StreamSpec:
+    return StreamSpec(**entry | {"modality": FORMER_MODALITIES.get(entry["modality"], entry["modality"])})
 
 
 def _actuator_out(actuator: Actuator) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The step `labels`: held-out metrics of the tasks that feed the policy are no worse than the margin.
+"""The step `held_out`: held-out metrics of the tasks that feed the policy are no worse than the margin.
 
-What judges is `holdout.py`'s: the task's `heldout` file, nothing that came over MQTT. A candidate acts on what the task's present
+What judges is `holdout.py`'s: the task's `eval_file` file, nothing that came over MQTT. A candidate acts on what the task's present
 version says, the live policy was promoted with another one, perhaps: both are measured on what is held out. Where no task feeds the
 policy, or none of them changed or has a file, there is nothing to judge by, and the figures say so.
 """
@@ -17,12 +17,12 @@ from learners.tasks.base import DataError
 from learners.tasks.registry import open_task
 
 
-def labels(trial: EvaluationContext) -> StepResult:
+def held_out(trial: EvaluationContext) -> StepResult:
     """No task that feeds the policy has become worse."""
     found = trial.held_out()
     if not found:
         return StepResult(
-            "labels", passed=True, figures={"applies": False, "note": "no held-out file of a task that changed"}
+            "held_out", passed=True, figures={"applies": False, "note": "no held-out file of a task that changed"}
         )
     margin = trial.settings.margin
     tasks: dict[str, Any] = {
@@ -35,7 +35,7 @@ def labels(trial: EvaluationContext) -> StepResult:
         for name, one in found.items()
         if one.after < one.before - margin
     ]
-    return StepResult("labels", passed=not worse, figures=figures, reason="; ".join(worse))
+    return StepResult("held_out", passed=not worse, figures=figures, reason="; ".join(worse))
 
 
 class Feeding:

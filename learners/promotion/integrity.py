@@ -13,19 +13,19 @@ from learners.model.spec import PolicySpec
 from learners.promotion.pipeline import BUDGET, CANARIES, EvaluationContext, StepResult
 
 
-def whole(trial: EvaluationContext) -> StepResult:
+def integrity(trial: EvaluationContext) -> StepResult:
     """Every weight is finite; hashes, signature and shapes were checked when it was loaded."""
     weights = trial.candidate.state_dict()
     figures = {"tensors": len(weights), "numbers": sum(t.numel() for t in weights.values())}
     try:
         check_finite(weights)
     except WeightsRefused as refusal:
-        return StepResult("whole", passed=False, figures=figures, reason=str(refusal))
-    return StepResult("whole", passed=True, figures=figures)
+        return StepResult("integrity", passed=False, figures=figures, reason=str(refusal))
+    return StepResult("integrity", passed=True, figures=figures)
 
 
 @torch.no_grad()
-def fast(trial: EvaluationContext) -> StepResult:
+def latency(trial: EvaluationContext) -> StepResult:
     """A decision's forward pass takes at most half a tick of CPU time.
 
     CPU time of this thread, because the learner runs at the lowest priority and its wall time says how busy others are.
@@ -43,9 +43,11 @@ def fast(trial: EvaluationContext) -> StepResult:
     finite = all(bool(v.isfinite().all()) for v in (*output.values.values(), output.value) if v.is_floating_point())
     figures = {"median_ms": round(median_s * 1e3, 3), "limit_ms": round(limit_s * 1e3, 3), "finite": finite}
     if not finite:
-        return StepResult("fast", passed=False, figures=figures, reason="its actions or values are not finite")
+        return StepResult("latency", passed=False, figures=figures, reason="its actions or values are not finite")
     slow = f"{median_s * 1e3:.1f} ms a decision; {limit_s * 1e3:.1f} ms are allowed"
-    return StepResult("fast", passed=median_s <= limit_s, figures=figures, reason="" if median_s <= limit_s else slow)
+    return StepResult(
+        "latency", passed=median_s <= limit_s, figures=figures, reason="" if median_s <= limit_s else slow
+    )
 
 
 def _canary(spec: PolicySpec) -> Features:

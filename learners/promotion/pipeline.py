@@ -5,7 +5,7 @@ has more to do at once, False when it waits for the world. An `EvaluationRun` ru
 goes on beside a trial. The first step that fails ends the trial, since a later one may need what it checked. Which steps run is
 `promotion.steps`; one that is wanted and not there is named in the verdict, never passed silently.
 
-This module brings `whole` and `fast`; `promotion.py` has them all.
+`steps.py` lists all steps.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class ShadowRun:
         """The verdict and its figures."""
         trial = self.trial
         if not self.ticks:
-            reason = f"not known: no new tick in {trial.settings.shadow_s:g} s"
+            reason = f"inconclusive: no new tick in {trial.settings.shadow_s:g} s"
             return StepResult("shadow", passed=False, figures={"ticks": 0}, reason=reason)
         candidate, live = _joined(self.candidate_values), _joined(self.live_values)
         median_s, limit_s = statistics.median(self.seconds), BUDGET * trial.period_s

@@ -1,33 +1,25 @@
-"""The promotion gate: every step of `evaluate.py`, by name.
+"""The promotion steps by name, in order: `integrity`, `latency`, `sanity`, `held_out`, `ope`, `shadow`.
 
-In order: `whole`, `fast` (here), `sane` (sanity.py), `labels` (heldout.py), `ope` (ope.py), `shadow` (shadow.py). The last one,
-`probation`, only begins when a version is live: its verdict here says so, and the agent watches.
+Probation is no step: the agent monitors a version for `promotion.probation_s` after its promotion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from learners.promotion.held_out import labels
-from learners.promotion.integrity import fast, whole
+from learners.promotion.held_out import held_out
+from learners.promotion.integrity import integrity, latency
 from learners.promotion.off_policy import ope
-from learners.promotion.pipeline import EvaluationContext, Step, StepResult
-from learners.promotion.sanity import sane
+from learners.promotion.pipeline import Step
+from learners.promotion.sanity import sanity
 from learners.promotion.shadow import shadow
 
-
-def probation(trial: EvaluationContext) -> StepResult:
-    """It takes place after the verdict: the agent watches the version for `probation_s` once it acts."""
-    return StepResult("probation", passed=True, figures={"begins": "when live", "lasts_s": trial.settings.probation_s})
-
-
 STEPS: Mapping[str, Step] = {
-    "whole": whole,
-    "fast": fast,
-    "sane": sane,
-    "labels": labels,
+    "integrity": integrity,
+    "latency": latency,
+    "sanity": sanity,
+    "held_out": held_out,
     "ope": ope,
     "shadow": shadow,
-    "probation": probation,
 }
-"""All of them."""
+"""All steps."""

@@ -1,7 +1,7 @@
 """Old experience in the tokens of a new encoder: what an older version saw is encoded again from raw readings.
 
 After an encoder was swapped, remembered tokens of the version before count as missing. Where the raw reading is still kept
-(`experience.raw_s`), the learner encodes it with the present version, a slice at a time beside its updates and at their low
+(`experience.raw_retention_s`), the learner encodes it with the present version, a slice at a time beside its updates and at their low
 priority, newest first; the tick knows nothing of it. Readings that were not kept stay out. An encoder is in memory only while
 there is something to encode, and runs on the backend that the agent chose for it.
 """

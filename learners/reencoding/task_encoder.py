@@ -13,17 +13,17 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from learners.config import EncoderSettings, TaskSettings
+from learners.config import CLASSIFICATION, EncoderSettings, TaskSettings
 from learners.model.encoders.base import Encoder
 
-KINDS = frozenset({"classify"})
+KINDS = CLASSIFICATION
 """Kinds of task whose backbone reads as the encoder does; the others change it (token types, marks) or have a decoder."""
 
 
 def encoder_tasks(
     encoders: Mapping[str, EncoderSettings], tasks: Mapping[str, TaskSettings], routes: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Of each encoder that is not frozen, the task that fine-tunes it: of the same model, on one of its streams.
+    """Of each encoder that follows a task, the task that fine-tunes it: of the same model, on one of its streams.
 
     `routes` says which encoder reads each stream. An encoder that has no such task is left out.
     """
@@ -31,18 +31,18 @@ def encoder_tasks(
     for name, encoder in encoders.items():
         for task, settings in tasks.items():
             reads = settings.stream is not None and routes.get(settings.stream) == name
-            if encoder.train != "frozen" and reads and settings.kind in KINDS and settings.model == encoder.model:
+            if encoder.follow_task and reads and settings.kind in KINDS and settings.model == encoder.model:
                 found.setdefault(name, task)
     return found
 
 
 def encoders_without_task(encoders: Mapping[str, EncoderSettings], taught: Mapping[str, str]) -> dict[str, str]:
-    """Of each encoder that is to be trained and has no task that would: why nothing will happen."""
+    """Return, for each encoder that should follow a task and has none, the reason."""
     return {
-        name: f"encoders.{name}.train: {encoder.train}: no classify task with model {encoder.model} reads a stream of it;"
-        " it stays as it is"
+        name: f"encoders.{name}.follow_task: no classification task with model {encoder.model} reads a stream of this"
+        " encoder; its weights stay as they are"
         for name, encoder in encoders.items()
-        if encoder.train != "frozen" and name not in taught
+        if encoder.follow_task and name not in taught
     }
 
 

@@ -2,7 +2,7 @@
 
 Where left and right mean the same but for the side, every transition is worth two. In a batch, half of the transitions are
 mirrored: the places of every picture in reverse along its rows, the choices of the named actuators in reverse order, named
-continuous actuators and telemetry negated. Whether the world is so symmetric only its owner knows: `learner.mirror` says it. An
+continuous actuators and telemetry negated. Whether the world is so symmetric only its owner knows: `learner.mirror_augmentation` says it. An
 augmentation of reinforcement learning from pictures, as in Laskin et al. 2020 ("RAD"), with the action following it.
 
 Shapes: B batch, T tokens of a stream, W their width, A components of one continuous actuator.
@@ -36,7 +36,7 @@ class MirrorAugmentation:
 
     def __init__(self, spec: PolicySpec, names: tuple[str, ...]) -> None:
         self._tokens: dict[str, Change] = {
-            s.name: _reverse(s.columns) for s in spec.streams if s.modality == "vision" and s.tokens > 1
+            s.name: _reverse(s.columns) for s in spec.streams if s.modality == "image" and s.tokens > 1
         }
         self._tokens |= {s.name: torch.neg for s in spec.telemetry if s.name in names}
         self._actions: dict[str, Change] = {
@@ -45,7 +45,9 @@ class MirrorAugmentation:
         self._actions |= {a.name: torch.neg for a in spec.actions.continuous if a.name in names}
         unknown = sorted(set(names) - {*self._tokens, *self._actions})
         if unknown:
-            raise ValueError(f"learner.mirror: {unknown} is no choice, no continuous actuator and no telemetry stream")
+            raise ValueError(
+                f"learner.mirror_augmentation: {unknown} is no choice, no continuous actuator and no telemetry stream"
+            )
         self._choices = {a.name for a in spec.actions.choices}
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import orjson
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from learners.config import FORMER_KINDS, TaskKind
 from learners.files import write_atomically
 from learners.tasks.heads import quiet, with_labels
 from learners.tasks.pooling import add_layer, declared, without_layer
@@ -30,6 +31,8 @@ Example = Mapping[str, Any]
 Feature = dict[str, Any]
 Batch = dict[str, Tensor]
 NAME = "task.json"
+FORMER_MODALITIES = ("text", "picture", "sound")
+"""What a folder of the former kind `classify` says of itself, in the order of `FORMER_KINDS`."""
 IGNORED = -100
 """The target that cross-entropy leaves out."""
 
@@ -98,8 +101,9 @@ class Prediction:
 class Task(ABC):
     """One task with its model. Not for several threads at once."""
 
-    kind: ClassVar[str]
-    modality: ClassVar[str] = "text"
+    kind: ClassVar[TaskKind]
+    modality: ClassVar[Literal["text", "picture", "sound"]] = "text"
+    """The field of an example that the task reads, or is made from."""
     selection: ClassVar[str]
     """The validation metric that chooses the epoch; higher is better."""
     recipe: ClassVar[Recipe] = Recipe()
@@ -241,14 +245,17 @@ class Task(ABC):
         with quiet():
             self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        body = {"kind": self.kind, "modality": self.modality, "labels": self.labels, "options": asdict(self.options)}
+        body = {"kind": self.kind, "labels": self.labels, "options": asdict(self.options)}
         write_atomically(folder / NAME, orjson.dumps(body, option=orjson.OPT_INDENT_2), durable=False)
 
 
 def saved(source: Path | str) -> dict[str, Any]:
-    """What `save` wrote beside the weights; empty for any other model."""
+    """Return what `save` wrote next to the weights, with the present name of its kind; empty for any other model."""
     path = Path(source) / NAME
-    return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
+    body = dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
+    if kinds := FORMER_KINDS.get(str(body.get("kind"))):
+        body["kind"] = kinds[FORMER_MODALITIES.index(body.get("modality", "text"))] if len(kinds) > 1 else kinds[0]
+    return body
 
 
 def saved_options(source: Path | str) -> dict[str, Any]:
@@ -269,5 +276,5 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return padded
 
 
-PRETRAINED = frozenset({"translate", "summarize", "chat"})
+PRETRAINED = frozenset({"translation", "summarization", "text-generation"})
 """Kinds that need no head of their own: their model answers before it is fine-tuned."""

@@ -29,7 +29,7 @@ PLAIN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor
 class Chat(TextTask):
     """`messages` (each `role`, `content`), the last one the assistant's where it is to be learned."""
 
-    kind = "chat"
+    kind = "text-generation"
     selection = "negative_loss"
     auto: ClassVar[Any] = AutoModelForCausalLM
     recipe = Recipe(epochs=3, batch=4, rates={"top": 1e-4, "lora": 5e-4, "full": 2e-5}, options={"max_length": 1024})

@@ -30,6 +30,7 @@ WHISPER_STEPS_HZ = 50
 class ClassifySounds(Classifier):
     """`sound` (a path or float32 samples, with `rate_hz` unless 16 kHz) -> `label`."""
 
+    kind = "audio-classification"
     modality = "sound"
     auto: ClassVar[Any] = AutoModelForAudioClassification
     recipe = Recipe(

@@ -18,6 +18,7 @@ from learners.tasks.images import PictureProcessor, read_picture
 class ClassifyPictures(Classifier):
     """`picture` (a path or uint8 RGB array) -> `label`."""
 
+    kind = "image-classification"
     modality = "picture"
     auto: ClassVar[Any] = AutoModelForImageClassification
     recipe = Recipe(

@@ -26,7 +26,6 @@ from learners.tasks.text_base import TextTask, cross_entropy, inputs, macro_f1
 class Classifier(Task):
     """Loss, metrics and predictions of classes, whatever is classified."""
 
-    kind = "classify"
     selection = "accuracy"
 
     @classmethod
@@ -111,6 +110,7 @@ class Classifier(Task):
 class ClassifyText(TextTask, Classifier):
     """`text` (and `text_pair`) -> `label`."""
 
+    kind = "text-classification"
     auto: ClassVar[Any] = AutoModelForSequenceClassification
     pools = True
     recipe = Recipe(

@@ -32,7 +32,7 @@ _NEVER = -1e9
 class Answer(TextTask):
     """`question`, `context` -> `answers` (each `text`, `start`)."""
 
-    kind = "answer"
+    kind = "question-answering"
     selection = "f1"
     auto: ClassVar[Any] = AutoModelForQuestionAnswering
     recipe = Recipe(

@@ -1,4 +1,4 @@
-"""Every task of this folder by kind and modality: each module is looked through, so a new file is a new task."""
+"""Every task of this folder by kind: the registry searches each module, so a new file is a new task."""
 
 from __future__ import annotations
 
@@ -11,45 +11,50 @@ from pathlib import Path
 from typing import Any
 
 import learners.tasks
-from learners.tasks.base import Example, Options, Task, saved
-
-MODALITIES = ("picture", "sound")
+from learners.config import FORMER_KINDS
+from learners.tasks.base import DataError, Example, Options, Task, saved
 
 
 @functools.cache
-def known() -> dict[tuple[str, str], type[Task]]:
-    """The classes by (kind, modality)."""
-    found: dict[tuple[str, str], type[Task]] = {}
+def known() -> dict[str, type[Task]]:
+    """Return the task classes by kind."""
+    found: dict[str, type[Task]] = {}
     for info in pkgutil.iter_modules(learners.tasks.__path__):
         module = importlib.import_module(f"learners.tasks.{info.name}")
         for _, cls in inspect.getmembers(module, inspect.isclass):
             if issubclass(cls, Task) and not inspect.isabstract(cls) and cls.__module__ == module.__name__:
-                found[cls.kind, cls.modality] = cls
+                found[cls.kind] = cls
     return found
 
 
-def task_class(kind: str, modality: str = "text") -> type[Task]:
-    """The class of a task.
+def task_class(kind: str) -> type[Task]:
+    """Return the class of a task.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none of this kind.
     """
-    cls = known().get((kind, modality))
+    cls = known().get(kind)
     if cls is None:
-        names = ", ".join(sorted(f"{k} ({m})" for k, m in known()))
-        raise ValueError(f"no task {kind!r} for {modality}; there are {names}")
+        if kind in FORMER_KINDS:
+            raise ValueError(f"task {kind!r}: renamed to {' or '.join(FORMER_KINDS[kind])}")
+        raise ValueError(f"no task {kind!r}; there are {', '.join(sorted(known()))}")
     return cls
 
 
-def modality_of(examples: Sequence[Example]) -> str:
-    """`picture`, `sound` or `text`, by what the first example holds."""
-    return next((name for name in MODALITIES if examples and name in examples[0]), "text")
+def check_modality(cls: type[Task], examples: Sequence[Example]) -> None:
+    """Check that examples hold what a task reads.
+
+    Raises:
+        DataError: they hold pictures, sounds or texts, and the task reads another of them.
+    """
+    held = next((name for name in ("picture", "sound") if examples and name in examples[0]), "text")
+    if held != cls.modality:
+        fitting = sorted(name for name, other in known().items() if other.modality == held)
+        raise DataError(f"{cls.kind} reads a {cls.modality}; these examples hold a {held}: use {' or '.join(fitting)}")
 
 
-def open_task(
-    kind: str, source: Path | str, *, modality: str | None = None, labels: Sequence[str] = (), **options: Any
-) -> Task:
-    """A task on a model; what a saved folder says of itself holds unless told otherwise."""
-    told = saved(source)
-    cls = task_class(kind, modality or told.get("modality", "text"))
-    return cls.open(source, labels=labels or tuple(told.get("labels", ())), **Options.known(options))
+def open_task(kind: str, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Task:
+    """Open a task on a model; without `labels`, those of a saved folder hold."""
+    return task_class(kind).open(
+        source, labels=labels or tuple(saved(source).get("labels", ())), **Options.known(options)
+    )

@@ -30,7 +30,7 @@ _TAG = re.compile(r"</?e[12]>")
 class Relate(TextTask):
     """`text` with marked spans -> `label`."""
 
-    kind = "relate"
+    kind = "relation-extraction"
     selection = "macro_f1"
     auto: ClassVar[Any] = AutoModelForTokenClassification
     recipe = Recipe(

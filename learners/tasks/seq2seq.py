@@ -67,7 +67,7 @@ KINDS = ("rouge1", "rouge2", "rougeL")
 class Summarize(Rewrite):
     """`source` -> `target`, the shorter text."""
 
-    kind = "summarize"
+    kind = "summarization"
     selection = "rougeL"
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -80,7 +80,7 @@ class Summarize(Rewrite):
 class Translate(Rewrite):
     """`source` -> `target`."""
 
-    kind = "translate"
+    kind = "translation"
     selection = "bleu"
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:

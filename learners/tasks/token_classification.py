@@ -34,7 +34,7 @@ TYPES = "token_type_embeddings"
 class Tag(TextTask):
     """`tokens` -> `tags`."""
 
-    kind = "tag"
+    kind = "token-classification"
     selection = "entity_f1"
     auto: ClassVar[Any] = AutoModelForTokenClassification
     recipe = Recipe(

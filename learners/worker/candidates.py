@@ -174,7 +174,7 @@ class CandidateManager:
             recent=self._recent,
             settings=self.settings,
             period_s=1 / self.rate_hz,
-            settle=round(self.learner.settings.settle_s * self.rate_hz),
+            settle=round(self.learner.settings.reward_delay_s * self.rate_hz),
             after=lambda row: self.reader.rows(row + 1, row + 1 + FRESH),
             last_row=self.reader.last_row,
             versions=dict(self.learner.replay.versions),

@@ -3,7 +3,7 @@
 The learner starts it (`finetuning.py`). It trains and evaluates one candidate, writes its progress to `learner/finetuning.json`,
 posts the outcome to the learner's outbox and ends. SIGTERM ends it after the current update.
 
-Events: `task_promoted`, `task_rejected`, `task_held_back`, `source_quarantined`, `finetune_skipped`.
+Events: `task_promoted`, `task_rejected`, `task_awaiting_approval`, `source_quarantined`, `finetune_skipped`.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Learner:
         self.policy: Any = build(spec).to(self.device).eval()
         self.algorithm = Algorithm(self.policy, torch.Generator(self.device).manual_seed(settings.seed))
         self.draw = torch.Generator().manual_seed(settings.seed)
-        self.mirror = MirrorAugmentation(spec, settings.mirror) if settings.mirror else None
+        self.mirror = MirrorAugmentation(spec, settings.mirror_augmentation) if settings.mirror_augmentation else None
         self.replay = self._empty()
         self.position = Position()
         self.metrics: dict[str, float] = {}
@@ -182,7 +182,7 @@ class Learner:
             try:
                 self.position, trail, self.replay.versions = placed(loaded.documents["position"])
             except (KeyError, TypeError, ValueError) as error:
-                detail = f"the learner's position: {error!r}; it begins anew"
+                detail = f"saved training state unreadable ({error!r}); starting over from the live policy"
                 self.refused.append(CheckpointRefused(loaded.manifest.version, "unknown_format", detail))
                 self.journal.restart([])  # of a state that is not taken up
                 return False
@@ -227,8 +227,8 @@ class Learner:
             self.spec,
             max_bytes=int(s.replay_gb * 1e9),
             steps=s.n_step,
-            taught_share=s.demonstrations,
-            settle=round(s.settle_s * self.rate_hz),
+            taught_share=s.demonstration_fraction,
+            settle=round(s.reward_delay_s * self.rate_hz),
             centre=s.center_rewards,
         )
 

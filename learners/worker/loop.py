@@ -7,7 +7,7 @@ process of its own. The learner uses no actuator and no network: it writes check
 The supervisor starts and restarts it.
 
 Events in the outbox: `policy_promoted`, `policy_rejected` (with every step's figures), `checkpoint_refused`,
-`learner_resumed`, `learner_waits`; of fine-tunes see `finetune_process.py`.
+`learner_resumed`, `learner_waiting_for_spec`; of fine-tunes see `finetune_process.py`.
 """
 
 from __future__ import annotations
@@ -195,12 +195,12 @@ class LearnerLoop:
             "metrics": metrics,
             "q": sum(values) / len(values) if values else None,
             "buffer": len(learner.replay),
-            "drawable": strata.all,
-            "taught": strata.taught,
-            "failures": strata.failures,
+            "sampleable": strata.all,
+            "demonstrations": strata.taught,
+            "terminal": strata.failures,
             "row": learner.position.row,
-            "owed": round(learner.position.owed, 1),
-            "forgotten": learner.forgotten,
+            "pending_updates": round(learner.position.owed, 1),
+            "dropped_updates": learner.forgotten,
             "skipped": learner.skipped,
             "reward_mean": learner.reward_mean,
             "policy": self.versions.live().version,
@@ -220,7 +220,7 @@ def serve(inputs: LearnerConfig, stop: threading.Event) -> None:
         spec = read_policy_spec(inputs.state_dir)
         if spec is None:
             if not waited:
-                outbox.post("learner_waits", {"for": "the agent's policy spec"})
+                outbox.post("learner_waiting_for_spec", {"for": "the agent's policy spec"})
             waited = True
             stop.wait(POLL_S)
             continue

@@ -106,12 +106,12 @@ async def build(
     store = Store(state_dir / "experience", config.experience, on_event=emit)
     checkpoints = open_checkpoints(state_dir, config.promotion)
     rewards = build_rewards(config.rewards, config.streams, config.actuators)
-    ledger, quarantine = Ledger(config.learner.settle_s), Quarantine()
+    ledger, quarantine = Ledger(config.learner.reward_delay_s), Quarantine()
     sources = SourceQuarantine(quarantine, store, ledger, state_dir, emit, wall)
     sources.start()
     probation = ProbationMonitor(_probation(config), checkpoints, state_dir, emit, wall, quarantine)
     outcomes = OutcomeTracker(rewards, ledger, sources, probation, wall)
-    queries = UncertaintyQueries(config.policy.ask_below, emit)
+    queries = UncertaintyQueries(config.policy.query_margin, emit)
     feedback = Feedback(
         store=store,
         outcomes=outcomes,
@@ -248,10 +248,9 @@ def _sensors(config: Config, faults: Iterable[str]) -> dict[str, Sensor | TopicS
 
 
 def _probation(config: Config) -> Probation:
-    """Make the rule of the settings; without `probation` in `promotion.steps` it ends at once."""
+    """Make the rule of the settings; 0 seconds end a probation at once."""
     promotion = config.promotion
-    lasts_s = promotion.probation_s if "probation" in promotion.steps else 0.0
-    return Probation(lasts_s, promotion.margin, alpha=round(1.0 - promotion.confidence, 9))
+    return Probation(promotion.probation_s, promotion.margin, alpha=round(1.0 - promotion.confidence, 9))
 
 
 def _task_outputs(

@@ -6,13 +6,18 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
+import structlog
+
 from runtime.agent.components import Components
+from runtime.mqtt.rpc import RequestFailed
 from runtime.process.http_server import serve_metrics
 from sensors.base import Sensor
 
+_LOG = structlog.get_logger(__name__)
+
 
 def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
-    """Return every task of the agent by its name; each runs until cancelled."""
+    """Return every task of the agent by its name; each runs until cancelled, but for `recording`, which only starts one."""
     running: dict[str, Coroutine[Any, Any, None]] = {
         "control mqtt": parts.control.run(),
         "media mqtt": parts.media.run(),
@@ -36,7 +41,17 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         running["home assistant"] = parts.announcer.run()
     if parts.config.metrics is not None:
         running["metrics"] = serve_metrics(parts.registry, partial(unready, parts), parts.config.metrics.listen)
+    if parts.config.record.enabled:
+        running["recording"] = _record(parts)
     return running
+
+
+async def _record(parts: Components) -> None:
+    """Start the recording that `record.enabled` asks for; `request/record` ends it."""
+    try:
+        await parts.requests.record(True)
+    except RequestFailed as failed:
+        _LOG.error("recording.failed", reason=str(failed))
 
 
 def unready(parts: Components) -> list[str]:

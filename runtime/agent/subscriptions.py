@@ -35,7 +35,7 @@ def routes(parts: Components, topics: Topics) -> Iterator[Route]:
             yield Route(control if small else parts.media, topic, partial(parts.decoder.offer, name), qos=0)
     yield Route(control, topics("reward"), lambda message: parts.feedback.reward(message.payload))
     yield Route(control, topics("label"), lambda message: parts.feedback.label(message.payload))
-    yield Route(control, topics("watch"), parts.viewer.watch, qos=0)
+    yield Route(control, topics("preview", "subscribe"), parts.viewer.watch, qos=0)
     for verb in parts.requests.verbs:
         yield Route(control, topics("request", verb), parts.requests.take)
     if parts.announcer is not None:

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import FILE, FOLDER, Refused, load_or_demo, refusing
+from runtime.cli.options import FILE, FOLDER, Refused, load_or_demo, refusing, renamed
 
 if TYPE_CHECKING:
     from learners.checkpoints.manifest import Manifest
@@ -80,15 +80,18 @@ def rollback(folder: Checkpoints | tuple[TaskVersions, str]) -> None:
     click.echo(f"{live} is live")
 
 
-@checkpoints.command()
+checkpoints.add_command(renamed("adopt", "reflexd checkpoints import DIR"))
+
+
+@checkpoints.command("import")
 @click.argument("directory", type=FOLDER)
 @click.pass_obj
 @refusing
-def adopt(folder: Checkpoints | tuple[TaskVersions, str], directory: Path) -> None:
-    """Take over the checkpoint that `reflexd train` wrote to DIRECTORY and make it live."""
+def import_version(folder: Checkpoints | tuple[TaskVersions, str], directory: Path) -> None:
+    """Import the checkpoint that `reflexd train` wrote to DIRECTORY and make it live."""
     if isinstance(folder, tuple):
-        raise Refused("`adopt` takes over policies; a task is fine-tuned from labels, or `model:` names a folder")
-    click.echo(f"{adopt_directory(folder, directory)} is live")
+        raise Refused("`import` is for policies; a task is fine-tuned from labels, or `model:` names a folder")
+    click.echo(f"{import_directory(folder, directory)} is live")
 
 
 def show_task(versions: TaskVersions, task: str) -> None:
@@ -120,8 +123,8 @@ def show(checkpoints: Checkpoints) -> None:
     Console().print(table)
 
 
-def adopt_directory(checkpoints: Checkpoints, directory: Path) -> str:
-    """Take over and promote what `reflexd train` wrote: its output folder, or the version's own directory."""
+def import_directory(checkpoints: Checkpoints, directory: Path) -> str:
+    """Import and promote what `reflexd train` wrote: its output folder, or the version's own directory."""
     from learners.checkpoints.manifest import CheckpointRefused
     from learners.checkpoints.signing import load_key
 

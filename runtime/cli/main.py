@@ -17,9 +17,9 @@ import structlog
 
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.export import export
-from runtime.cli.options import FILE, load, load_or_demo, refusing
+from runtime.cli.options import FILE, load, load_or_demo, refusing, renamed
 from runtime.cli.service import service
-from runtime.cli.session import explain, record, release, replay
+from runtime.cli.session import explain, record, replay, sources
 from runtime.cli.training import evaluate, finetune, train
 
 
@@ -201,8 +201,9 @@ def prepare(config: Path | None) -> None:
         build_engine(settings, open_checkpoints(settings.state_dir, settings.promotion)).close()
 
 
-for _command in (train, finetune, evaluate, explain, record, replay, release, service, checkpoints, export):
+for _command in (train, finetune, evaluate, explain, record, replay, sources, service, checkpoints, export):
     main.add_command(_command)
+main.add_command(renamed("release", "reflexd sources release NAME"))
 
 if __name__ == "__main__":
     main()

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar, get_args
 
 import click
 
+from learners.config import FORMER_KINDS, TaskKind
 from runtime.config import loader as settings_file
 from runtime.config.loader import Loaded
 
@@ -26,6 +27,45 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 ANY = click.Path(path_type=Path)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def renamed(name: str, now: str) -> click.Command:
+    """Return a hidden verb that answers its former `name` with the present one, and exits with code 2."""
+
+    def answer(ctx: click.Context, given: tuple[str, ...]) -> None:
+        del given
+        click.echo(f"{ctx.command_path}: renamed to `{now}`", err=True)
+        sys.exit(REFUSED)
+
+    return click.Command(
+        name,
+        callback=click.pass_context(answer),
+        params=[click.Argument(["given"], nargs=-1, type=click.UNPROCESSED)],
+        context_settings={"ignore_unknown_options": True},
+        add_help_option=False,
+        hidden=True,
+    )
+
+
+class TaskKinds(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """A kind of task; former names are answered with the present ones."""
+
+    name = "KIND"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the choices for the help."""
+        del param, ctx
+        return f"[{'|'.join(get_args(TaskKind))}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the kind; one that does not exist ends the program with exit code 2."""
+        kind = str(value)
+        if kind in FORMER_KINDS:
+            click.echo(f"--task {kind}: renamed to {' or '.join(FORMER_KINDS[kind])}", err=True)
+            sys.exit(REFUSED)
+        if kind not in get_args(TaskKind):
+            self.fail(f"{kind!r} is not one of {', '.join(get_args(TaskKind))}", param, ctx)
+        return kind
 
 
 def load_or_demo(config: Path | None) -> Loaded:

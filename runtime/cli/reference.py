@@ -36,9 +36,9 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("act/<actuator>/set", "out, QoS 1, with expiry, never retained", "the command; written by the gate alone"),
     ("act/<actuator>/state", "in, retained by the device", "acknowledgement and truth"),
     ("task/<name>", "out", "result of a language task"),
-    ("watch", "in, QoS 0, every 2 s", "somebody is looking at these streams; previews stop 5 s after the last one"),
-    ("preview/<stream>", "out, QoS 0, at most 4 a second, only while watched", 'camera: a JPEG of at most 320 pixels\' width; others JSON: `{"level_db","peak_db"}` in dBFS, `{"text"}`, or `{"values":{}}`'),
-    ("home", "out, QoS 1, every 10 s, with `discovery: true`", "the state that Home Assistant's components read"),
+    ("preview/subscribe", "in, QoS 0, every 2 s", "asks for previews of these streams; previews stop 5 s after the last request"),
+    ("preview/<stream>", "out, QoS 0, at most 4 a second, only while requested", 'camera: a JPEG of at most 320 pixels\' width; others JSON: `{"level_db","peak_db"}` in dBFS, `{"text"}`, or `{"values":{}}`'),
+    ("homeassistant/state", "out, QoS 1, every 10 s, with `discovery: true`", "the state that Home Assistant's components read"),
 )  # fmt: skip
 
 MODELS: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -49,7 +49,7 @@ MODELS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("stop", topics.Stop),
     ("act/<actuator>/set", topics.Command),
     ("act/<actuator>/state", topics.DeviceState),
-    ("watch", PreviewRequest),
+    ("preview/subscribe", PreviewRequest),
 )
 
 

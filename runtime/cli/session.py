@@ -1,4 +1,4 @@
-"""Verbs that speak to a running agent or read its recordings: explain, record, release, replay."""
+"""Verbs that speak to a running agent or read its recordings: explain, record, sources, replay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def picture(answer: Answer) -> None:
         f"decision {answer['decision']}  policy {answer['policy']}  reward {answer['reward']:.3f}  value {answer['value']:.3f}"
     )
     for name, part in answer["parts"].items():
-        by = answer["by"].get(name, "nobody")
+        by = answer["by"].get(name, "none")
         console.print(
             f"\n{name} = {answer['actions'].get(name)}  by {by}, p {answer['probabilities'].get(name, 0):.3f}; {part['told']} {part['score']:.3f}, usual {part['baseline']:.3f}"
         )
@@ -77,14 +77,19 @@ def record(state: str, config: Path | None) -> None:
     click.echo(json.dumps(answer))
 
 
-@click.command()
+@click.group()
+def sources() -> None:
+    """Manage the sources of rewards and labels in the running daemon."""
+
+
+@sources.command()
 @click.argument("source")
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
 @refusing
 def release(source: str, config: Path | None) -> None:
-    """Let a quarantined SOURCE of rewards (or label:SOURCE) count again in the running daemon; it is not judged any more.
+    """Release a quarantined SOURCE of rewards (or label:SOURCE); the daemon uses its data again and stops checking it.
 
-    Example: reflexd release button-3
+    Example: reflexd sources release button-3
     """
     from runtime.cli.client import NoAnswer, ask
 

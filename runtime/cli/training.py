@@ -1,4 +1,4 @@
-"""The verbs that learn, explain and keep: train, finetune, evaluate, record, replay, explain, release, service."""
+"""The verbs that train: train, finetune, evaluate."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.cli.options import ANY, FOLDER, refusing
+from runtime.cli.options import ANY, FOLDER, TaskKinds, refusing
 
 if TYPE_CHECKING:
     from learners.model.spec import Algorithm
-
-
-TASKS = ("classify", "tag", "relate", "answer", "translate", "summarize", "chat")
 
 
 class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
@@ -69,7 +66,7 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
 
 
 @click.command()
-@click.option("--task", type=click.Choice(TASKS), required=True)
+@click.option("--task", type=TaskKinds(), required=True)
 @click.option("--model", required=True, help="`bundled:NAME`, a transformers id or a folder.")
 @click.option("--train", "train_file", type=ANY, required=True, help="Training file or folder.")
 @click.option("--validation", type=ANY, required=True, help="For early stopping and the choice of the epoch.")
@@ -90,7 +87,7 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
 def finetune(train_file: Path, **options: Any) -> None:
     """Fine-tune a pretrained model from files: CoNLL columns, CSV/TSV, JSON lines, or folders of class-named files.
 
-    Example: reflexd finetune --task tag --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
+    Example: reflexd finetune --task token-classification --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
     """
     from learners.finetune.run import finetune as tune
 
@@ -108,7 +105,7 @@ def finetune(train_file: Path, **options: Any) -> None:
 
 
 @click.command()
-@click.option("--task", type=click.Choice(TASKS), required=True)
+@click.option("--task", type=TaskKinds(), required=True)
 @click.option("--model", required=True, help="A fine-tuned folder.")
 @click.option("--test", type=ANY, required=True)
 @click.option("--out", type=FOLDER, help="Where report.json goes.")

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from learners.config import FORMER_KINDS
 from runtime.config.schema import Config
 
 Steps = tuple[str | int, ...]
@@ -38,6 +39,42 @@ _REMEDIES = {
     "bool_parsing": "write true or false",
     "value_error": "correct it as the message says",
 }
+OLD_KEYS: dict[str, str] = {
+    "encoders.*.train": "follow_task",
+    "experience.raw_s": "raw_retention_s",
+    "experience.reserve": "reserved_fraction",
+    "finetune.forget_margin": "max_forgetting",
+    "finetune.holdout": "validation_fraction",
+    "finetune.margin": "max_metric_drop",
+    "finetune.replay": "rehearsal_ratio",
+    "learner.demonstrations": "demonstration_fraction",
+    "learner.mirror": "mirror_augmentation",
+    "learner.settle_s": "reward_delay_s",
+    "plant.takeovers": "simulated_overrides",
+    "policy.ask_below": "query_margin",
+    "policy.fusion: bottleneck": "latent-attention",
+    "policy.fusion: matching": "low-rank-bilinear",
+    "promotion.decisions": "ope_decisions",
+    "promotion.observations": "sanity_observations",
+    "promotion.steps: fast": "latency",
+    "promotion.steps: labels": "held_out",
+    "promotion.steps: sane": "sanity",
+    "promotion.steps: whole": "integrity",
+    "tasks.*.ask_below": "query_confidence",
+    "tasks.*.heldout": "eval_file",
+    **{f"tasks.*.kind: {former}": " or ".join(kinds) for former, kinds in FORMER_KINDS.items()},
+}
+"""Settings renamed before the first release: path, or path and value -> new key or value; `*` is a name of the user."""
+OLD_REMEDIES: dict[str, str] = {
+    "encoders.*.train": "write `follow_task: true` instead of top, lora or full, and nothing instead of frozen",
+    "tasks.*.kind: classify": "by the stream the task reads",
+}
+REMOVED_KEYS: dict[str, str] = {
+    "encoders.*.lora_rank": "the rank is tasks.NAME.lora_rank",
+    "learner.engine": "the learner always runs on this machine",
+    "promotion.steps: probation": "probation always follows a promotion; `promotion.probation_s: 0` switches it off",
+}
+"""Settings that had no effect, and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +102,22 @@ def explain(path: Path, lines: dict[Steps, int], detail: ErrorDetails) -> Proble
         message = message.removeprefix(named.group(1) + ": ")
     where = _without_tags(lines, loc)
     line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
-    return Problem(path, line, dotted(where), message, _remedy(detail, where))
+    old = _old(detail, where)
+    return Problem(path, line, dotted(where), *(old or (message, _remedy(detail, where))))
+
+
+def _old(detail: ErrorDetails, where: Steps) -> tuple[str, str] | None:
+    """Return message and remedy for a former key or value, or None for any other problem."""
+    if detail["type"] not in {"extra_forbidden", "literal_error"}:
+        return None
+    steps = [str(step) for step in where if not isinstance(step, int)]
+    value = f": {detail['input']}" if detail["type"] == "literal_error" else ""
+    for path in {".".join(steps), ".".join((steps[0], "*", *steps[2:]))}:
+        if new := OLD_KEYS.get(path + value):
+            return f"renamed to {new}", OLD_REMEDIES.get(path + value, "")
+        if instead := REMOVED_KEYS.get(path + value):
+            return "removed", instead
+    return None
 
 
 def _without_tags(lines: dict[Steps, int], loc: Steps) -> Steps:

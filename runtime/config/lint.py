@@ -22,19 +22,19 @@ def _unjudged(path: Path, loaded: Loaded) -> Iterator[Problem]:
     config = loaded.config
     for name, task in config.tasks.items() if config.learner.enabled else ():
         line = loaded.lines.get(("tasks", name), 1)
-        if task.heldout is None:
+        if task.eval_file is None:
             yield Problem(
                 path,
                 line,
                 f"tasks.{name}",
                 "no held-out file: what it learns from labels waits until a person promotes it",
-                f"name one under tasks.{name}.heldout, or use request/promote",
+                f"name one under tasks.{name}.eval_file, or use request/promote",
             )
-        elif not Path(task.heldout.partition("#")[0]).exists():
+        elif not Path(task.eval_file.partition("#")[0]).exists():
             yield Problem(
                 path,
-                loaded.lines.get(("tasks", name, "heldout"), line),
-                f"tasks.{name}.heldout",
-                f"{task.heldout}: no such file or folder: nothing will be fine-tuned",
+                loaded.lines.get(("tasks", name, "eval_file"), line),
+                f"tasks.{name}.eval_file",
+                f"{task.eval_file}: no such file or folder: nothing will be fine-tuned",
                 "name a file that `reflexd finetune` reads; a relative path counts from where the daemon starts",
             )

@@ -29,7 +29,7 @@ from sensors.config import fields_of, stream_secrets
 MAX_BYTES = 1_048_576
 MAX_NODES = 50_000
 MAX_DEPTH = 20
-PATH_KEYS = frozenset({"state_dir", "ca", "cert", "key", "model", "heldout", "source"})
+PATH_KEYS = frozenset({"state_dir", "ca", "cert", "key", "model", "eval_file", "source"})
 """Settings in which `~/` at the begin means the home directory."""
 _MAP, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _REFERENCE = re.compile(r"\$\{(env|file):([^}]+)\}")

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 
 from actuators.config import AnyActuator, GateSettings
 from learners.config import (
+    CLASSIFICATION,
     AnyReward,
     EncoderSettings,
     ExperienceSettings,
@@ -27,6 +28,8 @@ from learners.config import (
 )
 from sensors.config import PREFIX, AnyStream, Name, Settings, fields_of
 
+RESERVED = "subscribe"
+"""No stream can have this name: `preview/subscribe` is the topic of preview requests."""
 SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
 
 
@@ -201,8 +204,8 @@ class MetricsSettings(Settings):
 class RecordSettings(Settings):
     """Session recordings (MCAP)."""
 
-    enabled: bool = False
-    max_gb: float = Field(2.0, gt=0)
+    enabled: bool = Field(False, description="start a recording together with the agent; `reflexd record off` ends it")
+    max_gb: float = Field(2.0, gt=0, description="size at which a recording ends")
 
 
 class PlantSettings(Settings):
@@ -210,7 +213,9 @@ class PlantSettings(Settings):
 
     environment: str = Field(description="`panorama` (the demo's world) or a gymnasium id")
     seed: int = 0
-    takeovers: bool = Field(False, description="the world corrects the policy now and then in its first two minutes")
+    simulated_overrides: bool = Field(
+        False, description="the simulated world overrides the policy at random during the first two minutes"
+    )
 
 
 class Config(Settings):
@@ -275,6 +280,8 @@ class Config(Settings):
     @model_validator(mode="after")
     def _references(self) -> Self:
         for name, stream in self.streams.items():
+            if name == RESERVED:
+                raise ValueError(f"streams.{name}: the topic preview/{name} has another use; choose another name")
             self._check_encoder(name, stream)
         for name, actuator in self.actuators.items():
             if actuator.kind == "text" and actuator.task not in self.tasks:
@@ -285,20 +292,35 @@ class Config(Settings):
                     f"actuators.{name}.requires: {sorted(unknown)} are not under streams: {sorted(self.streams)}"
                 )
         for name, task in self.tasks.items():
-            if task.stream is not None and task.stream not in self.streams:
-                raise ValueError(f"tasks.{name}.stream: {task.stream!r} is not under streams: {sorted(self.streams)}")
-            if task.feeds_policy:
-                _check_fed(name, task, self.streams)
+            _check_task(name, task, self.streams)
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise ValueError("rewards: each name may be used once")
         return self
 
 
+def _check_task(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
+    if task.stream is not None and task.stream not in streams:
+        raise ValueError(f"tasks.{name}.stream: {task.stream!r} is not under streams: {sorted(streams)}")
+    if task.stream is not None:
+        _check_kind(name, task, streams[task.stream].kind)
+    if task.feeds_policy:
+        _check_fed(name, task, streams)
+
+
+def _check_kind(name: str, task: TaskSettings, stream: str) -> None:
+    """Check that a task can read a stream of this kind; what a plug-in delivers is not known here."""
+    reads = {"image-classification": "camera", "audio-classification": "microphone"}.get(task.kind, "text")
+    if stream not in {reads, "plugin"}:
+        fitting = {"camera": "image-classification", "microphone": "audio-classification"}.get(stream)
+        remedy = f"; write {fitting}" if fitting and task.kind in CLASSIFICATION else ""
+        raise ValueError(f"tasks.{name}.kind: {task.kind} reads a {reads} stream; {task.stream} is {stream}{remedy}")
+
+
 def _check_fed(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
-    if not (task.kind == "classify" and task.stream and task.labels):
+    if not (task.kind in CLASSIFICATION and task.stream and task.labels):
         raise ValueError(
-            f"tasks.{name}.feeds_policy: only a classify task with a `stream` and fixed `labels` gives the policy numbers"
+            f"tasks.{name}.feeds_policy: only a classification task with a `stream` and fixed `labels` gives the policy numbers"
         )
     if getattr(streams[name], "source", None) != f"{PREFIX}{name}":
         raise ValueError(f"tasks.{name}.feeds_policy: a stream has this name already; rename one of them")

@@ -188,15 +188,15 @@ def executed_actions(
 ) -> tuple[dict[str, Value], dict[str, By]]:
     """Return what each actuator was commanded at this tick, and by whom; without a verdict nothing moved."""
     if verdict is None:
-        return {}, dict.fromkeys(proposed, "nobody")
-    executed = {n: o.value for n, o in verdict.outcomes.items() if o.value is not None and o.by != "nobody"}
+        return {}, dict.fromkeys(proposed, "none")
+    executed = {n: o.value for n, o in verdict.outcomes.items() if o.value is not None and o.by != "none"}
     return executed, {name: _credit(proposed.get(name), outcome) for name, outcome in verdict.outcomes.items()}
 
 
 def _credit(proposed: Action | None, outcome: ipc.Outcome) -> By:
     """Credit the policy with what it proposed at this tick, not with an earlier action that a refusal left in force."""
     if outcome.by == "policy" and (proposed is None or proposed.value != outcome.value):
-        return "nobody"
+        return "none"
     return outcome.by
 
 

@@ -1,6 +1,6 @@
 """The page's two connections to the broker: one for control, one for pictures and sound that is up only while someone looks.
 
-Messages go into the state, commands go to the broker. While a browser shows streams, the bridge publishes `watch` every 2 s:
+Messages go into the state, commands go to the broker. While a browser shows streams, the bridge publishes `preview/subscribe` every 2 s:
 the agent previews these streams and no others. The state of the connection is a section of the state like any other.
 """
 
@@ -108,7 +108,7 @@ class MqttBridge:
             streams = self.watched()
             idle = not streams
             if streams:
-                self.control.enqueue(self.topics("watch"), encode({"streams": streams}))
+                self.control.enqueue(self.topics("preview", "subscribe"), encode({"streams": streams}))
             for topic in {self._raw(stream) for stream in streams} - reading - self._extra - {""}:
                 reading.add(topic)
                 media.subscribe(topic, self._take, qos=0)

@@ -4,7 +4,7 @@ Only encoders that follow a task are updated. Tokens that were stored under an o
 leaves them out, and new readings are encoded by the new version. A recording names the encoder versions of every decision;
 `restore` loads them for a replay, before the tick that first had them.
 
-Events: `encoder_swapped`, `encoder_refused`, `encoder_untaught` (it should follow a task, and no task fits).
+Events: `encoder_swapped`, `encoder_refused`, `encoder_without_task` (it should follow a task, and no task fits).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class EncoderUpdater:
         """Follow until cancelled."""
         used = {name: one for name, one in self.config.encoders.items() if name in self.engine.encoders}
         for encoder, reason in encoders_without_task(used, self.tasks).items():
-            self.emit("encoder_untaught", {"encoder": encoder, "reason": reason})
+            self.emit("encoder_without_task", {"encoder": encoder, "reason": reason})
         while self.tasks:
             for encoder in self.tasks:
                 await self.sync(encoder)

@@ -3,7 +3,7 @@
 The verdict falls in the event loop, within a tick of the evidence; `PolicyUpdater` has it carried out. The state lies in
 `probation.json` in the state folder, written before a version first acts: an agent that dies on probation finds there that it
 did. Events, each with its numbers: `policy_on_probation`, `policy_confirmed`, `policy_rolled_back`, `rollback_failed`,
-`probation_lost`.
+`probation_state_unreadable`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ProbationMonitor:
         try:
             known = self.file.load()
         except StateUnreadable as error:
-            self.emit("probation_lost", {"reason": str(error)})
+            self.emit("probation_state_unreadable", {"reason": str(error)})
             known = False
         if not known:
             if live.version is not None:

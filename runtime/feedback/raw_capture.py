@@ -47,6 +47,6 @@ class RawCapture:
 
 def streams_to_keep(config: Config) -> frozenset[str]:
     """Return the streams whose encoder is fine-tuned, or that a task reads."""
-    trained = {name for name, encoder in config.encoders.items() if encoder.train != "frozen"}
+    trained = {name for name, encoder in config.encoders.items() if encoder.follow_task}
     tasks = {task.stream for task in config.tasks.values()}
     return frozenset(name for name, stream in config.streams.items() if stream.encoder in trained or name in tasks)

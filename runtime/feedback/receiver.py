@@ -122,7 +122,7 @@ class Feedback:
             self.counts["label_quarantined"] += 1
         elif label.label != action:
             remedy = f"publish the right action on override/{label.task}"
-            self._refuse("label_other_action", f"{decision} did {action!r} and not {label.label!r}; {remedy}")
+            self._refuse("label_action_mismatch", f"{decision} did {action!r} and not {label.label!r}; {remedy}")
         elif self.store.mark(Mark(decision, demonstration=True)):
             self.counts["decision_confirmed"] += 1
         else:
@@ -149,4 +149,4 @@ class Feedback:
         now = self.now()
         if now - self._last_event_s.get(cause, float("-inf")) >= EVENT_EVERY_S:
             self._last_event_s[cause] = now
-            self.emit("feedback_refused", {"cause": cause, "reason": reason, "count": self.counts[cause]})
+            self.emit("feedback_rejected", {"cause": cause, "reason": reason, "count": self.counts[cause]})

@@ -5,7 +5,7 @@ transition, past or future, until a person releases it. Two components find such
 `learners/safeguards/source_consistency.py`, which runs here, and the learner, for labels that lower the held-out metric (as
 `label:NAME`), which reports it through its outbox.
 
-Events, each with its numbers: `source_quarantined`, `source_released`, `sources_disagree`, `quarantine_lost`.
+Events, each with its numbers: `source_quarantined`, `source_released`, `sources_disagree`, `quarantine_state_unreadable`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SourceQuarantine:
         try:
             self.file.load()
         except StateUnreadable as error:
-            self.emit("quarantine_lost", {"reason": str(error)})
+            self.emit("quarantine_state_unreadable", {"reason": str(error)})
             return
         for source in self.quarantine.kept:
             self.store.quarantine(source)

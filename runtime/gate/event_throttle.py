@@ -32,7 +32,7 @@ class EventThrottle:
     _kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)
 
     def event(self, ruling: ActuatorDecision, now_s: float) -> dict[str, Any] | None:
-        """Return the data of a `refused` event, or None when none is due."""
+        """Return the data of an `action_refused` event, or None when none is due."""
         rule = ruling.rule
         if rule is None:
             return None

@@ -235,7 +235,7 @@ class GateHost:
                 self._send(decision, proposal if decision.by == "policy" else None)
             refused = self.throttle.event(decision, self.now())
             if refused is not None:
-                self.publisher.event("refused", refused)
+                self.publisher.event("action_refused", refused)
 
     def _send(self, decision: ActuatorDecision, proposal: Proposal | None) -> None:
         name, is_safe = decision.actuator, decision.by == "gate"
@@ -397,7 +397,7 @@ class GateHost:
         """End all movement; returns once the devices have the safe actions, or `REST_S` is over."""
         self.ending = True
         self.apply(self.gate.go_safe(self.now(), reason))
-        self.publisher.event("daemon_ending", {"reason": reason})
+        self.publisher.event("daemon_stopping", {"reason": reason})
         until_s = self.now() + REST_S
         while self.gate.owed() and self.now() < until_s:
             await asyncio.sleep(TICK_S)

@@ -54,8 +54,8 @@ def describe(config: Config, *, version: str, policy: str, text: str = "") -> di
             "deadman_ms": config.gate.deadman_ms,
             "forbid": list(config.gate.forbid),
         },
-        "learner": {"enabled": config.learner.enabled, "engine": config.learner.engine},
-        "takeovers": bool(config.plant and config.plant.takeovers),
+        "learner": {"enabled": config.learner.enabled},
+        "simulated_overrides": bool(config.plant and config.plant.simulated_overrides),
     }
 
 

@@ -2,7 +2,7 @@
 
 Written to the device discovery format of Home Assistant 2024.11 and later (`dev`, `o`, `cmps`, `avty`;
 https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload). All components read one small state topic,
-`home`, published at most every 10 s, so that a tick rate never reaches Home Assistant's database.
+`homeassistant/state`, published at most every 10 s, so that a tick rate never reaches Home Assistant's database.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Discovery:
     @property
     def state_topic(self) -> str:
         """Where `state` is published."""
-        return Topics(self.config.agent)("home")
+        return Topics(self.config.agent)("homeassistant", "state")
 
     def payload(self) -> bytes:
         """Return the discovery message, to be retained."""

@@ -72,8 +72,8 @@ class Metrics:
             buckets=AGE_BUCKETS,
             registry=registry,
         )
-        self.acted_age_seconds = Histogram(
-            "reflexd_acted_age_seconds",
+        self.action_input_age_seconds = Histogram(
+            "reflexd_action_input_age_seconds",
             "Age of each stream's reading when a command made from it had been sent.",
             ["stream"],
             buckets=AGE_BUCKETS,
@@ -144,7 +144,7 @@ class Metrics:
             answered_s: from the observation to the moment the gate had sent the command.
         """
         for stream, age_s in ages_s.items():
-            self.acted_age_seconds.labels(stream).observe(age_s + answered_s)
+            self.action_input_age_seconds.labels(stream).observe(age_s + answered_s)
             if stream in fresh:
                 self.sensor_to_command_seconds.labels(stream).observe(age_s + answered_s)
 

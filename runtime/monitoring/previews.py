@@ -31,7 +31,7 @@ class Previews:
     _next_s: dict[str, float] = field(default_factory=dict)
 
     def watch(self, payload: bytes, now_s: float) -> None:
-        """Take one `watch` message.
+        """Take one `preview/subscribe` message.
 
         Raises:
             Refused: not of the declared shape.

@@ -151,6 +151,6 @@ def encode(value: BaseModel | dict[str, Any]) -> bytes:
 
 
 class PreviewRequest(Payload):
-    """`watch`: which streams someone is looking at."""
+    """`preview/subscribe`: the streams to preview."""
 
     streams: list[str] = Field(max_length=64)

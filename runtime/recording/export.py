@@ -124,8 +124,8 @@ def _lerobot(config: Config, wish: ExportOptions, told: Told) -> str:
     spec = read_policy_spec(config.state_dir)
     if spec is None:
         raise NotExported("what the policy sees is not known: run the daemon once, it leaves its spec")
-    cameras = frozenset(s.name for s in spec.streams if s.modality == "vision")
-    words = tuple(s.name for s in spec.streams if s.modality == "language")
+    cameras = frozenset(s.name for s in spec.streams if s.modality == "image")
+    words = tuple(s.name for s in spec.streams if s.modality == "text")
     with Reader(config.state_dir / "experience") as reader:
         wanted = cameras.union(words)
         kept = CombinedReadings((StoredReadings(reader, wanted), RecordedKept(config.state_dir / "recordings", wanted)))

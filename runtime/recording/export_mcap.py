@@ -190,7 +190,7 @@ def body_of(t: Transition) -> dict[str, Any]:
         "stamp": t.stamp_s,
         "policy": t.policy,
         "actions": {
-            name: {"value": t.actions.get(name), "probability": p, "by": t.by.get(name, "nobody")}
+            name: {"value": t.actions.get(name), "probability": p, "by": t.by.get(name, "none")}
             for name, p in t.probabilities.items()
         },
         "value": t.value,

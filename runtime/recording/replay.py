@@ -16,6 +16,7 @@ from rich.progress import track
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import open_checkpoints
+from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
 from runtime.inference.build import build_engine
@@ -47,7 +48,7 @@ class Report:
 
     def text(self) -> str:
         """The report for a person."""
-        head = f"{self.decisions} decisions by {', '.join(self.versions) or 'nobody'}: "
+        head = f"{self.decisions} decisions by {', '.join(self.versions) or 'no version'}: "
         if self.same:
             return head + "all identical"
         lines = [f"  {d['decision']}: recorded {d['recorded']}, now {d['now']}" for d in self.different[:SHOWN]]
@@ -66,7 +67,7 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
     engine = build_engine(config, checkpoints)
     try:
-        if metadata.get("spec") != engine.spec.to_json().decode():
+        if not _same_spec(metadata.get("spec", ""), engine.spec):
             raise RecordingError(
                 f"{path}: recorded with other streams, actuators or policy settings; give the file it was made with: --config"
             )
@@ -78,6 +79,14 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
         ) from error
     finally:
         engine.close()
+
+
+def _same_spec(recorded: str, spec: PolicySpec) -> bool:
+    """Return whether a recording was made with this spec, which it may state in former names."""
+    try:
+        return PolicySpec.from_json(recorded) == spec
+    except SpecError:
+        return False
 
 
 async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | None, *, progress: bool) -> Report:

@@ -55,7 +55,10 @@ class RecordingController:
             attachments=(await self.control_loop.engine.snapshot()).files,
             max_bytes=int(self.config.record.max_gb * 1e9),
         )
-        recorder.start()
+        try:
+            recorder.start()
+        except OSError as error:
+            raise RequestFailed(f"cannot record to {recorder.path}: {error}") from None
         self.reporter.recorder = recorder
         self.reporter.event("recording_started", {"path": str(recorder.path)})
         return {"path": str(recorder.path)}

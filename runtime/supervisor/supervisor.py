@@ -233,7 +233,7 @@ class Supervisor:
 
     def _give_up(self, reason: str) -> None:
         log.error("supervisor.gives_up", reason=reason)
-        self._host.publisher.event("gave_up", {"reason": reason})
+        self._host.publisher.event("child_restart_limit", {"reason": reason})
         self.begin_shutdown(reason, 1)
 
     async def _watch(self) -> None:

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_collapse.py [--seeds 10] [--steps 50000] [--jobs 2]
 
 One learner in lock-step, an update a step. Every 1,000 steps its policy is a candidate: without the gate it acts from then on. With it
-only if it passes `whole`, `fast`, `sane`, `labels` and `ope` on the newest 2,048 logged decisions, and then it is on probation, at 50
+only if it passes `integrity`, `latency`, `sanity`, `held_out` and `ope` on the newest 2,048 logged decisions, and then it is on probation, at 50
 ticks a second, during which no other is tried; one that fails is taken out at once and the learner goes on from the one before, as
 in the daemon. There is no shadow in lock-step. What acts explores with its own epsilon; its return is the mean of ten greedy
 episodes. Counted are the evaluations after the first of at least 475 that are below 400, and the longest row of them.
@@ -43,7 +43,7 @@ from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Entry
 
 SETTINGS = PromotionSettings.model_validate({})
-BEFORE_SHADOW = ("whole", "fast", "sane", "labels", "ope")
+BEFORE_SHADOW = ("integrity", "latency", "sanity", "held_out", "ope")
 REACHED, FALLEN = 475.0, 400.0
 RATE_HZ = 50.0
 """Of CartPole itself: 0.02 s a step."""
@@ -91,7 +91,7 @@ class Run(Trainer):
         self.replay.append(row)
         if self.rows and self.gated and names and self.rows[-1].session == row.session:
             self._settle(ended=False)
-        self.rows = [*self.rows[-SETTINGS.decisions :], row]
+        self.rows = [*self.rows[-SETTINGS.ope_decisions :], row]
 
     def _settle(self, *, ended: bool) -> None:
         """What came of the newest decision is known: probation hears of it, and its verdict is carried out."""

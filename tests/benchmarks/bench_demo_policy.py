@@ -117,7 +117,9 @@ def learn(
     memory = ReplayBuffer(spec, max_bytes=500_000_000, steps=config.learner.n_step, taught_share=0.0, centre=centre)
     for transition in log.transitions[:ticks]:
         memory.append(transition)
-    change: Callable[..., Any] = MirrorAugmentation(spec, config.learner.mirror) if mirror else lambda batch, _: batch
+    change: Callable[..., Any] = (
+        MirrorAugmentation(spec, config.learner.mirror_augmentation) if mirror else lambda batch, _: batch
+    )
     for _ in track(range(updates), "learning", transient=True):
         algorithm.update(change(memory.sample(config.learner.batch, draw), draw))
     return policy.eval()
@@ -154,9 +156,9 @@ def main() -> None:
         "not mirrored": (spec, False, True),
         "rewards not centred": (spec, True, False),
         "gamma 0.9": (replace(spec, gamma=0.9), True, True),
-        "bottleneck": (replace(spec, fusion="bottleneck"), True, True),
-        "bottleneck, not mirrored, gamma 0.9, not centred": (
-            replace(spec, fusion="bottleneck", gamma=0.9),
+        "latent-attention": (replace(spec, fusion="latent-attention"), True, True),
+        "latent-attention, not mirrored, gamma 0.9, not centred": (
+            replace(spec, fusion="latent-attention", gamma=0.9),
             False,
             False,
         ),

@@ -84,9 +84,9 @@ def read_and_draw(folder: Path, rows: int) -> None:
     rng = np.random.default_rng(1)
     spec = PolicySpec(
         (
-            StreamSpec("front", "vision", 4, 1_280),
-            StreamSpec("room", "hearing", 4, 384),
-            StreamSpec("orders", "language", 4, 384),
+            StreamSpec("front", "image", 4, 1_280),
+            StreamSpec("room", "audio", 4, 384),
+            StreamSpec("orders", "text", 4, 384),
             StreamSpec("joints", "telemetry", 1, 1),
         ),
         ActionSpace((Choice("head", ("left", "stay", "right")),)),

@@ -40,22 +40,24 @@ class Case:
 
 MINILM, WHISPER, EFFNET = "bundled:minilm-l6", "bundled:whisper-tiny.en", "bundled:efficientnet-lite0"
 CASES: dict[str, Case] = {
-    "wnut-full": Case("tag", MINILM, data.wnut, "full", "entity_f1", 0.44),
-    "wnut-lora": Case("tag", MINILM, data.wnut, "lora", "entity_f1", 0.42),
-    "wnut-bert": Case("tag", data.small_bert, data.wnut, "full", "entity_f1", None, {"epochs": 3}),
-    "clinc-full": Case("classify", MINILM, data.clinc, "full", "accuracy", 0.953),
-    "clinc-lora": Case("classify", MINILM, data.clinc, "lora", "accuracy", 0.945),
-    "clinc-top": Case("classify", MINILM, data.clinc, "top", "accuracy", None),
-    "clinc-frozen": Case("classify", MINILM, data.clinc, "frozen", "accuracy", None),
-    "semeval-full": Case("relate", MINILM, data.semeval, "full", "macro_f1", 0.81),
-    "digits-top": Case("classify", WHISPER, data.spoken_digits, "top", "accuracy", 0.985),
-    "digits-lora": Case("classify", WHISPER, data.spoken_digits, "lora", "accuracy", 0.985),
+    "wnut-full": Case("token-classification", MINILM, data.wnut, "full", "entity_f1", 0.44),
+    "wnut-lora": Case("token-classification", MINILM, data.wnut, "lora", "entity_f1", 0.42),
+    "wnut-bert": Case("token-classification", data.small_bert, data.wnut, "full", "entity_f1", None, {"epochs": 3}),
+    "clinc-full": Case("text-classification", MINILM, data.clinc, "full", "accuracy", 0.953),
+    "clinc-lora": Case("text-classification", MINILM, data.clinc, "lora", "accuracy", 0.945),
+    "clinc-top": Case("text-classification", MINILM, data.clinc, "top", "accuracy", None),
+    "clinc-frozen": Case("text-classification", MINILM, data.clinc, "frozen", "accuracy", None),
+    "semeval-full": Case("relation-extraction", MINILM, data.semeval, "full", "macro_f1", 0.81),
+    "digits-top": Case("audio-classification", WHISPER, data.spoken_digits, "top", "accuracy", 0.985),
+    "digits-lora": Case("audio-classification", WHISPER, data.spoken_digits, "lora", "accuracy", 0.985),
     **{
-        f"speaker-{name}": Case("classify", WHISPER, data.without(name), "top", "accuracy", 0.93, {"epochs": 4})
+        f"speaker-{name}": Case(
+            "audio-classification", WHISPER, data.without(name), "top", "accuracy", 0.93, {"epochs": 4}
+        )
         for name in data.SPEAKERS
     },
     "digits-small": Case(
-        "classify",
+        "audio-classification",
         data.small_whisper,
         data.spoken_digits,
         "full",
@@ -63,12 +65,12 @@ CASES: dict[str, Case] = {
         None,
         {"epochs": 20, "learning_rate": 5e-4},
     ),
-    "stamps-probe": Case("classify", EFFNET, data.stamps, "frozen", "accuracy", None, {"augment": False}),
-    "stamps-top": Case("classify", EFFNET, data.stamps, "top", "accuracy", 0.870, {"flip": True}),
-    "stamps-full": Case("classify", EFFNET, data.stamps, "full", "accuracy", 0.870, {"flip": True}),
+    "stamps-probe": Case("image-classification", EFFNET, data.stamps, "frozen", "accuracy", None, {"augment": False}),
+    "stamps-top": Case("image-classification", EFFNET, data.stamps, "top", "accuracy", 0.870, {"flip": True}),
+    "stamps-full": Case("image-classification", EFFNET, data.stamps, "full", "accuracy", 0.870, {"flip": True}),
     **{
         f"stamps-{mode}-{fold}": Case(
-            "classify", EFFNET, partial(data.stamps, fold=fold), train, "accuracy", None, options
+            "image-classification", EFFNET, partial(data.stamps, fold=fold), train, "accuracy", None, options
         )
         for fold in range(1, 5)
         for mode, train, options in (
@@ -77,9 +79,11 @@ CASES: dict[str, Case] = {
             ("full", "full", {"flip": True}),
         )
     },
-    "translate": Case("translate", data.tiny_t5, data.orders_translated, "full", "bleu", 90.0, data.T5_OPTIONS),
-    "summarize": Case("summarize", data.tiny_t5, data.orders_summarized, "full", "rougeL", 0.9, data.T5_OPTIONS),
-    "answer": Case("answer", data.tiny_bert, data.order_questions, "full", "exact_match", 0.9, data.SPAN_OPTIONS),
+    "translate": Case("translation", data.tiny_t5, data.orders_translated, "full", "bleu", 90.0, data.T5_OPTIONS),
+    "summarize": Case("summarization", data.tiny_t5, data.orders_summarized, "full", "rougeL", 0.9, data.T5_OPTIONS),
+    "answer": Case(
+        "question-answering", data.tiny_bert, data.order_questions, "full", "exact_match", 0.9, data.SPAN_OPTIONS
+    ),
 }
 
 

@@ -47,7 +47,7 @@ def encoder(out: Path, count: int, sentences: int) -> Table:
     """The table of one encoder and two tasks."""
     train, held, test = (datasets.read(path) for path in data.clinc(out))
     intents = Splits(per_class(train, count), per_class(held, 4), per_class(test, 10))
-    task, settings, _ = build("classify", MINILM, intents.train, "full", dict(OPTIONS))
+    task, settings, _ = build("text-classification", MINILM, intents.train, "full", dict(OPTIONS))
     tuned = tune(task, intents, replace(settings, epochs=8), "full")
     before = measure(tuned.task, intents.test)["accuracy"]
     tuned.task.save(out)
@@ -55,12 +55,12 @@ def encoder(out: Path, count: int, sentences: int) -> Table:
     entities = Splits(tags[0][:sentences], tags[1][:300], tags[2])
     table = Table("entities with", "entity F1", "intents before", "after", "lost", "back (head alone)")
     for mode in ("full", "top", "lora"):
-        other, settings, _ = build("tag", str(out), entities.train, mode, dict(OPTIONS))
+        other, settings, _ = build("token-classification", str(out), entities.train, mode, dict(OPTIONS))
         new = tune(other, entities, settings, mode)
-        old = open_task("classify", out)
+        old = open_task("text-classification", out)
         transplant(new.task.model, old.model)
         after = measure(old, intents.test)["accuracy"]
-        _, again, _ = build("classify", MINILM, intents.train, "frozen", {"epochs": 3})
+        _, again, _ = build("text-classification", MINILM, intents.train, "frozen", {"epochs": 3})
         back = measure(tune(old, intents, again, "frozen").task, intents.test)["accuracy"]
         f1 = measure(new.task, entities.test)["entity_f1"]
         table.add_row(mode, f"{f1:.4f}", f"{before:.4f}", f"{after:.4f}", f"{before - after:+.4f}", f"{back:.4f}")
@@ -70,7 +70,10 @@ def encoder(out: Path, count: int, sentences: int) -> Table:
 def chat() -> Table:
     """One real answer."""
     task: Any = open_task(
-        "chat", resolve("bundled:smollm2-135m"), max_new_tokens=48, system="You answer in one short sentence."
+        "text-generation",
+        resolve("bundled:smollm2-135m"),
+        max_new_tokens=48,
+        system="You answer in one short sentence.",
     )
     start = time.monotonic()
     first = 0.0

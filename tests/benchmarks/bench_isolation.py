@@ -50,9 +50,9 @@ from learners.worker.loop import LearnerConfig  # noqa: E402 - the path comes fi
 RATE_HZ, BLOCK_S, SETTLE_S = 20.0, 10.0, 1.0
 SPEC = PolicySpec(
     (
-        StreamSpec("front", "vision", 4, 1_280),
-        StreamSpec("room", "hearing", 4, 384),
-        StreamSpec("orders", "language", 4, 384),
+        StreamSpec("front", "image", 4, 1_280),
+        StreamSpec("room", "audio", 4, 384),
+        StreamSpec("orders", "text", 4, 384),
         StreamSpec("joints", "telemetry", 1, 1),
     ),
     ActionSpace((Choice("head", ("left", "stay", "right")),)),
@@ -115,7 +115,7 @@ def learner_process(folder: Path) -> subprocess.Popen[bytes]:
     settings = {
         "state_dir": str(folder), "device": "cpu", "tick": {"rate_hz": RATE_HZ},
         "learner": {"updates_per_step": 64, "promote_every_s": 20, "batch": 64},
-        "promotion": {"steps": ["whole", "fast"]},
+        "promotion": {"steps": ["integrity", "latency"]},
     }  # fmt: skip
     path = folder / "settings.json"
     path.write_bytes(LearnerConfig.model_validate(settings).model_dump_json().encode())

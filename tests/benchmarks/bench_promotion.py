@@ -59,7 +59,7 @@ FIRST = 600
 KINDS = ("negated", "same", "further", "better", "damaged")
 PACES = (("always promoted", 200, False), ("gated", 200, True), ("gated, with pauses", 900, True))
 """Ticks from one candidate to the next: every 20 s, and with shadow and a probation of 60 s in between."""
-BEFORE_SHADOW = ("whole", "fast", "sane", "labels", "ope")
+BEFORE_SHADOW = ("integrity", "latency", "sanity", "held_out", "ope")
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Tally:
         ope = fields["steps"].get("ope", {})
         self.passed += verdict.passed
         self.failed.update([fields["step"]] if fields["step"] else [])
-        self.decided.update([ope.get("estimator") or "not known"])
+        self.decided.update([ope.get("estimator") or "inconclusive"])
         self.seconds.append(seconds)
 
     @property

@@ -59,7 +59,7 @@ PER_INTENT = 20
 ASKED = 10
 """Orders of each wave that are asked over MQTT."""
 LIMIT_S = 1_500.0
-OPEN = {"margin": 4.0, "forget_margin": 4.0}
+OPEN = {"max_metric_drop": 4.0, "max_forgetting": 4.0}
 Rows = list[dict[str, str]]
 
 
@@ -78,7 +78,7 @@ class Plan:
     waves: list[Rows]
     asked: list[Rows]
     """Test orders of each wave."""
-    heldout: Path
+    eval_file: Path
 
 
 def plan(folder: Path, seed: int) -> Plan:
@@ -96,9 +96,9 @@ def plan(folder: Path, seed: int) -> Plan:
     labels = [row["label"] for row in poison]
     generator.shuffle(labels)
     waves.append([{**row, "label": label} for row, label in zip(poison, labels, strict=True)])
-    heldout = folder / "heldout.jsonl"
-    heldout.write_bytes(b"\n".join(orjson.dumps(row) for row in validation if row["label"] in names))
-    return Plan(waves, asked, heldout)
+    eval_file = folder / "heldout.jsonl"
+    eval_file.write_bytes(b"\n".join(orjson.dumps(row) for row in validation if row["label"] in names))
+    return Plan(waves, asked, eval_file)
 
 
 def some(rows: list[dict[str, Any]], names: list[str], first: int, last: int) -> Rows:
@@ -114,7 +114,7 @@ def score(versions: Versions, asked: list[Rows]) -> list[float]:
     live = versions.live()
     if live is None:
         return [0.0] * len(asked)
-    task = open_task("classify", live.path)
+    task = open_task("text-classification", live.path)
     return [task.metrics(rows, task.predict([{"text": row["text"]} for row in rows]))["accuracy"] for rows in asked]
 
 
@@ -123,7 +123,9 @@ class InProcess:
 
     def __init__(self, folder: Path, made: Plan, finetune: dict[str, Any], model: str, seed: int) -> None:
         self.store = Store(folder / "experience", ExperienceSettings.model_validate({}))
-        settings = TaskSettings(kind="classify", stream="orders", model=model, train="lora", heldout=str(made.heldout))
+        settings = TaskSettings(
+            kind="text-classification", stream="orders", model=model, train="lora", eval_file=str(made.eval_file)
+        )
         wanted = FinetuneSettings.model_validate({"min_labels": 1, **finetune})
         reader = Reader(folder / "experience")
         self.online = ContinualTrainer("intents", settings, wanted, folder / "tasks", reader, seed=seed)
@@ -158,11 +160,11 @@ class Running:
     def __init__(self, folder: Path, made: Plan, finetune: dict[str, Any], given: argparse.Namespace) -> None:
         self.model = given.model
         task = {
-            "kind": "classify",
+            "kind": "text-classification",
             "stream": "orders",
             "model": given.model,
             "train": "lora",
-            "heldout": str(made.heldout),
+            "eval_file": str(made.eval_file),
         }
         settings = labelling.settings(
             folder,
@@ -193,7 +195,7 @@ class Running:
         at = len(self.daemon.ticks)
         self.daemon.label(rows)
         told = self.daemon.event(
-            "task_promoted", "task_rejected", "task_held_back", "finetune_skipped", timeout_s=LIMIT_S
+            "task_promoted", "task_rejected", "task_awaiting_approval", "finetune_skipped", timeout_s=LIMIT_S
         )
         self.busy, self.missed = self.busy + len(self.daemon.ticks) - at, self.missed + self.daemon.missed(at)
         return Told(told["type"], told["data"])
@@ -224,7 +226,7 @@ def without_pooling(folder: Path) -> str:
 def run(folder: Path, seed: int, replay: float | None, given: argparse.Namespace) -> Iterator[list[str]]:
     """All four waves with one share of replay; a row each."""
     made = plan(folder, seed)
-    finetune: dict[str, Any] = {} if replay is None else {"replay": replay}
+    finetune: dict[str, Any] = {} if replay is None else {"rehearsal_ratio": replay}
     finetune |= {} if replay != 0 else OPEN
     finetune |= {key: orjson.loads(value) for key, value in (item.split("=") for item in given.set)}
     world = (

@@ -38,11 +38,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def settings(seed: int, folder: Path, port: int, *, takeovers: bool) -> Path:
+def settings(seed: int, folder: Path, port: int, *, simulated_overrides: bool) -> Path:
     config: dict[str, Any] = yaml.safe_load(Path("configs/demo.yaml").read_text())
     config["mqtt"]["url"] = f"embedded://127.0.0.1:{port}"
     config["state_dir"] = str(folder / "state")
-    config["plant"] |= {"seed": seed, "takeovers": takeovers}
+    config["plant"] |= {"seed": seed, "simulated_overrides": simulated_overrides}
     config["learner"]["seed"] = seed
     config.pop("dashboard", None)
     config.pop("metrics", None)
@@ -53,11 +53,11 @@ def settings(seed: int, folder: Path, port: int, *, takeovers: bool) -> Path:
     return path
 
 
-def run(seed: int, folder: Path, minutes: float, *, takeovers: bool) -> None:
+def run(seed: int, folder: Path, minutes: float, *, simulated_overrides: bool) -> None:
     """One run from nothing; what the world said of it, once a second, is in `curve.jsonl`."""
     port = free_port()
     rows: list[dict[str, Any]] = []
-    config = settings(seed, folder, port, takeovers=takeovers)
+    config = settings(seed, folder, port, simulated_overrides=simulated_overrides)
     with (folder / "log").open("w") as log:
         daemon = subprocess.Popen([sys.executable, "-m", "runtime.cli", "run", str(config)], stdout=log, stderr=log)
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
@@ -129,7 +129,7 @@ def main() -> None:
     given = parser.parse_args()
     for seed in given.seeds:
         folder = given.out / f"seed{seed}{'-without-takeovers' if given.no_takeovers else ''}"
-        run(seed, folder, given.minutes, takeovers=not given.no_takeovers)
+        run(seed, folder, given.minutes, simulated_overrides=not given.no_takeovers)
         tell(folder)
     draw(given.out)
 

@@ -87,9 +87,12 @@ class Real:
             name: load(EncoderSettings.model_validate(value), policy.tokens, cpu)
             for name, value in config["encoders"].items()
         }
-        modality = {"front": "vision", "room": "hearing", "orders": "language"}
+        encoders = {"front": "vision", "room": "hearing", "orders": "language"}
         self.streams = (
-            *(StreamSpec(n, m, self.encoders[m].tokens, self.encoders[m].width) for n, m in modality.items()),  # type: ignore[arg-type] # the three are modalities
+            *(
+                StreamSpec(n, self.encoders[e].modality, self.encoders[e].tokens, self.encoders[e].width)
+                for n, e in encoders.items()
+            ),
             StreamSpec("joints", "telemetry", 1, 1),
         )
         self.history = policy.history

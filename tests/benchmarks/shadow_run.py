@@ -92,7 +92,7 @@ def settings(folder: Path, port: int) -> Path:
     body["metrics"] = {"listen": f"127.0.0.1:{free_port()}"}
     body.pop("dashboard", None)
     body.pop("plant")
-    body["promotion"] = {"steps": ["whole", "fast", "sane", "labels", "shadow", "probation"]}
+    body["promotion"] = {"steps": ["integrity", "latency", "sanity", "held_out", "shadow"]}
     path = folder / "shadow.yaml"
     path.write_text(yaml.safe_dump(body))
     return path
@@ -101,7 +101,7 @@ def settings(folder: Path, port: int) -> Path:
 def world(port: int) -> int:
     """The demo's world with a person who does not tire; a process of its own, as `plant:` has it."""
     panorama_plant.TAKEOVERS_S = float("inf")
-    plant = panorama_plant.PanoramaPlant("demo", 0, takeovers=True)
+    plant = panorama_plant.PanoramaPlant("demo", 0, simulated_overrides=True)
     asyncio.run(serve(plant, MqttSettings(url=f"mqtt://127.0.0.1:{port}"), "demo"))
     return 0
 

@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 START_S = 150.0
 """For the first start on a busy machine: models are converted and backends calibrated."""
 INTENTS: dict[str, Any] = {
-    "kind": "classify",
+    "kind": "text-classification",
     "stream": "orders",
     "model": "bundled:minilm-l6",
     "labels": ["find", "show", "turn"],
-    "ask_below": 1.0,
+    "query_confidence": 1.0,
 }
 """Something to ask about: a task that has learned nothing is never sure."""
 

@@ -57,7 +57,7 @@ def main(folder: Path, minutes: float, *, whole: bool) -> None:
     """Every picture."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        running_demo(Path(scratch), tasks={"intents": {**INTENTS, "ask_below": 0.5}}) as demo,
+        running_demo(Path(scratch), tasks={"intents": {**INTENTS, "query_confidence": 0.5}}) as demo,
         chromium() as browser,
     ):
         first = visit(browser, demo, 800, 600, "light")

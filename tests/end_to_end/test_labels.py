@@ -27,24 +27,24 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labelling.Daemo
         folder,
         labelling.free_port(),
         model,
-        encoders={"language": {"model": model, "train": "full"}},
+        encoders={"language": {"model": model, "follow_task": True}},
         tasks={
             "intents": {
-                "kind": "classify",
+                "kind": "text-classification",
                 "stream": "orders",
                 "model": model,
                 "train": "full",
-                "heldout": str(tinymodels.held_out(folder / "held.jsonl", 100, INTENTS | LATER)),
+                "eval_file": str(tinymodels.held_out(folder / "held.jsonl", 100, INTENTS | LATER)),
             },
             "moods": {
-                "kind": "classify",
+                "kind": "text-classification",
                 "stream": "orders",
                 "model": model,
                 "labels": ["calm", "cross"],
-                "ask_below": 0.99,
+                "query_confidence": 0.99,
             },
         },
-        finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "replay": 1.0},
+        finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "rehearsal_ratio": 1.0},
         learner={"priority": "nice"},
     )
     with labelling.Daemon(folder, made) as running:
@@ -64,7 +64,7 @@ def test_an_unsure_task_asks_and_the_answer_needs_its_id_alone(daemon: labelling
     assert [event["type"] for event in daemon.events].count("label_requested") == 1
     answer = {"task": "moods", "label": "calm", "id": asked["id"]}
     daemon.client.publish(f"{labelling.BASE}/label", json.dumps(answer), 1)
-    settings = TaskSettings(kind="classify", model="m", stream="orders")
+    settings = TaskSettings(kind="text-classification", model="m", stream="orders")
     labels = Labels("moods", settings, Reader(daemon.state_dir / "experience"))
     daemon.wait("decision", lambda _: bool(labels.all()), timeout_s=20)
     assert [one.example for one in labels.all()] == [{"text": asked["text"], "label": "calm"}]
@@ -130,9 +130,11 @@ def test_a_poisoned_wave_is_refused_with_its_numbers_and_changes_nothing(daemon:
 def test_what_nothing_can_judge_waits_for_a_person(daemon: labelling.Daemon) -> None:
     """`moods` has no held-out file: labels that agree with each other perfectly do not make it live."""
     daemon.label(tinymodels.orders(90, 5, {"red": "cross", "blue": "calm"}), task="moods")
-    told = daemon.event("task_promoted", "task_rejected", "task_held_back", "finetune_skipped", timeout_s=SLOW_S)
-    assert told["type"] == "task_held_back", told
-    assert told["data"]["reason"].startswith("not known: no held-out file")
+    told = daemon.event(
+        "task_promoted", "task_rejected", "task_awaiting_approval", "finetune_skipped", timeout_s=SLOW_S
+    )
+    assert told["type"] == "task_awaiting_approval", told
+    assert told["data"]["reason"].startswith("inconclusive: no held-out file")
     assert told["data"]["validation"] >= 0.9
     version = told["data"]["version"]
     daemon.request("promote", task="moods", version=version)

@@ -56,9 +56,9 @@ SETTINGS: dict[str, Any] = {
     "rewards": [{"name": "feedback", "kind": "topic"}],
     "gate": {"deadman_ms": 3_000},
     "policy": {"width": 32, "hidden": [32], "history": 1},
-    "learner": {"warmup": 16, "batch": 16, "promote_every_s": 2, "settle_s": 0.2, "priority": "normal"},
+    "learner": {"warmup": 16, "batch": 16, "promote_every_s": 2, "reward_delay_s": 0.2, "priority": "normal"},
     # the first version has nothing to be compared with; no later one gathers that much evidence
-    "promotion": {"steps": ["whole", "ope", "probation"], "probation_s": 12, "min_effective_samples": 1e6},
+    "promotion": {"steps": ["integrity", "ope"], "probation_s": 12, "min_effective_samples": 1e6},
 }
 
 

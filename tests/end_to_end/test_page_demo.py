@@ -90,9 +90,9 @@ def watched(demo: Demo) -> Iterator[Device]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     changes: dict[str, Any] = {
-        "plant": {"takeovers": False},
+        "plant": {"simulated_overrides": False},
         "learner": {"promote_every_s": 5},
-        "promotion": {"steps": ["whole", "fast"]},
+        "promotion": {"steps": ["integrity", "latency"], "probation_s": 0},
         "dashboard": {"viewer_token": VIEWER},
         "tasks": {"intents": INTENTS},
     }

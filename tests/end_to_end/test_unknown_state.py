@@ -109,12 +109,12 @@ def test_it_starts_names_what_it_does_not_know_and_acts(tmp_path: Path, broker: 
     try:
         wait_for(lambda: len(witness.policies) > 5, "decisions", START_S)
         wait_for(lambda: bool(witness.said("learner_resumed")), "the learner", START_S)
-        wait_for(lambda: bool(witness.said("experience_lost")), "the store", START_S)
+        wait_for(lambda: bool(witness.said("experience_write_failed")), "the store", START_S)
         assert set(witness.policies) == {good}
         assert {data["version"] for data in witness.said("checkpoint_refused")} >= {strange}
         assert {data["reason"] for data in witness.said("checkpoint_refused")} == {"unknown_format"}
-        assert witness.said("probation_lost")
-        assert witness.said("quarantine_lost")
+        assert witness.said("probation_state_unreadable")
+        assert witness.said("quarantine_state_unreadable")
         assert witness.said("learner_resumed")[0] == {"resumed": False, "update": 0, "row": 0}
         assert witness.status["state"] == "stopped"
         assert not witness.moved

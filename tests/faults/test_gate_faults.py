@@ -83,7 +83,7 @@ async def test_a_stale_required_stream_is_safe(tmp_path: Path, broker: Mosquitto
         finally:
             await asyncio.to_thread(end_daemon, daemon)
     assert device.moves() == 0
-    assert any(event["data"].get("rule") == "stale" for event in device.events if event["type"] == "refused")
+    assert any(event["data"].get("rule") == "stale" for event in device.events if event["type"] == "action_refused")
 
 
 async def test_commands_are_not_retained_and_replays_move_nothing(tmp_path: Path, broker: Mosquitto) -> None:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = "reflexd/cart"
 START_S = 150.0
 RATE_HZ = 20.0
-BROKEN = {"checkpoint_refused", "experience_set_aside", "experience_refused"}
+BROKEN = {"checkpoint_refused", "experience_corrupt", "transition_rejected"}
 VICTIMS = ("agent", "learner", "supervisor")
 
 
@@ -58,7 +58,7 @@ class Life:
             "state_dir": str(self.state),
             "mqtt": {"url": broker.url, **canaries.LOGIN},
             "gate": {"arm": "auto"},
-            "promotion": {"steps": ["whole", "fast"], "probation_s": 0},
+            "promotion": {"steps": ["integrity", "latency"], "probation_s": 0},
             "learner": {
                 "batch": 32, "warmup": 40, "update_every_s": 0.2, "promote_every_s": 2, "save_every_s": 1,
                 "priority": "normal",

@@ -110,9 +110,9 @@ def kill_learners(folder: Path, kills: int, seed: int) -> int:
     """Kill a learner that saves and promotes all the time; returns the unloadable starts."""
     rng = random.Random(seed)
     settings = {
-        "state_dir": str(folder), "device": "cpu", "promotion": {"steps": ["whole", "fast"]},
+        "state_dir": str(folder), "device": "cpu", "promotion": {"steps": ["integrity", "latency"]},
         "learner": {
-            "batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "updates_per_step": 8,
+            "batch": 32, "warmup": 40, "reward_delay_s": 0, "replay_gb": 1e-3, "updates_per_step": 8,
             "update_every_s": 0.05, "promote_every_s": 0.1, "save_every_s": 0.1, "priority": "normal",
         },
     }  # fmt: skip

@@ -47,7 +47,7 @@ def test_ledger_and_store_agree_even_where_the_wall_clock_went_back(stamps: list
     ledger = Ledger(settle_s=1.0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        database = Database(folder, max_bytes=10**9, reserve=0.1, raw_s=1.0)
+        database = Database(folder, max_bytes=10**9, reserve=0.1, raw_retention_s=1.0)
         with database:
             for n, stamp_s in enumerate(stamps):
                 ledger.decided(Entry(f"s-{n}", stamp_s, "v", acted=True, refused=False))

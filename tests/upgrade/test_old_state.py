@@ -34,9 +34,9 @@ START_S = 150.0
 CLOSE = 1e-4
 """How far numbers may be off on a machine other than the one that recorded them."""
 LOSSES = {
-    "policy_untrained", "checkpoint_refused", "probation_lost", "quarantine_lost", "experience_lost", "experience_refused",
-    "experience_set_aside", "encoder_refused", "encoder_untaught", "task_failed", "policy_rolled_back", "rollback_failed",
-    "child_restarted", "gave_up",
+    "policy_untrained", "checkpoint_refused", "probation_state_unreadable", "quarantine_state_unreadable", "experience_write_failed", "transition_rejected",
+    "experience_corrupt", "encoder_refused", "encoder_without_task", "task_failed", "policy_rolled_back", "rollback_failed",
+    "child_restarted", "child_restart_limit",
 }  # fmt: skip
 """Events that would say that something of before was not understood."""
 

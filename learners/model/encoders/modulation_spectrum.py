@@ -55,7 +55,7 @@ class ModulationEncoder:
         window_s: seconds heard at once; shorter sounds are padded with silence in front.
     """
 
-    modality: Modality = "hearing"
+    modality: Modality = "audio"
 
     def __init__(self, tokens: int, window_s: float) -> None:
         self.bands = -(-MELS // tokens) * tokens

@@ -37,12 +37,14 @@ from learners.model.encoders.towers import (
     VisionTower,
     whisper_encoder,
 )
-from learners.model.spec import Modality
+from learners.model.spec import FORMER_MODALITIES, Modality
 from sensors.plugins import PluginError, load_plugin
 from sensors.readings import Frame, Reading, Sound, Text
 
 FORMAT = 1
-"""Raised when tokens of the same weights would come out different."""
+"""Raised when the same weights would give different tokens."""
+_DIGESTED = {now: former for former, now in FORMER_MODALITIES.items()}
+"""The digest uses the former names of modalities, so that stored tokens stay those of the same encoder version."""
 
 
 class _Tower:
@@ -78,7 +80,9 @@ class _Tower:
         """SHA-256 over format, shaping and every weight by name."""
         assert self.module is not None
         digest = hashlib.sha256(
-            orjson.dumps([FORMAT, self.modality, self.tokens, dict(self.shaping)], option=orjson.OPT_SORT_KEYS)
+            orjson.dumps(
+                [FORMAT, _DIGESTED[self.modality], self.tokens, dict(self.shaping)], option=orjson.OPT_SORT_KEYS
+            )
         )
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(name.encode())
@@ -89,7 +93,7 @@ class _Tower:
 class VisionEncoder(_Tower):
     """Pictures through CLIP, SigLIP, DINOv2, ViT, EfficientNet-Lite and whatever gives a map or patches."""
 
-    modality: Modality = "vision"
+    modality: Modality = "image"
 
     def __init__(self, model: Any, options: Mapping[str, Any], tokens: int, device: torch.device) -> None:
         self.size = picture_size(options, model.config)
@@ -114,7 +118,7 @@ class VisionEncoder(_Tower):
 class HearingEncoder(_Tower):
     """Sound through Whisper's encoder (windows shorter than 30 s) or wav2vec2 and its kin."""
 
-    modality: Modality = "hearing"
+    modality: Modality = "audio"
 
     def __init__(self, model: Any, extractor: Any, tokens: int, window_s: float, device: torch.device) -> None:
         self.samples = round(window_s * RATE_HZ / (2 * HOP)) * 2 * HOP
@@ -152,7 +156,7 @@ class HearingEncoder(_Tower):
 class LanguageEncoder(_Tower):
     """Texts through BERT-like models: one sentence embedding."""
 
-    modality: Modality = "language"
+    modality: Modality = "text"
 
     def __init__(self, model: Any, tokenizer: Any, limit: int, device: torch.device) -> None:
         self.tokenizer, self.limit = tokenizer, limit

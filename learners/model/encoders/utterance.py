@@ -96,7 +96,7 @@ class UtteranceEncoder:
         window_s: seconds heard at once; shorter sounds are padded with silence in front.
     """
 
-    modality: Modality = "hearing"
+    modality: Modality = "audio"
 
     def __init__(self, tokens: int, window_s: float) -> None:
         self.tokens, self.width = tokens, MELS + 2

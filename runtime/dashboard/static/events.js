@@ -3,7 +3,7 @@ import { clock, h, keyed, shown } from "./dom.js";
 import { proper } from "./derived.js";
 import { section } from "./socket.js";
 
-const BAD = /lost|rejected|rolled_back|^stopped|restarted|refused|failed|gave_up|set_aside|quarantine/;
+const BAD = /lost|rejected|rolled_back|^stopped|restarted|refused|failed|child_restart_limit|corrupt|unreadable|quarantine/;
 const GOOD = /recovered|promoted|^armed|released|passed|reloaded$/;
 let list;
 

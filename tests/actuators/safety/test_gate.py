@@ -78,9 +78,9 @@ def test_an_actuator_without_action_is_left_alone() -> None:
     gate = make(head=HEAD, lamp=LAMP)
     assert told(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {
         "head": ("left", None, "policy"),
-        "lamp": (None, None, "nobody"),
+        "lamp": (None, None, "none"),
     }
-    assert gate.last_command("lamp") == ("OFF", "nobody")
+    assert gate.last_command("lamp") == ("OFF", "none")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_garbage_does_not_leave_the_last_action_standing() -> None:
     first = one(gate, 11.1, "it", (math.nan, 0.0))
     assert (first.value, first.by, first.rule, first.rule_changed) == ((0.0, 0.0), "gate", "not_finite", True)
     second = one(gate, 11.2, "it", (math.nan, 0.0))
-    assert (second.value, second.by, second.rule, second.rule_changed) == (None, "nobody", "not_finite", False)
+    assert (second.value, second.by, second.rule, second.rule_changed) == (None, "none", "not_finite", False)
     assert gate.counters["not_finite"] == 2
     assert one(gate, 11.3, "it", (0.1, 0.0)).by == "policy"
     assert one(gate, 11.4, "it", (math.nan, 0.0)).value == (0.0, 0.0)
@@ -209,17 +209,17 @@ def test_no_report_makes_the_step_between_commands_larger(report: list[float]) -
 def test_a_noisy_report_at_the_end_stop_is_taken_as_the_end_stop() -> None:
     gate = make(it=ARM)
     assert gate.reconciled("it", [1.02, -1.02], 11.0) is None
-    assert gate.last_command("it") == ((1.0, -1.0), "nobody")
+    assert gate.last_command("it") == ((1.0, -1.0), "none")
 
 
 def test_a_retained_report_counts_until_the_device_is_commanded_or_reports() -> None:
     gate = AckedGate({"it": ARM}, GateSettings(), period_s=0.1, now_s=10.0)
     assert gate.reconciled("it", [0.5, 0.5], 10.0, retained=True) is None
-    assert gate.last_command("it") == ((0.5, 0.5), "nobody")
+    assert gate.last_command("it") == ((0.5, 0.5), "none")
     assert gate.is_reconciled(10.0)
     assert gate.reconciled("it", [0.1, 0.1], 10.1) is None
     assert gate.reconciled("it", [0.9, 0.9], 10.2, retained=True) is None
-    assert gate.last_command("it") == ((0.1, 0.1), "nobody")
+    assert gate.last_command("it") == ((0.1, 0.1), "none")
     gate.connected(10.3)
     gate.go_safe(10.3)
     assert gate.reconciled("it", [0.9, 0.9], 10.4, retained=True) is None
@@ -350,7 +350,7 @@ def test_where_one_rests_the_other_goes_first() -> None:
     assert sent == [("heater", "ON"), ("heater", "OFF"), ("fan", "OFF")]
     assert "a rule forbids the combination" in rulings[1].reason
     again = gate.judge(offer(10.3, {"heater": "ON", "fan": "ON"}, ("air",)), 10.3)
-    assert told(again) == {"heater": (None, "forbidden", "nobody"), "fan": (None, "stale", "nobody")}
+    assert told(again) == {"heater": (None, "forbidden", "none"), "fan": (None, "stale", "none")}
 
 
 def test_a_mode_takes_the_other_along_and_ends_a_hold() -> None:
@@ -436,7 +436,7 @@ def test_a_value_is_held_long_enough() -> None:
 def test_a_report_of_another_value_starts_the_hold_anew() -> None:
     gate = make(lamp=LAMP)
     assert gate.reconciled("lamp", "ON", 20.0) is None
-    assert gate.last_command("lamp") == ("ON", "nobody")
+    assert gate.last_command("lamp") == ("ON", "none")
     assert one(gate, 20.25, "lamp", "OFF").rule == "min_hold"
     assert gate.reconciled("lamp", "ON", 20.3) is None  # nothing new
     assert one(gate, 20.5, "lamp", "OFF").sent
@@ -452,11 +452,11 @@ def test_forbidden_combinations_are_seen_with_what_the_others_do() -> None:
     lamp = LAMP.model_copy(update={"min_hold_s": 0.0})
     gate = forbidding("lamp == 'ON' and head == 'left'", lamp=lamp, head=HEAD)
     first = told(gate.judge(offer(11.0, {"lamp": "ON", "head": "left"}), 11.0))
-    assert first == {"lamp": (None, "forbidden", "nobody"), "head": (None, "forbidden", "nobody")}, "nothing is known"
+    assert first == {"lamp": (None, "forbidden", "none"), "head": (None, "forbidden", "none")}, "nothing is known"
     second = told(gate.judge(offer(11.1, {"lamp": "OFF", "head": "left"}), 11.1))
     assert second == {"lamp": ("OFF", None, "policy"), "head": ("left", None, "policy")}
     third = told(gate.judge(offer(11.2, {"lamp": "ON", "head": "right"}), 11.2))
-    assert third == {"lamp": (None, "forbidden", "nobody"), "head": ("right", None, "policy")}, "one after the other"
+    assert third == {"lamp": (None, "forbidden", "none"), "head": ("right", None, "policy")}, "one after the other"
     assert one(gate, 11.3, "lamp", "ON").sent
     refused = gate.override("head", "left", 1.0, 11.4)
     assert refused.rule == "forbidden"
@@ -506,7 +506,7 @@ def test_a_stale_required_stream_makes_safe_once() -> None:
     assert "cam" in first.reason
     assert "room" not in first.reason
     assert one(gate, 11.2, "head", "left", stale=("cam",)) == ActuatorDecision(
-        "head", None, "stale", "nobody", first.reason, rule_changed=False
+        "head", None, "stale", "none", first.reason, rule_changed=False
     )
     assert one(gate, 11.3, "lamp", "ON", stale=("cam",)).sent, "it requires nothing"
     assert one(gate, 11.4, "head", "left", stale=("room",)).by == "policy"
@@ -520,7 +520,7 @@ def test_missing_everything_from_the_start_acts_safe() -> None:
 
 def test_an_agent_that_is_not_ready_moves_nothing() -> None:
     gate = make(arm=False)
-    assert told(gate.judge(offer(10.0, {"head": "left"}, ready=False), 10.0)) == {"head": (None, "disarmed", "nobody")}
+    assert told(gate.judge(offer(10.0, {"head": "left"}, ready=False), 10.0)) == {"head": (None, "disarmed", "none")}
     assert not gate.armed
     assert one(gate, 10.1, "head", "left").sent
     assert one(gate, 10.2, "head", "left", ready=False).rule == "not_ready"
@@ -552,7 +552,7 @@ def test_arming_waits_for_every_report() -> None:
     assert not gate.is_reconciled(10.3)
     gate.reconciled("lamp", "OFF", 10.4)
     assert gate.is_reconciled(10.4)
-    assert gate.last_command("head") == ("right", "nobody")
+    assert gate.last_command("head") == ("right", "none")
     assert one(gate, 10.5, "head", "left").sent
 
 
@@ -616,7 +616,7 @@ def test_arming_ahead_of_the_agent_takes_effect_when_it_comes() -> None:
 def test_a_person_disarms() -> None:
     gate = make(head=HEAD, say=SAY)
     one(gate, 11.0, "head", "left")
-    assert told(gate.disarm(11.1)) == {"head": ("stay", "disarmed", "gate"), "say": (None, "disarmed", "nobody")}
+    assert told(gate.disarm(11.1)) == {"head": ("stay", "disarmed", "gate"), "say": (None, "disarmed", "none")}
     assert one(gate, 11.2, "head", "left").rule == "disarmed"
     gate.lost(11.3)
     assert one(gate, 11.4, "head", "left").rule == "disarmed", "auto does not overrule a person"
@@ -653,7 +653,7 @@ def test_stop_is_latched_and_release_moves_nothing() -> None:
     gate.override("head", "left", 5.0, 11.0)
     assert told(gate.stop(11.1, engaged=True)) == {
         "head": ("stay", "stopped", "gate"),
-        "say": (None, "stopped", "nobody"),
+        "say": (None, "stopped", "none"),
     }
     assert gate.stopped
     assert gate.override("head", "left", 5.0, 11.2).rule == "stopped"
@@ -738,10 +738,10 @@ def test_readable_latches() -> None:
 @pytest.mark.parametrize("mode", ["shadow", "assist"])
 def test_only_people_act_outside_autonomous(mode: Any) -> None:
     gate = AckedGate({"head": HEAD}, GateSettings(reconcile_s=0.0), ["cam"], period_s=0.1, now_s=10.0, mode=mode)
-    assert told(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {"head": (None, "mode", "nobody")}
-    assert told(gate.judge(offer(11.1, {}, stale=("cam",)), 11.1)) == {"head": (None, None, "nobody")}
+    assert told(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {"head": (None, "mode", "none")}
+    assert told(gate.judge(offer(11.1, {}, stale=("cam",)), 11.1)) == {"head": (None, None, "none")}
     assert gate.override("head", "left", 0.5, 11.2) == ActuatorDecision("head", "left", None, "override")
-    assert gate.judge(offer(11.6, {}), 11.6) == [ActuatorDecision("head", None, None, "nobody")]
+    assert gate.judge(offer(11.6, {}), 11.6) == [ActuatorDecision("head", None, None, "none")]
     assert gate.tick(11.7) == [ActuatorDecision("head", "stay", None, "gate", "the override has ended")]
     assert gate.tick(11.8) == []
 
@@ -805,7 +805,7 @@ def test_the_policy_yields_and_control_returns() -> None:
     assert gate.override("head", "left", 0.5, 11.0) == ActuatorDecision("head", "left", None, "override")
     assert gate.held_until_s("head") == 11.5
     ruling = one(gate, 11.1, "head", "right")
-    assert (ruling.value, ruling.rule, ruling.by, ruling.rule_changed) == (None, "overridden", "nobody", True)
+    assert (ruling.value, ruling.rule, ruling.by, ruling.rule_changed) == (None, "overridden", "none", True)
     assert gate.last_command("head") == ("left", "override")
     assert not one(gate, 11.4, "head", "right").rule_changed
     assert one(gate, 11.5, "head", "right") == ActuatorDecision("head", "right", None, "policy")
@@ -816,7 +816,7 @@ def test_the_policy_yields_and_control_returns() -> None:
 def test_without_a_wish_of_the_policy_nothing_is_overridden() -> None:
     gate = make()
     gate.override("head", "left", 0.5, 11.0)
-    assert gate.judge(offer(11.1), 11.1) == [ActuatorDecision("head", None, None, "nobody")]
+    assert gate.judge(offer(11.1), 11.1) == [ActuatorDecision("head", None, None, "none")]
     assert not gate.counters
 
 
@@ -888,7 +888,7 @@ def test_a_stale_stream_does_not_stop_a_person() -> None:
 def test_hold_sends_nothing() -> None:
     still = HEAD.model_copy(update={"safe": "hold"})
     gate = AckedGate({"head": still, "it": LOOSE}, GateSettings(), now_s=10.0)
-    assert told(gate.lost(10.0)) == {"head": (None, "lost", "nobody"), "it": (None, "lost", "nobody")}
+    assert told(gate.lost(10.0)) == {"head": (None, "lost", "none"), "it": (None, "lost", "none")}
     named = ChoiceSettings(kind="choice", choices=("hold", "go"), safe="hold")
     assert told(make(it=named).lost(10.0)) == {"it": ("hold", "lost", "gate")}
 
@@ -917,7 +917,7 @@ def test_reasons_say_what_happened() -> None:
     assert one(gate, 14.0, "head", "right").reason == "the mode is assist"
     unknown = one(gate, 14.0, "t" * 70, "wag")
     assert unknown.reason == f"{'t' * 64!r} is not configured; there are ['head', 'lamp', 'say', 'slow']"
-    assert unknown.by == "nobody"
+    assert unknown.by == "none"
 
 
 def test_reasons_of_rest() -> None:

@@ -57,7 +57,7 @@ class GateMachine(RuleBasedStateMachine):
         self, rulings: list[ActuatorDecision], *, people: bool = False, expired: bool = False, stale: bool = False
     ) -> None:
         for ruling in rulings:
-            assert (ruling.value is None) == (ruling.by == "nobody")
+            assert (ruling.value is None) == (ruling.by == "none")
             if ruling.value is None:
                 continue
             self.commands += 1

@@ -67,12 +67,12 @@ def settings(tmp_path: Path, **fields: Any) -> TaskSettings:
     if not model.exists():
         tinymodels.bert(model)
     return TaskSettings(
-        **({"kind": "classify", "stream": "orders", "model": str(model), "labels": ("a", "b")} | fields)
+        **({"kind": "text-classification", "stream": "orders", "model": str(model), "labels": ("a", "b")} | fields)
     )
 
 
 def promote(tmp_path: Path, number: int, labels: tuple[str, ...]) -> str:
-    task = open_task("classify", tmp_path / "model", labels=labels)
+    task = open_task("text-classification", tmp_path / "model", labels=labels)
     versions = Versions(tmp_path / "tasks" / "intents")
     version = versions.add(task, number)
     versions.promote(version)
@@ -81,7 +81,7 @@ def promote(tmp_path: Path, number: int, labels: tuple[str, ...]) -> str:
 
 async def test_an_untrained_head_only_asks_and_a_promoted_one_speaks(tmp_path: Path) -> None:
     heard, now = Heard(), 0.0
-    tasks = {"intents": settings(tmp_path, ask_below=1.0)}
+    tasks = {"intents": settings(tmp_path, query_confidence=1.0)}
     runner = TaskRunner(tasks, tmp_path / "tasks", heard.callbacks(), clock=lambda: now)
     async with running(runner):
         say(runner, "go now")
@@ -141,7 +141,7 @@ async def test_a_model_that_cannot_load_is_said_once(tmp_path: Path) -> None:
 async def test_chat_speaks_in_pieces_and_remembers_its_turns(tmp_path: Path) -> None:
     heard = Heard()
     model = tinymodels.llama(tmp_path / "llama")
-    task = TaskSettings(kind="chat", stream="orders", model=str(model), max_new_tokens=4)
+    task = TaskSettings(kind="text-generation", stream="orders", model=str(model), max_new_tokens=4)
     runner = TaskRunner({"assistant": task}, tmp_path / "tasks", heard.callbacks())
     async with running(runner):
         say(runner, "what is red ?")
@@ -154,7 +154,7 @@ async def test_chat_speaks_in_pieces_and_remembers_its_turns(tmp_path: Path) -> 
 
 async def test_readings_a_task_cannot_take_are_counted(tmp_path: Path) -> None:
     heard = Heard()
-    tasks = {"rel": settings(tmp_path, kind="relate", labels=("r",)), "intents": settings(tmp_path)}
+    tasks = {"rel": settings(tmp_path, kind="relation-extraction", labels=("r",)), "intents": settings(tmp_path)}
     runner = TaskRunner(tasks, tmp_path / "tasks", heard.callbacks())
     telemetry = Telemetry("orders", 1.0, 1, ("x",), np.zeros(1, np.float32))
     promote(tmp_path, 1, ("a", "b"))
@@ -166,9 +166,9 @@ async def test_readings_a_task_cannot_take_are_counted(tmp_path: Path) -> None:
 
 
 def test_examples_of_readings() -> None:
-    task = TaskSettings(kind="classify", model="m")
+    task = TaskSettings(kind="text-classification", model="m")
     image, samples = np.zeros((2, 2, 3), np.uint8), np.zeros(10, np.float32)
     assert example_of(Frame("s", 0.0, 0, image), task) == {"picture": image}
     assert example_of(Sound("s", 0.0, 0, samples, 8_000), task) == {"sound": samples, "rate_hz": 8_000}
-    assert example_of(Text("s", 0.0, 0, "x"), TaskSettings(kind="summarize", model="m")) == {"source": "x"}
+    assert example_of(Text("s", 0.0, 0, "x"), TaskSettings(kind="summarization", model="m")) == {"source": "x"}
     assert example_of(Telemetry("s", 0.0, 0, ("x",), samples[:1]), task) is None

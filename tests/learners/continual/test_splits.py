@@ -22,19 +22,19 @@ INTENTS = {"go": "move", "stop": "halt"}
 FLIPPED = {"move": "halt", "halt": "move"}
 
 
-def tuner(tmp_path: Path, heldout: Path | None, **finetune: Any) -> ContinualTrainer:
+def tuner(tmp_path: Path, eval_file: Path | None, **finetune: Any) -> ContinualTrainer:
     model = tmp_path / "model"
     if not model.exists():
         tinymodels.bert(model)
     settings = TaskSettings(
-        kind="classify",
+        kind="text-classification",
         stream="orders",
         model=str(model),
         train="full",
-        heldout=None if heldout is None else str(heldout),
+        eval_file=None if eval_file is None else str(eval_file),
     )
     chosen = FinetuneSettings(
-        **({"min_labels": 20, "every_s": 1, "holdout": 0.3, "replay": 0.0, "batch": 8} | finetune)
+        **({"min_labels": 20, "every_s": 1, "validation_fraction": 0.3, "rehearsal_ratio": 0.0, "batch": 8} | finetune)
     )
     options = {"epochs": 20, "learning_rate": 2e-3, "patience": 8}
     reader = Reader(tmp_path / "experience")
@@ -83,8 +83,10 @@ def test_without_a_file_nothing_is_known_and_a_person_decides(tmp_path: Path, st
     one = tuner(tmp_path, None)
     publish(store, tinymodels.orders(60, 1, INTENTS))
     verdict = one.run()
-    assert (verdict.outcome, verdict.event, verdict.promoted) == ("not known", "task_held_back", False)
-    assert verdict.reason.startswith("not known: no held-out file; name one under tasks.intents.heldout, or promote it")
+    assert (verdict.outcome, verdict.event, verdict.promoted) == ("inconclusive", "task_awaiting_approval", False)
+    assert verdict.reason.startswith(
+        "inconclusive: no held-out file; name one under tasks.intents.eval_file, or promote it"
+    )
     assert verdict.fields["held_out"] == "none"
     assert verdict.figures["validation"] >= 0.9
     assert verdict.figures["validation_labels"] > 5
@@ -101,7 +103,8 @@ def test_without_a_file_nothing_is_known_and_a_person_decides(tmp_path: Path, st
     one.versions.promote(waiting[str(second.version)])
     assert one.versions.rollback() is None, "the other one was never live"
     assert (
-        open_task("classify", waiting[str(second.version)].path).predict([{"text": "please stop"}])[0].value == "halt"
+        open_task("text-classification", waiting[str(second.version)].path).predict([{"text": "please stop"}])[0].value
+        == "halt"
     )
     assert not one.due()
     with pytest.raises(DataError, match="none of its new labels"):
@@ -116,7 +119,7 @@ def test_poison_without_a_file_goes_nowhere_by_itself(tmp_path: Path, store: Sto
     one = tuner(tmp_path, None)
     publish(store, tinymodels.orders(60, 1, INTENTS), "mallory", flipped=True)
     verdict = one.run()
-    assert verdict.outcome == "not known", "labels that agree with each other are no evidence"
+    assert verdict.outcome == "inconclusive", "labels that agree with each other are no evidence"
     assert verdict.figures["validation"] >= 0.9
     assert one.versions.live() is None
     assert verdict.blamed == ()
@@ -135,7 +138,7 @@ def test_a_version_says_what_it_learned_from(tmp_path: Path, store: Store) -> No
     assert report["forgotten"]["before"] == verdict.figures["known_before"]
     assert report["last_label"] == one.memory.judged
     card = (version.path / "README.md").read_text()
-    assert "accuracy of the earlier task (classify, 20 examples)" in card
+    assert "accuracy of the earlier task (text-classification, 20 examples)" in card
     assert "| held-out | the operator's file (20) |" in card
 
 

@@ -130,7 +130,7 @@ def test_marks_and_quarantine_change_the_row_and_can_be_taken_back(tmp_path: Pat
 
 def test_labels_and_raw_readings(tmp_path: Path) -> None:
     now = [1_000.0]
-    store = Store(tmp_path, settings(raw_s=60), clock=lambda: now[0])
+    store = Store(tmp_path, settings(raw_retention_s=60), clock=lambda: now[0])
     store.add_label(Label("intents", "lamp_on", text="turn it on", source="ann", stamp_s=5.0))
     store.add_label(Label("tags", ("a", "b"), decision="s-1"))
     store.add_raw(Raw("front", 990.0, "jpeg", b"\xff\xd8old"))
@@ -143,7 +143,7 @@ def test_labels_and_raw_readings(tmp_path: Path) -> None:
         assert reader.raw("front", 0, 2_000)[0].data == b"\xff\xd8old"
     store.close()
     now[0] = 1_100.0
-    again = Store(tmp_path, settings(raw_s=60), clock=lambda: now[0])
+    again = Store(tmp_path, settings(raw_retention_s=60), clock=lambda: now[0])
     again.add_raw(Raw("front", 1_099.0, "jpeg", b"new"))
     assert again.flush()
     again.close()
@@ -169,7 +169,7 @@ def test_refused_and_overflowing_items_are_counted_and_block_nothing(tmp_path: P
     gate.set()
     assert store.flush()
     assert store.drops["refused"] == 1
-    assert (events[0][0], events[0][1]["reason"]) == ("experience_refused", "tokens of front are not finite")
+    assert (events[0][0], events[0][1]["reason"]) == ("transition_rejected", "tokens of front are not finite")
     assert store.close()
     assert store.committed == 8
     assert not store.append(tick(200))
@@ -188,15 +188,15 @@ def test_refused_and_overflowing_items_are_counted_and_block_nothing(tmp_path: P
 def test_what_is_not_whole_is_refused(tmp_path: Path, store: Store, events: Events, fields: Any, reason: str) -> None:
     store.append(tick(1, **fields))
     assert store.flush()
-    assert events[0][0] == "experience_refused"
+    assert events[0][0] == "transition_rejected"
     assert reason in events[0][1]["reason"]
     assert Reader(tmp_path).count() == 0
 
 
 def test_the_oldest_goes_first_but_the_reserve_stays(tmp_path: Path) -> None:
     wide = {"front": np.zeros((4, 500), np.float16)}  # 4 kB a row
-    with_reserve = settings(max_gb=2e-3, reserve=0.25)  # 2 MB: about 450 rows
-    writer = database.Database(tmp_path, max_bytes=int(with_reserve.max_gb * 1e9), reserve=0.25, raw_s=1)
+    with_reserve = settings(max_gb=2e-3, reserved_fraction=0.25)  # 2 MB: about 450 rows
+    writer = database.Database(tmp_path, max_bytes=int(with_reserve.max_gb * 1e9), reserve=0.25, raw_retention_s=1)
     for start in range(0, 3_000, 100):
         with writer:
             for n in range(start, start + 100):
@@ -216,7 +216,7 @@ def test_the_oldest_goes_first_but_the_reserve_stays(tmp_path: Path) -> None:
 
 
 def test_reserved_rows_beyond_the_reserve_go_too(tmp_path: Path) -> None:
-    writer = database.Database(tmp_path, max_bytes=1_000_000, reserve=0.25, raw_s=1)
+    writer = database.Database(tmp_path, max_bytes=1_000_000, reserve=0.25, raw_retention_s=1)
     with writer:
         for n in range(1_000):
             writer.add(tick(n, tokens={"front": np.zeros((4, 500), np.float16)}, demonstration=True))
@@ -231,7 +231,7 @@ def test_reserved_rows_beyond_the_reserve_go_too(tmp_path: Path) -> None:
 
 
 def test_raw_readings_take_half_the_budget_at_most(tmp_path: Path) -> None:
-    writer = database.Database(tmp_path, max_bytes=1_000_000, reserve=0, raw_s=1e6)
+    writer = database.Database(tmp_path, max_bytes=1_000_000, reserve=0, raw_retention_s=1e6)
     with writer:
         for n in range(100):
             writer.add_raw(Raw("front", float(n), "jpeg", bytes(20_000)))
@@ -264,7 +264,7 @@ def test_a_broken_file_is_set_aside_and_what_reads_is_carried_over(tmp_path: Pat
     assert again.flush()
     again.close()
     (kind, fields), *_ = events
-    assert kind == "experience_set_aside"
+    assert kind == "experience_corrupt"
     assert Path(fields["path"]).read_bytes()[:100] == bytes(content[:100])
     with Reader(tmp_path) as reader:
         ticks = [row.transition.tick for row in reader.rows(0, 1 << 40)]
@@ -333,7 +333,7 @@ def test_an_older_schema_is_migrated_and_a_newer_one_left_alone(tmp_path: Path, 
     store = Store(tmp_path, settings(), on_event=lambda kind, fields: events.append((kind, fields)))
     store.append(tick(1))
     assert not store.flush()
-    assert events[0][0] == "experience_lost"
+    assert events[0][0] == "experience_write_failed"
     assert "newer" in events[0][1]["reason"]
     assert store.drops["disk"] == 1
     store.close()
@@ -359,7 +359,7 @@ def test_a_disk_that_refuses_is_an_event_and_later_ticks_are_stored(tmp_path: Pa
     store.append(tick(3))
     assert store.flush()
     store.close()
-    assert [kind for kind, _ in events] == ["experience_lost", "experience_recovered"]
+    assert [kind for kind, _ in events] == ["experience_write_failed", "experience_recovered"]
     with Reader(tmp_path) as reader:
         assert [row.transition.tick for row in reader.rows(0, 10)] == [1, 3]
 
@@ -407,7 +407,7 @@ def test_a_full_disk_costs_what_came_meanwhile_and_nothing_later(tmp_path: Path)
     assert (found["before"], found["full"], found["after"], found["closed"]) == (True, False, True, True)
     assert found["stored"] == 100
     kinds = [kind for kind, _ in found["events"]]
-    assert kinds == ["experience_lost", "experience_recovered"]
+    assert kinds == ["experience_write_failed", "experience_recovered"]
     assert found["events"][1][1]["total"] == found["drops"]["disk"] > 0
     with Reader(tmp_path) as reader:
         ticks = [row.transition.tick for row in reader.rows(0, 1_000)]
@@ -422,6 +422,6 @@ def test_an_item_that_cannot_be_stored_is_refused_alone(tmp_path: Path, store: S
     store.append(tick(3))
     assert store.flush()
     assert store.drops["refused"] == 2
-    assert {kind for kind, _ in events} == {"experience_refused"}
+    assert {kind for kind, _ in events} == {"transition_rejected"}
     with Reader(tmp_path) as reader:
         assert [row.transition.tick for row in reader.rows(0, 10)] == [1, 3]

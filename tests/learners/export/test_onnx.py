@@ -25,13 +25,13 @@ EVERY = ActionSpace(
     )
 )
 STREAMS = (
-    StreamSpec("front", "vision", 9, 24, 3),
-    StreamSpec("orders", "language", 1, 16),
+    StreamSpec("front", "image", 9, 24, 3),
+    StreamSpec("orders", "text", 1, 16),
     StreamSpec("joints", "telemetry", 1, 3),
 )
 KINDS: dict[str, dict[str, Any]] = {
-    "bottleneck, dqn and crossq, history": {"history": 3},
-    "matching, bandit": {"fusion": "matching", "gamma": 0.0, "history": 1},
+    "latent-attention, dqn and crossq, history": {"history": 3},
+    "low-rank-bilinear, bandit": {"fusion": "low-rank-bilinear", "gamma": 0.0, "history": 1},
     "one telemetry stream": {"streams": STREAMS[2:], "history": 2, "algorithm": "sac"},
 }
 

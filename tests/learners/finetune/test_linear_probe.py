@@ -35,7 +35,7 @@ ROWS = [
 
 
 def opened(folder: Path, **options: Any) -> Classifier:
-    task = open_task("classify", tinymodels.bert(folder), labels=LABELS, **options)
+    task = open_task("text-classification", tinymodels.bert(folder), labels=LABELS, **options)
     assert isinstance(task, Classifier)
     return task
 
@@ -89,7 +89,7 @@ def test_several_labels_are_fitted_to_their_own_criterion(tmp_path: Path) -> Non
 
 
 def test_behind_a_decoder_nothing_is_done(tmp_path: Path) -> None:
-    task = open_task("classify", tinymodels.llama(tmp_path / "l"), labels=LABELS)
+    task = open_task("text-classification", tinymodels.llama(tmp_path / "l"), labels=LABELS)
     assert isinstance(task, Classifier)
     before = task.model.score.weight.detach().clone()
     assert not linear_probe.fit_head(task, ROWS)
@@ -100,7 +100,9 @@ def test_labels_of_people_are_learned_head_first_and_as_they_were_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step at no rate: what a lesson then knows, its probe knew."""
-    settings = TaskSettings(kind="classify", stream="orders", model=str(tinymodels.bert(tmp_path / "m")), train="lora")
+    settings = TaskSettings(
+        kind="text-classification", stream="orders", model=str(tinymodels.bert(tmp_path / "m")), train="lora"
+    )
     fits: list[int] = []
     fit = linear_probe.fit_head
     monkeypatch.setattr("learners.finetune.run.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows))

@@ -75,7 +75,7 @@ def rate_of(model: nn.Module, made: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def test_what_follows_the_blocks_learns_as_fast_as_the_head(tmp_path: Path) -> None:
-    pictures = open_task("classify", tinymodels.efficientnet(tmp_path / "e"), modality="picture", labels=("a", "b"))
+    pictures = open_task("image-classification", tinymodels.efficientnet(tmp_path / "e"), labels=("a", "b"))
     rates = rate_of(pictures.model, groups(pictures.model, 1.0, 0.01, 0.5))
     assert rates["efficientnet_lite.head.conv.weight"] == rates["classifier.weight"] == 1.0
     assert rates["efficientnet_lite.stem.conv.weight"] == 0.5**4, "three blocks lie between"
@@ -84,7 +84,7 @@ def test_what_follows_the_blocks_learns_as_fast_as_the_head(tmp_path: Path) -> N
 
 
 def test_a_head_beside_adapters_learns_at_its_own_rate(tmp_path: Path) -> None:
-    task = open_task("classify", tinymodels.bert(tmp_path), labels=("a", "b"))
+    task = open_task("text-classification", tinymodels.bert(tmp_path), labels=("a", "b"))
     wrapped = prepare(task.model, "lora", rank=2)
     rates = rate_of(wrapped, groups(wrapped, 1.0, 0.01, 0.5, 10.0))
     heads = {name: rate for name, rate in rates.items() if ".classifier." in name}

@@ -39,7 +39,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def run(tmp_path: Path, files: dict[str, Path], **options: Any) -> dict[str, Any]:
     model = tinymodels.bert(tmp_path / "model")
     chosen = {"epochs": 12, "batch": 16, "learning_rate": 1e-2, "patience": 12, "seed": 1} | options
-    return finetune(task="classify", model=str(model), out=tmp_path / "out", **files, **chosen)
+    return finetune(task="text-classification", model=str(model), out=tmp_path / "out", **files, **chosen)
 
 
 def test_a_run_leaves_a_folder_that_transformers_and_evaluate_read(tmp_path: Path, files: dict[str, Path]) -> None:
@@ -58,19 +58,21 @@ def test_a_run_leaves_a_folder_that_transformers_and_evaluate_read(tmp_path: Pat
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| test | {report['metrics']['test']['accuracy']:.4f}" in card
     assert "Not measured: no earlier task was named." in card
-    again = evaluate(task="classify", model=str(tmp_path / "out"), test=files["test"], out=tmp_path / "again")
+    again = evaluate(
+        task="text-classification", model=str(tmp_path / "out"), test=files["test"], out=tmp_path / "again"
+    )
     assert again["metrics"]["test"] == report["metrics"]["test"]
     assert again["train"] == "full"
     assert (tmp_path / "again" / "report.json").is_file()
-    with pytest.raises(ValueError, match="fine-tuned for classify"):
-        evaluate(task="tag", model=str(tmp_path / "out"), test=files["test"])
+    with pytest.raises(ValueError, match="fine-tuned for text-classification"):
+        evaluate(task="token-classification", model=str(tmp_path / "out"), test=files["test"])
 
 
 def test_lora_leaves_merged_weights_an_adapter_and_what_was_forgotten(tmp_path: Path, files: dict[str, Path]) -> None:
     first = run(tmp_path, files, mode="full")
     other = {n: table(tmp_path / f"o{n}.csv", tinymodels.orders(30, 7, {"red": "warm", "blue": "cold"})) for n in files}
     report = finetune(
-        task="classify", model=str(tmp_path / "out"), out=tmp_path / "second", mode="lora", lora_rank=4, adapter=True,
+        task="text-classification", model=str(tmp_path / "out"), out=tmp_path / "second", mode="lora", lora_rank=4, adapter=True,
         earlier=tmp_path / "out", earlier_data=files["test"], epochs=20, batch=8, learning_rate=5e-3, patience=20, **other,
     )  # fmt: skip
     assert report["metrics"]["test"]["accuracy"] >= 0.9

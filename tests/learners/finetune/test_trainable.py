@@ -27,7 +27,7 @@ def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("mode", ["frozen", "top", "full"])
 def test_frozen_parameters_are_bit_identical_and_the_others_moved(tmp_path: Path, mode: str) -> None:
-    task = open_task("classify", tinymodels.bert(tmp_path), labels=LABELS)
+    task = open_task("text-classification", tinymodels.bert(tmp_path), labels=LABELS)
     before = snapshot(task.model)
     prepare(task.model, mode)
     trained = {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
@@ -48,7 +48,7 @@ def test_frozen_parameters_are_bit_identical_and_the_others_moved(tmp_path: Path
 
 
 def test_lora_trains_exactly_its_matrices_and_the_head(tmp_path: Path) -> None:
-    task = open_task("classify", tinymodels.bert(tmp_path), labels=LABELS)
+    task = open_task("text-classification", tinymodels.bert(tmp_path), labels=LABELS)
     targets = lora_targets(task.model)
     shapes = [task.model.get_submodule(name).weight.shape for name in targets]
     wrapped = prepare(task.model, "lora", rank=4)
@@ -64,7 +64,7 @@ def test_lora_trains_exactly_its_matrices_and_the_head(tmp_path: Path) -> None:
 
 
 def test_merging_changes_no_output(tmp_path: Path) -> None:
-    task = open_task("classify", tinymodels.bert(tmp_path), labels=LABELS)
+    task = open_task("text-classification", tinymodels.bert(tmp_path), labels=LABELS)
     wrapped = prepare(task.model, "lora", rank=4).eval()
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
@@ -80,7 +80,7 @@ def test_merging_changes_no_output(tmp_path: Path) -> None:
     assert np.allclose(want, got, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "make"), [("translate", tinymodels.t5), ("chat", tinymodels.llama)])
+@pytest.mark.parametrize(("kind", "make"), [("translation", tinymodels.t5), ("text-generation", tinymodels.llama)])
 def test_top_and_lora_fit_other_architectures(tmp_path: Path, kind: str, make: Callable[[Path], Path]) -> None:
     task = open_task(kind, make(tmp_path))
     names = top_modules(task.model)
@@ -102,18 +102,18 @@ def test_top_takes_no_decoder_for_what_follows_the_encoder() -> None:
 
 
 def test_nothing_to_train_is_said(tmp_path: Path) -> None:
-    task = open_task("chat", tinymodels.llama(tmp_path))
+    task = open_task("text-generation", tinymodels.llama(tmp_path))
     with pytest.raises(ValueError, match="has no head of its own"):
         prepare(task.model, "frozen")
 
 
 def test_norm_statistics_and_frozen_dropout_rest(tmp_path: Path) -> None:
-    pictures = open_task("classify", tinymodels.efficientnet(tmp_path / "e"), modality="picture", labels=LABELS)
+    pictures = open_task("image-classification", tinymodels.efficientnet(tmp_path / "e"), labels=LABELS)
     prepare(pictures.model, "full")
     set_training(pictures.model)
     assert pictures.model.training
     assert not any(m.training for m in pictures.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    texts = open_task("classify", tinymodels.bert(tmp_path / "b", dropout=0.1), labels=LABELS)
+    texts = open_task("text-classification", tinymodels.bert(tmp_path / "b", dropout=0.1), labels=LABELS)
     prepare(texts.model, "top")
     set_training(texts.model)
     assert not texts.model.bert.encoder.layer[0].attention.output.dropout.training

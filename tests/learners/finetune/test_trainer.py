@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 ARGUMENTS = {
-    "task": "classify",
+    "task": "text-classification",
     "mode": "full",
     "epochs": 12,
     "patience": 12,

@@ -71,7 +71,7 @@ def test_pictures_go_through_an_encoder_and_have_a_history() -> None:
     env = Tiles()
     senses = ObservationEncoder(env.observation_space, Shrink())  # type: ignore[arg-type]
     spec = senses.specify(env, gamma=0.9, algorithm="auto")
-    assert [(s.name, s.modality, s.tokens, s.width) for s in spec.streams] == [("view", "vision", 1, 12)]
+    assert [(s.name, s.modality, s.tokens, s.width) for s in spec.streams] == [("view", "image", 1, 12)]
     window = Window(spec)
     first = senses.tokens(env.reset(seed=0)[0])
     assert first["view"].dtype == np.float16

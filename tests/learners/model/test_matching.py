@@ -17,12 +17,19 @@ from learners.model.spec import PolicySpec, SpecError, StreamSpec
 
 torch.set_num_threads(1)
 THINGS, PLACES, WIDTH = 6, 5, 24
-STREAMS = (StreamSpec("front", "vision", PLACES, WIDTH), StreamSpec("orders", "language", 1, WIDTH))
+STREAMS = (StreamSpec("front", "image", PLACES, WIDTH), StreamSpec("orders", "text", 1, WIDTH))
 ACTIONS = ActionSpace((Choice("head", tuple("abcde")),))
 
 
 def spec(**fields: object) -> PolicySpec:
-    values = {"fusion": "matching", "width": 32, "hidden": (32,), "history": 1, "gamma": 0.5, "modality_dropout": 0.0}
+    values = {
+        "fusion": "low-rank-bilinear",
+        "width": 32,
+        "hidden": (32,),
+        "history": 1,
+        "gamma": 0.5,
+        "modality_dropout": 0.0,
+    }
     return PolicySpec(STREAMS, ACTIONS, **{**values, **fields})  # type: ignore[arg-type]
 
 
@@ -61,7 +68,7 @@ def accuracy(fusion: str) -> float:
 
 
 def test_it_finds_what_is_named_where_attention_does_not_yet() -> None:
-    matching, bottleneck = accuracy("matching"), accuracy("bottleneck")
+    matching, bottleneck = accuracy("low-rank-bilinear"), accuracy("latent-attention")
     assert matching > 0.9, f"{matching:.3f} of 500 scenes"
     assert matching > bottleneck + 0.1, f"{matching:.3f} against {bottleneck:.3f}"
 
@@ -81,8 +88,8 @@ def test_what_is_missing_has_no_part_in_the_state(name: str) -> None:
 
 
 def test_nothing_to_match_is_refused_with_the_remedy() -> None:
-    with pytest.raises(SpecError, match="write `fusion: bottleneck`"):
-        PolicySpec(STREAMS[:1], ACTIONS, fusion="matching")
+    with pytest.raises(SpecError, match="write `fusion: latent-attention`"):
+        PolicySpec(STREAMS[:1], ACTIONS, fusion="low-rank-bilinear")
 
 
 def test_the_kind_of_fusion_and_the_heads_sizes_are_saved(tmp_path: Path) -> None:

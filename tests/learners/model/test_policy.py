@@ -20,9 +20,9 @@ ACTIONS = ActionSpace(
     (Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, 0.0), (1.0, 2.0)), Utterance("say", "talk"))
 )
 STREAMS = (
-    StreamSpec("front", "vision", 4, 20),
-    StreamSpec("room", "hearing", 3, 12),
-    StreamSpec("orders", "language", 1, 8),
+    StreamSpec("front", "image", 4, 20),
+    StreamSpec("room", "audio", 3, 12),
+    StreamSpec("orders", "text", 1, 8),
     StreamSpec("joints", "telemetry", 1, 2),
 )
 
@@ -184,7 +184,7 @@ def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, object], w
         small(**changes)
 
 
-@pytest.mark.parametrize("stream", [("a", "smell", 1, 1), ("a", "vision", 0, 1), ("a", "telemetry", 2, 1)])
+@pytest.mark.parametrize("stream", [("a", "smell", 1, 1), ("a", "image", 0, 1), ("a", "telemetry", 2, 1)])
 def test_a_stream_that_cannot_be_is_refused(stream: tuple[str, str, int, int]) -> None:
     with pytest.raises(SpecError):
         StreamSpec(*stream)  # type: ignore[arg-type]

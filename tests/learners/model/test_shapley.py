@@ -16,8 +16,8 @@ from learners.model.spec import PolicySpec, StreamSpec
 
 SPEC = PolicySpec(
     streams=(
-        StreamSpec("front", "vision", 3, 12),
-        StreamSpec("orders", "language", 1, 8),
+        StreamSpec("front", "image", 3, 12),
+        StreamSpec("orders", "text", 1, 8),
         StreamSpec("joints", "telemetry", 1, 2),
     ),
     actions=ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, -2.0), (1.0, 2.0)))),

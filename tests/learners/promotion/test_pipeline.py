@@ -11,7 +11,7 @@ import torch
 
 from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
-from learners.promotion.integrity import fast, whole
+from learners.promotion.integrity import integrity, latency
 from learners.promotion.pipeline import EvaluationContext, StepResult, describe, evaluate
 from learners.promotion.steps import STEPS
 
@@ -53,18 +53,18 @@ def test_steps_run_in_order_until_one_fails() -> None:
 
 
 def test_a_sound_candidate_passes_both() -> None:
-    verdict = evaluate(trial(), STEPS, ("whole", "fast"))
+    verdict = evaluate(trial(), STEPS, ("integrity", "latency"))
     assert verdict.passed
     steps = verdict.fields()["steps"]
     weights = learning.SmallPolicy(learning.SPEC).state_dict()
-    assert steps["whole"]["numbers"] == sum(value.numel() for value in weights.values())
-    assert 0 < steps["fast"]["median_ms"] < 50.0 == steps["fast"]["limit_ms"]
+    assert steps["integrity"]["numbers"] == sum(value.numel() for value in weights.values())
+    assert 0 < steps["latency"]["median_ms"] < 50.0 == steps["latency"]["limit_ms"]
 
 
 def test_weights_that_are_not_finite_fail() -> None:
     candidate = learning.SmallPolicy(learning.SPEC)
     candidate.encoder.weight.data[0, 0] = float("nan")
-    finding = whole(trial(candidate))
+    finding = integrity(trial(candidate))
     assert not finding.passed
     assert "encoder.weight" in finding.reason
 
@@ -72,7 +72,7 @@ def test_weights_that_are_not_finite_fail() -> None:
 def test_values_that_are_not_finite_fail() -> None:
     candidate = learning.SmallPolicy(learning.SPEC).eval()
     candidate.heads.choice = _Infinite(candidate.heads.choice)  # type: ignore[assignment] # a stand-in
-    finding = fast(trial(candidate))
+    finding = latency(trial(candidate))
     assert not finding.passed
     assert "not finite" in finding.reason
 
@@ -94,8 +94,8 @@ def test_a_slow_candidate_fails_by_its_own_cpu_time() -> None:
                 pass
             return super().encode(features)
 
-    finding = fast(trial(Slow(learning.SPEC).eval(), period_s=0.005))
+    finding = latency(trial(Slow(learning.SPEC).eval(), period_s=0.005))
     assert not finding.passed
     assert finding.figures["median_ms"] == pytest.approx(4, abs=3)
     assert "2.5 ms are allowed" in finding.reason
-    assert fast(trial(Slow(learning.SPEC).eval(), period_s=1.0)).passed
+    assert latency(trial(Slow(learning.SPEC).eval(), period_s=1.0)).passed

@@ -22,7 +22,7 @@ from learners.promotion.pipeline import EvaluationContext, EvaluationRun, HeldOu
 from learners.promotion.steps import STEPS
 
 torch.set_num_threads(1)
-ORDER = ("whole", "fast", "sane", "labels", "ope", "shadow", "probation")
+ORDER = ("integrity", "latency", "sanity", "held_out", "ope", "shadow")
 EPSILON = 0.1
 
 
@@ -128,15 +128,14 @@ def test_before_anything_is_live_a_whole_fast_and_finite_candidate_passes() -> N
     assert not verdict.missing
     steps = verdict.fields()["steps"]
     assert list(steps) == list(ORDER)
-    assert [steps[name]["applies"] for name in ("labels", "ope", "shadow")] == [False] * 3
-    assert steps["probation"] == {"begins": "when live", "lasts_s": 60.0, "passed": True}
+    assert [steps[name]["applies"] for name in ("held_out", "ope", "shadow")] == [False] * 3
 
 
 def test_a_good_candidate_passes_every_step() -> None:
     verdict = evaluate(trial(Scripted(nearly_right), Scripted(right), World(600, grows=3)), STEPS, ORDER)
     assert verdict.passed, verdict
     steps = verdict.fields()["steps"]
-    assert steps["sane"]["agreement"]["head"] > 0.9
+    assert steps["sanity"]["agreement"]["head"] > 0.9
     assert steps["ope"]["estimator"] == "doubly_robust"
     assert steps["ope"]["ess"] >= 50
     assert steps["ope"]["decisions"] == 590  # the newest ten may still wait for their rewards
@@ -163,7 +162,7 @@ def test_a_much_better_candidate_passes_after_a_few_hundred_ticks() -> None:
 def test_too_little_evidence_is_not_a_pass() -> None:
     finding = run("ope", trial(Scripted(right), Scripted(wrong), World(200), min_effective_samples=1e4))
     assert not finding.passed
-    assert finding.reason.startswith("not known: at most")
+    assert finding.reason.startswith("inconclusive: at most")
     assert finding.figures["estimator"] is None
     assert not run("ope", trial(Scripted(right), Scripted(wrong), World(12))).passed
 
@@ -180,23 +179,23 @@ def test_what_people_did_is_not_weighed() -> None:
 
 
 def test_collapse_is_refused_unless_the_live_one_collapsed() -> None:
-    finding = run("sane", trial(Scripted(always_left), Scripted(right)))
+    finding = run("sanity", trial(Scripted(always_left), Scripted(right)))
     assert not finding.passed
     assert finding.figures["candidate"] == {"head": {"left": 1.0, "stay": 0.0, "right": 0.0}}
     assert "always does the same with head" in finding.reason
-    assert run("sane", trial(Scripted(always_left), Scripted(always_left))).passed
-    first = run("sane", trial(Scripted(always_left)))
+    assert run("sanity", trial(Scripted(always_left), Scripted(always_left))).passed
+    first = run("sanity", trial(Scripted(always_left)))
     assert first.passed
     assert first.figures["collapsed"] == ["head"]
-    assert run("sane", trial(Scripted(always_left), Scripted(right), World(10))).passed
-    assert run("sane", trial(Scripted(always_left), Scripted(right), World(0))).figures["observations"] == 0
+    assert run("sanity", trial(Scripted(always_left), Scripted(right), World(10))).passed
+    assert run("sanity", trial(Scripted(always_left), Scripted(right), World(0))).figures["observations"] == 0
 
 
 def test_numbers_that_are_not_finite_on_recorded_observations_fail() -> None:
     def rarely_infinite(x_B2: Tensor) -> Tensor:
         return right(x_B2) / (x_B2[:, :1] < 1)  # a division by zero now and then
 
-    finding = run("sane", trial(Scripted(rarely_infinite), Scripted(right)))
+    finding = run("sanity", trial(Scripted(rarely_infinite), Scripted(right)))
     assert not finding.passed
     assert "not finite" in finding.reason
     finding = run("shadow", trial(Scripted(rarely_infinite), Scripted(right), World(600, grows=5)))
@@ -208,18 +207,18 @@ def test_held_out_labels_may_not_get_worse() -> None:
     good = HeldOut(before=0.9, after=0.87, labels=40, metric="accuracy")
     bad = HeldOut(before=0.9, after=0.80, labels=40, metric="accuracy")
     passing = replace(trial(Scripted(right)), held_out=lambda: {"intents": good})
-    assert run("labels", passing).passed
-    finding = run("labels", replace(passing, held_out=lambda: {"intents": good, "moods": bad}))
+    assert run("held_out", passing).passed
+    finding = run("held_out", replace(passing, held_out=lambda: {"intents": good, "moods": bad}))
     assert not finding.passed
     assert finding.reason == "moods: accuracy 0.800 after 0.900"
     assert finding.figures["tasks"]["intents"]["labels"] == 40
-    assert run("labels", trial(Scripted(right))).figures["note"] == "no held-out file of a task that changed"
+    assert run("held_out", trial(Scripted(right))).figures["note"] == "no held-out file of a task that changed"
 
 
 def test_shadow_knows_nothing_without_new_ticks() -> None:
     finding = run("shadow", trial(Scripted(right), Scripted(right)))
     assert not finding.passed
-    assert finding.reason == "not known: no new tick in 30 s"
+    assert finding.reason == "inconclusive: no new tick in 30 s"
 
 
 def test_shadow_refuses_what_fresh_decisions_show_to_be_worse() -> None:
@@ -258,9 +257,7 @@ def test_a_trial_goes_on_a_while_at_a_time_and_can_be_void() -> None:
 
 def test_a_trial_that_waits_ends_when_its_time_is_over() -> None:
     pauses: list[int] = []
-    verdict = evaluate(
-        trial(Scripted(right), Scripted(right)), STEPS, ("shadow", "probation"), pause=lambda: pauses.append(1)
-    )
+    verdict = evaluate(trial(Scripted(right), Scripted(right)), STEPS, ("shadow",), pause=lambda: pauses.append(1))
     assert not verdict.passed
     assert pauses
     assert pytest.approx(len(pauses), abs=2) == 30

@@ -47,10 +47,10 @@ def inputs(tmp_path: Path) -> LearnerConfig:
         {
             "state_dir": tmp_path,
             "streams": {"orders": {"kind": "text", "encoder": "language"}, "joints": {"kind": "telemetry"}},
-            "encoders": {"language": {"model": str(model), "train": "full"}},
-            "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": str(model)}},
+            "encoders": {"language": {"model": str(model), "follow_task": True}},
+            "tasks": {"intents": {"kind": "text-classification", "stream": "orders", "model": str(model)}},
             "engine": {"backend": "torch", "precision": "float32"},
-            "learner": {"batch": 16, "warmup": 8, "settle_s": 0, "replay_gb": 1e-3},
+            "learner": {"batch": 16, "warmup": 8, "reward_delay_s": 0, "replay_gb": 1e-3},
         }
     )
 
@@ -110,7 +110,7 @@ def learner_of(tmp_path: Path, spec: PolicySpec, given: LearnerConfig, recoded: 
 
 
 def spec_of(width: int) -> PolicySpec:
-    streams = (StreamSpec("orders", "language", 1, width), StreamSpec("joints", "telemetry", 1, 2))
+    streams = (StreamSpec("orders", "text", 1, width), StreamSpec("joints", "telemetry", 1, 2))
     return PolicySpec(streams, learning.ACTIONS, history=1, width=16, latents=2, layers=1, heads=2, gamma=0.9)
 
 
@@ -203,7 +203,7 @@ def test_a_version_that_is_gone_leaves_its_ticks_out(tmp_path: Path, store: Stor
     given = inputs(tmp_path)
     promote(given, 1)
     known = versions_of(given)
-    wide = open_task("classify", str(tinymodels.bert(tmp_path / "wide", width=64)), labels=("x", "y"))
+    wide = open_task("text-classification", str(tinymodels.bert(tmp_path / "wide", width=64)), labels=("x", "y"))
     Versions(tmp_path / "learner" / "tasks" / "intents").add(
         wide, 2
     )  # of another architecture: no version of the encoder

@@ -21,23 +21,23 @@ from learners.tasks.registry import open_task
 
 CPU = torch.device("cpu")
 MODELS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "bert": (tinymodels.bert, "text"),
-    "whisper": (tinymodels.whisper, "sound"),
-    "wav2vec2": (tinymodels.wav2vec2, "sound"),
-    "efficientnet": (tinymodels.efficientnet, "picture"),
+    "bert": (tinymodels.bert, "text-classification"),
+    "whisper": (tinymodels.whisper, "audio-classification"),
+    "wav2vec2": (tinymodels.wav2vec2, "audio-classification"),
+    "efficientnet": (tinymodels.efficientnet, "image-classification"),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_the_state_is_what_loading_the_folder_as_an_encoder_gives(tmp_path: Path, name: str) -> None:
-    make, modality = MODELS[name]
+    make, kind = MODELS[name]
     source = make(tmp_path / "model")
-    task = open_task("classify", source, modality=modality, labels=("x", "y"))
+    task = open_task(kind, source, labels=("x", "y"))
     for number, parameter in enumerate(task.model.parameters()):
         parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
     task.save(tmp_path / "tuned")
-    settings = EncoderSettings(model=str(source), train="full")
+    settings = EncoderSettings(model=str(source), follow_task=True)
     encoder = load(settings, 4, CPU, window_s=1.0)
     before = encoder.version
     encoder.load_state(state_of(settings, encoder, tmp_path / "tuned"))
@@ -54,9 +54,9 @@ def test_the_state_is_what_loading_the_folder_as_an_encoder_gives(tmp_path: Path
 
 def test_a_folder_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     bert = tinymodels.bert(tmp_path / "bert")
-    settings = EncoderSettings(model=str(bert), train="full")
+    settings = EncoderSettings(model=str(bert), follow_task=True)
     encoder = load(settings, 1, CPU)
-    other = open_task("classify", tinymodels.wav2vec2(tmp_path / "other"), modality="sound", labels=("x", "y"))
+    other = open_task("audio-classification", tinymodels.wav2vec2(tmp_path / "other"), labels=("x", "y"))
     other.save(tmp_path / "tuned")
     with pytest.raises(ValueError, match=r"has no weight .* another architecture than"):
         state_of(settings, encoder, tmp_path / "tuned")
@@ -68,8 +68,8 @@ def settings_of(tmp_path: Path) -> LearnerConfig:
         {
             "state_dir": tmp_path,
             "streams": {"orders": {"kind": "text", "encoder": "language"}},
-            "encoders": {"language": {"model": model, "train": "full"}},
-            "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": model}},
+            "encoders": {"language": {"model": model, "follow_task": True}},
+            "tasks": {"intents": {"kind": "text-classification", "stream": "orders", "model": model}},
             "engine": {"backend": "torch", "precision": "float32"},
         }
     )

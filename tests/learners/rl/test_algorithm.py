@@ -91,7 +91,7 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
 def fused() -> Policy:
     torch.manual_seed(0)
     spec = PolicySpec(
-        (StreamSpec("front", "vision", 2, 8), StreamSpec("joints", "telemetry", 1, 3)),
+        (StreamSpec("front", "image", 2, 8), StreamSpec("joints", "telemetry", 1, 3)),
         ActionSpace((CHOICE, ARM)),
         width=16,
         latents=2,

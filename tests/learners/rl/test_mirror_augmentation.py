@@ -16,8 +16,8 @@ from learners.rl.mirror_augmentation import MirrorAugmentation
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0,), (1.0,))))
 SPEC = PolicySpec(
     (
-        StreamSpec("front", "vision", 6, 2, columns=3),
-        StreamSpec("orders", "language", 1, 2),
+        StreamSpec("front", "image", 6, 2, columns=3),
+        StreamSpec("orders", "text", 1, 2),
         StreamSpec("joints", "telemetry", 1, 1),
         StreamSpec("battery", "telemetry", 1, 1),
     ),
@@ -68,5 +68,5 @@ def test_about_half_are_mirrored_and_the_same_draw_gives_the_same() -> None:
 
 
 def test_what_has_no_sides_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"learner.mirror: \['orders'\]"):
+    with pytest.raises(ValueError, match=r"learner.mirror_augmentation: \['orders'\]"):
         MirrorAugmentation(SPEC, ("head", "orders"))

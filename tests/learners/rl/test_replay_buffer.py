@@ -15,7 +15,7 @@ from learners.rl.replay_buffer import MAX_GAP, ReplayBuffer
 
 torch.set_num_threads(1)
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, -1.0), (1.0, 1.0))))
-STREAMS = (StreamSpec("front", "vision", 2, 3), StreamSpec("joints", "telemetry", 1, 2))
+STREAMS = (StreamSpec("front", "image", 2, 3), StreamSpec("joints", "telemetry", 1, 2))
 
 
 def spec(history: int = 1, gamma: float = 0.9) -> PolicySpec:

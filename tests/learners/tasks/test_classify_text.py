@@ -19,23 +19,26 @@ from learners.tasks.audio import RATE_HZ, read_sound
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.classify_audio import ClassifySounds
 from learners.tasks.images import read_picture
-from learners.tasks.registry import known, modality_of, open_task, task_class
+from learners.tasks.registry import check_modality, known, open_task, task_class
 
 
 def test_every_kind_of_the_settings_has_a_task() -> None:
     from typing import get_args
 
-    from learners.config import TaskSettings
+    from learners.config import FORMER_KINDS, TaskSettings
 
     kinds = get_args(TaskSettings.model_fields["kind"].annotation)
-    assert set(kinds) == {kind for kind, _ in known()}
-    assert {m for k, m in known() if k == "classify"} == {"text", "picture", "sound"}
-    with pytest.raises(ValueError, match="there are answer"):
+    assert set(kinds) == set(known())
+    with pytest.raises(ValueError, match="there are audio-classification"):
         task_class("dance")
+    for former, kinds in FORMER_KINDS.items():
+        assert set(kinds) <= set(known())
+        with pytest.raises(ValueError, match=f"renamed to {' or '.join(kinds)}"):
+            task_class(former)
 
 
 def test_several_labels(tmp_path: Path) -> None:
-    task = open_task("classify", tinymodels.bert(tmp_path), labels=("a", "b", "c"), multi_label=True)
+    task = open_task("text-classification", tinymodels.bert(tmp_path), labels=("a", "b", "c"), multi_label=True)
     rows = [{"text": "go", "label": ["a", "b"]}, {"text": "stop", "label": []}]
     assert task.features(rows[0])[0]["labels"] == [1.0, 1.0, 0.0]
     found = [Prediction(("a",)), Prediction(())]
@@ -45,11 +48,11 @@ def test_several_labels(tmp_path: Path) -> None:
     tune(task, Splits(rows * 8, rows), Settings(epochs=20, batch=8, learning_rate=1e-2, patience=20), "full")
     assert [p.value for p in task.predict(rows)] == [("a", "b"), ()]
     with pytest.raises(DataError, match="set multi_label"):
-        open_task("classify", tmp_path, labels=("a", "b")).features(rows[0])
+        open_task("text-classification", tmp_path, labels=("a", "b")).features(rows[0])
 
 
 def test_macro_f1_counts_every_label_alike(tmp_path: Path) -> None:
-    task = open_task("classify", tinymodels.bert(tmp_path), labels=("a", "b"))
+    task = open_task("text-classification", tinymodels.bert(tmp_path), labels=("a", "b"))
     rows = [{"label": "a"}, {"label": "a"}, {"label": "b"}]
     # a: 2 hits of 2 wanted, 3 found: 0.8; b: 0
     assert task.prior(rows).exp().tolist() == pytest.approx([3 / 5, 2 / 5])
@@ -64,15 +67,15 @@ def test_macro_f1_counts_every_label_alike(tmp_path: Path) -> None:
 
 
 def test_a_grown_head_keeps_what_it_knew(tmp_path: Path) -> None:
-    task = open_task("classify", tinymodels.bert(tmp_path), labels=("a", "b"))
+    task = open_task("text-classification", tinymodels.bert(tmp_path), labels=("a", "b"))
     task.save(tmp_path / "o")
-    grown = open_task("classify", tmp_path / "o", labels=("b", "new", "a"))
+    grown = open_task("text-classification", tmp_path / "o", labels=("b", "new", "a"))
     old, new = task.model.classifier, grown.model.classifier
     assert torch.equal(new.weight[2], old.weight[0])
     assert torch.equal(new.weight[0], old.weight[1])
     assert torch.equal(new.bias[[2, 0]], old.bias)
     assert torch.equal(grown.model.bert.pooler.dense.weight, task.model.bert.pooler.dense.weight)
-    assert open_task("classify", tmp_path / "o").labels == ("a", "b")
+    assert open_task("text-classification", tmp_path / "o").labels == ("a", "b")
 
 
 def picture(colour: tuple[int, int, int], seed: int) -> np.ndarray:
@@ -89,10 +92,10 @@ def test_pictures_are_learned_from_files_and_arrays(tmp_path: Path, mode: str) -
     path = tmp_path / "a.png"
     Image.fromarray(rows[0]["picture"]).save(path)
     rows[0] = {"picture": str(path), "label": "red"}
-    assert modality_of(rows) == "picture"
-    task = open_task(
-        "classify", tinymodels.efficientnet(tmp_path / "m"), modality="picture", labels=("blue", "red"), flip=True
-    )
+    check_modality(task_class("image-classification"), rows)
+    with pytest.raises(DataError, match="reads a text; these examples hold a picture: use image-classification"):
+        check_modality(task_class("text-classification"), rows)
+    task = open_task("image-classification", tinymodels.efficientnet(tmp_path / "m"), labels=("blue", "red"), flip=True)
     assert task.varying
     tuned = tune(
         task, Splits(rows[:24], rows[24:]), Settings(epochs=20, batch=8, learning_rate=5e-2, patience=20), mode
@@ -100,7 +103,7 @@ def test_pictures_are_learned_from_files_and_arrays(tmp_path: Path, mode: str) -
     assert tuned.run.best == 1.0
     task.save(tmp_path / "o")
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "o").config.id2label[1] == "red"
-    again = open_task("classify", tmp_path / "o")
+    again = open_task("image-classification", tmp_path / "o")
     assert again.predict(rows[:1])[0].value == "red"
     with pytest.raises(DataError, match="picture"):
         task.features({"text": "x"})
@@ -126,7 +129,7 @@ def test_sounds_are_learned_with_a_whisper_of_one_second(tmp_path: Path) -> None
     window = ClassifySounds.fitting_window_s(rows)
     assert window == 1.0
     task = open_task(
-        "classify", tinymodels.whisper(tmp_path / "m"), modality="sound", labels=("high", "low"), window_s=window
+        "audio-classification", tinymodels.whisper(tmp_path / "m"), labels=("high", "low"), window_s=window
     )
     assert task.model.config.max_source_positions == 50
     feature = task.features({"sound": str(tmp_path / "a.wav"), "label": "low"})[0]
@@ -136,7 +139,7 @@ def test_sounds_are_learned_with_a_whisper_of_one_second(tmp_path: Path) -> None
     task.save(tmp_path / "o")
     model = AutoModelForAudioClassification.from_pretrained(tmp_path / "o")
     assert model.config.max_source_positions == 50
-    again = open_task("classify", tmp_path / "o")
+    again = open_task("audio-classification", tmp_path / "o")
     assert again.predict([{"sound": str(tmp_path / "a.wav")}])[0].value == "low"
 
 
@@ -146,7 +149,7 @@ def test_sounds_are_learned_from_their_samples_by_a_wav2vec2(tmp_path: Path, mod
         {"sound": tone(f, i), "label": label} for i in range(8) for label, f in {"low": 200.0, "high": 2000.0}.items()
     ]
     labels = ("high", "low")
-    task = open_task("classify", tinymodels.wav2vec2(tmp_path / "m"), modality="sound", labels=labels, window_s=1.0)
+    task = open_task("audio-classification", tinymodels.wav2vec2(tmp_path / "m"), labels=labels, window_s=1.0)
     assert task.features(rows[0])[0]["input_values"].shape == (int(0.4 * RATE_HZ),)
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
     tuned = tune(task, Splits(rows, rows), Settings(epochs=20, batch=8, learning_rate=5e-3, patience=20), mode)
@@ -157,7 +160,7 @@ def test_sounds_are_learned_from_their_samples_by_a_wav2vec2(tmp_path: Path, mod
         assert torch.equal(before[kept], dict(task.model.named_parameters())[kept])
     task.save(tmp_path / "o")
     assert AutoModelForAudioClassification.from_pretrained(tmp_path / "o").config.label2id == {"high": 0, "low": 1}
-    again = open_task("classify", tmp_path / "o")
+    again = open_task("audio-classification", tmp_path / "o")
     assert [p.value for p in again.predict([{"sound": tone(220, 77)}, {"sound": tone(1900, 78)}])] == ["low", "high"]
 
 

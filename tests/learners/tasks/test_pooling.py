@@ -60,7 +60,7 @@ def batch_of(task: Task) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_the_first_token_is_the_mean_of_the_encoders_tokens(tmp_path: Path, make: object) -> None:
     source = make(tmp_path / "m")  # type: ignore[operator]
-    task = open_task("classify", source, labels=("a", "b"))
+    task = open_task("text-classification", source, labels=("a", "b"))
     assert (task.model.config.num_hidden_layers, len(task.model.base_model.encoder.layer)) == (LAYERS + 1, LAYERS + 1)
     batch = batch_of(task)
     first_BX = task.model.base_model(**batch).last_hidden_state[:, 0]
@@ -74,34 +74,34 @@ def test_the_first_token_is_the_mean_of_the_encoders_tokens(tmp_path: Path, make
 
 @torch.no_grad()
 def test_what_is_saved_is_a_plain_model_of_its_architecture(tmp_path: Path) -> None:
-    task = open_task("classify", sentence_encoder(tmp_path / "m"), labels=("a", "b"))
+    task = open_task("text-classification", sentence_encoder(tmp_path / "m"), labels=("a", "b"))
     task.save(tmp_path / "o")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "o").eval()
     batch = batch_of(task)
     assert type(plain).__name__ == "BertForSequenceClassification"
     assert torch.equal(plain(**batch).logits, task.model(**batch).logits)
-    again = open_task("classify", tmp_path / "o", labels=("a", "b", "c"))
+    again = open_task("text-classification", tmp_path / "o", labels=("a", "b", "c"))
     assert again.model.config.num_hidden_layers == LAYERS + 1, "added once"
     assert torch.allclose(again.model(**batch).logits[:, :2], task.model(**batch).logits)
 
 
 @torch.no_grad()
 def test_another_task_opens_such_a_folder_without_the_layer(tmp_path: Path) -> None:
-    task = open_task("classify", sentence_encoder(tmp_path / "m"), labels=("a", "b"))
+    task = open_task("text-classification", sentence_encoder(tmp_path / "m"), labels=("a", "b"))
     task.save(tmp_path / "o")
-    tags = open_task("tag", tmp_path / "o", labels=("O", "B-x"))
+    tags = open_task("token-classification", tmp_path / "o", labels=("O", "B-x"))
     assert tags.model.config.num_hidden_layers == LAYERS
     batch = batch_of(task)
     own = AutoModel.from_pretrained(tmp_path / "m").eval()(**batch).last_hidden_state
     assert torch.allclose(tags.model.base_model(**batch).last_hidden_state, own, atol=1e-6)
     tags.save(tmp_path / "t")
-    back = open_task("tag", tmp_path / "t")
+    back = open_task("token-classification", tmp_path / "t")
     assert back.model.config.num_hidden_layers == LAYERS
 
 
 def test_every_weight_of_the_layer_can_learn(tmp_path: Path) -> None:
     """Where queries and keys, or both halves of the feed-forward part, were zero, neither would ever move."""
-    task = open_task("classify", sentence_encoder(tmp_path / "m"), labels=("a", "b"))
+    task = open_task("text-classification", sentence_encoder(tmp_path / "m"), labels=("a", "b"))
     layer = task.model.base_model.encoder.layer[-1]
     for step in range(2):
         task.model.zero_grad()
@@ -114,29 +114,31 @@ def test_every_weight_of_the_layer_can_learn(tmp_path: Path) -> None:
 
 def test_models_that_do_not_say_so_or_have_other_layers_stay_as_they_are(tmp_path: Path) -> None:
     assert (
-        open_task("classify", tinymodels.bert(tmp_path / "b"), labels=("a", "b")).model.config.num_hidden_layers
+        open_task(
+            "text-classification", tinymodels.bert(tmp_path / "b"), labels=("a", "b")
+        ).model.config.num_hidden_layers
         == LAYERS
     )
     by_first = sentence_encoder(tmp_path / "c", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
-    assert open_task("classify", by_first, labels=("a", "b")).model.config.num_hidden_layers == LAYERS
+    assert open_task("text-classification", by_first, labels=("a", "b")).model.config.num_hidden_layers == LAYERS
     llama = tinymodels.llama(tmp_path / "l")
     (llama / "sentence.json").write_bytes(orjson.dumps({"pooling": "mean"}))
-    assert not hasattr(open_task("classify", llama, labels=("a", "b")).model.config, "mean_pooling_layer")
+    assert not hasattr(open_task("text-classification", llama, labels=("a", "b")).model.config, "mean_pooling_layer")
 
 
 def test_a_broken_declaration_is_named(tmp_path: Path) -> None:
     folder = sentence_encoder(tmp_path / "m")
     (folder / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"1_Pooling.config.json: .*; repair it"):
-        open_task("classify", folder, labels=("a", "b"))
+        open_task("text-classification", folder, labels=("a", "b"))
 
 
 @torch.no_grad()
 def test_fusion_reads_the_layers_below(tmp_path: Path) -> None:
     source = sentence_encoder(tmp_path / "m")
-    settings = EncoderSettings(model=str(source), train="full")
+    settings = EncoderSettings(model=str(source), follow_task=True)
     encoder = load(settings, 1, torch.device("cpu"))
-    task = open_task("classify", source, labels=("a", "b"))
+    task = open_task("text-classification", source, labels=("a", "b"))
     for parameter in task.model.parameters():
         parameter.add_(0.01)
     task.save(tmp_path / "o")
@@ -153,7 +155,7 @@ def test_report_and_card_say_that_a_layer_was_added(tmp_path: Path) -> None:
     for source, added in ((sentence_encoder(tmp_path / "m"), True), (tinymodels.bert(tmp_path / "b"), False)):
         out = tmp_path / f"o{added}"
         report = finetune(
-            task="classify", model=str(source), train=data, validation=data, out=out, mode="full", epochs=1
+            task="text-classification", model=str(source), train=data, validation=data, out=out, mode="full", epochs=1
         )
         assert report["mean_pooling_layer"] is added
         assert ("began as the mean of all tokens" in (out / "README.md").read_text()) is added

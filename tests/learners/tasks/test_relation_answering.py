@@ -33,7 +33,7 @@ def test_official_f1_by_hand() -> None:
 
 
 def test_logits_are_the_sum_of_the_three_places(tmp_path: Path) -> None:
-    task = open_task("relate", tinymodels.bert(tmp_path), labels=("A(e1,e2)", "Other"))
+    task = open_task("relation-extraction", tinymodels.bert(tmp_path), labels=("A(e1,e2)", "Other"))
     feature = task.features({"text": TEXT, "label": "Other"})[0]
     batch = task.collate([feature])
     tokens = task.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[0]
@@ -42,12 +42,12 @@ def test_logits_are_the_sum_of_the_three_places(tmp_path: Path) -> None:
     assert task.model.config.id2label[3] == "e1:Other"
     assert task.predict([{"text": TEXT}])[0].value in task.labels
     task.save(tmp_path / "o")
-    again = open_task("relate", tmp_path / "o")
+    again = open_task("relation-extraction", tmp_path / "o")
     assert again.labels == ("A(e1,e2)", "Other")
     with pytest.raises(DataError, match="not among"):
         task.features({"text": TEXT, "label": "New"})
     with pytest.raises(DataError, match="beyond"):
-        open_task("relate", tmp_path, labels=("Other",), max_length=4).features({"text": TEXT})
+        open_task("relation-extraction", tmp_path, labels=("Other",), max_length=4).features({"text": TEXT})
 
 
 def test_answer_scores_are_squads() -> None:
@@ -64,7 +64,7 @@ def test_targets_windows_and_best_span(tmp_path: Path) -> None:
         "context": context,
         "answers": [{"text": "stop", "start": context.index("stop")}],
     }
-    task = open_task("answer", tinymodels.bert(tmp_path), max_length=12)
+    task = open_task("question-answering", tinymodels.bert(tmp_path), max_length=12)
     features = task.features(row)
     assert len(features) > 1, "the context does not fit one window"
     holding = [f for f in features if f["labels"] != [0, 0]]

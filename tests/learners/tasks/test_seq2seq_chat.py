@@ -26,7 +26,7 @@ def test_translation_learns_to_swap_words_it_never_saw_together(tmp_path: Path) 
     rows = swaps()
     held = rows[::7]
     train = [row for row in rows if row not in held]
-    task = open_task("translate", tinymodels.t5(tmp_path), max_new_tokens=6)
+    task = open_task("translation", tinymodels.t5(tmp_path), max_new_tokens=6)
     before = task.metrics(held, task.predict(held))["exact_match"]
     settings = Settings(epochs=40, batch=16, learning_rate=4e-3, patience=10)
     tuned = tune(task, Splits(train, held), settings, "full")
@@ -39,7 +39,7 @@ def test_translation_learns_to_swap_words_it_never_saw_together(tmp_path: Path) 
 def test_scores_of_translations_and_summaries(tmp_path: Path) -> None:
     folder = tinymodels.t5(tmp_path)
     rows = [{"source": "x", "target": "the red cup is in the box now"}]
-    translate, summarize = open_task("translate", folder), open_task("summarize", folder)
+    translate, summarize = open_task("translation", folder), open_task("summarization", folder)
     assert translate.metrics(rows, [Prediction(rows[0]["target"])]) == {
         "bleu": pytest.approx(100.0),
         "exact_match": 1.0,
@@ -54,7 +54,7 @@ TALK = [{"role": "user", "content": "what is red ?"}, {"role": "assistant", "con
 
 
 def test_only_the_assistants_tokens_are_learned(tmp_path: Path) -> None:
-    task = open_task("chat", tinymodels.llama(tmp_path), system="please")
+    task = open_task("text-generation", tinymodels.llama(tmp_path), system="please")
     feature = task.features({"messages": TALK})[0]
     learned = [i for i, target in zip(feature["input_ids"], feature["labels"], strict=True) if target != IGNORED]
     assert task.processor.decode(learned).split() == ["stop", ".", "</s>"]
@@ -64,7 +64,7 @@ def test_only_the_assistants_tokens_are_learned(tmp_path: Path) -> None:
 
 
 def test_chat_learns_an_answer_and_streams_it(tmp_path: Path) -> None:
-    task = open_task("chat", tinymodels.llama(tmp_path), max_new_tokens=8)
+    task = open_task("text-generation", tinymodels.llama(tmp_path), max_new_tokens=8)
     rows = [{"messages": TALK}] * 8
     first = task.metrics(rows, task.predict(rows))["perplexity"]
     tune(task, Splits(rows, rows), Settings(epochs=30, batch=8, learning_rate=2e-2, patience=30), "full")
@@ -72,7 +72,7 @@ def test_chat_learns_an_answer_and_streams_it(tmp_path: Path) -> None:
     pieces = list(task.stream(TALK[:1]))
     assert "".join(pieces).split() == ["stop", "."], "it ends by itself at the end token"
     assert len(pieces) == 2
-    long = open_task("chat", tinymodels.llama(tmp_path / "l"), system="please", max_length=16)
+    long = open_task("text-generation", tinymodels.llama(tmp_path / "l"), system="please", max_length=16)
     prompt = long._prompt(long.turns({"messages": TALK * 5}))
     assert len(prompt) <= 16
     assert long.processor.decode(prompt).startswith("<system> please")
@@ -81,6 +81,6 @@ def test_chat_learns_an_answer_and_streams_it(tmp_path: Path) -> None:
 def test_models_without_a_template_get_a_plain_one(tmp_path: Path) -> None:
     folder = tinymodels.llama(tmp_path)
     (folder / "chat_template.jinja").unlink()
-    task = open_task("chat", folder)
+    task = open_task("text-generation", folder)
     assert task.processor.chat_template == PLAIN
     assert task.processor.decode(task.ids(TALK[:1], ask=True)).endswith("<unk>")

@@ -22,7 +22,7 @@ ROW = {"tokens": ["Anna", "works", "in", "PARIS"], "tags": ["B-person", "O", "O"
 
 @pytest.fixture
 def task(tmp_path: Path) -> Tag:
-    return open_task("tag", tinymodels.bert(tmp_path), labels=LABELS)
+    return open_task("token-classification", tinymodels.bert(tmp_path), labels=LABELS)
 
 
 def test_labels_are_pairs_of_every_type_seen() -> None:
@@ -48,7 +48,7 @@ def test_a_new_head_begins_at_the_frequencies_and_a_saved_one_stays(task: Tag, t
     tuned = tune(task, Splits(rows, rows), Settings(epochs=1, learning_rate=0.0), "frozen").task
     assert tuned.model.classifier.bias.exp().tolist() == pytest.approx(shares)
     tuned.save(tmp_path / "saved")
-    again = open_task("tag", tmp_path / "saved", labels=LABELS)
+    again = open_task("token-classification", tmp_path / "saved", labels=LABELS)
     assert not again.new_head
     tune(again, Splits(rows[1:], rows), Settings(epochs=1, learning_rate=0.0), "frozen")
     assert again.model.classifier.bias.exp().tolist() == pytest.approx(shares)
@@ -65,7 +65,7 @@ def test_adapters_keep_tokens_apart_where_nearly_all_tags_are_o(tmp_path: Path) 
         at = int(generator.integers(12))
         words[at] = str(generator.choice(names))
         rows.append({"tokens": words, "tags": ["B-person" if i == at else "O" for i in range(12)]})
-    task, settings, _ = build("tag", str(folder), rows, "lora", {"epochs": 10, "learning_rate": 3e-3})
+    task, settings, _ = build("token-classification", str(folder), rows, "lora", {"epochs": 10, "learning_rate": 3e-3})
     tuned = tune(task, Splits(rows[:100], rows[100:]), settings, "lora")
     assert tuned.run.best > 0.95
 
@@ -75,7 +75,7 @@ def test_case_of() -> None:
 
 
 def test_long_sentences_are_read_in_windows_that_cover_every_word_once(tmp_path: Path) -> None:
-    task = open_task("tag", tinymodels.bert(tmp_path), labels=LABELS, max_length=7)
+    task = open_task("token-classification", tinymodels.bert(tmp_path), labels=LABELS, max_length=7)
     words = ["anna", "works"] * 9
     features = task.features({"tokens": words, "tags": ["B-person", "O"] * 9})
     assert len(features) > 1
@@ -121,6 +121,6 @@ def test_the_saved_folder_loads_by_name_and_says_the_same(tmp_path: Path, task: 
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
     assert model.config.type_vocab_size == CASES
     assert model.config.id2label[1] == "B-person"
-    again = open_task("tag", tmp_path / "out")
+    again = open_task("token-classification", tmp_path / "out")
     assert again.cased
     assert again.predict([ROW])[0].value == task.predict([ROW])[0].value

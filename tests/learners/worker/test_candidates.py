@@ -32,7 +32,7 @@ def background(folder: Path, **promotion: Any) -> LearnerLoop:
     learner = {
         "batch": 32,
         "warmup": 40,
-        "settle_s": 0,
+        "reward_delay_s": 0,
         "replay_gb": 1e-3,
         "update_every_s": 0.05,
         "updates_per_step": 4,
@@ -131,7 +131,7 @@ def test_a_good_candidate_goes_live_after_its_shadow_while_training_goes_on(tmp_
     assert one.versions.live().version == trial["version"] != before
     kind, fields = events(tmp_path)[-1]
     assert kind == "policy_promoted"
-    assert list(fields["steps"]) == ["whole", "fast", "sane", "labels", "ope", "shadow", "probation"]
+    assert list(fields["steps"]) == ["integrity", "latency", "sanity", "held_out", "ope", "shadow"]
     assert fields["steps"]["shadow"]["ticks"] >= 20
     assert one.trials.on_trial() is None
 
@@ -142,7 +142,7 @@ def test_judging_leaves_no_trace_in_what_is_learned_next(tmp_path: Path) -> None
     one.trials.begin()
     assert not concluded(one).passed  # no new tick came
     assert torch.equal(torch.get_rng_state(), before)
-    assert events(tmp_path)[-1][1]["reason"] == "not known: no new tick in 0.3 s"
+    assert events(tmp_path)[-1][1]["reason"] == "inconclusive: no new tick in 0.3 s"
 
 
 def test_another_version_that_goes_live_ends_a_trial(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_another_version_that_goes_live_ends_a_trial(tmp_path: Path) -> None:
 
 
 def test_a_round_never_waits_for_a_trial(tmp_path: Path) -> None:
-    one = first_live(tmp_path, shadow_s=1_000, steps=["whole", "shadow"])
+    one = first_live(tmp_path, shadow_s=1_000, steps=["integrity", "shadow"])
     one.learner.train(float("inf"), until=610)
     one.trials.begin()
     for _ in range(5):
@@ -177,9 +177,13 @@ def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Pa
     store.close()
     held = tinymodels.held_out(tmp_path / "held.jsonl", 12, {"go": "move", "stop": "halt"})
     settings = TaskSettings(
-        kind="classify", stream="orders", model=str(tmp_path / "model"), feeds_policy=True, heldout=str(held)
+        kind="text-classification",
+        stream="orders",
+        model=str(tmp_path / "model"),
+        feeds_policy=True,
+        eval_file=str(held),
     )
-    finetune = FinetuneSettings.model_validate({"min_labels": 1, "holdout": 0.3})
+    finetune = FinetuneSettings.model_validate({"min_labels": 1, "validation_fraction": 0.3})
     task = ContinualTrainer("intents", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"))
     feeding = Feeding({"intents": task})
     assert len(feeding) == 1
@@ -197,7 +201,7 @@ def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Pa
     assert found.metric == "accuracy"
     assert 0 <= found.before <= 1
     assert 0 <= found.after <= 1
-    task.settings = settings.model_copy(update={"heldout": None})
+    task.settings = settings.model_copy(update={"eval_file": None})
     assert feeding.held_out({"intents": first.name}) == {}, "labels that came over MQTT judge nothing"
 
 
@@ -208,7 +212,7 @@ def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> Non
     if feeds:
         one.trials.feeding.tasks["intents"] = ContinualTrainer(
             "intents",
-            TaskSettings(kind="classify", model="", feeds_policy=True),
+            TaskSettings(kind="text-classification", model="", feeds_policy=True),
             FinetuneSettings.model_validate({}),
             tmp_path / "tasks",
             one.reader,

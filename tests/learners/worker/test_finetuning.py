@@ -99,7 +99,7 @@ class Bench:
 
 
 def inputs(folder: Path, **fields: Any) -> LearnerConfig:
-    learner = {"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "update_every_s": 0.02}
+    learner = {"batch": 32, "warmup": 40, "reward_delay_s": 0, "replay_gb": 1e-3, "update_every_s": 0.02}
     made = {"state_dir": str(folder), "device": "cpu", "learner": learner, "promotion": {"steps": []}, **fields}
     return LearnerConfig.model_validate(made)
 
@@ -223,7 +223,7 @@ def test_the_real_process_trains_a_task_and_posts_the_outcome(tmp_path: Path) ->
     model = str(tinymodels.bert(tmp_path / "model"))
     settings = inputs(
         tmp_path,
-        tasks={"intents": {"kind": "classify", "model": model, "train": "full"}},
+        tasks={"intents": {"kind": "text-classification", "model": model, "train": "full"}},
         finetune={"min_labels": 30, "every_s": 1e-3, "epochs": 2},
     )
     store = Store(tmp_path / "experience", ExperienceSettings.model_validate({}))
@@ -238,7 +238,7 @@ def test_the_real_process_trains_a_task_and_posts_the_outcome(tmp_path: Path) ->
     wait_until(lambda: process.poll() is not None)
     assert process.returncode == 0
     [event] = runner.outbox.collect()
-    assert event.kind == "task_held_back"
+    assert event.kind == "task_awaiting_approval"
     assert [version.name for version in tasks["intents"].versions.all()] == [event.fields["version"]]
     assert not tasks["intents"].due(), "its labels are learned"
     runner.close()

@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_is_counted_and_left_out(tmp_path: Path, monke
 
 def test_a_bandit_sees_each_settled_transition_once_and_in_order(tmp_path: Path, monkeypatch: Any) -> None:
     spec = PolicySpec(learning.SPEC.streams, learning.ACTIONS, history=1, width=16, gamma=0.0)
-    one = learning.make_learner(tmp_path, spec, settle_s=0.5)
+    one = learning.make_learner(tmp_path, spec, reward_delay_s=0.5)
     assert isinstance(one.policy.heads, Heads)
     seen: list[float] = []
     monkeypatch.setattr(

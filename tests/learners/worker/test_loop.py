@@ -34,8 +34,8 @@ ROOT = Path(loop.__file__).parents[2]
 
 
 def inputs(folder: Path, **fields: Any) -> LearnerConfig:
-    learner = {"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05}
-    promotion = {"steps": ["whole", "fast"]}
+    learner = {"batch": 32, "warmup": 40, "reward_delay_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05}
+    promotion = {"steps": ["integrity", "latency"]}
     return LearnerConfig.model_validate(
         {
             "state_dir": str(folder),
@@ -76,13 +76,13 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     told = dict(events(tmp_path))
     assert told["learner_resumed"] == {"resumed": False, "update": 0, "row": 0}
     assert told["policy_promoted"]["version"] == live
-    assert told["policy_promoted"]["steps"]["fast"]["limit_ms"] == 50.0
+    assert told["policy_promoted"]["steps"]["latency"]["limit_ms"] == 50.0
     one._tell("training", now=True)
     progress = orjson.loads((tmp_path / "learner" / "progress.json").read_bytes())
     assert progress["policy"] == live
     assert progress["buffer"] == 300
     assert progress["loss"]["dqn"] > 0
-    assert progress["failures"] == 3
+    assert progress["terminal"] == 3
     assert progress["state"] == "training"
 
 
@@ -91,10 +91,10 @@ def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
 
     def no(trial: EvaluationContext) -> StepResult:
         seen.append(trial)
-        return StepResult("fast", passed=False, figures={"x": 1.5}, reason="made to fail")
+        return StepResult("latency", passed=False, figures={"x": 1.5}, reason="made to fail")
 
     learning.fill(tmp_path, 0, 200)
-    one = background(tmp_path, steps={**STEPS, "fast": no})
+    one = background(tmp_path, steps={**STEPS, "latency": no})
     one.begin()
     one.step()
     before = torch.get_rng_state()
@@ -107,7 +107,7 @@ def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
     assert (seen[0].live, seen[0].live_version) == (None, None)
     kind, fields = events(tmp_path)[-1]
     assert kind == "policy_rejected"
-    assert (fields["step"], fields["reason"], fields["steps"]["fast"]["x"]) == ("fast", "made to fail", 1.5)
+    assert (fields["step"], fields["reason"], fields["steps"]["latency"]["x"]) == ("latency", "made to fail", 1.5)
     assert one.figures()["candidate"]["passed"] is False
 
 
@@ -213,7 +213,7 @@ def started(tmp_path: Path) -> Iterator[Start]:
 
 def test_the_process_gives_way_and_has_a_name(tmp_path: Path, started: Start) -> None:
     one = started()
-    wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
+    wait_until(lambda: "learner_waiting_for_spec" in dict(events(tmp_path)))
     assert psutil.Process(one.pid).cmdline()[0] == "reflexd: learner"
     assert os.sched_getscheduler(one.pid) == os.SCHED_IDLE
     one.send_signal(signal.SIGTERM)
@@ -250,7 +250,7 @@ def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
     )
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
-    wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
+    wait_until(lambda: "learner_waiting_for_spec" in dict(events(tmp_path)))
     parent.kill()
     parent.communicate()
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
@@ -262,7 +262,7 @@ def test_it_serves_one_spec_after_another_until_told_to_stop(tmp_path: Path) -> 
     learning.fill(tmp_path, 0, 200)
     serving = threading.Thread(target=loop.serve, args=(inputs(tmp_path, promote_every_s=0.1), stop))
     serving.start()
-    wait_until(lambda: "learner_waits" in dict(events(tmp_path)))
+    wait_until(lambda: "learner_waiting_for_spec" in dict(events(tmp_path)))
     write_policy_spec(tmp_path, learning.SPEC)
     versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
     wait_until(lambda: versions.live().version is not None)

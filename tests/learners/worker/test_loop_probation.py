@@ -19,8 +19,8 @@ from learners.worker.loop import LearnerLoop
 
 
 def background(folder: Path, **learner: Any) -> LearnerLoop:
-    fields = {"batch": 32, "warmup": 40, "settle_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05, **learner}
-    body = {"state_dir": str(folder), "device": "cpu", "learner": fields, "promotion": {"steps": ["whole"]}}
+    fields = {"batch": 32, "warmup": 40, "reward_delay_s": 0, "replay_gb": 1e-3, "update_every_s": 0.05, **learner}
+    body = {"state_dir": str(folder), "device": "cpu", "learner": fields, "promotion": {"steps": ["integrity"]}}
     return LearnerLoop(
         LearnerConfig.model_validate(body), learning.SPEC, threading.Event(), build=learning.SmallPolicy, steps=STEPS
     )

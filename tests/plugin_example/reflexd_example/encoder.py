@@ -21,7 +21,7 @@ SIDE = 32
 class ColourEncoder:
     """`encode(prepare(frames))` gives B,4,48 float32; every histogram sums to 1 in each channel."""
 
-    modality = "vision"
+    modality = "image"
     version = "colours-1"
     tokens = 4
     width = 3 * BINS

@@ -34,7 +34,13 @@ from sensors.streams.task_output import TaskOutputSensor
 
 def settings(tmp_path: Path, **task: Any) -> dict[str, Any]:
     model = str(tmp_path / "model")
-    told = {"kind": "classify", "stream": "orders", "model": model, "labels": ["move", "halt"], "feeds_policy": True}
+    told = {
+        "kind": "text-classification",
+        "stream": "orders",
+        "model": model,
+        "labels": ["move", "halt"],
+        "feeds_policy": True,
+    }
     return {
         "agent": "a",
         "state_dir": str(tmp_path / "state"),
@@ -62,7 +68,7 @@ def test_the_settings_have_a_stream_more(tmp_path: Path) -> None:
     ("task", "word"),
     [
         ({"labels": []}, "fixed `labels`"),
-        ({"kind": "chat"}, "only a classify task"),
+        ({"kind": "text-generation"}, "only a classification task"),
         ({"stream": None}, "with a `stream`"),
     ],
 )
@@ -101,7 +107,9 @@ async def test_an_answer_is_seen_at_the_next_tick_and_counts(tmp_path: Path) -> 
     tinymodels.bert(tmp_path / "model")
     config = Config.model_validate(settings(tmp_path))
     versions = Versions(config.state_dir / "learner" / "tasks" / "intents")
-    task = open_task("classify", tmp_path / "model", labels=("halt", "move", "later"))  # a head that has grown since
+    task = open_task(
+        "text-classification", tmp_path / "model", labels=("halt", "move", "later")
+    )  # a head that has grown since
     versions.promote(versions.add(task, 1))
     wanted = task.predict([{"text": "please go"}])[0].probabilities
     inbox, sensor = Inbox(config.streams), build("intents", config.streams["intents"])

@@ -113,7 +113,7 @@ def test_the_settings_of_the_page_make_a_policy_with_every_plugin() -> None:
     streams = {
         stream.name: (stream.modality, stream.width) for stream in build_spec(known, {"colours": colours}).streams
     }
-    assert streams == {"room": ("telemetry", 1), "load": ("telemetry", 3), "front": ("vision", colours.width)}
+    assert streams == {"room": ("telemetry", 1), "load": ("telemetry", 3), "front": ("image", colours.width)}
     without = known.model_dump() | {"streams": {"load": {"kind": "plugin", "plugin": "load"}}}
     with pytest.raises(ValueError, match="or `fields` where it gives telemetry"):
         Config.model_validate(without)

@@ -30,12 +30,12 @@ streams:
   front: {{kind: camera, source: topic, encoder: vision}}
 encoders:
   language: {{model: "bundled:minilm-l6"}}
-  vision: {{model: "bundled:efficientnet-lite0", train: lora}}
+  vision: {{model: "bundled:efficientnet-lite0", follow_task: true}}
 actuators:
   say: {{kind: text, task: assistant, max_chars: 8}}
   lamp: {{kind: choice, choices: ["OFF", "ON"], safe: "OFF"}}
 tasks:
-  assistant: {{kind: chat, stream: orders, model: "bundled:smollm2-135m"}}
+  assistant: {{kind: text-generation, stream: orders, model: "bundled:smollm2-135m"}}
 """
 
 

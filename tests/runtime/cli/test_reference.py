@@ -46,14 +46,14 @@ SAYS = {
     "post": "event",
     "_tell": "event",
     "Refusal": "rule of the gate",
-    "_refuse": "cause of feedback_refused",
+    "_refuse": "cause of feedback_rejected",
     "PayloadRefused": "cause of a drop",
     "drop": "cause of a drop",
     "CheckpointRefused": "reason of checkpoint_refused",
     "WeightsRefused": "reason of checkpoint_refused",
 }
 """Who gives names to what happens; the name is the first argument, for checkpoints the second."""
-AT_LEAST = {"event": 40, "rule of the gate": 15, "cause of feedback_refused": 10, "cause of a drop": 16}
+AT_LEAST = {"event": 40, "rule of the gate": 15, "cause of feedback_rejected": 10, "cause of a drop": 16}
 
 
 def _words(node: ast.expr) -> list[str]:

@@ -14,7 +14,7 @@ from learners.tasks.registry import open_task
 from runtime.cli.main import main
 
 
-def written(tmp_path: Path, heldout: str | None = None, **learner: bool) -> Path:
+def written(tmp_path: Path, eval_file: str | None = None, **learner: bool) -> Path:
     """A settings file with one task, in its tenth line or so."""
     file = tmp_path / "robot.yaml"
     body = {
@@ -23,11 +23,11 @@ def written(tmp_path: Path, heldout: str | None = None, **learner: bool) -> Path
         "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "language"}},
         "encoders": {"language": {"model": "bundled:minilm-l6"}},
         "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
-        "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": "bundled:minilm-l6"}},
+        "tasks": {"intents": {"kind": "text-classification", "stream": "orders", "model": "bundled:minilm-l6"}},
         "learner": learner,
     }
-    if heldout is not None:
-        body["tasks"]["intents"]["heldout"] = heldout  # type: ignore[index] # a mapping
+    if eval_file is not None:
+        body["tasks"]["intents"]["eval_file"] = eval_file  # type: ignore[index] # a mapping
     file.write_text(yaml.safe_dump(body, sort_keys=False))
     return file
 
@@ -43,14 +43,14 @@ def test_check_tells_which_task_nothing_will_judge(tmp_path: Path) -> None:
     code, said = checked(file)
     assert code == 0
     assert said.startswith(f"{file}:{line}: tasks.intents: no held-out file")
-    assert "tasks.intents.heldout" in said
+    assert "tasks.intents.eval_file" in said
 
 
 @pytest.mark.parametrize("wrong", ["gone.jsonl", "gone.json#test"])
 def test_check_tells_of_a_file_that_is_not_there(tmp_path: Path, wrong: str) -> None:
     code, said = checked(written(tmp_path, str(tmp_path / wrong)))
     assert code == 0
-    assert "tasks.intents.heldout: " in said
+    assert "tasks.intents.eval_file: " in said
     assert "no such file or folder" in said
 
 
@@ -63,7 +63,7 @@ def test_check_says_nothing_where_all_is_well(tmp_path: Path) -> None:
 def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path) -> None:
     file = written(tmp_path)
     versions = Versions(tmp_path / "state" / "learner" / "tasks" / "intents")
-    task = open_task("classify", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
+    task = open_task("text-classification", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
     first, second = versions.add(task, 1), versions.add(task, 2)
 
     def verb(*words: str) -> tuple[int, str]:
@@ -77,5 +77,5 @@ def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path)
     assert verb("rollback") == (0, f"{first.name} is live\n")
     code, said = verb("rollback")
     assert (code, "nothing to roll back to" in said) == (1, True)
-    assert "takes over policies" in verb("adopt", str(tmp_path))[1]
+    assert "is for policies" in verb("import", str(tmp_path))[1]
     assert versions.live() == first

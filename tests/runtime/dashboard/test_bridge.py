@@ -79,7 +79,7 @@ async def test_previews_are_asked_for_only_while_someone_looks(broker: Mosquitto
 
 
 def asked(agent: FakeAgent) -> list[object]:
-    return [body for what, body in agent.heard if what == "watch"]
+    return [body for what, body in agent.heard if what == "preview/subscribe"]
 
 
 async def test_requests_are_answered_refused_or_time_out_in_words(

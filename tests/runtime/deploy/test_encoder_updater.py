@@ -35,9 +35,9 @@ def config_of(tmp_path: Path, model: Path, **task: Any) -> Config:
             "agent": "a",
             "state_dir": tmp_path / "state",
             "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "language"}},
-            "encoders": {"language": {"model": str(model), "train": "full"}},
+            "encoders": {"language": {"model": str(model), "follow_task": True}},
             "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
-            "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": str(model), **task}},
+            "tasks": {"intents": {"kind": "text-classification", "stream": "orders", "model": str(model), **task}},
         }
     )
 
@@ -46,7 +46,7 @@ def engine_of(config: Config) -> Engine:
     torch.manual_seed(0)
     encoder = load(config.encoders["language"], 1, CPU)
     actions = ActionSpace((Choice("head", ("a", "b")),))
-    stream = StreamSpec("orders", "language", 1, encoder.width)
+    stream = StreamSpec("orders", "text", 1, encoder.width)
     spec = PolicySpec(streams=(stream,), actions=actions, width=32, history=2)
     calibrations = Calibrations(None, Wanted("torch", "float32"))
     return Engine(Policy(spec), {"language": encoder}, {"orders": "language"}, calibrations, lambda _: None)  # type: ignore[arg-type,return-value]
@@ -54,7 +54,7 @@ def engine_of(config: Config) -> Engine:
 
 def promote(config: Config, number: int) -> Path:
     """A version whose backbone is another one, as after a fine-tune."""
-    task = open_task("classify", config.tasks["intents"].model, labels=("x", "y"))
+    task = open_task("text-classification", config.tasks["intents"].model, labels=("x", "y"))
     with torch.no_grad():
         for parameter in task.model.parameters():
             parameter.add_(0.01 * number * torch.randn_like(parameter))
@@ -117,7 +117,7 @@ async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stay
     engine, said = engine_of(config), []
     version = engine.encoders["language"].version
     tuning = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
-    other = open_task("classify", tinymodels.bert(tmp_path / "wide", width=64), labels=("x", "y"))
+    other = open_task("text-classification", tinymodels.bert(tmp_path / "wide", width=64), labels=("x", "y"))
     versions = Versions(tuning.folder / "intents")
     versions.promote(versions.add(other, 1))
     assert not await tuning.sync("language")
@@ -128,24 +128,24 @@ async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stay
 
 
 async def test_an_encoder_that_nothing_would_train_is_said(tmp_path: Path) -> None:
-    config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"), kind="tag")
+    config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"), kind="token-classification")
     engine, said = engine_of(config), []
     await EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data))).run()
-    assert [kind for kind, _ in said] == ["encoder_untaught"]
-    assert "no classify task" in said[0][1]["reason"]
+    assert [kind for kind, _ in said] == ["encoder_without_task"]
+    assert "no classification task" in said[0][1]["reason"]
     engine.close()
 
 
 def test_whose_task_teaches_which_encoder() -> None:
     encoders = {
-        "language": EncoderSettings(model="m", train="lora"),
-        "other": EncoderSettings(model="m", train="top"),
+        "language": EncoderSettings(model="m", follow_task=True),
+        "other": EncoderSettings(model="m", follow_task=True),
         "vision": EncoderSettings(model="v"),
     }
     tasks = {
-        "elsewhere": TaskSettings(kind="classify", stream="orders", model="n"),
-        "intents": TaskSettings(kind="classify", stream="orders", model="m"),
-        "looks": TaskSettings(kind="classify", stream="front", model="v"),
+        "elsewhere": TaskSettings(kind="text-classification", stream="orders", model="n"),
+        "intents": TaskSettings(kind="text-classification", stream="orders", model="m"),
+        "looks": TaskSettings(kind="text-classification", stream="front", model="v"),
     }
     taught = encoder_tasks(encoders, tasks, {"orders": "language", "front": "vision", "joints": None})
     assert taught == {"language": "intents"}, "frozen ones are left alone"

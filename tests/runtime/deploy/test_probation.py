@@ -145,5 +145,5 @@ def test_a_broken_file_is_said_and_the_live_version_trusted(tmp_path: Path) -> N
     stage.checkpoints.promote(stage.version["good"])
     (tmp_path / FILE).write_bytes(orjson.dumps({"format": 1}))
     watch = reopened(stage, tmp_path)
-    assert stage.kinds() == ["probation_lost"]
+    assert stage.kinds() == ["probation_state_unreadable"]
     assert watch.probation.good == stage.version["good"]

@@ -134,7 +134,7 @@ def test_a_confirmed_decision_becomes_a_demonstration_and_another_answer_is_told
     answer("left", source="mallory")
     answer("right")
     answer("left", decision="s-1")
-    assert feedback.counts == {"label_quarantined": 1, "label_other_action": 1, "label_unknown_task": 1}
+    assert feedback.counts == {"label_quarantined": 1, "label_action_mismatch": 1, "label_unknown_task": 1}
     assert "override/head" in said[0]["reason"]
     answer("left")
     assert store.flush()

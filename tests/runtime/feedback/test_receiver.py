@@ -106,7 +106,7 @@ def test_one_source_cannot_flood() -> None:
     bench.feedback.reward(b'{"value": 1.0, "source": "quiet"}')
     assert len(bench.store.credits) == 11
     assert bench.feedback.counts["reward_too_many"] == 40
-    assert [kind for kind, _ in bench.events] == ["feedback_refused"]
+    assert [kind for kind, _ in bench.events] == ["feedback_rejected"]
     bench.time[0] = 1.0
     bench.feedback.reward(b'{"value": 1.0, "source": "noisy"}')
     assert len(bench.store.credits) == 12

@@ -89,7 +89,7 @@ def test_a_broken_file_is_said(tmp_path: Path) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     (tmp_path / FILE).write_bytes(b"[]")
     assert sources(tmp_path, KeptStore(), events).names() == frozenset()
-    assert [kind for kind, _ in events] == ["quarantine_lost"]
+    assert [kind for kind, _ in events] == ["quarantine_state_unreadable"]
 
 
 async def test_two_of_equal_weight_are_said_once_in_a_while(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ LEFT = Outcome(True, None, "left", "policy")
     ("outcome", "changes", "expected"),
     [
         (LEFT, {}, (True, False)),
-        (Outcome(False, "forbidden", "stay", "nobody"), {}, (True, True)),
-        (Outcome(False, "mode", "stay", "nobody"), {}, (False, False)),
+        (Outcome(False, "forbidden", "stay", "none"), {}, (True, True)),
+        (Outcome(False, "mode", "stay", "none"), {}, (False, False)),
         (Outcome(True, "overridden", "right", "override"), {}, (False, False)),
         (LEFT, {"armed": False}, (False, False)),
         (LEFT, {"stopped": True}, (False, False)),

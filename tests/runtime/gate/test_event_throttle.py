@@ -9,7 +9,7 @@ from runtime.gate.event_throttle import EVERY_S, EventThrottle
 
 
 def refused(rule: str | None = "overridden", actuator: str = "head", *, rule_changed: bool = True) -> ActuatorDecision:
-    return ActuatorDecision(actuator, None, rule, "nobody", "a person acts", rule_changed=rule_changed)
+    return ActuatorDecision(actuator, None, rule, "none", "a person acts", rule_changed=rule_changed)
 
 
 def test_the_first_is_told_at_once_and_the_same_again_with_its_count() -> None:

@@ -357,7 +357,7 @@ async def test_devices_are_reconciled_before_anything_moves(tmp_path: Path, brok
         assert not (await world.propose({"head": "left"})).armed
         await world.send("zigbee2mqtt/lamp", {"state": "ON", "linkquality": 3})
         await world.armed()
-        assert world.host.gate.last_command("arm") == ((0.1, 0.2), "nobody")
+        assert world.host.gate.last_command("arm") == ((0.1, 0.2), "none")
         await world.send(TOPICS.state("head"), {"value": "sideways"})
         await world.send(TOPICS.state("head"), {"nothing": 1})
         await eventually(lambda: world.host.connection.refused[TOPICS.state("head")] == 2)

@@ -16,7 +16,7 @@ from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference import compiled_policy
 
 SPEC = PolicySpec(
-    streams=(StreamSpec("orders", "language", 1, 8), StreamSpec("joints", "telemetry", 1, 2)),
+    streams=(StreamSpec("orders", "text", 1, 8), StreamSpec("joints", "telemetry", 1, 2)),
     actions=ActionSpace((Choice("head", ("left", "right")),)),
     width=16,
     latents=2,

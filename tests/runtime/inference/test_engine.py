@@ -29,8 +29,8 @@ from sensors.readings import Observation, Reading, Telemetry, Text
 
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
 STREAMS = (
-    StreamSpec("orders", "language", 1, 8),
-    StreamSpec("notes", "language", 1, 8),
+    StreamSpec("orders", "text", 1, 8),
+    StreamSpec("notes", "text", 1, 8),
     StreamSpec("joints", "telemetry", 1, 2),
 )
 ROUTES = {"orders": "letters", "notes": "letters"}
@@ -40,7 +40,7 @@ ROUTES = {"orders": "letters", "notes": "letters"}
 class Letters:
     """Reads texts as counts of eight letters through a linear layer: small, real and deterministic."""
 
-    modality: Any = "language"
+    modality: Any = "text"
     version: str = "letters-0"
     tokens: int = 1
     width: int = 8

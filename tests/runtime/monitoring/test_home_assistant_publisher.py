@@ -45,7 +45,7 @@ async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(b
     health = {"policy": "000002", "mode": "shadow", "tick": {"p50_ms": 12.0}}
     async with (
         up(broker, "agent") as (link, _),
-        up(broker, "home", "homeassistant/#", "reflexd/home/home") as (ha, heard),
+        up(broker, "home", "homeassistant/#", "reflexd/home/homeassistant/state") as (ha, heard),
     ):
         outcomes = {"lamp": ipc.Outcome(True, None, "ON", "policy")}
         gate = SimpleNamespace(latest=ipc.Verdict("d", True, False, {}, outcomes))

@@ -57,8 +57,8 @@ def test_figures_arrive_under_their_names_in_base_units() -> None:
     assert value(m, "reflexd_stream_stale", stream="room") == 1
     assert value(m, "reflexd_stream_stale", stream="orders") == 1, "a stream that never spoke is stale too"
     assert value(m, "reflexd_stream_stale", stream="front") == 0
-    assert value(m, "reflexd_acted_age_seconds_count", stream="front") == 1
-    assert value(m, "reflexd_acted_age_seconds_sum", stream="front") == pytest.approx(0.07)
+    assert value(m, "reflexd_action_input_age_seconds_count", stream="front") == 1
+    assert value(m, "reflexd_action_input_age_seconds_sum", stream="front") == pytest.approx(0.07)
     assert value(m, "reflexd_sensor_to_command_seconds_sum", stream="front") == pytest.approx(0.07)
     assert value(m, "reflexd_sensor_to_command_seconds_count", stream="joints") is None, "it was used before"
     assert value(m, "reflexd_tasks") == 14

@@ -28,7 +28,7 @@ from sensors.drivers import opencv
 from sensors.readings import Frame, Sound, Telemetry, Text
 
 SPEC = PolicySpec(
-    (StreamSpec("front", "vision", 4, 8, 2), StreamSpec("orders", "language", 1, 8), StreamSpec("joints", "telemetry", 1, 2)),
+    (StreamSpec("front", "image", 4, 8, 2), StreamSpec("orders", "text", 1, 8), StreamSpec("joints", "telemetry", 1, 2)),
     ActionSpace((Choice("head", ("left", "stay", "right")),)),
     width=16, hidden=(16,), history=2, heads=2,
 )  # fmt: skip

@@ -40,10 +40,10 @@ def config_of(tmp_path: Path) -> Config:
                 "orders": {"kind": "text", "source": "topic", "encoder": "language"},
                 "joints": {"kind": "telemetry", "source": "topic", "fields": ["q"]},
             },
-            "encoders": {"language": {"model": model, "train": "full"}},
+            "encoders": {"language": {"model": model, "follow_task": True}},
             "actuators": {"head": {"kind": "choice", "choices": ["a", "b", "c"], "safe": "a"}},
             "policy": {"width": 16, "heads": 2, "latents": 2, "layers": 1, "history": 3},
-            "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": model}},
+            "tasks": {"intents": {"kind": "text-classification", "stream": "orders", "model": model}},
             "engine": {"backend": "torch", "precision": "float32"},
         }
     )

@@ -97,7 +97,7 @@ async def test_promote_list_and_roll_back(tmp_path: Path) -> None:
 
 async def test_a_task_s_versions_are_listed_promoted_and_rolled_back(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    task = open_task("classify", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
+    task = open_task("text-classification", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
     versions = Versions(tmp_path / "tasks" / "intents")
     first, second = versions.add(task, 1), versions.add(task, 2)
     wish = json.dumps({"task": "intents", "version": first.name}).encode()

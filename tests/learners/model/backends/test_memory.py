@@ -18,7 +18,7 @@ ROUNDS, MEGABYTES = 12, 3.0
 
 
 def test_weights_that_change_leave_nothing_behind() -> None:
-    streams = (StreamSpec("front", "vision", 49, 64, 7), StreamSpec("orders", "language", 1, 32))
+    streams = (StreamSpec("front", "image", 49, 64, 7), StreamSpec("orders", "text", 1, 32))
     torch.manual_seed(0)
     policy = Policy(
         PolicySpec(streams, ActionSpace((Choice("head", ("left", "right")),)), width=32, hidden=(32,))

@@ -62,20 +62,20 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
                 projection_dim=16,
             )
         ),
-        "vision",
+        "image",
     ),
-    "siglip": (lambda: hf.SiglipModel(hf.SiglipConfig(text_config=READ, vision_config=PICTURE)), "vision"),
-    "dinov2": (lambda: hf.Dinov2Model(hf.Dinov2Config(**PICTURE, mlp_ratio=2)), "vision"),
-    "vit": (lambda: hf.ViTModel(hf.ViTConfig(**PICTURE)), "vision"),
+    "siglip": (lambda: hf.SiglipModel(hf.SiglipConfig(text_config=READ, vision_config=PICTURE)), "image"),
+    "dinov2": (lambda: hf.Dinov2Model(hf.Dinov2Config(**PICTURE, mlp_ratio=2)), "image"),
+    "vit": (lambda: hf.ViTModel(hf.ViTConfig(**PICTURE)), "image"),
     "lite": (
         lambda: efficientnet_lite.EfficientNetLiteModel(
             efficientnet_lite.EfficientNetLiteConfig(stages=LITE, stem=8, hidden_size=20, image_size=64)
         ),
-        "vision",
+        "image",
     ),
-    "whisper": (lambda: hf.WhisperModel(hf.WhisperConfig(**WHISPER)), "hearing"),
-    "wav2vec2": (lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**SMALL, **W2V)), "hearing"),
-    "bert": (lambda: hf.BertModel(hf.BertConfig(**READ)), "language"),
+    "whisper": (lambda: hf.WhisperModel(hf.WhisperConfig(**WHISPER)), "audio"),
+    "wav2vec2": (lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**SMALL, **W2V)), "audio"),
+    "bert": (lambda: hf.BertModel(hf.BertConfig(**READ)), "text"),
 }
 
 
@@ -96,9 +96,9 @@ def make(folders: Path, name: str, tokens: int = 4) -> Any:
 
 def reading(modality: str, seed: int = 0) -> Reading:
     rng = np.random.default_rng(seed)
-    if modality == "vision":
+    if modality == "image":
         return Frame("x", 0.0, seed, rng.integers(0, 255, (40, 90, 3), dtype=np.uint8))
-    if modality == "hearing":
+    if modality == "audio":
         return Sound("x", 0.0, seed, rng.normal(size=7_000).astype(np.float32))
     return Text("x", 0.0, seed, "turn to the coffee" if seed % 2 else "turn left")
 

@@ -1,4 +1,4 @@
-"""Candidate minus live is exact where everything is known, zero for equal policies, and not known without evidence."""
+"""Candidate minus live is exact where everything is known, zero for equal policies, and inconclusive without evidence."""
 
 from __future__ import annotations
 

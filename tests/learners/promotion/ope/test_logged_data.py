@@ -54,7 +54,7 @@ def test_only_what_the_policy_drew_itself_is_its_own() -> None:
     rows = [
         tick(0),
         tick(1, by={"head": "override", "arm": "policy"}),
-        tick(2, by={"head": "gate", "arm": "nobody"}),
+        tick(2, by={"head": "gate", "arm": "none"}),
         tick(3, by={"head": "policy", "arm": "policy"}, probabilities={"head": 1.0, "arm": 1.0}),
         tick(4, actions={}),
         tick(5, probabilities={}),
@@ -91,7 +91,7 @@ def test_features_are_those_of_replay_with_the_history() -> None:
 
 def test_contexts_are_those_of_encoding_each_history() -> None:
     torch.manual_seed(0)
-    streams = (StreamSpec("joints", "telemetry", 1, 2), StreamSpec("orders", "language", 2, 8))
+    streams = (StreamSpec("joints", "telemetry", 1, 2), StreamSpec("orders", "text", 2, 8))
     spec = PolicySpec(streams, ARM, width=16, heads=2, history=3, gamma=0.9)
     policy = Policy(spec).eval()
     rng = np.random.default_rng(0)
