@@ -1,6 +1,6 @@
-"""Says what is wrong with a settings file in words: file, line, path, and what would be right.
+"""Explain what is wrong with a settings file: file, line, path, reason and remedy.
 
-Knows the model (to suggest a key that exists) and pydantic's error kinds; reads no file.
+Knows the model, to suggest a key that exists, and pydantic's error kinds. Reads no file.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ REMOVED_KEYS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: where, what, and what would be right."""
+    """One error or warning: where, what, and what would be right."""
 
     file: Path
     line: int
@@ -88,13 +88,13 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        """`file:line: path: message; remedy`, one line."""
+        """Format as one line: `file:line: path: message; remedy`."""
         where = f"{self.file}:{self.line}: " + (f"{self.path}: " if self.path else "")
         return where + self.message + (f"; {self.remedy}" if self.remedy else "")
 
 
 def explain(path: Path, lines: dict[Steps, int], detail: ErrorDetails) -> Problem:
-    """A pydantic error with the line it is about and what would be right."""
+    """Explain a pydantic error with the line it concerns and its remedy."""
     message = detail["msg"].removeprefix("Value error, ")
     named = _LEADING_PATH.match(message)
     loc: Steps = tuple(named.group(1).split(".")) if named else tuple(detail["loc"])
@@ -121,7 +121,7 @@ def _old(detail: ErrorDetails, where: Steps) -> tuple[str, str] | None:
 
 
 def _without_tags(lines: dict[Steps, int], loc: Steps) -> Steps:
-    """The path as written in the file: pydantic adds the kind of a union, and `[key]`, as steps of their own."""
+    """Return the path as in the file; pydantic adds steps for the kind of a union and for `[key]`."""
     where: Steps = ()
     for index, part in enumerate(loc):
         last = index == len(loc) - 1
@@ -142,7 +142,7 @@ def _remedy(detail: ErrorDetails, where: Steps) -> str:
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> set[str]:
-    """The settings that exist beside the one at `loc`."""
+    """Return the settings that exist next to the one at `loc`."""
     model: Any = Config
     for part in loc[:-1]:
         model = _step(model, part)
@@ -175,5 +175,5 @@ def _tag(model: type[BaseModel]) -> str | None:
 
 
 def dotted(where: Steps) -> str:
-    """Steps as people write them: `streams.front.source`."""
+    """Join steps as people write them: `streams.front.source`."""
     return ".".join(str(part) for part in where)

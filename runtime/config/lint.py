@@ -1,6 +1,6 @@
-"""What a settings file is valid with and its writer should know all the same: one line each, with file, line and remedy.
+"""Warn of settings that are valid but doubtful: one line each, with file, line and remedy.
 
-`reflexd check` says them on standard error, and a daemon in its log; none of them keeps it from running.
+`reflexd check` prints the warnings on standard error, a daemon writes them to its log. None prevents the start.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from runtime.config.loader import Loaded
 
 
 def lint(path: Path, loaded: Loaded) -> list[Problem]:
-    """Everything to be said of a settings file."""
+    """List the warnings about a settings file."""
     return list(_unjudged(path, loaded))
 
 
 def _unjudged(path: Path, loaded: Loaded) -> Iterator[Problem]:
-    """Tasks whose fine-tunes nothing will judge."""
+    """Yield a warning for each task without a file that could evaluate its fine-tunes."""
     config = loaded.config
     for name, task in config.tasks.items() if config.learner.enabled else ():
         line = loaded.lines.get(("tasks", name), 1)
@@ -35,6 +35,6 @@ def _unjudged(path: Path, loaded: Loaded) -> Iterator[Problem]:
                 path,
                 loaded.lines.get(("tasks", name, "eval_file"), line),
                 f"tasks.{name}.eval_file",
-                f"{task.eval_file}: no such file or folder: nothing will be fine-tuned",
+                f"{task.eval_file}: no such file or folder: no version of this task is trained",
                 "name a file that `reflexd finetune` reads; a relative path counts from where the daemon starts",
             )

@@ -1,10 +1,10 @@
-"""Reads a settings file: YAML with line numbers, `${env:NAME}` and `${file:PATH}`, and errors that say what would be right.
+"""Load a settings file: YAML with line numbers, `${env:NAME}` and `${file:PATH}`, and errors with their remedy.
 
-Plain values are read as the core schema of YAML 1.2.2 (section 10.3.2) reads them, which is as people mean them: `010` is ten,
-`on` and `yes` are words, `1:30` is no number. Merge keys (`<<`) of YAML 1.1 are read too. A path may begin with `~/`.
+Plain values follow the core schema of YAML 1.2.2 (section 10.3.2): `010` is ten, `on` and `yes` are words, `1:30` is not a
+number. Merge keys (`<<`) of YAML 1.1 work too. A path may begin with `~/`.
 
-The model itself is in `schema.py`. Values that came from the environment or from a file are remembered as secrets, so
-that the log can scrub them; they are never part of an error.
+The model is in `schema.py`. Values from the environment or from a file count as secrets: the log scrubs them, and no error
+repeats them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ConfigError(Exception):
 
 @dataclass(slots=True)
 class Loaded:
-    """A settings file as read: the model, the secret values met on the way, its digest's text, and where each path stands."""
+    """A settings file: the model, the secret values found, the text for its digest, and the line of each path."""
 
     config: Config
     secrets: set[str] = field(default_factory=set)
@@ -130,7 +130,7 @@ def _compose(path: Path, text: str) -> yaml.Node:
 
 
 class _Reader:
-    """Turns YAML nodes into plain values, remembering the line of every path."""
+    """Convert YAML nodes to plain values and store the line of every path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -261,12 +261,12 @@ def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
 
 
 def known_actions(config: Config) -> Known:
-    """What an expression may say of actuators: a word, or so many numbers."""
+    """Return what expressions may use of actuators: a word, or the number of components."""
     return {name: len(a.low) if a.kind == "continuous" else None for name, a in config.actuators.items()}
 
 
 def known_readings(config: Config) -> Known:
-    """What an expression may say of streams: the fields of telemetry."""
+    """Return what expressions may use of streams: the fields of telemetry."""
     return {name: fields_of(stream) for name, stream in config.streams.items() if fields_of(stream)}
 
 

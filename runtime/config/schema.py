@@ -1,6 +1,6 @@
-"""The whole settings file as one model: what the other packages declare, joined, with what only runtime needs.
+"""The model of the settings file: the settings of all packages, and those that only runtime needs.
 
-Knows nothing of YAML or of files: `config.py` reads those.
+Knows neither YAML nor files: `loader.py` reads those.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GivenPath = Annotated[Path, BeforeValidator(_given)]
 
 
 class TickSettings(Settings):
-    """The pace of control."""
+    """Settings of the control loop."""
 
     rate_hz: float = Field(10.0, gt=0, le=50)
 
@@ -59,7 +59,7 @@ Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "devi
 
 
 class Credentials(Settings):
-    """One broker user."""
+    """The login of one client of the broker."""
 
     username: str
     password: SecretStr | None = None
@@ -74,16 +74,16 @@ class Credentials(Settings):
     )
 
     def for_requests(self) -> Credentials:
-        """The user of the gate's second connection."""
+        """Return the user of the gate's second connection."""
         return self if self.requests is None else Credentials(username=self.requests, password=self.password)
 
     def for_media(self) -> Credentials:
-        """The user of the second connection."""
+        """Return the user of the second connection."""
         return self if self.media is None else Credentials(username=self.media, password=self.password)
 
 
 class MqttSettings(Settings):
-    """The broker."""
+    """Settings of the connection to the broker."""
 
     url: str = Field("embedded://127.0.0.1:1883", description="embedded://, mqtt:// or mqtts:// HOST:PORT")
     username: str | None = None
@@ -172,7 +172,7 @@ class MqttSettings(Settings):
 
 
 class EngineSettings(Settings):
-    """How inference runs."""
+    """Settings of inference."""
 
     backend: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -183,7 +183,7 @@ class EngineSettings(Settings):
 
 
 class DashboardSettings(Settings):
-    """The page."""
+    """Settings of the dashboard."""
 
     listen: str = Field("127.0.0.1:8080", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
     token: SecretStr | None = Field(
@@ -196,20 +196,20 @@ class DashboardSettings(Settings):
 
 
 class MetricsSettings(Settings):
-    """/metrics, /livez and /readyz."""
+    """Settings of /metrics, /livez and /readyz."""
 
     listen: str = Field("127.0.0.1:9464", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
 
 
 class RecordSettings(Settings):
-    """Session recordings (MCAP)."""
+    """Settings of session recordings (MCAP)."""
 
     enabled: bool = Field(False, description="start a recording together with the agent; `reflexd record off` ends it")
     max_gb: float = Field(2.0, gt=0, description="size at which a recording ends")
 
 
 class PlantSettings(Settings):
-    """A simulated device started beside the daemon, as a process of its own behind the broker."""
+    """Settings of a simulated device that the supervisor runs as a process behind the broker."""
 
     environment: str = Field(description="`panorama` (the demo's world) or a gymnasium id")
     seed: int = 0
@@ -247,7 +247,7 @@ class Config(Settings):
 
     @property
     def required_streams(self) -> frozenset[str]:
-        """Streams without which nothing moves."""
+        """The streams that must be fresh before an actuator moves."""
         return frozenset(name for name, stream in self.streams.items() if stream.required)
 
     @model_validator(mode="before")

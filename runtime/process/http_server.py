@@ -1,7 +1,7 @@
-"""/metrics, /livez and /readyz on one port, inside the agent's event loop.
+"""Serve HTTP in an event loop: /metrics, /livez and /readyz for the agent, and the server that the dashboard uses too.
 
-`/livez` answers 200 as long as the loop turns. `/readyz` asks the agent: 200 with `ready`, or 503 with one reason a line.
-It has no login: it changes nothing and shows no content of any stream; it listens on loopback unless told.
+`/livez` answers 200 while the loop runs. `/readyz` answers 200 with `ready`, or 503 with one reason a line. The three
+routes need no login: they change nothing and show no content of a stream. The settings choose the address.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SHIELD = {
     "Cache-Control": "no-store",
     "Server": "reflexd",
 }
-"""Headers of every answer: a browser is to run, frame, keep and send on nothing of it."""
+"""Headers of every response: they forbid a browser to run, frame, store or forward it."""
 _VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}")
 
 Ready = Callable[[], Sequence[str]]
-"""What keeps the agent from being ready, in words; empty when it is."""
+"""Returns the reasons why the agent is not ready; empty when it is."""
 
 
 def application(registry: CollectorRegistry, ready: Ready) -> web.Application:
-    """The three routes."""
+    """Build the application with the three routes."""
 
     async def metrics(request: web.Request) -> web.Response:
         encoder, content_type = choose_encoder(_understood(request.headers.get("Accept", "")))
@@ -66,7 +66,7 @@ async def serve_metrics(registry: CollectorRegistry, ready: Ready, listen: str) 
 
 
 def put_headers(headers: Mapping[str, str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """A signal handler that puts these headers on each answer, also on refusals."""
+    """Return a signal handler that sets these headers on every response, errors too."""
 
     async def put(_: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(headers)
@@ -75,7 +75,7 @@ def put_headers(headers: Mapping[str, str]) -> Callable[[web.Request, web.Stream
 
 
 def _understood(accept: str) -> str:
-    """The Accept header, or nothing where a version in it is no version: the chooser would stumble over it."""
+    """Return the Accept header, or nothing where a version in it is malformed, which would make the chooser raise."""
     versions = (
         part.strip().partition("=")[2] for part in re.split("[;,]", accept) if part.strip().startswith("version=")
     )
@@ -83,7 +83,7 @@ def _understood(accept: str) -> str:
 
 
 class Shielded(web.RequestHandler):
-    """One connection. What is no HTTP never reaches a route; it is refused here, with the same headers and no echo of itself."""
+    """One connection; it refuses malformed HTTP with the same headers and repeats nothing of the request."""
 
     __slots__ = ()
 
@@ -94,38 +94,38 @@ class Shielded(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to what could not be read, or to what failed (500, which aiohttp logs).
+        """Build the response to a malformed request, or to a failure (500, which aiohttp logs).
 
         Raises:
-            ConnectionError: an answer was begun already.
+            ConnectionError: a response has begun already.
         """
         if status >= 500 or request.writer.output_size > 0:
             answer = super().handle_error(request, status, exc, message)
         else:
-            answer = web.Response(status=status, text="that is no request\n")
+            answer = web.Response(status=status, text="bad request\n")
             answer.force_close()
         answer.headers.update(SHIELD)
         return answer
 
 
 def address(listen: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[V6]:PORT` as host and port."""
+    """Split `HOST:PORT` or `[V6]:PORT` into host and port."""
     host, _, port = listen.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 @asynccontextmanager
 async def serve(app: web.Application, listen: str) -> AsyncIterator[int]:
-    """Answer on `listen` while the context lasts; gives the port, which is the system's choice for port 0.
+    """Serve on `listen` while the context lasts; yield the port, which the system chooses for port 0.
 
     Raises:
-        OSError: the address is taken or not ours.
+        OSError: the address is in use, or belongs to another machine.
     """
     host, port = address(listen)
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
     server, loop = runner.server, asyncio.get_running_loop()
-    assert server is not None, "a runner that is set up has a server"
+    assert server is not None, "a runner has a server after its setup"
     try:
         async with await loop.create_server(lambda: Shielded(server, loop=loop, access_log=None), host, port) as door:  # type: ignore[arg-type]  # none is wanted
             yield door.sockets[0].getsockname()[1]

@@ -1,7 +1,7 @@
-"""structlog for every process: a console on a terminal, one JSON object a line otherwise, both on standard error.
+"""Log with structlog in every process: readable lines on a terminal, else one JSON object a line, on standard error.
 
-Records of the standard library's logging take the same way. Values known to be secret (those the settings loader met) are
-scrubbed from every record, wherever they stand in it, also percent-encoded as in a URL.
+Records of the standard library's logging go the same way. A scrubber removes known secrets (those the settings loader
+found) from every record, also where they are percent-encoded as in a URL.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 SHORTEST_SECRET = 4
-"""Shorter values would scrub every other word; they are hidden only where they are the whole value."""
+"""Shorter secrets would match inside ordinary words; they are hidden only where they are the whole value."""
 HIDDEN = "***"
 MAX_DEPTH = 8
 
 
 class Scrubber:
-    """Removes secrets from records. Secrets may be added at any time."""
+    """Remove secrets from records; secrets may be added at any time."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets: set[str] = set()
@@ -31,7 +31,7 @@ class Scrubber:
         self.add(secrets)
 
     def add(self, secrets: Iterable[str]) -> None:
-        """Learn further secrets."""
+        """Add secrets."""
         self._secrets.update(secret for secret in secrets if secret)
         long = {secret for secret in self._secrets if len(secret) >= SHORTEST_SECRET}
         spellings = {spelling for secret in long for spelling in _spellings(secret)}
@@ -69,12 +69,12 @@ class Scrubber:
         return [self.strings(item) for item in value] if isinstance(value, list | tuple) else value
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """The processor."""
+        """Process one record for structlog."""
         return {key: item if key.startswith("_") else self.value(item) for key, item in event.items()}
 
 
 def configure(*, verbose: bool = False, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Scrubber:
-    """Set logging up for this process, once more at any time; returns the scrubber for secrets met later."""
+    """Set up logging for this process, also repeatedly; return the scrubber for secrets that are found later."""
     out = stream or sys.stderr
     scrubber = Scrubber(secrets)
     level = logging.DEBUG if verbose else logging.INFO
@@ -108,7 +108,7 @@ def _bridge(out: TextIO, level: int, shared: list[Processor], renderer: Processo
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(max(level, logging.INFO))  # other libraries' debug lines are not ours to show
+    root.setLevel(max(level, logging.INFO))  # no debug lines of other libraries
 
 
 def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
@@ -116,6 +116,6 @@ def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 
 
 def _spellings(secret: str) -> set[str]:
-    """The ways a secret may stand in a record: as it is, in a URL, in a `repr`, in JSON."""
+    """Return the spellings of a secret in a record: as it is, in a URL, in a `repr`, in JSON."""
     inside_quotes = orjson.dumps(secret).decode()[1:-1]
     return {secret, quote(secret, safe=""), quote(secret), quote_plus(secret), repr(secret)[1:-1], inside_quotes}

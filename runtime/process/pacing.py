@@ -1,7 +1,7 @@
-"""Monotonic pacing: deadlines that do not drift and never pile up.
+"""Pace a loop on the monotonic clock: deadlines do not drift and never accumulate.
 
-Deadline k is `start + k * period`. A tick that overruns is followed by the next multiple still ahead; what was skipped is
-counted. The clock is an argument everywhere, so that tests own time.
+Deadline k is `start + k * period`. After a tick that overruns, the next deadline still ahead is used and the skipped ones
+are counted. The clock is an argument, so that tests control time.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds that only go forward, and a way to wait for one."""
+    """A monotonic clock and a way to wait for a moment."""
 
     def now(self) -> float:
-        """Monotonic seconds."""
+        """Return monotonic seconds."""
 
     async def sleep_until(self, deadline_s: float) -> None:
         """Return at `deadline_s`, at once if it has passed."""
 
 
 class MonotonicClock:
-    """The machine's CLOCK_MONOTONIC, shared by every process on it."""
+    """CLOCK_MONOTONIC, which all processes of the machine share."""
 
     def now(self) -> float:
-        """Monotonic seconds."""
+        """Return monotonic seconds."""
         return time.monotonic()
 
     async def sleep_until(self, deadline_s: float) -> None:
@@ -37,7 +37,7 @@ class MonotonicClock:
 
 @dataclass(slots=True)
 class Pacer:
-    """Numbers ticks and waits for their deadlines."""
+    """Number the ticks and wait for their deadlines."""
 
     period_s: float
     clock: Clock
@@ -63,5 +63,5 @@ class Pacer:
         return ahead
 
     def deadline(self, index: int) -> float:
-        """When tick `index` is due, in monotonic seconds."""
+        """Return when tick `index` is due, in monotonic seconds."""
         return self._start_s + index * self.period_s

@@ -1,6 +1,6 @@
-"""What systemd is told over NOTIFY_SOCKET: sd_notify(3) without libsystemd, and when the watchdog may be fed.
+"""Notify systemd over NOTIFY_SOCKET (sd_notify(3), without libsystemd), and decide when to feed its watchdog.
 
-Everything is a no-op when the variable is not set. A datagram that cannot be sent is counted, never waited for.
+Without the variable all of it does nothing. A datagram that cannot be sent is counted and not retried.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Notifier:
-    """Sends state to the service manager."""
+    """Send states to the service manager."""
 
     address: str | None = None
     watchdog_s: float | None = None
@@ -23,7 +23,7 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Notifier:
-        """Read NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID, and remove them: children must not speak for the service."""
+        """Read and remove NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID, so that children cannot notify for the service."""
         address = environment.pop("NOTIFY_SOCKET", None)
         usec = environment.pop("WATCHDOG_USEC", "")
         pid = environment.pop("WATCHDOG_PID", str(os.getpid()))
@@ -31,7 +31,7 @@ class Notifier:
         return cls(address, int(usec) / 1e6 if watched else None)
 
     def send(self, *lines: str) -> bool:
-        """One datagram of `VARIABLE=value` lines; False when it could not be sent."""
+        """Send one datagram of `VARIABLE=value` lines; return False when it could not be sent."""
         if not self.address:
             return False
         name = "\0" + self.address[1:] if self.address.startswith("@") else self.address
@@ -45,15 +45,15 @@ class Notifier:
         return True
 
     def ready(self, status: str) -> None:
-        """The service is up (again)."""
+        """Report that the service is ready, after the start or a reload."""
         self.send("READY=1", f"STATUS={_line(status)}")
 
     def reloading(self) -> None:
-        """A reload begins; `ready` ends it. MONOTONIC_USEC is what Type=notify-reload wants."""
+        """Report that a reload begins; `ready` ends it. Type=notify-reload needs MONOTONIC_USEC."""
         self.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000}")
 
     def stopping(self, status: str = "draining") -> None:
-        """The end begins."""
+        """Report that the shutdown begins."""
         self.send("STOPPING=1", f"STATUS={_line(status)}")
 
     def extend(self, seconds: float) -> None:
@@ -61,17 +61,17 @@ class Notifier:
         self.send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def status(self, text: str) -> None:
-        """Words for `systemctl status`."""
+        """Set the text that `systemctl status` shows."""
         self.send(f"STATUS={_line(text)}")
 
     def watchdog(self) -> None:
-        """A sign of life."""
+        """Feed the watchdog."""
         self.send("WATCHDOG=1")
 
 
 @dataclass(slots=True)
 class Feeder:
-    """Feeds the watchdog and says READY, from completed ticks alone: there is no timer here.
+    """Feed the watchdog and report READY, from completed ticks only: it has no timer.
 
     A tick counts when the agent was ready, every required stream was fresh and the gate has answered it.
     """
@@ -82,7 +82,7 @@ class Feeder:
     fed_s: float = float("-inf")
 
     def ticked(self, *, ready: bool, stale: tuple[str, ...], now_s: float, status: str) -> bool:
-        """One tick that the gate has answered; True when the manager was told something."""
+        """Register one tick that the gate has answered; return whether the manager was notified."""
         if not ready or self.required.intersection(stale):
             return False
         if not self.told_ready:

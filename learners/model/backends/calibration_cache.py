@@ -1,10 +1,9 @@
-"""Which backend runs what, and converted graphs: measured once, found again at every later start.
+"""Cache which backend runs a module, and converted graphs, so that later starts need not measure again.
 
-Two places remember. `state_dir` is the daemon's own: `engine.json` and `openvino/`. The cache of the machine's user (beside the
-bundled models) is shared by all daemons and outlives their state: what comes with the program (pretrained encoders, the weights a
-policy begins with) is kept there, so a daemon with an empty `state_dir` need not calibrate again. A choice holds for a module's
-version, the processor and its instructions, the libraries and the settings under `engine`; where any of them differs it is measured anew.
-A cache that cannot be written costs time and nothing else.
+There are two places. `state_dir` belongs to one daemon: `engine.json` and `openvino/`. The user's cache, next to the bundled
+models, is shared by all daemons: it stores what comes with the program (pretrained encoders, initial policy weights). A choice
+is valid for a module's version, the processor and its instructions, the libraries, and the settings under `engine`. When one of
+them differs, the backends are measured again. A cache that cannot be written costs time only.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ MOST_GRAPHS = 24
 
 
 def shared_cache() -> Path:
-    """Where the daemons of this user keep what they all need."""
+    """Return the folder that all daemons of this user share."""
     return cache_dir() / "engine"
 
 
 class Calibrations:
-    """Choices and graphs of one daemon.
+    """The choices and graphs of one daemon.
 
     Args:
         state_dir: the daemon's own folder; None remembers nothing there.
@@ -50,7 +49,7 @@ class Calibrations:
         self._own, self._shared = state_dir, shared
 
     def folders(self, *, shared: bool = False) -> tuple[Path, ...]:
-        """Where graphs are looked for, and kept in the first that can be written.
+        """List the folders to search for graphs; a new graph goes to the first that can be written.
 
         Args:
             shared: they are of weights that come with the program.
@@ -63,7 +62,7 @@ class Calibrations:
         return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.wanted)).decode()}"
 
     def recall(self, version: str, device: torch.device) -> Choice | None:
-        """The remembered choice, or None; an unreadable file counts as none. What only the cache knew, the state knows after."""
+        """Return the stored choice; None without one, or where the file is unreadable. Copies it from the cache to the state."""
         key = self._key(version, device)
         for place in self._places:
             entry = _entries(place / FILE).get(key)
@@ -77,14 +76,14 @@ class Calibrations:
         return None
 
     def remember(self, version: str, device: torch.device, choice: Choice) -> None:
-        """Write one choice beside the others, in both places."""
+        """Store one choice in both places."""
         for place in self._places:
             _write(place, self._key(version, device), choice)
 
     def runner(
         self, module: nn.Module, examples: Sequence[Inputs], version: str, *, shared: bool = False
     ) -> tuple[Run, Choice]:
-        """The fastest allowed way to run the module, calibrated at most once for a version and machine.
+        """Return the fastest allowed way to run the module; calibrate at most once for a version and machine.
 
         `shared` says that these weights come with the program, so that other daemons will want the graph too.
 
@@ -100,7 +99,7 @@ class Calibrations:
         return run, choice
 
     def tidy(self) -> None:
-        """Take away what has long been unused in the shared cache: graphs of older versions, libraries and settings."""
+        """Remove unused graphs of older versions, libraries and settings from the shared cache."""
         folder = self._shared / GRAPHS if self._shared is not None else None
         if folder is not None and folder.is_dir():
             with suppress(OSError):  # another daemon tidies too
@@ -122,7 +121,7 @@ def _entries(file: Path) -> dict[str, Any]:
 
 
 def _write(place: Path, key: str, choice: Choice) -> None:
-    """One entry beside the others, by rename; a folder that cannot be written is left alone."""
+    """Add one entry to the file, atomically; ignore a folder that cannot be written."""
     with suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
         with locked(place):

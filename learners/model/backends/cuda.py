@@ -1,4 +1,4 @@
-"""What only a GPU does: a module captured as one CUDA graph, and a stream of one's own."""
+"""Run a module as one CUDA graph, and on a stream of its own. GPUs only."""
 
 # torch.cuda is typed in parts only
 # mypy: disable-error-code="no-untyped-call"
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class CudaGraphRun:
-    """A module captured as one CUDA graph for inputs of fixed shapes (torch.cuda.CUDAGraph): one launch a call."""
+    """A module as one CUDA graph for inputs of fixed shapes (torch.cuda.CUDAGraph): one launch a call."""
 
     def __init__(self, module: nn.Module, example: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(x.clone() for x in example)
@@ -28,7 +28,7 @@ class CudaGraphRun:
             self._output = module(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Copy in, replay, copy out."""
+        """Copy the inputs in, replay the graph, return a copy of the output."""
         for held, fresh in zip(self._inputs, inputs, strict=True):
             held.copy_(fresh, non_blocking=True)
         self._graph.replay()
@@ -37,5 +37,5 @@ class CudaGraphRun:
 
 
 def stream_of(device: torch.device) -> Any:
-    """A context in which work goes to a stream of its own on a GPU; nothing on a CPU."""
+    """Return a context that runs work on a separate stream of a GPU; on a CPU it does nothing."""
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()

@@ -1,6 +1,6 @@
-"""OpenVINO: torch modules converted to graphs, graphs kept on disk, and graphs that run. The only importer of openvino.
+"""Convert torch modules to OpenVINO graphs, store and run them. The only importer of openvino.
 
-Graphs are kept because converting takes seconds. Whether one is fast and exact enough is not decided here: `backends.py`.
+Graphs are stored because a conversion takes seconds. `selection.py` decides whether a graph is fast and exact enough.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _CORES: list[Any] = []
 
 
 def _core() -> Any:
-    """OpenVINO's core, made at first use: loading its plugins takes a while."""
+    """Return OpenVINO's core, created at first use, because loading its plugins is slow."""
     if not _CORES:
         _CORES.append(openvino.Core())
     return _CORES[0]
 
 
 def bfloat16_capable() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this processor."""
+    """Return whether OpenVINO computes in bfloat16 on this processor."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoRun:
-    """A compiled OpenVINO graph called like the module it came from; not safe for two threads at once."""
+    """A compiled OpenVINO graph with the call of its module; not safe for two threads at once."""
 
     def __init__(self, graph: Any, precision: Precision, threads: int) -> None:
         options = {
@@ -57,7 +57,7 @@ class OpenVinoRun:
         self._request = self._compiled.create_infer_request()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run on the inputs' own memory; the output is a copy."""
+        """Run on the inputs' own memory; return a copy of the output."""
         held = [tensor.contiguous() for tensor in inputs]  # the request reads them without a copy
         for i, tensor in enumerate(held):
             self._request.set_input_tensor(i, openvino.Tensor(tensor.numpy(), shared_memory=True))
@@ -66,7 +66,7 @@ class OpenVinoRun:
 
 
 def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
-    """The module as an OpenVINO graph with free batch and length.
+    """Convert the module to an OpenVINO graph with free batch and length.
 
     Raises:
         RuntimeError: a construct the converter does not know.
@@ -81,13 +81,13 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
 
 
 def _forget_traces() -> None:
-    """Let go of the traced module: torch keeps every one for ever, with a type of its own (9 MB for the demo's policy)."""
+    """Release the traced module: torch would hold each one for ever, with its type (9 MB for the demo's policy)."""
     torch._C._jit_clear_class_registry()  # what torch's own tests do between two of them
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
 
 
 def graph_of(version: str, folders: Sequence[Path], make: Callable[[], Any]) -> Any:
-    """The converted graph: from the first of `folders` that has it, else made and kept in the first that can be written.
+    """Return the graph from the first of `folders` that has it; else convert, and store it in the first writable one.
 
     The name it is kept under carries `version`, so a graph of other weights is never taken; one that does not read is made anew.
     """
@@ -101,11 +101,11 @@ def graph_of(version: str, folders: Sequence[Path], make: Callable[[], Any]) -> 
 
 
 def _read(kept: Path) -> Any:
-    """The graph in a folder; None where there is none that reads."""
+    """Read the graph in a folder; None where there is no readable one."""
     if not (kept / "graph.xml").is_file():
         return None
     with suppress(OSError):
-        os.utime(kept)  # used now: the longest unused go first
+        os.utime(kept)  # used now: the longest unused are removed first
     try:
         return _core().read_model(kept / "graph.xml")
     except RuntimeError:

@@ -1,9 +1,9 @@
-"""Runs a torch module on the fastest backend that gives the same numbers.
+"""Run a torch module on the fastest backend that computes the same numbers.
 
-`calibrate` measures every allowed backend on real-sized inputs against float32 torch and keeps the fastest whose tokens stay
-within the tolerance; `calibrations.py` remembers what it found. OpenVINO's graph is converted from the live module and kept on
-disk (`openvino_graphs.py`). bfloat16 is tried only where the processor has instructions for it. On a GPU: autocast, and CUDA
-graphs (`cuda.py`).
+`calibrate` measures every allowed backend on inputs of real size against float32 torch. It chooses the fastest that stays
+within the tolerance; `calibration_cache.py` stores the choice. OpenVINO's graph is converted from the live module and stored
+on disk (`openvino.py`). bfloat16 is tried only where the processor has instructions for it. On a GPU: autocast, and CUDA graphs
+(`cuda.py`).
 
 Difference means the largest absolute difference over the largest absolute value of the reference.
 """
@@ -35,7 +35,7 @@ FAR = 1e30
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One backend on one module: milliseconds (median), and how far from float32 torch."""
+    """One measurement of a backend on a module: median milliseconds, and the distance from float32 torch."""
 
     backend: Backend
     precision: Precision
@@ -58,7 +58,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What will run a module, and everything that was measured."""
+    """The backend chosen for a module, and all measurements."""
 
     backend: Backend
     precision: Precision
@@ -66,11 +66,11 @@ class Choice:
 
 
 class NoBackend(ValueError):  # noqa: N818 - reads as what happened
-    """The wanted backend cannot run the module or leaves the tolerance; `str` has the numbers."""
+    """The required backend cannot run the module or exceeds the tolerance; `str` has the numbers."""
 
 
 def processor() -> str:
-    """The processor's model name, a digest of the instructions it has, and whether it computes in bfloat16."""
+    """Describe the processor: model name, a digest of its instructions, and whether it computes in bfloat16."""
     path = Path("/proc/cpuinfo")
     told = dict(_field(line) for line in reversed(path.read_text().splitlines())) if path.is_file() else {}
     flags = hashlib.sha256(" ".join(sorted(told.get("flags", "").split())).encode()).hexdigest()[:8]
@@ -83,12 +83,12 @@ def _field(line: str) -> tuple[str, str]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor has bfloat16 instructions (avx512_bf16 or amx)."""
+    """Return whether the processor has bfloat16 instructions (avx512_bf16 or amx)."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bfloat16_capable()
 
 
 def torch_run(module: nn.Module, precision: Precision) -> Run:
-    """Eager torch, on the module's device; bfloat16 by autocast, the output float32 again."""
+    """Run eager torch on the module's device; bfloat16 by autocast, with float32 output."""
     device = next((p.device.type for p in module.parameters()), "cpu")
     if precision == "float32":
         return module
@@ -102,7 +102,7 @@ def torch_run(module: nn.Module, precision: Precision) -> Run:
 
 
 def compare(reference: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, float]:
-    """Lowest cosine and largest difference over pairs of outputs."""
+    """Return the lowest cosine and the largest difference over pairs of outputs."""
     cosines, differences = [], []
     for want, have in zip(reference, got, strict=True):
         cosines.append(float(torch.cosine_similarity(want.double().flatten(), have.double().flatten(), dim=0)))
@@ -113,7 +113,7 @@ def compare(reference: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, 
 
 
 def measure(run: Run, examples: Sequence[Inputs], reference: Sequence[Tensor]) -> tuple[float, float, float]:
-    """Milliseconds (sum of the medians over the examples), cosine and difference."""
+    """Measure milliseconds (sum of the medians over the examples), cosine and difference."""
     milliseconds, outputs = 0.0, []
     for inputs in examples:
         outputs.append(run(*inputs))
@@ -127,7 +127,7 @@ def measure(run: Run, examples: Sequence[Inputs], reference: Sequence[Tensor]) -
 
 
 def candidates(wanted: Wanted, device: torch.device) -> list[tuple[Backend, Precision]]:
-    """What the settings and the machine allow, the reference first."""
+    """List the backends that the settings and the machine allow, the reference first."""
     backends: list[Backend] = ["torch", "openvino"] if wanted.backend == "auto" else [wanted.backend]
     if device.type != "cpu":
         backends = ["torch"]
@@ -176,7 +176,7 @@ def build(
     version: str,
     folders: Sequence[Path] = (),
 ) -> Run:
-    """Something that runs the module, warmed up on every example."""
+    """Build a callable that runs the module, warmed up on every example."""
     run: Run
     if backend == "torch":
         run = torch_run(module, precision)

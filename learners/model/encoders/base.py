@@ -1,4 +1,4 @@
-"""The interface of an encoder: one stream kind to tokens."""
+"""The interface of an encoder, which turns the readings of one kind of stream into tokens."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Run = Callable[..., Tensor]
 
 
 class Encoder(Protocol):
-    """What the engine asks of an encoder; a plugin of `reflexd.encoders` gives one of these.
+    """An encoder; an entry point of `reflexd.encoders` returns one.
 
-    A plugin is called with its `EncoderSettings`, `policy.tokens` and the torch device. `module` is the torch module that
-    `run` starts as; a plugin that cannot be converted leaves it None and keeps its own `run`.
+    The entry point is called with its `EncoderSettings`, `policy.tokens` and the torch device. `module` is the torch module
+    behind `run`, which a faster backend may replace. An encoder that cannot be converted sets it to None.
     """
 
     modality: Modality
@@ -30,13 +30,13 @@ class Encoder(Protocol):
     run: Run
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
-        """Tensors for `run`, from readings of this modality."""
+        """Make the tensors for `run` from readings of this modality."""
 
     def encode(self, inputs: Inputs) -> Tensor:
-        """Tokens B,T,W float32."""
+        """Return tokens B,T,W float32."""
 
     def examples(self) -> list[Inputs]:
-        """Inputs of every shape that will occur often, to convert and to calibrate with."""
+        """Return inputs of every frequent shape, for conversion and calibration."""
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take fine-tuned weights; the version follows."""
+        """Load fine-tuned weights, which changes `version`."""

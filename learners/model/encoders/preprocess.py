@@ -26,14 +26,14 @@ LENGTHS = (16, 32, 64, 128, 256, 512)
 
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor on the device; to a GPU through pinned memory without waiting for the copy."""
+    """Copy an array to a tensor on the device; to a GPU through pinned memory, without waiting for the copy."""
     # torch refuses to alias read-only memory in silence, so such an array is copied
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def resize(images: Sequence[NDArray[np.uint8]], size: tuple[int, int], device: torch.device) -> Tensor:
-    """Pictures Y,X,3 of any sizes -> uint8 B,3,Y,X of `size`, the whole picture, antialiased.
+    """Resize pictures Y,X,3 of any sizes to uint8 B,3,Y,X of `size`, antialiased, without cropping.
 
     The aspect is not kept: what stands at the edge of a wide frame must stay visible to the policy.
     """
@@ -55,7 +55,7 @@ def _interpolate(x_BCYX: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def window(sounds: Sequence[NDArray[np.float32]], samples: int) -> NDArray[np.float32]:
-    """The last `samples` of each sound, B,N; a shorter one is preceded by silence."""
+    """Stack the last `samples` of each sound, B,N; silence precedes a shorter one."""
     out_BN = np.zeros((len(sounds), samples), np.float32)
     for row_N, sound in zip(out_BN, sounds, strict=True):
         tail = sound[-samples:]
@@ -64,7 +64,7 @@ def window(sounds: Sequence[NDArray[np.float32]], samples: int) -> NDArray[np.fl
 
 
 def normalised(sound_BN: Tensor) -> Tensor:
-    """Zero mean and unit variance of each row, as wav2vec2 was trained."""
+    """Scale each row to zero mean and unit variance, as in the training of wav2vec2."""
     var_B1, mean_B1 = torch.var_mean(sound_BN, dim=-1, correction=0, keepdim=True)
     return (sound_BN - mean_B1) / (var_B1 + 1e-7).sqrt()
 
@@ -78,7 +78,7 @@ class Mel:
 
     @classmethod
     def build(cls, filters: NDArray[np.floating[Any]], device: torch.device) -> Mel:
-        """From the feature extractor's mel filters, 201,M."""
+        """Build from the feature extractor's mel filters, 201,M."""
         return cls(
             torch.as_tensor(filters, dtype=torch.float32, device=device), torch.hann_window(N_FFT, device=device)
         )
@@ -93,7 +93,7 @@ class Mel:
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], limit: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, B,L int64 each, cut at `limit` and padded to one of LENGTHS."""
+    """Tokenize to ids and attention mask, B,L int64 each, cut at `limit` and padded to one of LENGTHS."""
     encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
     longest = max(map(len, encoded))
     length = next((size for size in LENGTHS if size >= longest), longest)

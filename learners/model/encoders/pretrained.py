@@ -1,8 +1,8 @@
-"""Pretrained encoders: any transformers model, or a plugin, as readings in and tokens out.
+"""Load pretrained encoders: any transformers model, or a plug-in.
 
-`load` finds out from the model's configuration what it perceives. An encoder has a `version`, a digest of its weights and
-of everything that shapes its tokens: remembered tokens are only comparable under the same one. Its `run` is the tower in
-plain torch until a faster backend is put there (`backends.py`).
+`load` finds the modality in the model's configuration. An encoder has a `version`, a digest of its weights and of
+everything that shapes its tokens: stored tokens are comparable only under the same version. Its `run` is the tower in
+plain torch until a faster backend replaces it (`learners.model.backends`).
 
 Shapes: B batch, T tokens, W width.
 """
@@ -48,7 +48,7 @@ _DIGESTED = {now: former for former, now in FORMER_MODALITIES.items()}
 
 
 class _Tower:
-    """What the three kinds share: a tower, its version, and whatever runs it."""
+    """The base of the three kinds: a tower, its version, and the callable that runs it."""
 
     modality: Modality
 
@@ -62,12 +62,12 @@ class _Tower:
 
     @torch.inference_mode()
     def encode(self, inputs: Inputs) -> Tensor:
-        """Tokens B,T,W float32."""
+        """Return tokens B,T,W float32."""
         tokens_BTW: Tensor = self.run(*inputs)
         return tokens_BTW
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take fine-tuned weights, all of them; the version follows.
+        """Load a complete set of fine-tuned weights, which changes `version`.
 
         Raises:
             RuntimeError: a weight is missing, unknown or of another shape.
@@ -105,11 +105,11 @@ class VisionEncoder(_Tower):
         super().__init__(tower, tokens, tower.width, device, {"size": self.size, "mean": mean, "std": std})
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
-        """uint8 B,3,Y,X."""
+        """Return pictures as uint8 B,3,Y,X."""
         return (resize([r.image for r in readings if isinstance(r, Frame)], self.size, self.device),)
 
     def examples(self) -> list[Inputs]:
-        """One picture with smooth structure."""
+        """Return one picture with smooth structure."""
         coarse = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(0)) * 255
         picture = torch.nn.functional.interpolate(coarse, self.size, mode="bicubic").clamp(0, 255)
         return [(picture.to(self.device, torch.uint8).contiguous(memory_format=torch.channels_last),)]
@@ -132,7 +132,7 @@ class HearingEncoder(_Tower):
         super().__init__(tower, tokens, tower.width, device, {"samples": self.samples})
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
-        """Log-mel B,M,F, or normalised samples B,N.
+        """Return log-mel energies B,M,F, or normalised samples B,N.
 
         Raises:
             ValueError: a sound is not sampled at 16 kHz.
@@ -147,7 +147,7 @@ class HearingEncoder(_Tower):
         return normalised(x_BN) if self.mel is None else self.mel(x_BN)
 
     def examples(self) -> list[Inputs]:
-        """One rising tone."""
+        """Return one rising tone."""
         time_N = np.arange(self.samples, dtype=np.float32) / RATE_HZ
         chirp_N = 0.3 * np.sin(2 * np.pi * (200 + 400 * time_N) * time_N)
         return [(self._features(chirp_N[None].astype(np.float32)),)]
@@ -164,11 +164,11 @@ class LanguageEncoder(_Tower):
         super().__init__(tower, 1, tower.width, device, {"limit": limit})
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
-        """Ids and mask, B,L each."""
+        """Return ids and mask, B,L each."""
         return tokenize(self.tokenizer, [r.text for r in readings if isinstance(r, Text)], self.limit, self.device)
 
     def examples(self) -> list[Inputs]:
-        """A short order and a longer one; both leave padding, so that masking is part of what is compared."""
+        """Return a short and a longer order, both with padding, so that calibration compares masking too."""
         texts = (
             "turn to the coffee",
             "please turn slowly to the left until the red rocket stands in the middle of what you see",
@@ -177,7 +177,7 @@ class LanguageEncoder(_Tower):
 
 
 def picture_size(options: Mapping[str, Any], config: Any) -> tuple[int, int]:
-    """Height and width the model was trained on, from its preprocessor's options or its configuration."""
+    """Return height and width of the training pictures, from the preprocessor's options or the configuration."""
     size = options.get("crop_size") or options.get("size") or getattr(config, "vision_config", config).image_size
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
@@ -193,7 +193,7 @@ BUILT_IN: dict[str, Callable[[int, float], Encoder]] = {
 
 
 def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window_s: float = 2.0) -> Encoder:
-    """The encoder the settings name.
+    """Load the encoder that the settings name.
 
     Raises:
         UnknownArchitecture: the model neither sees, hears nor reads, or the plugin is not installed.
@@ -230,7 +230,7 @@ def _plugin(name: str) -> Callable[[EncoderSettings, int, torch.device], Encoder
 
 
 def _options(read: Callable[..., tuple[dict[str, Any], Any]], source: Path | str) -> dict[str, Any]:
-    """A preprocessor's options as they are saved; none where the model has none."""
+    """Return a preprocessor's saved options; none where the model has none."""
     try:
         return read(source)[0]
     except OSError:
@@ -244,7 +244,7 @@ def _whisper_extractor(source: Path | str) -> Any:
 
 
 def _limit(source: Path | str, config: Any) -> int:
-    """Longest text in ids: what the sentence model was trained with, else what the positions allow."""
+    """Return the longest text in ids: that of the sentence model's training, else what the positions allow."""
     own = Path(source) / "sentence.json" if isinstance(source, Path) else None
     if own is not None and own.is_file():
         return int(orjson.loads(own.read_bytes())["max_length"])

@@ -23,13 +23,13 @@ FRAME, CONTEXT, RATE_HZ = 512, 64, 16_000
 
 
 class SileroVadConfig(PreTrainedConfig):
-    """Nothing to choose: the sizes are those of the trained network."""
+    """The configuration; the sizes are fixed by the trained network."""
 
     model_type = "silero_vad"
 
 
 class SileroVadModel(PreTrainedModel):
-    """Sound B,N -> probability of speech B,F; a rest shorter than a frame is filled with silence."""
+    """Sound B,N -> probability of speech B,F; silence fills the last frame."""
 
     config_class = SileroVadConfig
     main_input_name = "input_values"
@@ -46,7 +46,7 @@ class SileroVadModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, input_values: Tensor, **_: Any) -> Tensor:
-        """Probabilities of speech, frame by frame from silence."""
+        """Compute the probabilities of speech, frame by frame, starting from silence."""
         padded_BN = F.pad(input_values, (CONTEXT, -input_values.shape[-1] % FRAME))
         windows_BFN = padded_BN.unfold(-1, CONTEXT + FRAME, FRAME)
         batch, frames = windows_BFN.shape[:2]
@@ -68,7 +68,7 @@ class SileroVadModel(PreTrainedModel):
 
 
 def register() -> None:
-    """Make the Auto classes of transformers know this model; may be called again."""
+    """Make the Auto classes of transformers know this model; repeated calls do nothing."""
     AutoConfig.register("silero_vad", SileroVadConfig, exist_ok=True)
     AutoModel.register(SileroVadConfig, SileroVadModel, exist_ok=True)
 

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 
 class UnknownArchitecture(ValueError):  # noqa: N818 - reads as what happened
-    """The model has no part of the wanted modality that is known here."""
+    """The model has no known part for the modality; `str` names the model."""
 
 
 def grid(tokens: int, high: int, wide: int) -> tuple[int, int]:
-    """Rows and columns of `tokens` cells over a map: as many columns as it has, for cameras are turned sideways.
+    """Return rows and columns of `tokens` cells over a map: as many columns as possible, because cameras turn sideways.
 
     4 tokens over 7 x 7 are 1 x 4, 14 are 2 x 7, 49 are 7 x 7.
 
@@ -37,7 +37,7 @@ def grid(tokens: int, high: int, wide: int) -> tuple[int, int]:
 
 
 def pool_weights(size: int, cells: int) -> Tensor:
-    """Averaging matrix size,cells whose cells share the range evenly, edges in proportion.
+    """Build the averaging matrix size,cells; the cells share the range evenly, edges in proportion.
 
     Plain adaptive pooling lets neighbouring cells overlap when the division is not whole; these do not.
     """
@@ -68,7 +68,7 @@ class VisionTower(nn.Module):
         self.register_buffer("columns", pool_weights(wide, columns), persistent=False)
 
     def _map(self, x_BCYX: Tensor) -> Tensor:
-        """Features B,C,Y,X of a scaled picture."""
+        """Compute features B,C,Y,X of a scaled picture."""
         out: Tensor = self.model(pixel_values=x_BCYX).last_hidden_state
         if out.dim() == 4:
             return out
@@ -80,7 +80,7 @@ class VisionTower(nn.Module):
         return x_BPC.transpose(1, 2).reshape(x_BPC.shape[0], x_BPC.shape[2], high, wide)
 
     def forward(self, image_BCYX: Tensor) -> Tensor:
-        """Scale, look, pool."""
+        """Scale, run the model, pool."""
         x_BCYX = (image_BCYX.to(self.mean.dtype) - self.mean) / self.std
         x_BCYX = self._map(x_BCYX)
         pooled_BCyx = self.rows.T.to(x_BCYX.dtype) @ (x_BCYX @ self.columns.to(x_BCYX.dtype))
@@ -105,7 +105,7 @@ class HearingTower(nn.Module):
         self.register_buffer("segments", torch.cat(parts, dim=1), persistent=False)
 
     def forward(self, sound: Tensor) -> Tensor:
-        """Listen and pool; `sound` is B,M,F or B,N as the model wants it."""
+        """Run the model and pool; `sound` is B,M,F or B,N, as the model takes it."""
         x_BFW = self.model(sound).last_hidden_state
         pooled_BTW: Tensor = self.segments.T.to(x_BFW.dtype) @ x_BFW
         return pooled_BTW.float()
@@ -120,7 +120,7 @@ class LanguageTower(nn.Module):
         self.width = int(self.model.config.hidden_size)
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Read and pool."""
+        """Run the model and pool."""
         x_BLW = self.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
         weight_BL1 = mask_BL.unsqueeze(-1).to(x_BLW.dtype)
         mean_BW = (x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
@@ -128,7 +128,7 @@ class LanguageTower(nn.Module):
 
 
 def whisper_encoder(model: Any, frames: int) -> Any:
-    """Whisper's encoder cut to windows of `frames` mel frames: the first positions of its table serve.
+    """Cut Whisper's encoder to windows of `frames` mel frames; it uses the first positions of its table.
 
     Trained on 30 s, it is not told how long a window is other than by its positions.
     """

@@ -1,12 +1,12 @@
 """A hearing encoder without weights: the newest utterance in the window, stretched to a fixed length.
 
-Where somebody speaks is told by energy (Rabiner & Sambur 1975, "An Algorithm for Determining the Endpoints of Isolated
+Energy marks where somebody speaks (Rabiner & Sambur 1975, "An Algorithm for Determining the Endpoints of Isolated
 Utterances"); the log-mel energies between the endpoints are averaged over as many equal stretches as there are tokens: linear
 time normalisation, as in recognisers of isolated words (Rabiner & Juang 1993, "Fundamentals of Speech Recognition", 4.7.1). A word
-gives nearly the same tokens wherever in the window it stands, however loud and however fast it was said. Words that are
-still being said wait for their end, as long as an earlier whole one is in the window.
+gives nearly the same tokens wherever in the window it stands, however loud and however fast it was said. A word
+that has not ended is used only when the window has no earlier complete one.
 
-For short commands between pauses; it does not know words in fluent speech or before a loud and changing background. The
+For short commands between pauses; it does not find words in fluent speech or before a loud and changing background. The
 mel energies are Whisper's (transformers' WhisperFeatureExtractor), which need no weights.
 
 Shapes: B batch, N samples, M mel bands, L frames (100 a second), T tokens, W = M + 2 their width.
@@ -49,14 +49,14 @@ Span = tuple[int, int]
 
 
 def levels_db(samples_N: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The level of each frame, L."""
+    """Return the level of each frame in dB, L."""
     frames = len(samples_N) // HOP
     power_L = np.square(samples_N[: frames * HOP], dtype=np.float64).reshape(frames, HOP).mean(1)
     return np.asarray(10.0 * np.log10(np.maximum(power_L, QUIET)))
 
 
 def utterances(level_L: NDArray[np.float64]) -> list[Span]:
-    """First frame and the one after the last of every utterance, in the order of time."""
+    """List the first frame and the one after the last of every utterance, in the order of time."""
     floor, peak = float(np.percentile(level_L, FLOOR)), float(level_L.max())
     if peak - floor < AUDIBLE_DB:
         return []
@@ -72,7 +72,7 @@ def utterances(level_L: NDArray[np.float64]) -> list[Span]:
 
 
 def newest(spans: Sequence[Span], frames: int) -> Span | None:
-    """The last whole utterance; where there is none, the longest part of one; None in silence."""
+    """Return the last complete utterance; where there is none, the longest part of one; None in silence."""
     whole = [(start, end) for start, end in spans if start > 0 and end + PAUSE <= frames]
     if whole:
         return whole[-1]
@@ -80,14 +80,14 @@ def newest(spans: Sequence[Span], frames: int) -> Span | None:
 
 
 def stretched(energies_ML: NDArray[np.float32], tokens: int) -> NDArray[np.float32]:
-    """Means over `tokens` equal stretches, T,M; a stretch shorter than a frame takes the frame it is in."""
+    """Average over `tokens` equal stretches, T,M; a stretch shorter than a frame takes its frame."""
     edges = np.linspace(0, energies_ML.shape[1], tokens + 1)
     spans = [(int(low), max(int(low) + 1, int(np.ceil(high)))) for low, high in pairwise(edges)]
     return np.stack([energies_ML[:, low:high].mean(1) for low, high in spans])
 
 
 class UtteranceEncoder:
-    """An `Encoder` for hearing; see `encoders.Encoder`.
+    """An `Encoder` for hearing; see `learners.model.encoders.base`.
 
     A token is a stretch's mel energies less the utterance's mean, its length in seconds, and 1; in silence all are 0.
 
@@ -109,7 +109,7 @@ class UtteranceEncoder:
         self.version = hashlib.sha256(f"{NAME} 1 {tokens} {self.samples} {MELS}".encode()).hexdigest()[:16]
 
     def prepare(self, readings: Sequence[Reading]) -> tuple[Tensor, ...]:
-        """Tokens B,T,W of the newest utterance of each sound."""
+        """Compute tokens B,T,W of the newest utterance of each sound."""
         return (torch.from_numpy(np.stack([self._tokens(fitted(reading, self.samples)) for reading in readings])),)
 
     def _tokens(self, samples_N: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -123,15 +123,15 @@ class UtteranceEncoder:
         return np.hstack([stretched(energies_ML - energies_ML.mean(), self.tokens), told]).astype(np.float32)
 
     def encode(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Tokens B,T,W float32."""
+        """Return tokens B,T,W float32."""
         return self.run(*inputs)
 
     def examples(self) -> list[tuple[Tensor, ...]]:
-        """Silence."""
+        """Return one window of silence."""
         return [(torch.zeros(1, self.tokens, self.width),)]
 
     def load_state(self, state: object) -> None:
-        """There is nothing to load.
+        """Refuse any weights, because this encoder has none.
 
         Raises:
             ValueError: a checkpoint claims weights for it.

@@ -1,4 +1,4 @@
-"""Reads a Whisper model from a CTranslate2 file into transformers' WhisperForConditionalGeneration.
+"""Read a Whisper model from a CTranslate2 file into transformers' WhisperForConditionalGeneration.
 
 The file (CTranslate2 `model.bin`, binary version 6) is little-endian: version u32, spec name, revision u32, count u32, then
 for each variable name, rank u8, dims u32, type u8, bytes u32, data; then aliases: count u32, pairs of names. A name is
@@ -36,11 +36,11 @@ END, START = 50_256, 50_257
 
 
 class Ct2Error(ValueError):
-    """The file is not a CTranslate2 Whisper model this reader knows; `str` says where."""
+    """The file is not a CTranslate2 Whisper model that this reader supports; `str` says where."""
 
 
 class _Cursor:
-    """Reads forward through bytes and never past their end."""
+    """Read forward through bytes, never past their end."""
 
     def __init__(self, data: memoryview) -> None:
         self.data, self.at = data, 0
@@ -59,7 +59,7 @@ class _Cursor:
 
 
 def read_variables(data: bytes | memoryview) -> dict[str, NDArray[np.generic]]:
-    """Every variable of the file by its name, aliases included; arrays are read-only views of `data`.
+    """Read every variable of the file by its name, aliases included; arrays are read-only views of `data`.
 
     Raises:
         Ct2Error: another version or model, an unknown type, or sizes that do not add up.
@@ -90,7 +90,7 @@ def _variable(cursor: _Cursor) -> tuple[str, NDArray[np.generic]]:
 
 
 def state_dict(variables: dict[str, NDArray[np.generic]]) -> dict[str, Tensor]:
-    """The variables under transformers' names, float32."""
+    """Return the variables under transformers' names, float32."""
     # scalars and integers are options of the CTranslate2 graph, fixed for Whisper
     floats = {k: v for k, v in variables.items() if v.ndim and np.issubdtype(v.dtype, np.floating)}
     tensors = {name: torch.from_numpy(array.astype(np.float32)) for name, array in floats.items()}
@@ -98,7 +98,7 @@ def state_dict(variables: dict[str, NDArray[np.generic]]) -> dict[str, Tensor]:
 
 
 def _own(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """Transformers' name or names of one variable."""
+    """Return transformers' name or names of one variable."""
     side, *path = name.split("/")
     leaf = {"gamma": "weight", "beta": "bias", "encodings": "weight"}.get(path[-1], path[-1])
     match path[:-1]:
@@ -142,7 +142,7 @@ def _in_layer(block: str, part: str, tensor: Tensor) -> list[tuple[str, Tensor]]
 
 
 def build(variables: dict[str, NDArray[np.generic]]) -> WhisperForConditionalGeneration:
-    """The whole model; its sizes are read off the arrays.
+    """Build the model; its sizes follow from the arrays.
 
     Raises:
         RuntimeError: a parameter is missing, unknown or of another shape.
@@ -173,7 +173,7 @@ def build(variables: dict[str, NDArray[np.generic]]) -> WhisperForConditionalGen
 
 
 def generation_config(options: dict[str, list[int]]) -> GenerationConfig:
-    """How English-only Whisper is decoded; `options` is the `config.json` beside the weights."""
+    """Return how English-only Whisper is decoded; `options` is the `config.json` next to the weights."""
     return GenerationConfig(
         bos_token_id=START,
         decoder_start_token_id=START,

@@ -182,7 +182,7 @@ async def test_what_is_no_http_is_refused_with_the_same_headers_and_not_echoed(
             head, _, body = answer.partition(b"\r\n\r\n")
             assert re.match(rb"HTTP/1\.[01] 4\d\d ", head)
             assert {f"{name}: {value}".encode() for name, value in SHIELD.items()} <= set(head.split(b"\r\n"))
-            assert body == b"that is no request\n"
+            assert body == b"bad request\n"
     assert not caplog.records, "a scanner does not fill the log"
 
 
