@@ -1,32 +1,31 @@
-"""The step `ope`: off-policy evaluation of candidate and live policy on the newest logged decisions.
+"""Promotion step `ope`: off-policy evaluation of candidate and live policy on the newest logged decisions.
 
-Both are judged as they act live: with the exploration that lies in their weights. What was executed by a person, by the gate
-or by nobody carries no probability of the policy's: it enters no importance weight, ends a weighed window, and only teaches the
-value functions. The estimators, and which of them decides, are in `offpolicy.py`. The step passes when the lower confidence
-bound of candidate minus live is above minus `promotion.margin` (a reward a tick); too little evidence is "inconclusive", which is
-not a pass.
+Both are evaluated with the exploration in their weights, because that is what would run live. A decision that a person, the gate or no
+one executed has no probability under the policy: it enters no importance weight, ends a weighted window, and trains the value functions
+only. `ope/evaluator.py` holds the estimators and selects the one that decides. The step passes when the lower confidence bound of
+candidate minus live is above minus `promotion.margin` (a reward a tick). Too little evidence is inconclusive, which fails the step.
 """
 
 from __future__ import annotations
 
+from learners.promotion.context import EvaluationContext, StepResult, Working, working
 from learners.promotion.ope.evaluator import figures, gather, judge
 from learners.promotion.ope.logged_data import Logged
-from learners.promotion.pipeline import EvaluationContext, StepResult, Working, working
 
 
-def ope(trial: EvaluationContext) -> Working:
-    """Not worse by what was logged."""
-    settings = trial.settings
-    if trial.live is None:
-        return StepResult("ope", passed=True, figures={"applies": False, "note": "no live version to compare with"})
-    rows = trial.recent(settings.ope_decisions + trial.settle)
-    logged = Logged(trial.spec, rows[: len(rows) - trial.settle], dict(trial.versions))
-    evidence = yield from working(gather(trial.candidate, trial.live, logged))
+def ope(context: EvaluationContext) -> Working:
+    """Compare candidate and live policy on logged decisions."""
+    settings = context.settings
+    if context.live is None:
+        return StepResult(passed=True, figures={"applies": False, "note": "no live version to compare with"})
+    rows = context.experience.recent(settings.ope_decisions + context.reward_delay_ticks)
+    logged = Logged(context.spec, rows[: len(rows) - context.reward_delay_ticks], dict(context.encoder_versions))
+    evidence = yield from working(gather(context.candidate, context.live, logged))
     judged = judge(evidence, confidence=settings.confidence, min_effective_samples=settings.min_effective_samples)
-    told = figures(judged) | {"decisions": len(logged), "own": int(evidence.own.sum()), "margin": settings.margin}
+    found = figures(judged) | {"decisions": len(logged), "own": int(evidence.own.sum()), "margin": settings.margin}
     if judged.decides is None:
-        return StepResult("ope", passed=False, figures=told, reason=f"inconclusive: {judged.unknown}")
+        return StepResult(passed=False, figures=found, reason=f"inconclusive: {judged.unknown}")
     lower = judged.decides.lower
     passed = lower > -settings.margin
     reason = f"may earn {-lower:.3f} a tick less than the live one; {settings.margin:g} is allowed"
-    return StepResult("ope", passed=passed, figures=told, reason="" if passed else reason)
+    return StepResult(passed=passed, figures=found, reason="" if passed else reason)

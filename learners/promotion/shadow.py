@@ -1,11 +1,10 @@
-"""The step `shadow`: for `promotion.shadow_s` the candidate decides on what is newly logged, beside the live policy, and acts on nothing.
+"""Promotion step `shadow`: for `promotion.shadow_s` the candidate decides on newly logged ticks, and its decisions are not executed.
 
-It works on the transitions as they arrive in the store, one at a time as the tick would: are the candidate's numbers finite and
-its actions within limits, is it fast enough, how often does it agree with the live policy. At the end the fresh decisions, which
-the candidate cannot have learned from, are read again with the rewards that came late, and the difference is estimated from
-them alone (`offpolicy.py`). So few ticks rarely show that a candidate is better; they refuse one that they show to be worse: the
-step fails when even the upper confidence bound is below minus the margin. Without a new tick nothing is known, which is
-not a pass.
+It reads the transitions as they arrive in the store, one at a time as the control loop would. It checks that the candidate's numbers are
+finite, its actions are within limits and its decisions are fast enough, and counts how often it agrees with the live policy. At the end
+it reads the fresh decisions again with the rewards that arrived late, and estimates the difference from them alone (`ope/evaluator.py`):
+the candidate cannot have trained on them. So few ticks rarely show that a candidate is better; the step fails when even the upper
+confidence bound is below minus the margin. Without a new tick the step is inconclusive and fails.
 """
 
 from __future__ import annotations
@@ -22,37 +21,37 @@ import torch
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
 from learners.model.heads import HeadOutput
+from learners.promotion.context import MAX_TICK_SHARE, EvaluationContext, StepResult, Working, working
 from learners.promotion.ope.evaluator import OffPolicyResult, gather, judge
 from learners.promotion.ope.evaluator import figures as estimates
 from learners.promotion.ope.greedy_actions import Values, agreement, is_sound, outside, shares
 from learners.promotion.ope.logged_data import ActingPolicy, Logged
-from learners.promotion.pipeline import BUDGET, EvaluationContext, StepResult, Working, working
 
 
-def shadow(trial: EvaluationContext) -> Working:
-    """Sound beside the live policy on fresh observations."""
-    settings = trial.settings
-    if trial.live is None or settings.shadow_s == 0:
-        note = "no live version to run beside" if trial.live is None else "shadow_s is 0"
-        return StepResult("shadow", passed=True, figures={"applies": False, "note": note})
-    watch = ShadowRun(trial, trial.live)
-    began_s = trial.clock()
-    while trial.clock() - began_s < settings.shadow_s:
-        came = trial.after(watch.last)
+def shadow(context: EvaluationContext) -> Working:
+    """Run the candidate on fresh observations, together with the live policy."""
+    settings = context.settings
+    if context.live is None or settings.shadow_s == 0:
+        note = "no live version to run beside" if context.live is None else "shadow_s is 0"
+        return StepResult(passed=True, figures={"applies": False, "note": note})
+    run = ShadowRun(context, context.live)
+    began_s = context.clock()
+    while context.clock() - began_s < settings.shadow_s:
+        came = context.experience.after(run.last)
         for row in came:
-            watch.take(row)
+            run.take(row)
             yield True
         if not came:
             yield False
-    judged = yield from working(watch.judge())
-    return watch.finding(judged)
+    judged = yield from working(run.judge())
+    return run.result(judged)
 
 
 @dataclass(slots=True)
 class ShadowRun:
-    """A candidate beside the live policy, tick by tick."""
+    """The candidate and the live policy, tick by tick."""
 
-    trial: EvaluationContext
+    context: EvaluationContext
     live: ActingPolicy
     last: int = field(init=False)
     """Number of the last row taken."""
@@ -67,57 +66,59 @@ class ShadowRun:
     live_values: list[Values] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.first = self.last = self.trial.last_row()
-        history = self.trial.spec.history
-        self.past = self.trial.recent(history - 1) if history > 1 else []
+        self.first = self.last = self.context.experience.last_row()
+        history = self.context.spec.history
+        self.past = self.context.experience.recent(history - 1) if history > 1 else []
 
     def take(self, row: Row) -> None:
-        """One fresh tick."""
+        """Decide one fresh tick with both policies."""
         history = [*self.past, row.transition]
-        logged = Logged(self.trial.spec, history, dict(self.trial.versions))
+        logged = Logged(self.context.spec, history, dict(self.context.encoder_versions))
         features = logged.seen(logged.history(slice(len(history) - 1, len(history))))
         started = time.thread_time()
-        out = _decide(self.trial.candidate, features)
+        out = _decide(self.context.candidate, features)
         self.seconds.append(time.thread_time() - started)
         self.sound &= is_sound(out)
         self.candidate_values.append(_values(out))
         self.live_values.append(_values(_decide(self.live, features)))
         self.ticks, self.last = self.ticks + 1, row.row
-        self.past = history[len(history) - self.trial.spec.history + 1 :]
+        self.past = history[len(history) - self.context.spec.history + 1 :]
 
     def judge(self) -> Generator[None, None, OffPolicyResult]:
-        """The difference on the fresh decisions, their late rewards included; the newest may still lack theirs."""
-        settings = self.trial.settings
+        """Estimate the difference on the fresh decisions; the newest may still lack their rewards."""
+        settings = self.context.settings
         rows: list[Row] = []
         start = self.first
-        while start < self.last and (more := [row for row in self.trial.after(start) if row.row <= self.last]):
+        while start < self.last and (
+            more := [row for row in self.context.experience.after(start) if row.row <= self.last]
+        ):
             rows += more
             start = rows[-1].row
-        kept = [row.transition for row in rows[: max(0, len(rows) - self.trial.settle)]]
+        kept = [row.transition for row in rows[: max(0, len(rows) - self.context.reward_delay_ticks)]]
         if not kept:
             return OffPolicyResult(unknown="no fresh decision whose reward is settled")
-        logged = Logged(self.trial.spec, kept, dict(self.trial.versions))
-        evidence = yield from gather(self.trial.candidate, self.live, logged)
+        logged = Logged(self.context.spec, kept, dict(self.context.encoder_versions))
+        evidence = yield from gather(self.context.candidate, self.live, logged)
         return judge(evidence, confidence=settings.confidence, min_effective_samples=settings.min_effective_samples)
 
-    def finding(self, judged: OffPolicyResult) -> StepResult:
-        """The verdict and its figures."""
-        trial = self.trial
+    def result(self, judged: OffPolicyResult) -> StepResult:
+        """Return the result and its figures."""
+        context = self.context
         if not self.ticks:
-            reason = f"inconclusive: no new tick in {trial.settings.shadow_s:g} s"
-            return StepResult("shadow", passed=False, figures={"ticks": 0}, reason=reason)
+            reason = f"inconclusive: no new tick in {context.settings.shadow_s:g} s"
+            return StepResult(passed=False, figures={"ticks": 0}, reason=reason)
         candidate, live = _joined(self.candidate_values), _joined(self.live_values)
-        median_s, limit_s = statistics.median(self.seconds), BUDGET * trial.period_s
-        beyond = outside(trial.spec, candidate)
-        told: dict[str, Any] = {
+        median_s, limit_s = statistics.median(self.seconds), MAX_TICK_SHARE * context.period_s
+        beyond = outside(context.spec, candidate)
+        figures: dict[str, Any] = {
             "ticks": self.ticks,
             "finite": self.sound,
             "median_ms": round(median_s * 1e3, 3),
             "limit_ms": round(limit_s * 1e3, 3),
             "outside": beyond,
-            "agreement": agreement(trial.spec, candidate, live),
-            "candidate": shares(trial.spec, candidate),
-            "live": shares(trial.spec, live),
+            "agreement": agreement(context.spec, candidate, live),
+            "candidate": shares(context.spec, candidate),
+            "live": shares(context.spec, live),
             "difference": estimates(judged) | {"unknown": judged.unknown},
         }
         reason = ""
@@ -127,9 +128,9 @@ class ShadowRun:
             reason = f"{beyond} actions outside their limits"
         elif median_s > limit_s:
             reason = f"{median_s * 1e3:.1f} ms a decision; {limit_s * 1e3:.1f} ms are allowed"
-        elif judged.decides is not None and judged.decides.upper < -trial.settings.margin:
+        elif judged.decides is not None and judged.decides.upper < -context.settings.margin:
             reason = f"earns at least {-judged.decides.upper:.3f} a tick less than the live one on fresh decisions"
-        return StepResult("shadow", passed=not reason, figures=told, reason=reason)
+        return StepResult(passed=not reason, figures=figures, reason=reason)
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from learners.promotion.context import Step
 from learners.promotion.held_out import held_out
-from learners.promotion.integrity import integrity, latency
+from learners.promotion.integrity import integrity
+from learners.promotion.latency import latency
 from learners.promotion.off_policy import ope
-from learners.promotion.pipeline import Step
 from learners.promotion.sanity import sanity
 from learners.promotion.shadow import shadow
 

@@ -1,140 +1,166 @@
-"""Candidates in the learner process: one is written, goes through the steps beside training, and is promoted or not.
+"""Candidates in the learner process: the learner writes one, evaluates it while training goes on, and promotes it or not.
 
-One trial at a time. It goes on when it is given a while, so that whoever calls stays responsive; judging leaves no trace in what
-is learned next. Another version that goes live meanwhile (a person's wish, a rollback) ends it without a pass.
+One evaluation runs at a time, a slice each round. It changes nothing in what the learner learns next. If another version goes live
+meanwhile (by a request or a rollback), the evaluation ends without a pass.
 
-Events: `policy_promoted`, `policy_rejected` (with every step's figures), `checkpoint_refused`.
+Events: `policy_promoted`, `policy_rejected` (with the figures of every step), `checkpoint_refused`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from learners.config import PromotionSettings
-from learners.experience.reader import Reader
+from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
 from learners.ipc.outbox import Outbox
-from learners.promotion.held_out import Feeding
-from learners.promotion.pipeline import EvaluationContext, EvaluationRun, PromotionResult, Step
+from learners.promotion.context import EvaluationContext, Step
+from learners.promotion.feeding_tasks import FeedingTasks
+from learners.promotion.pipeline import EvaluationRun, PromotionResult
+from learners.promotion.steps import STEPS
 from learners.worker.learner import Learner
 
-FRESH = 256
-"""Rows that a trial takes from the store at a time."""
+ROWS_PER_READ = 256
+"""Rows that the shadow step takes from the store at once."""
 LEARNER_STATE_LIMIT = 64_000_000
-"""Bytes of learner state that travel with a version; a larger one only lies in the saved state."""
+"""Largest learner state in bytes that a version carries; a larger one is in the saved training state only."""
+
+
+class LearnerExperience:
+    """The newest transitions of the store, as the learner sees them.
+
+    Args:
+        learner: knows the encoders' versions and the tokens that were encoded again.
+        reader: of the experience.
+    """
+
+    def __init__(self, learner: Learner, reader: Reader) -> None:
+        self.learner, self.reader = learner, reader
+
+    def recent(self, count: int) -> list[Transition]:
+        """Return the newest transitions, oldest first, with the tokens of the present encoders where these exist."""
+        rows, learner = self.reader.newest(count), self.learner
+        if learner.recoded is None:
+            return [row.transition for row in rows]
+        return learner.recoded.renew(rows, learner.replay.versions)
+
+    def after(self, row: int) -> list[Row]:
+        """Return rows with a number above the given one, at most `ROWS_PER_READ`."""
+        return self.reader.rows(row + 1, row + 1 + ROWS_PER_READ)
+
+    def last_row(self) -> int:
+        """Return the number of the newest row."""
+        return self.reader.last_row()
 
 
 class CandidateManager:
-    """The trials of one learner.
+    """Writes candidates of one learner, evaluates them and promotes those that pass.
 
     Args:
-        learner: whose policy is put on trial.
-        versions: where candidates are written and one is live.
+        learner: trains the policy.
+        checkpoints: stores the candidates; one of them is live.
         reader: of the experience.
         outbox: takes the events.
-        build: makes a policy.
         settings: of promotion.
-        steps: by name.
-        feeding: the tasks that feed the policy.
-        rate_hz: ticks a second.
+        tasks: the tasks that feed the policy.
+        steps: the registry of promotion steps.
     """
 
     def __init__(
         self,
         learner: Learner,
-        versions: Checkpoints,
+        checkpoints: Checkpoints,
         reader: Reader,
+        *,
         outbox: Outbox,
-        build: Callable[..., nn.Module],
         settings: PromotionSettings,
-        steps: Mapping[str, Step],
-        feeding: Feeding,
-        rate_hz: float,
+        tasks: FeedingTasks,
+        steps: Mapping[str, Step] = STEPS,
     ) -> None:
-        self.learner, self.versions, self.reader, self.outbox, self.build = learner, versions, reader, outbox, build
-        self.settings, self.steps, self.feeding, self.rate_hz = settings, steps, feeding, rate_hz
+        self.learner, self.checkpoints, self.reader = learner, checkpoints, reader
+        self.outbox, self.settings, self.tasks, self.steps = outbox, settings, tasks, steps
         self.live: tuple[str, Any] | None = None
-        """The version that acts and its policy."""
-        self.verdict: PromotionResult | None = None
-        """The last one."""
-        self.examination: EvaluationRun | None = None
-        """The trial that is going on."""
+        """The live version and its policy."""
+        self.last_result: PromotionResult | None = None
+        self.evaluation: EvaluationRun | None = None
+        """The one that is running."""
         self._candidate: tuple[str, Any] = ("", None)
-        self._judged = -1
+        self._evaluated = -1
+        """Number of the last update that was evaluated."""
 
     @property
-    def something_new(self) -> bool:
-        """Whether the policy was updated since the last trial began."""
-        return self.learner.position.update > self._judged
+    def has_new_updates(self) -> bool:
+        """Whether the policy was updated since the last evaluation began."""
+        return self.learner.position.update > self._evaluated
 
     def on_trial(self) -> dict[str, str] | None:
-        """Version and step of the trial that is going on."""
-        return {"version": self._candidate[0], "step": self.examination.step} if self.examination else None
+        """Return version and step of the running evaluation."""
+        return {"version": self._candidate[0], "step": self.evaluation.step} if self.evaluation else None
 
     def run(self) -> PromotionResult | None:
-        """Put a candidate on trial; the verdict, unless a step has to wait."""
+        """Evaluate a candidate; return the result, unless a step has to wait."""
         self.begin()
         return self.resume()
 
     def begin(self) -> None:
-        """Write a candidate and prepare its trial."""
-        self._judged = self.learner.position.update
+        """Write a candidate and prepare its evaluation."""
+        self._evaluated = self.learner.position.update
         with torch.random.fork_rng(devices=[]):
             version = self._write()
-            self.examination = self._examine(version)
+            self.evaluation = self._examine(version)
 
     def resume(self, until_s: float = math.inf) -> PromotionResult | None:
-        """Go on with the trial until a moment of the monotonic clock; at its end promote the candidate or say why not."""
-        examination = self.examination
-        assert examination is not None
-        verdict: PromotionResult | None
-        if self.versions.live().version != examination.trial.live_version:
-            verdict = examination.void("another version went live during the trial")
+        """Continue the evaluation until a moment of the monotonic clock; at its end promote the candidate or post why not."""
+        evaluation = self.evaluation
+        assert evaluation is not None
+        result: PromotionResult | None
+        if self.checkpoints.live().version != evaluation.context.live_version:
+            result = evaluation.cancel("another version went live during the evaluation")
         else:
             with torch.random.fork_rng(devices=[]):
-                verdict = examination.advance(until_s)
-        if verdict is not None:
-            self.examination = None
-            self._conclude(verdict)
-        return verdict
+                result = evaluation.advance(until_s)
+        if result is not None:
+            self.evaluation = None
+            self._conclude(result)
+        return result
 
     def follow_rollback(self) -> None:
-        """After a rollback, learn on from the version that came back: what failed is not the ground to build on."""
-        live = self.versions.live()
+        """After a rollback, train on from the version that is live again instead of the one that failed."""
+        live = self.checkpoints.live()
         failed = self.live is not None and self.live[0] in live.failed
         if failed and live.version is not None:
             with torch.random.fork_rng(devices=[]):
                 self._live_policy()
             if self.live is not None:
                 self.learner.reset_to_version(self.live[0], self.live[1].state_dict())
-                self._judged = self.learner.position.update
+                self._evaluated = self.learner.position.update
 
-    def refused(self, refusal: CheckpointRefused) -> None:
-        """Tell of a version that could not be loaded."""
+    def report_refusal(self, refusal: CheckpointRefused) -> None:
+        """Post that a version could not be loaded."""
         fields = {"version": refusal.version, "reason": refusal.reason, "detail": refusal.detail}
         self.outbox.post("checkpoint_refused", fields)
 
-    def _conclude(self, verdict: PromotionResult) -> None:
+    def _conclude(self, result: PromotionResult) -> None:
         version, candidate = self._candidate
-        self._candidate, self.verdict = ("", None), verdict
-        fields = {"version": version, "live": self.live[0] if self.live else None, **verdict.fields()}
-        if not verdict.passed:
+        self._candidate, self.last_result = ("", None), result
+        fields = {"version": version, "live": self.live[0] if self.live else None, **result.fields()}
+        if not result.passed:
             self.outbox.post("policy_rejected", fields)
             return
         try:  # the event comes before the pointer: whoever sees the new LIVE finds it in the outbox
-            self.versions.promote(
+            self.checkpoints.promote(
                 version, self.learner.shapes(), announce=lambda _live: self.outbox.post("policy_promoted", fields)
             )
         except CheckpointRefused as refusal:
-            self.refused(refusal)
+            self.report_refusal(refusal)
         else:
             self.live = (version, candidate)
 
@@ -146,68 +172,59 @@ class CandidateManager:
             tensors["learner"] = extra
         position = learner.position
         data = {"last_row": position.row, "transitions": len(learner.replay), "first_row": self.reader.first_row()}
-        return self.versions.save(
+        return self.checkpoints.save(
             tensors,
             {
                 "spec": orjson.loads(learner.spec.to_json()),
                 "settings": learner.settings.model_dump(),
                 "position": {"update": position.update, "row": position.row, "change": position.change},
             },
-            parent=self.versions.live().version,
+            parent=self.checkpoints.live().version,
             encoder_versions=learner.replay.versions,
-            data=data | ({"tasks": self.feeding.versions()} if self.feeding else {}),
+            data=data | ({"tasks": self.tasks.versions()} if self.tasks else {}),
             metrics={"score": learner.reward_mean, "updates": position.update, **learner.metrics},
         )
 
     def _examine(self, version: str) -> EvaluationRun:
-        loaded = self.versions.load(version, self.learner.shapes())
-        candidate: Any = self.build(self.learner.spec).eval()
+        loaded = self.checkpoints.load(version, self.learner.shapes())
+        candidate: Any = self.learner.build(self.learner.spec).eval()
         candidate.load_state_dict(loaded.tensors["policy"])
         self._candidate = (version, candidate)
         live = self._live_policy()
-        trial = EvaluationContext(
+        context = EvaluationContext(
             manifest=loaded.manifest,
             spec=self.learner.spec,
             candidate=candidate,
             live=live[1] if live else None,
-            live_version=self.versions.live().version,
-            recent=self._recent,
+            live_version=self.checkpoints.live().version,
+            experience=LearnerExperience(self.learner, self.reader),
             settings=self.settings,
-            period_s=1 / self.rate_hz,
-            settle=round(self.learner.settings.reward_delay_s * self.rate_hz),
-            after=lambda row: self.reader.rows(row + 1, row + 1 + FRESH),
-            last_row=self.reader.last_row,
-            versions=dict(self.learner.replay.versions),
-            held_out=lambda: self.feeding.held_out(self._fed()),
+            period_s=1 / self.learner.rate_hz,
+            reward_delay_ticks=self.learner.replay.settle,
+            encoder_versions=dict(self.learner.replay.versions),
+            tasks=self.tasks,
+            task_versions=self._task_versions(),
         )
-        return EvaluationRun(trial, self.steps, self.settings.steps)
+        return EvaluationRun(context, self.steps, self.settings.steps)
 
-    def _recent(self, count: int) -> list[Transition]:
-        """The newest transitions, oldest first; after an encoder's swap with the tokens that were made anew since."""
-        rows = self.reader.newest(count)
-        learner = self.learner
-        if learner.recoded is None:
-            return [row.transition for row in rows]
-        return learner.recoded.renew(rows, learner.replay.versions)
-
-    def _fed(self) -> Mapping[str, str]:
-        """The versions of the tasks that fed the live policy when it was written."""
+    def _task_versions(self) -> Mapping[str, str]:
+        """Return the versions of the tasks that fed the live policy when it was written."""
         live = self.live[0] if self.live else None
-        manifest = next((m for m in self.versions.list() if m.version == live), None)
+        manifest = next((m for m in self.checkpoints.list() if m.version == live), None)
         return dict(manifest.data.get("tasks", {})) if manifest is not None else {}
 
     def _live_policy(self) -> tuple[str, Any] | None:
-        version = self.versions.live().version
+        version = self.checkpoints.live().version
         if version is None:
             self.live = None
         elif self.live is None or self.live[0] != version:
             try:
-                loaded = self.versions.load(version, self.learner.shapes())
+                loaded = self.checkpoints.load(version, self.learner.shapes())
             except CheckpointRefused as refusal:
-                self.refused(refusal)
+                self.report_refusal(refusal)
                 self.live = None
             else:
-                policy: Any = self.build(self.learner.spec).eval()
+                policy: Any = self.learner.build(self.learner.spec).eval()
                 policy.load_state_dict(loaded.tensors["policy"])
                 self.live = (version, policy)
         return self.live

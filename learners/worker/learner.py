@@ -68,7 +68,7 @@ class Learner:
     ) -> None:
         self.recoded = recoded
         self.spec, self.settings, self.source, self.state, self.journal = spec, settings, source, state, journal
-        self.device, self.rate_hz = torch.device(device), rate_hz
+        self.device, self.rate_hz, self.build = torch.device(device), rate_hz, build
         self.batch = batch or settings.batch
         self.warmup = settings.warmup or (CHOICE_WARMUP if spec.actions.choices else WARMUP)
         torch.manual_seed(settings.seed)

@@ -33,8 +33,8 @@ from learners.ipc.progress import Progress
 from learners.ipc.settings import LearnerConfig
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from learners.promotion.held_out import Feeding
-from learners.promotion.pipeline import Step
+from learners.promotion.context import Step
+from learners.promotion.feeding_tasks import FeedingTasks
 from learners.promotion.steps import STEPS
 from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder
@@ -70,7 +70,7 @@ class LearnerLoop:
         self.reader = Reader(inputs.state_dir / "experience")
         self.outbox = Outbox(folder / "outbox")
         self.progress = Progress(folder / "progress.json")
-        self.versions = open_checkpoints(inputs.state_dir, promotion)
+        self.checkpoints = open_checkpoints(inputs.state_dir, promotion)
         recoded = TokenStore(folder / "reencoded.db")
         self.learner = Learner(
             spec,
@@ -85,10 +85,15 @@ class LearnerLoop:
         )
         self.reencoder = Reencoder(self.reader, recoded, EncoderVersions(inputs))
         tasks = tasks_of(inputs, self.reader)
-        feeding = Feeding(tasks)
         self.finetuning = FinetuneRunner(inputs, tasks, self.outbox)
-        self.trials = CandidateManager(
-            self.learner, self.versions, self.reader, self.outbox, build, promotion, steps, feeding, inputs.tick.rate_hz
+        self.candidates = CandidateManager(
+            self.learner,
+            self.checkpoints,
+            self.reader,
+            outbox=self.outbox,
+            settings=promotion,
+            tasks=FeedingTasks(tasks),
+            steps=steps,
         )
         self._due: dict[str, float] = {}
 
@@ -112,19 +117,19 @@ class LearnerLoop:
         resumed = self.learner.resume(self._weights)
         self._report_refusals()
         if not resumed:
-            loaded = self.versions.load_live(self.trials.refused, self.learner.shapes())
+            loaded = self.checkpoints.load_live(self.candidates.report_refusal, self.learner.shapes())
             if loaded is not None:
                 self.learner.reset_to_version(loaded.manifest.version, loaded.tensors["policy"])
             self.learner.save()
         elif self._rolled_back_meanwhile():
-            self._take_up_live()
+            self._reset_to_live()
         position = self.learner.position
         self.outbox.post("learner_resumed", {"resumed": resumed, "update": position.update, "row": position.row})
 
     def step(self) -> None:
         """Do one round: ingest experience, update the policy for a while, and start or continue what is due."""
         settings = self.inputs.learner
-        self.trials.follow_rollback()
+        self.candidates.follow_rollback()
         self.learner.ingest()
         done = self.learner.train(time.monotonic() + settings.update_every_s)
         state = "training" if done else ("waiting" if not self.learner.position.update else "idle")
@@ -137,34 +142,34 @@ class LearnerLoop:
         self.learner.take_reencoded()
         if self._is_due("save", settings.save_every_s):
             self.learner.save()
-        if self.trials.examination is not None:
-            self.trials.resume(time.monotonic() + settings.update_every_s)
+        if self.candidates.evaluation is not None:
+            self.candidates.resume(time.monotonic() + settings.update_every_s)
         elif on_probation(self.inputs.state_dir, time.time()):
             pass  # what acts is on probation; one change at a time, so that it is known what a drop is due to
-        elif self._is_due("promote", settings.promote_every_s) and self.trials.something_new:
-            self.trials.begin()
+        elif self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:
+            self.candidates.begin()
 
     def _rolled_back_meanwhile(self) -> bool:
         """Whether a rollback is younger than the saved state: that state builds on what failed."""
-        live, saved = self.versions.live(), self.learner.state.list()
+        live, saved = self.checkpoints.live(), self.learner.state.list()
         if not (live.version and live.failed and saved):
             return False
         back = int(live.version.split("-")[0]) < int(live.failed[-1].split("-")[0])
         return back and live.changed_s > saved[-1].created_s
 
-    def _take_up_live(self) -> None:
-        live = self.versions.live().version
+    def _reset_to_live(self) -> None:
+        live = self.checkpoints.live().version
         assert live is not None
         try:
             weights = self._weights(live)
         except CheckpointRefused as refusal:
-            self.trials.refused(refusal)
+            self.candidates.report_refusal(refusal)
             return
         self.learner.reset_to_version(live, weights)
         self.learner.save()
 
     def _weights(self, version: str) -> dict[str, Tensor]:
-        return self.versions.load(version, self.learner.shapes()).tensors["policy"]
+        return self.checkpoints.load(version, self.learner.shapes()).tensors["policy"]
 
     def _same_spec(self) -> bool:
         spec = read_policy_spec(self.inputs.state_dir)
@@ -179,7 +184,7 @@ class LearnerLoop:
 
     def _report_refusals(self) -> None:
         while self.learner.refused:
-            self.trials.refused(self.learner.refused.pop(0))
+            self.candidates.report_refusal(self.learner.refused.pop(0))
 
     def _tell(self, state: str, *, now: bool = False) -> None:
         self.progress.tell(self.learner.position.update, lambda: {"state": state, **self.figures()}, now=now)
@@ -203,9 +208,9 @@ class LearnerLoop:
             "dropped_updates": learner.forgotten,
             "skipped": learner.skipped,
             "reward_mean": learner.reward_mean,
-            "policy": self.versions.live().version,
-            "candidate": self.trials.verdict.fields() if self.trials.verdict else None,
-            "on_trial": self.trials.on_trial(),
+            "policy": self.checkpoints.live().version,
+            "candidate": self.candidates.last_result.fields() if self.candidates.last_result else None,
+            "on_trial": self.candidates.on_trial(),
             "unreadable": self.reader.unreadable,
             "finetuning": self.finetuning.progress(),
             "reencoded": self.reencoder.figures(),

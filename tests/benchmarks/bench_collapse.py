@@ -26,7 +26,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from evaluating import Logged, evaluate
 
 from actuators.actions import Value
 from learners.checkpoints.manifest import Manifest
@@ -36,7 +39,7 @@ from learners.gym.episodes import Score
 from learners.gym.observations import Tokens
 from learners.gym.trainer import EVALUATION_SEED, Trainer
 from learners.model.heads import actuator_values
-from learners.promotion.pipeline import EvaluationContext, evaluate
+from learners.promotion.context import EvaluationContext
 from learners.promotion.steps import STEPS
 from learners.rl.algorithm import Algorithm
 from learners.safeguards.probation import Probation
@@ -133,7 +136,7 @@ class Run(Trainer):
         trial = EvaluationContext(
             manifest=Manifest("000002-00000000", None, 0.0, {}), spec=self.spec, candidate=candidate,
             live=None if first else self.acting, live_version=None if first else self.live,
-            recent=lambda count: self.rows[-count:], settings=SETTINGS, period_s=1 / RATE_HZ,
+            experience=Logged(self.rows), settings=SETTINGS, period_s=1 / RATE_HZ,
         )  # fmt: skip
         return evaluate(trial, STEPS, BEFORE_SHADOW).passed
 

@@ -37,20 +37,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import demo_logs as demo  # noqa: E402 - the path comes first
+from evaluating import Logged, evaluate  # noqa: E402 - the path comes first
 
 from learners.checkpoints.manifest import Manifest  # noqa: E402 - the path comes first
 from learners.config import PromotionSettings  # noqa: E402 - the path comes first
 from learners.experience.reader import Row  # noqa: E402 - the path comes first
 from learners.experience.transition import Transition  # noqa: E402 - the path comes first
 from learners.model.policy import Policy  # noqa: E402 - the path comes first
-from learners.promotion.pipeline import (  # noqa: E402
-    EvaluationContext,
-    PromotionResult,
-    evaluate,
-)
+from learners.promotion.context import EvaluationContext  # noqa: E402 - the path comes first
+from learners.promotion.pipeline import PromotionResult  # noqa: E402 - the path comes first
 from learners.promotion.steps import STEPS  # noqa: E402 - the path comes first
 
 SETTINGS = PromotionSettings.model_validate({})
@@ -88,28 +86,32 @@ def trial_of(
     candidate: Policy, live: Policy | None, log: demo.Log, rows: list[Transition], after: list[Transition]
 ) -> EvaluationContext:
     """A trial over logged rows; the clock ends the shadow when the fresh ones are through."""
-    fresh = [Row(len(rows) + 1 + n, t) for n, t in enumerate(after)]
-    through = False
-
-    def newer(number: int) -> list[Row]:
-        nonlocal through
-        found = [row for row in fresh if row.row > number]
-        through = not found
-        return found
-
+    experience = Shown(rows, after)
     return EvaluationContext(
         manifest=Manifest("000002-00000000", None, 0.0, {}),
         spec=log.spec,
         candidate=candidate,
         live=live,
         live_version="000001-00000000" if live is not None else None,
-        recent=lambda count: rows[-count:],
+        experience=experience,
         settings=SETTINGS,
         period_s=1 / demo.RATE_HZ,
-        after=newer,
-        last_row=lambda: len(rows),
-        clock=lambda: SETTINGS.shadow_s if through else 0.0,
+        clock=lambda: SETTINGS.shadow_s if experience.through else 0.0,
     )
+
+
+class Shown(Logged):
+    """Logged rows, and fresh ones that the shadow step reads once."""
+
+    def __init__(self, rows: list[Transition], after: list[Transition]) -> None:
+        super().__init__(rows)
+        self.fresh = [Row(len(rows) + 1 + n, t) for n, t in enumerate(after)]
+        self.through = False
+
+    def after(self, row: int) -> list[Row]:
+        found = [each for each in self.fresh if each.row > row]
+        self.through = not found
+        return found
 
 
 def negated(policy: Policy) -> Policy:

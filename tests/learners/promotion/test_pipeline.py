@@ -8,11 +8,13 @@ from typing import Any
 import learning
 import pytest
 import torch
+from evaluating import Logged, evaluate
 
 from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
-from learners.promotion.integrity import integrity, latency
-from learners.promotion.pipeline import EvaluationContext, StepResult, describe, evaluate
+from learners.promotion.context import EvaluationContext, StepResult
+from learners.promotion.integrity import integrity
+from learners.promotion.latency import latency
 from learners.promotion.steps import STEPS
 
 torch.set_num_threads(1)
@@ -25,7 +27,7 @@ def trial(candidate: Any = None, period_s: float = 0.1, spec: Any = learning.SPE
         candidate=candidate or learning.SmallPolicy(learning.SPEC).eval(),
         live=None,
         live_version=None,
-        recent=lambda count: [learning.made(n) for n in range(count)],
+        experience=Logged([learning.made(n) for n in range(600)]),
         settings=PromotionSettings.model_validate({}),
         period_s=period_s,
     )
@@ -37,7 +39,7 @@ def test_steps_run_in_order_until_one_fails() -> None:
     def step(name: str, *, passed: bool) -> Any:
         def run(_: EvaluationContext) -> StepResult:
             ran.append(name)
-            return StepResult(name, passed=passed, figures={"n": len(ran)}, reason="" if passed else "no")
+            return StepResult(passed=passed, figures={"n": len(ran)}, reason="" if passed else "no")
 
         return run
 
@@ -49,7 +51,7 @@ def test_steps_run_in_order_until_one_fails() -> None:
         "passed": False, "step": "b", "reason": "no", "missing": ["x"],
         "steps": {"a": {"n": 1, "passed": True}, "b": {"n": 2, "passed": False}},
     }  # fmt: skip
-    assert describe(verdict.findings[0]) == {"step": "a", "passed": True, "figures": {"n": 1}, "reason": ""}
+    assert verdict.results["a"] == StepResult(passed=True, figures={"n": 1})
 
 
 def test_a_sound_candidate_passes_both() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import learning
 import numpy as np
 import pytest
 import torch
+from evaluating import evaluate
 from torch import Tensor, nn
 
 from learners.checkpoints.manifest import Manifest
@@ -18,7 +19,9 @@ from learners.experience.reader import Row
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.heads import Heads
-from learners.promotion.pipeline import EvaluationContext, EvaluationRun, HeldOut, StepResult, evaluate
+from learners.promotion.context import EvaluationContext, StepResult
+from learners.promotion.feeding_tasks import FeedingTasks, HeldOutComparison
+from learners.promotion.pipeline import EvaluationRun
 from learners.promotion.steps import STEPS
 
 torch.set_num_threads(1)
@@ -99,6 +102,18 @@ class World:
         return found
 
 
+class Compared(FeedingTasks):
+    """Tasks that changed, and what the comparison found."""
+
+    def __init__(self, found: dict[str, HeldOutComparison]) -> None:
+        super().__init__({})
+        self.found = found
+
+    def compare(self, before: Mapping[str, str]) -> Generator[None, None, dict[str, HeldOutComparison]]:
+        yield
+        return self.found
+
+
 def trial(candidate: Any, live: Any = None, world: World | None = None, **fields: Any) -> EvaluationContext:
     world = world or World(600)
     settings = PromotionSettings.model_validate({"shadow_s": 30.0, **fields})
@@ -108,18 +123,16 @@ def trial(candidate: Any, live: Any = None, world: World | None = None, **fields
         candidate=candidate,
         live=live,
         live_version="000001-00000000" if live is not None else None,
-        recent=world.recent,
+        experience=world,
         settings=settings,
         period_s=0.1,
-        settle=10,
-        after=world.after,
-        last_row=world.last_row,
+        reward_delay_ticks=10,
         clock=Clock(),
     )
 
 
 def run(step: str, one: EvaluationContext) -> StepResult:
-    return evaluate(one, STEPS, (step,)).findings[0]
+    return evaluate(one, STEPS, (step,)).results[step]
 
 
 def test_before_anything_is_live_a_whole_fast_and_finite_candidate_passes() -> None:
@@ -204,11 +217,11 @@ def test_numbers_that_are_not_finite_on_recorded_observations_fail() -> None:
 
 
 def test_held_out_labels_may_not_get_worse() -> None:
-    good = HeldOut(before=0.9, after=0.87, labels=40, metric="accuracy")
-    bad = HeldOut(before=0.9, after=0.80, labels=40, metric="accuracy")
-    passing = replace(trial(Scripted(right)), held_out=lambda: {"intents": good})
+    good = HeldOutComparison(before=0.9, after=0.87, examples=40, metric="accuracy")
+    bad = HeldOutComparison(before=0.9, after=0.80, examples=40, metric="accuracy")
+    passing = replace(trial(Scripted(right)), tasks=Compared({"intents": good}))
     assert run("held_out", passing).passed
-    finding = run("held_out", replace(passing, held_out=lambda: {"intents": good, "moods": bad}))
+    finding = run("held_out", replace(passing, tasks=Compared({"intents": good, "moods": bad})))
     assert not finding.passed
     assert finding.reason == "moods: accuracy 0.800 after 0.900"
     assert finding.figures["tasks"]["intents"]["labels"] == 40
@@ -242,14 +255,14 @@ def test_shadow_of_no_duration_does_not_apply() -> None:
 def test_a_trial_goes_on_a_while_at_a_time_and_can_be_void() -> None:
     world = World(600)
     one = trial(Scripted(right), Scripted(right), world)
-    examination = EvaluationRun(one, STEPS, ORDER)
+    evaluation = EvaluationRun(one, STEPS, ORDER)
     rounds = 0
-    while examination.step != "shadow":
-        assert examination.advance(one.clock()) is None  # not a moment more than one part
+    while evaluation.step != "shadow":
+        assert evaluation.advance(one.clock()) is None  # not a moment more than one part
         rounds += 1
     assert rounds > 20
-    assert examination.advance() is None  # waits for ticks
-    verdict = examination.void("another version went live")
+    assert evaluation.advance() is None  # waits for ticks
+    verdict = evaluation.cancel("another version went live")
     assert not verdict.passed
     assert verdict.fields()["step"] == "shadow"
     assert verdict.fields()["reason"] == "another version went live"

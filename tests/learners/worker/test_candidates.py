@@ -21,7 +21,7 @@ from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import LearnerConfig
-from learners.promotion.held_out import Feeding
+from learners.promotion.feeding_tasks import FeedingTasks, HeldOutComparison
 from learners.promotion.pipeline import PromotionResult
 from learners.worker.loop import LearnerLoop
 
@@ -55,7 +55,7 @@ def first_live(folder: Path, **promotion: Any) -> LearnerLoop:
     one.learner.ingest()
     one.learner.train(float("inf"), until=600)
     one.learner.policy.heads.choice.epsilon.fill_(0.1)
-    verdict = one.trials.run()  # nothing to compare with, so nothing to wait for
+    verdict = one.candidates.run()  # nothing to compare with, so nothing to wait for
     assert verdict is not None
     assert verdict.passed, verdict
     return one
@@ -75,17 +75,17 @@ def concluded(
     while verdict is None:
         assert time.monotonic() < end
         beside()
-        verdict = one.trials.resume(time.monotonic() + 0.05)
+        verdict = one.candidates.resume(time.monotonic() + 0.05)
     return verdict
 
 
 def test_a_negated_candidate_is_rejected_by_what_was_logged(tmp_path: Path) -> None:
     one = first_live(tmp_path)
-    good = one.versions.live().version
+    good = one.checkpoints.live().version
     negate(one.learner.policy)
-    verdict = one.trials.run()
+    verdict = one.candidates.run()
     assert verdict is not None
-    assert one.versions.live().version == good
+    assert one.checkpoints.live().version == good
     kind, fields = events(tmp_path)[-1]
     assert (kind, fields["step"], fields["live"]) == ("policy_rejected", "ope", good)
     assert fields["steps"]["ope"]["estimator"] in ("doubly_robust", "fitted_q")
@@ -109,11 +109,11 @@ def test_the_event_of_a_promotion_is_in_the_outbox_before_the_pointer_moves(
 
 def test_a_good_candidate_goes_live_after_its_shadow_while_training_goes_on(tmp_path: Path) -> None:
     one = first_live(tmp_path)
-    before = one.versions.live().version
+    before = one.checkpoints.live().version
     one.learner.train(float("inf"), until=660)
     one.learner.policy.heads.choice.epsilon.fill_(0.1)
-    assert one.trials.run() is None  # it waits for fresh ticks
-    trial = one.trials.on_trial()
+    assert one.candidates.run() is None  # it waits for fresh ticks
+    trial = one.candidates.on_trial()
     assert trial is not None
     assert trial["step"] == "shadow"
     assert one.figures()["on_trial"] == trial
@@ -128,18 +128,18 @@ def test_a_good_candidate_goes_live_after_its_shadow_while_training_goes_on(tmp_
     verdict = concluded(one, beside)
     assert verdict.passed, verdict
     assert one.learner.position.update > updates
-    assert one.versions.live().version == trial["version"] != before
+    assert one.checkpoints.live().version == trial["version"] != before
     kind, fields = events(tmp_path)[-1]
     assert kind == "policy_promoted"
     assert list(fields["steps"]) == ["integrity", "latency", "sanity", "held_out", "ope", "shadow"]
     assert fields["steps"]["shadow"]["ticks"] >= 20
-    assert one.trials.on_trial() is None
+    assert one.candidates.on_trial() is None
 
 
 def test_judging_leaves_no_trace_in_what_is_learned_next(tmp_path: Path) -> None:
     one = first_live(tmp_path)
     before = torch.get_rng_state()
-    one.trials.begin()
+    one.candidates.begin()
     assert not concluded(one).passed  # no new tick came
     assert torch.equal(torch.get_rng_state(), before)
     assert events(tmp_path)[-1][1]["reason"] == "inconclusive: no new tick in 0.3 s"
@@ -149,23 +149,33 @@ def test_another_version_that_goes_live_ends_a_trial(tmp_path: Path) -> None:
     one = first_live(tmp_path, shadow_s=1_000)
     one.learner.train(float("inf"), until=610)
     one.learner.policy.heads.choice.epsilon.fill_(0.1)
-    assert one.trials.run() is None
-    other = one.versions.save({"policy": one.learner.policy.state_dict()}, {})
-    one.versions.promote(other)
-    verdict = one.trials.resume()
+    assert one.candidates.run() is None
+    other = one.checkpoints.save({"policy": one.learner.policy.state_dict()}, {})
+    one.checkpoints.promote(other)
+    verdict = one.candidates.resume()
     assert verdict is not None
     assert not verdict.passed
     assert "another version went live" in verdict.fields()["reason"]
-    assert one.versions.live().version == other
+    assert one.checkpoints.live().version == other
 
 
 def test_a_round_never_waits_for_a_trial(tmp_path: Path) -> None:
     one = first_live(tmp_path, shadow_s=1_000, steps=["integrity", "shadow"])
     one.learner.train(float("inf"), until=610)
-    one.trials.begin()
+    one.candidates.begin()
     for _ in range(5):
         one.step()
-    assert one.trials.examination is not None  # and every round came back
+    assert one.candidates.evaluation is not None  # and every round came back
+
+
+def held_out(feeding: FeedingTasks, before: dict[str, str]) -> dict[str, HeldOutComparison]:
+    comparing = feeding.compare(before)
+    while True:
+        try:
+            next(comparing)
+        except StopIteration as end:
+            found: dict[str, HeldOutComparison] = end.value
+            return found
 
 
 def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Path) -> None:
@@ -185,24 +195,24 @@ def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Pa
     )
     finetune = FinetuneSettings.model_validate({"min_labels": 1, "validation_fraction": 0.3})
     task = ContinualTrainer("intents", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"))
-    feeding = Feeding({"intents": task})
+    feeding = FeedingTasks({"intents": task})
     assert len(feeding) == 1
-    assert (feeding.versions(), feeding.held_out({})) == ({}, {})
+    assert (feeding.versions(), held_out(feeding, {})) == ({}, {})
     model = task.lesson._open(None, [one.example for one in task.labels.all()])
     first = task.versions.add(model, 1)
     task.versions.promote(first)
     assert feeding.versions() == {"intents": first.name}
-    assert feeding.held_out({"intents": first.name}) == {}  # the same version
+    assert held_out(feeding, {"intents": first.name}) == {}  # the same version
     with torch.no_grad():
         next(iter(model.model.parameters())).add_(0.01)
     task.versions.promote(task.versions.add(model, 2))
-    found = feeding.held_out({"intents": first.name})["intents"]
-    assert found.labels == 12
+    found = held_out(feeding, {"intents": first.name})["intents"]
+    assert found.examples == 12
     assert found.metric == "accuracy"
     assert 0 <= found.before <= 1
     assert 0 <= found.after <= 1
     task.settings = settings.model_copy(update={"eval_file": None})
-    assert feeding.held_out({"intents": first.name}) == {}, "labels that came over MQTT judge nothing"
+    assert held_out(feeding, {"intents": first.name}) == {}, "labels that came over MQTT judge nothing"
 
 
 @pytest.mark.parametrize("feeds", [False, True])
@@ -210,7 +220,7 @@ def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> Non
     learning.fill(tmp_path, 0, 200)
     one = background(tmp_path)
     if feeds:
-        one.trials.feeding.tasks["intents"] = ContinualTrainer(
+        one.candidates.tasks.tasks["intents"] = ContinualTrainer(
             "intents",
             TaskSettings(kind="text-classification", model="", feeds_policy=True),
             FinetuneSettings.model_validate({}),
@@ -219,7 +229,7 @@ def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> Non
         )
     one.begin()
     one.step()
-    assert one.trials.run() is not None
-    live = one.versions.live().version
-    manifest = next(m for m in one.versions.list() if m.version == live)
+    assert one.candidates.run() is not None
+    live = one.checkpoints.live().version
+    manifest = next(m for m in one.checkpoints.list() if m.version == live)
     assert ("tasks" in manifest.data) is feeds

@@ -24,7 +24,7 @@ from learners.checkpoints.store import Checkpoints
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec, write_policy_spec
 from learners.ipc.settings import LearnerConfig
-from learners.promotion.pipeline import EvaluationContext, StepResult
+from learners.promotion.context import EvaluationContext, StepResult
 from learners.promotion.steps import STEPS
 from learners.worker import __main__, loop
 from learners.worker.loop import LearnerLoop
@@ -63,12 +63,12 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     one.begin()
     one.step()
     assert one.learner.position.update > 0
-    verdict = one.trials.run()
+    verdict = one.candidates.run()
     assert verdict is not None
     assert verdict.passed, verdict
-    live = one.versions.live().version
+    live = one.checkpoints.live().version
     assert live is not None
-    loaded = one.versions.load(live)
+    loaded = one.checkpoints.load(live)
     assert set(loaded.tensors) == {"policy", "learner"}
     assert loaded.documents["position"]["row"] == 300
     assert loaded.manifest.data == {"first_row": 1, "last_row": 300, "transitions": 300}
@@ -91,19 +91,19 @@ def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
 
     def no(trial: EvaluationContext) -> StepResult:
         seen.append(trial)
-        return StepResult("latency", passed=False, figures={"x": 1.5}, reason="made to fail")
+        return StepResult(passed=False, figures={"x": 1.5}, reason="made to fail")
 
     learning.fill(tmp_path, 0, 200)
     one = background(tmp_path, steps={**STEPS, "latency": no})
     one.begin()
     one.step()
     before = torch.get_rng_state()
-    verdict = one.trials.run()
+    verdict = one.candidates.run()
     assert torch.equal(torch.get_rng_state(), before)  # judging leaves no trace in what is learned next
     assert verdict is not None
     assert not verdict.passed
-    assert one.versions.live().version is None
-    assert len(seen[0].recent(50)) == 50
+    assert one.checkpoints.live().version is None
+    assert len(seen[0].experience.recent(50)) == 50
     assert (seen[0].live, seen[0].live_version) == (None, None)
     kind, fields = events(tmp_path)[-1]
     assert kind == "policy_rejected"
@@ -116,17 +116,17 @@ def test_after_a_rollback_it_learns_on_from_the_version_that_came_back(tmp_path:
     one = background(tmp_path)
     one.begin()
     one.step()
-    one.trials.run()
-    good = one.versions.live().version
+    one.candidates.run()
+    good = one.checkpoints.live().version
     assert good is not None
     one.learner.train(float("inf"), until=one.learner.position.update + 20)
-    one.trials.run()
-    assert one.versions.live().version != good
-    one.versions.rollback()
-    one.trials.follow_rollback()
-    expected = one.versions.load(good).tensors["policy"]
+    one.candidates.run()
+    assert one.checkpoints.live().version != good
+    one.checkpoints.rollback()
+    one.candidates.follow_rollback()
+    expected = one.checkpoints.load(good).tensors["policy"]
     assert all(torch.equal(value, expected[name]) for name, value in one.learner.policy.state_dict().items())
-    one.trials.follow_rollback()  # once is enough
+    one.candidates.follow_rollback()  # once is enough
     two = background(tmp_path)
     two.begin()
     learning.assert_identical(learning.weights(two.learner), learning.weights(one.learner))
@@ -147,14 +147,14 @@ def test_a_live_version_that_is_broken_is_an_event(tmp_path: Path) -> None:
     one = background(tmp_path)
     one.begin()
     one.step()
-    one.trials.run()
-    live = one.versions.live().version
+    one.candidates.run()
+    live = one.checkpoints.live().version
     assert live is not None
     (tmp_path / "checkpoints" / live / "spec.json").write_bytes(b"")
     two = background(tmp_path)
     two.begin()
     two.step()
-    verdict = two.trials.run()
+    verdict = two.candidates.run()
     assert verdict is not None
     assert verdict.passed
     assert ("checkpoint_refused", "wrong_hash") in [(kind, fields.get("reason")) for kind, fields in events(tmp_path)]

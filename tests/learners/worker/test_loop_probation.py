@@ -41,11 +41,11 @@ def test_no_candidate_is_brought_while_one_is_on_probation(tmp_path: Path) -> No
     on_probation(tmp_path, time.time())
     for _ in range(3):
         one.step()
-    assert one.versions.live().version is None
+    assert one.checkpoints.live().version is None
     on_probation(tmp_path, time.time() - 3_600)  # such as in shadow mode, where nothing acts
     for _ in range(4):
         one.step()
-    assert one.versions.live().version is not None
+    assert one.checkpoints.live().version is not None
 
 
 def test_a_rollback_while_it_was_dead_is_followed(tmp_path: Path) -> None:
@@ -53,21 +53,21 @@ def test_a_rollback_while_it_was_dead_is_followed(tmp_path: Path) -> None:
     one = background(tmp_path)
     one.begin()
     one.step()
-    good = one.versions.save({"policy": one.learner.policy.state_dict()}, {})
-    one.versions.promote(good)
+    good = one.checkpoints.save({"policy": one.learner.policy.state_dict()}, {})
+    one.checkpoints.promote(good)
     one.learner.train(float("inf"), until=one.learner.position.update + 20)
-    bad = one.versions.save({"policy": one.learner.policy.state_dict()}, {})
-    one.versions.promote(bad)
+    bad = one.checkpoints.save({"policy": one.learner.policy.state_dict()}, {})
+    one.checkpoints.promote(bad)
     one.learner.save()
-    one.versions.rollback()
+    one.checkpoints.rollback()
     again = background(tmp_path)
     again.begin()
-    weights = again.versions.load(good).tensors["policy"]
+    weights = again.checkpoints.load(good).tensors["policy"]
     assert all(torch.equal(value, weights[name]) for name, value in again.learner.policy.state_dict().items())
     once_more = background(tmp_path)
     once_more.learner.train(float("inf"), until=0)
     once_more.begin()  # it was saved since: nothing is taken up again
     assert not once_more._rolled_back_meanwhile()
-    (again.versions.folder / good / "manifest.sig").write_bytes(b"")
-    again._take_up_live()
+    (again.checkpoints.folder / good / "manifest.sig").write_bytes(b"")
+    again._reset_to_live()
     assert [event.kind for event in Outbox(tmp_path / "learner" / "outbox").collect()][-1] == "checkpoint_refused"

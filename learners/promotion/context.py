@@ -1,0 +1,101 @@
+"""What a promotion step receives and returns.
+
+A step is a function of an `EvaluationContext` that returns a `StepResult`, or a generator that returns one and yields meanwhile: True
+when it has more to do at once, False when it waits for new ticks. Used by the steps, the pipeline and the learner's candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from learners.checkpoints.manifest import Manifest
+from learners.config import PromotionSettings
+from learners.experience.reader import Row
+from learners.experience.transition import Transition
+from learners.model.features import Features
+from learners.model.heads import Heads
+from learners.model.spec import PolicySpec
+from learners.promotion.feeding_tasks import FeedingTasks
+
+MAX_TICK_SHARE = 0.5
+"""Share of a tick's period that the fused policy may take; the rest is for encoders, gate and network."""
+
+
+class PolicyLike(Protocol):
+    """What a step asks of a policy."""
+
+    heads: Heads
+
+    def encode(self, features: Features) -> Tensor:
+        """Return contexts B,C of features [B, H]."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights."""
+
+
+class RecentExperience(Protocol):
+    """The newest transitions of the store."""
+
+    def recent(self, count: int) -> list[Transition]:
+        """Return the newest transitions, oldest first."""
+
+    def after(self, row: int) -> list[Row]:
+        """Return rows with a number above the given one, in order; only some of them where there are many."""
+
+    def last_row(self) -> int:
+        """Return the number of the newest row."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationContext:
+    """A candidate, the live policy, and the experience that the steps evaluate both on."""
+
+    manifest: Manifest
+    spec: PolicySpec
+    candidate: PolicyLike
+    live: PolicyLike | None
+    live_version: str | None
+    experience: RecentExperience
+    settings: PromotionSettings
+    period_s: float
+    """Of a tick."""
+    reward_delay_ticks: int = 0
+    """Newest transitions whose rewards may still arrive."""
+    encoder_versions: Mapping[str, str] = field(default_factory=dict)
+    """The present version of each stream's encoder."""
+    tasks: FeedingTasks = field(default_factory=lambda: FeedingTasks({}))
+    """The tasks that feed the policy."""
+    task_versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of these tasks that fed the live policy when it was written."""
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Whether one step passed, and the figures it rests on."""
+
+    passed: bool
+    figures: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+Working = Generator[bool, None, StepResult]
+"""A step that takes its time; see the module."""
+Step = Callable[[EvaluationContext], StepResult | Working]
+Result = TypeVar("Result")
+
+
+def working(parts: Generator[None, None, Result]) -> Generator[bool, None, Result]:
+    """Yield True after every part of some work; return what the work returns."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        yield True
