@@ -222,7 +222,7 @@ def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> Non
     if feeds:
         one.candidates.tasks.tasks["intents"] = ContinualTrainer(
             "intents",
-            TaskSettings(kind="text-classification", model="", feeds_policy=True),
+            TaskSettings(kind="text-classification", model="m", feeds_policy=True),
             FinetuneSettings.model_validate({}),
             tmp_path / "tasks",
             one.reader,
