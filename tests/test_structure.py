@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import architecture_table
 import structure
 
 
@@ -49,3 +50,9 @@ def test_readme_is_bounded_once_architecture_page_exists(tmp_path: Path) -> None
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "architecture.md").write_text("# Architecture\n")
     assert structure.readme(tmp_path).broken
+
+
+def test_the_architecture_page_lists_every_package_as_its_docstring_says() -> None:
+    assert set(architecture_table.FLOW) == architecture_table.packages()
+    page = architecture_table.PAGE.read_text()
+    assert page == architecture_table.rewritten(page), "run `python tests/architecture_table.py`"

@@ -202,7 +202,7 @@ def balanced(tried: Examples, kept: Examples, seed: int) -> Examples:
 def options_of(settings: TaskSettings) -> dict[str, Any]:
     """What the settings say of the task's options.
 
-    Labels are not smoothed: with the few examples a class that people give, it costs accuracy (README, "Decisions").
+    Labels are not smoothed: with the few examples a class that people give, it costs accuracy (docs/decisions/0025-head-first-labels.md).
     """
     told: dict[str, Any] = {"label_smoothing": 0.0}
     told |= {"multi_label": settings.multi_label, "max_new_tokens": settings.max_new_tokens, "system": settings.system}

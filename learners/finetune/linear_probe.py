@@ -2,7 +2,7 @@
 
 A head drawn at random, or one with new rows beside trained ones, is wrong at first, and what it sends down moves the encoder away from
 what it knew. Fitted before, it sends down only what the encoder itself is to change. With the few labels a person gives that
-decides: see README "Measured", orders in waves.
+decides: see docs/benchmarks.md, orders in waves.
 
 Shapes: N examples, X width of what the output layer reads, L labels.
 """

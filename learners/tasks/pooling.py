@@ -1,7 +1,7 @@
 """Mean pooling of sentence encoders in a classifier: one more layer of their own architecture, which begins as the mean.
 
 The classification head of BERT and RoBERTa reads the first token alone. An encoder that was trained for sentences was trained by the
-mean of all its tokens (Reimers and Gurevych 2019), and its first token says less (README "Measured", orders in waves). A further
+mean of all its tokens (Reimers and Gurevych 2019), and its first token says less (docs/benchmarks.md, orders in waves). A further
 layer with uniform attention, which its feed-forward part adds nothing to at first, puts the mean into the first token. So the
 folder stays one that transformers loads by itself, the layers below keep meaning what fusion reads from them, and all of it can be
 trained on. Other tasks on such a folder open it without that layer.
