@@ -197,7 +197,7 @@ class _Reader:
                 yield key, self.value(child, (*where, key))
 
     def _merged(self, node: yaml.Node, where: Steps, depth: int = 0) -> list[tuple[yaml.Node, yaml.Node]]:
-        """Yield the pairs that `<<: *alias` or `<<: [*a, *b]` merges, in order of precedence."""
+        """Return the pairs that `<<: *alias` or `<<: [*a, *b]` merges, in order of precedence."""
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         found: list[tuple[yaml.Node, yaml.Node]] = []
         for part in parts:

@@ -29,6 +29,15 @@ RATE_HZ = 16_000
 MAX_PCM_S = 30.0
 GAP_S = 0.25
 """A longer gap between two PCM payloads is filled with silence."""
+_CONTAINERS = {
+    b"RIFF": "WAV",
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"ID3": "MP3",
+    b"FORM": "AIFF",
+    b"\x1aE\xdf\xa3": "WebM",
+}
+"""First bytes of sound files; samples begin like one by chance once in 16 million payloads or more rarely."""
 _FILE = re.compile(r"\.(wav|flac|ogg|oga|opus|mp3|aiff?|au|w64)$", re.IGNORECASE)
 
 
@@ -134,7 +143,7 @@ class TopicMicrophone:
         """Append one payload and return the window when a hop has passed; `stamp_s` is the time of its last sample.
 
         Raises:
-            PayloadRefused: `empty`, `odd_length` or `too_large`.
+            PayloadRefused: `empty`, `container`, `odd_length` or `too_large`.
         """
         try:
             samples = pcm(payload, self._rate_hz)
@@ -156,8 +165,13 @@ def pcm(payload: bytes, rate_hz: int) -> NDArray[np.float32]:
     """Decode 16-bit little-endian PCM to float32 in [-1, 1).
 
     Raises:
-        PayloadRefused: `empty`, `odd_length` or `too_large`.
+        PayloadRefused: `empty`, `container`, `odd_length` or `too_large`.
     """
+    if kind := next((name for start, name in _CONTAINERS.items() if payload.startswith(start)), None):
+        raise PayloadRefused(
+            "container",
+            f"the payload is a {kind} file; send its samples alone, 16-bit little-endian mono at {rate_hz} Hz",
+        )
     if not payload:
         raise PayloadRefused("empty", "the payload is empty")
     if len(payload) % 2:

@@ -23,6 +23,7 @@ from sensors.config import (
 from sensors.plugins import PluginError, load_plugin
 from sensors.streams.camera import CameraSensor, TopicCamera
 from sensors.streams.microphone import MicrophoneSensor, TopicMicrophone
+from sensors.streams.plugin import CheckedSensor, CheckedTopicSensor
 from sensors.streams.task_output import TaskOutputSensor
 from sensors.streams.telemetry import TopicTelemetry
 from sensors.streams.text import FollowedText, StdinText, TopicText
@@ -106,4 +107,6 @@ def _plugin(name: str, settings: PluginStreamSettings, clock: Callable[[], float
         raise ValueError(  # noqa: TRY004 - a wrong plugin is a wrong setting to the user
             f"streams.{name}.plugin: {settings.plugin!r} returned a {type(sensor).__name__}; a Sensor or TopicSensor is required"
         )
-    return sensor
+    if isinstance(sensor, Sensor):
+        return CheckedSensor(sensor, settings.fields, clock)
+    return CheckedTopicSensor(sensor, settings.fields, clock)

@@ -71,7 +71,9 @@ def test_example_imports_only_the_stable_names_of_reflexd() -> None:
 
 
 def settings(**options: str | float) -> PluginStreamSettings:
-    return PluginStreamSettings(kind="plugin", plugin="load", options=options)
+    return PluginStreamSettings(
+        kind="plugin", plugin="load", fields=("one_minute", "five_minutes", "fifteen_minutes"), options=options
+    )
 
 
 async def test_the_sensor_reads_loses_and_recovers(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from pathlib import Path
@@ -111,7 +112,10 @@ def test_a_pause_between_payloads_becomes_silence() -> None:
 @given(st.binary(max_size=2_000), st.sampled_from([8_000, 16_000, 44_100]))
 def test_any_bytes_are_sound_or_refused(payload: bytes, rate_hz: int) -> None:
     samples, cause = outcome(lambda: pcm(payload, rate_hz))
-    assert cause == ("empty" if not payload else "odd_length" if len(payload) % 2 else None)
+    container = payload.startswith((b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"\x1aE\xdf\xa3"))
+    assert cause == (
+        "container" if container else "empty" if not payload else "odd_length" if len(payload) % 2 else None
+    )
     if samples is not None:
         assert samples.min() >= -1.0
         assert samples.max() < 1.0
@@ -339,3 +343,13 @@ async def test_microphone_with_nothing_finite_is_lost_by_name_and_reason(tmp_pat
     assert witness.readings == []
     assert witness.lost[0][1].startswith("room (")
     assert "not finite" in witness.lost[0][1]
+
+
+@pytest.mark.parametrize(("form", "kind"), [("WAV", "WAV"), ("FLAC", "FLAC"), ("OGG", "Ogg"), ("AIFF", "AIFF")])
+def test_sound_file_on_the_pcm_topic_is_recognised(form: str, kind: str) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(600, 16_000, 0.1), 16_000, format=form)
+    sensor = TopicMicrophone("room", None, settings("topic"))
+    with pytest.raises(PayloadRefused, match=f"a {kind} file; send its samples alone"):
+        sensor.decode(buffer.getvalue(), 1.0)
+    assert sensor.drops == {"container": 1}

@@ -98,8 +98,9 @@ def test_plugins_come_through_entry_points(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, Thermometer.__module__, sys.modules[__name__])
     monkeypatch.setattr(plugins, "entry_points", points.select)
     sensor = build("heat", stream(kind="plugin", plugin="warmth", options={"room": "hall"}))
-    assert isinstance(sensor, Thermometer)
+    assert isinstance(sensor, TopicSensor)
     assert sensor.topic == "hall"
+    assert sensor.decode(b"", 0.0) is None
     with pytest.raises(ValueError, match="a Sensor or TopicSensor is required"):
         build("heat", stream(kind="plugin", plugin="nothing"))
 
