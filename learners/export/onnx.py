@@ -95,7 +95,7 @@ def export(policy: Policy, path: Path, *, version: str, encoder_versions: dict[s
     if worst > TOLERANCE:
         path.unlink()
         raise OnnxExportFailed(
-            f"{path}: differs from torch by {worst:.2g}, more than {TOLERANCE:g}: it is deleted; tell its makers which settings made it"
+            f"{path}: differs from torch by {worst:.2g}, more than {TOLERANCE:g}: file deleted; please report this with your settings"
         )
     return manifest(spec, version, encoder_versions) | {
         "opset": OPSET,

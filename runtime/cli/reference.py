@@ -13,8 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from runtime.cli.examples import EXAMPLES
 from runtime.config.schema import Config
 from runtime.mqtt import topics
+from runtime.mqtt.events import EVENTS
 from runtime.mqtt.topics import PreviewRequest
 from sensors.codecs.json_payload import MAX_DEPTH
 
@@ -23,7 +25,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("info", "out, retained, QoS 1", "version, digest of the settings, streams, actuators with limits, tasks, live policy, mode"),
     ("health", "out, every 10 s", "tick p50 and p99 in ms, overruns; each stream's age, staleness and drops; memory; the learner's state and figures; live policy, mode, armed, stopped"),
     ("decision", "out, each tick, QoS 0", '`{"id","tick","stamp","policy","mode","actions":{name:{"value","probability","probabilities"?}},"value","ages_ms","missing","latency_ms"}`'),
-    ("event", "out, QoS 1", '`{"type","stamp","data"}`; every type is in [operating.md](operating.md#events)'),
+    ("event", "out, QoS 1", '`{"type","stamp","data"}`; [types](#event-types)'),
     ("proposal/<actuator>", "out, QoS 1", "what the policy would do, in mode `assist`; a person confirms with `override/<actuator>`"),
     ("in/<stream>", "in", "text: UTF-8 or a JSON object with `text`; camera: JPEG or PNG; microphone: 16-bit little-endian mono PCM; telemetry: a JSON object"),
     ("reward", "in, QoS 1", "credited to the named decision, else to the tick that `stamp` or the arrival falls in"),
@@ -68,6 +70,18 @@ def topics_page() -> str:
         *(f"| `{name}` | {how} | {_cell(what)} |" for name, how, what in TOPICS),
         "",
         "Home Assistant's discovery message is retained on `homeassistant/device/reflexd_<agent>/config` (`discovery: true`).",
+        "",
+        "## Event types",
+        "",
+        "| type | meaning |",
+        "|---|---|",
+        *(f"| `{kind}` | {_cell(meaning)} |" for kind, meaning in sorted(EVENTS.items())),
+        "",
+        "## Examples",
+        "",
+        "| topic | example payload |",
+        "|---|---|",
+        *(f"| `{name}` | `{EXAMPLES[name]}` |" for name, _, _ in TOPICS),
         "",
         "## Payloads, field by field",
         "",

@@ -25,6 +25,7 @@ from runtime.agent.subscriptions import routes
 from runtime.config.loader import load
 from runtime.gate import ipc
 from runtime.mqtt.topics import Topics
+from runtime.recording.recorder import Recording
 
 SETTINGS: dict[str, Any] = {
     "agent": "small",
@@ -57,11 +58,13 @@ async def answer(gate: socket.socket) -> None:
 
 
 @asynccontextmanager
-async def agent(folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None) -> AsyncIterator[Components]:
+async def agent(
+    folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None, record: bool = False
+) -> AsyncIterator[Components]:
     """Everything `build` builds, with the tasks that matter here."""
     settings = SETTINGS | {
         "state_dir": str(folder / "state"), "mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}", **canaries.LOGIN},
-        "rewards": rewards or SETTINGS["rewards"],
+        "rewards": rewards or SETTINGS["rewards"], "record": {"enabled": record},
     }  # fmt: skip
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -182,3 +185,30 @@ async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
             "no connection to the broker",
             "the gate has not answered any tick yet",
         ]
+
+
+async def test_a_recording_starts_with_the_agent_where_the_settings_ask_for_it(tmp_path: Path) -> None:
+    async with agent(tmp_path, Wall(), record=True) as parts:
+        running = jobs(parts)
+        starting = running.pop("recording")
+        for job in running.values():
+            job.close()
+        await starting
+        for index in range(3):
+            await parts.control_loop.tick(index)
+        facts = await parts.requests.record(False)
+    recording = Recording(Path(facts["path"]))
+    assert recording.metadata()["agent"] == "small"
+    assert len(list(recording.ticks())) == 3
+
+
+async def test_a_recording_that_cannot_start_does_not_end_the_agent(tmp_path: Path) -> None:
+    async with agent(tmp_path, Wall(), record=True) as parts:
+        running = jobs(parts)
+        starting = running.pop("recording")
+        for job in running.values():
+            job.close()
+        (tmp_path / "state" / "recordings").write_text("a file where the folder should be")
+        await starting
+        assert parts.reporter.recorder is None
+        await parts.control_loop.tick(0)

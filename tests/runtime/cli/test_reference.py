@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cli.reference import TOPICS, main, pages
+from runtime.cli.examples import EXAMPLES
+from runtime.cli.reference import MODELS, TOPICS, main, pages
+from runtime.mqtt import topics
+from runtime.mqtt.events import EVENTS
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,7 +48,6 @@ SAYS = {
     "_on_event": "event",
     "emit": "event",
     "post": "event",
-    "_tell": "event",
     "Refusal": "rule of the gate",
     "_refuse": "cause of feedback_rejected",
     "PayloadRefused": "cause of a drop",
@@ -73,6 +76,8 @@ def _said() -> Iterator[tuple[str, str]]:
             continue
         caller = getattr(node.func, "attr", getattr(node.func, "id", ""))
         place = int(caller == "CheckpointRefused")
+        if caller == "post" and getattr(getattr(node.func, "value", None), "attr", "") == "_queue":
+            continue  # a request to the learner, which shares the format of the outbox
         if caller in SAYS and len(node.args) > place:
             yield from ((SAYS[caller], word) for word in _words(node.args[place]) if re.fullmatch(r"[a-z_]+", word))
     for text in (path.read_text() for path in files if path.parent.name in {"sensors", "runtime"}):
@@ -85,6 +90,39 @@ def test_every_event_refusal_and_drop_in_the_code_is_explained_to_the_operator()
     assert {pair for pair in said if f"`{pair[1]}`" not in text} == set()
     counts = Counter(kind for kind, _ in said)
     assert {kind: counts[kind] for kind, least in AT_LEAST.items() if counts[kind] < least} == {}
+
+
+def test_every_event_in_the_code_is_in_the_registry_and_the_other_way_round() -> None:
+    emitted = {name for kind, name in _said() if kind == "event"}
+    assert emitted - set(EVENTS) == set()
+    words: set[str] = set()
+    for folder in ("runtime", "learners"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name != "events.py":
+                nodes = ast.walk(ast.parse(path.read_text()))
+                words |= {
+                    node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+                }
+    assert set(EVENTS) - words == set(), "nothing emits it"
+
+
+def test_the_pages_name_only_events_that_exist() -> None:
+    table = (ROOT / "docs" / "operating.md").read_text().partition("\n## Events")[2].partition("\n## ")[0]
+    cells = [cell.partition("(")[0] for cell in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    causes = {name for kind, name in _said() if kind != "event"}
+    assert named - causes - set(EVENTS) == set()
+    assert set(EVENTS) - named == set()
+
+
+def test_every_topic_has_an_example_that_its_model_takes() -> None:
+    assert set(EXAMPLES) == {name for name, _, _ in TOPICS}
+    models = dict(MODELS)
+    for name, text in EXAMPLES.items():
+        assert topics.parse(text.encode())
+        if name in models:
+            assert topics.decode(models[name], text.encode())
+    assert json.loads(EXAMPLES["event"])["type"] in EVENTS
 
 
 def test_every_metric_and_alert_is_explained_to_the_operator() -> None:
