@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.credit_assignment import MAX_DELAY_S, decision_in_force
@@ -42,6 +42,7 @@ def test_no_decision_at_all() -> None:
 seconds = st.integers(0, 600).map(lambda tenths: 1_750_000_000.0 + tenths / 10)
 
 
+@settings(max_examples=50, deadline=None)  # each makes a database
 @given(stamps=st.lists(seconds, min_size=1, max_size=30), rewards=st.lists(seconds, min_size=1, max_size=8))
 def test_ledger_and_store_agree_even_where_the_wall_clock_went_back(stamps: list[float], rewards: list[float]) -> None:
     ledger = Ledger(settle_s=1.0)
