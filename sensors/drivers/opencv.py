@@ -6,12 +6,17 @@ that its owner kills when frames grow too old. Colour is RGB. Knows neither stre
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +29,15 @@ LIVE_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|analyzeduration;1000000|probe
 """FFmpeg's options for network sources: TCP, no buffering, at most one second of looking before the first picture."""
 FILE_OPTIONS = "probesize;5000000"
 """FFmpeg's own default, for files: with the options of live sources it finds no picture in some of them."""
+_FFMPEG_ERRORS = "16"
+"""FFmpeg's level of errors: `_why` finds the status of a refusal in them."""
+_STATUS = re.compile(rb"(?:failed: |HTTP error )([45][0-9]{2})\b")
+_STATUS_REASONS = {
+    401: "the camera refuses the login (401); check user and password",
+    403: "the camera refuses this user (403); give the user access to the stream",
+    404: "the camera has no such path (404); check the path of the address",
+    461: "the camera offers no transport over TCP (461); enable RTP over TCP in its settings",
+}
 SANE_FPS = (0.1, 240.0)
 
 
@@ -65,6 +79,7 @@ def load() -> ModuleType:
     """
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", _FFMPEG_ERRORS)
     try:
         import cv2  # noqa: PLC0415 - loaded when a camera is used, after its limits are set
     except ImportError as error:
@@ -171,10 +186,11 @@ def _open(cv2: ModuleType, job: CaptureJob) -> Any:
     backend = cv2.CAP_V4L2 if isinstance(job.source, int) else cv2.CAP_FFMPEG
     options = [] if isinstance(job.source, int) else [cv2.CAP_PROP_N_THREADS, 1]  # frame threads add frames of delay
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = FILE_OPTIONS if job.file else LIVE_OPTIONS
-    source = cv2.VideoCapture(job.source, backend, options)
+    with _output() as output:
+        source = cv2.VideoCapture(job.source, backend, options)
     if not source.isOpened():
         source.release()
-        raise SensorLost("it cannot be opened: the driver found no video at the source")
+        raise SensorLost(f"it cannot be opened: {_why(output[0])}")
     if isinstance(job.source, int):
         source.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         for key, value in ((cv2.CAP_PROP_FRAME_WIDTH, job.width), (cv2.CAP_PROP_FRAME_HEIGHT, job.height)):
@@ -185,6 +201,37 @@ def _open(cv2: ModuleType, job: CaptureJob) -> Any:
         source.release()
         raise SensorLost(f"its pictures have {pixels:.0f} pixels; max_pixels allows {job.max_pixels}")
     return source
+
+
+@contextmanager
+def _output() -> Iterator[list[bytes]]:
+    """Collect what C libraries print; the list holds it when the context has ended."""
+    found = [b""]
+    libc = ctypes.CDLL(None)
+    with tempfile.TemporaryFile() as file:
+        saved = [os.dup(number) for number in (1, 2)]
+        try:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+            yield found
+        finally:
+            libc.fflush(None)
+            for number, own in zip((1, 2), saved, strict=True):
+                os.dup2(own, number)
+                os.close(own)
+            found[0] = _head(file)
+
+
+def _head(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read(65_536)
+
+
+def _why(output: bytes) -> str:
+    """Explain by the status that the server answered; the output itself may hold a password and is not repeated."""
+    for status in map(int, _STATUS.findall(output)):
+        return _STATUS_REASONS.get(status, f"the server answers with status {status}")
+    return "the driver found no video at the source"
 
 
 def _play(source: Any, job: CaptureJob, outbox: FrameSink, stop: threading.Event, pace: Pace, fps: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -359,3 +360,51 @@ async def test_absent_camera_is_reported_again_and_again_without_its_password(so
     assert len(witness.lost) == 1
     assert "sEcr" not in witness.lost[0][1]
     assert "bug" not in witness.lost[0][1]
+
+
+def answering(status: str, method: str) -> int:
+    """Serve RTSP on a free port until the process ends: everything is fine but `method`, which gets `status`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    sdp = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 26\r\na=control:track1\r\n"
+
+    def answer(request: bytes) -> bytes:
+        lines = request.split(b"\r\n")
+        sequence = next(line for line in lines if line.lower().startswith(b"cseq"))
+        if lines[0].startswith(method.encode()):
+            login = b'WWW-Authenticate: Basic realm="cam"\r\n' if status.startswith("401") else b""
+            return b"RTSP/1.0 " + status.encode() + b"\r\n" + sequence + b"\r\n" + login + b"\r\n"
+        head = b"RTSP/1.0 200 OK\r\n" + sequence + b"\r\n"
+        if lines[0].startswith(b"DESCRIBE"):
+            return head + b"Content-Type: application/sdp\r\nContent-Length: %d\r\n\r\n" % len(sdp) + sdp
+        return head + b"Public: DESCRIBE, SETUP, PLAY\r\n\r\n"
+
+    def serve() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                waiting = b""
+                while data := connection.recv(4_096):
+                    waiting += data
+                    while b"\r\n\r\n" in waiting:
+                        request, _, waiting = waiting.partition(b"\r\n\r\n")
+                        connection.sendall(answer(request))
+
+    threading.Thread(target=serve, daemon=True).start()
+    return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "reason"),
+    [
+        ("401 Unauthorized", "DESCRIBE", "refuses the login (401); check user and password"),
+        ("404 Not Found", "DESCRIBE", "no such path (404)"),
+        ("461 Unsupported Transport", "SETUP", "no transport over TCP (461)"),
+        ("503 Service Unavailable", "DESCRIBE", "status 503"),
+    ],
+)
+async def test_refusals_of_a_camera_are_told_apart(status: str, method: str, reason: str, running: Running) -> None:
+    port = answering(status, method)
+    async with running(camera(f"rtsp://cam:sEcr/t@127.0.0.1:{port}/1")) as witness:
+        await witness.until(lambda: bool(witness.lost), within_s=20.0)
+    assert reason in witness.lost[0][1]
+    assert "sEcr" not in witness.lost[0][1]
