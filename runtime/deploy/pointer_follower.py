@@ -12,7 +12,7 @@ Version = TypeVar("Version")
 
 @dataclass(slots=True)
 class PointerFollower(Generic[Version]):
-    """Polls one pointer and activates each new version once; a version that was refused is tried again when it is promoted again.
+    """Activates each new version once. After a refusal the pointer must name another version before this one is tried again.
 
     Args:
         read: returns the version that the pointer names, None for none; called in a thread.
