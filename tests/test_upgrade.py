@@ -38,7 +38,7 @@ from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
 from learners.worker.journal import Entry, Journal
 from runtime.gate import latches
-from runtime.recording.recorder import Recording, RecordingError
+from runtime.recording.reader import Recording, RecordingError
 
 DOCS = Path(__file__).parents[1] / "docs" / "operating.md"
 SHOWN: dict[str, Callable[[Path], None]] = {}

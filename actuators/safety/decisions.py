@@ -29,6 +29,8 @@ class Proposal:
     """Streams that are missing at this tick."""
     ready: bool = True
     """False while the agent starts or drains: a heartbeat that proposes nothing."""
+    degraded: tuple[str, ...] = ()
+    """Why the agent is degraded although it acts; for the status alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,8 @@ class ControlLoop:
     listeners: Sequence[TickListener]
     explore: bool = True
     mode: str = "autonomous"
+    degraded: dict[str, str] = field(default_factory=dict)
+    """What the agent does not do any more although it should, by its name: the reason. The gate's status shows it."""
     count: int = 0
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
 
@@ -146,6 +148,7 @@ class ControlLoop:
             stamp_s=observation.stamp_s,
             actions=actions,
             stale=tuple(sorted(observation.missing)),
+            degraded=tuple(f"{name}: {reason}" for name, reason in sorted(self.degraded.items())),
         )
         latency_s = self.clock.now() - observation.stamp_s
         verdict = await self.gate.propose(proposal, patience_s=self.pacer.period_s / 2)

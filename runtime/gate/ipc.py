@@ -97,7 +97,19 @@ def _proposal(body: dict[str, Any]) -> Proposal:
     if not isinstance(actions, dict) or not all(map(_is_name, actions)):
         raise ValueError("actions: expected an object of actuator names")
     values = {name: _value(value) for name, value in actions.items()}
-    return Proposal(tick, body["decision"], body["policy"], float(stamp_s), values, tuple(stale), body["ready"])
+    degraded = body["degraded"]
+    if not isinstance(degraded, list) or not all(map(_is_name, degraded)):
+        raise ValueError(f"degraded: expected strings of at most {MAX_NAME} characters")
+    return Proposal(
+        tick,
+        body["decision"],
+        body["policy"],
+        float(stamp_s),
+        values,
+        tuple(stale),
+        body["ready"],
+        tuple(degraded),
+    )
 
 
 def _is_name(value: object) -> bool:

@@ -46,6 +46,8 @@ class AgentLiveness:
     heard_s: float | None = None
     """When the newest heartbeat came; None before the first and after the agent was lost."""
     stale: tuple[str, ...] = ()
+    degraded: tuple[str, ...] = ()
+    """Why it is degraded although it acts."""
     ready: bool = False
     was_ready: bool = False
 
@@ -53,7 +55,7 @@ class AgentLiveness:
         """Note a heartbeat."""
         self.heard_s = self.spoke_s = now_s
         self.stale, self.policy = proposal.stale, proposal.policy
-        self.ready = proposal.ready
+        self.ready, self.degraded = proposal.ready, proposal.degraded
         self.was_ready = self.was_ready or proposal.ready
 
     def lost(self) -> None:
@@ -123,6 +125,7 @@ class StatusPublisher:
             return "starting", ("the agent is not ready yet", *reasons)
         if not agent.ready:
             reasons.append("agent heartbeat lost" if agent.heard_s is None else "the agent is not ready")
+        reasons.extend(agent.degraded)
         if reasons:
             return "degraded", tuple(reasons)
         return "online", (*(() if self.gate.armed else ("not armed",)), *self._restrictions())

@@ -26,8 +26,8 @@ from learners.model.policy import build
 from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
 from runtime.recording.export_mcap import Told, Window, copy_recording, from_experience
+from runtime.recording.reader import RecordingError
 from runtime.recording.recorded_readings import RecordedKept
-from runtime.recording.recorder import RecordingError
 from sensors.config import fields_of
 
 

@@ -17,7 +17,8 @@ from learners.experience.reader import Reader, Rewarded
 from learners.experience.records import Raw
 from learners.experience.transition import Transition
 from runtime.recording.codec import ReadingCodec, picture
-from runtime.recording.recorder import Channels, Note, Recording, TickRecord, written
+from runtime.recording.reader import Recording
+from runtime.recording.recorder import MAIN, Channels, Note, TickRecord, written
 from sensors.codecs.sounds import decode_sound
 from sensors.readings import Reading, Sound, Telemetry, Text
 
@@ -60,7 +61,7 @@ def copy_recording(source: Path, out: Path, window: Window, told: Told) -> int:
     if begins:
         attachments = recording.attachments()
     out_codec = ReadingCodec()
-    with written(out, out_codec, "reflexd" if begins else "reflexd-slice", metadata, attachments) as channels:
+    with written(out, out_codec, MAIN if begins else "reflexd-slice", metadata, attachments) as channels:
         count = _slice(recording, codec, channels, window, lambda: told(min(channels.bytes, size), size))
     told(size, size)
     return count

@@ -13,7 +13,7 @@ from typing import Any
 
 from learners.experience.episodes import Seen
 from learners.experience.transition import Transition
-from runtime.recording.recorder import Recording
+from runtime.recording.reader import Recording
 
 Tick = tuple[str, float, dict[str, dict[str, Any]]]
 """Decision, Unix seconds, and the message of the reading of each stream that was used."""

@@ -1,39 +1,40 @@
-"""Session recordings: an MCAP file of readings, decisions, outcomes, rewards and events, and reading it back.
+"""Writes session recordings: an MCAP file of readings, decisions, outcomes, rewards and events.
 
-The tick hands over what it has; a thread encodes and writes. A full queue drops the newcomer and counts it, and a recording
-with a gap says so at its end. The file opens in Foxglove and with the `mcap` package; one that was cut off by a crash is
-read up to its last whole chunk. The only importer of `mcap`.
+The tick hands over what it has; a thread encodes and writes. A full queue drops the newcomer and counts it. Every tick has a
+number, so that a replay finds a gap. A chunk is written at least every `CHUNK_S`: a crash costs no more. At the size limit, or
+when the disk refuses, the recording ends with an event. The file opens in Foxglove and with the `mcap` package; `reader.py`
+reads it back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
-import structlog
-from mcap.exceptions import McapError
-from mcap.reader import NonSeekingReader, make_reader
 from mcap.writer import Writer
-from zstandard import ZstdError
 
+from learners.write_failures import WriteFailures
+from runtime.process.events import Emit
 from runtime.recording.codec import SCHEMA_OF, SCHEMAS, ReadingCodec
 from sensors.readings import Reading
 
-_LOG = structlog.get_logger()
 FORMAT = "1"
-"""Of what is recorded: topics, schemas of `messages.py`, metadata and attachments."""
+"""Of what is recorded: topics, schemas of `codec.py`, metadata and attachments."""
+MAIN = "reflexd"
+"""Name of the metadata of a recording that can be replayed."""
 QUEUE = 256
 CHUNK = 1 << 17
-"""Bytes of a chunk: what a crash may cost at the end of a recording."""
+"""Bytes of a chunk."""
+CHUNK_S = 0.4
+"""Seconds after which a chunk is written, however small: what a crash may cost at the end of a recording."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +59,62 @@ class Note:
 
 @dataclass(slots=True)
 class Recorder:
-    """Writes one recording from a thread of its own."""
+    """Writes one recording from a thread of its own.
+
+    Records may be put before `start`: they are queued.
+    """
 
     path: Path
     metadata: dict[str, str]
-    attachments: dict[str, bytes]
     max_bytes: int
+    emit: Emit = lambda _kind, _data: None
+    """Publishes `recording_full`, `recording_failed`, `recording_lost` and `recording_recovered`."""
     dropped: int = 0
+    """Records that are not in the file, for whatever reason."""
     written: int = 0
     begun: bool = False
-    """The first tick was handed over: it brings every reading in use, later ones only what is new."""
-    full: bool = False
-    """The size limit was reached and the file closed."""
+    """The last tick was handed over: later ones bring only what is new, the first one every reading in use."""
+    ended: str = ""
+    """Why the recording ended before `close`: the size limit, or an error of the disk."""
+    _after_tick: int = -1
+    _held: dict[str, Reading] | None = field(default_factory=dict)
+    """The newest readings of ticks that are in the snapshot already; None once a later tick is written."""
+    _numbers: int = 0
+    _losses: WriteFailures = field(init=False)
     _queue: queue.Queue[TickRecord | Note | None] = field(default_factory=lambda: queue.Queue(QUEUE))
     _thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Create the file and begin."""
+    def __post_init__(self) -> None:
+        self._losses = WriteFailures(self.emit, "recording_lost", "recording_recovered")
+
+    def start(self, attachments: dict[str, bytes], after_tick: int = -1) -> None:
+        """Create the file and begin.
+
+        Args:
+            attachments: the snapshot of the engine.
+            after_tick: the last tick in the snapshot; it and earlier ones are left out.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._after_tick = after_tick
+        self._thread = threading.Thread(target=self._run, args=(attachments,), name="recorder", daemon=True)
         self._thread.start()
 
     def put(self, item: TickRecord | Note) -> bool:
         """Take one record; False when it was dropped."""
-        if self.full:
+        if isinstance(item, TickRecord):
+            item.decision["record"], self._numbers = self._numbers, self._numbers + 1
+        if self.ended:
+            self.dropped += 1
             return False
         try:
             self._queue.put_nowait(item)
         except queue.Full:
             self.dropped += 1
+            if isinstance(item, TickRecord):
+                self.begun = False  # its new readings are missing: the next tick brings all in use
+            self._losses.add("the disk is slower than the recording", 1)
             return False
+        self._losses.succeeded()
         return True
 
     def close(self, timeout_s: float = 10.0) -> None:
@@ -98,14 +125,68 @@ class Recorder:
                 self._queue.put(None, timeout=0.1)
                 self._thread.join(max(0.0, deadline_s - time.monotonic()))
 
-    def _run(self) -> None:
-        codec = ReadingCodec()
-        with written(self.path, codec, "reflexd", self.metadata, self.attachments) as channels:
-            while (item := self._queue.get()) is not None and not self.full:
-                channels.write(item)
-                self.written += 1
-                self.full = channels.bytes > self.max_bytes
-            channels.note("end", {"written": str(self.written), "dropped": str(self.dropped)})
+    def _run(self, attachments: dict[str, bytes]) -> None:
+        try:
+            with written(self.path, ReadingCodec(), MAIN, self.metadata, attachments) as channels:
+                self._write(channels)
+                channels.note("end", {"written": str(self.written), "dropped": str(self.dropped)})
+        except OSError as error:
+            self._end("recording_failed", f"the recording cannot be written: {error}")
+
+    def _write(self, channels: Channels) -> None:
+        """Write records until `close`, or until the file is as large as it may be.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        flushed_s = time.monotonic()
+        while True:
+            try:
+                item = self._queue.get(timeout=CHUNK_S)
+            except queue.Empty:
+                channels.flush()
+                continue
+            if item is None:
+                return
+            kept = self._after_snapshot(item)
+            if kept is not None:
+                self._encode(channels, kept)
+            if time.monotonic() - flushed_s >= CHUNK_S:
+                channels.flush()
+                flushed_s = time.monotonic()
+            if channels.bytes > self.max_bytes:
+                self._end("recording_full", f"the recording has reached its limit of {self.max_bytes / 1e9:g} GB")
+                return
+
+    def _encode(self, channels: Channels, item: TickRecord | Note) -> None:
+        try:
+            channels.write(item)
+        except (ValueError, TypeError) as error:  # of this record alone: it cannot be encoded
+            self.dropped += 1
+            self._losses.add(str(error), 1)
+        else:
+            self.written += 1
+
+    def _after_snapshot(self, item: TickRecord | Note) -> TickRecord | Note | None:
+        """Leave out ticks that are in the snapshot; their newest readings go with the first tick that is not."""
+        if self._held is None or isinstance(item, Note):
+            return item
+        self._held |= {reading.stream: reading for reading in item.fresh}
+        if item.decision.get("tick", 0) <= self._after_tick:
+            return None
+        used = sorted(item.decision.get("used", self._held))
+        fresh = tuple(self._held[name] for name in used if name in self._held)
+        self._held = None
+        return replace(item, fresh=fresh)
+
+    def _end(self, kind: str, reason: str) -> None:
+        """End before anyone asked for it; what is queued and what comes later is dropped and counted."""
+        self.ended = reason
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.dropped += self._queue.get_nowait() is not None
+        data = {"path": str(self.path), "reason": reason, "written": self.written, "dropped": self.dropped}
+        self.emit(kind, data)
 
 
 @contextmanager
@@ -147,6 +228,10 @@ class Channels:
         """Size of the file so far, without the chunk that is being filled."""
         return self._tell()
 
+    def flush(self) -> None:
+        """Write the chunk that is being filled."""
+        self.writer.flush()  # type: ignore[no-untyped-call]
+
     def note(self, name: str, metadata: dict[str, str]) -> None:
         """Metadata at this place."""
         self.writer.add_metadata(name, metadata)
@@ -173,84 +258,3 @@ class Channels:
         body = {"timestamp": {"sec": stamp_ns // 10**9, "nsec": stamp_ns % 10**9}} | body
         data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         self.writer.add_message(self._channels[topic], stamp_ns, data, stamp_ns)
-
-
-DAMAGED = (
-    McapError,
-    ZstdError,
-    struct.error,
-    ValueError,
-    LookupError,
-    RuntimeError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-)
-"""What the MCAP reader and the decompressors raise for a damaged file."""
-
-
-class RecordingError(ValueError):
-    """A file that is no recording of ours, or not whole; `str` says what is wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """A recording being read."""
-
-    path: Path
-
-    def metadata(self) -> dict[str, str]:
-        """What was noted at its start.
-
-        Raises:
-            RecordingError: not one of ours.
-        """
-        with self.path.open("rb") as file:
-            try:
-                for entry in NonSeekingReader(file).iter_metadata():
-                    if entry.name == "reflexd":
-                        return self._readable(dict(entry.metadata))
-            except RecordingError:
-                raise
-            except DAMAGED as error:
-                raise RecordingError(f"{self.path}: not an MCAP file: {error or type(error).__name__}") from None
-        raise RecordingError(f"{self.path}: an MCAP file, but not one that reflexd recorded")
-
-    def _readable(self, metadata: dict[str, str]) -> dict[str, str]:
-        version = metadata.get("format", FORMAT)  # the first ones did not say theirs
-        if version != FORMAT:
-            raise RecordingError(
-                f"{self.path}: a recording of format {version}; this program reads {FORMAT}: upgrade it"
-            )
-        return metadata
-
-    def attachments(self) -> dict[str, bytes]:
-        """The attached files by name."""
-        with self.path.open("rb") as file:
-            try:
-                return {entry.name: entry.data for entry in make_reader(file).iter_attachments()}
-            except DAMAGED as error:
-                raise RecordingError(
-                    f"{self.path}: its attachments cannot be read: {error or type(error).__name__}"
-                ) from None
-
-    def ticks(self) -> Iterator[tuple[list[Reading], dict[str, Any]]]:
-        """Each tick in order: the readings that were new, and the decision as recorded."""
-        codec = ReadingCodec()
-        fresh: list[Reading] = []
-        for topic, schema, body in self.messages():
-            if topic.startswith("/in/"):
-                fresh.append(codec.decode(topic.removeprefix("/in/"), schema, body))
-            elif topic == "/decision":
-                yield fresh, body
-                fresh = []
-
-    def messages(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Topic, schema and body of every message in the order it was written, up to the last whole one."""
-        with self.path.open("rb") as file:
-            try:
-                for schema, channel, message in NonSeekingReader(file).iter_messages(log_time_order=False):
-                    if channel.message_encoding == "json" and schema is not None:
-                        yield channel.topic, schema.name, orjson.loads(message.data)
-            except DAMAGED as error:
-                _LOG.warning("recording_cut_off", path=str(self.path), reason=str(error))

@@ -1,7 +1,8 @@
 """`reflexd replay`: decides a recorded session again, without sensors, clock or broker, and compares every decision.
 
 The same policy and encoder versions read the same readings at the same ticks, so on the same machine every action, probability and
-value must come out bit for bit. With another version it says where that one would have decided otherwise.
+value must come out bit for bit. Before decisions are compared, the report names what else is different: settings, backends,
+libraries, the machine, gaps in the recording. With another version it says where that one would have decided otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFoun
 from runtime.inference.build import build_engine
 from runtime.inference.engine import UNTRAINED, Engine, InferenceResult
 from runtime.mqtt.topics import parse
-from runtime.recording.recorder import Recording, RecordingError
+from runtime.recording.conditions import conditions, differences
+from runtime.recording.reader import Recording, RecordingError
 from sensors.readings import Observation, Reading
 
 SHOWN = 20
@@ -36,21 +38,35 @@ class Report:
     versions: list[str] = field(default_factory=list)
     different: list[dict[str, Any]] = field(default_factory=list)
     """Each with the decision's id, what was recorded and what came out."""
+    notes: list[str] = field(default_factory=list)
+    """What is different here and what the recording lacks; each may be why decisions differ."""
+    not_compared: int = 0
+    """Decisions that still depend on ticks in a gap."""
 
     @property
     def same(self) -> bool:
-        """Whether every decision came out as recorded."""
+        """Whether every decision that was compared came out as recorded."""
         return not self.different
 
     def body(self) -> dict[str, Any]:
         """The report as JSON."""
-        return {"decisions": self.decisions, "versions": self.versions, "same": self.same, "different": self.different}
+        return {
+            "decisions": self.decisions,
+            "versions": self.versions,
+            "same": self.same,
+            "different": self.different,
+            "notes": self.notes,
+            "not_compared": self.not_compared,
+        }
 
     def text(self) -> str:
         """The report for a person."""
-        head = f"{self.decisions} decisions by {', '.join(self.versions) or 'no version'}: "
+        notes = "".join(f"  note: {note}\n" for note in self.notes)
+        head = f"{notes}{self.decisions} decisions by {', '.join(self.versions) or 'no version'}: "
+        if self.not_compared:
+            head += f"{self.not_compared} after a gap not compared, "
         if self.same:
-            return head + "all identical"
+            return head + ("all identical" if not self.not_compared else "all others identical")
         lines = [f"  {d['decision']}: recorded {d['recorded']}, now {d['now']}" for d in self.different[:SHOWN]]
         more = [] if len(self.different) <= SHOWN else [f"  and {len(self.different) - SHOWN} more"]
         return "\n".join([head + f"{len(self.different)} differ", *lines, *more])
@@ -90,13 +106,16 @@ def _same_spec(recorded: str, spec: PolicySpec) -> bool:
 
 
 async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | None, *, progress: bool) -> Report:
-    report, engine = Report(), tuning.engine
-    await _recall(tuning, parse(recording.metadata().get("encoders", "{}").encode()), "at its begin")
+    report, engine, metadata = Report(), tuning.engine, recording.metadata()
+    report.notes += differences(parse(metadata.get("conditions", "{}").encode()), conditions(tuning.config, engine))
+    engine.seed = int(metadata.get("seed", engine.seed))  # of the agent's name then
+    await _recall(tuning, parse(metadata.get("encoders", "{}").encode()), "at its begin")
     ticks = recording.ticks()
     first = next(ticks, None)
     if first is None:
         return report
     held: dict[str, Reading] = {}
+    gaps = _Gaps(engine.spec.history - 1, report)
     await _switch(engine, policy or first[1]["policy"], report)
     await engine.restore(recording.attachments())
     for fresh, recorded in track(itertools.chain([first], ticks), "replaying", total=None, disable=not progress):
@@ -104,8 +123,36 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
         await _recall(tuning, recorded.get("encoders", {}), recorded["id"])
         held |= {reading.stream: reading for reading in fresh}
         decided = await engine.decide(_observation(recorded, fresh, held), explore=recorded["explore"])
-        _compare(report, recorded, decided)
+        if gaps.comparable(recorded):
+            _compare(report, recorded, decided)
+    if not recording.whole:
+        report.notes.append(f"cut off after {recorded['id']}: the daemon was killed, or the disk was full")
     return report
+
+
+@dataclass(slots=True)
+class _Gaps:
+    """Finds ticks that were dropped, by the numbers of the records."""
+
+    older: int
+    """Ticks before a decision that it depends on."""
+    report: Report
+    _next: int | None = None
+    _doubtful: int = 0
+
+    def comparable(self, recorded: dict[str, Any]) -> bool:
+        """Whether a decision depends on no tick in a gap."""
+        number = recorded.get("record")
+        if number is not None:
+            if self._next is not None and number != self._next:
+                self.report.notes.append(f"gap: {number - self._next} ticks before {recorded['id']} were dropped")
+                self._doubtful = self.older
+            self._next = number + 1
+        if self._doubtful:
+            self._doubtful -= 1
+            self.report.not_compared += 1
+            return False
+        return True
 
 
 async def _recall(tuning: EncoderUpdater, encoders: dict[str, str], where: str) -> None:
@@ -135,7 +182,7 @@ def _observation(recorded: dict[str, Any], fresh: list[Reading], held: dict[str,
     """What that tick saw: the readings it names, their ages exactly as they were."""
     missing = frozenset(recorded["missing"])
     readings = {name: held[name] for name in recorded["used"] if name in held}
-    lost = set(recorded["used"]) - readings.keys()
+    lost = {name for name, seq in recorded["used"].items() if name not in readings or readings[name].seq != seq}
     if lost:
         raise RecordingError(
             f"{recorded['id']}: saw {sorted(lost)} before the recording began or in a gap; its first decisions cannot be replayed"

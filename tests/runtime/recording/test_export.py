@@ -23,7 +23,8 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.cli.main import main
 from runtime.config.loader import load
-from runtime.recording.recorder import Note, Recorder, Recording, TickRecord
+from runtime.recording.reader import Recording
+from runtime.recording.recorder import Note, Recorder, TickRecord
 from sensors.drivers import opencv
 from sensors.readings import Frame, Sound, Telemetry, Text
 
@@ -87,8 +88,8 @@ def lived(config: Path, count: int = 20, raws: int = 0) -> Path:
 
 def recorded(state: Path, name: str = "r", count: int = 10, start: int = 0) -> Path:
     path = state / "recordings" / f"{name}.mcap"
-    recorder = Recorder(path, {"spec": "x", "session": "s"}, {"history": b"\x01"}, 1 << 30)
-    recorder.start()
+    recorder = Recorder(path, {"spec": "x", "session": "s"}, 1 << 30)
+    recorder.start({"history": b"\x01"})
     sound = np.sin(np.arange(4_000) / 9).astype(np.float32)
     for n in range(start, start + count):
         readings = (

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mcap.reader import make_reader
 
 from runtime.recording.codec import ReadingCodec, new_samples
-from runtime.recording.recorder import Note, Recorder, Recording, RecordingError, TickRecord
+from runtime.recording.reader import Recording, RecordingError
+from runtime.recording.recorder import Note, Recorder, TickRecord
 from sensors.readings import Frame, Reading, Sound, Telemetry, Text
 
 
@@ -28,13 +29,13 @@ def _readings(tick: int) -> tuple[Reading, ...]:
 
 
 def _recorder(path: Path, **changes: Any) -> Recorder:
-    settings = {"metadata": {"session": "s"}, "attachments": {"state": b"\x01\x02"}, "max_bytes": 1 << 30} | changes
+    settings: dict[str, Any] = {"metadata": {"session": "s"}, "max_bytes": 1 << 30} | changes
     return Recorder(path=path, **settings)
 
 
 def _record(path: Path, ticks: int) -> Recorder:
     recorder = _recorder(path)
-    recorder.start()
+    recorder.start({"state": b"\x01\x02"})
     for tick in range(ticks):
         decision = {"id": f"s-{tick}", "tick": tick, "actions": {"head": {"value": "left", "probability": 0.25}}}
         assert recorder.put(TickRecord(tick * 10**8, _readings(tick), decision))
@@ -96,7 +97,8 @@ def test_the_size_is_bounded_and_what_comes_later_refused(tmp_path: Path) -> Non
     for tick in range(100):
         recorder.put(TickRecord(tick, _readings(tick), {"id": str(tick)}))
     recorder.close()
-    assert recorder.full or recorder.written == 100
+    assert "limit" in recorder.ended
+    assert recorder.written + recorder.dropped == 100
     assert len(list(Recording(tmp_path / "r.mcap").ticks())) == recorder.written
 
 

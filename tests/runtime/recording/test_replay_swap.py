@@ -23,7 +23,8 @@ from runtime.inference.engine import Engine
 from runtime.monitoring.metrics import Metrics
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.topics import Topics, encode
-from runtime.recording.recorder import Recorder, Recording, RecordingError
+from runtime.recording.reader import Recording, RecordingError
+from runtime.recording.recorder import Recorder
 from runtime.recording.replay import replay_file
 from sensors.readings import Observation, Reading, Telemetry, Text
 
@@ -82,8 +83,8 @@ async def record(config: Config, path: Path, swaps: tuple[int, ...]) -> list[str
     reporter = Reporter(Silent(), Topics("a"), metrics)  # type: ignore[arg-type]
     encoders = encode({name: one.version for name, one in engine.encoders.items()}).decode()
     metadata = {"session": "s", "spec": engine.spec.to_json().decode(), "seed": str(engine.seed), "encoders": encoders}
-    recorder = Recorder(path, metadata, (await engine.snapshot()).files, 1 << 30)
-    recorder.start()
+    recorder = Recorder(path, metadata, 1 << 30)
+    recorder.start((await engine.snapshot()).files)
     reporter.recorder = recorder
     found = []
     for tick in range(20):

@@ -1,0 +1,68 @@
+"""What a decision depends on besides weights, readings and history: settings, backends, precision, threads, libraries, processor.
+
+A recording states it at its begin; a replay names what is different here before it compares decisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+
+import orjson
+import torch
+
+from learners.model.backends.selection import processor
+from runtime.config.schema import Config
+from runtime.inference.compiled_policy import digest
+from runtime.inference.engine import UNTRAINED, Engine
+
+LIBRARIES = ("torch", "numpy", "openvino", "transformers", "opencv-python", "soxr")
+_SETTINGS = {"streams", "encoders", "actuators", "policy", "engine"}
+_WORDS = {
+    "agent": "the agent was renamed",
+    "settings": f"the settings under {', '.join(sorted(_SETTINGS))} are others",
+    "untrained": "the untrained weights are others (learner.seed, or the program's version)",
+    "device": "another device",
+    "threads": "another number of threads",
+    "processor": "another machine: the processor differs",
+}
+
+
+def conditions(config: Config, engine: Engine) -> dict[str, str]:
+    """Return what decisions of this engine depend on, by name."""
+    found = {
+        "agent": config.agent,
+        "settings": _digest(config.model_dump_json(include=_SETTINGS).encode()),
+        "device": str(engine.device),
+        "threads": str(engine.calibrations.wanted.threads),
+        "processor": processor(),
+    }
+    if engine.version == UNTRAINED:
+        found["untrained"] = digest(engine.policy)
+    for name, choice in sorted(engine.choices.items()):
+        found[f"backend of {name}"] = f"{choice.backend} {choice.precision}"
+    for name in LIBRARIES:
+        found[f"library {name}"] = _installed(name)
+    return found
+
+
+def differences(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Return what differs, in words; what one side does not state is not compared."""
+    return [
+        f"{_WORDS.get(name, name)} (recorded {value}, here {here[name]})"
+        for name, value in recorded.items()
+        if name in here and here[name] != value
+    ]
+
+
+def _installed(name: str) -> str:
+    try:
+        return installed_version(name)
+    except PackageNotFoundError:
+        return torch.__version__ if name == "torch" else "none"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(orjson.dumps(orjson.loads(data), option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
