@@ -50,7 +50,15 @@ def test_topics_are_named_by_the_design() -> None:
 
 
 def test_messages_survive_the_link() -> None:
-    proposal = Proposal(3, "d3", "p1", 1.5, {"head": "left", "arm": (0.5, -1.0)}, stale=("room",))
+    proposal = Proposal(
+        3,
+        "d3",
+        "p1",
+        1.5,
+        {"head": "left", "arm": (0.5, -1.0)},
+        stale=("room",),
+        degraded=("recording: the disk is full",),
+    )
     verdict = ipc.Verdict(
         "d3",
         armed=True,

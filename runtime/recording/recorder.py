@@ -68,7 +68,7 @@ class Recorder:
     metadata: dict[str, str]
     max_bytes: int
     emit: Emit = lambda _kind, _data: None
-    """Publishes `recording_full`, `recording_failed`, `recording_lost` and `recording_recovered`."""
+    """Publishes `recording_full`, `recording_failed`, `recording_gap` and `recording_recovered`."""
     dropped: int = 0
     """Records that are not in the file, for whatever reason."""
     written: int = 0
@@ -80,12 +80,14 @@ class Recorder:
     _held: dict[str, Reading] | None = field(default_factory=dict)
     """The newest readings of ticks that are in the snapshot already; None once a later tick is written."""
     _numbers: int = 0
+    _unflushed: int = 0
+    """Records in the chunk that is being filled: lost where the disk refuses it."""
     _losses: WriteFailures = field(init=False)
     _queue: queue.Queue[TickRecord | Note | None] = field(default_factory=lambda: queue.Queue(QUEUE))
     _thread: threading.Thread | None = None
 
     def __post_init__(self) -> None:
-        self._losses = WriteFailures(self.emit, "recording_lost", "recording_recovered")
+        self._losses = WriteFailures(self.emit, "recording_gap", "recording_recovered")
 
     def start(self, attachments: dict[str, bytes], after_tick: int = -1) -> None:
         """Create the file and begin.
@@ -131,6 +133,7 @@ class Recorder:
                 self._write(channels)
                 channels.note("end", {"written": str(self.written), "dropped": str(self.dropped)})
         except OSError as error:
+            self.written, self.dropped = self.written - self._unflushed, self.dropped + self._unflushed
             self._end("recording_failed", f"the recording cannot be written: {error}")
 
     def _write(self, channels: Channels) -> None:
@@ -144,7 +147,7 @@ class Recorder:
             try:
                 item = self._queue.get(timeout=CHUNK_S)
             except queue.Empty:
-                channels.flush()
+                self._flush(channels)
                 continue
             if item is None:
                 return
@@ -152,20 +155,28 @@ class Recorder:
             if kept is not None:
                 self._encode(channels, kept)
             if time.monotonic() - flushed_s >= CHUNK_S:
-                channels.flush()
+                self._flush(channels)
                 flushed_s = time.monotonic()
             if channels.bytes > self.max_bytes:
                 self._end("recording_full", f"the recording has reached its limit of {self.max_bytes / 1e9:g} GB")
                 return
 
     def _encode(self, channels: Channels, item: TickRecord | Note) -> None:
+        size = channels.bytes
+        self.written += 1
+        self._unflushed += 1
         try:
             channels.write(item)
         except (ValueError, TypeError) as error:  # of this record alone: it cannot be encoded
-            self.dropped += 1
+            self.written, self.dropped = self.written - 1, self.dropped + 1
+            self._unflushed -= 1
             self._losses.add(str(error), 1)
-        else:
-            self.written += 1
+        if channels.bytes != size:  # the chunk was full
+            self._unflushed = 0
+
+    def _flush(self, channels: Channels) -> None:
+        channels.flush()
+        self._unflushed = 0
 
     def _after_snapshot(self, item: TickRecord | Note) -> TickRecord | Note | None:
         """Leave out ticks that are in the snapshot; their newest readings go with the first tick that is not."""
@@ -174,8 +185,8 @@ class Recorder:
         self._held |= {reading.stream: reading for reading in item.fresh}
         if item.decision.get("tick", 0) <= self._after_tick:
             return None
-        used = sorted(item.decision.get("used", self._held))
-        fresh = tuple(self._held[name] for name in used if name in self._held)
+        used = item.decision.get("used", self._held)
+        fresh = tuple(reading for name, reading in self._held.items() if name in used)
         self._held = None
         return replace(item, fresh=fresh)
 

@@ -195,6 +195,15 @@ async def test_a_closed_link_and_a_silent_one_are_safe(tmp_path: Path, broker: M
     assert {c["value"] for c in world.commands() if c["policy"] == "p1"} == {"left", "right"}
 
 
+async def test_what_the_agent_no_longer_does_degrades_the_status(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        await world.propose({"head": "left"}, degraded=("recording: the disk is full",))
+        assert world.host.publisher.status() == ("degraded", ("recording: the disk is full",))
+        await world.propose({"head": "left"})
+        assert world.host.publisher.status()[0] == "online"
+
+
 async def test_nonsense_from_the_agent_is_counted(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker) as world:
         for nonsense in (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
 
@@ -93,7 +96,7 @@ def test_a_recording_cut_off_by_a_crash_is_read_to_its_last_whole_chunk(tmp_path
 
 def test_the_size_is_bounded_and_what_comes_later_refused(tmp_path: Path) -> None:
     recorder = _recorder(tmp_path / "r.mcap", max_bytes=10)
-    recorder.start()
+    recorder.start({})
     for tick in range(100):
         recorder.put(TickRecord(tick, _readings(tick), {"id": str(tick)}))
     recorder.close()
@@ -114,3 +117,116 @@ def test_new_samples_are_exactly_what_is_needed_to_rebuild(shift: int, size: int
     before, now = stream[:size], stream[shift : shift + size]
     new = new_samples(before, now)
     assert np.array_equal(np.concatenate((before, now[len(now) - new :]))[-size:], now)
+
+
+CHILD = """
+import json, os, resource, signal, sys, threading
+from pathlib import Path
+import numpy as np
+from runtime.recording.recorder import Recorder, TickRecord
+from sensors.readings import Telemetry
+
+what, path, events = sys.argv[1], Path(sys.argv[2]), []
+full = threading.Event()
+
+def emit(kind, data):
+    events.append((kind, data))
+    full.set()
+
+recorder = Recorder(path, {"session": "s"}, 10**9, emit)
+if what == "full":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+recorder.start({"state": bytes(1_000)})
+accepted = 0
+for tick in range(int(sys.argv[3])):
+    values = np.random.default_rng(tick).random(40).astype(np.float32)
+    reading = Telemetry("joints", tick / 20, tick, tuple(map(str, range(40))), values)
+    accepted += recorder.put(TickRecord(tick * 10**7, (reading,), {"id": f"s-{tick}", "tick": tick}))
+    while recorder._queue.qsize() > 100 and not recorder.ended:
+        pass
+if what == "kill":
+    while recorder.written < accepted:
+        threading.Event().wait(0.01)
+    threading.Event().wait(1.0)
+    print(json.dumps({"accepted": accepted}), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+full.wait(20)
+recorder.close(5)
+print(json.dumps({"events": events, "ended": recorder.ended, "dropped": recorder.dropped, "written": recorder.written}))
+"""
+
+
+def _child(what: str, path: Path, count: int) -> dict[str, Any]:
+    ran = subprocess.run(
+        [sys.executable, "-c", CHILD, what, str(path), str(count)], capture_output=True, text=True, check=False
+    )
+    assert ran.stdout, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def test_kill_9_costs_half_a_second_at_most_and_the_snapshot_is_readable(tmp_path: Path) -> None:
+    """Half a second after the last record, everything is in the file, though no chunk was full."""
+    path = tmp_path / "r.mcap"
+    assert _child("kill", path, 60) == {"accepted": 60}
+    recording = Recording(path)
+    assert [body["tick"] for _, body in recording.ticks()] == list(range(60))
+    assert recording.attachments() == {"state": bytes(1_000)}
+    assert recording.metadata()["session"] == "s"
+    assert not recording.whole
+
+
+def test_a_full_disk_ends_the_recording_with_an_event_and_counts_what_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "r.mcap"
+    found = _child("full", path, 2_000)
+    assert [kind for kind, _ in found["events"]] == ["recording_failed"]
+    assert "cannot be written" in found["ended"]
+    assert found["written"] + found["dropped"] == 2_000
+    assert found["dropped"] > 0
+    ticks = [body["tick"] for _, body in Recording(path).ticks()]
+    assert ticks == list(range(len(ticks)))
+    assert len(ticks) > 100
+
+
+def test_the_size_limit_is_an_event_and_everything_after_it_is_counted(tmp_path: Path) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    recorder = _recorder(tmp_path / "r.mcap", max_bytes=10, emit=lambda kind, data: events.append((kind, data)))
+    recorder.start({})
+    for tick in range(200):
+        recorder.put(TickRecord(tick, _readings(tick), {"id": str(tick), "tick": tick}))
+    recorder.close()
+    assert [kind for kind, _ in events] == ["recording_full"]
+    assert recorder.written + recorder.dropped == 200
+    assert Recording(tmp_path / "r.mcap").whole
+
+
+def test_ticks_in_the_snapshot_are_left_out_and_their_readings_go_with_the_first_one(tmp_path: Path) -> None:
+    recorder = _recorder(tmp_path / "r.mcap")
+    readings = _readings(0)
+    for tick in range(3):
+        body = {"id": str(tick), "tick": tick, "used": {"orders": 0, "joints": tick}}
+        fresh = readings if tick == 0 else (_readings(tick)[3],)
+        recorder.put(TickRecord(tick, fresh, body))
+    recorder.start({}, after_tick=1)
+    recorder.close()
+    ((fresh, body),) = Recording(tmp_path / "r.mcap").ticks()
+    assert body["tick"] == 2
+    assert {reading.stream: reading.seq for reading in fresh} == {"orders": 0, "joints": 2}
+
+
+@given(st.integers(0, 2_000))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_file_cut_at_any_byte_is_read_or_refused(tmp_path: Path, back: int) -> None:
+    path, cut = tmp_path / "r.mcap", tmp_path / "cut.mcap"
+    if not path.exists():
+        _record(path, 5)
+    data = path.read_bytes()
+    cut.write_bytes(data[: len(data) * back // 2_000])
+    try:
+        Recording(cut).metadata()
+        ticks = [body["tick"] for _, body in Recording(cut).ticks()]
+        assert ticks == list(range(len(ticks)))
+        assert set(Recording(cut).attachments()) <= {"state"}
+    except RecordingError:
+        assert back < 1_000

@@ -120,7 +120,7 @@ class World:
         calibrations = Calibrations(None, Wanted("torch", "float32"))
         self.engine = Engine(Policy(SPEC), {}, {}, calibrations, self.checkpoints.load)
         self.config = config_of(folder)
-        self.ticker = SimpleNamespace(session="s", engine=self.engine)
+        self.ticker = SimpleNamespace(session="s", engine=self.engine, degraded={})
 
     def requests(self, link: Link) -> tuple[Requests, Reporter]:
         reporter = Reporter()
