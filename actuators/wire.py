@@ -225,6 +225,19 @@ def _acknowledged(document: dict[str, Any]) -> tuple[int | None, str | None]:
     return (seq, boot) if known else (None, None)
 
 
+def check_state_value(where: str) -> None:
+    """Check `state_value` of the settings.
+
+    Raises:
+        WireError: it begins with `/` and is no JSON pointer.
+    """
+    try:
+        if where.startswith("/"):
+            JsonPointer(where)
+    except JsonPointerException as error:
+        raise WireError(f"{where!r} is not a JSON pointer: {error}; write ~0 for ~ and ~1 for /") from None
+
+
 def _find(document: dict[str, Any], where: str) -> Any:
     try:
         pointer = JsonPointer(where) if where.startswith("/") else None

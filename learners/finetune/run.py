@@ -27,7 +27,8 @@ from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import Run, Settings, Tell, Trainer
 from learners.finetune.trainer_state import State
-from learners.model.encoders.bundled import BundledError, resolve
+from learners.model.encoders.bundled import resolve
+from learners.model.encoders.packages import BundledError
 from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved
 from learners.tasks.classify_text import Classifier
 from learners.tasks.heads import set_prior

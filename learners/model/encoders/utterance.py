@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
 from learners.model.encoders.modulation_spectrum import RATE_HZ, fitted
+from learners.model.encoders.packages import UTTERANCE
 from learners.model.spec import Modality
 from sensors.readings import Reading
 
-NAME = "builtin:utterance"
+NAME = UTTERANCE
 MELS = 40
 HOP = 160
 QUIET = 1e-6

@@ -20,7 +20,8 @@ def written(tmp_path: Path, eval_file: str | None = None, **learner: bool) -> Pa
     body = {
         "agent": "robot",
         "state_dir": str(tmp_path / "state"),
-        "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "language"}},
+        "mqtt": {"url": "mqtt://127.0.0.1:1883"},
+        "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "language", "required": True}},
         "encoders": {"language": {"model": "bundled:minilm-l6"}},
         "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
         "tasks": {"intents": {"kind": "text-classification", "stream": "orders", "model": "bundled:minilm-l6"}},

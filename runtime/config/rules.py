@@ -1,0 +1,107 @@
+"""Finds rules of `gate.forbid` that can never hold or always hold: a typing error that would leave a machine unguarded.
+
+A comparison with a word that is no choice is named. Otherwise the rule is tried on every combination of choices and, of each
+continuous component, on its limits, its middle and the numbers of the rule and what lies next to them. For choices, and for
+comparisons of single components with numbers, this is a proof; other rules over continuous actuators are only tried.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
+from actuators.expressions import Expression, ExpressionError
+
+MOST = 20_000
+"""Combinations that are tried; a rule with more is accepted untried."""
+
+
+def check_words(text: str, actuators: Mapping[str, AnyActuator]) -> None:
+    """Refuse comparisons of a choice with a word that it never has.
+
+    Raises:
+        ExpressionError: with the word and the choices.
+    """
+    for node in ast.walk(ast.parse(text.strip(), mode="eval")):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        for name, word in [*itertools.pairwise(sides), *itertools.pairwise(reversed(sides))]:
+            actuator = actuators.get(name.id) if isinstance(name, ast.Name) else None
+            if not isinstance(actuator, ChoiceSettings) or not isinstance(word, ast.Constant):
+                continue
+            if word.value not in actuator.choices:
+                raise ExpressionError(
+                    f"position {word.col_offset + 1}: {ast.unparse(name)} is never {word.value!r}; "
+                    f"its choices are {list(actuator.choices)}"
+                )
+
+
+def check_rule(rule: Expression, actuators: Mapping[str, AnyActuator]) -> None:
+    """Refuse a rule that can never hold, always holds, or never has a value.
+
+    Raises:
+        ExpressionError: which of these, and what would be right.
+    """
+    check_words(rule.text, actuators)
+    values = _combinations(rule, actuators)
+    if values is None:
+        return
+    held, missed, failed = 0, 0, ""
+    for value in values:
+        try:
+            holds = bool(rule.evaluate(value))
+        except ExpressionError as error:
+            failed = str(error)
+        else:
+            held, missed = held + holds, missed + (not holds)
+    if not held and not missed:
+        raise ExpressionError(f"the rule never has a value ({failed}); compare words with == and numbers with <")
+    if not missed and not failed:
+        raise ExpressionError("the rule always holds, so nothing could move; write what must not happen")
+    if not held and _proved(rule, actuators):
+        raise ExpressionError("the rule can never hold within the choices and limits of its actuators; correct it")
+
+
+def _combinations(rule: Expression, actuators: Mapping[str, AnyActuator]) -> Iterator[dict[str, Any]] | None:
+    """Values of the rule's actuators; None where there are too many, or one is a text."""
+    numbers = [
+        float(node.value)
+        for node in ast.walk(ast.parse(rule.text.strip(), mode="eval"))
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+    ]
+    names = sorted(rule.names)
+    options = [_values(name, actuators[name], rule, numbers) for name in names]
+    if not all(options) or math.prod(map(len, options)) > MOST:
+        return None
+    return (dict(zip(names, value, strict=True)) for value in itertools.product(*options))
+
+
+def _values(name: str, actuator: AnyActuator, rule: Expression, numbers: Sequence[float]) -> list[Any]:
+    """Values of one actuator; none where there are too many, or it is a text."""
+    if isinstance(actuator, ChoiceSettings):
+        return list(actuator.choices)
+    if not isinstance(actuator, ContinuousSettings):
+        return []
+    used = {part for root, part in rule.parts if root == name}
+    limits = enumerate(zip(actuator.low, actuator.high, strict=True))
+    parts = [_points(low, high, numbers) if n in used else [low] for n, (low, high) in limits]
+    return list(itertools.product(*parts)) if math.prod(map(len, parts)) <= MOST else []
+
+
+def _points(low: float, high: float, numbers: Sequence[float]) -> list[float]:
+    """Where a comparison with one of the numbers can change, within the limits."""
+    near = {low, high, (low + high) / 2}
+    for number in {*numbers, *(-number for number in numbers)}:
+        near |= {number, math.nextafter(number, -math.inf), math.nextafter(number, math.inf)}
+    return sorted(point for point in near if low <= point <= high)
+
+
+def _proved(rule: Expression, actuators: Mapping[str, AnyActuator]) -> bool:
+    """Whether trying was a proof: only choices, or no arithmetic on continuous components."""
+    if all(isinstance(actuators[name], ChoiceSettings) for name in rule.names):
+        return True
+    arithmetic = (ast.BinOp, ast.Call)
+    return not any(isinstance(node, arithmetic) for node in ast.walk(ast.parse(rule.text.strip(), mode="eval")))

@@ -1,0 +1,146 @@
+"""What `check` accepts, `run` runs: settings with which no daemon could start are refused by both, with line, path and remedy."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from learners.files import exclusive_lock
+from runtime.cli.main import main
+
+GOOD = """\
+agent: lamp
+state_dir: {state}
+mqtt: {{url: "mqtt://127.0.0.1:1883"}}
+streams:
+  motion: {{kind: telemetry, source: "topic:hall", fields: [occupancy], max_age_s: 60, required: true}}
+  orders: {{kind: text, source: topic, encoder: language}}
+encoders: {{language: {{model: "bundled:minilm-l6"}}}}
+actuators:
+  lamp: {{kind: choice, choices: [OFF, ON], safe: OFF}}
+"""
+
+BROKEN = [
+    ("fields: [occupancy]", 'fields: ["/a~2b"]', 5, "streams.motion.fields", "JSON pointer"),
+    ("topic:hall", "zigbee2mqtt/hall", 5, "streams.motion.source", "topic:NAME"),
+    ("topic:hall", "topic:a/+/b", 5, "streams.motion", "without + or #"),
+    ("kind: text, source: topic", "kind: text, source: orders.txt", 6, "streams.orders.source", "file:PATH"),
+    ("kind: text, source: topic", "kind: plugin, plugin: nope", 6, "streams.orders.plugin", "nope"),
+    ("bundled:minilm-l6", "bundled:nope", 7, "encoders.language.model", "bundled are"),
+    ("bundled:minilm-l6", "builtin:nope", 7, "encoders.language.model", "built in are"),
+    ("bundled:minilm-l6", "/nowhere/model", 7, "encoders.language.model", "no such folder"),
+    ("bundled:minilm-l6", "bundled:efficientnet-lite0", 6, "streams.orders.encoder", "is a model of image"),
+    ('model: "bundled:minilm-l6"', 'model: "bundled:minilm-l6", plugin: nope', 7, "encoders.language.plugin", "nope"),
+    ("safe: OFF", "safe: OFF, payload: '{{\"state\": ${{value}}}}'", 9, "actuators.lamp.payload", "not JSON"),
+    ("safe: OFF", "safe: OFF, state_value: /a~2", 9, "actuators.lamp.state_value", "JSON pointer"),
+    ("", "policy: {{width: 100, heads: 3}}\n", 10, "policy", "multiple"),
+    ("", "policy: {{fusion: low-rank-bilinear}}\n", 10, "policy.fusion", "camera"),
+    ("", "policy: {{algorithm: bandit}}\n", 10, "policy.algorithm", "gamma: 0"),
+    ("", "rewards: [{{name: r, kind: plugin, plugin: nope}}]\n", 10, "rewards.0.plugin", "nope"),
+    ("", "learner: {{mirror_augmentation: [nope]}}\n", 10, "learner.mirror_augmentation", "lamp, motion"),
+    ("", "plant: {{environment: NoSuch-v0}}\n", 10, "plant.environment", "NoSuch"),
+    ("", "plant: {{environment: Blackjack-v1}}\n", 10, "plant.environment", "observation space"),
+    ("", "tasks: {{t: {{kind: text-classification, model: 'bundled:nope'}}}}\n", 10, "tasks.t.model", "bundled are"),
+    ("state_dir: {state}", "state_dir: /dev/null/x", 2, "state_dir", "is a file"),
+    ('1883"', '1883", ca: nowhere.pem', 3, "mqtt.ca", "nowhere.pem"),
+    ('1883"', '1883", ca: /etc/passwd', 3, "mqtt.ca", "PEM"),
+    ('1883"', '1883", key: /etc/passwd', 3, "mqtt.key", "add mqtt.cert"),
+    ('1883"', '1883", key: /etc/passwd, cert: /etc/passwd', 3, "mqtt.key", "unencrypted"),
+]  # fmt: skip
+
+
+def verb(*arguments: str | Path) -> Result:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    return done
+
+
+def written(tmp_path: Path, old: str = "", new: str = "") -> Path:
+    assert old in GOOD
+    file = tmp_path / "lamp.yaml"
+    file.write_text((GOOD.replace(old, new, 1) if old else GOOD + new).format(state=tmp_path / "state"))
+    return file
+
+
+@pytest.mark.parametrize(("old", "new", "line", "path", "word"), BROKEN)
+def test_check_and_run_refuse_what_no_daemon_could_start_with(
+    tmp_path: Path, old: str, new: str, line: int, path: str, word: str
+) -> None:
+    file = written(tmp_path, old, new)
+    for name in ("check", "run"):
+        done = verb(name, file)
+        assert done.exit_code == 2, done.output
+        said = next((each for each in done.stderr.splitlines() if f"{file}:{line}: {path}: " in each), None)
+        assert said is not None, done.stderr
+        assert word in said
+        assert "good" not in done.output
+    assert not (tmp_path / "state").exists(), "nothing was begun"
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho 2\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    assert verb("check", written(tmp_path, "", "device: cuda:1\n")).exit_code == 0
+    done = verb("check", written(tmp_path, "", "device: cuda:2\n"))
+    assert done.exit_code == 2
+    assert "device: cuda:2: torch finds 2 GPUs; write auto or cpu" in done.stderr
+
+
+def test_a_port_that_is_taken_is_a_warning_and_ends_run(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        file = written(tmp_path, "", f"metrics: {{{{listen: '127.0.0.1:{port}'}}}}\n")
+        wanted = f"{file}:10: metrics.listen: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        done = verb("check", file)
+        assert (done.exit_code, done.stderr.startswith(wanted)) == (0, True)
+        done = verb("run", file)
+        assert (done.exit_code, done.stderr.startswith(wanted)) == (2, True)
+        with exclusive_lock(tmp_path / "state"):  # this daemon runs and holds its ports itself
+            assert verb("check", file).stderr == ""
+    assert verb("check", file).stderr == ""
+
+
+def test_good_settings_are_good_and_torch_stays_away(tmp_path: Path) -> None:
+    import subprocess
+
+    code = f"import sys; from runtime.cli.main import main\ntry: main(['check', {str(written(tmp_path))!r}])\nexcept SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "0 False", done
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("actuator", "more", "words"),
+    [
+        (
+            "{kind: choice, choices: [a, b], safe: hold, topic: house/boiler/set}",
+            "",
+            ["`hold` sends nothing", "boiler"],
+        ),
+        ("{kind: continuous, low: [0], high: [1]}", "", ["no max_rate"]),
+        ("{kind: continuous, low: [0], high: [1], max_rate: [1], state_topic: x/leftMotor}", "", ["motor"]),
+        ("{kind: choice, choices: [a, b], safe: a, requires: []}", "", ["an empty list"]),
+        ("{kind: choice, choices: [a, b], safe: hold}", "", []),
+        ("{kind: choice, choices: [a, b], safe: a}", ", required: true", ["arms without a person"]),
+    ],
+)
+def test_dangerous_settings_are_warned_of_with_the_reason(
+    tmp_path: Path, actuator: str, more: str, words: list[str]
+) -> None:
+    file = tmp_path / "lamp.yaml"
+    text = GOOD.replace(
+        "{{kind: choice, choices: [OFF, ON], safe: OFF}}", actuator.replace("{", "{{").replace("}", "}}")
+    )
+    file.write_text(text.replace(more or "\0", "").format(state=tmp_path / "state"))
+    done = verb("check", file)
+    assert done.exit_code == 0
+    assert len(done.stderr.splitlines()) == bool(words)
+    assert all(word in done.stderr for word in words), done.stderr
