@@ -14,7 +14,7 @@ import canaries
 from aiohttp import ClientSession, web
 
 from runtime.dashboard.auth import Access
-from runtime.dashboard.commands import Commands
+from runtime.dashboard.commands import Commands, Unreachable
 from runtime.dashboard.server import Page
 from runtime.dashboard.sockets import Hub
 from runtime.dashboard.state import ViewState
@@ -28,14 +28,20 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[str] = []
         self.asked: list[tuple[str, object]] = []
+        self.refuses = False
 
     async def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
         self.sent.append(topic)
 
-    async def request(self, verb: str, data: dict[str, object]) -> dict[str, object]:
-        encode(data)  # as the real one does: what cannot be encoded fails here too
-        self.asked.append((verb, data))
-        return {"verb": verb}
+    async def request(self, parts: tuple[str, ...], body: dict[str, object], timeout_s: float) -> dict[str, object]:
+        encode(body)  # as the real one does: what cannot be encoded fails here too
+        if self.refuses:
+            raise Unreachable(f"{' '.join(parts)}: no gate took it: no response within {timeout_s:g} s")
+        if parts[0] == "request":
+            self.asked.append((parts[1], body))
+            return {"verb": parts[1]}
+        self.sent.append("/".join(("reflexd/demo", *parts)))
+        return {"sent": True, "rule": None}
 
 
 @dataclass

@@ -82,6 +82,8 @@ class FakeAgent:
 
     url: str
     rate_hz: float = 10.0
+    responds: bool = True
+    """Whether the gate responds to stops and overrides."""
     gives_orders: bool = True
     topics: Topics = field(default_factory=lambda: Topics(AGENT))
     tick: int = 0
@@ -150,13 +152,39 @@ class FakeAgent:
         elif kind == "in":
             self.order = body["text"]
         elif kind == "override":
-            self.override_value, self.override_until_s = body["value"], time.monotonic() + body["hold_s"]
-            if rest == "head":
-                self.command(rest, body["value"], "override")
+            self._respond(message, self._override(rest, body))
         elif kind == "stop":
             self._stop(engaged=body["engaged"])
+            self._respond(message, {"stopped": self.stopped, "armed": self.armed})
         elif kind == "request":
             self.link.reply(message, encode(self._answer(rest, body)), self.topics("response", rest))
+
+    def _respond(self, message: Message, data: dict[str, Any]) -> None:
+        if message.response_topic is not None and self.responds:
+            self.link.reply(message, encode({"status": "ok", "data": data}), self.topics("response", "other"))
+
+    def _override(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        data = {"actuator": name, "value": body["value"], "hold_s": body["hold_s"]}
+        if self.stopped or not self.armed:
+            rule, reason = ("stopped", "the software stop is engaged") if self.stopped else ("disarmed", "not armed")
+            return {**data, "sent": False, "rule": rule, "reason": reason}
+        self.override_value, self.override_until_s = body["value"], time.monotonic() + body["hold_s"]
+        self.command(name, body["value"], "override")
+        self._hold(name, body["value"], time.time() + body["hold_s"])
+        return {**data, "sent": True, "rule": None, "reason": ""}
+
+    def _hold(self, name: str, value: Any, until: float | None) -> None:
+        body = {"value": value, "until": until}
+        self.link.enqueue(self.topics("hold", name), encode(body), qos=1, retain=True)
+
+    def _end_override(self, name: str) -> dict[str, Any]:
+        self.override_until_s = 0.0
+        self._hold(name, None, None)
+        return {"actuator": name}
+
+    def _record(self, *, on: bool) -> dict[str, Any]:
+        self.event("recording_started" if on else "recording_ended", path="state/recordings/a.mcap")
+        return {"path": "state/recordings/a.mcap", "written": 12, "dropped": 0}
 
     def _stop(self, *, engaged: bool) -> None:
         self.stopped, self.armed = engaged, False
@@ -173,6 +201,8 @@ class FakeAgent:
             "arm": lambda: self._arm(on=True),
             "disarm": lambda: self._arm(on=False),
             "mode": lambda: self._mode(body["mode"]),
+            "end_override": lambda: self._end_override(body["actuator"]),
+            "record": lambda: self._record(on=body.get("on", True)),
             "promote": lambda: self._promote(body["version"]),
             "rollback": self._rollback,
             "checkpoints": self._checkpoints,

@@ -197,9 +197,9 @@ class DashboardSettings(Settings):
 
     listen: Listen = Field("127.0.0.1:8080")
     token: SecretStr | None = Field(
-        None, description="the operator's token; default: made at first start, in state_dir"
+        None, min_length=16, description="the operator's token; default: made at first start, in state_dir"
     )
-    viewer_token: SecretStr | None = Field(None, description="a token that may look and change nothing")
+    viewer_token: SecretStr | None = Field(None, min_length=16, description="a token that may look and change nothing")
     hosts: tuple[str, ...] = Field(
         (), description="further host names the page is reached by, for instance behind a proxy"
     )

@@ -6,11 +6,14 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
 
+from learners.files import write_atomically
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config, DashboardSettings
 from runtime.dashboard.auth import Access, token_file
@@ -28,24 +31,26 @@ from runtime.process.log import configure
 log = structlog.get_logger(__name__)
 
 LEAVE_S = 3.0
-"""How long connections may take to say goodbye."""
+"""For connections to close."""
+SESSIONS = "dashboard-sessions.json"
+STORE_S = 600.0
 
 
 def access(config: Config, settings: DashboardSettings) -> Access:
-    """The tokens, from the settings or from `state_dir/token`, which is made where it is missing.
+    """Return the tokens, from the settings or from `state_dir/token`, which is made where it is missing.
 
     Raises:
         OSError, ValueError: the token file cannot be used.
     """
     viewer = settings.viewer_token.get_secret_value() if settings.viewer_token else None
+    config.state_dir.mkdir(parents=True, exist_ok=True)
     if settings.token is not None:
         return Access(settings.token.get_secret_value(), viewer, time.monotonic)
-    config.state_dir.mkdir(parents=True, exist_ok=True)
     return Access(token_file(config.state_dir / "token"), viewer, time.monotonic)
 
 
 def hosts(settings: DashboardSettings) -> frozenset[str] | None:
-    """Host names under which the page answers: on loopback only loopback's own, so that no foreign name can be pointed here."""
+    """Return the host names under which the page answers: on loopback only loopback's own, against DNS rebinding."""
     host, _ = address(settings.listen)
     try:
         loopback = ip_address(host).is_loopback
@@ -63,10 +68,48 @@ async def run(config: Config, settings: DashboardSettings) -> None:
     hub = Hub(state)
     bridge = MqttBridge(Address.of(config.mqtt, "dashboard"), topics, state, lambda: hub.watched)
     hub.watch_changed = bridge.watch_changed.set
-    page = Page(config.agent, access(config, settings), hub, Commands(topics, bridge, state.answered), hosts(settings))
-    async with serve(page.application(), settings.listen) as port:
+    roles = access(config, settings)
+    page = Page(config.agent, roles, hub, Commands(topics, bridge, state.answered), hosts(settings))
+    async with sessions(roles, config.state_dir / SESSIONS), serve(page.application(), settings.listen) as port:
         log.info("dashboard.listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
         await bridge.run()
+
+
+@asynccontextmanager
+async def sessions(roles: Access, path: Path) -> AsyncIterator[None]:
+    """Restore the sessions of an earlier process, and store them while the context lasts and at its end."""
+    try:
+        roles.restore(await asyncio.to_thread(path.read_bytes), time.time())
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning(
+            "dashboard.sessions_unreadable", path=str(path), reason=str(error), effect="everybody signs in again"
+        )
+    storing = asyncio.create_task(_store(roles, path), name="sessions")
+    try:
+        yield
+    finally:
+        storing.cancel()
+        await asyncio.wait([storing])
+        _write(path, roles.dump(time.time()))
+
+
+async def _store(roles: Access, path: Path) -> None:
+    """Store the sessions soon after a change, and now and then because their ends move."""
+    stored_s = time.monotonic()
+    while True:
+        await asyncio.sleep(1.0)
+        if roles.changed or time.monotonic() - stored_s > STORE_S:
+            stored_s = time.monotonic()
+            await asyncio.to_thread(_write, path, roles.dump(time.time()))
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, content, mode=0o600)
+    except OSError as error:
+        log.warning("dashboard.sessions_not_stored", path=str(path), reason=str(error))
 
 
 async def until_signal(config: Config, settings: DashboardSettings) -> None:
@@ -102,7 +145,7 @@ def main(arguments: list[str]) -> int:
     try:
         asyncio.run(until_signal(config, config.dashboard))
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"dashboard: {error}; change dashboard.listen or state_dir\n")
+        sys.stderr.write(f"dashboard: {error}; change dashboard.listen, dashboard.token or state_dir\n")
         return 1
     return 0
 

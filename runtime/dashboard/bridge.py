@@ -15,12 +15,16 @@ from typing import Any
 from runtime.dashboard.commands import Unreachable
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Connection, Message, MqttLost
+from runtime.mqtt.models import wild
 from runtime.mqtt.topics import Refused, Topics, encode, parse
 
 WATCH_S = 2.0
-ANSWER_S = 10.0
+MAX_EXTRA = 256
+"""Topics beyond the agent's own that `info` may name."""
+GATED = frozenset({"stop", "override", "arm", "disarm", "mode", "end_override", "reload"})
+"""What the gate responds to; the agent responds to all other requests."""
 MAX_PACKET = 8_388_608
-RETAINED = ("status", "info", "act/+/state")
+RETAINED = ("status", "info", "act/+/state", "hold/+")
 LIVE = ("health", "decision", "event", "reward", "proposal/+", "task/+", "act/+/set")
 
 
@@ -68,7 +72,7 @@ class MqttBridge:
         self.state.take(message.topic, message.payload)
         if message.topic.endswith("/info"):
             for topic in self._always():
-                if topic not in self._extra:
+                if topic not in self._extra and len(self._extra) < MAX_EXTRA:
                     self._extra.add(topic)
                     self.control.subscribe(topic, self._take, retained="send" if topic.endswith("state") else "ignore")
 
@@ -77,13 +81,15 @@ class MqttBridge:
         streams = self.state.stream_views.streams
         texts = [self._raw(name) for name, about in streams.items() if about["kind"] == "text"]
         heavy = {self._raw(name) for name in streams}
-        return [t for t in (*texts, *(f for f in self.state.foreign_topics() if f not in heavy)) if t]
+        foreign = (topic for topic in self.state.foreign_topics() if topic not in heavy)
+        return [topic for topic in (*texts, *foreign) if topic]
 
     def _raw(self, stream: str) -> str:
-        """The topic a stream comes from, or empty when it is none."""
+        """Return the topic that a stream comes from, or an empty string where it comes from none."""
         source = str(self.state.stream_views.streams.get(stream, {}).get("source", ""))
         if source.startswith("topic:"):
-            return source.removeprefix("topic:")
+            topic = source.removeprefix("topic:")
+            return "" if wild(topic) or topic.startswith("$") else topic
         return self.topics("in", stream) if source == "topic" else ""
 
     async def _watching(self) -> None:
@@ -130,25 +136,28 @@ class MqttBridge:
         except MqttLost as lost:
             raise Unreachable(f"not sent: {lost}") from None
 
-    async def request(self, verb: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Ask the agent; its `data`.
+    async def request(self, parts: tuple[str, ...], body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Publish on the topic below the agent's own that `parts` name; return the `data` of the response.
 
         Raises:
-            Unreachable: no broker, no answer, or the agent's own reason why not.
+            Unreachable: no broker, no response, or the reason for a refusal.
         """
+        what = " ".join(parts)
         reply_to = self.topics("response", "page", self.instance)
         try:
             answer = await self.control.request(
-                self.topics("request", verb), encode(data), reply_to=reply_to, timeout_s=ANSWER_S
+                self.topics(*parts), encode(body), reply_to=reply_to, timeout_s=timeout_s
             )
-            body = parse(answer.payload, 1_048_576)
+            response = parse(answer.payload, 1_048_576)
         except MqttLost as lost:
-            raise Unreachable(f"not sent: {lost}") from None
+            raise Unreachable(f"{what}: not sent: {lost}") from None
         except TimeoutError:
-            raise Unreachable(f"no response to `{verb}` within {ANSWER_S:.0f} s") from None
+            taker = "no gate took it" if parts[0] in GATED or parts[-1] in GATED else "no agent took it"
+            raise Unreachable(f"{what}: {taker}: no response within {timeout_s:g} s") from None
         except Refused as refusal:
-            raise Unreachable(f"the response is malformed: {refusal}") from None
-        if not isinstance(body, dict) or body.get("status") != "ok":
-            raise Unreachable(str(body.get("error", "refused") if isinstance(body, dict) else "refused"))
-        found = body.get("data")
+            raise Unreachable(f"{what}: the response is malformed: {refusal}") from None
+        if not isinstance(response, dict) or response.get("status") != "ok":
+            error = response.get("error") if isinstance(response, dict) else None
+            raise Unreachable(f"{what}: refused: {error or 'without a reason'}")
+        found = response.get("data")
         return found if isinstance(found, dict) else {"value": found}

@@ -6,7 +6,7 @@ of a command, and its response comes back over MQTT.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -18,6 +18,9 @@ from runtime.mqtt.topics import Topics, encode
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 READING_VERBS = frozenset({"explain", "checkpoints"})
 SOURCE = "dashboard"
+ANSWER_S = 10.0
+GATE_S = 1.5
+"""The gate responds within milliseconds; where it does not, a person must know at once."""
 
 
 class ClientCommand(BaseModel):
@@ -82,7 +85,17 @@ class RequestCommand(ClientCommand):
 
     do: Literal["request"]
     verb: Literal[
-        "arm", "disarm", "mode", "promote", "rollback", "explain", "checkpoints", "reload", "record", "finetune"
+        "arm",
+        "disarm",
+        "mode",
+        "end_override",
+        "promote",
+        "rollback",
+        "explain",
+        "checkpoints",
+        "reload",
+        "record",
+        "finetune",
     ]
     data: dict[str, Any] = Field(default_factory=dict, max_length=16)
 
@@ -104,8 +117,8 @@ class Wire(Protocol):
             Unreachable: there is no broker now.
         """
 
-    async def request(self, verb: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Ask the agent and hear its answer.
+    async def request(self, parts: tuple[str, ...], body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Publish on the topic below the agent's own that `parts` name; return the `data` of the response.
 
         Raises:
             Unreachable: there is no broker, or no response in time.
@@ -137,7 +150,9 @@ class Commands:
     """Called with the id of a question that has been answered."""
 
     async def execute(self, role: Role, command: AnyCommand) -> dict[str, Any]:
-        """Publish a command; return the response's data, empty for a message without a response.
+        """Publish a command; return the response's data, empty for a message that nothing responds to.
+
+        The gate responds to a stop and to an override: with `sent` false and a `rule` where it refused.
 
         Raises:
             Forbidden: the viewer's role does not allow it.
@@ -145,44 +160,35 @@ class Commands:
         """
         if not allowed(role, command):
             raise Forbidden("a viewer may look only; sign in with the operator's token to do this")
-        if isinstance(command, RequestCommand):
-            return await self.wire.request(command.verb, command.data)
-        if not isinstance(command, SubscribePreviews):
-            await self._send(command)
-        return {}
-
-    def _send(
-        self, command: StopCommand | OverrideCommand | RewardCommand | LabelCommand | TextCommand
-    ) -> Awaitable[None]:
         match command:
+            case RequestCommand():
+                return await self.wire.request(("request", command.verb), command.data, ANSWER_S)
             case StopCommand():
-                return self._publish(("stop",), {"engaged": command.engaged})
+                return await self.wire.request(("stop",), {"engaged": command.engaged}, GATE_S)
             case OverrideCommand():
                 body = {"value": command.value, "hold_s": command.hold_s, "source": SOURCE}
-                return self._publish(("override", command.actuator), body)
+                return await self.wire.request(("override", command.actuator), body, GATE_S)
             case RewardCommand():
-                return self._publish(("reward",), _given(value=command.value, decision=command.decision, source=SOURCE))
+                await self._publish("reward", value=command.value, decision=command.decision, source=SOURCE)
             case LabelCommand():
+                await self._publish("label", **_label(command))
                 if command.question is not None:
                     self.answered(command.question)
-                return self._publish(("label",), _label(command))
             case TextCommand():
-                return self._publish(("in", command.stream), {"text": command.text})
+                await self._publish("in", command.stream, text=command.text)
+        return {}
 
-    def _publish(self, parts: tuple[str, ...], body: dict[str, Any]) -> Awaitable[None]:
-        return self.wire.publish(self.topics(*parts), encode(body), 1)
+    async def _publish(self, *parts: str, **body: Any) -> None:
+        given = {key: value for key, value in body.items() if value is not None}
+        await self.wire.publish(self.topics(*parts), encode(given), 1)
 
 
 def _label(command: LabelCommand) -> dict[str, Any]:
-    return _given(
-        task=command.task,
-        label=command.label,
-        text=command.text,
-        decision=command.decision,
-        id=command.question,
-        source=SOURCE,
-    )
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    return {
+        "task": command.task,
+        "label": command.label,
+        "text": command.text,
+        "decision": command.decision,
+        "id": command.question,
+        "source": SOURCE,
+    }

@@ -1,13 +1,15 @@
-"""Curves of bounded size over an unbounded time: means of equal spans, merged in pairs when there are too many.
+"""Time series of bounded size over an unbounded time: means of equal spans, merged in pairs when there are too many.
 
-A curve shows the whole session at whatever resolution fits; it forgets single values on purpose.
+A series shows the whole session at whatever resolution fits. It loses single values on purpose.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 MAX_POINTS = 240
+Change = Literal["none", "appended", "merged"]
 
 
 @dataclass(slots=True)
@@ -21,25 +23,26 @@ class TimeSeries:
     _sum: float = 0.0
     _count: int = 0
 
-    def add(self, stamp_s: float, value: float) -> bool:
-        """Take one value; True when that finished a point."""
-        finished = False
-        if self._count and stamp_s >= self._start_s + self.span_s:
-            self._finish()
-            finished = True
+    def add(self, stamp_s: float, value: float) -> Change:
+        """Add one value; return whether that appended a point, or merged all of them as well."""
+        change: Change = "none"
+        if self._count and not self._start_s <= stamp_s < self._start_s + self.span_s:
+            change = self._finish()
         if not self._count:
             self._start_s = stamp_s
         self._sum += value
         self._count += 1
-        return finished
+        return change
 
-    def _finish(self) -> None:
+    def _finish(self) -> Change:
         self.points.append((round(self._start_s + self.span_s / 2, 2), float(f"{self._sum / self._count:.6g}")))
         self._sum, self._count = 0.0, 0
-        if len(self.points) >= MAX_POINTS:
-            pairs = zip(self.points[::2], self.points[1::2], strict=True)
-            self.points = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairs]
-            self.span_s *= 2
+        if len(self.points) < MAX_POINTS:
+            return "appended"
+        pairs = zip(self.points[::2], self.points[1::2], strict=True)
+        self.points = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairs]
+        self.span_s *= 2
+        return "merged"
 
 
 @dataclass(slots=True)
@@ -51,7 +54,7 @@ class Returns:
     episodic: bool = False
 
     def add(self, stamp_s: float, value: float, *, done: bool) -> float | None:
-        """Take one reward; the return when an episode or a minute is over."""
+        """Add one reward; return the sum when an episode or a minute is over."""
         if self._since_s is None:
             self._since_s = stamp_s
         self._sum += value

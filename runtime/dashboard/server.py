@@ -18,15 +18,19 @@ from pydantic import ValidationError
 
 from runtime.dashboard.auth import Access, RateLimited, Role
 from runtime.dashboard.commands import COMMANDS, AnyCommand, Commands, Forbidden, SubscribePreviews, Unreachable
-from runtime.dashboard.sockets import MAX_CLIENTS, Client, Hub
+from runtime.dashboard.sockets import Client, Hub
 from runtime.mqtt.topics import Refused, parse
-from runtime.process.http_server import SHIELD, put_headers
+from runtime.process.http_server import SHIELD, network, protect, put_headers
 
 HEADERS = SHIELD | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
 MAX_COMMAND = 65_536
+FORM_S = 10.0
+"""For a login form to arrive."""
+COOKIE_S = 30 * 24 * 3600
+"""A browser keeps its cookie so long, also through a restart of its own; the session ends earlier when it is not used."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -80,7 +84,7 @@ class Page:
         _check_origin(request, required=False)
         token = await _token(request)
         try:
-            found = self.access.login(token, request.remote or "")
+            found = self.access.login(token, network(request.remote))
         except RateLimited as limit:
             return web.json_response(
                 {"error": str(limit)}, status=429, headers={"Retry-After": f"{limit.retry_s + 1:.0f}"}
@@ -89,7 +93,13 @@ class Page:
             return web.json_response({"error": "that is not the token"}, status=401)
         response = web.json_response({"role": found[1]})
         response.set_cookie(
-            self.cookie, found[0], httponly=True, samesite="Strict", path="/", secure=request.scheme == "https"
+            self.cookie,
+            found[0],
+            max_age=COOKIE_S,
+            httponly=True,
+            samesite="Strict",
+            path="/",
+            secure=request.scheme == "https",
         )
         return response
 
@@ -109,13 +119,18 @@ class Page:
         if role is None:
             raise web.HTTPUnauthorized(text="sign in first")
         _check_origin(request, required=True)
-        if len(self.hub.clients) >= MAX_CLIENTS:
-            raise web.HTTPServiceUnavailable(text=f"{MAX_CLIENTS} browsers are connected already")
-        ws = web.WebSocketResponse(heartbeat=10.0, max_msg_size=MAX_COMMAND, compress=False)
+        ws = web.WebSocketResponse(heartbeat=10.0, max_msg_size=MAX_COMMAND, compress=True)
         if not ws.can_prepare(request).ok:
             raise web.HTTPUpgradeRequired(text="this is a web socket")
+        address = network(request.remote)
+        refusal = self.hub.refusal(role, address)
+        if refusal is not None:
+            raise web.HTTPServiceUnavailable(text=refusal)
+        protect(request)
         await ws.prepare(request)
-        client = Client(ws, role, welcome=lambda: self.role(request) == role)
+        client = Client(
+            ws, role, address, asyncio.get_running_loop().time(), welcome=lambda: self.role(request) == role
+        )
         client.replies.append({"role": role, "agent": self.agent})
         sender = asyncio.create_task(self.hub.serve(client), name=f"browser {id(client)}")
         sender.add_done_callback(lambda _: _cut(request))
@@ -193,9 +208,12 @@ async def _token(request: web.Request) -> str:
     if (request.charset or "utf-8").lower() != "utf-8":  # some codecs give half characters, which no token has
         raise web.HTTPUnsupportedMediaType(text="send the token in UTF-8")
     try:
-        form = await request.post()
+        async with asyncio.timeout(FORM_S):
+            form = await request.post()
     except (ValueError, LookupError):
         raise web.HTTPBadRequest(text="not a form") from None
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the form did not arrive in time") from None
     token = form.get("token")
     if not isinstance(token, str) or not token:
         raise web.HTTPBadRequest(text="send the token as `token`")

@@ -1,7 +1,7 @@
-"""Browsers on web sockets: each is sent what it has not seen yet, newest only, and dropped when it does not read.
+"""Browsers on web sockets: each is sent what changed since its last message, and dropped when it does not read.
 
-Sections and pictures are latest-wins, so a slow browser costs a bounded amount of memory: one message in flight. It knows
-nothing of roles beyond passing them on.
+Values and pictures are latest-wins, so a slow browser costs a bounded amount of memory: one message in flight. Viewers can
+never keep an operator out: their number is limited, in all and by address, and a further operator replaces the oldest one.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ import orjson
 from aiohttp import web
 
 from runtime.dashboard.auth import Role
+from runtime.dashboard.sections import Seen
 from runtime.dashboard.state import ViewState
 
-MAX_CLIENTS = 32
+MAX_VIEWERS = 24
+VIEWERS_PER_ADDRESS = 8
+MAX_OPERATORS = 16
 PERIOD_S = 0.2
 BEAT_S = 0.8
-"""A browser that hears nothing for 2 s says that it has lost the page's server."""
+"""A browser that receives nothing for 2 s shows that it has lost the page's server."""
 PATIENCE_S = 5.0
 """A message that cannot be handed to the browser's socket within this drops the browser."""
 COMMANDS_PER_S = 20.0
+REPLACED = 4_001
+"""The close code for a browser that must not reconnect: two that replace each other would do so for ever."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,12 +39,20 @@ class Client:
 
     ws: web.WebSocketResponse
     role: Role
+    address: str = ""
+    since_s: float = 0.0
+    """Monotonic seconds of its connection."""
     welcome: Callable[[], bool] = lambda: True
-    """Whether its session is still good: who signed out is sent nothing more."""
+    """Whether its session is still good: a browser that signed out is sent nothing more."""
+    replaced: bool = False
+    """A newer operator has taken its place."""
     watching: frozenset[str] = frozenset()
-    seen: dict[str, int] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
     seen_pictures: dict[str, int] = field(default_factory=dict)
     replies: list[dict[str, Any]] = field(default_factory=list)
+    sent_bytes: int = 0
+    """Before compression."""
+    _sent_s: float = -math.inf
     _credit: float = COMMANDS_PER_S
     _credit_s: float = -math.inf
 
@@ -52,10 +65,35 @@ class Client:
         self._credit -= 1.0
         return True
 
+    def shows(self, section: str, entry: str) -> bool:
+        """Return whether the browser shows an entry of a table: of streams only those in its view."""
+        return section != "streams" or entry in self.watching
+
+    async def send_news(self, state: ViewState, now_s: float) -> None:
+        """Send what changed, and pictures in view; a message without news every `BEAT_S`."""
+        news = state.sections.news(self.seen, self.shows)
+        if not news and not self.replies and now_s - self._sent_s < BEAT_S:
+            await self._send_pictures(state)
+            return
+        self._sent_s = now_s
+        replies, self.replies = self.replies, []
+        head = b'{"now":%.3f,"replies":%s' % (time.time(), orjson.dumps(replies))
+        body = head + (b"," + news if news else b"") + b"}"
+        self.sent_bytes += len(body)
+        await self.ws.send_str(body.decode())
+        await self._send_pictures(state)
+
+    async def _send_pictures(self, state: ViewState) -> None:
+        views = state.stream_views
+        for stream in self.watching & views.pictures.keys():
+            if self.seen_pictures.get(stream) != views.picture_counts[stream]:
+                self.seen_pictures[stream] = views.picture_counts[stream]
+                await self.ws.send_bytes(bytes([len(stream)]) + stream.encode() + views.pictures[stream])
+
 
 @dataclass(slots=True)
 class Hub:
-    """Everyone who is looking."""
+    """Every browser."""
 
     state: ViewState
     clients: set[Client] = field(default_factory=set)
@@ -66,41 +104,46 @@ class Hub:
 
     @property
     def watched(self) -> list[str]:
-        """Every stream that someone looks at."""
+        """Every stream that a browser shows."""
         return sorted(frozenset().union(*(client.watching for client in self.clients)))
 
+    def refusal(self, role: Role, address: str) -> str | None:
+        """Return why there is no room for one more browser, or None; for an operator there always is."""
+        if role == "operator":
+            operators = [client for client in self.clients if client.role == "operator" and not client.replaced]
+            if len(operators) >= MAX_OPERATORS:
+                min(operators, key=lambda client: client.since_s).replaced = True
+            return None
+        viewers = [client for client in self.clients if client.role == "viewer"]
+        if len(viewers) >= MAX_VIEWERS:
+            return f"{MAX_VIEWERS} viewers are connected already"
+        if sum(viewer.address == address for viewer in viewers) >= VIEWERS_PER_ADDRESS:
+            return f"{VIEWERS_PER_ADDRESS} viewers from this address are connected already"
+        return None
+
     def watch(self, client: Client, streams: list[str]) -> None:
-        """Remember what a browser looks at."""
+        """Note which streams a browser shows."""
         client.watching = frozenset(streams)
         self.watch_changed()
 
     async def serve(self, client: Client) -> None:
-        """Send until the browser goes, or is dropped because it does not read."""
+        """Send until the browser disconnects, or is dropped because it does not read."""
         self.clients.add(client)
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(None) as limit:
-                while not client.ws.closed and client.welcome():
-                    limit.reschedule(asyncio.get_running_loop().time() + self.patience_s)
-                    await self._send_news(client)
+                while not client.ws.closed and not client.replaced and client.welcome():
+                    limit.reschedule(loop.time() + self.patience_s)
+                    await client.send_news(self.state, loop.time())
                     limit.reschedule(None)
                     await asyncio.sleep(PERIOD_S)
+                if client.replaced:
+                    limit.reschedule(loop.time() + self.patience_s)
+                    await client.ws.close(code=REPLACED, message=b"another operator has taken this place")
         except TimeoutError:
             self.dropped += 1
         except ConnectionError:
-            pass  # the browser went between two messages
+            pass  # the browser disconnected between two messages
         finally:
             self.clients.discard(client)
             self.watch_changed()
-
-    async def _send_news(self, client: Client) -> None:
-        news = [(name, version) for name, version in self.state.versions.items() if client.seen.get(name) != version]
-        parts = [b'"%s":%s' % (name.encode(), self.state.encoded(name)) for name, _ in news]
-        client.seen.update(news)
-        replies, client.replies = client.replies, []
-        body = b'{"now":%.3f,"replies":%s,"sections":{%s}}' % (time.time(), orjson.dumps(replies), b",".join(parts))
-        await client.ws.send_str(body.decode())
-        views = self.state.stream_views
-        for stream in client.watching & views.pictures.keys():
-            if client.seen_pictures.get(stream) != views.picture_counts[stream]:
-                client.seen_pictures[stream] = views.picture_counts[stream]
-                await client.ws.send_bytes(bytes([len(stream)]) + stream.encode() + views.pictures[stream])

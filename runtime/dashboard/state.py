@@ -1,67 +1,74 @@
 """What the page shows: the newest message of each of the agent's topics, in bounded memory.
 
-Fed with raw MQTT messages, read as named sections that change independently, so that a browser is sent only what is new.
-It knows neither MQTT nor HTTP, asks nothing and steers nothing. Payloads are untrusted: what is not of the expected shape
-is counted and left out.
+Fed with raw MQTT messages; read as sections, of which a browser is sent only what changed. It knows neither MQTT nor HTTP and
+publishes nothing. Payloads are untrusted: a message that is not of the expected shape is counted and left out.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-import orjson
+from pydantic import BaseModel, ValidationError
 
-from runtime.dashboard.series import Returns, TimeSeries
+from runtime.dashboard.sections import Sections
+from runtime.dashboard.series import MAX_POINTS, Returns, TimeSeries
 from runtime.dashboard.streams import StreamViews
-from runtime.mqtt.topics import Refused, Topics, parse
+from runtime.mqtt.models import wild
+from runtime.mqtt.published import (
+    MAX_ENTRIES,
+    DecisionMessage,
+    EventMessage,
+    HealthMessage,
+    HoldMessage,
+    Info,
+    ProposalMessage,
+    State,
+)
+from runtime.mqtt.topics import Refused, Reward, Topics, parse
 
-DECISIONS = 50
 EVENTS = 100
 QUESTIONS = 20
 MAX_JSON = 262_144
+MAX_CAUSES = 64
+"""Causes of refused messages that are counted one by one."""
+DECISION_EVERY_S = 0.2
+"""The browsers get at most five decisions a second."""
+FAST_SERIES = frozenset({"latency", "value", "reward"})
+"""Series with a value each tick: their points are means of 2 s at first; those of other series of 0.5 s."""
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(slots=True)
 class ViewState:
-    """Sections by name, each with a version that grows when it changes."""
+    """Sections by name."""
 
     topics: Topics
     wall: Callable[[], float] = time.time
-    versions: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    sections: dict[str, Any] = field(default_factory=dict)
+    """Malformed messages by topic and cause."""
+    sections: Sections = field(default_factory=Sections)
     stream_views: StreamViews = field(default_factory=StreamViews)
     _foreign: dict[str, tuple[str, str]] = field(default_factory=dict)
-    _decisions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=DECISIONS))
-    _events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS))
     _questions: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
     _series: dict[str, TimeSeries] = field(default_factory=dict)
     _returns: Returns = field(default_factory=Returns)
-    _encoded: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    _decision_s: float = -math.inf
 
     def set(self, section: str, value: Any) -> None:
         """Replace a section."""
-        self.sections[section] = value
-        self.versions[section] += 1
-
-    def encoded(self, section: str) -> bytes:
-        """A section as JSON, made once for each version however many browsers ask."""
-        version, data = self._encoded.get(section, (-1, b""))
-        if version != self.versions[section]:
-            data = orjson.dumps(self.sections[section], option=orjson.OPT_NON_STR_KEYS)
-            self._encoded[section] = (self.versions[section], data)
-        return data
+        self.sections.set(section, value)
 
     def foreign_topics(self) -> list[str]:
-        """Topics outside the agent's own that belong to its actuators and streams."""
+        """Return topics outside the agent's own that belong to its actuators and streams."""
         return sorted(self._foreign)
 
     def take(self, topic: str, payload: bytes) -> None:
-        """One message from the broker."""
+        """Take one message from the broker. Whatever it is, nothing is raised: what cannot be used is counted."""
         if topic in self._foreign:
             what, name = self._foreign[topic]
             parts = ["in", name] if what == "in" else ["act", name, what]
@@ -69,73 +76,88 @@ class ViewState:
             parts = topic.removeprefix(self.topics.base + "/").split("/")
         try:
             self._route(parts, payload)
-        except (Refused, KeyError, TypeError, ValueError, AttributeError) as error:
-            self.refused[f"{parts[0]}: {type(error).__name__}"] += 1
+        except (Refused, ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
+            cause = f"{parts[0][:64]}: {type(error).__name__}"
+            self.refused[cause if cause in self.refused or len(self.refused) < MAX_CAUSES else "others"] += 1
+            self.set("refused", dict(self.refused))
 
-    def _route(self, parts: list[str], payload: bytes) -> None:
+    def _route(self, parts: list[str], payload: bytes) -> None:  # noqa: C901, PLR0912 - one case a topic
         match parts:
             case ["in" | "preview" as kind, stream]:
                 if self.stream_views.take(kind, stream, payload, self.wall()):
-                    self.set("streams", self.stream_views.contents)
+                    self.sections.put("streams", stream, self.stream_views.contents[stream])
             case ["act", name, "set" | "state" as what]:
                 self._actuator(name, what, payload)
             case ["proposal", name]:
-                self._entry("proposals", name, _object(payload))
+                self._entry("proposals", name, _model(ProposalMessage, payload))
+            case ["hold", name]:
+                self._entry("holds", name, _model(HoldMessage, payload))
             case ["task", name]:
                 self._entry("tasks", name, _object(payload))
-            case [("status" | "info" | "health" | "decision" | "event" | "reward") as kind]:
-                getattr(self, f"_{kind}")(_object(payload))
+            case ["status"]:
+                self.set("status", {**_model(State, payload), "at": self.wall()})
+            case ["info"]:
+                self._info(Info.model_validate(parse(payload, MAX_JSON)))
+            case ["health"]:
+                self._health(_model(HealthMessage, payload))
+            case ["decision"]:
+                self._decision(_model(DecisionMessage, payload))
+            case ["event"]:
+                self._event(_model(EventMessage, payload))
+            case ["reward"]:
+                reward = Reward.model_validate(parse(payload))
+                self._reward(reward.value, done=reward.done)
             case _:
-                self.refused["unknown topic"] += 1
+                raise KeyError("unknown topic")
 
     def _entry(self, section: str, name: str, value: dict[str, Any]) -> None:
-        known = self.sections.setdefault(section, {})
-        if name in known or len(known) < 64:
-            known[name] = {**value, "at": self.wall()}
-            self.versions[section] += 1
+        known = self.sections.tables.get(section, {})
+        if name in known or len(known) < MAX_ENTRIES:
+            self.sections.put(section, name, {**value, "at": self.wall()})
 
-    def _status(self, value: dict[str, Any]) -> None:
-        self.set("status", {**value, "at": self.wall()})
-
-    def _info(self, value: dict[str, Any]) -> None:
-        streams, actuators = dict(value.get("streams", {})), dict(value.get("actuators", {}))
-        self._foreign = {}
-        for name, stream in streams.items():
-            source = str(stream.get("source", ""))
-            if source.startswith("topic:"):
-                self._foreign[source.removeprefix("topic:")] = ("in", name)
-        for name, actuator in actuators.items():
-            for key, what in (("topic", "set"), ("state_topic", "state")):
-                if actuator.get(key):
-                    self._foreign[str(actuator[key])] = (what, name)
-        self.stream_views.streams = streams
-        self.set("info", value)
+    def _info(self, info: Info) -> None:
+        foreign: dict[str, tuple[str, str]] = {}
+        for name, stream in info.streams.items():
+            if stream.source.startswith("topic:"):
+                foreign[stream.source.removeprefix("topic:")] = ("in", name)
+        for name, actuator in info.actuators.items():
+            for topic, what in ((actuator.topic, "set"), (actuator.state_topic, "state")):
+                if topic:
+                    foreign[topic] = (what, name)
+        self._foreign = {topic: use for topic, use in foreign.items() if topic and not wild(topic) and topic[0] != "$"}
+        self.stream_views.streams = {name: stream.model_dump() for name, stream in info.streams.items()}
+        self.set("info", info.model_dump())
 
     def _health(self, value: dict[str, Any]) -> None:
         self.set("health", {**value, "at": self.wall()})
-        learner = value.get("learner") or {}
+        learner = value["learner"]
         loss = learner.get("loss")
         self.add_point("loss", sum(loss.values()) if isinstance(loss, dict) else loss)
         self.add_point("q", learner.get("q"))
         self.add_point("reward_mean", learner.get("reward_mean"))
 
     def _decision(self, value: dict[str, Any]) -> None:
-        if not isinstance(value["id"], str):
-            raise TypeError("id")
-        self._decisions.append(value)
-        self.set("decisions", list(self._decisions))
-        self.add_point("latency", value.get("latency_ms"))
-        self.add_point("value", value.get("value"))
+        self.add_point("latency", value["latency_ms"])
+        self.add_point("value", value["value"])
+        reward = value.get("reward")
+        if isinstance(reward, int | float) and not isinstance(reward, bool):
+            self._reward(float(reward), done=False)
+        now_s = self.wall()
+        if now_s - self._decision_s >= DECISION_EVERY_S or now_s < self._decision_s:
+            self._decision_s = now_s
+            self.set("decision", value)
 
     def _event(self, value: dict[str, Any]) -> None:
-        kind, data = str(value["type"]), value.get("data") or {}
-        self._events.append({**value, "type": kind, "at": self.wall()})
-        self.set("events", list(self._events))
-        if kind == "label_requested":
-            self.ask(data)
+        self.sections.append("events", {**value, "at": self.wall()}, EVENTS)
+        if value["type"] == "label_requested":
+            self.ask(value["data"])
 
     def ask(self, question: dict[str, Any]) -> None:
-        """Keep a question the agent asked until it is answered or pushed out by newer ones."""
+        """Store a query of the agent until it is answered or newer ones push it out.
+
+        Raises:
+            KeyError: it names neither itself nor a decision.
+        """
         name = str(question.get("id") or question["decision"])
         self._questions[name] = {**question, "id": name, "at": self.wall()}
         while len(self._questions) > QUESTIONS:
@@ -143,38 +165,40 @@ class ViewState:
         self.set("questions", list(self._questions.values()))
 
     def answered(self, name: str) -> None:
-        """Forget a question."""
+        """Remove a query."""
         if self._questions.pop(name, None) is not None:
             self.set("questions", list(self._questions.values()))
 
-    def _reward(self, value: dict[str, Any]) -> None:
-        reward = float(value["value"])
+    def _reward(self, reward: float, *, done: bool) -> None:
         self.add_point("reward", reward)
-        total = self._returns.add(self.wall(), reward, done=bool(value.get("done")))
+        total = self._returns.add(self.wall(), reward, done=done)
         if total is not None:
             self.add_point("return", total)
 
     def add_point(self, name: str, value: object) -> None:
-        """Add a value to a curve; anything but a number is left out."""
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        """Add a value to a series; anything but a finite number is left out."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             return
-        series = self._series.setdefault(
-            name, TimeSeries(span_s=2.0 if name in {"latency", "value", "reward"} else 0.5)
-        )
-        if series.add(self.wall(), float(value)):
-            self.set(f"series/{name}", series.points)
+        series = self._series.setdefault(name, TimeSeries(span_s=2.0 if name in FAST_SERIES else 0.5))
+        match series.add(self.wall(), float(value)):
+            case "appended":
+                self.sections.append(f"series/{name}", series.points[-1], MAX_POINTS)
+            case "merged":
+                self.sections.replace(f"series/{name}", series.points, MAX_POINTS)
 
     def _actuator(self, name: str, what: str, payload: bytes) -> None:
         value = _object(payload, plain=True)
-        known = self.sections.setdefault("actuators", {})
-        if name not in known and len(known) >= 64:
-            return
-        known.setdefault(name, {})[what] = {**value, "at": self.wall()}
-        self.versions["actuators"] += 1
+        known = self.sections.tables.get("actuators", {})
+        if name in known or len(known) < MAX_ENTRIES:
+            self.sections.put("actuators", name, {**known.get(name, {}), what: {**value, "at": self.wall()}})
+
+
+def _model(model: type[M], payload: bytes) -> dict[str, Any]:
+    return model.model_validate(parse(payload, MAX_JSON)).model_dump()
 
 
 def _object(payload: bytes, *, plain: bool = False) -> dict[str, Any]:
-    """A JSON object; with `plain` also anything else a foreign device says, as `value`."""
+    """A JSON object; with `plain` also anything else that a foreign device publishes, as `value`."""
     try:
         value = parse(payload, MAX_JSON)
     except Refused:

@@ -1,17 +1,19 @@
 // Puts the parts together: each part is mounted once and then rendered with the names of the changed sections.
 import * as actuators from "./actuators.js";
 import * as events from "./events.js";
-import * as summary from "./summary.js";
+import * as explanation from "./explanation.js";
+import * as feedback from "./feedback.js";
 import * as header from "./header.js";
+import * as healthPanel from "./health.js";
 import * as learning from "./learning.js";
 import * as streams from "./streams.js";
-import * as feedback from "./feedback.js";
-import * as healthPanel from "./health.js";
-import * as explanation from "./explanation.js";
+import * as summary from "./summary.js";
+import { trouble } from "./derived.js";
 import { connect, onChange, operator } from "./socket.js";
 
-const parts = [header, summary, streams, actuators, explanation, feedback, healthPanel, learning, events];
-for (const part of parts) part.mount();
+const parts = Object.entries({ header, summary, streams, actuators, explanation, feedback, healthPanel, learning, events });
+const broken = new Set();
+for (const [, part] of parts) part.mount();
 
 let pending = new Set();
 let scheduled = false;
@@ -25,8 +27,19 @@ onChange((names) => {
     const changed = pending;
     pending = new Set();
     document.body.classList.toggle("viewer", !operator());
-    for (const part of parts) part.render(changed);
+    document.body.classList.toggle("old", Boolean(trouble()));
+    for (const [name, part] of parts) render(name, part, changed);
   }, 0);
 });
+
+/** One part that cannot show a message must not keep the others, the stop among them, from being shown. */
+function render(name, part, changed) {
+  try {
+    part.render(changed);
+  } catch (error) {
+    if (!broken.has(name)) console.warn(`${name} cannot be shown: ${error.message}`);
+    broken.add(name);
+  }
+}
 
 connect();

@@ -1,5 +1,6 @@
 // Line charts as SVG: a thin line over a light area, three grid lines, a reading under the pointer.
 import { clock, h, number, s, setText, seconds } from "./dom.js";
+import { now } from "./socket.js";
 
 const HEIGHT = 110;
 const LEFT = 40;
@@ -30,9 +31,11 @@ export function chart(title, { unit = "", from = null } = {}) {
       svg.append(label(LEFT - 5, y(tick) + 3, number(tick, 3), "end"));
     }
     svg.append(label(LEFT, HEIGHT - 3, `${seconds(t1 - t0)} ago`, "start"), label(width, HEIGHT - 3, "now", "end"));
-    const line = points.map(([t, v]) => `${x(t).toFixed(1)},${y(v).toFixed(1)}`).join(" ");
-    svg.append(s("polygon", { points: `${x(t0)},${HEIGHT - BOTTOM} ${line} ${x(t1)},${HEIGHT - BOTTOM}`, class: "area" }));
-    svg.append(s("polyline", { points: line, class: "line" }));
+    for (const run of runs(points)) {
+      const line = run.map(([t, v]) => `${x(t).toFixed(1)},${y(v).toFixed(1)}`).join(" ");
+      svg.append(s("polygon", { points: `${x(run[0][0])},${HEIGHT - BOTTOM} ${line} ${x(run.at(-1)[0])},${HEIGHT - BOTTOM}`, class: "area" }));
+      svg.append(s("polyline", { points: line, class: "line" }));
+    }
     const [t, v] = pointer ?? points.at(-1);
     svg.append(s("circle", { cx: x(t), cy: y(v), r: 3, class: "dot" }));
     setText(latest, pointer ? `${clock(t)}  ${number(v)}${unit}` : `${number(v)}${unit}`);
@@ -48,7 +51,28 @@ export function chart(title, { unit = "", from = null } = {}) {
   });
   svg.addEventListener("pointerleave", () => draw(shownPoints));
   draw([]);
-  return { element, update: (points) => draw(points ?? []) };
+  let drawnMs = 0;
+  return {
+    element,
+    /** Draws where the points changed, and now and then because "now" moves on. */
+    update(points, changed) {
+      if (!changed && Date.now() - drawnMs < 5000) return;
+      drawnMs = Date.now();
+      draw(points ?? []);
+    },
+  };
+}
+
+/** Parts of a series without a gap: where nothing came for more than three of its usual steps, nothing is drawn. */
+function runs(points) {
+  const steps = points.slice(1).map(([t], i) => t - points[i][0]).sort((a, b) => a - b);
+  const usual = steps[Math.floor(steps.length / 2)] ?? 0;
+  const found = [[points[0]]];
+  for (const [i, point] of points.slice(1).entries()) {
+    if (point[0] - points[i][0] > 3 * usual + 1) found.push([]);
+    found.at(-1).push(point);
+  }
+  return found;
 }
 
 function scales(points, from, width) {
@@ -62,7 +86,7 @@ function scales(points, from, width) {
   for (let tick = Math.ceil(low / step) * step; tick <= high + step * 0.999 && ticks.length < 5; tick += step) ticks.push(tick);
   high = Math.max(high, ticks.at(-1));
   const t0 = points[0][0];
-  const t1 = Math.max(points.at(-1)[0], t0 + 1);
+  const t1 = Math.max(now(), points.at(-1)[0], t0 + 1);
   return {
     t0, t1, ticks,
     x: (t) => LEFT + ((t - t0) / (t1 - t0)) * (width - LEFT - 4),

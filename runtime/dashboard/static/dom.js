@@ -74,21 +74,62 @@ export function keyed(parent, keys, make, refresh) {
   });
 }
 
+/** Removes the elements of keys that are described otherwise than when they were made (`about`): they are made again. */
+export function forgetChanged(parent, descriptions) {
+  for (const [key, view] of parent._byKey ?? []) {
+    if (view.about === descriptions[key] || JSON.stringify(view.about) === JSON.stringify(descriptions[key])) continue;
+    view.element.remove();
+    parent._byKey.delete(key);
+  }
+}
+
 export function toast(text, bad = false) {
   const box = document.getElementById("toasts");
   const note = h("p", { class: bad ? "toast bad" : "toast" }, text);
   box.append(note);
-  while (box.children.length > 4) box.firstChild.remove();
+  while (box.children.length > 3) box.firstChild.remove();
   setTimeout(() => note.remove(), bad ? 9000 : 4000);
 }
 
-/** Asks yes or no in a modal dialog; resolves to a boolean. */
+/**
+ * Asks yes or no; resolves to a boolean. Not a modal dialog: the software stop stays in reach while a question is open.
+ * Everything else is inert meanwhile.
+ */
 export function ask(title, text, yes = "Yes") {
+  closeQuestion();
   const dialog = document.getElementById("ask");
   setText(document.getElementById("ask-title"), title);
   setText(document.getElementById("ask-text"), text);
   setText(document.getElementById("ask-yes"), yes);
+  const before = document.activeElement;
   dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+  setInert(true);
+  dialog.show();
+  document.getElementById("ask-yes").focus();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      setInert(false);
+      before?.focus?.();
+      resolve(dialog.returnValue === "yes");
+    }, { once: true });
+  });
 }
+
+/** Closes an open question with "no"; returns whether one was open. */
+export function closeQuestion() {
+  const dialog = document.getElementById("ask");
+  if (!dialog.open) return false;
+  dialog.close("no");
+  return true;
+}
+
+export const isAsking = () => document.getElementById("ask").open;
+
+function setInert(on) {
+  document.getElementById("scrim").hidden = !on;
+  for (const element of document.querySelectorAll("[data-behind]")) element.inert = on;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") closeQuestion();
+});

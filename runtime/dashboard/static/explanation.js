@@ -44,7 +44,7 @@ function row(decision) {
   const lost = decision.missing?.length ? h("span", { class: "badge warn" }, `without ${decision.missing.join(", ")}`) : null;
   return h("li", {}, h("button", { type: "button", onclick: () => explain(decision) },
     h("time", {}, clock(decision.stamp)), h("span", { class: "what" }, actions || "nothing"), lost,
-    h("span", { class: "figure" }, first ? percent(Math.min(1, first.probability)) : ""), h("span", { class: "figure muted" }, `${number(decision.latency_ms)} ms`)));
+    h("span", { class: "figure" }, first?.probabilities ? percent(Math.min(1, first.probability)) : ""), h("span", { class: "figure muted" }, `${number(decision.latency_ms)} ms`)));
 }
 
 /** Shapley values of one actuator's part: [{stream, value}], the strongest first. */

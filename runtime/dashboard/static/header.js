@@ -1,10 +1,11 @@
 // The header, always visible: state, mode, arm, and the software stop.
-import { ask, h, setText } from "./dom.js";
-import { armed, mode, stopped, trouble } from "./derived.js";
-import { operator, section, state, send } from "./socket.js";
+import { ask, closeQuestion, h, isAsking, setText, toast } from "./dom.js";
+import { armed, mode, recording, stopped, trouble } from "./derived.js";
+import { command, operator, section, send, state } from "./socket.js";
 
 const MODES = [["shadow", "Shadow", "decides, never acts"], ["assist", "Assist", "proposes, a person confirms"],
-  ["autonomous", "Autonomous", "acts by itself"]];
+  ["autonomous", "Autonomous", "acts without confirmation"]];
+let failure = null;
 const byId = (id) => document.getElementById(id);
 
 export function mount() {
@@ -22,23 +23,44 @@ export function mount() {
   byId("logout").disabled = false; // before this it would have done nothing
 }
 
+/** Engages the stop whatever else is open; an open question is answered with no. Releasing asks first. */
 async function stop() {
-  if (!stopped()) return send({ do: "stop", engaged: true });
-  const sure = await ask("Release the software stop?", "Releasing moves nothing by itself. Arm it afterwards to let the policy act again.", "Release");
-  return sure ? send({ do: "stop", engaged: false }, "Released. Arm it to let the policy act.") : undefined;
+  const asking = closeQuestion();
+  if (!stopped() || asking || trouble()) return engage();
+  const sure = await ask("Release the software stop?", "Releasing moves nothing. Arm afterwards to let the policy act again.", "Release");
+  return sure ? send({ do: "stop", engaged: false }, "Released. Arm to let the policy act.") : undefined;
+}
+
+async function engage() {
+  failure = null;
+  try {
+    const data = await command({ do: "stop", engaged: true });
+    if (!data.stopped) throw new Error("stop: the gate answered, but is not stopped");
+    toast("Stopped: the gate has taken the stop.");
+  } catch (error) {
+    failure = `THE STOP WAS NOT TAKEN (${error.message}). Use the wired emergency stop.`;
+    toast(failure, true);
+  }
+  render();
 }
 
 async function arm() {
   if (armed()) return send({ do: "request", verb: "disarm", data: {} }, "Disarmed");
-  return send({ do: "request", verb: "arm", data: {} }, "Armed");
+  return send({ do: "request", verb: "arm", data: {} }, (data) => (data.armed === false ? [`Not armed yet: waiting for ${(data.waiting_for ?? []).join("; ") || "the agent"}`, true] : "Armed"));
 }
 
 async function choose(wanted) {
   const order = MODES.map(([value]) => value);
   const up = order.indexOf(wanted) > order.indexOf(mode());
-  const sure = !up || (await ask(`Switch to ${wanted}?`, "This gives the policy more setText over the actuators.", "Switch"));
-  if (sure) await send({ do: "request", verb: "mode", data: { mode: wanted } }, `Mode: ${wanted}`);
+  const sure = !up || (await ask(`Switch to ${wanted}?`, "This gives the policy more control over the actuators.", "Switch"));
+  if (sure) await send({ do: "request", verb: "mode", data: { mode: wanted } }, (data) => modes(wanted, data));
   render();
+}
+
+/** What the gate has set: all actuators need not be in the mode that was asked for. */
+function modes(wanted, data) {
+  const other = Object.entries(data.modes ?? {}).filter(([, value]) => value !== wanted);
+  return other.length ? [`Mode ${wanted}, but ${other.map(([name, value]) => `${name} in ${value}`).join(", ")}`, true] : `Mode: ${wanted}`;
 }
 
 function theme() {
@@ -58,15 +80,19 @@ export function render() {
   pill(isStopped, isArmed);
   banner(isStopped);
   const button = byId("stop");
-  setText(button, isStopped ? "Release stop" : "Software stop");
-  button.classList.toggle("engaged", isStopped);
+  const releases = isStopped && !isAsking() && !trouble();
+  setText(button, releases ? "Release stop" : "Software stop");
+  button.classList.toggle("engaged", releases);
   setText(byId("arm"), isArmed ? "Disarm" : "Arm");
   byId("arm").classList.toggle("primary", !isArmed && !isStopped);
   for (const control of [button, byId("arm"), ...byId("mode").querySelectorAll("input")]) {
     control.disabled = !operator() || (control.id === "arm" && isStopped);
   }
   const current = document.getElementById(`mode-${mode()}`);
-  if (current && !byId("ask").open) current.checked = true;
+  if (current && !isAsking()) current.checked = true;
+  const path = recording();
+  byId("recording").hidden = path === null;
+  byId("recording").title = path ?? "";
 }
 
 function pill(isStopped, isArmed) {
@@ -86,10 +112,11 @@ function banner(isStopped) {
   const element = byId("banner");
   const gone = trouble();
   const reasons = section("status")?.reasons ?? [];
-  let text = gone;
-  if (!text && isStopped) text = "Stopped by software: every actuator was sent its safe value. Release it, then arm, to go on.";
+  if (isStopped) failure = null;
+  let text = failure ?? gone;
+  if (!text && isStopped) text = "Stopped by software: every actuator was sent its safe value. Release it, then arm, to continue.";
   if (!text && section("status")?.state === "degraded") text = `Degraded: ${reasons.join("; ") || "no reason given"}`;
   element.hidden = !text;
-  element.classList.toggle("bad", Boolean(gone) || isStopped);
+  element.classList.toggle("bad", Boolean(failure ?? gone) || isStopped);
   setText(element, text ?? "");
 }

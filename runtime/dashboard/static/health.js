@@ -1,29 +1,43 @@
 // Is it well: latency against its budget, age of every stream against its limit, what was dropped and refused.
 import { chart } from "./charts.js";
 import { count, h, keyed, number, setText, seconds } from "./dom.js";
-import { age, health, info, missing } from "./derived.js";
-import { operator, section, send } from "./socket.js";
+import { age, health, info, missing, recording } from "./derived.js";
+import { section, send } from "./socket.js";
 
 let latency;
 let figures;
 let ages;
 let losses;
+let recordButton;
+let recordNote;
 
 export function mount() {
   latency = chart("Tick latency", { unit: " ms", from: 0 });
   figures = h("dl", { class: "facts" });
   ages = h("ul", { class: "bars", "aria-label": "Age of each stream against its limit" });
   losses = h("ul", { class: "lines small" });
+  recordButton = h("button", { type: "button", class: "button", onclick: record }, "Record a session");
+  recordNote = h("p", { class: "muted small" });
   document.getElementById("well").append(latency.element, figures, h("h3", {}, "Age of each stream"), ages, h("h3", {}, "Dropped and refused"), losses,
-    h("div", { class: "row operator wrap" }, button("Reload settings", "reload"), button("Record a session", "record")));
+    h("div", { class: "row operator wrap" }, h("button", { type: "button", class: "button", onclick: () => send({ do: "request", verb: "reload", data: {} }, reloaded) }, "Reload settings"), recordButton), recordNote);
 }
 
-function button(text, verb) {
-  return h("button", { type: "button", class: "button", onclick: () => send({ do: "request", verb, data: {} }, `${text}: accepted`) }, text);
+function reloaded(data) {
+  const later = data.restart_required ?? [];
+  if (later.length) return [`Settings read, but a restart is required for: ${later.join(", ")}`, true];
+  return (data.changed ?? []).length ? `Reloaded: ${data.changed.join(", ")}` : "Reloaded: nothing has changed";
+}
+
+function record() {
+  const on = recording() === null;
+  return send({ do: "request", verb: "record", data: { on } }, (data) => (on ? `Recording to ${data.path}` : `Recording ended: ${data.path}, ${count(data.written)} records, ${count(data.dropped)} dropped`));
 }
 
 export function render(changed) {
-  if (changed.has("series/latency")) latency.update(section("series/latency"));
+  latency.update(section("series/latency"), changed.has("series/latency"));
+  const path = recording();
+  setText(recordButton, path === null ? "Record a session" : "End the recording");
+  setText(recordNote, path === null ? "" : `Recording to ${path}`);
   const tick = health().tick ?? {};
   const budget = info().rate_hz ? 1000 / info().rate_hz : null;
   fill(figures, { "Median": `${number(tick.p50_ms)} ms`, "99 of 100": `${number(tick.p99_ms)} ms`, "Budget": budget ? `${number(budget)} ms` : "–",
@@ -55,6 +69,7 @@ function listLosses() {
     for (const [cause, n] of Object.entries(stream.drops ?? {})) lines[`${name}: ${cause}`] = n;
   }
   for (const [rule, n] of Object.entries(health().gate?.refusals ?? {})) lines[`gate refused: ${rule}`] = n;
+  for (const [cause, n] of Object.entries(section("refused") ?? {})) lines[`malformed message: ${cause}`] = n;
   const keys = Object.keys(lines).length ? Object.keys(lines) : ["nothing"];
   keyed(losses, keys, (key) => {
     const n = h("span", { class: "figure" });

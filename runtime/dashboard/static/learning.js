@@ -26,7 +26,7 @@ export function mount() {
 }
 
 export function render(changed) {
-  for (const [name] of CURVES) if (changed.has(`series/${name}`)) charts[name].update(section(`series/${name}`));
+  for (const [name] of CURVES) charts[name].update(section(`series/${name}`), changed.has(`series/${name}`));
   const learner = health().learner ?? {};
   const loss = typeof learner.loss === "object" && learner.loss ? Object.values(learner.loss).reduce((a, b) => a + b, 0) : learner.loss;
   fill(figures, { "State": learner.state ?? "–", "Updates": count(learner.updates), "A second": number(learner.updates_per_s), "Loss": number(loss),
@@ -49,17 +49,27 @@ function list(data) {
   const failed = data.failed ?? data.live?.failed ?? [];
   const entries = found.map((entry) => (typeof entry === "string" ? { version: entry } : entry)).sort((a, b) => made(b) - made(a)).slice(0, 20);
   note.hidden = entries.length > 0;
-  versions._byKey?.clear();
-  versions.replaceChildren(...entries.map((entry) => row(entry, live, failed)));
+  const byVersion = Object.fromEntries(entries.map((entry) => [entry.version ?? entry.id, entry]));
+  keyed(versions, Object.keys(byVersion), makeRow, (version, view) => refreshRow(version, view, byVersion[version], live, failed));
 }
 
-function row(entry, live, failed) {
-  const version = entry.version ?? entry.id;
+/** A row is made once and then refreshed: a button that is replaced loses clicks and the keyboard's focus. */
+function makeRow(version) {
+  const badge = h("span", { class: "badge" });
+  const when = h("td");
+  const promote = h("button", { type: "button", class: "button small", "aria-label": `Promote ${version}`, onclick: () => promoteTo(version) }, "Promote");
+  return { element: h("tr", {}, h("th", { scope: "row" }, version), when, h("td", {}, badge), h("td", { class: "operator" }, promote)), badge, when, promote };
+}
+
+function refreshRow(version, view, entry, live, failed) {
   const isLive = version === live || entry.live === true;
   const [kind, text, title] = verdict(entry, version, isLive, failed);
-  const promote = isLive ? null : h("button", { type: "button", class: "button small", "aria-label": `Promote ${version}`, onclick: () => promoteTo(version) }, "Promote");
-  return h("tr", { class: isLive ? "live" : null }, h("th", { scope: "row" }, version), h("td", {}, made(entry) ? clock(made(entry)) : ""),
-    h("td", {}, h("span", { class: `badge ${kind}`, title }, text)), h("td", { class: "operator" }, promote));
+  view.element.classList.toggle("live", isLive);
+  setText(view.when, made(entry) ? clock(made(entry)) : "");
+  view.badge.className = `badge ${kind}`;
+  view.badge.title = title;
+  setText(view.badge, text);
+  view.promote.hidden = isLive;
 }
 
 function verdict(entry, version, isLive, failed) {

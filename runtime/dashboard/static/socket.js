@@ -1,12 +1,14 @@
-// The web socket: sections of state and pictures in, commands out. It reconnects automatically and notices a silent server.
+// The web socket: changes of sections and pictures in, commands out. It reconnects automatically and notices a silent server.
 import { toast } from "./dom.js";
 
 const SILENT_MS = 2000;
+const REPLACED = 4001;
 
-export const state = { sections: {}, role: "viewer", agent: "", connected: false, offset: 0 };
+export const state = { sections: {}, role: "viewer", agent: "", connected: false, offset: 0, reason: "" };
 const listeners = new Set();
 const pictures = new Map();
 const waiting = new Map();
+const firsts = new Map();
 let socket = null;
 let lastMessageMs = 0;
 let next = 1;
@@ -17,7 +19,7 @@ export const section = (name) => state.sections[name];
 export const now = () => Date.now() / 1000 + state.offset;
 export const operator = () => state.role === "operator";
 
-/** `listener(names)` is called with the set of sections that changed; an empty set once a second for the clocks. */
+/** `listener(names)` is called with the set of sections that changed; an empty set twice a second for the clocks. */
 export function onChange(listener) { listeners.add(listener); }
 export function onPicture(stream, listener) { pictures.set(stream, listener); }
 function notify(names) { for (const listener of listeners) listener(names); }
@@ -29,9 +31,9 @@ export function watch(streams) {
   if (state.connected) socket.send(JSON.stringify({ do: "watch", streams: watching }));
 }
 
-/** Sends a command; resolves to the answer's data, rejects with the reason. */
+/** Sends a command; resolves to the response's data, rejects with the reason. */
 export function command(body) {
-  if (!state.connected) return Promise.reject(new Error("the page has lost its server"));
+  if (!state.connected) return Promise.reject(new Error("not sent: the page has lost its server"));
   const id = next++;
   socket.send(JSON.stringify({ ...body, id }));
   return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
@@ -39,11 +41,12 @@ export function command(body) {
 
 export const request = (verb, data = {}) => command({ do: "request", verb, data });
 
-/** Sends a command and shows its outcome. */
+/** Sends a command and shows its outcome: `done` is a text, or a function of the response that returns one, or [text, bad]. */
 export async function send(body, done) {
   try {
     const data = await command(body);
-    if (done) toast(done);
+    const shown = typeof done === "function" ? done(data) : done;
+    if (shown) toast(...[shown].flat());
     return data;
   } catch (error) {
     toast(error.message, true);
@@ -63,8 +66,21 @@ function receive(message) {
     if (reply.error) asked ? asked.reject(new Error(reply.error)) : toast(reply.error, true);
     else asked?.resolve(reply.data ?? {});
   }
-  Object.assign(state.sections, news.sections);
-  notify(new Set(Object.keys(news.sections).concat(news.replies.length ? ["replies"] : [])));
+  const changed = merge(news);
+  if (news.replies.length) changed.add("replies");
+  notify(changed);
+}
+
+/** Puts changes into the sections; returns the names of those that changed. */
+function merge({ values = {}, tables = {}, lists = {} }) {
+  Object.assign(state.sections, values);
+  for (const [name, entries] of Object.entries(tables)) state.sections[name] = { ...state.sections[name], ...entries };
+  for (const [name, { first, at, items }] of Object.entries(lists)) {
+    const known = at > first ? (state.sections[name] ?? []).slice(first - (firsts.get(name) ?? first)) : [];
+    firsts.set(name, first);
+    state.sections[name] = known.slice(0, at - first).concat(items);
+  }
+  return new Set([values, tables, lists].flatMap((changes) => Object.keys(changes)));
 }
 
 function picture(buffer) {
@@ -81,15 +97,24 @@ export function connect() {
     state.connected = true;
     lastMessageMs = Date.now();
     retry = 250;
+    state.sections = {}; // the server sends everything again; what an earlier one knew may be gone
+    firsts.clear();
     socket.send(JSON.stringify({ do: "watch", streams: watching }));
     notify(new Set(["connected"]));
   };
-  socket.onclose = lost;
+  socket.onclose = (event) => (event.code === REPLACED ? replaced() : lost());
+}
+
+/** Too many operators: a newer browser has this one's place. It returns when a person reloads the page. */
+function replaced() {
+  state.connected = false;
+  state.reason = "Another browser has taken this page's place. Reload the page to return.";
+  notify(new Set(["connected"]));
 }
 
 async function lost() {
   state.connected = false;
-  for (const asked of waiting.values()) asked.reject(new Error("the connection was lost before an answer came"));
+  for (const asked of waiting.values()) asked.reject(new Error("the connection was lost before a response came"));
   waiting.clear();
   notify(new Set(["connected"]));
   const page = await fetch("/", { redirect: "manual" }).catch(() => null);

@@ -1,5 +1,5 @@
 // Streams: pictures while the page is visible, loudness, recognised text, texts and numbers, each with its age.
-import { clock, h, keyed, number, setText, seconds, shown } from "./dom.js";
+import { clock, forgetChanged, h, keyed, number, setText, seconds, shown } from "./dom.js";
 import { age, info, missing } from "./derived.js";
 import { sparkline } from "./charts.js";
 import { onPicture, section, watch } from "./socket.js";
@@ -18,6 +18,7 @@ export function mount() {
 
 export function render() {
   const streams = info().streams;
+  forgetChanged(root(), streams);
   const order = { camera: 0, microphone: 1, text: 2, telemetry: 3, plugin: 4 };
   const names = Object.keys(streams).sort((a, b) => order[streams[a].kind] - order[streams[b].kind]);
   keyed(root(), names, (name) => make(name, streams[name]), (name, view) => refresh(name, view));
@@ -30,14 +31,14 @@ function make(name, stream) {
   const element = h("article", { class: `card stream ${stream.kind}`, "data-stream": name, "aria-label": `${stream.kind} ${name}` },
     h("header", { class: "row" }, h("h3", {}, name), h("span", { class: "kind" }, stream.required ? `${stream.kind}, required` : stream.kind), mark), made.body);
   observer.observe(element);
-  return { element, mark, stream, refresh: made.refresh };
+  return { element, mark, about: stream, refresh: made.refresh };
 }
 
 function refresh(name, view) {
   const gone = missing(name);
   const old = age(name);
   view.mark.className = `badge ${gone ? "bad" : "good"}`;
-  setText(view.mark, gone ? (old === undefined || old === null ? "never" : `missing, ${seconds(old)}`) : seconds(old));
+  setText(view.mark, gone ? (typeof old === "number" ? `missing, ${seconds(old)}` : "nothing received yet") : seconds(old));
   view.element.classList.toggle("gone", gone);
   view.refresh?.((section("streams") ?? {})[name] ?? {});
 }

@@ -1,6 +1,6 @@
 // Five questions, each answered in one line.
 import { h, number, percent, setText, seconds, shown } from "./dom.js";
-import { age, armed, health, info, lastDecision, missing, mode, stopped, trouble } from "./derived.js";
+import { age, armed, decisionAge, health, info, lastDecision, missing, mode, stopped, trend, trouble } from "./derived.js";
 import { section } from "./socket.js";
 import { lastExplanation } from "./explanation.js";
 
@@ -19,11 +19,14 @@ export function mount() {
 }
 
 export function render() {
+  const gone = trouble();
+  const since = decisionAge();
   for (const [target, , judge] of QUESTIONS) {
     const [kind, answer, detail] = judge();
-    tiles[target].dot.className = `dotmark ${kind}`;
+    const old = gone && target !== "well";
+    tiles[target].dot.className = `dotmark ${old ? "" : kind}`;
     setText(tiles[target].answer, answer);
-    setText(tiles[target].detail, detail);
+    setText(tiles[target].detail, old ? `as of ${since === undefined ? "an unknown time" : `${seconds(since)} ago`}; ${detail}` : detail);
   }
 }
 
@@ -57,8 +60,15 @@ function does() {
   const sure = Object.values(decision.actions ?? {})[0]?.probability;
   const acts = armed() && !stopped() && mode() === "autonomous";
   const kind = acts ? "good" : "warn";
-  const how = stopped() ? "stopped: nothing is sent" : !armed() ? "not armed: nothing is sent" : mode() === "shadow" ? "shadow: nothing is sent" : mode() === "assist" ? "proposes only" : `probability ${percent(Math.min(1, sure ?? 0))}`;
+  const how = stopped() ? "stopped: nothing is sent" : !armed() ? "not armed: nothing is sent" : mode() === "shadow" ? "shadow: nothing is sent" : mode() === "assist" ? "proposes only" : certainty(decision, sure);
   return [kind, parts.join(", ") || "Nothing", how];
+}
+
+/** The probability of a choice. A continuous action has a density, which is no probability. */
+function certainty(decision, probability) {
+  const [name] = Object.keys(decision.actions ?? {});
+  if (typeof probability !== "number" || info().actuators[name]?.kind !== "choice") return "acts";
+  return `probability ${percent(Math.min(1, probability))}`;
 }
 
 function why() {
@@ -75,11 +85,13 @@ function learning() {
   const learner = health().learner ?? {};
   if (["off", undefined].includes(learner.state)) return ["", "Off", learner.state ? "the learner is not enabled" : "the learner has not reported yet"];
   if (learner.state === "dead") return ["bad", "No", "the learner has stopped reporting"];
-  const points = section("series/reward_mean") ?? section("series/reward") ?? [];
-  const part = Math.max(1, Math.floor(points.length / 4));
-  const mean = (list) => list.reduce((sum, [, v]) => sum + v, 0) / list.length;
-  const trend = points.length >= 4 ? mean(points.slice(-part)) - mean(points.slice(0, part)) : null;
-  const answer = trend === null ? "Collecting" : trend > 0 ? "Yes, reward is rising" : "Reward is not rising";
+  const points = section("series/reward")?.length > 15 ? section("series/reward") : section("series/reward_mean");
+  const found = trend(points);
+  const answer = !found ? "Collecting" : found.low > 0 ? "Yes, reward is rising" : found.high < 0 ? "No, reward is falling" : "Cannot tell yet";
+  const interval = found ? `reward changed by ${signed(found.low)} to ${signed(found.high)} (95 %) in ${seconds(found.span)}; ` : "";
   const rate = learner.updates_per_s === undefined ? learner.state : `${number(learner.updates_per_s)} updates/s`;
-  return [trend === null || trend > 0 ? "good" : "warn", answer, `${rate}, policy ${health().policy ?? "–"}`];
+  const kind = !found ? "" : found.low > 0 ? "good" : found.high < 0 ? "warn" : "";
+  return [kind, answer, `${interval}${rate}, policy ${health().policy ?? "–"}`];
 }
+
+const signed = (value) => `${value > 0 ? "+" : ""}${number(value, 2)}`;

@@ -206,7 +206,6 @@ FORMS = st.binary(max_size=200) | st.sampled_from(
 
 def test_no_form_makes_the_login_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.dashboard.auth.TRIES", 10**9)
-    monkeypatch.setattr("runtime.dashboard.auth.ALL_TRIES", 10**9)
 
     def attack(page: Site, wait: Callable[[Awaitable[Any]], Any]) -> None:
         @BUDGET

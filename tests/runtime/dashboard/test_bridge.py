@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import canaries
 import pytest
 from wire_helpers import address
@@ -48,7 +49,7 @@ async def linked(broker: Mosquitto, watched: list[str]) -> AsyncIterator[tuple[M
 async def test_the_topics_alone_tell_everything_the_page_shows(broker: Mosquitto) -> None:
     async with running(broker.url), linked(broker, []) as (_, state):
         sections = state.sections
-        for name in ("link", "status", "info", "health", "decisions", "actuators"):
+        for name in ("link", "status", "info", "health", "decision", "actuators"):
             await comes(lambda name=name: name in sections, name)  # type: ignore[misc]
         await comes(lambda: "set" in sections["actuators"].get("head", {}), "a command")
         await comes(lambda: "state" in sections["actuators"]["head"], "an acknowledgement")
@@ -82,20 +83,44 @@ def asked(agent: FakeAgent) -> list[object]:
     return [body for what, body in agent.heard if what == "preview/subscribe"]
 
 
-async def test_requests_are_answered_refused_or_time_out_in_words(
-    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(broker.url) as agent, linked(broker, []) as (bridge, _):
-        assert (await bridge.request("checkpoints", {}))["live"] == agent.live
-        await bridge.publish("reflexd/demo/stop", b'{"engaged": true}', 1)
-        await comes(lambda: agent.stopped, "the stop")
-        with pytest.raises(Unreachable, match="release it first"):
-            await bridge.request("arm", {})
-        monkeypatch.setattr("runtime.dashboard.bridge.ANSWER_S", 0.3)
-        agent.topics = Topics("elsewhere")
+async def test_commands_are_answered_refused_or_time_out_in_words(broker: Mosquitto) -> None:
+    async with running(broker.url) as agent, linked(broker, []) as (bridge, state):
+        assert (await bridge.request(("request", "checkpoints"), {}, 10))["live"] == agent.live
+        moved = await bridge.request(("override", "head"), {"value": "left", "hold_s": 9}, 10)
+        assert moved["sent"] is True
+        await comes(lambda: state.sections.get("holds", {}).get("head", {}).get("value") == "left", "the hold")
+        assert await bridge.request(("stop",), {"engaged": True}, 10) == {"stopped": True, "armed": False}
+        refused = await bridge.request(("override", "head"), {"value": "left", "hold_s": 2}, 10)
+        assert (refused["sent"], refused["rule"]) == (False, "stopped")
+        with pytest.raises(Unreachable, match=r"request arm: refused: .*release it first"):
+            await bridge.request(("request", "arm"), {}, 10)
+        agent.responds = False
+        with pytest.raises(Unreachable, match=r"stop: no gate took it: no response within 0\.3 s"):
+            await bridge.request(("stop",), {"engaged": True}, 0.3)
     async with linked(broker, []) as (bridge, _):
-        with pytest.raises(Unreachable, match="no response"):
-            await bridge.request("checkpoints", {})
+        with pytest.raises(Unreachable, match="no agent took it"):
+            await bridge.request(("request", "checkpoints"), {}, 0.3)
+
+
+async def test_whatever_is_retained_the_page_goes_on(broker: Mosquitto) -> None:
+    odd = [
+        b"[]",
+        b"7",
+        b'{"streams": {"a": {}}}',
+        b'{"streams": {"a": {"kind": "text", "source": "topic:#"}}}',
+        b"\xff",
+    ]
+    odd += [b'{"actuators": {"a": {"kind": "text", "state_topic": "+/#/x"}}}', b'{"streams": 5, "actuators": 5}']
+    async with linked(broker, ["a"]) as (bridge, state):
+        for topic in ("info", "status", "health", "decision", "event", "hold/head", "act/head/state", "proposal/head"):
+            for payload in odd:
+                await bridge.control.publish(f"reflexd/demo/{topic}", payload, retain=topic == "info")
+        await bridge.control.publish("reflexd/demo/status", b'{"state": "degraded"}')
+        await comes(lambda: state.sections.get("status", {}).get("state") == "degraded", "the status after all of it")
+        assert state.refused["info: ValidationError"] >= 3
+    async with linked(broker, []) as (bridge, state):  # a restart reads the retained info again
+        await comes(lambda: bridge.control.connected and "link" in state.sections, "the link")
+        await bridge.control.publish("reflexd/demo/info", b"", retain=True)
 
 
 async def test_a_frozen_broker_is_noticed_within_two_seconds_and_its_return_too(broker: Mosquitto) -> None:
@@ -106,7 +131,7 @@ async def test_a_frozen_broker_is_noticed_within_two_seconds_and_its_return_too(
         with pytest.raises(Unreachable, match="not sent"):
             await bridge.publish("reflexd/demo/stop", b"{}", 1)
         with pytest.raises(Unreachable, match="not sent"):
-            await bridge.request("arm", {})
+            await bridge.request(("request", "arm"), {}, 1)
         broker.signal(signal.SIGCONT)
         await comes(lambda: bool(state.sections["link"]["connected"]), "the return")
 
@@ -127,10 +152,22 @@ async def test_the_process_serves_until_it_is_told_to_end_even_without_a_broker(
     assert config.dashboard is not None
     serving = asyncio.create_task(until_signal(config, config.dashboard))
     await comes(lambda: listening(port), "the page")
-    assert (tmp_path / "state" / "token").stat().st_mode & 0o777 == 0o600
-    signal.raise_signal(signal.SIGTERM)
-    await asyncio.wait_for(serving, 10)
-    assert not listening(port)
+    token = tmp_path / "state" / "token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
+        url = f"http://127.0.0.1:{port}"
+        answer = await http.post(f"{url}/login", data={"token": token.read_text().strip()})
+        cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(serving, 10)
+        assert not listening(port)
+        stored = tmp_path / "state" / "dashboard-sessions.json"
+        assert stored.stat().st_mode & 0o777 == 0o600
+        serving = asyncio.create_task(until_signal(config, config.dashboard))
+        await comes(lambda: listening(port), "the page again")
+        assert (await http.get(url, headers=cookie, allow_redirects=False)).status == 200, "the session survives"
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(serving, 10)
 
 
 def test_what_keeps_it_from_serving_is_said(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import socket
 
 import aiohttp
@@ -19,6 +20,8 @@ from runtime.config.schema import DashboardSettings
 from runtime.dashboard.__main__ import hosts, main
 from runtime.dashboard.auth import TRIES
 from runtime.dashboard.server import static_files
+from runtime.dashboard.sockets import REPLACED
+from runtime.process.http_server import Admission, network
 
 PUBLIC = ["/login", "/static/style.css", "/static/app.js", "/static/icon.svg"]
 MATRIX = [
@@ -64,9 +67,10 @@ async def test_logins_are_limited_and_say_when_to_come_back() -> None:
     async with site() as page:
         for _ in range(TRIES):
             assert (await page.http.post(f"{page.url}/login", data={"token": "no"})).status == 401
-        answer = await page.http.post(f"{page.url}/login", data={"token": OPERATOR})
+        answer = await page.http.post(f"{page.url}/login", data={"token": "no"})
         assert answer.status == 429
         assert 1 <= int(answer.headers["Retry-After"]) <= 61
+        assert await page.sign_in(OPERATOR)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ async def test_a_viewers_commands_move_nothing_and_an_operators_do() -> None:
         assert "viewer may look only" in str((await reply(viewer, 7))["error"])
         assert page.wire.sent == []
         await operator.send_json({"do": "stop", "engaged": True, "id": 8})
-        assert (await reply(operator, 8))["data"] == {}
+        assert (await reply(operator, 8))["data"] == {"sent": True, "rule": None}
         assert page.wire.sent == ["reflexd/demo/stop"]
         await operator.send_json({"do": "request", "verb": "arm", "id": 9})
         assert (await reply(operator, 9))["data"] == {"verb": "arm"}
@@ -185,7 +189,7 @@ async def test_pictures_go_only_to_those_who_look() -> None:
 
 async def test_a_browser_that_never_reads_is_dropped_and_the_others_go_on() -> None:
     async with site() as page:
-        page.hub.patience_s = 0.5
+        page.hub.patience_s = 3.0
         cookie = await page.sign_in(VIEWER)
         other = await page.talk(cookie)
         deaf = socket.create_connection(("127.0.0.1", page.port))
@@ -196,25 +200,158 @@ async def test_a_browser_that_never_reads_is_dropped_and_the_others_go_on() -> N
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
         )
         await comes(page.hub, lambda hub: len(hub.clients) == 2)
-        page.hub.state.set("events", ["x" * 9_000_000])
-        async with asyncio.timeout(10):
-            while json.loads((await other.receive()).data)["sections"].get("events") is None:
+        page.hub.state.set("info", [secrets.token_hex(8_000_000)])  # cannot be compressed
+        async with asyncio.timeout(30):
+            while "info" not in json.loads((await other.receive()).data).get("values", {}):
                 pass
         await comes(page.hub, lambda hub: len(hub.clients) == 1)
         assert page.hub.dropped == 1
         deaf.close()
+        await other.close()
 
 
-async def test_there_is_room_for_so_many_browsers_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.dashboard.server.MAX_CLIENTS", 1)
+async def test_viewers_are_limited_in_all_and_by_address_and_never_keep_an_operator_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runtime.dashboard.sockets.VIEWERS_PER_ADDRESS", 2)
     async with site() as page:
-        cookie = await page.sign_in(VIEWER)
-        first = await page.talk(cookie)
-        await comes(page.hub, lambda hub: len(hub.clients) == 1)
+        viewer, operator = await page.sign_in(VIEWER), await page.sign_in(OPERATOR)
+        viewers = [await page.talk(viewer) for _ in range(2)]
+        await comes(page.hub, lambda hub: len(hub.clients) == 2)
         with pytest.raises(WSServerHandshakeError) as refused:
-            await page.talk(cookie)
+            await page.talk(viewer)
         assert refused.value.status == 503
-        await first.close()
+        ws = await page.talk(operator)
+        await ws.send_json({"do": "stop", "engaged": True, "id": 1})
+        assert (await reply(ws, 1))["data"] == {"sent": True, "rule": None}
+        monkeypatch.setattr("runtime.dashboard.sockets.VIEWERS_PER_ADDRESS", 9)
+        monkeypatch.setattr("runtime.dashboard.sockets.MAX_VIEWERS", 2)
+        with pytest.raises(WSServerHandshakeError):
+            await page.talk(viewer)
+        assert all(not each.closed for each in viewers)
+        for each in (*viewers, ws):
+            await each.close()
+
+
+async def test_one_operator_more_takes_the_place_of_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.dashboard.sockets.MAX_OPERATORS", 2)
+    async with site() as page:
+        operator = await page.sign_in(OPERATOR)
+        oldest, middle = await page.talk(operator), await page.talk(operator)
+        await comes(page.hub, lambda hub: len(hub.clients) == 2)
+        newest = await page.talk(operator)
+        async with asyncio.timeout(10):
+            while (await oldest.receive()).type is aiohttp.WSMsgType.TEXT:
+                pass
+        assert oldest.close_code == REPLACED
+        for ws in (middle, newest):
+            await ws.send_json({"do": "stop", "engaged": True, "id": 1})
+            assert (await reply(ws, 1))["data"] == {"sent": True, "rule": None}
+
+
+async def test_connections_held_open_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.process.http_server.MAX_PER_ADDRESS", 20)
+    async with site() as page:
+        held = await page.talk(await page.sign_in(OPERATOR))
+        silent = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(60)]
+        for each in silent[::2]:
+            each.sendall(b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\nContent-Type: ")
+        answers = []
+        for _ in range(10):  # while the attack goes on
+            silent += [socket.create_connection(("127.0.0.1", page.port)) for _ in range(5)]
+            answers.append(await page.sign_in(OPERATOR))
+        assert len(answers) == 10
+        await held.send_json({"do": "stop", "engaged": True, "id": 1})
+        assert (await reply(held, 1))["data"] == {"sent": True, "rule": None}
+        for each in silent:
+            each.close()
+
+
+async def test_a_connection_without_a_whole_request_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.process.http_server.REQUEST_S", 0.3)
+    monkeypatch.setattr("runtime.dashboard.server.FORM_S", 0.3)
+    async with site() as page:
+        started = asyncio.get_running_loop().time()
+        for head in (b"", b"GET / HTTP/1.1\r\nHost: 127"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", page.port)
+            writer.write(head)
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", page.port)
+        writer.write(
+            b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n"
+            b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken="
+        )
+        assert b" 408 " in await asyncio.wait_for(reader.readline(), 10)
+        writer.close()
+        await writer.wait_closed()
+        assert asyncio.get_running_loop().time() - started < 8
+        ws = await page.talk(await page.sign_in(OPERATOR))
+        await asyncio.sleep(1.0)  # longer than every limit
+        await ws.send_json({"do": "stop", "engaged": True, "id": 1})
+        assert (await reply(ws, 1))["data"] == {"sent": True, "rule": None}, "a web socket is not cut"
+
+
+def test_addresses_are_counted_by_network() -> None:
+    assert network("10.1.2.3") == network("::ffff:10.1.2.3") == "10.1.2.3"
+    assert network("2001:db8::1") == network("2001:db8::ffff:1") != network("2001:db8:0:1::1")
+    assert network("fe80::1%eth0") == "fe80::/64"
+    assert network(None) == ""
+    assert network("/run/socket") == "/run/socket"
+
+
+def test_of_many_connections_the_address_that_has_most_gives_way() -> None:
+    cut: list[str] = []
+
+    class Connection:
+        def __init__(self, name: str, *, protected: bool = False, has_begun: bool = False) -> None:
+            self.name, self.protected, self.has_begun = name, protected, has_begun
+
+        def cut(self) -> None:
+            cut.append(self.name)
+
+    admission = Admission(limit=4, per_address=3)
+    for name, peer, protected in [
+        ("socket", "attacker", True),
+        ("a1", "attacker", False),
+        ("p1", "person", False),
+        ("a2", "attacker", False),
+        ("a3", "attacker", False),
+        ("p2", "person", False),
+    ]:
+        admission.admit(Connection(name, protected=protected), peer)  # type: ignore[arg-type]
+    assert cut == ["a1", "a2"]
+    assert admission.refused == {"too many connections": 2}
+    full = Admission(limit=1, per_address=1)
+    full.admit(Connection("socket", protected=True), "x")  # type: ignore[arg-type]
+    full.admit(Connection("new"), "y")  # type: ignore[arg-type]
+    assert cut[2:] == ["new"]
+    one = Admission(limit=9, per_address=2)
+    for name, begun in (("served", True), ("silent", False), ("another", False)):
+        one.admit(Connection(name, has_begun=begun), "z")  # type: ignore[arg-type]
+    assert cut[3:] == ["silent"]
+
+
+async def test_a_stop_that_no_gate_took_is_an_error() -> None:
+    async with site() as page:
+        page.wire.refuses = True
+        ws = await page.talk(await page.sign_in(OPERATOR))
+        await ws.send_json({"do": "stop", "engaged": True, "id": 1})
+        assert "no gate took it" in str((await reply(ws, 1))["error"])
+
+
+async def test_a_browser_gets_differences_and_a_beat() -> None:
+    async with site() as page:
+        ws = await page.talk(await page.sign_in(VIEWER))
+        page.hub.state.set("status", {"state": "online"})
+
+        async def next_news() -> dict[str, object]:
+            async with asyncio.timeout(10):
+                return dict(json.loads((await ws.receive()).data))
+
+        while "status" not in str((await next_news()).get("values")):
+            pass
+        assert set(await next_news()) == {"now", "replies"}, "nothing changed: a beat"
 
 
 ATTACKS = [
