@@ -52,13 +52,13 @@ def config_of(folder: Path) -> Config:
                 "orders": {"kind": "text", "source": "topic", "encoder": "language", "ttl_s": 0.4},
                 "joints": {"kind": "telemetry", "source": "topic", "fields": ["q", "v"], "max_age_s": 0.1},
             },
-            "encoders": {"language": {"model": model, "train": "full"}},
+            "encoders": {"language": {"model": model, "follow_task": True}},
             "actuators": {
                 "head": {"kind": "choice", "choices": ["a", "b", "c"], "safe": "a"},
                 "arm": {"kind": "continuous", "low": [-1, -1], "high": [1, 2], "safe": [0, 0]},
             },
             "policy": {"width": 16, "heads": 2, "latents": 2, "layers": 1, "history": 4, "hidden": [16]},
-            "tasks": {"intents": {"kind": "classify", "stream": "orders", "model": model}},
+            "tasks": {"intents": {"kind": "text-classification", "stream": "orders", "model": model}},
             "engine": {"backend": "torch", "precision": "float32"},
         }
     )
