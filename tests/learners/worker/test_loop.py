@@ -28,6 +28,7 @@ from learners.promotion.context import EvaluationContext, StepResult
 from learners.promotion.steps import STEPS
 from learners.worker import __main__, loop
 from learners.worker.loop import LearnerLoop
+from runtime.process.child import with_parent_death
 
 torch.set_num_threads(1)
 ROOT = Path(loop.__file__).parents[2]
@@ -211,13 +212,20 @@ def started(tmp_path: Path) -> Iterator[Start]:
         one.wait()
 
 
-def test_the_process_gives_way_and_has_a_name(tmp_path: Path, started: Start) -> None:
-    one = started()
-    wait_until(lambda: "learner_waiting_for_spec" in dict(events(tmp_path)))
-    assert psutil.Process(one.pid).cmdline()[0] == "reflexd: learner"
-    assert os.sched_getscheduler(one.pid) == os.SCHED_IDLE
-    one.send_signal(signal.SIGTERM)
-    assert one.wait(60) == 0
+def test_the_process_keeps_the_priority_it_is_started_with_and_has_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_bytes(inputs(tmp_path).model_dump_json().encode())
+    command = with_parent_death([sys.executable, "-m", "learners.worker", str(path)], priority="idle")
+    one = subprocess.Popen(command, cwd=ROOT)
+    try:
+        wait_until(lambda: "learner_waiting_for_spec" in dict(events(tmp_path)))
+        assert psutil.Process(one.pid).cmdline()[0] == "reflexd: learner"
+        assert os.sched_getscheduler(one.pid) == os.SCHED_IDLE
+        one.send_signal(signal.SIGTERM)
+        assert one.wait(60) == 0
+    finally:
+        one.kill()
+        one.wait()
 
 
 def test_the_process_learns_ends_in_order_and_resumes(tmp_path: Path, started: Start) -> None:
