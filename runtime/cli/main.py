@@ -17,7 +17,8 @@ import structlog
 
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.export import export
-from runtime.cli.options import FILE, load, load_or_demo, refusing, renamed, startable
+from runtime.cli.options import FILE, load, load_or_demo, refuse, refusing, renamed, startable
+from runtime.cli.ports import busy_ports
 from runtime.cli.service import service
 from runtime.cli.session import explain, record, replay, sources
 from runtime.cli.training import evaluate, finetune, train
@@ -74,7 +75,7 @@ def demo(*, verbose: bool) -> None:
     from runtime.supervisor.supervisor import run_daemon
 
     with as_file(files("configs") / "demo.yaml") as path:
-        loaded = load(path)
+        loaded = startable(path)
         sys.exit(run_daemon(path, loaded, faults=(), verbose=verbose))
 
 
@@ -91,10 +92,11 @@ def check(config: Path | None, *, schema: bool) -> None:
         return
     if config is None:
         raise click.UsageError("name a settings file, or --schema")
-    from runtime.cli.preflight import busy_ports
+    from runtime.cli.preflight import preflight
     from runtime.config.lint import lint
 
-    loaded = startable(config, ports=False)
+    loaded = load(config)
+    refuse(preflight(config, loaded))
     c = loaded.config
     for warning in [*lint(config, loaded), *busy_ports(config, loaded)]:
         click.echo(str(warning), err=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import functools
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, get_args
@@ -13,7 +14,9 @@ from typing import IO, Any, ParamSpec, TypeVar, get_args
 import click
 
 from learners.config import FORMER_KINDS, TaskKind
+from runtime.cli.ports import busy_ports
 from runtime.config import loader as settings_file
+from runtime.config.errors import Problem
 from runtime.config.loader import Loaded
 
 REFUSED = 2
@@ -84,24 +87,27 @@ def load(path: Path) -> Loaded:
         sys.exit(REFUSED)
 
 
-def startable(path: Path, *, ports: bool = True) -> Loaded:
-    """Read settings with which a daemon can start; else print what is wrong and end with exit code 2.
+def startable(path: Path) -> Loaded:
+    """Read settings with which a daemon can start now; else print what is wrong and end with exit code 2.
 
-    Args:
-        path: the settings file.
-        ports: refuse ports that are taken; `check` may run beside the daemon that holds them.
+    `reflexd check` runs in a process of its own, because what it imports would stay in the supervisor's memory.
     """
-    from runtime.cli.preflight import busy_ports, preflight
-
     loaded = load(path)
-    problems = preflight(path, loaded)
-    if ports and not problems:
-        problems = busy_ports(path, loaded)
+    check = [sys.executable, "-m", "runtime.cli", "check", str(path)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
+    if done.returncode == REFUSED:
+        click.echo(done.stderr, err=True, nl=False)
+        sys.exit(REFUSED)
+    refuse(busy_ports(path, loaded))
+    return loaded
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Print problems, one a line, and end with exit code 2 if there are any."""
     for problem in problems:
         click.echo(str(problem), err=True)
     if problems:
         sys.exit(REFUSED)
-    return loaded
 
 
 class Refused(click.ClickException):

@@ -8,7 +8,6 @@ closed at once. Models are looked up, not loaded.
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from actuators.expressions import ExpressionError
 from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, plant_settings
 from actuators.wire import Commands, WireError, check_state_value
-from learners.files import BusyError, exclusive_lock
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.rewards import RewardUnknown, build_rewards
@@ -50,57 +48,8 @@ def preflight(path: Path, loaded: Loaded) -> list[Problem]:
         for where, message, remedy in check(config):
             named, text = split_path(message)
             place = named if named[: len(where)] == where else where
-            problems.append(Problem(path, _line(loaded, place), dotted(place), text if named else message, remedy))
+            problems.append(Problem(path, loaded.line(place), dotted(place), text if named else message, remedy))
     return problems
-
-
-def busy_ports(path: Path, loaded: Loaded) -> list[Problem]:
-    """Return the ports of these settings that another program listens on; none where this daemon runs and holds them itself."""
-    config = loaded.config
-    if _runs(config.state_dir):
-        return []
-    ports: list[tuple[Steps, str, int]] = []
-    if config.mqtt.scheme == "embedded":
-        ports.append((("mqtt", "url"), config.mqtt.host, config.mqtt.port))
-    for name, part in (("dashboard", config.dashboard), ("metrics", config.metrics)):
-        if part is not None:
-            host, _, port = part.listen.rpartition(":")
-            ports.append(((name, "listen"), host.strip("[]"), int(port)))
-    return [
-        Problem(path, _line(loaded, where), dotted(where), f"cannot listen on {host}:{port}: {reason}", _OTHER_PORT)
-        for where, host, port in ports
-        if (reason := _cannot_bind(host, port)) is not None
-    ]
-
-
-_OTHER_PORT = "end the program that listens there, or choose another port"
-
-
-def _runs(state_dir: Path) -> bool:
-    """Whether a daemon uses the state folder."""
-    if not (state_dir / "lock").exists():
-        return False
-    try:
-        with exclusive_lock(state_dir):
-            return False
-    except (BusyError, OSError):
-        return True
-
-
-def _cannot_bind(host: str, port: int) -> str | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            return error.strerror or str(error)
-    return None
-
-
-def _line(loaded: Loaded, where: Steps) -> int:
-    return next((loaded.lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in loaded.lines), 1)
 
 
 def _streams(config: Config) -> Found:

@@ -79,8 +79,7 @@ def _dangerous(path: Path, loaded: Loaded) -> Iterator[Problem]:
     config = loaded.config
 
     def problem(where: Steps, message: str, remedy: str) -> Problem:
-        line = next((loaded.lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in loaded.lines), 1)
-        return Problem(path, line, dotted(where), message, remedy)
+        return Problem(path, loaded.line(where), dotted(where), message, remedy)
 
     for name, actuator in config.actuators.items():
         words = sorted(_words(name, actuator) & HEATS_OR_MOVES)

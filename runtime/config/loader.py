@@ -53,6 +53,10 @@ class Loaded:
     text: str = ""
     lines: dict[Steps, int] = field(default_factory=dict)
 
+    def line(self, where: Steps) -> int:
+        """Return the line of a path, or of the nearest part of the file above it; 1 where there is none."""
+        return next((self.lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in self.lines), 1)
+
 
 def load(path: Path) -> Loaded:
     """Read and validate one settings file.

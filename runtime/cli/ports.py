@@ -1,0 +1,55 @@
+"""Finds ports of the settings that another program listens on. Bound sockets are closed at once."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from learners.files import BusyError, exclusive_lock
+from runtime.config.errors import Problem, Steps, dotted
+from runtime.config.loader import Loaded
+
+
+def busy_ports(path: Path, loaded: Loaded) -> list[Problem]:
+    """Return the ports of these settings that another program listens on; none where this daemon runs and holds them itself."""
+    config = loaded.config
+    if _runs(config.state_dir):
+        return []
+    ports: list[tuple[Steps, str, int]] = []
+    if config.mqtt.scheme == "embedded":
+        ports.append((("mqtt", "url"), config.mqtt.host, config.mqtt.port))
+    for name, part in (("dashboard", config.dashboard), ("metrics", config.metrics)):
+        if part is not None:
+            host, _, port = part.listen.rpartition(":")
+            ports.append(((name, "listen"), host.strip("[]"), int(port)))
+    return [
+        Problem(path, loaded.line(where), dotted(where), f"cannot listen on {host}:{port}: {reason}", _OTHER_PORT)
+        for where, host, port in ports
+        if (reason := _cannot_bind(host, port)) is not None
+    ]
+
+
+_OTHER_PORT = "end the program that listens there, or choose another port"
+
+
+def _runs(state_dir: Path) -> bool:
+    """Whether a daemon uses the state folder."""
+    if not (state_dir / "lock").exists():
+        return False
+    try:
+        with exclusive_lock(state_dir):
+            return False
+    except (BusyError, OSError):
+        return True
+
+
+def _cannot_bind(host: str, port: int) -> str | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
