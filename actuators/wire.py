@@ -208,7 +208,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
-            raise WireError(f"the key {key[:64]!r} stands twice in one object")
+            raise WireError(f"the key {key[:64]!r} appears twice in one object")
         seen.add(key)
 
 

@@ -66,7 +66,7 @@ class CameraSettings(StreamSettings):
 
     kind: Literal["camera"]
     source: int | str = Field(description="a number, a file, rtsp://, http://, `topic` or `topic:NAME`")
-    rate_hz: Positive = Field(10.0, description="frames a second wanted; also the pace of a file")
+    rate_hz: Positive = Field(10.0, description="frames a second that are delivered, at most")
     loop: bool = Field(False, description="start a file again at its end")
     width: int | None = Field(None, gt=0, le=16_384, description="asked of the device; it may give another")
     height: int | None = Field(None, gt=0, le=16_384)
@@ -104,7 +104,7 @@ class TelemetrySettings(StreamSettings):
 
     kind: Literal["telemetry"]
     source: str = Field(
-        "topic", description="`topic` or `topic:NAME`; `task:NAME` is what `tasks.NAME.feeds_policy` makes by itself"
+        "topic", description="`topic` or `topic:NAME`; `task:NAME` is the source that `tasks.NAME.feeds_policy` adds"
     )
     fields: tuple[str, ...] = Field(
         min_length=1, max_length=4_096, description="keys, or JSON pointers with a leading /"
@@ -126,7 +126,7 @@ class PluginStreamSettings(StreamSettings):
     fields: tuple[str, ...] = Field(
         (),
         max_length=4_096,
-        description="where it gives telemetry, the names of its numbers, in order; it then needs no encoder",
+        description="for telemetry: the names of its numbers, in order; the stream then needs no encoder",
     )
     options: dict[str, str | int | float | bool] = Field(
         default_factory=dict,

@@ -32,7 +32,7 @@ from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec, spec_path, write_policy_spec
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import Choice, Wanted
+from learners.model.backends.selection import BackendSettings, Choice
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
@@ -156,7 +156,7 @@ def quarantine(_folder: Path) -> None:
 
 @shows("engine.json")
 def engine(folder: Path) -> None:
-    known, cpu = Calibrations(folder, Wanted("torch", "float32")), torch.device("cpu")
+    known, cpu = Calibrations(folder, BackendSettings("torch", "float32")), torch.device("cpu")
     module, examples = torch.nn.Linear(2, 2).eval(), [(torch.ones(1, 2),)]
     _, choice = known.runner(module, examples, "v")
     assert known.recall("v", cpu) == choice

@@ -50,7 +50,7 @@ class GymPlant:
 
     Args:
         environment: a gymnasium id, or an environment.
-        agent: whose topics to use.
+        agent: the name in the topics.
         seed: of the environment.
         rate_hz: steps a second; default: its own, at most 50.
 
@@ -139,7 +139,7 @@ class GymPlant:
     def _ended(self, now_s: float) -> Outgoing:
         self.episode += 1
         self.returns = [*self.returns, self._return][-SHOWN_EPISODES:]
-        told = {
+        body = {
             "episode": self.episode,
             "return": self._return,
             "length": self._length,
@@ -150,7 +150,7 @@ class GymPlant:
         }
         self._return, self._length = 0.0, 0
         self._observation, _ = self.env.reset()
-        return message(f"{self._base}/plant", told)
+        return message(f"{self._base}/plant", body)
 
     def _observed(self) -> list[Outgoing]:
         parts = split(self.env.observation_space, self._observation)
@@ -189,7 +189,7 @@ def settings(environment: str, agent: str, rate_hz: float | None = None) -> dict
 
 
 def settings_of(env: gymnasium.Env[Any, Any], agent: str, rate_hz: float | None = None) -> dict[str, Any]:
-    """Return the same for an environment that is there.
+    """Return the same for an environment that exists already.
 
     Raises:
         UnsupportedSpaceError: a space of the environment cannot be mapped.

@@ -34,7 +34,7 @@ class PanoramaPlant:
     """A `Plant` that runs the demo's world in real time.
 
     Args:
-        agent: whose topics to use.
+        agent: the name in the topics.
         seed: of the world.
         simulated_overrides: whether the world corrects the policy at first.
     """

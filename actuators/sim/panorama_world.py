@@ -1,8 +1,8 @@
 """The demo's world without clock and broker: a head among photographs, an order, and a reward for obeying it.
 
-Four photographs stand around the head, in an order and at places drawn anew every episode. The head sees 225 of the 360
+Four photographs stand around the head, in an order and at places drawn for every episode. The head sees 225 of the 360
 degrees and turns at 90 degrees a second. An order names one photograph, by turns in writing and in speech; a spoken one is
-said again every second or so, as the listener remembers two seconds. The reward of an interval is how close the head's axis is to the picture at its end
+repeated about every second, because the listener remembers two seconds. The reward of an interval is how close the head's axis is to the picture at its end
 (1: centred, 0: behind) plus the way made towards it, as a share of the way it could make. Knows no topic and no payload.
 
 Angles are degrees, growing to the right; a distance is in [-180, 180), positive when the picture is to the right.

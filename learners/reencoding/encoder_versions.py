@@ -61,10 +61,10 @@ class EncoderVersions:
 
     def _ready(self, encoder: Encoder) -> Encoder:
         from learners.model.backends.calibration_cache import Calibrations, shared_cache  # noqa: PLC0415 - see below
-        from learners.model.backends.selection import Wanted  # noqa: PLC0415 - openvino: only where something is encoded
+        from learners.model.backends.selection import BackendSettings  # noqa: PLC0415 - openvino: only where something is encoded
 
         if encoder.module is not None:
-            wanted = Wanted(**self.inputs.engine.model_dump())
+            wanted = BackendSettings(**self.inputs.engine.model_dump())
             calibrations = Calibrations(self.inputs.state_dir, wanted, shared_cache())
             encoder.run, _ = calibrations.runner(encoder.module, encoder.examples(), encoder.version)
         return encoder

@@ -149,7 +149,7 @@ class _Reader:
             self._problem(node, where, f"more than {MAX_NODES} values", "write the file without nested aliases")
             return None
         self.lines[where] = node.start_mark.line + 1
-        if len(where) > MAX_DEPTH:  # an alias of what it stands in never ends
+        if len(where) > MAX_DEPTH:  # an alias inside its own anchor never ends
             self._problem(
                 node, where[:2], f"nested deeper than {MAX_DEPTH}", "write the file without recursive aliases"
             )

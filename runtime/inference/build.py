@@ -16,7 +16,7 @@ from learners.checkpoints.store import Checkpoints
 from learners.device import pick_device
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
-from learners.model.backends.selection import Wanted
+from learners.model.backends.selection import BackendSettings
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.policy import Policy
@@ -50,7 +50,9 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
         if name in used
     }
     spec = build_spec(config, encoders)
-    wanted = Wanted(config.engine.backend, config.engine.precision, config.engine.threads, config.engine.tolerance)
+    wanted = BackendSettings(
+        config.engine.backend, config.engine.precision, config.engine.threads, config.engine.tolerance
+    )
     engine = Engine(
         policy=untrained(spec, config.learner.seed),
         encoders=encoders,

@@ -35,15 +35,15 @@ def compile_policy(calibrations: Calibrations, policy: Policy, example: Inputs, 
     Raises:
         NoBackend: none of them runs within the tolerance.
     """
-    module, examples, wanted = FlatPolicyModule(policy).eval(), [example], calibrations.wanted
+    module, examples, settings = FlatPolicyModule(policy).eval(), [example], calibrations.settings
     shape = hashlib.sha256(policy.spec.to_json()).hexdigest()[:16]
     version = f"{FIRST if first else LATER}-{digest(policy)}"
     device = example[0].device
     choice, folders = calibrations.recall(shape, device), calibrations.folders(shared=first)
     if choice is None:
-        choice = calibrate(module, examples, wanted, version, folders)
+        choice = calibrate(module, examples, settings, version, folders)
         calibrations.remember(shape, device, choice)
-    run = build(module, examples, choice.backend, choice.precision, wanted.threads, version, folders)
+    run = build(module, examples, choice.backend, choice.precision, settings.threads, version, folders)
     if not first:
         for folder in folders:
             _prune(folder)

@@ -122,7 +122,7 @@ class Engine:
     """The last tick that was decided."""
 
     def __post_init__(self) -> None:
-        threads = self.calibrations.wanted.threads
+        threads = self.calibrations.settings.threads
         self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads, 0))
         self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads, 10))
         self._past = ObservationHistory(self.spec)

@@ -98,7 +98,7 @@ def _understood(accept: str) -> str:
 
 @dataclass(slots=True)
 class Admission:
-    """Bounds the open connections, in all and by address, so that nobody can keep others out by holding connections open.
+    """Bounds the open connections, in all and by address, so that no client can lock others out by holding connections open.
 
     A connection that is `protected` (a web socket of a signed-in browser) stays. Of the others, a new connection replaces the
     oldest: of its own address where that has too many, else of the address that has most. Connections that have sent no whole

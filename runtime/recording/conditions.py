@@ -36,7 +36,7 @@ def conditions(config: Config, engine: Engine) -> dict[str, str]:
         "agent": config.agent,
         "settings": _digest(config.model_dump_json(include=_SETTINGS).encode()),
         "device": str(engine.device),
-        "threads": str(engine.calibrations.wanted.threads),
+        "threads": str(engine.calibrations.settings.threads),
         "processor": processor(),
     }
     if engine.version == UNTRAINED:

@@ -114,7 +114,7 @@ def _essential(payload: bytes) -> bytes:
 
     OpenCV 5.0 worked 16 s on 100 bytes whose chunk length was wrong; other chunks may unpack to more than they are.
     """
-    kept, at = [_PNG], len(_PNG)
+    chunks, at = [_PNG], len(_PNG)
     while at + 12 <= len(payload):
         length, kind = struct.unpack_from(">I4s", payload, at)
         end = at + 12 + length
@@ -124,9 +124,9 @@ def _essential(payload: bytes) -> bytes:
         if checksum != zlib.crc32(payload[at + 4 : end - 4]):
             raise PayloadRefused("undecodable", f"the PNG's chunk {kind!r} fails its checksum")
         if kind in _ESSENTIAL:
-            kept.append(payload[at:end])
+            chunks.append(payload[at:end])
         if kind == b"IEND":
-            return b"".join(kept)
+            return b"".join(chunks)
         at = end
     raise PayloadRefused("truncated", "a PNG cut before its end")
 

@@ -69,7 +69,7 @@ class DriverSensor:
         raise NotImplementedError
 
     def _deliver(self, publish: Publish, message: Message) -> bool:
-        """Publish what a message gives; return whether it was usable data, which the watchdog asks."""
+        """Publish the reading of a message; return whether it was usable data, which the watchdog asks."""
         if message.kind == "D":
             self.drops[message.text] += 1
         if message.kind not in DATA:

@@ -24,7 +24,7 @@ from actuators.sim.panorama_env import Panorama
 from learners.experience.transition import Transition
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import Wanted
+from learners.model.backends.selection import BackendSettings
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.features import Features, recorded
@@ -59,7 +59,7 @@ def encoders_of(config: Config) -> dict[str, Encoder]:
         )
         for name, s in config.encoders.items()
     }
-    calibrations = Calibrations(Path(tempfile.mkdtemp()), Wanted())
+    calibrations = Calibrations(Path(tempfile.mkdtemp()), BackendSettings())
     for encoder in made.values():
         if encoder.module is not None:
             encoder.run, _ = calibrations.runner(encoder.module, encoder.examples(), encoder.version)

@@ -30,7 +30,7 @@ from learners.config import EncoderSettings  # noqa: E402 - after the path
 from learners.ipc.policy_spec import read_policy_spec  # noqa: E402 - after the path
 from learners.model.backends.calibration_cache import Calibrations  # noqa: E402 - after the path
 from learners.model.backends.selection import (  # noqa: E402
-    Wanted,
+    BackendSettings,
     build,
 )
 from learners.model.encoders.preprocess import resize  # noqa: E402 - after the path
@@ -54,7 +54,7 @@ class Model:
         state_dir = Path(settings["state_dir"])
         spec = read_policy_spec(state_dir)
         assert spec is not None, "the daemon must have started once in this state_dir"
-        calibrations = Calibrations(state_dir, Wanted())
+        calibrations = Calibrations(state_dir, BackendSettings())
         encoder = load(
             EncoderSettings.model_validate(settings["encoders"]["vision"]), spec.streams[0].tokens, torch.device("cpu")
         )

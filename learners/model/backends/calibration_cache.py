@@ -21,7 +21,16 @@ from torch import nn
 
 from learners.files import cache_dir, locked, write_atomically
 from learners.model.backends.openvino import LIBRARY
-from learners.model.backends.selection import Choice, Inputs, Measured, Run, Wanted, build, calibrate, processor
+from learners.model.backends.selection import (
+    BackendSettings,
+    Choice,
+    Inputs,
+    Measured,
+    Run,
+    build,
+    calibrate,
+    processor,
+)
 
 FILE, GRAPHS = "engine.json", "openvino"
 MOST_CHOICES = 256
@@ -39,12 +48,12 @@ class Calibrations:
 
     Args:
         state_dir: the daemon's own folder; None remembers nothing there.
-        wanted: the settings under `engine`.
+        settings: the settings under `engine`.
         shared: a folder for all daemons of this user; None where there is none.
     """
 
-    def __init__(self, state_dir: Path | None, wanted: Wanted, shared: Path | None = None) -> None:
-        self.wanted = wanted
+    def __init__(self, state_dir: Path | None, settings: BackendSettings, shared: Path | None = None) -> None:
+        self.settings = settings
         self._places = [place for place in (state_dir, shared) if place is not None]
         self._own, self._shared = state_dir, shared
 
@@ -59,7 +68,7 @@ class Calibrations:
 
     def _key(self, version: str, device: torch.device) -> str:
         libraries = f"torch {torch.__version__} openvino {LIBRARY}"
-        return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.wanted)).decode()}"
+        return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.settings)).decode()}"
 
     def recall(self, version: str, device: torch.device) -> Choice | None:
         """Return the stored choice; None without one, or where the file is unreadable. Copies it from the cache to the state."""
@@ -93,9 +102,9 @@ class Calibrations:
         device, folders = examples[0][0].device, self.folders(shared=shared)
         choice = self.recall(version, device)
         if choice is None:
-            choice = calibrate(module, examples, self.wanted, version, folders)
+            choice = calibrate(module, examples, self.settings, version, folders)
             self.remember(version, device, choice)
-        run = build(module, examples, choice.backend, choice.precision, self.wanted.threads, version, folders)
+        run = build(module, examples, choice.backend, choice.precision, self.settings.threads, version, folders)
         return run, choice
 
     def tidy(self) -> None:

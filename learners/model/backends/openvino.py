@@ -89,7 +89,7 @@ def _forget_traces() -> None:
 def graph_of(version: str, folders: Sequence[Path], make: Callable[[], Any]) -> Any:
     """Return the graph from the first of `folders` that has it; else convert, and store it in the first writable one.
 
-    The name it is kept under carries `version`, so a graph of other weights is never taken; one that does not read is made anew.
+    Its name contains `version`, so a graph of other weights is never used; an unreadable one is converted again.
     """
     name = f"{version}-ov{LIBRARY.partition('-')[0]}"
     for folder in folders:
@@ -97,23 +97,23 @@ def graph_of(version: str, folders: Sequence[Path], make: Callable[[], Any]) -> 
             return graph
     graph = make()
     # read back: the first start computes with the same file as every later one
-    return next((kept for folder in folders if (kept := _keep(graph, folder / name)) is not None), graph)
+    return next((stored for folder in folders if (stored := _store(graph, folder / name)) is not None), graph)
 
 
-def _read(kept: Path) -> Any:
+def _read(folder: Path) -> Any:
     """Read the graph in a folder; None where there is no readable one."""
-    if not (kept / "graph.xml").is_file():
+    if not (folder / "graph.xml").is_file():
         return None
     with suppress(OSError):
-        os.utime(kept)  # used now: the longest unused are removed first
+        os.utime(folder)  # used now: the longest unused are removed first
     try:
-        return _core().read_model(kept / "graph.xml")
+        return _core().read_model(folder / "graph.xml")
     except RuntimeError:
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
-def _keep(graph: Any, target: Path) -> Any:
+def _store(graph: Any, target: Path) -> Any:
     """Store a graph and read it back; None where the folder cannot be written. Another process may have stored it first."""
     try:
         with new_folder(target) as draft:

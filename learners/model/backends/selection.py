@@ -47,7 +47,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class BackendSettings:
     """The settings under `engine`."""
 
     backend: Literal["auto", "torch", "openvino"] = "auto"
@@ -72,9 +72,9 @@ class NoBackend(ValueError):  # noqa: N818 - reads as what happened
 def processor() -> str:
     """Describe the processor: model name, a digest of its instructions, and whether it computes in bfloat16."""
     path = Path("/proc/cpuinfo")
-    told = dict(_field(line) for line in reversed(path.read_text().splitlines())) if path.is_file() else {}
-    flags = hashlib.sha256(" ".join(sorted(told.get("flags", "").split())).encode()).hexdigest()[:8]
-    return f"{told.get('model name') or platform.processor()} {flags} bf16={int(has_bfloat16())}"
+    facts = dict(_field(line) for line in reversed(path.read_text().splitlines())) if path.is_file() else {}
+    flags = hashlib.sha256(" ".join(sorted(facts.get("flags", "").split())).encode()).hexdigest()[:8]
+    return f"{facts.get('model name') or platform.processor()} {flags} bf16={int(has_bfloat16())}"
 
 
 def _field(line: str) -> tuple[str, str]:
@@ -126,19 +126,19 @@ def measure(run: Run, examples: Sequence[Inputs], reference: Sequence[Tensor]) -
     return (milliseconds, *compare(reference, outputs))
 
 
-def candidates(wanted: Wanted, device: torch.device) -> list[tuple[Backend, Precision]]:
+def candidates(settings: BackendSettings, device: torch.device) -> list[tuple[Backend, Precision]]:
     """List the backends that the settings and the machine allow, the reference first."""
-    backends: list[Backend] = ["torch", "openvino"] if wanted.backend == "auto" else [wanted.backend]
+    backends: list[Backend] = ["torch", "openvino"] if settings.backend == "auto" else [settings.backend]
     if device.type != "cpu":
         backends = ["torch"]
-    allowed: list[Precision] = ["float32", "bfloat16"] if wanted.precision == "auto" else [wanted.precision]
+    allowed: list[Precision] = ["float32", "bfloat16"] if settings.precision == "auto" else [settings.precision]
     has = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
     return [(backend, p) for backend in backends for p in allowed if p == "float32" or has]
 
 
 @torch.inference_mode()
 def calibrate(
-    module: nn.Module, examples: Sequence[Inputs], wanted: Wanted, version: str, folders: Sequence[Path] = ()
+    module: nn.Module, examples: Sequence[Inputs], settings: BackendSettings, version: str, folders: Sequence[Path] = ()
 ) -> Choice:
     """Measure every candidate and choose.
 
@@ -148,20 +148,20 @@ def calibrate(
     device = examples[0][0].device
     reference = [module(*inputs) for inputs in examples]
     measured: list[Measured] = []
-    for backend, precision in candidates(wanted, device):
+    for backend, precision in candidates(settings, device):
         try:
-            run = build(module, examples, backend, precision, wanted.threads, version, folders)
+            run = build(module, examples, backend, precision, settings.threads, version, folders)
             measured.append(Measured(backend, precision, *measure(run, examples, reference)))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0][:200]
             measured.append(Measured(backend, precision, 0.0, 0.0, FAR, reason))
-    good = [m for m in measured if m.difference <= wanted.tolerance]
+    good = [m for m in measured if m.difference <= settings.tolerance]
     if not good:
         found = "; ".join(
             f"{m.backend} {m.precision}: {m.failed or f'difference {m.difference:.3g}'}" for m in measured
         )
         raise NoBackend(
-            f"no backend within engine.tolerance {wanted.tolerance}: {found or 'none allowed'}; change engine.*"
+            f"no backend within engine.tolerance {settings.tolerance}: {found or 'none allowed'}; change engine.*"
         )
     best = min(good, key=lambda m: m.ms)
     return Choice(best.backend, best.precision, tuple(measured))

@@ -56,7 +56,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):
 
 
 class ConvNorm(nn.Module):
-    """Convolution with SAME padding (more at the far side), batch norm, and ReLU6 where wanted."""
+    """Convolution with SAME padding (more at the far side), batch norm, and optionally ReLU6."""
 
     def __init__(
         self, width_in: int, width_out: int, kernel: int, stride: int = 1, *, groups: int = 1, act: bool = True

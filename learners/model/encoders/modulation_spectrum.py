@@ -1,8 +1,7 @@
 """A hearing encoder without weights: the modulation spectrum of the log-mel energies of a window.
 
-Every mel band's energy over time is Fourier-transformed, and only magnitudes are kept: what rhythm each band has, and not when
-the window began. A word that is somewhere in the window, or repeated in it, therefore gives nearly the same tokens wherever it
-stands. Modulation spectra as speech features: Greenberg & Kingsbury 1997, "The modulation spectrogram". The mel energies are
+The energy of every mel band over time is Fourier-transformed, and only the magnitudes are used: the rhythm of each band, and
+not when the window began. So a word, once or repeated, has nearly the same tokens anywhere in the window. Modulation spectra as speech features: Greenberg & Kingsbury 1997, "The modulation spectrogram". The mel energies are
 Whisper's (transformers' WhisperFeatureExtractor), which need no weights either.
 
 Shapes: B batch, N samples, M mel bands, L frames (100 a second), F modulation frequencies, T tokens.

@@ -35,7 +35,7 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
 def resize(images: Sequence[NDArray[np.uint8]], size: tuple[int, int], device: torch.device) -> Tensor:
     """Resize pictures Y,X,3 of any sizes to uint8 B,3,Y,X of `size`, antialiased, without cropping.
 
-    The aspect is not kept: what stands at the edge of a wide frame must stay visible to the policy.
+    The aspect ratio changes, because the edges of a wide frame must stay visible to the policy.
     """
     out: list[Tensor] = []
     for image in images:

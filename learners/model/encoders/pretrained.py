@@ -91,7 +91,7 @@ class _Tower:
 
 
 class VisionEncoder(_Tower):
-    """Pictures through CLIP, SigLIP, DINOv2, ViT, EfficientNet-Lite and whatever gives a map or patches."""
+    """Pictures through CLIP, SigLIP, DINOv2, ViT, EfficientNet-Lite and any model that returns a map or patches."""
 
     modality: Modality = "image"
 

@@ -1,8 +1,8 @@
 """The part of a pretrained model that the policy uses, with its scaling before and its pooling after, as one graph.
 
-A tower takes prepared tensors and gives float32 tokens B,T,W, so that any backend can run it whole. Vision keeps where
-things are (cells of a grid, columns first), hearing keeps when (segments, and the whole window first), language is one
-sentence embedding. Models differ in where they keep the part that sees or hears; that is known here and nowhere else.
+A tower maps prepared tensors to float32 tokens B,T,W, so that any backend can run it as one graph. Vision tokens are cells
+of a grid (columns first), hearing tokens are the whole window and its segments, language is one sentence embedding. Models
+differ in where their vision or hearing part is; only this module knows.
 
 Shapes: B batch, C channels, Y and X of a map or picture, P patches, M mel bands, F frames, L ids, T tokens, W width.
 """
@@ -130,7 +130,7 @@ class LanguageTower(nn.Module):
 def whisper_encoder(model: Any, frames: int) -> Any:
     """Cut Whisper's encoder to windows of `frames` mel frames; it uses the first positions of its table.
 
-    Trained on 30 s, it is not told how long a window is other than by its positions.
+    It was trained on 30 s and knows the length of a window only from its positions.
     """
     encoder = model.encoder
     positions = encoder.embed_positions.weight[: frames // 2].detach().clone()

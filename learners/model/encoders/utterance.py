@@ -3,7 +3,7 @@
 Energy marks where somebody speaks (Rabiner & Sambur 1975, "An Algorithm for Determining the Endpoints of Isolated
 Utterances"); the log-mel energies between the endpoints are averaged over as many equal stretches as there are tokens: linear
 time normalisation, as in recognisers of isolated words (Rabiner & Juang 1993, "Fundamentals of Speech Recognition", 4.7.1). A word
-gives nearly the same tokens wherever in the window it stands, however loud and however fast it was said. A word
+has nearly the same tokens anywhere in the window, at any loudness and speed. A word
 that has not ended is used only when the window has no earlier complete one.
 
 For short commands between pauses; it does not find words in fluent speech or before a loud and changing background. The
@@ -34,7 +34,7 @@ NAME = UTTERANCE
 MELS = 40
 HOP = 160
 QUIET = 1e-6
-"""Power of -60 dB of full scale: nothing below is told apart."""
+"""Power of -60 dB of full scale: quieter sounds are all alike."""
 FLOOR = 10
 """Percentile of the frames' levels that counts as the background."""
 AUDIBLE_DB = 12.0
@@ -120,8 +120,8 @@ class UtteranceEncoder:
             return np.zeros((self.tokens, self.width), np.float32)
         features = self._extract([samples_N], sampling_rate=RATE_HZ, padding=False, return_tensors="np").input_features
         energies_ML = np.asarray(features[0], np.float32)[:, span[0] : span[1]]
-        told = np.tile([(span[1] - span[0]) * HOP / RATE_HZ, 1.0], (self.tokens, 1))
-        return np.hstack([stretched(energies_ML - energies_ML.mean(), self.tokens), told]).astype(np.float32)
+        extra_T2 = np.tile([(span[1] - span[0]) * HOP / RATE_HZ, 1.0], (self.tokens, 1))
+        return np.hstack([stretched(energies_ML - energies_ML.mean(), self.tokens), extra_T2]).astype(np.float32)
 
     def encode(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return tokens B,T,W float32."""

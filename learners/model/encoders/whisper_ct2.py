@@ -192,7 +192,7 @@ def generation_config(options: dict[str, list[int]]) -> GenerationConfig:
 
 
 def convert(weights: Path, folder: Path) -> None:
-    """Write a transformers folder from `weights` and the tokenizer and options beside it."""
+    """Write a transformers folder from `weights` and the tokenizer and options next to it."""
     model = build(read_variables(weights.read_bytes()))
     model.generation_config = generation_config(json.loads((weights.parent / "config.json").read_bytes()))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):

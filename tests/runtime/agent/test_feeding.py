@@ -15,7 +15,7 @@ import torch
 from fakes import eventually
 from learners.continual.versions import Versions
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import Wanted
+from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
 from learners.tasks.registry import open_task
 from runtime.agent.task_outputs import TaskOutputs
@@ -100,7 +100,7 @@ def engine_of(config: Config) -> Engine:
     spec = build_spec(
         config.model_copy(update={"policy": config.policy.model_copy(update={"width": 32, "history": 1})}), {}
     )
-    return Engine(Policy(spec), {}, {}, Calibrations(None, Wanted("torch", "float32")), lambda _: None)  # type: ignore[arg-type,return-value]
+    return Engine(Policy(spec), {}, {}, Calibrations(None, BackendSettings("torch", "float32")), lambda _: None)  # type: ignore[arg-type,return-value]
 
 
 async def test_an_answer_is_seen_at_the_next_tick_and_counts(tmp_path: Path) -> None:

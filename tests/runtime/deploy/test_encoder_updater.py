@@ -15,7 +15,7 @@ from actuators.actions import ActionSpace, Choice
 from learners.config import EncoderSettings, TaskSettings
 from learners.continual.versions import Versions
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import Wanted
+from learners.model.backends.selection import BackendSettings
 from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
@@ -48,7 +48,7 @@ def engine_of(config: Config) -> Engine:
     actions = ActionSpace((Choice("head", ("a", "b")),))
     stream = StreamSpec("orders", "text", 1, encoder.width)
     spec = PolicySpec(streams=(stream,), actions=actions, width=32, history=2)
-    calibrations = Calibrations(None, Wanted("torch", "float32"))
+    calibrations = Calibrations(None, BackendSettings("torch", "float32"))
     return Engine(Policy(spec), {"language": encoder}, {"orders": "language"}, calibrations, lambda _: None)  # type: ignore[arg-type,return-value]
 
 

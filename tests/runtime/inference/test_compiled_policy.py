@@ -10,7 +10,7 @@ import torch
 from actuators.actions import ActionSpace, Choice
 from learners.model.backends import selection
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import Inputs, Wanted
+from learners.model.backends.selection import BackendSettings, Inputs
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference import compiled_policy
@@ -40,7 +40,7 @@ def example() -> Inputs:
 def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibrations = Calibrations(tmp_path, Wanted("openvino", "float32"))
+    calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
     compiled_policy.compile_policy(calibrations, policy(1), example(), first=True)
     converted: list[object] = []
     convert = selection.convert
@@ -59,7 +59,7 @@ def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
 
 
 def test_the_graphs_of_old_checkpoints_go_and_the_first_stays(tmp_path: Path) -> None:
-    calibrations = Calibrations(tmp_path, Wanted("openvino", "float32"))
+    calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
     for seed in range(compiled_policy.MAX_GRAPHS + 3):
         compiled_policy.compile_policy(calibrations, policy(seed), example(), first=seed == 0)
     kept = [path.name for path in (tmp_path / "openvino").iterdir()]

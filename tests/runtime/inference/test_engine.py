@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import Wanted
+from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.engine import ENCODER_FILE, Engine
@@ -91,7 +91,7 @@ async def activate(engine: Engine, folder: Path) -> None:
 
 def engine_of(spec: PolicySpec, backend: Any = "torch", state_dir: Path | None = None) -> Engine:
     torch.manual_seed(0)
-    calibrations = Calibrations(state_dir, Wanted(backend, "float32"))
+    calibrations = Calibrations(state_dir, BackendSettings(backend, "float32"))
     routes = {name: encoder for name, encoder in ROUTES.items() if name in spec.names}
     return Engine(Policy(spec), {"letters": Letters()}, routes, calibrations, nothing, seed=3)
 

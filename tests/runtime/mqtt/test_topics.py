@@ -12,7 +12,7 @@ from runtime.mqtt.topics import MAX_JSON_BYTES, Refused, Reward, decode, parse
     [
         (b'{"value":NaN}', "not JSON"),
         (b'{"value":1e999}', "not JSON"),
-        (b'{"value":1,"value":-1}', "the key 'value' stands twice"),
+        (b'{"value":1,"value":-1}', "the key 'value' appears twice"),
         (b'{"value":1,"more":' + b"[" * 17 + b"]" * 17 + b"}", "deeper than 16"),
         (b" " * (MAX_JSON_BYTES + 1), f"the limit is {MAX_JSON_BYTES} bytes"),
         (b'{"value":"1"}', "^value: "),

@@ -23,7 +23,7 @@ from learners.checkpoints.store import Checkpoints
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import Wanted
+from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.config.schema import Config
@@ -117,7 +117,7 @@ class World:
             store.append(tick(number, (self.wide, self.strange, "untrained", "gone")[number % 4]))
         assert store.flush()
         store.close()
-        calibrations = Calibrations(None, Wanted("torch", "float32"))
+        calibrations = Calibrations(None, BackendSettings("torch", "float32"))
         self.engine = Engine(Policy(SPEC), {}, {}, calibrations, self.checkpoints.load)
         self.config = config_of(folder)
         self.ticker = SimpleNamespace(session="s", engine=self.engine, degraded={})

@@ -12,7 +12,7 @@ from torch import nn
 
 from learners.model.backends import calibration_cache, selection
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import Wanted
+from learners.model.backends.selection import BackendSettings
 
 CPU = torch.device("cpu")
 EXAMPLES = [(torch.ones(1, 4),)]
@@ -49,8 +49,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def own(tmp_path: Path, name: str, wanted: Wanted | None = None) -> Calibrations:
-    return Calibrations(tmp_path / name, wanted or Wanted("openvino", "float32"), tmp_path / "cache")
+def own(tmp_path: Path, name: str, wanted: BackendSettings | None = None) -> Calibrations:
+    return Calibrations(tmp_path / name, wanted or BackendSettings("openvino", "float32"), tmp_path / "cache")
 
 
 def test_an_empty_state_finds_what_another_daemon_measured_and_remembers_it_itself(
@@ -61,14 +61,14 @@ def test_an_empty_state_finds_what_another_daemon_measured_and_remembers_it_itse
     assert torch.equal(run(own(tmp_path, "two")), first)  # bit for bit: both read the same graph
     assert work == ["calibrated", "converted"]
     assert (tmp_path / "two" / "engine.json").is_file()
-    assert Calibrations(tmp_path / "two", Wanted("openvino", "float32")).recall("v", CPU) is not None
+    assert Calibrations(tmp_path / "two", BackendSettings("openvino", "float32")).recall("v", CPU) is not None
 
 
 def test_other_settings_versions_and_processors_are_measured_anew(
     tmp_path: Path, work: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(own(tmp_path, "one"))
-    run(own(tmp_path, "one", Wanted("openvino", "float32", tolerance=0.01)))
+    run(own(tmp_path, "one", BackendSettings("openvino", "float32", tolerance=0.01)))
     run(own(tmp_path, "one"), "another")
     monkeypatch.setattr(calibration_cache, "processor", lambda: "another one bf16=0")
     run(own(tmp_path, "one"))
@@ -105,4 +105,4 @@ def test_the_longest_unused_graphs_go(tmp_path: Path) -> None:
         os.utime(folder / f"{number}", (number, number))
     daemon.tidy()
     assert sorted(int(path.name) for path in folder.iterdir()) == list(range(3, calibration_cache.MOST_GRAPHS + 3))
-    Calibrations(None, Wanted()).tidy()  # no cache, nothing to do
+    Calibrations(None, BackendSettings()).tidy()  # no cache, nothing to do

@@ -17,7 +17,7 @@ from learners.config import EncoderSettings
 from learners.model.backends import calibration_cache, selection
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.cuda import CudaGraphRun
-from learners.model.backends.selection import NoBackend, Wanted
+from learners.model.backends.selection import BackendSettings, NoBackend
 from learners.model.encoders import efficientnet_lite, pretrained, towers
 from learners.model.encoders.preprocess import Mel, normalised, resize, window
 from sensors import plugins
@@ -120,7 +120,7 @@ def test_every_architecture_gives_finite_tokens_that_do_not_depend_on_the_batch(
 @pytest.mark.parametrize("name", MODELS)
 def test_openvino_gives_the_same_tokens(folders: Path, name: str, tmp_path: Path) -> None:
     encoder = make(folders, name)
-    run, choice = Calibrations(tmp_path, Wanted("openvino", "float32")).runner(
+    run, choice = Calibrations(tmp_path, BackendSettings("openvino", "float32")).runner(
         encoder.module, encoder.examples(), encoder.version
     )
     assert choice.backend == "openvino"
@@ -248,7 +248,7 @@ def test_picture_size(options: dict[str, Any], want: tuple[int, int]) -> None:
 
 def test_a_choice_is_remembered_and_used_again(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = make(folders, "vit")
-    own = Calibrations(tmp_path, Wanted(tolerance=0.05))
+    own = Calibrations(tmp_path, BackendSettings(tolerance=0.05))
     _, first = own.runner(encoder.module, encoder.examples(), encoder.version)
     assert {m.backend for m in first.measured} == {"torch", "openvino"}
     assert next(m for m in first.measured if m.backend == "torch").difference == 0
@@ -257,12 +257,14 @@ def test_a_choice_is_remembered_and_used_again(folders: Path, tmp_path: Path, mo
         raise AssertionError("measured again")
 
     monkeypatch.setattr(calibration_cache, "calibrate", forbidden)
-    _, again = Calibrations(tmp_path, Wanted(tolerance=0.05)).runner(
+    _, again = Calibrations(tmp_path, BackendSettings(tolerance=0.05)).runner(
         encoder.module, encoder.examples(), encoder.version
     )
     assert again == first
     with pytest.raises(AssertionError, match="measured again"):
-        Calibrations(tmp_path, Wanted(tolerance=0.01)).runner(encoder.module, encoder.examples(), encoder.version)
+        Calibrations(tmp_path, BackendSettings(tolerance=0.01)).runner(
+            encoder.module, encoder.examples(), encoder.version
+        )
     (tmp_path / "engine.json").write_text("{torn")
     assert own.recall(encoder.version, CPU) is None
     own.remember(encoder.version, CPU, first)
@@ -283,11 +285,11 @@ class Unstable(nn.Module):
 @pytest.mark.skipif(not selection.has_bfloat16(), reason="the processor has no bfloat16")
 def test_bfloat16_beyond_the_tolerance_is_never_chosen(tmp_path: Path) -> None:
     example = (torch.randn(1, 8),)
-    _, choice = Calibrations(tmp_path, Wanted("torch")).runner(Unstable(), [example], "v")
+    _, choice = Calibrations(tmp_path, BackendSettings("torch")).runner(Unstable(), [example], "v")
     assert choice.precision == "float32"
     assert next(m for m in choice.measured if m.precision == "bfloat16").difference > 0.02
     with pytest.raises(NoBackend, match="bfloat16: difference"):
-        selection.calibrate(Unstable(), [example], Wanted("torch", "bfloat16"), "v")
+        selection.calibrate(Unstable(), [example], BackendSettings("torch", "bfloat16"), "v")
 
 
 def test_nan_is_no_agreement() -> None:
@@ -296,8 +298,8 @@ def test_nan_is_no_agreement() -> None:
 
 def test_bfloat16_is_not_tried_without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "has_bfloat16", lambda: False)
-    assert selection.candidates(Wanted(), CPU) == [("torch", "float32"), ("openvino", "float32")]
-    assert selection.candidates(Wanted(precision="bfloat16"), CPU) == []
+    assert selection.candidates(BackendSettings(), CPU) == [("torch", "float32"), ("openvino", "float32")]
+    assert selection.candidates(BackendSettings(precision="bfloat16"), CPU) == []
 
 
 @pytest.mark.gpu
