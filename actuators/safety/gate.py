@@ -123,9 +123,13 @@ class Gate:
         }
 
     def last_command(self, actuator: str) -> tuple[Value | None, By]:
-        """The actuator's value by its newest command or report, and who commanded it."""
+        """Return the actuator's value by its newest command or report, and who commands it now.
+
+        An operator commands an actuator only during the hold. After the hold the value may still be in force: then `by` is `none`.
+        """
         each = self._actuators[actuator]
-        return each.value, each.by
+        is_over = each.by == "override" and each.hold is None
+        return each.value, "none" if is_over else each.by
 
     @property
     def holds(self) -> dict[str, Hold | None]:

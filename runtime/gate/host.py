@@ -191,8 +191,7 @@ class GateHost:
             self.connection.enqueue(self.topics("proposal", name), encode(body), expiry_s=max(1.0, ttl_ms / 1_000))
 
     def _answer(self, proposal: Proposal, rulings: list[ActuatorDecision]) -> None:
-        by_name = {ruling.actuator: ruling for ruling in rulings}
-        outcomes = {name: self._outcome(name, by_name.get(name)) for name in self.config.actuators}
+        outcomes = outcomes_of(self.gate, rulings)
         gate = self.gate
         refused, restarts = self.refused(), dict(self.restarts)
         verdict = ipc.Verdict(proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes, refused, restarts)
@@ -213,11 +212,6 @@ class GateHost:
             out.setdefault(name, {})[rule] = count
         nobody = {rule: count for rule in ("lost", "unknown_actuator") if (count := self.gate.counters[rule])}
         return out | ({"": nobody} if nobody else {})
-
-    def _outcome(self, name: str, ruling: ActuatorDecision | None) -> ipc.Outcome:
-        value, by = self.gate.last_command(name)
-        sent = ruling is not None and ruling.sent
-        return ipc.Outcome(sent, ruling.rule if ruling else None, value, by)
 
     def _lost(self, cause: str) -> None:
         self.agent.lost()
@@ -409,3 +403,14 @@ class GateHost:
         """Publish the last status."""
         self.detach()
         await self.publisher.publish_offline(reason)
+
+
+def outcomes_of(gate: Gate, rulings: Iterable[ActuatorDecision]) -> dict[str, ipc.Outcome]:
+    """Return the outcome of one proposal for every actuator, after the gate judged it."""
+    by_name = {ruling.actuator: ruling for ruling in rulings}
+    outcomes: dict[str, ipc.Outcome] = {}
+    for name in gate.modes:
+        ruling, (value, by) = by_name.get(name), gate.last_command(name)
+        sent = ruling is not None and ruling.sent
+        outcomes[name] = ipc.Outcome(sent, ruling.rule if ruling else None, value, by)
+    return outcomes
