@@ -12,7 +12,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
-    """Base of every settings model: unknown keys and non-finite numbers are refused."""
+    """Base of every settings model; it rejects unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -20,17 +20,20 @@ class Settings(BaseModel):
 class ActuatorSettings(Settings):
     """Settings that every actuator has."""
 
-    topic: str | None = Field(None, description="a foreign command topic; the default is `act/<actuator>/set`")
+    topic: str | None = Field(None, description="command topic of the device; default: `act/<actuator>/set`")
     payload: str | None = Field(
-        None, description='a string.Template text for foreign devices, e.g. \'{"state": "${value}"}\''
+        None,
+        description='template of the command for a device with its own format, as \'{"state": "${value}"}\'; default: JSON',
     )
-    state_topic: str | None = Field(None, description="where the device reports; the default is `act/<actuator>/state`")
+    state_topic: str | None = Field(
+        None, description="topic on which the device reports its state; default: `act/<actuator>/state`"
+    )
     state_value: str = Field("value", description="key or JSON pointer of the value in the device's report")
-    ttl_ms: int = Field(300, gt=0, le=60_000, description="a command older than this is dropped by gate and device")
-    min_interval_s: float = Field(0.0, ge=0, description="two commands are at least this far apart")
+    ttl_ms: int = Field(300, gt=0, le=60_000, description="age in ms above which gate and device drop a command")
+    min_interval_s: float = Field(0.0, ge=0, description="shortest time between two commands")
     requires: tuple[str, ...] | None = Field(
         None,
-        description="streams that must be fresh to move this actuator; default: every stream with `required: true`",
+        description="streams that must be fresh for this actuator to act; default: every stream with `required: true`",
     )
 
     @field_validator("topic", "state_topic")
@@ -64,12 +67,14 @@ class ActuatorSettings(Settings):
 
 
 class ChoiceSettings(ActuatorSettings):
-    """One of a few words."""
+    """An actuator with a fixed list of values."""
 
     kind: Literal["choice"]
-    choices: tuple[str, ...] = Field(min_length=2, max_length=1_024)
-    safe: str = Field(description="what the gate sends when in doubt: one of the choices, or `hold` to send nothing")
-    min_hold_s: float = Field(0.0, ge=0, description="a value stays at least this long before it may change")
+    choices: tuple[str, ...] = Field(min_length=2, max_length=1_024, description="the values, all distinct")
+    safe: str = Field(
+        description="safe action, sent if the policy must not act: one of the choices, or `hold` to send nothing"
+    )
+    min_hold_s: float = Field(0.0, ge=0, description="shortest time for which a value stays before it may change")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -81,14 +86,20 @@ class ChoiceSettings(ActuatorSettings):
 
 
 class ContinuousSettings(ActuatorSettings):
-    """A vector inside a box."""
+    """An actuator with one or more numbers, each between two limits."""
 
     kind: Literal["continuous"]
-    low: tuple[Finite, ...] = Field(min_length=1, max_length=1_024)
-    high: tuple[Finite, ...] = Field(min_length=1, max_length=1_024)
-    max_rate: tuple[Finite, ...] | None = Field(None, description="largest change a second of each component")
-    safe: Literal["hold"] | tuple[Finite, ...] = "hold"
-    out_of_range: Literal["clamp", "refuse"] = "refuse"
+    low: tuple[Finite, ...] = Field(min_length=1, max_length=1_024, description="lower limit of each component")
+    high: tuple[Finite, ...] = Field(min_length=1, max_length=1_024, description="upper limit of each component")
+    max_rate: tuple[Finite, ...] | None = Field(
+        None, description="largest change per second of each component; default: no limit"
+    )
+    safe: Literal["hold"] | tuple[Finite, ...] = Field(
+        "hold", description="safe action, sent if the policy must not act: numbers, or `hold` to send nothing"
+    )
+    out_of_range: Literal["clamp", "refuse"] = Field(
+        "refuse", description="`refuse` rejects an action outside the limits; `clamp` moves it to the nearest limit"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -110,12 +121,12 @@ class ContinuousSettings(ActuatorSettings):
 
 
 class UtteranceSettings(ActuatorSettings):
-    """Text spoken or shown by a device."""
+    """An actuator that speaks or shows the text of a task."""
 
     kind: Literal["text"]
-    task: str = Field(description="the task under `tasks` that writes the text")
-    safe: Literal["hold"] = "hold"
-    max_chars: int = Field(1_000, gt=0, le=100_000)
+    task: str = Field(description="the task under `tasks` that generates the text")
+    safe: Literal["hold"] = Field("hold", description="the safe action: send nothing")
+    max_chars: int = Field(1_000, gt=0, le=100_000, description="largest length of a text, in characters")
 
 
 AnyActuator = Annotated[ChoiceSettings | ContinuousSettings | UtteranceSettings, Field(discriminator="kind")]
@@ -124,11 +135,19 @@ AnyActuator = Annotated[ChoiceSettings | ContinuousSettings | UtteranceSettings,
 class GateSettings(Settings):
     """The gate: the only writer of actuator topics."""
 
-    deadman_ms: int = Field(150, gt=0, le=10_000, description="beyond the tick period, without a sign of life: safe")
+    deadman_ms: int = Field(
+        150,
+        gt=0,
+        le=10_000,
+        description="time in ms beyond the tick period without a heartbeat of the agent, after which the gate sends safe actions",
+    )
     arm: Literal["auto", "request"] = Field(
-        "auto", description="after reconciliation and again when the agent is back, or by a person"
+        "auto",
+        description="`auto`: the gate arms after reconciliation and when the agent is back; `request`: only an operator arms",
     )
     forbid: tuple[str, ...] = Field(
-        (), description="expressions over actuator names; a combination that makes one true is refused"
+        (), description="expressions over actuator names; the gate rejects an action that makes one true"
     )
-    reconcile_s: float = Field(2.0, ge=0, description="how long to wait at start for the devices' reported states")
+    reconcile_s: float = Field(
+        2.0, ge=0, description="how long the gate waits at start for the reported states of the devices"
+    )

@@ -31,18 +31,20 @@ FORMER_KINDS: dict[str, tuple[TaskKind, ...]] = {
     "summarize": ("summarization",),
     "chat": ("text-generation",),
 }
-"""Names of task kinds before 0.1.0; `classify` stands for one kind of each modality."""
+"""Names of task kinds before 0.1.0; `classify` was one name for the classification kinds of all modalities."""
 
 
 class EncoderSettings(Settings):
     """A pretrained encoder."""
 
-    model: str = Field(min_length=1, description="`bundled:NAME`, a transformers id or a folder")
+    model: str = Field(min_length=1, description="the pretrained model: `bundled:NAME`, a transformers id or a folder")
     follow_task: bool = Field(
         False,
-        description="take over the weights of a fine-tuned task with the same model that reads one of its streams",
+        description="load the fine-tuned weights of a task that has the same `model` and reads a stream of this encoder",
     )
-    plugin: str | None = Field(None, description="an entry point of `reflexd.encoders` instead of a transformers model")
+    plugin: str | None = Field(
+        None, description="entry point in the group `reflexd.encoders`; its encoder replaces the transformers model"
+    )
 
 
 class PolicySettings(Settings):
@@ -50,57 +52,70 @@ class PolicySettings(Settings):
 
     fusion: Literal["latent-attention", "low-rank-bilinear"] = Field(
         "latent-attention",
-        description="latent-attention: latents attend to the tokens of all streams; low-rank-bilinear: locates in the image what "
-        "sound or text refers to",
+        description="`latent-attention`: learned latents attend to the tokens of all streams; `low-rank-bilinear`: finds the "
+        "place in the image that sound or text refers to",
     )
     hidden: tuple[Annotated[int, Field(ge=8, le=4_096)], ...] = Field(
-        (256, 256), min_length=1, max_length=8, description="hidden layers of every actor and critic"
+        (256, 256), min_length=1, max_length=8, description="units of each hidden layer in every actor and critic"
     )
-    width: int = Field(256, ge=16, le=2_048)
-    latents: int = Field(4, ge=1, le=64)
-    layers: int = Field(2, ge=1, le=12)
-    heads: int = Field(4, ge=1, le=32)
-    tokens: int = Field(4, ge=1, le=64, description="pooled tokens each encoder contributes")
-    history: int = Field(4, ge=1, le=64, description="recent states the heads see")
-    gamma: float = Field(0.99, ge=0, le=1)
-    modality_dropout: float = Field(0.1, ge=0, lt=1, description="how often training leaves a whole stream out")
+    width: int = Field(256, ge=16, le=2_048, description="length of each token vector; a multiple of `heads`")
+    latents: int = Field(4, ge=1, le=64, description="number of latents of `latent-attention`")
+    layers: int = Field(2, ge=1, le=12, description="number of attention layers of `latent-attention`")
+    heads: int = Field(4, ge=1, le=32, description="number of attention heads of `latent-attention`")
+    tokens: int = Field(4, ge=1, le=64, description="number of pooled tokens from each encoder")
+    history: int = Field(4, ge=1, le=64, description="number of recent states that the heads read")
+    gamma: float = Field(
+        0.99, ge=0, le=1, description="discount of future rewards for each tick; 0 selects one-step feedback (a bandit)"
+    )
+    modality_dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="probability with which training masks a whole stream, so that a lost sensor is tolerated",
+    )
     feature_dropout: float = Field(
-        0.3, ge=0, lt=1, description="share of an encoder's features that training leaves out of a batch"
+        0.3, ge=0, lt=1, description="share of an encoder's features that training masks in each batch"
     )
-    algorithm: Literal["auto", "dqn", "sac", "crossq", "bandit"] = "auto"
+    algorithm: Literal["auto", "dqn", "sac", "crossq", "bandit"] = Field(
+        "auto",
+        description="`auto`: crossq for continuous actuators; for choices dqn, or bandit with `gamma: 0`",
+    )
     query_margin: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="publish label_requested when the best choice leads the second by less than this share of the usual lead",
+        description="publish `label_requested` when the margin between the two best choices is below this share of its "
+        "median over the last minute; default: never",
     )
 
 
 class TopicReward(Settings):
-    """Rewards that arrive on the `reward` topic."""
+    """Rewards that arrive on the topic `reward`."""
 
-    name: str
+    name: str = Field(description="name of this reward, distinct among `rewards`")
     kind: Literal["topic"]
-    clip: float = Field(10.0, gt=0)
-    max_per_s: float = Field(100.0, gt=0, description="more than this from one source is dropped and counted")
+    clip: float = Field(10.0, gt=0, description="rewards are clipped to [-clip, clip]")
+    max_per_s: float = Field(
+        100.0, gt=0, description="rewards per second accepted from one source; the rest is dropped and counted"
+    )
 
 
 class ExpressionReward(Settings):
-    """Arithmetic on telemetry and actions, at every tick."""
+    """A reward computed at every tick from telemetry and actions."""
 
-    name: str
+    name: str = Field(description="name of this reward, distinct among `rewards`")
     kind: Literal["expression"]
-    value: str
-    clip: float = Field(10.0, gt=0)
+    value: str = Field(description="arithmetic expression over telemetry fields and actuator names")
+    clip: float = Field(10.0, gt=0, description="rewards are clipped to [-clip, clip]")
 
 
 class PluginReward(Settings):
-    """A Python function that comes through the entry point `reflexd.rewards`."""
+    """A reward from a Python function of the entry point group `reflexd.rewards`."""
 
-    name: str
+    name: str = Field(description="name of this reward, distinct among `rewards`")
     kind: Literal["plugin"]
-    plugin: str
-    clip: float = Field(10.0, gt=0)
+    plugin: str = Field(description="name of the entry point")
+    clip: float = Field(10.0, gt=0, description="rewards are clipped to [-clip, clip]")
 
 
 AnyReward = Annotated[TopicReward | ExpressionReward | PluginReward, Field(discriminator="kind")]
@@ -109,133 +124,141 @@ AnyReward = Annotated[TopicReward | ExpressionReward | PluginReward, Field(discr
 class TaskSettings(Settings):
     """A supervised task on a stream."""
 
-    kind: TaskKind
-    model: str = Field(min_length=1, description="`bundled:NAME`, a transformers id or a folder")
-    stream: str | None = None
-    labels: tuple[str, ...] = ()
-    train: Train = "lora"
-    lora_rank: int = Field(8, gt=0, le=256)
-    multi_label: bool = False
+    kind: TaskKind = Field(description="the kind of task, by its name on the Hugging Face hub")
+    model: str = Field(min_length=1, description="the pretrained model: `bundled:NAME`, a transformers id or a folder")
+    stream: str | None = Field(None, description="the stream that the task reads; default: none")
+    labels: tuple[str, ...] = Field((), description="names of the classes; default: those in the labels it trains on")
+    train: Train = Field(
+        "lora",
+        description="which weights train: `frozen` (head only), `top` (head and last layers), `lora` (head and adapters), `full`",
+    )
+    lora_rank: int = Field(8, gt=0, le=256, description="rank of the adapters with `train: lora`")
+    multi_label: bool = Field(False, description="an example can have several labels")
     feeds_policy: bool = Field(
         False,
-        description="the probabilities of its `labels` are a token of the fusion: a telemetry stream of the task's name, in force as long "
-        "as what the task read",
+        description="publish the probabilities of `labels` to the policy as a telemetry stream with the task's name; "
+        "it stays valid as long as the reading of the task",
     )
     query_confidence: float | None = Field(
-        None, ge=0, le=1, description="publish label_requested when the confidence is below this"
+        None, ge=0, le=1, description="publish `label_requested` when the confidence is below this; default: never"
     )
     eval_file: str | None = Field(
         None,
         min_length=1,
-        description="a file or folder that `reflexd finetune` reads: its examples alone judge a fine-tune, so that no label from "
-        "outside can shape what judges, and labels of classes that are not in it are not learned; without one a fine-tuned version "
-        "waits until a person promotes it",
+        description="held-out file or folder, in a format of `reflexd finetune`. Only its examples approve a fine-tuned version, "
+        "so no label from outside can influence the approval. Labels of classes missing in it are not trained. Without it, a "
+        "version waits until an operator promotes it",
     )
-    max_new_tokens: int = Field(64, gt=0, le=4_096)
+    max_new_tokens: int = Field(64, gt=0, le=4_096, description="length limit of generated text, in tokens")
     system: str | None = Field(None, description="system prompt of a text-generation task")
 
 
 class LearnerSettings(Settings):
-    """The background process."""
+    """The learner: the background process that trains the policy and the tasks."""
 
-    enabled: bool = True
-    update_every_s: float = Field(1.0, gt=0, description="how often new experience is fetched")
-    updates_per_step: float = Field(1.0, gt=0, le=64)
-    promote_every_s: float = Field(60.0, gt=0)
+    enabled: bool = Field(True, description="run the learner; without it, the daemon acts but does not train")
+    update_every_s: float = Field(1.0, gt=0, description="interval at which the learner reads new experience")
+    updates_per_step: float = Field(1.0, gt=0, le=64, description="training updates for each new transition")
+    promote_every_s: float = Field(60.0, gt=0, description="shortest time between two candidates")
     demonstration_fraction: float = Field(
-        0.5, ge=0, le=1, description="share of a batch from demonstrations and overrides, once there are any"
+        0.5, ge=0, le=1, description="share of each batch from demonstrations and overrides, if any are stored"
     )
-    batch: int = Field(256, ge=8, le=65_536)
+    batch: int = Field(256, ge=8, le=65_536, description="transitions in each update")
     warmup: int | None = Field(
         None,
         ge=1,
-        description="transitions before the first update; default: 256, and 1,000 where no actuator is a choice",
+        description="transitions before the first update; default: 256, or 1,000 if no actuator is a choice",
     )
-    threads: int = Field(1, ge=1, le=64)
+    threads: int = Field(1, ge=1, le=64, description="CPU threads of the learner")
     priority: Literal["idle", "nice", "normal"] = Field(
-        "idle", description="idle: only when nobody else wants the core; normal: cores or a GPU of its own"
+        "idle",
+        description="`idle`: runs only on idle cores; `nice`: low priority; `normal`: for a learner with its own cores or GPU",
     )
-    seed: int = 0
-    memory_fraction: float = Field(0.5, gt=0, le=1, description="share of the GPU's memory the learner may take")
-    n_step: int = Field(3, ge=1, le=64, description="steps of reward before the critic's own estimate takes over")
-    replay_gb: float = Field(0.5, gt=0, description="memory of the transitions that batches are drawn from")
+    seed: int = Field(0, description="seed of initial weights and of sampling")
+    memory_fraction: float = Field(0.5, gt=0, le=1, description="share of the GPU's memory that the learner may use")
+    n_step: int = Field(3, ge=1, le=64, description="rewards summed before the critic's estimate of the rest is added")
+    replay_gb: float = Field(0.5, gt=0, description="memory of the replay buffer, in GB")
     mirror_augmentation: tuple[str, ...] = Field(
         (),
-        description="actuators and telemetry streams that change sides in a mirror: half of the experience is learned mirrored; "
-        "a choice must list its choices from side to side",
+        description="actuators and telemetry streams that change sides in a mirror; half of each batch is mirrored. "
+        "List the choices of a choice actuator from one side to the other",
     )
     center_rewards: bool = Field(
         False,
-        description="subtract the mean reward: for tasks that go on whatever is done, not where an episode's length counts",
+        description="subtract the mean reward. Use it if episodes end independently of the actions; do not use it if the length "
+        "of an episode is part of its success",
     )
     reward_delay_s: float = Field(
-        1.0, ge=0, description="newer transitions are not sampled: their rewards may still arrive"
+        1.0, ge=0, description="transitions younger than this are not sampled, because their rewards may still arrive"
     )
-    save_every_s: float = Field(30.0, gt=0, description="how often the training state is saved for an exact resume")
+    save_every_s: float = Field(
+        30.0, gt=0, description="interval at which the training state is saved for an exact resume"
+    )
 
 
 class ExperienceSettings(Settings):
-    """The durable store."""
+    """The durable store of transitions, labels and raw readings."""
 
-    max_gb: float = Field(4.0, gt=0)
+    max_gb: float = Field(4.0, gt=0, description="size on disk, in GB, at which the oldest experience is deleted")
     reserved_fraction: float = Field(
         0.25, ge=0, lt=1, description="share reserved for terminal transitions, interventions and demonstrations"
     )
-    raw_retention_s: float = Field(600.0, ge=0, description="how long raw frames and sounds are kept for re-encoding")
+    raw_retention_s: float = Field(600.0, ge=0, description="how long raw images and sounds are stored for re-encoding")
 
 
 class FinetuneSettings(Settings):
-    """Periodic fine-tuning from labels."""
+    """Continual fine-tuning: periodic training of the tasks from new labels."""
 
-    every_s: float = Field(3_600.0, gt=0)
-    min_labels: int = Field(32, ge=1)
-    epochs: int = Field(3, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    batch: int = Field(16, ge=1)
+    every_s: float = Field(3_600.0, gt=0, description="shortest time between two fine-tunes of a task")
+    min_labels: int = Field(32, ge=1, description="new labels that start a fine-tune")
+    epochs: int = Field(3, ge=1, description="largest number of passes over the labels")
+    learning_rate: float | None = Field(
+        None, gt=0, description="learning rate of the optimizer; default: by the kind of task and `tasks.X.train`"
+    )
+    batch: int = Field(16, ge=1, description="labels in each update")
     validation_fraction: float = Field(
         0.2,
         gt=0,
         lt=1,
-        description="share of labels that never trains: it stops the training early and selects the epoch; `tasks.X.eval_file` "
-        "decides on promotion",
+        description="share of labels that never trains. It stops the training early and selects the epoch; `tasks.X.eval_file` "
+        "approves the promotion",
     )
-    per_source: int = Field(
-        1_000, ge=1, description="newest labels of one source that one fine-tune learns from; older ones are left out"
-    )
+    per_source: int = Field(1_000, ge=1, description="newest labels of each source that one fine-tune reads")
     rehearsal_ratio: float = Field(
-        1.0, ge=0, le=4, description="earlier labels mixed in: of each of their classes, for each new label of a class"
+        1.0,
+        ge=0,
+        le=4,
+        description="earlier labels of each class that are trained again, as a multiple of the new labels of a class",
     )
     max_metric_drop: float = Field(
-        0.0, ge=0, description="largest drop of the metric on the held-out file with which a version is promoted"
+        0.0, ge=0, description="largest drop of the metric on the held-out file that still permits a promotion"
     )
     max_forgetting: float = Field(
         0.03,
         ge=0,
-        description="largest drop of the metric on the classes of the held-out file that the live version knows",
+        description="largest drop of the metric on the held-out classes that the live version knows",
     )
 
 
 class PromotionSettings(Settings):
-    """What a candidate must pass, and how it is watched once live."""
+    """The promotion steps that a candidate must pass, and the probation after them."""
 
     margin: float = Field(
-        0.05, ge=0, description="how much a candidate may be worse: in reward a tick, or in a task's held-out metric"
+        0.05, ge=0, description="how much worse a candidate may be, in reward per tick or in a task's held-out metric"
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    min_effective_samples: float = Field(50.0, gt=0, description="less evidence than this is not a pass")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence of the bounds in off-policy evaluation")
+    min_effective_samples: float = Field(
+        50.0, gt=0, description="effective samples below which off-policy evaluation is inconclusive"
+    )
     ope_decisions: int = Field(2_048, ge=64, description="newest logged decisions for off-policy evaluation")
-    sanity_observations: int = Field(512, ge=1, description="recorded observations for the sanity step")
-    shadow_s: float = Field(10.0, ge=0)
+    sanity_observations: int = Field(512, ge=1, description="recorded observations for the step `sanity`")
+    shadow_s: float = Field(10.0, ge=0, description="length of the step `shadow`")
     probation_s: float = Field(
-        60.0, ge=0, description="how long a promoted version is compared with the one before it; 0 switches it off"
+        60.0, ge=0, description="how long a promoted version is compared with the version before it; 0 switches it off"
     )
-    keep_last: int = Field(5, ge=1)
-    keep_best: int = Field(3, ge=0)
-    steps: tuple[Literal["integrity", "latency", "sanity", "held_out", "ope", "shadow"], ...] = (
-        "integrity",
-        "latency",
-        "sanity",
-        "held_out",
-        "ope",
-        "shadow",
+    keep_last: int = Field(5, ge=1, description="newest checkpoints that are not deleted")
+    keep_best: int = Field(3, ge=0, description="checkpoints with the best scores that are not deleted")
+    steps: tuple[Literal["integrity", "latency", "sanity", "held_out", "ope", "shadow"], ...] = Field(
+        ("integrity", "latency", "sanity", "held_out", "ope", "shadow"),
+        description="the promotion steps, in order; the first failed step rejects the candidate",
     )

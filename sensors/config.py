@@ -13,13 +13,13 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
-    """Base of every settings model: unknown keys and non-finite numbers are refused."""
+    """Base of every settings model; it rejects unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def split_address(address: str) -> tuple[str, str, str] | None:
-    """Split a URL as (scheme, user and password, rest); None for what is no URL.
+    """Split a URL into (scheme, user and password, rest); return None if the text is no URL.
 
     Everything up to the last `@` counts as user and password: people write `/`, `?`, `#` and `@` in passwords unescaped.
     """
@@ -31,7 +31,7 @@ def split_address(address: str) -> tuple[str, str, str] | None:
 
 
 def public_source(source: str | int) -> str | int:
-    """Return a stream's source without what may be secret: a URL's user, password, query and fragment."""
+    """Return a stream's source without possible secrets: the URL's user, password, query and fragment."""
     parts = None if isinstance(source, int) else split_address(source)
     return source if parts is None else f"{parts[0]}://{re.split('[?#]', parts[2], maxsplit=1)[0]}"
 
@@ -43,7 +43,7 @@ SECRET_NAME = re.compile(
 
 
 def secrets_in(source: str) -> set[str]:
-    """Return the secrets of a URL that no log may show: the password, and values of a query that are named like secrets."""
+    """Return the secrets of a URL that no log may show: the password, and query values with the name of a secret."""
     parts = split_address(source)
     if parts is None:
         return set()
@@ -56,8 +56,8 @@ def secrets_in(source: str) -> set[str]:
 class StreamSettings(Settings):
     """Settings that every stream has."""
 
-    max_age_s: Positive = Field(1.0, description="older than this, a reading is missing for the policy")
-    required: bool = Field(False, description="the gate acts safe while this stream is stale")
+    max_age_s: Positive = Field(1.0, description="a reading older than this is stale, and missing for the policy")
+    required: bool = Field(False, description="the gate sends safe actions while this stream is stale")
     encoder: str | None = Field(None, description="a name under `encoders`; telemetry needs none")
 
 
@@ -65,34 +65,46 @@ class CameraSettings(StreamSettings):
     """A camera: USB, file, RTSP, HTTP MJPEG or JPEG/PNG over MQTT."""
 
     kind: Literal["camera"]
-    source: int | str = Field(description="a number, a file, rtsp://, http://, `topic` or `topic:NAME`")
-    rate_hz: Positive = Field(10.0, description="frames a second that are delivered, at most")
-    loop: bool = Field(False, description="start a file again at its end")
-    width: int | None = Field(None, gt=0, le=16_384, description="asked of the device; it may give another")
-    height: int | None = Field(None, gt=0, le=16_384)
-    max_pixels: int = Field(16_777_216, gt=0, description="larger pictures are refused before they are decoded")
+    source: int | str = Field(
+        description="device number, file, rtsp:// or http:// URL, `topic` (`in/<stream>`) or `topic:NAME` (another topic)"
+    )
+    rate_hz: Positive = Field(10.0, description="largest number of frames per second that the stream delivers")
+    loop: bool = Field(False, description="play a file again from its start when it ends")
+    width: int | None = Field(
+        None, gt=0, le=16_384, description="width in pixels requested from the device, which may deliver another"
+    )
+    height: int | None = Field(None, gt=0, le=16_384, description="height in pixels requested from the device")
+    max_pixels: int = Field(
+        16_777_216, gt=0, description="images with more pixels are rejected before they are decoded"
+    )
 
 
 class MicrophoneSettings(StreamSettings):
-    """A microphone: a PortAudio device, a sound file or 16-bit PCM over MQTT; always 16 kHz mono to the policy."""
+    """A microphone: a PortAudio device, a sound file or 16-bit PCM over MQTT. The policy receives 16 kHz mono."""
 
     kind: Literal["microphone"]
     source: int | str = Field(
-        "default", description="`default`, a device name or number, a file, `topic` or `topic:NAME`"
+        "default",
+        description="`default`, a device name or number, a file, `topic` (`in/<stream>`) or `topic:NAME` (another topic)",
     )
-    window_s: Positive = Field(2.0, le=30.0, description="how much of the past the encoder hears")
-    hop_s: Positive = Field(0.1, le=5.0, description="how often a new window is offered")
-    rate_hz: int = Field(16_000, ge=8_000, le=192_000, description="sample rate of the MQTT PCM or asked of the device")
-    loop: bool = False
+    window_s: Positive = Field(2.0, le=30.0, description="length of the sound window that the encoder reads")
+    hop_s: Positive = Field(0.1, le=5.0, description="interval between two windows")
+    rate_hz: int = Field(
+        16_000, ge=8_000, le=192_000, description="sample rate of PCM over MQTT, or the rate requested from the device"
+    )
+    loop: bool = Field(False, description="play a file again from its start when it ends")
 
 
 class TextSettings(StreamSettings):
     """Lines of text: an MQTT topic, standard input or a followed file."""
 
     kind: Literal["text"]
-    source: str = Field("topic", description="`topic`, `topic:NAME`, `stdin` or `file:PATH`")
-    ttl_s: Positive = Field(60.0, description="how long a text stays in force; it is then missing")
-    max_chars: int = Field(2_000, gt=0, le=100_000)
+    source: str = Field(
+        "topic",
+        description="`topic` (`in/<stream>`), `topic:NAME` (another topic), `stdin`, or `file:PATH`, which is read as it grows",
+    )
+    ttl_s: Positive = Field(60.0, description="how long a text stays valid; it is missing afterwards")
+    max_chars: int = Field(2_000, gt=0, le=100_000, description="largest length of a text, in characters")
 
 
 PREFIX = "task:"
@@ -100,37 +112,40 @@ PREFIX = "task:"
 
 
 class TelemetrySettings(StreamSettings):
-    """Numbers picked out of a JSON object by name or JSON pointer (RFC 6901)."""
+    """Numbers of a JSON object, selected by key or JSON pointer (RFC 6901)."""
 
     kind: Literal["telemetry"]
     source: str = Field(
-        "topic", description="`topic` or `topic:NAME`; `task:NAME` is the source that `tasks.NAME.feeds_policy` adds"
+        "topic",
+        description="`topic` (`in/<stream>`) or `topic:NAME` (another topic); `tasks.NAME.feeds_policy` creates a stream with "
+        "the source `task:NAME`",
     )
     fields: tuple[str, ...] = Field(
-        min_length=1, max_length=4_096, description="keys, or JSON pointers with a leading /"
+        min_length=1, max_length=4_096, description="keys of the object, or JSON pointers with a leading /"
     )
 
     @field_validator("fields")
     @classmethod
     def _distinct(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(fields)) != len(fields):
-            raise ValueError("each field may be named once; remove the repeated one")
+            raise ValueError("a field is listed twice; list each field once")
         return fields
 
 
 class PluginStreamSettings(StreamSettings):
-    """A sensor that comes through the entry point `reflexd.sensors`."""
+    """A sensor of an installed package, from the entry point group `reflexd.sensors`."""
 
     kind: Literal["plugin"]
-    plugin: str = Field(description="the entry point's name")
+    plugin: str = Field(description="name of the entry point")
     fields: tuple[str, ...] = Field(
         (),
         max_length=4_096,
-        description="for telemetry: the names of its numbers, in order; the stream then needs no encoder",
+        description="names of the numbers that a telemetry plug-in delivers, in order; it then needs no encoder",
     )
     options: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
-        description="the plugin's own; what is named like a password, secret, token or api_key is hidden in logs and events, and so is what comes from ${env:} or ${file:}",
+        description="options of the plug-in. Logs and events hide options that are named like a password, secret, token or "
+        "api_key, and values from `${env:NAME}` or `${file:PATH}`",
         repr=False,
     )
 

@@ -9,15 +9,11 @@ from docs_style import MAX_WORDS, violations_in_docstrings, violations_in_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-GENERATED = {"settings.md", "topics.md"}
-"""Written by `make docs` from the code; checked once their sources are."""
 FOLDERS: tuple[str, ...] = ()
 """Packages of which the docstrings are checked, such as "runtime/process"; a folder counts without its subfolders."""
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name not in GENERATED], ids=lambda page: str(page.relative_to(ROOT))
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_keeps_to_the_writing_rules(page: Path) -> None:
     assert [str(each) for each in violations_in_page(page)] == []
 

@@ -1,7 +1,7 @@
-"""Writes the reference pages from the code: `python -m runtime.cli.reference docs` (`make docs`).
+"""Write the reference pages from the code: `python -m runtime.cli.reference docs` (`make docs`).
 
-`docs/topics.md` comes from `runtime/mqtt/topics.py`'s payload models and the table below, `docs/settings.md` from the settings models.
-A test holds both against the code, so that a page is never older than what it describes.
+The payload models of `runtime/mqtt/topics.py` and the table below make `docs/topics.md`; the settings models make
+`docs/settings.md`. A test compares both pages with the code, so that a page is never older than what it describes.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from runtime.mqtt.topics import PreviewRequest
 from sensors.codecs.json_payload import MAX_DEPTH
 
 TOPICS: tuple[tuple[str, str, str], ...] = (
-    ("status", "out, retained, QoS 1, also the will", "`starting`, `online`, `degraded`, `stopped` or `offline`, with reasons in words"),
-    ("info", "out, retained, QoS 1", "version, digest of the settings, streams, actuators with limits, tasks, live policy, mode"),
-    ("health", "out, every 10 s", "tick p50 and p99 in ms, overruns; each stream's age, staleness and drops; memory; the learner's state and figures; live policy, mode, armed, stopped"),
+    ("status", "out, retained, QoS 1, also the will", "the daemon's state: `starting`, `online`, `degraded`, `stopped` or `offline`, with reasons for people"),
+    ("info", "out, retained, QoS 1", "program version, digest of the settings, streams, actuators with limits, tasks, live policy version, mode"),
+    ("health", "out, every 10 s", "tick time p50 and p99 in ms, overruns; age, staleness and drops of each stream; memory; state and metrics of the learner; live policy version, mode, armed, stopped"),
     ("decision", "out, each tick, QoS 0", '`{"id","tick","stamp","policy","mode","actions":{name:{"value","probability","probabilities"?}},"value","ages_ms","missing","latency_ms"}`'),
     ("event", "out, QoS 1", '`{"type","stamp","data"}`; [types](#event-types)'),
-    ("proposal/<actuator>", "out, QoS 1", "what the policy would do, in mode `assist`; a person confirms with `override/<actuator>`"),
+    ("proposal/<actuator>", "out, QoS 1", "the action that the policy proposes in mode `assist`; a person confirms it on `override/<actuator>`"),
     ("in/<stream>", "in", "text: UTF-8 or a JSON object with `text`; camera: JPEG or PNG; microphone: 16-bit little-endian mono PCM; telemetry: a JSON object"),
-    ("reward", "in, QoS 1", "credited to the named decision, else to the tick that `stamp` or the arrival falls in"),
-    ("label", "in, QoS 1", "one labelled example; `id` answers a `label_requested` event"),
-    ("override/<actuator>", "in, QoS 1", "a person acts for `hold_s` seconds; the policy yields and learns from it; answered like a request where the message names a response topic, as `stop` is"),
-    ("hold/<actuator>", "out, retained, QoS 1", 'how long an override still lasts: `{"value","until"}`, `until` in Unix seconds; both null without an override'),
-    ("stop", "in, QoS 1", "the software stop, latched through restarts; releasing moves nothing: `request/arm` does"),
+    ("reward", "in, QoS 1", "a reward for the named decision, or, without one, for the tick at `stamp` or at the arrival"),
+    ("label", "in, QoS 1", "one labelled example of a task; `id` names the `label_requested` event that it answers"),
+    ("override/<actuator>", "in, QoS 1", "a person's command for `hold_s` seconds; the policy yields and imitates it later. The gate answers like a request if the message names a response topic"),
+    ("hold/<actuator>", "out, retained, QoS 1", 'the override in force: `{"value","until"}`, `until` in Unix seconds; both are null without an override'),
+    ("stop", "in, QoS 1", "engages or releases the software stop, which survives restarts. After a release nothing moves until `request/arm`. The gate answers as for an override"),
     ("request/<verb>", "in, QoS 1", '`arm`, `disarm`, `mode`, `end_override`, `promote`, `rollback`, `explain`, `checkpoints`, `reload`, `record`, `finetune`, `release`; answered on the MQTT 5 response topic with the same correlation data, else on `response/<verb>`: `{"status":"ok"/"error","data"?,"error"?}`'),
-    ("response/<verb>", "out, QoS 1", "the answer to a request that named no response topic"),
-    ("act/<actuator>/set", "out, QoS 1, with expiry, never retained", "the command; written by the gate alone"),
-    ("act/<actuator>/state", "in, retained by the device", "acknowledgement and truth"),
-    ("task/<name>", "out", "result of a language task"),
-    ("preview/subscribe", "in, QoS 0, every 2 s", "asks for previews of these streams; previews stop 5 s after the last request"),
+    ("response/<verb>", "out, QoS 1", "the answer to a request without a response topic"),
+    ("act/<actuator>/set", "out, QoS 1, with expiry, never retained", "a command to the device; only the gate writes it"),
+    ("act/<actuator>/state", "in, retained by the device", "the state of the device, and its acknowledgement of a command"),
+    ("task/<name>", "out", "the result of a task"),
+    ("preview/subscribe", "in, QoS 0, every 2 s", "requests previews of the named streams; previews stop 5 s after the last request"),
     ("preview/<stream>", "out, QoS 0, at most 4 a second, only while requested", 'camera: a JPEG of at most 320 pixels\' width; others JSON: `{"level_db","peak_db"}` in dBFS, `{"text"}`, or `{"values":{}}`'),
-    ("homeassistant/state", "out, QoS 1, every 10 s, with `discovery: true`", "the state that Home Assistant's components read"),
+    ("homeassistant/state", "out, QoS 1, every 10 s, with `discovery: true`", "the state that the entities of Home Assistant show"),
 )  # fmt: skip
 
 MODELS: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -56,14 +56,16 @@ MODELS: tuple[tuple[str, type[BaseModel]], ...] = (
 
 
 def topics_page() -> str:
-    """`docs/topics.md`."""
+    """Return the text of `docs/topics.md`."""
     lines = [
         "# Topics",
         "",
-        "Written by `make docs` from `runtime/mqtt/topics.py`; do not edit. MQTT 5. Every topic below starts with `reflexd/<agent>/`.",
-        "Payloads are JSON unless said otherwise; NaN, Infinity, numbers beyond a double, nesting deeper than",
-        f"{MAX_DEPTH} and more than {topics.MAX_JSON_BYTES:,} bytes are refused. Names match `[a-z0-9_-]{{1,64}}`.",
-        "Retained commands and requests are ignored: they are someone's past wish. Stamps are Unix seconds.",
+        "`make docs` writes this page from `runtime/mqtt/topics.py`; do not edit it. The protocol is MQTT 5. Every topic below starts",
+        "with `reflexd/<agent>/`. In the column `direction`, `out` is published by reflexd and `in` is received by it.",
+        "",
+        "Payloads are JSON if the table names no other format. reflexd rejects NaN, Infinity, numbers beyond a double, nesting deeper",
+        f"than {MAX_DEPTH}, and more than {topics.MAX_JSON_BYTES:,} bytes. Names match `[a-z0-9_-]{{1,64}}`. Stamps are Unix seconds.",
+        "reflexd ignores retained commands and requests, because they may be old.",
         "",
         "| topic | direction | what |",
         "|---|---|---|",
@@ -92,15 +94,17 @@ def topics_page() -> str:
 
 
 def settings_page() -> str:
-    """`docs/settings.md`."""
+    """Return the text of `docs/settings.md`."""
     schema = Config.model_json_schema()
     models: dict[str, Any] = schema["$defs"]
     lines = [
         "# Settings",
         "",
-        "Written by `make docs` from the settings models; do not edit. One YAML file; unknown keys are refused, and every error",
-        "names file, line, path and remedy (`reflexd check FILE`). `${env:NAME}` and `${file:PATH}` stand for secrets anywhere a",
-        "text stands. Lengths of time are in seconds unless the name says otherwise. `reflexd check --schema` prints JSON Schema.",
+        "`make docs` writes this page from the settings models; do not edit it. Settings are one YAML file. `reflexd check FILE`",
+        "validates it: it rejects unknown keys, and every error names the file, the line, the path and the remedy.",
+        "",
+        "`${env:NAME}` and `${file:PATH}` in a text insert a secret. Times are in seconds, or in the unit that ends the name.",
+        "`reflexd check --schema` prints the JSON Schema.",
         "",
         "## The file",
         "",
@@ -181,7 +185,7 @@ def _limits(field: dict[str, Any]) -> str:
 
 
 def _title(name: str) -> str:
-    """`CameraSettings` as `Camera settings`."""
+    """Return `CameraSettings` as `Camera settings`."""
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
     return words[:1].upper() + words[1:]
 
@@ -203,12 +207,12 @@ def _first_line(model: type[BaseModel]) -> str:
 
 
 def pages() -> dict[str, str]:
-    """Every generated page by file name."""
+    """Return every generated page by file name."""
     return {"topics.md": topics_page(), "settings.md": settings_page()}
 
 
 def main(folder: Path) -> None:
-    """Write the pages."""
+    """Write the pages into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text)

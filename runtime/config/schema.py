@@ -56,7 +56,7 @@ Listen = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$"),
 class TickSettings(Settings):
     """Settings of the control loop."""
 
-    rate_hz: float = Field(10.0, gt=0, le=50)
+    rate_hz: float = Field(10.0, gt=0, le=50, description="decisions per second")
 
     @property
     def period_s(self) -> float:
@@ -65,22 +65,24 @@ class TickSettings(Settings):
 
 
 Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "device"]
-"""Everything of this project that connects to the broker; each may have a login of its own."""
+"""The clients of the broker; each may have its own login."""
 
 
 class Credentials(Settings):
     """The login of one client of the broker."""
 
-    username: str
-    password: SecretStr | None = None
+    username: str = Field(description="user name")
+    password: SecretStr | None = Field(None, description="password; default: none")
     media: str | None = Field(
         None,
-        description="user of the second connection, for pictures and sound, where the broker ties identifiers to users (use_username_as_clientid); same password",
+        description="user of the second connection, for images and sound, with the same password. It is needed if the broker "
+        "uses the user name as client id (`use_username_as_clientid`)",
     )
 
     requests: str | None = Field(
         None,
-        description="user of the gate's second connection, for requests and reports, where the broker ties identifiers to users (use_username_as_clientid); same password",
+        description="user of the gate's second connection, for requests and reports, with the same password. It is needed if "
+        "the broker uses the user name as client id",
     )
 
     def for_requests(self) -> Credentials:
@@ -95,28 +97,33 @@ class Credentials(Settings):
 class MqttSettings(Settings):
     """Settings of the connection to the broker."""
 
-    url: str = Field("embedded://127.0.0.1:1883", description="embedded://, mqtt:// or mqtts:// HOST:PORT")
-    username: str | None = None
-    password: SecretStr | None = None
-    ca: GivenPath | None = Field(None, description="certificate authority that signed the broker's certificate")
-    cert: GivenPath | None = Field(None, description="client certificate")
-    key: GivenPath | None = Field(None, description="the client certificate's key")
-    gate: Credentials | None = Field(
-        None, description="the user that may write actuator topics; default: username above"
+    url: str = Field(
+        "embedded://127.0.0.1:1883",
+        description="`mqtt://HOST:PORT`, `mqtts://HOST:PORT` (TLS), or `embedded://HOST:PORT` for a broker that the daemon starts",
     )
-    agent: Credentials | None = None
-    dashboard: Credentials | None = None
+    username: str | None = Field(None, description="user of every client without a login below")
+    password: SecretStr | None = Field(None, description="password of that user")
+    ca: GivenPath | None = Field(
+        None, description="file of the certificate authority that signed the broker's certificate"
+    )
+    cert: GivenPath | None = Field(None, description="file of the client certificate")
+    key: GivenPath | None = Field(None, description="file of the client certificate's key")
+    gate: Credentials | None = Field(
+        None, description="login of the gate, the only user that may write actuator topics; default: `username` above"
+    )
+    agent: Credentials | None = Field(None, description="login of the agent; default: `username` above")
+    dashboard: Credentials | None = Field(None, description="login of the dashboard; default: `username` above")
     status: Credentials | None = Field(
         None,
-        description="the user of `reflexd status`; each tool needs its own where the broker ties identifiers to users",
+        description="login of `reflexd status`. Each tool needs its own login if the broker uses the user name as client id",
     )
-    top: Credentials | None = Field(None, description="the user of `reflexd top`")
+    top: Credentials | None = Field(None, description="login of `reflexd top`")
     request: Credentials | None = Field(
-        None, description="the user of verbs that send a request, such as `reflexd explain`"
+        None, description="login of verbs that send a request, such as `reflexd explain`"
     )
-    device: Credentials | None = Field(None, description="the user of the simulated device (`plant:`)")
+    device: Credentials | None = Field(None, description="login of the simulated device (`plant:`)")
     keepalive_s: int = Field(
-        2, ge=1, le=600, description="a silent broker is noticed within half of this by an own echo"
+        2, ge=1, le=600, description="MQTT keep-alive; a broker that stops answering is detected within half of it"
     )
 
     @field_validator("url")
@@ -162,11 +169,11 @@ class MqttSettings(Settings):
         return {client: login for client, login in own.items() if login is not None}
 
     def credentials(self, client: Client) -> Credentials | None:
-        """Return the user that a client connects as; None for a broker without logins.
+        """Return the login of a client; None for a broker without logins.
 
         Raises:
-            ValueError: other clients have logins, and this one has none. It must not borrow theirs: where the broker ties
-                identifiers to users, two clients with one login end each other's sessions.
+            ValueError: other clients have logins, and this one has none. It must not use theirs: if the broker uses the
+                user name as client id, two clients with one login end each other's sessions.
         """
         logins = self.logins
         if client in logins:
@@ -184,76 +191,108 @@ class MqttSettings(Settings):
 class EngineSettings(Settings):
     """Settings of inference."""
 
-    backend: Literal["auto", "torch", "openvino"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int = Field(1, ge=1, le=64)
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="library that runs the models; `auto` measures and selects the fastest within `tolerance`"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="number format of inference; `auto` allows bfloat16 if the processor has instructions for it",
+    )
+    threads: int = Field(1, ge=1, le=64, description="CPU threads of inference")
     tolerance: float = Field(
-        0.02, gt=0, description="largest relative difference of a backend's tokens from float32 torch"
+        0.02, gt=0, description="largest relative difference of a backend's tokens from those of torch in float32"
     )
 
 
 class DashboardSettings(Settings):
     """Settings of the dashboard."""
 
-    listen: Listen = Field("127.0.0.1:8080")
+    listen: Listen = Field("127.0.0.1:8080", description="address and port of the web server")
     token: SecretStr | None = Field(
-        None, min_length=16, description="the operator's token; default: made at first start, in state_dir"
+        None,
+        min_length=16,
+        description="token of the operator; default: generated at the first start and stored in `state_dir`",
     )
-    viewer_token: SecretStr | None = Field(None, min_length=16, description="a token that may look and change nothing")
+    viewer_token: SecretStr | None = Field(None, min_length=16, description="token that permits viewing but no change")
     hosts: tuple[str, ...] = Field(
-        (), description="further host names the page is reached by, for instance behind a proxy"
+        (), description="further host names under which the page is reached, for example behind a proxy"
     )
 
 
 class MetricsSettings(Settings):
     """Settings of /metrics, /livez and /readyz."""
 
-    listen: Listen = Field("127.0.0.1:9464")
+    listen: Listen = Field("127.0.0.1:9464", description="address and port of the server")
 
 
 class RecordSettings(Settings):
     """Settings of session recordings (MCAP)."""
 
-    enabled: bool = Field(False, description="start a recording together with the agent; `reflexd record off` ends it")
-    max_gb: float = Field(2.0, gt=0, description="size at which a recording ends")
+    enabled: bool = Field(False, description="start a recording when the agent starts; `reflexd record off` ends it")
+    max_gb: float = Field(2.0, gt=0, description="size in GB at which a recording ends")
 
 
 class PlantSettings(Settings):
     """Settings of a simulated device that the supervisor runs as a process behind the broker."""
 
-    environment: str = Field(description="`panorama` (the demo's world) or a gymnasium id")
-    seed: int = 0
+    environment: str = Field(description="`panorama` (the world of the demo) or a gymnasium id")
+    seed: int = Field(0, description="seed of the environment")
     simulated_overrides: bool = Field(
-        False, description="the simulated world overrides the policy at random during the first two minutes"
+        False, description="override the policy at random during the first two minutes, as a person would"
     )
 
 
 class Config(Settings):
     """One settings file."""
 
-    agent: Name
-    mode: Literal["shadow", "assist", "autonomous"] = "autonomous"
-    tick: TickSettings = TickSettings()
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    state_dir: GivenPath = Field(description="experience, checkpoints, recordings, latches")
-    mqtt: MqttSettings = MqttSettings()
-    streams: dict[Name, AnyStream] = Field(min_length=1, max_length=64)
-    encoders: dict[Name, EncoderSettings] = Field(default_factory=dict)
-    actuators: dict[Name, AnyActuator] = Field(min_length=1, max_length=64)
-    gate: GateSettings = GateSettings()
-    policy: PolicySettings = PolicySettings()
-    rewards: tuple[AnyReward, ...] = (TopicReward(name="feedback", kind="topic"),)
-    tasks: dict[Name, TaskSettings] = Field(default_factory=dict)
-    learner: LearnerSettings = LearnerSettings()
-    experience: ExperienceSettings = ExperienceSettings()
-    finetune: FinetuneSettings = FinetuneSettings()
-    promotion: PromotionSettings = PromotionSettings()
-    engine: EngineSettings = EngineSettings()
-    dashboard: DashboardSettings | None = None
-    metrics: MetricsSettings | None = None
-    record: RecordSettings = RecordSettings()
-    plant: PlantSettings | None = None
-    discovery: Annotated[bool, Field(description="publish Home Assistant discovery")] = False
+    agent: Annotated[
+        Name,
+        Field(description="name of the agent, a part of every topic: lower-case letters, digits, _ and -, at most 64"),
+    ]
+    mode: Literal["shadow", "assist", "autonomous"] = Field(
+        "autonomous",
+        description="`shadow`: the policy decides but does not act; `assist`: a person confirms each action; `autonomous`: "
+        "the policy acts within the limits of the gate",
+    )
+    tick: TickSettings = Field(TickSettings(), description="the control loop")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where the models run: `cpu`, `cuda`, `cuda:N`, or `auto` for a GPU if there is one",
+    )
+    state_dir: GivenPath = Field(description="folder of experience, checkpoints, recordings and latches")
+    mqtt: MqttSettings = Field(MqttSettings(), description="the connection to the broker")
+    streams: dict[Name, AnyStream] = Field(
+        min_length=1, max_length=64, description="the inputs of the policy, by name: at least 1, at most 64"
+    )
+    encoders: dict[Name, EncoderSettings] = Field(
+        default_factory=dict, description="the models that turn readings into tokens, by name"
+    )
+    actuators: dict[Name, AnyActuator] = Field(
+        min_length=1, max_length=64, description="the outputs of the policy, by name: at least 1, at most 64"
+    )
+    gate: GateSettings = Field(GateSettings(), description="the limits in front of all actuators")
+    policy: PolicySettings = Field(PolicySettings(), description="the model that decides")
+    rewards: tuple[AnyReward, ...] = Field(
+        (TopicReward(name="feedback", kind="topic"),), description="the kinds of reward; their values are added"
+    )
+    tasks: dict[Name, TaskSettings] = Field(
+        default_factory=dict, description="supervised models on the streams, by name"
+    )
+    learner: LearnerSettings = Field(LearnerSettings(), description="training in the background")
+    experience: ExperienceSettings = Field(ExperienceSettings(), description="the store of transitions and labels")
+    finetune: FinetuneSettings = Field(FinetuneSettings(), description="training of the tasks from new labels")
+    promotion: PromotionSettings = Field(PromotionSettings(), description="tests before and after a version goes live")
+    engine: EngineSettings = Field(EngineSettings(), description="how the models run")
+    dashboard: DashboardSettings | None = Field(None, description="the web page for operators; default: none")
+    metrics: MetricsSettings | None = Field(
+        None, description="HTTP server for Prometheus and health probes; default: none"
+    )
+    record: RecordSettings = Field(RecordSettings(), description="recordings of sessions")
+    plant: PlantSettings | None = Field(
+        None, description="a simulated device that the supervisor starts; default: none"
+    )
+    discovery: Annotated[bool, Field(description="publish the discovery message of Home Assistant")] = False
 
     @property
     def required_streams(self) -> frozenset[str]:
@@ -270,7 +309,7 @@ class Config(Settings):
         if stream.encoder is not None and stream.encoder not in self.encoders:
             raise ValueError(f"streams.{name}.encoder: {stream.encoder!r} is not under encoders: {known}")
         if stream.encoder is None and not fields_of(stream):
-            instead = ", or `fields` where it gives telemetry" if stream.kind == "plugin" else ""
+            instead = ", or `fields` if it delivers telemetry" if stream.kind == "plugin" else ""
             raise ValueError(
                 f"streams.{name}.encoder: missing; a {stream.kind} needs one of encoders: {known}{instead}"
             )
@@ -329,7 +368,7 @@ def _check_task(name: str, task: TaskSettings, streams: Mapping[str, AnyStream])
 
 
 def _check_kind(name: str, task: TaskSettings, stream: str) -> None:
-    """Check that a task can read a stream of this kind; what a plug-in delivers is not known here."""
+    """Check that a task can read a stream of this kind; a plug-in may deliver any kind."""
     reads = {"image-classification": "camera", "audio-classification": "microphone"}.get(task.kind, "text")
     if stream not in {reads, "plugin"}:
         fitting = {"camera": "image-classification", "microphone": "audio-classification"}.get(stream)
@@ -340,16 +379,16 @@ def _check_kind(name: str, task: TaskSettings, stream: str) -> None:
 def _check_fed(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
     if not (task.kind in CLASSIFICATION and task.stream and task.labels):
         raise ValueError(
-            f"tasks.{name}.feeds_policy: only a classification task with a `stream` and fixed `labels` gives the policy numbers"
+            f"tasks.{name}.feeds_policy: only a classification task with a `stream` and fixed `labels` can feed the policy"
         )
     if getattr(streams[name], "source", None) != f"{PREFIX}{name}":
-        raise ValueError(f"tasks.{name}.feeds_policy: a stream has this name already; rename one of them")
+        raise ValueError(f"tasks.{name}.feeds_policy: a stream already has this name; rename one of them")
 
 
 def with_fed_streams(body: dict[str, Any]) -> dict[str, Any]:
-    """Raw settings with a telemetry stream for each task that feeds the policy; what is not well-formed is left to the model.
+    """Add a telemetry stream to the raw settings for each task that feeds the policy; the model reports malformed settings.
 
-    Such a stream has the task's name and labels, and is as old as what the task read: in force as long.
+    Such a stream has the task's name and labels, and the same time limit as the stream that the task reads.
     """
     tasks, streams = body.get("tasks"), body.get("streams")
     if not isinstance(tasks, dict) or not isinstance(streams, dict):

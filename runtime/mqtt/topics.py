@@ -1,8 +1,8 @@
-"""The wire contract: the name of every topic and the shape of every payload.
+"""Define the wire contract: the name of every topic and the shape of every payload.
 
-Payloads are JSON unless said otherwise. Anything from outside goes through `decode`, which refuses what is not finite,
-too large, too deep or not of the declared shape, and says why. Stamps on the wire are Unix seconds, because devices on
-other machines must judge them.
+Payloads are JSON if nothing else is documented. `decode` validates every payload from outside: it rejects non-finite numbers,
+payloads that are too large or nested too deep, and wrong shapes, each with a reason. Stamps on the wire are Unix seconds,
+because devices on other machines must compare them with their own clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_JSON_BYTES = 65_536
 
 
 class Refused(ValueError):  # noqa: N818 - reads as what happened
-    """A payload was not taken; `str` says why."""
+    """A payload was rejected; `str` is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +35,33 @@ class Topics:
         return f"reflexd/{self.agent}"
 
     def __call__(self, *parts: str) -> str:
-        """A topic below the base: `topics("in", "front")` is `reflexd/<agent>/in/front`."""
+        """Return a topic below the base: `topics("in", "front")` is `reflexd/<agent>/in/front`."""
         return "/".join((self.base, *parts))
 
     def command(self, actuator: str) -> str:
-        """Where the gate writes."""
+        """Return the command topic of an actuator, which only the gate writes."""
         return self("act", actuator, "set")
 
     def state(self, actuator: str) -> str:
-        """Where the device reports."""
+        """Return the topic on which the device reports its state."""
         return self("act", actuator, "state")
 
 
 class Payload(BaseModel):
-    """A message from outside: strict about shape, silent about keys it does not know."""
+    """A message from outside: its shape is validated, and unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class Status(Payload):
-    """`status`, retained, and the will."""
+    """`status`: the state of the daemon. It is retained, and also the MQTT last will."""
 
     state: Literal["starting", "online", "degraded", "stopped", "offline"]
     reasons: list[str] = []
 
 
 class Reward(Payload):
-    """`reward`: credited to the named decision, else to the tick that `stamp` (Unix s) or the arrival falls in."""
+    """`reward`: credited to `decision`, or, without it, to the tick at `stamp` (Unix seconds) or at the arrival."""
 
     value: float = Field(strict=True)
     decision: str | None = Field(None, max_length=128)
@@ -71,7 +71,7 @@ class Reward(Payload):
 
 
 class Label(Payload):
-    """`label`: one labelled example; `id` answers a `label_requested` event."""
+    """`label`: one labelled example of a task. `id` names the `label_requested` event that it answers."""
 
     task: str = Field(max_length=64)
     label: str | list[str] = Field()
@@ -82,7 +82,7 @@ class Label(Payload):
 
 
 class Override(Payload):
-    """`override/<actuator>`: a person acts for `hold_s` seconds."""
+    """`override/<actuator>`: a person's command, valid for `hold_s` seconds."""
 
     value: str | float | list[float]
     hold_s: float = Field(1.0, ge=0, le=3_600)
@@ -90,13 +90,13 @@ class Override(Payload):
 
 
 class Stop(Payload):
-    """`stop`: the software stop."""
+    """`stop`: engage or release the software stop."""
 
     engaged: bool = Field(strict=True)
 
 
 class Command(Payload):
-    """`act/<actuator>/set`, as the gate writes it and a device reads it."""
+    """`act/<actuator>/set`: a command from the gate to a device."""
 
     value: str | list[float]
     decision: str | None
@@ -108,7 +108,7 @@ class Command(Payload):
 
 
 class DeviceState(Payload):
-    """`act/<actuator>/state`, as a device reports it."""
+    """`act/<actuator>/state`: the state that a device reports."""
 
     value: str | float | list[float] | None
     seq: int | None = None
@@ -122,7 +122,7 @@ def parse(payload: bytes, limit: int = MAX_JSON_BYTES) -> Any:
     """Parse untrusted JSON of at most `limit` bytes (`sensors.codecs.json_payload`).
 
     Raises:
-        Refused: too large, malformed, not finite, nested too deep, or with a repeated key.
+        Refused: the JSON is too large, malformed, not finite, nested too deep, or has a repeated key.
     """
     try:
         return parse_json(payload, limit)
@@ -131,10 +131,10 @@ def parse(payload: bytes, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 def decode(model: type[Model], payload: bytes, limit: int = MAX_JSON_BYTES) -> Model:
-    """Untrusted JSON as a payload model.
+    """Parse untrusted JSON of at most `limit` bytes into a payload model.
 
     Raises:
-        Refused: with the field and the reason.
+        Refused: the payload does not fit the model; the text names the field and the reason.
     """
     try:
         return model.model_validate(parse(payload, limit))
@@ -145,12 +145,12 @@ def decode(model: type[Model], payload: bytes, limit: int = MAX_JSON_BYTES) -> M
 
 
 def encode(value: BaseModel | dict[str, Any]) -> bytes:
-    """A payload as JSON bytes; numpy scalars are taken, non-finite numbers become null."""
+    """Return a payload as JSON bytes; numpy scalars are allowed, non-finite numbers become null."""
     plain = value.model_dump() if isinstance(value, BaseModel) else value
     return orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 class PreviewRequest(Payload):
-    """`preview/subscribe`: the streams to preview."""
+    """`preview/subscribe`: a request for previews of some streams."""
 
     streams: list[str] = Field(max_length=64)

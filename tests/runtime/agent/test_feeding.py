@@ -80,7 +80,7 @@ def test_what_cannot_feed_is_refused(tmp_path: Path, task: dict[str, Any], word:
 def test_a_name_is_used_once(tmp_path: Path) -> None:
     body = settings(tmp_path)
     body["streams"]["intents"] = {"kind": "telemetry", "source": "topic", "fields": ["x"]}
-    with pytest.raises(ValueError, match="a stream has this name already"):
+    with pytest.raises(ValueError, match="a stream already has this name"):
         Config.model_validate(body)
 
 

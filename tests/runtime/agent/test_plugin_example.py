@@ -117,7 +117,7 @@ def test_the_settings_of_the_page_make_a_policy_with_every_plugin() -> None:
     }
     assert streams == {"room": ("telemetry", 1), "load": ("telemetry", 3), "front": ("image", colours.width)}
     without = known.model_dump() | {"streams": {"load": {"kind": "plugin", "plugin": "load"}}}
-    with pytest.raises(ValueError, match="or `fields` where it gives telemetry"):
+    with pytest.raises(ValueError, match="or `fields` if it delivers telemetry"):
         Config.model_validate(without)
 
 
