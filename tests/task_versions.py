@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from learners.continual.versions import Version, Versions
+from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.tasks.registry import open_task
 
 
 @torch.no_grad()
-def promote_version(state_dir: Path, task: str, model: str, number: int, scale: float = 0.02) -> Version:
+def promote_version(state_dir: Path, task: str, model: str, number: int, scale: float = 0.02) -> TaskVersion:
     """Add a version whose weights differ from the model's by noise of `scale`, and make it the live one."""
     made = open_task("text-classification", model, labels=("x", "y"))
     torch.manual_seed(number)
     for parameter in made.model.parameters():
         parameter.add_(scale * torch.randn_like(parameter))
-    versions = Versions(state_dir / "learner" / "tasks" / task)
+    versions = TaskVersionStore(state_dir / "learner" / "tasks" / task)
     version = versions.add(made, number)
     versions.promote(version)
     return version

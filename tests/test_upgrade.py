@@ -25,7 +25,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings
-from learners.continual.versions import Versions
+from learners.continual.versions import TaskVersionStore
 from learners.experience import schema
 from learners.experience.reader import Reader
 from learners.experience.store import Store
@@ -36,7 +36,7 @@ from learners.model.backends.selection import BackendSettings, Choice
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
-from learners.worker.journal import Entry, Journal
+from learners.worker.journal import Journal, JournalEntry
 from runtime.gate import latches
 from runtime.recording.reader import Recording, RecordingError
 
@@ -180,7 +180,7 @@ def learner(folder: Path) -> None:
     of_old = orjson.loads(document.read_bytes()) | {"a_field_of_another_version": 1}
     (version,) = [state.save(state.load(version).tensors, {"position": of_old, "spec": {}})]
     state.promote(version)
-    one.journal.note(Entry(99, 10**9, row=60))
+    one.journal.note(JournalEntry(99, 10**9, row=60))
     two = learning.make_learner(folder)
     assert not two.resume(lambda _: pytest.fail("no version is named"))
     assert [(each.version, each.reason) for each in two.refused] == [(version, "unknown_format")]
@@ -199,11 +199,11 @@ def learner(folder: Path) -> None:
 @shows("learner/journal.jsonl")
 def journal(folder: Path) -> None:
     kept = Journal(folder / "journal.jsonl")
-    kept.note(Entry(1, 10))
+    kept.note(JournalEntry(1, 10))
     with kept.path.open("ab") as file:
         file.write(b'{"number": 2, "update": 20, "new_in_another_version": 1}\n')
-    kept.note(Entry(3, 30))
-    assert kept.entries() == [Entry(1, 10)]
+    kept.note(JournalEntry(3, 30))
+    assert kept.entries() == [JournalEntry(1, 10)]
 
 
 @shows("learner/spec.json")
@@ -252,11 +252,11 @@ def tasks(folder: Path) -> None:
         (folder / name / "config.json").write_text("{}")
     current = {"version": "2-bbbbbbbbbbbb", "folder": "2-bbbbbbbbbbbb"}
     (folder / "current.json").write_bytes(orjson.dumps(current))
-    assert Versions(folder).was_live() == ["1-aaaaaaaaaaaa"]
+    assert TaskVersionStore(folder).was_live() == ["1-aaaaaaaaaaaa"]
     for content in (b"{", b'{"format": 2, "live": "2"}', b"3"):
         (folder / "current.json").write_bytes(content)
-        assert Versions(folder).live() is None
-        assert [version.name for version in Versions(folder).all()] == ["1-aaaaaaaaaaaa", "2-bbbbbbbbbbbb"]
+        assert TaskVersionStore(folder).live() is None
+        assert [version.name for version in TaskVersionStore(folder).all()] == ["1-aaaaaaaaaaaa", "2-bbbbbbbbbbbb"]
 
 
 @shows("recordings/*.mcap")

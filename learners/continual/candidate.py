@@ -1,7 +1,7 @@
-"""One lesson of a task: a candidate trained on new labels and a replay of earlier ones, and the folder it becomes.
+"""Train one candidate of a task on new labels and a sample of earlier ones, and write its report.
 
-Starts from the live version with its head grown by the classes that are new, else from the pretrained model. Validation, which is
-those labels that never train, chooses the epoch. Knows nothing of verdicts.
+Training starts from the live version, its head grown by the new classes, else from the pretrained model. Validation, which is the part of
+the labels that never trains, selects the epoch. Does not decide on promotion.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 
 from learners.config import FinetuneSettings, TaskSettings, Train
 from learners.continual.splits import Examples, LabelSplits
-from learners.continual.versions import LAST_LABEL, Version
+from learners.continual.versions import LAST_LABEL, TaskVersion
 from learners.finetune.run import Splits, Tuned, annotate, describe, settings_of, tune
-from learners.finetune.trainer import Settings, Tell
+from learners.finetune.trainer import OnProgress, TrainerSettings
 from learners.model.encoders.bundled import resolve
 from learners.tasks.base import Options, Task, saved
 from learners.tasks.registry import open_task, task_class
@@ -31,7 +31,7 @@ MIN_STEPS = 60
 PATIENCE = 5
 """Epochs without a better score before it stops, at least."""
 GENTLE = 0.5
-"""Of the learning rate, where a candidate is taught again because it forgot too much."""
+"""Of the learning rate, where a candidate is trained again because it forgot too much."""
 WEIGH = 5
 """Earlier labels in validation, at most, for each new one there."""
 
@@ -41,7 +41,7 @@ class TrainedCandidate:
     """A candidate."""
 
     tuned: Tuned
-    settings: Settings
+    settings: TrainerSettings
     train: Train
     figures: dict[str, Any]
     """Of training and validation."""
@@ -75,13 +75,13 @@ class TrainedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class CandidateTrainer:
-    """How a task is taught.
+    """Trains candidates of one task.
 
     Args:
         settings: of the task.
         finetune: how.
         seed: of everything random.
-        options: further fields of `trainer.Settings`.
+        options: further fields of `TrainerSettings`.
     """
 
     settings: TaskSettings
@@ -89,12 +89,12 @@ class CandidateTrainer:
     seed: int
     options: Mapping[str, Any]
 
-    def teach(
+    def train(
         self,
-        live: Version | None,
+        live: TaskVersion | None,
         parts: LabelSplits,
         number: int,
-        tell: Tell | None,
+        tell: OnProgress | None,
         stop: Callable[[], bool] | None,
         *,
         gently: bool = False,
@@ -105,12 +105,12 @@ class CandidateTrainer:
             live: what it starts from; the pretrained model where there is none.
             parts: the labels.
             number: of the run, so that replay draws others each time.
-            tell: told of progress.
-            stop: asked after every update.
+            tell: called with the progress.
+            stop: called after every update; True ends the run.
             gently: at `GENTLE` times the learning rate, so that less of what is known moves.
 
         Raises:
-            trainer.Stopped: `stop` said so.
+            trainer.Stopped: `stop` returned True.
         """
         again = replay(
             parts.known, rehearsal_count(parts.new, parts.known, self.finetune.rehearsal_ratio), self.seed + number
@@ -133,7 +133,7 @@ class CandidateTrainer:
         }
         return TrainedCandidate(tuned, settings, mode, figures)
 
-    def _how(self, task: Task, new: int, pace: float) -> Settings:
+    def _how(self, task: Task, new: int, pace: float) -> TrainerSettings:
         batch = self.finetune.batch
         # replay makes an epoch longer, not the new labels better known: how often they are seen counts
         epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / math.ceil(new / batch)))
@@ -154,7 +154,7 @@ class CandidateTrainer:
         settings = settings_of(task.recipe, self.settings.train, **given | dict(self.options))
         return replace(settings, learning_rate=pace * settings.learning_rate)
 
-    def _open(self, live: Version | None, examples: Examples) -> Task:
+    def _open(self, live: TaskVersion | None, examples: Examples) -> Task:
         """The live version, or the pretrained model, with a head for every label in use."""
         source = live.path if live is not None else resolve(self.settings.model)
         cls = task_class(self.settings.kind)

@@ -18,7 +18,7 @@ from typing import Any
 
 from learners.config import TaskSettings
 from learners.continual.candidate import options_of
-from learners.continual.versions import Versions
+from learners.continual.versions import TaskVersionStore
 from learners.model.encoders.bundled import resolve
 from learners.tasks.base import PRETRAINED, DataError, Prediction, Task, saved
 from learners.tasks.registry import open_task
@@ -198,7 +198,7 @@ class TaskRunner:
 
     def _ready(self, loop: asyncio.AbstractEventLoop, name: str) -> Loaded | None:
         """The task on its live version, loaded when it changes; None where it cannot be, said once a version."""
-        live = Versions(self.folder / name).live()
+        live = TaskVersionStore(self.folder / name).live()
         wanted = live.name if live is not None else "pretrained"
         loaded = self._loaded.get(name)
         if loaded is not None and loaded.version == wanted:

@@ -29,7 +29,7 @@ ENCODER_VERSION = "encoder_version"
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class TaskVersion:
     """One version and its folder."""
 
     name: str
@@ -62,7 +62,7 @@ class Version:
             write_atomically(self.path / REPORT, orjson.dumps({**self.report, ENCODER_VERSION: encoder_version}))
 
 
-class Versions:
+class TaskVersionStore:
     """Of one task."""
 
     def __init__(self, folder: Path) -> None:
@@ -74,12 +74,12 @@ class Versions:
         except (FileNotFoundError, orjson.JSONDecodeError, TypeError, ValueError):
             return {}
 
-    def live(self) -> Version | None:
+    def live(self) -> TaskVersion | None:
         """The version in use; None before the first."""
         body = self._current()
         if "version" not in body or "folder" not in body:
             return None
-        version = Version(str(body["version"]), self.folder / str(body["folder"]))
+        version = TaskVersion(str(body["version"]), self.folder / str(body["folder"]))
         return version if (version.path / "config.json").is_file() else None
 
     def was_live(self) -> list[str]:
@@ -91,7 +91,7 @@ class Versions:
         earlier = [version.name for version in self.all() if number_of(version) < number_of(live)]
         return [str(name) for name in body.get("was_live", earlier)]
 
-    def add(self, task: Task, number: int, describe: Callable[[Path], None] | None = None) -> Version:
+    def add(self, task: Task, number: int, describe: Callable[[Path], None] | None = None) -> TaskVersion:
         """Write a version; its name carries a digest of the weights, so equal names are equal models.
 
         Args:
@@ -108,13 +108,13 @@ class Versions:
             describe(draft)
         with (draft / "model.safetensors").open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        version = Version(f"{number}-{digest[:12]}", self.folder / f"{number}-{digest[:12]}")
+        version = TaskVersion(f"{number}-{digest[:12]}", self.folder / f"{number}-{digest[:12]}")
         shutil.rmtree(version.path, ignore_errors=True)
         draft.rename(version.path)
         self._tidy()
         return version
 
-    def promote(self, version: Version) -> None:
+    def promote(self, version: TaskVersion) -> None:
         """Make it the live one and remove versions older than the last few."""
         live = self.live()
         earlier = [name for name in self.was_live() if name != version.name]
@@ -123,7 +123,7 @@ class Versions:
         self._point(version, earlier)
         self._tidy()
 
-    def rollback(self) -> Version | None:
+    def rollback(self) -> TaskVersion | None:
         """Make the version that was live before the live one live again; None where there is none."""
         there = {version.name: version for version in self.all()}
         earlier = [name for name in self.was_live() if name in there]
@@ -132,7 +132,7 @@ class Versions:
         self._point(there[earlier[-1]], earlier[:-1])
         return there[earlier[-1]]
 
-    def _point(self, version: Version, earlier: list[str]) -> None:
+    def _point(self, version: TaskVersion, earlier: list[str]) -> None:
         body = {"version": version.name, "folder": version.path.name, "was_live": earlier[-KEEP:]}
         write_atomically(self.folder / CURRENT, orjson.dumps(body))
 
@@ -144,23 +144,23 @@ class Versions:
             if old.name not in kept:
                 self.remove(old)
 
-    def all(self) -> list[Version]:
+    def all(self) -> list[TaskVersion]:
         """Those on disk, oldest first."""
         paths = [path for path in self.folder.glob("[0-9]*-*") if path.is_dir()]
-        return sorted((Version(path.name, path) for path in paths), key=number_of)
+        return sorted((TaskVersion(path.name, path) for path in paths), key=number_of)
 
-    def by_encoder_version(self, encoder_version: str) -> list[Version]:
+    def by_encoder_version(self, encoder_version: str) -> list[TaskVersion]:
         """List all versions: first those that recorded this encoder version, then the others, newest first.
 
         One of the others may have it too: it was not recorded before, or under other settings.
         """
         return sorted(self.all(), key=lambda one: (one.encoder_version != encoder_version, -number_of(one)))
 
-    def remove(self, version: Version) -> None:
+    def remove(self, version: TaskVersion) -> None:
         """Delete one."""
         shutil.rmtree(version.path, ignore_errors=True)
 
 
-def number_of(version: Version) -> int:
+def number_of(version: TaskVersion) -> int:
     """Its place in the sequence."""
     return int(version.name.partition("-")[0])

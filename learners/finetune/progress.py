@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from learners.finetune.trainer import Progress
+from learners.finetune.trainer import TrainingProgress
 
 
 class Bar:
@@ -37,12 +37,12 @@ class Bar:
     ) -> None:
         self._bar.stop()
 
-    def __call__(self, told: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         """Move the bar."""
-        within = told.step / told.steps if told.steps else 0.0
-        score = "" if told.score is None else f", {self._metric} {told.score:.4f}"
-        state = f"epoch {min(told.epoch + 1, told.epochs)}/{told.epochs}, loss {told.loss:.4f}{score}"
-        self._bar.update(self._job, completed=(told.epoch + within) / told.epochs, state=state)
+        within = progress.step / progress.steps if progress.steps else 0.0
+        score = "" if progress.score is None else f", {self._metric} {progress.score:.4f}"
+        state = f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}, loss {progress.loss:.4f}{score}"
+        self._bar.update(self._job, completed=(progress.epoch + within) / progress.epochs, state=state)
 
 
 def plot(

@@ -25,7 +25,7 @@ from learners.finetune import datasets, forgetting, model_card, trainable
 from learners.finetune.fields import check, check_features
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
-from learners.finetune.trainer import Run, Settings, Tell, Trainer
+from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSettings
 from learners.finetune.trainer_state import State
 from learners.model.encoders.bundled import resolve
 from learners.model.encoders.packages import BundledError
@@ -54,7 +54,7 @@ class Tuned:
     """What a run became."""
 
     task: Task
-    run: Run
+    run: RunState
     trained: int
     total: int
 
@@ -115,7 +115,9 @@ def finetune(
     # with the recipe's settings too: another version of this program must not go on with other groups of parameters
     facts = {"task": task, "model": model, "mode": mode, "options": options, "settings": asdict(settings)}
     state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
-    bar: AbstractContextManager[Tell | None] = Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
+    bar: AbstractContextManager[OnProgress | None] = (
+        Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
+    )
     keep, rank = out if adapter else None, extra["lora_rank"]
     try:
         with bar as tell:
@@ -207,7 +209,7 @@ def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None 
 
 def build(
     kind: str, model: str, train: Sequence[Example], mode: Train, options: dict[str, Any]
-) -> tuple[Task, Settings, dict[str, Any]]:
+) -> tuple[Task, TrainerSettings, dict[str, Any]]:
     """The task on its model, the settings its recipe gives for the mode, and options of neither.
 
     Raises:
@@ -215,7 +217,7 @@ def build(
     """
     cls = task_class(kind)
     check_modality(cls, train)
-    own = {f.name for f in fields(Settings)}
+    own = {f.name for f in fields(TrainerSettings)}
     extra = {"lora_rank": 8, "device": "auto"} | {k: v for k, v in options.items() if k in ("lora_rank", "device")}
     if unknown := set(options) - own - set(Options.known(options)) - set(extra):
         raise ValueError(
@@ -234,19 +236,19 @@ def build(
     return task, settings, extra
 
 
-def settings_of(recipe: Recipe, mode: Train, **others: Any) -> Settings:
+def settings_of(recipe: Recipe, mode: Train, **others: Any) -> TrainerSettings:
     """What a task's recipe says of a mode, but for `others`."""
     own = {
         "epochs": recipe.epochs, "batch": recipe.batch, "learning_rate": recipe.rates.get(mode, 1e-4),
         "layer_decay": recipe.layer_decay if mode in ("full", "top") else 1.0,
         "head_rate": recipe.head_rates.get(mode, 1.0), "patience": recipe.patience,
     }  # fmt: skip
-    return Settings(**own | others)
+    return TrainerSettings(**own | others)
 
 
 def tune(
-    task: Task, splits: Splits, settings: Settings, mode: Train, *, rank: int = 8, state: State | None = None,
-    tell: Tell | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
+    task: Task, splits: Splits, settings: TrainerSettings, mode: Train, *, rank: int = 8, state: State | None = None,
+    tell: OnProgress | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
 ) -> Tuned:  # fmt: skip
     """Train the task's model in place; LoRA is merged at the end (`keep`: the adapter is written there too)."""
     torch.set_flush_denormal(True)
@@ -281,7 +283,7 @@ def describe(tuned: Tuned, model: str, mode: Train, metrics: dict[str, dict[str,
     }  # fmt: skip
 
 
-def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: Settings, data: dict[str, str]) -> None:
+def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: TrainerSettings, data: dict[str, str]) -> None:
     """Put report, curves and card beside weights that are there; `data` says what each split was made from."""
     task, run = tuned.task, tuned.run
     scores = [found[task.selection] for found in run.history]

@@ -27,7 +27,7 @@ MEGABATCH = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainerSettings:
     """How a fine-tune runs."""
 
     epochs: int = 5
@@ -57,7 +57,7 @@ class Settings:
 
 
 @dataclass(slots=True)
-class Run:
+class RunState:
     """Where a run is; what it became once it is over."""
 
     epoch: int = 0
@@ -76,7 +76,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """Told after every step and epoch."""
 
     epoch: int
@@ -92,20 +92,20 @@ class Stopped(Exception):  # noqa: N818 - reads as what happened
     """A run was told to stop; its state, if it keeps one, is saved."""
 
 
-Tell = Callable[[Progress], None]
+OnProgress = Callable[[TrainingProgress], None]
 
 
 class Trainer:
     """One run over fixed data; `model` is the task's model as `trainable.prepare` returned it."""
 
     def __init__(
-        self, task: Task, model: nn.Module, train: Sequence[Example], validation: Sequence[Example], settings: Settings,
-        *, state: trainer_state.State | None = None, tell: Tell | None = None, stop: Callable[[], bool] | None = None,
+        self, task: Task, model: nn.Module, train: Sequence[Example], validation: Sequence[Example], settings: TrainerSettings,
+        *, state: trainer_state.State | None = None, tell: OnProgress | None = None, stop: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.task, self.model, self.settings = task, model, settings
         self.train, self.validation = train, validation
-        self.run_state = Run()
+        self.run_state = RunState()
         self.best: dict[str, Tensor] = {}
         self._state, self._tell, self._clock, self._stop = state, tell, clock, stop
         self._features = None if task.varying else [self._make(0, i) for i in range(len(train))]
@@ -118,7 +118,7 @@ class Trainer:
         )
         self._saved_s = clock()
 
-    def run(self) -> Run:
+    def run(self) -> RunState:
         """Train to the end, with the best epoch's weights in the model."""
         torch.manual_seed(self.settings.seed)
         self._resume()
@@ -134,7 +134,7 @@ class Trainer:
         self.model.eval()
         return run
 
-    def _epoch(self, run: Run) -> None:
+    def _epoch(self, run: RunState) -> None:
         """The rest of one epoch."""
         set_training(self.model)
         batches = self._batches(run.epoch)
@@ -175,7 +175,7 @@ class Trainer:
         self._optimizer.step()
         return mean
 
-    def _validate(self, run: Run) -> bool:
+    def _validate(self, run: RunState) -> bool:
         """Measure, move on to the next epoch, and say whether it is the best so far."""
         self.model.eval()
         predictions = self.task.predict(self.validation, model=self.model)
@@ -217,18 +217,20 @@ class Trainer:
         some = self._features[number] if self._features is not None else self._make(epoch, number)
         return some[epoch % len(some)]
 
-    def _report(self, run: Run, steps: int, loss: float, score: float | None = None) -> None:
+    def _report(self, run: RunState, steps: int, loss: float, score: float | None = None) -> None:
         if self._tell is not None:
             latest = run.history[-1][self.task.selection] if run.history else None
             self._tell(
-                Progress(run.epoch, self.settings.epochs, run.at, steps, loss, latest if score is None else score)
+                TrainingProgress(
+                    run.epoch, self.settings.epochs, run.at, steps, loss, latest if score is None else score
+                )
             )
 
     def _save(self, *, best: bool) -> None:
         self._saved_s = self._clock()
         if self._state is None:
             return
-        facts = {name: getattr(self.run_state, name) for name in Run.__slots__}
+        facts = {name: getattr(self.run_state, name) for name in RunState.__slots__}
         facts["best"] = None if math.isinf(self.run_state.best) else self.run_state.best
         tensors = {f"model/{name}": tensor for name, tensor in trainer_state.trained_of(self.model).items()}
         tensors |= trainer_state.optimizer_tensors(self._optimizer) | {"rng": torch.get_rng_state()}
@@ -240,7 +242,7 @@ class Trainer:
             return
         facts: dict[str, Any] = loaded.facts
         facts["best"] = -math.inf if facts["best"] is None else facts["best"]
-        self.run_state = Run(**facts)
+        self.run_state = RunState(**facts)
         self.best = loaded.best
         trainer_state.restore(self.model, loaded.tensors, "model/")
         trainer_state.restore_optimizer(self._optimizer, loaded.tensors)

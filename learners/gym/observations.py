@@ -86,7 +86,7 @@ class ObservationEncoder:
         return tokens_BTW[0].numpy().astype(np.float16)
 
 
-class Window:
+class FrameWindow:
     """The newest frames of one episode."""
 
     def __init__(self, spec: PolicySpec) -> None:

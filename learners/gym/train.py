@@ -61,7 +61,9 @@ def train(
     trainer = Trainer(
         _maker(environment), seed=seed, settings=replace(settings or TrainSettings(), algorithm=algorithm)
     )
-    taught = trainer.teach(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
+    demonstrated = (
+        trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
+    )
     with _bar(progress, environment, steps) as bar:
         trainer.report, tick = bar
         trainer.run(steps, tick)
@@ -75,7 +77,7 @@ def train(
         "wall_s": time.monotonic() - began_s,
         "evaluations": trainer.evaluations,
         "final": final.as_dict(),
-        "delivered": {"step": step, "chosen_by": SELECTION, "demonstrated_transitions": taught},
+        "delivered": {"step": step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
         "settings": asdict(trainer.settings),
     }
     _write(out, trainer, results)

@@ -20,7 +20,7 @@ from actuators.sim.gym_spaces import from_environment, to_environment
 from learners.experience.transition import Transition
 from learners.gym.demonstrations import Episode
 from learners.gym.episodes import Score, run_episodes
-from learners.gym.observations import ObservationEncoder, Tokens, Window
+from learners.gym.observations import FrameWindow, ObservationEncoder, Tokens
 from learners.model.encoders.base import Encoder
 from learners.model.features import concat
 from learners.model.heads import actuator_values
@@ -102,7 +102,7 @@ class Trainer:
         self.warmup = s.choice_warmup if choices else s.warmup
         steps = s.choice_steps if choices else s.steps
         self.replay = ReplayBuffer(self.spec, max_bytes=s.memory_bytes, steps=steps, taught_share=s.demonstrations)
-        self.window = Window(self.spec)
+        self.window = FrameWindow(self.spec)
         self.kept: list[BestCheckpoint] = []
         self.evaluations: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
@@ -114,8 +114,8 @@ class Trainer:
         kinds = self.policy.heads.kinds
         return "+".join(name for name in (kinds.choice, kinds.continuous) if name is not None)
 
-    def teach(self, episodes: Iterable[Episode]) -> int:
-        """Store a teacher's episodes; return the number of transitions."""
+    def load_demonstrations(self, episodes: Iterable[Episode]) -> int:
+        """Store demonstrated episodes; return the number of transitions."""
         count = 0
         for episode in episodes:
             self._episode += 1
@@ -123,7 +123,9 @@ class Trainer:
             for frame, action, reward, done in zip(
                 frames, episode.actions, episode.rewards, episode.dones, strict=False
             ):
-                self._remember(frame, from_environment(self.env.action_space, action), reward, done=done, taught=True)
+                self._remember(
+                    frame, from_environment(self.env.action_space, action), reward, done=done, demonstration=True
+                )
                 count += 1
             if not episode.dones[-1]:
                 self._remember(frames[-1])
@@ -169,7 +171,7 @@ class Trainer:
         reward: float = 0.0,
         *,
         done: bool = False,
-        taught: bool = False,
+        demonstration: bool = False,
     ) -> None:
         """Append a transition; without values it only ends an episode whose time ran out."""
         self._tick += 1
@@ -185,7 +187,7 @@ class Trainer:
             actions=values or {},
             reward=reward,
             done=done,
-            demonstration=taught,
+            demonstration=demonstration,
         )
         self._keep(transition)
 
@@ -232,7 +234,7 @@ class Trainer:
     def play(self, first_seed: int, episodes: int) -> list[float]:
         """Return the undiscounted returns of greedy episodes; training's randomness is not touched."""
         generator = torch.Generator().manual_seed(0)
-        windows = [Window(self.spec) for _ in range(episodes)]
+        windows = [FrameWindow(self.spec) for _ in range(episodes)]
 
         @torch.no_grad()
         def act(observations: list[Any], numbers: list[int]) -> list[Any]:

@@ -30,7 +30,7 @@ FORMER_FIELDS = {
 """Names in a file that was written before 0.1.0."""
 
 
-class Progress:
+class ProgressWriter:
     """Writes `path`, at most every `every_s`."""
 
     def __init__(self, path: Path, *, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:

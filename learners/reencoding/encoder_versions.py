@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from safetensors import SafetensorError
 
-from learners.continual.versions import Version, Versions
+from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.ipc.settings import LearnerConfig, encoder_window_s
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
@@ -52,12 +52,12 @@ class EncoderVersions:
                 return encoder
         return None
 
-    def _versions(self, name: str, encoder_version: str) -> list[Version]:
+    def _versions(self, name: str, encoder_version: str) -> list[TaskVersion]:
         """The versions of the encoder's task, the likely ones first."""
         if name not in self._tasks:
             return []
         folder = self.inputs.state_dir / "learner" / "tasks" / self._tasks[name]
-        return Versions(folder).by_encoder_version(encoder_version)
+        return TaskVersionStore(folder).by_encoder_version(encoder_version)
 
     def _ready(self, encoder: Encoder) -> Encoder:
         from learners.model.backends.calibration_cache import Calibrations, shared_cache  # noqa: PLC0415 - see below

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from learners.safeguards.reward_ledger import Entry
+from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.version_comparison import Comparison
 from learners.safeguards.version_statistics import BLOCK_S, CompletedBlock, VersionStatistics
 
@@ -118,7 +118,7 @@ class Probation:
         trial.crashes += 1
         return self._verdict("crashes") if trial.crashes >= MAX_CRASHES and trial.before is not None else None
 
-    def observe(self, entries: Iterable[Entry], without: frozenset[str] = frozenset()) -> ProbationVerdict | None:
+    def observe(self, entries: Iterable[LedgerEntry], without: frozenset[str] = frozenset()) -> ProbationVerdict | None:
         """Take settled decisions, oldest first; rewards of the sources in `without` do not count."""
         for entry in entries:
             verdict = self._take(entry, entry.total(without))
@@ -126,7 +126,7 @@ class Probation:
                 return verdict
         return None
 
-    def _take(self, entry: Entry, reward: float | None) -> ProbationVerdict | None:
+    def _take(self, entry: LedgerEntry, reward: float | None) -> ProbationVerdict | None:
         trial = self.trial
         watched, version = (self.known, self.good) if trial is None else (trial.watched, trial.version)
         if not entry.acted or entry.version != version:

@@ -21,7 +21,7 @@ MOST = 4_096
 
 
 @dataclass(slots=True)
-class Entry:
+class LedgerEntry:
     """One decision."""
 
     decision: str
@@ -53,12 +53,12 @@ class Ledger:
     settle_s: float = 1.0
     counts: Counter[str] = field(default_factory=Counter)
     """Rewards for a settled decision (`late`), and for a decision that is not in the ledger (`unknown`)."""
-    _open: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
-    _settled: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
+    _open: OrderedDict[str, LedgerEntry] = field(default_factory=OrderedDict)
+    _settled: OrderedDict[str, LedgerEntry] = field(default_factory=OrderedDict)
     _timeline: list[tuple[float, str]] = field(default_factory=list)
     """Stamp and id of every decision that is held, sorted by stamp."""
 
-    def decided(self, entry: Entry) -> None:
+    def decided(self, entry: LedgerEntry) -> None:
         """Add a decision; its id is new, and it follows the earlier ones."""
         self._open[entry.decision] = entry
         insort_right(self._timeline, (entry.stamp_s, entry.decision), key=_stamp_s)
@@ -69,7 +69,7 @@ class Ledger:
         """Find the id of the decision that a reward of `stamp_s` (Unix seconds) belongs to; None where none is held."""
         return decision_in_force(self._timeline, stamp_s)
 
-    def credit(self, source: str, value: float, decision: str | None, *, done: bool = False) -> Entry | None:
+    def credit(self, source: str, value: float, decision: str | None, *, done: bool = False) -> LedgerEntry | None:
         """Add a reward to its decision; return the decision if it was settled before."""
         entry = None if decision is None else self._open.get(decision) or self._settled.get(decision)
         if entry is None:
@@ -82,7 +82,7 @@ class Ledger:
         self.counts["late"] += 1
         return entry
 
-    def settle(self, now_s: float) -> list[Entry]:
+    def settle(self, now_s: float) -> list[LedgerEntry]:
         """Settle the decisions that are `settle_s` old; return them, oldest first."""
         done = []
         while self._open and now_s - next(iter(self._open.values())).stamp_s >= self.settle_s:
@@ -93,7 +93,7 @@ class Ledger:
             self._forget(self._settled)
         return done
 
-    def around(self, entry: Entry) -> list[Entry]:
+    def around(self, entry: LedgerEntry) -> list[LedgerEntry]:
         """Return the other decisions within `AROUND_S` of one that has just been settled."""
         near = []
         for other in reversed(self._settled.values()):
@@ -106,7 +106,7 @@ class Ledger:
             near.append(other)
         return [other for other in near if other is not entry]
 
-    def _forget(self, held: OrderedDict[str, Entry]) -> None:
+    def _forget(self, held: OrderedDict[str, LedgerEntry]) -> None:
         """Remove the oldest decision of `held`."""
         decision, entry = held.popitem(last=False)
         index = bisect_left(self._timeline, entry.stamp_s, key=_stamp_s)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from learners.safeguards.reward_ledger import Entry
+from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.sequential_tests import BettingTest
 
 LIMIT, LIMIT_OWN = 0.55, 0.75
@@ -107,7 +107,7 @@ class Quarantine:
         """Sources kept apart."""
         return frozenset(self.kept)
 
-    def observe(self, entry: Entry, around: Callable[[], Iterable[Entry]] = tuple) -> list[Finding]:
+    def observe(self, entry: LedgerEntry, around: Callable[[], Iterable[LedgerEntry]] = tuple) -> list[Finding]:
         """Take a decision with everything that came for it; `around` gives others of the same time, asked where needed."""
         for source in entry.rewards:
             self.standings.setdefault(source, SourceRecord()).weight += 1
@@ -115,7 +115,7 @@ class Quarantine:
         near = list(around()) if alone else []
         return [finding for source in entry.rewards for finding in self.judge(entry, source, near)]
 
-    def judge(self, entry: Entry, source: str, around: Iterable[Entry] = ()) -> list[Finding]:
+    def judge(self, entry: LedgerEntry, source: str, around: Iterable[LedgerEntry] = ()) -> list[Finding]:
         """Compare one source's reward for a decision with what else was said."""
         if source in self.kept or source in self.released:
             return []
@@ -133,7 +133,7 @@ class Quarantine:
                 return self._found(source, side, "tick")
         return []
 
-    def _said(self, entry: Entry, source: str) -> list[tuple[str, float]]:
+    def _said(self, entry: LedgerEntry, source: str) -> list[tuple[str, float]]:
         return [(name, value) for name, value in entry.rewards.items() if name != source and name not in self.kept]
 
     def _found(self, source: str, side: Comparison, others: Others) -> list[Finding]:

@@ -25,7 +25,7 @@ from learners.continual.acceptance import AcceptanceVerdict
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.files import write_atomically
-from learners.finetune.trainer import Progress, Stopped
+from learners.finetune.trainer import Stopped, TrainingProgress
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import LearnerConfig
 from learners.tasks.base import DataError
@@ -91,7 +91,7 @@ class ProgressFile:
         self.task, self.path, self._clock = task, path, clock
         self._written_s = -float("inf")
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         """Write epoch, step, loss and validation score if it is time."""
         moment = self._clock()
         if moment - self._written_s < WRITE_EVERY_S:

@@ -18,7 +18,7 @@ from learners.files import write_atomically
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """After `update` updates, everything up to a moment was taken in, or weights taken up, or tokens made anew."""
 
     number: int
@@ -43,23 +43,23 @@ class Journal:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def note(self, entry: Entry) -> None:
+    def note(self, entry: JournalEntry) -> None:
         """Write an entry; survives the death of this process as soon as it returns."""
         with self.path.open("ab", buffering=0) as file:
             file.write(orjson.dumps(asdict(entry)) + b"\n")
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[JournalEntry]:
         """Every whole entry, in order."""
-        found: list[Entry] = []
+        found: list[JournalEntry] = []
         content = self.path.read_bytes() if self.path.exists() else b""
         for line in content.split(b"\n")[:-1]:
             try:
-                found.append(Entry(**orjson.loads(line)))
+                found.append(JournalEntry(**orjson.loads(line)))
             except (orjson.JSONDecodeError, TypeError):
                 break
         return found
 
-    def restart(self, entries: list[Entry]) -> None:
+    def restart(self, entries: list[JournalEntry]) -> None:
         """Replace everything: a state was saved that contains what is left out."""
         write_atomically(self.path, b"".join(orjson.dumps(asdict(entry)) + b"\n" for entry in entries))
 

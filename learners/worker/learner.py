@@ -28,7 +28,7 @@ from learners.reencoding.token_store import TokenStore
 from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
 from learners.rl.mirror_augmentation import MirrorAugmentation
 from learners.rl.replay_buffer import BufferIndex, ReplayBuffer
-from learners.worker.journal import Entry, Journal, Position, document, placed
+from learners.worker.journal import Journal, JournalEntry, Position, document, placed
 
 MAX_BACKLOG_S = 60.0
 """Updates for so much experience may be owed; more is forgotten."""
@@ -202,9 +202,9 @@ class Learner:
 
     def _note(self, **what: Any) -> None:
         self.position.entry += 1
-        self.journal.note(Entry(self.position.entry, self.position.update, **what))
+        self.journal.note(JournalEntry(self.position.entry, self.position.update, **what))
 
-    def _repeat(self, entries: list[Entry], load: Callable[[str], dict[str, Tensor]]) -> None:
+    def _repeat(self, entries: list[JournalEntry], load: Callable[[str], dict[str, Tensor]]) -> None:
         for entry in entries:
             self.train(float("inf"), until=entry.update)
             self.position.entry = entry.number

@@ -29,7 +29,7 @@ from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec
-from learners.ipc.progress import Progress
+from learners.ipc.progress import ProgressWriter
 from learners.ipc.settings import LearnerConfig
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
@@ -69,7 +69,7 @@ class LearnerLoop:
         self.device = pick_device(inputs.device)
         self.reader = Reader(inputs.state_dir / "experience")
         self.outbox = Outbox(folder / "outbox")
-        self.progress = Progress(folder / "progress.json")
+        self.progress = ProgressWriter(folder / "progress.json")
         self.checkpoints = open_checkpoints(inputs.state_dir, promotion)
         recoded = TokenStore(folder / "reencoded.db")
         self.learner = Learner(

@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
-from learners.continual.versions import Version, Versions
+from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from runtime.config.schema import Config
 from runtime.deploy.pointer_follower import PointerFollower
@@ -41,13 +41,13 @@ class EncoderUpdater:
     emit: Emit
     tasks: dict[str, str] = field(init=False)
     """By encoder."""
-    _pointers: dict[str, PointerFollower[Version]] = field(init=False)
+    _pointers: dict[str, PointerFollower[TaskVersion]] = field(init=False)
 
     def __post_init__(self) -> None:
         routes = {name: stream.encoder for name, stream in self.config.streams.items()}
         self.tasks = encoder_tasks(self.config.encoders, self.config.tasks, routes)
         self._pointers = {
-            encoder: PointerFollower(Versions(self.folder / task).live, partial(self._activate, encoder))
+            encoder: PointerFollower(TaskVersionStore(self.folder / task).live, partial(self._activate, encoder))
             for encoder, task in self.tasks.items()
         }
 
@@ -80,7 +80,7 @@ class EncoderUpdater:
             encoder = self.engine.encoders.get(name)
             if encoder is None or encoder.version == version:
                 continue
-            versions = Versions(self.folder / self.tasks[name]) if name in self.tasks else None
+            versions = TaskVersionStore(self.folder / self.tasks[name]) if name in self.tasks else None
             for one in versions.by_encoder_version(version) if versions is not None else ():
                 await self.engine.load_encoder(name, self._state(name, one.path))
                 one.record_encoder_version(self.engine.encoders[name].version)
@@ -95,7 +95,7 @@ class EncoderUpdater:
         settings, base = self.config.encoders[encoder], self.engine.encoders[encoder]
         return state_of(settings, base, folder)
 
-    async def _activate(self, encoder: str, version: Version) -> bool:
+    async def _activate(self, encoder: str, version: TaskVersion) -> bool:
         task = self.tasks[encoder]
         fields = {"encoder": encoder, "task": task, "task_version": version.name}
         before = self.engine.encoders[encoder].version

@@ -17,7 +17,7 @@ from typing import Any
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
 from learners.safeguards.probation import FILE, Probation, ProbationVerdict
-from learners.safeguards.reward_ledger import Entry
+from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.source_consistency import Quarantine
 from runtime.process.events import Emit
 from runtime.process.state_file import StateFile, StateUnreadable
@@ -86,7 +86,7 @@ class ProbationMonitor:
         if trial is not None and trial.version == version:
             self.probation.trial = None
 
-    def settled(self, entries: list[Entry]) -> None:
+    def settled(self, entries: list[LedgerEntry]) -> None:
         """Take settled decisions, oldest first."""
         self.file.changed()
         if self._verdict is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learners.continual.versions import Version, Versions
+from learners.continual.versions import TaskVersion, TaskVersionStore
 from runtime.config.schema import Config
 
 
@@ -74,13 +74,13 @@ class TaskVersions:
             "versions": [_row(version) for version in versions.all()],
         }
 
-    def _of(self, task: str) -> Versions:
+    def _of(self, task: str) -> TaskVersionStore:
         if task not in self.tasks:
             raise TaskRefused(f"{task!r} is not under tasks: {sorted(self.tasks)}")
-        return Versions(self.folder / task)
+        return TaskVersionStore(self.folder / task)
 
 
-def _row(version: Version) -> dict[str, Any]:
+def _row(version: TaskVersion) -> dict[str, Any]:
     report = version.report
     made = {"version": version.name, "created": version.path.stat().st_mtime}
     return made | {"metrics": report.get("metrics", {}), "figures": report.get("figures", {})}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from learners.rewards import TickRewards
-from learners.safeguards.reward_ledger import Entry, Ledger
+from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from runtime.control.tick import TickResult
 from runtime.deploy.probation import ProbationMonitor
 from runtime.feedback.source_quarantine import SourceQuarantine
@@ -39,7 +39,9 @@ class OutcomeTracker:
         own = sum(self.rewards.latest.values()) if self.rewards.latest else None
         acted, refused = attribution(result)
         self.ledger.decided(
-            Entry(result.decision, result.stamp_unix_s, result.decided.policy, acted=acted, refused=refused, own=own)
+            LedgerEntry(
+                result.decision, result.stamp_unix_s, result.decided.policy, acted=acted, refused=refused, own=own
+            )
         )
         settled = self.ledger.settle(self.wall())
         if settled:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from learners.experience.store import Store
-from learners.safeguards.reward_ledger import Entry, Ledger
+from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from learners.safeguards.source_consistency import Finding, Quarantine
 from runtime.process.events import Emit
 from runtime.process.state_file import StateFile, StateUnreadable
@@ -58,14 +58,14 @@ class SourceQuarantine:
         for source in self.quarantine.kept:
             self.store.quarantine(source)
 
-    def settled(self, entries: list[Entry]) -> None:
+    def settled(self, entries: list[LedgerEntry]) -> None:
         """Compare the sources of settled decisions."""
         for entry in entries:
             if entry.rewards:
                 self.file.changed()
                 self._act(self.quarantine.observe(entry, partial(self.ledger.around, entry)))
 
-    def late(self, entry: Entry, source: str) -> None:
+    def late(self, entry: LedgerEntry, source: str) -> None:
         """Compare a reward for a decision that was settled before: a late reward does not escape the comparison."""
         self._act(self.quarantine.judge(entry, source))
 

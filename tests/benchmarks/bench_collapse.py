@@ -43,7 +43,7 @@ from learners.promotion.context import EvaluationContext
 from learners.promotion.steps import STEPS
 from learners.rl.algorithm import Algorithm
 from learners.safeguards.probation import Probation
-from learners.safeguards.reward_ledger import Entry
+from learners.safeguards.reward_ledger import LedgerEntry
 
 SETTINGS = PromotionSettings.model_validate({})
 BEFORE_SHADOW = ("integrity", "latency", "sanity", "held_out", "ope")
@@ -99,7 +99,7 @@ class Run(Trainer):
     def _settle(self, *, ended: bool) -> None:
         """What came of the newest decision is known: probation hears of it, and its verdict is carried out."""
         row = next(row for row in reversed(self.rows) if row.actions)
-        entry = Entry(
+        entry = LedgerEntry(
             row.decision, row.tick / RATE_HZ, row.policy, acted=True, refused=False, own=row.reward, done=ended
         )
         verdict = self.probation.observe([entry])

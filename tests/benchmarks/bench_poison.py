@@ -49,8 +49,8 @@ from learners.model.features import Features  # noqa: E402 - after the path
 from learners.rewards import TickRewards  # noqa: E402 - after the path
 from learners.safeguards.probation import Probation  # noqa: E402 - after the path
 from learners.safeguards.reward_ledger import (  # noqa: E402
-    Entry,
     Ledger,
+    LedgerEntry,
 )
 from learners.safeguards.source_consistency import Quarantine  # noqa: E402 - after the path
 from runtime.deploy.probation import ProbationMonitor  # noqa: E402 - after the path
@@ -148,7 +148,7 @@ class Agent:
                 probabilities={"head": probability}, by={"head": "policy"},
             )
         )  # fmt: skip
-        self.outcomes.ledger.decided(Entry(decision, self.now_s, "p", acted=True, refused=False))
+        self.outcomes.ledger.decided(LedgerEntry(decision, self.now_s, "p", acted=True, refused=False))
         self._send({"value": gain, "decision": decision, "source": "world", "done": world.over})
         if self.hostile and self.rng.random() < HOSTILE:
             self._send({"value": -gain * self.hostile, "decision": decision, "source": "liar"})

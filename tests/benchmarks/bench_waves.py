@@ -42,7 +42,7 @@ from learners.config import (  # noqa: E402
     TaskSettings,
 )
 from learners.continual.trainer import ContinualTrainer  # noqa: E402 - after the path
-from learners.continual.versions import Versions  # noqa: E402 - after the path
+from learners.continual.versions import TaskVersionStore  # noqa: E402 - after the path
 from learners.experience.reader import Reader  # noqa: E402 - after the path
 from learners.experience.store import (  # noqa: E402
     Label,
@@ -109,7 +109,7 @@ def some(rows: list[dict[str, Any]], names: list[str], first: int, last: int) ->
     return [row for name in names for row in by_name[name][first:last]]
 
 
-def score(versions: Versions, asked: list[Rows]) -> list[float]:
+def score(versions: TaskVersionStore, asked: list[Rows]) -> list[float]:
     """Accuracy of the live version on each wave's test orders."""
     live = versions.live()
     if live is None:
@@ -174,7 +174,7 @@ class Running:
             finetune={"min_labels": len(made.waves[0]), **finetune},
             learner={"priority": given.priority},
         )
-        self.versions = Versions(folder / "state" / "learner" / "tasks" / "intents")
+        self.versions = TaskVersionStore(folder / "state" / "learner" / "tasks" / "intents")
         self.busy = self.missed = self.resting = self.resting_missed = 0
         self.rest_s = given.rest_s
         self.daemon = labelling.Daemon(folder, settings)

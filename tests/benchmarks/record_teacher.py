@@ -22,7 +22,7 @@ from actuators.sim.gym_spaces import to_environment
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import demonstrate, save
-from learners.gym.observations import Window
+from learners.gym.observations import FrameWindow
 from learners.gym.trainer import Trainer
 from learners.model.heads import actuator_values
 
@@ -46,7 +46,7 @@ def main() -> None:
 
     @torch.no_grad()
     def act(observation: Any) -> Any:
-        features = Window(trainer.spec).remember(trainer.senses.tokens(observation)).features()
+        features = FrameWindow(trainer.spec).remember(trainer.senses.tokens(observation)).features()
         output = trainer.policy.heads.act(trainer.policy.encode(features), generator=generator, explore=False)
         return to_environment(trainer.env.action_space, actuator_values(trainer.spec.actions, output, 0))
 

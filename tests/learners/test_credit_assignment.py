@@ -14,7 +14,7 @@ from learners.experience.database import Database
 from learners.experience.reader import Reader
 from learners.experience.records import Credit
 from learners.experience.transition import Transition
-from learners.safeguards.reward_ledger import Entry, Ledger
+from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 
 TIMELINE = [(10.0, "a"), (10.1, "b"), (10.1, "c"), (10.2, "d")]
 
@@ -51,7 +51,7 @@ def test_ledger_and_store_agree_even_where_the_wall_clock_went_back(stamps: list
         database = Database(folder, max_bytes=10**9, reserve=0.1, raw_retention_s=1.0)
         with database:
             for n, stamp_s in enumerate(stamps):
-                ledger.decided(Entry(f"s-{n}", stamp_s, "v", acted=True, refused=False))
+                ledger.decided(LedgerEntry(f"s-{n}", stamp_s, "v", acted=True, refused=False))
                 database.add(Transition("s", n, f"s-{n}", stamp_s, "v"))
             ledger.settle(stamps[0])
             for n, stamp_s in enumerate(rewards):

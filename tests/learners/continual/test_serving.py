@@ -15,7 +15,7 @@ import tinymodels
 
 from learners.config import TaskSettings
 from learners.continual.serving import Callbacks, Question, Result, Speech, TaskRunner, example_of
-from learners.continual.versions import Versions
+from learners.continual.versions import TaskVersionStore
 from learners.tasks.registry import open_task
 from sensors.readings import Frame, Sound, Telemetry, Text
 
@@ -73,7 +73,7 @@ def settings(tmp_path: Path, **fields: Any) -> TaskSettings:
 
 def promote(tmp_path: Path, number: int, labels: tuple[str, ...]) -> str:
     task = open_task("text-classification", tmp_path / "model", labels=labels)
-    versions = Versions(tmp_path / "tasks" / "intents")
+    versions = TaskVersionStore(tmp_path / "tasks" / "intents")
     version = versions.add(task, number)
     versions.promote(version)
     return version.name

@@ -136,7 +136,7 @@ def test_a_version_says_what_it_learned_from(tmp_path: Path, store: Store) -> No
     report = orjson.loads((version.path / "report.json").read_bytes())
     assert report["metrics"]["held-out file"] == {"accuracy": verdict.figures["all_after"]}
     assert report["forgotten"]["before"] == verdict.figures["known_before"]
-    assert report["last_label"] == one.memory.judged
+    assert report["last_label"] == one.state.judged
     card = (version.path / "README.md").read_text()
     assert "accuracy of the earlier task (text-classification, 20 examples)" in card
     assert "| held-out | the operator's file (20) |" in card
@@ -186,7 +186,7 @@ def test_a_file_that_is_not_there_is_said_and_nothing_is_judged(tmp_path: Path, 
     one = tuner(tmp_path, tmp_path / "gone.jsonl")
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         one.run()
-    assert one.memory.judged == 0
+    assert one.state.judged == 0
     only = tuner(tmp_path, tinymodels.held_out(tmp_path / "other.jsonl", 9, {"red": "warn"}))
     with pytest.raises(DataError, match=r"no example of \['halt', 'move'\]"):
         only.run()

@@ -75,8 +75,8 @@ class Careless(CandidateTrainer):
 
     always = False
 
-    def teach(self, *given: Any, gently: bool = False) -> TrainedCandidate:
-        taught = super().teach(*given, gently=gently)
+    def train(self, *given: Any, gently: bool = False) -> TrainedCandidate:
+        taught = super().train(*given, gently=gently)
         if given[0] is not None and (self.always or not gently):
             with torch.no_grad():
                 taught.task.model.classifier.bias[taught.task.labels.index("halt")] -= 100.0
@@ -94,7 +94,7 @@ def test_what_only_forgets_is_taught_once_more_gently(
     tmp_path: Path, store: Store, kind: type[CandidateTrainer], outcome: str
 ) -> None:
     tuner = online(tmp_path)
-    tuner.lesson = kind(tuner.settings, tuner.finetune, 0, OPTIONS)
+    tuner.candidate_trainer = kind(tuner.settings, tuner.finetune, 0, OPTIONS)
     publish(store, tinymodels.orders(60, 1, FIRST))
     assert "tries" not in tuner.run().figures
     publish(store, tinymodels.orders(60, 2, SECOND))
@@ -107,11 +107,12 @@ def test_what_only_forgets_is_taught_once_more_gently(
 
 def test_the_gentle_try_learns_slower(tmp_path: Path, store: Store) -> None:
     tuner = online(tmp_path)
-    tuner.lesson = CandidateTrainer(tuner.settings, tuner.finetune, 0, {"epochs": 1})
+    tuner.candidate_trainer = CandidateTrainer(tuner.settings, tuner.finetune, 0, {"epochs": 1})
     publish(store, tinymodels.orders(60, 1, FIRST))
     parts = tuner.holdout().parts(tuner.labels.all(), [])
     rates = [
-        tuner.lesson.teach(None, parts, 0, None, None, gently=gently).settings.learning_rate for gently in (False, True)
+        tuner.candidate_trainer.train(None, parts, 0, None, None, gently=gently).settings.learning_rate
+        for gently in (False, True)
     ]
     assert rates[1] == GENTLE * rates[0]
 
@@ -269,7 +270,7 @@ def test_it_waits_for_time_and_labels(tmp_path: Path, store: Store) -> None:
     assert tuner.due()
     with pytest.raises(Stopped):
         tuner.run(stop=lambda: True)
-    assert tuner.memory.judged == 0, "a stopped run changes nothing"
+    assert tuner.state.judged == 0, "a stopped run changes nothing"
     assert not tuner.due(), "the pause begins anew"
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from learners.finetune import datasets
 from learners.finetune.progress import Bar
 from learners.finetune.run import evaluate, finetune
-from learners.finetune.trainer import Progress
+from learners.finetune.trainer import TrainingProgress
 from learners.tasks.base import DataError
 
 INTENTS = {"go": "move", "stop": "halt", "left": "turn"}
@@ -102,8 +102,8 @@ def test_options_nobody_knows_are_refused(tmp_path: Path, files: dict[str, Path]
 def test_the_bar_shows_loss_and_metric() -> None:
     console = Console(width=120, force_terminal=True)
     with console.capture() as shown, Bar("tag full", "f1", console) as tell:
-        tell(Progress(0, 2, 5, 10, 0.5, None))
-        tell(Progress(1, 2, 0, 0, 0.25, 0.75))
+        tell(TrainingProgress(0, 2, 5, 10, 0.5, None))
+        tell(TrainingProgress(1, 2, 0, 0, 0.25, 0.75))
     assert "loss 0.2500, f1 0.7500" in shown.get()
 
 

@@ -14,7 +14,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 from learners.finetune.run import Splits, tune
 from learners.finetune.trainable import counts, lora_targets, merged, prepare, set_training, top_modules
-from learners.finetune.trainer import Settings, Trainer
+from learners.finetune.trainer import Trainer, TrainerSettings
 from learners.tasks.registry import open_task
 
 LABELS = ("go", "stop")
@@ -31,7 +31,7 @@ def test_frozen_parameters_are_bit_identical_and_the_others_moved(tmp_path: Path
     before = snapshot(task.model)
     prepare(task.model, mode)
     trained = {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
-    tune(task, Splits(ROWS, ROWS), Settings(epochs=1, batch=8, learning_rate=1e-2), mode)
+    tune(task, Splits(ROWS, ROWS), TrainerSettings(epochs=1, batch=8, learning_rate=1e-2), mode)
     moved = {name for name, tensor in snapshot(task.model).items() if not torch.equal(tensor, before[name])}
     assert moved <= trained
     assert {
@@ -58,7 +58,7 @@ def test_lora_trains_exactly_its_matrices_and_the_head(tmp_path: Path) -> None:
     assert counts(wrapped)[0] == sum(4 * (a + b) for a, b in shapes) + 66
     assert len(targets) == 3 * 6 + 1  # query, key, value, output and two of the feed-forward in each layer; the pooler
     before = snapshot(wrapped)
-    Trainer(task, wrapped, ROWS, ROWS, Settings(epochs=2, batch=8, learning_rate=1e-2)).run()
+    Trainer(task, wrapped, ROWS, ROWS, TrainerSettings(epochs=2, batch=8, learning_rate=1e-2)).run()
     moved = {name for name, tensor in snapshot(wrapped).items() if not torch.equal(tensor, before[name])}
     assert moved == trained, "and everything else is what it was, bit for bit"
 

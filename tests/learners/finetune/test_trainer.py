@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from learners.finetune import trainer_state
 from learners.finetune.run import Splits, Tuned, finetune, tune
 from learners.finetune.trainable import prepare
-from learners.finetune.trainer import Progress, Settings, Stopped, Trainer
+from learners.finetune.trainer import Stopped, Trainer, TrainerSettings, TrainingProgress
 from learners.tasks.classify_image import ClassifyPictures
 from learners.tasks.classify_text import ClassifyText
 
@@ -47,7 +47,9 @@ def scripted(folder: Path) -> Scripted:
 def test_stops_after_patience_and_restores_the_best_epoch(tmp_path: Path) -> None:
     task = scripted(tmp_path)
     prepare(task.model, "full")
-    run = Trainer(task, task.model, ROWS, ROWS, Settings(epochs=6, batch=8, learning_rate=1e-3, patience=3)).run()
+    run = Trainer(
+        task, task.model, ROWS, ROWS, TrainerSettings(epochs=6, batch=8, learning_rate=1e-3, patience=3)
+    ).run()
     assert len(run.history) == 5, "0.6 is never beaten in three epochs (equal is not better), so the sixth never runs"
     assert (run.best, run.best_epoch) == (0.6, 2)
     assert torch.equal(task.model.classifier.weight, task.seen[1])
@@ -57,7 +59,7 @@ def test_stops_after_patience_and_restores_the_best_epoch(tmp_path: Path) -> Non
 def test_the_last_of_equally_good_epochs_where_it_is_asked_for(tmp_path: Path) -> None:
     task = scripted(tmp_path)
     prepare(task.model, "full")
-    settings = Settings(epochs=6, batch=8, learning_rate=1e-3, patience=3, ties="last")
+    settings = TrainerSettings(epochs=6, batch=8, learning_rate=1e-3, patience=3, ties="last")
     run = Trainer(task, task.model, ROWS, ROWS, settings).run()
     assert len(run.history) == 5, "an equal epoch is no progress: it stops as early"
     assert (run.best, run.best_epoch) == (0.6, 4)
@@ -68,14 +70,14 @@ def build(folder: Path, state: Path | None, stop: Callable[[], bool] | None = No
     torch.manual_seed(3)
     task = ClassifyText.open(tinymodels.bert(folder, dropout=0.2), labels=("go", "stop"))
     prepare(task.model, "full")
-    settings = Settings(epochs=3, batch=8, accumulate=2, learning_rate=1e-3, save_every_s=0.0, seed=5)
+    settings = TrainerSettings(epochs=3, batch=8, accumulate=2, learning_rate=1e-3, save_every_s=0.0, seed=5)
     held = None if state is None else trainer_state.State(state, "run")
     return Trainer(task, task.model, ROWS, ROWS, settings, state=held, stop=stop)
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = build(tmp_path / "m", None)
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     whole._tell = told.append
     run = whole.run()
     seen = 0
@@ -106,7 +108,10 @@ def test_an_interrupted_run_on_pictures_ends_with_the_same_weights(tmp_path: Pat
         for name, low in shades.items()
         for _ in range(12)
     ]
-    splits, settings = Splits(rows, rows), Settings(epochs=3, batch=8, learning_rate=1e-3, save_every_s=0.0, seed=5)
+    splits, settings = (
+        Splits(rows, rows),
+        TrainerSettings(epochs=3, batch=8, learning_rate=1e-3, save_every_s=0.0, seed=5),
+    )
 
     def tuned(state: trainer_state.State | None, stop: Callable[[], bool] | None = None) -> Tuned:
         torch.manual_seed(3)

@@ -14,7 +14,7 @@ from rl import Corridor, Shrink, Tiles
 from actuators.sim.gym_spaces import action_space
 from learners.gym import demonstrations
 from learners.gym.episodes import Score, run_episodes
-from learners.gym.observations import ObservationEncoder, Window
+from learners.gym.observations import FrameWindow, ObservationEncoder
 from learners.model.heads import HeadOutput, actuator_values
 
 
@@ -72,7 +72,7 @@ def test_pictures_go_through_an_encoder_and_have_a_history() -> None:
     senses = ObservationEncoder(env.observation_space, Shrink())  # type: ignore[arg-type]
     spec = senses.specify(env, gamma=0.9, algorithm="auto")
     assert [(s.name, s.modality, s.tokens, s.width) for s in spec.streams] == [("view", "image", 1, 12)]
-    window = Window(spec)
+    window = FrameWindow(spec)
     first = senses.tokens(env.reset(seed=0)[0])
     assert first["view"].dtype == np.float16
     features = window.remember(first).features()

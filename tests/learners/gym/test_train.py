@@ -131,7 +131,7 @@ def test_time_limits_bootstrap_and_ends_do_not() -> None:
 def test_demonstrations_are_drawn_and_marked() -> None:
     trainer = Trainer(lambda: gymnasium.make("CartPole-v1"), seed=0, settings=SMALL)
     episodes = demonstrate(trainer.env, SCRIPTS["CartPole-v1"], range(2))
-    assert trainer.teach(episodes) == sum(len(e.actions) for e in episodes)
+    assert trainer.load_demonstrations(episodes) == sum(len(e.actions) for e in episodes)
     trainer.run(120)
     taught = trainer.replay.sample(64, torch.Generator().manual_seed(0)).is_expert["action"]
     assert int(taught.sum()) >= 32
@@ -141,7 +141,7 @@ def test_demonstrations_are_drawn_and_marked() -> None:
 def test_a_teacher_gets_a_corridor_solved_at_once() -> None:
     settings = replace(SMALL, evaluate_every=150)
     trainer = Trainer(Corridor, seed=0, settings=settings)
-    trainer.teach(demonstrate(trainer.env, lambda _: 1, range(4)))
+    trainer.load_demonstrations(demonstrate(trainer.env, lambda _: 1, range(4)))
     trainer.run(300)
     assert trainer.deliver()[1].mean == 1.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 
 from learners.ipc.outbox import Outbox
-from learners.ipc.progress import Progress
+from learners.ipc.progress import ProgressWriter
 
 
 def test_events_wait_until_they_are_acknowledged(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_file_that_is_no_event_is_removed_and_counted(tmp_path: Path) -> None:
 
 def test_progress_counts_updates_a_second_and_is_written_at_most_so_often(tmp_path: Path) -> None:
     now = [0.0]
-    progress = Progress(tmp_path / "a" / "progress.json", every_s=1.0, clock=lambda: now[0])
+    progress = ProgressWriter(tmp_path / "a" / "progress.json", every_s=1.0, clock=lambda: now[0])
     assert progress.tell(0, lambda: {"state": "starting"})
     assert orjson.loads(progress.path.read_bytes()) == {"updates": 0, "updates_per_s": 0.0, "state": "starting"}
     now[0] = 0.5

@@ -17,7 +17,7 @@ from PIL import Image
 from task_versions import promote_version
 
 from learners.checkpoints.store import Checkpoints
-from learners.continual.versions import Versions
+from learners.continual.versions import TaskVersionStore
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.experience.store import Raw, Store, Transition
@@ -68,7 +68,7 @@ def versions_of(given: LearnerConfig) -> list[str]:
     settings = given.encoders["language"]
     encoder = load(settings, 4, torch.device("cpu"))
     found = [encoder.version]
-    for one in Versions(given.state_dir / "learner" / "tasks" / "intents").all():
+    for one in TaskVersionStore(given.state_dir / "learner" / "tasks" / "intents").all():
         encoder.load_state(state_of(settings, encoder, one.path))
         found.append(encoder.version)
     return found
@@ -204,7 +204,7 @@ def test_a_version_that_is_gone_leaves_its_ticks_out(tmp_path: Path, store: Stor
     promote(given, 1)
     known = versions_of(given)
     wide = open_task("text-classification", str(tinymodels.bert(tmp_path / "wide", width=64)), labels=("x", "y"))
-    Versions(tmp_path / "learner" / "tasks" / "intents").add(
+    TaskVersionStore(tmp_path / "learner" / "tasks" / "intents").add(
         wide, 2
     )  # of another architecture: no version of the encoder
     recall = EncoderVersions(given)

@@ -12,7 +12,7 @@ import torch
 from task_versions import promote_version
 
 from learners.config import EncoderSettings
-from learners.continual.versions import REPORT, Versions
+from learners.continual.versions import REPORT, TaskVersionStore
 from learners.ipc.settings import LearnerConfig
 from learners.model.encoders.pretrained import load
 from learners.reencoding.encoder_versions import EncoderVersions
@@ -86,7 +86,7 @@ def test_a_version_is_looked_up_by_the_encoders_version_once_it_is_recorded(tmp_
     given = settings_of(tmp_path)
     made = [promote_version(tmp_path, "intents", given.tasks["intents"].model, number) for number in (1, 2, 3)]
     wanted = [encoder_version(given, one.path) for one in made]
-    versions = Versions(tmp_path / "learner" / "tasks" / "intents")
+    versions = TaskVersionStore(tmp_path / "learner" / "tasks" / "intents")
     assert [one.encoder_version for one in versions.all()] == [None, None, None], "as older folders are"
     found = EncoderVersions(given)("orders", wanted[1])
     assert found is not None

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from learners.safeguards.probation import FILE, IDLE_S, PATIENCE, Probation, ProbationVerdict, on_probation
-from learners.safeguards.reward_ledger import Entry
+from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.version_statistics import KEPT, KEPT_EPISODES
 
 RATE_HZ = 10
@@ -26,18 +26,18 @@ def decisions(
     refused: float = 0.0,
     acted: bool = True,
     seed: int = 0,
-) -> Iterator[Entry]:
+) -> Iterator[LedgerEntry]:
     rng = np.random.default_rng([seed, start_s])
     for n in range(seconds * RATE_HZ):
         stamp_s = start_s + n / RATE_HZ
         rewards = {"world": float(rng.normal(mean, 0.4)), "liar": -9.0}
-        yield Entry(f"{version}-{stamp_s}", stamp_s, version, acted, bool(rng.random() < refused), None, rewards)
+        yield LedgerEntry(f"{version}-{stamp_s}", stamp_s, version, acted, bool(rng.random() < refused), None, rewards)
 
 
 LIES = frozenset({"liar"})
 
 
-def watched(probation: Probation, entries: Iterator[Entry]) -> ProbationVerdict | None:
+def watched(probation: Probation, entries: Iterator[LedgerEntry]) -> ProbationVerdict | None:
     return probation.observe(entries, LIES)
 
 
@@ -84,14 +84,14 @@ def test_rewards_of_others_decisions_do_not_count() -> None:
     assert probation.figures()["n"] == probation.figures()["seconds"] == 0
 
 
-def episodes(version: str, lengths: Sequence[int], start_s: float = 0.0) -> Iterator[Entry]:
+def episodes(version: str, lengths: Sequence[int], start_s: float = 0.0) -> Iterator[LedgerEntry]:
     """A reward of 1 a tick and an end after so many: every second earns the same, and only returns tell."""
     stamp_s = start_s
     for length in lengths:
         for n in range(length):
             stamp_s += 1 / RATE_HZ
             name = f"{version}-{stamp_s}"
-            yield Entry(name, stamp_s, version, True, False, None, {"world": 1.0}, done=n == length - 1)
+            yield LedgerEntry(name, stamp_s, version, True, False, None, {"world": 1.0}, done=n == length - 1)
 
 
 def balancing(version: str = "a") -> Probation:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from learners.safeguards.reward_ledger import MOST, Entry, Ledger
+from learners.safeguards.reward_ledger import MOST, Ledger, LedgerEntry
 
 
-def entry(n: int, version: str = "a") -> Entry:
-    return Entry(f"s-{n}", n / 10, version, acted=True, refused=False)
+def entry(n: int, version: str = "a") -> LedgerEntry:
+    return LedgerEntry(f"s-{n}", n / 10, version, acted=True, refused=False)
 
 
 def filled(count: int = 30) -> Ledger:

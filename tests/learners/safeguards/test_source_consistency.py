@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from learners.safeguards.reward_ledger import Entry, Ledger
+from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from learners.safeguards.source_consistency import MOST, Finding, Quarantine
 
 RATE_HZ = 10
@@ -30,7 +30,7 @@ def watch(
     """Findings, each with the second it came in."""
     ledger, found = Ledger(1.0), []
     for n, value in enumerate(truth):
-        ledger.decided(Entry(f"s-{start + n}", n / RATE_HZ, "a", acted=True, refused=False, own=own(value)))
+        ledger.decided(LedgerEntry(f"s-{start + n}", n / RATE_HZ, "a", acted=True, refused=False, own=own(value)))
         for name, source in sources.items():
             said = source(value)
             if said is not None:
@@ -120,10 +120,10 @@ def test_a_source_against_the_tick_s_own_rewards_is_found_without_a_majority() -
 
 def test_being_late_is_no_way_around() -> None:
     court, ledger, found = Quarantine(), Ledger(1.0), []
-    court.observe(Entry("s", 0.0, "a", acted=True, refused=False, rewards={"world": 1.0}))
+    court.observe(LedgerEntry("s", 0.0, "a", acted=True, refused=False, rewards={"world": 1.0}))
     truth = walk(200)
     for n, value in enumerate(truth):
-        ledger.decided(Entry(f"s-{n}", n / RATE_HZ, "a", acted=True, refused=False))
+        ledger.decided(LedgerEntry(f"s-{n}", n / RATE_HZ, "a", acted=True, refused=False))
         ledger.credit("world", value, f"s-{n}")
         for entry in ledger.settle(n / RATE_HZ):
             court.observe(entry)

@@ -14,7 +14,7 @@ from transformers import AutoModelForAudioClassification, AutoModelForImageClass
 
 from learners.config import Train
 from learners.finetune.run import Splits, tune
-from learners.finetune.trainer import Settings
+from learners.finetune.trainer import TrainerSettings
 from learners.tasks.audio import RATE_HZ, read_sound
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.classify_audio import ClassifySounds
@@ -45,7 +45,7 @@ def test_several_labels(tmp_path: Path) -> None:
     # a and b in one of two examples each, c in none
     assert task.prior(rows).sigmoid().tolist() == pytest.approx([0.5, 0.5, 0.25])
     assert task.metrics(rows, found) == {"accuracy": 0.5, "f1": pytest.approx(2 / 3)}
-    tune(task, Splits(rows * 8, rows), Settings(epochs=20, batch=8, learning_rate=1e-2, patience=20), "full")
+    tune(task, Splits(rows * 8, rows), TrainerSettings(epochs=20, batch=8, learning_rate=1e-2, patience=20), "full")
     assert [p.value for p in task.predict(rows)] == [("a", "b"), ()]
     with pytest.raises(DataError, match="set multi_label"):
         open_task("text-classification", tmp_path, labels=("a", "b")).features(rows[0])
@@ -98,7 +98,7 @@ def test_pictures_are_learned_from_files_and_arrays(tmp_path: Path, mode: str) -
     task = open_task("image-classification", tinymodels.efficientnet(tmp_path / "m"), labels=("blue", "red"), flip=True)
     assert task.varying
     tuned = tune(
-        task, Splits(rows[:24], rows[24:]), Settings(epochs=20, batch=8, learning_rate=5e-2, patience=20), mode
+        task, Splits(rows[:24], rows[24:]), TrainerSettings(epochs=20, batch=8, learning_rate=5e-2, patience=20), mode
     )
     assert tuned.run.best == 1.0
     task.save(tmp_path / "o")
@@ -134,7 +134,7 @@ def test_sounds_are_learned_with_a_whisper_of_one_second(tmp_path: Path) -> None
     assert task.model.config.max_source_positions == 50
     feature = task.features({"sound": str(tmp_path / "a.wav"), "label": "low"})[0]
     assert feature["input_features"].shape == (80, 100)
-    tuned = tune(task, Splits(rows, rows), Settings(epochs=15, batch=8, learning_rate=5e-3, patience=15), "full")
+    tuned = tune(task, Splits(rows, rows), TrainerSettings(epochs=15, batch=8, learning_rate=5e-3, patience=15), "full")
     assert tuned.run.best == 1.0
     task.save(tmp_path / "o")
     model = AutoModelForAudioClassification.from_pretrained(tmp_path / "o")
@@ -152,7 +152,7 @@ def test_sounds_are_learned_from_their_samples_by_a_wav2vec2(tmp_path: Path, mod
     task = open_task("audio-classification", tinymodels.wav2vec2(tmp_path / "m"), labels=labels, window_s=1.0)
     assert task.features(rows[0])[0]["input_values"].shape == (int(0.4 * RATE_HZ),)
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
-    tuned = tune(task, Splits(rows, rows), Settings(epochs=20, batch=8, learning_rate=5e-3, patience=20), mode)
+    tuned = tune(task, Splits(rows, rows), TrainerSettings(epochs=20, batch=8, learning_rate=5e-3, patience=20), mode)
     assert tuned.run.best == 1.0
     assert tuned.trained < tuned.total or mode == "full"
     if mode == "lora":

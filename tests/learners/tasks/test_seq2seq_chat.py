@@ -9,7 +9,7 @@ import tinymodels
 from transformers import AutoModelForSeq2SeqLM
 
 from learners.finetune.run import Splits, tune
-from learners.finetune.trainer import Settings
+from learners.finetune.trainer import TrainerSettings
 from learners.tasks.base import IGNORED, DataError, Prediction
 from learners.tasks.chat import PLAIN
 from learners.tasks.registry import open_task
@@ -28,7 +28,7 @@ def test_translation_learns_to_swap_words_it_never_saw_together(tmp_path: Path) 
     train = [row for row in rows if row not in held]
     task = open_task("translation", tinymodels.t5(tmp_path), max_new_tokens=6)
     before = task.metrics(held, task.predict(held))["exact_match"]
-    settings = Settings(epochs=40, batch=16, learning_rate=4e-3, patience=10)
+    settings = TrainerSettings(epochs=40, batch=16, learning_rate=4e-3, patience=10)
     tuned = tune(task, Splits(train, held), settings, "full")
     assert before == 0.0
     assert tuned.run.history[tuned.run.best_epoch - 1]["exact_match"] >= 0.5, "one in 120 by chance"
@@ -67,7 +67,7 @@ def test_chat_learns_an_answer_and_streams_it(tmp_path: Path) -> None:
     task = open_task("text-generation", tinymodels.llama(tmp_path), max_new_tokens=8)
     rows = [{"messages": TALK}] * 8
     first = task.metrics(rows, task.predict(rows))["perplexity"]
-    tune(task, Splits(rows, rows), Settings(epochs=30, batch=8, learning_rate=2e-2, patience=30), "full")
+    tune(task, Splits(rows, rows), TrainerSettings(epochs=30, batch=8, learning_rate=2e-2, patience=30), "full")
     assert task.metrics(rows, task.predict(rows))["perplexity"] < min(1.5, first)
     pieces = list(task.stream(TALK[:1]))
     assert "".join(pieces).split() == ["stop", "."], "it ends by itself at the end token"

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from learners.finetune.run import Splits, build, tune
-from learners.finetune.trainer import Settings
+from learners.finetune.trainer import TrainerSettings
 from learners.tasks.base import IGNORED, DataError
 from learners.tasks.registry import open_task
 from learners.tasks.token_classification import CASES, Tag, case_of, viterbi
@@ -45,12 +45,12 @@ def test_a_new_head_begins_at_the_frequencies_and_a_saved_one_stays(task: Tag, t
     shares = [7 / 13, 2 / 13, 1 / 13, 2 / 13, 1 / 13]
     assert task.prior(rows).exp().tolist() == pytest.approx(shares)
     assert task.new_head
-    tuned = tune(task, Splits(rows, rows), Settings(epochs=1, learning_rate=0.0), "frozen").task
+    tuned = tune(task, Splits(rows, rows), TrainerSettings(epochs=1, learning_rate=0.0), "frozen").task
     assert tuned.model.classifier.bias.exp().tolist() == pytest.approx(shares)
     tuned.save(tmp_path / "saved")
     again = open_task("token-classification", tmp_path / "saved", labels=LABELS)
     assert not again.new_head
-    tune(again, Splits(rows[1:], rows), Settings(epochs=1, learning_rate=0.0), "frozen")
+    tune(again, Splits(rows[1:], rows), TrainerSettings(epochs=1, learning_rate=0.0), "frozen")
     assert again.model.classifier.bias.exp().tolist() == pytest.approx(shares)
 
 

@@ -198,7 +198,7 @@ def test_the_task_that_feeds_the_policy_is_measured_when_it_changed(tmp_path: Pa
     feeding = FeedingTasks({"intents": task})
     assert len(feeding) == 1
     assert (feeding.versions(), held_out(feeding, {})) == ({}, {})
-    model = task.lesson._open(None, [one.example for one in task.labels.all()])
+    model = task.candidate_trainer._open(None, [one.example for one in task.labels.all()])
     first = task.versions.add(model, 1)
     task.versions.promote(first)
     assert feeding.versions() == {"intents": first.name}

@@ -23,7 +23,7 @@ import torch
 from learners.config import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
-from learners.finetune.trainer import Progress
+from learners.finetune.trainer import TrainingProgress
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import LearnerConfig
 from learners.worker import finetune_process
@@ -35,7 +35,7 @@ SLOW = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from learners.continual.acceptance import AcceptanceVerdict
-from learners.finetune.trainer import Progress, Stopped
+from learners.finetune.trainer import TrainingProgress, Stopped
 from learners.worker.finetune_process import finetune
 
 state_dir, task = Path(sys.argv[1]), sys.argv[2]
@@ -43,7 +43,7 @@ stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
 def run(*, tell, stop):
-    tell(Progress(0, 3, 7, 100, 0.5, None))
+    tell(TrainingProgress(0, 3, 7, 100, 0.5, None))
     while not (state_dir / "go").exists():
         if stop():
             raise Stopped("stopped in epoch 1")
@@ -248,10 +248,10 @@ def test_progress_is_written_at_most_once_a_second(tmp_path: Path) -> None:
     now = [0.0]
     write = finetune_process.ProgressFile("one", tmp_path / "p.json", clock=lambda: now[0])
     for step in range(4):
-        write(Progress(0, 1, step, 4, 1.0, None))
+        write(TrainingProgress(0, 1, step, 4, 1.0, None))
         now[0] += 0.4
     assert orjson.loads((tmp_path / "p.json").read_bytes())["step"] == 3
-    write(Progress(0, 1, 4, 4, 1.0, None))
+    write(TrainingProgress(0, 1, 4, 4, 1.0, None))
     assert orjson.loads((tmp_path / "p.json").read_bytes())["step"] == 3
 
 

@@ -20,7 +20,7 @@ from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.experience.store import Mark, Store
 from learners.model.heads import Heads
 from learners.model.spec import PolicySpec
-from learners.worker.journal import Entry, Journal
+from learners.worker.journal import Journal, JournalEntry
 from learners.worker.learner import Learner
 
 torch.set_num_threads(1)
@@ -220,16 +220,16 @@ def test_a_moment_reads_the_same_whatever_came_later(tmp_path: Path) -> None:
 def test_a_torn_line_of_the_journal_had_not_happened(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     assert journal.entries() == []
-    journal.note(Entry(1, 5, 10, 2))
-    journal.note(Entry(2, 9, version="x"))
+    journal.note(JournalEntry(1, 5, 10, 2))
+    journal.note(JournalEntry(2, 9, version="x"))
     with journal.path.open("ab") as file:
         file.write(b'{"number":3,"upd')
-    assert journal.entries() == [Entry(1, 5, 10, 2), Entry(2, 9, version="x")]
+    assert journal.entries() == [JournalEntry(1, 5, 10, 2), JournalEntry(2, 9, version="x")]
     with journal.path.open("ab") as file:
         file.write(b'\n{"number":4,"update":1}\n')
     assert len(journal.entries()) == 2
-    journal.restart([Entry(2, 9)])
-    assert journal.entries() == [Entry(2, 9)]
+    journal.restart([JournalEntry(2, 9)])
+    assert journal.entries() == [JournalEntry(2, 9)]
 
 
 def test_the_first_update_waits_longer_where_no_actuator_is_a_choice(tmp_path: Path) -> None:

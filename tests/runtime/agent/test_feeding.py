@@ -13,7 +13,7 @@ import tinymodels
 import torch
 
 from fakes import eventually
-from learners.continual.versions import Versions
+from learners.continual.versions import TaskVersionStore
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
@@ -106,7 +106,7 @@ def engine_of(config: Config) -> Engine:
 async def test_an_answer_is_seen_at_the_next_tick_and_counts(tmp_path: Path) -> None:
     tinymodels.bert(tmp_path / "model")
     config = Config.model_validate(settings(tmp_path))
-    versions = Versions(config.state_dir / "learner" / "tasks" / "intents")
+    versions = TaskVersionStore(config.state_dir / "learner" / "tasks" / "intents")
     task = open_task(
         "text-classification", tmp_path / "model", labels=("halt", "move", "later")
     )  # a head that has grown since

@@ -9,7 +9,7 @@ import tinymodels
 import yaml
 from click.testing import CliRunner
 
-from learners.continual.versions import Versions
+from learners.continual.versions import TaskVersionStore
 from learners.tasks.registry import open_task
 from runtime.cli.main import main
 
@@ -63,7 +63,7 @@ def test_check_says_nothing_where_all_is_well(tmp_path: Path) -> None:
 
 def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path) -> None:
     file = written(tmp_path)
-    versions = Versions(tmp_path / "state" / "learner" / "tasks" / "intents")
+    versions = TaskVersionStore(tmp_path / "state" / "learner" / "tasks" / "intents")
     task = open_task("text-classification", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
     first, second = versions.add(task, 1), versions.add(task, 2)
 

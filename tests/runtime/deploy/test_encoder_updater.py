@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from actuators.actions import ActionSpace, Choice
 from learners.config import EncoderSettings, TaskSettings
-from learners.continual.versions import Versions
+from learners.continual.versions import TaskVersionStore
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.encoders.pretrained import load
@@ -58,7 +58,7 @@ def promote(config: Config, number: int) -> Path:
     with torch.no_grad():
         for parameter in task.model.parameters():
             parameter.add_(0.01 * number * torch.randn_like(parameter))
-    versions = Versions(config.state_dir / "learner" / "tasks" / "intents")
+    versions = TaskVersionStore(config.state_dir / "learner" / "tasks" / "intents")
     version = versions.add(task, number)
     versions.promote(version)
     return version.path
@@ -100,7 +100,7 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
     promote(config, 2)
     with pytest.raises(EncoderVersionNotFound, match="no longer here"):
         await EncoderUpdater(config, fresh, lambda *_: None).restore({"language": "0" * 16})
-    for one in Versions(tuning.folder / "intents").all():
+    for one in TaskVersionStore(tuning.folder / "intents").all():
         if one.path != folder:
             (one.path / "model.safetensors").unlink()  # the record in its report says which folder it is
     await EncoderUpdater(config, fresh, lambda *_: None).restore(wanted)
@@ -118,7 +118,7 @@ async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stay
     version = engine.encoders["language"].version
     tuning = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
     other = open_task("text-classification", tinymodels.bert(tmp_path / "wide", width=64), labels=("x", "y"))
-    versions = Versions(tuning.folder / "intents")
+    versions = TaskVersionStore(tuning.folder / "intents")
     versions.promote(versions.add(other, 1))
     assert not await tuning.sync("language")
     assert said[0][0] == "encoder_refused"

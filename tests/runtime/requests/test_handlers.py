@@ -15,7 +15,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from learners.checkpoints.store import Checkpoints
-from learners.continual.versions import Versions
+from learners.continual.versions import TaskVersionStore
 from learners.tasks.registry import open_task
 from runtime.deploy.task_versions import TaskVersions
 from runtime.mqtt import Message
@@ -98,7 +98,7 @@ async def test_promote_list_and_roll_back(tmp_path: Path) -> None:
 async def test_a_task_s_versions_are_listed_promoted_and_rolled_back(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     task = open_task("text-classification", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
-    versions = Versions(tmp_path / "tasks" / "intents")
+    versions = TaskVersionStore(tmp_path / "tasks" / "intents")
     first, second = versions.add(task, 1), versions.add(task, 2)
     wish = json.dumps({"task": "intents", "version": first.name}).encode()
     assert (await bench.ask("promote", wish))["data"] == {"task": "intents", "version": first.name, "before": None}
