@@ -1,19 +1,23 @@
-"""Why a decision was taken: exact Shapley values over streams for the score of the chosen action.
+"""Why a decision was taken: Shapley values over streams for the score of the chosen action.
 
-A stream's part is what it adds to the score, averaged over every order in which streams could be told to the policy (Shapley
+A stream's part is what it adds to the score, averaged over every order in which streams could be shown to the policy (Shapley
 1953; with a background distribution instead of retraining: Lundberg & Lee 2017, in the interventional form of Janzing et al.
-2020). Not told means: the stream shows what it showed at one of K other ticks, averaged over them. So the parts sum to the
-score of this decision minus the mean score of the background, a stream that never changes gets 0, and one that was missing is
-no player. n streams need 2^n * K passes of the fused part, in batches, on remembered tokens; no encoder runs.
+2020). A stream that is not shown has the tokens of one of K other ticks. So the parts sum to the score of this decision minus
+the mean score of the background, a stream that never changes gets 0, and one that was missing is no player. No encoder runs.
 
-Shapes: K background, H history, n players, C coalitions (2^n).
+The work is bounded by a number of fused ticks. n players need 2^n * K * H of them for exact values. Where that is too much, parts
+are estimated from random orders, each with its reverse (antithetic permutation sampling, Mitchell et al. 2022), with their
+standard errors; they still sum exactly.
+
+Shapes: K background, H history, n players, R rows (mixed windows).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,13 +26,14 @@ from torch import Tensor
 
 from actuators.actions import Choice, Value
 from learners.experience.transition import Transition
-from learners.model.features import Features, recorded, stack
+from learners.model.features import Features, concat, recorded
 from learners.model.policy import Policy
 
-MAX_PLAYERS = 10
-"""Streams present at once: 2^10 coalitions; more would need sampling, which is not exact."""
-ROWS = 2_048
-"""Rows of one pass."""
+BUDGET = 1_024
+"""Ticks that one explanation may fuse: .2 to .6 s of one core with the default policy and 3 to 30 streams."""
+BATCH_BYTES = 4 << 20
+"""Features of one batch."""
+BATCH_ROWS = 256
 
 
 class NotExplainable(ValueError):  # noqa: N818 - reads as what happened
@@ -46,44 +51,118 @@ class Part:
     """Shapley values; they sum to `score - baseline`."""
     told: str
     """What the score is: `q` (value of the choice) or `log_density` (of the continuous action)."""
+    method: Literal["exact", "sampled"] = "exact"
+    errors: dict[str, float] = field(default_factory=dict)
+    """Standard errors of sampled values."""
 
 
 def explain(
-    policy: Policy, window: Sequence[Transition], background: Sequence[Sequence[Transition]]
+    policy: Policy,
+    window: Sequence[Transition],
+    background: Sequence[Sequence[Transition]],
+    *,
+    budget: int = BUDGET,
 ) -> dict[str, Part]:
-    """Shapley values of each actuator's executed action at the last tick of `window`.
+    """Compute the contribution of each stream to each actuator's executed action at the last tick of `window`.
 
     Args:
         policy: the version that decided.
         window: that tick and up to `history - 1` before it, oldest first.
         background: windows of other ticks, K of them; the more, the finer the mean.
+        budget: ticks that may be fused.
 
     Raises:
-        NotExplainable: tokens are missing, or there are too many streams.
+        NotExplainable: tokens are missing, or of another encoder version than the decision's.
     """
-    spec = policy.spec
     subject = _features(policy, window)
-    others = [_features(policy, each) for each in background]
-    if not others:
+    if not background:
         raise NotExplainable("there are no other ticks to compare with yet")
-    players = [s for s in range(len(spec.streams)) if bool(subject.present[0, :, s].any())]
-    if len(players) > MAX_PLAYERS:
-        raise NotExplainable(f"{len(players)} streams are present; exact values are computed for at most {MAX_PLAYERS}")
-    scores = {
-        name: _coalition_scores(policy, subject, others, players, name, value)
-        for name, value in window[-1].actions.items()
-    }
-    return {
-        name: Part(
-            score=float(values[-1]),
-            baseline=float(values[0]),
-            streams=dict.fromkeys(spec.names, 0.0)
-            | {spec.names[s]: p for s, p in zip(players, shapley(values), strict=True)},
-            told="q" if any(a.name == name for a in spec.actions.choices) else "log_density",
-        )
-        for name, values in scores.items()
-        if values is not None
-    }
+    for each in (window, *background):
+        _check_versions(window[-1], each)
+    others = concat([_features(policy, each) for each in background])
+    players = [s for s in range(len(policy.spec.streams)) if bool(subject.present[0, :, s].any())]
+    game = _Game(policy, subject, others, players, dict(window[-1].actions))
+    exact = 2 ** len(players) * len(background) * policy.spec.history <= budget
+    found = _exact(game) if exact else _sampled(game, budget // policy.spec.history)
+    return {name: _part(policy, players, *values, exact=exact, name=name) for name, values in found.items()}
+
+
+def same_encoders(one: Transition, other: Transition) -> bool:
+    """Return whether the encoders that read both ticks had the same versions."""
+    shared = one.encoder_versions.keys() & other.encoder_versions.keys()
+    return all(one.encoder_versions[name] == other.encoder_versions[name] for name in shared)
+
+
+def _check_versions(decision: Transition, window: Sequence[Transition]) -> None:
+    for tick in window:
+        if not same_encoders(decision, tick):
+            raise NotExplainable(
+                f"{tick.decision} has tokens of another encoder version than {decision.decision}: they cannot be compared"
+            )
+
+
+_Values = tuple[float, float, list[float], list[float]]
+"""Score, baseline, parts by player, and their standard errors (none where they are exact)."""
+
+
+def _part(
+    policy: Policy,
+    players: Sequence[int],
+    score: float,
+    baseline: float,
+    parts: Sequence[float],
+    errors: Sequence[float],
+    *,
+    exact: bool,
+    name: str,
+) -> Part:
+    names = [policy.spec.names[s] for s in players]
+    return Part(
+        score=score,
+        baseline=baseline,
+        streams=dict.fromkeys(policy.spec.names, 0.0) | dict(zip(names, parts, strict=True)),
+        told="q" if any(a.name == name for a in policy.spec.actions.choices) else "log_density",
+        method="exact" if exact else "sampled",
+        errors={} if exact else dict(zip(names, errors, strict=True)),
+    )
+
+
+def _exact(game: _Game) -> dict[str, _Values]:
+    """Score every coalition with every background."""
+    n, count = len(game.players), game.background
+    coalitions = np.arange(2**n)
+    shown_Cn = (coalitions[:, None] >> np.arange(n)) & 1 == 1
+    scores = game.scores(np.repeat(shown_Cn, count, 0), np.tile(np.arange(count), len(coalitions)))
+    means = {name: values.reshape(-1, count).mean(1) for name, values in scores.items()}
+    return {name: (float(worth[-1]), float(worth[0]), shapley(worth), []) for name, worth in means.items()}
+
+
+def _sampled(game: _Game, rows: int) -> dict[str, _Values]:
+    """Walk through random orders and their reverses, showing one more player at each step, within so many rows."""
+    n = len(game.players)
+    pairs = max(2, (rows - 1) // (2 * n - 1))
+    chance = np.random.default_rng(0)
+    orders_Pn = np.argsort(chance.random((pairs, n)), axis=1)
+    ranks_Pn = np.argsort(orders_Pn, axis=1)
+    backgrounds_P = chance.permutation(np.resize(np.arange(game.background), pairs))
+    steps = np.arange(n)
+    forward_PSn = ranks_Pn[:, None, :] < steps[:, None]
+    reverse_PSn = (n - 1 - ranks_Pn)[:, None, :] < steps[1:, None]  # its empty set is the forward one's
+    shown_Rn = np.concatenate((forward_PSn, reverse_PSn), axis=1).reshape(-1, n)
+    shown_Rn = np.concatenate((shown_Rn, np.ones((1, n), bool)))
+    scores = game.scores(shown_Rn, np.append(np.repeat(backgrounds_P, 2 * n - 1), 0))
+    found: dict[str, _Values] = {}
+    for name, values in scores.items():
+        worth_PR, score = values[:-1].reshape(pairs, -1), float(values[-1])
+        last_P1 = np.full((pairs, 1), score)
+        forward_PS = np.diff(np.concatenate((worth_PR[:, :n], last_P1), axis=1))
+        reverse_PS = np.diff(np.concatenate((worth_PR[:, :1], worth_PR[:, n:], last_P1), axis=1))
+        gains_Pn = (
+            np.take_along_axis(forward_PS, ranks_Pn, 1) + np.take_along_axis(reverse_PS, n - 1 - ranks_Pn, 1)
+        ) / 2
+        errors_n = gains_Pn.std(0, ddof=1) / math.sqrt(pairs)
+        found[name] = (score, float(worth_PR[:, 0].mean()), gains_Pn.mean(0).tolist(), errors_n.tolist())
+    return found
 
 
 def shapley(values: NDArray[np.float64]) -> list[float]:
@@ -109,51 +188,65 @@ def _features(policy: Policy, window: Sequence[Transition]) -> Features:
     return flat.map(lambda x: x.unsqueeze(0))
 
 
-@torch.no_grad()
-def _coalition_scores(
-    policy: Policy, subject: Features, others: Sequence[Features], players: Sequence[int], name: str, value: Value
-) -> NDArray[np.float64] | None:
-    """The action's mean score over the background, for every coalition of players, in the order of their bits."""
-    means = []
-    rows: list[Features] = []
-    for coalition in range(2 ** len(players)):
-        told = [player for bit, player in enumerate(players) if coalition >> bit & 1]
-        rows.extend(_mixed(policy, subject, other, players, told) for other in others)
-        if len(rows) >= ROWS or coalition == 2 ** len(players) - 1:
-            scores = _scores(policy, _joined(rows), name, value)
-            if scores is None:
-                return None
-            means.extend(scores.reshape(-1, len(others)).double().mean(1).tolist())
-            rows = []
-    return np.array(means)
+@dataclass(slots=True)
+class _Game:
+    """Scores windows in which some players show the decision's ticks and the others those of a background window."""
 
+    policy: Policy
+    subject: Features
+    """[1, H]."""
+    others: Features
+    """[K, H]."""
+    players: Sequence[int]
+    actions: Mapping[str, Value]
 
-def _mixed(policy: Policy, subject: Features, other: Features, players: Sequence[int], told: Sequence[int]) -> Features:
-    """The subject with the players that are not told as they were in `other`."""
-    names = policy.spec.names
-    hidden = [player for player in players if player not in told]
-    tokens = {name: (other if s in hidden else subject).tokens[name] for s, name in enumerate(names)}
-    present, ages = subject.present.clone(), subject.ages.clone()
-    for s in hidden:
-        present[..., s], ages[..., s] = other.present[..., s], other.ages[..., s]
-    return Features(tokens, present, ages)
+    @property
+    def background(self) -> int:
+        """How many background windows there are."""
+        return len(self.others.present)
 
+    @torch.no_grad()
+    def scores(self, shown_Rn: NDArray[np.bool_], background_R: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Score each actuator's action for each row; one without a head is left out."""
+        spec = self.policy.spec
+        row_bytes = 4 * spec.history * sum(s.tokens * s.width for s in spec.streams)
+        size = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+        judges = {name: judge for name, value in self.actions.items() if (judge := self._judge(name, value))}
+        found: dict[str, list[Tensor]] = {name: [] for name in judges}
+        for start in range(0, len(shown_Rn), size):
+            batch = slice(start, start + size)
+            shown, background = torch.from_numpy(shown_Rn[batch]), torch.from_numpy(background_R[batch])
+            context_RC = self.policy.encode(self._mixed(shown, background))
+            for name, judge in judges.items():
+                found[name].append(judge(context_RC).double())
+        return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
-def _joined(rows: Sequence[Features]) -> Features:
-    return stack([row[0] for row in rows])
+    def _mixed(self, shown_Rn: Tensor, background_R: Tensor) -> Features:
+        """The windows [R, H]."""
+        spec = self.policy.spec
+        shown_RS = torch.ones(len(shown_Rn), len(spec.streams), dtype=torch.bool)
+        shown_RS[:, list(self.players)] = shown_Rn
+        tokens = {
+            name: torch.where(
+                shown_RS[:, s].view(-1, 1, 1, 1), self.subject.tokens[name], self.others.tokens[name][background_R]
+            )
+            for s, name in enumerate(spec.names)
+        }
+        shown_R1S = shown_RS.unsqueeze(1)
+        present = torch.where(shown_R1S, self.subject.present, self.others.present[background_R])
+        return Features(tokens, present, torch.where(shown_R1S, self.subject.ages, self.others.ages[background_R]))
 
-
-def _scores(policy: Policy, features: Features, name: str, value: Value) -> Tensor | None:
-    """The score of one action for each row; None for an actuator without a head."""
-    heads = policy.heads
-    context_BC = policy.encode(features)
-    choices = {a.name: (n, a) for n, a in enumerate(heads.actions.choices)}
-    if name in choices and isinstance(value, str):
-        index, actuator = choices[name]
-        return _choice_scores(policy, context_BC, index)[:, _position(actuator, value)]
-    if heads.continuous is not None and isinstance(value, tuple):
-        return _log_density(policy, context_BC, name, value)
-    return None
+    def _judge(self, name: str, value: Value) -> Callable[[Tensor], Tensor] | None:
+        """What scores one actuator's action from a context; None for an actuator without a head."""
+        policy = self.policy
+        choices = {a.name: (n, a) for n, a in enumerate(policy.heads.actions.choices)}
+        if name in choices and isinstance(value, str):
+            index, actuator = choices[name]
+            position = _position(actuator, value)
+            return lambda context_RC: _choice_scores(policy, context_RC, index)[:, position]
+        if policy.heads.continuous is not None and isinstance(value, tuple):
+            return lambda context_RC: _log_density(policy, context_RC, name, value)
+        return None
 
 
 def _choice_scores(policy: Policy, context_BC: Tensor, index: int) -> Tensor:

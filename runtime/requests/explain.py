@@ -1,14 +1,20 @@
 """Answer `request/explain`: the contribution of each stream to a decision, ages, lineage, what was executed and by whom.
 
-Reads stored experience, not the running tick: the version that took the decision explains it, in a thread.
+Reads stored experience, not the running tick. The version that took the decision explains it, in one thread of low
+priority; the work is bounded by `learners.model.shapley.BUDGET`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, dataclass
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
@@ -17,13 +23,15 @@ from learners.experience.transition import Transition
 from learners.ipc.policy_spec import spec_of_version
 from learners.model.policy import Policy
 from learners.model.policy import build as build_policy
-from learners.model.shapley import NotExplainable, explain
+from learners.model.shapley import NotExplainable, explain, same_encoders
 from runtime.inference.build import untrained
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.mqtt.rpc import Answer, RequestFailed
 
 BACKGROUND = 16
 """Other ticks that replace a stream whose contribution is measured."""
+NICE = 10
+"""Niceness of the thread that explains; the learner has more."""
 SPREAD = 32
 """Ticks between two ticks of the background."""
 
@@ -38,6 +46,7 @@ class Explainer:
     engine: Engine
     seed: int
     """Seed of the untrained weights."""
+    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "explain", _yield_to_others))
 
     async def __call__(self, decision: str) -> Answer:
         """Explain one decision.
@@ -46,7 +55,7 @@ class Explainer:
             RequestFailed: it is not on record, or cannot be explained.
         """
         try:
-            return await asyncio.to_thread(self._explain, decision)
+            return await asyncio.get_running_loop().run_in_executor(self._worker, self._explain, decision)
         except (NotExplainable, CheckpointRefused, ValueError) as error:
             raise RequestFailed(f"{decision}: {error}") from None
 
@@ -86,25 +95,40 @@ class Explainer:
         return line
 
 
+def _yield_to_others() -> None:
+    """Give the thread a low priority and one core."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
 def _window(reader: Reader, row: Row, history: int) -> list[Transition]:
-    """Return the decision and the ticks before it in its session, oldest first."""
-    near = reader.rows(max(1, row.row - history + 1), row.row + 1)
-    return [each.transition for each in near if each.transition.session == row.transition.session]
+    """Return the decision and the ticks of its history, oldest first: of its session, since the last encoder swap."""
+    near = [each.transition for each in reader.rows(max(1, row.row - history + 1), row.row + 1)]
+    return _of_one_kind(row.transition, near)
 
 
 def _background(reader: Reader, row: Row, history: int) -> list[list[Transition]]:
-    """Return windows of earlier ticks, far enough apart for streams to change."""
+    """Return windows of earlier ticks of the same encoder versions, far enough apart for streams to change."""
     windows: list[list[Transition]] = []
     for back in range(1, BACKGROUND * 4 + 1):
         at = row.row - back * SPREAD
         if at < 1 or len(windows) == BACKGROUND:
             break
-        found = reader.rows(max(1, at - history + 1), at + 1)
-        if found:
-            windows.append(
-                [each.transition for each in found if each.transition.session == found[-1].transition.session]
-            )
+        found = [each.transition for each in reader.rows(max(1, at - history + 1), at + 1)]
+        if found and same_encoders(row.transition, found[-1]):
+            windows.append(_of_one_kind(found[-1], found))
     return windows
+
+
+def _of_one_kind(last: Transition, ticks: list[Transition]) -> list[Transition]:
+    """Return the end of a window that is of one session and of the same encoder versions as its last tick."""
+    kept: list[Transition] = []
+    for tick in reversed(ticks):
+        if tick.session != last.session or not same_encoders(last, tick):
+            break
+        kept.insert(0, tick)
+    return kept
 
 
 def _answer(transition: Transition, parts: dict[str, Any]) -> Answer:

@@ -114,3 +114,62 @@ def test_what_cannot_be_explained_says_why(policy: Policy) -> None:
         explain(policy, [], _windows(1))
     with pytest.raises(NotExplainable, match="choices"):
         explain(policy, [_tick(1, actions={"head": "up"})], _windows(1))
+
+
+def _many(count: int, seed: int, **changes: object) -> Transition:
+    rng = np.random.default_rng(seed)
+    names = [f"s{n}" for n in range(count)]
+    fields: dict[str, object] = {
+        "tokens": {name: rng.normal(size=(1, 2)).astype(np.float32) for name in names},
+        "present": dict.fromkeys(names, True),
+        "ages_s": dict.fromkeys(names, 0.1),
+        "actions": {"head": "left", "arm": (0.5, -0.25)},
+    }
+    return _tick(seed, **(fields | changes))
+
+
+def _policy(count: int) -> Policy:
+    streams = tuple(StreamSpec(f"s{n}", "telemetry", 1, 2) for n in range(count))
+    torch.manual_seed(count)
+    return Policy(
+        PolicySpec(streams, SPEC.actions, width=32, heads=4, latents=2, layers=1, history=2, hidden=(32,))
+    ).eval()
+
+
+def test_sampled_values_are_the_exact_ones_within_their_errors_and_sum_exactly() -> None:
+    policy = _policy(6)
+    window = [_many(6, 1), _many(6, 2)]
+    others = [[_many(6, 100 + 2 * k), _many(6, 101 + 2 * k)] for k in range(8)]
+    exact = explain(policy, window, others, budget=10**6)
+    sampled = explain(policy, window, others, budget=1_000)
+    for name, part in sampled.items():
+        assert (part.method, exact[name].method, exact[name].errors) == ("sampled", "exact", {})
+        assert part.score == pytest.approx(exact[name].score, abs=1e-5)
+        assert sum(part.streams.values()) == pytest.approx(part.score - part.baseline, abs=1e-6)
+        far = [abs(part.streams[s] - exact[name].streams[s]) / part.errors[s] for s in part.errors]
+        assert max(far) < 4
+        assert sum(z < 2 for z in far) >= 5
+        assert all(0 < error < 0.5 for error in part.errors.values())
+
+
+@pytest.mark.parametrize("count", [3, 10, 30])
+def test_the_work_is_bounded_whatever_the_number_of_streams(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = _policy(count)
+    fused: list[int] = []
+    fuse = Policy.fuse
+    monkeypatch.setattr(
+        Policy, "fuse", lambda self, features: fused.append(len(features.present)) or fuse(self, features)
+    )
+    others = [[_many(count, 100 + k)] for k in range(16)]
+    part = explain(policy, [_many(count, 1)], others, budget=1_024)["head"]
+    assert sum(fused) <= 1_024
+    assert max(fused) <= 512
+    assert part.method == ("exact" if count == 3 else "sampled")
+    assert sum(part.streams.values()) == pytest.approx(part.score - part.baseline, abs=1e-5)
+
+
+def test_ticks_of_another_encoder_version_are_refused(policy: Policy) -> None:
+    new, old = {"encoder_versions": {"front": "new"}}, {"encoder_versions": {"front": "old"}}
+    assert explain(policy, _windows(1, **new)[0], _windows(3, **new))
+    with pytest.raises(NotExplainable, match="another encoder version"):
+        explain(policy, _windows(1, **new)[0], [*_windows(2, **new), *_windows(1, **old)])
