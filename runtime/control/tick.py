@@ -47,6 +47,8 @@ class TickResult:
     explore: bool
     answered_s: float
     """From the observation to the gate's verdict, which comes after the command has left; 0 without one."""
+    reward: float | None = None
+    """The sum of the settings' own rewards (expressions and plug-ins) for this tick; None where there are none."""
 
 
 TickListener = Callable[[TickResult], None]
@@ -128,6 +130,7 @@ class ControlLoop:
             stamp_unix_s=stamp_unix_s,
             latency_s=latency_s,
             stored=self.store.append(transition),
+            reward=transition.reward if self.rewards.latest else None,
             mode=self.mode,
             explore=explore,
             answered_s=0.0 if verdict is None else now_s - observation.stamp_s,

@@ -65,6 +65,8 @@ class Reporter:
         """Publish health until cancelled, the first one at once."""
         while True:
             body = await asyncio.to_thread(health.payload)
+            recorder = self.recorder
+            body["recording"] = recorder and {"path": str(recorder.path), "written": recorder.written}
             body["process"] = {"tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
             self.metrics.observe_health(body)
             self.metrics.observe_link(connected=self.control.connected, connects=self.control.connects)
@@ -137,6 +139,7 @@ def decision_body(ticked: TickResult) -> dict[str, Any]:
         "mode": ticked.mode,
         "actions": decided.actions_message(),
         "value": decided.value,
+        "reward": ticked.reward,
         "ages_ms": {name: round(age * 1e3, 1) for name, age in observation.ages_s.items()},
         "missing": sorted(observation.missing),
         "latency_ms": round(ticked.latency_s * 1e3, 3),

@@ -44,6 +44,8 @@ class Spec:
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL."""
     stdin: bool = False
+    essential: bool = True
+    """The daemon ends when it fails too often. A child that is not essential is tried again every `WINDOW_S`, for ever."""
 
 
 class RestartLimitExceeded(Exception):  # noqa: N818 - reads as what happened
@@ -63,7 +65,12 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         specs.append(Spec("learner", tuple(child.with_parent_death(learner, priority=config.learner.priority))))
     if config.dashboard is not None:
         specs.append(
-            Spec("dashboard", tuple(child.with_parent_death([*python, "runtime.dashboard", str(path)])), grace_s=3.0)
+            Spec(
+                "dashboard",
+                tuple(child.with_parent_death([*python, "runtime.dashboard", str(path)])),
+                grace_s=3.0,
+                essential=False,
+            )
         )
     if config.plant is not None:
         specs.append(Spec("plant", tuple(child.with_parent_death([*python, "runtime.plant", str(path)])), grace_s=3.0))
@@ -91,6 +98,8 @@ class Child:
     restarted: Callable[[str, int, int], None] = lambda _name, _code, _restarts: None
     process: Process | None = None
     stopping: bool = False
+    patience_s: float = WINDOW_S
+    """Between two attempts at a child that is not essential and failed too often."""
     planned: bool = False
     """The next end is a restart on purpose: no failure."""
     restarts: int = 0
@@ -139,14 +148,15 @@ class Child:
             self.planned = False
             return
         now_s = time.monotonic()
-        if len(self._failures) == MAX_RESTARTS and now_s - self._failures[0] < WINDOW_S:
+        too_often = len(self._failures) == MAX_RESTARTS and now_s - self._failures[0] < WINDOW_S
+        if too_often and self.spec.essential:
             raise RestartLimitExceeded(
                 f"{self.spec.name} failed {MAX_RESTARTS + 1} times within {WINDOW_S:.0f} s, last with {exit_reason(code)}"
             )
         self._failures.append(now_s)
         self.restarts += 1
         recent = sum(now_s - failed_s < WINDOW_S for failed_s in self._failures)
-        delay_s = min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** (recent - 1))
+        delay_s = self.patience_s if too_often else min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** (recent - 1))
         log.warning("child.failed", child=self.spec.name, ended=exit_reason(code), restart_in_s=round(delay_s, 2))
         self.restarted(self.spec.name, code, self.restarts)
         with suppress(TimeoutError):

@@ -15,6 +15,7 @@ import pytest
 
 from fakes import eventually, wait_for
 from runtime.config.loader import load
+from runtime.config.schema import Config
 from runtime.process import child
 from runtime.supervisor.children import Child, RestartLimitExceeded, Spec, environment, exit_reason, table
 from sensors.drivers.parent_death import die_with
@@ -111,6 +112,32 @@ async def test_a_failing_child_is_restarted_and_given_up() -> None:
         await kept.supervise()
     assert seen == [("bad", 9, n) for n in range(1, 6)]
     assert time.monotonic() - begun_s > 0.1 + 0.2 + 0.4 + 0.8 + 1.6 - 0.01
+
+
+async def test_a_child_that_is_not_essential_never_ends_the_daemon() -> None:
+    kept = Child(
+        Spec("page", (sys.executable, "-S", "-c", "raise SystemExit(9)"), grace_s=5, essential=False), patience_s=0.1
+    )
+    task = asyncio.create_task(kept.supervise())
+    await eventually(lambda: kept.restarts >= 8)
+    assert not task.done()
+    await kept.stop()
+    await task
+    specs = {spec.name: spec.essential for spec in table(settings_with_a_page(), Path("x.yaml"))}
+    assert specs["agent"]
+    assert not specs["dashboard"]
+
+
+def settings_with_a_page() -> Config:
+    return Config.model_validate(
+        {
+            "agent": "a",
+            "state_dir": "/nonexistent",
+            "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["a"]}},
+            "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
+            "dashboard": {},
+        }
+    )
 
 
 async def test_stopping_ends_a_back_off_at_once() -> None:
