@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,14 +31,25 @@ pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Mosquitto]]:
-    folder = tmp_path_factory.mktemp("page")
-    mosquitto = Mosquitto(folder).start()
-    try:
-        with agent_process(mosquitto.url, folder), page_process(folder, mosquitto.url) as (address, token):
-            yield address, token, mosquitto
-    finally:
-        mosquitto.stop()
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    started = Mosquitto(tmp_path_factory.mktemp("broker")).start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory, mosquitto: Mosquitto) -> Iterator[subprocess.Popen[bytes]]:
+    with agent_process(mosquitto.url, tmp_path_factory.mktemp("agent")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def world(
+    tmp_path_factory: pytest.TempPathFactory, mosquitto: Mosquitto, agent: subprocess.Popen[bytes]
+) -> Iterator[tuple[str, str, Mosquitto]]:
+    assert agent.poll() is None
+    with page_process(tmp_path_factory.mktemp("page"), mosquitto.url) as (address, token):
+        yield address, token, mosquitto
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +201,108 @@ def test_a_lost_broker_is_said_within_two_seconds_and_its_return_too(
     assert time.monotonic() - frozen < 2.0
     world[2].signal(signal.SIGCONT)
     expect(page.locator("#pill")).to_contain_text("online", timeout=8_000)
+
+
+def test_the_stop_works_over_an_open_question(page: Page) -> None:
+    page.get_by_role("radio", name="Shadow").click()
+    expect(page.locator("#glance")).to_contain_text("shadow: nothing is sent")
+    page.get_by_role("radio", name="Autonomous").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.get_by_role("button", name="Software stop").click()
+    expect(page.locator("#pill")).to_contain_text("stopped", timeout=1_000)
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("#toasts")).to_contain_text("the gate has taken the stop")
+    page.get_by_role("button", name="Release stop").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Release the software stop?")
+    page.get_by_role("button", name="Software stop").click()  # not released, whatever the question was
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("#pill")).to_contain_text("stopped")
+
+
+def test_a_refusal_of_the_gate_is_shown_as_one(page: Page) -> None:
+    expect(page.locator("#pill")).to_contain_text("stopped")  # by the test before
+    head = page.locator("[data-actuator=head]")
+    head.get_by_text("Take over by hand").click()
+    head.get_by_role("button", name="left").click()
+    expect(head.locator(".outcome.bad")).to_contain_text("left: refused by the gate: the software stop is engaged")
+    page.get_by_role("button", name="Release stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Release", exact=True).click()
+    expect(page.locator("#pill")).to_contain_text("not armed")
+    head.get_by_role("button", name="left").click()
+    expect(head.locator(".outcome.bad")).to_contain_text("left: refused by the gate: not armed")
+    page.get_by_role("button", name="Arm", exact=True).click()
+    page.get_by_role("radio", name="Autonomous").click()
+    page.get_by_role("dialog").get_by_role("button", name="Switch").click()
+    expect(page.locator("#pill")).to_contain_text("online · armed")
+
+
+def test_a_hold_shows_what_is_left_of_it_and_can_be_given_back(page: Page) -> None:
+    head = page.locator("[data-actuator=head]")
+    head.get_by_text("Take over by hand").click()
+    head.get_by_label("How long to hold head").select_option("60")
+    head.get_by_role("button", name="right").click()
+    expect(head.locator(".outcome.good")).to_contain_text("right: sent, held for 60 s")
+    expect(head.locator(".hold")).to_contain_text(re.compile(r"Held at right by a person, (60|59|58) s left"))
+    expect(head.locator(".hold")).to_contain_text(re.compile(r" 5[5-7] s left"))
+    head.get_by_role("button", name="Give back").click()
+    expect(head.locator(".hold")).to_be_hidden()
+    expect(head).to_contain_text("by policy")
+
+
+def test_sliders_start_at_the_value_in_force(page: Page) -> None:
+    arm = page.locator("[data-actuator=arm]")
+    page.get_by_role("radio", name="Shadow").click()
+    expect(page.locator("#glance")).to_contain_text("shadow: nothing is sent")
+    arm.get_by_text("Take over by hand").click()
+    values = arm.locator("output")
+    expect(values.first).to_have_text(re.compile(r"\d"))
+    assert f"{values.nth(0).inner_text()}, {values.nth(1).inner_text()}" == arm.locator(".big").inner_text()
+    before = arm.locator(".big").inner_text()
+    arm.get_by_role("button", name="Hold these values").click()
+    expect(arm.locator(".outcome.good")).to_contain_text(f"{before}: sent")
+    expect(arm.locator(".big")).to_have_text(before)
+
+
+def test_the_confirm_button_is_not_replaced_while_it_is_pressed(page: Page) -> None:
+    page.get_by_role("radio", name="Assist").click()
+    page.get_by_role("dialog").get_by_role("button", name="Switch").click()
+    head = page.locator("[data-actuator=head]")
+    confirm = head.get_by_role("button", name="Confirm")
+    expect(confirm).to_be_visible()
+    confirm.evaluate("element => { element.dataset.mark = 'first'; element.focus(); }")
+    page.wait_for_timeout(2_500)  # at least two more proposals
+    assert page.evaluate("document.activeElement.dataset.mark") == "first"
+    read = head.locator(".proposal span").inner_text().removeprefix("Proposes ")
+    page.keyboard.press("Enter")
+    expect(head.locator(".outcome.good")).to_contain_text(f"{read}: sent")
+    page.get_by_role("radio", name="Autonomous").click()
+    page.get_by_role("dialog").get_by_role("button", name="Switch").click()
+
+
+def test_a_recording_is_seen_and_ended(page: Page) -> None:
+    page.get_by_role("button", name="Record a session").click()
+    expect(page.locator("#recording")).to_be_visible()
+    page.get_by_role("button", name="End the recording").click()
+    expect(page.locator("#recording")).to_be_hidden()
+    expect(page.locator("#toasts")).to_contain_text("12 records")
+
+
+def test_a_message_is_never_in_the_way_of_a_button(page: Page) -> None:
+    page.get_by_label("Reward: Good").click()
+    expect(page.locator(".toast").first).to_be_visible()
+    assert page.locator("#toasts").evaluate("element => getComputedStyle(element).pointerEvents") == "none"
+
+
+def test_when_the_agent_is_gone_figures_are_old_and_no_stop_is_promised(
+    page: Page, agent: subprocess.Popen[bytes]
+) -> None:
+    expect(page.locator("#pill")).to_contain_text("online")
+    agent.send_signal(signal.SIGSTOP)
+    try:
+        expect(page.locator("body")).to_have_class(re.compile("old"), timeout=10_000)
+        expect(page.locator("#glance")).to_contain_text(re.compile(r"as of \d"))
+        assert page.locator("#glance .dotmark.good").count() == 0
+        page.get_by_role("button", name="Software stop").click()
+        expect(page.get_by_role("alert")).to_contain_text("THE STOP WAS NOT TAKEN (stop: no gate took it")
+    finally:
+        agent.send_signal(signal.SIGCONT)

@@ -37,7 +37,7 @@ function make(name, about) {
 function refresh(name, view) {
   const known = (section("actuators") ?? {})[name] ?? {};
   setText(view.value, shown(inForce(name)));
-  const [kind, text] = acknowledgement(view.about, known);
+  const [kind, text] = acknowledgement(view, known);
   view.acknowledged.className = `badge ${kind}`;
   setText(view.acknowledged, text);
   setText(view.sent, known.set ? `Last command ${shown(known.set.value ?? known.set.state)}, ${seconds(Math.max(0, now() - known.set.at))} ago, by ${author(known.set)}` : "No command yet");
@@ -53,11 +53,15 @@ function author(command) {
   return command.policy ? `policy ${command.policy}` : "the agent";
 }
 
-function acknowledgement(about, { set, state }) {
+/** Devices report again and again: what counts is the first report after a command. */
+function acknowledgement(view, { set, state }) {
   if (!set) return ["", "idle"];
   const same = state && (state.seq === undefined || state.seq === null ? JSON.stringify(state.value) === JSON.stringify(set.value) : state.boot === set.boot && state.seq >= set.seq);
-  if (same) return ["good", `acknowledged in ${seconds(Math.max(0, state.at - set.at))}`];
-  const late = now() - set.at > (about.ttl_ms ?? 300) / 1000 + 0.5;
+  if (same) {
+    if (view.answered?.set !== set.at) view.answered = { set: set.at, after: Math.max(0, state.at - set.at) };
+    return ["good", `acknowledged in ${seconds(view.answered.after)}`];
+  }
+  const late = now() - set.at > (view.about.ttl_ms ?? 300) / 1000 + 0.5;
   return late ? ["bad", "not acknowledged"] : ["", "sent"];
 }
 
@@ -150,6 +154,8 @@ function outcome(name, text, kind = "") {
   if (!element) return;
   element.className = `outcome small ${kind}`;
   setText(element, text);
+  clearTimeout(element._timer);
+  element._timer = setTimeout(() => { element.className = "outcome small"; setText(element, ""); }, 20000);
 }
 
 function makeHold(name) {
