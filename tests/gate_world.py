@@ -73,5 +73,6 @@ class GateWorld:
             actions=executed,
             probabilities=dict.fromkeys(actions, probability),
             by=by,
+            armed=gate.armed and not gate.stopped,
             intervention="override" in by.values(),
         )

@@ -24,6 +24,8 @@ from actuators.actions import Value
 By = Literal["policy", "override", "gate", "none"]
 """Who moved an actuator at this tick."""
 
+ACTING = frozenset({"policy", "override"})
+"""Those whose actions are learned from."""
 FORMER_BY: dict[str, By] = {"nobody": "none"}
 """Words in rows that were stored before 0.1.0."""
 FORMAT = 1
@@ -57,6 +59,8 @@ class Transition:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     """As drawn, exploration included; a density where the action is continuous."""
     by: Mapping[str, By] = field(default_factory=dict)
+    armed: bool = True
+    """The gate allowed movement: it was armed and not stopped, and it answered in time."""
     reward: float = 0.0
     done: bool = False
     intervention: bool = False
@@ -64,6 +68,20 @@ class Transition:
     failure: bool = False
     """Kept in the reserve and in a stratum of its own; terminal states count, good or bad: they anchor the values."""
     value: float = 0.0
+
+    def credited(self, actuator: str) -> Value | None:
+        """Return the action of an actuator that learning credits with what followed; None where nobody acted.
+
+        The policy and an operator act, and the teacher of a demonstration. The gate's safe actions are rest.
+        """
+        if not self.armed or self.by.get(actuator, "policy") not in ACTING:
+            return None
+        return self.actions.get(actuator)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no actuator was moved by the policy or an operator."""
+        return all(self.credited(name) is None for name in self.actions)
 
     @property
     def reserved(self) -> bool:
@@ -95,6 +113,7 @@ def encode(transition: Transition) -> tuple[bytes, bytes]:
         "actions": dict(transition.actions),
         "probabilities": dict(transition.probabilities),
         "by": dict(transition.by),
+        "armed": transition.armed,
     }
     return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY), b"".join(a.tobytes() for a in arrays.values())
 

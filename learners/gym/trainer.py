@@ -22,7 +22,7 @@ from learners.gym.demonstrations import Episode
 from learners.gym.episodes import Score, run_episodes
 from learners.gym.observations import FrameWindow, ObservationEncoder, Tokens
 from learners.model.encoders.base import Encoder
-from learners.model.features import concat
+from learners.model.features import concat, recorded
 from learners.model.heads import actuator_values
 from learners.model.policy import Policy
 from learners.model.spec import Algorithm as Name
@@ -192,6 +192,8 @@ class Trainer:
         self._keep(transition)
 
     def _keep(self, transition: Transition) -> None:
+        features = recorded(self.spec, [transition.tokens], [transition.present], [transition.ages_s])
+        self.algorithm.normalise(features)
         self.replay.append(transition)
 
     @torch.no_grad()

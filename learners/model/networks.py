@@ -136,21 +136,28 @@ def project(module: nn.Module) -> None:
 
 
 class Tracker:
-    """Lets `target` follow the same-named tensors of `source` (Polyak averaging); integer buffers are copied.
+    """Lets `target` follow the same-named weights of `source` (Polyak averaging); buffers are copied as they are.
+
+    A buffer is a statistic or a count: half of a mean with all of its variance would be no statistic of anything.
 
     Both keep their tensors: they may be loaded into, not replaced.
     """
 
     def __init__(self, target: nn.Module, source: nn.Module) -> None:
-        theirs = source.state_dict()
-        pairs = [(tensor, theirs[name]) for name, tensor in target.state_dict().items()]
-        self._moving = [t for t, _ in pairs if t.is_floating_point()]
-        self._ahead = [s for t, s in pairs if t.is_floating_point()]
-        self._copied = [(t, s) for t, s in pairs if not t.is_floating_point()]
+        theirs, weights = source.state_dict(), {name for name, _ in target.named_parameters()}
+        pairs = {name: (tensor, theirs[name]) for name, tensor in target.state_dict().items()}
+        self._moving = [t for name, (t, _) in pairs.items() if name in weights]
+        self._ahead = [s for name, (_, s) in pairs.items() if name in weights]
+        self._copied = [pair for name, pair in pairs.items() if name not in weights]
 
     @torch.no_grad()
     def __call__(self, rate: float) -> None:
         """Move by `rate` of the way."""
         torch._foreach_lerp_(self._moving, self._ahead, rate)
+        self.copy_buffers()
+
+    @torch.no_grad()
+    def copy_buffers(self) -> None:
+        """Copy the buffers of the source."""
         for target, source in self._copied:
             target.copy_(source)

@@ -2,7 +2,8 @@
 
 Telemetry comes in every unit; encoder tokens share a large common part that says nothing. Both are put to mean 0 and
 deviation 1 by statistics gathered from experience (Welford 1962, merged by Chan et al. 1983). Until something is gathered
-nothing is changed, and after `limit` rows the statistics stand still, so that what was learned on them stays right.
+nothing is changed. After `limit` rows the statistics forget: each new row then has the weight 1 / `limit`, so that they follow a
+changed world slowly and what was learned on them stays right.
 
 Shapes: N rows, W width.
 """
@@ -33,12 +34,17 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def observe(self, x_NW: Tensor) -> None:
-        """Merge rows into the statistics, as long as fewer than `limit` were seen."""
+        """Merge rows into the statistics; earlier rows lose weight so that all together count as `limit` at most."""
         rows = len(x_NW)
-        if rows == 0 or int(self.count) >= self.limit:
+        if rows == 0:
             return
         var_W, mean_W = torch.var_mean(x_NW, dim=0, correction=0)
-        before, total = float(self.count), float(self.count) + rows
+        before = float(self.count)
+        remaining = min(before, max(0.0, float(self.limit - rows)))
+        if remaining < before:
+            self.scatter *= remaining / before
+            before = remaining
+        total = before + rows
         shift_W = mean_W - self.mean
         self.scatter += var_W * rows + shift_W.square() * (before * rows / total)
         self.mean += shift_W * (rows / total)

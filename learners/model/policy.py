@@ -50,7 +50,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def observe(self, features: Features) -> None:
-        """Let the normalisers see new experience; whoever learns calls it once for every batch of fresh ticks."""
+        """Merge new experience into the statistics of the inputs; the learner calls this once for every tick."""
         flat = features.flatten()
         for s, (name, normaliser) in enumerate(self.normalisers().items()):
             normaliser.observe(flat.tokens[name][flat.present[:, s]].flatten(0, 1))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learners.model.features import concat
+from learners.model.features import Features, concat
 from learners.model.heads import Heads
 from learners.model.networks import BatchRenorm, Tracker
 from learners.rl.adam import Adam, Group
@@ -28,8 +28,6 @@ ENCODER_TRACK = 0.005
 WARMUP, CHOICE_WARMUP = 1_000, 256
 """Transitions before the first update, without and with choice actuators; a continuous policy that is led by its first few hundred
 steps is led for long."""
-NORMALISE, NORMALISE_EVERY = 32, 8
-"""So many rows of every so manieth batch go into the running normalisation: it settles over thousands of updates."""
 
 
 def parts(heads: Heads, generator: torch.Generator) -> list[HeadAlgorithm]:
@@ -81,6 +79,11 @@ class Algorithm:
         # Switching modules between training and acting takes time; plain networks behave the same in both.
         self._needs_modes = bool(encoder) or any(isinstance(m, (BatchRenorm, nn.Dropout)) for m in policy.modules())
 
+    def normalise(self, features: Features) -> None:
+        """Merge the features of new ticks into the statistics of the inputs; a bandit's features must stay as they were."""
+        if self.policy.heads.bandit is None:
+            self.policy.observe(features)
+
     def observe(self, batch: Batch) -> None:
         """Take in every transition once, in the order it was made. The bandit lives from this alone; others ignore it."""
         self.policy.eval()
@@ -94,8 +97,8 @@ class Algorithm:
         Raises:
             FloatingPointError: a loss is not finite; the weights are still those of before.
         """
-        if self.policy.heads.bandit is None:  # a bandit's features must stay what they were
-            self._normalise(batch)
+        if self._follow is not None:
+            self._follow.copy_buffers()
         if self._needs_modes:
             self.policy.train()
         contexts = self._contexts(batch)
@@ -121,11 +124,6 @@ class Algorithm:
         if self._needs_modes:
             self.policy.eval()
         return {name: float(value) for name, value in metrics.items()}
-
-    def _normalise(self, batch: Batch) -> None:
-        """Let the running normalisation see some of the experience."""
-        if self.updates % NORMALISE_EVERY == 0:
-            self.policy.observe(batch.features if self.updates == 0 else batch.features[:NORMALISE])
 
     def _contexts(self, batch: Batch) -> Contexts:
         """Encode the batch; the next states by the slow copy, where there is one."""

@@ -118,6 +118,17 @@ class ReplayBuffer:
         return self._main.held + self._reserve.held
 
     @property
+    def acting(self) -> int:
+        """Transitions held at which somebody acted."""
+        held = np.concatenate((self._main.order(), self._reserve.order()))
+        return int(self._columns.moved_NU[held].any(-1).sum())
+
+    @property
+    def ends_with_action(self) -> bool:
+        """Whether somebody acted at the newest transition, so that its successor is still wanted."""
+        return bool(self._main.held and self._columns.moved_NU[self._main.before(self._main.head)].any())
+
+    @property
     def added(self) -> int:
         """Transitions ever taken."""
         return self._main.added
@@ -305,7 +316,8 @@ class ReplayBuffer:
             going &= ~ended
             discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))
             here = np.where(going, self._after(here), here)
-            going &= self._columns.done_N[here] | self._follows_N[here]  # a state without an outcome only ends the walk
+            # a state without an outcome, or at which nobody acted, only ends the walk
+            going &= (self._columns.done_N[here] | self._follows_N[here]) & self._columns.moved_NU[here].any(-1)
             if not going.any():
                 break
         return rewards.astype(np.float32), discounts.astype(np.float32), here

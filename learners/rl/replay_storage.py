@@ -174,7 +174,7 @@ class ReplayStorage:
         overridden = "override" in transition.by.values()
         every = transition.demonstration or (transition.intervention and not overridden)
         for u, actuator in enumerate(self.actuators):
-            value = transition.actions.get(actuator.name)
+            value = transition.credited(actuator.name)
             if value is None:
                 continue
             if not self._take_value(at, u, actuator, value):

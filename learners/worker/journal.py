@@ -76,6 +76,10 @@ class Position:
     """Of the journal."""
     recoded: int = 0
     """The last entry of tokens made anew that was taken in."""
+    acting: int = 0
+    """Ticks taken in at which somebody acted."""
+    resting: int = 0
+    """Other ticks that entered the statistics of the inputs."""
     unobserved: int = 0
     """Transitions in the replay that a part which sees each one once has not seen yet."""
 

@@ -22,16 +22,25 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.tensors import shapes_of
 from learners.config import LearnerSettings
+from learners.experience.reader import Row
 from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
+from learners.experience.transition import Transition
+from learners.model.features import recorded
 from learners.model.spec import PolicySpec
 from learners.reencoding.token_store import TokenStore
 from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
 from learners.rl.mirror_augmentation import MirrorAugmentation
 from learners.rl.replay_buffer import BufferIndex, ReplayBuffer
 from learners.worker.journal import Journal, JournalEntry, Position, document, placed
+from learners.worker.rest_context import RestContext
 
 MAX_BACKLOG_S = 60.0
 """Updates for so much experience may be owed; more is forgotten."""
+REST_ROWS, REST_SHARE = 64, 0.25
+"""Ticks at rest that enter the statistics of the inputs: the first number, and this share of the ticks at which somebody acted.
+A machine that waits for hours then does not make its inputs look constant."""
+SEEN_AT_ONCE = 256
+"""Ticks that enter the statistics of the inputs at once."""
 RECENT = 1_000
 """Rewards that `reward_mean` is taken over."""
 
@@ -77,6 +86,9 @@ class Learner:
         self.draw = torch.Generator().manual_seed(settings.seed)
         self.mirror = MirrorAugmentation(spec, settings.mirror_augmentation) if settings.mirror_augmentation else None
         self.replay = self._empty()
+        self._rest = RestContext(spec.history - 1)
+        self._seen: list[Transition] = []
+        """Ticks to merge into the statistics of the inputs."""
         self.position = Position()
         self.metrics: dict[str, float] = {}
         self.refused: list[CheckpointRefused] = []
@@ -108,6 +120,7 @@ class Learner:
         until = until or self.source.now()
         if until.row < self.position.row:  # the store was set aside and began anew
             self.replay.detach()
+            self._rest.clear()
             if self.recoded is not None:
                 self.recoded.clear()
             self.position.row = self.position.change = 0
@@ -115,18 +128,51 @@ class Learner:
             return 0
         if not known:
             self._note(row=until.row, change=until.change)
-        came = 0
+        came = acting = 0
+        before = self.replay.added
         for change in self.source.changes(self.position.moment, until):
-            self.replay.change(change.row, change.after)
+            if not self.replay.change(change.row, change.after):
+                self._rest.change(change.row, change.after)
         for row in self.source.rows(self.position.moment, until):
-            self.replay.append(row.transition, row.row)
-            self.replay.versions.update(row.transition.encoder_versions)
-            self._rewards.append(row.transition.reward)
-            came += 1
+            came, acting = came + 1, acting + (not row.transition.at_rest)
+            self._take(row)
+        self._normalise()
         self.position.row, self.position.change = until.row, until.change
-        self._schedule_updates(came)
-        self._observe(came)
+        self._schedule_updates(acting)
+        self._observe(self.replay.added - before)
         return came
+
+    def _take(self, row: Row) -> None:
+        """Take one tick: to learn from where somebody acted, else for the statistics of the inputs and as context."""
+        transition, position = row.transition, self.position
+        self.replay.versions.update(transition.encoder_versions)
+        if transition.at_rest:
+            if position.resting < REST_ROWS + position.acting * REST_SHARE:
+                position.resting += 1
+                self._seen.append(transition)
+            if self.replay.ends_with_action:
+                self.replay.append(transition, row.row)
+            else:
+                self._rest.append(row)
+        else:
+            position.acting += 1
+            self._seen.append(transition)
+            for each in (*self._rest.take(), row):
+                self.replay.append(each.transition, each.row)
+            self._rewards.append(transition.reward)
+        if len(self._seen) >= SEEN_AT_ONCE:
+            self._normalise()
+
+    def _normalise(self) -> None:
+        """Merge the ticks just taken in into the statistics of the inputs."""
+        shapes = {s.name: (s.tokens, s.width) for s in self.spec.streams}
+        tokens = [{name: x for name, x in each.tokens.items() if x.shape == shapes.get(name)} for each in self._seen]
+        if self._seen:
+            present, ages = [each.present for each in self._seen], [each.ages_s for each in self._seen]
+            self.algorithm.normalise(
+                recorded(self.spec, tokens, present, ages).map(lambda x: x[:, None]).to(self.device)
+            )
+            self._seen.clear()
 
     def take_reencoded(self, until: int | None = None) -> int:
         """Take tokens made anew into the replay, up to an entry (default: all); returns how many fitted a row that is held."""
@@ -218,8 +264,13 @@ class Learner:
     def _refill(self, held: BufferIndex) -> None:
         rows = self.source.pick(sorted({*held.main, *held.reserve}), self.position.moment)
         self.replay.refill(held, rows)
+        last = max(held.main, default=0)
+        context = range(max(last + 1, self.position.row - self.spec.history + 2), self.position.row + 1)
+        for number, transition in sorted(self.source.pick(list(context), self.position.moment).items()):
+            self._rest.append(Row(number, transition))
         self._retoken(0, self.position.recoded)
-        self._rewards.extend(rows[number].reward for number in held.main[-RECENT:] if number in rows)
+        found = (rows[number] for number in held.main[-RECENT:] if number in rows)
+        self._rewards.extend(each.reward for each in found if not each.at_rest)
 
     def _empty(self) -> ReplayBuffer:
         s = self.settings
@@ -234,7 +285,7 @@ class Learner:
 
     def _schedule_updates(self, came: int) -> None:
         position, settings = self.position, self.settings
-        if len(self.replay) < self.warmup or not self.replay.strata().all:
+        if self.replay.acting < self.warmup or not self.replay.strata().all:
             return
         owed = position.owed + came * settings.updates_per_step
         limit = max(64.0, MAX_BACKLOG_S * self.rate_hz * settings.updates_per_step)

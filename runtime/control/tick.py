@@ -119,7 +119,7 @@ class ControlLoop:
         executed, by = executed_actions(decided.actions, verdict)
         now_s = self.clock.now()
         stamp_unix_s = self.wall() - (now_s - observation.stamp_s)
-        transition = self._transition(observation, decided, decision, stamp_unix_s, executed, by)
+        transition = self._transition(observation, decided, decision, stamp_unix_s, verdict)
         result = TickResult(
             observation=observation,
             decided=decided,
@@ -167,9 +167,9 @@ class ControlLoop:
         decided: InferenceResult,
         decision: str,
         stamp_unix_s: float,
-        executed: dict[str, Value],
-        by: dict[str, By],
+        verdict: ipc.Verdict | None,
     ) -> Transition:
+        executed, by = executed_actions(decided.actions, verdict)
         return Transition(
             session=self.session,
             tick=observation.tick,
@@ -183,6 +183,7 @@ class ControlLoop:
             actions=executed,
             probabilities={name: action.probability for name, action in decided.actions.items()},
             by=by,
+            armed=verdict is not None and verdict.armed and not verdict.stopped,
             reward=self.rewards.at(observation, executed),
             intervention="override" in by.values(),
             value=decided.value,

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import learning
 import numpy as np
 import pytest
+import torch
 from gate_world import GateWorld
 
-from actuators.actions import ActionSpace, Continuous
-from actuators.config import ContinuousSettings
+from actuators.actions import ActionSpace, Choice, Continuous
+from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
 from actuators.safety.decisions import Mode
+from learners.experience.store import Store
+from learners.experience.transition import Transition
+from learners.model.features import recorded
+from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from learners.rl.algorithm import Algorithm
 from learners.rl.replay_buffer import ReplayBuffer
 
 HELD_TICKS = range(100, 110)
@@ -56,3 +65,119 @@ def test_demonstrations_are_the_ticks_inside_the_hold(
 ) -> None:
     inside = HELD_TICKS if later is None else range(HELD_TICKS.start, min(later[0], HELD_TICKS.stop))
     assert taught_ticks(safe, mode, later) == list(inside)
+
+
+MOVES = ("left", "stay", "right")
+MOVE_SPEC = PolicySpec(
+    (StreamSpec("s", "telemetry", 1, 2),), ActionSpace((Choice("move", MOVES),)), history=3, hidden=(16, 16)
+)
+
+
+def moves(world: GateWorld, rng: np.random.Generator, count: int, *, moving: bool) -> list[Transition]:
+    """Tick with a random proposal; a machine at rest sees almost the same numbers all the time."""
+    ticks = []
+    for _ in range(count):
+        seen = [rng.uniform(-1, 1), rng.normal() * 0.5] if moving else [0.2 + rng.normal() * 1e-3, rng.normal() * 1e-3]
+        ticks.append(world.tick({"move": MOVES[rng.integers(3)]}, np.array(seen), probability=1 / 3))
+    return ticks
+
+
+def move_world() -> GateWorld:
+    choice = ChoiceSettings(kind="choice", choices=MOVES, safe="stay")
+    return GateWorld({"move": choice}, GateSettings(arm="request"))
+
+
+def store(folder: Path, ticks: list[Transition]) -> None:
+    into = Store(folder / "experience", limit=len(ticks) + 10)
+    assert all(into.append(each) for each in ticks)
+    assert into.flush(60.0)
+    into.close()
+
+
+def test_a_machine_at_rest_learns_nothing_and_is_not_blind_when_it_moves(tmp_path: Path) -> None:
+    world, rng = move_world(), np.random.default_rng(0)
+    learner = learning.make_learner(tmp_path, MOVE_SPEC, Policy, warmup=256, replay_gb=1e-3)
+    store(tmp_path, moves(world, rng, 4_000, moving=False))
+    assert not world.verdict.armed
+    assert learner.ingest() == 4_000
+    learner.train(float("inf"))
+    assert (learner.replay.strata().all, len(learner.replay), learner.position.update) == (0, 0, 0)
+    assert float(learner.policy.heads.choice.epsilon) == 1.0
+
+    world.gate.arm(world.now_s)
+    store(tmp_path, moves(world, rng, 600, moving=True))
+    learner.ingest()
+    assert learner.replay.acting == 600
+    x = torch.tensor(np.stack([rng.uniform(-1, 1, 2_000), rng.normal(size=2_000) * 0.5], -1), dtype=torch.float32)
+    inputs = learner.policy.normalisers()["s"](x)
+    assert float((inputs.abs() < 5).float().mean()) == 1.0
+
+
+def test_the_ticks_before_the_first_action_are_its_history(tmp_path: Path) -> None:
+    """And the tick after the last action is its successor; the rest in between is left out."""
+    world, rng = move_world(), np.random.default_rng(0)
+    ticks = moves(world, rng, 10, moving=False)
+    world.gate.arm(world.now_s)
+    ticks += moves(world, rng, 2, moving=True)
+    world.gate.disarm(world.now_s)
+    ticks += moves(world, rng, 10, moving=False)
+    ticks = [replace(t, tokens={"s": np.full((1, 2), t.tick, np.float32)}) for t in ticks]
+    store(tmp_path, ticks)
+    learner = learning.make_learner(tmp_path, MOVE_SPEC, Policy)
+    learner.ingest()
+    assert len(learner.replay) == 5
+    batch = learner.replay.ordered(0, 99)
+    assert batch is not None
+    assert batch.features.tokens["s"][..., 0, 0].tolist() == [[8, 9, 10], [9, 10, 11]]
+    assert batch.next_features.tokens["s"][..., 0, 0].tolist() == [[10, 11, 12], [10, 11, 12]]
+
+
+def test_a_crash_at_rest_changes_nothing(tmp_path: Path) -> None:
+    def run(folder: Path, *, crash: bool) -> dict[str, torch.Tensor]:
+        world, rng = move_world(), np.random.default_rng(0)
+        learner = learning.make_learner(folder, MOVE_SPEC, Policy)
+        learner.resume(dict)
+        learner.save()
+        for moving, count in ((False, 20), (True, 80), (False, 7), (True, 30)):
+            if moving:
+                world.gate.arm(world.now_s)
+            else:
+                world.gate.disarm(world.now_s)
+            store(folder, moves(world, rng, count, moving=moving))
+            learner.ingest()
+            learner.train(float("inf"), until=learner.position.update + (10 if learner.position.owed >= 1 else 0))
+            if not moving:
+                learner.save()
+            if crash:
+                update = learner.position.update
+                learner = learning.make_learner(folder, MOVE_SPEC, Policy)
+                assert learner.resume(dict)
+                learner.train(float("inf"), until=update)
+        learner.train(float("inf"), until=40)
+        return learning.weights(learner)
+
+    learning.assert_identical(run(tmp_path / "crashed", crash=True), run(tmp_path / "whole", crash=False))
+
+
+def test_a_slow_copy_has_the_statistics_of_its_source() -> None:
+    streams = (StreamSpec("t", "telemetry", 1, 2), StreamSpec("u", "telemetry", 1, 1))
+    spec = PolicySpec(streams, ActionSpace((Choice("a", ("l", "r")),)), history=1, width=32, hidden=(32, 32))
+    replay, rng = ReplayBuffer(spec, max_bytes=1 << 22), np.random.default_rng(0)
+    torch.manual_seed(0)
+    policy = Policy(spec).eval()
+    algorithm = Algorithm(policy, torch.Generator().manual_seed(0))
+    for k in range(64):
+        tokens = {
+            "t": (np.array([[293.0, 1013.0]]) + rng.normal(size=(1, 2)) * [1, 3]).astype(np.float32),
+            "u": rng.normal(size=(1, 1)).astype(np.float32),
+        }
+        there, ages = {"t": True, "u": True}, {"t": 0.0, "u": 0.0}
+        tick = Transition("s", k, str(k), 0.0, "p", tokens, {}, there, ages, {"a": "lr"[k % 2]}, reward=1.0)
+        replay.append(tick, k)
+        algorithm.normalise(recorded(spec, [tokens], [there], [ages]))
+    batch = replay.sample(32, torch.Generator().manual_seed(0))
+    algorithm.update(batch)
+    x = batch.features.tokens["t"]
+    for slow in algorithm.target.normalisers()["t"](x), policy.normalisers()["t"](x):
+        assert float(slow.abs().max()) < 5
+    assert torch.equal(algorithm.target.normalisers()["t"](x), policy.normalisers()["t"](x))

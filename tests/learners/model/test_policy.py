@@ -132,7 +132,7 @@ def test_dropout_leaves_out_streams_along_the_whole_history_and_never_all() -> N
     assert not torch.equal(a, b)
 
 
-def test_normaliser_merges_batches_as_if_seen_at_once_and_then_stands_still() -> None:
+def test_normaliser_merges_batches_as_if_seen_at_once_and_then_forgets_slowly() -> None:
     x = torch.randn(100, 3) * 5 + 2
     normaliser = Normaliser(3, limit=100)
     assert torch.equal(normaliser(x), x)
@@ -140,9 +140,11 @@ def test_normaliser_merges_batches_as_if_seen_at_once_and_then_stands_still() ->
         normaliser.observe(part)
     torch.testing.assert_close(normaliser.mean, x.mean(0))
     torch.testing.assert_close(normaliser.scatter / 100, x.var(0, correction=0), rtol=1e-4, atol=1e-4)
-    before = normaliser.mean.clone()
-    normaliser.observe(x + 100)
-    assert torch.equal(normaliser.mean, before)
+    mean, var = normaliser.mean.clone(), normaliser.scatter / 100
+    normaliser.observe(torch.full((25, 3), 4.0))
+    assert float(normaliser.count) == 100
+    torch.testing.assert_close(normaliser.mean, 0.75 * mean + 0.25 * 4)
+    torch.testing.assert_close(normaliser.scatter / 100, 0.75 * var + 0.75 * 0.25 * (4 - mean).square())
     assert normaliser(torch.full((1, 3), 1e9)).tolist() == [[10.0] * 3]
 
 

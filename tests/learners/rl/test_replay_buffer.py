@@ -133,7 +133,7 @@ def naive(transitions: list[Transition], i: int, steps: int, gamma: float) -> tu
         if transitions[k].done:
             return total, 0.0, k
         discount, k = discount * gamma, k + 1
-        if not (transitions[k].done or follows(k)):
+        if not transitions[k].actions or not (transitions[k].done or follows(k)):
             break
     return total, discount, k
 
