@@ -25,7 +25,7 @@ from runtime.agent.subscriptions import routes
 from runtime.config.loader import load
 from runtime.gate import ipc
 from runtime.mqtt.topics import Topics
-from runtime.recording.recorder import Recording
+from runtime.recording.reader import Recording
 
 SETTINGS: dict[str, Any] = {
     "agent": "small",
