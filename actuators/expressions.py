@@ -21,7 +21,7 @@ MAX_NODES = 200
 MAX_DEPTH = 40
 
 Known = Mapping[str, Collection[str] | int | None]
-"""What each name holds: named parts, so many components, or (None) a single word or number."""
+"""Name -> its parts: their names, their number, or None for a single word or number."""
 
 Part = str | int | None
 

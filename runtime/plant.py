@@ -32,7 +32,7 @@ def run_plant(environment: str, *, agent: str, mqtt: MqttSettings, seed: int, ra
     """Run until Ctrl-C.
 
     Raises:
-        ValueError: no such environment, or one whose spaces cannot be put on the wire.
+        ValueError: no such environment, or its spaces have no counterpart among streams and actuators.
     """
     log.configure()
     asyncio.run(serve(build_plant(environment, agent=agent, seed=seed, rate_hz=rate_hz), mqtt, agent))

@@ -1,7 +1,7 @@
 """The two interfaces of a sensor, and its errors.
 
-A `Sensor` runs until cancelled (camera, microphone, file). A `TopicSensor` decodes MQTT payloads that the agent gives it.
-Neither knows the tick: each delivers readings, and the inbox keeps the newest.
+A `Sensor` runs until cancelled (camera, microphone, file). A `TopicSensor` decodes MQTT payloads that the agent passes to it.
+Neither knows the tick: each delivers readings, and the inbox stores the newest.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Publish = Callable[[Reading], None]
 
 
 class SensorLost(Exception):  # noqa: N818 - the design's name
-    """A source delivers nothing for now; `str` says which, why, and what the sensor does about it."""
+    """A source has stopped delivering; `str` names the source, the reason, and what the sensor does about it."""
 
 
 class PayloadRefused(ValueError):  # noqa: N818 - reads as what happened
-    """An untrusted payload was refused; `cause` is a short counter key such as `too_large`."""
+    """An untrusted payload was rejected; `cause` is a short counter key such as `too_large`."""
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
@@ -37,10 +37,10 @@ class Sensor(Protocol):
     drops: Counter[str]
 
     async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Publish readings until cancelled; end within a second of that, whatever the driver does.
+        """Publish readings until cancelled; end within a second of that, even if the driver blocks.
 
         Args:
-            publish: takes each reading.
+            publish: called with each reading.
             lost: called with the reason, once when the source stops delivering.
             recovered: called once when the source delivers again.
         """
@@ -48,7 +48,7 @@ class Sensor(Protocol):
 
 @runtime_checkable
 class TopicSensor(Protocol):
-    """A source whose data arrives in MQTT payloads."""
+    """A source that decodes MQTT payloads."""
 
     name: str
     topic: str | None

@@ -1,7 +1,7 @@
-"""Readings: one immutable value per kind of stream, and the observation of a tick.
+"""Define the readings, one immutable value for each kind of stream, and the observation of a tick.
 
-Stamps are seconds on the monotonic clock (`time.monotonic`, the same for every process of one machine), taken when
-the datum was captured or, where the source does not say, when it arrived. This module knows no device and no tensor.
+Stamps are seconds on the monotonic clock (`time.monotonic`), which all processes of a machine share. A stamp is the time of
+capture, or of arrival if the source does not report the capture. This module knows no device and no tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Frame:
     """One picture: `image` is uint8, height x width x 3, RGB.
 
-    `encoded` is the JPEG or PNG it arrived as, where it did: recordings keep that instead of the larger pixels.
+    `encoded` is the JPEG or PNG in which it arrived, if any: recordings store that instead of the larger pixels.
     """
 
     stream: str
@@ -68,9 +68,9 @@ Reading = Frame | Sound | Text | Telemetry
 class Observation:
     """The newest reading of every stream at one tick.
 
-    `readings` holds only what is usable; a stream that never spoke or is older than its `max_age_s` is in `missing`
-    instead. `fresh` are the streams whose reading is newer than at the previous tick. `ages_s` covers every stream
-    that ever spoke, stale ones too.
+    `readings` contains only usable readings; a stream without a reading, or with one older than its `max_age_s`, is in
+    `missing`. `fresh` contains the streams with a newer reading than at the previous tick. `ages_s` covers every stream
+    that has delivered a reading, stale ones included.
     """
 
     tick: int

@@ -1,9 +1,14 @@
-"""The gate: decides what may reach an actuator, one proposal at a time. Pure and synchronous: no I/O, the clock is an argument.
+"""Decide what may reach an actuator, one proposal at a time. Pure and synchronous: no I/O, the clock is an argument.
 
-The host sends every `ActuatorDecision` with a value to the device, in order. It reports what happens: a proposal (`judge`),
-time (`tick`, at least every 10 ms), an acknowledgement (`acknowledged`), a command that did not leave (`unsent`), a lost agent
-(`lost`), a device's report (`reconciled`), an operator (`override`, `stop`, `arm`, `disarm`, `set_mode`), the broker
-(`connected`, `disconnected`). The gate knows neither topics nor payloads.
+The host sends every `ActuatorDecision` with a value to the device, in order. It calls one method for each occurrence:
+
+- the agent: a proposal (`judge`), the loss of the agent (`lost`);
+- the clock: `tick`, at least every 10 ms;
+- the device: an acknowledgement (`acknowledged`), a command that could not be sent (`unsent`), a reported state (`reconciled`);
+- an operator: `override`, `stop`, `arm`, `disarm`, `set_mode`;
+- the broker: `connected`, `disconnected`.
+
+The gate knows neither topics nor payloads.
 
 Rules, each counted: `unknown_actuator stopped disarmed mode overridden not_ready expired stale wrong_type not_finite
 out_of_range unknown_choice too_long too_soon min_hold too_fast unknown_state unacknowledged forbidden lost`.
@@ -102,7 +107,7 @@ class Gate:
 
     @property
     def restricted(self) -> dict[str, Mode]:
-        """Actuators whose mode is more careful than the settings say, because an operator asked for it."""
+        """Actuators with a mode that an operator requested and that is more restrictive than the settings."""
         return {n: m for n, m in self.modes.items() if MODES.index(m) < MODES.index(self._configured)}
 
     @property
@@ -142,7 +147,7 @@ class Gate:
         return None if hold is None else hold.until_s
 
     def owed(self) -> list[str]:
-        """Actuators whose safe action has not been acknowledged yet."""
+        """Actuators with a safe action that the device has not acknowledged yet."""
         return [name for name, each in self._actuators.items() if each.is_owed]
 
     def is_reconciled(self, now_s: float) -> bool:
@@ -434,7 +439,7 @@ class Gate:
     def _disarm(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[ActuatorDecision]:
         """Disarm and send every safe action; in shadow only where this gate has acted, unless `everyone`.
 
-        With `arm: request` an operator's wish to arm ends with every disarming.
+        With `arm: request`, an operator's request to arm ends with every disarming.
         """
         self.armed = False
         self._wanted = self._wanted and self._settings.arm == "auto"

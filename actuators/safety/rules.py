@@ -29,7 +29,7 @@ class Violation:
     rule: Rule
     reason: str
     degree: float
-    """How far inside the forbidden zone; infinite when a value is not known."""
+    """How far inside the forbidden zone; infinite if a value is unknown."""
 
 
 class Rule:
@@ -52,7 +52,7 @@ class Rule:
         """Return the worst violation among all combinations of the possible values, or None.
 
         Args:
-            domains: the possible values of each actuator the rule names; None stands for an unknown one.
+            domains: the possible values of each actuator in the rule; None is an unknown value.
         """
         names = sorted(self.names)
         sizes = math.prod(len(domains[name]) for name in names)
@@ -101,7 +101,7 @@ def known_names(actuators: Mapping[str, AnyActuator]) -> dict[str, int | None]:
 
 
 def domain(settings: AnyActuator) -> Sequence[Value | None]:
-    """Every value of an actuator whose value is not known: its choices, or just the fact that it is not known."""
+    """Return every possible value of an actuator in an unknown state: its choices, or None for an unknown number or text."""
     return settings.choices if isinstance(settings, ChoiceSettings) else (None,)
 
 

@@ -1,9 +1,11 @@
 """Run any gymnasium environment as a device behind the broker, in real time.
 
-`gym_spaces.py` maps the environment's spaces to streams and actuators. Every step's reward names the decision whose action it
-executed, with `done` at the end of an episode, after which the environment is reset. The environment steps when every actuator
-has a new command, at most twice as fast as its own pace, and by its own clock when none arrives. So each decision sees its own
-consequence, although the two clocks differ. It does not step before every actuator has had a command.
+`gym_spaces.py` maps the environment's spaces to streams and actuators. The reward of a step names the decision that the step
+executed. At the end of an episode the reward has `done`, and the environment is reset.
+
+The environment steps when every actuator has a new command, at most at twice its own rate. Without new commands it steps at its
+own rate. So each decision sees its own consequence, although the two clocks differ. The first step waits for a command to every
+actuator.
 """
 
 from __future__ import annotations

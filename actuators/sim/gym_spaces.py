@@ -1,9 +1,18 @@
-"""Gymnasium spaces as streams and actuators: the one mapping of `reflexd train` and of the simulated plant.
+"""Map gymnasium spaces to streams and actuators, for `reflexd train` and for the simulated plant.
 
-A picture (uint8, height x width x 1 or 3) is the camera stream `view`, another Box or a Discrete observation the telemetry stream
-`state` with the fields `o0`, `o1`, ... (a Discrete one as one-hot); a Dict has a stream for each key. A Discrete action is the choice
-actuator `action`, which names the environment's own numbers; MultiDiscrete has the actuators `action0`, `action1`, ...; a bounded Box
-of floats is the continuous actuator `action`. Every other space is refused in one line.
+Observations:
+
+- An image (uint8, height x width x 1 or 3) is the camera stream `view`.
+- Another Box is the telemetry stream `state` with the fields `o0`, `o1`, and so on. A Discrete observation is the same, one-hot.
+- A Dict has one stream for each key.
+
+Actions:
+
+- A Discrete action is the choice actuator `action`. Its choices are the environment's own numbers.
+- MultiDiscrete has the choice actuators `action0`, `action1`, and so on.
+- A bounded Box of floats is the continuous actuator `action`.
+
+Every other space is rejected with an error of one line.
 """
 
 from __future__ import annotations

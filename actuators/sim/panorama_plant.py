@@ -1,9 +1,10 @@
-"""The demo's world as a device behind the broker, in real time: streams out, turns in, a reward for every decision.
+"""Run the demo's world as a device behind the broker, in real time: it publishes streams and a reward for every decision.
 
-A command is in force until the next one arrives; the reward of that interval goes to the command's decision by name, so that
-the clocks of world and agent need not agree. What a person or the gate commanded has no decision and is credited by its time.
-With `simulated_overrides`, the world corrects the policy in about half of the episodes of its first two minutes, as a person would: by
-`override/head`. It tells what is true, for people only, on `plant`, which no stream reads.
+A command is in force until the next one arrives. The reward of that interval names the decision of the command, so that
+the clocks of world and agent may differ. The command of a person or of the gate has no decision; its reward has a stamp.
+
+With `simulated_overrides`, the world corrects the policy on `override/head`, as a person would. It does so in about half of the
+episodes of its first two minutes. It publishes its true state on `plant`, for people only; no stream reads that topic.
 """
 
 from __future__ import annotations

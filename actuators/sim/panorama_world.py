@@ -1,11 +1,13 @@
-"""The demo's world without clock and broker: a head among photographs, an order, and a reward for obeying it.
+"""Simulate the demo's world: a head among photographs, an order, and a reward for following it. No clock, no broker.
 
-Four photographs stand around the head, in an order and at places drawn for every episode. The head sees 225 of the 360
-degrees and turns at 90 degrees a second. An order names one photograph, by turns in writing and in speech; a spoken one is
-repeated about every second, because the listener remembers two seconds. The reward of an interval is how close the head's axis is to the picture at its end
-(1: centred, 0: behind) plus the way made towards it, as a share of the way it could make. Knows no topic and no payload.
+Four photographs are placed around the head, with a random order and random positions in every episode. The head sees 225 of the
+360 degrees and turns at 90 degrees per second. An order names one photograph, alternately in writing and in speech. A spoken
+order is repeated about every second, because the sound window is two seconds long.
 
-Angles are degrees, growing to the right; a distance is in [-180, 180), positive when the picture is to the right.
+The reward of an interval has two parts. One is how close the head's axis is to the photograph at the end (1: centred, 0: behind).
+The other is the turn towards it, as a share of the largest possible turn. This module knows no topic and no payload.
+
+Angles are degrees, growing to the right; a distance is in [-180, 180), positive when the photograph is to the right.
 """
 
 from __future__ import annotations

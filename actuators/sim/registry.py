@@ -1,4 +1,4 @@
-"""Build the simulated plant that a name stands for.
+"""Build a simulated plant by its name.
 
 A plug-in is an entry point of the group `reflexd.actuators`: a callable with the keywords `agent`, `seed` and `rate_hz`
 that returns a `Plant`; `reflexd plant NAME` runs it.

@@ -1,4 +1,4 @@
-"""The verb `reflexd checkpoints`: versions of the policy, or of a task, for a person in a terminal."""
+"""Define the verb `reflexd checkpoints`, which lists and changes the versions of the policy or of a task."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 @click.group(invoke_without_command=True)
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
-@click.option("--task", help="The versions of this task instead of the policy's.")
+@click.option("--task", help="Use the versions of this task instead of the policy's.")
 @click.pass_context
 @refusing
 def checkpoints(context: click.Context, config: Path | None, task: str | None) -> None:
-    """List policy versions; promote one, or roll back to the one before. A running agent follows within a second.
+    """List the policy versions; promote one, or roll back to the version before. A running agent follows within a second.
 
-    With --task NAME the same for a task that is fine-tuned from labels.
+    With --task NAME, do the same for a task that is fine-tuned from labels.
     """
     from learners.checkpoints.store import open_checkpoints
     from runtime.deploy.task_versions import TaskVersions
@@ -43,7 +43,7 @@ def checkpoints(context: click.Context, config: Path | None, task: str | None) -
 
 
 def _said(work: Callable[[], T]) -> T:
-    """The work's answer; a refusal becomes the command line's error."""
+    """Return the result of `work`; turn a refusal into an error of the command line."""
     from learners.checkpoints.manifest import CheckpointRefused
     from runtime.deploy.task_versions import TaskRefused
 
@@ -58,7 +58,7 @@ def _said(work: Callable[[], T]) -> T:
 @click.pass_obj
 @refusing
 def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str) -> None:
-    """Make VERSION live, after every check of its files."""
+    """Make VERSION live, after its files and its signature are verified. No promotion step is run."""
     if isinstance(folder, tuple):
         versions, task = folder
         version = _said(lambda: versions.promote(task, version))["version"]
@@ -71,7 +71,7 @@ def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str) -> Non
 @click.pass_obj
 @refusing
 def rollback(folder: Checkpoints | tuple[TaskVersions, str]) -> None:
-    """Take the live version out for good and return to the one before it."""
+    """Mark the live version as failed, and make the version before it live."""
     if isinstance(folder, tuple):
         versions, task = folder
         live = _said(lambda: versions.rollback(task))["to"]
@@ -90,7 +90,7 @@ checkpoints.add_command(renamed("adopt", "reflexd checkpoints import DIR"))
 def import_version(folder: Checkpoints | tuple[TaskVersions, str], directory: Path) -> None:
     """Import the checkpoint that `reflexd train` wrote to DIRECTORY and make it live."""
     if isinstance(folder, tuple):
-        raise Refused("`import` is for policies; a task is fine-tuned from labels, or `model:` names a folder")
+        raise Refused("`import` reads policies; fine-tune a task from labels, or name a folder in its `model:`")
     click.echo(f"{import_directory(folder, directory)} is live")
 
 
@@ -138,7 +138,7 @@ def import_directory(checkpoints: Checkpoints, directory: Path) -> str:
 
 
 def _trained_state(directory: Path) -> Path:
-    """The folder whose keys/ signed the version: the output folder of `reflexd train`."""
+    """Return the folder with the keys/ that signed the version: the output folder of `reflexd train`."""
     return next((folder for folder in (directory, *directory.parents) if (folder / "keys").is_dir()), directory)
 
 

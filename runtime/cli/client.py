@@ -18,7 +18,7 @@ from runtime.mqtt.topics import Topics, encode, parse
 MAX_ANSWER = 4_194_304
 STEADY_S = 5.0
 SHORT_SESSIONS = 3
-"""So many connections in a row that last less than `STEADY_S` mean that two clients end each other's sessions."""
+"""Consecutive connections shorter than `STEADY_S` after which two clients seem to end each other's sessions."""
 Tool = Literal["status", "top", "request"]
 
 
@@ -31,7 +31,7 @@ def connect(loaded: Loaded, tool: Tool, *, ended: Callable[[str], None] = lambda
 
     Args:
         loaded: the daemon's settings.
-        tool: whose login it uses, `mqtt.<tool>`.
+        tool: the tool; its login is `mqtt.<tool>`.
         ended: called with the reason when another client seems to use the login. The tool must then end: two clients that
             reconnect would end each other's sessions for ever. Not every broker names the reason (mosquitto 2.0 does not).
 

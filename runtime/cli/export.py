@@ -1,4 +1,4 @@
-"""The verb `reflexd export`: its options, its progress bar and its errors. What it does is in `export.py`."""
+"""Define the verb `reflexd export`: its options, its progress bar and its errors. `runtime/recording/export.py` does the work."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m
 
 @click.command()
 @click.argument("config", type=FILE, required=False)
-@click.option("--format", "form", type=click.Choice(FORMATS), required=True, help="See above.")
+@click.option("--format", "form", type=click.Choice(FORMATS), required=True, help="Format, as above.")
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="A file (mcap, onnx) or a new folder (lerobot)."
 )
-@click.option("--version", help="onnx: this policy version instead of the live one.")
-@click.option("--recording", help="mcap: the recording to take, by name.")
-@click.option("--experience", is_flag=True, help="mcap: from experience, although there are recordings.")
+@click.option("--version", help="onnx: policy version; default: the live one.")
+@click.option("--recording", help="mcap: name of the recording; required if there are several.")
+@click.option("--experience", is_flag=True, help="mcap: export experience even if there are recordings.")
 @click.option("--since", type=TIME, metavar="TIME", help="mcap, lerobot: from this local time on, as 2026-11-24 09:00.")
 @click.option("--until", type=TIME, metavar="TIME", help="mcap, lerobot: before this local time.")
 @click.option(
-    "--pictures/--no-pictures", default=True, show_default=True, help="lerobot: only ticks whose pictures were kept."
+    "--pictures/--no-pictures", default=True, show_default=True, help="lerobot: export only ticks with stored images."
 )
-@click.option("--task", help="lerobot: the task where no text was kept.")
+@click.option("--task", help="lerobot: the task description for ticks without a stored text.")
 @refusing
 def export(
     config: Path | None,
@@ -43,12 +43,12 @@ def export(
     experience: bool,
     pictures: bool,
 ) -> None:
-    """Export what the daemon of CONFIG (default: the demo) remembers or has learned; it may be running.
+    """Export the recordings, the experience or the policy of the daemon of CONFIG (default: the demo); it may be running.
 
     \b
-    mcap     a recording, or a slice of it, or experience where nothing was recorded; Foxglove opens it
-    lerobot  episodes as a LeRobotDataset v3.0; pictures and texts from recordings and kept raw readings
-    onnx     the live policy without its encoders, and beside it a .json that names inputs and outputs
+    - mcap: a recording or a part of it, else the experience, for Foxglove.
+    - lerobot: episodes as a LeRobotDataset v3.0, with images and texts where they are stored.
+    - onnx: the live policy without its encoders, and a .json file that names inputs and outputs.
 
     \b
     Examples:

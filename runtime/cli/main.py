@@ -1,6 +1,6 @@
-"""The command line: what each verb takes, and which part of the program does it.
+"""Define the command line: the arguments of each verb, and the part of the program that runs it.
 
-Heavy imports wait until the verb that needs them, so that `--help` and `check` answer at once.
+Each verb imports its heavy libraries itself, so that `--help` and `check` answer at once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from runtime.cli.training import evaluate, finetune, train
 
 
 class Examples(click.Command):
-    """A command whose help shows examples as they are typed."""
+    """A command with examples in its help, each on its own line."""
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The epilog line by line, unwrapped."""
+        """Write the epilog line by line, unwrapped."""
         if self.epilog:
             formatter.write_paragraph()
             formatter.write_text("Examples:")
@@ -39,14 +39,14 @@ class Examples(click.Command):
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="reflexd")
 def main() -> None:
-    """Reflexd gives a machine reflexes that it keeps learning.
+    """Give a machine reflexes that improve while it runs.
 
-    It watches cameras, microphones, text and telemetry, fuses them in one model at every tick, acts over MQTT, and learns in
-    the background from rewards and corrections.
+    reflexd reads cameras, microphones, text and telemetry. At every tick one model decides, and a gate checks each action
+    before it reaches an actuator over MQTT. A learner trains in the background from rewards and corrections.
 
-    Start with `reflexd demo`, then copy a file of configs/ and `reflexd check` it.
+    Start with `reflexd demo`. Then copy a file of configs/, edit it, and validate it with `reflexd check FILE`.
     """
-    # verbs that ask or show keep their output clean; run, demo and plant set logging up anew
+    # verbs that query or show print no log lines; run, demo and plant configure logging again
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 
@@ -57,11 +57,16 @@ def main() -> None:
     "faults",
     multiple=True,
     metavar="STREAM=KIND[@START]",
-    help="Break a stream on purpose: off, stuck, garbage, wrong, slow, delayed, intermittent.",
+    help="Inject a fault into a stream, for tests: off, stuck, garbage, wrong, slow, delayed or intermittent. "
+    "START is in seconds after the start of the agent. Repeat the option for several faults.",
 )
-@click.option("--verbose", is_flag=True, help="One log line for every tick.")
+@click.option("--verbose", is_flag=True, help="Log one line for every tick.")
 def run(config: Path, faults: tuple[str, ...], *, verbose: bool) -> None:
-    """Run the daemon on CONFIG until Ctrl-C; a second Ctrl-C forces."""
+    """Run the daemon with the settings file CONFIG.
+
+    Ctrl-C stops it: the gate sends safe actions, then every process ends. A second Ctrl-C ends it at once. SIGHUP reloads the
+    settings.
+    """
     from runtime.supervisor.supervisor import run_daemon
 
     loaded = startable(config)
@@ -69,9 +74,9 @@ def run(config: Path, faults: tuple[str, ...], *, verbose: bool) -> None:
 
 
 @main.command(cls=Examples, epilog="reflexd demo\nmosquitto_sub -p 1883 -t 'reflexd/demo/decision'")
-@click.option("--verbose", is_flag=True, help="One log line for every tick.")
+@click.option("--verbose", is_flag=True, help="Log one line for every tick.")
 def demo(*, verbose: bool) -> None:
-    """Run the demo with its simulated world; the page is on http://127.0.0.1:8080."""
+    """Run the demo: the daemon with a simulated world, and a dashboard on http://127.0.0.1:8080."""
     from runtime.supervisor.supervisor import run_daemon
 
     with as_file(files("configs") / "demo.yaml") as path:
@@ -81,7 +86,7 @@ def demo(*, verbose: bool) -> None:
 
 @main.command(cls=Examples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
 @click.argument("config", type=FILE, required=False)
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of a settings file.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the settings file instead.")
 @refusing
 def check(config: Path | None, *, schema: bool) -> None:
     """Validate CONFIG; exit code 2 with file:line, path and remedy for everything that is wrong."""
@@ -91,7 +96,7 @@ def check(config: Path | None, *, schema: bool) -> None:
         click.echo(json.dumps(Config.model_json_schema(), indent=2))
         return
     if config is None:
-        raise click.UsageError("name a settings file, or --schema")
+        raise click.UsageError("CONFIG is missing; name a settings file, or give --schema")
     from runtime.cli.preflight import preflight
     from runtime.config.lint import lint
 
@@ -107,7 +112,7 @@ def check(config: Path | None, *, schema: bool) -> None:
 
 @main.command()
 def devices() -> None:
-    """List the cameras and microphones found."""
+    """List the cameras and microphones of this machine, with the value for `source`."""
     from rich.console import Console
     from rich.table import Table
 
@@ -133,11 +138,11 @@ def devices() -> None:
 
 @main.command(cls=Examples, epilog="reflexd status\nreflexd status robot.yaml --json")
 @click.argument("config", type=FILE, required=False)
-@click.option("--json", "as_json", is_flag=True, help="The last health message as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the last health message as JSON.")
 @click.option("--timeout", "timeout_s", default=12.0, show_default=True, help="Seconds to wait for an answer.")
 @refusing
 def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
-    """Say once how the daemon of CONFIG (default: the demo) is."""
+    """Print the state of the daemon of CONFIG (default: the demo)."""
     from runtime.cli.status import show_status
 
     sys.exit(show_status(load_or_demo(config), as_json=as_json, timeout_s=timeout_s))
@@ -146,7 +151,7 @@ def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
 @main.command()
 @click.argument("config", type=FILE, required=False)
 def top(config: Path | None) -> None:
-    """Watch the daemon of CONFIG (default: the demo) in the terminal."""
+    """Show the state of the daemon of CONFIG (default: the demo) in the terminal, updated until Ctrl-C."""
     from runtime.cli.status import watch
 
     sys.exit(watch(load_or_demo(config)))
@@ -157,13 +162,17 @@ def top(config: Path | None) -> None:
     epilog="reflexd plant CartPole-v1 --config > cart.yaml\nreflexd plant CartPole-v1 --settings cart.yaml",
 )
 @click.argument("environment", metavar="ENV")
-@click.option("--agent", default="demo", show_default=True, help="The agent whose topics to use.")
-@click.option("--mqtt", "url", default="mqtt://127.0.0.1:1883", show_default=True, help="The broker.")
-@click.option("--settings", type=FILE, help="Instead of both: a settings file, for its agent, broker and login.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--rate", "rate_hz", default=None, type=float, help="Steps a second; default: the environment's own.")
+@click.option("--agent", default="demo", show_default=True, help="Name of the agent that controls the plant.")
+@click.option("--mqtt", "url", default="mqtt://127.0.0.1:1883", show_default=True, help="URL of the broker.")
 @click.option(
-    "--config", "as_config", is_flag=True, help="Print the settings file for an agent that controls ENV, and end."
+    "--settings", type=FILE, help="Settings file that names agent, broker and login, instead of both options."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the environment.")
+@click.option(
+    "--rate", "rate_hz", default=None, type=float, help="Steps per second; default: the environment's own rate."
+)
+@click.option(
+    "--config", "as_config", is_flag=True, help="Print a settings file for an agent that controls ENV, and exit."
 )
 @refusing
 def plant(
@@ -176,7 +185,7 @@ def plant(
     *,
     as_config: bool,
 ) -> None:
-    """Put a gymnasium environment, or the demo's `panorama`, behind the broker as a device, in real time."""
+    """Run the gymnasium environment ENV, or the demo's `panorama`, as a simulated device behind the broker, in real time."""
     from runtime.plant import broker, print_config, run_plant
 
     if as_config:
@@ -191,9 +200,9 @@ def plant(
 @click.argument("config", type=FILE, required=False)
 @refusing
 def prepare(config: Path | None) -> None:
-    """Convert and measure the models of CONFIG (default: the demo) now, so that the first start need not.
+    """Convert and measure the models of CONFIG (default: the demo), so that the first start is fast.
 
-    The results go to the user's cache. The daemon's own state is not begun.
+    The results are stored in the user's cache. The verb does not write to `state_dir`.
     """
     from learners.checkpoints.store import open_checkpoints
     from runtime.inference.build import build_engine

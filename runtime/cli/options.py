@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs share, how they read the settings file, and how they refuse broken inputs."""
+"""Define what several verbs share: arguments and options, the reading of the settings file, and errors for invalid inputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def renamed(name: str, now: str) -> click.Command:
 
 
 class TaskKinds(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
-    """A kind of task; former names are answered with the present ones."""
+    """A kind of task; a former name is an error that names the present one."""
 
     name = "KIND"
 
@@ -72,13 +72,13 @@ class TaskKinds(click.ParamType):  # type: ignore[type-arg] # generic only in th
 
 
 def load_or_demo(config: Path | None) -> Loaded:
-    """A settings file, else the demo's; a broken one ends the program with exit code 2."""
+    """Load a settings file, or the demo's; exit with code 2 if it is invalid."""
     with as_file(files("configs") / "demo.yaml") as demo:
         return load(config or demo)
 
 
 def load(path: Path) -> Loaded:
-    """A settings file, or the list of what is wrong with it on standard error and exit code 2."""
+    """Load a settings file; if it is invalid, print every problem on standard error and exit with code 2."""
     try:
         return settings_file.load(path)
     except settings_file.ConfigError as error:
@@ -111,7 +111,7 @@ def refuse(problems: Sequence[Problem]) -> None:
 
 
 class Refused(click.ClickException):
-    """Something of the user's cannot be used: printed as it is, one line a problem, exit code 2."""
+    """An invalid input of the user: it is printed without a prefix, one line for each problem, with exit code 2."""
 
     exit_code = REFUSED
 

@@ -1,8 +1,8 @@
-"""`reflexd service install CONFIG`: writes the systemd unit, and refuses to leave one that systemd would not take.
+"""Write the systemd unit (`reflexd service install CONFIG`), after systemd has verified it.
 
 The unit is `configs/systemd/reflexd.service` with the command, the settings file and the credentials filled in. It is verified
-with `systemd-analyze verify` and its exposure measured with `systemd-analyze security` before it is put in place. It starts
-nothing: it says which command does.
+with `systemd-analyze verify`, and its exposure is measured with `systemd-analyze security`, before it is installed. The verb
+starts nothing: it prints the command that does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CREDENTIAL = re.compile(r"^[A-Za-z0-9_.-]{1,64}:/\S+$")
 
 
 class CannotInstall(Exception):  # noqa: N818 - reads as what happened
-    """The service would not work as asked; `str` has every reason with its remedy."""
+    """The service would not work with these arguments; `str` lists every reason with its remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ def render(config: Path, executable: Path, credentials: tuple[str, ...] = ()) ->
 
 
 def objections(config: Path, executable: Path, credentials: tuple[str, ...]) -> list[str]:
-    """Everything that would keep the service from working, with what to do about it."""
+    """Return every reason why the service would not work, each with its remedy."""
     found = [
-        f"{path}: the service cannot see {hidden}; move it, for instance to {better}"
+        f"{path}: the service cannot read {hidden}; move it, for example to {better}"
         for path, better in ((config, "/etc/reflexd"), (executable, "/opt/reflexd (a virtual environment there)"))
         for hidden in HIDDEN
         if path.is_relative_to(hidden)
@@ -71,10 +71,10 @@ def objections(config: Path, executable: Path, credentials: tuple[str, ...]) -> 
 
 
 def verify(text: str) -> float:
-    """Have systemd read the unit; its exposure from 0 to 10.
+    """Verify the unit with systemd; return its exposure from 0 to 10.
 
     Raises:
-        CannotInstall: systemd-analyze is missing, does not take the unit, or finds it too open.
+        CannotInstall: systemd-analyze is missing, rejects the unit, or measures an exposure above `MAX_EXPOSURE`.
     """
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
@@ -99,7 +99,7 @@ def verify(text: str) -> float:
 def install(
     config: Path, *, root: Path = Path("/"), executable: Path | None = None, credentials: tuple[str, ...] = ()
 ) -> Installed:
-    """Write the unit below `root` once nothing speaks against it.
+    """Write the unit below `root` if there is no objection to it.
 
     Raises:
         CannotInstall: with every reason.
@@ -146,7 +146,13 @@ def service() -> None:
 
 @service.command("install")
 @click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--credential", "credentials", multiple=True, metavar="NAME:FILE", help="A secret, see LoadCredential=.")
+@click.option(
+    "--credential",
+    "credentials",
+    multiple=True,
+    metavar="NAME:FILE",
+    help="A secret for the service, as in LoadCredential= of systemd.",
+)
 @click.option("--root", type=click.Path(file_okay=False, path_type=Path), default=Path("/"), show_default=True)
 def install_command(config: Path, credentials: tuple[str, ...], root: Path) -> None:
     """Write and verify the systemd unit for CONFIG.

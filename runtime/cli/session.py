@@ -1,4 +1,4 @@
-"""Verbs that speak to a running agent or read its recordings: explain, record, sources, replay."""
+"""Define the verbs that send a request to a running agent or read its recordings: explain, record, sources, replay."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def picture(answer: Answer) -> None:
 @click.command()
 @click.argument("decision")
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
 @refusing
 def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
-    """Say why DECISION was taken: what each stream contributed, ages, policy version, and the gate's verdict.
+    """Explain DECISION (an id of the topic `decision`): contribution and age of each stream, policy version, gate verdict.
 
     Example: reflexd explain 3f9c1a2b7d4e-1042
     """
@@ -64,7 +64,7 @@ def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
 @refusing
 def record(state: str, config: Path | None) -> None:
-    """Begin or end a session recording (MCAP) in the running daemon.
+    """Start or end a recording (MCAP) of all readings and decisions in the running daemon.
 
     Example: reflexd record on; reflexd record off
     """
@@ -102,14 +102,14 @@ def release(source: str, config: Path | None) -> None:
 
 @click.command()
 @click.argument("file", type=FILE)
-@click.option("--config", type=FILE, help="The settings the recording was made with; default: the demo's.")
-@click.option("--policy", help="Another version: says where it would have decided otherwise.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--config", type=FILE, help="Settings of the recording daemon; default: the demo's.")
+@click.option("--policy", help="Decide with this version instead, and list the decisions that differ.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @refusing
 def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool) -> None:
-    """Decide a recorded session again with the policy versions that acted in it, and compare every decision.
+    """Repeat the decisions of a recording with the policy versions that made them, and compare each one.
 
-    Exit code 0 when all are the same, 1 when not.
+    Exit code 0 if all decisions are equal, else 1. With --policy, the exit code is 0.
     """
     from runtime.recording.replay import replay_file
 

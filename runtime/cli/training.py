@@ -21,7 +21,7 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     name = "NUMBER|FILE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Path:
-        """Return the number, or the path of a file that is there."""
+        """Return the number, or the path of an existing file."""
         text = str(value)
         if text.isdecimal():
             return int(text)
@@ -32,20 +32,28 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
 
 @click.command()
 @click.argument("environment", metavar="ENV")
-@click.option("--steps", default=20_000, show_default=True, help="Environment steps.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=FOLDER, required=True, help="Where results.json, the curve and the checkpoint go.")
-@click.option("--algorithm", type=click.Choice(["auto", "dqn", "sac", "crossq"]), default="auto", show_default=True)
+@click.option("--steps", default=20_000, show_default=True, help="Number of environment steps.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the environment and of the weights.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for results.json, the curve and the checkpoint.")
+@click.option(
+    "--algorithm",
+    type=click.Choice(["auto", "dqn", "sac", "crossq"]),
+    default="auto",
+    show_default=True,
+    help="Learning algorithm, as `policy.algorithm` in the settings.",
+)
 @click.option(
     "--demonstrations",
     type=Demonstrations(),
     default=0,
     show_default=True,
-    help="Start from so many scripted demonstrations, where the environment has a script, or from a file of episodes.",
+    help="Start from demonstrations: a number of scripted episodes, if the environment has a script, or a file of episodes.",
 )
 @refusing
 def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorithm, demonstrations: int | Path) -> None:
-    """Train a policy against a gymnasium ENV in lock-step; the checkpoint is one that `reflexd run` loads.
+    """Train a policy on the gymnasium environment ENV, in lock-step: the environment waits for each update.
+
+    `reflexd checkpoints import` makes the resulting checkpoint live in a daemon.
 
     Example: reflexd train CartPole-v1 --steps 20000 --seed 0 --out runs/cart
     """
@@ -66,26 +74,36 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
 
 
 @click.command()
-@click.option("--task", type=TaskKinds(), required=True)
-@click.option("--model", required=True, help="`bundled:NAME`, a transformers id or a folder.")
+@click.option("--task", type=TaskKinds(), required=True, help="Kind of task.")
+@click.option("--model", required=True, help="Pretrained model: `bundled:NAME`, a transformers id or a folder.")
 @click.option("--train", "train_file", type=ANY, required=True, help="Training file or folder.")
-@click.option("--validation", type=ANY, required=True, help="For early stopping and the choice of the epoch.")
-@click.option("--test", type=ANY, help="Touched once, at the end.")
-@click.option("--out", type=FOLDER, required=True)
-@click.option("--mode", type=click.Choice(["frozen", "top", "lora", "full"]), default="lora", show_default=True)
-@click.option("--epochs", type=int, help="Default: the task's own.")
-@click.option("--learning-rate", type=float)
-@click.option("--batch", type=int)
-@click.option("--lora-rank", type=int)
-@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]))
-@click.option("--patience", type=int, help="Epochs without a better validation score before it stops.")
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
-    "--resume/--no-resume", default=True, show_default=True, help="Go on from OUT where an earlier run was killed."
+    "--validation", type=ANY, required=True, help="File or folder that stops the training and selects the epoch."
+)
+@click.option("--test", type=ANY, help="File or folder for the final measurement; it does not influence the training.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the model and report.json.")
+@click.option(
+    "--mode",
+    type=click.Choice(["frozen", "top", "lora", "full"]),
+    default="lora",
+    show_default=True,
+    help="Weights to train: head only, head and last layers, head and adapters, or all.",
+)
+@click.option("--epochs", type=int, help="Largest number of passes over the data; default: by the kind of task.")
+@click.option("--learning-rate", type=float, help="Default: by the kind of task and --mode.")
+@click.option("--batch", type=int, help="Examples in each update; default: by the kind of task.")
+@click.option("--lora-rank", type=int, help="Rank of the adapters with --mode lora; default: 8.")
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
+@click.option("--patience", type=int, help="Epochs without a better validation metric after which training stops.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of new weights and of the order of examples."
+)
+@click.option(
+    "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run from the folder OUT."
 )
 @refusing
 def finetune(train_file: Path, **options: Any) -> None:
-    """Fine-tune a pretrained model from files: CoNLL columns, CSV/TSV, JSON lines, or folders of class-named files.
+    """Fine-tune a pretrained model from labelled files: CoNLL columns, CSV, TSV, JSON lines, or one folder for each class.
 
     Example: reflexd finetune --task token-classification --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
     """
@@ -105,13 +123,13 @@ def finetune(train_file: Path, **options: Any) -> None:
 
 
 @click.command()
-@click.option("--task", type=TaskKinds(), required=True)
-@click.option("--model", required=True, help="A fine-tuned folder.")
-@click.option("--test", type=ANY, required=True)
-@click.option("--out", type=FOLDER, help="Where report.json goes.")
+@click.option("--task", type=TaskKinds(), required=True, help="Kind of task.")
+@click.option("--model", required=True, help="Folder of a fine-tuned model.")
+@click.option("--test", type=ANY, required=True, help="Labelled file or folder.")
+@click.option("--out", type=FOLDER, help="Folder for report.json; default: no report.")
 @refusing
 def evaluate(task: str, model: str, test: Path, out: Path | None) -> None:
-    """Measure a fine-tuned model on a test file."""
+    """Measure a fine-tuned model on a labelled file, and print the metrics as JSON."""
     from learners.finetune.run import evaluate as measure
 
     report = measure(task=task, model=model, test=test, out=out)

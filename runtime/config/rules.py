@@ -1,8 +1,8 @@
-"""Finds rules of `gate.forbid` that can never hold or always hold: a typing error that would leave a machine unguarded.
+"""Find rules of `gate.forbid` that never hold or always hold: a typing error that would leave a machine unguarded.
 
-A comparison with a word that is no choice is named. Otherwise the rule is tried on every combination of choices and, of each
-continuous component, on its limits, its middle and the numbers of the rule and what lies next to them. For choices, and for
-comparisons of single components with numbers, this is a proof; other rules over continuous actuators are only tried.
+A comparison with a word that is no choice is reported. Every other rule is evaluated on all combinations of choices. For a
+continuous component, the values are its limits, its middle, and the numbers in the rule with their neighbours. For choices, and
+for comparisons of single components with numbers, this is a proof; other rules over continuous actuators are only sampled.
 """
 
 from __future__ import annotations

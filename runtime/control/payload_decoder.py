@@ -19,7 +19,7 @@ from sensors.readings import Reading
 
 SOUND_CHUNKS = 64
 MAX_REASON = 200
-"""Characters kept of a reason, which may quote the payload."""
+"""Characters of a reason that are stored; a reason may quote the payload."""
 
 
 @dataclass(slots=True)

@@ -160,7 +160,7 @@ class Access:
         return orjson.dumps(Stored(tokens=self._tokens(), sessions=stored).model_dump())
 
     def restore(self, content: bytes, wall_s: float) -> None:
-        """Take up the sessions of an earlier process; those of a role whose token has changed have ended.
+        """Restore the sessions of an earlier process, except for roles with a changed token.
 
         Raises:
             ValueError: the content is malformed.

@@ -1,7 +1,7 @@
 """Query people about decisions of which the policy is less certain than usual (active learning).
 
-Certainty is the margin between the critic's best and second-best score (margin sampling, Scheffer et al. 2001), relative to the
-median margin of the last minute, because scores have no unit of their own. The agent publishes at most one query in ten
+Certainty is the margin between the critic's best and second-best score (margin sampling, Scheffer et al. 2001). It is divided
+by the median margin of the last minute, because scores have no unit. The agent publishes at most one query in ten
 seconds, over all actuators, and none for an untrained policy, an override or an action of the gate.
 
 Answers arrive on `override/<actuator>`, which acts now and is stored as an intervention, or on `label` with the query's `id` and

@@ -46,7 +46,7 @@ class RawCapture:
 
 
 def streams_to_keep(config: Config) -> frozenset[str]:
-    """Return the streams whose encoder is fine-tuned, or that a task reads."""
+    """Return the streams with a fine-tuned encoder and the streams that a task reads."""
     trained = {name for name, encoder in config.encoders.items() if encoder.follow_task}
     tasks = {task.stream for task in config.tasks.values()}
     return frozenset(name for name, stream in config.streams.items() if stream.encoder in trained or name in tasks)

@@ -1,9 +1,9 @@
 """Quarantine sources of feedback that contradict the others: exclude them from learning, publish it, store it across restarts.
 
 The store keeps every reward and label with its source (bounded like all experience). A quarantined source counts in no
-transition, past or future, until a person releases it. Two components find such sources: the comparison of rewards in
-`learners/safeguards/source_consistency.py`, which runs here, and the learner, for labels that lower the held-out metric (as
-`label:NAME`), which reports it through its outbox.
+transition, past or future, until a person releases it. Two components find such sources. The comparison of rewards in
+`learners/safeguards/source_consistency.py` runs here. The learner finds sources of labels that lower the held-out metric, and
+reports them as `label:NAME` through its outbox.
 
 Events, each with its numbers: `source_quarantined`, `source_released`, `sources_disagree`, `quarantine_state_unreadable`.
 """

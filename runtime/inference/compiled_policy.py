@@ -1,8 +1,9 @@
 """Compile the fused part of a policy for its fastest backend, and cache the graphs of the last few weights on disk.
 
 Which backend is fastest depends on shapes alone and is calibrated once for a spec; the converted graph depends on the weights.
-Converting takes up to a second. The graph of the weights a daemon starts with is therefore cached for all daemons of this user,
-and those of checkpoints in `state_dir` until `MAX_GRAPHS` newer ones were used: a restart with the live weights converts nothing.
+Converting takes up to a second, so graphs are cached, and a restart with the live weights converts nothing. The graph of the
+initial weights is cached for all daemons of this user. The graphs of checkpoints are cached in `state_dir` until `MAX_GRAPHS`
+newer ones were used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Inference off the event loop: one thread, cached tokens, weights that change between two ticks.
 
 `decide` awaits the inference thread, which encodes the streams that have something new (those that share an encoder in one
-batch), fuses, keeps the history and asks the heads. `load` fills the standby weights in a loader thread of low priority and
-then flips the pointer in the inference thread, so a tick sees one version or the other, whole. Tokens pass through
-float16 before they are used: what is remembered is exactly what was acted on.
+batch), fuses, stores the history and runs the heads. `load` fills the standby weights in a loader thread of low priority and
+then switches the pointer in the inference thread: a tick never sees a mix of two versions. Tokens are rounded to float16
+before they are used, so that the stored tokens are exactly those of the decision.
 """
 
 from __future__ import annotations

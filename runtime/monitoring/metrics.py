@@ -136,12 +136,12 @@ class Metrics:
             self.stream_stale.labels(stream).set(1)
 
     def observe_acted(self, ages_s: Mapping[str, float], fresh: frozenset[str], answered_s: float) -> None:
-        """Note a tick whose decision was sent to a device.
+        """Record a tick that sent its decision to a device.
 
         Args:
-            ages_s: of the readings it was made from, at the observation.
-            fresh: those that no decision saw before.
-            answered_s: from the observation to the moment the gate had sent the command.
+            ages_s: ages of the readings of the decision, at the observation, in seconds.
+            fresh: the streams with a reading that no earlier decision used.
+            answered_s: seconds from the observation until the gate had sent the command.
         """
         for stream, age_s in ages_s.items():
             self.action_input_age_seconds.labels(stream).observe(age_s + answered_s)

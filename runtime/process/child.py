@@ -20,7 +20,7 @@ from sensors.drivers.parent_death import die_with
 
 Priority = Literal["idle", "nice", "normal"]
 ORPHAN = 75
-"""Exit code of a child whose parent died before the child began."""
+"""Exit code of a child if its parent died before the child started."""
 
 
 def set_process_title(title: str) -> None:

@@ -102,7 +102,7 @@ class RecordingController:
         return free
 
     def _emit(self, kind: str, data: dict[str, Any]) -> None:
-        """Publish an event of the recorder, from any thread; one that ended by itself degrades the agent's status."""
+        """Publish an event of the recorder, from any thread; a recording that ended without a request degrades the agent's status."""
         if kind in ("recording_full", "recording_failed"):
             self.control_loop.degraded["recording"] = data["reason"]
         self.reporter.event(kind, data)

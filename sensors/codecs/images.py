@@ -112,7 +112,7 @@ def _transparent(png: bytes) -> bool:
 def _essential(payload: bytes) -> bytes:
     """Return the PNG with only the chunks its picture needs, each complete and with a true checksum.
 
-    OpenCV 5.0 worked 16 s on 100 bytes whose chunk length was wrong; other chunks may unpack to more than they are.
+    OpenCV 5.0 took 16 s for 100 bytes with a wrong chunk length; other chunks may decompress to a multiple of their size.
     """
     chunks, at = [_PNG], len(_PNG)
     while at + 12 <= len(payload):

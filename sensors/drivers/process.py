@@ -1,9 +1,16 @@
-"""Run one device driver in a process of its own, where it may block, leak or crash without harming the agent.
+"""Run one device driver in its own process, where it may block, leak or crash without harming the agent.
 
 `python -m sensors.drivers.process NAME DESCRIPTOR` reads its job (JSON) from the socket DESCRIPTOR and writes messages to it. It
-ends when the other end of the socket closes, when its parent thread dies, or when the source ends. A message is a
-header (kind, capture stamp in monotonic seconds, two numbers, length) and its bytes: F frame (height, width), S sound
-(sample rate, 0; float32 mono), O opened (JSON), D drop (cause), E error (text), X end of the recording.
+ends when the other end of the socket closes, when its parent thread dies, or when the source ends.
+
+A message is a header (kind, capture stamp in monotonic seconds, two numbers, length) and its bytes. The kinds are:
+
+- F: a frame; the numbers are height and width.
+- S: sound in float32 mono; the numbers are the sample rate and 0.
+- O: the source is open; the bytes are JSON.
+- D: a drop; the bytes are its cause.
+- E: an error; the bytes are its text.
+- X: the end of the recording.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The base of cameras and microphones whose source is read by a driver process.
+"""Read a camera or microphone through a driver process.
 
-The process does one job (`sensors.drivers.process`); the watchdog judges it by the age of its data
-(`sensors.drivers.watchdog`). Every datum that is not delivered is counted by cause. Knows neither pictures nor sound.
+The process does one job (`sensors.drivers.process`); the watchdog monitors the age of its data (`sensors.drivers.watchdog`).
+The sensor counts every datum that it does not deliver, by cause. It knows neither images nor sound.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Inject faults: wrap a sensor so that tests can try what depends on it.
+"""Inject faults: wrap a sensor to test how everything behind it reacts to a failing source.
 
 `front=stuck@10s` makes stream `front` stuck from 10 s after the start. The whole form is
-`STREAM=KIND[:AMOUNT][@START[+DURATION]]`, times in seconds with or without an `s`:
+`STREAM=KIND[:AMOUNT][@START[+DURATION]]`, with times in seconds, with or without an `s`. The kinds are:
 
-off           nothing is delivered
-stuck         the content of one moment again and again, with fresh stamps: a source that only looks alive
-garbage       random content of the right shape
-wrong         plausible but false: pictures mirrored, sound reversed, words in reverse order, numbers negated
-slow          one reading in AMOUNT seconds (default 1), the others are dropped
-delayed       every reading AMOUNT seconds late (default 0.5), with its true stamp
-intermittent  on for AMOUNT seconds (default 1), off for as long, in turn
+- off: nothing is delivered.
+- stuck: the same content is repeated with fresh stamps, like a frozen source that seems alive.
+- garbage: random content of the right shape.
+- wrong: plausible but false content: images mirrored, sound reversed, words in reverse order, numbers negated.
+- slow: one reading in AMOUNT seconds (default 1); the others are dropped.
+- delayed: every reading AMOUNT seconds late (default 0.5), with its true stamp.
+- intermittent: alternately on for AMOUNT seconds (default 1) and off for as long.
 """
 
 from __future__ import annotations

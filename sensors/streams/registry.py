@@ -55,7 +55,7 @@ def is_topic(source: int | str) -> bool:
 
 
 def topic_of(source: int | str) -> str | None:
-    """Return NAME of `topic:NAME`; None for `topic`, which stands for the agent's own topic.
+    """Return NAME of `topic:NAME`; None for `topic`, which means the agent's own topic.
 
     Raises:
         ValueError: NAME has a wildcard.
