@@ -1,7 +1,7 @@
-"""Rewards computed at every tick: arithmetic on telemetry and actions, and Python functions from `reflexd.rewards`.
+"""Compute rewards at every tick: arithmetic on telemetry and actions, and Python functions from `reflexd.rewards`.
 
-A tick's reward is of what was seen at that tick and of what was executed then. A reward that cannot be computed (a stream is
-missing, a division by zero, a plug-in that fails) counts as 0 and is counted by its name. Knows nothing of the `reward` topic.
+The reward of a tick depends on the readings and the executed actions of that tick. A reward that cannot be computed (a missing
+stream, a division by zero, a failing plug-in) is 0, and the failure is counted by name. Knows nothing of the topic `reward`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ MAX_REASON = 200
 """Characters of a reason."""
 Plugin = Callable[[Observation, Mapping[str, Value]], float]
 _PLUGIN_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a careless plug-in raises; anything else stops the agent, since nobody knows what it means."""
+"""Errors that a faulty plug-in may raise; the reward is then 0. Any other error stops the agent, because its cause is unclear."""
 
 
 class RewardUnknown(LookupError):  # noqa: N818 - reads as what happened
-    """No installed package offers the named reward; `str` names those that are installed."""
+    """No installed package provides the named reward; `str` lists the installed ones."""
 
 
 def known(streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]) -> Known:
-    """The names an expression may use: telemetry fields, and actions with their components."""
+    """Return the names that an expression may use: telemetry fields, and actions with their components."""
     names: dict[str, Any] = {name: fields_of(s) for name, s in streams.items() if fields_of(s)}
     for name, actuator in actuators.items():
         names[name] = len(actuator.low) if actuator.kind == "continuous" else None
@@ -66,7 +66,7 @@ class TickRewards:
                 self._plugins.append((reward, _plugin(reward.plugin, plugins)))
 
     def at(self, observation: Observation, actions: Mapping[str, Value]) -> float:
-        """The sum of all, each clipped to its own limit."""
+        """Return the sum of all rewards, each clipped to its own limit."""
         self.latest = {}
         if self._expressions:
             values = _values(observation, actions)
@@ -94,7 +94,7 @@ class TickRewards:
 def build_rewards(
     settings: Iterable[AnyReward], streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]
 ) -> TickRewards:
-    """The tick's rewards of one settings file.
+    """Build the rewards of one settings file.
 
     Raises:
         actuators.expressions.ExpressionError: an expression cannot be used.

@@ -4,8 +4,8 @@
                                    manifest.json (SHA-256 of every file, parent, data range, metrics)  manifest.sig
     checkpoints/LIVE               which version acts, every one that ever did, and those that failed
 
-A version becomes visible by one rename after every byte is on disk, and LIVE is replaced by one rename: a crash at any
-moment leaves the last good version loadable. What a directory must hold to be loaded is in `manifest.py`.
+A version becomes visible by one rename after every byte is on disk. LIVE is also replaced by one rename. A crash at any moment
+therefore leaves the last good version loadable. `manifest.py` defines the required content of a directory.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Checkpoints:
         return load(self.folder / version, self.public, shapes)
 
     def list(self) -> list[Manifest]:
-        """Versions whose manifest is signed by us, oldest first; the files are not read."""
+        """Return the versions with a manifest that our key signed, oldest first; their files are not read."""
         found = []
         for path in sorted(self.folder.iterdir()):
             if VERSION.match(path.name):
@@ -175,8 +175,8 @@ class Checkpoints:
     ) -> Loaded | None:
         """The live version, else the newest one that acted and still loads; None for none.
 
-        When LIVE itself is lost nobody knows what acted, and the newest that loads is taken. `refused` is told of every
-        version that had to be passed over.
+        If the file LIVE itself is lost, the newest version that loads is returned. `refused` is called with every version
+        that was skipped.
         """
         live = self._live()
         if live is None:

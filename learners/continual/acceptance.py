@@ -1,16 +1,17 @@
-"""What becomes of a fine-tuned version, and the rules that say so: promoted, rejected, or inconclusive.
+"""Decide about a fine-tuned version: promoted, rejected, or inconclusive.
 
-A candidate is promoted if, on the held-out file of the operator's,
+A candidate is promoted if all of this is true on the operator's held-out file:
 
-1. it agrees with the file on what it was taught, more than two independent raters of the same habits would (Wilson's lower bound of
-   the agreement at 95 % above chance agreement, as in Cohen's kappa);
-2. it is no worse than the version before on all of the file, within `finetune.max_metric_drop`;
-3. it loses at most `finetune.max_forgetting` on those whose classes the version before knew.
+1. On the classes that it trained on, it agrees with the file better than chance. Wilson's lower bound of the agreement at 95 % is
+   above the agreement of two independent raters with the same class frequencies, as in Cohen's kappa.
+2. On the whole file, its metric is at most `finetune.max_metric_drop` below that of the version before.
+3. On the classes that the version before knew, its metric is at most `finetune.max_forgetting` lower.
 
-Labels can only speak against a candidate, and do so when they are noise (shuffled, say), whatever the candidate does: if the version
-before, where the file bears it out, agrees with those of classes it knows no better than chance; or the candidate with those that did not
-train. Without a file the outcome is "inconclusive" and the
-candidate is not promoted.
+Labels can only reject a candidate, and they do if they look like noise, for example because they are shuffled. This is so if the
+candidate agrees with the validation labels no better than chance. It is also so if the version before agrees with the labels of
+its own classes no better than chance, although the file confirms that version.
+
+Without a file the result is inconclusive, and the candidate is not promoted.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class AcceptanceVerdict:
     outcome: Outcome
     reason: str
     version: str | None
-    """Of what was kept: live, or waiting for a person."""
+    """The stored version: live, or waiting for an operator."""
     figures: dict[str, Any]
     held_out: Literal["none", "file"]
     """Where what judged came from."""
     blamed: tuple[dict[str, Any], ...] = ()
-    """The sources whose labels lowered the held-out metric, each as `source_quarantined` tells it."""
+    """The sources of labels that lowered the held-out metric, each with the fields of `source_quarantined`."""
 
     @property
     def promoted(self) -> bool:
@@ -98,7 +99,7 @@ def by_chance(figures: Mapping[str, Any], of: str) -> str | None:
 
 
 def inconclusive_reason(task: str, version: str) -> str:
-    """What is said where nothing can judge."""
+    """Return the reason of an inconclusive result."""
     return (
         f"inconclusive: no held-out file; name one under tasks.{task}.eval_file, or promote it yourself: request/promote"
         f' {{"task": "{task}", "version": "{version}"}}'

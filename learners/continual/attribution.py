@@ -1,10 +1,12 @@
-"""Which sources of labels lowered the held-out metric: found by leaving them out, and only where chance does not explain it.
+"""Find the sources of labels that lowered the held-out metric, by ablation and a significance test.
 
-When a candidate fails, those of its sources are suspected that agree least with what was known before. Another candidate is trained
-without a suspect (at last without all of them): if that one passes, it goes live. The source is to blame if the sign test on the operator's
-held-out examples says that the candidate with it is worse (`ALPHA`), or if its labels agree with what passed no better than chance.
-A source that taught alone is held against the version before in the same way: nothing is left to train without it. Who brought fewer
-than `MIN_LABELS` labels is not blamed: the candidate is rejected all the same.
+When a candidate fails, the suspects are those of its sources that agree least with the version before. Another candidate is
+trained without a suspect (in the end, without all of them). If that candidate passes, it goes live.
+
+A source is blamed in two cases. The sign test on the operator's held-out examples finds the candidate with it worse (`ALPHA`).
+Or its labels agree with the passing candidate no better than chance. If all labels come from one source, no training without it
+is possible, and the version before takes the place of the passing candidate. A source with fewer than `MIN_LABELS` labels is not
+blamed, but the candidate is still rejected.
 """
 
 from __future__ import annotations

@@ -75,12 +75,12 @@ class TrainedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class CandidateTrainer:
-    """Trains candidates of one task.
+    """Train candidates of one task.
 
     Args:
-        settings: of the task.
-        finetune: how.
-        seed: of everything random.
+        settings: the settings of the task.
+        finetune: the settings of fine-tuning.
+        seed: seed of all random numbers.
         options: further fields of `TrainerSettings`.
     """
 
@@ -102,12 +102,12 @@ class CandidateTrainer:
         """Train a candidate.
 
         Args:
-            live: what it starts from; the pretrained model where there is none.
+            live: the version to start from; the pretrained model if there is none.
             parts: the labels.
-            number: of the run, so that replay draws others each time.
+            number: number of the run, so that each run rehearses other examples.
             tell: called with the progress.
             stop: called after every update; True ends the run.
-            gently: at `GENTLE` times the learning rate, so that less of what is known moves.
+            gently: use `GENTLE` times the learning rate, so that the weights change less.
 
         Raises:
             trainer.Stopped: `stop` returned True.
@@ -164,10 +164,10 @@ class CandidateTrainer:
 
 
 def rehearsal_count(new: Examples, known: Examples, share: float) -> int:
-    """How many earlier examples: of each of their classes `share` times what a class of the new ones has.
+    """Return the number of earlier examples: for each of their classes, `share` times the mean size of a new class.
 
-    A class that is rehearsed less than the new ones are taught is given up for them (Rebuffi et al. 2017: the head leans to
-    the classes that are seen more); without classes it is the share of the new ones.
+    The head prefers frequent classes (Rebuffi et al. 2017), so a class with too little rehearsal is forgotten. Without classes,
+    the number is `share` times the number of new examples.
     """
     kinds = [len({str(row.get("label", "")) for row in rows}) for rows in (new, known)]
     return round(share * len(new) / max(kinds[0], 1) * kinds[1])

@@ -27,17 +27,17 @@ class CandidateMetrics:
 
 
 def evaluate_candidate(
-    holdout: Holdout, candidate: Task, before: Task | None, taught: Collection[str]
+    holdout: Holdout, candidate: Task, before: Task | None, trained_classes: Collection[str]
 ) -> CandidateMetrics:
-    """Hold a candidate against the file.
+    """Evaluate a candidate on the held-out file.
 
     Args:
-        holdout: with a file.
-        candidate: the task as it was trained.
-        before: the version it would replace; for kinds without a head of their own the pretrained model counts as one.
-        taught: the classes among what it was trained on.
+        holdout: the examples; it must have a file.
+        candidate: the trained task.
+        before: the version that it would replace; the pretrained model for kinds of task without their own head.
+        trained_classes: the classes of the training examples.
 
-    Without a version before, its figures are 0: a head that never learned says nothing.
+    Without a version before, its metrics are 0, because an untrained head has no useful prediction.
     """
     new, known = holdout.apart(None if before is None else known_classes(before))
     examples = [*known, *new]
@@ -51,7 +51,7 @@ def evaluate_candidate(
             figures[f"{part}_before"] = (
                 metric(before, examples[cut], old[cut]) if before is not None and old is not None else 0.0
             )
-    about = [i for i, example in enumerate(examples) if classes(example) & set(taught)]
+    about = [i for i, example in enumerate(examples) if classes(example) & set(trained_classes)]
     figures |= agreed([examples[i] for i in about], [found[i] for i in about])
     return CandidateMetrics(
         figures, each(candidate, examples, found), each(before, examples, old) if before and old is not None else None
@@ -98,7 +98,7 @@ def score(task: Task, examples: Sequence[Example]) -> float:
 
 
 def each(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> list[float]:
-    """A score of every example by itself; more is better."""
+    """Return the score of each single example; higher is better."""
     return [_one(task, example, prediction) for example, prediction in zip(examples, found, strict=True)]
 
 

@@ -1,8 +1,8 @@
-"""Labels that arrived while running, as examples of their task; and which of them never train.
+"""Turn published labels into examples of their task, and select those that never train.
 
-A label names a text, or a decision whose recorded reading is looked up (raw readings are kept for a while only: a label
-that comes too late is counted and left out). Whether an example is held out depends on its content alone, so it is
-the same in every run, and the same sentence never is on both sides.
+A label names a text, or a decision; the stored raw reading of that decision is then the example. Raw readings are stored for a
+limited time: a label that arrives too late is counted and skipped. Whether an example is for validation depends on its content
+alone. The selection is therefore the same in every run, and no sentence is in both parts.
 """
 
 from __future__ import annotations

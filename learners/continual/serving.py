@@ -185,7 +185,7 @@ class TaskRunner:
         return True
 
     def _answer(self, name: str, loaded: Loaded, text: str) -> Iterator[Speech]:
-        """The answer to a text, piece by piece; what was said is remembered."""
+        """Yield the answer to a text, piece by piece; the turns of the conversation are stored."""
         loaded.turns.append({"role": "user", "content": text})
         said: list[str] = []
         for piece in loaded.task.stream(list(loaded.turns)):  # type: ignore[attr-defined]
@@ -197,7 +197,7 @@ class TaskRunner:
         yield Speech(name, "", final=True)
 
     def _ready(self, loop: asyncio.AbstractEventLoop, name: str) -> Loaded | None:
-        """The task on its live version, loaded when it changes; None where it cannot be, said once a version."""
+        """Return the task with its live version, loaded when that changes; None if it fails, reported once for each version."""
         live = TaskVersionStore(self.folder / name).live()
         wanted = live.name if live is not None else "pretrained"
         loaded = self._loaded.get(name)

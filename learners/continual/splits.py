@@ -1,13 +1,13 @@
-"""What judges a fine-tune, what only chooses its epoch, and what trains: three parts that never mix.
+"""Split examples into three disjoint parts: held-out (approves a version), validation (selects the epoch), and training.
 
-The examples of `tasks.X.eval_file: FILE` judge, and nothing else does: whoever may publish labels cannot shape them, and labels that
-say what the file says are not trained on. Without a file nothing judges, and the outcome of a fine-tune is inconclusive.
+The held-out part is the operator's file `tasks.X.eval_file`, and nothing else. A client that publishes labels cannot change it,
+and labels with the same content as the file do not train. Without a file, the result of a fine-tune is inconclusive.
 
-Of the labels a fixed part, chosen by content, never trains either. It is *validation*: it stops the training and chooses the epoch.
-It comes from those who teach: it can speak against them (labels that nobody could learn), never for what they taught.
+The validation part is a fixed share of the labels, selected by content. It never trains: it stops the training and selects the
+epoch. It comes from the sources of the training labels, so it can reject their labels as noise, but never approve a version.
 
-Where the file names classes, labels of other classes are left out of training and counted as uncovered: what cannot be judged is not
-learned. A picture or sound of the file that is published again as a label is not recognised.
+If the file has classes, labels of other classes do not train and are counted as uncovered, because nothing could evaluate them.
+An image or sound of the file that is published again as a label is not recognised.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Periodic fine-tuning of one task from labels that arrive while the daemon runs, in a process of its own (`worker/finetuning.py`).
+"""Fine-tune a task periodically from labels that arrive while the daemon runs, in a separate process (`worker/finetuning.py`).
 
-Every `every_s`, with at least `min_labels` new labels, the trainer trains a candidate on the new labels and a sample of earlier ones
-(rehearsal, Rolnick et al. 2019) and promotes it or not. A fixed part of the labels never trains: it is validation, which stops the
-training and selects the epoch. The operator's held-out file alone decides on promotion (`splits.py`, `acceptance.py`). Without a file the
-outcome is inconclusive: the version is stored and not live, and its labels train again with the next ones unless a person promotes it.
+Every `every_s`, with at least `min_labels` new labels, the trainer trains a candidate. It uses the new labels and a sample of
+earlier ones (rehearsal, Rolnick et al. 2019). A fixed share of the labels never trains: it is validation, which stops the
+training and selects the epoch. Only the operator's held-out file approves a candidate (`splits.py`, `acceptance.py`). Without a
+file the outcome is inconclusive. The version is then stored without going live, and its labels train again with the next ones
+unless a person promotes it.
 
-When a candidate fails, the trainer looks for the source whose labels lowered the held-out metric (`attribution.py`): if a candidate
-trained without that source passes, it is promoted instead. A candidate that fails for forgetting alone, without such a source, is trained
-once more at a lower rate. Labels of a rejected candidate never train again.
+When a candidate fails, `attribution.py` searches the source of the labels that lowered the held-out metric. If a candidate
+trained without that source passes, it is promoted instead. A candidate that fails for forgetting alone, without such a source, is
+trained once more at a lower rate. Labels of a rejected candidate never train again.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class TrainerState:
     rejected: list[list[int]] = field(default_factory=list)
     """Ranges of rejected label numbers: first excluded, last included."""
     tried: int = 0
-    """The last label of a version whose outcome was inconclusive."""
+    """The last label of a version with an inconclusive outcome."""
 
     def counts(self, label: Labelled) -> bool:
         """Return whether a label may train."""
@@ -245,7 +246,7 @@ class ContinualTrainer:
     def _attribute_failure(
         self, batch: LabelBatch, holdout: Holdout, before: Task | None, failed: Candidate
     ) -> tuple[Candidate, tuple[dict[str, Any], ...]]:
-        """Return the candidate to continue with, and the sources whose labels made the first one fail."""
+        """Return the candidate to continue with, and the sources of the labels that made the first one fail."""
         assert failed.evaluated is not None
         judge_by = before or failed.trained.task
         for group in sources_to_ablate(batch.new, lambda examples: score(judge_by, examples)):
@@ -272,7 +273,7 @@ class ContinualTrainer:
     def _blame(
         self, batch: LabelBatch, group: Sequence[str], failed: dict[str, Any], harm: SourceImpact
     ) -> tuple[dict[str, Any], ...]:  # fmt: skip
-        """Return an event for each source of a group whose labels lowered the metric by more than chance."""
+        """Return an event for each source of a group, if its labels lowered the metric by more than chance."""
         sources, blamed = by_source(batch.new), []
         for source in group:
             opposed = contradicts(harm.without, sources[source], MIN_LABELS)
@@ -318,7 +319,7 @@ class ContinualTrainer:
 
 
 def newest(labels: Sequence[Labelled], per_source: int) -> list[Labelled]:
-    """At most so many of each source, the newest; in their order."""
+    """Return the newest `per_source` labels of each source, in their order."""
     seen: Counter[str] = Counter()
     kept = []
     for one in reversed(labels):

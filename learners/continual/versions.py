@@ -1,7 +1,8 @@
-"""The versions of a task's model under `state_dir/learner/tasks/NAME`: whole folders, and a file that names the live one.
+"""Store the versions of a task's model under `state_dir/learner/tasks/NAME`: one folder each, and a file that names the live one.
 
-A version is written beside its place and renamed; `current.json` is replaced by a rename: readers in other processes see
-the old or the new version, never a part. A version may wait: it is kept and not live until a person promotes it.
+A version is written under another name and then renamed; `current.json` is also replaced by a rename. Readers in other
+processes therefore see the old or the new version, never a part. A version may wait: it is stored, but not live until an
+operator promotes it.
 """
 
 from __future__ import annotations

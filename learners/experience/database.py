@@ -18,7 +18,7 @@ from learners.experience.schema import RAW, connect
 from learners.experience.transition import Transition, checksum, encode
 
 BLOCK = 32
-"""Rows that are kept or evicted together."""
+"""Rows that are stored or evicted together."""
 CHANGES_KEPT = 200_000
 
 MUTABLE = ("reward", "done", "intervention", "demonstration", "failure")
@@ -135,7 +135,7 @@ class Database:
         return True
 
     def quarantined(self, source: str) -> bool:
-        """Whether the rewards of a source are kept apart."""
+        """Return whether the rewards of a source are quarantined."""
         found = self._db.execute("SELECT quarantined FROM sources WHERE source = ?", (source,)).fetchone()
         return bool(found and found[0])
 

@@ -1,8 +1,8 @@
-"""Experience as episodes: runs of ticks of one session, each with what was executed and the raw readings that were kept.
+"""Read experience as episodes: runs of ticks of one session, each with the executed actions and the stored raw readings.
 
-An episode ends with `done`, with its session, where ticks are missing for longer than `GAP_S`, where a picture that is asked
-for was not kept, and after `LONGEST` steps. An actuator that was not moved at a tick goes on with what it was last told; ticks before anything
-was executed are left out. Knows no file format.
+An episode ends with `done`, with its session, at a gap between ticks longer than `GAP_S`, at a missing image of a required
+camera, and after `LONGEST` steps. An actuator without a command at a tick continues with its last one. Ticks before the first
+command are skipped. Knows no file format.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONGEST = 1_000
 """Steps after which an episode is cut: it is held in memory with its pictures, and a daemon may act for days."""
 
 Seen = Mapping[str, bytes | str]
-"""What is kept of a tick's readings: an encoded picture or sound, or a text, by stream."""
+"""Stream -> the stored reading of a tick: an encoded image or sound, or a text."""
 
 
 class ReadingSource(Protocol):
@@ -95,7 +95,7 @@ class StoredReadings:
         return self.wanted & self.reader.raw_streams()
 
     def at(self, transitions: Sequence[Transition]) -> list[Seen]:
-        """The newest reading of each stream at each tick, unless the one that was used is not among those kept."""
+        """Return the reading that each tick used, by stream, if it is still stored."""
         found: list[dict[str, bytes | str]] = [{} for _ in transitions]
         for stream in self.streams:
             oldest = max((t.ages_s.get(stream, 0.0) for t in transitions if t.present.get(stream)), default=None)
@@ -121,14 +121,14 @@ def _plain(raw: Raw) -> bytes | str:
 
 @dataclass(slots=True)
 class Episodes:
-    """Iterates over episodes, oldest first.
+    """Iterate over episodes, oldest first.
 
     Args:
-        reader: of the experience.
-        kept: of raw readings.
-        cameras: streams of which every step must have a picture.
-        told: is called with rows read and rows there are.
-        tally: what was used.
+        reader: reads the experience.
+        `kept`: reads the raw readings.
+        cameras: streams of which every step must have an image.
+        `told`: called with the number of rows read and of all rows.
+        tally: counts what was used.
         longest: steps after which an episode is cut.
         window: Unix seconds, from and before.
     """

@@ -146,11 +146,11 @@ class Reader:
         return [Rewarded(*found) for found in self._all(query, (since, limit))]
 
     def quarantined(self) -> list[str]:
-        """Sources whose rewards are kept apart."""
+        """Return the sources of quarantined rewards."""
         return [source for (source,) in self._all("SELECT source FROM sources WHERE quarantined ORDER BY source", ())]
 
     def labels(self, task: str, since: int = 0) -> list[Label]:
-        """Labels of a task with `id > since`, oldest first; those of sources kept apart (as `label:SOURCE`) are left out."""
+        """Return labels of a task with `id > since`, oldest first, without those of quarantined sources (`label:SOURCE`)."""
         query = (
             "SELECT task, label, text, decision, source, stamp_s, id FROM labels WHERE task = ? AND id > ?"
             " AND 'label:' || source NOT IN (SELECT source FROM sources WHERE quarantined) ORDER BY id"
@@ -260,7 +260,7 @@ DRIFT = 1e-3
 
 
 def raw_reading(reader: Reader, transition: Transition, stream: str) -> Raw | None:
-    """The raw reading of a stream that this tick used; None where it was not kept, or is gone."""
+    """Return the raw reading of a stream that this tick used; None if it was not stored or is deleted."""
     age_s = transition.ages_s.get(stream, 0.0)
     slack_s = JITTER_S + DRIFT * age_s
     captured_s = transition.stamp_s - age_s

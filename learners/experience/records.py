@@ -52,7 +52,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """A source whose rewards are left out of learning, or counted again."""
+    """The exclusion of a source's rewards from training, or the end of it."""
 
     source: str
     on: bool

@@ -36,10 +36,10 @@ class SetAside:
 
 
 def quarantine_and_recover(path: Path, reason: str, stamp_s: float) -> SetAside:
-    """Move a broken database (and its log) away, start a fresh one, and copy what reads.
+    """Move a corrupt database (and its log) away, start an empty one, and copy the readable rows.
 
-    The copy is made beside and renamed into place, so a crash in the middle leaves the old name empty and the
-    set-aside file whole; the next start then begins fresh.
+    The copy is written under another name and then renamed. A crash before that leaves the moved file complete and no file
+    under the old name; the next start then creates an empty database.
     """
     kept = _free_name(path, int(stamp_s))
     for suffix in ("-wal", "-shm", ""):

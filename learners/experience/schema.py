@@ -1,7 +1,7 @@
-"""The tables of the experience database: how a file of any older version is brought up to them, and opened for writing.
+"""Define the tables of the experience database, migrate files of older versions, and open them for writing.
 
-SQLite in WAL mode with synchronous=NORMAL: what was committed survives the death of the process (kill -9) without an
-fsync a commit; a power cut may cost the last commits and never the file. Measured in `tests/benchmarks/bench_experience.py`.
+SQLite runs in WAL mode with synchronous=NORMAL. Commits survive the death of the process (kill -9) without an fsync for each
+commit. A power cut may lose the last commits, but never the file. Measured in `tests/benchmarks/bench_experience.py`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
-"""The agent's side of remembering: `Store` takes ticks, rewards, marks and labels without ever making the tick wait.
+"""Store ticks, rewards, marks and labels on behalf of the agent, without delaying the control loop.
 
-Everything goes through one bounded queue to one writer thread; order is kept, so a reward that follows its tick finds it.
-A full queue drops the newcomer and counts it. What `flush` returned for is committed and survives kill -9. Readers in
+Every item passes through one bounded queue to one writer thread. The order is preserved, so a reward finds the tick before it.
+A full queue drops the new item and counts it. Items before a completed `flush` are committed and survive kill -9. Readers in
 other processes use `reader.Reader`.
 
-Events (`on_event(kind, fields)`, called in the writer thread): `unknown_decision` a reward or mark for nothing remembered;
-`experience_corrupt` a broken file and what was salvaged; `transition_rejected` an item that is not whole;
-`experience_write_failed` the disk refused, at most one a minute; `experience_recovered` the disk takes items again.
+Events (`on_event(kind, fields)`, called in the writer thread):
+
+- `unknown_decision`: a reward or mark names a decision that is not stored.
+- `experience_corrupt`: a file is corrupt; the fields count the recovered rows.
+- `transition_rejected`: an item is incomplete.
+- `experience_write_failed`: an item could not be written to disk; at most one event a minute.
+- `experience_recovered`: items can be written again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One tick as it is remembered, and its form on disk.
+"""Define one stored tick, and its form on disk.
 
-A transition holds what the policy saw (tokens of every encoder, masks, ages), what was executed and by whom, with which
-probability, and what came of it. Successors are not stored: the next transition is the next one of the same session, so
-every array is kept once. Knows neither the database nor torch.
+A transition contains the input of the policy (tokens of every encoder, masks, ages), the executed action with its origin and
+probability, and the reward. Successors are not stored: the successor is the next transition of the same session, so
+every array is stored once. Knows neither the database nor torch.
 
 Shapes: tokens of an encoder are float16 [T, W], telemetry is float32 [T, W] (T = 1).
 """
@@ -66,7 +66,7 @@ class Transition:
     intervention: bool = False
     demonstration: bool = False
     failure: bool = False
-    """Kept in the reserve and in a stratum of its own; terminal states count, good or bad: they anchor the values."""
+    """A terminal state, good or bad. It is stored in the reserve and sampled as its own stratum, because it anchors the values."""
     value: float = 0.0
 
     def credited(self, actuator: str) -> Value | None:

@@ -44,7 +44,7 @@ class Writer:
         drops: counts items that were not stored, by cause.
         on_event: publishes an event.
         clock: Unix seconds.
-        pause: waits for so many seconds; it may return early.
+        pause: waits for a number of seconds; it may return early.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class Layout:
     cameras: Mapping[str, tuple[int, int]]
     """Height and width of the pictures of each exported camera; others are brought to it."""
     words: tuple[str, ...] = ()
-    """Text streams whose newest text is the task, the first that says something."""
+    """Text streams in order of preference: the newest text of the first one that has a text is the task."""
 
     @property
     def learned(self) -> tuple[Choice | Continuous, ...]:

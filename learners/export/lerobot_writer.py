@@ -1,8 +1,8 @@
-"""A LeRobotDataset v3.0 folder: parquet data, episodes, tasks, statistics and `meta/info.json`.
+"""Write a LeRobotDataset v3.0 folder: parquet data, episodes, tasks, statistics and `meta/info.json`.
 
 Written after the format's own reader (https://github.com/huggingface/lerobot, `src/lerobot/datasets`, codebase version v3.0).
-Pictures stay the JPEG or PNG bytes they were kept as (`dtype: image`, embedded in the parquet files), so nothing is encoded
-twice. Frames of an episode count as evenly spaced, as the format wants it; the true stamps are in
+Images are the stored JPEG or PNG bytes (`dtype: image`, embedded in the parquet files), so nothing is encoded
+twice. Frames of an episode count as evenly spaced, as the format requires; the true stamps are in
 `complementary_info.stamp_s`. Not exported: sound, tokens of encoders and text actuators, for which the format has no place.
 The only importer of `pyarrow` and `pandas`.
 """
@@ -50,7 +50,7 @@ class DatasetWriter:
         layout: of a frame.
         fps: ticks a second.
         robot: name of the agent.
-        task: what the task is called where nothing was said.
+        task: description of the task in episodes without a text.
 
     Raises:
         ExportNeeds: pyarrow or pandas is not installed.

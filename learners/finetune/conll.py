@@ -1,8 +1,12 @@
 """CoNLL columns, one word a line, and the schemes in which their tags are written, read as IOB2.
 
-Schemes: IOB1 and IOB2 (Ramshaw and Marcus 1995; Sang and Veenstra 1999), BIOES, BILOU and BMEWO (Ratinov and Roth 2009),
-and IO, with or without prefix. All but the last are read by one rule: a chunk begins at B, S, U or W, after O, after
-another type, and after E, L, S, U or W.
+Schemes:
+
+- IOB1 and IOB2 (Ramshaw and Marcus 1995; Sang and Veenstra 1999).
+- BIOES, BILOU and BMEWO (Ratinov and Roth 2009).
+- IO, with or without prefix.
+
+One rule reads all but the last: a chunk begins at B, S, U or W, after O, after another type, and after E, L, S, U or W.
 """
 
 from __future__ import annotations

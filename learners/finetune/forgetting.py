@@ -23,7 +23,7 @@ from learners.tasks.registry import open_task
 def transplant(encoder_of: PreTrainedModel, into: PreTrainedModel) -> int:
     """Copy the backbone's weights from one model into another; returns how many tensors were.
 
-    Parts that only one of them has (a pooler) or whose shape differs (token types) stay as they are.
+    Parts that only one of them has (a pooler), or that differ in shape (token types), do not change.
     """
     source, target = backbone(encoder_of), backbone(into)
     copied = 0

@@ -24,7 +24,7 @@ from learners.tasks.heads import output_layer
 STRENGTH = 10.0
 """How weak the penalty on weights is: `C` of logistic regression over inputs of unit root mean square."""
 ITERATIONS = 300
-"""Of L-BFGS, at most; it stops by itself where nothing changes."""
+"""Largest number of iterations of L-BFGS; it stops earlier when it has converged."""
 
 
 def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) -> bool:

@@ -34,7 +34,7 @@ def factor(step: int, total: int, *, warmup: float, kind: Kind) -> float:
 
 
 class SGDW(torch.optim.SGD):
-    """SGD with momentum whose weight decay is decoupled: weights shrink by rate x decay before the step."""
+    """SGD with momentum and decoupled weight decay: weights shrink by rate x decay before the step."""
 
     def __init__(self, params: Iterable[Any], lr: float, *, momentum: float, weight_decay: float) -> None:
         super().__init__(params, lr=lr, momentum=momentum)

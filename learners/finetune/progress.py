@@ -18,7 +18,7 @@ from learners.finetune.trainer import TrainingProgress
 
 
 class Bar:
-    """A context whose value takes the trainer's progress."""
+    """A context manager that shows the trainer's progress; call its value with each `Progress`."""
 
     def __init__(self, title: str, metric: str, console: Console | None = None) -> None:
         self._metric = metric

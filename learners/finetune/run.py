@@ -210,10 +210,10 @@ def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None 
 def build(
     kind: str, model: str, train: Sequence[Example], mode: Train, options: dict[str, Any]
 ) -> tuple[Task, TrainerSettings, dict[str, Any]]:
-    """The task on its model, the settings its recipe gives for the mode, and options of neither.
+    """Return the task with its model, the default settings of the mode, and the remaining options.
 
     Raises:
-        ValueError: an option nobody knows.
+        ValueError: an option is unknown.
     """
     cls = task_class(kind)
     check_modality(cls, train)

@@ -23,7 +23,7 @@ from learners.finetune.trainable import set_training
 from learners.tasks.base import DataError, Example, Feature, Task, to_device
 
 MEGABATCH = 50
-"""Batches whose examples are sorted by length together."""
+"""Number of batches that are sorted by length together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
-    """Told after every step and epoch."""
+    """The progress of a run, reported after every step and epoch."""
 
     epoch: int
     epochs: int
@@ -89,7 +89,7 @@ class TrainingProgress:
 
 
 class Stopped(Exception):  # noqa: N818 - reads as what happened
-    """A run was told to stop; its state, if it keeps one, is saved."""
+    """A run was stopped on request; its state is saved if it has a folder for it."""
 
 
 OnProgress = Callable[[TrainingProgress], None]

@@ -148,7 +148,7 @@ def _episode(path: Path, i: int, o: NDArray[Any], a: NDArray[Any], r: NDArray[An
 
 
 def episodes_of(environment: str, env: gymnasium.Env[Any, Any], source: int | Path) -> list[Episode]:
-    """Return so many scripted episodes, or those of a file.
+    """Return scripted episodes (`source` is their number), or those of a file.
 
     Raises:
         ValueError: there is no script for the environment, or the file is no file of episodes.

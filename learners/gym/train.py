@@ -1,7 +1,7 @@
-"""Training against a gymnasium environment: what `reflexd train` does and leaves behind.
+"""Train a policy on a gymnasium environment (`reflexd train`), and write the results.
 
-`results.json` has the settings, the curve and the figures of the delivered policy on a hundred episodes of its own, and says
-which step it comes from; beside it lie the curve as a picture and a signed checkpoint.
+`results.json` contains the settings, the curve, and the returns of the delivered policy on a hundred separate episodes, with the
+step at which the policy was saved. The folder also contains the curve as an image, and a signed checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train(
         seed: of everything random.
         out: a folder; made if it is missing. Its `checkpoints` can be adopted, or run as a `state_dir`.
         algorithm: as `policy.algorithm`.
-        demonstrations: so many episodes of the scripted teacher, or a file of episodes (see `learners.gym.demonstrations`).
+        demonstrations: number of episodes of the scripted expert, or a file of episodes (see `learners.gym.demonstrations`).
         progress: show a bar on stderr; where that is no terminal, a line for every evaluation.
         settings: hyperparameters.
 

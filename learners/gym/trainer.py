@@ -1,8 +1,8 @@
-"""The engine of `reflexd train`: learning from a gymnasium environment in lock-step, one update after each step.
+"""Train on a gymnasium environment in lock-step, one update after each step (`reflexd train`).
 
-The same policy, heads and algorithms as in the daemon. Every `evaluate_every` steps the greedy policy plays the same ten
-episodes; the best policies so far are kept, and at the end the better of them on fresh episodes is delivered, as the daemon's
-promotion gate would. Steps of evaluations are not counted as training steps.
+The policy, heads and algorithms are those of the daemon. Every `evaluate_every` steps the greedy policy plays the same ten
+episodes, and the best policies so far are stored. At the end they play fresh episodes, and the best one is delivered, as in the
+daemon's promotion. Steps of evaluations do not count as training steps.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Trainer:
         done: bool = False,
         demonstration: bool = False,
     ) -> None:
-        """Append a transition; without values it only ends an episode whose time ran out."""
+        """Append a transition; without values, it only ends an episode that reached its time limit."""
         self._tick += 1
         transition = Transition(
             session=str(self._episode),
@@ -251,7 +251,7 @@ class Trainer:
         return run_episodes(self.make, act, range(first_seed, first_seed + episodes))
 
     def deliver(self) -> tuple[int, Score]:
-        """Load the best kept policy, by fresh episodes; return its step and its final score."""
+        """Load the stored policy that is best on fresh episodes; return its step and its final score."""
         episodes = self.settings.selection_episodes
         best: tuple[float, BestCheckpoint] | None = None
         for kept in sorted(self.kept, key=lambda k: k.step, reverse=True):

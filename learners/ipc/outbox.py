@@ -43,7 +43,7 @@ class Outbox:
     def __init__(self, folder: Path, *, limit: int = 1_000, clock: Callable[[], float] = time.time) -> None:
         self.folder, self.limit = folder, limit
         self.drops: Counter[str] = Counter()
-        """`full`: nobody collects; `unreadable`: a file that is no event."""
+        """`full`: no process collects the events; `unreadable`: a file is no event."""
         self._clock, self._count = clock, 0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 

@@ -1,6 +1,6 @@
-"""What the agent leaves for the learner: the spec of the policy it runs, in `state_dir/learner/spec.json`.
+"""Pass the spec of the running policy from the agent to the learner, in `state_dir/learner/spec.json`.
 
-Only the agent knows it, because only the agent loads the encoders, whose widths are part of it.
+Only the agent can write it, because the spec contains the widths of the encoders, and only the agent loads them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
-"""The learner's progress: one small JSON file, replaced by a rename, which the agent reads for `health` and metrics.
+"""Publish the learner's progress: one small JSON file, replaced by a rename, which the agent reads for `health` and metrics.
 
-Fields: `state` (starting; waiting: too little experience; training; idle: no update is pending; finetuning: a task is being fine-tuned,
-while training goes on; stopped); `updates`; `updates_per_s` over the last half minute; `pending_updates` not done yet and `dropped_updates` given up; `loss` and further
-metrics as the algorithm names them; `q` the mean value of sampled actions; `buffer` transitions in memory, `sampleable`, `demonstrations`
-and `terminal` ones among them; `row` the last one read; `reward_mean` of the last thousand; `policy` the live version; `candidate` the last one evaluated;
-`finetuning` task, epoch, step, loss and score of a running fine-tune, or null.
+- `state`: `starting`; `waiting` (too little experience); `training`; `idle` (no update is pending); `finetuning` (a task is being
+  fine-tuned, while training continues); `stopped`.
+- `updates`, and `updates_per_s` over the last half minute.
+- `pending_updates` that are due, and `dropped_updates` that were given up.
+- `loss` and further metrics of the algorithm; `q`: the mean value of sampled actions.
+- `buffer`: transitions in memory; `sampleable`, `demonstrations` and `terminal` count some of them.
+- `row`: the last transition that was read; `reward_mean`: the mean reward of the last thousand.
+- `policy`: the live version; `candidate`: the last one that was evaluated.
+- `finetuning`: task, epoch, step, loss and score of a running fine-tune, or null.
 """
 
 from __future__ import annotations

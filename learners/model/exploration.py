@@ -1,10 +1,12 @@
-"""Exploration: noise, excursions, and draws whose probability is known exactly.
+"""Explore: draw noise and excursions with exactly known probabilities.
 
-A policy's own noise is independent from tick to tick, as SAC's and CrossQ's is. Where rewards tell nothing but the cost of acting, that
-gets nowhere (a car stays in its valley): then excursions wander slowly over the whole range, as a sum of first-order
-autoregressions (coloured noise, as in Eberhard et al. 2023). Where rewards tell more they harm: a HalfCheetah that is thrown on its back
-early learns to slide on it. At each tick every noise is N(0, 1), so the density of one action is known; that successive
-draws depend on each other is not in that number.
+The policy's own noise is independent from tick to tick, as in SAC and CrossQ. If rewards contain only the cost of acting, such
+noise finds nothing (a car stays in its valley). Excursions then move slowly over the whole range, as a sum of first-order
+autoregressions (coloured noise, as in Eberhard et al. 2023). With informative rewards, excursions harm: a HalfCheetah that early
+falls on its back learns to slide on it.
+
+At each tick every noise is N(0, 1), so the density of one action is known. The density ignores the dependence between
+successive draws.
 """
 
 from __future__ import annotations

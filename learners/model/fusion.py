@@ -1,11 +1,11 @@
-"""The state estimator: tokens of all streams, attended over by a few learned latents, become one state.
+"""Fuse the tokens of all streams into one state, with a few learned latents that attend to them.
 
-Latents attend to themselves and to every token (a bottleneck between modalities as in MBT, Nagrani et al. 2021; read in
-as by Perceiver IO, Jaegle et al. 2022). In the first layer they learn what was asked, in the next they look for it. Each
-token says which stream it is of, where in it, and how old; what is missing is set to zero and hidden from attention, so
-that its content cannot reach the state by any path, not even as NaN.
+Latents attend to themselves and to every token: a bottleneck between modalities as in MBT (Nagrani et al. 2021), with the
+input attention of Perceiver IO (Jaegle et al. 2022). The first layer can read an order, the next can search for its object.
+Each token encodes its stream, its position in it, and its age. Missing tokens are set to zero and masked in the attention, so
+that their content cannot reach the state, not even as NaN.
 
-`policy.fusion: low-rank-bilinear` takes another way for streams that speak of places in a picture, see `matching.py`.
+`policy.fusion: low-rank-bilinear` fuses streams that refer to places in an image differently, see `matching.py`.
 
 Shapes: B batch, S streams, T tokens of a stream, W their width, D width of the policy, L latents, K all tokens, H heads, E = D / H.
 """

@@ -1,9 +1,9 @@
-"""The heads of the policy: from the context to one action for each actuator, its probability and a value.
+"""Map the policy's context to one action for each actuator, its probability, and a value.
 
-One head for each kind of actuator: choices get a dueling quantile critic with a branch for each actuator (DQN) or a
-linear posterior (bandit, when gamma is 0); continuous actuators get a squashed Gaussian actor with an ensemble of critics
-(SAC, CrossQ; `actor_critic.py`). Heads hold the online networks only: target networks and optimisers belong to the algorithms.
-Text actuators are written by language tasks and get no head.
+There is one head for each kind of actuator. Choices have a dueling quantile critic with a branch for each actuator (DQN), or a
+linear posterior (bandit, if gamma is 0). Continuous actuators have a squashed Gaussian actor with an ensemble of critics
+(SAC, CrossQ; `gaussian_actor.py`). Heads contain the online networks only: target networks and optimizers belong to the
+algorithms. Tasks generate the values of text actuators, so these have no head.
 
 Shapes: B batch, C context, A all continuous components together, n choices of one actuator, K quantiles.
 """
@@ -51,7 +51,7 @@ def kinds(algorithm: Algorithm, actions: ActionSpace, gamma: float) -> Kinds:
 
 @dataclass(frozen=True, slots=True)
 class HeadOutput:
-    """What the heads say about B contexts.
+    """The output of the heads for B contexts.
 
     `values`: for a choice the index (B, int64), for a continuous actuator the vector (B,A) in the actuator's units.
     `probabilities`: B for each actuator, exploration included; a density for continuous ones, and 1 where nothing was

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from learners.model.exploration import masked
 
 SETTLE = 256
-"""Transitions until the normalisation of a bandit's features stands still; a power of two."""
+"""Transitions after which the normalisation of a bandit's features no longer changes; a power of two."""
 
 CLIP = 2.0
 """Normalised numbers beyond this say no more: a rarely used number would otherwise outweigh all others."""

@@ -1,12 +1,12 @@
-"""Matching: where in a picture is what the other streams speak of?
+"""Locate in an image what sound or text refers to, by a low-rank bilinear product of their tokens.
 
-What an order names and where it stands in the picture meet in a product, which attention and sums over tokens need far more
-examples to imitate. Every place of a picture gives a key, the streams that speak (sound, text) give a query, and groups of
-their element-wise product are summed: a low-rank bilinear form (Kim et al. 2017, "Hadamard Product for Low-rank Bilinear
-Pooling"), one map over the places for each group. The maps are normalised over the places, as attention is, and read out
-with their places kept. The same weights serve every place, so what was learned at one place holds at all.
+A product relates the object of an order to its place in the image; attention and sums over tokens need far more examples for
+that. Every place of the image has a key, and the sound and text streams have a query. Groups of their element-wise product are
+summed, which makes one map over the places for each group. This is a low-rank bilinear form (Kim et al. 2017, "Hadamard Product
+for Low-rank Bilinear Pooling"). The maps are normalised over the places, as in attention, and each place remains a separate
+output. All places share the same weights, so training at one place applies to all.
 
-Knows tokens that are adapted already, and nothing of encoders.
+Reads adapted tokens; knows nothing of encoders.
 
 Shapes: B batch, T places (tokens) of a picture, D width of the policy, G groups, E = D / G.
 """

@@ -1,7 +1,11 @@
 """Small networks of the reinforcement-learning heads: trunks with LayerNorm, batch renormalisation or unit spheres.
 
-Sources: LayerNorm critics as in RLPD (Ball et al. 2023); batch renormalisation (Ioffe 2017) as CrossQ places it, on the
-input and after every activation (Bhatt et al. 2024); hyperspherical normalisation as in SimBaV2 (Lee et al. 2025).
+Sources:
+
+- LayerNorm critics as in RLPD (Ball et al. 2023).
+- Batch renormalisation (Ioffe 2017) on the input and after every activation, as in CrossQ (Bhatt et al. 2024).
+- Hyperspherical normalisation as in SimBaV2 (Lee et al. 2025).
+
 Knows neither actions nor losses.
 
 Shapes: B batch, I in, H hidden, O out.
@@ -64,7 +68,7 @@ class BatchRenorm(nn.Module):
 
 
 class SphereLinear(nn.Module):
-    """A linear map without bias whose columns are kept on the unit sphere, with a learned scale (SimBaV2, section 4)."""
+    """A linear map without bias, with columns on the unit sphere and a learned scale (SimBaV2, section 4)."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()

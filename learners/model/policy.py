@@ -98,9 +98,9 @@ class Policy(nn.Module):
         return torch.cat((newest_BD, self.recall(states_BHD[:, :-1].flatten(1))), dim=-1)
 
     def encode(self, features: Features, *, generator: torch.Generator | None = None) -> Tensor:
-        """Features [B] or [B, H] -> context B,C, with gradients; in `train()` whole streams are left out at random.
+        """Encode features [B] or [B, H] into a context B,C, with gradients; in `train()`, mask whole streams at random.
 
-        `[B]` stands for a history that repeats itself. `generator` decides what is left out.
+        `[B]` means a history of equal states. `generator` selects the masked streams.
         """
         if self.training and self.spec.modality_dropout > 0 and len(self.spec.streams) > 1:
             features = drop_streams(features, self.spec.modality_dropout, generator)

@@ -1,11 +1,12 @@
-"""Why a decision was taken: Shapley values over streams for the score of the chosen action.
+"""Explain a decision: Shapley values of the streams for the score of the chosen action.
 
-A stream's part is what it adds to the score, averaged over every order in which streams could be shown to the policy (Shapley
-1953; with a background distribution instead of retraining: Lundberg & Lee 2017, in the interventional form of Janzing et al.
-2020). A stream that is not shown has the tokens of one of K other ticks. So the parts sum to the score of this decision minus
-the mean score of the background, a stream that never changes gets 0, and one that was missing is no player. No encoder runs.
+The value of a stream is its contribution to the score, averaged over every order in which streams could be shown to the policy
+(Shapley 1953). A stream that is not shown has the tokens of one of K other ticks. This background distribution replaces
+retraining (Lundberg & Lee 2017), in the interventional form of Janzing et al. 2020. The values sum to the score of this decision
+minus the mean score of the background. A stream that never changes has the value 0, and a missing stream is no player. No encoder
+runs.
 
-The work is bounded by a number of fused ticks. n players need 2^n * K * H of them for exact values. Where that is too much, parts
+The work is bounded by a number of fused ticks. n players need 2^n * K * H of them for exact values. If that is too much, the values
 are estimated from random orders, each with its reverse (antithetic permutation sampling, Mitchell et al. 2022), with their
 standard errors; they still sum exactly.
 
@@ -138,7 +139,7 @@ def _exact(game: _Game) -> dict[str, _Values]:
 
 
 def _sampled(game: _Game, rows: int) -> dict[str, _Values]:
-    """Walk through random orders and their reverses, showing one more player at each step, within so many rows."""
+    """Estimate the values from random orders and their reverses, with one more player at each step, in at most `rows` rows."""
     n = len(game.players)
     pairs = max(2, (rows - 1) // (2 * n - 1))
     chance = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""What a policy is built from, as plain data: streams, actions and sizes. Goes to JSON and back; imports no torch.
+"""Define a policy as plain data: streams, actions and sizes. Converts to and from JSON; imports no torch.
 
-A `PolicySpec` is saved beside the weights (`spec.json`), so that a checkpoint says by itself how to build its policy.
+A `PolicySpec` is saved next to the weights (`spec.json`), so that a checkpoint contains everything to build its policy.
 """
 
 from __future__ import annotations

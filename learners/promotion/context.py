@@ -1,7 +1,8 @@
-"""What a promotion step receives and returns.
+"""Define what a promotion step receives and returns.
 
-A step is a function of an `EvaluationContext` that returns a `StepResult`, or a generator that returns one and yields meanwhile: True
-when it has more to do at once, False when it waits for new ticks. Used by the steps, the pipeline and the learner's candidates.
+A step is a function of an `EvaluationContext` that returns a `StepResult`. It may also be a generator that returns one. The
+generator yields True if it has more work at once, and False if it waits for new ticks. Used by the steps, the pipeline and the
+learner's candidates.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class EvaluationContext:
     period_s: float
     """Of a tick."""
     reward_delay_ticks: int = 0
-    """Newest transitions whose rewards may still arrive."""
+    """Number of newest transitions that may still receive rewards."""
     encoder_versions: Mapping[str, str] = field(default_factory=dict)
     """The present version of each stream's encoder."""
     tasks: FeedingTasks = field(default_factory=lambda: FeedingTasks({}))

@@ -1,4 +1,4 @@
-"""The tasks whose answers are a token of the policy: their versions, and their held-out metrics before and after a change.
+"""Find the tasks that feed the policy: their versions, and their held-out metrics before and after a change.
 
 Only the task's held-out file is read, never labels that arrived over MQTT.
 """

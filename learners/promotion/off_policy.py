@@ -1,9 +1,12 @@
 """Promotion step `ope`: off-policy evaluation of candidate and live policy on the newest logged decisions.
 
-Both are evaluated with the exploration in their weights, because that is what would run live. A decision that a person, the gate or no
-one executed has no probability under the policy: it enters no importance weight, ends a weighted window, and trains the value functions
-only. `ope/evaluator.py` holds the estimators and selects the one that decides. The step passes when the lower confidence bound of
-candidate minus live is above minus `promotion.margin` (a reward a tick). Too little evidence is inconclusive, which fails the step.
+Both are evaluated with the exploration in their weights, because they would run live with it. The policy has no probability for
+an action of a person, of the gate or of no one. Such an action enters no importance weight, ends a weighted window, and trains
+the value functions only.
+
+`ope/evaluator.py` contains the estimators and selects the decisive one. The step passes if the lower confidence bound of
+candidate minus live is above minus `promotion.margin` (reward per tick). Too little evidence is inconclusive, which fails the
+step.
 """
 
 from __future__ import annotations

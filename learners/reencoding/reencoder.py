@@ -1,9 +1,9 @@
-"""Old experience in the tokens of a new encoder: what an older version saw is encoded again from raw readings.
+"""Re-encode stored raw readings with the newest version of their encoder.
 
-After an encoder was swapped, remembered tokens of the version before count as missing. Where the raw reading is still kept
-(`experience.raw_retention_s`), the learner encodes it with the present version, a slice at a time beside its updates and at their low
-priority, newest first; the tick knows nothing of it. Readings that were not kept stay out. An encoder is in memory only while
-there is something to encode, and runs on the backend that the agent chose for it.
+After an encoder was swapped, stored tokens of the version before count as missing. If the raw reading is still stored
+(`experience.raw_retention_s`), the learner encodes it with the present version. It does so in small slices between its updates,
+with the same low priority, newest first; the control loop is not involved. Tokens without a raw reading remain missing. An encoder
+is in memory only while there are readings to encode. It runs on the backend that the agent selected for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHUNK = 32
 RETRY_S = 10.0
 """Pause after the disk refused tokens."""
 CACHE = 64
-"""Readings whose tokens are kept at hand: many ticks use the same one."""
+"""Readings with cached tokens, because many ticks use the same reading."""
 Tokens = NDArray[np.float16]
 
 
@@ -52,7 +52,7 @@ class Reencoder:
     done: int = 0
     """Rows and streams encoded again."""
     without_raw: int = 0
-    """Those whose raw reading is not there; they stay out."""
+    """Tokens without a stored raw reading; they remain missing."""
     waiting: int = 0
     """Those still to do."""
     failed: int = 0

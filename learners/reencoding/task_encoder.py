@@ -17,7 +17,7 @@ from learners.config import CLASSIFICATION, EncoderSettings, TaskSettings
 from learners.model.encoders.base import Encoder
 
 KINDS = CLASSIFICATION
-"""Kinds of task whose backbone reads as the encoder does; the others change it (token types, marks) or have a decoder."""
+"""Kinds of task with the same inputs as the encoder; the others change the inputs (token types, marks) or have a decoder."""
 
 
 def encoder_tasks(

@@ -1,7 +1,7 @@
-"""Tokens of remembered ticks, made anew by a later version of their encoder: `state_dir/learner/reencoded.db`.
+"""Store the re-encoded tokens of ticks: `state_dir/learner/reencoded.db`.
 
-Beside the store and not in it: experience has one writer, the agent. The learner writes here what it then takes into its replay,
-so that a resumed learner finds the very tokens it has learned from, though the raw readings may be gone by then.
+This is a separate database, because experience has one writer, the agent. The learner writes tokens here before it loads them
+into its replay buffer. A resumed learner thus finds the same tokens, even if the raw readings have been deleted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _check(version: int, path: Path) -> None:
 
 
 class TokenStore:
-    """The file. Written by the learner alone; a broken one, or one of another format, is begun anew: it can be made again."""
+    """The database of re-encoded tokens. Only the learner writes it; a corrupt or outdated file is replaced by an empty one."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

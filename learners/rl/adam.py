@@ -1,7 +1,7 @@
 """Adam (Kingma and Ba 2015) in one fused call, with a state of flat tensors.
 
-The mathematics and the kernel are torch's own (`torch.optim.Adam(fused=True)`); what is left out are the hooks, profiling
-and graph guards around it, which took longer than the step of networks as small as these.
+The mathematics and the kernel are those of torch (`torch.optim.Adam(fused=True)`). Hooks, profiling and graph guards are
+omitted, because they took longer than the step of such small networks.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Algorithm:
         policy: what acts (`learners.model.policy.Policy`, or anything with its `encode`, `observe` and `heads`);
             trained in place.
         generator: the only source of chance.
-        updates: made so far; exploration fades with them, and does not begin anew where only the weights change.
+        updates: number of updates so far; exploration fades with it, and does not restart if only the weights change.
     """
 
     def __init__(self, policy: Any, generator: torch.Generator, updates: int = 0) -> None:
@@ -92,10 +92,10 @@ class Algorithm:
                 part.observe(self.policy, batch)
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """Learn from one batch; return the metrics, whose names start with the part's.
+        """Train on one batch; return the metrics, named `part.metric`.
 
         Raises:
-            FloatingPointError: a loss is not finite; the weights are still those of before.
+            FloatingPointError: a loss is not finite; the weights have not changed.
         """
         if self._follow is not None:
             self._follow.copy_buffers()

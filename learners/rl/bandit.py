@@ -1,11 +1,12 @@
-"""One-step feedback: a linear posterior for each choice, acted on by upper confidence with known probabilities.
+"""Learn from one-step feedback: a linear posterior for each choice, with upper confidence and known probabilities.
 
-Disjoint LinUCB's model (Li et al. 2010): for each choice a ridge regression of the reward on features of the context,
-A = ridge I + sum f f', b = sum r f, mean f' A^-1 b, deviation sqrt(f' A^-1 f). LinUCB takes the highest
-mean + width * deviation; here that number goes through a softmax, so that every choice has a probability above zero that
-is known exactly and can be logged for off-policy evaluation. The features are the context, a constant, and random Fourier
-features of it (Rahimi and Recht 2007), so that curved reward functions are within reach without retraining. Every transition
-is taken in once, exactly. Width and temperature are in units of the range of rewards seen so far, which counts 0 in.
+The model is that of disjoint LinUCB (Li et al. 2010): for each choice, a ridge regression of the reward on features f of the
+context. A = ridge I + sum f f', b = sum r f; the mean is f' A^-1 b, the deviation sqrt(f' A^-1 f).
+
+LinUCB selects the highest mean + width * deviation. Here a softmax of that number makes every probability positive and exactly
+known, so that it can be logged for off-policy evaluation. The features are the context, a constant, and random Fourier features
+of the context (Rahimi and Recht 2007), which can fit curved reward functions without retraining. Every transition is used once,
+exactly. Width and temperature are in units of the range of rewards so far; the range includes 0.
 
 Shapes: B batch, C context, F features, n choices.
 """
@@ -25,11 +26,11 @@ from learners.rl.batch import Batch
 
 
 class Bandit:
-    """Learns the posterior head: exactly, from every transition once, not from sampled batches.
+    """Train the posterior head: exactly, from every transition once, not from sampled batches.
 
-    What the posterior knows holds only for features that stay as they are. So the encoder is left alone, and the running
-    normalisation settles on the first `SETTLE` transitions, which are taken in again each time it has moved: when their
-    number is a power of two.
+    The posterior is valid only if the features do not change. So the encoder is not trained, and the running normalisation is
+    fixed after the first `SETTLE` transitions. Until then the normalisation changes whenever their number is a power of two,
+    and the posterior is computed again from all of them.
     """
 
     def __init__(self, head: LinearPosterior, names: tuple[str, ...]) -> None:

@@ -74,5 +74,5 @@ def add_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def strip_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what stands behind `prefix.`, without it."""
+    """Return the entries that begin with `prefix.`, without the prefix."""
     return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}

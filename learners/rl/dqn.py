@@ -1,7 +1,11 @@
 """Deep Q-learning for choices: double, n-step, dueling, quantile critics with LayerNorm, a branch for each actuator.
 
-Sources: double DQN (van Hasselt et al. 2016), quantile regression (Dabney et al. 2018, equation 10), branches with a
-common target (Tavakoli et al. 2018, equation 5), large margin on demonstrations (Hester et al. 2018, DQfD).
+Sources:
+
+- Double DQN: van Hasselt et al. 2016.
+- Quantile regression: Dabney et al. 2018, equation 10.
+- Branches with a common target: Tavakoli et al. 2018, equation 5.
+- Large margin on demonstrations: Hester et al. 2018 (DQfD).
 
 Shapes: B batch, n choices of one actuator, K quantiles.
 """

@@ -1,9 +1,9 @@
-"""Mirrored experience: what is seen in a mirror wants the mirrored action.
+"""Mirror half of each batch, for a world that is symmetric between left and right.
 
-Where left and right mean the same but for the side, every transition is worth two. In a batch, half of the transitions are
-mirrored: the places of every picture in reverse along its rows, the choices of the named actuators in reverse order, named
-continuous actuators and telemetry negated. Whether the world is so symmetric only its owner knows: `learner.mirror_augmentation` says it. An
-augmentation of reinforcement learning from pictures, as in Laskin et al. 2020 ("RAD"), with the action following it.
+In such a world every transition has a mirrored counterpart. The places of every image are reversed along its rows, the choices
+of the named actuators are reversed, and the named continuous actuators and telemetry are negated. Only the operator knows
+whether the world is symmetric; `learner.mirror_augmentation` declares it. It is an augmentation for reinforcement learning from
+images, as in Laskin et al. 2020 ("RAD"), that also changes the action.
 
 Shapes: B batch, T tokens of a stream, W their width, A components of one continuous actuator.
 """
@@ -24,7 +24,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 class MirrorAugmentation:
-    """Mirrors half of a batch.
+    """Mirror half of a batch.
 
     Args:
         spec: of the policy.

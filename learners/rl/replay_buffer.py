@@ -38,7 +38,7 @@ FAILURES = 1 / 16
 RESERVE = 0.2
 """Share of the memory for the reserve ring."""
 LEAD_UP = 8
-"""Transitions before a reserved one that are kept with it, beside its history."""
+"""Transitions before a reserved one that are stored with it, in addition to its history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,9 @@ class ReplayBuffer:
         max_bytes: of the arrays.
         steps: n of the n-step returns.
         taught_share: of a batch from demonstrations and interventions.
-        centre: subtract the mean reward of the main ring, as reward centring (Naik et al. 2024) in its simple form: values
-            are then of what is better than usual, and do not hide it under what is always there. For tasks whose episodes
-            end whatever is done.
-        settle: newest transitions that are not drawn yet, because their rewards may still be on the way.
+        centre: subtract the mean reward of the main ring: reward centring (Naik et al. 2024) in its simple form. Values then
+            measure the difference from the usual reward. For tasks with episodes that end independently of the actions.
+        settle: newest transitions that are not sampled yet, because their rewards may still arrive.
         failure_share: see `FAILURES`.
         max_rows: no more than this, whatever the memory.
     """
@@ -160,7 +159,7 @@ class ReplayBuffer:
         return changed
 
     def stale(self) -> dict[str, list[int]]:
-        """By stream, the rows whose tokens another version of its encoder made than the present one; newest first."""
+        """Return, by stream, the rows with tokens of an earlier version of its encoder; newest first."""
         return self._columns.stale(np.concatenate((self._reserve.order(), self._main.order())))
 
     def retoken(self, number: int, stream: str, version: str, tokens_TW: NDArray[Any]) -> bool:
@@ -168,7 +167,7 @@ class ReplayBuffer:
         return self._columns.retoken(number, stream, version, tokens_TW)
 
     def detach(self) -> None:
-        """Forget the rows' numbers: the store began anew and will use them again."""
+        """Discard the row numbers, because the store was recreated and will use them again."""
         self._columns.detach()
 
     def held(self) -> BufferIndex:
@@ -282,7 +281,7 @@ class ReplayBuffer:
         return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
 
     def _uniform(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
-        """Uniform over what can be drawn from the main ring, by rejection: no list is kept while it fills."""
+        """Sample uniformly from the main ring, by rejection, so that no list of valid rows is needed."""
         drawn: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         missing, attempts = count, 0
         while missing > 0:
@@ -329,7 +328,7 @@ class ReplayBuffer:
         return np.where(at >= self._main.stop, self._reserve.before(at), self._main.before(at))
 
     def _features(self, positions: NDArray[np.int64]) -> Features:
-        """Features [B, H], oldest first; a session's first state stands for those before it, as when acting."""
+        """Return features [B, H], oldest first; a session's first state fills the places before it, as in inference."""
         history = self.spec.history
         at_BH = np.repeat(positions[:, None], history, axis=1)
         alive_B = np.ones(len(positions), bool)

@@ -69,7 +69,7 @@ class ReplayStorage:
         ]
 
     def write(self, at: int, transition: Transition, number: int) -> bool:
-        """Write a transition, row `number` of the store; True when what was there or is now is a failure or was taught."""
+        """Write a transition, row `number` of the store; return whether the old or the new one is terminal or an expert's."""
         self._name(at, number)
         self.session_N[at] = self._session_ids.setdefault(transition.session, len(self._session_ids))
         self.tick_N[at] = transition.tick
@@ -90,7 +90,7 @@ class ReplayStorage:
             self._where[number] = to
 
     def special(self, at: int) -> bool:
-        """A failure, or taught."""
+        """Return whether the transition is terminal or an expert acted."""
         return bool(self.taught_NU[at].any() or self.failure_N[at])
 
     def change(self, number: int, after: Mapping[str, float]) -> bool:
@@ -105,7 +105,7 @@ class ReplayStorage:
         return True
 
     def stale(self, at: NDArray[np.int64]) -> dict[str, list[int]]:
-        """By stream, rows at given positions whose tokens another version made than the present one; newest first."""
+        """Return, by stream, the rows at given positions with tokens of an earlier encoder version; newest first."""
         found: dict[str, list[int]] = {}
         for s, stream in enumerate(self.spec.streams):
             if stream.name not in self.versions:
@@ -127,7 +127,7 @@ class ReplayStorage:
         return True
 
     def detach(self) -> None:
-        """Forget the rows' numbers: the store began anew and will use them again."""
+        """Discard the row numbers, because the store was recreated and will use them again."""
         self.number_N[:] = -1
         self._where.clear()
 

@@ -1,8 +1,11 @@
 """Soft actor-critic for continuous actuators, with RLPD's ingredients.
 
-Sources: SAC with a learned temperature (Haarnoja et al. 2018), LayerNorm critics, several of them, and half the batch
-from demonstrations (RLPD, Ball et al. 2023; the batch is mixed by the replay), a minimum over a random subset (REDQ, Chen
-et al. 2021), cloning of expert actions.
+Sources:
+
+- SAC with a learned temperature: Haarnoja et al. 2018.
+- Several LayerNorm critics, and half the batch from demonstrations: RLPD, Ball et al. 2023. The replay buffer mixes the batch.
+- The minimum over a random subset of critics: REDQ, Chen et al. 2021.
+- Cloning of expert actions: Fujimoto and Gu 2021 (TD3+BC).
 
 Shapes: B batch, A all continuous components, N critics.
 """
@@ -140,8 +143,8 @@ class ActorCritic:
     def cloning(self, context_BC: Tensor, batch: Batch, loss_B: Tensor) -> Tensor:
         """Return the cloning loss: squared distance of the mean to expert actions, scaled as TD3+BC to the critics' size.
 
-        Fujimoto and Gu 2021, equation 5: the value term has the size of |Q|, so the cloning term is given it too; and
-        enough beyond it to outweigh the entropy term while the critics know nothing yet.
+        Fujimoto and Gu 2021, equation 5: the value term has the size of |Q|, so the cloning term is scaled to it. A further
+        constant lets it outweigh the entropy term while the critics are untrained.
         """
         experts = [batch.is_expert.get(name) for name in self.names]
         if not any(t is not None and bool(t.any()) for t in experts):

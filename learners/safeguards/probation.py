@@ -1,12 +1,17 @@
-"""Probation: a version that has just gone live is watched for a while, and comes back out when it does worse.
+"""Monitor a newly promoted version for a while (probation), and roll it back if it is worse than the version before.
 
-Watched are the rewards of its own decisions and how often the gate refuses them, in blocks of one second of acting, and the returns
-of its episodes where rewards say `done`, against the last minutes of the version before and the last episodes of those that passed
-(`drop.py` has the tests; they share alpha, so that together they take out an equal version with probability at most alpha). A version during whose probation the agent died twice is taken out, too. Where there is no
-version before, or too little is known of it, nothing is compared, and the figures say so.
+Three figures are compared with the version before:
 
-Says what should happen. `runtime/deploy/probation.py` carries it out in the agent, which lives on when the learner does not, and keeps it
-in a file; the learner reads there whether a version is on probation, and meanwhile brings no other.
+- the rewards of its own decisions, in blocks of one second of acting, against the last minutes;
+- how often the gate rejects its actions, in the same blocks;
+- the returns of its episodes, if rewards have `done`, against the last episodes of versions that passed.
+
+`sequential_tests.py` contains the tests. They share alpha, so that together they roll back an equally good version with
+probability at most alpha. A version is also rolled back if the agent died twice during its probation. Without a version before,
+or with too little data about it, nothing is compared, and the figures report that.
+
+This module only decides. `runtime/deploy/probation.py` acts in the agent, which continues when the learner fails, and stores the
+state in a file. The learner reads there whether a version is on probation, and proposes no other candidate meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ MAX_CRASHES = 2
 FILE = "probation.json"
 """In the state folder."""
 PATIENCE = 2.0
-"""A probation may take so many times its seconds of acting; a policy that is not let act is not waited for any longer."""
+"""Longest probation, as a multiple of its seconds of acting: the wait for a policy that may not act ends then."""
 IDLE_S = 15.0
 """A version that has not acted after so long, such as in shadow mode, is not waited for at all."""
 FORMAT = 1
@@ -189,10 +194,10 @@ class Probation:
         }
 
     def restore(self, body: dict[str, Any]) -> None:
-        """Take up what `dump` gave; the tests are computed anew from the blocks.
+        """Restore the state that `dump` returned; the tests are computed again from the blocks.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: the body is malformed.
         """
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']!r}; this program reads {FORMAT}")

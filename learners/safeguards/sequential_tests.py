@@ -1,20 +1,21 @@
-"""Whether a stream of figures fell below, or rose above, what it was before: tests that may be looked at all the time.
+"""Test whether a stream of figures fell below, or rose above, its earlier level; the tests are anytime-valid.
 
-Figures are block means, one a second of acting, or returns, one an episode. Three parts:
+Figures are block means, one for each second of acting, or returns, one for each episode. Three parts:
 
-- `Baseline`: what the figures were before, with a long-run variance that counts how much neighbouring blocks depend on each
-  other (batch means; the largest over several batch lengths, with a chi-square bound because there are few batches).
-- `MixtureSprt`: is the mean now lower? The statistic t(n) = nN/(n+N) (mean before - margin - mean now) of n new blocks against N old ones
-  is, under equal means, a Brownian motion in the clock nN/(n+N) ("information time", Jennison & Turnbull 2000, ch. 3.1). It is
-  held against the one-sided normal-mixture boundary of Howard, Ramdas, McAuliffe & Sekhon 2021, Annals of Statistics 49(2),
-  eq. 14, which such a motion ever crosses with probability at most alpha. With an estimated variance that is an asymptotic
-  statement (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024, "Time-uniform central limit theory").
-- `BettingTest`: is the mean of values in [0, 1] above m? A gambler who cannot win if it is not: the wealth is a test supermartingale, and
-  exceeds 1/alpha with probability at most alpha (Ville; Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables
-  by betting"). Exact at every n, for values whose mean given the past is at most m.
+- `Baseline`: the figures before, with a long-run variance that accounts for the dependence of neighbouring blocks. It uses batch
+  means and takes the largest variance over several batch lengths, with a chi-square bound because there are few batches.
+- `MixtureSprt`: is the mean lower now? The statistic for n new and N old blocks is t(n) = nN/(n+N) (mean before - margin - mean
+  now). Under equal means it is a Brownian motion in the clock nN/(n+N) ("information time", Jennison & Turnbull 2000, section
+  3.1). It is compared with the one-sided normal-mixture boundary of Howard, Ramdas, McAuliffe & Sekhon 2021, Annals of Statistics
+  49(2), eq. 14. Such a motion ever crosses that boundary with probability at most alpha. With an estimated variance the statement
+  is asymptotic (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024, "Time-uniform central limit theory").
+- `BettingTest`: is the mean of values in [0, 1] above m? A gambler bets on it, and cannot win if it is not. The wealth is then a
+  test supermartingale, which exceeds 1/alpha with probability at most alpha (Ville; Waudby-Smith & Ramdas 2024, "Estimating means
+  of bounded random variables by betting"). The test is exact at every n if the conditional mean of the values is at most m.
 
-Assumed: blocks further apart than `MEMORY` are all but independent (and whole episodes are), and the world that rewards is the same before and after. A world
-that gets harder at the very moment of a change is taken for the change's fault. What is simulated: `tests/benchmarks/bench_probation.py`.
+Assumptions: blocks further apart than `MEMORY` are nearly independent (and whole episodes are), and the source of the rewards does
+not change. If the task becomes harder at the moment of a change, the test attributes the drop to the change.
+`tests/benchmarks/bench_probation.py` simulates the tests.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ENOUGH = 6 * MEMORY
 BATCHES = (1, 2, 4, 8, 16)
 LEAST_BATCHES = 8
 FIRST = 3
-"""New blocks before anything is said: one may be anything."""
+"""New blocks before the first result, because one block alone may have any value."""
 SURENESS = 0.97
 """Of the bound on the variance."""
 RHO = 5.0
@@ -86,7 +87,7 @@ class Baseline:
         )
 
     def upper(self, sigmas: float = 2.0) -> float:
-        """The mean and so many standard errors."""
+        """Return the mean plus `sigmas` standard errors."""
         return self.mean + sigmas * math.sqrt(self.variance / self.count)
 
 
@@ -118,7 +119,7 @@ class MixtureSprt:
             self.update(block)
 
     def bound(self) -> float:
-        """The lowest mean that so many blocks may have."""
+        """Return the lowest mean that this number of blocks may have."""
         if not self.count:
             return -math.inf
         information = self.count * self.reference.count / (self.count + self.reference.count)

@@ -1,18 +1,21 @@
-"""Which sources of rewards contradict the others: found by a test, kept apart until a person releases them.
+"""Find sources of rewards that contradict the others, with a sequential test; they are quarantined until a person releases them.
 
-A source is compared with what else was said of the same decision: the median of the other sources (else of their rewards for
-decisions at the same time, within half a second), and, apart from that, the rewards computed at the tick itself. Two such
-comparisons at least a second apart make a pair, which is discordant when the source's value rose where the others' fell
-or the other way round (Kendall 1938): what only scales or shifts values contradicts nobody. Pairs do not overlap, and pairs in
-which either side hardly moved are left out. A `BettingTest` (`drop.py`) is held on the share of discordant pairs: a source that merely
-says something else (share one half) is taken for contradicting with probability at most `ALPHA`, however long it is watched. The
-tick's own rewards often price something else, such as effort: they must be contradicted far more often.
+A source is compared with the median reward of the other sources for the same decision, else with their rewards for decisions
+within half a second. It is also compared, separately, with the rewards computed at the tick itself.
 
-Who contradicts whom is the same number for both sides, so the weight decides, which is how many decisions a source has ever
-rewarded: a source is kept apart when those it contradicts weigh at least twice as much. When nobody outweighs the other,
-that is said and nothing is done. One source alone has nobody to contradict.
+Two comparisons at least a second apart make a pair. A pair is discordant if the source's value rose and the others' fell, or the
+reverse (Kendall 1938). A source that only scales or shifts its values is therefore consistent. Pairs do not overlap, and pairs
+with almost no change on either side are ignored.
 
-What this cannot see: who sends under a name (the broker's access rules must), and a majority that lies.
+A `BettingTest` (`sequential_tests.py`) runs on the share of discordant pairs. An unrelated source (share one half) is found
+contradictory with probability at most `ALPHA`, however long it is monitored. The tick's own rewards often measure something
+else, such as effort: for them the share must be much higher.
+
+A contradiction has the same strength for both sides, so the weight decides: the number of decisions that a source has ever
+rewarded. A source is quarantined if those it contradicts weigh at least twice as much. If neither side outweighs the other, an
+event reports it, and nothing else happens. A single source cannot contradict any other.
+
+Limits: the test cannot detect who publishes under a name (the broker's access rules must prevent misuse), or a majority that lies.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ Others = Literal["sources", "tick"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a source was found to do: it `contradicts` and is kept apart, or sources `disagree` and nobody outweighs."""
+    """A finding about a source: it `contradicts` and is quarantined, or sources `disagree` and neither outweighs the other."""
 
     kind: Literal["contradicts", "disagree"]
     source: str
@@ -97,14 +100,14 @@ class Quarantine:
     """See the module."""
 
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Sources kept apart, with what was found."""
+    """Quarantined sources, with the finding."""
     released: set[str] = field(default_factory=set)
     """Sources a person vouched for: not judged any more."""
     standings: dict[str, SourceRecord] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
-        """Sources kept apart."""
+        """Return the quarantined sources."""
         return frozenset(self.kept)
 
     def observe(self, entry: LedgerEntry, around: Callable[[], Iterable[LedgerEntry]] = tuple) -> list[Finding]:
@@ -116,7 +119,7 @@ class Quarantine:
         return [finding for source in entry.rewards for finding in self.judge(entry, source, near)]
 
     def judge(self, entry: LedgerEntry, source: str, around: Iterable[LedgerEntry] = ()) -> list[Finding]:
-        """Compare one source's reward for a decision with what else was said."""
+        """Compare one source's reward for a decision with the other rewards."""
         if source in self.kept or source in self.released:
             return []
         standing = self.standings.setdefault(source, SourceRecord())
@@ -166,7 +169,7 @@ class Quarantine:
         self._forget()
 
     def release(self, source: str) -> bool:
-        """A person vouches for a source; False when it was not kept apart."""
+        """Release a source on a person's request; return False if it was not quarantined."""
         if self.kept.pop(source, None) is None:
             return False
         self.released.add(source)
@@ -174,11 +177,11 @@ class Quarantine:
         return True
 
     def _forget(self) -> None:
-        """Evidence begins anew: who counts among the others has changed."""
+        """Discard the evidence, because the set of the other sources has changed."""
         self.standings = {name: SourceRecord(standing.weight) for name, standing in self.standings.items()}
 
     def dump(self) -> dict[str, Any]:
-        """What outlives a restart, as plain data; evidence is gathered anew."""
+        """Return the state that survives a restart, as plain data; evidence is collected again."""
         weights = {name: standing.weight for name, standing in self.standings.items()}
         return {"format": FORMAT, "kept": self.kept, "released": sorted(self.released), "weights": weights}
 

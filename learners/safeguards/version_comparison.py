@@ -17,7 +17,7 @@ SHARES = {"rewards": 0.5, "refusals": 0.25, "returns": 0.25}
 MORE_REFUSALS = 0.1
 """Share of decisions that may be refused more than before."""
 MOST_REFUSALS = 0.95
-"""Where that many were refused before, nothing can be told."""
+"""Share of rejected actions of the version before, above which rejections cannot be compared."""
 TOO_LONG = 3
 """Times the longest episode before, after which an episode counts as it is."""
 EPISODE_RHO = 1.0
@@ -84,7 +84,7 @@ class Comparison:
 
 
 def _returns(known: VersionStatistics, margin: float, alpha: float) -> MixtureSprt | None:
-    """Episodes begin anew and so are independent; the margin is that of a tick, for as many as an episode had."""
+    """Return a test of the returns: episodes are independent; the margin is that of a tick times the ticks of an episode."""
     reference = Baseline.of(known.returns, least=LEAST_EPISODES, memory=1)
     if reference is None:
         return None

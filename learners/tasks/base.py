@@ -43,7 +43,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a task can be told; saved beside the weights, because predicting needs the same."""
+    """Options of a task; they are saved next to the weights, because prediction needs the same ones."""
 
     max_length: int = 128
     multi_label: bool = False
@@ -72,7 +72,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a task trains unless told otherwise; `rates` is the learning rate by mode."""
+    """Default training settings of a kind of task; `rates` is the learning rate by mode."""
 
     epochs: int = 5
     batch: int = 32
@@ -83,56 +83,56 @@ class Recipe:
     """Epochs without a better validation score before it stops."""
     layer_decay: float = 1.0
     head_rates: Mapping[str, float] = field(default_factory=dict)
-    """How many times the rate a head learns at, by mode; 1 where none is said."""
+    """Mode -> learning rate of the head as a multiple of `rates`; 1 by default."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a task says of one example: `value` is what metrics compare, `confidence` in [0, 1] where there is one."""
+    """The prediction of one example: `value` is compared by metrics, `confidence` is in [0, 1], or None."""
 
     value: Any
     confidence: float | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
-    """More for whoever reads the result (spans, positions)."""
+    """Further fields of the published result (spans, positions)."""
 
 
 class Task(ABC):
-    """One task with its model. Not for several threads at once."""
+    """One task with its model. Not safe for use by several threads at once."""
 
     kind: ClassVar[TaskKind]
     modality: ClassVar[Literal["text", "picture", "sound"]] = "text"
-    """The field of an example that the task reads, or is made from."""
+    """The field of an example that the task reads."""
     selection: ClassVar[str]
     """The validation metric that chooses the epoch; higher is better."""
     recipe: ClassVar[Recipe] = Recipe()
     auto: ClassVar[Any]
     """The AutoModelFor... class."""
     extra_trainable: tuple[str, ...] = ()
-    """Modules of the encoder that are new here and so have to be trained whenever gradients reach them."""
+    """Modules of the encoder that are initialised here, and therefore trained in every mode that reaches them."""
     needs: ClassVar[tuple[str, ...]] = ("text", "label")
     """The fields of an example that is trained on or measured with; `a|b` where either will do."""
     pools: ClassVar[bool] = False
-    """Whether one token speaks for a whole text: see `pooling`."""
+    """Whether one token represents a whole text: see `pooling`."""
 
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         self.source, self.options, self.labels = source, options, tuple(labels)
         self.new_head = False
-        """Whether the head was drawn at random, and not read with the model."""
+        """Whether the head was initialised at random, and not loaded with the model."""
         self.processor = self.load_processor(source)
         self.model: Any = self.load_model(source)  # transformers' classes are untyped in strict mode
         self.model.eval()
 
     @classmethod
     def open(cls, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Self:
-        """The task on a model: a transformers id or folder, or a folder written by `save`, whose options then hold."""
+        """Load the task from a transformers id or folder, or from a folder of `save`, with its options as defaults."""
         saved = saved_options(source)
         return cls(source, replace(Options(**{**cls.recipe.options, **saved}), **options), labels)
 
     @abstractmethod
     def load_processor(self, source: Path | str) -> Any:
-        """The tokenizer or feature extractor."""
+        """Load the tokenizer or feature extractor."""
 
     def configure(self, config: PreTrainedConfig) -> None:
         """Change the model's configuration before it is built."""
@@ -149,7 +149,7 @@ class Task(ABC):
         return self.labels
 
     def load_model(self, source: Path | str) -> Any:
-        """The pretrained model under a head for `labels`; rows of labels that a saved head knows are kept."""
+        """Load the pretrained model with a head for `labels`; a saved head passes on the rows of the labels that it knows."""
         with quiet():
             config = AutoConfig.from_pretrained(source)
             self.configure(config)

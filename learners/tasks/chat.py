@@ -107,9 +107,9 @@ class Chat(TextTask):
         return int(out.logits[0, -1].argmax()), out.past_key_values
 
     def stream(self, turns: Sequence[Turn]) -> Iterator[str]:
-        """Answer the turns: pieces of text as they are made, at most `max_new_tokens` tokens.
+        """Answer the turns: yield pieces of text as they are generated, at most `max_new_tokens` tokens.
 
-        Older turns are left out, the system prompt kept, until the rest fits `max_length`.
+        The oldest turns are dropped until the rest, with the system prompt, fits `max_length`.
         """
         ids_BT = torch.tensor([self._prompt(self.turns({"messages": turns}))], device=self.device)
         stops = self._stops()

@@ -1,7 +1,7 @@
-"""Classification of sounds with any AutoModelForAudioClassification: windows of a microphone and sound files.
+"""Classify sounds with any AutoModelForAudioClassification: windows of a microphone, and sound files.
 
-Whisper sees a short window instead of its 30 s: mel and position table are cut to `window_s` (a 30th of the work for one
-second), which the saved folder's configuration says, so that transformers loads it as it is.
+Whisper reads a short window instead of its 30 s: mel and position table are cut to `window_s`. One second takes a 30th of the
+computation. The configuration in the saved folder contains the length, so that transformers loads it without changes.
 
 Shapes: B batch, M mels, T frames.
 """

@@ -65,7 +65,7 @@ class Classifier(Task):
         return self.criterion(model(**inputs(batch)).logits, batch["labels"])
 
     def criterion(self, logits_BL: Tensor, targets_B: Tensor) -> Tensor:
-        """Cross-entropy, or binary cross-entropy for several labels, whose targets are 0/1 rows [B, L]."""
+        """Return the cross-entropy, or, for several labels with targets of 0 and 1 in [B, L], the binary cross-entropy."""
         if self.options.multi_label:
             return F.binary_cross_entropy_with_logits(logits_BL.float(), targets_B)
         return cross_entropy(logits_BL, targets_B, self.options.label_smoothing)

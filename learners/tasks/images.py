@@ -1,6 +1,6 @@
-"""Pictures as the models take them: files and frames to normalised squares, and small changes of them for training.
+"""Convert image files and frames to normalised squares, the input of the models, and augment them for training.
 
-Reads `preprocessor_config.json` by itself (size, mean, deviation), because transformers' own processors want torchvision.
+Reads `preprocessor_config.json` (size, mean, deviation) without transformers, because its processors require torchvision.
 
 Shapes: C colours (3), Y and X of a picture.
 """

@@ -1,10 +1,11 @@
-"""Mean pooling of sentence encoders in a classifier: one more layer of their own architecture, which begins as the mean.
+"""Add mean pooling to sentence encoders in a classifier: one more layer of their own architecture, initialised as the mean.
 
-The classification head of BERT and RoBERTa reads the first token alone. An encoder that was trained for sentences was trained by the
-mean of all its tokens (Reimers and Gurevych 2019), and its first token says less (docs/benchmarks.md, orders in waves). A further
-layer with uniform attention, which its feed-forward part adds nothing to at first, puts the mean into the first token. So the
-folder stays one that transformers loads by itself, the layers below keep meaning what fusion reads from them, and all of it can be
-trained on. Other tasks on such a folder open it without that layer.
+The classification head of BERT and RoBERTa reads the first token only. Sentence encoders were trained with the mean of all
+tokens (Reimers and Gurevych 2019), and their first token carries less information (docs/benchmarks.md, orders in waves). One
+further layer with uniform attention puts the mean into the first token; its feed-forward part starts at zero.
+
+Transformers can therefore load the folder without our code. The layers below do not change their meaning for the fusion, and
+all layers can be trained. Other tasks load such a folder without that layer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers.utils.hub import cached_file
 MARK = "mean_pooling_layer"
 """Entry of a model's configuration: its last layer was added here."""
 SQUASHED = {"bert": "bert.pooler.dense", "roberta": "classifier.dense", "xlm-roberta": "classifier.dense"}
-"""Of each architecture that can: what stands between the first token and the output layer, a dense layer under a tanh."""
+"""Architecture -> the dense layer with tanh between the first token and the output layer."""
 SHARE = 16.0
 """How much more the mean counts than the first token itself, which the layer's residual connection adds."""
 SLOPE = 0.5

@@ -1,9 +1,9 @@
-"""The relation between two marked spans, as SemEval-2010 Task 8 has it: `Kind(e1,e2)`, `Kind(e2,e1)` or `Other`.
+"""Classify the relation between two marked spans, as in SemEval-2010 Task 8: `Kind(e1,e2)`, `Kind(e2,e1)` or `Other`.
 
-The text carries `<e1>..</e1>` and `<e2>..</e2>`. The spans are set between `$` and `#` (Wu and He 2019), tokens that every
-vocabulary has, and the class is read at the two opening marks and at the sentence's first token (Soares et al. 2019:
-entity starts): a token classification head with three blocks of outputs, whose logits are added, is the same as one
-linear layer on the three vectors side by side, and any AutoModelForTokenClassification can be it.
+The text marks the spans with `<e1>..</e1>` and `<e2>..</e2>`. They are enclosed in `$` and `#` (Wu and He 2019), tokens of every
+vocabulary. The class is read at the two opening marks and at the first token of the sentence (Soares et al. 2019: entity starts).
+The head is a token classification head with three blocks of outputs, and their logits are added. This equals one linear layer on
+the three concatenated vectors, and works with any AutoModelForTokenClassification.
 
 Shapes: B batch, T tokens, L labels, P places (3).
 """

@@ -16,7 +16,7 @@ from learners.tasks.base import IGNORED, Batch, Feature, Task, pad
 
 
 class TextTask(Task):
-    """A task whose features are token ids."""
+    """A task with token ids as features."""
 
     def load_processor(self, source: Path | str) -> Any:
         """The tokenizer; must be a fast one, which knows where its pieces come from."""

@@ -19,7 +19,7 @@ from learners.files import write_atomically
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """After `update` updates, everything up to a moment was taken in, or weights taken up, or tokens made anew."""
+    """What the learner loaded after `update` updates: experience up to a position, new weights, or re-encoded tokens."""
 
     number: int
     """Counts up; a saved state says which was the last it contains."""
@@ -28,7 +28,7 @@ class JournalEntry:
     change: int = 0
     version: str | None = None
     recoded: int | None = None
-    """Tokens made anew were taken in up to this entry of `reencoded.db`."""
+    """Re-encoded tokens were loaded up to this entry of `reencoded.db`."""
 
     @property
     def moment(self) -> SnapshotId:
@@ -75,7 +75,7 @@ class Position:
     entry: int = 0
     """Of the journal."""
     recoded: int = 0
-    """The last entry of tokens made anew that was taken in."""
+    """The last entry of re-encoded tokens that was loaded."""
     acting: int = 0
     """Ticks taken in at which somebody acted."""
     resting: int = 0

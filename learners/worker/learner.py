@@ -58,7 +58,7 @@ class Learner:
         rate_hz: ticks a second, which says how many updates may be owed and which transitions are settled.
         device: of the training.
         batch: transitions of an update; default: the settings'.
-        recoded: tokens made anew after an encoder's swap.
+        recoded: the re-encoded tokens after an encoder's swap.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Learner:
             self._seen.clear()
 
     def take_reencoded(self, until: int | None = None) -> int:
-        """Take tokens made anew into the replay, up to an entry (default: all); returns how many fitted a row that is held."""
+        """Load re-encoded tokens into the replay buffer, up to an entry (default: all); return the number of matching rows."""
         if self.recoded is None:
             return 0
         last = self.recoded.last() if until is None else until

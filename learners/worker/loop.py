@@ -98,7 +98,7 @@ class LearnerLoop:
         self._due: dict[str, float] = {}
 
     def run(self) -> None:
-        """Work until told to stop or until the agent runs another spec; the state is saved at the end."""
+        """Train until `stop` is set or the agent runs another spec; save the state at the end."""
         stream = background_stream(self.device, self.inputs.learner.memory_fraction)
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             self.begin()
@@ -218,7 +218,7 @@ class LearnerLoop:
 
 
 def serve(inputs: LearnerConfig, stop: threading.Event) -> None:
-    """Learn for one spec after another until told to stop."""
+    """Train for one spec after another until `stop` is set."""
     outbox = Outbox(inputs.state_dir / "learner" / "outbox")
     waited = False
     while not stop.is_set():

@@ -29,7 +29,7 @@ from runtime.inference.engine import UNTRAINED, Engine
 from runtime.mqtt.rpc import Answer, RequestFailed
 
 BACKGROUND = 16
-"""Other ticks that replace a stream whose contribution is measured."""
+"""Number of other ticks that replace the stream of which the contribution is measured."""
 NICE = 10
 """Niceness of the thread that explains; the learner has more."""
 SPREAD = 32

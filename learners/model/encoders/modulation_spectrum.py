@@ -26,7 +26,7 @@ from sensors.readings import Reading, Sound
 NAME = MODULATION
 RATE_HZ = 16_000
 MELS = 40
-"""At least so many bands: as many more as it takes to divide them evenly among the tokens."""
+"""Smallest number of bands; it is rounded up to a multiple of the number of tokens."""
 FREQUENCIES = 24
 """From 0 up to about 12 Hz in a 2 s window: syllables come 4 to 8 a second."""
 

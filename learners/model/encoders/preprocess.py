@@ -1,7 +1,7 @@
-"""From readings to the tensors encoders take: pictures resized as uint8, sound cut and padded, mel spectra, texts as ids.
+"""Convert readings to the input tensors of encoders: resized images, padded sound, mel spectra, and ids of texts.
 
-Resizing works on uint8 with antialias where the device can (a CPU: 0.4 ms against 1.8 in float) and in half precision
-on a GPU after a pinned upload; scaling to mean and deviation is part of the encoder's graph. Nothing here learns.
+A CPU resizes uint8 images with antialias (0.4 ms against 1.8 ms in float). A GPU resizes in half precision after a pinned
+upload. Scaling to mean and deviation is part of the encoder's graph. Nothing here is trained.
 
 Shapes: B batch, Y and X of a picture, N samples, M mel bands, F frames of 10 ms, L ids of a text.
 """

@@ -1,13 +1,13 @@
-"""A hearing encoder without weights: the newest utterance in the window, stretched to a fixed length.
+"""Encode the newest utterance in the sound window, stretched to a fixed length; the encoder has no weights.
 
-Energy marks where somebody speaks (Rabiner & Sambur 1975, "An Algorithm for Determining the Endpoints of Isolated
-Utterances"); the log-mel energies between the endpoints are averaged over as many equal stretches as there are tokens: linear
-time normalisation, as in recognisers of isolated words (Rabiner & Juang 1993, "Fundamentals of Speech Recognition", 4.7.1). A word
-has nearly the same tokens anywhere in the window, at any loudness and speed. A word
-that has not ended is used only when the window has no earlier complete one.
+The energy marks the endpoints of speech (Rabiner & Sambur 1975, "An Algorithm for Determining the Endpoints of Isolated
+Utterances"). The time between the endpoints is divided into one equal part for each token, and the log-mel energies are averaged
+in each part. This is linear time normalisation, as in recognisers of isolated words (Rabiner & Juang 1993, "Fundamentals of
+Speech Recognition", 4.7.1). A word has nearly the same tokens anywhere in the window, at any loudness and speed. An incomplete
+word is used only if the window has no earlier complete one.
 
-For short commands between pauses; it does not find words in fluent speech or before a loud and changing background. The
-mel energies are Whisper's (transformers' WhisperFeatureExtractor), which need no weights.
+Use it for short commands between pauses; it does not find words in fluent speech or in a loud and changing background. The
+mel energies are those of Whisper (transformers' WhisperFeatureExtractor), which need no weights.
 
 Shapes: B batch, N samples, M mel bands, L frames (100 a second), T tokens, W = M + 2 their width.
 """
@@ -40,7 +40,7 @@ FLOOR = 10
 AUDIBLE_DB = 12.0
 """Less range than this between background and loudest frame is no speech."""
 ABOVE = (6.0, 0.35)
-"""A frame is speech if it is so many dB, or this share of the range, above the background: the larger one."""
+"""Threshold of speech above the background: dB, and a share of the range; the larger one applies."""
 PAUSE = 15
 """Frames of silence that end an utterance; shorter ones are closures within a word, as before the t of rocket."""
 SHORTEST = 10

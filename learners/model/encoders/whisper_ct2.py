@@ -1,9 +1,13 @@
 """Read a Whisper model from a CTranslate2 file into transformers' WhisperForConditionalGeneration.
 
-The file (CTranslate2 `model.bin`, binary version 6) is little-endian: version u32, spec name, revision u32, count u32, then
-for each variable name, rank u8, dims u32, type u8, bytes u32, data; then aliases: count u32, pairs of names. A name is
-length u16 and bytes that end in 0. Nothing in it is executed. Attention projections are fused there: query, key and
-value in `self_attention/linear_0`, key and value in `attention/linear_1`; Whisper has no key bias, so that third is zero.
+The file (CTranslate2 `model.bin`, binary version 6) is little-endian and has these parts:
+
+- version u32, spec name, revision u32, count of variables u32;
+- for each variable: name, rank u8, dims u32, type u8, bytes u32, data;
+- the aliases: count u32, pairs of names.
+
+A name is its length u16 and bytes that end in 0. Nothing in the file is executed. Attention projections are fused: query, key
+and value in `self_attention/linear_0`, key and value in `attention/linear_1`. Whisper has no key bias, so that part is zero.
 """
 
 # transformers is typed in parts only

@@ -1,11 +1,15 @@
-"""Off-policy estimators: what a candidate would have earned, from decisions another policy made and whose probabilities were logged.
+"""Estimate what a candidate would have earned, from the decisions of another policy with logged probabilities.
 
-All are functions of plain arrays and know no model. N rounds or trajectories, T steps, n choices, D features.
+All estimators are functions of plain arrays and know no model. N rounds or trajectories, T steps, n choices, D features.
 Importance weights are target / logged probability; a logged probability must be positive wherever the target's is.
 
-Sources: importance sampling and per-decision importance sampling, Precup et al. 2000; self-normalised, Swaminathan &
-Joachims 2015; doubly robust, Dudik et al. 2011 (one step) and Jiang & Li 2016 (sequences); fitted Q evaluation, Le et al.
-2019; effective sample size, Kong 1992.
+Sources:
+
+- Importance sampling and per-decision importance sampling: Precup et al. 2000.
+- Self-normalised importance sampling: Swaminathan & Joachims 2015.
+- Doubly robust: Dudik et al. 2011 (one step), Jiang & Li 2016 (sequences).
+- Fitted Q evaluation: Le et al. 2019.
+- Effective sample size: Kong 1992.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
-"""What a candidate would earn beside the live policy, from logged decisions: every estimator, its bound, and which decides.
+"""Compare a candidate with the live policy on logged decisions: every estimator, its bound, and the decisive one.
 
-All figures are rewards a tick: discounted values from the logged states times (1 - gamma), candidate minus live, paired on
-the same decisions. The estimators, from the one that trusts the logged probabilities alone to the one that trusts a model:
+All figures are rewards per tick: discounted values from the logged states times (1 - gamma), candidate minus live, paired on
+the same decisions. The first estimator relies on the logged probabilities only, the last one on a model:
 
-- `snips`: self-normalised importance sampling of the immediate reward. With gamma 0 that is all there is.
+- `snips`: self-normalised importance sampling of the immediate reward. With gamma 0 it is the only estimator.
 - `per_decision`: weighted per-decision importance sampling over windows as long as the horizon.
 - `doubly_robust`: over windows of T ticks, with a value function that was fitted on other decisions (cross-fitting) for what
   comes after and against variance. T is the longest of 1, 2, 4 ... up to the horizon that has enough effective samples.
-- `fitted_q`: fitted Q evaluation with linear features, and its error by the delta method: the value's influence function,
-  whose weights are linear estimates of the ratio of state-action densities (Duan, Jia & Wang 2020). Their effective sample
-  size says how much of what was tried carries the estimate.
+- `fitted_q`: fitted Q evaluation with linear features. Its error follows by the delta method from the value's influence
+  function. The weights in it are linear estimates of the ratio of state-action densities (Duan, Jia & Wang 2020). Their
+  effective sample size measures how much of the log carries the estimate.
 
-`doubly_robust` decides where it has enough effective samples; else `fitted_q`, if it has; else nothing is known. Bounds are
-one-sided, Student's t over means of blocks of successive decisions, because neighbours are not independent; a block is at
+`doubly_robust` decides if it has enough effective samples, else `fitted_q` if it has; else the result is inconclusive. Bounds
+are one-sided, Student's t over means of blocks of successive decisions, because neighbours are not independent; a block is at
 least as long as a window.
 
-What it does not know: a candidate was trained on most of these decisions, so what it has merely learned by heart speaks for it.
-The fresh decisions of the shadow step and probation are there for that. Behaviour is judged from the states that were logged, not
-from those the candidate would bring about beyond the windows.
+Limits: a candidate was trained on most of these decisions, so overfitting to them improves its estimate. The fresh decisions of
+the step `shadow` and of probation compensate for that. The estimate starts from logged states, not from states that the
+candidate would reach beyond the windows.
 
 Shapes: N decisions in the order of time, T ticks of a window, W windows, D features.
 """

@@ -72,10 +72,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """W windows of T ticks and one more place for what comes after.
+    """W windows of T ticks, with one more position for the successor.
 
-    `rows`: W,T+1; `inside`: whether the tick is weighed; `cut`: the place where a window ends without the end of an
-    episode, so that the value there stands for the rest.
+    `rows`: W,T+1; `inside`: whether the tick is weighted; `cut`: the position where a window ends before its episode does,
+    so that the value there replaces the remaining rewards.
     """
 
     rows: NDArray[np.int64]

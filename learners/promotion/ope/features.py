@@ -1,9 +1,9 @@
-"""A candidate and the live policy on the same logged decisions: probabilities of what was done, and features of actions.
+"""Run a candidate and the live policy on the same logged decisions: probabilities of the executed actions, and features.
 
-The features are those that a linear value function of state and action is fitted on (`offpolicy.py`): for each choice
-actuator the choice itself, times a few numbers of the state, and what both critics make of it; for continuous ones the motion,
-its square, the motion times the state, and both critics. The state's numbers are a fixed random projection of the live
-policy's context and both policies' values. Averaged over a policy's own actions they give what it would do.
+A linear value function of state and action is fitted on the features (`fitted_q.py`). A choice actuator contributes the choice,
+the choice times a few numbers of the state, and the scores of both critics. A continuous actuator contributes the motion, its
+square, the motion times the state, and the scores of both critics. The numbers of the state are a fixed random projection of
+the live policy's context, and both policies' values. The average over a policy's own actions describes that policy.
 
 Shapes: N decisions, B of a chunk, n choices, A components, M draws, C context, K numbers of the state, D features.
 """

@@ -18,9 +18,9 @@ from learners.promotion.ope.evidence import LARGEST_GAMMA, Evidence, Side
 
 FOLDS = 4
 RIDGES = (1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""On features of deviation 1, a decision. The smallest that lets every value function of a trial come to rest is taken, since what
-bootstraps from states the log hardly shows diverges without; the more it takes, the less the model knows and the more the weighed
-rewards have to say."""
+"""Ridge parameters for each decision, on features of deviation 1. The smallest one with which every value function converges is
+used: without a ridge, bootstrapping from rarely logged states diverges. A larger ridge gives the model less weight and the
+importance-weighted rewards more."""
 CONSTANT = 1e4
 """Size of the constant feature: so large that no ridge pulls at it."""
 SLACK = 0.5
@@ -84,7 +84,7 @@ def cross_fitted(e: Evidence, side: Side, ridge: float) -> tuple[Array, Array]:
 
 
 def influence(e: Evidence, side: Side, ridge: float) -> Estimate:
-    """Fitted Q evaluation at the logged states; terms are its influence function, whose mean is the value."""
+    """Return the fitted Q evaluation at the logged states; the terms are its influence function, and their mean is the value."""
     rows = np.flatnonzero(e.known)
     q = _fit(e, side, rows, ridge)
     features, reward, discount, following = _regression(e, side, rows)

@@ -1,10 +1,11 @@
-"""Logged decisions as arrays: what a candidate and the live policy are judged on.
+"""Read logged decisions as arrays, for the evaluation of a candidate and the live policy.
 
-Of each decision: what was seen (by chunks, since histories of tokens are large), what each actuator did, whether the policy
-that acted drew that action itself and with which probability, the reward, and whether the next row is what came of it.
+A decision has an observation, a reward, and a mark that tells whether the next row is its successor. For each actuator it has the
+executed action, its probability, and whether the acting policy drew it. Observations are read in chunks, because histories of
+tokens are large.
 
-A decision is *own* to an actuator when the policy in force drew what was executed. What a person, the gate or nobody set has no
-probability of the policy's: it never enters an importance weight, though its outcome still teaches a value function. A
+A decision is *own* to an actuator if the acting policy drew the executed action. An action of a person, of the gate or of no
+one has no probability under the policy. It never enters an importance weight, but it still trains a value function. A
 continuous action without noise has no density either (it is logged as exactly 1) and is not own.
 
 Shapes: N decisions in the order of time, A components of one continuous actuator.
@@ -116,7 +117,7 @@ class Logged:
         return self._replay.batch(np.arange(rows.start, rows.stop), steps=1).actions
 
     def history(self, rows: slice) -> NDArray[np.int64]:
-        """Row numbers B,H of what a policy sees at each row, oldest first; a session's first stands for those before it."""
+        """Return row numbers B,H of the history at each row, oldest first; a session's first row fills the places before it."""
         at_BH = np.repeat(np.arange(rows.start, rows.stop)[:, None], self.spec.history, axis=1)
         for h in range(self.spec.history - 2, -1, -1):
             later_B = at_BH[:, h + 1]

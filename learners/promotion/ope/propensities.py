@@ -1,9 +1,9 @@
-"""How a policy acts on given contexts, in full: the probability of every choice, the density of a given motion, draws.
+"""Compute how a policy acts on given contexts: the probability of every choice, the density of a given motion, and draws.
 
-`Heads.act` draws one action and says how probable that one was; judging a policy on another's actions needs the rest. All
-is as it acts live: with its own exploration, whose share lies in its weights (epsilon of DQN and of the continuous head's
-excursions, the posterior's width of the bandit). The density of a motion is that of one tick: that successive noise hangs
-together is not in it, so products over ticks are approximate for continuous actuators.
+`Heads.act` draws one action and returns its probability; the evaluation on actions of another policy needs all of them. They
+include the exploration of the live policy. Its amount is part of the weights: epsilon of DQN and of the continuous head's
+excursions, the posterior's width of the bandit. The density of a motion is that of one tick. It ignores the dependence of
+successive noise, so products over ticks are approximate for continuous actuators.
 
 Shapes: B contexts, n choices, A components of all continuous actuators, a continuous actuators, M draws.
 """

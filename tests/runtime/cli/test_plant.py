@@ -16,7 +16,7 @@ PASSWORD = "hunter2-in-a-url"
     [
         (["Nowhere-v0"], "Nowhere"),
         (["Nowhere-v0", "--config"], "Nowhere"),
-        (["Blackjack-v1"], "a vector or a uint8 picture is wanted"),
+        (["Blackjack-v1"], "Box, Discrete and a Dict of them can be mapped"),
         (["CartPole-v1", "--mqtt", "nonsense"], "write embedded://"),
         (["CartPole-v1", "--mqtt", f"mqtt://me:{PASSWORD}@host"], "belongs into a file given with --settings"),
         (["CartPole-v1", "--settings", "missing.yaml"], "missing.yaml:1"),
