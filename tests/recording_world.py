@@ -32,6 +32,7 @@ from runtime.inference.engine import Engine
 from runtime.monitoring.metrics import Metrics
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.topics import Topics
+from runtime.process.pacing import Pacer
 from runtime.recording.replay import Report, replay_file
 from runtime.requests.record import RecordingController
 from sensors.readings import Telemetry, Text
@@ -127,7 +128,7 @@ class _Stage:
         self.reporter = Reporter(Silent(), Topics("a"), metrics)  # type: ignore[arg-type]
         self.control: Any = ControlLoop(
             session=f"{world.chance.randrange(1 << 40):x}",
-            pacer=SimpleNamespace(period_s=PERIOD_S),  # type: ignore[arg-type]
+            pacer=Pacer(PERIOD_S, self.clock),
             clock=self.clock,
             wall=lambda: 1e9 + self.clock.now(),
             inbox=self.inbox,

@@ -40,7 +40,7 @@ class TickResult:
     """Who decided that command, by actuator."""
     stamp_unix_s: float
     latency_s: float
-    """From the observation to the proposal at the gate."""
+    """From the tick's deadline to the proposal at the gate: a tick that starts late is slow."""
     stored: bool
     """The experience store took the transition."""
     mode: str
@@ -142,7 +142,7 @@ class ControlLoop:
     async def _act(
         self, observation: Observation, decided: InferenceResult, decision: str
     ) -> tuple[ipc.Verdict | None, float]:
-        """Send the proposal to the gate; return its verdict and the seconds from observation to proposal."""
+        """Send the proposal to the gate; return its verdict and the seconds from the deadline to the proposal."""
         actions = {name: action.value for name, action in decided.actions.items()} | self.utterances.take()
         proposal = Proposal(
             tick=observation.tick,
@@ -153,7 +153,7 @@ class ControlLoop:
             stale=tuple(sorted(observation.missing)),
             degraded=tuple(f"{name}: {reason}" for name, reason in sorted(self.degraded.items())),
         )
-        latency_s = self.clock.now() - observation.stamp_s
+        latency_s = self.clock.now() - min(observation.stamp_s, self.pacer.deadline(observation.tick))
         verdict = await self.gate.propose(proposal, patience_s=self.pacer.period_s / 2)
         self.count += 1
         self.latencies_s.append(latency_s)
