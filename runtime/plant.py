@@ -10,13 +10,14 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 import yaml
 from pydantic import ValidationError
 
-from actuators.sim.plant import Plant
+from actuators.sim.plant import Plant, PlantFault
 from actuators.sim.registry import build_plant, plant_settings
 from actuators.wire import Outgoing
 from runtime.config.loader import load
@@ -58,39 +59,49 @@ def print_config(environment: str, agent: str, url: str, rate_hz: float | None) 
 
 
 async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
-    """Carry messages between the plant and the broker until SIGTERM or Ctrl-C."""
+    """Carry messages between the plant and the broker until SIGTERM or Ctrl-C.
+
+    Steps and messages take turns on one loop: the device has one thread, and no state is shared.
+
+    Raises:
+        PlantFault: the device failed.
+    """
     ending = asyncio.Event()
+    faults: list[PlantFault] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     link = Connection(Address.of(settings, "device"), f"reflexd-{agent}-plant")
+
+    def carry(work: Callable[[], list[Outgoing]]) -> None:
+        try:
+            for out in work():
+                link.enqueue(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
+        except PlantFault as fault:
+            faults.append(fault)
+            ending.set()
+
+    def receive(message: Message) -> None:
+        carry(lambda: plant.receive(message.topic, message.payload, retained=message.retain, now_s=time.time()))
+
     for topic in plant.subscriptions():
-        link.subscribe(topic, lambda message: _receive(plant, link, message))
+        link.subscribe(topic, receive)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(link.run(), name="plant mqtt"), group.create_task(_step(plant, link), name="plant")]
+        steps = _step(plant, link, carry)
+        tasks = [group.create_task(link.run(), name="plant mqtt"), group.create_task(steps, name="plant")]
         await ending.wait()
         for task in tasks:
             task.cancel()
+    if faults:
+        raise faults[0]
 
 
-def _receive(plant: Plant, link: Connection, message: Message) -> None:
-    _publish(link, plant.receive(message.topic, message.payload, retained=message.retain, now_s=time.time()))
-
-
-async def _step(plant: Plant, link: Connection) -> None:
-    """Step on monotonic deadlines; a slow step skips, as the world would not wait either.
-
-    Steps and messages take turns on one loop: the device has one thread, and no state is shared.
-    """
+async def _step(plant: Plant, link: Connection, carry: Callable[[Callable[[], list[Outgoing]]], None]) -> None:
+    """Step on monotonic deadlines; a slow step skips, as the world would not wait either."""
     pacer = Pacer(plant.period_s, MonotonicClock())
     await link.up()
     while True:
         await pacer.next()
-        _publish(link, plant.step(time.time()))
-
-
-def _publish(link: Connection, messages: list[Outgoing]) -> None:
-    for out in messages:
-        link.enqueue(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
+        carry(lambda: plant.step(time.time()))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,7 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
         rate_hz=None,
         simulated_overrides=config.plant.simulated_overrides,
     )
-    asyncio.run(serve(plant, config.mqtt, config.agent))
+    try:
+        asyncio.run(serve(plant, config.mqtt, config.agent))
+    except PlantFault as fault:
+        _LOG.error("plant.failed", reason=str(fault))
+        return 1
     return 0
 
 

@@ -22,6 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from actuators.actions import Actuator, Choice, Continuous, Value
+from actuators.sim.gym_env import CheckedEnv, make
 from actuators.sim.gym_spaces import (
     PICTURE_ENCODER,
     PICTURE_HISTORY,
@@ -57,13 +58,15 @@ class GymPlant:
         rate_hz: steps a second; default: its own, at most 50.
 
     Raises:
-        UnsupportedSpaceError: a space of the environment cannot be mapped.
+        ValueError: there is no such environment, a space of it cannot be mapped, or its first observation is wrong.
+
+    `receive` and `step` raise EnvironmentFault when the environment fails.
     """
 
     def __init__(
         self, environment: str | gymnasium.Env[Any, Any], agent: str, seed: int = 0, rate_hz: float | None = None
     ) -> None:
-        self.env = gymnasium.make(environment) if isinstance(environment, str) else environment
+        self.env = make(environment) if isinstance(environment, str) else CheckedEnv(environment, "the environment")
         self.streams = streams(self.env.observation_space)
         actuators = action_space(self.env.action_space).actuators
         self.period_s = 1.0 / (rate_hz or native_rate_hz(self.env))
@@ -183,7 +186,7 @@ def settings(environment: str, agent: str, rate_hz: float | None = None) -> dict
     Raises:
         UnsupportedSpaceError: a space of the environment cannot be mapped.
     """
-    env = gymnasium.make(environment)
+    env = make(environment)
     try:
         return settings_of(env, agent, rate_hz)
     finally:

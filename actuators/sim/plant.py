@@ -22,6 +22,10 @@ from actuators.wire import Outgoing, state_payload
 JPEG_QUALITY = 85
 
 
+class PlantFault(ValueError):  # noqa: N818 - reads as what happened
+    """A simulated device failed; `str` says where, what, and what would be right."""
+
+
 @runtime_checkable
 class Plant(Protocol):
     """A simulated device or world behind the broker; times are Unix seconds."""

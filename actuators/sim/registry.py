@@ -42,25 +42,13 @@ def plant_settings(environment: str, *, agent: str, rate_hz: float | None = None
 
     if environment == PANORAMA:
         return panorama_plant.settings(agent)
-    import gymnasium  # noqa: PLC0415 - as above
-
-    try:
-        return gym_plant.settings(environment, agent, rate_hz)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"{environment!r}: {error}") from None
+    return gym_plant.settings(environment, agent, rate_hz)
 
 
 def _environment(environment: str, agent: str, seed: int, rate_hz: float | None) -> Plant:
-    import gymnasium  # noqa: PLC0415 - as above
-
     from actuators.sim.gym_plant import GymPlant  # noqa: PLC0415 - as above
 
-    try:
-        return GymPlant(environment, agent, seed, rate_hz)
-    except gymnasium.error.Error as error:
-        raise ValueError(
-            f"{environment!r}: neither panorama, nor an entry point of {GROUP}, nor an environment of gymnasium: {error}"
-        ) from None
+    return GymPlant(environment, agent, seed, rate_hz)
 
 
 def _plugin(name: str, plant: object) -> Plant:

@@ -15,7 +15,10 @@ from zipfile import BadZipFile
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
+
+from actuators.sim.gym_env import observation_problem
 
 Controller = Callable[[NDArray[np.float64]], Any]
 """From an observation to an action of the environment."""
@@ -154,9 +157,26 @@ def episodes_of(environment: str, env: gymnasium.Env[Any, Any], source: int | Pa
         ValueError: there is no script for the environment, or the file is no file of episodes.
     """
     if isinstance(source, Path):
-        return load(source)
+        episodes = load(source)
+        for i, episode in enumerate(episodes):
+            problem = next(
+                filter(None, (observation_problem(env.observation_space, o) for o in episode.observations)), None
+            )
+            wrong = next((a for a in episode.actions if not _is_action(env.action_space, a)), None)
+            if problem is None and wrong is not None:
+                problem = f"the action {wrong!r} is not in {env.action_space}"
+            if problem is not None:
+                raise ValueError(f"{source}: episode {i}: {problem}; record it in {environment}")
+        return episodes
     if environment not in SCRIPTS:
         raise ValueError(
             f"no scripted teacher for {environment}; there are {', '.join(SCRIPTS)}; or give a file of episodes"
         )
     return demonstrate(env, SCRIPTS[environment], range(4_000_000, 4_000_000 + source))
+
+
+def _is_action(space: spaces.Space[Any], action: Any) -> bool:
+    try:
+        return bool(space.contains(np.asarray(action).astype(space.dtype)))
+    except (TypeError, ValueError):
+        return False

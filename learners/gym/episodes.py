@@ -35,13 +35,23 @@ Act = Callable[[list[Any], list[int]], list[Any]]
 """From observations of the running episodes, and their numbers, to environment actions."""
 
 
-def run_episodes(make: Callable[[], gymnasium.Env[Any, Any]], act: Act, seeds: Sequence[int]) -> list[float]:
-    """Run one episode for each seed, all side by side, and return their returns."""
+MAX_STEPS = 2_000
+"""After which an episode is cut whose environment has no time limit of its own: it may never end."""
+
+
+def run_episodes(
+    make: Callable[[], gymnasium.Env[Any, Any]], act: Act, seeds: Sequence[int]
+) -> tuple[list[float], int]:
+    """Run one episode for each seed, all side by side; return their returns and how many were cut after `MAX_STEPS`."""
     environments = [make() for _ in seeds]
     try:
         running = {i: env.reset(seed=seed)[0] for i, (env, seed) in enumerate(zip(environments, seeds, strict=True))}
         returns = [0.0] * len(seeds)
-        while running:
+        spec = environments[0].spec if environments else None
+        limited = spec is not None and spec.max_episode_steps is not None
+        steps = 0
+        while running and (limited or steps < MAX_STEPS):
+            steps += 1
             numbers = list(running)
             for i, action in zip(numbers, act([running[i] for i in numbers], numbers), strict=True):
                 observation, reward, terminated, truncated, _ = environments[i].step(action)
@@ -50,7 +60,7 @@ def run_episodes(make: Callable[[], gymnasium.Env[Any, Any]], act: Act, seeds: S
                     del running[i]
                 else:
                     running[i] = observation
-        return returns
+        return returns, len(running)
     finally:
         for env in environments:
             env.close()

@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import matplotlib as mpl
 import orjson
 import torch
@@ -22,6 +21,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, find, make
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import episodes_of
@@ -54,6 +54,7 @@ def train(
         settings: hyperparameters.
 
     Raises:
+        EnvironmentFault: the environment failed or returned what it may not; what was learned until then is written.
         ValueError: no such environment, actions or observations nothing here can handle, no script for demonstrations.
     """
     began_s = time.monotonic()
@@ -64,10 +65,18 @@ def train(
     demonstrated = (
         trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
     )
-    with _bar(progress, environment, steps) as bar:
-        trainer.report, tick = bar
-        trainer.run(steps, tick)
-    step, final = trainer.deliver()
+    stopped: EnvironmentFault | None = None
+    final: Score | None
+    try:
+        with _bar(progress, environment, steps) as bar:
+            trainer.report, tick = bar
+            trainer.run(steps, tick)
+        step, final = trainer.deliver()
+    except EnvironmentFault as fault:
+        stopped = fault
+        step, final = trainer.salvage()
+        if not step:  # nothing was learned
+            raise
     results = {
         "environment": environment,
         "algorithm": trainer.algorithm_name,
@@ -76,25 +85,25 @@ def train(
         "updates": trainer.algorithm.updates,
         "wall_s": time.monotonic() - began_s,
         "evaluations": trainer.evaluations,
-        "final": final.as_dict(),
+        "final": final.as_dict() if final is not None else None,
+        "cut_episodes": trainer.cut_episodes,
+        "stopped": str(stopped) if stopped is not None else None,
         "delivered": {"step": step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
         "settings": asdict(trainer.settings),
     }
     _write(out, trainer, results)
+    if stopped is not None:
+        raise EnvironmentFault(f"{stopped}. The policy as it was after {step} steps is in {out}") from stopped
     return results
 
 
 SELECTION = "highest mean on 30 further episodes among the four best evaluations; the final episodes took no part"
 
 
-def _maker(environment: str) -> Callable[[], gymnasium.Env[Any, Any]]:
-    try:
-        gymnasium.spec(environment)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"no environment {environment!r}: {error}") from None
-    if "mujoco" in str(gymnasium.spec(environment).entry_point):
+def _maker(environment: str) -> Callable[[], CheckedEnv]:
+    if "mujoco" in str(find(environment).entry_point):
         _warn_once()
-    return lambda: gymnasium.make(environment)
+    return lambda: make(environment)
 
 
 def _warn_once() -> None:
@@ -113,18 +122,20 @@ def _warn_once() -> None:
 
 def _write(out: Path, trainer: Trainer, results: dict[str, Any]) -> None:
     """Write everything a run leaves."""
+    final = results["final"]
     out.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(out / "checkpoints", load_key(out))
     version = checkpoints.save(
         {"policy": trainer.policy.state_dict()},
         {"spec": orjson.loads(trainer.spec.to_json())},
-        metrics={"final_mean": results["final"]["mean"], "steps": results["steps"]},
+        metrics={"steps": results["steps"]} | ({"final_mean": final["mean"]} if final is not None else {}),
     )
     checkpoints.promote(version)
     results["checkpoint"] = version
     (out / "results.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
     title = f"{results['environment']}, {results['algorithm']}, seed {results['seed']}"
-    plot(out / "curve.png", title, trainer.evaluations, results["final"])
+    if final is not None:
+        plot(out / "curve.png", title, trainer.evaluations, final)
 
 
 @contextmanager

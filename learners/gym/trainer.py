@@ -106,7 +106,9 @@ class Trainer:
         self.kept: list[BestCheckpoint] = []
         self.evaluations: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
-        self._episode = self._tick = self._observed = 0
+        self.cut_episodes = 0
+        """Evaluation episodes that were cut because they did not end."""
+        self._episode = self._tick = self._observed = self._step = 0
 
     @property
     def algorithm_name(self) -> str:
@@ -135,6 +137,7 @@ class Trainer:
         """Train for `total` steps of the environment; `tick` is called after each."""
         frame = self._begin(self.env.reset(seed=self.seed)[0])
         for step in range(1, total + 1):
+            self._step = step
             values = self._decide()
             observation, reward, terminated, truncated, _ = self.env.step(to_environment(self.env.action_space, values))
             self._remember(frame, values, float(reward), done=bool(terminated))
@@ -248,7 +251,9 @@ class Trainer:
             space, actions = self.env.action_space, self.spec.actions
             return [to_environment(space, actuator_values(actions, output, row)) for row in range(len(numbers))]
 
-        return run_episodes(self.make, act, range(first_seed, first_seed + episodes))
+        returns, cut = run_episodes(self.make, act, range(first_seed, first_seed + episodes))
+        self.cut_episodes += cut
+        return returns
 
     def deliver(self) -> tuple[int, Score]:
         """Load the stored policy that is best on fresh episodes; return its step and its final score."""
@@ -262,3 +267,14 @@ class Trainer:
         assert best is not None
         self.policy.load_state_dict(best[1].weights)
         return best[1].step, Score.of(self.play(FINAL_SEED, self.settings.final_episodes))
+
+    def salvage(self) -> tuple[int, Score | None]:
+        """Load the best kept policy without playing; return its step and its score, or the newest step without a score."""
+        if not self.kept:
+            return self._step, None
+        best = self.kept[0]
+        self.policy.load_state_dict(best.weights)
+        found = next(e for e in self.evaluations if e["step"] == best.step)
+        return best.step, Score(
+            **{name: found[name] for name in ("mean", "std", "min", "max")}, episodes=int(found["episodes"])
+        )

@@ -68,6 +68,11 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
         demonstrations=demonstrations,
     )
     final = results["final"]
+    if cut := results["cut_episodes"]:
+        click.echo(
+            f"{environment}: {cut} episodes of evaluations did not end and were cut; give the environment a time limit",
+            err=True,
+        )
     click.echo(
         f"{environment}: mean return {final['mean']:.1f} ± {final['std']:.1f} over {final['episodes']} episodes; {results['wall_s']:.0f} s; {out}/results.json"
     )

@@ -21,8 +21,8 @@ from learners.model.heads import HeadOutput, actuator_values
 def test_scores_and_episodes_side_by_side() -> None:
     assert Score.of([1.0, 3.0]).as_dict() == {"mean": 2.0, "std": 1.0, "min": 1.0, "max": 3.0, "episodes": 2}
     # always right: 1 after five steps from the middle; always left never gets there within twelve
-    assert run_episodes(Corridor, lambda seen, _: [1] * len(seen), range(3)) == [1.0, 1.0, 1.0]
-    assert run_episodes(Corridor, lambda seen, numbers: [int(n > 0) for n in numbers], range(2)) == [0.0, 1.0]
+    assert run_episodes(Corridor, lambda seen, _: [1] * len(seen), range(3)) == ([1.0, 1.0, 1.0], 0)
+    assert run_episodes(Corridor, lambda seen, numbers: [int(n > 0) for n in numbers], range(2)) == ([0.0, 1.0], 0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,162 @@
+"""Makes gymnasium environments and checks what they return: foreign code, whose faults are named and never learned from.
+
+Used by `reflexd train` and the simulated plant alike. A fault is an error of the environment, or a value that is not of its own
+spaces or not finite; it carries the step at which it came.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from actuators.sim.gym_spaces import is_picture, split, streams
+from actuators.sim.plant import PlantFault
+
+API = "gymnasium's API wants (observation, info) of reset(seed=, options=) and (observation, reward, terminated, truncated, info) of step"
+
+
+class EnvironmentFault(PlantFault):
+    """An environment failed or returned what it may not; `str` says where, what, and what would be right."""
+
+
+def find(environment: str) -> EnvSpec:
+    """Find an environment by its id; `module:ID` imports the module first, which registers it.
+
+    Raises:
+        ValueError: there is no such environment or module.
+    """
+    module, found, name = environment.rpartition(":")
+    try:
+        if found:
+            importlib.import_module(module)
+        spec: EnvSpec = gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"no environment {environment!r}: {error}") from None
+    except ImportError as error:
+        raise ValueError(
+            f"no environment {environment!r}: {error}; write MODULE:ID for a module that Python finds (PYTHONPATH), or install "
+            "what the environment needs"
+        ) from None
+    except Exception as error:  # foreign code fails with whatever it likes
+        raise ValueError(f"{environment!r}: its module fails: {type(error).__name__}: {error}") from error
+    return spec
+
+
+def make(environment: str) -> CheckedEnv:
+    """Make an environment by its id.
+
+    Raises:
+        ValueError: as `find`, or it cannot be made.
+    """
+    find(environment)
+    try:
+        # gymnasium's passive checker warns of some of what is checked here
+        return CheckedEnv(gymnasium.make(environment, disable_env_checker=True), environment)
+    except Exception as error:  # foreign code fails with whatever it likes
+        raise ValueError(f"{environment!r} cannot be made: {type(error).__name__}: {error}") from error
+
+
+class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose observations are of its space and finite, and whose rewards are finite numbers."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
+        super().__init__(env)
+        self.name = name
+        self.episodes = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode.
+
+        Raises:
+            EnvironmentFault: the environment fails, or its observation is not of its space.
+        """
+        self.episodes += 1
+        self.steps = 0
+        try:
+            result: Any = self.env.reset(seed=seed, options=options)
+        except Exception as error:  # foreign code fails with whatever it likes
+            raise self._fault(f"{type(error).__name__}: {error}; {API}") from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise self._fault(f"reset returned {_shown(result)}; {API}")
+        return self._observation(result[0]), result[1] if isinstance(result[1], dict) else {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take one step.
+
+        Raises:
+            EnvironmentFault: the environment fails, its observation is not of its space, or its reward is no finite number.
+        """
+        self.steps += 1
+        try:
+            result: Any = self.env.step(action)
+        except Exception as error:  # foreign code fails with whatever it likes
+            raise self._fault(f"{type(error).__name__}: {error}; correct the environment's step") from error
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise self._fault(f"step returned {_shown(result)}; {API}")
+        observation, reward, terminated, truncated, info = result
+        return (
+            self._observation(observation), self._reward(reward), bool(terminated), bool(truncated),
+            info if isinstance(info, dict) else {},
+        )  # fmt: skip
+
+    def _reward(self, reward: Any) -> float:
+        try:
+            value = float(np.asarray(reward).astype(float, casting="safe").item())
+        except (TypeError, ValueError):
+            raise self._fault(f"the reward is {_shown(reward)}; return one number") from None
+        if not np.isfinite(value):
+            raise self._fault(f"the reward is {value}; return a finite number")
+        return value
+
+    def _observation(self, observation: Any) -> Any:
+        space = self.env.observation_space
+        problem = observation_problem(space, observation)
+        if problem is not None:
+            raise self._fault(f"{problem}; correct what the environment returns, or its observation_space")
+        return observation
+
+    def _fault(self, message: str) -> EnvironmentFault:
+        place = f"step {self.steps} of episode {self.episodes}" if self.steps else f"reset of episode {self.episodes}"
+        return EnvironmentFault(f"{self.name}: {place}: {' '.join(message.split())}")
+
+
+def observation_problem(space: spaces.Space[Any], observation: Any) -> str | None:
+    """Say why an observation is not of its space or not finite; None where it is right."""
+    if isinstance(space, spaces.Dict) and (not isinstance(observation, dict) or set(observation) != set(space)):
+        return f"the observation is {_shown(observation)}; a mapping with the keys {sorted(space)} is wanted"
+    parts = split(space, observation)
+    for name, part in streams(space).items():
+        if (problem := _part_problem(part, parts[name])) is not None:
+            return f"the observation {name!r} {problem}"
+    return None
+
+
+def _part_problem(space: spaces.Space[Any], value: Any) -> str | None:
+    try:
+        array = np.asarray(value)
+        with np.errstate(over="ignore"):  # an infinite number is found below
+            numbers = array.astype(np.float32) if array.dtype.kind in "biuf" else None
+    except (TypeError, ValueError):
+        numbers = None
+    if numbers is None:
+        return f"is {_shown(value)}, no numbers"
+    if array.shape != (space.shape or ()):
+        return f"has the shape {array.shape}; the space says {space.shape or ()}"
+    if is_picture(space) and array.dtype != np.uint8:
+        return f"is a picture of {array.dtype}; the space says uint8"
+    if isinstance(space, spaces.Discrete) and not int(space.start) <= int(numbers) < int(space.start) + int(space.n):
+        return f"is {int(numbers)}; the space says {int(space.start)} to {int(space.start) + int(space.n) - 1}"
+    if not np.isfinite(numbers).all():
+        at = np.argwhere(~np.isfinite(numbers))[0].tolist()
+        return f"is not finite: {float(numbers[tuple(at)])} at {at}"
+    return None
+
+
+def _shown(value: object) -> str:
+    size = f" of {len(value)}" if isinstance(value, tuple | list | dict) else ""
+    return f"{value!r:.60} ({type(value).__name__}{size})"

@@ -1,0 +1,185 @@
+"""Environments are foreign code: what they do wrong is named with step and reason, in training and in the plant alike."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import orjson
+import pytest
+from click.testing import CliRunner
+from gymnasium import spaces
+
+from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, make
+from actuators.sim.gym_plant import GymPlant
+from learners.gym import episodes
+from learners.gym.train import train
+from learners.gym.trainer import TrainSettings
+from runtime.cli.main import main
+
+MODULE = """
+import gymnasium as gym, numpy as np
+from gymnasium import spaces as S
+class Base(gym.Env):
+    observation_space = S.Box(-1, 1, (2,), np.float32); action_space = S.Discrete(2)
+    t = 0
+    def obs(self): return np.array([self.t / 20, 0.5], np.float32)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed); self.t = 0; return self.obs(), {}
+    def step(self, action):
+        self.t += 1; return self.obs(), float(action), False, self.t >= 12, {}
+def stepping(change):
+    def step(self, action): return change(self, *Base.step(self, action))
+    return step
+def seeing(change, **more): return {"obs": lambda self: change(self, Base.obs(self)), **more}
+def crash(self, *_): raise RuntimeError("motor unplugged")
+KINDS = {
+    "NanReward": {"step": stepping(lambda s, o, r, a, b, i: (o, float("nan") if s.t == 7 else r, a, b, i))},
+    "NoneReward": {"step": stepping(lambda s, o, r, a, b, i: (o, None, a, b, i))},
+    "WordReward": {"step": stepping(lambda s, o, r, a, b, i: (o, "good", a, b, i))},
+    "OldStep": {"step": stepping(lambda s, o, r, a, b, i: (o, r, b, i))},
+    "Crash": {"step": stepping(crash)},
+    "NanObs": seeing(lambda s, o: o * (np.nan if s.t > 5 else 1)),
+    "HugeObs": seeing(lambda s, o: np.array([1e300 if s.t > 5 else 0, 0]), observation_space=S.Box(-np.inf, np.inf, (2,), np.float64)),
+    "WrongShape": seeing(lambda s, o: np.zeros(3 if s.t > 5 else 2, np.float32)),
+    "Words": seeing(lambda s, o: ["a", "b"] if s.t > 5 else o),
+    "Beyond": seeing(lambda s, o: 3 + s.t, observation_space=S.Discrete(4, start=3)),
+    "NoKey": seeing(lambda s, o: {"a": o} if s.t < 6 else {"b": o}, observation_space=S.Dict({"a": S.Box(-1, 1, (2,))})),
+    "FloatPicture": seeing(lambda s, o: np.zeros((24, 24, 3), np.float32), observation_space=S.Box(0, 255, (24, 24, 3), np.uint8)),
+    "OldReset": {"reset": lambda self, **_: Base.obs(self)},
+    "NoSeed": {"reset": lambda self: (Base.obs(self), {})},
+    "Lists": seeing(lambda s, o: [0.1, 0.2]),
+    "ArrayReward": {"step": stepping(lambda s, o, r, a, b, i: (o, np.array([r]), a, b, None))},
+    "Endless": {"step": stepping(lambda s, o, r, a, b, i: (o * 0, 1.0, False, False, i))},
+    "Unmade": {"__init__": crash},
+}
+for name, body in KINDS.items(): gym.register(f"{name}-v0", type(name, (Base,), body))
+"""
+SMALL = TrainSettings(
+    choice_batch=16, choice_warmup=16, evaluate_every=40, evaluation_episodes=2, selection_episodes=2, final_episodes=2
+)
+FAULTS = [
+    ("NanReward", "step 7 of episode 1: the reward is nan; return a finite number"),
+    ("NoneReward", "step 1 of episode 1: the reward is None (NoneType); return one number"),
+    ("WordReward", "the reward is 'good' (str)"),
+    ("OldStep", "(tuple of 4); gymnasium's API wants"),
+    ("Crash", "step 1 of episode 1: RuntimeError: motor unplugged"),
+    ("NanObs", "step 6 of episode 1: the observation 'state' is not finite: nan at [0]"),
+    ("HugeObs", "is not finite: inf at [0]"),
+    ("WrongShape", "has the shape (3,); the space says (2,)"),
+    ("Words", "no numbers"),
+    ("Beyond", "step 4 of episode 1: the observation 'state' is 7; the space says 3 to 6"),
+    ("NoKey", "a mapping with the keys ['a'] is wanted"),
+]
+AT_RESET = [
+    ("FloatPicture", "reset of episode 1: the observation 'view' is a picture of float32; the space says uint8"),
+    ("OldReset", "reset returned"),
+    ("NoSeed", "TypeError"),
+]
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "strange_envs.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("strange_envs", None)
+    for name in [name for name in gymnasium.registry if str(gymnasium.registry[name].entry_point).startswith("<class")]:
+        del gymnasium.registry[name]
+
+
+def steps(env: CheckedEnv, count: int = 30) -> None:
+    env.reset(seed=0)
+    for _ in range(count):
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+
+
+@pytest.mark.parametrize(("name", "reason"), [*FAULTS, *AT_RESET])
+def test_a_fault_is_named_with_its_step(name: str, reason: str) -> None:
+    with pytest.raises(EnvironmentFault) as fault:
+        steps(make(f"strange_envs:{name}-v0"))
+    assert str(fault.value).startswith(f"strange_envs:{name}-v0: ")
+    assert reason in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("name", ["Lists", "ArrayReward", "Endless"])
+def test_what_is_only_unusual_is_taken(name: str) -> None:
+    steps(make(f"strange_envs:{name}-v0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere_envs:X-v0", "MODULE:ID"), ("strange_envs:X-v0", "no environment"), ("X-v0", "no environment"),
+        ("strange_envs:Unmade-v0", "cannot be made: RuntimeError: motor unplugged"), ("", "no environment"),
+    ],
+)  # fmt: skip
+def test_what_is_no_environment_is_refused_by_train_and_plant(tmp_path: Path, name: str, reason: str) -> None:
+    for verb in (["train", name, "--out", str(tmp_path / "o")], ["plant", name], ["plant", name, "--config"]):
+        done = CliRunner().invoke(main, verb)
+        assert done.exit_code == 2, done.output
+        assert isinstance(done.exception, SystemExit)
+        assert reason in done.output
+
+
+def test_what_was_learned_until_a_fault_is_kept(tmp_path: Path) -> None:
+    gymnasium.register("Late-v0", Late)
+    with pytest.raises(EnvironmentFault, match=r"step 4 of episode 8: the reward is inf.*after 80 steps is in"):
+        train("Late-v0", 200, 0, tmp_path / "o", settings=SMALL, progress=False)
+    results = orjson.loads((tmp_path / "o" / "results.json").read_bytes())
+    assert "the reward is inf" in results["stopped"]
+    assert results["delivered"]["step"] == 80
+    assert results["final"]["episodes"] == 2
+    assert (tmp_path / "o" / "checkpoints" / results["checkpoint"] / "manifest.json").is_file()
+
+
+def test_train_prints_the_fault_in_a_line(tmp_path: Path) -> None:
+    given = ["train", "strange_envs:NanReward-v0", "--steps", "40", "--out", str(tmp_path / "o")]
+    done = CliRunner().invoke(main, given)
+    assert done.exit_code == 2
+    assert isinstance(done.exception, SystemExit)
+    assert "step 7 of episode 1: the reward is nan" in done.output
+
+
+def test_episodes_without_an_end_are_cut_in_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episodes, "MAX_STEPS", 50)
+    results = train("strange_envs:Endless-v0", 40, 0, tmp_path / "o", settings=SMALL, progress=False)
+    assert results["final"]["mean"] == 50.0
+    assert results["cut_episodes"] == 6
+
+
+def test_the_plant_raises_the_same_fault() -> None:
+    plant = GymPlant("strange_envs:NanReward-v0", "demo")
+    plant._values = {"action": "0"}
+    plant._greeted = True
+    for second in range(6):
+        plant.step(1e9 + second)
+    with pytest.raises(EnvironmentFault, match="step 7 of episode 1: the reward is nan"):
+        plant.step(2e9)
+
+
+class Late(gymnasium.Env[Any, Any]):
+    """Right for seven episodes of eleven steps in training, then wrong; episodes of evaluations are always right."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.episode = self.t = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        wrong = self.episode == 8 and self.t == 4
+        return np.zeros(1, np.float32), float("inf") if wrong else 1.0, self.t == 11, False, {}
