@@ -287,6 +287,22 @@ def test_a_recording_is_seen_and_ended(page: Page) -> None:
     expect(page.locator("#toasts")).to_contain_text("12 records")
 
 
+def test_reward_is_rising_only_where_its_interval_says_so(page: Page) -> None:
+    found = page.evaluate(
+        """async () => {
+          const { trend } = await import("/static/derived.js");
+          const points = (value) => Array.from({ length: 64 }, (_, i) => [i, value(i)]);
+          const noise = (i) => Math.sin(i * i * 12.9898) % 1;
+          return [trend(points((i) => i / 10 + noise(i))), trend(points(noise)), trend(points((i) => -i)), trend(points((i) => i).slice(0, 15))];
+        }"""
+    )
+    rising, flat, falling, short = found
+    assert 0 < rising["low"] < rising["change"] < rising["high"]
+    assert flat["low"] < 0 < flat["high"]
+    assert falling["high"] < 0
+    assert short is None
+
+
 def test_a_message_is_never_in_the_way_of_a_button(page: Page) -> None:
     page.get_by_label("Reward: Good").click()
     expect(page.locator(".toast").first).to_be_visible()
