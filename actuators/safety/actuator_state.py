@@ -135,8 +135,8 @@ class Actuator:
 
     @property
     def possible(self) -> Sequence[Value | None]:
-        """Every value it may have now: the confirmed one and those under way; all of its domain while nothing is known."""
-        values: dict[Value | None, None] = dict.fromkeys(e.value for e in self.chain if e.serial > self.received)
+        """Every value it may have now: as commanded and as reported; all of its domain while nothing is known."""
+        values: dict[Value | None, None] = dict.fromkeys(each.value for each in self.chain)
         known = (self.confirmed,) if self.confirmed is not None else self.inherited or domain(self.settings)
         return tuple(values | dict.fromkeys(known))
 

@@ -47,6 +47,8 @@ class ActuatorDecision:
     """The rule was not in force for this actuator before: worth an event."""
     serial: int = field(default=0, compare=False)
     """Number of the command among those of this actuator; the host names it when it is acknowledged."""
+    cancels: bool = field(default=False, compare=False)
+    """A command that waits to be sent must not leave: the actuator holds what it has."""
 
     @property
     def sent(self) -> bool:

@@ -494,7 +494,7 @@ class Gate:
     def _rest(self, each: Actuator, rule: str | None, reason: str, now_s: float) -> ActuatorDecision:
         each.in_safe_state = True
         if safe_is_hold(each.settings):
-            return ActuatorDecision(each.name, None, rule, "none", reason)
+            return ActuatorDecision(each.name, None, rule, "none", reason, cancels=True)
         return replace(self._send(each, each.settings.safe, "gate", now_s), rule=rule, reason=reason)
 
     def _refuse(self, each: Actuator, refusal: Refusal) -> ActuatorDecision:

@@ -225,6 +225,8 @@ class GateHost:
     def apply(self, decisions: Iterable[ActuatorDecision], proposal: Proposal | None = None) -> None:
         """Send the commands among these decisions, and publish the refusals that are new."""
         for decision in decisions:
+            if decision.cancels:
+                self.safety.discard(f"act/{decision.actuator}")
             if decision.value is not None:
                 self._send(decision, proposal if decision.by == "policy" else None)
             refused = self.throttle.event(decision, self.now())
@@ -292,9 +294,12 @@ class GateHost:
             self._stopped_s = now_s
         if engaged != was:
             self.publisher.stop_reason = reason if engaged else ""
-        self._after_saving(
-            "stopped" if engaged else "stop_released", {"reason": reason} if reason else {}, engaged != was, saved
-        )
+        kind, data = ("stopped" if engaged else "stop_released"), ({"reason": reason} if reason else {})
+
+        def announced() -> dict[str, Any] | None:
+            return data if engaged != was and self.latches.has("stopped", value=engaged) else None
+
+        self._after_saving(kind, announced, saved)
 
     def override(self, actuator: str, value: object, hold_s: float) -> ActuatorDecision:
         """Act for an operator."""
@@ -322,7 +327,7 @@ class GateHost:
     def set_mode(self, mode: Mode, actuator: str | None = None, saved: Saved | None = None) -> None:
         """Change the mode of one actuator, or of all."""
         self.apply(self.gate.set_mode(mode, self.now(), actuator))
-        self._after_saving("mode_changed", {"modes": self.gate.modes}, True, saved)
+        self._after_saving("mode_changed", lambda: {"modes": self.latches.on_disk["modes"]}, saved)
 
     def reload(self, info: InfoBuilder, mode: Mode | None = None) -> None:
         """Take new settings: what `info` contains, and the configured mode where it has changed."""
@@ -331,8 +336,8 @@ class GateHost:
             self.apply(self.gate.configure(mode, self.now()))
             self.latches.changed()
 
-    def _after_saving(self, kind: str, data: dict[str, Any], is_event: bool, saved: Saved | None) -> None:  # noqa: FBT001
-        """Publish the event once the latches are on the disk, and before that why they are not."""
+    def _after_saving(self, kind: str, data: Callable[[], dict[str, Any] | None], saved: Saved | None) -> None:
+        """Publish the event, unless its data is None, once the latches are on the disk, and before that why they are not."""
         failed = False
 
         def tell(error: str | None) -> None:
@@ -340,8 +345,9 @@ class GateHost:
             if error is not None and not failed:
                 failed = True
                 self.publisher.event("latches_not_saved", {"change": kind, "reason": error})
-            if error is None and is_event:
-                self.publisher.event(kind, data)
+            body = data() if error is None else None
+            if body is not None:
+                self.publisher.event(kind, body)
             if saved is not None:
                 saved(error)
 

@@ -137,6 +137,10 @@ class Connection:
         outgoing = Outgoing(topic, payload, 1, retain, properties(expiry_s, None, None))
         self._sender.send_newest(key, outgoing, done, urgent=urgent)
 
+    def discard(self, key: str) -> None:
+        """Keep a message of this key that waits from leaving; its `done` is called with `unsent`."""
+        self._sender.discard(key)
+
     async def publish(
         self,
         topic: str,

@@ -37,6 +37,8 @@ class Slot:
     under_way: int = 0
     urgent_under_way: int = 0
     waiting: tuple[Outgoing, Done, bool] | None = None
+    unstarted: set[asyncio.Task[Delivery]] = field(default_factory=set)
+    """Ordinary messages whose task has not run yet: an urgent one still overtakes them."""
 
     def is_free(self, *, urgent: bool) -> bool:
         """Whether a message may leave now: an ordinary one after the one before, an urgent one after an urgent one."""
@@ -92,6 +94,8 @@ class Sender:
             urgent: it leaves at once, whatever else is under way.
         """
         slot = self._slots.setdefault(key, Slot())
+        if urgent:
+            self.discard(key)
         self._discard(slot, "superseded")
         if self._group is None:
             self.drops["disconnected"] += 1
@@ -100,6 +104,13 @@ class Sender:
             self._start_slot(slot, outgoing, done, urgent=urgent)
         else:
             slot.waiting = (outgoing, done, urgent)
+
+    def discard(self, key: str) -> None:
+        """Keep a message of this key that waits from leaving."""
+        slot = self._slots.get(key, Slot())
+        self._discard(slot, "superseded")
+        for task in slot.unstarted:
+            task.cancel()
 
     def keep(self, outgoing: Outgoing, keep: Keep) -> bool:
         """Without a connection: keep the message for the next one, or drop it."""
@@ -133,10 +144,12 @@ class Sender:
             self.drops[cause] += 1
             done("unsent")
 
-    def _start(self, outgoing: Outgoing) -> asyncio.Task[Delivery]:
+    def _start(
+        self, outgoing: Outgoing, unstarted: set[asyncio.Task[Delivery]] | None = None
+    ) -> asyncio.Task[Delivery]:
         assert self._group is not None
         assert self._client is not None
-        task = self._group.create_task(self._send(self._client, outgoing), name=f"publish {outgoing.topic}")
+        task = self._group.create_task(self._send(self._client, outgoing, unstarted), name=f"publish {outgoing.topic}")
         self.sending += 1
         self._idle.clear()
         task.add_done_callback(self._sent)  # also of a task that is cancelled before it began
@@ -145,14 +158,19 @@ class Sender:
     def _start_slot(self, slot: Slot, outgoing: Outgoing, done: Done, *, urgent: bool) -> None:
         slot.under_way += 1
         slot.urgent_under_way += urgent
-        task = self._start(outgoing)
+        task = self._start(outgoing, slot.unstarted)
+        if not urgent:
+            slot.unstarted.add(task)
         task.add_done_callback(partial(self._slot_done, slot, done, urgent))
 
     def _slot_done(self, slot: Slot, done: Done, urgent: bool, task: asyncio.Task[Delivery]) -> None:  # noqa: FBT001 - a callback
         slot.under_way -= 1
         slot.urgent_under_way -= urgent
-        failed = task.cancelled() or task.exception() is not None
-        done("undelivered" if failed else task.result())
+        if task in slot.unstarted:
+            slot.unstarted.discard(task)
+            done("unsent")
+        else:
+            done("undelivered" if task.cancelled() or task.exception() is not None else task.result())
         if slot.waiting is not None and slot.is_free(urgent=slot.waiting[2]) and self._group is not None:
             outgoing, waiting_done, waiting_urgent = slot.waiting
             slot.waiting = None
@@ -163,7 +181,13 @@ class Sender:
         if not self.sending:
             self._idle.set()
 
-    async def _send(self, client: aiomqtt.Client, out: Outgoing) -> Delivery:
+    async def _send(
+        self, client: aiomqtt.Client, out: Outgoing, unstarted: set[asyncio.Task[Delivery]] | None
+    ) -> Delivery:
+        if unstarted is not None:
+            task = asyncio.current_task()
+            assert task is not None
+            unstarted.discard(task)
         try:
             await publish(client, out)
         except PublishRefused as error:

@@ -1,0 +1,549 @@
+"""A model of the world around the gate: broker, devices, disk and clocks that a test moves by hand, and what must always hold.
+
+The gate, its host, its latches and both connections are the real ones, down to the queue of the publisher; only aiomqtt's
+client, the disk and the clocks are replaced. Time is virtual, so nothing here waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import aiomqtt
+import orjson
+
+from actuators.actions import Value
+from actuators.safety.decisions import Proposal
+from actuators.safety.gate import MODES
+from actuators.safety.rules import Rule, known_names
+from actuators.wire import Commands
+from runtime.config.schema import Config
+from runtime.gate import ipc, latches, operator_commands
+from runtime.gate.build import build_host
+from runtime.gate.host import GateHost
+from runtime.gate.info import InfoBuilder
+from runtime.gate.operator_commands import OperatorCommands
+from runtime.gate.status import StatusPublisher
+from runtime.mqtt import Connection, Limit, publisher, subscriber
+from runtime.mqtt.models import Outgoing
+from runtime.mqtt.topics import Topics
+from runtime.process.systemd import Notifier
+
+TOPICS = Topics("model")
+PERIOD_S = 0.1
+OUTGOING = 10
+"""Ordinary messages that may be under way: few, so that the queue fills soon."""
+SETTINGS: dict[str, Any] = {
+    "agent": "model",
+    "tick": {"rate_hz": 1 / PERIOD_S},
+    "streams": {
+        "eyes": {"kind": "telemetry", "source": "topic", "fields": ["a"], "required": True},
+        "air": {"kind": "telemetry", "source": "topic", "fields": ["a"]},
+    },
+    "actuators": {
+        "arm": {"kind": "continuous", "low": [-1], "high": [1], "max_rate": [1], "safe": [0], "out_of_range": "clamp"},
+        "wheel": {"kind": "continuous", "low": [-1], "high": [1], "max_rate": [1], "out_of_range": "clamp"},
+        "heater": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF"},
+        "fan": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF", "requires": ["air"]},
+        "lamp": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF"},
+    },
+    "learner": {"enabled": False},
+}
+FORBID = ("heater == 'ON' and fan == 'OFF'", "arm[0] > 0.5 and lamp == 'ON'")
+STEP = 1.0 * 2 * PERIOD_S + 1e-6
+"""The largest step: a rate of 1 a second, for at most two periods."""
+BOUND_S = 0.5
+"""Without proposals: the period, the dead-man and a few repeats."""
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose clock is the model's."""
+
+    now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    def spin(self, turns: int = 4) -> None:
+        """Run what is ready."""
+        for _ in range(turns):
+            self.call_soon(self.stop)
+            self.run_forever()
+
+
+class Disk:
+    """The file of the latches."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, object] | None = None
+        self.broken = False
+
+    def save(self, _path: Path, content: dict[str, object]) -> None:
+        if self.broken:
+            raise OSError(28, "No space left on device")
+        self.content = orjson.loads(orjson.dumps(content))
+
+    def load(self, _path: Path) -> dict[str, object] | None:
+        return self.content
+
+
+class Client:
+    """aiomqtt's client as the connection sees it: publishes wait until the broker acknowledges them, in order."""
+
+    def __init__(self, left: Callable[[Outgoing], None]) -> None:
+        self.left = left
+        self.under_way: list[tuple[Outgoing, asyncio.Future[None]]] = []
+
+    async def publish(self, out: Outgoing) -> None:
+        self.left(out)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.under_way.append((out, future))
+        await future
+
+    async def subscribe(self, filters: list[Any]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(value=1) for _ in filters]
+
+
+class Group:
+    """The task group of a session."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def create_task(self, job: Coroutine[Any, Any, Any], name: str = "") -> asyncio.Task[Any]:
+        task = self.loop.create_task(job, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+async def take(client: Client, out: Outgoing, _timeout_s: float | None = None) -> None:
+    await client.publish(out)
+
+
+@dataclass
+class Line:
+    """One connection and the broker's end of it."""
+
+    connection: Connection
+    client: Client
+    group: Group | None = None
+    away: list[Callable[[], None]] = field(default_factory=list)
+    """What the broker stores while the session is away."""
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise was broken."""
+
+
+class World:
+    """Everything, with the promises checked at each message that leaves."""
+
+    def __init__(self, arm: str = "auto", mode: str = "autonomous") -> None:
+        self.loop = Loop()
+        self.wall_s = 1_700_000_000.0
+        self.disk = Disk()
+        self.folder = Path(tempfile.gettempdir()) / "reflexd-gate-model"
+        self.arm_setting = arm
+        self.devices: dict[str, Value | None] = dict.fromkeys(SETTINGS["actuators"])
+        self.last_seq: dict[str, tuple[str, int]] = {}
+        self.tick_number = 0
+        self.prompt = True
+        self.boots = 0
+        self.broken: list[str] = []
+        self.event_types: list[str] = []
+        self._patches = [
+            mock.patch.object(publisher, "publish", take),
+            mock.patch.object(subscriber, "time", SimpleNamespace(monotonic=lambda: self.loop.now_s)),
+            mock.patch.object(operator_commands, "REQUESTS", Limit(1e6, 1_000_000)),
+            mock.patch.object(operator_commands, "OVERRIDES", Limit(1e6, 1_000_000)),
+            mock.patch.object(latches, "save", self.disk.save),
+            mock.patch.object(latches, "load", self.disk.load),
+            mock.patch.object(StatusPublisher, "event", self._watched(StatusPublisher.event, self._announced)),
+            mock.patch.object(Connection, "send_newest", self._watched(Connection.send_newest, self._status_published)),
+            mock.patch.object(Connection, "reply", self._watched(Connection.reply, self._answered)),
+        ]
+        for patch in self._patches:
+            patch.start()
+        asyncio.set_event_loop(self.loop)
+        self.stop_in_force = self.release_without_arm = False
+        self.granted = arm == "auto"
+        self.rules = [Rule(text, known_names(self._config(mode).actuators)) for text in FORBID]
+        self.start(mode)
+
+    @staticmethod
+    def _watched(method: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+        def watched(owner: Any, *args: Any, **more: Any) -> Any:
+            check(*args)
+            return method(owner, *args, **more)
+
+        return watched
+
+    def close(self) -> None:
+        for line in (self.safety, self.requests):
+            self._drop(line)
+        self.loop.spin(8)
+        self.loop.close()
+        asyncio.set_event_loop(None)
+        for patch in self._patches:
+            patch.stop()
+
+    # --- the daemon
+
+    def _config(self, mode: str) -> Config:
+        gate = {"arm": self.arm_setting, "reconcile_s": 0.3, "forbid": list(FORBID)}
+        return Config.model_validate(SETTINGS | {"mode": mode, "gate": gate, "state_dir": self.folder})
+
+    def start(self, mode: str) -> None:
+        """A new run of the daemon, with what is on the disk."""
+        config = self._config(mode)
+        self.boots += 1
+        with mock.patch("runtime.gate.build.time.monotonic", return_value=self.loop.now_s):
+            host: GateHost = build_host(config, Notifier(), InfoBuilder(config, "0"))
+        host.now = host.publisher.now = lambda: self.loop.now_s
+        host.wall = host.publisher.wall = lambda: self.wall_s
+        host.commands = Commands(TOPICS.base, config.actuators, f"boot-{self.boots}")
+        host.safety.max_outgoing = host.connection.max_outgoing = OUTGOING
+        host.safety._sender.limit = host.connection._sender.limit = OUTGOING
+        self.host, self.mode, self.lost = host, mode, 0
+        self.operators = OperatorCommands(host, self._reload)
+        self.safety = Line(host.safety, Client(self._left))
+        self.requests = Line(host.connection, Client(self._left))
+        self.commanded: dict[str, Value] = {}
+        self.session: dict[str, list[Value]] = {}
+        self.reported: dict[str, Value] = {}
+        self.known: dict[str, Value] = {}
+        wanted = (self.disk.content or {}).get("wanted")
+        self.granted = self.arm_setting == "auto" and wanted is not False
+        self.release_without_arm = self.release_without_arm and wanted is False
+        for name, latched in ((self.disk.content or {}).get("modes") or {}).items():  # type: ignore[attr-defined]
+            now = host.gate.modes[name]
+            self.check(MODES.index(now) <= MODES.index(mode), f"{name}: mode {now} although the settings say {mode}")
+            asked = latched != (self.disk.content or {}).get("configured")
+            self.check(
+                not asked or MODES.index(now) <= MODES.index(latched),
+                f"{name}: mode {now} although {latched} was asked",
+            )
+        if (self.disk.content or {}).get("stopped"):
+            self.stop_in_force = True
+        self.check(not self.stop_in_force or host.gate.stopped, "a saved stop is lost over a restart")
+        self.connect(self.safety)
+        self.connect(self.requests)
+
+    async def _reload(self) -> dict[str, Any]:
+        return {}
+
+    def kill(self, mode: str) -> None:
+        """kill -9 and a new start, in no time."""
+        unsaved_stop = self.stop_in_force and not (self.disk.content or {}).get("stopped")
+        if unsaved_stop:
+            self.check("stopped" not in self.event_types[self.stop_event :], "an announced stop was not on the disk")
+            self.stop_in_force = False
+        self._drop(self.safety)
+        self._drop(self.requests)
+        self.loop.spin(8)
+        self.start(mode)
+
+    # --- the broker
+
+    def connect(self, line: Line) -> None:
+        if line.group is not None:
+            return
+        line.group = Group(self.loop)
+        line.client = Client(self._left)
+        connection = line.connection
+        resumed = bool(line.away)
+        connection._inbound.resumed_s = self.loop.now_s if resumed else float("-inf")
+        connection._group = line.group  # type: ignore[assignment]
+        connection._client = line.client  # type: ignore[assignment]
+        connection._sender.begin(line.group, line.client)  # type: ignore[arg-type]
+        if line is self.safety:
+            self.session, self.commanded, self.heard = {}, {}, set[str]()
+            self.disarmed()
+        self.loop.run_until_complete(connection._greet(line.client))  # type: ignore[arg-type]
+        for arrive in line.away:
+            self.in_loop(arrive)
+        line.away = []
+        self.settle_loop()
+
+    def lose(self, line: Line) -> None:
+        """The connection ends; what was under way may or may not have arrived."""
+        if line.group is None:
+            return
+        self._drop(line)
+        line.connection._greeted = False
+        if line is self.safety:
+            self.disarmed()
+        line.connection.on_connection_change(False, "lost")
+        self.settle_loop()
+
+    def _drop(self, line: Line) -> None:
+        if line.group is None:
+            return
+        line.connection._leave()
+        for task in list(line.group.tasks):
+            task.cancel()
+        line.group = None
+
+    def deliver(self, line: Line, count: int = 1_000) -> None:
+        """The broker takes the next messages and acknowledges them."""
+        taken, line.client.under_way = line.client.under_way[:count], line.client.under_way[count:]
+        for out, future in taken:
+            if not future.done():
+                self._carried_out(out)
+                future.set_result(None)
+        self.loop.spin(2)
+
+    def _carried_out(self, out: Outgoing) -> None:
+        level = out.topic.split("/")
+        if len(level) == 5 and level[2] == "act":
+            body = orjson.loads(out.payload)
+            self.devices[level[3]] = _value(body["value"])
+            self.last_seq[level[3]] = (body["boot"], body["seq"])
+
+    # --- what arrives
+
+    def arrive(
+        self, line: Line, topic: str, payload: bytes, *, retain: bool = False, response: str | None = None
+    ) -> None:
+        """A message for the gate; the broker stores QoS 1 messages of the safety connection while it is away."""
+        properties = SimpleNamespace(ResponseTopic=response, CorrelationData=b"c") if response else None
+
+        def dispatch() -> None:
+            raw = SimpleNamespace(
+                topic=aiomqtt.Topic(topic), payload=payload, qos=1, retain=retain, properties=properties
+            )
+            line.connection._inbound.dispatch(raw)  # type: ignore[arg-type]
+
+        if line.group is None:
+            if line is self.safety:
+                line.away.append(dispatch)
+            return
+        self.in_loop(dispatch)
+        self.settle_loop()
+
+    def in_loop(self, call: Callable[[], None]) -> None:
+        """Call it inside the running loop."""
+
+        async def run() -> None:
+            call()
+
+        self.loop.run_until_complete(run())
+
+    def stop(self, payload: bytes, *, retain: bool = False) -> None:
+        """Any message on `stop`."""
+        self.loop.spin()  # what has left already has left
+        body = _json(payload)
+        plain = isinstance(body, dict) and body.get("engaged") is False and set(body) <= {"engaged", "source"}
+        ignored = (not payload and retain) or (plain and retain)
+        is_away = self.safety.group is None
+        resumed = self.loop.now_s - self.safety.connection._inbound.resumed_s < subscriber.RESUMED_S
+        if not ignored and not plain:
+            self.stop_in_force = True
+            self.stop_event = len(self.event_types)
+            self.granted = False
+        elif plain and not retain and not is_away and not resumed and self.stop_in_force:
+            self.stop_in_force, self.release_without_arm = False, True
+        self.arrive(self.safety, TOPICS("stop"), payload, retain=retain)
+        if not is_away:
+            self.check(self.host.gate.stopped == self.stop_in_force, "the stop is not what was last sent")
+
+    def request(self, verb: str, payload: bytes, *, retain: bool = False) -> None:
+        """Any request, from the page."""
+        self.loop.spin()
+        if (
+            verb == "arm"
+            and payload in (b"", b"{}")
+            and not retain
+            and self.requests.group
+            and not self.host.gate.stopped
+        ):
+            self.granted, self.release_without_arm = True, False
+        if verb == "disarm" and not retain and self.requests.group:
+            self.disarmed()
+            self.granted = False
+        self.arrive(self.requests, TOPICS("request", verb), payload, retain=retain, response=TOPICS("response", "page"))
+
+    def disarmed(self) -> None:
+        """A cause of disarming: with `arm: request` the request to arm ends."""
+        self.granted = self.granted and self.arm_setting == "auto"
+
+    def propose(
+        self, actions: dict[str, Any], *, stale: tuple[str, ...] = (), ready: bool = True, age_s: float = 0.0
+    ) -> None:
+        """One tick of the agent."""
+        self.tick_number += 1
+        stamp_s = self.loop.now_s - age_s
+        proposal = Proposal(self.tick_number, f"d{self.tick_number}", "p", stamp_s, actions, stale, ready)
+        self.frame(ipc.pack(proposal))
+
+    def frame(self, data: bytes) -> None:
+        """Any bytes from the agent."""
+        self.host._end = SimpleNamespace(send=lambda _data: None)  # type: ignore[assignment]
+        self.host._proposed(data)
+        self.settle_loop()
+
+    def report(self, name: str, value: Any, *, retain: bool = False, answers: bool = False) -> None:
+        """A device reports, truly or not."""
+        boot, seq = self.last_seq.get(name, (None, None)) if answers else (None, None)
+        payload = orjson.dumps({"value": value, "boot": boot, "seq": seq})
+        if self.requests.group is not None:
+            self._note_report(name, value, retain=retain)
+        self.arrive(self.requests, TOPICS.state(name), payload, retain=retain)
+
+    def _note_report(self, name: str, value: Any, *, retain: bool) -> None:
+        settings = SETTINGS["actuators"][name]
+        value = list(value) if isinstance(value, tuple) else value
+        if settings["kind"] == "choice":
+            fits = value in settings["choices"]
+        else:
+            numbers = value if isinstance(value, list) else [value]
+            fits = len(numbers) == 1 and isinstance(numbers[0], int | float) and not isinstance(numbers[0], bool)
+            fits = fits and -1.02 <= numbers[0] <= 1.02
+        if not fits:
+            return
+        truth = (
+            value
+            if isinstance(value, str)
+            else (max(-1.0, min(1.0, float(value[0] if isinstance(value, list) else value))),)
+        )
+        if retain and (name in self.session or name in self.heard):
+            return
+        self.heard.add(name)
+        self.reported[name] = truth
+        if name not in self.session:
+            self.known[name] = truth
+
+    # --- time
+
+    def wait(self, seconds: float) -> None:
+        """Time passes in ticks of 10 ms."""
+        for _ in range(max(1, round(seconds / 0.01))):
+            self.loop.now_s += 0.01
+            self.wall_s += 0.01
+            self.host.tick()
+            self.settle_loop()
+
+    def settle_loop(self) -> None:
+        """Run what is ready, write the latches, and let a prompt broker deliver."""
+        if self.host.gate.counters["lost"] != self.lost:
+            self.lost = self.host.gate.counters["lost"]
+            self.disarmed()
+        self.loop.spin(3)
+        if self.host.latches._dirty.is_set():
+            self.host.latches.write_now()
+        if self.prompt:
+            for line in (self.safety, self.requests):
+                if line.group is not None:
+                    self.deliver(line)
+        if self.broken:
+            raise BrokenPromiseError(self.broken[0])
+
+    def must_come_to_rest(self) -> None:
+        """No proposals, a working broker: every device gets its safe action within the bound."""
+        self.prompt = True
+        self.connect(self.safety)
+        self.wait(BOUND_S)
+        gate = self.host.gate
+        self.check(not gate.owed() or any(gate._actuators[n].answers for n in gate.owed()), f"{gate.owed()} are owed")
+        for name, settings in SETTINGS["actuators"].items():
+            if "safe" not in settings or not gate._actuators[name].commanded:
+                continue
+            safe = tuple(map(float, settings["safe"])) if isinstance(settings["safe"], list) else settings["safe"]
+            self.check(
+                self.devices[name] == safe, f"{name} has {self.devices[name]} {BOUND_S} s after the last proposal"
+            )
+
+    # --- what leaves
+
+    def _left(self, out: Outgoing) -> None:
+        level = out.topic.split("/")[2:]
+        body = _json(out.payload)
+        if level[0] == "act":
+            self._command_left(level[1], _value(body["value"]), body["policy"])
+
+    def _command_left(self, name: str, value: Value, policy: str) -> None:
+        if policy != "gate":
+            self.check(not self.stop_in_force, f"{policy} moves {name} although the stop is engaged")
+            self.check(not self.release_without_arm, f"{policy} moves {name} after a release without arming")
+            self.check(self.granted, f"{policy} moves {name} although nothing was asked to arm since the disarming")
+            if policy != "override":
+                self.check(self.host.gate.modes[name] == "autonomous", f"the policy moves {name} in another mode")
+            self._check_step(name, value)
+        self._check_rules(name, value)
+        self.commanded[name] = value
+        self.session.setdefault(name, []).append(value)
+        self.known[name] = value
+
+    def _check_step(self, name: str, value: Value) -> None:
+        if not isinstance(value, tuple):
+            return
+        safe = (0.0,) if name == "arm" else None
+        before = self.commanded.get(name, self.known.get(name, safe))
+        self.check(before is not None, f"{name} moves to {value} although nothing is known of it")
+        assert isinstance(before, tuple)
+        self.check(abs(value[0] - before[0]) <= STEP, f"{name} steps from {before} to {value}")
+
+    def _check_rules(self, name: str, value: Value) -> None:
+        for rule in self.rules:
+            if name not in rule.names:
+                continue
+            others = {n: self._may_have(n) for n in rule.names if n != name}
+            if not all(others.values()):
+                continue
+            would = rule.broken({**others, name: [value]})
+            now = rule.broken({**others, name: self._may_have(name) or [value]})
+            left = would is None or (now is not None and would.degree < now.degree)
+            self.check(left, f"{name} = {value} with {others}: {rule.text} is broken")
+
+    def _may_have(self, name: str) -> list[Value]:
+        return [v for v in (self.commanded.get(name), self.reported.get(name)) if v is not None][:1]
+
+    def _status_published(self, key: str, _topic: str, payload: bytes, *_: object) -> None:
+        if key == "status" and _json(payload)["state"] == "stopped":
+            self.check(self._on_disk("stopped", value=True), "status `stopped` is not on the disk")
+
+    def _announced(self, kind: str, data: dict[str, Any]) -> None:
+        self.event_types.append(kind)
+        if kind == "stopped":
+            self.check(self._on_disk("stopped", value=True), "event `stopped` is not on the disk")
+        if kind == "mode_changed":
+            self.check(
+                (self.disk.content or {}).get("modes") == data["modes"], "event `mode_changed` is not on the disk"
+            )
+
+    def _answered(self, _request: object, payload: bytes, _fallback: str) -> None:
+        if _json(payload).get("data") == {"armed": False}:
+            self.check(self._on_disk("wanted", value=False), "a disarming was answered before it was on the disk")
+
+    def _on_disk(self, name: str, *, value: object) -> bool:
+        return (self.disk.content or {}).get(name) == value
+
+    stop_event = 0
+
+    def check(self, condition: object, promise: str) -> None:
+        """Fail unless a promise is kept."""
+        if not condition:
+            self.broken.append(promise)
+            raise BrokenPromiseError(promise)
+
+
+def _value(value: Any) -> Value:
+    return tuple(value) if isinstance(value, list) else str(value)
+
+
+def _json(payload: bytes) -> Any:
+    try:
+        return orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+
+
+__all__ = ["FORBID", "SETTINGS", "BrokenPromiseError", "World"]

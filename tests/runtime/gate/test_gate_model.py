@@ -1,0 +1,181 @@
+"""Whatever happens in whatever order, the gate keeps its promises: a machine looks for an order that breaks one.
+
+`GATE_MODEL_STEPS` sets the number of steps: 2,000 in `make test`, 1,000,000 in `make fuzz`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import orjson
+from gate_model import SETTINGS, World
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+STEPS = int(os.environ.get("GATE_MODEL_STEPS", "2000"))
+STEPS_A_RUN = 50
+NAMES = st.sampled_from(sorted(SETTINGS["actuators"]))
+MODES = st.sampled_from(["shadow", "assist", "autonomous", "autonomous"])
+SWITCH = st.sampled_from(["OFF", "ON", "ON"])
+NUMBER = st.sampled_from([-1.0, -0.5, 0.0, 0.4, 0.6, 1.0])
+ODD: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, [], [0.0, 0.0], [1e308], "LEFT", 5.0, [1.02], {"a": 1}, "OFF", [0.0]]
+)
+STOPS = [b'{"engaged": true}', b"ON", b"{}", b"\xff", b'{"engaged": "true"}']
+RELEASE = b'{"engaged": false}'
+FRAMES = [b"", b"{", b"[]", b'{"kind": "Proposal"}', b'{"kind": "Verdict"}', b"\xff" * 100]
+
+
+class GateModel(RuleBasedStateMachine):
+    """The rules: one for each thing that can happen around the gate."""
+
+    @initialize(arm=st.sampled_from(["auto", "request"]), mode=MODES)
+    def begin(self, arm: str, mode: str) -> None:
+        self.world = World(arm, mode)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.close()
+
+    # the usual course, so that something moves at all
+
+    def tick(self, actions: dict[str, Any], times: int = 1, **more: Any) -> None:
+        for _ in range(times):
+            self.world.propose(actions, **more)
+            self.world.wait(0.05)
+
+    @rule(arm=NUMBER, wheel=NUMBER, heater=SWITCH, fan=SWITCH, lamp=SWITCH, times=st.integers(1, 12))
+    def act(self, arm: float, wheel: float, heater: str, fan: str, lamp: str, times: int) -> None:
+        self.tick({"arm": (arm,), "wheel": (wheel,), "heater": heater, "fan": fan, "lamp": lamp}, times)
+
+    @rule()
+    def devices_report_and_an_operator_arms(self) -> None:
+        for name, value in self.world.devices.items():
+            self.world.report(name, ([0.0] if name in {"arm", "wheel"} else "OFF") if value is None else value)
+        self.tick({}, 2)
+        self.world.request("arm", b"{}")
+        self.tick({"fan": "ON", "heater": "ON"}, 4)
+
+    # what goes wrong
+
+    @rule(actions=st.dictionaries(st.one_of(NAMES, st.just("nose")), st.one_of(ODD, NUMBER, SWITCH), max_size=4))
+    def act_oddly(self, actions: dict[str, Any]) -> None:
+        self.tick({k: tuple(v) if isinstance(v, list) else v for k, v in actions.items() if v != {"a": 1}})
+
+    @rule(
+        stale=st.sampled_from([("air",), ("eyes",), ("air", "eyes")]),
+        ready=st.booleans(),
+        age_s=st.sampled_from([0.0, 0.29, 0.4, -1.0]),
+    )
+    def act_on_old_data(self, stale: tuple[str, ...], ready: bool, age_s: float) -> None:
+        actions = {"arm": (1.0,), "wheel": (1.0,), "heater": "ON", "fan": "ON", "lamp": "ON"}
+        self.tick(actions, stale=stale, ready=ready, age_s=age_s)
+
+    @rule(data=st.sampled_from(FRAMES))
+    def send_no_frame(self, data: bytes) -> None:
+        self.world.frame(data)
+
+    @rule(
+        name=NAMES, value=st.one_of(ODD, NUMBER.map(lambda x: [x]), SWITCH), retain=st.booleans(), answers=st.booleans()
+    )
+    def report(self, name: str, value: Any, retain: bool, answers: bool) -> None:
+        self.world.report(name, value, retain=retain, answers=answers)
+
+    @rule(payload=st.sampled_from([*STOPS, RELEASE, b""]), retain=st.booleans())
+    def stop(self, payload: bytes, retain: bool) -> None:
+        self.world.stop(payload, retain=retain)
+
+    @rule()
+    def release_and_arm(self) -> None:
+        self.world.wait(1.1)
+        self.world.stop(RELEASE)
+        self.tick({"arm": (1.0,)}, 2)
+        self.world.request("arm", b"")
+        self.tick({"arm": (1.0,)}, 2)
+
+    @rule(
+        verb=st.sampled_from(["arm", "disarm", "warm"]),
+        payload=st.sampled_from([b"", b"{}", b"please"]),
+        retain=st.booleans(),
+    )
+    def request(self, verb: str, payload: bytes, retain: bool) -> None:
+        self.world.request(verb, payload, retain=retain)
+
+    @rule(mode=MODES, name=st.one_of(st.none(), NAMES))
+    def change_mode(self, mode: str, name: str | None) -> None:
+        actuator = f', "actuator": "{name}"' if name else ""
+        self.world.request("mode", f'{{"mode": "{mode}"{actuator}}}'.encode())
+
+    @rule(name=NAMES, value=st.one_of(ODD, NUMBER.map(lambda x: [x]), SWITCH), hold_s=st.sampled_from([0, 0.2, 5]))
+    def override(self, name: str, value: Any, hold_s: float) -> None:
+        world = self.world
+        world.arrive(world.requests, f"reflexd/model/override/{name}", orjson.dumps({"value": value, "hold_s": hold_s}))
+
+    @rule(which=st.sampled_from(["safety", "requests"]))
+    def lose_the_broker(self, which: str) -> None:
+        self.world.lose(getattr(self.world, which))
+
+    @rule()
+    def find_the_broker(self) -> None:
+        self.world.connect(self.world.safety)
+        self.world.connect(self.world.requests)
+
+    @rule()
+    def pause_the_broker(self) -> None:
+        self.world.prompt = False
+
+    @rule(times=st.integers(1, 20))
+    def act_while_the_broker_is_slow(self, times: int) -> None:
+        self.world.prompt = False
+        for _ in range(times):
+            self.act(1.0, -1.0, "ON", "ON", "OFF", 1)
+            self.world.deliver(self.world.safety, 1)
+
+    @rule()
+    def resume_the_broker(self) -> None:
+        self.world.prompt = True
+        self.world.settle_loop()
+
+    @rule(count=st.sampled_from([5, 50, 200]))
+    def flood(self, count: int) -> None:
+        for _ in range(count):
+            self.world.host.connection.enqueue("reflexd/model/response/flood", b"{}", qos=1)
+            self.world.host.safety.enqueue("reflexd/model/response/flood", b"{}", qos=1)
+        self.world.settle_loop()
+
+    @rule(broken=st.booleans())
+    def the_disk(self, broken: bool) -> None:
+        self.world.disk.broken = broken
+        self.world.settle_loop()
+
+    @rule(mode=MODES)
+    def kill(self, mode: str) -> None:
+        self.world.kill(mode)
+
+    @rule(by_s=st.sampled_from([-3_600.0, -1.0, 1.0, 3_600.0]))
+    def step_the_clock(self, by_s: float) -> None:
+        self.world.wall_s += by_s
+
+    @rule(seconds=st.sampled_from([0.01, 0.05, 0.2, 0.3, 1.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.wait(seconds)
+
+    @rule()
+    def the_agent_falls_silent(self) -> None:
+        self.world.must_come_to_rest()
+
+
+TestGateModel = GateModel.TestCase
+TestGateModel.settings = hypothesis_settings(
+    max_examples=max(1, STEPS // STEPS_A_RUN),
+    stateful_step_count=STEPS_A_RUN,
+    deadline=None,
+    derandomize=STEPS <= 2_000,
+    database=None,
+    phases=(Phase.generate,) if STEPS > 2_000 else (Phase.generate, Phase.shrink),  # shrinking may take minutes
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
