@@ -59,7 +59,32 @@ class GateModel(RuleBasedStateMachine):
         self.world.request("arm", b"{}")
         self.tick({"fan": "ON", "heater": "ON"}, 4)
 
+    @rule(mode=st.booleans())
+    def the_fan_must_rest_while_the_heater_is_on(self, mode: bool) -> None:
+        self.devices_report_and_an_operator_arms()
+        self.tick({"fan": "ON", "heater": "ON"}, 10)
+        if mode:
+            self.world.request("mode", b'{"mode": "shadow", "actuator": "fan"}')
+        else:
+            self.tick({"fan": "ON", "heater": "ON"}, stale=("air",))
+
+    @rule()
+    def the_broker_blinks_while_the_arm_moves(self) -> None:
+        self.devices_report_and_an_operator_arms()
+        self.tick({"arm": (1.0,)}, 10)
+        self.world.lose(self.world.safety)
+        self.find_the_broker()
+        self.tick({"arm": (1.0,)}, 10)
+
     # what goes wrong
+
+    @rule()
+    def the_broker_swallows_messages(self) -> None:
+        self.devices_report_and_an_operator_arms()
+        self.world.prompt = False
+        self.world.wait(0.3)
+        self.world.swallow(self.world.safety)
+        self.world.must_come_to_rest()
 
     @rule(actions=st.dictionaries(st.one_of(NAMES, st.just("nose")), st.one_of(ODD, NUMBER, SWITCH), max_size=4))
     def act_oddly(self, actions: dict[str, Any]) -> None:
@@ -150,6 +175,13 @@ class GateModel(RuleBasedStateMachine):
     def the_disk(self, broken: bool) -> None:
         self.world.disk.broken = broken
         self.world.settle_loop()
+
+    @rule()
+    def a_stop_meets_a_full_disk(self) -> None:
+        self.world.disk.broken = True
+        self.world.stop(b'{"engaged": true}')
+        self.world.disk.broken = False
+        self.world.must_come_to_rest()
 
     @rule(mode=MODES)
     def kill(self, mode: str) -> None:

@@ -1,0 +1,221 @@
+"""Take one mending away at a time and count the steps until the model of the gate notices: `python tests/runtime/gate/remove_a_mending.py`.
+
+Prints a table; exits with 1 when the model notices one of them not within `MOST` steps, or finds fault with the gate as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+import unittest
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+
+import structlog  # noqa: E402 - after the path
+from hypothesis import HealthCheck, Phase, seed, settings  # noqa: E402
+from test_gate_model import GateModel  # noqa: E402
+
+from actuators.safety import limits  # noqa: E402
+from actuators.safety.actuator_state import Actuator  # noqa: E402
+from actuators.safety.gate import Gate  # noqa: E402
+from actuators.safety.limits import Refusal  # noqa: E402
+from runtime.gate import operator_commands  # noqa: E402
+from runtime.gate.host import GateHost  # noqa: E402
+from runtime.gate.latches import LatchWriter  # noqa: E402
+from runtime.mqtt.publisher import Sender  # noqa: E402
+
+MOST = 100_000
+STEPS_A_RUN = 50
+Patch = Callable[[], Any]
+
+
+def common_queue() -> Patch:
+    """Commands go into the queue of everything, and count as arrived whatever becomes of them."""
+
+    def send_newest(self: Sender, _key: str, outgoing: Any, done: Any, *, urgent: bool) -> None:
+        del urgent
+        if self._group is not None:
+            self.send(outgoing)
+        done("acknowledged")
+
+    return lambda: mock.patch.object(Sender, "send_newest", send_newest)
+
+
+def no_repetition() -> Patch:
+    """A safe action is sent once."""
+    return lambda: mock.patch.object(Actuator, "must_repeat", return_value=False)
+
+
+def any_report() -> Patch:
+    """A report that does not fit makes the value unknown, and an unknown value has no largest step."""
+    reconciled, rate = Gate.reconciled, limits._rate
+
+    def forgetting(self: Gate, actuator: str, value: object, now_s: float, **more: Any) -> Refusal | None:
+        refusal = reconciled(self, actuator, value, now_s, **more)
+        if refusal is not None:
+            self._actuators[actuator].chain, self._actuators[actuator].value = [], None
+        return refusal
+
+    def unlimited(settings: Any, rates: Any, value: Any, last: Any, longest_s: float, *, approach: bool) -> Any:
+        return value if last.value is None else rate(settings, rates, value, last, longest_s, approach=approach)
+
+    return lambda: _both(
+        mock.patch.object(Gate, "reconciled", forgetting), mock.patch.object(limits, "_rate", unlimited)
+    )
+
+
+def latched_mode() -> Patch:
+    """The latch replaces the mode of the settings."""
+    restore = Gate.restore
+
+    def restored(self: Gate, content: Any) -> None:
+        restore(self, content)
+        for name, mode in (content.get("modes") or {}).items():
+            self._actuators[name].mode = mode
+
+    return lambda: mock.patch.object(Gate, "restore", restored)
+
+
+def announced_before_saved() -> Patch:
+    """The event comes before the disk."""
+
+    def announced(self: GateHost, kind: str, _data: Any, saved: Any) -> None:
+        self.publisher.event(kind, {"modes": self.gate.modes} if kind == "mode_changed" else {})
+        self.latches.changed(saved)
+
+    return lambda: mock.patch.object(GateHost, "_after_saving", announced)
+
+
+def one_write() -> Patch:
+    """A failed write of the latches counts as saved and is not tried again."""
+
+    def failed(self: LatchWriter, waiting: list[Any], _error: OSError) -> bool:
+        return self._succeeded(dict(self.on_disk), waiting)
+
+    return lambda: mock.patch.object(LatchWriter, "_failed", failed)
+
+
+def exact_stops() -> Patch:
+    """Only an exact message stops."""
+    read_stop = operator_commands.read_stop
+
+    def exact(message: Any) -> Any:
+        read = read_stop(message)
+        return None if read is not None and read[1] else read
+
+    return lambda: mock.patch.object(operator_commands, "read_stop", exact)
+
+
+def old_releases() -> Patch:
+    """A release counts whether or not the broker stored it."""
+    read_stop = operator_commands.read_stop
+
+    def old(message: Any) -> Any:
+        return (False, "") if message.payload == b'{"engaged": false}' else read_stop(message)
+
+    return lambda: mock.patch.object(operator_commands, "read_stop", old)
+
+
+def unjudged_rest() -> Patch:
+    """An actuator rests alone."""
+    return lambda: mock.patch.object(Gate, "_with_coupled", lambda _self, chosen: list(chosen))
+
+
+def undying_wish() -> Patch:
+    """A lost broker leaves the request to arm."""
+    disconnected, go_safe = Gate.disconnected, Gate.go_safe
+
+    def keep(method: Any) -> Any:
+        def kept(self: Gate, *args: Any) -> Any:
+            wanted = self._wanted
+            decisions = method(self, *args)
+            self._wanted = wanted
+            return decisions
+
+        return kept
+
+    return lambda: _both(
+        mock.patch.object(Gate, "disconnected", keep(disconnected)), mock.patch.object(Gate, "go_safe", keep(go_safe))
+    )
+
+
+MENDINGS: dict[str, Callable[[], Patch]] = {
+    "none": lambda: ExitStack,
+    "H1 a place of their own in the queue": common_queue,
+    "H1 repeated until acknowledged": no_repetition,
+    "H2 a report must fit": any_report,
+    "H3 the more careful mode": latched_mode,
+    "H4 saved before it is announced": announced_before_saved,
+    "H4 a failed write is tried again": one_write,
+    "H4 what may mean stop is a stop": exact_stops,
+    "H4 no release from the broker's store": old_releases,
+    "H5 rest is judged": unjudged_rest,
+    "H7 a request to arm dies": undying_wish,
+}
+
+
+@contextmanager
+def _both(*patches: Any) -> Iterator[None]:
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
+
+
+def steps_until_noticed(patch: Patch, most: int) -> tuple[int | None, str]:
+    """Steps until the model fails, and how it said so; None when it does not."""
+    taken = 0
+    step = GateModel.check_invariants
+
+    def counted(self: Any, *args: Any, **more: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        return step(self, *args, **more)
+
+    case = seed(1)(type("Case", (GateModel,), {}))
+    test = case.TestCase
+    test.settings = settings(
+        max_examples=max(1, most // STEPS_A_RUN),
+        stateful_step_count=STEPS_A_RUN,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    with patch(), mock.patch.object(GateModel, "check_invariants", counted):
+        found = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(test).run(found)
+    problems = [text for _, text in (*found.failures, *found.errors)]
+    if not problems:
+        return None, ""
+    lines = problems[0].splitlines()
+    said = [line.split("Error: ", 1)[1] for line in lines if "BrokenPromiseError: " in line]
+    return taken, said[0][:90] if said else lines[-1][:90]
+
+
+def main() -> int:
+    """Print the table."""
+    structlog.configure(processors=[_drop])
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else MOST
+    chosen = sys.argv[2:] or list(MENDINGS)
+    wrong = 0
+    print("| mending taken away | steps until noticed | what was noticed |\n|---|---:|---|", flush=True)
+    for name in (name for name in MENDINGS if any(name.startswith(each) for each in chosen)):
+        taken, said = steps_until_noticed(MENDINGS[name](), most)
+        wrong += (taken is None) != (name == "none")
+        print(f"| {name} | {taken if taken is not None else f'not in {most:,}'} | {said} |", flush=True)
+    return int(wrong > 0)
+
+
+def _drop(*_: object) -> Any:
+    raise structlog.DropEvent
+
+
+if __name__ == "__main__":
+    sys.exit(main())
