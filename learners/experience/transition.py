@@ -25,7 +25,7 @@ By = Literal["policy", "override", "gate", "none"]
 """Who moved an actuator at this tick."""
 
 ACTING = frozenset({"policy", "override"})
-"""Those whose actions are learned from."""
+"""The origins of actions that train the policy."""
 FORMER_BY: dict[str, By] = {"nobody": "none"}
 """Words in rows that were stored before 0.1.0."""
 FORMAT = 1
@@ -33,7 +33,7 @@ _DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
 class Malformed(ValueError):  # noqa: N818 - reads as what happened
-    """A stored record or an offered transition is not whole; `str` says what is wrong."""
+    """A stored record or a new transition is incomplete; `str` is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Transition:
     value: float = 0.0
 
     def credited(self, actuator: str) -> Value | None:
-        """Return the action of an actuator that learning credits with what followed; None where nobody acted.
+        """Return the action of an actuator that training credits with the reward; None if neither policy nor person acted.
 
         The policy and an operator act, and the teacher of a demonstration. The gate's safe actions are rest.
         """

@@ -1,9 +1,9 @@
-"""Running normalisation of what each stream gives, saved with the policy.
+"""Normalise the tokens of each stream with running statistics, which are saved with the policy.
 
-Telemetry comes in every unit; encoder tokens share a large common part that says nothing. Both are put to mean 0 and
-deviation 1 by statistics gathered from experience (Welford 1962, merged by Chan et al. 1983). Until something is gathered
-nothing is changed. After `limit` rows the statistics forget: each new row then has the weight 1 / `limit`, so that they follow a
-changed world slowly and what was learned on them stays right.
+Telemetry has arbitrary units, and encoder tokens share a large common part without information. Both are scaled to mean 0 and
+deviation 1, with statistics from experience (Welford 1962, merged by Chan et al. 1983). Without data, nothing is changed. After
+`limit` rows, each new row has the weight 1 / `limit`. The statistics then follow a changed world slowly, and the trained weights
+stay valid.
 
 Shapes: N rows, W width.
 """

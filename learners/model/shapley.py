@@ -6,9 +6,9 @@ retraining (Lundberg & Lee 2017), in the interventional form of Janzing et al. 2
 minus the mean score of the background. A stream that never changes has the value 0, and a missing stream is no player. No encoder
 runs.
 
-The work is bounded by a number of fused ticks. n players need 2^n * K * H of them for exact values. If that is too much, the values
-are estimated from random orders, each with its reverse (antithetic permutation sampling, Mitchell et al. 2022), with their
-standard errors; they still sum exactly.
+The work is bounded by a number of fused ticks. For exact values, n players need 2^n * K * H of them. If that is too much, the
+values are estimated from random orders, each with its reverse (antithetic permutation sampling, Mitchell et al. 2022). The
+estimates have standard errors, and they still sum exactly.
 
 Shapes: K background, H history, n players, R rows (mixed windows).
 """

@@ -1,7 +1,7 @@
-"""The agent's end of the private socket to the gate: offer a proposal, get the verdict.
+"""Send proposals to the gate and receive its verdicts, on the agent's end of the private socket.
 
-A verdict belongs to the proposal with the same decision id; whoever waits for one waits no longer than told, because the
-tick must go on without it. End-of-file means the supervisor is gone, and then the agent has no reason to live.
+A verdict belongs to the proposal with the same decision id. The wait for it has a time limit, because the control loop must
+continue without it. End-of-file means that the supervisor has ended, and then the agent ends too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GateLink:
         self.unsent = 0
         """Proposals that found the gate's buffer full: the gate is stuck."""
         self.unanswered = 0
-        """Proposals whose verdict did not come in time."""
+        """Number of proposals without a verdict in time."""
 
     async def propose(self, proposal: Proposal, patience_s: float) -> ipc.Verdict | None:
         """Send and wait up to `patience_s` for the verdict; None when there is none in time.

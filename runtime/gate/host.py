@@ -50,7 +50,7 @@ STOP_AGAIN_S = 0.1
 REST_S = 1.0
 """For the devices to acknowledge the last safe actions at the end of the daemon."""
 KEPT_SERIALS = 64
-"""Commands of one actuator whose acknowledgement by the device is recognised."""
+"""Newest commands of one actuator for which an acknowledgement by the device is recognised."""
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ class GateHost:
         asyncio.get_running_loop().add_reader(end.fileno(), self._readable)
 
     def detach(self) -> None:
-        """Stop listening to the agent; the gate is not told."""
+        """Stop reading from the agent, without reporting its loss to the gate."""
         if self._end is not None:
             asyncio.get_running_loop().remove_reader(self._end.fileno())
             self._end.close()

@@ -33,7 +33,7 @@ class Outcome:
     rule: str | None
     """The rule that refused, or None."""
     value: Value | None
-    """What the device was last told, whoever said it."""
+    """The last command to the device, from the policy, a person or the gate."""
     by: By
 
 

@@ -1,12 +1,14 @@
-"""One connection to the broker, kept up.
+"""Maintain one connection to the broker.
 
-It reconnects by itself (back-off with jitter), and on every connect subscribes first and then says hello. A frozen broker
-keeps TCP alive, so an own echo (a QoS 1 publish nobody reads, whose acknowledgement is awaited) notices silence within
-half of `keepalive_s`. Nothing is queued without bound: the oldest incoming message makes room for the newest, and what
-cannot be sent is dropped; both are counted in `drops`. Payloads are untrusted: a handler raises `Refused`, which is counted.
+The connection reconnects automatically (back-off with jitter). On every connect it subscribes first, then publishes its greeting.
+A frozen broker keeps TCP alive. The connection therefore publishes an echo with QoS 1 and waits for the acknowledgement, which
+detects a silent broker within half of `keepalive_s`.
+
+Every queue is bounded: the oldest incoming message is dropped for the newest, and what cannot be sent is dropped. Both are
+counted in `drops`. Payloads are untrusted: a handler raises `Refused`, which is counted.
 
 The client identifier is fixed. The broker therefore ends an older session of the same name, and publishes its will, before it
-lets the new one in: a late will can never overwrite a newer status. It knows nothing of what the payloads mean.
+accepts the new one. A late will can never overwrite a newer status. This module knows nothing of the meaning of payloads.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ AT_ONCE = 32
 
 @dataclass(slots=True)
 class Connection:
-    """A connection that is kept up while `run` runs. Create it inside the running loop."""
+    """A connection that reconnects while `run` runs. Create it inside the running loop."""
 
     address: Address
     identifier: str

@@ -34,7 +34,7 @@ class Message:
     stamp_s: float = 0.0
     """Monotonic seconds of its arrival."""
     resumed: bool = False
-    """It arrived so soon after a session was resumed that the broker may have stored it: its age is not known."""
+    """It arrived shortly after a session was resumed, so the broker may have stored it, and its age is unknown."""
 
 
 Handler = Callable[[Message], None]

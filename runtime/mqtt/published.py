@@ -1,6 +1,6 @@
-"""What the daemon publishes, as its clients read it: the page and the terminal.
+"""Validate the daemon's messages for its clients: the dashboard and the terminal.
 
-A client trusts nobody on the broker. A message of another shape is refused whole and counted; unknown keys pass.
+A client trusts no other client of the broker. A message of another shape is rejected and counted; unknown keys are ignored.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from runtime.mqtt.models import Outgoing
 log = structlog.get_logger(__name__)
 
 KEPT = 100
-"""Messages kept for the next connect."""
+"""Number of messages that are stored for the next connect."""
 Keep = Literal["no", "latest", "all"]
 Delivery = Literal["acknowledged", "undelivered", "unsent"]
 """`undelivered` left and may have arrived; `unsent` did not leave."""
@@ -126,7 +126,7 @@ class Sender:
         return True
 
     def catch_up(self) -> None:
-        """Send what was kept, in order."""
+        """Send the stored messages, in order."""
         while self._kept:
             self._start(self._kept.popitem(last=False)[1])
 

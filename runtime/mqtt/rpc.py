@@ -37,7 +37,7 @@ def last_level(message: Message) -> str:
 
 
 def refuse_retained(message: Message) -> None:
-    """Refuse what the broker may have stored: nobody knows how old it is.
+    """Reject a message that the broker may have stored, because its age is unknown.
 
     Raises:
         Refused: the message is retained.

@@ -106,7 +106,7 @@ class Receiver:
                 )
 
     def dispatch(self, raw: aiomqtt.Message) -> None:
-        """Pass a message to every handler whose filter it matches."""
+        """Pass a message to every handler with a matching filter."""
         self.heard_s = time.monotonic()
         properties = raw.properties
         message = Message(

@@ -1,7 +1,7 @@
-"""A recording's messages: readings, decisions and what came of them as JSON that Foxglove shows, and back without loss.
+"""Convert readings, decisions and results to a recording's messages, as JSON for Foxglove, and back without loss.
 
-Pictures are `foxglove.CompressedImage` (as they arrived, else PNG: both decode to the same pixels every time), sound is
-`foxglove.RawAudio` in float32, of which only the samples that are new since the last window are kept. Knows no file.
+Images are `foxglove.CompressedImage`: the original JPEG or PNG, else a PNG. Both always decode to the same pixels. Sound is
+`foxglove.RawAudio` in float32, with only the samples that are new since the last window. Knows no file.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from learners.ipc.policy_spec import read_policy_spec, spec_of_version
 from learners.model.policy import build
 from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
-from runtime.recording.export_mcap import Told, Window, copy_recording, from_experience
+from runtime.recording.export_mcap import OnProgress, Window, copy_recording, from_experience
 from runtime.recording.reader import RecordingError
 from runtime.recording.recorded_readings import RecordedKept
 from sensors.config import fields_of
@@ -49,7 +49,7 @@ class ExportOptions:
     task: str | None = None
 
 
-def export(config: Config, form: str, wish: ExportOptions, told: Told = lambda _done, _total: None) -> str:
+def export(config: Config, form: str, wish: ExportOptions, told: OnProgress = lambda _done, _total: None) -> str:
     """Write `wish.out`; returns what was written, for a person.
 
     Raises:
@@ -61,7 +61,7 @@ def export(config: Config, form: str, wish: ExportOptions, told: Told = lambda _
         )
     if wish.out.exists():
         raise NotExported(f"{wish.out}: is there already; name another --out or delete it")
-    kinds: dict[str, Callable[[Config, ExportOptions, Told], str]] = {
+    kinds: dict[str, Callable[[Config, ExportOptions, OnProgress], str]] = {
         "onnx": _onnx,
         "lerobot": _lerobot,
         "mcap": _mcap,
@@ -91,7 +91,7 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _onnx(config: Config, wish: ExportOptions, _told: Told) -> str:
+def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
     version = wish.version or checkpoints.live().version
     if version is None:
@@ -120,7 +120,7 @@ def _spec(config: Config, loaded: Loaded) -> PolicySpec:
     return spec
 
 
-def _lerobot(config: Config, wish: ExportOptions, told: Told) -> str:
+def _lerobot(config: Config, wish: ExportOptions, told: OnProgress) -> str:
     spec = read_policy_spec(config.state_dir)
     if spec is None:
         raise NotExported("what the policy sees is not known: run the daemon once, it leaves its spec")
@@ -165,7 +165,7 @@ def _fields(config: Config) -> dict[str, tuple[str, ...]]:
     return {name: fields_of(s) for name, s in config.streams.items() if fields_of(s)}
 
 
-def _mcap(config: Config, wish: ExportOptions, told: Told) -> str:
+def _mcap(config: Config, wish: ExportOptions, told: OnProgress) -> str:
     folder = config.state_dir / "recordings"
     if wish.recording is not None or (not wish.experience and any(folder.glob("*.mcap"))):
         source = _recording(folder, wish.recording)
@@ -175,7 +175,9 @@ def _mcap(config: Config, wish: ExportOptions, told: Told) -> str:
                 raise NotExported(f"{source.name}: no decision in this window of time: widen --since and --until")
         return f"{source.name}{'' if count < 0 else f', {count} decisions'}; {wish.out}"
     with Reader(config.state_dir / "experience") as reader, _whole(wish.out) as partial:
-        count = from_experience(reader, partial, wish.window, agent=config.agent, fields=_fields(config), told=told)
+        count = from_experience(
+            reader, partial, wish.window, agent=config.agent, fields=_fields(config), on_progress=told
+        )
         if count == 0:
             raise NotExported(
                 "there is no experience in this window of time: run the daemon, or widen --since and --until"

@@ -1,7 +1,7 @@
-"""MCAP out of a state folder: a recording as it is, a slice of one, or experience where nothing was recorded.
+"""Export an MCAP file from a state folder: a whole recording, a slice of one, or experience if nothing was recorded.
 
-A slice that begins where its recording begins can be replayed like the recording; any other one, and experience, can be
-looked at: its first decisions hang on a past that is not in it.
+A slice from the start of its recording can be replayed like the recording. Other slices, and experience, are for viewing only:
+their first decisions depend on a history that the file does not contain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runtime.recording.recorder import MAIN, Channels, Note, TickRecord, written
 from sensors.codecs.sounds import decode_sound
 from sensors.readings import Reading, Sound, Telemetry, Text
 
-Told = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Takes how much is done, and of how much."""
 REMEMBERED = "reflexd-experience"
 """Metadata of a file made of experience; one that can be replayed has `reflexd`."""
@@ -44,7 +44,7 @@ class Window:
         return self == Window()
 
 
-def copy_recording(source: Path, out: Path, window: Window, told: Told) -> int:
+def copy_recording(source: Path, out: Path, window: Window, on_progress: OnProgress) -> int:
     """A recording, whole or cut; returns how many decisions are in it (-1: not counted, it was copied as it is).
 
     Raises:
@@ -62,8 +62,8 @@ def copy_recording(source: Path, out: Path, window: Window, told: Told) -> int:
         attachments = recording.attachments()
     out_codec = ReadingCodec()
     with written(out, out_codec, MAIN if begins else "reflexd-slice", metadata, attachments) as channels:
-        count = _slice(recording, codec, channels, window, lambda: told(min(channels.bytes, size), size))
-    told(size, size)
+        count = _slice(recording, codec, channels, window, lambda: on_progress(min(channels.bytes, size), size))
+    on_progress(size, size)
     return count
 
 
@@ -79,9 +79,9 @@ def _stamp_ns(body: Mapping[str, Any]) -> int:
 
 
 def _slice(
-    recording: Recording, codec: ReadingCodec, channels: Channels, window: Window, told: Callable[[], None]
+    recording: Recording, codec: ReadingCodec, channels: Channels, window: Window, on_progress: Callable[[], None]
 ) -> int:
-    """Readings are decoded all the way: a sound is kept as what is new in it, and a slice must begin with a whole one."""
+    """Copy a slice. All readings are decoded, because a sound message has only new samples and a slice must begin with all."""
     held: dict[str, Reading] = {}
     fresh: list[Reading] = []
     count = 0
@@ -98,30 +98,36 @@ def _slice(
                 first = [held[name] for name in sorted(body.get("used", ())) if name in held]
                 channels.write(TickRecord(stamp_ns, tuple(fresh if count else first), body))
                 count += 1
-                told()
+                on_progress()
             fresh = []
     return count
 
 
 def from_experience(
-    reader: Reader, out: Path, window: Window, *, agent: str, fields: Mapping[str, tuple[str, ...]], told: Told
+    reader: Reader,
+    out: Path,
+    window: Window,
+    *,
+    agent: str,
+    fields: Mapping[str, tuple[str, ...]],
+    on_progress: OnProgress,
 ) -> int:
-    """Decisions with what was done and came of it, rewards, telemetry, and the raw readings that were kept.
+    """Write decisions with executed actions, rewards, telemetry, and the stored raw readings; return the number of ticks.
 
     Args:
-        reader: of the experience.
+        reader: reads the experience.
         out: the file.
-        window: what to take.
-        agent: its name.
-        fields: of each telemetry stream, by name.
-        told: is called with rows read and rows there are.
+        window: the time to export.
+        agent: name of the agent.
+        fields: field names of each telemetry stream, by name.
+        on_progress: called with the number of rows read and of all rows.
     """
     codec = ReadingCodec()
     rewards = _rewards(reader, window)
     due = next(rewards, None)
     count, before_s = 0, None
     with written(out, codec, REMEMBERED, {"agent": agent}, {}) as channels:
-        for ticks in _chunks(reader, window, told):
+        for ticks in _chunks(reader, window, on_progress):
             since_s = ticks[0].stamp_s if before_s is None else before_s + 1e-6
             before_s = ticks[-1].stamp_s
             records: list[tuple[float, int, Any]] = [(t.stamp_s, 1, t) for t in ticks]
@@ -139,14 +145,14 @@ def from_experience(
     return count
 
 
-def _chunks(reader: Reader, window: Window, told: Told) -> Iterator[list[Transition]]:
+def _chunks(reader: Reader, window: Window, on_progress: OnProgress) -> Iterator[list[Transition]]:
     first, last = reader.first_row(), reader.last_row()
     for start in range(first, last + 1, CHUNK):
         stop = min(start + CHUNK, last + 1)
         ticks = [row.transition for row in reader.rows(start, stop) if row.transition.stamp_s in window]
         if ticks:
             yield ticks
-        told(stop - first, last + 1 - first)
+        on_progress(stop - first, last + 1 - first)
 
 
 def _rewards(reader: Reader, window: Window) -> Iterator[Rewarded]:

@@ -156,7 +156,7 @@ class _Gaps:
 
 
 async def _recall(tuning: EncoderUpdater, encoders: dict[str, str], where: str) -> None:
-    """Have every encoder in the version it had; a swap begins the history anew, as it did then."""
+    """Load every encoder in its recorded version; a swap restarts the history, as it did then."""
     try:
         await tuning.restore(encoders)
     except EncoderVersionNotFound as gone:

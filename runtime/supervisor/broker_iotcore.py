@@ -10,7 +10,7 @@ from runtime.process import child
 
 
 def main(arguments: list[str]) -> int:
-    """Run the broker until it is told to stop."""
+    """Run the broker until a signal stops it."""
     from iotcore import IotCoreBroker  # noqa: PLC0415 - an optional package, needed only here
 
     child.set_process_title("broker")

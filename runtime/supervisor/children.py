@@ -1,7 +1,7 @@
-"""The supervisor's children: what each is started with, and one that is kept running.
+"""Define the command of each child process, and supervise one child.
 
-A failed child is restarted with a growing delay; after `MAX_RESTARTS` in `WINDOW_S` it is given up. Knows nothing of the gate:
-whoever starts the agent passes the descriptor.
+A failed child is restarted with a growing delay, at most `MAX_RESTARTS` times in `WINDOW_S`. This module knows nothing of the gate:
+the caller that starts the agent passes the descriptor.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Spec:
 
     name: str
     command: tuple[str, ...]
-    """Already wrapped (`child.wrapped`) where it must die with this process; `{gate_fd}` stands for the link's descriptor."""
+    """Already wrapped (`child.wrapped`) if it must die with this process; `{gate_fd}` is replaced by the link's descriptor."""
     linked: bool = False
-    """It gets the gate's link, and nobody else does."""
+    """Only this child inherits the link to the gate."""
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL."""
     stdin: bool = False
@@ -88,11 +88,11 @@ def environment() -> dict[str, str]:
 
 @dataclass(slots=True)
 class Child:
-    """One child, kept running by `keep` until `stop`."""
+    """One child, which `supervise` restarts until `stop`."""
 
     spec: Spec
     link: Callable[[], int] | None = None
-    """Makes the agent's end anew and returns its descriptor, which the child inherits."""
+    """Creates a new agent's end of the link and returns its descriptor, which the child inherits."""
     unlink: Callable[[], None] = lambda: None
     """Called once the child has its descriptor."""
     restarted: Callable[[str, int, int], None] = lambda _name, _code, _restarts: None
@@ -164,7 +164,7 @@ class Child:
                 await self._wake.wait()
 
     def restart(self) -> None:
-        """Have it ended and started anew, for new settings."""
+        """End the child and start it again, for new settings."""
         self.planned = True
         self._signal(signal.SIGTERM)
 

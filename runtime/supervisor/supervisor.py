@@ -1,8 +1,10 @@
-"""The supervisor: starts the children in order, hosts the gate, restarts what fails, ends in reverse. No torch in this process.
+"""Start the children in order, host the gate, restart failed children, and end them in reverse. No torch in this process.
 
-Ctrl-C (or SIGTERM) drains: safe actions first, then the children end, then the broker; a second one forces. SIGHUP reads the
-settings again: they are validated first, and what cannot change in a running daemon is named. Exit codes: 0 after a requested
-end, 1 for what may pass (a child failed too often, a port is taken), 2 for what only an edit of the settings mends.
+Ctrl-C (or SIGTERM) drains: safe actions first, then the children end, then the broker. A second one ends everything at once.
+SIGHUP reads the settings again: they are validated first, and the error names settings that cannot change in a running daemon.
+
+Exit codes: 0 after a requested end; 2 for a problem that needs an edit of the settings. 1 is for a problem that may be temporary,
+for example a child that failed too often, or a port that is taken.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ async def run(
     children: Table | None = None,
     notifier: Notifier | None = None,
 ) -> int:
-    """Run the daemon until it is told to end; returns its exit code.
+    """Run the daemon until a signal stops it; return its exit code.
 
     Args:
         config: the settings.
@@ -75,7 +77,7 @@ async def run(
         text: the file's text, for the digest in `info`.
         faults: `STREAM=KIND[@START]`, passed to the agent.
         verbose: passed to the agent.
-        scrubber: learns the secrets of reloaded settings.
+        scrubber: removes the secrets of reloaded settings from the log.
         children: what to start instead of the usual processes.
         notifier: the service manager; default: from the environment.
     """

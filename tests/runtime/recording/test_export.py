@@ -112,7 +112,7 @@ def export(config: Path, form: str, out: str, *more: str) -> tuple[int, str]:
 
 def test_help_teaches() -> None:
     text = CliRunner().invoke(main, ["export", "--help"]).output
-    assert "Foxglove opens it" in text
+    assert "for Foxglove" in text
     assert "reflexd export robot.yaml --format onnx --out policy.onnx" in text
 
 
