@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -54,7 +55,10 @@ class Chat(TextTask):
 
     def ids(self, turns: Sequence[Turn], *, ask: bool) -> list[int]:
         """Token ids of the turns; `ask` adds the beginning of an assistant turn."""
-        text = self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
+        try:
+            text = self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
+        except TemplateError as error:  # for instance: roles must alternate
+            raise DataError(f"the model's chat template refuses these turns: {error}; correct their roles") from None
         return list(self.processor(text, add_special_tokens=False)["input_ids"])
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:

@@ -63,6 +63,13 @@ def test_only_the_assistants_tokens_are_learned(tmp_path: Path) -> None:
         task.features({"text": "a"})
 
 
+def test_turns_that_the_models_template_refuses_are_refused(tmp_path: Path) -> None:
+    task = open_task("text-generation", tinymodels.llama(tmp_path))
+    task.processor.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match=r"refuses these turns: roles must alternate; correct their roles"):
+        task.features({"messages": TALK})
+
+
 def test_chat_learns_an_answer_and_streams_it(tmp_path: Path) -> None:
     task = open_task("text-generation", tinymodels.llama(tmp_path), max_new_tokens=8)
     rows = [{"messages": TALK}] * 8
