@@ -175,7 +175,7 @@ def _find(values: Mapping[str, Any], root: str, part: Part) -> Any:
     except (KeyError, IndexError, TypeError):
         value = None
     if value is None:
-        raise ExpressionError(f"{root if part is None else f'{root}[{part!r}]'} is not known at the moment")
+        raise ExpressionError(f"{root if part is None else f'{root}[{part!r}]'} is unknown at the moment")
     return value
 
 

@@ -88,12 +88,12 @@ class Actuator:
         self.commanded, self.in_safe_state, self.due = True, by == "gate", False
         self.serial += 1
         self.chain.append(Sent(self.serial, value, now_s))
-        if len(self.chain) > 2 * MAX_PENDING:  # repeats of one safe value: its place in the chain is kept
+        if len(self.chain) > 2 * MAX_PENDING:  # repeats of one safe value do not change its place in the chain
             del self.chain[1]
         return self.serial
 
     def acknowledge(self, serial: int, *, by_device: bool) -> None:
-        """The broker or the device has the command with this number, and so none before it is in force any more."""
+        """Record that the broker or the device has the command with this number; earlier ones are no longer in force."""
         value = next((each.value for each in self.chain if each.serial == serial), None)
         if value is not None:
             self.confirmed, self.inherited = value, ()
@@ -105,7 +105,7 @@ class Actuator:
             self.repeat_s = REPEAT_S[0]
 
     def withdraw(self, serial: int) -> None:
-        """The command with this number never left."""
+        """Remove the command with this number, which was never sent."""
         self.chain = [each for each in self.chain if each.serial != serial]
         if serial == self.serial:
             self.due = self.in_safe_state
@@ -125,7 +125,7 @@ class Actuator:
         return self.in_safe_state and arrived < self.serial and not safe_is_hold(self.settings)
 
     def must_repeat(self, now_s: float) -> bool:
-        """Whether the safe action must be sent again now."""
+        """Return whether the safe action must be sent again now."""
         return self.is_owed and (self.due or now_s - self.sent_s >= self.repeat_s)
 
     @property
@@ -141,7 +141,7 @@ class Actuator:
         return tuple(values | dict.fromkeys(known))
 
     def steps_from(self) -> Sequence[Sent]:
-        """The values from which the next step is measured, or none when nothing is known.
+        """Return the values from which the next step is measured; none if the state is unknown.
 
         A report counts only until the first command: whatever is reported later, no step between commands is too large.
         """
@@ -155,7 +155,7 @@ class Actuator:
 
 
 def freshness_refusal(each: Actuator, proposal: Proposal, now_s: float) -> Refusal | None:
-    """Why this proposal cannot be trusted for this actuator."""
+    """Return why this proposal cannot be trusted for this actuator; None if it can."""
     if not proposal.ready:
         return Refusal("not_ready", "the agent is starting or draining")
     age_s = now_s - proposal.stamp_s
@@ -168,7 +168,7 @@ def freshness_refusal(each: Actuator, proposal: Proposal, now_s: float) -> Refus
 
 
 def report_of(settings: AnyActuator, value: object) -> Value | Refusal:
-    """A device's report as a value that fits the actuator: its width, its limits, its words."""
+    """Convert a device's report to a value of the actuator's width, limits and choices."""
     if not isinstance(settings, ContinuousSettings):
         return limits.check(settings, value)
     numbers = limits.vector(value, len(settings.low))

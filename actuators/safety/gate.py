@@ -142,7 +142,7 @@ class Gate:
         return {name: each.hold for name, each in self._actuators.items()}
 
     def held_until_s(self, actuator: str) -> float | None:
-        """When an operator's hold ends, or None."""
+        """Return when an operator's hold ends, or None."""
         hold = self._actuators[actuator].hold
         return None if hold is None else hold.until_s
 
@@ -151,13 +151,13 @@ class Gate:
         return [name for name, each in self._actuators.items() if each.is_owed]
 
     def is_reconciled(self, now_s: float) -> bool:
-        """Whether every device has reported, or had `reconcile_s` to do so."""
+        """Return whether every device has reported, or had `reconcile_s` to do so."""
         return now_s - self._since_s >= self._settings.reconcile_s or all(e.reported for e in self._actuators.values())
 
     # What happens.
 
     def is_sound(self, proposal: Proposal) -> bool:
-        """Whether the proposal may count as a heartbeat."""
+        """Return whether the proposal may count as a heartbeat."""
         if not math.isfinite(proposal.stamp_s) or not self._actuators.keys() >= proposal.actions.keys():
             return False
         checked = (limits.check(self._actuators[name].settings, value) for name, value in proposal.actions.items())
@@ -239,7 +239,7 @@ class Gate:
         return self._disarm(Refusal("disarmed", "disarmed by an operator"), now_s)
 
     def lost(self, now_s: float) -> list[ActuatorDecision]:
-        """The agent is gone or too late: send the safe actions. `arm: auto` arms again when it is back."""
+        """Send the safe actions, because the agent has ended or is too late. `arm: auto` arms again when it is back."""
         self.counters["lost"] += 1
         self._alive_s = None
         self._ready = False
@@ -250,7 +250,7 @@ class Gate:
         return self._disarm(Refusal("disarmed", reason), now_s)
 
     def disconnected(self, now_s: float) -> list[ActuatorDecision]:
-        """The broker is gone: disarm; everything must be reconciled again after `connected`."""
+        """Disarm, because the broker is lost; every device must be reconciled again after `connected`."""
         self._online = False
         return self._disarm(Refusal("disarmed", "no connection to the broker"), now_s)
 
@@ -422,7 +422,7 @@ class Gate:
         return None
 
     def _broken(self, rule: Rule, given: Mapping[str, Sequence[Value | None]]) -> Violation | None:
-        """The worst violation of a rule, with some values given and every possible one of the other actuators."""
+        """Return the worst violation of a rule, with some values given and every possible one of the other actuators."""
         return rule.broken({name: given.get(name) or self._actuators[name].possible for name in rule.names})
 
     def _send(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
@@ -463,7 +463,7 @@ class Gate:
         return decisions
 
     def _with_coupled(self, chosen: list[Actuator]) -> list[Actuator]:
-        """The actuators that must rest when these do."""
+        """Return these actuators and all that must also be in their safe state."""
         group = list(chosen)
         grew = True
         while grew:
@@ -478,7 +478,7 @@ class Gate:
         return group
 
     def _in_order(self, group: list[Actuator]) -> list[Actuator]:
-        """The order in which no combination on the way is forbidden, where there is one."""
+        """Return an order in which no intermediate combination is forbidden, if there is one."""
         left, order = list(group), list[Actuator]()
         while left:
             for each in left:

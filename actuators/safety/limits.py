@@ -26,7 +26,7 @@ class Refusal:
 
 
 def check(settings: AnyActuator, value: object) -> Value | Refusal:
-    """`value` as this actuator can take it: right type, finite, inside its range (or clamped into it, if set so)."""
+    """Return `value` as the actuator accepts it: of the right type, finite, and in range (or clamped, if set so)."""
     if isinstance(settings, ContinuousSettings):
         return _vector(settings, value)
     if not isinstance(value, str):
@@ -59,7 +59,7 @@ def _vector(settings: ContinuousSettings, value: object) -> Value | Refusal:
 
 
 def vector(value: object, size: int) -> tuple[float, ...] | Refusal:
-    """`value` as `size` finite floats, whatever their range; a single number is a vector of one."""
+    """Return `value` as `size` finite floats of any range; a single number is a vector of one."""
     items = value if isinstance(value, list | tuple) else (value,)
     if any(isinstance(item, bool) or not isinstance(item, int | float) for item in items):
         return Refusal("wrong_type", f"expected {size} numbers")
@@ -121,7 +121,7 @@ def _rate(
 ) -> Value | Refusal:
     if not last.steps:
         remedy = "let the device report, or give the actuator a safe value"
-        return Refusal("unknown_state", f"max_rate cannot be applied: the present value is not known; {remedy}")
+        return Refusal("unknown_state", f"max_rate cannot be applied: the present value is unknown; {remedy}")
     assert isinstance(value, tuple)
     spans = [min(longest_s, age_s) for _, age_s in last.steps]
     near = []

@@ -70,7 +70,7 @@ class Rule:
             return Violation(self, f"it cannot be ruled out: {error}", math.inf)
 
     def _degree(self, node: ast.expr, values: Mapping[str, Value | None]) -> float:
-        """How true it is: the margin of a comparison, the smallest of `and`, the largest of `or` (robustness of temporal logic)."""
+        """Return the degree of truth: the margin of a comparison, the minimum of `and`, the maximum of `or` (robustness of temporal logic)."""
         if isinstance(node, ast.BoolOp):
             parts = [self._degree(each, values) for each in node.values]
             return min(parts) if isinstance(node.op, ast.And) else max(parts)
@@ -96,7 +96,7 @@ class Rule:
 
 
 def known_names(actuators: Mapping[str, AnyActuator]) -> dict[str, int | None]:
-    """What an expression may name: each actuator, a continuous one by its components."""
+    """Return the names that an expression may use: each actuator, with its number of components if continuous."""
     return {name: len(each.low) if isinstance(each, ContinuousSettings) else None for name, each in actuators.items()}
 
 
@@ -106,7 +106,7 @@ def domain(settings: AnyActuator) -> Sequence[Value | None]:
 
 
 def safe_is_hold(settings: AnyActuator) -> bool:
-    """Whether to be safe means to send nothing."""
+    """Return whether the safe action is to send nothing."""
     return settings.safe == "hold" and not (isinstance(settings, ChoiceSettings) and "hold" in settings.choices)
 
 

@@ -1,4 +1,4 @@
-"""Makes gymnasium environments and checks what they return: foreign code, whose faults are named and never learned from.
+"""Create gymnasium environments and check what they return: foreign code may be faulty, and faults never train the policy.
 
 Used by `reflexd train` and the simulated plant alike. A fault is an error of the environment, or a value that is not of its own
 spaces or not finite; it carries the step at which it came.
@@ -62,7 +62,7 @@ def make(environment: str) -> CheckedEnv:
 
 
 class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment whose observations are of its space and finite, and whose rewards are finite numbers."""
+    """Wrap an environment and check that its observations are finite and inside its space, and its rewards finite."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
         super().__init__(env)

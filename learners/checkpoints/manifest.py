@@ -113,7 +113,7 @@ def read_manifest(directory: Path, public: Ed25519PublicKey) -> Manifest:
     except FileNotFoundError:
         raise CheckpointRefused(version, "missing", f"{directory} does not exist") from None
     if not stat.S_ISDIR(mode):
-        raise CheckpointRefused(version, "not_a_directory", "a link or a file stands where the directory should")
+        raise CheckpointRefused(version, "not_a_directory", "there is a link or a file in place of the directory")
     content = _read(directory, MANIFEST, "no_manifest", _MANIFEST_LIMIT)
     signature = _read(directory, SIGNATURE, "unsigned", _MANIFEST_LIMIT)
     if not verified(public, signature, content):

@@ -71,7 +71,7 @@ class AcceptanceVerdict:
 
 
 def rejection_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
-    """Why a candidate is not promoted, by its figures on the held-out file; None if it is."""
+    """Return why a candidate is rejected, by its metrics on the held-out file; None if it passes."""
     if (said := by_chance(figures, "labels_")) is not None:
         return f"the new labels contradict what is known: {said}"
     if (said := by_chance(figures, "validation_")) is not None:
@@ -84,14 +84,14 @@ def rejection_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> 
 
 
 def forgetting_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
-    """What a candidate lost of what the version before knew, in words, where it is more than it may."""
+    """Return a text about the forgetting of a candidate if it is above the limit."""
     if "known_before" in figures and figures["known_after"] < figures["known_before"] - settings.max_forgetting:
         return f"forgetting: metric on known classes fell from {figures['known_before']:.3f} to {figures['known_after']:.3f}"
     return None
 
 
 def by_chance(figures: Mapping[str, Any], of: str) -> str | None:
-    """The numbers in words where an agreement is no better than chance; None where it is, or was not measured."""
+    """Return a text with the numbers if an agreement is no better than chance; None if it is better or was not measured."""
     low, chance = figures.get(f"{of}agreement_low", 1.0), figures.get(f"{of}chance", 0.0)
     if low > chance:
         return None

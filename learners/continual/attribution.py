@@ -25,7 +25,7 @@ ALPHA = 0.01
 
 
 def by_source(labels: Sequence[Labelled]) -> dict[str, list[dict[str, Any]]]:
-    """Each source's examples."""
+    """Return the examples of each source."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for label in labels:
         found[label.source].append(label.example)
@@ -35,7 +35,7 @@ def by_source(labels: Sequence[Labelled]) -> dict[str, list[dict[str, Any]]]:
 def sources_to_ablate(
     labels: Sequence[Labelled], agrees: Callable[[Sequence[dict[str, Any]]], float]
 ) -> list[tuple[str, ...]]:
-    """Groups of sources to try without: the least agreeing one by one, then together, if anyone is left then.
+    """Return the groups of sources to train without: the least agreeing ones singly, then all of them if others remain.
 
     Args:
         labels: the new ones.
@@ -51,6 +51,6 @@ def sources_to_ablate(
 
 
 def single_source(labels: Sequence[Labelled]) -> str | None:
-    """The source that brought all labels, enough of them to say something; None where there are several."""
+    """Return the only source of all labels, if there are enough of them; None if there are several sources."""
     found = by_source(labels)
     return next(iter(found)) if len(found) == 1 and len(labels) >= MIN_LABELS else None

@@ -137,7 +137,7 @@ class CandidateTrainer:
         batch = self.finetune.batch
         # replay makes an epoch longer, not the new labels better known: how often they are seen counts
         epochs = max(self.finetune.epochs, math.ceil(MIN_STEPS / math.ceil(new / batch)))
-        # a small validation part stands still for a few epochs before it improves again
+        # a small validation part may not improve for a few epochs
         patience = max(PATIENCE, epochs // 2)
         given: dict[str, Any] = {
             "epochs": epochs,
@@ -155,7 +155,7 @@ class CandidateTrainer:
         return replace(settings, learning_rate=pace * settings.learning_rate)
 
     def _open(self, live: TaskVersion | None, examples: Examples) -> Task:
-        """The live version, or the pretrained model, with a head for every label in use."""
+        """Open the live version, or the pretrained model, with a head for every label in use."""
         source = live.path if live is not None else resolve(self.settings.model)
         cls = task_class(self.settings.kind)
         before = [*saved(source).get("labels", ()), *self.settings.labels]
@@ -174,7 +174,7 @@ def rehearsal_count(new: Examples, known: Examples, share: float) -> int:
 
 
 def replay(examples: Sequence[dict[str, Any]], count: int, seed: int) -> Examples:
-    """At most `count` earlier examples, as evenly over their labels as they allow."""
+    """Sample at most `count` earlier examples, as evenly over their labels as possible."""
     by_label: dict[str, Examples] = defaultdict(list)
     generator = np.random.default_rng(seed)
     for i in generator.permutation(len(examples)):
@@ -200,7 +200,7 @@ def balanced(tried: Examples, kept: Examples, seed: int) -> Examples:
 
 
 def options_of(settings: TaskSettings) -> dict[str, Any]:
-    """What the settings say of the task's options.
+    """Return the options of a task from its settings.
 
     Labels are not smoothed: with the few examples a class that people give, it costs accuracy (docs/decisions/0025-head-first-labels.md).
     """

@@ -67,13 +67,13 @@ def agreed(examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str
 
 
 def opinion(task: Task, examples: Sequence[Example], least: int) -> dict[str, float]:
-    """A task's agreement with labels of classes that it knows; nothing where there are fewer than `least`."""
+    """Return a task's agreement with labels of its classes; nothing if there are fewer than `least`."""
     about = [example for example in examples if classes(example) <= known_classes(task)]
     return agreed(about, predict(task, about)) if len(about) >= least else {}
 
 
 def contradicts(task: Task, examples: Sequence[Example], least: int) -> bool:
-    """Whether labels of classes that a task knows agree with it no better than chance; fewer than `least` say nothing."""
+    """Return whether labels of a task's classes agree with it no better than chance; False for fewer than `least`."""
     return by_chance(opinion(task, examples, least), "") is not None
 
 
@@ -88,12 +88,12 @@ def predict(task: Task, examples: Sequence[Example]) -> list[Prediction]:
 
 
 def metric(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> float:
-    """The task's selection metric."""
+    """Return the task's selection metric."""
     return float(task.metrics(examples, found)[task.selection])
 
 
 def score(task: Task, examples: Sequence[Example]) -> float:
-    """The task's selection metric on examples."""
+    """Return the task's selection metric on examples."""
     return metric(task, examples, predict(task, examples))
 
 
@@ -114,12 +114,12 @@ def _one(task: Task, example: Example, prediction: Prediction) -> float:
 
 
 def without_target(example: Example) -> dict[str, Any]:
-    """An example without its answer."""
+    """Return an example without its target."""
     return {name: value for name, value in example.items() if name not in ("label", "tags")}
 
 
 def sign_test(after: Sequence[float], before: Sequence[float]) -> float:
-    """The probability that `after` falls below `before` this often if it were no worse: one-sided exact sign test."""
+    """Return the p-value of the one-sided exact sign test that `after` is worse than `before`."""
     down = sum(a < b for a, b in zip(after, before, strict=True))
     up = sum(a > b for a, b in zip(after, before, strict=True))
     n = down + up

@@ -35,7 +35,7 @@ class Labelled:
     source: str = "default"
 
     def held(self, share: float) -> bool:
-        """Whether it belongs to the part that never trains."""
+        """Return whether an example belongs to the validation part, which never trains."""
         return int(self.key, 16) < share * float(16**WIDTH)
 
 
@@ -49,11 +49,11 @@ class Labels:
     skipped: Counter[str] = field(default_factory=Counter)
 
     def count(self, since: int) -> int:
-        """Labels with a number above `since`."""
+        """Return the number of labels with an id above `since`."""
         return len(self.reader.labels(self.task, since))
 
     def all(self) -> list[Labelled]:
-        """Every usable label, oldest first; of the same subject the newest label holds, as a correction."""
+        """Return every usable label, oldest first; a newer label of the same subject replaces the older one."""
         self.skipped.clear()
         found: dict[str, Labelled] = {}
         for label in self.reader.labels(self.task):
@@ -80,7 +80,7 @@ class Labels:
         return Labelled(label.id, hashlib.sha256(body).hexdigest()[:WIDTH], example, label.source)
 
     def _recorded(self, label: Label) -> dict[str, Any] | None:
-        """The reading of the task's stream that the decision saw."""
+        """Return the reading of the task's stream that the decision used."""
         stream = self.settings.stream
         row = self.reader.decision(label.decision) if label.decision and stream else None
         if row is None or stream is None:
@@ -93,7 +93,7 @@ class Labels:
         return {"text": raw.data.decode(errors="replace")} if raw.encoding == "utf-8" else {"raw": raw}
 
     def _example(self, subject: dict[str, Any], label: Label) -> dict[str, Any]:
-        """The task's fields."""
+        """Return the fields of the task's example."""
         field = MEDIA.get(self.settings.kind, "text")
         media = decode_media(subject["raw"].encoding, subject["raw"].data) if "raw" in subject else subject
         if field not in media:

@@ -145,7 +145,7 @@ class TaskRunner:
                 self._stopping = True
 
     def _work(self, loop: asyncio.AbstractEventLoop, name: str, reading: Reading, decision: str | None) -> None:
-        """One reading, in the worker thread."""
+        """Process one reading, in the worker thread."""
         loaded = self._ready(loop, name)
         if loaded is None or (example := example_of(reading, self.tasks[name])) is None:
             self.counts["unusable"] += 1
@@ -223,7 +223,7 @@ class TaskRunner:
 
 
 def example_of(reading: Reading, settings: TaskSettings) -> dict[str, Any] | None:
-    """A reading as a task's example; None where the two do not fit."""
+    """Return a reading as a task's example; None if the two do not fit."""
     match reading:
         case Text():
             if settings.kind in SPEAKING:

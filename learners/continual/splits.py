@@ -25,7 +25,7 @@ Examples = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class LabelSplits:
-    """Labels apart."""
+    """Split labels into their parts."""
 
     new: Examples
     """Train, not seen by the live version."""
@@ -58,7 +58,7 @@ class Holdout:
 
     @classmethod
     def of(cls, eval_file: str | None, share: float) -> Holdout:
-        """As the settings say.
+        """Build the splits from the settings.
 
         Raises:
             DataError: the file cannot be read, or there is nothing in it.
@@ -76,7 +76,7 @@ class Holdout:
         return list(self.file or ())
 
     def parts(self, new: Sequence[Labelled], known: Sequence[Labelled]) -> LabelSplits:
-        """Labels apart."""
+        """Split labels into their parts."""
         there = {normalized_text(example) for example in self.examples} - {""}
         judged = {name for example in self.examples for name in classes(example)}
         train: tuple[Examples, Examples] = ([], [])
@@ -92,7 +92,7 @@ class Holdout:
         return LabelSplits(*train, *validation, tuple(uncovered))
 
     def apart(self, known: Collection[str] | None) -> tuple[Examples, Examples]:
-        """The file's examples of classes that are new, and of those that the live version knows (the forgetting set).
+        """Return the file's examples of new classes, and those of classes that the live version knows (the forgetting set).
 
         Args:
             known: the live version's classes, empty where its kind has none; None without a live version.
@@ -106,14 +106,14 @@ class Holdout:
 
 
 def classes(example: Example) -> frozenset[str]:
-    """The labels of an example, or the kinds of entity its tags name; empty for texts and spans as targets."""
+    """Return the labels of an example, or the entity types of its tags; empty for targets that are texts or spans."""
     given = example.get("label", ())
     found = {given} if isinstance(given, str) else set(given)
     return frozenset(found | {tag[2:] if tag[1:2] == "-" else tag for tag in example.get("tags", ())})
 
 
 def normalized_text(example: Example) -> str:
-    """What a text example says, whatever its spacing and capitals; empty for pictures and sounds."""
+    """Return the text of an example without differences in spacing and case; empty for images and sounds."""
     words = [str(example.get(name, "")) for name in ("text", "source", "question", "context")]
     words += map(str, example.get("tokens", ()))
     words += [str(turn.get("content", "")) for turn in example.get("messages", ()) if turn.get("role") == "user"]

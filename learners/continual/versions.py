@@ -76,7 +76,7 @@ class TaskVersionStore:
             return {}
 
     def live(self) -> TaskVersion | None:
-        """The version in use; None before the first."""
+        """Return the live version; None before the first."""
         body = self._current()
         if "version" not in body or "folder" not in body:
             return None
@@ -84,7 +84,7 @@ class TaskVersionStore:
         return version if (version.path / "config.json").is_file() else None
 
     def was_live(self) -> list[str]:
-        """Names of the versions that were live before, oldest first."""
+        """Return the names of earlier live versions, oldest first."""
         body, live = self._current(), self.live()
         if live is None:
             return []
@@ -163,5 +163,5 @@ class TaskVersionStore:
 
 
 def number_of(version: TaskVersion) -> int:
-    """Its place in the sequence."""
+    """Return the number of a version in the sequence."""
     return int(version.name.partition("-")[0])

@@ -251,7 +251,7 @@ class Database:
             self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
 
     def _doomed(self) -> list[int]:
-        """Blocks to evict: ordinary ones oldest first; reserved ones only beyond the reserve."""
+        """Return the blocks to evict: ordinary ones oldest first; reserved ones only beyond the reserve."""
         excess = self.bytes - self.max_bytes
         reserved = sum(size for size, kept in self._blocks.values() if kept)
         doomed: list[int] = []

@@ -36,7 +36,7 @@ class ReadingSource(Protocol):
         """Of which streams there are any."""
 
     def at(self, transitions: Sequence[Transition]) -> list[Seen]:
-        """The readings that these ticks used; called with ticks in the order of time."""
+        """Return the readings that these ticks used; call it with ticks in the order of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class CombinedReadings:
         return frozenset().union(*(place.streams for place in self.places))
 
     def at(self, transitions: Sequence[Transition]) -> list[Seen]:
-        """What they have together."""
+        """Return the readings of all sources together."""
         found = zip(*(place.at(transitions) for place in self.places), strict=True)
         return [{stream: x for seen in each for stream, x in seen.items()} for each in found]
 
@@ -76,9 +76,9 @@ class ExportStats:
     no_picture: int = 0
 
     def __str__(self) -> str:
-        """What was used and what not."""
+        """Return the counts of used and skipped ticks as a text."""
         out = f"{self.used} of {self.rows} ticks"
-        out += f"; {self.no_picture} without a kept picture" if self.no_picture else ""
+        out += f"; {self.no_picture} without a stored image" if self.no_picture else ""
         return out + (f"; {self.no_action} before anything was done" if self.no_action else "")
 
 
@@ -111,7 +111,7 @@ class StoredReadings:
 
 
 def _is_it(t: Transition, stream: str, stamp_s: float) -> bool:
-    """Whether the reading first seen at `stamp_s` is the one in use: it was captured before then."""
+    """Return whether the reading first seen at `stamp_s` was captured before then."""
     return t.stamp_s - t.ages_s.get(stream, 0.0) <= stamp_s
 
 

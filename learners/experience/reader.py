@@ -78,7 +78,7 @@ class Reader:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Everything read inside is of one moment."""
+        """Read a consistent snapshot inside the context."""
         db = self._connection()
         if db is None:
             yield
@@ -91,49 +91,49 @@ class Reader:
                 db.execute("ROLLBACK")
 
     def count(self) -> int:
-        """Rows held."""
+        """Return the number of stored rows."""
         return self._one("SELECT count(*) FROM transitions")
 
     def last_row(self) -> int:
-        """The newest row's number, 0 when there is none."""
+        """Return the newest row's number, 0 if there is none."""
         return self._one("SELECT coalesce(max(row), 0) FROM transitions")
 
     def first_row(self) -> int:
-        """The oldest row's number, 0 when there is none."""
+        """Return the oldest row's number, 0 if there is none."""
         return self._one("SELECT coalesce(min(row), 0) FROM transitions")
 
     def last_change(self) -> int:
-        """The newest change's number, 0 when there is none."""
+        """Return the newest change's number, 0 if there is none."""
         return self._one("SELECT coalesce(max(id), 0) FROM changes")
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """Rows with `start <= row < stop`, in order."""
+        """Return rows with `start <= row < stop`, in order."""
         return self._decoded(self._ranged(start, stop))
 
     def newest(self, count: int) -> list[Row]:
-        """The last `count` rows, oldest first."""
+        """Return the last `count` rows, oldest first."""
         query = f"SELECT {_COLUMNS} FROM transitions ORDER BY row DESC LIMIT ?"  # noqa: S608 - our own columns
         return self._decoded(self._all(query, (count,))[::-1])
 
     def pick(self, numbers: Sequence[int]) -> list[Row]:
-        """The rows of the given numbers, in that order; missing ones are left out."""
+        """Return the rows with the given numbers, in that order; missing ones are skipped."""
         query = f"SELECT {_COLUMNS} FROM transitions WHERE row = ?"  # noqa: S608 - our own columns
         return self._decoded([found for number in numbers for found in self._all(query, (number,))])
 
     def decision(self, decision: str) -> Row | None:
-        """The row of a decision."""
+        """Return the row of a decision."""
         query = f"SELECT {_COLUMNS} FROM transitions WHERE decision = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
         found = self._decoded(self._all(query, (decision,)))
         return found[0] if found else None
 
     def at(self, stamp_s: float) -> Transition | None:
-        """The tick of exactly this stamp."""
+        """Return the tick of exactly this stamp."""
         query = f"SELECT {_COLUMNS} FROM transitions WHERE stamp_s = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
         found = self._decoded(self._all(query, (stamp_s,)))
         return found[0].transition if found else None
 
     def changes(self, since: int, until: int | None = None) -> list[Change]:
-        """Changes with `since < id <= until`, in order."""
+        """Return changes with `since < id <= until`, in order."""
         stop = (1 << 62) if until is None else until
         found = self._all(
             "SELECT id, row, before, after FROM changes WHERE id > ? AND id <= ? ORDER BY id", (since, stop)
@@ -141,7 +141,7 @@ class Reader:
         return [Change(id_, row, orjson.loads(before), orjson.loads(after)) for id_, row, before, after in found]
 
     def rewards(self, since: int = 0, limit: int = 10_000) -> list[Rewarded]:
-        """Rewards as they arrived, by source, with `id > since`."""
+        """Return rewards in order of arrival, with their source and `id > since`."""
         query = "SELECT id, row, value, source, stamp_s FROM rewards WHERE id > ? ORDER BY id LIMIT ?"
         return [Rewarded(*found) for found in self._all(query, (since, limit))]
 
@@ -164,7 +164,7 @@ class Reader:
         return [Raw(*found) for found in self._kept(f"{query} ORDER BY stamp_s", (stream, start_s, stop_s))]
 
     def raw_streams(self) -> frozenset[str]:
-        """Streams of which there is any raw reading."""
+        """Return the streams with stored raw readings."""
         return frozenset(stream for (stream,) in self._kept("SELECT DISTINCT stream FROM raw", ()))
 
     def _kept(self, query: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -178,7 +178,7 @@ class Reader:
             db.close()
 
     def _ranged(self, start: int, stop: int) -> list[tuple[Any, ...]]:
-        """A range, halved where it does not read, until single rows are given up."""
+        """Read a range; halve it if it is unreadable, until single rows are skipped."""
         query = f"SELECT {_COLUMNS} FROM transitions WHERE row >= ? AND row < ? ORDER BY row"  # noqa: S608 - ours
         try:
             return self._all(query, (start, stop))

@@ -53,7 +53,7 @@ def quarantine_and_recover(path: Path, reason: str, stamp_s: float) -> SetAside:
 
 
 def damaged(path: Path) -> str | None:
-    """What is wrong with a database file, judged by its header and by a walk over its tables; None if nothing shows."""
+    """Return what is wrong with a database file, by its header and a walk over its tables; None if it seems intact."""
     if not path.exists() or not path.stat().st_size:
         return None
     try:
@@ -115,7 +115,7 @@ def _highest(old: sqlite3.Connection) -> int:
 def _readable(
     old: sqlite3.Connection, table: str, columns: list[str], key: str, highest: int
 ) -> Iterator[tuple[Any, ...]]:
-    """Rows by ranges of the key, halving a range that does not read until single rows are given up."""
+    """Read rows by ranges of the key; halve an unreadable range, until single rows are skipped."""
     query = f"SELECT {','.join(columns)} FROM {table} WHERE {key} >= ? AND {key} < ?"  # noqa: S608 - our own names
     ranges = [(start, min(start + _STEP, highest + 1)) for start in range(0, highest + 1, _STEP)][::-1]
     patience = _PATIENCE

@@ -31,7 +31,7 @@ CREATE TABLE labels(
   source TEXT NOT NULL, stamp_s REAL NOT NULL);
 CREATE INDEX labels_by_task ON labels(task, id);
 """,
-    # Quarantine: the reward a tick was appended with is kept apart, so that a source's share can be taken out again.
+    # Quarantine: the initial reward of a tick has its own column, so that a source's share can be subtracted.
     """
 CREATE TABLE sources(source TEXT PRIMARY KEY, quarantined INTEGER NOT NULL);
 ALTER TABLE transitions ADD COLUMN base REAL NOT NULL DEFAULT 0;
@@ -50,7 +50,7 @@ CREATE INDEX IF NOT EXISTS raw_by_stamp ON raw(stream, stamp_s);
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A writing connection with the tables in place, migrated if they are older.
+    """Open a writing connection; create or migrate the tables.
 
     Raises:
         sqlite3.DatabaseError: not a database, or broken.

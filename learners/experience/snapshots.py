@@ -30,23 +30,23 @@ class ExperienceSnapshots:
         self.reader = reader
 
     def now(self) -> SnapshotId:
-        """The newest moment."""
+        """Return the newest position."""
         with self.reader.snapshot():
             return SnapshotId(self.reader.last_row(), self.reader.last_change())
 
     def rows(self, since: SnapshotId, until: SnapshotId) -> Iterator[Row]:
-        """Rows after `since` up to `until`, as they were at `until`."""
+        """Return rows after `since` up to `until`, as they were at `until`."""
         undo = self._undo(until)
         for start in range(since.row + 1, until.row + 1, CHUNK):
             for row in self.reader.rows(start, min(start + CHUNK, until.row + 1)):
                 yield Row(row.row, undo.get(row.row, _same)(row.transition))
 
     def changes(self, since: SnapshotId, until: SnapshotId) -> list[Change]:
-        """Changes after `since` up to `until`."""
+        """Return changes after `since` up to `until`."""
         return self.reader.changes(since.change, until.change)
 
     def pick(self, numbers: list[int], until: SnapshotId) -> dict[int, Transition]:
-        """The rows of the given numbers as they were at `until`."""
+        """Return the rows with the given numbers as they were at `until`."""
         undo = self._undo(until)
         found: dict[int, Transition] = {}
         for start in range(0, len(numbers), CHUNK):

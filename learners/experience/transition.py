@@ -119,7 +119,7 @@ def encode(transition: Transition) -> tuple[bytes, bytes]:
 
 
 def decode_head(head: bytes) -> dict[str, Any]:
-    """The header as the mapping arguments of `Transition`, `tokens` still described.
+    """Decode the header into the arguments of `Transition`; `tokens` has only shapes and types.
 
     Raises:
         Malformed: not ours.
@@ -140,7 +140,7 @@ def decode_head(head: bytes) -> dict[str, Any]:
 
 
 def decode_body(described: list[list[Any]], body: bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of a body, read-only views of it.
+    """Return the arrays of a body, as read-only views of it.
 
     Raises:
         Malformed: the body is shorter or longer than described.

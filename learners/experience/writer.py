@@ -134,7 +134,7 @@ class Writer:
             database.compact()
 
     def _left(self, items: list[Item]) -> list[Item]:
-        """Items of a failed batch that are not on disk; a connection that does not roll back is closed."""
+        """Return the items of a failed batch that are not on disk; close a connection that cannot roll back."""
         database = self._database
         if database is None:
             return items

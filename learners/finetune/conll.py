@@ -64,13 +64,13 @@ def columns(path: Path) -> Examples:
 
 
 def _cells(line: str) -> list[str]:
-    """The columns of a line: by tabs, or by spaces; white space of Unicode belongs to words."""
+    """Split a line into columns, by tabs or by spaces; Unicode white space belongs to words."""
     cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
     return [cell.strip(" ") for cell in cells]
 
 
 def _shape(lines: Iterable[str]) -> tuple[int, frozenset[str]]:
-    """The usual number of columns, and the tags of lines that are surely no comments."""
+    """Return the usual number of columns, and the tags of lines that are certainly no comments."""
     found = [_cells(line) for line in lines if line.strip() and not line.startswith(("#", "-DOCSTART-"))]
     widths = Counter(map(len, found))
     width = widths.most_common(1)[0][0] if widths else 0
@@ -78,7 +78,7 @@ def _shape(lines: Iterable[str]) -> tuple[int, frozenset[str]]:
 
 
 def _comment(line: str, cells: list[str], width: int, tags: frozenset[str]) -> bool:
-    """Whether a line that begins with `#` is a comment, and not the word `#` or `#tag` with its tag."""
+    """Return whether a line that begins with `#` is a comment, and not the word `#` or `#tag` with its tag."""
     tagged = cells[-1] in tags or cells[-1] == "O" or _TAG.fullmatch(cells[-1]) is not None
     return line.startswith("#") and not (len(cells) == width and tagged)
 
@@ -133,7 +133,7 @@ def _scheme(found: set[str], *, plain: bool) -> str:
 
 
 def _as_iob2(tags: Iterable[str]) -> list[str]:
-    """Tags with prefixes as IOB2."""
+    """Convert tags with prefixes to IOB2."""
     result, before, ended = [], "", True
     for tag in tags:
         match = _TAG.fullmatch(tag)
@@ -149,5 +149,5 @@ def _as_iob2(tags: Iterable[str]) -> list[str]:
 
 
 def _as_io(tags: Iterable[str]) -> list[str]:
-    """Types without prefix as IOB2: neighbours of one type are one chunk."""
+    """Convert types without prefix to IOB2: neighbours of one type are one chunk."""
     return _as_iob2(tag if tag == "O" else f"I-{tag}" for tag in tags)

@@ -55,7 +55,7 @@ def read(path: Path | str, task: type[Task] | None = None) -> Examples:
 
 
 def text(path: Path) -> Examples:
-    """`.txt`: SemEval-2010 Task 8 where its first line looks so, CoNLL columns otherwise."""
+    """Read a `.txt` file: SemEval-2010 Task 8 if its first line looks like it, else CoNLL columns."""
     lines = lines_of(read_text(path))
     if not lines or not _SEMEVAL.match(lines[0]):
         return conll.columns(path)
@@ -88,7 +88,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def split_of(path: Path, split: str) -> Examples:
-    """A JSON list of objects or [text, label] pairs, or one `#split` of an object of such lists."""
+    """Read a JSON list of objects or [text, label] pairs, or one `#split` of an object of such lists."""
     text = read_text(path)
     try:
         body = _json(text, str(path))
@@ -110,12 +110,12 @@ def split_of(path: Path, split: str) -> Examples:
 
 
 def whole(path: Path) -> Examples:
-    """A JSON file without splits."""
+    """Read a JSON file without splits."""
     return split_of(path, "")
 
 
 def folder(path: Path) -> Examples:
-    """Pictures or sounds in folders named after their class; a note counts what else lies there."""
+    """Read images or sounds in folders named after their class; a note counts other files."""
     examples, left = Examples(), Counter[str]()
     for child in sorted(path.iterdir()):
         if _hidden(child):
@@ -135,7 +135,7 @@ def folder(path: Path) -> Examples:
 
 
 def _class_folder(folder: Path, left: Counter[str]) -> list[Row]:
-    """The pictures or sounds of one class; everything else is counted in `left`."""
+    """Read the images or sounds of one class; other files are counted in `left`."""
     rows: list[Row] = []
     for file in sorted(folder.rglob("*")):
         if file.is_dir():
@@ -150,7 +150,7 @@ def _class_folder(folder: Path, left: Counter[str]) -> list[Row]:
 
 
 def _hidden(path: Path) -> bool:
-    """Whether a program and not a person put it there: `.ipynb_checkpoints`, `.DS_Store`, `._a.png`, `Thumbs.db`."""
+    """Return whether a program created the file: `.ipynb_checkpoints`, `.DS_Store`, `._a.png`, `Thumbs.db`."""
     return (
         (path.name.startswith(".") and path.name != ".")
         or path.name in SKIPPED_FOLDERS

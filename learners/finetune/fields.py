@@ -81,7 +81,7 @@ def to_row(body: Any, file: Path, line: int, *, place: str | None = None) -> Row
 
 
 def _label(value: Any, where: str) -> Any:
-    """A label as a word, or several as a list of words."""
+    """Return a label as a word, or several as a list of words."""
     if isinstance(value, list | tuple):
         return [_label(one, where) for one in value]
     if isinstance(value, bool):
@@ -104,7 +104,7 @@ def _media(example: dict[str, Any], folder: Path) -> None:
 
 
 def _answer(example: dict[str, Any], where: str) -> None:
-    """One `answer` with its `start` becomes `answers`."""
+    """Convert one `answer` with its `start` to `answers`."""
     if "answer" not in example or "answers" in example:
         return
     answer: dict[str, Any] = {"text": str(example.pop("answer"))}

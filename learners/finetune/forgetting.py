@@ -35,7 +35,7 @@ def transplant(encoder_of: PreTrainedModel, into: PreTrainedModel) -> int:
 
 
 def backbone(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers below the head, by name without the top-level module where there is only one."""
+    """Return parameters and buffers below the head, by name, without the top-level module if there is only one."""
     heads = set(head_modules(model))
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor for name, tensor in named if name.partition(".")[0] not in heads}

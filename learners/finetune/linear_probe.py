@@ -41,7 +41,7 @@ def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) 
     rows_NL = targets_N if targets_N.dim() == 2 else F.one_hot(targets_N, len(task.labels))
     absent_L = ~rows_NL.bool().any(0)
     penalty = float(read_NX.square().mean()) / (2 * STRENGTH * len(read_NX))
-    # a copy, whose gradients are nobody's business
+    # a copy without gradients
     fitted = copy.deepcopy(layer).requires_grad_(requires_grad=True)
     search: Any = torch.optim.LBFGS(fitted.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
@@ -60,7 +60,7 @@ def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) 
 
 @torch.no_grad()
 def _inputs(task: Classifier, layer: Any, examples: Sequence[Example], batch: int) -> tuple[list[Tensor], list[Tensor]]:
-    """What the output layer reads of every batch [B, X], and the targets: classes [B], or 0/1 rows [B, L]."""
+    """Return the inputs [B, X] of the output layer for every batch, and the targets: classes [B], or 0/1 rows [B, L]."""
     features = sorted((task.features(example)[0] for example in examples), key=task.length)
     read: list[Tensor] = []
     targets: list[Tensor] = []

@@ -79,7 +79,7 @@ def groups(
 
 
 def _depths(model: nn.Module) -> tuple[int, Callable[[str], int]]:
-    """The head's depth, and every parameter's: 0 embeddings, 1.. blocks, then what follows them."""
+    """Return the depth of the head and of every parameter: 0 for embeddings, 1 and more for blocks, then the layers after them."""
     lists, after = block_lists(model), tuple(f"{name}." for name in following(model))
     longest = max((len(list(module.children())) for module in lists.values()), default=0)
     where = re.compile("|".join(rf"^{re.escape(name)}\.(\d+)\." for name in lists) or "$^")
@@ -96,7 +96,7 @@ def optimizer(
     name: OptimizerName, model: nn.Module, *, rate: float, weight_decay: float, layer_decay: float = 1.0,
     head_rate: float = 1.0, momentum: float = 0.9,
 ) -> torch.optim.Optimizer:  # fmt: skip
-    """The optimiser over what is trained."""
+    """Build the optimizer of the trained parameters."""
     parts = groups(model, rate, weight_decay, layer_decay, head_rate)
     if name == "sgd":
         for part in parts:

@@ -47,7 +47,7 @@ class Row(dict[str, Any]):
         return f"{self.file}:{self.line}" if self.line else self.file
 
     def where_word(self, number: int) -> str:
-        """The place of a word, counted from 0."""
+        """Return the index of a word."""
         return f"{self.file}:{self.lines[number]}" if number < len(self.lines) else self.where
 
 
@@ -60,7 +60,7 @@ class Examples(list[dict[str, Any]]):
 
 
 def located(example: Mapping[str, Any], error: DataError) -> DataError:
-    """The error with the place of the example in front, where it has one."""
+    """Return the error with the position of the example in front, if it has one."""
     where = getattr(example, "where", "")
     return DataError(f"{where}: {error}") if where and not str(error).startswith(where) else error
 

@@ -162,7 +162,7 @@ def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:
 
 
 def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
-    """Where a run that is killed goes on; of other arguments, or if not to be resumed, from the begin. Makes `out`."""
+    """Open the state from which an interrupted run continues; other arguments, or `resume` off, start a new run. Makes `out`."""
     digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
     state = State(out / "state", digest)
     if not resume:
@@ -172,7 +172,7 @@ def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
 
 
 def _report(tuned: Tuned, splits: Splits, model: str, mode: Train) -> dict[str, Any]:
-    """The test split is read here, once, with the weights that were chosen."""
+    """Measure the selected weights on the test split, which is read here only, and build the report."""
     metrics = {"validation": tuned.run.history[tuned.run.best_epoch - 1], "test": measure(tuned.task, splits.test)}
     return describe(tuned, model, mode, metrics)
 
@@ -237,7 +237,7 @@ def build(
 
 
 def settings_of(recipe: Recipe, mode: Train, **others: Any) -> TrainerSettings:
-    """What a task's recipe says of a mode, but for `others`."""
+    """Return a task's default settings for a mode, except for `others`."""
     own = {
         "epochs": recipe.epochs, "batch": recipe.batch, "learning_rate": recipe.rates.get(mode, 1e-4),
         "layer_decay": recipe.layer_decay if mode in ("full", "top") else 1.0,
@@ -267,12 +267,12 @@ def tune(
 
 
 def measure(task: Task, examples: Sequence[Example]) -> dict[str, float]:
-    """The task's metrics on examples; none for none."""
+    """Return the task's metrics on examples; empty without examples."""
     return task.metrics(examples, task.predict(examples)) if examples else {}
 
 
 def describe(tuned: Tuned, model: str, mode: Train, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The report."""
+    """Return the report."""
     run = tuned.run
     return {
         "task": tuned.task.kind, "model": model, "train": mode, "metrics": metrics,
@@ -300,6 +300,6 @@ def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: TrainerS
 
 
 def splits_digest(splits: Splits) -> str:
-    """A digest of the examples that training sees, so that a state is only resumed on the same data; the test may change."""
+    """Return a digest of the training data, so that a state is only resumed on the same data; the test may change."""
     body = orjson.dumps([list(splits.train), list(splits.validation)], default=str)
     return hashlib.sha256(body).hexdigest()

@@ -55,7 +55,7 @@ def table(path: Path) -> Examples:
 
 
 def _delimiter(header: str, usual: str) -> str:
-    """The delimiter that finds the most known fields in a header, then the most columns, then the usual one."""
+    """Return the delimiter with the most known fields in the header, then the most columns, then the usual one."""
 
     def worth(delimiter: str) -> tuple[int, int, bool]:
         try:
@@ -69,7 +69,7 @@ def _delimiter(header: str, usual: str) -> str:
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Rows:
-    """All rows with the line each begins at, without blank ones."""
+    """Return all rows, each with its first line number, without blank ones."""
     if delimiter != "\t":
         return _checked(path, _parse(path, text, delimiter, csv.QUOTE_MINIMAL), delimiter)
     plain = _parse(path, text, delimiter, csv.QUOTE_NONE)
@@ -103,11 +103,11 @@ def _parse(path: Path, text: str, delimiter: str, quoting: Literal[0, 3]) -> Row
 def _reason(error: str) -> str:
     if "field limit" in error:
         return f"a cell is longer than {MAX_FIELD} characters; close its quote or shorten it"
-    return f'a double quote is open or stands inside a quoted cell ({error}); close it, or write it twice: ""'
+    return f'a double quote is not closed or is inside a quoted cell ({error}); close it, or write it twice: ""'
 
 
 def _checked(path: Path, rows: Rows, delimiter: str) -> Rows:
-    """The rows, all as wide as the first one."""
+    """Check that all rows are as wide as the first one, and return them."""
     width = len(rows[0][1]) if rows else 0
     for line, row in rows:
         if len(row) != width and any(cell.strip() for cell in row):
@@ -135,7 +135,7 @@ def _check_quotes(path: Path, rows: Rows, delimiter: str) -> None:
 
 
 def _named_columns(path: Path, number: int, names: list[str], rows: Rows) -> list[int]:
-    """The numbers of the columns with a name; the unnamed first one is an index."""
+    """Return the numbers of the columns with a name; an unnamed first column is an index."""
     for at, name in enumerate(names):
         if at and not name.strip() and any(at < len(row) and row[at].strip() for _, row in rows):
             line = next(line for line, row in rows if at < len(row) and row[at].strip())

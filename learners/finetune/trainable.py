@@ -78,7 +78,7 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 
 def top_modules(model: nn.Module) -> list[str]:
-    """The upper third of each list of layers, and what follows the list beside it (norms, poolers)."""
+    """Return the upper third of each list of layers, and the modules after the list on its level (norms, poolers)."""
     names: list[str] = []
     for at, module in block_lists(model).items():
         blocks = [name for name, _ in module.named_children()]
@@ -94,7 +94,7 @@ def counts(model: nn.Module) -> tuple[int, int]:
 
 
 def base_of(model: Any) -> nn.Module:
-    """The model under its adapters; the model itself where it has none."""
+    """Return the model under its adapters; the model itself if it has none."""
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
@@ -120,7 +120,7 @@ def save_adapter(model: nn.Module, folder: Path) -> bool:
 
 
 def merged(model: Any) -> Any:
-    """The plain model with the adapters added to its weights."""
+    """Return the plain model with the adapters merged into its weights."""
     if isinstance(model, peft.PeftModel):
         model = model.merge_and_unload()
     model.requires_grad_(requires_grad=True)

@@ -135,7 +135,7 @@ class Trainer:
         return run
 
     def _epoch(self, run: RunState) -> None:
-        """The rest of one epoch."""
+        """Train the rest of one epoch."""
         set_training(self.model)
         batches = self._batches(run.epoch)
         steps = math.ceil(len(batches) / self.settings.accumulate)
@@ -154,7 +154,7 @@ class Trainer:
         run.losses.append(run.total / max(len(batches), 1))
 
     def _step(self, epoch: int, group: Sequence[Sequence[int]], done: int, total: int) -> float:
-        """One update over the batches of a group; returns their mean loss."""
+        """Make one update over the batches of a group; return their mean loss."""
         set_rate(self._optimizer, factor(done, total, warmup=self.settings.warmup, kind=self.settings.schedule))
         self._optimizer.zero_grad(set_to_none=True)
         mean = 0.0
@@ -192,7 +192,7 @@ class Trainer:
         return improved
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        """Every example once, neighbours in length together, batches in random order."""
+        """Return batches of all examples, sorted by length within groups, in random order."""
         generator = np.random.default_rng((self.settings.seed, epoch))
         order = generator.permutation(len(self.train)).tolist()
         size = self.settings.batch
@@ -213,7 +213,7 @@ class Trainer:
             raise located(example, error) from None
 
     def _feature(self, epoch: int, number: int) -> Feature:
-        """One of the example's features, another one each epoch where it has several."""
+        """Return one feature of the example; with several, another one in each epoch."""
         some = self._features[number] if self._features is not None else self._make(epoch, number)
         return some[epoch % len(some)]
 
@@ -250,7 +250,7 @@ class Trainer:
 
 
 def bfloat16_helps(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by units of its own: recent GPUs, CPUs with AMX or AVX512-BF16 (a third less time)."""
+    """Return whether the device has bfloat16 units: recent GPUs, CPUs with AMX or AVX512-BF16 (a third less time)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -57,7 +57,7 @@ class State:
                 path.unlink()
 
     def load(self) -> Loaded | None:
-        """The saved state; None where there is none, it belongs to another run, or it does not read."""
+        """Load the saved state; None if there is none, it belongs to another run, or it is unreadable."""
         try:
             body = orjson.loads((self.folder / STATE).read_bytes())
             if body["format"] != FORMAT or body["fingerprint"] != self.fingerprint:
@@ -82,7 +82,7 @@ def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def trained_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that are trained."""
+    """Return copies of the trained parameters."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -95,7 +95,7 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -
 
 
 def optimizer_tensors(made: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's moments by parameter number and name."""
+    """Return the optimizer's moments by parameter number and name."""
     states = made.state_dict()["state"]
     return {
         f"optimizer/{i}/{name}": torch.as_tensor(value)

@@ -36,7 +36,7 @@ Act = Callable[[list[Any], list[int]], list[Any]]
 
 
 MAX_STEPS = 2_000
-"""After which an episode is cut whose environment has no time limit of its own: it may never end."""
+"""Steps after which an episode is cut if its environment has no time limit."""
 
 
 def run_episodes(

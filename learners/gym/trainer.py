@@ -269,7 +269,7 @@ class Trainer:
         return best[1].step, Score.of(self.play(FINAL_SEED, self.settings.final_episodes))
 
     def salvage(self) -> tuple[int, Score | None]:
-        """Load the best kept policy without playing; return its step and its score, or the newest step without a score."""
+        """Load the best stored policy without playing; return its step and its score, or the newest step without a score."""
         if not self.kept:
             return self._step, None
         best = self.kept[0]

@@ -96,7 +96,7 @@ class ShadowRun:
             start = rows[-1].row
         kept = [row.transition for row in rows[: max(0, len(rows) - self.context.reward_delay_ticks)]]
         if not kept:
-            return OffPolicyResult(unknown="no fresh decision whose reward is settled")
+            return OffPolicyResult(unknown="no new decision with a settled reward")
         logged = Logged(self.context.spec, kept, dict(self.context.encoder_versions))
         evidence = yield from gather(self.context.candidate, self.live, logged)
         return judge(evidence, confidence=settings.confidence, min_effective_samples=settings.min_effective_samples)

@@ -315,7 +315,7 @@ class ReplayBuffer:
             going &= ~ended
             discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))
             here = np.where(going, self._after(here), here)
-            # a state without an outcome, or at which nobody acted, only ends the walk
+            # a state without an outcome or an actor only ends the walk
             going &= (self._columns.done_N[here] | self._follows_N[here]) & self._columns.moved_NU[here].any(-1)
             if not going.any():
                 break

@@ -97,7 +97,7 @@ class Probation:
             self.trust(version)
             return None
         if self.good is None and self.trial is not None:
-            self.trust(self.trial.version)  # nothing has passed yet: what acted before stands in
+            self.trust(self.trial.version)  # no version has passed yet: use the one that acted before
         self.trial = Trial(version, self.good, now_s)
         self.known.interrupt()
         self._arm(self.trial)

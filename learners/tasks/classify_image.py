@@ -23,7 +23,7 @@ class ClassifyPictures(Classifier):
     auto: ClassVar[Any] = AutoModelForImageClassification
     recipe = Recipe(
         epochs=15,
-        patience=8,  # few pictures: validation stands still for epochs before it improves again
+        patience=8,  # few images: validation may not improve for some epochs
         batch=16,
         rates={"frozen": 3e-3, "top": 5e-4, "lora": 1e-3, "full": 2e-4},
         layer_decay=0.9,

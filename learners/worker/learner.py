@@ -118,7 +118,7 @@ class Learner:
         """Take in everything up to a moment (default: now); returns how many transitions came."""
         known = until is not None
         until = until or self.source.now()
-        if until.row < self.position.row:  # the store was set aside and began anew
+        if until.row < self.position.row:  # the store was quarantined and recreated
             self.replay.detach()
             self._rest.clear()
             if self.recoded is not None:

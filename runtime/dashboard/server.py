@@ -177,7 +177,7 @@ class Page:
     @web.middleware
     async def _host_check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self.hosts is not None and _host(request.host) not in self.hosts:
-            raise web.HTTPMisdirectedRequest(text="this page is not known by that host name; see dashboard.hosts")
+            raise web.HTTPMisdirectedRequest(text="unknown host name; add it to dashboard.hosts")
         return await handler(request)
 
 

@@ -112,7 +112,9 @@ class Metrics:
         self.rejections = Counter("reflexd_rejections", "Candidates refused, by step.", ["step"], registry=registry)
         self.rollbacks = Counter("reflexd_rollbacks", "Policies taken back.", registry=registry)
         self.probation = Gauge("reflexd_probation", "1 while a policy is on probation.", registry=registry)
-        self.quarantined = Gauge("reflexd_sources_quarantined", "Sources of feedback kept apart.", registry=registry)
+        self.quarantined = Gauge(
+            "reflexd_sources_quarantined", "Number of quarantined feedback sources.", registry=registry
+        )
 
     def _link(self, registry: CollectorRegistry) -> None:
         self.mqtt_connected = Gauge("reflexd_mqtt_connected", "1 while the broker answers.", registry=registry)

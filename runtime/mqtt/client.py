@@ -157,7 +157,7 @@ def acknowledge_at_once(client: paho.Client) -> None:
         code = read(max_packets)
         sock = client.socket()
         if isinstance(sock, socket.socket):
-            with suppress(OSError):  # one that broke meanwhile is told by the next read
+            with suppress(OSError):  # a connection that broke meanwhile fails at the next read
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return code
 

@@ -266,7 +266,7 @@ class Connection:
         self._greeted = True
         self._up.set()
         log.info("mqtt.connected", client=self.identifier, broker=f"{self.address.host}:{self.address.port}")
-        self._sender.catch_up()  # before hello: what was kept is older than what is said now
+        self._sender.catch_up()  # before the greeting: the stored messages are older
         self.on_connect()
         self.on_connection_change(True, "connected")
 

@@ -38,7 +38,7 @@ class Slot:
     urgent_under_way: int = 0
     waiting: tuple[Outgoing, Done, bool] | None = None
     unstarted: set[asyncio.Task[Delivery]] = field(default_factory=set)
-    """Ordinary messages whose task has not run yet: an urgent one still overtakes them."""
+    """Ordinary messages that are not sent yet; an urgent one overtakes them."""
 
     def is_free(self, *, urgent: bool) -> bool:
         """Whether a message may leave now: an ordinary one after the one before, an urgent one after an urgent one."""

@@ -116,14 +116,14 @@ def _spec(config: Config, loaded: Loaded) -> PolicySpec:
     """The version's own spec, else the one the agent left."""
     spec = spec_of_version(loaded) or read_policy_spec(config.state_dir)
     if spec is None:
-        raise NotExported("how the policy is built is not known: run the daemon once, it leaves its spec")
+        raise NotExported("no policy spec is stored; run the daemon once, it writes the spec")
     return spec
 
 
 def _lerobot(config: Config, wish: ExportOptions, told: OnProgress) -> str:
     spec = read_policy_spec(config.state_dir)
     if spec is None:
-        raise NotExported("what the policy sees is not known: run the daemon once, it leaves its spec")
+        raise NotExported("no policy spec is stored; run the daemon once, it writes the spec")
     cameras = frozenset(s.name for s in spec.streams if s.modality == "image")
     words = tuple(s.name for s in spec.streams if s.modality == "text")
     with Reader(config.state_dir / "experience") as reader:
@@ -149,13 +149,13 @@ def _lerobot(config: Config, wish: ExportOptions, told: OnProgress) -> str:
                 writer.add(episode)
             writer.close()
     left = sorted(cameras - shown) if wish.pictures else []
-    hint = f"; no pictures of {', '.join(left)} are kept: `reflexd record on` keeps them" if left else ""
+    hint = f"; no pictures of {', '.join(left)} are stored; `reflexd record on` records them" if left else ""
     return f"{writer.episodes} episodes, {episodes.tally}{hint}; {wish.out}"
 
 
 def _nothing(episodes: Episodes, shown: frozenset[str]) -> str:
     if episodes.tally.no_picture:
-        return f"pictures of {', '.join(sorted(shown))} are not kept for any of these ticks: --no-pictures exports the rest"
+        return f"pictures of {', '.join(sorted(shown))} are not stored for any of these ticks; --no-pictures exports the rest"
     if episodes.tally.rows:
         return f"{episodes.tally.rows} ticks, and nothing was done in any: arm the agent, or leave the mode shadow"
     return "there is no experience in this state_dir and window of time: run the daemon, or widen --since and --until"

@@ -174,7 +174,7 @@ async def _switch(engine: Engine, version: str, report: Report) -> None:
         await engine.load(version)
     except CheckpointRefused as refusal:
         raise RecordingError(
-            f"{refusal}; promoted versions are kept, so use the state_dir the recording was made in"
+            f"{refusal}; promoted versions are not deleted, so use the state_dir of the recording daemon"
         ) from None
 
 

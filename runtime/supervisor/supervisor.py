@@ -117,7 +117,7 @@ class Supervisor:
     _broker: Child | None = None
     _host: GateHost = field(init=False)
     _ending: asyncio.Event = field(default_factory=asyncio.Event)
-    _reason: str = "told to end"
+    _reason: str = "stop requested"
     _code: int = 0
     _agent_end: Any = None
     _signalled_s: float = float("-inf")

@@ -179,7 +179,7 @@ def test_without_a_safe_value_an_unknown_position_is_refused() -> None:
     gate = AckedGate({"it": held}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=10.0)
     refused = one(gate, 10.0, "it", (1.0, 1.0))
     assert (refused.value, refused.rule) == (None, "unknown_state")
-    assert "the present value is not known" in refused.reason
+    assert "the present value is unknown" in refused.reason
     assert gate.override("it", (0.1, 0.0), 1.0, 10.1).rule == "unknown_state"
     assert gate.reconciled("it", [0.5, 0.0], 10.2) is None
     assert one(gate, 10.3, "it", (1.0, 1.0)).value == (0.9, 0.4)

@@ -96,7 +96,7 @@ def test_a_huge_cell_is_read(tmp_path: Path) -> None:
         ("notext.csv", "review,label\nx,pos\n", 1, "no column `text`"),
         ("unclosed.csv", CSV + '"he said it was,neg\nfine film,pos\n', 4, "a double quote is open"),
         ("swallowed.csv", CSV + '"he said,neg\nfine film,pos\nhe said",neg\n', 4, "this line ends as a row does"),
-        ("inside.csv", CSV + '"he" said,neg\n', 4, "stands inside a quoted cell"),
+        ("inside.csv", CSV + '"he" said,neg\n', 4, "is inside a quoted cell"),
         ("unnamed.csv", "text,label,\ngood,pos,\nbad,neg,x\n", 1, "column 3 has no name but line 3"),
         ("null.jsonl", b'{"text": "x", "label": "a"}\n{"text": "x", "label": null}', 2, "no `label`"),
         ("object.jsonl", b'{"text": "x", "label": {"a": 1}}', 1, "is a dict"),

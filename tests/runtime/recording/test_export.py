@@ -197,7 +197,7 @@ def test_a_dataset_takes_pictures_and_texts_from_raw_readings_and_recordings(con
 
 def test_pictures_that_are_not_kept_are_said(config: Path) -> None:
     lived(config)
-    assert "no pictures of front are kept: `reflexd record on` keeps them" in export(config, "lerobot", "d")[1]
+    assert "no pictures of front are stored; `reflexd record on` records them" in export(config, "lerobot", "d")[1]
     assert "no experience in this state_dir and window" in export(config, "lerobot", "e", "--since", "2100-01-01")[1]
 
 
