@@ -1,7 +1,6 @@
 """Read experience as episodes: runs of ticks of one session, each with the executed actions and the stored raw readings.
 
-An episode ends with `done`, with its session, at a gap between ticks longer than `GAP_S`, at a missing image of a required
-camera, and after `LONGEST` steps. An actuator without a command at a tick continues with its last one. Ticks before the first
+An episode ends with `done`, with its session, where more than one tick is missing, at a missing image of a required camera, and after `LONGEST` steps. An actuator without a command at a tick continues with its last one. Ticks before the first
 command are skipped. Knows no file format.
 """
 
@@ -21,6 +20,9 @@ from learners.experience.transition import Transition
 CHUNK = 256
 """Rows read at once; with two cameras of 100 kB a picture that is 50 MB."""
 GAP_S = 1.0
+"""How much earlier than its tick a raw reading may have been stored."""
+GAP_TICKS = 2
+"""Ticks from one step to the next at most: steps of an episode count as evenly spaced, at any tick rate."""
 LONGEST = 1_000
 """Steps after which an episode is cut: it is held in memory with its pictures, and a daemon may act for days."""
 
@@ -182,7 +184,7 @@ class Episodes:
 
 
 def _apart(one: Transition, two: Transition) -> bool:
-    return one.session != two.session or one.done or not 0 < two.stamp_s - one.stamp_s <= GAP_S
+    return one.session != two.session or one.done or not 0 < two.tick - one.tick <= GAP_TICKS
 
 
 def _whole(episode: list[Step]) -> Iterator[list[Step]]:

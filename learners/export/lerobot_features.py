@@ -65,6 +65,7 @@ class Layout:
             "age_s": numbers("float32", list(self.streams)),
             "value": numbers("float32"),
             "tick": numbers("int64"),
+            "start_s": numbers("int64"),
             "stamp_s": numbers("float64"),
         }
         return out | {f"complementary_info.{name}": feature for name, feature in more.items()}
@@ -93,6 +94,7 @@ def columns(layout: Layout, steps: Sequence[Step]) -> dict[str, Column]:
     out["next.reward"] = np.array([t.reward for t in ticks], np.float32)
     out["next.done"] = np.array([t.done for t in ticks])
     names = [a.name for a in layout.learned]
+    start_s = int(ticks[0].stamp_s)
     more: dict[str, list[Any]] = {
         "is_intervention": [t.intervention for t in ticks],
         "is_demonstration": [t.demonstration for t in ticks],
@@ -102,7 +104,8 @@ def columns(layout: Layout, steps: Sequence[Step]) -> dict[str, Column]:
         "age_s": [[_age(t.ages_s, t.present, name) for name in layout.streams] for t in ticks],
         "value": [t.value for t in ticks],
         "tick": [t.tick for t in ticks],
-        "stamp_s": [t.stamp_s for t in ticks],
+        "start_s": [start_s] * len(ticks),
+        "stamp_s": [t.stamp_s - start_s for t in ticks],
     }
     for name, rows in more.items():
         key = f"complementary_info.{name}"

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from sensors.config import AnyStream
 from sensors.readings import Observation, Reading
 
+AHEAD_S = 0.5
+"""A reading that is stamped later than this after now has a wrong stamp."""
+
 
 @dataclass(slots=True)
 class _Slot:
@@ -50,6 +53,10 @@ class Inbox:
         for name, slot in self._slots.items():
             reading = slot.reading
             if reading is None:
+                continue
+            if reading.stamp_s > now_s + AHEAD_S:
+                slot.drops["future"] += 1  # else it would be fresh for ever, and newer readings out of order
+                slot.reading = None
                 continue
             ages[name] = max(0.0, now_s - reading.stamp_s)
             if ages[name] > slot.limit_s:

@@ -1,7 +1,7 @@
 """Convert readings, decisions and results to a recording's messages, as JSON for Foxglove, and back without loss.
 
 Images are `foxglove.CompressedImage`: the original JPEG or PNG, else a PNG. Both always decode to the same pixels. Sound is
-`foxglove.RawAudio` in float32, with only the samples that are new since the last window. Knows no file.
+`foxglove.RawAudio` in 16 bits, where needed also in float32, with only the samples that are new since the last window. Knows no file.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from sensors.codecs.images import decode_image
 from sensors.drivers import opencv
 from sensors.readings import Frame, Reading, Sound, Telemetry, Text
 
+PCM = 32_768
+"""Full scale of 16-bit samples."""
+MAX_PIXELS = 1 << 28
+"""Of a picture in a recording."""
 CANDIDATES = 256
 """Places at which an overlap is tried: digital silence would offer thousands."""
 
@@ -76,7 +81,7 @@ class ReadingCodec:
         match schema:
             case "foxglove.CompressedImage":
                 data = base64.b64decode(body["data"], validate=True)
-                return Frame(stream, stamp_s, seq, opencv.decode(data), data)
+                return Frame(stream, stamp_s, seq, decode_image(data, MAX_PIXELS), data)
             case "foxglove.RawAudio":
                 return Sound(stream, stamp_s, seq, self._decode_sound(stream, body), body["sample_rate"])
             case "reflexd.Text":
@@ -89,15 +94,15 @@ class ReadingCodec:
         new = new_samples(self._sounds.get(sound.stream), sound.samples)
         self._sounds[sound.stream] = sound.samples
         return {
-            "format": "pcm-f32",
+            "format": "pcm-s16",
             "sample_rate": sound.rate_hz,
             "number_of_channels": 1,
             "window": len(sound.samples),
-            "data": _to_text(sound.samples[len(sound.samples) - new :].astype("<f4").tobytes()),
+            **_pcm(sound.samples[len(sound.samples) - new :]),
         }
 
     def _decode_sound(self, stream: str, body: dict[str, Any]) -> NDArray[np.float32]:
-        new = np.frombuffer(base64.b64decode(body["data"], validate=True), "<f4").astype(np.float32)
+        new = _samples(body)
         window = int(body["window"])
         before = self._sounds.get(stream, np.empty(0, np.float32))
         samples = np.concatenate((before, new))[-window:] if window else np.empty(0, np.float32)
@@ -128,6 +133,27 @@ def new_samples(before: NDArray[np.float32] | None, now: NDArray[np.float32]) ->
         if new > 0 and np.array_equal(now[start : start + 32], key) and np.array_equal(before[new:], now[:-new]):
             return new
     return len(now)
+
+
+def _pcm(samples: NDArray[np.float32]) -> dict[str, str]:
+    """The samples as 16-bit PCM, the one format of `foxglove.RawAudio`; where that loses anything, also as float32."""
+    whole = np.clip(np.round(samples * PCM), -PCM, PCM - 1).astype("<i2")
+    body = {"data": _to_text(whole.tobytes())}
+    if not np.array_equal(_floats(whole), samples):
+        body["float32"] = _to_text(samples.astype("<f4").tobytes())
+    return body
+
+
+def _samples(body: dict[str, Any]) -> NDArray[np.float32]:
+    """The samples of a message, exactly as they were."""
+    if "float32" in body or body["format"] == "pcm-f32":  # the first recordings had no other format
+        data = body.get("float32", body["data"])
+        return np.frombuffer(base64.b64decode(data, validate=True), "<f4").astype(np.float32)
+    return _floats(np.frombuffer(base64.b64decode(body["data"], validate=True), "<i2"))
+
+
+def _floats(whole: NDArray[np.int16]) -> NDArray[np.float32]:
+    return whole.astype(np.float32) / np.float32(PCM)
 
 
 def _to_text(data: bytes) -> str:

@@ -174,7 +174,8 @@ def _put(channels: Channels, stamp_ns: int, record: Transition | Raw | Rewarded,
                 if record.present.get(name) and name in record.tokens:
                     values = record.tokens[name].ravel()
                     seen_s = record.stamp_s - record.ages_s.get(name, 0.0)
-                    channels.read(Telemetry(name, seen_s, record.tick, fields[name], values), stamp_ns)
+                    reading = Telemetry(name, seen_s, record.tick, fields[name], values)
+                    channels.read(reading, stamp_ns, int(seen_s * 1e9))
             channels.add("/decision", "reflexd.Decision", stamp_ns, body_of(record))
 
 

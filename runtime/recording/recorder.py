@@ -252,20 +252,24 @@ class Channels:
         if isinstance(item, Note):
             self.add(f"/{item.topic}", "reflexd.Message", item.stamp_ns, item.body)
             return
+        observed_s = item.decision.get("stamp_s")
         for reading in item.fresh:
-            self.read(reading, item.stamp_ns)
+            age_s = 0.0 if observed_s is None else max(0.0, observed_s - reading.stamp_s)
+            self.read(reading, item.stamp_ns, item.stamp_ns - int(age_s * 1e9))
         self.add("/decision", "reflexd.Decision", item.stamp_ns, item.decision)
 
-    def read(self, reading: Reading, stamp_ns: int) -> None:
-        """One reading."""
-        self.add(f"/in/{reading.stream}", SCHEMA_OF[type(reading)], stamp_ns, self.codec.encode(reading))
+    def read(self, reading: Reading, stamp_ns: int, captured_ns: int | None = None) -> None:
+        """Add one reading: used at `stamp_ns`, captured at `captured_ns`, Unix nanoseconds."""
+        captured_ns = stamp_ns if captured_ns is None else captured_ns
+        self.add(f"/in/{reading.stream}", SCHEMA_OF[type(reading)], stamp_ns, self.codec.encode(reading), captured_ns)
 
-    def add(self, topic: str, schema: str, stamp_ns: int, body: dict[str, Any]) -> None:
-        """One message."""
+    def add(self, topic: str, schema: str, stamp_ns: int, body: dict[str, Any], captured_ns: int | None = None) -> None:
+        """Add one message, logged at `stamp_ns`; its own time is that of the capture where there was one."""
+        own_ns = stamp_ns if captured_ns is None else captured_ns
         if topic not in self._channels:
             if schema not in self._schemas:
                 self._schemas[schema] = self.writer.register_schema(schema, "jsonschema", SCHEMAS[schema])
             self._channels[topic] = self.writer.register_channel(topic, "json", self._schemas[schema])
-        body = {"timestamp": {"sec": stamp_ns // 10**9, "nsec": stamp_ns % 10**9}} | body
+        body = {"timestamp": {"sec": own_ns // 10**9, "nsec": own_ns % 10**9}} | body
         data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-        self.writer.add_message(self._channels[topic], stamp_ns, data, stamp_ns)
+        self.writer.add_message(self._channels[topic], stamp_ns, data, own_ns)

@@ -81,7 +81,7 @@ class TopicCamera:
             self.drops[refusal.cause] += 1
             raise
         self._seq += 1
-        return Frame(self.name, stamp_s, self._seq, image)
+        return Frame(self.name, stamp_s, self._seq, image, payload)
 
 
 def probe(source: int | str) -> None:

@@ -122,7 +122,7 @@ def garbage(reading: Reading, generator: np.random.Generator) -> Reading:
     """Replace the content by random content of the same shape."""
     match reading:
         case Frame(image=image):
-            return replace(reading, image=generator.integers(0, 256, image.shape, np.uint8))
+            return replace(reading, image=generator.integers(0, 256, image.shape, np.uint8), encoded=None)
         case Sound(samples=samples):
             return replace(reading, samples=generator.uniform(-1, 1, samples.shape).astype(np.float32))
         case Text(text=text):
@@ -135,7 +135,7 @@ def wrong(reading: Reading) -> Reading:
     """Replace the content by plausible but false content."""
     match reading:
         case Frame(image=image):
-            return replace(reading, image=np.ascontiguousarray(image[:, ::-1]))
+            return replace(reading, image=np.ascontiguousarray(image[:, ::-1]), encoded=None)
         case Sound(samples=samples):
             return replace(reading, samples=np.ascontiguousarray(samples[::-1]))
         case Text(text=text):

@@ -78,6 +78,15 @@ def test_episodes_end_with_done_session_gap_and_length(tmp_path: Path) -> None:
     assert numbers(episodes(tmp_path, window=(1_000.15, 1_000.45))[0]) == [[2], [3, 4]]
 
 
+@pytest.mark.parametrize("rate_hz", [20, 2, 1, 0.5])
+def test_episodes_follow_ticks_and_not_the_clock(tmp_path: Path, rate_hz: float) -> None:
+    """At any tick rate, and where the wall clock is set back by five seconds, a hundred ticks are one episode."""
+    chance = np.random.default_rng(0)
+    stamps = [1e9 + n / rate_hz + chance.normal() * 0.002 - (5 if n > 50 else 0) for n in range(1, 101)]
+    remember(tmp_path, [tick(n, stamp_s=stamp_s) for n, stamp_s in enumerate(stamps, 1)], [])
+    assert numbers(episodes(tmp_path)[0]) == [list(range(1, 101))]
+
+
 def test_an_actuator_goes_on_with_what_it_was_told_and_ticks_before_are_left_out(tmp_path: Path) -> None:
     ticks = [tick(1, actions={}), tick(2), tick(3, actions={"head": "left"}), tick(4, actions={})]
     remember(tmp_path, [*ticks, tick(5, "z", actions={})], [])

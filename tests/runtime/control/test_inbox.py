@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
 from runtime.control.inbox import Inbox
 from sensors.config import TelemetrySettings, TextSettings
-from sensors.readings import Text
+from sensors.readings import Telemetry, Text
 
 
 def _inbox() -> Inbox:
@@ -66,3 +69,15 @@ def test_a_reading_past_its_limit_is_missing_with_its_age() -> None:
     latest = inbox.latest("orders")
     assert latest is not None
     assert latest.stamp_s == 1.0
+
+
+def test_a_stamp_from_the_future_is_dropped_and_blocks_no_good_reading() -> None:
+    inbox = Inbox({"j": TelemetrySettings(kind="telemetry", fields=("a",), max_age_s=0.2)})
+    for seq, stamp_s in enumerate((10.0, 1000.0)):
+        inbox.put(Telemetry("j", stamp_s, seq, ("a",), np.zeros(1, np.float32)))
+    assert inbox.observe(0, 10.1).missing == {"j"}
+    inbox.put(Telemetry("j", 10.2, 2, ("a",), np.zeros(1, np.float32)))
+    observation = inbox.observe(1, 10.3)
+    assert observation.readings["j"].seq == 2
+    assert observation.ages_s["j"] == pytest.approx(0.1)
+    assert inbox.drops["j"]["future"] == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -13,11 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
+from PIL import Image
 
 from runtime.recording.codec import ReadingCodec, new_samples
 from runtime.recording.reader import Recording, RecordingError
 from runtime.recording.recorder import Note, Recorder, TickRecord
+from sensors.codecs.readings import encode_reading
+from sensors.drivers import opencv
 from sensors.readings import Frame, Reading, Sound, Telemetry, Text
+from sensors.streams.camera import TopicCamera
 
 
 def _readings(tick: int) -> tuple[Reading, ...]:
@@ -230,3 +237,60 @@ def test_a_file_cut_at_any_byte_is_read_or_refused(tmp_path: Path, back: int) ->
         assert set(Recording(cut).attachments()) <= {"state"}
     except RecordingError:
         assert back < 1_000
+
+
+def _sizes(frames: list[Frame]) -> int:
+    codec = ReadingCodec()
+    return sum(len(codec.encode(frame)["data"]) for frame in frames)
+
+
+def test_a_picture_is_recorded_as_it_came_and_read_back_to_the_same_pixels() -> None:
+    rows = np.linspace(0, 255, 240, dtype=np.uint8)[:, None, None]
+    smooth = np.random.default_rng(0).integers(0, 40, (240, 320, 3), np.uint8) // 8 * 8 + rows // 2
+    camera = TopicCamera("front", None, 10**6)
+    jpeg = opencv.encode(smooth.astype(np.uint8), ".jpg", 80)
+    came = camera.decode(jpeg, 1.0)
+    body = ReadingCodec().encode(came)
+    assert (body["format"], base64.b64decode(body["data"])) == ("jpeg", jpeg)
+    again = ReadingCodec().decode("front", "foxglove.CompressedImage", body)
+    assert isinstance(again, Frame)
+    assert np.array_equal(again.image, came.image)
+    assert _sizes([came]) * 2 < _sizes([dataclasses.replace(came, encoded=None)])
+    assert encode_reading(came) == ("jpeg", jpeg)
+
+
+def test_a_transparent_png_is_read_back_as_the_camera_saw_it() -> None:
+    image = Image.new("RGBA", (8, 6), (200, 10, 10, 60))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    came = TopicCamera("front", None, 10**6).decode(data.getvalue(), 1.0)
+    again = ReadingCodec().decode("front", "foxglove.CompressedImage", ReadingCodec().encode(came))
+    assert isinstance(again, Frame)
+    assert np.array_equal(again.image, came.image)
+
+
+@given(st.booleans(), st.integers(0, 2**32 - 1))
+def test_sound_is_16_bit_for_foxglove_and_comes_back_bit_for_bit(whole: bool, seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    samples = chance.integers(-32_768, 32_767, 200).astype(np.float32) / 32_768
+    samples = samples if whole else (chance.normal(size=200) * 0.7).astype(np.float32)
+    body = ReadingCodec().encode(Sound("room", 1.0, 1, samples))
+    assert body["format"] == "pcm-s16"
+    assert len(base64.b64decode(body["data"])) == 2 * len(samples)
+    assert ("float32" in body) is not whole
+    again = ReadingCodec().decode("room", "foxglove.RawAudio", body)
+    assert isinstance(again, Sound)
+    assert np.array_equal(again.samples, samples)
+
+
+def test_a_reading_bears_the_time_of_its_capture(tmp_path: Path) -> None:
+    recorder = _recorder(tmp_path / "r.mcap")
+    recorder.start({})
+    reading = Telemetry("joints", 99.9, 1, ("q",), np.zeros(1, np.float32))
+    recorder.put(TickRecord(10**18, (reading,), {"id": "0", "tick": 0, "stamp_s": 100.0}))
+    recorder.close()
+    with (tmp_path / "r.mcap").open("rb") as file:
+        times = {channel.topic: (m.log_time, m.publish_time) for _, channel, m in make_reader(file).iter_messages()}
+    assert times["/decision"] == (10**18, 10**18)
+    assert times["/in/joints"][0] == 10**18
+    assert times["/in/joints"][1] == pytest.approx(10**18 - 10**8, abs=1000)
