@@ -40,7 +40,7 @@ def run_plant(environment: str, *, agent: str, mqtt: MqttSettings, seed: int, ra
 
 
 def broker(url: str) -> MqttSettings:
-    """The broker of an address without login.
+    """Return the broker of an address without login.
 
     Raises:
         ValueError: what is wrong with it; the address is not repeated, since a password may stand in it.
@@ -53,7 +53,7 @@ def broker(url: str) -> MqttSettings:
 
 
 def print_config(environment: str, agent: str, url: str, rate_hz: float | None) -> None:
-    """The settings file of an agent that controls this environment."""
+    """Print the settings file of an agent that controls this environment."""
     settings = plant_settings(environment, agent=agent, rate_hz=rate_hz) | {"mqtt": {"url": url}}
     sys.stdout.write(yaml.safe_dump(settings, sort_keys=False))
 
@@ -105,7 +105,7 @@ async def _step(plant: Plant, link: Connection, carry: Callable[[Callable[[], li
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The child of the supervisor: `python -m runtime.plant CONFIG`."""
+    """Run the plant as a child of the supervisor: `python -m runtime.plant CONFIG`."""
     path = Path((arguments or sys.argv[1:])[0])
     loaded = load(path)
     log.configure(secrets=loaded.secrets)

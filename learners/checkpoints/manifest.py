@@ -74,7 +74,7 @@ class Loaded:
 
 
 def packed(tensors: Mapping[str, Tensors], documents: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a version by name, out of what `Loaded` holds by stem.
+    """Return the files of a version by name; `Loaded` has them by stem.
 
     Raises:
         WeightsRefused: a tensor is not finite.
@@ -100,7 +100,7 @@ def write(directory: Path, files: Mapping[str, bytes], manifest: Manifest, key: 
 
 
 def read_manifest(directory: Path, public: Ed25519PublicKey) -> Manifest:
-    """The signed manifest of a version's directory.
+    """Return the signed manifest of a version's directory.
 
     Raises:
         CheckpointRefused: with the reason.
@@ -122,7 +122,7 @@ def read_manifest(directory: Path, public: Ed25519PublicKey) -> Manifest:
 
 
 def load(directory: Path, public: Ed25519PublicKey, shapes: Mapping[str, Shapes] | None = None) -> Loaded:
-    """A version's directory in memory, after every check. `shapes` are those each tensor file must have.
+    """Load a version's directory, after every check; `shapes` are the required shapes of each tensor file.
 
     Raises:
         CheckpointRefused: with the reason.
@@ -152,7 +152,7 @@ def load(directory: Path, public: Ed25519PublicKey, shapes: Mapping[str, Shapes]
 
 
 def _read(directory: Path, name: str, missing: str, limit: int) -> bytes:
-    """A regular file's bytes; links are not followed, neither here nor for the directory."""
+    """Return a regular file's bytes; links are not followed, neither here nor for the directory."""
     try:
         handle = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

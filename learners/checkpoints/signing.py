@@ -27,7 +27,7 @@ class KeyRefused(Exception):  # noqa: N818 - reads as what happened
 
 
 def load_key(state_dir: Path, credentials: Path | None = None) -> Ed25519PrivateKey:
-    """The key of this installation, made when there is none.
+    """Return the key of this installation; create it if there is none.
 
     Args:
         state_dir: where `keys/checkpoint-key.pem` lives.
@@ -49,7 +49,7 @@ def load_key(state_dir: Path, credentials: Path | None = None) -> Ed25519Private
 
 
 def verified(public: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
-    """Whether `signature` is ours for `data`."""
+    """Return whether `signature` is our signature of `data`."""
     try:
         public.verify(signature, data)
     except InvalidSignature:

@@ -125,7 +125,7 @@ class Checkpoints:
         return version
 
     def load(self, version: str, shapes: Mapping[str, Shapes] | None = None) -> Loaded:
-        """A version in memory, after every check; `shapes` are those each tensor file must have.
+        """Load a version, after every check; `shapes` are the required shapes of each tensor file.
 
         Raises:
             CheckpointRefused: with the reason.
@@ -158,7 +158,7 @@ class Checkpoints:
         )
 
     def live(self) -> Live:
-        """Which version acts; empty when LIVE is missing or broken."""
+        """Return the live version; empty if LIVE is missing or corrupt."""
         return self._live() or Live()
 
     def _live(self) -> Live | None:
@@ -173,7 +173,7 @@ class Checkpoints:
     def load_live(
         self, refused: Callable[[CheckpointRefused], None], shapes: Mapping[str, Shapes] | None = None
     ) -> Loaded | None:
-        """The live version, else the newest one that acted and still loads; None for none.
+        """Load the live version, else the newest one that acted and still loads; None if there is none.
 
         If the file LIVE itself is lost, the newest version that loads is returned. `refused` is called with every version
         that was skipped.

@@ -25,7 +25,7 @@ class WeightsRefused(ValueError):  # noqa: N818 - reads as what happened
 
 
 def pack(tensors: Tensors) -> bytes:
-    """Tensors as one safetensors file.
+    """Return tensors as one safetensors file.
 
     Raises:
         WeightsRefused: a number is not finite.
@@ -36,7 +36,7 @@ def pack(tensors: Tensors) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Return the tensors of a safetensors file, on the CPU.
 
     Raises:
         WeightsRefused: a pickle, not safetensors, or a number that is not finite.
@@ -55,7 +55,7 @@ def unpack(data: bytes) -> dict[str, Tensor]:
 
 
 def check_finite(tensors: Tensors) -> None:
-    """Every floating number is finite.
+    """Check that every floating number is finite.
 
     Raises:
         WeightsRefused: with the tensor's name and how many are not.
@@ -67,7 +67,7 @@ def check_finite(tensors: Tensors) -> None:
 
 
 def check_shapes(tensors: Tensors, expected: Shapes) -> None:
-    """The same names with the same shapes.
+    """Check that the names and shapes are the required ones.
 
     Raises:
         WeightsRefused: naming the first difference.
@@ -83,5 +83,5 @@ def check_shapes(tensors: Tensors, expected: Shapes) -> None:
 
 
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """What `check_shapes` compares with."""
+    """Return the shapes for `check_shapes`."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -25,7 +25,7 @@ Stats = dict[str, dict[str, Any]]
 
 
 def statistics(column: Column) -> dict[str, Any]:
-    """Of one episode: min, max, mean, std, quantiles by component (pictures: by channel, 3,1,1 in [0, 1]), and count."""
+    """Compute min, max, mean, std, quantiles and count of one episode, by component (images: by channel, 3,1,1 in [0, 1])."""
     if isinstance(column, list):
         step = max(1, len(column) // SAMPLED)
         return _of_pictures(column[::step])
@@ -49,7 +49,7 @@ def _figures(x_NA: NDArray[np.float64], shaped: Any) -> dict[str, Any]:
 
 
 def merged(episodes: Sequence[Stats]) -> Stats:
-    """Statistics of all episodes together: exact but for the quantiles, which are means of the episodes' by count."""
+    """Merge the statistics of all episodes: exact, except the quantiles, which are means of the episodes' by count."""
     out: Stats = {}
     for name in episodes[0] if episodes else ():
         parts = [episode[name] for episode in episodes]

@@ -44,7 +44,7 @@ class Layout:
         return tuple(a for a in self.actions.actuators if isinstance(a, Choice | Continuous))
 
     def features(self) -> dict[str, dict[str, Any]]:
-        """As in `meta/info.json`, without the format's own columns."""
+        """Return the features as in `meta/info.json`, without the format's own columns."""
         state = [f"{stream}.{name}" for stream, names in self.fields.items() for name in names]
         moved = [a.name for a in self.learned]
         out = {"observation.state": numbers("float32", state)} if state else {}
@@ -72,7 +72,7 @@ class Layout:
 
 
 def numbers(dtype: str, names: list[str] | None = None) -> dict[str, Any]:
-    """A feature of one number, or of one for each name."""
+    """Return a feature of one number, or of one for each name."""
     return {"dtype": dtype, "shape": [len(names) if names else 1], "names": names}
 
 
@@ -83,7 +83,7 @@ def _components(actuator: Choice | Continuous) -> list[str]:
 
 
 def columns(layout: Layout, steps: Sequence[Step]) -> dict[str, Column]:
-    """Everything but the format's own columns, by feature."""
+    """Return all columns except the format's own, by feature."""
     ticks, features = [step.transition for step in steps], layout.features()
     out: dict[str, Column] = {}
     if layout.fields:
@@ -115,7 +115,7 @@ def columns(layout: Layout, steps: Sequence[Step]) -> dict[str, Column]:
 
 
 def width_of(feature: Mapping[str, Any]) -> list[int]:
-    """The shape of one entry; a single number has none."""
+    """Return the shape of one entry; a single number has none."""
     return [] if feature["shape"] == [1] else list(feature["shape"])
 
 
@@ -131,7 +131,7 @@ def _state(step: Step, layout: Layout) -> NDArray[np.float32]:
 
 
 def _action(step: Step, layout: Layout) -> NDArray[np.float32]:
-    """A choice as its index, a motion in the actuator's units; what was never moved is 0."""
+    """Return a choice as its index, a motion in the actuator's units; an actuator that never moved is 0."""
     out: list[float] = []
     for actuator in layout.learned:
         value = step.actions.get(actuator.name)
@@ -157,7 +157,7 @@ def size_of(picture: bytes) -> tuple[int, int]:
 
 
 def fitted(picture: bytes | str, size: tuple[int, int]) -> bytes:
-    """The same bytes, or a PNG of the given height and width where the camera changed its own."""
+    """Return the same bytes, or a PNG of the given height and width if the camera changed its own."""
     assert isinstance(picture, bytes)
     if size_of(picture) == size:
         return picture

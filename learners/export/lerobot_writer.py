@@ -91,7 +91,7 @@ class DatasetWriter:
         return len(self._episodes)
 
     def add(self, steps: Sequence[Step]) -> None:
-        """One episode."""
+        """Add one episode."""
         cells = columns(self.layout, steps)
         tasks = [self._task(step) for step in steps]
         index = len(self._episodes)
@@ -157,7 +157,7 @@ class DatasetWriter:
         return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), self.task)
 
     def _write(self, cells: Mapping[str, Column]) -> None:
-        """One row group an episode; a new file where the last one is large enough."""
+        """Write one row group for each episode; start a new file if the last one is large enough."""
         if self._writer is not None and self._bytes >= self.file_mb * 1e6:
             self._end_file()
         schema = self._arrow.schema([(name, self._type(feature)) for name, feature in self._features.items()])
@@ -179,7 +179,7 @@ class DatasetWriter:
             self._writer = None
 
     def _type(self, feature: Mapping[str, Any]) -> Any:
-        """The arrow type that the format's reader gives a feature."""
+        """Return the arrow type that the format's reader gives a feature."""
         pa = self._arrow
         if feature["dtype"] == "image":
             return pa.struct([("bytes", pa.binary()), ("path", pa.string())])

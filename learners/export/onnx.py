@@ -46,7 +46,7 @@ class Served(nn.Module):
         self.policy = policy
 
     def forward(self, present_BHS: Tensor, ages_BHS: Tensor, *tokens_BHTW: Tensor) -> tuple[Tensor, ...]:
-        """Scores B,n of each choice actuator, motions B,A of each continuous one, and the value B."""
+        """Return scores B,n of each choice actuator, motions B,A of each continuous one, and the value B."""
         policy, heads = self.policy, self.policy.heads
         flat = [x.flatten(0, 1) for x in tokens_BHTW]
         states = policy.estimate(flat, present_BHS.flatten(0, 1), ages_BHS.flatten(0, 1))
@@ -67,12 +67,12 @@ class Served(nn.Module):
 
 
 def input_names(spec: PolicySpec) -> list[str]:
-    """`present`, `ages_s` and `tokens.STREAM` for each stream."""
+    """Return `present`, `ages_s` and `tokens.STREAM` for each stream."""
     return ["present", "ages_s", *(f"tokens.{name}" for name in spec.names)]
 
 
 def output_names(spec: PolicySpec) -> list[str]:
-    """`scores.ACTUATOR` for choices, `action.ACTUATOR` for continuous actuators, `value`."""
+    """Return `scores.ACTUATOR` for choices, `action.ACTUATOR` for continuous actuators, and `value`."""
     choices, motions = spec.actions.choices, spec.actions.continuous
     return [*(f"scores.{a.name}" for a in choices), *(f"action.{a.name}" for a in motions), "value"]
 
@@ -141,7 +141,7 @@ def _library(name: str) -> Any:
 
 
 def open_session(path: Path) -> Any:
-    """The graph in onnxruntime, one thread.
+    """Open the graph in onnxruntime, with one thread.
 
     Raises:
         OnnxExportFailed: onnxruntime is not installed.
@@ -153,7 +153,7 @@ def open_session(path: Path) -> Any:
 
 
 def run(session: Any, spec: PolicySpec, inputs: Sequence[Tensor]) -> dict[str, NDArray[np.float32]]:
-    """The graph's answer by output name."""
+    """Run the graph; return its outputs by name."""
     feeds = {name: x.numpy() for name, x in zip(input_names(spec), inputs, strict=True)}
     # a graph leaves out what the policy does not look at: the ages, where telemetry is all there is
     wanted = {entry.name for entry in session.get_inputs()}
@@ -183,7 +183,7 @@ def example(spec: PolicySpec, seed: int, *, batch: int) -> tuple[Tensor, ...]:
 
 
 def manifest(spec: PolicySpec, version: str, encoder_versions: dict[str, str]) -> dict[str, Any]:
-    """What a program needs to feed the graph and to read it."""
+    """Return what a program needs to feed the graph and to read its outputs."""
     lead, count = ["batch", spec.history], len(spec.streams)
     inputs: list[dict[str, Any]] = [
         {"name": "present", "dtype": "bool", "shape": [*lead, count], "streams": list(spec.names)},

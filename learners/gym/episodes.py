@@ -27,7 +27,7 @@ class Score:
         return cls(float(r.mean()), float(r.std()), float(r.min()), float(r.max()), len(r))
 
     def as_dict(self) -> dict[str, float]:
-        """As JSON."""
+        """Return the figures as JSON."""
         return asdict(self)
 
 

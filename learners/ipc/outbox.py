@@ -60,7 +60,7 @@ class Outbox:
         return True
 
     def collect(self) -> list[Event]:
-        """The waiting events, oldest first."""
+        """Return the waiting events, oldest first."""
         found = []
         for path in sorted(self.folder.glob("[!.]*.json")):
             try:

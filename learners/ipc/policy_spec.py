@@ -15,7 +15,7 @@ from learners.model.spec import PolicySpec, SpecError
 
 
 def spec_path(state_dir: Path) -> Path:
-    """Where the spec lies."""
+    """Return the path of the spec."""
     return state_dir / "learner" / "spec.json"
 
 
@@ -31,7 +31,7 @@ def write_policy_spec(state_dir: Path, spec: PolicySpec) -> bool:
 
 
 def read_policy_spec(state_dir: Path) -> PolicySpec | None:
-    """The spec the agent left; None while there is none that reads."""
+    """Return the spec of the agent; None if there is none that is readable."""
     try:
         return PolicySpec.from_json(spec_path(state_dir).read_bytes())
     except (FileNotFoundError, SpecError):
@@ -39,7 +39,7 @@ def read_policy_spec(state_dir: Path) -> PolicySpec | None:
 
 
 def spec_of_version(loaded: Loaded) -> PolicySpec | None:
-    """The spec that a version was saved with; None where it has none.
+    """Return the spec with which a version was saved; None if it has none.
 
     Raises:
         SpecError: the document is not a spec of ours.

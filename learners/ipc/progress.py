@@ -57,13 +57,13 @@ class ProgressWriter:
         return True
 
     def rate(self) -> float:
-        """Updates a second over the window."""
+        """Return updates per second over the window."""
         (first_s, first), (last_s, last) = self._updates[0], self._updates[-1]
         return round((last - first) / (last_s - first_s), 2) if last_s > first_s else 0.0
 
 
 def read_progress(path: Path) -> dict[str, Any] | None:
-    """The learner's progress file, or None while there is none that can be read."""
+    """Return the learner's progress file, or None if there is none that is readable."""
     try:
         progress = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):

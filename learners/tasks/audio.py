@@ -39,7 +39,7 @@ def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
 
 
 def resampled(samples_N: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
-    """The samples at 16 kHz."""
+    """Resample the samples to 16 kHz."""
     if rate_hz == RATE_HZ:
         return samples_N
     return np.asarray(soxr.resample(samples_N, rate_hz, RATE_HZ), np.float32)

@@ -65,7 +65,7 @@ class Options:
 
     @classmethod
     def known(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The entries of `given` that are options."""
+        """Return the entries of `given` that are options."""
         names = {f.name for f in fields(cls)}
         return {name: value for name, value in given.items() if name in names}
 
@@ -145,7 +145,7 @@ class Task(ABC):
                     setattr(config, name, self.options.dropout)
 
     def outputs_named(self) -> tuple[str, ...]:
-        """Names of the head's outputs; empty where the head is part of the pretrained model."""
+        """Return the names of the head's outputs; empty if the head is part of the pretrained model."""
         return self.labels
 
     def load_model(self, source: Path | str) -> Any:
@@ -172,7 +172,7 @@ class Task(ABC):
             return made
 
     def prior(self, examples: Sequence[Example]) -> Tensor | None:
-        """The bias [L] with which a head that knows nothing else is right on average; None leaves it as it is."""
+        """Return the bias [L] with which an untrained head is right on average; None leaves the bias unchanged."""
         del examples
         return None
 
@@ -182,27 +182,27 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """A padded batch."""
+        """Return a padded batch."""
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """The mean training loss of a batch; `model` is this task's model, perhaps wrapped by an adapter."""
+        """Return the mean training loss of a batch; `model` is this task's model, possibly with adapters."""
 
     @abstractmethod
     def outputs(self, model: torch.nn.Module, batch: Batch) -> list[Any]:
-        """What the model says of each feature of a batch."""
+        """Return the model's outputs for each feature of a batch."""
 
     @abstractmethod
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
-        """What the outputs of all features of an example say together."""
+        """Combine the outputs of all features of an example into a prediction."""
 
     @abstractmethod
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The field's metrics, fractions in [0, 1] but `bleu` and `perplexity`."""
+        """Return the usual metrics of the task: fractions in [0, 1], except `bleu` and `perplexity`."""
 
     @classmethod
     def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """The labels in use, in a fixed order; empty for tasks without any."""
+        """Return the labels in use, in a fixed order; empty for tasks without labels."""
         del examples
         return ()
 
@@ -212,14 +212,14 @@ class Task(ABC):
         return False
 
     def length(self, feature: Feature) -> int:
-        """By which batches are grouped."""
+        """Return the length by which batches are grouped."""
         return len(feature.get("input_ids", ()))
 
     @torch.inference_mode()
     def predict(
         self, examples: Sequence[Example], *, batch: int = 32, model: torch.nn.Module | None = None
     ) -> list[Prediction]:
-        """Predictions in order; features of similar length share a batch."""
+        """Return predictions in order; features of similar length share a batch."""
         model = self.model if model is None else model
         features = [self.features(example) for example in examples]
         flat = [(i, j) for i, some in enumerate(features) for j in range(len(some))]
@@ -259,17 +259,17 @@ def saved(source: Path | str) -> dict[str, Any]:
 
 
 def saved_options(source: Path | str) -> dict[str, Any]:
-    """The options among `saved`."""
+    """Return the options among `saved`."""
     return Options.known(saved(source).get("options", {}))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch where the model is."""
+    """Move the batch to the model's device."""
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of different length as one int64 tensor, padded at the right."""
+    """Return rows of different length as one int64 tensor, padded at the right."""
     padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)

@@ -41,7 +41,7 @@ class Chat(TextTask):
         self.processor.chat_template = self.processor.chat_template or PLAIN
 
     def turns(self, example: Example) -> list[Turn]:
-        """The turns with the system prompt in front.
+        """Return the turns with the system prompt in front.
 
         Raises:
             DataError: no turns.
@@ -62,7 +62,7 @@ class Chat(TextTask):
         return list(self.processor(text, add_special_tokens=False)["input_ids"])
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """One feature; too long ones lose their beginning, as a conversation does."""
+        """Return one feature; if it is too long, its beginning is cut."""
         del rng
         turns = self.turns(example)
         whole = self.ids(turns, ask=False)
@@ -93,7 +93,7 @@ class Chat(TextTask):
         return list(zip(sums_B.tolist(), counts_B.tolist(), strict=True))
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
-        """How well the given answers are predicted; `stream` gives answers of its own."""
+        """Measure how well the given answers are predicted; `stream` generates answers."""
         del example, features
         loss, count = outputs[0]
         return Prediction({"loss": loss, "tokens": count}, math.exp(-loss / count) if count else None)

@@ -46,7 +46,7 @@ class ClassifySounds(Classifier):
         super().__init__(source, replace(options, window_s=float(math.ceil(options.window_s or 2.0))), labels)
 
     def load_processor(self, source: Path | str) -> Any:
-        """The feature extractor, cut to the window."""
+        """Load the feature extractor, with the length of the window."""
         auto: Any = AutoFeatureExtractor
         extractor = auto.from_pretrained(source)
         if hasattr(extractor, "chunk_length"):
@@ -58,7 +58,7 @@ class ClassifySounds(Classifier):
         return extractor
 
     def load_model(self, source: Path | str) -> Any:
-        """The model, Whisper's positions cut to the window."""
+        """Load the model; cut Whisper's positions to the window."""
         model = super().load_model(source)
         if model.config.model_type == "whisper":
             cut_positions(model, int((self.options.window_s or 1) * WHISPER_STEPS_HZ))
@@ -81,7 +81,7 @@ class ClassifySounds(Classifier):
         return self.options.augment
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """One feature: log mels for Whisper, samples for models that take them."""
+        """Return one feature: log mels for Whisper, samples for models that read them."""
         sound = example.get("sound")
         if sound is None:
             raise DataError("an example without `sound`")
@@ -96,7 +96,7 @@ class ClassifySounds(Classifier):
         return [feature | {"labels": self.target(example)} if "label" in example else feature]
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Inputs padded with zeros at the end, and targets."""
+        """Return inputs, padded with zeros at the end, and targets."""
         name = self.processor.model_input_names[0]
         longest = max(feature[name].shape[-1] for feature in features)
         rows = [nn.functional.pad(f[name], (0, longest - f[name].shape[-1])) for f in features]

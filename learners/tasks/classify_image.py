@@ -41,7 +41,7 @@ class ClassifyPictures(Classifier):
         return self.options.augment
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """One feature."""
+        """Return one feature."""
         picture = example.get("picture")
         if picture is None:
             raise DataError(f"an example without `picture`: {dict(example)}")
@@ -51,7 +51,7 @@ class ClassifyPictures(Classifier):
         return [feature | {"labels": self.target(example)} if "label" in example else feature]
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Pixels [B, 3, Y, X] and targets."""
+        """Return pixels [B, 3, Y, X] and targets."""
         batch = {"pixel_values": torch.stack([feature["pixel_values"] for feature in features])}
         if "labels" in features[0]:
             batch["labels"] = self.targets([feature["labels"] for feature in features])

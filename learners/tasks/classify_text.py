@@ -30,11 +30,11 @@ class Classifier(Task):
 
     @classmethod
     def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """Every label in use, sorted."""
+        """Return every label in use, sorted."""
         return tuple(sorted({label for example in examples for label in labels(example)}))
 
     def prior(self, examples: Sequence[Example]) -> Tensor:
-        """The log frequency of every label; for several labels the logit of its share of the examples, which softens both ends."""
+        """Return the log frequency of every label; for several labels, the logit of its smoothed share of the examples."""
         counts = Counter(label for example in examples for label in labels(example))
         seen = [counts[label] for label in self.labels]
         if not self.options.multi_label:
@@ -42,7 +42,7 @@ class Classifier(Task):
         return torch.tensor([(n + 1) / (len(examples) + 2) for n in seen]).logit()
 
     def target(self, example: Example) -> Any:
-        """A class number, or a 0/1 row for several labels.
+        """Return a class number, or a row of 0 and 1 for several labels.
 
         Raises:
             DataError: a label the head does not have, or several for one.
@@ -61,7 +61,7 @@ class Classifier(Task):
         return torch.tensor(rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The criterion of a batch."""
+        """Return the criterion of a batch."""
         return self.criterion(model(**inputs(batch)).logits, batch["labels"])
 
     def criterion(self, logits_BL: Tensor, targets_B: Tensor) -> Tensor:
@@ -71,13 +71,13 @@ class Classifier(Task):
         return cross_entropy(logits_BL, targets_B, self.options.label_smoothing)
 
     def outputs(self, model: nn.Module, batch: Batch) -> list[Any]:
-        """Probabilities of each label."""
+        """Return the probability of each label."""
         logits_BL = model(**inputs(batch)).logits.float()
         scores_BL = logits_BL.sigmoid() if self.options.multi_label else logits_BL.softmax(-1)
         return list(scores_BL.cpu().numpy())
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
-        """The most probable label, or all above the threshold."""
+        """Return the most probable label, or all above the threshold."""
         del example, features
         scores_L = np.mean(outputs, axis=0)
         chances = {label: float(score) for label, score in zip(self.labels, scores_L, strict=True)}
@@ -126,7 +126,7 @@ class ClassifyText(TextTask, Classifier):
         return Classifier.targets(self, rows)
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """One feature."""
+        """Return one feature."""
         del rng
         texts = [str(example[name]) for name in ("text", "text_pair") if example.get(name) is not None]
         if not texts:
@@ -136,6 +136,6 @@ class ClassifyText(TextTask, Classifier):
 
 
 def labels(example: Example) -> tuple[str, ...]:
-    """The labels of an example, one or several; a text with `|` between them is not split here."""
+    """Return the labels of an example, one or several; a text with `|` between them is not split here."""
     given = example["label"]
     return (given,) if isinstance(given, str) else tuple(given)

@@ -33,7 +33,7 @@ def quiet() -> Iterator[None]:
 
 @torch.no_grad()
 def with_labels(old: Any, names: Sequence[str]) -> Any:
-    """The same model with a head for other outputs; rows of outputs that keep their name keep their weights."""
+    """Return the same model with a head for other outputs; rows of outputs with the same name keep their weights."""
     before = {str(old.config.id2label[i]): int(i) for i in old.config.id2label}
     config = copy.deepcopy(old.config)
     config.id2label = dict(enumerate(names))
@@ -52,7 +52,7 @@ def with_labels(old: Any, names: Sequence[str]) -> Any:
 
 
 def output_layer(model: nn.Module) -> str:
-    """The name of the linear layer that gives a head's outputs.
+    """Return the name of the linear layer that computes a head's outputs.
 
     Raises:
         ValueError: the model has no linear head.
@@ -87,7 +87,7 @@ def set_prior(model: nn.Module, bias_L: Tensor) -> None:
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.Module]:
-    """The outermost lists of at least two modules of one class: a transformer's layers, a network's stages."""
+    """Return the outermost lists of at least two modules of one class: a transformer's layers, a network's stages."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if any(name.startswith(outer + ".") for outer in found):
@@ -105,7 +105,7 @@ def block_lists(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def following(model: nn.Module) -> list[str]:
-    """Names of the modules registered after a list of blocks, on its own level and every one above: norms, poolers, the head.
+    """Return names of the modules registered after a list of blocks, on its level and all levels above: norms, poolers, the head.
 
     What holds blocks of its own or an embedding is left out: a decoder does not belong to the encoder before it.
     """
@@ -127,12 +127,12 @@ def _plain(module: nn.Module, embedded: set[int]) -> bool:
 
 
 def _embedded(model: nn.Module) -> set[int]:
-    """The identities of all embeddings' parameters, which output layers may share."""
+    """Return the identities of all embeddings' parameters, which output layers may share."""
     return {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Names of the modules on top of the backbone that have parameters of their own, tied embeddings left out."""
+    """Return names of the modules on top of the backbone that have their own parameters, without tied embeddings."""
     lists, tied = block_lists(model), _embedded(model)
     heads = []
     for name, child in model.named_children():

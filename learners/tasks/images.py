@@ -52,7 +52,7 @@ class PictureProcessor:
     def __call__(
         self, image_YXC: NDArray[np.uint8], rng: np.random.Generator | None = None, *, flip: bool = False
     ) -> Tensor:
-        """A uint8 RGB picture as float32 [C, high, wide], normalised; `rng` changes it a little."""
+        """Return a uint8 RGB image as float32 [C, high, wide], normalised; `rng` augments it."""
         pixels_CYX = torch.from_numpy(np.array(image_YXC)).permute(2, 0, 1)[None].float() / 255
         pixels_CYX = F.interpolate(pixels_CYX, (self.high, self.wide), mode="bilinear", antialias=True)[0].clamp(0, 1)
         if rng is not None:

@@ -30,14 +30,14 @@ SLOPE = 0.5
 
 
 def declared(source: Path | str) -> bool:
-    """Whether a model says that it was trained by the mean of its tokens; as sentence-transformers or a bundle says it."""
+    """Return whether a model declares mean pooling, in the format of sentence-transformers or of a bundle."""
     return _said(source, "sentence.json").get("pooling") == "mean" or bool(
         _said(source, "1_Pooling/config.json").get("pooling_mode_mean_tokens")
     )
 
 
 def _said(source: Path | str, name: str) -> dict[str, Any]:
-    """A JSON file of a folder or id; empty where there is none.
+    """Read a JSON file of a folder or id; empty if there is none.
 
     Raises:
         ValueError: it is there and does not read.

@@ -44,7 +44,7 @@ class Answer(TextTask):
     needs = ("question", "context", "answers")
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """One feature a window; in training only windows that hold the answer, if one does."""
+        """Return one feature for each window; in training only windows with the answer, if one has it."""
         encoded = self.processor(
             str(example["question"]), str(example["context"]), truncation="only_second",
             max_length=self.options.max_length, stride=min(STRIDE, self.options.max_length // 4),
@@ -71,7 +71,7 @@ class Answer(TextTask):
         return torch.tensor(labels)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """A padded batch with the pieces an answer may have, [B, T]."""
+        """Return a padded batch with a mask of the pieces that an answer may have, [B, T]."""
         batch = super().collate(features)
         allowed_BT = torch.zeros_like(batch["input_ids"])
         for i, feature in enumerate(features):
@@ -101,7 +101,7 @@ class Answer(TextTask):
         return [(float(b), int(a) // width, int(a) % width) for b, a in zip(best_B, at_B, strict=True)]
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
-        """The best span of all windows."""
+        """Return the best span of all windows."""
         score, window, first, last = max((out[0], i, *out[1:]) for i, out in enumerate(outputs))
         offsets = features[window]["offsets"]
         if offsets[first] is None or offsets[last] is None:  # a window without any piece of the context
@@ -150,7 +150,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(wanted: str, found: str) -> float:
-    """1 if both normalise to the same."""
+    """Return 1 if both normalise to the same text."""
     return float(normalise(wanted) == normalise(found))
 
 

@@ -43,15 +43,15 @@ class Relate(TextTask):
 
     @classmethod
     def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """Every relation seen, sorted; directions are labels of their own."""
+        """Return every relation in use, sorted; the two directions are separate labels."""
         return tuple(sorted({str(example["label"]) for example in examples}))
 
     def outputs_named(self) -> tuple[str, ...]:
-        """One output a place and label."""
+        """Return one output name for each place and label."""
         return tuple(f"{place}:{label}" for place in PLACES for label in self.labels)
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """One feature, with the positions of the three places."""
+        """Return one feature, with the positions of the three places."""
         del rng
         text, starts = mark(str(example.get("text", "")))
         encoded = self.processor(text, truncation=True, max_length=self.options.max_length)
@@ -67,11 +67,11 @@ class Relate(TextTask):
         return [feature]
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """A padded batch with places [B, P]."""
+        """Return a padded batch with places [B, P]."""
         return super().collate(features) | {"places": torch.tensor([feature["places"] for feature in features])}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Logits [B, L]: the sum over places of the place's own block."""
+        """Return logits [B, L]: the sum over places of each place's block."""
         places_BP = batch["places"]
         given = {name: tensor for name, tensor in inputs(batch).items() if name != "places"}
         out_BTX = model(**given).logits
@@ -84,11 +84,11 @@ class Relate(TextTask):
         return cross_entropy(self.logits(model, batch), batch["labels"], self.options.label_smoothing)
 
     def outputs(self, model: nn.Module, batch: Batch) -> list[Any]:
-        """Probabilities of each relation."""
+        """Return the probability of each relation."""
         return list(self.logits(model, batch).float().softmax(-1).cpu().numpy())
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
-        """The most probable relation."""
+        """Return the most probable relation."""
         del example, features
         scores_L = outputs[0]
         best = int(scores_L.argmax())
@@ -126,7 +126,7 @@ def _relation(label: str) -> str:
 
 
 def mark(text: str) -> tuple[str, tuple[int, int]]:
-    """The text with spans between `$` and `#`, and where the two opening marks are.
+    """Return the text with spans between `$` and `#`, and the positions of the two opening marks.
 
     Raises:
         DataError: not exactly one of each tag.

@@ -31,7 +31,7 @@ class Rewrite(TextTask):
     needs = ("source", "target")
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """One feature; the target, if there is one, as ids."""
+        """Return one feature; the target, if there is one, as ids."""
         del rng
         if "source" not in example:
             raise DataError(f"an example without `source`: {dict(example)}")
@@ -56,7 +56,7 @@ class Rewrite(TextTask):
         return list(self.processor.batch_decode(ids_BT, skip_special_tokens=True))
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
-        """The generated text."""
+        """Return the generated text."""
         del example, features
         return Prediction(outputs[0].strip())
 

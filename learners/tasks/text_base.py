@@ -19,14 +19,14 @@ class TextTask(Task):
     """A task with token ids as features."""
 
     def load_processor(self, source: Path | str) -> Any:
-        """The tokenizer; must be a fast one, which knows where its pieces come from."""
+        """Load the tokenizer; it must be a fast one, which reports the positions of its pieces."""
         tokenizer = AutoTokenizer.from_pretrained(source)
         if not tokenizer.is_fast:
             raise ValueError(f"{source}: its tokenizer has no fast form; save one with tokenizers first")
         return tokenizer
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Ids, mask and, where present, token types and targets."""
+        """Return ids, mask and, if present, token types and targets."""
         ids = [feature["input_ids"] for feature in features]
         batch = {
             "input_ids": pad(ids, self.processor.pad_token_id or 0),
@@ -39,19 +39,19 @@ class TextTask(Task):
         return batch
 
     def targets(self, labels: Sequence[Any]) -> Tensor:
-        """The targets of a batch: one class an example, or one a token."""
+        """Return the targets of a batch: one class for each example or for each token."""
         if isinstance(labels[0], int):
             return torch.tensor(labels)
         return pad(labels, IGNORED)
 
     def text_feature(self, *texts: str) -> Feature:
-        """Ids and token types of one text or a pair, cut to `max_length`."""
+        """Return ids and token types of one text or a pair, cut to `max_length`."""
         encoded = self.processor(*texts, truncation=True, max_length=self.options.max_length)
         return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
 
 
 def inputs(batch: Batch) -> Batch:
-    """The batch without targets."""
+    """Return the batch without targets."""
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 

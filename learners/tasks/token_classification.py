@@ -53,24 +53,24 @@ class Tag(TextTask):
         self.extra_trainable = (TYPES,) if self.cased else ()
 
     def load_model(self, source: Path | str) -> Any:
-        """The model; its token types carry the case where the tokenizer drops it."""
+        """Load the model; its token types carry the case if the tokenizer ignores it."""
         model = super().load_model(source)
         self.cased = self.options.case and lower_cases(self.processor) and add_cases(model)
         return model
 
     @classmethod
     def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """`O`, then `B-x` and `I-x` of every entity type seen."""
+        """Return `O`, then `B-x` and `I-x` of every entity type in use."""
         types = sorted({tag[2:] for example in examples for tag in example["tags"] if tag != "O"})
         return ("O", *(f"{side}-{kind}" for kind in types for side in "BI"))
 
     def prior(self, examples: Sequence[Example]) -> Tensor:
-        """The log frequency of every tag, each counted once more than it is there."""
+        """Return the log frequency of every tag, with one more count for each."""
         counts = Counter(tag for example in examples for tag in example["tags"])
         return log_frequencies([counts[tag] for tag in self.labels])
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Windows of at most `max_length` pieces, cut between words."""
+        """Return windows of at most `max_length` pieces, cut between words."""
         del rng
         words = words_of(example)
         tags = [self._number(tag) for tag in example["tags"]] if "tags" in example else None
@@ -115,7 +115,7 @@ class Tag(TextTask):
         return self.labels.index(tag)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """A padded batch that remembers how long each feature is and where its words begin."""
+        """Return a padded batch with the length of each feature and the start of its words."""
         batch = super().collate(features)
         longest = max(1, *(len(feature["first"]) for feature in features))
         first = torch.full((len(features), longest), -1)
@@ -135,7 +135,7 @@ class Tag(TextTask):
         return [logs[first[first >= 0]] for logs, first in zip(logs_BTL, firsts, strict=True)]
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
-        """Tags of all words; those that have no piece at all are `O`."""
+        """Return the tags of all words; words without a piece are `O`."""
         words = words_of(example)
         logs_WL = np.full((len(words), len(self.labels)), -1e4, np.float32)
         logs_WL[:, self.labels.index("O")] = 0.0
@@ -151,7 +151,7 @@ class Tag(TextTask):
         return Prediction(tags, sure, details={"spans": spans})
 
     def _allowed(self) -> NDArray[np.bool_]:
-        """[L, L]: whether a tag may follow another."""
+        """Return [L, L]: whether a tag may follow another."""
         return np.array([
             [not after.startswith("I-") or before in (after, "B-" + after[2:]) for after in self.labels]
             for before in self.labels
@@ -169,7 +169,7 @@ class Tag(TextTask):
 
 
 def words_of(example: Example) -> list[str]:
-    """The words of `tokens`, or of `text` split at white space."""
+    """Return the words of `tokens`, or of `text` split at white space."""
     if "tokens" in example:
         return [str(word) for word in example["tokens"]]
     if "text" in example:
@@ -182,7 +182,7 @@ def _inputs(batch: Batch) -> Batch:
 
 
 def case_of(word: str) -> int:
-    """0 lower or without letters, 1 Capitalised, 2 ALL CAPITALS (two letters or more), 3 miXed."""
+    """Return the case: 0 lower or without letters, 1 Capitalised, 2 ALL CAPITALS (two letters or more), 3 miXed."""
     letters = [c for c in word if c.isalpha()]
     capitals = [c.isupper() for c in letters]
     if not any(capitals):
@@ -193,7 +193,7 @@ def case_of(word: str) -> int:
 
 
 def lower_cases(tokenizer: Any) -> bool:
-    """Whether the tokenizer drops capitals."""
+    """Return whether the tokenizer ignores case."""
     return bool(tokenizer.tokenize("Reflex") == tokenizer.tokenize("reflex"))
 
 
@@ -213,7 +213,7 @@ def add_cases(model: Any) -> bool:
 
 
 def viterbi(logs_WL: NDArray[np.float32], allowed_LL: NDArray[np.bool_]) -> list[int]:
-    """The most probable sequence that only makes allowed steps; `I-x` cannot begin, as after a row that allows no I."""
+    """Return the most probable sequence of allowed steps; `I-x` cannot begin, as after a row that allows no I."""
     if not len(logs_WL):
         return []
     barred_LL = np.where(allowed_LL, 0.0, -np.inf)

@@ -95,7 +95,7 @@ def import_version(folder: Checkpoints | tuple[TaskVersions, str], directory: Pa
 
 
 def show_task(versions: TaskVersions, task: str) -> None:
-    """One line a version, oldest first."""
+    """Print one line for each version, oldest first."""
     body = versions.rows(task)
     table = Table("version", "state", "made", "metrics")
     for row in body["versions"]:
@@ -108,7 +108,7 @@ def show_task(versions: TaskVersions, task: str) -> None:
 
 
 def show(checkpoints: Checkpoints) -> None:
-    """One line a version, oldest first."""
+    """Print one line for each version, oldest first."""
     live = checkpoints.live()
     table = Table("version", "state", "made", "parent", "figures")
     for manifest in checkpoints.list():

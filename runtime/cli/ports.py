@@ -33,7 +33,7 @@ _OTHER_PORT = "end the program that listens there, or choose another port"
 
 
 def _runs(state_dir: Path) -> bool:
-    """Whether a daemon uses the state folder."""
+    """Return whether a daemon uses the state folder."""
     if not (state_dir / "lock").exists():
         return False
     try:

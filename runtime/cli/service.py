@@ -43,7 +43,7 @@ class Installed:
 
 
 def render(config: Path, executable: Path, credentials: tuple[str, ...] = ()) -> str:
-    """The unit's text."""
+    """Return the text of the unit."""
     lines = "\n".join(f"LoadCredential={each}" for each in credentials) or "# none"
     values = {"REFLEXD": _escaped(executable), "CONFIG": _escaped(config), "CREDENTIALS": lines}
     text = (files("configs") / "systemd" / UNIT).read_text()
@@ -120,7 +120,7 @@ def install(
 
 
 def _drop_ins(folder: Path) -> list[Path]:
-    """The drop-in for systemd v253 and later, where that is what runs."""
+    """Write the drop-in for systemd v253 and later, if that version runs."""
     version = re.search(r"systemd (\d+)", _run(shutil.which("systemctl") or "systemctl", "--version").stdout)
     if version is None or int(version[1]) < NOTIFY_RELOAD:
         return []
@@ -131,7 +131,7 @@ def _drop_ins(folder: Path) -> list[Path]:
 
 
 def _escaped(path: Path) -> str:
-    """A path as systemd reads it inside ExecStart=."""
+    """Return a path as systemd reads it inside ExecStart=."""
     return str(path).replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace(" ", "\\x20")
 
 

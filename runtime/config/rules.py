@@ -66,7 +66,7 @@ def check_rule(rule: Expression, actuators: Mapping[str, AnyActuator]) -> None:
 
 
 def _combinations(rule: Expression, actuators: Mapping[str, AnyActuator]) -> Iterator[dict[str, Any]] | None:
-    """Values of the rule's actuators; None where there are too many, or one is a text."""
+    """Return values of the rule's actuators; None if there are too many, or one is a text."""
     numbers = [
         float(node.value)
         for node in ast.walk(ast.parse(rule.text.strip(), mode="eval"))
@@ -80,7 +80,7 @@ def _combinations(rule: Expression, actuators: Mapping[str, AnyActuator]) -> Ite
 
 
 def _values(name: str, actuator: AnyActuator, rule: Expression, numbers: Sequence[float]) -> list[Any]:
-    """Values of one actuator; none where there are too many, or it is a text."""
+    """Return values of one actuator; none if there are too many, or it is a text."""
     if isinstance(actuator, ChoiceSettings):
         return list(actuator.choices)
     if not isinstance(actuator, ContinuousSettings):
@@ -92,7 +92,7 @@ def _values(name: str, actuator: AnyActuator, rule: Expression, numbers: Sequenc
 
 
 def _points(low: float, high: float, numbers: Sequence[float]) -> list[float]:
-    """Where a comparison with one of the numbers can change, within the limits."""
+    """Return where a comparison with one of the numbers can change, within the limits."""
     near = {low, high, (low + high) / 2}
     for number in {*numbers, *(-number for number in numbers)}:
         near |= {number, math.nextafter(number, -math.inf), math.nextafter(number, math.inf)}
@@ -100,7 +100,7 @@ def _points(low: float, high: float, numbers: Sequence[float]) -> list[float]:
 
 
 def _proved(rule: Expression, actuators: Mapping[str, AnyActuator]) -> bool:
-    """Whether trying was a proof: only choices, or no arithmetic on continuous components."""
+    """Return whether the evaluation was a proof: only choices, or no arithmetic on continuous components."""
     if all(isinstance(actuators[name], ChoiceSettings) for name in rule.names):
         return True
     arithmetic = (ast.BinOp, ast.Call)

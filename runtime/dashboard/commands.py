@@ -134,7 +134,7 @@ class Forbidden(Exception):  # noqa: N818 - reads as what happened
 
 
 def allowed(role: Role, command: AnyCommand) -> bool:
-    """Whether this role may have this command."""
+    """Return whether this role may send this command."""
     if role == "operator" or isinstance(command, SubscribePreviews):
         return True
     return isinstance(command, RequestCommand) and command.verb in READING_VERBS

@@ -46,7 +46,7 @@ class Page:
     """Host names taken; None takes any."""
 
     def application(self) -> web.Application:
-        """The routes, with the checks around them."""
+        """Build the application: the routes, with the checks around them."""
         app = web.Application(middlewares=[self._host_check], client_max_size=4_096)
         app.on_response_prepare.append(put_headers(HEADERS))
         router = app.router
@@ -70,13 +70,13 @@ class Page:
         return self.access.role(request.cookies.get(self.cookie))
 
     async def index(self, request: web.Request) -> web.Response:
-        """The page itself, or the way to the login."""
+        """Serve the page, or redirect to the login."""
         if self.role(request) is None:
             raise web.HTTPSeeOther("/login")
         return _html("index.html")
 
     async def login_form(self, _: web.Request) -> web.Response:
-        """Asks for the token."""
+        """Serve the form for the token."""
         return _html("login.html")
 
     async def login(self, request: web.Request) -> web.Response:
@@ -182,7 +182,7 @@ class Page:
 
 
 def static_files() -> dict[str, bytes]:
-    """Every file of the page by name."""
+    """Return every file of the page by name."""
     folder = files("runtime.dashboard") / "static"
     return {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
 
@@ -229,7 +229,7 @@ def _check_origin(request: web.Request, *, required: bool) -> None:
 
 
 def _host(host: str) -> str:
-    """The name without the port."""
+    """Return the host name without the port."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdigit() else host).lower()
 

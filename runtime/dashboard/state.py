@@ -198,7 +198,7 @@ def _model(model: type[M], payload: bytes) -> dict[str, Any]:
 
 
 def _object(payload: bytes, *, plain: bool = False) -> dict[str, Any]:
-    """A JSON object; with `plain` also anything else that a foreign device publishes, as `value`."""
+    """Parse a JSON object; with `plain`, any other value of a foreign device becomes `value`."""
     try:
         value = parse(payload, MAX_JSON)
     except Refused:

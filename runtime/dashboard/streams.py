@@ -120,7 +120,7 @@ def _text(payload: bytes) -> str:
 
 
 def _number(document: Any, name: str) -> float | None:
-    """A number by key or JSON pointer (RFC 6901), None where it is not."""
+    """Return a number by key or JSON pointer (RFC 6901), None if there is none."""
     try:
         return _finite(look_up(document, name, pointer_of(name)))
     except ValueError:

@@ -30,12 +30,12 @@ class InfoBuilder:
     text: str = ""
 
     def build(self, policy: str, mode: str) -> dict[str, Any]:
-        """The payload for this policy version and mode."""
+        """Build the payload for this policy version and mode."""
         return describe(self.config, version=self.version, policy=policy, text=self.text) | {"mode": mode}
 
 
 def describe(config: Config, *, version: str, policy: str, text: str = "") -> dict[str, Any]:
-    """The `info` payload: `version`, `config` digest, `streams`, `actuators`, `tasks`, `policy`, `mode`, `rate_hz`, `gate`."""
+    """Return the `info` payload: `version`, `config` digest, `streams`, `actuators`, `tasks`, `policy`, `mode`, `rate_hz`, `gate`."""
     return {
         "agent": config.agent,
         "version": version,

@@ -54,7 +54,7 @@ class Verdict:
 
 
 def pack(message: Proposal | Verdict) -> bytes:
-    """A message as one datagram."""
+    """Return a message as one datagram."""
     data = orjson.dumps({"kind": type(message).__name__, **asdict(message)})
     if len(data) > MAX_MESSAGE:
         raise ValueError(f"a {type(message).__name__} of {len(data)} bytes; at most {MAX_MESSAGE}")
@@ -117,7 +117,7 @@ def _is_name(value: object) -> bool:
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """The gate's end and the agent's end, both non-blocking and closed on exec unless passed on."""
+    """Return the gate's end and the agent's end, both non-blocking and closed on exec unless passed on."""
     gate, agent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (gate, agent):
         end.setblocking(False)

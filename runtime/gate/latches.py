@@ -76,7 +76,7 @@ class LatchWriter:
         return not self._dirty.is_set() and not self._waiting and self.error is None
 
     def has(self, name: str, value: object) -> bool:
-        """Whether the disk has this value."""
+        """Return whether the disk has this value."""
         return self.on_disk.get(name) == value
 
     def changed(self, saved: Saved | None = None) -> None:

@@ -114,7 +114,7 @@ def remember_refusals(client: aiomqtt.Client) -> None:
 
 
 def was_resumed(client: aiomqtt.Client) -> bool:
-    """Whether the broker had stored the session of this connected client."""
+    """Return whether the broker had stored the session of this connected client."""
     return bool(getattr(client, "_resumed", False))
 
 
@@ -206,7 +206,7 @@ async def faithful(call: Coroutine[Any, Any, T]) -> T:
 
 
 def error_text(error: BaseException) -> str:
-    """An error in words."""
+    """Return an error as a text."""
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(sorted({error_text(inner) for inner in error.exceptions}))
     code = getattr(getattr(error, "rc", None), "value", None)

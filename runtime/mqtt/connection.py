@@ -271,7 +271,7 @@ class Connection:
         self.on_connection_change(True, "connected")
 
     async def _join(self, client: aiomqtt.Client, subscription: Subscription) -> None:
-        """One more subscription in a running session."""
+        """Add a subscription to a running session."""
         try:
             await self._inbound.subscribe(client, [subscription])
         except aiomqtt.MqttError:

@@ -121,12 +121,12 @@ class Outgoing:
 
 
 def wild(topic_filter: str) -> bool:
-    """Whether a filter may match more than the topic of its own name."""
+    """Return whether a filter may match more than the topic of its own name."""
     return "+" in topic_filter or "#" in topic_filter or topic_filter.startswith("$share/")
 
 
 def properties(expiry_s: float | None, response_topic: str | None, correlation: bytes | None) -> Properties | None:
-    """Of a publish; None where there is nothing to say."""
+    """Return the properties of a publish; None if it has none."""
     if expiry_s is None and response_topic is None and correlation is None:
         return None
     found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

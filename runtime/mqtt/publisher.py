@@ -41,7 +41,7 @@ class Slot:
     """Ordinary messages that are not sent yet; an urgent one overtakes them."""
 
     def is_free(self, *, urgent: bool) -> bool:
-        """Whether a message may leave now: an ordinary one after the one before, an urgent one after an urgent one."""
+        """Return whether a message may leave now: an ordinary one after the one before, an urgent one after an urgent one."""
         return not (self.urgent_under_way if urgent else self.under_way)
 
 

@@ -32,7 +32,7 @@ def error(reason: object) -> Answer:
 
 
 def last_level(message: Message) -> str:
-    """The last level of the topic: a request's verb, an override's actuator."""
+    """Return the last level of the topic: a request's verb, an override's actuator."""
     return message.topic.rsplit("/", 1)[-1]
 
 

@@ -73,7 +73,7 @@ class Receiver:
     """By filter and sender."""
 
     def await_answers(self, topic: str) -> Subscription:
-        """From now on, messages on this topic answer requests."""
+        """Treat messages on this topic as answers to requests from now on."""
         self.subscriptions[topic] = Subscription(topic, self._answered)
         return self.subscriptions[topic]
 

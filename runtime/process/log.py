@@ -38,7 +38,7 @@ class Scrubber:
         self._spellings = sorted(spellings, key=len, reverse=True)  # the longest first: one may contain another
 
     def text(self, text: str) -> str:
-        """`text` without secrets."""
+        """Return `text` without secrets."""
         if text in self._secrets:
             return HIDDEN
         for spelling in self._spellings:

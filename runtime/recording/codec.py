@@ -59,7 +59,7 @@ class ReadingCodec:
     _sounds: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def encode(self, reading: Reading) -> dict[str, Any]:
-        """The body of a reading's message, without its timestamp."""
+        """Return the body of a reading's message, without its timestamp."""
         common = {"seq": reading.seq, "stamp_s": reading.stamp_s}
         match reading:
             case Frame():
@@ -72,7 +72,7 @@ class ReadingCodec:
                 return common | {"fields": list(reading.fields), "values": [float(v) for v in reading.values]}
 
     def decode(self, stream: str, schema: str, body: dict[str, Any]) -> Reading:
-        """The reading that a message of `schema` was made of.
+        """Return the reading from which a message of `schema` was made.
 
         Raises:
             ValueError: a message that is not one of ours.
@@ -113,13 +113,13 @@ class ReadingCodec:
 
 
 def picture(stream: str, data: bytes) -> dict[str, Any]:
-    """The body of an encoded picture, without what is common to readings."""
+    """Return the body of an encoded image, without the fields that all readings have."""
     kind = "jpeg" if data[:2] == b"\xff\xd8" else "png"
     return {"frame_id": stream, "format": kind, "data": _to_text(data)}
 
 
 def new_samples(before: NDArray[np.float32] | None, now: NDArray[np.float32]) -> int:
-    """How many samples at the end of `now` are not in `before`, so that the rest of it is the end of `before`.
+    """Return how many samples at the end of `now` are not in `before`, so that the rest of it is the end of `before`.
 
     Looks for the last 32 samples of `before`; where the overlap is not exact, everything is new.
     """

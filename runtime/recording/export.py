@@ -113,7 +113,7 @@ def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
 
 
 def _spec(config: Config, loaded: Loaded) -> PolicySpec:
-    """The version's own spec, else the one the agent left."""
+    """Return the version's own spec, else the one of the agent."""
     spec = spec_of_version(loaded) or read_policy_spec(config.state_dir)
     if spec is None:
         raise NotExported("no policy spec is stored; run the daemon once, it writes the spec")

@@ -191,7 +191,7 @@ def _raw(channels: Channels, stamp_ns: int, raw: Raw) -> None:
 
 
 def body_of(t: Transition) -> dict[str, Any]:
-    """A remembered tick in the form of a `decision` message, with what came of it."""
+    """Return a stored tick in the form of a `decision` message, with its reward."""
     return {
         "id": t.decision,
         "tick": t.tick,

@@ -43,7 +43,7 @@ class RecordedKept:
         return self._streams
 
     def at(self, transitions: Sequence[Transition]) -> list[Seen]:
-        """What was recorded of these ticks."""
+        """Return the recorded readings of these ticks."""
         wanted = {t.decision for t in transitions}
         found: dict[str, Seen] = {}
         while (tick := self._peek()) is not None and tick[1] <= transitions[-1].stamp_s + 1e-3:

@@ -248,7 +248,7 @@ class Channels:
         self.writer.add_metadata(name, metadata)
 
     def write(self, item: TickRecord | Note) -> None:
-        """One record of a session."""
+        """Write one record of a session."""
         if isinstance(item, Note):
             self.add(f"/{item.topic}", "reflexd.Message", item.stamp_ns, item.body)
             return
@@ -259,12 +259,12 @@ class Channels:
         self.add("/decision", "reflexd.Decision", item.stamp_ns, item.decision)
 
     def read(self, reading: Reading, stamp_ns: int, captured_ns: int | None = None) -> None:
-        """Add one reading: used at `stamp_ns`, captured at `captured_ns`, Unix nanoseconds."""
+        """Write one reading."""
         captured_ns = stamp_ns if captured_ns is None else captured_ns
         self.add(f"/in/{reading.stream}", SCHEMA_OF[type(reading)], stamp_ns, self.codec.encode(reading), captured_ns)
 
     def add(self, topic: str, schema: str, stamp_ns: int, body: dict[str, Any], captured_ns: int | None = None) -> None:
-        """Add one message, logged at `stamp_ns`; its own time is that of the capture where there was one."""
+        """Write one message."""
         own_ns = stamp_ns if captured_ns is None else captured_ns
         if topic not in self._channels:
             if schema not in self._schemas:

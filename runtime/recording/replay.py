@@ -49,7 +49,7 @@ class Report:
         return not self.different
 
     def body(self) -> dict[str, Any]:
-        """The report as JSON."""
+        """Return the report as JSON."""
         return {
             "decisions": self.decisions,
             "versions": self.versions,
@@ -60,7 +60,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """The report for a person."""
+        """Return the report for a person."""
         notes = "".join(f"  note: {note}\n" for note in self.notes)
         head = f"{notes}{self.decisions} decisions by {', '.join(self.versions) or 'no version'}: "
         if self.not_compared:
@@ -141,7 +141,7 @@ class _Gaps:
     _doubtful: int = 0
 
     def comparable(self, recorded: dict[str, Any]) -> bool:
-        """Whether a decision depends on no tick in a gap."""
+        """Return whether a decision depends on no tick in a gap."""
         number = recorded.get("record")
         if number is not None:
             if self._next is not None and number != self._next:
@@ -179,7 +179,7 @@ async def _switch(engine: Engine, version: str, report: Report) -> None:
 
 
 def _observation(recorded: dict[str, Any], fresh: list[Reading], held: dict[str, Reading]) -> Observation:
-    """What that tick saw: the readings it names, their ages exactly as they were."""
+    """Return the observation of that tick: the readings that it names, with exactly their ages."""
     missing = frozenset(recorded["missing"])
     readings = {name: held[name] for name in recorded["used"] if name in held}
     lost = {name for name, seq in recorded["used"].items() if name not in readings or readings[name].seq != seq}

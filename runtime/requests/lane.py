@@ -76,5 +76,5 @@ class RequestLane:
 
 
 def failure(reason: str) -> Answer:
-    """The answer to a request that was not fulfilled."""
+    """Return the answer to a request that failed."""
     return {"status": "error", "error": reason.encode("utf-8", "replace").decode()}

@@ -85,7 +85,7 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
 
 
 def installed() -> Kind:
-    """The better broker of those that are here.
+    """Return the preferred broker among the installed ones.
 
     Raises:
         BrokerError: there is none.
@@ -100,7 +100,7 @@ def installed() -> Kind:
 
 
 def accepts(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a process listens on the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(0.2)
@@ -170,7 +170,7 @@ def _mosquitto(settings: MqttSettings, folder: Path, users: list[Credentials]) -
 
 
 def _password_line(user: Credentials) -> str:
-    """mosquitto_passwd's `$7$` format: PBKDF2-HMAC-SHA512."""
+    """Return a line in mosquitto_passwd's `$7$` format: PBKDF2-HMAC-SHA512."""
     salt = secrets.token_bytes(12)
     password = user.password.get_secret_value() if user.password else ""
     derived = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ITERATIONS, 64)
@@ -208,7 +208,7 @@ dynamic_filters = true
 
 
 def _toml(text: str) -> str:
-    """A TOML basic string."""
+    """Return a TOML basic string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -53,7 +53,7 @@ class RestartLimitExceeded(Exception):  # noqa: N818 - reads as what happened
 
 
 def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: bool = False) -> list[Spec]:
-    """Every child but the broker, in the order of their start."""
+    """Return every child but the broker, in the order of their start."""
     python = [sys.executable, "-m"]
     more = [*(part for fault in faults for part in ("--fault", fault)), *(["--verbose"] if verbose else [])]
     agent = [*python, "runtime.agent", str(path), "--gate-fd", "{gate_fd}", *more]
@@ -197,7 +197,7 @@ class Child:
 
 
 def exit_reason(code: int) -> str:
-    """An exit code in words."""
+    """Return an exit code as a text."""
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -28,7 +28,7 @@ class Changes:
 
 
 def compare(old: Config, new: Config) -> Changes:
-    """What is to be done to get from the old settings to the new ones."""
+    """Return what must be done to get from the old settings to the new ones."""
     changed = [key for key in Config.model_fields if getattr(old, key) != getattr(new, key)]
     required = [key for key in changed if key in RESTART_REQUIRED]
     if old.required_streams != new.required_streams:

@@ -254,7 +254,7 @@ class Supervisor:
     # --- the end
 
     async def _end(self) -> None:
-        """Devices at rest, then children in reverse, then the last words."""
+        """Make devices safe, end children in reverse, then publish the last status."""
         log.info("supervisor.draining", reason=self._reason)
         self.notifier.stopping(self._reason)
         await self._host.go_safe(self._reason)

@@ -104,7 +104,7 @@ def _check_jpeg(payload: bytes) -> None:
 
 
 def _transparent(png: bytes) -> bool:
-    """Whether it has an alpha channel (colour types 4 and 6) or transparent colours (tRNS)."""
+    """Return whether the image has an alpha channel (colour types 4 and 6) or transparent colours (tRNS)."""
     data_at = png.find(b"IDAT")
     return png[25] in (4, 6) or b"tRNS" in png[33 : data_at if data_at > 0 else None]
 

@@ -119,7 +119,7 @@ def connectable(source: str) -> str:
 
 
 def _has_login(source: str) -> bool:
-    """Whether the last `@` ends a login: it does in the host part, in rtsp, and after a port that is no number."""
+    """Return whether the last `@` ends a login: it does in the host part, in rtsp, and after a port that is no number."""
     scheme, _, after = source.partition("://")
     host = re.split("[/?#]", after, maxsplit=1)[0]
     port = host.rpartition(":")[2] if ":" in host else ""
