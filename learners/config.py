@@ -199,7 +199,12 @@ class LearnerSettings(Settings):
 class ExperienceSettings(Settings):
     """The durable store of transitions, labels and raw readings."""
 
-    max_gb: float = Field(4.0, gt=0, description="size on disk, in GB, at which the oldest experience is deleted")
+    max_gb: float = Field(
+        4.0,
+        gt=0,
+        description="size on disk, in GB, at which the oldest experience is deleted. It also gives way to the rest of "
+        "`state_dir` within `storage.max_gb`",
+    )
     reserved_fraction: float = Field(
         0.25, ge=0, lt=1, description="share reserved for terminal transitions, interventions and demonstrations"
     )
@@ -256,7 +261,9 @@ class PromotionSettings(Settings):
     probation_s: float = Field(
         60.0, ge=0, description="how long a promoted version is compared with the version before it; 0 switches it off"
     )
-    keep_last: int = Field(5, ge=1, description="newest checkpoints that are not deleted")
+    keep_last: int = Field(
+        5, ge=1, description="newest checkpoints, and newest versions that were live, that are not deleted"
+    )
     keep_best: int = Field(3, ge=0, description="checkpoints with the best scores that are not deleted")
     steps: tuple[Literal["integrity", "latency", "sanity", "held_out", "ope", "shadow"], ...] = Field(
         ("integrity", "latency", "sanity", "held_out", "ope", "shadow"),

@@ -2,7 +2,7 @@
 
     checkpoints/000042-1f3a9c0e/   policy.safetensors  learner.safetensors  spec.json  position.json ...
                                    manifest.json (SHA-256 of every file, parent, data range, metrics)  manifest.sig
-    checkpoints/LIVE               which version acts, every one that ever did, and those that failed
+    checkpoints/LIVE               which version acts, those that did before, and those that failed
 
 A version becomes visible by one rename after every byte is on disk. LIVE is also replaced by one rename. A crash at any moment
 therefore leaves the last good version loadable. `manifest.py` defines the required content of a directory.
@@ -16,7 +16,8 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ from learners.config import PromotionSettings
 from learners.files import locked, sync_directory, write_atomically
 
 LIVE = "LIVE"
+PROBATION_FILE = "probation.json"
+"""In the state folder; `learners/safeguards/probation.py` describes its content."""
+FAILED_NAMES = 1_000
+"""Names of rolled-back versions in LIVE, the newest. Numbers only grow, so that an older name never returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Live:
 
     version: str | None = None
     promoted: tuple[str, ...] = ()
-    """Every version that ever acted, oldest first."""
+    """Versions that acted and are not deleted, oldest first."""
     failed: tuple[str, ...] = ()
     """Rolled back; never promoted again."""
     changed_s: float = 0.0
@@ -72,11 +77,14 @@ class Checkpoints:
         keep_last: int = 5,
         keep_best: int = 3,
         keep_promoted: int | None = None,
+        needed: Callable[[], frozenset[str]] = frozenset,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.keep_last, self.keep_best = folder, keep_last, keep_best
         self.keep_promoted = keep_promoted
         """How many of those that ever acted stay; None: all."""
+        self._needed = needed
+        """Returns the versions that another component may return to: they are never deleted."""
         self._key, self._clock = key, clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(folder):
@@ -249,6 +257,7 @@ class Checkpoints:
         )
 
     def _point(self, live: Live, announce: Announce = _silently) -> Live:
+        live = replace(live, failed=live.failed[-FAILED_NAMES:])
         announce(live)
         write_atomically(self.folder / LIVE, orjson.dumps(asdict(live), option=JSON))
         return live
@@ -280,18 +289,74 @@ class Checkpoints:
         keep = {newest, live.version, *promoted}
         keep |= {m.version for m in manifests[-self.keep_last :]}
         keep |= {m.version for m in scored[len(scored) - self.keep_best :]}
+        keep |= self._needed()
         for manifest in manifests:
             if manifest.version not in keep:
-                gone = self.folder / f".gone-{manifest.version}"
-                (self.folder / manifest.version).rename(gone)  # never a version with only some of its files
-                shutil.rmtree(gone, ignore_errors=True)
+                self._delete(manifest.version)
+
+    def shrink(self, excess_bytes: int, *, acted: bool) -> list[str]:
+        """Delete versions, the oldest first, until so many bytes are free or only needed ones are left; return their names.
+
+        The live version, the one before it, the newest (a candidate may be on trial) and those that `needed` names stay.
+
+        Args:
+            excess_bytes: to free.
+            acted: delete versions that acted; otherwise only those that never did.
+
+        Raises:
+            OSError: the folder cannot be read or written.
+        """
+        gone: list[str] = []
+        with locked(self.folder):
+            self._sweep()
+            live = self.live()
+            names = sorted(path.name for path in self.folder.iterdir() if VERSION.match(path.name))
+            before = [name for name in live.promoted if name != live.version and name in names][-1:]
+            stay = {live.version, *before, *names[-1:]} | self._needed()
+            for name in (name for name in names if (name in live.promoted) == acted):
+                if excess_bytes <= 0:
+                    break
+                if name not in stay:
+                    excess_bytes -= sum(path.stat().st_size for path in (self.folder / name).iterdir())
+                    self._delete(name)
+                    gone.append(name)
+            if promoted := set(gone) & set(live.promoted):
+                left = tuple(name for name in live.promoted if name not in promoted)
+                self._point(Live(live.version, left, live.failed, live.changed_s))
+        return gone
+
+    def _delete(self, version: str) -> None:
+        gone = self.folder / f".gone-{version}"
+        (self.folder / version).rename(gone)  # never a version with only some of its files
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _short(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(orjson.dumps(hashes, option=JSON)).hexdigest()[:8]
 
 
+def versions_of_probation(state_dir: Path) -> frozenset[str]:
+    """Return the versions that probation may return to or judge: `probation.json` names them.
+
+    Raises:
+        OSError: the file exists and cannot be read.
+    """
+    try:
+        body = orjson.loads((state_dir / PROBATION_FILE).read_bytes())
+        trial = body.get("trial") or {}
+        named = (body.get("good"), trial.get("version"), trial.get("before"))
+    except (FileNotFoundError, orjson.JSONDecodeError, AttributeError):
+        return frozenset()
+    return frozenset(name for name in named if isinstance(name, str))
+
+
 def open_checkpoints(state_dir: Path, promotion: PromotionSettings) -> Checkpoints:
     """Open the policy versions of one daemon, with its signing key: made at first start, or provided by systemd."""
-    key = load_key(state_dir, credentials_folder())
-    return Checkpoints(state_dir / "checkpoints", key, keep_last=promotion.keep_last, keep_best=promotion.keep_best)
+    return Checkpoints(
+        state_dir / "checkpoints",
+        load_key(state_dir, credentials_folder()),
+        keep_last=promotion.keep_last,
+        keep_best=promotion.keep_best,
+        keep_promoted=max(2, promotion.keep_last),
+        needed=partial(versions_of_probation, state_dir),
+    )

@@ -108,6 +108,10 @@ class Store:
         """Keep a source's rewards apart from learning, past and future ones; `on=False` releases it."""
         return self._put(Quarantine(source, on))
 
+    def limit(self, max_bytes: int) -> None:
+        """Lower or raise the size at which the oldest experience is deleted; the writer follows within seconds."""
+        self._writer.max_bytes = max_bytes
+
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until everything queued before is committed; True is the acknowledgement."""
         mark = _Flush(threading.Event(), threading.Event())

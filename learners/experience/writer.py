@@ -60,6 +60,8 @@ class Writer:
         self.committed = 0
         """Transitions on disk since the start."""
         self._settings, self._on_event, self._clock, self._pause = settings, on_event, clock, pause
+        self.max_bytes = int(settings.max_gb * 1e9)
+        """Size at which the oldest rows are deleted; another thread may change it."""
         self._failures = WriteFailures(on_event, "experience_write_failed", "experience_recovered")
         self._database: Database | None = None
         self._lost = False
@@ -123,6 +125,7 @@ class Writer:
         """
         self._notes.clear()
         database = self._opened()
+        database.max_bytes = self.max_bytes
         with database:
             stored = sum(self._apply(database, item) for item in items)
             gone = database.trim(self._clock()) if trim else 0
@@ -149,7 +152,7 @@ class Writer:
             s = self._settings
             self._database = Database(
                 self.folder,
-                max_bytes=int(s.max_gb * 1e9),
+                max_bytes=self.max_bytes,
                 reserve=s.reserved_fraction,
                 raw_retention_s=s.raw_retention_s,
             )

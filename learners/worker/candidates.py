@@ -14,7 +14,6 @@ from typing import Any
 
 import orjson
 import torch
-from torch import Tensor
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
@@ -30,8 +29,6 @@ from learners.worker.learner import Learner
 
 ROWS_PER_READ = 256
 """Rows that the shadow step takes from the store at once."""
-LEARNER_STATE_LIMIT = 64_000_000
-"""Largest learner state in bytes that a version carries; a larger one is in the saved training state only."""
 
 
 class LearnerExperience:
@@ -166,14 +163,10 @@ class CandidateManager:
 
     def _write(self) -> str:
         learner = self.learner
-        tensors: dict[str, dict[str, Tensor]] = {"policy": learner.policy.state_dict()}
-        extra = learner.algorithm.state_dict()
-        if sum(t.numel() * t.element_size() for t in extra.values()) <= LEARNER_STATE_LIMIT:
-            tensors["learner"] = extra
         position = learner.position
         data = {"last_row": position.row, "transitions": len(learner.replay), "first_row": self.reader.first_row()}
         return self.checkpoints.save(
-            tensors,
+            {"policy": learner.policy.state_dict()},  # what resumes the training is in `learner/state` alone
             {
                 "spec": orjson.loads(learner.spec.to_json()),
                 "settings": learner.settings.model_dump(),

@@ -52,6 +52,7 @@ from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.monitoring.metrics import Metrics
 from runtime.monitoring.previews import Previews, Viewer
 from runtime.monitoring.reporter import Reporter
+from runtime.monitoring.storage import StorageMonitor
 from runtime.mqtt import Address, Connection
 from runtime.mqtt.topics import Topics
 from runtime.process.log import Scrubber
@@ -161,6 +162,17 @@ async def build(
         listeners=tuple(listeners),
         mode=config.mode,
     )
+    storage = StorageMonitor(
+        state_dir,
+        int(config.storage.max_gb * 1e9),
+        int(config.experience.max_gb * 1e9),
+        checkpoints,
+        store,
+        emit,
+        control_loop.degraded,
+        recording=lambda: reporter.recorder.path if reporter.recorder is not None else None,
+        wall=wall,
+    )
     health = Health(
         control_loop=control_loop,
         inbox=inbox,
@@ -171,6 +183,7 @@ async def build(
         rewards=rewards,
         probation=probation,
         sources=sources,
+        storage=storage,
         progress_file=state_dir / "learner" / "progress.json",
         learner_enabled=config.learner.enabled,
         wall=wall,
@@ -210,6 +223,7 @@ async def build(
         viewer=viewer,
         gate=gate,
         control_loop=control_loop,
+        storage=storage,
         health=health,
         requests=requests,
         announcer=Announcer(discovery, control, health, gate) if config.discovery else None,

@@ -27,6 +27,7 @@ from runtime.monitoring.health import Health
 from runtime.monitoring.home_assistant import Announcer
 from runtime.monitoring.previews import Viewer
 from runtime.monitoring.reporter import Reporter
+from runtime.monitoring.storage import StorageMonitor
 from runtime.mqtt import Connection
 from runtime.requests.handlers import Requests
 from sensors.base import Sensor, TopicSensor
@@ -61,6 +62,7 @@ class Components:
     viewer: Viewer
     gate: GateLink
     control_loop: ControlLoop
+    storage: StorageMonitor
     health: Health
     requests: Requests
     announcer: Announcer | None

@@ -30,6 +30,7 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         "encoders": parts.encoder_updater.run(),
         "learner events": parts.learner_events.run(),
         "requests": parts.requests.run(),
+        "storage": parts.storage.run(),
         "health": parts.reporter.health(parts.health),
     }
     for name, sensor in parts.sensors.items():

@@ -232,6 +232,17 @@ class RecordSettings(Settings):
     max_gb: float = Field(2.0, gt=0, description="size in GB at which a recording ends")
 
 
+class StorageSettings(Settings):
+    """Settings of the disk space that the daemon may use."""
+
+    max_gb: float = Field(
+        1.0,
+        ge=0.05,
+        description="size of `state_dir` in GB. Above nine tenths of it the daemon deletes in the order of "
+        "[operating.md](operating.md#disk-space); it never deletes the live version and those to return to",
+    )
+
+
 class PlantSettings(Settings):
     """Settings of a simulated device that the supervisor runs as a process behind the broker."""
 
@@ -289,6 +300,7 @@ class Config(Settings):
         None, description="HTTP server for Prometheus and health probes; default: none"
     )
     record: RecordSettings = Field(RecordSettings(), description="recordings of sessions")
+    storage: StorageSettings = Field(StorageSettings(), description="the disk space of `state_dir`")
     plant: PlantSettings | None = Field(
         None, description="a simulated device that the supervisor starts; default: none"
     )

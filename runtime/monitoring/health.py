@@ -23,6 +23,7 @@ from runtime.control.tick import ControlLoop
 from runtime.deploy.probation import ProbationMonitor
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
+from runtime.monitoring.storage import StorageMonitor
 from sensors.base import Sensor, TopicSensor
 
 PROGRESS_STALE_S = 30.0
@@ -42,6 +43,7 @@ class Health:
     rewards: TickRewards
     probation: ProbationMonitor
     sources: SourceQuarantine
+    storage: StorageMonitor
     progress_file: Path
     learner_enabled: bool
     wall: Callable[[], float]
@@ -57,6 +59,7 @@ class Health:
             "memory_mb": round(psutil.Process().memory_info().rss / 1e6, 1),
             "learner": self.learner(),
             "experience": self.experience(),
+            "storage": self.storage.figures(),
             "feedback": dict(self.feedback.counts),
             "reward_faults": dict(self.rewards.faults),
             "sources": self.sources.figures(),

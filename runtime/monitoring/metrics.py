@@ -44,6 +44,7 @@ class Metrics:
         self._streams(registry)
         self._gate(registry)
         self._learner(registry)
+        self._storage(registry)
         self._link(registry)
 
     def _tick(self, registry: CollectorRegistry) -> None:
@@ -114,6 +115,18 @@ class Metrics:
         self.probation = Gauge("reflexd_probation", "1 while a policy is on probation.", registry=registry)
         self.quarantined = Gauge(
             "reflexd_sources_quarantined", "Number of quarantined feedback sources.", registry=registry
+        )
+
+    def _storage(self, registry: CollectorRegistry) -> None:
+        self.storage = Gauge("reflexd_storage_bytes", "Bytes of state_dir on disk.", ["part"], registry=registry)
+        self.storage_limit = Gauge("reflexd_storage_limit_bytes", "Budget: storage.max_gb.", registry=registry)
+        self.storage_full_seconds = Gauge(
+            "reflexd_storage_full_seconds",
+            "Time until budget or disk is full at the growth so far; -1 while nothing grows.",
+            registry=registry,
+        )
+        self.storage_failing = Gauge(
+            "reflexd_storage_failing", "1 while a folder of state_dir cannot be written.", registry=registry
         )
 
     def _link(self, registry: CollectorRegistry) -> None:
@@ -190,6 +203,16 @@ class Metrics:
         self.probation.set(bool(health.get("probation")))
         self.quarantined.set(len((health.get("sources") or {}).get("quarantined") or ()))
         self.observe_learner(health.get("learner") or {})
+        self.observe_storage(health.get("storage") or {})
+
+    def observe_storage(self, storage: Mapping[str, Any]) -> None:
+        """Note use, budget and forecast of the state folder."""
+        for part, size in (storage.get("parts") or {}).items():
+            self.storage.labels(part).set(size)
+        _set(self.storage_limit, storage.get("max_bytes"))
+        days = storage.get("days_until_full")
+        self.storage_full_seconds.set(-1 if days is None else days * 86_400)
+        self.storage_failing.set(bool(storage.get("problem")))
 
     def observe_event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Note an event that is counted: a policy that went live, was refused or taken back."""

@@ -11,7 +11,7 @@ from runtime.config.schema import Config
 
 RESTART_REQUIRED = ("agent", "state_dir", "tick", "mqtt", "actuators", "gate", "plant", "metrics")
 """Settings that the gate, the broker or the plant were built from."""
-LIVE = {"dashboard": ("dashboard",), "mode": ()}
+LIVE = {"dashboard": ("dashboard",), "mode": (), "storage": ("agent",)}
 """Settings that only some children have; any other one restarts agent and learner."""
 
 

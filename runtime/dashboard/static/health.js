@@ -41,7 +41,8 @@ export function render(changed) {
   const tick = health().tick ?? {};
   const budget = info().rate_hz ? 1000 / info().rate_hz : null;
   fill(figures, { "Median": `${number(tick.p50_ms)} ms`, "99 of 100": `${number(tick.p99_ms)} ms`, "Budget": budget ? `${number(budget)} ms` : "–",
-    "Ticks": count(tick.count), "Overruns": count(tick.overruns), "Memory": health().memory_mb ? `${count(health().memory_mb)} MB` : "–", "Version": info().version ?? "–" });
+    "Ticks": count(tick.count), "Overruns": count(tick.overruns), "Memory": health().memory_mb ? `${count(health().memory_mb)} MB` : "–", "Disk": disk(health().storage),
+    "Version": info().version ?? "–" });
   keyed(ages, Object.keys(info().streams), (name) => {
     const bar = h("span", { class: "fill" });
     const figure = h("span", { class: "figure" });
@@ -54,6 +55,14 @@ export function render(changed) {
     setText(view.figure, `${seconds(old)} of ${seconds(limit)}`);
   });
   listLosses();
+}
+
+function disk(storage) {
+  if (typeof storage?.used_bytes !== "number" || typeof storage.max_bytes !== "number") return "–";
+  const megabytes = (n) => count(Math.round(n / 1e6));
+  const use = `${megabytes(storage.used_bytes)} of ${megabytes(storage.max_bytes)} MB`;
+  if (typeof storage.problem === "string") return `${use}; cannot write ${storage.problem}`;
+  return typeof storage.days_until_full === "number" ? `${use}, full in ${number(storage.days_until_full)} days` : use;
 }
 
 export function fill(list, values) {
