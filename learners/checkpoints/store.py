@@ -294,7 +294,7 @@ class Checkpoints:
             if manifest.version not in keep:
                 self._delete(manifest.version)
 
-    def shrink(self, excess_bytes: int, *, acted: bool) -> list[str]:
+    def shrink(self, excess_bytes: int, *, acted: bool) -> tuple[str, ...]:
         """Delete versions, the oldest first, until so many bytes are free or only needed ones are left; return their names.
 
         The live version, the one before it, the newest (a candidate may be on trial) and those that `needed` names stay.
@@ -306,7 +306,7 @@ class Checkpoints:
         Raises:
             OSError: the folder cannot be read or written.
         """
-        gone: list[str] = []
+        gone: tuple[str, ...] = ()
         with locked(self.folder):
             self._sweep()
             live = self.live()
@@ -319,7 +319,7 @@ class Checkpoints:
                 if name not in stay:
                     excess_bytes -= sum(path.stat().st_size for path in (self.folder / name).iterdir())
                     self._delete(name)
-                    gone.append(name)
+                    gone = (*gone, name)
             if promoted := set(gone) & set(live.promoted):
                 left = tuple(name for name in live.promoted if name not in promoted)
                 self._point(Live(live.version, left, live.failed, live.changed_s))
