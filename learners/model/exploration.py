@@ -23,7 +23,7 @@ UNTOLD = 0.01
 
 
 def silent(rewards_B: Tensor, action_BA: Tensor) -> bool:
-    """Whether rewards tell nothing but what the action itself cost: least squares on actions and their squares explains them all."""
+    """Return whether rewards contain only the cost of acting: least squares on actions and their squares explains them all."""
     # on the CPU: a GPU is no quicker with a few hundred numbers
     rewards_B, action_BA = rewards_B.cpu().double(), action_BA.cpu().double()
     centred_B1 = (rewards_B - rewards_B.mean()).unsqueeze(-1)

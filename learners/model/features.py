@@ -43,16 +43,16 @@ class Features:
         return self.map(lambda x: x[index])
 
     def to(self, device: torch.device | str) -> Features:
-        """The same on another device."""
+        """Return the same features on another device."""
         return self.map(lambda x: x.to(device))
 
     def flatten(self) -> Features:
-        """[B, H] -> [B * H]; [B] stays."""
+        """Flatten [B, H] to [B * H]; [B] does not change."""
         depth = len(self.lead)
         return self if depth == 1 else self.map(lambda x: x.flatten(0, depth - 1))
 
     def without(self, spec: PolicySpec, names: Sequence[str]) -> Features:
-        """The same with the named streams marked as not present."""
+        """Return the same features with the named streams marked as not present."""
         keep_S = torch.tensor([name not in names for name in spec.names], device=self.present.device)
         return Features(self.tokens, self.present & keep_S, self.ages)
 
@@ -71,7 +71,7 @@ def concat(items: Sequence[Features]) -> Features:
 
 
 def blank(spec: PolicySpec, *lead: int) -> Features:
-    """Features with every stream missing: zeros, and infinite ages."""
+    """Return features with every stream missing: zeros, and infinite ages."""
     tokens = {s.name: torch.zeros(*lead, s.tokens, s.width) for s in spec.streams}
     count = len(spec.streams)
     return Features(tokens, torch.zeros(*lead, count, dtype=torch.bool), torch.full((*lead, count), torch.inf))
@@ -83,7 +83,7 @@ def recorded(
     present: Sequence[Mapping[str, bool]],
     ages_s: Sequence[Mapping[str, float]],
 ) -> Features:
-    """Features [B] of B remembered ticks (the fields of `Transition`); a stream without tokens is missing.
+    """Return features [B] of B stored ticks (the fields of `Transition`); a stream without tokens is missing.
 
     Raises:
         ValueError: remembered tokens have another shape than the spec says (another encoder or setting made them).

@@ -26,7 +26,7 @@ MAX_AGE_S = 3_600.0
 
 
 def masked(x_BTW: Tensor, present_B: Tensor) -> Tensor:
-    """Zeros where not present, whatever stood there."""
+    """Return zeros for tokens that are not present, whatever their content."""
     return torch.where(present_B[:, None, None], x_BTW, torch.zeros_like(x_BTW))
 
 
@@ -91,7 +91,7 @@ class Bottleneck(nn.Module):
         self.think = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, z_BLD: Tensor, x_BKD: Tensor, visible_BK: Tensor) -> Tensor:
-        """The next latents."""
+        """Return the next latents."""
         own_BLD = self.norm_latents(z_BLD)
         seen_BJD = torch.cat((own_BLD, self.norm_tokens(x_BKD)), dim=1)
         always_BL = visible_BK.new_ones(visible_BK.shape[0], z_BLD.shape[1])
@@ -146,7 +146,7 @@ class Fusion(nn.Module):
         self.how: nn.Module = Matching(spec) if spec.fusion == "low-rank-bilinear" else Attention(spec)
 
     def adapt(self, tokens: Sequence[Tensor], present_BS: Tensor, ages_BS: Tensor) -> list[Tensor]:
-        """Each stream's tokens B,T,D, independent of every other stream."""
+        """Return each stream's tokens B,T,D, independent of every other stream."""
         return [
             adapter(x_BTW, present_BS[:, s], ages_BS[:, s]) + self.streams[s]
             for s, (adapter, x_BTW) in enumerate(zip(self.adapters, tokens, strict=True))

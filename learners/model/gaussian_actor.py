@@ -104,7 +104,7 @@ class ContinuousHead(nn.Module):
         self.excursions.restore(states.get("free"))
 
     def to_units(self, unit_BA: Tensor) -> Tensor:
-        """(-1, 1) -> actuator units, never outside the limits by rounding."""
+        """Convert (-1, 1) to actuator units, never outside the limits by rounding."""
         return torch.clamp(self.centre + self.reach * unit_BA, self.centre - self.reach, self.centre + self.reach)
 
     def from_units(self, value_BA: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class ContinuousHead(nn.Module):
         return torch.tanh(raw_BA), self.by_actuator(log_density_BA)
 
     def explore(self, context_BC: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """As `act`, with excursions.
+        """Act as `act`, with excursions.
 
         An excursion takes all actuators together, slowly wandering over their whole ranges. The density is that of the
         mixture: (1 - epsilon) policy + epsilon excursion.

@@ -50,7 +50,7 @@ class Matching(nn.Module):
         return out_BD
 
     def _ask(self, adapted: Sequence[Tensor], present_BS: Tensor) -> Tensor:
-        """The sum of what every stream that speaks asks for, B,D."""
+        """Return the sum of the queries of all present streams, B,D."""
         asked = [
             query(F.layer_norm(adapted[i], adapted[i].shape[-1:]).flatten(1)) * present_BS[:, i : i + 1]
             for query, i in zip(self.query, self.said, strict=True)
@@ -58,7 +58,7 @@ class Matching(nn.Module):
         return torch.stack(asked).sum(0)
 
     def _look(self, x_BTD: Tensor, query_BD: Tensor) -> Tensor:
-        """One picture's maps B,(T G)."""
+        """Return one image's maps B,(T G)."""
         product_BTGE = (self.key(self.normalise(x_BTD)) * query_BD.unsqueeze(1)).unflatten(-1, (self.groups, -1))
         match_BTG = product_BTGE.sum(-1) / product_BTGE.shape[-1] ** 0.5
         return torch.softmax(match_BTG, dim=1).flatten(1)

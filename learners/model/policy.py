@@ -42,7 +42,7 @@ class Policy(nn.Module):
         self.heads = Heads(spec.actions, self.context_width, spec.algorithm, gamma=spec.gamma, hidden=spec.hidden)
 
     def normalisers(self) -> dict[str, Normaliser]:
-        """The normaliser of each stream."""
+        """Return the normaliser of each stream."""
         if self.fusion is None:
             return {s.name: cast("Normaliser", n) for s, n in zip(self.spec.streams, self.telemetry, strict=True)}
         adapters = zip(self.spec.streams, self.fusion.adapters, strict=True)
@@ -56,13 +56,13 @@ class Policy(nn.Module):
             normaliser.observe(flat.tokens[name][flat.present[:, s]].flatten(0, 1))
 
     def fuse(self, features: Features) -> Tensor:
-        """Features [B] -> state B,D."""
+        """Fuse features [B] into the state B,D."""
         tokens = [features.tokens[name] for name in self.spec.names]
         state_BD: Tensor = self.estimate(tokens, features.present, features.ages)
         return state_BD
 
     def estimate(self, tokens: list[Tensor], present_BS: Tensor, ages_BS: Tensor) -> Tensor:
-        """`fuse` on bare tensors, the form that backends convert."""
+        """Run `fuse` on bare tensors, the form that backends convert."""
         raw_BF = self._numbers(tokens, present_BS)
         if self.fusion is None:
             assert raw_BF is not None
@@ -81,7 +81,7 @@ class Policy(nn.Module):
         return torch.cat(parts, dim=-1) if parts else None
 
     def context(self, states_BHD: Tensor) -> Tensor:
-        """States of the last `history` ticks, oldest first, -> context B,C that starts with the newest state.
+        """Turn states of the last `history` ticks, oldest first, into a context B,C that starts with the newest state.
 
         Raises:
             ValueError: another number of states than `spec.history`.
@@ -110,7 +110,7 @@ class Policy(nn.Module):
         return self.context(states.reshape(*features.lead, -1))
 
     def act(self, features: Features, *, generator: torch.Generator, explore: bool | float = False) -> HeadOutput:
-        """Actions for recorded features, [B] or [B, H], away from the tick."""
+        """Return actions for recorded features, [B] or [B, H], outside the control loop."""
         with torch.no_grad():
             return self.heads.act(self.encode(features), generator=generator, explore=explore)
 
@@ -127,7 +127,7 @@ def drop_streams(features: Features, probability: float, generator: torch.Genera
 
 
 def build(spec: PolicySpec, tensors: Mapping[str, Tensor]) -> Policy:
-    """A policy with these weights, in `eval()`.
+    """Build a policy with these weights, in `eval()`.
 
     Raises:
         RuntimeError: a weight is missing, unknown or of another shape.

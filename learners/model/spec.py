@@ -117,14 +117,14 @@ class PolicySpec:
         return len(self.streams) == 1 and self.streams[0].modality == "telemetry"
 
     def to_json(self) -> bytes:
-        """The spec as JSON."""
+        """Return the spec as JSON."""
         body = asdict(self)
         body["actions"] = [_actuator_out(actuator) for actuator in self.actions.actuators]
         return orjson.dumps({"format": FORMAT, **body}, option=orjson.OPT_INDENT_2)
 
     @classmethod
     def from_json(cls, data: bytes | str) -> PolicySpec:
-        """The spec that `to_json` wrote.
+        """Parse the JSON of `to_json`.
 
         Raises:
             SpecError: not JSON, another format, a field too many or missing, or a contradiction.

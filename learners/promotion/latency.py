@@ -42,6 +42,6 @@ def latency(context: EvaluationContext) -> StepResult:
 
 
 def _all_present(spec: PolicySpec) -> Features:
-    """One decision's features with every stream present: the most work there is."""
+    """Return one decision's features with every stream present, the largest amount of work."""
     empty = blank(spec, 1, spec.history)
     return Features(empty.tokens, torch.ones_like(empty.present), torch.zeros_like(empty.ages))

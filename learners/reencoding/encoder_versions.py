@@ -30,7 +30,7 @@ class EncoderVersions:
         self._tasks = encoder_tasks(inputs.encoders, inputs.tasks, {n: s.encoder for n, s in inputs.streams.items()})
 
     def __call__(self, stream: str, version: str) -> Encoder | None:
-        """The encoder of a stream in a version, on the backend the agent chose; None where it is not to be had."""
+        """Return the encoder of a stream in a version, on the agent's backend; None if it is not available."""
         name = self.inputs.streams[stream].encoder if stream in self.inputs.streams else None
         if name not in self.inputs.encoders:
             return None
@@ -53,7 +53,7 @@ class EncoderVersions:
         return None
 
     def _versions(self, name: str, encoder_version: str) -> list[TaskVersion]:
-        """The versions of the encoder's task, the likely ones first."""
+        """Return the versions of the encoder's task, the most likely ones first."""
         if name not in self._tasks:
             return []
         folder = self.inputs.state_dir / "learner" / "tasks" / self._tasks[name]

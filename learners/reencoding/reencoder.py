@@ -128,7 +128,7 @@ class Reencoder:
 
 
 def encode(encoder: Encoder, reading: Reading) -> Tokens:
-    """Tokens float16 [T, W] of one reading, alone, as they are remembered."""
+    """Return tokens float16 [T, W] of one reading, encoded alone, as they are stored."""
     with torch.inference_mode():
         tokens_TW = encoder.encode(encoder.prepare([reading]))[0]
     made: Tokens = tokens_TW.half().cpu().numpy()

@@ -23,7 +23,7 @@ KINDS = CLASSIFICATION
 def encoder_tasks(
     encoders: Mapping[str, EncoderSettings], tasks: Mapping[str, TaskSettings], routes: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Of each encoder that follows a task, the task that fine-tunes it: of the same model, on one of its streams.
+    """Return, for each encoder that follows a task, the task that fine-tunes it: same model, on one of its streams.
 
     `routes` says which encoder reads each stream. An encoder that has no such task is left out.
     """
@@ -75,12 +75,12 @@ def state_of(settings: EncoderSettings, base: Encoder, folder: Path) -> dict[str
 
 
 def _stem(name: str) -> str:
-    """A weight's name without the tower around the model."""
+    """Return a weight's name without the tower around the model."""
     return name.removeprefix("model.")
 
 
 def _prefix(stems: Sequence[str], keys: Collection[str]) -> str:
-    """What the file puts before the backbone's names: `bert.`, say, or nothing; the one with most of them."""
+    """Return the prefix of the backbone's names in the file: `bert.`, for example, or nothing; the most frequent one."""
     if not stems:
         return ""
     last = max(stems, key=len)
@@ -89,7 +89,7 @@ def _prefix(stems: Sequence[str], keys: Collection[str]) -> str:
 
 
 def _fitting(there: Tensor, own: Tensor, name: str, folder: Path) -> Tensor:
-    """A weight in the encoder's type; of a table of positions the first ones, where the encoder's windows are shorter."""
+    """Return a weight in the encoder's type; a table of positions is cut if the encoder's windows are shorter."""
     if name.endswith("embed_positions.weight") and there.dim() == own.dim() == 2 and len(there) > len(own):
         there = there[: len(own)]
     if there.shape != own.shape:

@@ -37,7 +37,7 @@ class StoredTokens:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """The file with its table.
+    """Open the file, with its table.
 
     Raises:
         sqlite3.DatabaseError: it is none, or of another format.
@@ -89,18 +89,18 @@ class TokenStore:
         return True
 
     def last(self) -> int:
-        """The newest entry's number; 0 when there was never one."""
+        """Return the newest entry's number; 0 if there was never one."""
         found = self._db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tokens'").fetchone()
         return int(found[0])
 
     def between(self, since: int, until: int) -> Iterator[StoredTokens]:
-        """Entries with `since < id <= until`, in order."""
+        """Return entries with `since < id <= until`, in order."""
         query = "SELECT row, stream, version, high, wide, data FROM tokens WHERE id > ? AND id <= ? ORDER BY id"
         for row, stream, version, high, wide, data in self._db.execute(query, (since, until)):
             yield StoredTokens(row, stream, version, np.frombuffer(data, np.float16).reshape(high, wide))
 
     def renew(self, rows: Sequence[Row], versions: Mapping[str, str]) -> list[Transition]:
-        """The transitions of rows, oldest first, with the tokens of the present versions where these were made."""
+        """Return the transitions of rows, oldest first, with tokens of the present versions where these exist."""
         made: dict[int, dict[str, StoredTokens]] = {}
         query = "SELECT row, stream, version, high, wide, data FROM tokens WHERE row >= ? ORDER BY id"
         for row, stream, version, high, wide, data in self._db.execute(query, (min((r.row for r in rows), default=0),)):

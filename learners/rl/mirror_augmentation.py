@@ -51,7 +51,7 @@ class MirrorAugmentation:
         self._choices = {a.name for a in spec.actions.choices}
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with half of its rows mirrored, drawn from `generator`."""
+        """Return the batch with half of its rows mirrored, drawn from `generator`."""
         flip_B = torch.rand(len(batch), generator=generator) < 0.5
         masks = {name: _where(flip_B, x.flip(-1), x) if name in self._actions else x for name, x in batch.masks.items()}
         return replace(
@@ -75,7 +75,7 @@ def _where(flip_B: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
 
 
 def _reverse(columns: int) -> Change:
-    """Tokens ...,T,W of a grid, row by row, each row in reverse."""
+    """Reverse each row of the tokens ...,T,W of a grid."""
 
     def reverse(x_xTW: Tensor) -> Tensor:
         *lead, tokens, width = x_xTW.shape
@@ -85,5 +85,5 @@ def _reverse(columns: int) -> Change:
 
 
 def _swap(count: int) -> Change:
-    """Choices in reverse order."""
+    """Return choices in reverse order."""
     return lambda index_B: count - 1 - index_B

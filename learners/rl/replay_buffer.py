@@ -113,7 +113,7 @@ class ReplayBuffer:
         return self._columns.skipped
 
     def __len__(self) -> int:
-        """Transitions held."""
+        """Return the number of stored transitions."""
         return self._main.held + self._reserve.held
 
     @property
@@ -171,7 +171,7 @@ class ReplayBuffer:
         self._columns.detach()
 
     def held(self) -> BufferIndex:
-        """Which rows are held, oldest first."""
+        """Return which rows are stored, oldest first."""
         main, reserve = (tuple(self._columns.number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
         return BufferIndex(main, reserve, self._trail)
 
@@ -186,12 +186,12 @@ class ReplayBuffer:
         self._trail = held.since_reserved
 
     def newest(self, count: int) -> Features | None:
-        """Features [B, H] of the last `count` taken, whether they can be drawn or not; None if there are none."""
+        """Return features [B, H] of the last `count` rows, sampleable or not; None if there are none."""
         count = min(count, self._main.held)
         return self._features(self._main.order()[-count:]) if count else None
 
     def strata(self) -> Strata:
-        """What can be drawn."""
+        """Return the strata that can be sampled."""
         lists = self._special()
         return Strata(int(self._drawable(self._main.order()).sum()), len(lists["taught"]), len(lists["failures"]))
 
@@ -271,7 +271,7 @@ class ReplayBuffer:
         return ready
 
     def _special(self) -> dict[str, NDArray[np.int64]]:
-        """Positions of the reserved strata; searched again only when one of them changed."""
+        """Return positions of the reserved strata; they are searched again only when one of them changed."""
         if self._lists is None:
             at = np.concatenate((self._main.order(), self._reserve.order()))
             self._lists = {
@@ -302,7 +302,7 @@ class ReplayBuffer:
     def _returns(
         self, positions: NDArray[np.int64], steps: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """n-step rewards, discounts and next states; a chain that breaks off earlier gives fewer steps."""
+        """Return n-step rewards, discounts and next states; a chain that breaks off earlier has fewer steps."""
         gamma = self.spec.gamma
         usual = float(self._columns.reward_N[self._main.order()].mean()) if self.centre and self._main.held else 0.0
         here = positions.copy()

@@ -24,7 +24,7 @@ from learners.model.spec import PolicySpec
 
 
 def row_bytes(spec: PolicySpec) -> int:
-    """Of one position."""
+    """Return the bytes of one position."""
     numbers = sum(s.tokens * s.width * (4 if s.modality == "telemetry" else 2) for s in spec.streams)
     actuators = len(spec.actions.choices) + len(spec.actions.continuous)
     return int(numbers + 8 * len(spec.streams) + 64 + 16 * actuators)
@@ -132,23 +132,23 @@ class ReplayStorage:
         self._where.clear()
 
     def features(self, at: NDArray[np.int64]) -> Features:
-        """What was seen at given positions; a batch with the dimensions of `at`."""
+        """Return the features at given positions; a batch with the dimensions of `at`."""
         present = self._present(at)
         ages = np.where(present, self.ages_NS[at], np.inf).astype(np.float32)
         tokens = {name: _gather(array, at) for name, array in self.tokens.items()}
         return Features(tokens, torch.from_numpy(present), torch.from_numpy(ages))
 
     def actions(self, at: NDArray[np.int64]) -> dict[str, Tensor]:
-        """What was executed: index B of a choice, motion B,A."""
+        """Return the executed actions: index B of a choice, motion B,A."""
         actions = {a.name: torch.from_numpy(self.index_NC[at, c]) for c, a in enumerate(self.choices)}
         return actions | {name: torch.from_numpy(value_NA[at]) for name, value_NA in self.value.items()}
 
     def by_actuator(self, flags_NU: NDArray[np.bool_], at: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Flags B of every actuator at given positions."""
+        """Return flags B of every actuator at given positions."""
         return {a.name: torch.from_numpy(flags_NU[at, u]) for u, a in enumerate(self.actuators)}
 
     def _name(self, at: int, number: int) -> None:
-        """A position holds another row now."""
+        """Record that a position has another row now."""
         if self._where.get(int(self.number_N[at])) == at:
             del self._where[int(self.number_N[at])]
         self.number_N[at] = number

@@ -37,15 +37,15 @@ class RingIndex:
         return self.start + self.added % self.size
 
     def after(self, at: Positions) -> Positions:
-        """The positions written next."""
+        """Return the positions written next."""
         return self.start + (at - self.start + 1) % self.size
 
     def before(self, at: Positions) -> Positions:
-        """The positions written before."""
+        """Return the positions written before."""
         return self.start + (at - self.start - 1) % self.size
 
     def age(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """0 for the newest."""
+        """Return the age of a position, 0 for the newest."""
         return (self.added - 1 - (at - self.start)) % self.size
 
     def newest(self, back: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -53,5 +53,5 @@ class RingIndex:
         return self.start + (self.added - 1 - back) % self.size
 
     def order(self) -> NDArray[np.int64]:
-        """Every position in use, oldest first."""
+        """Return every position in use, oldest first."""
         return self.newest(np.arange(self.held)[::-1])

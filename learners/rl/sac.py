@@ -118,7 +118,7 @@ class ActorCritic:
         }
 
     def explore(self, batch: Batch) -> None:
-        """Excursions all the time while rewards are silent, then more and more rarely."""
+        """Explore with excursions: always while rewards are silent, then more and more rarely."""
         if silent(batch.rewards, self.executed(batch)):
             self.head.epsilon.fill_(1.0)
         else:

@@ -90,7 +90,7 @@ class Probation:
     trial: Trial | None = None
 
     def acts(self, version: str, now_s: float) -> Trial | None:
-        """A version acts from now on; its trial, if one begins."""
+        """Record that a version acts from now on; return its trial, if one begins."""
         if self.trial is not None and self.trial.version == version:
             return None
         if version == self.good or version in self.confirmed or self.lasts_s <= 0:
@@ -104,7 +104,7 @@ class Probation:
         return self.trial
 
     def trust(self, version: str) -> None:
-        """A version is good: it passed, or is one that did."""
+        """Record that a version is good: it passed, or is one that did."""
         if version != self.good:
             before, self.known = self.known, VersionStatistics()
             if self.trial is not None and self.trial.version == version:
@@ -116,7 +116,7 @@ class Probation:
         self.trial = None
 
     def crashed(self) -> ProbationVerdict | None:
-        """The agent ended without order; the verdict when that is once too often."""
+        """Record an unexpected end of the agent; return the verdict if it is one too many."""
         trial = self.trial
         if trial is None:
             return None
@@ -141,7 +141,7 @@ class Probation:
         return None if trial is None else self._judge(trial, done)
 
     def _judge(self, trial: Trial, done: CompletedBlock) -> ProbationVerdict | None:
-        """What a decision of the version on probation finished."""
+        """Evaluate what a decision of the version on probation completed."""
         trial.seconds += done.refused is not None
         worse = trial.compared.update(done)
         if worse is not None:
@@ -168,7 +168,7 @@ class Probation:
             trial.compared = Comparison.of(self.known, trial.watched, margin=self.margin, alpha=self.alpha)
 
     def figures(self) -> dict[str, Any]:
-        """The probation's numbers so far; empty when there is none."""
+        """Return the probation's numbers so far; empty if there is none."""
         trial = self.trial
         if trial is None:
             return {}
@@ -177,7 +177,7 @@ class Probation:
         return figures | trial.compared.figures() | {"alpha": self.alpha}
 
     def dump(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return the state as plain data."""
         trial = self.trial
         return {
             "format": FORMAT,
@@ -214,7 +214,7 @@ class Probation:
 
 
 def on_probation(state_dir: Path, now_s: float) -> bool:
-    """Whether a version is on probation at a moment of Unix time, as the agent's file says; no file says no."""
+    """Return whether a version is on probation at a Unix time, by the agent's file; without a file, False."""
     try:
         body = orjson.loads((state_dir / FILE).read_bytes())
         trial = body["trial"]

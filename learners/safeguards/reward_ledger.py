@@ -39,7 +39,7 @@ class LedgerEntry:
     """An episode ended with it."""
 
     def total(self, without: frozenset[str] = frozenset()) -> float | None:
-        """Everything that came for it; None when nothing did."""
+        """Return the sum of all rewards of a decision; None without one."""
         values = [value for source, value in self.rewards.items() if source not in without]
         if self.own is not None:
             values.append(self.own)

@@ -46,7 +46,7 @@ BETS = (0.1, 0.25, 0.5, 0.9)
 
 
 def long_run_variance(blocks_N: Sequence[float], memory: int = MEMORY) -> float:
-    """An upper estimate of the limit of N var(mean of N blocks); infinity for fewer than two blocks.
+    """Return an upper estimate of the limit of N var(mean of N blocks); infinity for fewer than two blocks.
 
     Short series cannot tell how far dependence reaches: below `ENOUGH` blocks it is taken to be total over `memory`.
     """
@@ -77,7 +77,7 @@ class Baseline:
 
     @classmethod
     def of(cls, blocks_N: Sequence[float], *, least: int = LEAST, memory: int = MEMORY) -> Baseline | None:
-        """From the blocks of the last minutes; None for fewer than `least`."""
+        """Build the baseline from the blocks of the last minutes; None for fewer than `least`."""
         if len(blocks_N) < least:
             return None
         variance = long_run_variance(blocks_N, memory)
@@ -128,7 +128,7 @@ class MixtureSprt:
         return self.reference.mean - self.margin - math.sqrt(self.variance()) * boundary / information
 
     def variance(self) -> float:
-        """The larger of the long-run variances before and now; the same dependence is assumed for both."""
+        """Return the larger of the long-run variances before and now; the same dependence is assumed for both."""
         now = self._squares / (self.count - 1) if self.count > 1 else 0.0
         return max(self.reference.variance, self.reference.inflation * now)
 
@@ -165,6 +165,6 @@ class BettingTest:
             self.update(value)
 
     def wealth(self) -> float:
-        """What the gambler has, starting with 1."""
+        """Return the gambler's wealth, which starts at 1."""
         top = max(self._logs)
         return min(1e300, math.exp(min(600.0, top)) * sum(math.exp(log - top) for log in self._logs) / len(BETS))

@@ -52,7 +52,7 @@ class Comparison:
         return found
 
     def update(self, done: CompletedBlock) -> str | None:
-        """What a decision finished; the name of the test that says the version is worse."""
+        """Add what a decision completed; return the name of the test that finds the version worse."""
         tests: tuple[tuple[str, MixtureSprt | BettingTest | None, float | None], ...] = (
             ("rewards", self.rewards, done.reward),
             ("returns", self.returns, done.gained),
@@ -73,7 +73,7 @@ class Comparison:
             self.refusals.replay(watched.refusals)
 
     def figures(self) -> dict[str, Any]:
-        """All numbers."""
+        """Return all numbers."""
         found: dict[str, Any] = {"not_compared": self.reason} if self.rewards is None else _told(self.rewards)
         if self.refusals is not None:
             found |= {"refused_before": round(self.refused_before, 4), "refused_now": round(self.refusals.mean, 4)}
@@ -99,7 +99,7 @@ def _refusals(known: VersionStatistics, alpha: float) -> BettingTest | None:
 
 
 def _told(drop: MixtureSprt) -> dict[str, Any]:
-    """The numbers of one test."""
+    """Return the numbers of one test."""
     return {
         "mean_before": round(drop.reference.mean, 4),
         "mean_now": round(drop.mean, 4) if drop.count else None,

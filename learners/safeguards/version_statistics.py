@@ -104,17 +104,17 @@ class VersionStatistics:
         return CompletedBlock(rewarded, refusal, episode[0])
 
     def interrupt(self) -> None:
-        """A decision that was another's."""
+        """Record a decision of another version."""
         self._episode.interrupt()
 
     def follow(self, before: VersionStatistics) -> None:
-        """Where there are too few episodes to compare with, the newest of the version before stand in."""
+        """Fill up with the newest episodes of the version before if there are too few to compare with."""
         room = max(0, LEAST_EPISODES - len(self.returns))
         self.returns.extendleft([*reversed(before.returns)][:room])
         self.lengths.extendleft([*reversed(before.lengths)][:room])
 
     def dump(self) -> dict[str, list[float]]:
-        """The blocks as plain data."""
+        """Return the blocks as plain data."""
         return {
             "rewards": list(self.rewards),
             "refusals": list(self.refusals),
@@ -124,7 +124,7 @@ class VersionStatistics:
 
     @classmethod
     def of(cls, body: Mapping[str, Sequence[float]]) -> VersionStatistics:
-        """From what `dump` gave.
+        """Restore from the data of `dump`.
 
         Raises:
             KeyError, TypeError, ValueError: it is something else.

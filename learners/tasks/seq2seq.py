@@ -84,7 +84,7 @@ class Translate(Rewrite):
     selection = "bleu"
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Corpus BLEU, and the share of exact matches."""
+        """Return corpus BLEU, and the share of exact matches."""
         wanted = [str(example["target"]) for example in examples]
         found = [str(prediction.value) for prediction in predictions]
         exact = sum(w == f for w, f in zip(wanted, found, strict=True)) / max(len(wanted), 1)

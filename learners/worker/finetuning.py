@@ -107,7 +107,7 @@ class FinetuneRunner:
         self._finish(code)
 
     def _requested(self) -> str | None:
-        """The next task that a request names; a request is acknowledged as its last task starts."""
+        """Return the next task that a request names; a request is acknowledged as its last task starts."""
         for request in self.requests.waiting():
             named = request.fields.get("task")
             if named is not None and named not in self.tasks:

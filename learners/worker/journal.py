@@ -49,7 +49,7 @@ class Journal:
             file.write(orjson.dumps(asdict(entry)) + b"\n")
 
     def entries(self) -> list[JournalEntry]:
-        """Every whole entry, in order."""
+        """Return every complete entry, in order."""
         found: list[JournalEntry] = []
         content = self.path.read_bytes() if self.path.exists() else b""
         for line in content.split(b"\n")[:-1]:
@@ -90,7 +90,7 @@ class Position:
 
 
 def document(position: Position, trail: int, versions: Mapping[str, str]) -> dict[str, Any]:
-    """The position as it is saved, with the trail of what is held and the encoders' versions."""
+    """Return the position in its saved form, with the index of the stored rows and the encoders' versions."""
     return {**asdict(position), "trail": trail, "versions": versions}
 
 

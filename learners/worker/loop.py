@@ -150,7 +150,7 @@ class LearnerLoop:
             self.candidates.begin()
 
     def _rolled_back_meanwhile(self) -> bool:
-        """Whether a rollback is younger than the saved state: that state builds on what failed."""
+        """Return whether a rollback is newer than the saved state: that state builds on the failed version."""
         live, saved = self.checkpoints.live(), self.learner.state.list()
         if not (live.version and live.failed and saved):
             return False
@@ -190,7 +190,7 @@ class LearnerLoop:
         self.progress.tell(self.learner.position.update, lambda: {"state": state, **self.figures()}, now=now)
 
     def figures(self) -> dict[str, Any]:
-        """What `progress.json` says; see `status.py`."""
+        """Return the fields of `progress.json`; see `learners/ipc/progress.py`."""
         learner = self.learner
         metrics = learner.metrics
         strata = learner.replay.strata()

@@ -39,7 +39,7 @@ class ModulationSpectrum(nn.Module):
         self.tokens = tokens
 
     def forward(self, energies_BML: Tensor) -> Tensor:
-        """Magnitudes, compressed by log1p; the mean level of every band is the frequency 0."""
+        """Return magnitudes, compressed by log1p; the mean level of every band is the frequency 0."""
         window_L = torch.hann_window(energies_BML.shape[-1], device=energies_BML.device)
         level_BM1 = energies_BML.mean(-1, keepdim=True)
         spectrum_BMF = torch.fft.rfft((energies_BML - level_BM1) * window_L, dim=-1).abs()[..., 1:FREQUENCIES]

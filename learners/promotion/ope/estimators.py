@@ -32,7 +32,7 @@ class Estimate:
 
 
 def effective_samples(weights_N: Array) -> float:
-    """(sum w)^2 / sum w^2: N when all weights are equal, 1 when one dominates, 0 when all are zero."""
+    """Return (sum w)^2 / sum w^2: N if all weights are equal, 1 if one dominates, 0 if all are zero."""
     square = float(np.square(weights_N).sum())
     return float(weights_N.sum()) ** 2 / square if square > 0 else 0.0
 
@@ -100,7 +100,7 @@ class LinearQ:
     """Spectral radius of the iteration it is the fixed point of: how much of an error is left after one more sweep."""
 
     def __call__(self, features: Array) -> Array:
-        """Values of features [..., D]."""
+        """Return values of features [..., D]."""
         return np.asarray(features @ self.weights, np.float64)
 
 

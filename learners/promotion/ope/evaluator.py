@@ -76,7 +76,7 @@ class OffPolicyResult:
 
 
 def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float) -> OffPolicyResult:
-    """Every estimator on the evidence."""
+    """Evaluate every estimator on the evidence."""
     e = evidence
     usable_N = e.own & e.known
     count = int(usable_N.sum())
@@ -155,7 +155,7 @@ def _robust(e: Evidence, weight_N: Array, q_N: Array, v_N: Array, length: int) -
 
 
 def _modelled(e: Evidence, weights: list[Array], enough: float) -> tuple[tuple[Pair, int], Pair | None]:
-    """What rests on value functions: doubly robust with its window, and fitted Q where there is a future to value.
+    """Return the estimates with value functions: doubly robust with its window, and fitted Q if gamma is above 0.
 
     Raises:
         ArithmeticError: with no ridge the value functions come to rest.
@@ -170,7 +170,7 @@ def _modelled(e: Evidence, weights: list[Array], enough: float) -> tuple[tuple[P
 
 
 def _doubly_robust(e: Evidence, weights: list[Array], ridge: float, enough: float) -> tuple[Pair, int]:
-    """Estimates over the longest window that has enough effective samples, or over one tick; and that window.
+    """Return estimates over the longest window that has enough effective samples, or over one tick; and that window.
 
     Raises:
         ArithmeticError: a value function cannot be fitted.
@@ -206,7 +206,7 @@ def gather(candidate: ActingPolicy, live: ActingPolicy, logged: Logged) -> Gener
 
 
 def figures(judged: OffPolicyResult) -> dict[str, Any]:
-    """Every estimator's numbers, and which one decided."""
+    """Return every estimator's numbers, and the decisive one."""
     decides = judged.decides
     return {
         "estimator": decides.estimator if decides else None,

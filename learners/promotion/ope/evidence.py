@@ -84,7 +84,7 @@ class Windows:
 
 
 def windows(e: Evidence, length: int) -> Windows:
-    """A window for every decision that is the policy's own and has an outcome; it ends early at an action that is not."""
+    """Return a window for every decision that is the policy's own and has an outcome; it ends at an action that is not."""
     usable_N = e.own & e.known
     start_W = np.flatnonzero(usable_N)
     rows = np.minimum(start_W[:, None] + np.arange(length + 1), len(usable_N) - 1)

@@ -91,7 +91,7 @@ def _joint(side: _Side, actions: Mapping[str, Tensor], own: Mapping[str, NDArray
 
 
 def _features(sides: list[_Side], actions: Mapping[str, Tensor], projected: int) -> tuple[Array, Array, Array]:
-    """Features B,D of what was done and of what each side would do."""
+    """Return features B,D of the executed actions and of each side's own actions."""
     state_BK = _state(sides, projected)
     done: list[Tensor] = []
     would: list[list[Tensor]] = [[] for _ in sides]
@@ -111,7 +111,7 @@ def _features(sides: list[_Side], actions: Mapping[str, Tensor], projected: int)
 
 
 def _state(sides: list[_Side], projected: int) -> Tensor:
-    """Numbers B,K of the state."""
+    """Return numbers B,K of the state."""
     context_BC = sides[1].context.clamp(-10, 10)
     width = context_BC.shape[-1]
     matrix_CK = torch.randn(width, projected, generator=torch.Generator().manual_seed(1)) / width**0.5
@@ -136,7 +136,7 @@ def _motion_features(unit_MBA: Tensor, sides: list[_Side], state_BK: Tensor) -> 
 
 
 def _critics(side: _Side, unit_MBA: Tensor) -> Tensor:
-    """The critics' mean value B of M motions."""
+    """Return the critics' mean value B of M motions."""
     head = side.heads.continuous
     assert head is not None
     values = [head.critics(side.context, unit_BA).mean(0) for unit_BA in unit_MBA]

@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 
 def standardised(e: Evidence) -> Evidence:
-    """The evidence with features of mean 0 and deviation 1, and a large constant, so that one ridge fits all."""
+    """Return the evidence with features of mean 0 and deviation 1, and a large constant, so that one ridge fits all."""
     mean, deviation = e.taken.mean(0), e.taken.std(0)
     varies = deviation > 1e-9
     mean, deviation = np.where(varies, mean, 0.0), np.where(varies, deviation, 1 / CONSTANT)
@@ -45,7 +45,7 @@ def standardised(e: Evidence) -> Evidence:
 
 
 def _regression(e: Evidence, side: Side, rows: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
-    """Features, rewards, discounts and next features of the given rows."""
+    """Return features, rewards, discounts and next features of the given rows."""
     after = np.minimum(rows + 1, len(e.reward) - 1)
     discount = np.where(e.done[rows], 0.0, e.gamma)
     return e.taken[rows], e.reward[rows], discount, side.features[after]
@@ -65,7 +65,7 @@ def _fit(e: Evidence, side: Side, rows: NDArray[np.int64], ridge: float) -> Line
 
 
 def attainable(e: Evidence) -> tuple[float, float]:
-    """The lowest and the highest value that rewards like those of the log can add up to; an end adds nothing more."""
+    """Return the lowest and the highest possible sum of rewards like those of the log; an end adds nothing more."""
     low, high = float(e.reward[e.known].min()), float(e.reward[e.known].max())
     if e.done[e.known].any():
         low, high = min(0.0, low), max(0.0, high)

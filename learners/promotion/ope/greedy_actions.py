@@ -50,12 +50,12 @@ def act(policy: ActingPolicy, logged: Logged) -> Generator[None, None, Actions]:
 
 
 def is_sound(out: HeadOutput) -> bool:
-    """Whether every number of the heads is finite."""
+    """Return whether every number of the heads is finite."""
     return all(bool(x.isfinite().all()) for x in (*out.values.values(), *out.scores.values(), out.value))
 
 
 def outside(spec: PolicySpec, values: Values) -> int:
-    """How many actions are outside their limits."""
+    """Return how many actions are outside their limits."""
     count = 0
     for choice in spec.actions.choices:
         index_N = values[choice.name]
@@ -68,7 +68,7 @@ def outside(spec: PolicySpec, values: Values) -> int:
 
 
 def shares(spec: PolicySpec, values: Values) -> dict[str, dict[str, float]]:
-    """How often each choice is taken; of motions their mean deviation as a share of the range, under `deviation`."""
+    """Return the share of each choice; for motions, under `deviation`, their mean deviation as a share of the range."""
     told: dict[str, dict[str, float]] = {}
     for actuator in spec.actions.choices:
         index_N = values[actuator.name].astype(int)
@@ -80,7 +80,7 @@ def shares(spec: PolicySpec, values: Values) -> dict[str, dict[str, float]]:
 
 
 def collapsed(spec: PolicySpec, values: Values) -> dict[str, bool]:
-    """By actuator, whether it always does the same."""
+    """Return, by actuator, whether it always takes the same action."""
     told = {a.name: len(np.unique(values[a.name])) == 1 for a in spec.actions.choices}
     return told | {a.name: _deviation(spec, a.name, values) < ONE_MOTION for a in spec.actions.continuous}
 

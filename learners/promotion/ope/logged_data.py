@@ -44,7 +44,7 @@ class ActingPolicy(Protocol):
     heads: Heads
 
     def encode(self, features: Features) -> Tensor:
-        """Contexts B,C of features [B, H]."""
+        """Return contexts B,C of features [B, H]."""
 
 
 @dataclass(slots=True)
@@ -108,12 +108,12 @@ class Logged:
         return own_N
 
     def chunks(self, size: int = CHUNK) -> Iterator[slice]:
-        """All rows in order, a few at a time."""
+        """Return all rows in order, a few at a time."""
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
     def actions(self, rows: slice) -> Mapping[str, Tensor]:
-        """What was executed: index B of a choice, motion B,A."""
+        """Return the executed actions: index B of a choice, motion B,A."""
         return self._replay.batch(np.arange(rows.start, rows.stop), steps=1).actions
 
     def history(self, rows: slice) -> NDArray[np.int64]:
@@ -125,12 +125,12 @@ class Logged:
         return at_BH
 
     def seen(self, at: NDArray[np.int64]) -> Features:
-        """Features of given rows, with the leading dimensions of `at`."""
+        """Return features of given rows, with the leading dimensions of `at`."""
         single = self._replay.batch(at.reshape(-1), steps=1).features[:, 0]
         return single.map(lambda x: x.reshape(*at.shape, *x.shape[1:]))
 
     def contexts(self, policy: ActingPolicy, rows: slice) -> Tensor:
-        """Contexts B,C of a policy. Where it is known how, each row is fused once and not once for every history it is in."""
+        """Return contexts B,C of a policy. If possible, each row is fused once and not once for every history with it."""
         at_BH = self.history(rows)
         if not isinstance(policy, Policy):
             return policy.encode(self.seen(at_BH))

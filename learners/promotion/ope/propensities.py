@@ -34,7 +34,7 @@ class Preference:
 
 @torch.no_grad()
 def preferences(heads: Heads, context_BC: Tensor) -> dict[str, Preference]:
-    """How probable every choice of every choice actuator is."""
+    """Return the probability of every choice of every choice actuator."""
     found: dict[str, Preference] = {}
     if heads.choice is not None:
         epsilon = float(heads.choice.epsilon)
@@ -72,7 +72,7 @@ def motions(head: ContinuousHead, context_BC: Tensor, count: int, generator: tor
 
 
 def unit_actions(heads: Heads, actions: Mapping[str, Tensor]) -> Tensor:
-    """The given motions of all continuous actuators, B,A in [-1, 1]."""
+    """Return the given motions of all continuous actuators, B,A in [-1, 1]."""
     assert heads.continuous is not None
     values = [actions[a.name].float() for a in heads.actions.continuous]
     return heads.continuous.from_units(torch.cat(values, dim=-1))

@@ -233,7 +233,7 @@ def test_the_live_policy_becomes_onnx_with_a_manifest(config: Path) -> None:
 
 def test_what_cannot_be_written_leaves_nothing(config: Path) -> None:
     code, said = export(config, "mcap", "x.mcap")
-    assert (code, "not there; `reflexd run` makes it" in said) == (1, True)
+    assert (code, "not there; `reflexd run` makes it" in said) == (2, True)
     lived(config)
     (config.parent / "there").write_bytes(b"")
     assert "is there already" in export(config, "mcap", "there")[1]
