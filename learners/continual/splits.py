@@ -18,7 +18,9 @@ from typing import Any, Literal
 
 from learners.continual.labels import Labelled
 from learners.finetune.datasets import read
+from learners.finetune.fields import check
 from learners.tasks.base import Example
+from learners.tasks.registry import check_modality, task_class
 
 Examples = list[dict[str, Any]]
 
@@ -57,13 +59,20 @@ class Holdout:
     file: tuple[dict[str, Any], ...] | None = None
 
     @classmethod
-    def of(cls, eval_file: str | None, share: float) -> Holdout:
-        """Build the splits from the settings.
+    def of(cls, eval_file: str | None, share: float, kind: str | None = None) -> Holdout:
+        """Build the splits from the settings; with a task's kind, check that the file's examples have what the task needs.
 
         Raises:
-            DataError: the file cannot be read, or there is nothing in it.
+            DataError: the file cannot be read, there is nothing in it, or its examples are not of the task.
         """
-        return cls(share, None if eval_file is None else tuple(read(eval_file)))
+        if eval_file is None:
+            return cls(share)
+        examples = read(eval_file)
+        if kind is not None:
+            task = task_class(kind)
+            check_modality(task, examples)
+            check(examples, task)
+        return cls(share, tuple(examples))
 
     @property
     def origin(self) -> Literal["none", "file"]:

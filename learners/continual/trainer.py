@@ -146,7 +146,7 @@ class ContinualTrainer:
         Raises:
             DataError: the file of held-out examples cannot be read.
         """
-        return Holdout.of(self.settings.eval_file, self.finetune.validation_fraction)
+        return Holdout.of(self.settings.eval_file, self.finetune.validation_fraction, self.settings.kind)
 
     def due(self) -> bool:
         """Return whether it is time and there are enough new labels."""

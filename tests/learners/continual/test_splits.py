@@ -190,3 +190,14 @@ def test_a_file_that_is_not_there_is_said_and_nothing_is_judged(tmp_path: Path, 
     only = tuner(tmp_path, tinymodels.held_out(tmp_path / "other.jsonl", 9, {"red": "warn"}))
     with pytest.raises(DataError, match=r"no example of \['halt', 'move'\]"):
         only.run()
+
+
+def test_an_eval_file_of_another_task_is_refused_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "eval.csv"
+    file.write_text("text,sentiment\ngo,move\n")
+    with pytest.raises(DataError, match=r"eval\.csv:1: no column `label`"):
+        Holdout.of(str(file), 0.2, "text-classification")
+    file.write_text("text,label\ngo,move\n")
+    assert Holdout.of(str(file), 0.2, "text-classification").examples == [{"text": "go", "label": "move"}]
+    with pytest.raises(DataError, match=r"eval\.csv:1: no column `tokens` or `text`|no column `tags`"):
+        Holdout.of(str(file), 0.2, "token-classification")
