@@ -295,7 +295,7 @@ class Checkpoints:
                 self._delete(manifest.version)
 
     def shrink(self, excess_bytes: int, *, acted: bool) -> tuple[str, ...]:
-        """Delete versions, the oldest first, until so many bytes are free or only needed ones are left; return their names.
+        """Delete the oldest versions until `excess_bytes` are free or only needed ones are left; return their names.
 
         The live version, the one before it, the newest (a candidate may be on trial) and those that `needed` names stay.
 

@@ -30,5 +30,5 @@ def ope(context: EvaluationContext) -> Working:
         return StepResult(passed=False, figures=found, reason=f"inconclusive: {judged.unknown}")
     lower = judged.decides.lower
     passed = lower > -settings.margin
-    reason = f"may earn {-lower:.3f} a tick less than the live one; {settings.margin:g} is allowed"
+    reason = f"may earn {-lower:.3f} less reward per tick than the live version; {settings.margin:g} less is allowed"
     return StepResult(passed=passed, figures=found, reason="" if passed else reason)

@@ -40,5 +40,5 @@ def sanity(context: EvaluationContext) -> Working:
     figures["agreement"] = agreement(context.spec, candidate.values, live.values)
     stuck -= {name for name, is_stuck in collapsed(context.spec, live.values).items() if is_stuck}
     figures["collapsed"] = sorted(stuck)
-    reason = f"always does the same with {', '.join(sorted(stuck))}, which the live one does not" if stuck else ""
+    reason = f"always takes the same action on {', '.join(sorted(stuck))}, unlike the live version" if stuck else ""
     return StepResult(passed=not stuck, figures=figures, reason=reason)

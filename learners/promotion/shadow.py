@@ -32,7 +32,7 @@ def shadow(context: EvaluationContext) -> Working:
     """Run the candidate on fresh observations, together with the live policy."""
     settings = context.settings
     if context.live is None or settings.shadow_s == 0:
-        note = "no live version to run beside" if context.live is None else "shadow_s is 0"
+        note = "no live version to compare with" if context.live is None else "shadow_s is 0"
         return StepResult(passed=True, figures={"applies": False, "note": note})
     run = ShadowRun(context, context.live)
     began_s = context.clock()
@@ -129,7 +129,7 @@ class ShadowRun:
         elif median_s > limit_s:
             reason = f"{median_s * 1e3:.1f} ms a decision; {limit_s * 1e3:.1f} ms are allowed"
         elif judged.decides is not None and judged.decides.upper < -context.settings.margin:
-            reason = f"earns at least {-judged.decides.upper:.3f} a tick less than the live one on fresh decisions"
+            reason = f"earns at least {-judged.decides.upper:.3f} less reward per tick than the live version on new decisions"
         return StepResult(passed=not reason, figures=figures, reason=reason)
 
 

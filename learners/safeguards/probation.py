@@ -163,7 +163,7 @@ class Probation:
     def _arm(self, trial: Trial) -> None:
         """Set up the tests against what is known of the good version."""
         if trial.before is None:
-            trial.compared = Comparison(reason="no version before it to compare with or go back to")
+            trial.compared = Comparison(reason="no earlier version to compare with or to roll back to")
         else:
             trial.compared = Comparison.of(self.known, trial.watched, margin=self.margin, alpha=self.alpha)
 

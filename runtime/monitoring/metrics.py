@@ -62,8 +62,8 @@ class Metrics:
             registry=registry,
         )
         self.overruns = Counter("reflexd_tick_overruns", "Ticks that ran past the next deadline.", registry=registry)
-        self.skipped = Counter("reflexd_ticks_skipped", "Deadlines left out because of overruns.", registry=registry)
-        self.period_seconds = Gauge("reflexd_tick_period_seconds", "The period asked for.", registry=registry)
+        self.skipped = Counter("reflexd_ticks_skipped", "Ticks skipped because of overruns.", registry=registry)
+        self.period_seconds = Gauge("reflexd_tick_period_seconds", "Configured tick period.", registry=registry)
 
     def _streams(self, registry: CollectorRegistry) -> None:
         self.sensor_to_command_seconds = Histogram(
@@ -92,10 +92,10 @@ class Metrics:
 
     def _gate(self, registry: CollectorRegistry) -> None:
         self.refusals = Counter(
-            "reflexd_gate_refusals", "Actions the gate refused, by rule.", ["actuator", "rule"], registry=registry
+            "reflexd_gate_refusals", "Actions that the gate rejected, by rule.", ["actuator", "rule"], registry=registry
         )
         self.commands = Counter(
-            "reflexd_commands", "Commands sent, by who decided.", ["actuator", "by"], registry=registry
+            "reflexd_commands", "Commands sent, by origin of the decision.", ["actuator", "by"], registry=registry
         )
         self.armed = Gauge("reflexd_armed", "1 while the gate lets the policy act.", registry=registry)
         self.stopped = Gauge("reflexd_stopped", "1 while the software stop is engaged.", registry=registry)
@@ -107,10 +107,12 @@ class Metrics:
         self.loss = Gauge("reflexd_learner_loss", "Loss of the last updates.", ["part"], registry=registry)
         self.q = Gauge("reflexd_learner_q", "Mean estimated return of sampled actions.", registry=registry)
         self.buffer = Gauge("reflexd_learner_buffer_transitions", "Transitions in the store.", registry=registry)
-        self.reward_mean = Gauge("reflexd_reward_mean", "Mean reward a tick, recent window.", registry=registry)
+        self.reward_mean = Gauge("reflexd_reward_mean", "Mean reward per tick, recent window.", registry=registry)
         self.rewards = Counter("reflexd_rewards", "Rewards credited to a decision.", registry=registry)
-        self.promotions = Counter("reflexd_promotions", "Policies that went live.", registry=registry)
-        self.rejections = Counter("reflexd_rejections", "Candidates refused, by step.", ["step"], registry=registry)
+        self.promotions = Counter("reflexd_promotions", "Policy versions that were promoted.", registry=registry)
+        self.rejections = Counter(
+            "reflexd_rejections", "Candidates rejected, by promotion step.", ["step"], registry=registry
+        )
         self.rollbacks = Counter("reflexd_rollbacks", "Policies taken back.", registry=registry)
         self.probation = Gauge("reflexd_probation", "1 while a policy is on probation.", registry=registry)
         self.quarantined = Gauge(
@@ -122,7 +124,7 @@ class Metrics:
         self.storage_limit = Gauge("reflexd_storage_limit_bytes", "Budget: storage.max_gb.", registry=registry)
         self.storage_full_seconds = Gauge(
             "reflexd_storage_full_seconds",
-            "Time until budget or disk is full at the growth so far; -1 while nothing grows.",
+            "Time until the budget or the disk is full at the present growth; -1 without growth.",
             registry=registry,
         )
         self.storage_failing = Gauge(
@@ -134,7 +136,7 @@ class Metrics:
         self.reconnects = Counter("reflexd_mqtt_reconnects", "Connections made after the first.", registry=registry)
         self.refused_messages = Counter(
             "reflexd_messages_refused",
-            "Messages not taken, by topic kind and cause.",
+            "Messages rejected, by kind of topic and cause.",
             ["kind", "cause"],
             registry=registry,
         )

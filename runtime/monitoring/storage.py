@@ -1,8 +1,15 @@
 """Enforce `storage.max_gb` over the whole state folder, and report its use, the forecast and what cannot be written.
 
-What goes first is listed in docs/operating.md: leftovers of crashed writers, broken databases that were set aside, versions
-that never acted, the oldest experience down to a quarter of the budget, finished recordings, versions that acted. The live
-version, the one before it, those of probation, keys, latches, labels of tasks and the learner's saved state are never deleted.
+Files are deleted in this order (docs/operating.md):
+
+1. leftovers of crashed writers, and corrupt databases that were moved aside;
+2. versions that never acted;
+3. the oldest experience, down to a quarter of the budget;
+4. finished recordings;
+5. versions that acted.
+
+Never deleted are the live version, the one before it, those of probation, keys, latches, labels of tasks and the learner's saved
+state.
 
 A probe file in each folder that a process writes detects a full or read-only disk, and its recovery, without a restart.
 """

@@ -32,7 +32,7 @@ Kind = Literal["mosquitto", "iotcore"]
 
 
 class ExposedError(Exception):
-    """The settings would let everybody on the network in; `str` says what to change."""
+    """The settings would admit every client on the network; `str` says what to change."""
 
 
 class BrokerError(Exception):
@@ -59,7 +59,7 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
     users = _users(settings)
     if not users and not _is_loopback(settings.host):
         raise ExposedError(
-            f"mqtt.url: {settings.url} would let everybody on the network in; set mqtt.username and mqtt.password, or use embedded://127.0.0.1"
+            f"mqtt.url: {settings.url} would admit every client on the network; set mqtt.username and mqtt.password, or use embedded://127.0.0.1"
         )
     _check_free(settings.host, settings.port)
     folder = state_dir / "broker"

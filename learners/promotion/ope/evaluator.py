@@ -84,7 +84,7 @@ def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float
         return OffPolicyResult(unknown=f"{count} decisions have an outcome and a probability of the policy's own")
     if not e.tells:
         return OffPolicyResult(
-            unknown="every tick earned the same and no episode ended: nothing tells a better policy from a worse one"
+            unknown="all ticks have the same reward and no episode ended: the log cannot distinguish policies"
         )
     if not all(np.isfinite(side.probability).all() and np.isfinite(side.features).all() for side in e.sides):
         return OffPolicyResult(unknown="a probability or a value on a logged decision is not finite")
@@ -110,9 +110,7 @@ def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float
         if name in found and found[name].effective_samples >= min_effective_samples:
             return OffPolicyResult(found, found[name])
     most = max(d.effective_samples for d in found.values())
-    return OffPolicyResult(
-        found, None, f"at most {most:.1f} effective samples; {min_effective_samples:g} are needed to know anything"
-    )
+    return OffPolicyResult(found, None, f"at most {most:.1f} effective samples; {min_effective_samples:g} are needed")
 
 
 Pair = tuple[Estimate, Estimate]

@@ -60,7 +60,7 @@ def _fit(e: Evidence, side: Side, rows: NDArray[np.int64], ridge: float) -> Line
     slack = SLACK * (high - low) + ROUNDING * max(abs(low), abs(high))
     for values in (q(features), q(following[discount > 0])):
         if values.min(initial=low) < low - slack or values.max(initial=high) > high + slack:
-            raise ArithmeticError("the value function diverged: it says what no rewards could add up to")
+            raise ArithmeticError("the value function diverged: it exceeds any possible sum of rewards")
     return q
 
 

@@ -163,7 +163,7 @@ def test_a_negated_candidate_fails_by_what_was_logged() -> None:
     fields = verdict.fields()
     assert fields["step"] == "ope"
     assert fields["steps"]["ope"]["estimates"]["doubly_robust"]["upper"] < -0.5
-    assert "a tick less than the live one" in fields["reason"]
+    assert "less reward per tick than the live version" in fields["reason"]
 
 
 def test_a_much_better_candidate_passes_after_a_few_hundred_ticks() -> None:
@@ -195,7 +195,7 @@ def test_collapse_is_refused_unless_the_live_one_collapsed() -> None:
     finding = run("sanity", trial(Scripted(always_left), Scripted(right)))
     assert not finding.passed
     assert finding.figures["candidate"] == {"head": {"left": 1.0, "stay": 0.0, "right": 0.0}}
-    assert "always does the same with head" in finding.reason
+    assert "always takes the same action on head" in finding.reason
     assert run("sanity", trial(Scripted(always_left), Scripted(always_left))).passed
     first = run("sanity", trial(Scripted(always_left)))
     assert first.passed

@@ -46,7 +46,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
     good = put(folder / "good.csv", CSV)
     done = invoke(
-        "finetune", "--task", "classify", "--model", model, "--train", good, "--validation", good, "--out", folder / "o",
+        "finetune", "--task", "text-classification", "--model", model, "--train", good, "--validation", good, "--out", folder / "o",
         "--mode", "frozen", "--epochs", "1",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -75,13 +75,13 @@ def test_finetune_and_evaluate_refuse_a_file(tmp_path: Path, model: Path, tuned:
     path = put(tmp_path / file, content)
     path = tmp_path / "p" if file.startswith("p/") else path
     good = put(tmp_path / "good.csv", CSV)
-    common = ("finetune", "--task", "classify", "--model", model, "--out", tmp_path / "o", "--epochs", "1")
+    common = ("finetune", "--task", "text-classification", "--model", model, "--out", tmp_path / "o", "--epochs", "1")
     if name != "pictures":  # a model of texts cannot be opened for them
         assert reason in refused(*common, "--train", path, "--validation", good)
     if name != "one class":
         assert reason in refused(*common, "--train", good, "--validation", path)
         assert reason in refused(*common, "--train", good, "--validation", good, "--test", path)
-        assert reason in refused("evaluate", "--task", "classify", "--model", tuned, "--test", path)
+        assert reason in refused("evaluate", "--task", "text-classification", "--model", tuned, "--test", path)
     assert not (tmp_path / "o" / "report.json").exists()
 
 
@@ -90,7 +90,7 @@ def test_a_label_that_training_lacks_is_refused_before_the_first_step(tmp_path: 
     good, unseen = put(tmp_path / "good.csv", CSV), put(tmp_path / "unseen.csv", CSV + "what,odd\n")
     files = {"--train": good, "--validation": good, "--test": good} | {part: unseen}
     given = [argument for pair in files.items() for argument in pair]
-    said = refused("finetune", "--task", "classify", "--model", model, "--out", tmp_path / "o", *given)
+    said = refused("finetune", "--task", "text-classification", "--model", model, "--out", tmp_path / "o", *given)
     assert f"{unseen}:14: label ['odd'] is not among 2 known" in said
     assert not (tmp_path / "o").exists(), "nothing was begun"
 
@@ -112,25 +112,35 @@ def test_a_damaged_model_is_refused(tmp_path: Path, tuned: Path, damage: Callabl
     shutil.copytree(tuned, tmp_path / "m")
     damage(tmp_path / "m")
     good = put(tmp_path / "good.csv", CSV)
-    assert reason in refused("evaluate", "--task", "classify", "--model", tmp_path / "m", "--test", good)
+    assert reason in refused("evaluate", "--task", "text-classification", "--model", tmp_path / "m", "--test", good)
     given = ("--train", good, "--validation", good, "--out", tmp_path / "o", "--epochs", "1")
-    assert reason in refused("finetune", "--task", "classify", "--model", tmp_path / "m", *given)
+    assert reason in refused("finetune", "--task", "text-classification", "--model", tmp_path / "m", *given)
 
 
 def test_models_and_options_that_cannot_be_used(tmp_path: Path, model: Path, tuned: Path) -> None:
     good = put(tmp_path / "good.csv", CSV)
     given = ("--train", good, "--validation", good, "--out", tmp_path / "o")
-    assert "unknown; bundled are" in refused("finetune", "--task", "classify", "--model", "bundled:nope", *given)
-    assert "cannot be opened" in refused("finetune", "--task", "classify", "--model", tmp_path / "nowhere", *given)
-    assert "no such file" in refused(
-        "evaluate", "--task", "classify", "--model", tuned, "--test", tmp_path / "gone.csv"
+    assert "unknown; bundled are" in refused(
+        "finetune", "--task", "text-classification", "--model", "bundled:nope", *given
     )
-    assert "not for tag" in refused("evaluate", "--task", "tag", "--model", tuned, "--test", good)
-    assert "fine-tuned for nothing" in refused("evaluate", "--task", "classify", "--model", model, "--test", good)
+    assert "cannot be opened" in refused(
+        "finetune", "--task", "text-classification", "--model", tmp_path / "nowhere", *given
+    )
+    assert "no such file" in refused(
+        "evaluate", "--task", "text-classification", "--model", tuned, "--test", tmp_path / "gone.csv"
+    )
+    assert "not for token-classification" in refused(
+        "evaluate", "--task", "token-classification", "--model", tuned, "--test", good
+    )
+    assert "fine-tuned for nothing" in refused(
+        "evaluate", "--task", "text-classification", "--model", model, "--test", good
+    )
     for option, value in {"--epochs": "0", "--batch": "-1", "--learning-rate": "nan", "--patience": "0"}.items():
-        assert "above zero" in refused("finetune", "--task", "classify", "--model", model, *given, option, value)
+        assert "above zero" in refused(
+            "finetune", "--task", "text-classification", "--model", model, *given, option, value
+        )
     (tmp_path / "o").write_text("a file")
-    assert "is a file" in refused("finetune", "--task", "classify", "--model", model, *given)
+    assert "is a file" in refused("finetune", "--task", "text-classification", "--model", model, *given)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x89MCAP0\r\n", b"\x89MCAP0\r\n" + bytes(200)])
@@ -147,7 +157,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         ("export", gone, "--format", "onnx", "--out", tmp_path / "x"),
     ):
         assert str(gone) in refused(*verb)
-    assert "no checkpoint in it" in refused("checkpoints", "adopt", tmp_path)
+    assert "no checkpoint in it" in refused("checkpoints", "import", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a: [", b"- 1\n", b"agent: x\n\tb: 1", b"a: &a [*a]", b"\0"])
@@ -175,4 +185,6 @@ def test_a_report_that_is_damaged(tmp_path: Path, tuned: Path) -> None:
     shutil.copytree(tuned, tmp_path / "m")
     (tmp_path / "m" / "report.json").write_bytes(orjson.dumps([1]))
     good = put(tmp_path / "good.csv", CSV)
-    assert "cannot be opened" in refused("evaluate", "--task", "classify", "--model", tmp_path / "m", "--test", good)
+    assert "cannot be opened" in refused(
+        "evaluate", "--task", "text-classification", "--model", tmp_path / "m", "--test", good
+    )
