@@ -98,8 +98,18 @@ class ContinuousSettings(ActuatorSettings):
         "hold", description="safe action, sent if the policy must not act: numbers, or `hold` to send nothing"
     )
     out_of_range: Literal["clamp", "refuse"] = Field(
-        "refuse", description="`refuse` rejects an action outside the limits; `clamp` moves it to the nearest limit"
+        "refuse",
+        description="`refuse` rejects an action outside the limits or too far for `max_rate`; `clamp` moves it to the nearest limit; "
+        "with `max_rate` the default is `clamp`",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_of_max_rate(cls, settings: object) -> object:
+        """Shorten steps that are too large by default: a policy that is refused at every tick does not move."""
+        if isinstance(settings, dict) and settings.get("max_rate") is not None and "out_of_range" not in settings:
+            return {**settings, "out_of_range": "clamp"}
+        return settings
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -71,6 +71,8 @@ class GateWorld:
             present={"s": True},
             ages_s={"s": 0.0},
             actions=executed,
+            proposed=dict(actions),
+            refused={name: o.rule for name, o in self.verdict.outcomes.items() if o.rule is not None},
             probabilities=dict.fromkeys(actions, probability),
             by=by,
             armed=gate.armed and not gate.stopped,

@@ -24,8 +24,8 @@ from actuators.actions import Value
 By = Literal["policy", "override", "gate", "none"]
 """Who moved an actuator at this tick."""
 
-ACTING = frozenset({"policy", "override"})
-"""The origins of actions that train the policy."""
+PROPOSAL_RULES = frozenset({"out_of_range", "too_soon", "min_hold", "too_fast", "forbidden"})
+"""Refusals of the gate that a proposal itself causes. For the policy they are part of the world, so it learns from them."""
 FORMER_BY: dict[str, By] = {"nobody": "none"}
 """Words in rows that were stored before 0.1.0."""
 FORMAT = 1
@@ -56,8 +56,12 @@ class Transition:
     present: Mapping[str, bool] = field(default_factory=dict)
     ages_s: Mapping[str, float] = field(default_factory=dict)
     actions: Mapping[str, Value] = field(default_factory=dict)
+    proposed: Mapping[str, Value] = field(default_factory=dict)
+    """What the policy proposed to the gate; empty where there is no gate, or where an older version wrote the row."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """The gate's rule that refused the proposal, by actuator."""
     probabilities: Mapping[str, float] = field(default_factory=dict)
-    """As drawn, exploration included; a density where the action is continuous."""
+    """Of the proposal as drawn, exploration included; a density where the action is continuous."""
     by: Mapping[str, By] = field(default_factory=dict)
     armed: bool = True
     """The gate allowed movement: it was armed and not stopped, and it answered in time."""
@@ -72,16 +76,27 @@ class Transition:
     def credited(self, actuator: str) -> Value | None:
         """Return the action of an actuator that training credits with the reward; None if neither policy nor person acted.
 
-        The policy and an operator act, and the teacher of a demonstration. The gate's safe actions are rest.
+        An operator's action and a demonstration count as executed. The policy's action counts as proposed: what the gate made of it
+        is part of the world. The gate's safe actions are rest.
         """
-        if not self.armed or self.by.get(actuator, "policy") not in ACTING:
+        if not self.armed:
             return None
-        return self.actions.get(actuator)
+        if self.is_proposal(actuator):
+            return self.proposed[actuator]
+        is_row_of_policy = self.by.get(actuator, "policy") == "policy" and actuator not in self.proposed
+        return self.actions.get(actuator) if is_row_of_policy or self.by.get(actuator) == "override" else None
+
+    def is_proposal(self, actuator: str) -> bool:
+        """Return whether the credited action is the policy's proposal."""
+        if not self.armed or actuator not in self.proposed or self.by.get(actuator) == "override":
+            return False
+        rule = self.refused.get(actuator)
+        return rule is None or rule in PROPOSAL_RULES
 
     @property
     def at_rest(self) -> bool:
         """Whether no actuator was moved by the policy or an operator."""
-        return all(self.credited(name) is None for name in self.actions)
+        return all(self.credited(name) is None for name in (*self.actions, *self.proposed))
 
     @property
     def reserved(self) -> bool:
@@ -111,6 +126,8 @@ def encode(transition: Transition) -> tuple[bytes, bytes]:
         "present": dict(transition.present),
         "ages_s": {name: age if math.isfinite(age) else None for name, age in transition.ages_s.items()},
         "actions": dict(transition.actions),
+        "proposed": dict(transition.proposed),
+        "refused": dict(transition.refused),
         "probabilities": dict(transition.probabilities),
         "by": dict(transition.by),
         "armed": transition.armed,
@@ -132,10 +149,11 @@ def decode_head(head: bytes) -> dict[str, Any]:
         raise Malformed(f"header: not format {FORMAT}")
     fields["ages_s"] = {name: math.inf if age is None else age for name, age in fields["ages_s"].items()}
     fields["by"] = {name: FORMER_BY.get(by, by) for name, by in fields["by"].items()}
-    fields["actions"] = {
-        name: tuple(map(float, value)) if isinstance(value, list) else value
-        for name, value in fields["actions"].items()
-    }
+    for kind in ("actions", "proposed"):
+        fields[kind] = {
+            name: tuple(map(float, value)) if isinstance(value, list) else value
+            for name, value in fields.get(kind, {}).items()
+        }
     return fields
 
 

@@ -55,6 +55,7 @@ class ReplayStorage:
         self.value = {a.name: np.zeros((n, len(a.low)), np.float32) for a in spec.actions.continuous}
         self.moved_NU = np.zeros((n, len(self.actuators)), bool)
         self.taught_NU = np.zeros((n, len(self.actuators)), bool)
+        self.executed_NU = np.zeros((n, len(self.actuators)), bool)  # what is learned is what was executed
         self.reward_N = np.zeros(n, np.float32)
         self.done_N, self.failure_N = np.zeros(n, bool), np.zeros(n, bool)
         self.session_N, self.tick_N = np.full(n, -1, np.int64), np.zeros(n, np.int64)
@@ -64,7 +65,7 @@ class ReplayStorage:
         self._session_ids: dict[str, int] = {}
         self.arrays: list[NDArray[Any]] = [
             *(*self.tokens.values(), *self.value.values(), self.version_NS, self.ages_NS, self.index_NC),
-            *(self.moved_NU, self.taught_NU, self.reward_N, self.done_N, self.failure_N),
+            *(self.moved_NU, self.taught_NU, self.executed_NU, self.reward_N, self.done_N, self.failure_N),
             *(self.session_N, self.tick_N, self.number_N),
         ]
 
@@ -101,7 +102,7 @@ class ReplayStorage:
         self.reward_N[at], self.done_N[at] = after["reward"], bool(after["done"])
         self.failure_N[at] = bool(after["failure"]) or bool(after["done"])
         if after["demonstration"] or (after["intervention"] and not self.taught_NU[at].any()):
-            self.taught_NU[at] = self.moved_NU[at]
+            self.taught_NU[at] = self.moved_NU[at] & self.executed_NU[at]
         return True
 
     def stale(self, at: NDArray[np.int64]) -> dict[str, list[int]]:
@@ -139,7 +140,7 @@ class ReplayStorage:
         return Features(tokens, torch.from_numpy(present), torch.from_numpy(ages))
 
     def actions(self, at: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Return the executed actions: index B of a choice, motion B,A."""
+        """Return what learning credits: index B of a choice, motion B,A."""
         actions = {a.name: torch.from_numpy(self.index_NC[at, c]) for c, a in enumerate(self.choices)}
         return actions | {name: torch.from_numpy(value_NA[at]) for name, value_NA in self.value.items()}
 
@@ -170,7 +171,7 @@ class ReplayStorage:
             self.version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
 
     def _write_actions(self, at: int, transition: Transition) -> None:
-        self.moved_NU[at], self.taught_NU[at] = False, False
+        self.moved_NU[at], self.taught_NU[at], self.executed_NU[at] = False, False, False
         overridden = "override" in transition.by.values()
         every = transition.demonstration or (transition.intervention and not overridden)
         for u, actuator in enumerate(self.actuators):
@@ -181,7 +182,9 @@ class ReplayStorage:
                 self.skipped["action"] += 1
                 continue
             self.moved_NU[at, u] = True
-            self.taught_NU[at, u] = every or transition.by.get(actuator.name) == "override"
+            self.executed_NU[at, u] = transition.actions.get(actuator.name) == value
+            is_override = transition.by.get(actuator.name) == "override"
+            self.taught_NU[at, u] = is_override or (every and self.executed_NU[at, u])
 
     def _take_value(self, at: int, u: int, actuator: Choice | Continuous, value: Value) -> bool:
         if isinstance(actuator, Choice):

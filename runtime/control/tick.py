@@ -181,6 +181,8 @@ class ControlLoop:
             present={name: name in observation.readings for name in (*observation.readings, *observation.missing)},
             ages_s=dict(observation.ages_s),
             actions=executed,
+            proposed={name: action.value for name, action in decided.actions.items()},
+            refused={} if verdict is None else {n: o.rule for n, o in verdict.outcomes.items() if o.rule is not None},
             probabilities={name: action.probability for name, action in decided.actions.items()},
             by=by,
             armed=verdict is not None and verdict.armed and not verdict.stopped,
@@ -201,8 +203,8 @@ def executed_actions(
 
 
 def _credit(proposed: Action | None, outcome: ipc.Outcome) -> By:
-    """Credit the policy with what it proposed at this tick, not with an earlier action that a refusal left in force."""
-    if outcome.by == "policy" and (proposed is None or proposed.value != outcome.value):
+    """Credit the policy with what left at this tick, not with an earlier action that a refusal left in force."""
+    if outcome.by == "policy" and not outcome.sent and (proposed is None or proposed.value != outcome.value):
         return "none"
     return outcome.by
 

@@ -18,7 +18,7 @@ from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
 from actuators.safety.decisions import Mode
 from learners.experience.store import Store
 from learners.experience.transition import Transition
-from learners.model.features import recorded
+from learners.model.features import Features, recorded
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
@@ -181,3 +181,66 @@ def test_a_slow_copy_has_the_statistics_of_its_source() -> None:
     for slow in algorithm.target.normalisers()["t"](x), policy.normalisers()["t"](x):
         assert float(slow.abs().max()) < 5
     assert torch.equal(algorithm.target.normalisers()["t"](x), policy.normalisers()["t"](x))
+
+
+CHOICES = ("a", "b", "c")
+
+
+def test_a_choice_that_the_gate_forbids_is_no_longer_proposed() -> None:
+    """`a` costs 1 where the first number is positive and 2 elsewhere, `b` the other way round; `c` is forbidden."""
+    spec = PolicySpec(
+        (StreamSpec("s", "telemetry", 1, 3),),
+        ActionSpace((Choice("act", CHOICES),)),
+        history=1,
+        gamma=0.9,
+        hidden=(32, 32),
+    )
+    choice = ChoiceSettings(kind="choice", choices=CHOICES, safe="a")
+    world = GateWorld({"act": choice}, GateSettings(forbid=("act == 'c'",)))
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    policy = Policy(spec).eval()
+    algorithm = Algorithm(policy, generator)
+    replay, proposals = ReplayBuffer(spec, max_bytes=1 << 24, steps=3), []
+    for k in range(2_200):
+        x = rng.normal(size=3).astype(np.float32)
+        seen = Features({"s": torch.tensor(x)[None, None]}, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1))
+        out = policy.act(seen, generator=generator, explore=1.0 if k < 700 else 0.02)
+        name = CHOICES[int(out.values["act"][0])]
+        proposals.append(name)
+        row = world.tick({"act": name}, x, probability=float(out.probabilities["act"][0]))
+        assert row.credited("act") == name
+        replay.append(replace(row, reward=-1.0 if (row.actions.get("act") == "a") == (x[0] > 0) else -2.0), k)
+        if k > 256:
+            algorithm.update(replay.sample(32, generator))
+    assert proposals[-1_000:].count("c") <= 50
+
+
+def test_a_step_that_is_too_large_is_shortened_and_the_proposal_is_learned() -> None:
+    assert arm(max_rate=(4.0,)).out_of_range == "clamp"
+    assert arm().out_of_range == "refuse"
+    assert arm(max_rate=(4.0,), out_of_range="refuse").out_of_range == "refuse"
+    world = GateWorld({"arm": arm(max_rate=(4.0,), safe=(0.0,))})
+    row = [world.tick({"arm": (0.9,)}, np.zeros(1)) for _ in range(3)][1]
+    assert row.by["arm"] == "policy"
+    assert row.refused == {}
+    assert row.credited("arm") == (0.9,)
+
+
+def test_a_refused_step_is_learned_as_proposed_and_is_no_demonstration() -> None:
+    world = GateWorld({"arm": arm(max_rate=(4.0,), safe=(0.0,), out_of_range="refuse")})
+    row = [world.tick({"arm": (0.9,)}, np.zeros(1)) for _ in range(3)][1]
+    assert row.refused == {"arm": "too_fast"}
+    assert row.credited("arm") == (0.9,)
+    replay = ReplayBuffer(
+        PolicySpec(
+            (StreamSpec("s", "telemetry", 1, 1),), ActionSpace((Continuous("arm", (-1.0,), (1.0,)),)), history=1
+        ),
+        max_bytes=1 << 16,
+    )
+    replay.append(replace(row, demonstration=True), 0)  # a person confirmed what was executed, which is another action
+    replay.append(replace(row, tick=row.tick + 1), 1)
+    batch = replay.ordered(0, 9)
+    assert batch is not None
+    assert batch.actions["arm"].tolist() == [[pytest.approx(0.9)]]
+    assert not batch.is_expert["arm"].any()

@@ -4,9 +4,9 @@ A decision has an observation, a reward, and a mark that tells whether the next 
 executed action, its probability, and whether the acting policy drew it. Observations are read in chunks, because histories of
 tokens are large.
 
-A decision is *own* to an actuator if the acting policy drew the executed action. An action of a person, of the gate or of no
-one has no probability under the policy. It never enters an importance weight, but it still trains a value function. A
-continuous action without noise has no density either (it is logged as exactly 1) and is not own.
+A decision is *own* to an actuator when the policy proposed it and the gate judged it, whatever the gate made of it. What a person
+set, or the gate for other reasons, has no probability of the policy: it never enters an importance weight. A continuous action
+without noise has no density either (it is logged as exactly 1) and is not own.
 
 Shapes: N decisions in the order of time, A components of one continuous actuator.
 """
@@ -84,7 +84,7 @@ class Logged:
         self.reward_N = np.array([t.reward for t in transitions], np.float64)
         self.done_N = np.array([t.done for t in transitions], bool)
         self.follows_N = _chained(transitions)
-        self.moved_N = np.array([bool(t.actions) for t in transitions], bool)
+        self.moved_N = np.array([not t.at_rest for t in transitions], bool)
         self.own, self.probability = {}, {}
         for actuator in self.actuators:
             own_N = np.array([_is_own(t, actuator) for t in transitions], bool)
@@ -149,9 +149,10 @@ def _chained(transitions: Sequence[Transition]) -> Flags:
 def _is_own(transition: Transition, actuator: Choice | Continuous) -> bool:
     name = actuator.name
     probability = transition.probabilities.get(name, 0.0)
-    if transition.by.get(name) != "policy" or name not in transition.actions or probability <= 0:
+    value = transition.credited(name)
+    is_policys = transition.is_proposal(name) or transition.by.get(name) == "policy"
+    if value is None or not is_policys or probability <= 0:
         return False
-    value = transition.actions[name]
     if isinstance(actuator, Choice):
         return value in actuator.choices
     return not isinstance(value, str) and len(value) == len(actuator.low) and probability != 1.0

@@ -17,7 +17,9 @@ from actuators.safety.limits import Refusal
 
 HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay")
 LAMP = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", min_hold_s=0.5, requires=())
-ARM = ContinuousSettings(kind="continuous", low=(-1.0, -1.0), high=(1.0, 1.0), max_rate=(2.0, 2.0), safe=(0.0, 0.0))
+ARM = ContinuousSettings(
+    kind="continuous", low=(-1.0, -1.0), high=(1.0, 1.0), max_rate=(2.0, 2.0), safe=(0.0, 0.0), out_of_range="refuse"
+)
 LOOSE = ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), out_of_range="clamp")
 SAY = UtteranceSettings(kind="text", task="chat", max_chars=5)
 
