@@ -43,6 +43,7 @@ from runtime.inference.decision import (
     choices_of,
 )
 from runtime.inference.history import ObservationHistory
+from runtime.inference.input_statistics import InputStatistics
 from sensors.readings import Observation, Reading, Telemetry
 
 __all__ = ["UNTRAINED", "Engine", "EngineSnapshot", "InferenceResult"]
@@ -114,6 +115,7 @@ class Engine:
     _standby: Policy = field(init=False)
     _cache: dict[str, _Cached] = field(default_factory=dict)
     _past: ObservationHistory = field(init=False)
+    _statistics: InputStatistics = field(init=False)
     _inference: ThreadPoolExecutor = field(init=False)
     _loader: ThreadPoolExecutor = field(init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -126,6 +128,7 @@ class Engine:
         self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads, 0))
         self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads, 10))
         self._past = ObservationHistory(self.spec)
+        self._statistics = InputStatistics(self.spec, self.device)
         self.policy = self.policy.to(self.device).eval()
         self._standby = copy.deepcopy(self.policy)
         head, standby = self.policy.heads.continuous, self._standby.heads.continuous
@@ -136,7 +139,10 @@ class Engine:
     def _first(self) -> _Live:
         self._stream = stream_of(self.device)
         encoders = {name: self._ready(name, encoder, first=True) for name, encoder in self.encoders.items()}
-        return _Live(self.version, self.policy, encoders, self._fuse_run(self.policy, first=True))
+        fuse = self._fuse_run(self.policy, first=True)
+        if self.version == UNTRAINED:
+            fuse = self._statistics.applied_to(fuse)
+        return _Live(self.version, self.policy, encoders, fuse)
 
     @property
     def spec(self) -> PolicySpec:
@@ -155,7 +161,11 @@ class Engine:
 
     def frozen_policy(self) -> Policy:
         """Copy the acting policy, for work outside the tick."""
-        return copy.deepcopy(self._live.policy).cpu()
+        live = self._live
+        policy = copy.deepcopy(live.policy)
+        if live.version == UNTRAINED:
+            self._statistics.copy_to(policy)
+        return policy.cpu()
 
     def close(self) -> None:
         """End both threads; a running decision is completed first."""
@@ -186,6 +196,7 @@ class Engine:
         live = self._live
         rows, continuous = self._past.pack(), live.policy.heads.continuous
         rows |= {} if continuous is None else continuous.exploration_state()
+        rows |= self._statistics.pack()
         # cloned: the first ticks of an episode appear in the history more than once, and safetensors refuses shared memory
         data = safetensors.torch.save(
             {name: x.cpu().contiguous().clone() for name, x in rows.items()} or {"empty": torch.zeros(1)}
@@ -196,6 +207,7 @@ class Engine:
     def _unpack(self, data: bytes) -> None:
         rows = {name: x.to(self.device) for name, x in safetensors.torch.load(data).items()}
         with torch.inference_mode():
+            self._statistics.unpack(rows)
             self._past.unpack(rows, self._live.fuse)
         continuous = self._live.policy.heads.continuous
         if continuous is not None:
@@ -298,7 +310,10 @@ class Engine:
         self._tick = observation.tick
         with self._stream:
             encoded, encode_s = self._perceive(live, observation)
-            states_BHD = self._past.take(self._features(observation), live.fuse)
+            features = self._features(observation)
+            if live.version == UNTRAINED:
+                self._statistics.observe(features, observation.fresh & observation.readings.keys())
+            states_BHD = self._past.take(features, live.fuse)
             context_BC = live.policy.context(states_BHD)
             generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + observation.tick)
             out = live.policy.heads.act(context_BC, generator=generator, explore=explore)
