@@ -1,0 +1,203 @@
+"""Attacks and accidents that the gate once did not withstand, each with what is right, in the world of `gate_model.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import orjson
+import pytest
+from gate_model import World
+
+from runtime.mqtt import subscriber as subscriber_module
+
+STOP = b'{"engaged": true}'
+RELEASE = b'{"engaged": false}'
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """An armed gate whose arm is at 0, whose heater and fan are on."""
+    made = World()
+    for name, value in {"arm": [0.0], "wheel": [0.0], "heater": "OFF", "fan": "OFF", "lamp": "OFF"}.items():
+        made.report(name, value)
+    act(made, 10)
+    assert made.host.gate.armed
+    assert (made.devices["heater"], made.devices["fan"]) == ("ON", "ON")
+    yield made
+    made.close()
+
+
+def act(world: World, times: int = 1, arm: float = 0.0, **more: object) -> None:
+    for _ in range(times):
+        world.propose({"arm": (arm,), "heater": "ON", "fan": "ON"}, **more)  # type: ignore[arg-type]
+        world.wait(0.05)
+
+
+def arms(world: World) -> list[float]:
+    return [float(value[0]) for value in world.session["arm"] if isinstance(value, tuple)]
+
+
+@pytest.mark.parametrize("report", [[0.0, 0.0], [], "left", [1e308], [5.0], None, True, [-1.0], [1.0]])
+@pytest.mark.parametrize("retain", [False, True])
+def test_no_report_switches_the_rate_limit_off(world: World, report: object, retain: bool) -> None:
+    act(world, 30, arm=1.0)
+    world.report("arm", report, retain=retain)
+    before = arms(world)[-1]
+    act(world, 1, arm=-1.0)
+    assert abs(arms(world)[-1] - before) <= 0.2
+
+
+def test_a_malformed_report_that_the_broker_stored_does_not_either() -> None:
+    world = World()
+    world.report("arm", [0.0, 0.0], retain=True)
+    act(world, 12, arm=1.0)
+    steps = [b - a for a, b in zip([0.0, *arms(world)], arms(world), strict=False)]
+    assert max(map(abs, steps)) <= 0.2
+    world.close()
+
+
+def test_the_fan_never_rests_while_the_heater_is_on(world: World) -> None:
+    act(world, 1, stale=("air",))
+    assert (world.devices["heater"], world.devices["fan"]) == ("OFF", "OFF")
+    act(world, 4)
+    assert (world.devices["heater"], world.devices["fan"]) == ("ON", "ON")
+    world.request("mode", b'{"mode": "shadow", "actuator": "fan"}')
+    assert (world.devices["heater"], world.devices["fan"]) == ("OFF", "OFF")
+
+
+def test_shadow_in_the_settings_is_shadow_whatever_is_latched(world: World) -> None:
+    world.request("mode", b'{"mode": "autonomous"}')
+    world.kill("shadow")
+    act(world, 20, arm=1.0)
+    assert set(world.host.gate.modes.values()) == {"shadow"}
+    assert "arm" not in world.commanded or world.commanded["arm"] == (0.0,)
+
+
+def test_a_stop_on_a_full_disk_holds_and_is_saved_as_soon_as_there_is_room(world: World) -> None:
+    world.disk.broken = True
+    world.stop(STOP)
+    world.wait(1.0)
+    state, reasons = world.host.publisher.status()
+    assert state == "degraded"
+    assert "No space left on device" in reasons[1]
+    assert "stopped" not in world.event_types
+    world.disk.broken = False
+    world.wait(0.1)
+    assert world.host.publisher.status()[0] == "stopped"
+    assert world.event_types[-1] == "stopped" or "stopped" in world.event_types
+    world.kill("autonomous")
+    act(world, 20, arm=1.0)
+    assert world.host.gate.stopped
+
+
+def test_a_stop_that_the_broker_retained_is_obeyed_at_the_start_and_a_retained_release_is_not(world: World) -> None:
+    world.stop(STOP, retain=True)
+    assert world.host.gate.stopped
+    world.stop(RELEASE, retain=True)
+    assert world.host.gate.stopped
+
+
+def test_a_stop_that_was_sent_while_the_gate_was_away_is_obeyed_and_a_release_is_not(world: World) -> None:
+    world.lose(world.safety)
+    world.stop(STOP)
+    world.stop(RELEASE)
+    world.connect(world.safety)
+    assert world.host.gate.stopped
+    act(world, 20, arm=1.0)
+    assert world.commanded["arm"] == (0.0,)
+    world.wait(subscriber_module.RESUMED_S)
+    world.stop(RELEASE)
+    assert not world.host.gate.stopped
+    act(world, 20, arm=1.0)
+    assert world.commanded["arm"] == (0.0,), "a release alone moves nothing"
+
+
+def test_a_full_queue_swallows_no_safe_action_no_stop_and_no_status(world: World) -> None:
+    act(world, 10, arm=0.5)
+    world.prompt = False
+    for _ in range(500):
+        world.host.connection.enqueue("reflexd/model/response/x", b"{}", qos=1)
+        world.host.safety.enqueue("reflexd/model/response/x", b"{}", qos=1)
+    act(world, 20, arm=0.5)
+    world.stop(STOP)
+    newest = [out.topic for out, _ in world.safety.client.under_way][-5:]
+    assert {f"reflexd/model/act/{name}/set" for name in ("arm", "heater", "fan", "lamp")} <= set(newest)
+    world.prompt = True
+    world.wait(0.05)
+    assert (world.devices["arm"], world.devices["heater"], world.devices["fan"]) == ((0.0,), "OFF", "OFF")
+    assert world.host.gate.owed() == []
+
+
+def test_a_broker_that_pauses_while_the_agent_drains_has_the_safe_actions_afterwards(world: World) -> None:
+    act(world, 10, arm=0.5)
+    world.prompt = False
+    act(world, 10, arm=0.5)
+    act(world, 2, arm=0.5, ready=False)
+    world.prompt = True
+    world.settle_loop()
+    assert world.devices["arm"] == (0.0,)
+
+
+@pytest.mark.parametrize("field", ["tick", "stamp_s", "stale", "actions", "decision", "policy", "ready"])
+@pytest.mark.parametrize("wrong", [None, "a", {"a": 1}, [1], 1e400, {"a": [None, "x"]}])
+def test_a_frame_with_one_wrong_field_is_no_heartbeat(world: World, field: str, wrong: object) -> None:
+    if (field, wrong) in [("decision", "a"), ("policy", "a"), ("stale", [])]:
+        return
+    now_s = world.loop.now_s
+    body = {"kind": "Proposal", "tick": 1, "decision": "d", "policy": "p", "stamp_s": now_s, "actions": {}, "stale": []}
+    deadline_s = world.host.gate.deadline_s
+    world.frame(orjson.dumps(body | {"ready": True} | {field: wrong}))
+    assert world.host.gate.deadline_s == deadline_s
+    for _ in range(30):
+        world.frame(orjson.dumps(body | {"ready": True} | {field: wrong}))
+        world.wait(0.01)
+    assert not world.host.gate.armed
+    assert "agent_lost" in world.event_types
+
+
+def test_a_forbidden_zone_is_left_step_by_step(world: World) -> None:
+    world.report("lamp", "ON")
+    world.report("arm", [0.9])
+    world.host.gate._actuators["arm"].chain = []  # moved by hand before anything was commanded
+    world.known["arm"] = (0.9,)
+    world.commanded.pop("arm")
+    act(world, 1, arm=1.0)
+    assert "arm" not in world.commanded
+    act(world, 1, arm=0.0)
+    assert 0.7 <= arms(world)[-1] < 0.9
+
+
+def test_arming_by_request_does_not_come_back_with_the_broker() -> None:
+    world = World(arm="request")
+    act(world, 10)
+    world.request("arm", b"{}")
+    act(world, 4, arm=1.0)
+    assert world.host.gate.armed
+    world.lose(world.safety)
+    world.connect(world.safety)
+    act(world, 20, arm=1.0)
+    assert not world.host.gate.armed
+    assert world.commanded["arm"] == (0.0,)
+    world.close()
+
+
+def test_a_flood_is_cut_down_and_the_newest_wins(world: World) -> None:
+    before = world.requests.connection.drops.total()
+    for number in range(2_000):
+        world.arrive(world.requests, "reflexd/model/act/wheel/state", b'{"value": [%.4f]}' % (number / 4_000))
+    world.wait(0.5)
+    dropped = world.requests.connection.drops["too many on reflexd/model/act/wheel/state"]
+    assert dropped > 1_500
+    assert world.requests.connection.drops.total() - before == dropped
+    assert world.host.gate.last_command("wheel")[0] == (0.4997,) or world.host.gate.last_command("wheel")[0] == (
+        0.4998,
+    )
+
+
+def test_an_answer_goes_nowhere_but_below_the_agents_own_response(world: World) -> None:
+    world.prompt = False
+    for topic in ("zigbee2mqtt/door/set", "reflexd/other/response/x", "reflexd/model/act/arm/set", "reflexd/echo/x"):
+        world.arrive(world.requests, "reflexd/model/request/warm", b"{}", response=topic)
+    answers = [out.topic for out, _ in world.requests.client.under_way if b"unknown verb" in out.payload]
+    assert answers == ["reflexd/model/response/warm"] * 4
+    assert world.requests.connection.drops["forbidden response topic"] == 4
