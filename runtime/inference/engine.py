@@ -13,7 +13,7 @@ import copy
 import os
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from learners.model.encoders.base import Encoder
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from runtime.inference.compiled_policy import compile_policy
+from runtime.inference.compiled_policy import Window, compile_policy
 from runtime.inference.decision import (
     FlatPolicyModule,
     InferenceResult,
@@ -48,6 +48,8 @@ from sensors.readings import Observation, Reading, Telemetry
 
 __all__ = ["UNTRAINED", "Engine", "EngineSnapshot", "InferenceResult"]
 
+WINDOWS, WINDOW_EVERY = 64, 16
+"""Recorded observations, one every so many ticks: a minute and a half at 10 Hz."""
 UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
 HISTORY_FILE = "history.safetensors"
@@ -120,6 +122,8 @@ class Engine:
     _loader: ThreadPoolExecutor = field(init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stream: Any = field(init=False)
+    _windows: deque[Window] = field(default_factory=lambda: deque(maxlen=WINDOWS))
+    """Observations of the last minutes, on which a reduced precision is judged."""
     _tick: int = -1
     """The last tick that was decided."""
 
@@ -293,7 +297,9 @@ class Engine:
             return FlatPolicyModule(policy).eval()
         if self.device.type == "cuda":
             return CudaGraphRun(FlatPolicyModule(policy).eval(), self._example())
-        run, self.choices["policy"] = compile_policy(self.calibrations, policy, self._example(), first=first)
+        run, self.choices["policy"] = compile_policy(
+            self.calibrations, policy, self._example(), first=first, windows=tuple(self._windows.copy())
+        )
         return run
 
     def _example(self) -> tuple[Tensor, ...]:
@@ -315,6 +321,8 @@ class Engine:
                 self._statistics.observe(features, observation.fresh & observation.readings.keys())
             states_BHD = self._past.take(features, live.fuse)
             context_BC = live.policy.context(states_BHD)
+            if observation.tick % WINDOW_EVERY == 0:
+                self._windows.append(self._past.window())
             generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + observation.tick)
             out = live.policy.heads.act(context_BC, generator=generator, explore=explore)
             actions, scores = actions_of(self.spec, out)

@@ -48,6 +48,10 @@ class ObservationHistory:
         """Fuse everything held by other weights, tick by tick as `take` and `unpack` do: batches may differ in the last bit."""
         self._states.extend([self._fused(features, fuse) for features in self._features])
 
+    def window(self) -> tuple[Features, ...]:
+        """Return the features of the last H ticks, oldest first."""
+        return tuple(self._features)
+
     def pack(self) -> dict[str, Tensor]:
         """Return the features as named tensors."""
         rows = {f"{h}/tokens/{k}": x for h, f in enumerate(self._features) for k, x in f.tokens.items()}

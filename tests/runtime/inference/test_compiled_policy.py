@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from actuators.actions import ActionSpace, Choice
 from learners.model.backends import selection
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings, Inputs
+from learners.model.backends.selection import BackendSettings, Inputs, Measured
+from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference import compiled_policy
@@ -66,3 +68,69 @@ def test_the_graphs_of_old_checkpoints_go_and_the_first_stays(tmp_path: Path) ->
     assert sum(name.startswith(compiled_policy.LATER) for name in kept) == compiled_policy.MAX_GRAPHS
     assert any(compiled_policy.digest(policy(compiled_policy.MAX_GRAPHS + 2)) in name for name in kept)
     assert any(compiled_policy.digest(policy(0)) in name for name in kept)
+
+
+def windows(count: int) -> list[tuple[Features, ...]]:
+    """Recorded observations."""
+    chance = torch.Generator().manual_seed(1)
+    ticks = [
+        Features(
+            {"orders": torch.randn(1, 1, 8, generator=chance), "joints": torch.randn(1, 1, 2, generator=chance)},
+            torch.tensor([[True, True]]),
+            torch.rand(1, 2, generator=chance),
+        )
+        for _ in range(2 * count)
+    ]
+    return list(zip(ticks[::2], ticks[1::2], strict=True))
+
+
+def reduced(folder: Path) -> Calibrations:
+    """Calibrations of a machine on which bfloat16 was the fastest."""
+    calibrations = Calibrations(folder, BackendSettings("torch", "auto"))
+    shape = hashlib.sha256(SPEC.to_json()).hexdigest()[:16]
+    measured = tuple(Measured("torch", p, ms, 1.0, 0.0) for p, ms in (("float32", 2.0), ("bfloat16", 1.0)))
+    calibrations.remember(shape, torch.device("cpu"), selection.Choice("torch", "bfloat16", measured))
+    return calibrations
+
+
+def lead(weights: Policy, run: selection.Run, window: tuple[Features, ...]) -> float:
+    """How much better the first choice is than the second, with states computed by `run`."""
+    assert weights.heads.choice is not None
+    states = [run(tick.present, tick.ages, *(tick.tokens[name] for name in SPEC.names)) for tick in window]
+    (scores,) = weights.heads.choice(weights.context(torch.stack(states, dim=1)))
+    return float(scores.mean(-1)[0, 0] - scores.mean(-1)[0, 1])
+
+
+@torch.inference_mode()
+def tied(weights: Policy, seen: list[tuple[Features, ...]]) -> Policy:
+    """Weights with which the precision decides the choice in one of the observations."""
+    module = compiled_policy.FlatPolicyModule(weights).eval()
+    runs = (module, selection.torch_run(module, "bfloat16"))
+    leads = [[lead(weights, run, window) for run in runs] for window in seen]
+    apart = max(leads, key=lambda pair: abs(pair[0] - pair[1]))
+    head = weights.heads.choice
+    assert head is not None
+    head.out.bias[head.quantiles : 2 * head.quantiles] -= sum(apart) / 2
+    return weights
+
+
+def test_a_reduced_precision_is_approved_for_each_version_by_its_decisions(tmp_path: Path) -> None:
+    calibrations = reduced(tmp_path)
+    seen = windows(64)
+    clear = policy(1)
+    assert clear.heads.choice is not None
+    with torch.no_grad():
+        clear.heads.choice.out.bias[16:32] = 5.0  # the left choice is far the better one
+    for weights, precision in ((clear, "bfloat16"), (tied(policy(2), seen), "float32")):
+        _, choice = compiled_policy.compile_policy(calibrations, weights, example(), first=False, windows=seen)
+        assert choice.precision == precision
+        _, again = compiled_policy.compile_policy(
+            Calibrations(tmp_path, BackendSettings("torch", "auto")), weights, example(), first=False
+        )
+        assert again.precision == precision, "a restart and a replay have no observations, and run the same"
+    _, unseen = compiled_policy.compile_policy(calibrations, policy(3), example(), first=False)
+    assert unseen.precision == "float32"
+    forced = Calibrations(tmp_path / "forced", BackendSettings("torch", "bfloat16"))
+    shape = hashlib.sha256(SPEC.to_json()).hexdigest()[:16]
+    forced.remember(shape, torch.device("cpu"), selection.Choice("torch", "bfloat16", ()))
+    assert compiled_policy.compile_policy(forced, policy(3), example(), first=False)[1].precision == "bfloat16"
