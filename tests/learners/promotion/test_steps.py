@@ -237,7 +237,7 @@ def test_shadow_knows_nothing_without_new_ticks() -> None:
 def test_shadow_refuses_what_fresh_decisions_show_to_be_worse() -> None:
     finding = run("shadow", trial(Scripted(wrong), Scripted(right), World(100, grows=20), shadow_s=300))
     assert not finding.passed
-    assert "on fresh decisions" in finding.reason
+    assert "on new decisions" in finding.reason
     assert finding.figures["agreement"]["head"] == 0.0
 
 

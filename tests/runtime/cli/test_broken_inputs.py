@@ -65,7 +65,7 @@ FILES: dict[str, tuple[str, str | bytes, str]] = {
     "no split": ("a.json", b'{"train": []}', "name one of its splits: a.json#train"),
     "columns": ("a.conll", CONLL, "no `text`, only `tokens`, `tags`"),
     "other suffix": ("a.xlsx", b"PK", ".xlsx is not read"),
-    "pictures": ("p/cat/1.png", b"\x89PNG\r\n\x1a\n", "1.png"),
+    "pictures": ("p/cat/1.png", b"\x89PNG\r\n\x1a\n", "picture"),
 }
 
 
