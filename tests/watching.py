@@ -92,7 +92,9 @@ class KeptStore:
     kept: set[str] = field(default_factory=set)
     taken: Counter[str] = field(default_factory=Counter)
 
-    def credit(self, _value: float, *, decision: str | None, stamp_s: float | None, done: bool, source: str) -> bool:
+    def credit(
+        self, _value: float, *, decision: str | None, stamp_s: float | None, done: bool, source: str, **_end: object
+    ) -> bool:
         assert decision is not None or stamp_s is not None
         self.taken[source] += 1
         return not (done and decision is None)

@@ -126,19 +126,19 @@ class GymPlant:
         self._return += float(reward)
         self._length += 1
         ended = bool(terminated or truncated)
-        out = [self._rewarded(float(reward), now_s, ended=ended)]
+        out = [self._rewarded(float(reward), now_s, done=bool(terminated), truncated=bool(truncated))]
         if ended:
             out.append(self._ended(now_s))
         return out + self._observed()
 
-    def _rewarded(self, reward: float, now_s: float, *, ended: bool) -> Outgoing:
+    def _rewarded(self, reward: float, now_s: float, *, done: bool, truncated: bool) -> Outgoing:
         """Name the decision the first time its action is executed; credit a repeated action, and one without decision, by time."""
         due = [self.devices[name].command for name in self._due]
         decisions = {command.decision if command is not None else None for command in due}
         self._due.clear()
         decision = decisions.pop() if len(decisions) == 1 else None
         credit = {"decision": decision} if decision is not None else {"stamp": now_s}
-        body = {"value": reward, "done": ended, "source": "environment"}
+        body = {"value": reward, "done": done, "truncated": truncated and not done, "source": "environment"}
         return message(f"{self._base}/reward", body | credit, qos=1)
 
     def _ended(self, now_s: float) -> Outgoing:

@@ -20,8 +20,11 @@ from learners.experience.transition import Transition, checksum, encode
 BLOCK = 32
 """Rows that are stored or evicted together."""
 CHANGES_KEPT = 200_000
+_OUTCOMES = ("success", "failure")
+_RESERVED = ("intervention", "demonstration", "failure", "success", "done")
+"""Flags that keep a block in the reserve."""
 
-MUTABLE = ("reward", "done", "intervention", "demonstration", "failure")
+MUTABLE = ("reward", "done", "intervention", "demonstration", "failure", "truncated", "success")
 """Columns that may change after the tick; a change is logged with what was there before."""
 
 
@@ -96,20 +99,20 @@ class Database:
         head, body = encode(transition)
         size = len(head) + len(body) + 200
         t = transition
-        failure = t.failure or t.done
         cursor = self._db.execute(
             "INSERT INTO transitions(session, tick, decision, stamp_s, policy, reward, base, done, intervention,"
-            " demonstration, failure, value, bytes, crc, head, body) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            " demonstration, failure, truncated, success, value, bytes, crc, head, body)"
+            " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 *(t.session, t.tick, t.decision, t.stamp_s, t.policy, t.reward, t.reward, t.done),
-                *(t.intervention, t.demonstration, failure, t.value, size),
+                *(t.intervention, t.demonstration, t.failure, t.truncated, t.success, t.value, size),
                 *(checksum(t.session + t.decision, head, body), head, body),
             ),
         )
         row = int(cursor.lastrowid or 0)
         block = self._blocks.setdefault(row // BLOCK, [0, 0])
         block[0] += size
-        block[1] |= int(t.reserved or failure)
+        block[1] |= int(t.reserved)
         return row
 
     def credit(self, credit: Credit, now_s: float) -> bool:
@@ -122,7 +125,9 @@ class Database:
             (row, credit.value, credit.done, credit.source, now_s),
         )
         counted = 0.0 if self.quarantined(credit.source) else credit.value
-        self._change(row, lambda old: {"reward": old["reward"] + counted, **(_TERMINAL if credit.done else {})})
+        ended = {name: 1 for name in ("done", "truncated") if getattr(credit, name)}
+        outcome = {} if credit.outcome is None else {name: int(name == credit.outcome) for name in _OUTCOMES}
+        self._change(row, lambda old: {"reward": old["reward"] + counted, **ended, **outcome})
         return True
 
     def mark(self, mark: Mark) -> bool:
@@ -131,7 +136,7 @@ class Database:
         if row is None:
             return False
         flags = {name: int(value) for name in MUTABLE[1:] if (value := getattr(mark, name)) is not None}
-        self._change(row, lambda _: {**flags, **(_TERMINAL if mark.done else {})})
+        self._change(row, lambda _: flags)
         return True
 
     def quarantined(self, source: str) -> bool:
@@ -232,7 +237,7 @@ class Database:
         )
         block = self._blocks.get(row // BLOCK)
         if block is not None:
-            block[1] |= int(after["intervention"] or after["demonstration"] or after["failure"])
+            block[1] |= int(any(after[name] for name in _RESERVED))
 
     def _trim_raw(self, now_s: float) -> None:
         cutoff = now_s - self.raw_retention_s
@@ -271,10 +276,7 @@ class Database:
         """Sum up what both files hold."""
         self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
         rows = self._db.execute(
-            f"SELECT row / {BLOCK}, sum(bytes), max(intervention | demonstration | failure)"  # noqa: S608 - a constant
+            f"SELECT row / {BLOCK}, sum(bytes), max({' | '.join(_RESERVED)})"  # noqa: S608 - constants
             f" FROM transitions GROUP BY row / {BLOCK}"
         )
         self._blocks = {block: [size, kept] for block, size, kept in rows}
-
-
-_TERMINAL = {"done": 1, "failure": 1}

@@ -184,7 +184,7 @@ class Episodes:
 
 
 def _apart(one: Transition, two: Transition) -> bool:
-    return one.session != two.session or one.done or not 0 < two.tick - one.tick <= GAP_TICKS
+    return one.session != two.session or one.done or one.truncated or not 0 < two.tick - one.tick <= GAP_TICKS
 
 
 def _whole(episode: list[Step]) -> Iterator[list[Step]]:

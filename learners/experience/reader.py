@@ -20,7 +20,7 @@ from learners.experience.schema import SCHEMA
 from learners.experience.transition import Malformed, Transition, checksum, decode_body, decode_head
 
 _COLUMNS = (
-    "row, session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration, failure, value,"
+    "row, session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration, failure, truncated, success, value,"
     " crc, head, body"
 )
 
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a late reward or mark did to a row: reward, done, intervention, demonstration and failure."""
+    """What a late reward or mark did to a row: reward, done, intervention, demonstration, failure, truncated and success."""
 
     id: int
     row: int
@@ -203,13 +203,14 @@ class Reader:
             except Malformed:
                 self.unreadable += 1
                 continue
-            done, intervention, demonstration, failure = map(bool, flags)
+            done, intervention, demonstration, failure, truncated, success = map(bool, flags)
             rows.append(
                 Row(
                     row,
                     Transition(
                         session=session, tick=tick, decision=decision, stamp_s=stamp_s, policy=policy, reward=reward,
-                        done=done, intervention=intervention, demonstration=demonstration, failure=failure, value=value,
+                        done=done, intervention=intervention, demonstration=demonstration, failure=failure, truncated=truncated,
+                        success=success, value=value,
                         **fields,
                     ),
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from learners.experience.transition import Outcome
+
 
 @dataclass(frozen=True, slots=True)
 class Credit:
@@ -14,6 +16,8 @@ class Credit:
     stamp_s: float | None = None
     done: bool = False
     source: str = "default"
+    truncated: bool = False
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class Mark:
     intervention: bool | None = None
     demonstration: bool | None = None
     failure: bool | None = None
+    truncated: bool | None = None
+    success: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,12 @@ CREATE TABLE sources(source TEXT PRIMARY KEY, quarantined INTEGER NOT NULL);
 ALTER TABLE transitions ADD COLUMN base REAL NOT NULL DEFAULT 0;
 UPDATE transitions SET base = reward - coalesce((SELECT sum(value) FROM rewards r WHERE r.row = transitions.row), 0);
 """,
+    # Outcomes: before, `failure` stood for every end of an episode, good or bad.
+    """
+ALTER TABLE transitions ADD COLUMN truncated INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE transitions ADD COLUMN success INTEGER NOT NULL DEFAULT 0;
+UPDATE transitions SET failure = 0 WHERE done = 1;
+""",
 )
 """What brings a database from version n to n + 1; a fresh one takes every step."""
 SCHEMA = len(_STEPS)

@@ -74,6 +74,8 @@ class _Undo:
             intervention=bool(before["intervention"]),
             demonstration=bool(before["demonstration"]),
             failure=bool(before["failure"]),
+            truncated=bool(before.get("truncated", 0)),  # changes of before 0.1.0 have no outcome
+            success=bool(before.get("success", 0)),
         )
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from learners.config import ExperienceSettings
 from learners.experience.records import Credit, Label, Mark, Quarantine, Raw
-from learners.experience.transition import Transition
+from learners.experience.transition import Outcome, Transition
 from learners.experience.writer import Item, OnEvent, Writer
 
 __all__ = ["Credit", "Label", "Mark", "Raw", "Store", "Transition"]
@@ -85,12 +85,12 @@ class Store:
 
     def credit(
         self, value: float, *, decision: str | None = None, stamp_s: float | None = None, done: bool = False,
-        source: str = "default",
+        source: str = "default", truncated: bool = False, outcome: Outcome | None = None,
     ) -> bool:  # fmt: skip
         """Reward the named decision, else the tick in force at `stamp_s` (Unix; default now)."""
         if decision is None and stamp_s is None:
             stamp_s = self._clock()
-        return self._put(Credit(value, decision, stamp_s, done, source))
+        return self._put(Credit(value, decision, stamp_s, done, source, truncated, outcome))
 
     def mark(self, mark: Mark) -> bool:
         """Set flags on a remembered decision."""

@@ -24,6 +24,7 @@ from actuators.actions import Value
 By = Literal["policy", "override", "gate", "none"]
 """Who moved an actuator at this tick."""
 
+Outcome = Literal["success", "failure"]
 PROPOSAL_RULES = frozenset({"out_of_range", "too_soon", "min_hold", "too_fast", "forbidden"})
 """Refusals of the gate that a proposal itself causes. For the policy they are part of the world, so it learns from them."""
 FORMER_BY: dict[str, By] = {"nobody": "none"}
@@ -69,8 +70,11 @@ class Transition:
     done: bool = False
     intervention: bool = False
     demonstration: bool = False
+    truncated: bool = False
+    """The episode was cut off after this tick: its value goes on, and the next tick belongs to another episode."""
+    success: bool = False
     failure: bool = False
-    """A terminal state, good or bad. It is stored in the reserve and sampled as its own stratum, because it anchors the values."""
+    """The episode ended well, or badly; `done` implies neither."""
     value: float = 0.0
 
     def credited(self, actuator: str) -> Value | None:
@@ -101,7 +105,12 @@ class Transition:
     @property
     def reserved(self) -> bool:
         """Whether the reserve of the store keeps it."""
-        return self.intervention or self.demonstration or self.failure
+        return self.intervention or self.demonstration or self.failure or self.success or self.done
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the episode ended with this tick, where that is known."""
+        return "failure" if self.failure else "success" if self.success else None
 
 
 def encode(transition: Transition) -> tuple[bytes, bytes]:

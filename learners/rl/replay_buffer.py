@@ -193,7 +193,7 @@ class ReplayBuffer:
     def strata(self) -> Strata:
         """Return the strata that can be sampled."""
         lists = self._special()
-        return Strata(int(self._drawable(self._main.order()).sum()), len(lists["taught"]), len(lists["failures"]))
+        return Strata(int(self._drawable(self._main.order()).sum()), len(lists["taught"]), len(lists["endings"]))
 
     def sample(self, count: int, generator: torch.Generator) -> Batch:
         """Draw `count` transitions.
@@ -203,12 +203,12 @@ class ReplayBuffer:
         """
         lists = self._special()
         taught = round(count * self.taught_share) if len(lists["taught"]) else 0
-        failures = round(count * self.failure_share) if len(lists["failures"]) else 0
+        failures = round(count * self.failure_share) if len(lists["endings"]) else 0
         failures = min(failures, count - taught)
         parts = [
             self._uniform(count - taught - failures, generator),
             _pick(lists["taught"], taught, generator),
-            _pick(lists["failures"], failures, generator),
+            _pick(lists["endings"], failures, generator),
         ]
         return self.batch(np.concatenate(parts))
 
@@ -251,7 +251,7 @@ class ReplayBuffer:
     def _retire(self, at: int) -> None:
         """Move the oldest of the main ring to the reserve when it belongs to something reserved."""
         ahead = self._main.start + (at - self._main.start + np.arange(LEAD_UP + self.spec.history)) % self._main.size
-        near = self._columns.failure_N[ahead] | self._columns.taught_NU[ahead].any(-1)
+        near = self._columns.ends(ahead) | self._columns.taught_NU[ahead].any(-1)
         self._trail = 0 if near[0] else self._trail + 1
         if not (near.any() or self._trail <= self.steps):
             return
@@ -265,10 +265,13 @@ class ReplayBuffer:
         """Something was done there, and what came of it is known."""
         at = positions
         settled = (at >= self._main.stop) | (self._main.age(at) >= self.settle) | self._columns.done_N[at]
-        ready: NDArray[np.bool_] = (
-            self._columns.moved_NU[at].any(-1) & (self._columns.done_N[at] | self._follows_N[at]) & settled
-        )
+        ready: NDArray[np.bool_] = self._columns.moved_NU[at].any(-1) & self._has_outcome(at) & settled
         return ready
+
+    def _has_outcome(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the state after a position is terminal or known; after a time limit it is neither."""
+        known: NDArray[np.bool_] = self._columns.done_N[at] | (self._follows_N[at] & ~self._columns.truncated_N[at])
+        return known
 
     def _special(self) -> dict[str, NDArray[np.int64]]:
         """Return positions of the reserved strata; they are searched again only when one of them changed."""
@@ -276,7 +279,7 @@ class ReplayBuffer:
             at = np.concatenate((self._main.order(), self._reserve.order()))
             self._lists = {
                 "taught": at[self._columns.taught_NU[at].any(-1)],
-                "failures": at[self._columns.failure_N[at]],
+                "endings": at[self._columns.ends(at)],
             }
         return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
 
@@ -308,7 +311,7 @@ class ReplayBuffer:
         here = positions.copy()
         rewards = np.zeros(len(here), np.float64)
         discounts = np.ones(len(here), np.float64)
-        going = self._columns.done_N[here] | self._follows_N[here]
+        going = self._has_outcome(here)
         for _ in range(steps):
             rewards += np.where(going, discounts * (self._columns.reward_N[here] - usual), 0.0)
             ended = going & self._columns.done_N[here]
@@ -316,7 +319,7 @@ class ReplayBuffer:
             discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))
             here = np.where(going, self._after(here), here)
             # a state without an outcome or an actor only ends the walk
-            going &= (self._columns.done_N[here] | self._follows_N[here]) & self._columns.moved_NU[here].any(-1)
+            going &= self._has_outcome(here) & self._columns.moved_NU[here].any(-1)
             if not going.any():
                 break
         return rewards.astype(np.float32), discounts.astype(np.float32), here
@@ -335,7 +338,7 @@ class ReplayBuffer:
         for h in range(history - 2, -1, -1):
             later = at_BH[:, h + 1]
             before = self._before(later)
-            alive_B &= self._preceded_N[later] & ~self._columns.done_N[before]
+            alive_B &= self._preceded_N[later] & ~self._columns.cut(before)
             at_BH[:, h] = np.where(alive_B, before, later)
         return self._columns.features(at_BH)
 

@@ -57,7 +57,8 @@ class ReplayStorage:
         self.taught_NU = np.zeros((n, len(self.actuators)), bool)
         self.executed_NU = np.zeros((n, len(self.actuators)), bool)  # what is learned is what was executed
         self.reward_N = np.zeros(n, np.float32)
-        self.done_N, self.failure_N = np.zeros(n, bool), np.zeros(n, bool)
+        self.done_N, self.truncated_N = np.zeros(n, bool), np.zeros(n, bool)
+        self.outcome_N = np.zeros(n, bool)  # the episode ended well or badly
         self.session_N, self.tick_N = np.full(n, -1, np.int64), np.zeros(n, np.int64)
         self.number_N = np.full(n, -1, np.int64)  # the store's row number
         self._where: dict[int, int] = {}  # row number -> position
@@ -65,7 +66,15 @@ class ReplayStorage:
         self._session_ids: dict[str, int] = {}
         self.arrays: list[NDArray[Any]] = [
             *(*self.tokens.values(), *self.value.values(), self.version_NS, self.ages_NS, self.index_NC),
-            *(self.moved_NU, self.taught_NU, self.executed_NU, self.reward_N, self.done_N, self.failure_N),
+            *(
+                self.moved_NU,
+                self.taught_NU,
+                self.executed_NU,
+                self.reward_N,
+                self.done_N,
+                self.truncated_N,
+                self.outcome_N,
+            ),
             *(self.session_N, self.tick_N, self.number_N),
         ]
 
@@ -78,7 +87,7 @@ class ReplayStorage:
         self._write_tokens(at, transition)
         self._write_actions(at, transition)
         self.reward_N[at], self.done_N[at] = transition.reward, transition.done
-        self.failure_N[at] = transition.failure or transition.done
+        self.truncated_N[at], self.outcome_N[at] = transition.truncated, transition.failure or transition.success
         return special or self.special(at)
 
     def move(self, at: int, to: int) -> None:
@@ -91,8 +100,18 @@ class ReplayStorage:
             self._where[number] = to
 
     def special(self, at: int) -> bool:
-        """Return whether the transition is terminal or an expert acted."""
-        return bool(self.taught_NU[at].any() or self.failure_N[at])
+        """Return whether a position ends an episode or was taught."""
+        return bool(self.taught_NU[at].any() or self.ends(at))
+
+    def ends(self, at: int | NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether positions are terminal or have an outcome, good or bad: these anchor the values."""
+        ends: NDArray[np.bool_] = self.done_N[at] | self.outcome_N[at]
+        return ends
+
+    def cut(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the episode ended after positions, terminal or cut off: the next tick belongs to another one."""
+        cut: NDArray[np.bool_] = self.done_N[at] | self.truncated_N[at]
+        return cut
 
     def change(self, number: int, after: Mapping[str, float]) -> bool:
         """Apply a late reward or mark to a row of the store; False when it is not held (any more)."""
@@ -100,7 +119,8 @@ class ReplayStorage:
         if at is None:
             return False
         self.reward_N[at], self.done_N[at] = after["reward"], bool(after["done"])
-        self.failure_N[at] = bool(after["failure"]) or bool(after["done"])
+        self.truncated_N[at] = bool(after.get("truncated", 0))
+        self.outcome_N[at] = bool(after["failure"] or after.get("success", 0))
         if after["demonstration"] or (after["intervention"] and not self.taught_NU[at].any()):
             self.taught_NU[at] = self.moved_NU[at] & self.executed_NU[at]
         return True

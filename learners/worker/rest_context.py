@@ -40,5 +40,10 @@ class RestContext:
         """Apply a late reward or mark to a tick that is held."""
         for place, row in enumerate(self._rows):
             if row.row == number:
-                changed = replace(row.transition, reward=after["reward"], done=bool(after["done"]))
+                changed = replace(
+                    row.transition,
+                    reward=after["reward"],
+                    done=bool(after["done"]),
+                    truncated=bool(after.get("truncated", 0)),
+                )
                 self._rows[place] = Row(number, changed)

@@ -106,7 +106,7 @@ class ViewState:
                 self._event(_model(EventMessage, payload))
             case ["reward"]:
                 reward = Reward.model_validate(parse(payload))
-                self._reward(reward.value, done=reward.done)
+                self._reward(reward.value, done=reward.done or reward.truncated)
             case _:
                 raise KeyError("unknown topic")
 

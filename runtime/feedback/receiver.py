@@ -80,7 +80,15 @@ class Feedback:
         self.counts["reward_clipped"] += value != reward.value
         stamp_s = self.wall() if reward.stamp is None else reward.stamp
         decision = reward.decision if reward.decision is not None else self.outcomes.decision_at(stamp_s)
-        if self.store.credit(value, decision=decision, stamp_s=stamp_s, done=reward.done, source=reward.source):
+        if self.store.credit(
+            value,
+            decision=decision,
+            stamp_s=stamp_s,
+            done=reward.done,
+            source=reward.source,
+            truncated=reward.truncated,
+            outcome=reward.outcome,
+        ):
             self._taken(reward, value, decision)
         else:
             self._refuse("reward_lost", "the experience store is full or closed")
@@ -134,7 +142,7 @@ class Feedback:
             return
         self.counts["reward"] += 1
         self.recent += 0.01 * (value - self.recent)
-        self.outcomes.credit(reward.source, value, decision, done=reward.done)
+        self.outcomes.credit(reward.source, value, decision, done=reward.done or reward.truncated)
 
     def _within_quota(self, source: str, rate: float) -> bool:
         bucket = self._buckets.get(source)

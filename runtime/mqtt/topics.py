@@ -67,6 +67,11 @@ class Reward(Payload):
     decision: str | None = Field(None, max_length=128)
     stamp: float | None = None
     done: bool = False
+    """The state that follows is terminal."""
+    truncated: bool = False
+    """The episode was cut off here (time limit, reset by an operator): its value goes on."""
+    outcome: Literal["success", "failure"] | None = None
+    """How the episode ended; `done` implies neither."""
     source: str = Field("default", max_length=64)
 
 

@@ -142,7 +142,9 @@ class Logged:
 def _chained(transitions: Sequence[Transition]) -> Flags:
     follows_N = np.zeros(len(transitions), bool)
     for n, (one, after) in enumerate(itertools.pairwise(transitions)):
-        follows_N[n] = one.session == after.session and 0 < after.tick - one.tick <= MAX_GAP and not one.done
+        follows_N[n] = (
+            one.session == after.session and 0 < after.tick - one.tick <= MAX_GAP and not (one.done or one.truncated)
+        )
     return follows_N
 
 

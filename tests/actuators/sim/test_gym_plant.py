@@ -251,3 +251,13 @@ def test_devices_of_third_parties(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="a Plant is required"):
         registry.build_plant("nothing", agent="x", rate_hz=3.0)
     assert importlib.metadata.entry_points(group="reflexd.actuators") is not None
+
+
+def test_a_time_limit_is_truncated_and_a_fall_is_done() -> None:
+    limited = GymPlant(gymnasium.make("CartPole-v1", max_episode_steps=4), "cart", seed=3)
+    broker = Broker(limited, BASE)
+    for n in range(8):
+        broker.step(0.02)
+        broker.command(str(n % 2), f"d{n}")
+    credited = broker.take("reward")
+    assert [(each["done"], each["truncated"]) for each in credited[:8]] == [(False, n % 4 == 3) for n in range(8)]

@@ -96,7 +96,7 @@ def test_a_late_reward_reaches_its_decision_or_the_tick_it_falls_in(
     with Reader(tmp_path) as reader:
         rewards = {row.transition.tick: row.transition for row in reader.rows(0, 100)}
         assert rewards[3].reward == 2.5
-        assert (rewards[7].reward, rewards[7].done, rewards[7].failure) == (-1.0, True, True)
+        assert (rewards[7].reward, rewards[7].done, rewards[7].failure) == (-1.0, True, False)
         assert sum(abs(t.reward) for t in rewards.values()) == 3.5
         assert [(c.before["reward"], c.after["reward"]) for c in reader.changes(0)] == [(0, 2), (0, -1), (2, 2.5)]
         assert reader.last_change() == 3
@@ -105,6 +105,23 @@ def test_a_late_reward_reaches_its_decision_or_the_tick_it_falls_in(
     assert [kind for kind, _ in events] == ["unknown_decision"] * 3
     assert events[0][1] == {"decision": "never", "source": "default"}
     assert store.drops["unknown"] == 3
+
+
+def test_an_outcome_and_a_time_limit_are_stored_as_they_were_sent(tmp_path: Path, store: Store) -> None:
+    for n in range(4):
+        store.append(tick(n, reward=0.0))
+    store.credit(1.0, decision="s-0", truncated=True)
+    store.credit(1.0, decision="s-1", done=True, outcome="success")
+    store.credit(1.0, decision="s-2", outcome="failure")
+    assert store.flush()
+    with Reader(tmp_path) as reader:
+        rows = [row.transition for row in reader.rows(0, 100)]
+    assert [(t.done, t.truncated, t.outcome) for t in rows] == [
+        (False, True, None),
+        (True, False, "success"),
+        (False, False, "failure"),
+        (False, False, None),
+    ]
 
 
 def test_marks_and_quarantine_change_the_row_and_can_be_taken_back(tmp_path: Path, store: Store) -> None:

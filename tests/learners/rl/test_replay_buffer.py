@@ -164,6 +164,24 @@ def test_batches_equal_a_slow_reading_of_the_same_ticks(seed: int) -> None:
     assert last == [transitions[e[2]].tick for _, e in drawable if e[1] > 0]
 
 
+def test_what_follows_a_time_limit_is_another_episode() -> None:
+    """The state it led to was not seen: the tick itself is not drawn, and those before it count up to its state."""
+    memory = replay(history=2, steps=3)
+    for n in range(6):
+        memory.append(tick(n, truncated=n == 2, reward=1.0), n)
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [[0, 0], [0, 1], [3, 3], [3, 4]]
+    assert batch.discounts[:2].tolist() == pytest.approx([0.9**2, 0.9])
+    assert batch.rewards[:2].tolist() == pytest.approx([1.9, 1.0])
+    assert ticks(batch.next_features)[:2] == [[1, 2], [1, 2]]
+    late = {"reward": 1.0, "done": 0, "intervention": 0, "demonstration": 0, "failure": 0, "truncated": 1, "success": 0}
+    assert memory.change(4, late)
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [[0, 0], [0, 1], [3, 3]]
+
+
 def test_half_from_people_once_there_are_any_and_a_floor_of_failures() -> None:
     memory = replay()
     generator = torch.Generator().manual_seed(0)
@@ -207,7 +225,7 @@ def test_late_changes_reach_the_row_wherever_it_is() -> None:
     for n in range(100, 400):
         memory.append(tick(n), number=n)
     assert memory.strata().failures == 1
-    batch = memory.batch(memory._special()["failures"])
+    batch = memory.batch(memory._special()["endings"])
     assert (batch.rewards.tolist(), batch.discounts.tolist()) == ([-5.0], [0.0])
     assert memory.change(50, {**after, "reward": -6.0, "intervention": 1})
     batch = memory.batch(memory._special()["taught"])

@@ -23,7 +23,20 @@ class FakeStore:
     stamps: list[float | None] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
 
-    def credit(self, value: float, *, decision: str | None, stamp_s: float | None, done: bool, source: str) -> bool:
+    ends: list[tuple[bool, bool, str | None]] = field(default_factory=list)
+
+    def credit(
+        self,
+        value: float,
+        *,
+        decision: str | None,
+        stamp_s: float | None,
+        done: bool,
+        source: str,
+        truncated: bool,
+        outcome: str | None,
+    ) -> bool:
+        self.ends.append((done, truncated, outcome))
         self.credits.append((value, decision))
         self.stamps.append(stamp_s)
         return not self.full
@@ -87,6 +100,18 @@ def test_a_reward_is_credited_to_its_decision_and_clipped() -> None:
     bench.feedback.reward(b'{"value": 5, "decision": "a-1"}'.replace(b"5", b"5.0"))
     assert bench.store.credits == [(2.0, "a-1")]
     assert bench.feedback.counts["reward_clipped"] == 1
+
+
+def test_the_end_of_an_episode_its_cut_and_its_outcome_are_three_things() -> None:
+    bench = _bench()
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-1", "truncated": true}')
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-2", "done": true, "outcome": "success"}')
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-3", "outcome": "draw"}')
+    assert bench.store.ends == [(False, True, None), (True, False, "success")]
+    assert bench.feedback.counts["reward_malformed"] == 1
+    assert [done for *_, done in bench.outcomes.credits] == [True, True], (
+        "a return ends with the episode, however it ends"
+    )
 
 
 def test_a_reward_by_stamp_goes_to_one_decision_in_the_ledger_and_in_the_store() -> None:
