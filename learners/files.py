@@ -6,13 +6,34 @@ format of any file.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+DISK_REFUSALS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+)
+"""Errors of a disk that is full, over its quota, read-only or broken, and of folders without the right to write."""
+
+
+def storage_problem(error: BaseException, folder: Path) -> str | None:
+    """Return `PATH: REASON` of an error of the disk; None for any other error.
+
+    Args:
+        error: an OSError or an error of SQLite.
+        folder: to name where the error names no path.
+    """
+    if isinstance(error, sqlite3.OperationalError):
+        return f"{folder}: {error}"
+    if not isinstance(error, OSError) or error.errno not in DISK_REFUSALS:
+        return None
+    return f"{error.filename or folder}: {error.strerror}"
 
 
 def write_synced(path: Path, content: bytes, *, mode: int = 0o666) -> None:

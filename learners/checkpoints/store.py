@@ -269,8 +269,12 @@ class Checkpoints:
 
     def _write(self, files: Mapping[str, bytes], manifest: Manifest) -> None:
         draft = self.folder / f".draft-{secrets.token_hex(8)}"
-        write(draft, files, manifest, self._key)
-        draft.rename(self.folder / manifest.version)
+        try:
+            write(draft, files, manifest, self._key)
+            draft.rename(self.folder / manifest.version)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
         sync_directory(self.folder)
 
     def _sweep(self) -> None:

@@ -10,7 +10,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,14 @@ class Event:
     stamp_s: float
     """Unix seconds."""
     path: Path
+    passed_on: set[str] = field(default_factory=set)
+    """Names of files that need not be offered again; shared with the outbox."""
 
     def acknowledge(self) -> None:
         """It need not be offered again."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk: the outbox does not offer it again
+            self.path.unlink(missing_ok=True)
+        self.passed_on.add(self.path.name)
 
 
 class Outbox:
@@ -43,7 +48,8 @@ class Outbox:
     def __init__(self, folder: Path, *, limit: int = 1_000, clock: Callable[[], float] = time.time) -> None:
         self.folder, self.limit = folder, limit
         self.drops: Counter[str] = Counter()
-        """`full`: no process collects the events; `unreadable`: a file is no event."""
+        """`full`: no process collects the events; `unreadable`: a file is no event; `disk`: the event could not be written."""
+        self._passed_on: set[str] = set()
         self._clock, self._count = clock, 0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -56,21 +62,30 @@ class Outbox:
         self._count += 1
         body = orjson.dumps({"kind": kind, "stamp_s": stamp_s, "fields": fields}, option=orjson.OPT_SERIALIZE_NUMPY)
         name = f"{int(stamp_s * 1e6):020d}-{self._count:06d}-{os.getpid()}.json"  # several processes post
-        write_atomically(self.folder / name, body, durable=False)
+        try:
+            write_atomically(self.folder / name, body, durable=False)
+        except OSError:
+            self.drops["disk"] += 1
+            return False
         return True
 
     def collect(self) -> list[Event]:
         """Return the waiting events, oldest first."""
         found = []
-        for path in sorted(self.folder.glob("[!.]*.json")):
+        paths = sorted(self.folder.glob("[!.]*.json"))
+        self._passed_on.intersection_update(path.name for path in paths)
+        for path in paths:
+            if path.name in self._passed_on:
+                continue
             try:
                 body = orjson.loads(path.read_bytes())
-                found.append(
-                    Event(FORMER_EVENTS.get(body["kind"], body["kind"]), body["fields"], body["stamp_s"], path)
-                )
+                kind = FORMER_EVENTS.get(body["kind"], body["kind"])
+                found.append(Event(kind, body["fields"], body["stamp_s"], path, self._passed_on))
             except FileNotFoundError:
                 continue
             except (orjson.JSONDecodeError, KeyError, TypeError):
                 self.drops["unreadable"] += 1
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                self._passed_on.add(path.name)
         return found

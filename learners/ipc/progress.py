@@ -8,6 +8,7 @@
 - `buffer`: transitions in memory; `sampleable`, `demonstrations` and `terminal` count some of them.
 - `row`: the last transition that was read; `reward_mean`: the mean reward of the last thousand.
 - `policy`: the live version; `candidate`: the last one that was evaluated.
+- `storage`: what could not be written, as `PATH: REASON`, or null.
 - `finetuning`: task, epoch, step, loss and score of a running fine-tune, or null.
 """
 
@@ -44,7 +45,7 @@ class ProgressWriter:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def tell(self, updates: int, fields: Callable[[], dict[str, Any]], *, now: bool = False) -> bool:
-        """Write if it is time (or `now`); True if written."""
+        """Write if it is time (or `now`); False if it is not, or if the disk refuses: the file then grows old."""
         moment = self._clock()
         self._updates.append((moment, updates))
         while moment - self._updates[0][0] > WINDOW_S:
@@ -53,7 +54,10 @@ class ProgressWriter:
             return False
         self._written_s = moment
         body = {"updates": updates, "updates_per_s": self.rate(), **fields()}
-        write_atomically(self.path, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), durable=False)
+        try:
+            write_atomically(self.path, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), durable=False)
+        except OSError:
+            return False
         return True
 
     def rate(self) -> float:

@@ -6,6 +6,8 @@ announced had not happened.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,9 +46,21 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def note(self, entry: JournalEntry) -> None:
-        """Write an entry; survives the death of this process as soon as it returns."""
+        """Write an entry; survives the death of this process as soon as it returns.
+
+        Raises:
+            OSError: it could not be written whole; nothing of it is in the file.
+        """
+        line = orjson.dumps(asdict(entry)) + b"\n"
         with self.path.open("ab", buffering=0) as file:
-            file.write(orjson.dumps(asdict(entry)) + b"\n")
+            end, failure = file.seek(0, os.SEEK_END), errno.ENOSPC
+            try:
+                if file.write(line) == len(line):
+                    return
+            except OSError as error:
+                failure = error.errno or failure
+            file.truncate(end)  # half a line would hide every later entry
+        raise OSError(failure, os.strerror(failure), str(self.path))
 
     def entries(self) -> list[JournalEntry]:
         """Return every complete entry, in order."""

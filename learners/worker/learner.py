@@ -247,8 +247,8 @@ class Learner:
         self.load_weights(weights)
 
     def _note(self, **what: Any) -> None:
+        self.journal.note(JournalEntry(self.position.entry + 1, self.position.update, **what))
         self.position.entry += 1
-        self.journal.note(JournalEntry(self.position.entry, self.position.update, **what))
 
     def _repeat(self, entries: list[JournalEntry], load: Callable[[str], dict[str, Tensor]]) -> None:
         for entry in entries:

@@ -12,6 +12,8 @@ Events in the outbox: `policy_promoted`, `policy_rejected` (with every step's fi
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +29,7 @@ from learners.checkpoints.store import Checkpoints, open_checkpoints
 from learners.device import pick_device
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
+from learners.files import storage_problem
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec
 from learners.ipc.progress import ProgressWriter
@@ -48,6 +51,9 @@ from learners.worker.learner import Learner
 from learners.worker.torch_limits import background_stream
 
 POLL_S = 0.2
+STORAGE_RETRY_S = 5.0
+"""Between two attempts to write while the disk refuses; training pauses, because its journal cannot be written."""
+_LOG = logging.getLogger(__name__)
 
 
 class LearnerLoop:
@@ -95,6 +101,8 @@ class LearnerLoop:
             tasks=FeedingTasks(tasks),
             steps=steps,
         )
+        self.storage: str | None = None
+        """What could not be written, as `PATH: REASON`; None while everything can."""
         self._due: dict[str, float] = {}
 
     def run(self) -> None:
@@ -103,9 +111,9 @@ class LearnerLoop:
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             self.begin()
             while not self.stop.is_set() and self._same_spec():
-                self.step()
+                self._round()
             self.finetuning.stop()
-            self.learner.save()
+            self._attempt(self.learner.save)
             self.finetuning.close()
             self._tell("stopped", now=True)
         self.reader.close()
@@ -119,12 +127,41 @@ class LearnerLoop:
         if not resumed:
             loaded = self.checkpoints.load_live(self.candidates.report_refusal, self.learner.shapes())
             if loaded is not None:
-                self.learner.reset_to_version(loaded.manifest.version, loaded.tensors["policy"])
-            self.learner.save()
+                version, weights = loaded.manifest.version, loaded.tensors["policy"]
+                self._attempt(lambda: self.learner.reset_to_version(version, weights))
+            self._attempt(self.learner.save)
         elif self._rolled_back_meanwhile():
-            self._reset_to_live()
+            self._attempt(self._reset_to_live)
         position = self.learner.position
         self.outbox.post("learner_resumed", {"resumed": resumed, "update": position.update, "row": position.row})
+
+    def _round(self) -> None:
+        """Do one round; while the disk refuses, try to save every `STORAGE_RETRY_S` instead."""
+        if self.storage is None:
+            self._attempt(self.step)
+        else:
+            self.stop.wait(STORAGE_RETRY_S)
+            self._attempt(self.learner.save)
+        if self.storage is not None:
+            self._tell("waiting_for_storage", now=True)
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        """Do something that writes; an error of the disk is noted and logged, and success clears the note.
+
+        Raises:
+            OSError, sqlite3.OperationalError: it is no error of the disk.
+        """
+        try:
+            work()
+        except (OSError, sqlite3.OperationalError) as error:
+            problem = storage_problem(error, self.inputs.state_dir)
+            if problem is None:
+                raise
+            if self.storage is None:
+                _LOG.warning("learner.storage: %s; training waits until the disk accepts it", problem)
+            self.storage = problem
+        else:
+            self.storage = None
 
     def step(self) -> None:
         """Do one round: ingest experience, update the policy for a while, and start or continue what is due."""
@@ -212,6 +249,7 @@ class LearnerLoop:
             "candidate": self.candidates.last_result.fields() if self.candidates.last_result else None,
             "on_trial": self.candidates.on_trial(),
             "unreadable": self.reader.unreadable,
+            "storage": self.storage,
             "finetuning": self.finetuning.progress(),
             "reencoded": self.reencoder.figures(),
         }
@@ -219,14 +257,34 @@ class LearnerLoop:
 
 def serve(inputs: LearnerConfig, stop: threading.Event) -> None:
     """Train for one spec after another until `stop` is set."""
-    outbox = Outbox(inputs.state_dir / "learner" / "outbox")
     waited = False
     while not stop.is_set():
         spec = read_policy_spec(inputs.state_dir)
         if spec is None:
             if not waited:
-                outbox.post("learner_waiting_for_spec", {"for": "the agent's policy spec"})
+                Outbox(inputs.state_dir / "learner" / "outbox").post(
+                    "learner_waiting_for_spec", {"for": "the agent's policy spec"}
+                )
             waited = True
             stop.wait(POLL_S)
             continue
-        LearnerLoop(inputs, spec, stop).run()
+        loop = _opened(inputs, spec, stop)
+        if loop is not None:
+            loop.run()
+
+
+def _opened(inputs: LearnerConfig, spec: PolicySpec, stop: threading.Event) -> LearnerLoop | None:
+    """Open the files of the loop; on an error of the disk wait and return None, because a restart would not help.
+
+    Raises:
+        OSError, sqlite3.OperationalError: it is no error of the disk.
+    """
+    try:
+        return LearnerLoop(inputs, spec, stop)
+    except (OSError, sqlite3.OperationalError) as error:
+        problem = storage_problem(error, inputs.state_dir)
+        if problem is None:
+            raise
+        _LOG.warning("learner.storage: %s; the learner starts once the disk accepts it", problem)
+        stop.wait(STORAGE_RETRY_S)
+        return None

@@ -126,7 +126,6 @@ async def build(
     )
 
     engine = await asyncio.to_thread(build_engine, config, checkpoints)
-    write_policy_spec(state_dir, engine.spec)
     outbox = Outbox(state_dir / "learner" / "outbox")
     learner_events = LearnerEvents(outbox, emit, {"source_quarantined": sources.report})
     policy_updater = PolicyUpdater(checkpoints, engine, probation, learner_events, emit)
@@ -224,6 +223,7 @@ async def build(
         gate=gate,
         control_loop=control_loop,
         storage=storage,
+        write_spec=partial(write_policy_spec, state_dir, engine.spec),
         health=health,
         requests=requests,
         announcer=Announcer(discovery, control, health, gate) if config.discovery else None,

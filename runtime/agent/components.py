@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,8 @@ class Components:
     gate: GateLink
     control_loop: ControlLoop
     storage: StorageMonitor
+    write_spec: Callable[[], bool]
+    """Writes the policy spec for the learner."""
     health: Health
     requests: Requests
     announcer: Announcer | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
@@ -13,11 +14,12 @@ from runtime.mqtt.rpc import RequestFailed
 from runtime.process.http_server import serve_metrics
 from sensors.base import Sensor
 
+SPEC_RETRY_S = 5.0
 _LOG = structlog.get_logger(__name__)
 
 
 def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
-    """Return every task of the agent by its name; each runs until cancelled, but for `recording`, which only starts one."""
+    """Return every task of the agent by its name; each runs until cancelled, but for `recording` and `policy spec`."""
     running: dict[str, Coroutine[Any, Any, None]] = {
         "control mqtt": parts.control.run(),
         "media mqtt": parts.media.run(),
@@ -30,6 +32,7 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         "encoders": parts.encoder_updater.run(),
         "learner events": parts.learner_events.run(),
         "requests": parts.requests.run(),
+        "policy spec": _write_spec(parts),
         "storage": parts.storage.run(),
         "health": parts.reporter.health(parts.health),
     }
@@ -45,6 +48,18 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
     if parts.config.record.enabled:
         running["recording"] = _record(parts)
     return running
+
+
+async def _write_spec(parts: Components) -> None:
+    """Write the policy spec, for which the learner waits; try again when the disk refuses."""
+    while True:
+        try:
+            await asyncio.to_thread(parts.write_spec)
+        except OSError as error:
+            _LOG.warning("agent.policy_spec_not_written", reason=str(error))
+            await asyncio.sleep(SPEC_RETRY_S)
+        else:
+            return
 
 
 async def _record(parts: Components) -> None:

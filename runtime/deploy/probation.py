@@ -41,6 +41,8 @@ class ProbationMonitor:
     """Set while a verdict waits for `conclude`."""
     file: StateFile = field(init=False)
     _verdict: ProbationVerdict | None = None
+    _unwritten: bool = False
+    """The disk refused the verdict; it is tried again."""
     _running: bool = True
     """Written to the file: the agent runs, so a next start that reads it follows a crash."""
     _crashed: bool = False
@@ -104,8 +106,15 @@ class ProbationMonitor:
             self.probation.trust(verdict.version)
             self.emit("policy_confirmed", {"version": verdict.version, "before": verdict.before, **verdict.figures})
         else:
-            self._rolled_back(verdict, await asyncio.to_thread(self._roll_back, verdict))
-        self._verdict = None
+            try:
+                live = await asyncio.to_thread(self._roll_back, verdict)
+            except OSError as error:  # the verdict stays, and the next call tries again
+                if not self._unwritten:
+                    self.emit("rollback_failed", {"version": verdict.version, "why": verdict.why, "reason": str(error)})
+                self._unwritten = True
+                return
+            self._rolled_back(verdict, live)
+        self._verdict, self._unwritten = None, False
         self.file.changed(urgent=True)
 
     def close(self, *, clean: bool) -> None:

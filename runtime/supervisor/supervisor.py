@@ -88,7 +88,7 @@ async def run(
     chosen = children or partial(table, config, path, faults=faults, verbose=verbose)
     try:
         with exclusive_lock(config.state_dir):
-            settings.write_learner_config(config.model_dump(mode="json"))
+            _write_learner_config(config)
             supervisor = Supervisor(config, path, text, chosen, notifier or Notifier.from_environment(), scrubber)
             return await supervisor.run()
     except (broker.ExposedError, SettingsUnusable, WireError) as error:
@@ -297,7 +297,7 @@ class Supervisor:
             return {"changed": changes.changed, "restarted": [], "restart_required": changes.restart_required}
         self.config, self.text = new, text
         self._host.reload(self._info(), new.mode if "mode" in changes.changed else None)
-        settings.write_learner_config(new.model_dump(mode="json"))
+        _write_learner_config(new)
         concerned = [kept for kept in self.children if kept.spec.name in changes.children]
         for kept in concerned:
             kept.restart()
@@ -308,6 +308,20 @@ class Supervisor:
             "restarted": restarted,
             "restart_required": [name for name in missing if getattr(new, name, None)],
         }
+
+
+def _write_learner_config(config: Config) -> None:
+    """Write the learner's settings; on a full disk the file of the last start is used, and the policy acts all the same.
+
+    Raises:
+        OSError: the file cannot be written, and there is none.
+    """
+    try:
+        settings.write_learner_config(config.model_dump(mode="json"))
+    except OSError as error:
+        if not (config.state_dir / "learner" / "settings.json").is_file():
+            raise
+        log.warning("supervisor.learner_settings_not_written", reason=str(error), remedy="free the disk, then restart")
 
 
 def _start(group: asyncio.TaskGroup, job: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
