@@ -6,8 +6,8 @@ successor is the next one of its session, so each state is held once; n-step ret
 The newest transitions stand in the main ring. What it would overwrite next to a failure, an intervention or a demonstration
 moves to the reserve ring, so that these never run out.
 
-What is drawn: a share from demonstrations and interventions once there are any (RLPD, Ball et al. 2023), a floor from
-failures, the rest uniformly. Tokens made by another version of an encoder than the present one count as missing: they are
+What is drawn: a share from demonstrations and interventions (RLPD, Ball et al. 2023), which grows with their number, a share from
+terminal transitions and outcomes, corrected by importance weights, the rest uniformly. Tokens made by another version of an encoder than the present one count as missing: they are
 left out, never mixed, until `reencode.py` brings those of the present version.
 
 Shapes: N positions, B batch, H history, T tokens of a stream, W their width, S streams, U actuators that can be learned.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,9 @@ from learners.rl.ring_index import RingIndex
 MAX_GAP = 3
 """Ticks from one transition to the next that still make it its successor: an overrun skips ticks, an outage ends a chain."""
 FAILURES = 1 / 16
-"""Share of a batch that failures get at least, once there are any."""
+"""Share of a batch that terminal transitions and outcomes get, once there are enough."""
+MOST_DRAWS = 8
+"""No transition of a stratum is drawn more than this many times as often as any other: a single override is no half of a batch."""
 RESERVE = 0.2
 """Share of the memory for the reserve ring."""
 LEAD_UP = 8
@@ -202,15 +204,42 @@ class ReplayBuffer:
             ValueError: nothing can be drawn yet.
         """
         lists = self._special()
-        taught = round(count * self.taught_share) if len(lists["taught"]) else 0
-        failures = round(count * self.failure_share) if len(lists["endings"]) else 0
-        failures = min(failures, count - taught)
+        taught = self._share(count, self.taught_share, len(lists["taught"]))
+        endings = min(self._share(count, self.failure_share, len(lists["endings"])), count - taught)
         parts = [
-            self._uniform(count - taught - failures, generator),
+            self._uniform(count - taught - endings, generator),
             _pick(lists["taught"], taught, generator),
-            _pick(lists["endings"], failures, generator),
+            _pick(lists["endings"], endings, generator),
         ]
-        return self.batch(np.concatenate(parts))
+        at_B = np.concatenate(parts)
+        batch = self.batch(at_B)
+        if not endings:
+            return batch
+        sizes = (len(lists["taught"]), len(lists["endings"]))
+        return replace(batch, weights=torch.from_numpy(self._weights(at_B, (taught, endings), sizes)))
+
+    def _share(self, count: int, wanted: float, rows: int) -> int:
+        """Return how many of `count` come from a stratum: the wanted share, but no row more than `MOST_DRAWS` times as often as others."""
+        return round(count * min(wanted, MOST_DRAWS * rows / max(1, self._main.held)))
+
+    def _weights(self, at_B: NDArray[np.int64], drawn: tuple[int, int], sizes: tuple[int, int]) -> NDArray[np.float32]:
+        """Return importance weights B: endings count as often as they happened, however often they are drawn.
+
+        The share of taught rows is wanted (RLPD) and stays. A row that only the reserve holds stands for itself.
+
+        Args:
+            at_B: the positions drawn.
+            drawn: how many of them come from the strata of taught rows and of endings.
+            sizes: rows in these strata.
+        """
+        (taught, endings), uniform = drawn, len(at_B) - sum(drawn)
+        each = 1 / max(1, self._main.held)
+        is_taught_B = self._columns.taught_NU[at_B].any(-1) * (taught / max(1, sizes[0]))
+        is_ending_B = self._columns.ends(at_B) * (endings / max(1, sizes[1]))
+        wanted_B = (uniform + endings) * each + is_taught_B
+        found_B = np.where(at_B < self._main.stop, uniform * each, 0.0) + is_taught_B + is_ending_B
+        weights: NDArray[np.float32] = (wanted_B / found_B).astype(np.float32)
+        return weights
 
     def ordered(self, start: int, stop: int, *, steps: int | None = None) -> Batch | None:
         """Return what can be drawn of the transitions number `start` to `stop` (as in `added`); None if nothing."""

@@ -182,7 +182,49 @@ def test_what_follows_a_time_limit_is_another_episode() -> None:
     assert ticks(batch.features) == [[0, 0], [0, 1], [3, 3]]
 
 
-def test_half_from_people_once_there_are_any_and_a_floor_of_failures() -> None:
+def test_the_share_of_taught_rows_grows_with_their_number() -> None:
+    memory, generator, shares = replay(), torch.Generator().manual_seed(0), {}
+    for n in range(800):
+        memory.append(tick(n, demonstration=n < 60))
+        if n in {9, 799}:
+            shares[n] = float(memory.sample(256, generator).is_expert["head"].float().mean())
+    single = replay()
+    for n in range(800):
+        single.append(tick(n, demonstration=n == 300))
+    assert shares[9] == 1.0, "all that there is"
+    assert 0.5 <= shares[799] < 0.6
+    assert float(single.sample(256, generator).is_expert["head"].float().mean()) < 0.03
+
+
+def test_endings_are_drawn_more_often_and_count_as_often_as_they_happened() -> None:
+    """`right` ends the episode with p = .005: the values that follow from the batches are those of the data."""
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    memory = replay(max_rows=30_000, max_bytes=1 << 30, steps=1)
+    risky = ended = 0
+    for n in range(12_000):
+        name = "right" if rng.random() < 0.5 else "left"
+        done = name == "right" and bool(rng.random() < 0.005)
+        risky, ended = risky + (name == "right"), ended + done
+        memory.append(tick(n, actions={"head": name, "arm": (0.0, 0.0)}, done=done))
+    ends = weights = drawn = plain = 0.0
+    for _ in range(200):
+        batch = memory.sample(64, generator)
+        assert batch.weights is not None
+        is_risky, is_end = batch.actions["head"] == 2, batch.discounts == 0
+        ends += float(batch.weights[is_risky & is_end].sum())
+        weights += float(batch.weights[is_risky].sum())
+        drawn, plain = drawn + float((is_risky & is_end).sum()), plain + float(is_risky.sum())
+    assert drawn / plain > 0.03, "an ending is rare in the data and not in the batches"
+    assert ends / weights == pytest.approx(ended / risky, abs=0.001)
+
+    def value(p: float) -> float:
+        return (1 - p) * 1.5 / (1 - 0.9 * (1 - p))  # of always taking the risk: 1.5 a tick, and 0 at the end
+
+    assert value(ends / weights) == pytest.approx(value(ended / risky), abs=0.3)
+    assert value(ends / weights) > 1 / (1 - 0.9), "the risk is worth it"
+
+
+def test_terminal_and_taught_rows_have_their_share() -> None:
     memory = replay()
     generator = torch.Generator().manual_seed(0)
     for n in range(400):
@@ -193,9 +235,9 @@ def test_half_from_people_once_there_are_any_and_a_floor_of_failures() -> None:
         memory.append(tick(n, by={"head": "override", "arm": "policy"}, intervention=True))
     memory.append(tick(410, done=True))
     batch = memory.sample(64, generator)
-    assert int(batch.is_expert["head"].sum()) >= 32
+    assert int(batch.is_expert["head"].sum()) >= round(64 * 8 * 10 / 411)
     assert not batch.is_expert["arm"].any()  # nobody taught the arm
-    assert int((batch.discounts == 0).sum()) >= 4
+    assert int((batch.discounts == 0).sum()) >= 1
     assert len(batch) == 64
 
 
