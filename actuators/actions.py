@@ -1,4 +1,4 @@
-"""The action space of each actuator and the values it takes.
+"""Define the action space of each actuator, and its values.
 
 A choice is one of a few words, a continuous action a vector inside a box, a text action a string. Values are plain
 Python (str, tuple of float), so the gate needs neither torch nor numpy.

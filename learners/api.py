@@ -1,4 +1,4 @@
-"""The stable names for plug-ins of `reflexd.encoders`; every other module of learners may move."""
+"""Export the stable names for plug-ins of `reflexd.encoders`; every other module of learners may move."""
 
 from learners.config import EncoderSettings
 from learners.model.encoders.base import Encoder

@@ -1,4 +1,4 @@
-"""The stable names for plug-ins of `reflexd.sensors` and `reflexd.rewards`; every other module of sensors may move."""
+"""Export the stable names for plug-ins of `reflexd.sensors` and `reflexd.rewards`; every other module of sensors may move."""
 
 from sensors.base import PayloadRefused, Publish, Sensor, SensorLost, TopicSensor
 from sensors.readings import Frame, Observation, Reading, Sound, Telemetry, Text

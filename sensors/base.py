@@ -1,4 +1,4 @@
-"""The two interfaces of a sensor, and its errors.
+"""Define the two interfaces of a sensor, and its errors.
 
 A `Sensor` runs until cancelled (camera, microphone, file). A `TopicSensor` decodes MQTT payloads that the agent passes to it.
 Neither knows the tick: each delivers readings, and the inbox stores the newest.

@@ -1,4 +1,4 @@
-"""The state of one actuator inside the gate: its newest command, what was acknowledged, what it may be doing, who holds it.
+"""Track the state of one actuator inside the gate: its newest command, acknowledgements, possible values, and holder.
 
 The gate keeps one `Actuator` each. Nothing here knows the other actuators or the rules between them.
 """

@@ -1,4 +1,4 @@
-"""The values that pass between the gate and its host: a proposal in, a decision for each actuator out."""
+"""Define the values that pass between the gate and its host: a proposal in, a decision for each actuator out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules under `gate.forbid`: whether a combination of values breaks one, by how much, and which settings can never be safe.
+"""Evaluate the rules under `gate.forbid`: whether a combination breaks one, by how much, and which settings are never safe.
 
 The gate asks for every combination that the devices may be in; `reflexd check` asks for the combinations that rest can lead to.
 Knows nothing of time or of who commands.

@@ -1,4 +1,4 @@
-"""The interface of a simulated plant, and the device rules that every plant obeys.
+"""Define the interface of a simulated plant, and the device rules that every plant obeys.
 
 A plant knows topics and payloads, not connections: `runtime/plant.py` carries its messages. `receive` and `step` may be
 called from different threads.

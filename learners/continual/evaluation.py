@@ -1,4 +1,4 @@
-"""How well a task does on held-out examples: as a whole, on the parts that verdicts look at, and example by example.
+"""Evaluate a task on held-out examples: as a whole, on the parts that verdicts use, and example by example.
 
 Example by example two versions can be paired: `sign_test` is the exact sign test on the examples where they differ, which needs no
 assumption about the metric. Ties say nothing and are left out.

@@ -1,4 +1,4 @@
-"""Runs the tasks on new readings, off the tick's path: one worker thread, the newest reading of each task only.
+"""Run the tasks on new readings, outside the control loop: one worker thread, the newest reading of each task only.
 
 `offer` is called by the tick and only leaves a note. Results, questions and pieces of speech go to callbacks on the event
 loop; the agent publishes them on `task/<name>`, as `label_requested` events, and through the gate. A newly promoted version is

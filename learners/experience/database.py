@@ -1,4 +1,4 @@
-"""The experience database: every statement that writes to the tables of `schema.py`. One thread uses one `Database`.
+"""Write to the tables of `schema.py`: every writing statement of the experience database. One thread uses one `Database`.
 
 Rows are evicted in blocks of `BLOCK` neighbours, so that the history before and the steps after a failure or an
 intervention stay with it. Knows no threads and no files beside its own; `salvage.py` deals with broken ones.

@@ -1,4 +1,4 @@
-"""The reading side of the experience folder, for any number of other processes. Writes nothing.
+"""Read the experience folder, from any number of other processes. Writes nothing.
 
 Rows are read by ranges of their number; each is checked against its checksum, and what does not read is counted and left
 out. A file that was set aside and replaced by the writer is noticed by its inode and opened again.

@@ -1,4 +1,4 @@
-"""What is remembered beside ticks: rewards, marks and labels that come later, and raw readings."""
+"""Define what is stored besides ticks: rewards, marks and labels that arrive later, and raw readings."""
 
 from __future__ import annotations
 

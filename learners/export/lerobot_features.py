@@ -1,4 +1,4 @@
-"""What a frame of a LeRobotDataset consists of, and steps of experience as columns of it.
+"""Define the columns of a LeRobotDataset frame, and convert steps of experience to them.
 
 `complementary_info.*` holds what the format has no name for; its HIL-SERL buffer reads such columns and policies leave them
 alone. Sound, tokens of encoders and text actuators are left out. Knows no file.

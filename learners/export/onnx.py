@@ -1,4 +1,4 @@
-"""A policy as an ONNX graph: tokens, ages and masks of the last `history` ticks in, scores and values of every actuator out.
+"""Export a policy as an ONNX graph: tokens, ages and masks of the last `history` ticks in, scores and values out.
 
 The encoders are no part of it: they are models of their own, named with their versions in the manifest beside the graph.
 What comes out is what the policy would do without exploration. Exported by torch's dynamo exporter (`torch.onnx.export`,

@@ -1,4 +1,4 @@
-"""The fields of examples: their names in the world, and what their values have to be.
+"""Define the fields of examples: their names in common formats, and the required values.
 
 Column heads and JSON keys are compared without case and surrounding spaces. Two names of one field are refused, never
 chosen between. Knows the names of fields and no file format.

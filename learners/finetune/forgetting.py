@@ -1,7 +1,7 @@
-"""What an encoder forgot: an earlier task's head is put back on it and measured again.
+"""Measure the forgetting of an encoder: put an earlier task's head back on it and evaluate again.
 
-`before` is the earlier task as it was saved, `after` the same head on the encoder that has learned something else since.
-Says nothing about how fast the old skill would come back.
+`before` is the earlier task as it was saved, `after` the same head on the encoder that was trained for another task since.
+The measure does not tell how fast the encoder could learn the earlier task again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A head fitted to the encoder as it is, before fine-tuning moves the encoder: linear probing first (Kumar et al. 2022, LP-FT).
+"""Fit a head to the frozen encoder before fine-tuning: linear probing first (Kumar et al. 2022, LP-FT).
 
 A head drawn at random, or one with new rows beside trained ones, is wrong at first, and what it sends down moves the encoder away from
 what it knew. Fitted before, it sends down only what the encoder itself is to change. With the few labels a person gives that

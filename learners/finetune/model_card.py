@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned folder: where it comes from, what it learned from, what was trained, measured, forgotten."""
+"""Write the model card of a fine-tuned folder: origin, data, trained parameters, metrics, forgetting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress bar of a fine-tune on standard error: epoch, step, loss and the validation metric."""
+"""Show the progress of a fine-tune on standard error: epoch, step, loss and the validation metric."""
 
 from __future__ import annotations
 

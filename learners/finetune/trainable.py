@@ -1,4 +1,4 @@
-"""Which parameters fine-tuning moves: the head alone, the top layers too, low-rank adapters (LoRA), or all. Owns peft.
+"""Select the parameters that fine-tuning trains: the head, the top layers too, low-rank adapters (LoRA), or all. Owns peft.
 
 LoRA (Hu et al. 2021) goes to every linear layer and every dense convolution of the backbone, whatever the architecture;
 heads and new modules train in full beside it. Merged adapters leave a plain transformers model.

@@ -1,4 +1,4 @@
-"""The fine-tuning loop: epochs of length-grouped batches, validation after each, early stopping, the best weights back.
+"""Run the fine-tuning loop: epochs of length-grouped batches, validation after each, early stopping, restored best weights.
 
 Everything random comes from (seed, epoch, example): a run that was killed goes on from its last state and ends with the
 same weights. Knows tasks only through `learners.tasks.base`; what is trained is `learners.finetune.trainable`'s affair.

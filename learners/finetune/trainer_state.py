@@ -1,4 +1,4 @@
-"""The state of a fine-tune on disk, so that a run that was killed goes on: tensors as safetensors, the rest as JSON.
+"""Save the state of a fine-tune, so that an interrupted run continues: tensors as safetensors, the rest as JSON.
 
 The JSON names the tensor files and is replaced last, by one rename: a kill at any moment leaves the state before or the
 state after. Nothing is pickled.

@@ -1,4 +1,4 @@
-"""From observations of a gymnasium environment to the policy's features.
+"""Convert observations of a gymnasium environment to the policy's features.
 
 Pictures go through a pretrained encoder, one at a time; vectors are telemetry as they are.
 

@@ -1,4 +1,4 @@
-"""What the learner needs of the settings file; the rest is not its business. It comes as JSON: the learner knows no YAML."""
+"""Pass the settings that the learner needs, as JSON: the learner knows no YAML and no other settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the policy is given: tokens of every stream, which are present, how old they are.
+"""Define the input of the policy: tokens of every stream, which are present, and how old they are.
 
 The same object serves one tick, a batch of ticks and a batch of histories: all tensors share their leading dimensions,
 `[B]` or `[B, H]`, oldest first along H. Telemetry tokens are the raw numbers; the policy normalises them. Where a

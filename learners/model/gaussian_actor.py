@@ -1,4 +1,4 @@
-"""The head of continuous actuators: a Gaussian actor squashed by tanh, an ensemble of critics, noise, and the actuators' units.
+"""Act on continuous actuators: a Gaussian actor squashed by tanh, an ensemble of critics, noise, and the actuators' units.
 
 SAC and CrossQ train it; what they share of acting is here: one action of all actuators together, with the log density it was
 drawn with.

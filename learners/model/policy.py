@@ -1,4 +1,4 @@
-"""The policy: features -> fused state -> context of recent states -> heads.
+"""Define the policy: features -> fused state -> context of recent states -> heads.
 
 The state is the fused vector with the raw, normalised telemetry beside it: control that needs exact numbers finds them
 unharmed. Where a single telemetry stream is all there is, fusion is left out and the context is the normalised numbers

@@ -1,4 +1,4 @@
-"""The promotion steps by name, in order: `integrity`, `latency`, `sanity`, `held_out`, `ope`, `shadow`.
+"""List the promotion steps by name, in order: `integrity`, `latency`, `sanity`, `held_out`, `ope`, `shadow`.
 
 Probation is no step: the agent monitors a version for `promotion.probation_s` after its promotion.
 """

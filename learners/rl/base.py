@@ -1,4 +1,4 @@
-"""What the algorithms for one kind of actuator share, so that mixed actuators are learned by several at once.
+"""Define what the algorithms of all kinds of actuator share, so that several can train one policy together.
 
 States are flat dictionaries of tensors, since that is what a checkpoint holds.
 

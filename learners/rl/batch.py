@@ -1,4 +1,4 @@
-"""What an algorithm learns from at once: B transitions as tensors.
+"""Define the batch of an algorithm: B transitions as tensors.
 
 Shapes: B batch, A components of one continuous actuator, n choices of one actuator.
 """

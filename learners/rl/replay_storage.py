@@ -1,4 +1,4 @@
-"""The columns of the replay: everything of a transition that learning needs, one array each, by position.
+"""Store the columns of the replay buffer: every part of a transition that training needs, one array each, by position.
 
 Knows nothing of order: which position follows which, and which is overwritten next, is the replay's. Tokens made by another
 version of an encoder than the present one count as missing until `retoken` brings those of the present version.
@@ -100,7 +100,7 @@ class ReplayStorage:
             self._where[number] = to
 
     def special(self, at: int) -> bool:
-        """Return whether a position ends an episode or was taught."""
+        """Return whether a position ends an episode or an expert acted."""
         return bool(self.taught_NU[at].any() or self.ends(at))
 
     def ends(self, at: int | NDArray[np.int64]) -> NDArray[np.bool_]:

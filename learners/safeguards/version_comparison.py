@@ -1,4 +1,4 @@
-"""A version on probation against the one before: which tests there are, what they rest on, and what they found.
+"""Compare a version on probation with the version before: the tests, their data, and their results.
 
 Three tests share alpha: rewards a second and returns of episodes must not fall by more than the margin, the share of refused
 decisions must not rise. Where too little is known of the version before, a test is left out, and the figures say so.

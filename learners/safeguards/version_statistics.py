@@ -1,4 +1,4 @@
-"""What came of one version's decisions: rewards and the share that the gate refused, second by second of acting, and returns.
+"""Collect the results of one version's decisions: rewards and rejections for each second of acting, and returns.
 
 A return is the sum of the rewards of one whole episode, as rewards with `done` end them. It tells what the mean reward of a
 second cannot where every tick earns the same until the episode is over, as with a pole that must not fall.

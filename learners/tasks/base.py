@@ -1,4 +1,4 @@
-"""What every supervised task is: a head on a pretrained model, with its loss, collation, metrics and prediction.
+"""Define a supervised task: a head on a pretrained model, with its loss, collation, metrics and prediction.
 
 A task holds a transformers model (`AutoModelFor...`) and what turns examples into its inputs. An example is a mapping
 with the fields of its kind (`text`, `label`, ...); a feature is one model input made from it; an example may give several

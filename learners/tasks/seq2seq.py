@@ -1,4 +1,4 @@
-"""What translation and summaries share: a sequence-to-sequence model from `source` to `target`.
+"""Define what translation and summarization share: a sequence-to-sequence model from `source` to `target`.
 
 Shapes: B batch, T tokens.
 """

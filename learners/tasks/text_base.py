@@ -1,4 +1,4 @@
-"""What the tasks on text share: the tokenizer, padded batches, classification metrics."""
+"""Define what the tasks on text share: the tokenizer, padded batches, classification metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the learner took in, and after how many updates: replayed after a crash, so that it learns the same again.
+"""Record what the learner loaded, and after how many updates: it is replayed after a crash for the same result.
 
 One JSON line an entry, written before the entry takes effect. A line torn by a crash is the last one and is dropped: what it
 announced had not happened.

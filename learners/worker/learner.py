@@ -1,4 +1,4 @@
-"""The learner itself: takes in experience, updates the policy, saves its state, and resumes exactly.
+"""Train the policy: read experience, make updates, save the state, and resume exactly.
 
 Everything it does is decided by the saved state, the journal and the store: which rows were known after which update, the
 random states, the rings of the replay. Two runs over the same store and journal, interrupted or not, give the same weights

@@ -1,4 +1,4 @@
-"""The learner process's main loop, for one policy spec after another (`python -m learners.worker SETTINGS.json`).
+"""Run the learner's main loop, for one policy spec after another (`python -m learners.worker SETTINGS.json`).
 
 The loop waits for the policy spec that the agent writes and resumes from the saved state. Then it repeats until it is stopped:
 ingest new experience every `update_every_s`, update the policy, start a candidate's evaluation every `promote_every_s`. An

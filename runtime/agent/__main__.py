@@ -1,4 +1,4 @@
-"""The agent process: run what `build.py` built from the settings, until SIGTERM.
+"""Run the agent process, which `build.py` builds from the settings, until SIGTERM.
 
 `python -m runtime.agent CONFIG --gate-fd N`, started by the supervisor. It has no right to write an actuator topic: it
 proposes, the gate acts. SIGTERM cancels the tasks first and then closes everything, so that nothing acknowledged is lost.

@@ -1,4 +1,4 @@
-"""The components of the agent, as `build.py` built and connected them."""
+"""Hold the components of the agent, as `build.py` built and connected them."""
 
 from __future__ import annotations
 

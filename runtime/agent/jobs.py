@@ -1,4 +1,4 @@
-"""The tasks of the agent: what runs until the agent stops."""
+"""Define the tasks of the agent that run until the agent stops."""
 
 from __future__ import annotations
 

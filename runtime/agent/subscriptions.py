@@ -1,4 +1,4 @@
-"""The table of the agent's subscriptions: connection, topic, handler."""
+"""List the agent's subscriptions: connection, topic, handler."""
 
 from __future__ import annotations
 

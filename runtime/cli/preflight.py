@@ -1,4 +1,4 @@
-"""What keeps a daemon with valid settings from starting: everything that can be tried without hardware and without a broker.
+"""Find what keeps a daemon with valid settings from starting: all that can be checked without hardware and without a broker.
 
 `reflexd check` prints it and `reflexd run` refuses to start over it, so that no child is restarted over its settings. Sensors,
 rewards and commands are built as the agent and the gate build them and thrown away; nothing is opened, bound ports are

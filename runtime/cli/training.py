@@ -1,4 +1,4 @@
-"""The verbs that train: train, finetune, evaluate."""
+"""Define the verbs that train: train, finetune, evaluate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of the settings file: the settings of all packages, and those that only runtime needs.
+"""Define the model of the settings file: the settings of all packages, and those that only runtime needs.
 
 Knows neither YAML nor files: `loader.py` reads those.
 """

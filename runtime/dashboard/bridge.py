@@ -1,4 +1,4 @@
-"""The page's two connections to the broker: one for control, one for pictures and sound that is up only while someone looks.
+"""Connect the page to the broker twice: once for control, once for images and sound while a browser shows them.
 
 Messages go into the state, commands go to the broker. While a browser shows streams, the bridge publishes `preview/subscribe` every 2 s:
 the agent previews these streams and no others. The state of the connection is a section of the state like any other.

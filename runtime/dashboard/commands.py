@@ -1,4 +1,4 @@
-"""What a browser may send, and the MQTT message that each command becomes.
+"""Define what a browser may send, and the MQTT message of each command.
 
 Each command is a validated model. A viewer may read; everything else needs the operator's role. The gate decides what becomes
 of a command, and its response comes back over MQTT.

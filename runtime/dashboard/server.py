@@ -1,4 +1,4 @@
-"""The page's HTTP side: login, static files, one web socket, and the headers that keep others out.
+"""Serve the page over HTTP: login, static files, one web socket, and security headers.
 
 Every route but the login and its static files needs a session. Requests under a foreign host name (DNS rebinding) and
 state changes from a foreign origin are refused. Nothing secret is ever part of a page.

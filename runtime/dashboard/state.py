@@ -1,4 +1,4 @@
-"""What the page shows: the newest message of each of the agent's topics, in bounded memory.
+"""Store what the page shows: the newest message of each of the agent's topics, in bounded memory.
 
 Fed with raw MQTT messages; read as sections, of which a browser is sent only what changed. It knows neither MQTT nor HTTP and
 publishes nothing. Payloads are untrusted: a message that is not of the expected shape is counted and left out.

@@ -1,4 +1,4 @@
-"""The newest content of every stream: pictures as they came, loudness, texts and numbers.
+"""Store the newest content of every stream for the page: images as they arrived, loudness, texts and numbers.
 
 It prefers the agent's previews. Where no preview comes, it reads the raw payload of streams that are MQTT topics. It decodes
 no picture: the browser does.

@@ -1,9 +1,9 @@
-"""The gate's input and output: the agent's socket, devices on the broker and the clock around `actuators/safety/gate.py`.
+"""Connect the gate to the agent's socket, to the devices on the broker, and to the clock (`actuators/safety/gate.py` decides).
 
-It alone publishes actuator topics. Commands, the status and the stop have a connection of their own, so that no flood of
-requests and reports is ahead of them; everything else uses the other one. All of it runs on the supervisor's loop, which does
-little else, so that a safe action leaves within a millisecond. The gate decides what may move. `operator_commands.py` reads what operators
-ask for, `status.py` publishes what has changed.
+Only this module publishes actuator topics. Commands, the status and the stop have their own connection, so that no flood of
+requests and reports can delay them; everything else uses a second connection. Both run on the supervisor's loop, which does
+little else, so that a safe action leaves within a millisecond. `operator_commands.py` handles the requests of operators,
+`status.py` publishes changes.
 """
 
 from __future__ import annotations

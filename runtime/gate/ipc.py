@@ -1,4 +1,4 @@
-"""The messages between the agent and the gate, and their private socket pair.
+"""Define the messages between the agent and the gate, and their private socket pair.
 
 One datagram (SOCK_SEQPACKET) holds one message as JSON. A `Proposal` comes with every tick and is the agent's heartbeat; the
 gate answers it with a `Verdict`. End-of-file means that the agent is gone. Stamps are monotonic seconds: both ends are on one

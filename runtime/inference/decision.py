@@ -1,4 +1,4 @@
-"""The result of one inference, and how it is made of the heads' output.
+"""Define the result of one inference, and build it from the heads' output.
 
 Shapes: B batch, S streams, D state.
 """

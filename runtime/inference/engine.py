@@ -49,7 +49,7 @@ from sensors.readings import Observation, Reading, Telemetry
 __all__ = ["UNTRAINED", "Engine", "EngineSnapshot", "InferenceResult"]
 
 WINDOWS, WINDOW_EVERY = 64, 16
-"""Recorded observations, one every so many ticks: a minute and a half at 10 Hz."""
+"""Number of recorded observations, and the ticks between two of them: a minute and a half at 10 Hz."""
 UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
 HISTORY_FILE = "history.safetensors"

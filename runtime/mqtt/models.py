@@ -1,4 +1,4 @@
-"""What a connection takes and gives: messages, subscriptions, wills, addresses, and the properties of MQTT 5.
+"""Define what a connection uses: messages, subscriptions, wills, addresses, and the properties of MQTT 5.
 
 Specification: MQTT 5.0 (OASIS 2019); retain handling 3.8.3.1, message expiry 3.3.2.3.3, request and response 4.10.
 """

@@ -1,4 +1,4 @@
-"""The signature by which components publish events; `Reporter.event` is one."""
+"""Define the signature by which components publish events; `Reporter.event` is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP server of the page and of /metrics, /livez and /readyz: bounded connections, time limits, headers of every answer.
+"""Serve HTTP for the page and for /metrics, /livez and /readyz: bounded connections, time limits, headers of every answer.
 
 `/livez` answers 200 while the event loop runs. `/readyz` asks the agent: 200 with `ready`, or 503 with one reason a line.
 These routes have no login: they change nothing and show no content of any stream. They listen on loopback by default.

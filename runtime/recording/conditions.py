@@ -1,4 +1,4 @@
-"""What a decision depends on besides weights, readings and history: settings, backends, precision, threads, libraries, processor.
+"""Record what a decision depends on besides weights, readings and history: settings, backends, threads, libraries, processor.
 
 A recording states it at its begin; a replay names what is different here before it compares decisions.
 """

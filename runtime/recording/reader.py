@@ -1,4 +1,4 @@
-"""Reads session recordings: metadata, attachments, ticks and messages, also of a file that a crash cut off.
+"""Read session recordings: metadata, attachments, ticks and messages, also of a file that a crash cut off.
 
 A file that was cut off is read to its last whole chunk. `recorder.py` writes what this reads.
 """

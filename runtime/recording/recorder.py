@@ -1,4 +1,4 @@
-"""Writes session recordings: an MCAP file of readings, decisions, outcomes, rewards and events.
+"""Write session recordings: an MCAP file of readings, decisions, outcomes, rewards and events.
 
 The tick hands over what it has; a thread encodes and writes. A full queue drops the newcomer and counts it. Every tick has a
 number, so that a replay finds a gap. A chunk is written at least every `CHUNK_S`: a crash costs no more. At the size limit, or

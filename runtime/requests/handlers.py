@@ -1,4 +1,4 @@
-"""The agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune, release.
+"""Handle the agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune, release.
 
 A request is untrusted. The agent answers it once, with the data or with the reason why not; the work runs off the loop. Any
 error of a handler is an answer. Rollbacks, explanations and all other requests wait in lanes of their own. Retained requests

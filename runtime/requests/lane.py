@@ -1,4 +1,4 @@
-"""A queue of requests of one urgency: bounded, answered one after the other, each within a time limit.
+"""Queue requests of one urgency: bounded, answered one after the other, each within a time limit.
 
 Requests of different urgency wait in different lanes, so that an explanation never delays a rollback. Knows no verb.
 """

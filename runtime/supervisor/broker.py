@@ -1,4 +1,4 @@
-"""The embedded broker: mosquitto with a generated configuration, or iotcore where mosquitto is not installed.
+"""Run the embedded broker: mosquitto with a generated configuration, or iotcore if mosquitto is not installed.
 
 Knows how each is configured and started; the supervisor runs it like any other child. Without credentials it accepts
 everybody and therefore listens on loopback only.

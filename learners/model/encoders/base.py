@@ -1,4 +1,4 @@
-"""The interface of an encoder, which turns the readings of one kind of stream into tokens."""
+"""Define the interface of an encoder, which turns the readings of one kind of stream into tokens."""
 
 from __future__ import annotations
 

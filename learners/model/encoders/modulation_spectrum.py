@@ -1,4 +1,4 @@
-"""A hearing encoder without weights: the modulation spectrum of the log-mel energies of a window.
+"""Encode sound without weights, as the modulation spectrum of the log-mel energies of a window.
 
 The energy of every mel band over time is Fourier-transformed, and only the magnitudes are used: the rhythm of each band, and
 not when the window began. So a word, once or repeated, has nearly the same tokens anywhere in the window. Modulation spectra as speech features: Greenberg & Kingsbury 1997, "The modulation spectrogram". The mel energies are

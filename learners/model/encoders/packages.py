@@ -1,4 +1,4 @@
-"""Which models come inside Python packages, and whether a named model is there. Imports no torch: `reflexd check` uses it.
+"""List the models inside Python packages, and check whether a named one is installed. Imports no torch, for `reflexd check`.
 
 `bundled` turns the weights into folders.
 """

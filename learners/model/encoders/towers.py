@@ -1,4 +1,4 @@
-"""The part of a pretrained model that the policy uses, with its scaling before and its pooling after, as one graph.
+"""Build the part of a pretrained model that the policy uses, with its scaling before and its pooling after, as one graph.
 
 A tower maps prepared tensors to float32 tokens B,T,W, so that any backend can run it as one graph. Vision tokens are cells
 of a grid (columns first), hearing tokens are the whole window and its segments, language is one sentence embedding. Models

@@ -1,4 +1,4 @@
-"""The confidence bound of promotion: how sure the mean of an estimate is at one moment.
+"""Compute the confidence bound of promotion for the mean of an estimate, at one moment.
 
 Source: Student's t over batch means. What probation watches at every moment is in `safeguards/sequential_tests.py`.
 """

@@ -1,4 +1,4 @@
-"""What a policy would do on logged observations, best actions only, and whether its numbers are sound.
+"""Compute the best actions of a policy on logged observations, and check that its numbers are finite.
 
 Shapes: N decisions, A components of one continuous actuator.
 """
