@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +27,14 @@ from sensors.readings import Sound
 
 RATE_HZ = 16_000
 MAX_PCM_S = 30.0
-GAP_S = 0.25
-"""A longer gap between two PCM payloads is filled with silence."""
+LOST_S = 0.1
+"""PCM payloads that stay later than this are late because samples were lost; the loss becomes silence."""
+SETTLE_S = 0.5
+"""How long payloads must stay late: after a stall, the network delivers everything in a burst."""
+PAUSE_S = 2.0
+"""A payload that is later than this follows a pause of its source."""
+SLEW = 1e-3
+"""Share by which the sender's clock may differ; lateness that grows at this pace is no loss."""
 _CONTAINERS = {
     b"RIFF": "WAV",
     b"fLaC": "FLAC",
@@ -70,9 +76,13 @@ class Window:
         self._append(samples)
         return self._since >= self._hop
 
-    def silence(self, seconds: float) -> None:
-        """Append `seconds` of silence, at most a window."""
-        self._append(np.zeros(min(len(self._samples), round(seconds * RATE_HZ)), np.float32))
+    def silence(self, seconds: float, before_s: float = 0.0) -> None:
+        """Insert `seconds` of silence, at most a window, before the last `before_s`."""
+        size = len(self._samples)
+        place = size - min(size, round(before_s * RATE_HZ))
+        zeros = np.zeros(min(size, round(seconds * RATE_HZ)), np.float32)
+        self._samples = np.concatenate((self._samples[:place], zeros, self._samples[place:]))[-size:]
+        self._since += len(zeros)
 
     def take(self) -> NDArray[np.float32]:
         """Return a copy of the window, oldest sample first."""
@@ -127,6 +137,42 @@ class MicrophoneSensor(DriverSensor):
         return Sound(self.name, message.stamp_s, self._next(), self._window.take(), RATE_HZ)
 
 
+class LossEstimator:
+    """Tell lost samples from late ones: how late payloads stay, compared with the samples that came before them.
+
+    A stalled network delivers everything afterwards, and lateness falls again. After a loss it stays.
+    """
+
+    def __init__(self) -> None:
+        self._due_s: float | None = None
+        self._recent: deque[tuple[float, float, float]] = deque()
+        """Arrival, lateness and duration of the payloads of the last `SETTLE_S`, and of one before."""
+
+    def add(self, arrived_s: float, duration_s: float) -> tuple[float, float]:
+        """Note a payload; return the seconds lost before it, and the seconds of earlier payloads that came after the loss."""
+        due_s = arrived_s if self._due_s is None else self._due_s + duration_s
+        late_s = arrived_s - due_s
+        self._due_s = due_s
+        if late_s < 0 or late_s > PAUSE_S:
+            self._due_s = arrived_s
+            self._recent.clear()
+            return max(0.0, late_s), 0.0
+        recent = self._recent
+        recent.append((arrived_s, late_s, duration_s))
+        while len(recent) > 3 and recent[1][0] <= arrived_s - SETTLE_S:
+            recent.popleft()
+        if len(recent) < 3 or arrived_s - recent[0][0] < SETTLE_S:
+            return 0.0, 0.0
+        lost_s = min(late for _, late, _ in recent)
+        if lost_s <= LOST_S:
+            self._due_s += min(lost_s, SLEW * duration_s)
+            return 0.0, 0.0
+        self._due_s += lost_s
+        came_s = sum(duration for _, _, duration in recent) - duration_s
+        recent.clear()
+        return lost_s, came_s
+
+
 class TopicMicrophone:
     """Decode 16-bit little-endian mono PCM over MQTT, payloads of up to 30 s."""
 
@@ -136,7 +182,7 @@ class TopicMicrophone:
         self.drops: Counter[str] = Counter()
         self._rate_hz = settings.rate_hz
         self._window = Window(settings.window_s, settings.hop_s)
-        self._last_s: float | None = None
+        self._loss = LossEstimator()
         self._seq = 0
 
     def decode(self, payload: bytes, stamp_s: float) -> Sound | None:
@@ -150,11 +196,10 @@ class TopicMicrophone:
         except PayloadRefused as refusal:
             self.drops[refusal.cause] += 1
             raise
-        if self._last_s is not None:
-            gap_s = stamp_s - self._last_s - len(samples) / self._rate_hz
-            if gap_s > GAP_S:
-                self._window.silence(gap_s)
-        self._last_s = stamp_s
+        lost_s, before_s = self._loss.add(stamp_s, len(samples) / self._rate_hz)
+        if lost_s:
+            self.drops["lost"] += 1
+            self._window.silence(lost_s, before_s)
         if not self._window.add(samples, self._rate_hz):
             return None
         self._seq += 1
