@@ -1,14 +1,14 @@
-"""Replay: the most recent transitions as arrays in memory, and batches drawn from them.
+"""Store the most recent transitions as arrays in memory (replay buffer), and sample batches from them.
 
-Used by the learner process, which fills it from the store, and in lock-step, where nothing touches a disk. A transition's
-successor is the next one of its session, so each state is held once; n-step returns and histories are made while drawing.
+The learner process fills the buffer from the store; in lock-step training, nothing touches a disk. A transition's successor is the
+next one of its session, so each state is stored once. N-step returns and histories are computed while sampling.
 
-The newest transitions stand in the main ring. What it would overwrite next to a failure, an intervention or a demonstration
-moves to the reserve ring, so that these never run out.
+The newest transitions are in the main ring. Overwritten transitions near a failure, an intervention or a demonstration move to the
+reserve ring, so that these never run out.
 
-What is drawn: a share from demonstrations and interventions (RLPD, Ball et al. 2023), which grows with their number, a share from
-terminal transitions and outcomes, corrected by importance weights, the rest uniformly. Tokens made by another version of an encoder than the present one count as missing: they are
-left out, never mixed, until `reencode.py` brings those of the present version.
+A batch has three parts. The share of demonstrations and interventions grows with their number (RLPD, Ball et al. 2023). The share
+of terminal transitions and outcomes is corrected by importance weights. The rest is sampled uniformly. Tokens of another
+encoder version count as missing, and are never mixed with others, until `learners/reencoding` delivers those of the present version.
 
 Shapes: N positions, B batch, H history, T tokens of a stream, W their width, S streams, U actuators that can be learned.
 """
@@ -223,13 +223,13 @@ class ReplayBuffer:
         return round(count * min(wanted, MOST_DRAWS * rows / max(1, self._main.held)))
 
     def _weights(self, at_B: NDArray[np.int64], drawn: tuple[int, int], sizes: tuple[int, int]) -> NDArray[np.float32]:
-        """Return importance weights B: endings count as often as they happened, however often they are drawn.
+        """Return importance weights B: endings count as often as they happened, not as often as they are sampled.
 
-        The share of taught rows is wanted (RLPD) and stays. A row that only the reserve holds stands for itself.
+        The share of demonstrations is intended (RLPD), so it is not corrected. A row that is only in the reserve represents itself alone.
 
         Args:
-            at_B: the positions drawn.
-            drawn: how many of them come from the strata of taught rows and of endings.
+            at_B: the sampled positions.
+            drawn: how many of them come from the strata of demonstrations and of endings.
             sizes: rows in these strata.
         """
         (taught, endings), uniform = drawn, len(at_B) - sum(drawn)
