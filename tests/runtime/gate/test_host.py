@@ -16,7 +16,7 @@ import pytest
 from wire_helpers import running
 
 from actuators.safety.decisions import Proposal
-from fakes import Mosquitto, disk_full, eventually
+from fakes import Mosquitto, disk_full, eventually, free_port
 from runtime.config.schema import Config
 from runtime.gate import ipc, latches
 from runtime.gate.build import build_host
@@ -470,3 +470,48 @@ async def test_what_allows_movement_must_be_exactly_right(tmp_path: Path, broker
             TOPICS("override", "head"), b'{"value": "left", "hold": 60}', reply_to=TOPICS("response", "me")
         )
         assert "hold" in orjson.loads(answer.payload)["error"]
+
+
+async def test_the_broker_stores_a_stop_while_the_gate_is_away(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+    async with running(Connection(Address("127.0.0.1", broker.port), "operator")) as operator:
+        await operator.publish(TOPICS("stop"), b'{"engaged": true}')
+        await operator.publish(TOPICS("stop"), b'{"engaged": false}')
+    async with world_of(tmp_path, broker) as world:
+        await eventually(lambda: world.host.gate.stopped)
+        await eventually(lambda: world.host.safety.refused[TOPICS("stop")] == 1, "the old release refused")
+        assert world.host.gate.stopped
+        await eventually(lambda: world.of("status")[-1]["state"] == "stopped")
+
+
+async def test_a_stop_that_was_retained_is_deleted_with_its_release(tmp_path: Path, broker: Mosquitto) -> None:
+    async with running(Connection(Address("127.0.0.1", broker.port), "operator")) as operator:
+        await operator.publish(TOPICS("stop"), b'{"engaged": true}', retain=True)
+        async with world_of(tmp_path, broker) as world:
+            await eventually(lambda: world.host.gate.stopped, "a retained stop at the start")
+            await eventually(lambda: world.events("stopped") == [{"reason": "a retained stop message"}])
+            await operator.publish(TOPICS("stop"), b'{"engaged": false}')
+            await eventually(lambda: not world.host.gate.stopped)
+            await eventually(lambda: any(m.topic == TOPICS("stop") and not m.payload for m in world.messages))
+            await eventually(lambda: world.events("stop_released") == [{}])
+        async with world_of(tmp_path, broker) as world:
+            await eventually(lambda: world.of("status") != [])
+            assert not world.host.gate.stopped
+
+
+async def test_a_publish_that_the_broker_refuses_is_not_acknowledged(tmp_path: Path) -> None:
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    folder.chmod(0o755)
+    (folder / "acl").write_text("topic read #\ntopic write reflexd/+/status\n")
+    port = free_port()
+    text = f"listener {port} 127.0.0.1\nallow_anonymous true\nacl_file {folder}/acl\nuser root\n"
+    refusing = Mosquitto(folder, port, extra=text).start()
+    try:
+        host = make_host(tmp_path, port)
+        async with running(host.safety):
+            await eventually(lambda: host.safety.drops["refused by the broker"] >= 3)
+            assert host.gate.owed() == ["head", "arm", "lamp"]
+    finally:
+        refusing.stop()
