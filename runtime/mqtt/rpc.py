@@ -28,7 +28,7 @@ def ok(data: Answer) -> Answer:
 
 def error(reason: object) -> Answer:
     """Return the envelope of a response that says why not."""
-    return {"status": "error", "error": str(reason)}
+    return {"status": "error", "error": str(reason).encode("utf-8", "replace").decode()}
 
 
 def last_level(message: Message) -> str:

@@ -23,11 +23,11 @@ from learners.ipc.requests import LIMIT, FinetuneRequests
 from runtime.config.schema import Config
 from runtime.deploy.task_versions import TaskRefused, TaskVersions
 from runtime.feedback.source_quarantine import SourceQuarantine
-from runtime.mqtt import Connection, Message
+from runtime.mqtt import Connection, Message, rpc
 from runtime.mqtt.rpc import Answer, RequestFailed
-from runtime.mqtt.topics import Payload, Refused, Topics, decode, encode
+from runtime.mqtt.topics import Payload, Refused, Topics, decode
 from runtime.process.events import Emit
-from runtime.requests.lane import Handler, RequestLane, failure
+from runtime.requests.lane import Handler, RequestLane
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class Requests:
             raise Refused("a retained request is ignored: publish it without the retain flag")
         verb = message.topic.rsplit("/", 1)[-1]
         if not self._lanes[verb].put(verb, message):
-            self._reply(verb, message, failure(f"{MAX_WAITING} requests are waiting; try again"))
+            self._reply(verb, message, rpc.error(f"{MAX_WAITING} requests are waiting; try again"))
 
     async def run(self) -> None:
         """Answer until cancelled."""
@@ -121,8 +121,8 @@ class Requests:
             for lane in {id(lane): lane for lane in self._lanes.values()}.values():
                 group.create_task(lane.run(self._reply), name=f"requests {next(iter(lane.handlers))}")
 
-    def _reply(self, verb: str, message: Message, answer: Answer) -> None:
-        self.connection.reply(message, encode(answer), self.topics("response", verb))
+    def _reply(self, _verb: str, message: Message, answer: Answer) -> None:
+        rpc.respond(self.connection, self.topics, message, answer)
 
     async def _urgently(self, work: Callable[[], T]) -> T:
         """Run in a thread that only rollbacks use."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from runtime.mqtt import Message
+from runtime.mqtt import Message, rpc
 from runtime.mqtt.rpc import Answer
 
 _LOG = structlog.get_logger(__name__)
@@ -59,22 +59,17 @@ class RequestLane:
     async def _serve(self, verb: str, message: Message, reply: Reply) -> None:
         """Answer one request; no error of a handler leaves this function: a question must not stop the machine."""
         try:
-            reply(verb, message, {"status": "ok", "data": await self._answer(verb, message.payload)})
+            reply(verb, message, rpc.ok(await self._answer(verb, message.payload)))
         except self.refusals as refusal:
-            reply(verb, message, failure(str(refusal)))
+            reply(verb, message, rpc.error(str(refusal)))
         except TimeoutError:
             _LOG.warning("request.timeout", verb=verb, limit_s=self.limit_s)
-            reply(verb, message, failure(f"{verb}: no result within {self.limit_s:g} s"))
+            reply(verb, message, rpc.error(f"{verb}: no result within {self.limit_s:g} s"))
         except Exception as error:  # noqa: BLE001 - whatever a handler did not foresee is an answer, not the end of the agent
             where = "".join(traceback.format_exception(error, limit=-DEPTH))
             _LOG.error("request.failed", verb=verb, reason=repr(error), where=where)
-            reply(verb, message, failure(f"{verb}: internal error ({type(error).__name__}); see the agent's log"))
+            reply(verb, message, rpc.error(f"{verb}: internal error ({type(error).__name__}); see the agent's log"))
 
     async def _answer(self, verb: str, payload: bytes) -> Answer:
         async with asyncio.timeout(self.limit_s):
             return await self.handlers[verb](payload)
-
-
-def failure(reason: str) -> Answer:
-    """Return the answer to a request that failed."""
-    return {"status": "error", "error": reason.encode("utf-8", "replace").decode()}
