@@ -37,6 +37,8 @@ class Batch:
     is_expert: Mapping[str, Tensor] = field(default_factory=dict)
     acted: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Tensor | None = None
+    step_rewards: Tensor | None = None
+    """Reward B of each transition alone, before any sum over steps; absent where `rewards` are of one step."""
 
     def __len__(self) -> int:
         """B."""
@@ -54,6 +56,7 @@ class Batch:
             rewards=self.rewards[rows],
             discounts=self.discounts[rows],
             weights=None if self.weights is None else self.weights[rows],
+            step_rewards=None if self.step_rewards is None else self.step_rewards[rows],
             **cut,
         )
 
@@ -68,6 +71,8 @@ class Batch:
         flat = {"rewards": self.rewards, "discounts": self.discounts}
         if self.weights is not None:
             flat["weights"] = self.weights
+        if self.step_rewards is not None:
+            flat["step_rewards"] = self.step_rewards
         for name in ("actions", "masks", "is_expert", "acted"):
             flat |= {f"{name}.{key}": value for key, value in getattr(self, name).items()}
         for name in ("features", "next_features"):
@@ -96,6 +101,7 @@ class Batch:
             below("is_expert.") | below(f"{FORMER['is_expert']}."),
             below("acted.") | below(f"{FORMER['acted']}."),
             flat.get("weights"),
+            flat.get("step_rewards"),
         )
 
     def weighted(self, loss_B: Tensor) -> Tensor:

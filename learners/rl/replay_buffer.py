@@ -260,6 +260,7 @@ class ReplayBuffer:
             discounts=torch.from_numpy(discounts_B),
             is_expert=self._columns.by_actuator(self._columns.taught_NU, at_B),
             acted=self._columns.by_actuator(self._columns.moved_NU, at_B),
+            step_rewards=None if (steps or self.steps) == 1 else torch.from_numpy(self._columns.reward_N[at_B]),
         )
 
     def _place(self, at: int, transition: Transition, number: int) -> None:

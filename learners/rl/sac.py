@@ -119,7 +119,8 @@ class ActorCritic:
 
     def explore(self, batch: Batch) -> None:
         """Explore with excursions: always while rewards are silent, then more and more rarely."""
-        if silent(batch.rewards, self.executed(batch)):
+        rewards_B = batch.rewards if batch.step_rewards is None else batch.step_rewards
+        if silent(rewards_B, self.executed(batch)):
             self.head.epsilon.fill_(1.0)
         else:
             self.head.epsilon.sub_(1 / self.settings.epsilon_updates).clamp_(min=0.0)

@@ -244,3 +244,23 @@ def test_a_refused_step_is_learned_as_proposed_and_is_no_demonstration() -> None
     assert batch is not None
     assert batch.actions["arm"].tolist() == [[pytest.approx(0.9)]]
     assert not batch.is_expert["arm"].any()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_rewards_that_are_only_the_cost_of_acting_start_excursions(steps: int) -> None:
+    """As in MountainCarContinuous before the goal was reached; a sum over steps would hide it."""
+    spec = PolicySpec(
+        (StreamSpec("s", "telemetry", 1, 1),),
+        ActionSpace((Continuous("arm", (-1.0,), (1.0,)),)),
+        history=1,
+        hidden=(16,),
+    )
+    replay, rng = ReplayBuffer(spec, max_bytes=1 << 20, steps=steps), np.random.default_rng(0)
+    for k in range(300):
+        a, x = float(rng.uniform(-1, 1)), rng.normal(size=(1, 1)).astype(np.float32)
+        tick = Transition("s", k, str(k), 0.0, "p", {"s": x}, {}, {"s": True}, {"s": 0.0}, {"arm": (a,)})
+        replay.append(replace(tick, reward=-0.1 * a * a), k)
+    torch.manual_seed(0)
+    algorithm = Algorithm(Policy(spec).eval(), torch.Generator().manual_seed(0))
+    algorithm.update(replay.sample(128, torch.Generator().manual_seed(0)))
+    assert float(algorithm.policy.heads.continuous.epsilon) == 1.0
