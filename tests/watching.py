@@ -33,7 +33,7 @@ from learners.safeguards.source_consistency import Quarantine
 from runtime.control.tick import TickResult, executed_actions
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation import ProbationMonitor
+from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.receiver import Feedback

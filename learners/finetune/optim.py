@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from learners.finetune.trainable import base_of
+from learners.finetune.trainable_layers import base_of
 from learners.tasks.heads import block_lists, following, head_modules
 
 Kind = Literal["linear", "cosine", "constant"]

@@ -19,9 +19,8 @@ import torch
 from safetensors import SafetensorError
 
 from learners.config import Train
-from learners.device import pick_device
 from learners.files import write_atomically
-from learners.finetune import datasets, forgetting, model_card, trainable
+from learners.finetune import datasets, forgetting, model_card, trainable_layers
 from learners.finetune.fields import check, check_features
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
@@ -34,6 +33,7 @@ from learners.tasks.classify_text import Classifier
 from learners.tasks.heads import set_prior
 from learners.tasks.pooling import MARK
 from learners.tasks.registry import check_modality, open_task, task_class
+from learners.torch_device import pick_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +257,12 @@ def tune(
     if not fitted and task.new_head and (prior := task.prior(splits.train)) is not None:
         set_prior(task.model, prior)
     torch.manual_seed(settings.seed)  # the adapters
-    model = trainable.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
-    trained, total = trainable.counts(model)
+    model = trainable_layers.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
+    trained, total = trainable_layers.counts(model)
     run = Trainer(task, model, splits.train, splits.validation, settings, state=state, tell=tell, stop=stop).run()
     if keep is not None:
-        trainable.save_adapter(model, keep / "adapter")
-    task.model = trainable.merged(model)
+        trainable_layers.save_adapter(model, keep / "adapter")
+    task.model = trainable_layers.merged(model)
     return Tuned(task, run, trained, total)
 
 

@@ -1,7 +1,7 @@
 """Run the fine-tuning loop: epochs of length-grouped batches, validation after each, early stopping, restored best weights.
 
 Everything random comes from (seed, epoch, example): a run that was killed goes on from its last state and ends with the
-same weights. Knows tasks only through `learners.tasks.base`; what is trained is `learners.finetune.trainable`'s affair.
+same weights. Knows tasks only through `learners.tasks.base`; what is trained is `learners.finetune.trainable_layers`'s affair.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from learners.finetune import trainer_state
 from learners.finetune.optim import Kind, OptimizerName, factor, optimizer, set_rate
 from learners.finetune.records import located
-from learners.finetune.trainable import set_training
+from learners.finetune.trainable_layers import set_training
 from learners.tasks.base import DataError, Example, Feature, Task, to_device
 
 MEGABATCH = 50

@@ -17,10 +17,10 @@ from learners.model.heads import Heads
 from learners.model.networks import BatchRenorm, Tracker
 from learners.rl.adam import Adam, Group
 from learners.rl.bandit import Bandit
-from learners.rl.base import Contexts, HeadAlgorithm, add_prefix, strip_prefix
 from learners.rl.batch import Batch
 from learners.rl.crossq import Crossq
 from learners.rl.dqn import Dqn
+from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix
 from learners.rl.sac import Sac
 
 ENCODER_RATE = 3e-4

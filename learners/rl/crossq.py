@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from learners.model.gaussian_actor import ContinuousHead
-from learners.rl.base import Contexts
 from learners.rl.batch import Batch
+from learners.rl.head_algorithm import Contexts
 from learners.rl.sac import ActorCritic, SacSettings, soft_target
 
 

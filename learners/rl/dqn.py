@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from learners.model.exploration import masked
 from learners.model.networks import Tracker
 from learners.rl.adam import Group
-from learners.rl.base import Contexts, HeadSettings, add_prefix, group, strip_prefix
 from learners.rl.batch import Batch, expert_mean
+from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
 
 if TYPE_CHECKING:
     from learners.model.heads import DuelingQuantiles

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from learners.model.exploration import silent
 from learners.model.networks import BatchRenorm, Tracker, project
 from learners.rl.adam import Adam, Group
-from learners.rl.base import Contexts, HeadSettings, add_prefix, group, strip_prefix
 from learners.rl.batch import Batch, expert_mean
+from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
 
 if TYPE_CHECKING:
     from learners.model.gaussian_actor import ContinuousHead

@@ -10,7 +10,7 @@ Three figures are compared with the version before:
 probability at most alpha. A version is also rolled back if the agent died twice during its probation. Without a version before,
 or with too little data about it, nothing is compared, and the figures report that.
 
-This module only decides. `runtime/deploy/probation.py` acts in the agent, which continues when the learner fails, and stores the
+This module only decides. `runtime/deploy/probation_monitor.py` acts in the agent, which continues when the learner fails, and stores the
 state in a file. The learner reads there whether a version is on probation, and proposes no other candidate meanwhile.
 """
 

@@ -2,7 +2,7 @@
 
 A task holds a transformers model (`AutoModelFor...`) and what turns examples into its inputs. An example is a mapping
 with the fields of its kind (`text`, `label`, ...); a feature is one model input made from it; an example may give several
-features (long contexts). The loop that trains it is `learners/finetune/trainer.py`; which parameters move is `learners/finetune/trainable.py`.
+features (long contexts). The loop that trains it is `learners/finetune/trainer.py`; which parameters move is `learners/finetune/trainable_layers.py`.
 Adding a task is adding one file here: the registry finds its class.
 
 Shapes: B batch, T tokens, L labels.

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.store import Checkpoints, open_checkpoints
-from learners.device import pick_device
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.files import storage_problem
@@ -43,6 +42,7 @@ from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder
 from learners.reencoding.token_store import TokenStore
 from learners.safeguards.probation import on_probation
+from learners.torch_device import pick_device
 from learners.worker.candidates import CandidateManager
 from learners.worker.finetune_process import tasks_of
 from learners.worker.finetuning import FinetuneRunner

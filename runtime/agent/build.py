@@ -37,7 +37,7 @@ from runtime.control.tick import ControlLoop, TickListener, Utterances
 from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation import ProbationMonitor
+from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.deploy.task_versions import TaskVersions
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries

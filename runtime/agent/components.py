@@ -17,7 +17,7 @@ from runtime.control.tick import ControlLoop
 from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation import ProbationMonitor
+from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine

@@ -16,7 +16,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.pointer_follower import PointerFollower
-from runtime.deploy.probation import ProbationMonitor
+from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.inference.engine import Engine
 from runtime.process.events import Emit
 

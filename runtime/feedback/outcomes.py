@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from learners.rewards import TickRewards
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from runtime.control.tick import TickResult
-from runtime.deploy.probation import ProbationMonitor
+from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.feedback.source_quarantine import SourceQuarantine
 
 POLICY_RULES = frozenset(

@@ -27,9 +27,9 @@ from actuators.wire import SAFE_TTL_MS, Commands, Report, WireError, parse_state
 from runtime.config.schema import Config
 from runtime.gate import ipc
 from runtime.gate.event_throttle import EventThrottle
-from runtime.gate.holds import HoldPublisher
 from runtime.gate.info import InfoBuilder
 from runtime.gate.latches import LatchWriter, Saved
+from runtime.gate.override_holds import HoldPublisher
 from runtime.gate.status import AgentLiveness, StatusPublisher
 from runtime.mqtt import Connection, Delivery, Limit, Message
 from runtime.mqtt.topics import Refused, Topics, encode

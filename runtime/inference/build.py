@@ -13,7 +13,6 @@ import torch
 
 from actuators.actions import action_space
 from learners.checkpoints.store import Checkpoints
-from learners.device import pick_device
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.selection import BackendSettings
@@ -21,6 +20,7 @@ from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from learners.torch_device import pick_device
 from runtime.config.schema import Config
 from runtime.inference.engine import Engine
 from sensors.config import MODALITIES, fields_of

@@ -20,7 +20,7 @@ from learners.rewards import TickRewards
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop
-from runtime.deploy.probation import ProbationMonitor
+from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.monitoring.storage import StorageMonitor

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
-from sensors.codecs import pillow
+from sensors.codecs import images_pillow
 from sensors.drivers import opencv
 
 MAX_SCANS = 64
@@ -64,7 +64,7 @@ def decode_file(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         raise PayloadRefused("empty", "the picture file is empty")
     if data.startswith((b"\xff\xd8\xff", _PNG)):
         return decode_image(data, max_pixels)
-    return pillow.decode(data, max_pixels)
+    return images_pillow.decode(data, max_pixels)
 
 
 def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
@@ -82,7 +82,7 @@ def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
     if header.kind == "png":
         payload = _essential(payload)
         if _transparent(payload):
-            return pillow.decode(payload, max_pixels, ("PNG",))
+            return images_pillow.decode(payload, max_pixels, ("PNG",))
     else:
         _check_jpeg(payload)
     image = opencv.decode(payload)

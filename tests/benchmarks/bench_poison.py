@@ -53,7 +53,7 @@ from learners.safeguards.reward_ledger import (  # noqa: E402
     LedgerEntry,
 )
 from learners.safeguards.source_consistency import Quarantine  # noqa: E402 - after the path
-from runtime.deploy.probation import ProbationMonitor  # noqa: E402 - after the path
+from runtime.deploy.probation_monitor import ProbationMonitor  # noqa: E402 - after the path
 from runtime.feedback.outcomes import OutcomeTracker  # noqa: E402 - after the path
 from runtime.feedback.queries import UncertaintyQueries  # noqa: E402 - after the path
 from runtime.feedback.receiver import Feedback  # noqa: E402 - after the path

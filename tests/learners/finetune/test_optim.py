@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from learners.finetune.optim import factor, groups, optimizer, set_rate
 from learners.finetune.run import settings_of
-from learners.finetune.trainable import prepare
+from learners.finetune.trainable_layers import prepare
 from learners.tasks.base import Recipe
 from learners.tasks.registry import open_task
 

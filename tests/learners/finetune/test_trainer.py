@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from learners.finetune import trainer_state
 from learners.finetune.run import Splits, Tuned, finetune, tune
-from learners.finetune.trainable import prepare
+from learners.finetune.trainable_layers import prepare
 from learners.finetune.trainer import Stopped, Trainer, TrainerSettings, TrainingProgress
 from learners.tasks.classify_image import ClassifyPictures
 from learners.tasks.classify_text import ClassifyText

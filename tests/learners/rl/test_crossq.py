@@ -9,8 +9,8 @@ from rl import ARM, plain, random_batch
 
 from learners.model.networks import BatchRenorm, SphereLinear, trunk
 from learners.rl.algorithm import Algorithm
-from learners.rl.base import Contexts
 from learners.rl.crossq import Crossq, CrossqSettings
+from learners.rl.head_algorithm import Contexts
 
 
 def test_warming_up_it_is_batch_normalisation() -> None:

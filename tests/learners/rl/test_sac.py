@@ -12,8 +12,8 @@ from torch import distributions
 
 from learners.model.gaussian_actor import squashed_log_density
 from learners.rl.algorithm import Algorithm
-from learners.rl.base import Contexts
 from learners.rl.batch import Batch
+from learners.rl.head_algorithm import Contexts
 from learners.rl.sac import Sac, SacSettings, soft_target, temperature_loss
 
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from learners import device
+from learners import torch_device
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.ipc.outbox import Outbox
@@ -290,8 +290,8 @@ def test_usage(capsys: Any) -> None:
 
 
 def test_devices() -> None:
-    assert device.pick_device("cpu").type == "cpu"
-    assert device.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert torch_device.pick_device("cpu").type == "cpu"
+    assert torch_device.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.gpu

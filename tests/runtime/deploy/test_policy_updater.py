@@ -17,7 +17,7 @@ from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation import ProbationMonitor
+from runtime.deploy.probation_monitor import ProbationMonitor
 
 
 @dataclass

@@ -12,7 +12,7 @@ from watching import Script, Stage
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.safeguards.probation import FILE, Probation
 from learners.safeguards.source_consistency import Quarantine
-from runtime.deploy.probation import ProbationMonitor
+from runtime.deploy.probation_monitor import ProbationMonitor
 
 GOOD = Script(errors=0.12)
 POLICIES = {"good": GOOD, "negated": replace(GOOD, sign=-1), "equal": replace(GOOD)}

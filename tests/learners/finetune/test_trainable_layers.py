@@ -13,7 +13,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
 from learners.finetune.run import Splits, tune
-from learners.finetune.trainable import counts, lora_targets, merged, prepare, set_training, top_modules
+from learners.finetune.trainable_layers import counts, lora_targets, merged, prepare, set_training, top_modules
 from learners.finetune.trainer import Trainer, TrainerSettings
 from learners.tasks.registry import open_task
 
