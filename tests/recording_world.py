@@ -135,7 +135,7 @@ class _Stage:
             engine=engine,
             gate=self,  # type: ignore[arg-type]
             store=SimpleNamespace(append=lambda _: True),  # type: ignore[arg-type]
-            rewards=SimpleNamespace(at=lambda *_: 0.0),  # type: ignore[arg-type]
+            rewards=SimpleNamespace(at=lambda *_: 0.0, latest={}),  # type: ignore[arg-type]
             utterances=Utterances(),
             listeners=[self.reporter.ticked],
         )

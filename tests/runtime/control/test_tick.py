@@ -59,7 +59,7 @@ async def test_lateness_counts_from_the_deadline() -> None:
         engine=Engine(clock),  # type: ignore[arg-type]
         gate=Gate(),  # type: ignore[arg-type]
         store=SimpleNamespace(append=lambda _: True),  # type: ignore[arg-type]
-        rewards=SimpleNamespace(at=lambda *_: 0.0),
+        rewards=SimpleNamespace(at=lambda *_: 0.0, latest={}),
         utterances=Utterances(),
         listeners=[results.append, reporter.ticked],
     )
