@@ -249,6 +249,10 @@ class Gate:
         """Send the safe actions at the host's own start and end; disarms until `tick` arms again."""
         return self._disarm(Refusal("disarmed", reason), now_s)
 
+    def start_offline(self) -> None:
+        """Start without a broker: nothing arms before `connected`."""
+        self._online = False
+
     def disconnected(self, now_s: float) -> list[ActuatorDecision]:
         """Disarm, because the broker is lost; every device must be reconciled again after `connected`."""
         self._online = False

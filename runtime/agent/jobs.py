@@ -76,7 +76,8 @@ def unready(parts: Components) -> list[str]:
     stale = parts.inbox.stale(loop.clock.now())
     reasons = [f"stream {name} is stale" for name in stale if name in parts.inbox.required]
     if not parts.control.connected:
-        reasons.append("no connection to the broker")
+        trouble = parts.control.trouble
+        reasons.append("no connection to the broker" + (f": {trouble}" if trouble else ""))
     if verdict is None:
         reasons.append("the gate has not answered any tick yet")
     elif not verdict.armed and parts.config.gate.arm == "auto" and loop.mode == "autonomous":

@@ -44,6 +44,7 @@ def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHos
         now_s=time.monotonic(),
         mode=config.mode,
     )
+    gate.start_offline()
     if latched is not None:
         gate.restore(latched)
     try:

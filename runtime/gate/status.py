@@ -32,6 +32,7 @@ FAREWELL_S = 2.0
 """For the broker to take the last status; longer than a reconnection takes."""
 AGAIN_S = 0.01
 """Between two attempts at it."""
+MAX_REASON = 256
 RETRY_S = 0.5
 """Between two attempts to publish a status that was not acknowledged."""
 
@@ -61,6 +62,12 @@ class AgentLiveness:
     def lost(self) -> None:
         """Note that the agent closed its end, or was silent for too long."""
         self.heard_s, self.ready = None, False
+
+
+def without_broker(connection: Connection, what: str = "") -> str:
+    """Return the reason of the status for a connection that is down."""
+    trouble = f": {connection.trouble}" if connection.trouble else ""
+    return f"no connection to the broker{what}{trouble}"[:MAX_REASON]
 
 
 @dataclass(slots=True)
@@ -116,9 +123,11 @@ class StatusPublisher:
         agent = self.agent
         reasons = [f"{name}: no recent data" for name in sorted(self.feeder.required.intersection(agent.stale))]
         if not self.safety.connected:
-            reasons.append("no connection to the broker")
+            reasons.append(without_broker(self.safety))
         elif not self.connection.connected:
-            reasons.append("no connection to the broker for requests and reports")
+            reasons.append(without_broker(self.connection, " for requests and reports"))
+        elif self.safety.trouble is not None:
+            reasons.append(self.safety.trouble)
         if self.latches.error is not None:
             reasons.append(f"latches not saved: {self.latches.error}; trying again")
         if not agent.was_ready:

@@ -29,12 +29,15 @@ from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful
 from runtime.mqtt.models import Address, Handler, Limit, Message, MqttLost, Outgoing, Subscription, Will, properties
 from runtime.mqtt.publisher import Done, Keep, Sender
 from runtime.mqtt.subscriber import Receiver
+from runtime.mqtt.trouble import Trouble
 
 log = structlog.get_logger(__name__)
 
 STEADY_S = 5.0
 """A session that lasted so long ends the back-off."""
 BACKOFF_S = (0.1, 1.5)
+SHORT_SESSIONS_S = 10.0
+"""Longest pause while sessions do not last: two clients of one name must not end each other's sessions all the time."""
 AT_ONCE = 32
 """Messages handled in one turn of the loop."""
 
@@ -65,12 +68,14 @@ class Connection:
     _client: aiomqtt.Client | None = None
     _group: asyncio.TaskGroup | None = None
     _sender: Sender = field(init=False)
+    _trouble: Trouble = field(init=False)
     _up: asyncio.Event = field(default_factory=asyncio.Event)
     _greeted: bool = False
 
     def __post_init__(self) -> None:
         self._queue = Newest(maxsize=self.max_incoming)
         self._inbound = Receiver(self.identifier, self.refused, self.drops)
+        self._trouble = Trouble(self.address, self.identifier)
         self._sender = Sender(self.max_outgoing, self.drops)
 
     # --- what the owner calls
@@ -79,6 +84,11 @@ class Connection:
     def connected(self) -> bool:
         """Whether the broker answers, as far as is known."""
         return self._up.is_set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no connection, or why it does not last, with the remedy; None while it is in order."""
+        return self._trouble.reason
 
     async def up(self) -> None:
         """Wait for the connection."""
@@ -208,7 +218,8 @@ class Connection:
                 raise asyncio.CancelledError
             self.drops["incoming full"] = self._queue.dropped
             attempt = 0 if time.monotonic() - begun_s > STEADY_S else attempt + 1
-            delay_s = min(BACKOFF_S[1], BACKOFF_S[0] * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            longest_s = SHORT_SESSIONS_S if self._trouble.is_short_lived else BACKOFF_S[1]
+            delay_s = min(longest_s, BACKOFF_S[0] * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             log.debug("mqtt.retry", client=self.identifier, reason=reason, delay_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
 
@@ -218,6 +229,7 @@ class Connection:
         """From connect to loss; returns why it ended."""
         client = self._new_client()
         reason = "closed by the broker"
+        failure: BaseException = MqttLost(reason)
         try:
             await connect(client)
             self._inbound.resumed_s = time.monotonic() if was_resumed(client) else float("-inf")
@@ -231,22 +243,34 @@ class Connection:
                 finally:
                     self._leave()
         except (aiomqtt.MqttError, MqttLost) as error:
-            reason = error_text(error)
+            reason, failure = error_text(error), error
         except ExceptionGroup as errors:
             _, other = errors.split((aiomqtt.MqttError, MqttLost))
             if other is not None:
                 raise other from None
-            reason = error_text(errors)
+            reason, failure = error_text(errors), errors
         finally:
             self._leave()
             if cancelled():  # whatever a child raised meanwhile: without a DISCONNECT the broker publishes the will
                 with suppress(aiomqtt.MqttError):
                     await client.__aexit__(None, None, None)
-            if self._greeted:
+            if cancelled():
                 self._greeted = False
-                log.warning("mqtt.lost", client=self.identifier, reason=reason)
-                self.on_connection_change(False, reason)
+            else:
+                reason = self._ended(failure) or reason
             await shut(client)
+        return reason
+
+    def _ended(self, failure: BaseException) -> str | None:
+        """Log the end of a session, or a failed attempt, as often as is useful; return the reason."""
+        due = self._trouble.ended(failure)
+        reason = self._trouble.reason
+        if due:
+            event = "mqtt.lost" if self._greeted else "mqtt.unreachable"
+            log.warning(event, client=self.identifier, reason=reason)
+        if self._greeted:
+            self._greeted = False
+            self.on_connection_change(False, reason or "")
         return reason
 
     def _new_client(self) -> aiomqtt.Client:
@@ -264,8 +288,11 @@ class Connection:
         await self._inbound.subscribe(client, list(self._inbound.subscriptions.values()))
         self.connects += 1
         self._greeted = True
+        self._trouble.connected()
         self._up.set()
-        log.info("mqtt.connected", client=self.identifier, broker=f"{self.address.host}:{self.address.port}")
+        (log.debug if self.trouble else log.info)(
+            "mqtt.connected", client=self.identifier, broker=f"{self.address.host}:{self.address.port}"
+        )
         self._sender.catch_up()  # before the greeting: the stored messages are older
         self.on_connect()
         self.on_connection_change(True, "connected")

@@ -1,0 +1,156 @@
+"""Why there is no connection, in one sentence with the remedy, and when to log it again.
+
+`Connection` uses it; status, page, `/readyz` and tools show the same sentence. Opens nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import aiomqtt
+
+from runtime.mqtt.client import TAKEN_OVER, error_text
+from runtime.mqtt.models import Address, MqttLost
+
+REPEAT_S = (10.0, 60.0, 600.0)
+"""Seconds from one warning to the next of the same trouble; the last one counts from then on."""
+STEADY_S = 5.0
+"""A session that lasted so long was in order."""
+SHORT_SESSIONS = 3
+"""So many sessions in a row that the broker ended within `STEADY_S` mean two clients of one name."""
+UNAUTHORISED = frozenset({0x86, 0x87})
+"""MQTT 5.0, 3.2.2.2: bad user name or password; not authorized."""
+BAD_IDENTIFIER = 0x85
+MOST_REASONS = 8
+"""Different reasons of one trouble that are each logged at once."""
+MAX_CHAIN = 8
+
+
+@dataclass(slots=True)
+class Trouble:
+    """The trouble of one connection.
+
+    Args:
+        address: of the broker.
+        identifier: of the client.
+        clock: monotonic seconds.
+    """
+
+    address: Address
+    identifier: str
+    clock: Callable[[], float] = time.monotonic
+    _reason: str | None = None
+    _short: int = 0
+    """Sessions in a row that ended within `STEADY_S`."""
+    _began_s: float | None = None
+    """When the running session began."""
+    _logged: set[str] = field(default_factory=set)
+    _warned: int = 0
+    _next_s: float = float("-inf")
+
+    @property
+    def reason(self) -> str | None:
+        """What is wrong and what helps; None while the connection is in order."""
+        if self._began_s is not None and self.clock() - self._began_s >= STEADY_S:
+            self._reset()
+        return None if self._began_s is not None and self._short < SHORT_SESSIONS else self._reason
+
+    @property
+    def is_short_lived(self) -> bool:
+        """Whether the last sessions ended as soon as they had begun."""
+        return self._short >= SHORT_SESSIONS
+
+    def connected(self) -> None:
+        """Note the begin of a session."""
+        self._began_s = self.clock()
+
+    def ended(self, error: BaseException) -> bool:
+        """Note the end of a session, or of an attempt; return whether a warning is due."""
+        began_s, self._began_s = self._began_s, None
+        now_s = self.clock()
+        if began_s is not None and now_s - began_s >= STEADY_S:
+            self._reset()
+        elif began_s is not None:
+            self._short += 1
+        else:
+            self._short = 0
+        self._reason = explain(error, self.address, self.identifier)
+        if self._short >= SHORT_SESSIONS:
+            self._reason = f"{self._short} sessions in a row ended within {STEADY_S:g} s: {same_name(self.identifier)}"
+        key = "short" if self._short >= SHORT_SESSIONS else self._reason
+        if key in self._logged and now_s < self._next_s:
+            return False
+        if len(self._logged) < MOST_REASONS:
+            self._logged.add(key)
+        self._next_s = now_s + REPEAT_S[min(self._warned, len(REPEAT_S) - 1)]
+        self._warned += 1
+        return True
+
+    def _reset(self) -> None:
+        self._reason, self._short, self._warned, self._next_s = None, 0, 0, float("-inf")
+        self._logged.clear()
+
+
+def explain(error: BaseException, address: Address, identifier: str) -> str:
+    """Return what is wrong and what helps, in one sentence without any password."""
+    at = f"{address.host}:{address.port}"
+    for each in _chain(error):
+        found = _refusal(each, address, identifier) or _transport(each, address)
+        if found is not None:
+            return f"{at} {found}"
+    return f"{at}: {error_text(error)}"
+
+
+def _refusal(error: BaseException, address: Address, identifier: str) -> str | None:
+    """Return what the broker's reason code means."""
+    code = getattr(getattr(error, "rc", None), "value", getattr(error, "rc", None))
+    if not isinstance(error, aiomqtt.MqttCodeError):
+        return None
+    if code == TAKEN_OVER:
+        return f"ended the session: {same_name(identifier)}"
+    if code in UNAUTHORISED:
+        user = f"user {address.credentials.username}" if address.credentials else "no user"
+        return f"refuses the login ({user}); correct mqtt.username and mqtt.password, or those of this client"
+    if code == BAD_IDENTIFIER:
+        return f"refuses the client identifier {identifier}; let the broker accept it"
+    return None
+
+
+def _transport(error: BaseException, address: Address) -> str | None:
+    """Return what an error of the network or of TLS means."""
+    texts: dict[type[BaseException], str] = {
+        ConnectionRefusedError: "is closed: no broker listens there; start it, or correct mqtt.url",
+        socket.gaierror: f"is unknown: no address for {address.host}; correct mqtt.url",
+        TimeoutError: "does not answer; check mqtt.url, the network and the firewall",
+    }
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"has a certificate that is refused: {error.verify_message}; correct mqtt.ca, or the host in mqtt.url"
+    if isinstance(error, ssl.SSLError):
+        why = error.reason or error
+        return f"cannot agree on TLS: {why}; check that this is the TLS port, and mqtt.cert and mqtt.key"
+    return next((text for kind, text in texts.items() if isinstance(error, kind)), None)
+
+
+def same_name(identifier: str) -> str:
+    """Return the text for two clients of one identifier, which end each other's sessions."""
+    return f"another client uses the identifier {identifier}; give each daemon its own name (agent:)"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from or during."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _chain(inner)
+        return
+    found: BaseException | None = error
+    for _ in range(MAX_CHAIN):
+        if found is None:
+            return
+        yield found
+        if isinstance(found, MqttLost):  # its text is whole
+            return
+        found = found.__cause__ or found.__context__

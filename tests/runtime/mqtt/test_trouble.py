@@ -1,0 +1,145 @@
+"""Why there is no connection: one sentence with the remedy, at once and then at a growing interval."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from fakes import Mosquitto, eventually, free_port
+from runtime.config.schema import Credentials
+from runtime.mqtt import Address, Connection, MqttLost
+from runtime.mqtt.trouble import Trouble
+
+ADDRESS = Address("127.0.0.1", 1883)
+
+
+@asynccontextmanager
+async def running(*connections: Connection) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(each.run()) for each in connections]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def warnings(logs: list[structlog.typing.EventDict]) -> list[structlog.typing.EventDict]:
+    return [entry for entry in logs if entry["log_level"] == "warning"]
+
+
+async def trouble_of(address: Address) -> str:
+    connection = Connection(address, "reflexd-lamp-gate")
+    async with running(connection):
+        await eventually(lambda: connection.trouble is not None, "the trouble")
+        assert connection.trouble is not None
+        return connection.trouble
+
+
+async def test_a_closed_port_is_logged_once_with_its_remedy() -> None:
+    port = free_port()
+    with capture_logs() as logs:
+        connection = Connection(Address("127.0.0.1", port), "reflexd-lamp-gate")
+        async with running(connection):
+            await eventually(lambda: connection.trouble is not None, "the trouble")
+            await asyncio.sleep(1.0)  # several attempts more
+    assert [entry["event"] for entry in warnings(logs)] == ["mqtt.unreachable"]
+    assert "no broker listens there; start it, or correct mqtt.url" in warnings(logs)[0]["reason"]
+    assert f"127.0.0.1:{port}" in warnings(logs)[0]["reason"]
+
+
+async def test_a_wrong_login_is_named_without_its_password(tmp_path: Path) -> None:
+    passwords, port = tmp_path / "passwords", free_port()
+    passwords.touch()
+    passwords.chmod(0o644)
+    await asyncio.to_thread(subprocess.run, ["mosquitto_passwd", "-b", str(passwords), "anna", "right"], check=True)
+    extra = f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\nuser root\n"
+    broker = Mosquitto(tmp_path, port, extra).start()
+    try:
+        login = Credentials(username="anna", password=SecretStr("canary-wrong"))
+        reason = await trouble_of(Address("127.0.0.1", port, login))
+    finally:
+        broker.stop()
+    assert "refuses the login (user anna)" in reason
+    assert "canary" not in reason
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho leaves a refused TLS socket to gc
+async def test_a_certificate_of_another_authority_is_named(tmp_path: Path) -> None:
+    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1", "-nodes"]
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command = [*make, "-keyout", str(key), "-out", str(certificate), *subject]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    extra = f"listener {port} 127.0.0.1\nallow_anonymous true\ncertfile {certificate}\nkeyfile {key}\nuser root\n"
+    broker = Mosquitto(tmp_path, port, extra).start()
+    try:
+        reason = await trouble_of(Address("127.0.0.1", port, tls=ssl.create_default_context()))
+        assert "has a certificate that is refused: self-signed certificate" in reason
+        assert "mqtt.ca" in reason
+        plain = await trouble_of(Address("127.0.0.1", port, keepalive_s=1))
+        assert f"127.0.0.1:{port}" in plain
+    finally:
+        broker.stop()
+
+
+async def test_two_clients_of_one_name_are_named_and_slow_down(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path).start()
+    address = Address("127.0.0.1", broker.port)
+    try:
+        with capture_logs() as logs:
+            one, two = Connection(address, "reflexd-lamp-gate"), Connection(address, "reflexd-lamp-gate")
+            async with running(one, two):
+                await eventually(
+                    lambda: all("give each daemon its own name" in (each.trouble or "") for each in (one, two)),
+                    "both name it",
+                    60,
+                )
+    finally:
+        broker.stop()
+    assert len(warnings(logs)) <= 6, warnings(logs)
+
+
+async def test_a_clean_stop_logs_no_loss(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path).start()
+    connection = Connection(Address("127.0.0.1", broker.port), "reflexd-lamp-gate")
+    try:
+        with capture_logs() as logs:
+            async with running(connection):
+                await eventually(lambda: connection.connected, "connected")
+        assert not warnings(logs)
+    finally:
+        broker.stop()
+
+
+def test_the_interval_grows_and_starts_again_after_a_steady_session() -> None:
+    now = [0.0]
+    trouble = Trouble(ADDRESS, "x", lambda: now[0])
+    logged = []
+    for second in range(2_000):
+        now[0] = float(second)
+        if trouble.ended(ConnectionRefusedError()):
+            logged.append(second)
+    assert logged == [0, 10, 70, 670, 1_270, 1_870]
+    trouble.connected()
+    assert trouble.reason is None
+    now[0] += 6
+    assert trouble.reason is None
+    assert trouble.ended(MqttLost("closed by the broker"))
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), OSError("odd"), MqttLost("closed by the broker")])
+def test_every_error_has_the_address_in_its_text(error: Exception) -> None:
+    trouble = Trouble(ADDRESS, "x")
+    assert trouble.ended(error)
+    assert trouble.reason is not None
+    assert "127.0.0.1:1883" in trouble.reason
