@@ -78,5 +78,5 @@ def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path)
     assert verb("rollback") == (0, f"{first.name} is live\n")
     code, said = verb("rollback")
     assert (code, "nothing to roll back to" in said) == (1, True)
-    assert "is for policies" in verb("import", str(tmp_path))[1]
+    assert "reads policies" in verb("import", str(tmp_path))[1]
     assert versions.live() == first

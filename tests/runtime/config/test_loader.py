@@ -51,7 +51,7 @@ BROKEN = [
     ("source: topic", "source: topic, rate_hz: -1", 4, "streams.front.rate_hz", "greater"),
     ("source: topic", "source: topic, rat_hz: 1", 4, "streams.front.rat_hz", "rate_hz"),
     ("  front:", "  Front!:", 4, "streams.Front!", "pattern"),
-    ("fields: [q1]", "fields: [q1, q1]", 5, "streams.joints.fields", "remove the repeated"),
+    ("fields: [q1]", "fields: [q1, q1]", 5, "streams.joints.fields", "listed twice"),
     ("fields: [q1]", "fields: q1", 5, "streams.joints.fields", "list"),
     ("[left, right]", "[1, 2]", 9, "actuators.head.choices", "quotes"),
     ("[left, right]", "[true, left]", 9, "actuators.head.choices", "quotes"),
