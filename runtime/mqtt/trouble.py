@@ -21,7 +21,7 @@ REPEAT_S = (10.0, 60.0, 600.0)
 STEADY_S = 5.0
 """A session that lasted so long was in order."""
 SHORT_SESSIONS = 3
-"""So many sessions in a row that the broker ended within `STEADY_S` mean two clients of one name."""
+"""Consecutive sessions that the broker ended within `STEADY_S`, which mean two clients of one name."""
 UNAUTHORISED = frozenset({0x86, 0x87})
 """MQTT 5.0, 3.2.2.2: bad user name or password; not authorized."""
 BAD_IDENTIFIER = 0x85
