@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recording_world import World, record
 
+from runtime.recording.export_mcap import Window, copy_recording
 from runtime.recording.reader import Recording
 
 
@@ -48,3 +50,21 @@ async def test_what_is_different_here_is_named_before_decisions_are_compared(wor
         "another number of threads",
     ]
     assert report.text().startswith("  note: the agent was renamed (recorded a, here other)\n")
+
+
+async def test_a_recording_that_a_crash_cut_off_is_sliced_to_its_last_chunk(world: World, tmp_path: Path) -> None:
+    path = world.paths[0]
+    cut, sliced = tmp_path / "cut.mcap", tmp_path / "slice.mcap"
+    cut.write_bytes(path.read_bytes()[:-200])  # the end of the index: every chunk is whole
+    ticks = [body for _, body in Recording(cut).ticks()]
+    middle_s = (_stamp_s(ticks[3]) + _stamp_s(ticks[4])) / 2
+    assert copy_recording(cut, sliced, Window(stop_s=middle_s), lambda *_: None) == 4
+    report = await world.replay(sliced)
+    assert report.decisions == 4
+    assert report.same, report.text()
+    assert report.notes == []
+    assert copy_recording(cut, tmp_path / "rest.mcap", Window(start_s=middle_s), lambda *_: None) == len(ticks) - 4
+
+
+def _stamp_s(body: dict[str, Any]) -> float:
+    return float(body["timestamp"]["sec"]) + float(body["timestamp"]["nsec"]) / 1e9
