@@ -69,6 +69,14 @@ if TYPE_CHECKING:
     from runtime.agent.task_outputs import TaskOutputs
 
 
+CONTROL_PACKET = 2_097_152
+"""Largest packet in bytes of texts, telemetry, rewards, labels and requests; the broker drops larger ones."""
+MEDIA_PACKET = 16_777_216
+"""Largest packet in bytes of pictures and sound."""
+MEDIA_INCOMING = 128
+"""Packets of pictures and sound that wait for their handlers: 2 GiB in the worst case."""
+
+
 async def build(
     loaded: Loaded,
     gate_end: socket.socket,
@@ -102,7 +110,7 @@ async def build(
     topic_sensors = {
         n: (sensor, config.streams[n].kind) for n, sensor in sensors.items() if isinstance(sensor, TopicSensor)
     }
-    decoder = PayloadDecoder(topic_sensors, inbox.put, decoders)
+    decoder = PayloadDecoder(topic_sensors, inbox.put, decoders, emit)
 
     store = Store(state_dir / "experience", config.experience, on_event=emit)
     checkpoints = open_checkpoints(state_dir, config.promotion)
@@ -241,7 +249,12 @@ def _connection(config: Config, part: Literal["agent", "media"]) -> Connection:
     if part == "media" and address.credentials is not None:
         address = replace(address, credentials=address.credentials.for_media())
     prefix = Topics(config.agent)("response") + "/"
-    return Connection(address, f"reflexd-{config.agent}-{part}", response_prefix=prefix)
+    identifier = f"reflexd-{config.agent}-{part}"
+    if part == "media":
+        return Connection(
+            address, identifier, response_prefix=prefix, max_packet=MEDIA_PACKET, max_incoming=MEDIA_INCOMING
+        )
+    return Connection(address, identifier, response_prefix=prefix, max_packet=CONTROL_PACKET)
 
 
 def _metrics(config: Config, registry: CollectorRegistry) -> Metrics:

@@ -7,6 +7,7 @@ chunks. A message that finds the queue full pushes the oldest out, which is coun
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -14,10 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from runtime.mqtt import Message
+from runtime.process.events import Emit
 from sensors.base import PayloadRefused, TopicSensor
 from sensors.readings import Reading
 
 SOUND_CHUNKS = 64
+EVENT_EVERY_S = 10.0
+"""Seconds between two events about one stream and cause."""
 MAX_REASON = 200
 """Characters of a reason that are stored; a reason may quote the payload."""
 
@@ -33,7 +37,12 @@ class PayloadDecoder:
     """Takes messages from the connection and publishes readings."""
 
     def __init__(
-        self, sensors: Mapping[str, tuple[TopicSensor, str]], publish: Callable[[Reading], None], executor: Executor
+        self,
+        sensors: Mapping[str, tuple[TopicSensor, str]],
+        publish: Callable[[Reading], None],
+        executor: Executor,
+        emit: Emit = lambda _kind, _data: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a queue for each stream.
 
@@ -41,6 +50,8 @@ class PayloadDecoder:
             sensors: by stream, the sensor and its kind (`camera`, `microphone`, `text`, `telemetry`).
             publish: takes a reading from any thread.
             executor: threads that decode.
+            emit: publishes the event `payload_refused`.
+            clock: monotonic seconds.
         """
         self._pending = {
             name: _Pending(sensor, deque(maxlen=SOUND_CHUNKS if kind == "microphone" else 1))
@@ -48,6 +59,10 @@ class PayloadDecoder:
         }
         self._publish = publish
         self._executor = executor
+        self._emit, self._clock = emit, clock
+        self._unpublished: Counter[tuple[str, str]] = Counter()
+        """By stream and cause, refusals since the last event."""
+        self._next_s: dict[tuple[str, str], float] = {}
         self.drops: dict[str, Counter[str]] = {name: Counter() for name in sensors}
         self.refusals: dict[str, str] = {}
         """By stream, why its sensor refused the last payload that it refused."""
@@ -77,7 +92,17 @@ class PayloadDecoder:
                 try:
                     reading = await loop.run_in_executor(self._executor, decode)
                 except PayloadRefused as refusal:  # the sensor has counted it
-                    self.refusals[name] = f"{refusal.cause}: {refusal}"[:MAX_REASON]
+                    self._refused(name, refusal)
                     continue
                 if reading is not None:
                     self._publish(reading)
+
+    def _refused(self, name: str, refusal: PayloadRefused) -> None:
+        """Note why a payload was refused; publish it at most every `EVENT_EVERY_S` for each cause."""
+        reason, key = str(refusal)[:MAX_REASON], (name, refusal.cause)
+        self.refusals[name] = f"{refusal.cause}: {refusal}"[:MAX_REASON]
+        self._unpublished[key] += 1
+        if self._clock() >= self._next_s.get(key, 0.0):
+            self._next_s[key] = self._clock() + EVENT_EVERY_S
+            fields = {"stream": name, "cause": refusal.cause, "reason": reason, "count": self._unpublished.pop(key)}
+            self._emit("payload_refused", fields)

@@ -28,6 +28,7 @@ EVENTS: dict[str, str] = {
     "mode_changed": "The mode of the daemon or of an actuator changed.",
     "mode_restricted": "A mode that an operator requested is more restrictive than the mode in the settings, and stays in force.",
     "override": "An operator overrode an actuator, or the gate rejected the override.",
+    "payload_refused": "A sensor refused a payload; `reason` names the field and what is wrong.",
     "policy_confirmed": "A version passed its probation.",
     "policy_on_probation": "A promoted version started its probation.",
     "policy_promoted": "A version passed every promotion step and is live.",

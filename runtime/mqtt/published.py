@@ -96,6 +96,7 @@ class StreamHealth(Published):
     age_s: float | None = None
     stale: bool = False
     drops: dict[Short, int] = Field({}, max_length=MAX_ENTRIES)
+    last_refusal: Short | None = None
 
 
 class GateHealth(Published):

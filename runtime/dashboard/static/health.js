@@ -76,6 +76,7 @@ function listLosses() {
   const lines = {};
   for (const [name, stream] of Object.entries(health().streams ?? {})) {
     for (const [cause, n] of Object.entries(stream.drops ?? {})) lines[`${name}: ${cause}`] = n;
+    if (typeof stream.last_refusal === "string") lines[`${name}: last refused for ${stream.last_refusal}`] = undefined;
   }
   for (const [rule, n] of Object.entries(health().gate?.refusals ?? {})) lines[`gate refused: ${rule}`] = n;
   for (const [cause, n] of Object.entries(section("refused") ?? {})) lines[`malformed message: ${cause}`] = n;

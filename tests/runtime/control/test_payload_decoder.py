@@ -6,11 +6,14 @@ import asyncio
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from fakes import eventually
 from runtime.control.payload_decoder import SOUND_CHUNKS, PayloadDecoder
 from runtime.mqtt import Message
 from sensors.base import PayloadRefused
 from sensors.readings import Reading, Text
+from sensors.streams.telemetry import TopicTelemetry
 
 
 class FakeSensor:
@@ -82,3 +85,45 @@ async def test_a_refused_payload_stops_nothing_and_its_reason_is_kept() -> None:
     got, intake = await _offered("microphone", [b"0", b"bad", b"", b"3"])
     assert got == ["0", "3"]
     assert intake.refusals == {"s": "bad: a bad one"}
+
+
+async def test_a_refusal_is_published_with_its_field_at_once_and_then_with_a_count() -> None:
+    sensor = TopicTelemetry("z", None, ("occupancy", "illuminance"))
+    events: list[tuple[str, dict[str, Any]]] = []
+    now = [0.0]
+    readings: list[Reading] = []
+    payloads = [
+        b'{"occupancy": true, "illuminance": null}',
+        b'{"linkquality": 80}',
+        b'{"linkquality": 81}',
+        b'{"linkquality": 82}',
+        b'{"occupancy": "true", "illuminance": "12,5"}',
+        b'{"occupancy": true, "illuminance": 12}',
+    ]
+    with ThreadPoolExecutor(1) as executor:
+        decoder = PayloadDecoder(
+            {"z": (sensor, "telemetry")}, readings.append, executor, lambda *event: events.append(event), lambda: now[0]
+        )
+
+        def handled() -> int:
+            published = sum(data["count"] for _, data in events)
+            return published + sum(decoder._unpublished.values()) + len(readings)
+
+        running = asyncio.create_task(decoder.run())
+        for n, payload in enumerate(payloads):
+            now[0] = 11.0 if n == 3 else now[0]
+            decoder.offer("z", message(payload, 1.0))
+            await eventually(lambda: handled() > n)  # noqa: B023 - within the round
+        running.cancel()
+        await asyncio.wait([running])
+    assert {kind for kind, _ in events} == {"payload_refused"}
+    assert [(data["cause"], data["count"]) for _, data in events] == [
+        ("not_a_number", 1),
+        ("missing_field", 1),
+        ("missing_field", 2),
+        ("not_a_number", 1),
+    ]
+    assert "illuminance" in events[0][1]["reason"]
+    assert "occupancy" in events[1][1]["reason"]
+    assert len(readings) == 1
+    assert "occupancy" in decoder.refusals["z"]

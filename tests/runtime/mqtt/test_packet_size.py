@@ -1,0 +1,38 @@
+"""A picture of 3.3 MB arrives at the connection for media, and the control connection never sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from fakes import Mosquitto, eventually
+from runtime.agent.build import CONTROL_PACKET, MEDIA_PACKET
+from runtime.mqtt import Address, Connection
+
+PICTURE = os.urandom(3_300_000)
+
+
+@pytest.mark.parametrize(("limit", "arrives"), [(MEDIA_PACKET, True), (CONTROL_PACKET, False)])
+async def test_a_large_picture_arrives_where_pictures_are_taken(tmp_path: Path, limit: int, arrives: bool) -> None:
+    broker = Mosquitto(tmp_path).start()
+    got: list[bytes] = []
+    address = Address("127.0.0.1", broker.port)
+    receiver = Connection(address, "receiver", max_packet=limit)
+    sender = Connection(address, "sender")
+    receiver.subscribe("in/cam", lambda message: got.append(message.payload))
+    tasks = [asyncio.create_task(each.run()) for each in (receiver, sender)]
+    try:
+        await eventually(lambda: receiver.connected and sender.connected, "both connected")
+        await sender.publish("in/cam", PICTURE, timeout_s=10.0)
+        await sender.publish("in/cam", b"after")
+        await eventually(lambda: b"after" in got, "the message after it")
+        assert (PICTURE in got) == arrives
+        assert receiver.connects == 1
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        broker.stop()
