@@ -23,6 +23,8 @@ _COLUMNS = (
     "row, session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration, failure, truncated, success, value,"
     " crc, head, body"
 )
+READABLE = {SCHEMA: _COLUMNS, 2: _COLUMNS.replace("failure, truncated, success", "0, 0, 0")}
+"""The columns of a row by schema. A state directory that was not opened since an update is read as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Reader:
         """Rows left out because they did not read or their checksum was wrong."""
         self._db: sqlite3.Connection | None = None
         self._inode = 0
+        self._schema = SCHEMA
 
     def __enter__(self) -> Self:
         return self
@@ -112,23 +115,23 @@ class Reader:
 
     def newest(self, count: int) -> list[Row]:
         """Return the last `count` rows, oldest first."""
-        query = f"SELECT {_COLUMNS} FROM transitions ORDER BY row DESC LIMIT ?"  # noqa: S608 - our own columns
+        query = f"SELECT {self._columns()} FROM transitions ORDER BY row DESC LIMIT ?"  # noqa: S608 - our own columns
         return self._decoded(self._all(query, (count,))[::-1])
 
     def pick(self, numbers: Sequence[int]) -> list[Row]:
         """Return the rows with the given numbers, in that order; missing ones are skipped."""
-        query = f"SELECT {_COLUMNS} FROM transitions WHERE row = ?"  # noqa: S608 - our own columns
+        query = f"SELECT {self._columns()} FROM transitions WHERE row = ?"  # noqa: S608 - our own columns
         return self._decoded([found for number in numbers for found in self._all(query, (number,))])
 
     def decision(self, decision: str) -> Row | None:
         """Return the row of a decision."""
-        query = f"SELECT {_COLUMNS} FROM transitions WHERE decision = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
+        query = f"SELECT {self._columns()} FROM transitions WHERE decision = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
         found = self._decoded(self._all(query, (decision,)))
         return found[0] if found else None
 
     def at(self, stamp_s: float) -> Transition | None:
         """Return the tick of exactly this stamp."""
-        query = f"SELECT {_COLUMNS} FROM transitions WHERE stamp_s = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
+        query = f"SELECT {self._columns()} FROM transitions WHERE stamp_s = ? ORDER BY row DESC LIMIT 1"  # noqa: S608 - ours
         found = self._decoded(self._all(query, (stamp_s,)))
         return found[0].transition if found else None
 
@@ -179,7 +182,7 @@ class Reader:
 
     def _ranged(self, start: int, stop: int) -> list[tuple[Any, ...]]:
         """Read a range; halve it if it is unreadable, until single rows are skipped."""
-        query = f"SELECT {_COLUMNS} FROM transitions WHERE row >= ? AND row < ? ORDER BY row"  # noqa: S608 - ours
+        query = f"SELECT {self._columns()} FROM transitions WHERE row >= ? AND row < ? ORDER BY row"  # noqa: S608 - ours
         try:
             return self._all(query, (start, stop))
         except sqlite3.OperationalError:
@@ -242,11 +245,18 @@ class Reader:
         except sqlite3.DatabaseError:
             db.close()
             return None  # being made, or broken: the writer deals with it
-        if version != SCHEMA:
+        if version not in READABLE:
             db.close()
             return None  # not there yet, or to be migrated by the writer first
-        self._db, self._inode = db, inode
+        self._db, self._inode, self._schema = db, inode, version
         return db
+
+    def _columns(self) -> str:
+        """Return the columns of a row in the file that is open."""
+        db = self._connection()
+        if db is not None and self._schema != SCHEMA:  # the writer may have migrated the file
+            self._schema = db.execute("PRAGMA user_version").fetchone()[0]
+        return READABLE[self._schema]
 
 
 def _label(value: str | list[str]) -> str | tuple[str, ...]:

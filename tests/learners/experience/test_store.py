@@ -19,6 +19,7 @@ from learners.config import ExperienceSettings
 from learners.experience import database, schema
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Mark, Raw, Store, Transition
+from learners.experience.transition import checksum, encode
 
 Events = list[tuple[str, dict[str, Any]]]
 
@@ -329,6 +330,28 @@ def test_a_torn_log_costs_only_its_tail(tmp_path: Path) -> None:
         ticks = [row.transition.tick for row in reader.rows(0, 1_000)]
     assert ticks[-1] == 99
     assert ticks[:-1] == list(range(len(ticks) - 1))
+
+
+def test_the_schema_before_is_read_as_it_is_and_after_its_migration(tmp_path: Path) -> None:
+    path = tmp_path / "experience.db"
+    old = sqlite3.connect(path)
+    old.executescript("".join(schema._STEPS[:2]) + "PRAGMA user_version = 2;")
+    head, body = encode(tick(1))
+    old.execute(
+        "INSERT INTO transitions(session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration,"
+        " failure, value, bytes, crc, head, body) VALUES('s', 1, 'd', 0, 'p', 3.0, 1, 0, 0, 1, 0, 0, ?, ?, ?)",
+        (checksum("sd", head, body), head, body),
+    )
+    old.commit()
+    old.close()
+    with Reader(tmp_path) as reader:
+        (before,) = reader.rows(0, 10)
+        db = schema.connect(path)
+        db.execute("UPDATE transitions SET truncated = 1, success = 1")
+        db.close()
+        (after,) = reader.rows(0, 10)
+    assert (before.transition.done, before.transition.outcome, before.transition.truncated) == (True, None, False)
+    assert (after.transition.done, after.transition.outcome, after.transition.truncated) == (True, "success", True)
 
 
 def test_an_older_schema_is_migrated_and_a_newer_one_left_alone(tmp_path: Path, events: Events) -> None:
