@@ -103,7 +103,7 @@ class FrameWindow:
         return self
 
     def features(self) -> Features:
-        """Return features [1, H]; places before the episode began are not present."""
+        """Return features [1, H]; the first frame of an episode stands for those before it."""
         history = self.spec.history
         frames = list(self._frames)
         missing = history - len(frames)
@@ -113,5 +113,4 @@ class FrameWindow:
             for s in self.spec.streams
         }
         present_1HS = torch.ones(1, history, len(self.spec.streams), dtype=torch.bool)
-        present_1HS[:, :missing] = False
         return Features(tokens, present_1HS, torch.zeros(present_1HS.shape))

@@ -368,7 +368,7 @@ class ReplayBuffer:
         for h in range(history - 2, -1, -1):
             later = at_BH[:, h + 1]
             before = self._before(later)
-            alive_B &= self._preceded_N[later] & ~self._columns.cut(before)
+            alive_B &= self._preceded_N[later]
             at_BH[:, h] = np.where(alive_B, before, later)
         return self._columns.features(at_BH)
 

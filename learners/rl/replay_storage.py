@@ -108,11 +108,6 @@ class ReplayStorage:
         ends: NDArray[np.bool_] = self.done_N[at] | self.outcome_N[at]
         return ends
 
-    def cut(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether the episode ended after positions, terminal or cut off: the next tick belongs to another one."""
-        cut: NDArray[np.bool_] = self.done_N[at] | self.truncated_N[at]
-        return cut
-
     def change(self, number: int, after: Mapping[str, float]) -> bool:
         """Apply a late reward or mark to a row of the store; False when it is not held (any more)."""
         at = self._where.get(number)

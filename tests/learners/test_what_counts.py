@@ -18,11 +18,14 @@ from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
 from actuators.safety.decisions import Mode
 from learners.experience.store import Store
 from learners.experience.transition import Transition
+from learners.gym.observations import FrameWindow
 from learners.model.features import Features, recorded
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
 from learners.rl.replay_buffer import ReplayBuffer
+from runtime.inference.decision import FlatPolicyModule
+from runtime.inference.history import ObservationHistory
 
 HELD_TICKS = range(100, 110)
 """A hold of 1 s that begins just before tick 100."""
@@ -264,3 +267,39 @@ def test_rewards_that_are_only_the_cost_of_acting_start_excursions(steps: int) -
     algorithm = Algorithm(Policy(spec).eval(), torch.Generator().manual_seed(0))
     algorithm.update(replay.sample(128, torch.Generator().manual_seed(0)))
     assert float(algorithm.policy.heads.continuous.epsilon) == 1.0
+
+
+@pytest.mark.parametrize("where", ["lock-step", "daemon"])
+def test_training_sees_the_history_that_acting_saw(where: str) -> None:
+    """Two episodes: sessions of their own in lock-step, one session in the daemon."""
+    spec = PolicySpec(
+        (StreamSpec("view", "image", 4, 16),),
+        ActionSpace((Choice("a", ("l", "r")),)),
+        history=4,
+        width=32,
+        hidden=(32, 32),
+    )
+    torch.manual_seed(0)
+    policy, rng = Policy(spec).eval(), np.random.default_rng(0)
+    replay, window, past = ReplayBuffer(spec, max_bytes=1 << 22), FrameWindow(spec), ObservationHistory(spec)
+    acting, k = [], 0
+    for episode in range(2):
+        window.restart()
+        for step in range(6):
+            view = {"view": rng.normal(size=(4, 16)).astype(np.float16)}
+            if where == "lock-step":
+                acting.append(policy.encode(window.remember(view).features()))
+            else:
+                features = recorded(spec, [view], [{"view": True}], [{"view": 0.0}])
+                acting.append(policy.context(past.take(features, FlatPolicyModule(policy))))
+            session = str(episode) if where == "lock-step" else "s"
+            there, ages = {"view": True}, {"view": 0.0}
+            row = Transition(session, k, str(k), 0.0, "p", view, {}, there, ages, {"a": "l"}, done=step == 5)
+            replay.append(row, k)
+            k += 1
+    batch = replay.ordered(0, 99)
+    assert batch is not None
+    trained = policy.encode(batch.features)
+    seen = torch.cat(acting)
+    assert len(trained) == len(seen) == 12
+    torch.testing.assert_close(trained, seen, rtol=1e-5, atol=1e-5)

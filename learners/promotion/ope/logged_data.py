@@ -61,6 +61,8 @@ class Logged:
     transitions: Sequence[Transition]
     reward_N: Array
     done_N: Flags
+    linked_N: Flags
+    """The next row is the tick that followed in the session: histories go on from one to the other."""
     follows_N: Flags
     """The next row is this one's successor."""
     moved_N: Flags
@@ -83,7 +85,8 @@ class Logged:
         self._replay.versions.update(versions or {})
         self.reward_N = np.array([t.reward for t in transitions], np.float64)
         self.done_N = np.array([t.done for t in transitions], bool)
-        self.follows_N = _chained(transitions)
+        self.linked_N = _linked(transitions)
+        self.follows_N = self.linked_N & ~np.array([t.done or t.truncated for t in transitions], bool)
         self.moved_N = np.array([not t.at_rest for t in transitions], bool)
         self.own, self.probability = {}, {}
         for actuator in self.actuators:
@@ -121,7 +124,7 @@ class Logged:
         at_BH = np.repeat(np.arange(rows.start, rows.stop)[:, None], self.spec.history, axis=1)
         for h in range(self.spec.history - 2, -1, -1):
             later_B = at_BH[:, h + 1]
-            at_BH[:, h] = np.where((later_B > 0) & self.follows_N[later_B - 1], later_B - 1, later_B)
+            at_BH[:, h] = np.where((later_B > 0) & self.linked_N[later_B - 1], later_B - 1, later_B)
         return at_BH
 
     def seen(self, at: NDArray[np.int64]) -> Features:
@@ -139,13 +142,11 @@ class Logged:
         return policy.context(states_RD[torch.from_numpy(at_BH - first)])
 
 
-def _chained(transitions: Sequence[Transition]) -> Flags:
-    follows_N = np.zeros(len(transitions), bool)
+def _linked(transitions: Sequence[Transition]) -> Flags:
+    linked_N = np.zeros(len(transitions), bool)
     for n, (one, after) in enumerate(itertools.pairwise(transitions)):
-        follows_N[n] = (
-            one.session == after.session and 0 < after.tick - one.tick <= MAX_GAP and not (one.done or one.truncated)
-        )
-    return follows_N
+        linked_N[n] = one.session == after.session and 0 < after.tick - one.tick <= MAX_GAP
+    return linked_N
 
 
 def _is_own(transition: Transition, actuator: Choice | Continuous) -> bool:

@@ -101,18 +101,18 @@ def test_a_cut_episode_keeps_its_future_through_a_last_observation() -> None:
     assert ticks(batch.next_features) == [1, 2]
 
 
-def test_history_stops_where_a_session_or_the_world_began() -> None:
+def test_history_stops_where_a_session_began_and_goes_on_over_the_end_of_an_episode() -> None:
     memory = replay(history=3)
     memory.append(tick(7, "old"))
     for n in range(4):
         memory.append(tick(n, done=n == 1))
     batch = memory.ordered(0, 9)
     assert batch is not None
-    assert ticks(batch.features) == [[0, 0, 0], [0, 0, 1], [2, 2, 2]]
-    assert ticks(batch.next_features)[2] == [2, 2, 3]
+    assert ticks(batch.features) == [[0, 0, 0], [0, 0, 1], [0, 1, 2]], "the agent's history does so too"
+    assert ticks(batch.next_features)[2] == [1, 2, 3]
     newest = memory.newest(2)
     assert newest is not None
-    assert ticks(newest) == [[2, 2, 2], [2, 2, 3]]
+    assert ticks(newest) == [[0, 1, 2], [1, 2, 3]]
     assert replay().newest(5) is None
 
 
@@ -171,7 +171,7 @@ def test_what_follows_a_time_limit_is_another_episode() -> None:
         memory.append(tick(n, truncated=n == 2, reward=1.0), n)
     batch = memory.ordered(0, 9)
     assert batch is not None
-    assert ticks(batch.features) == [[0, 0], [0, 1], [3, 3], [3, 4]]
+    assert ticks(batch.features) == [[0, 0], [0, 1], [2, 3], [3, 4]]
     assert batch.discounts[:2].tolist() == pytest.approx([0.9**2, 0.9])
     assert batch.rewards[:2].tolist() == pytest.approx([1.9, 1.0])
     assert ticks(batch.next_features)[:2] == [[1, 2], [1, 2]]
@@ -179,7 +179,7 @@ def test_what_follows_a_time_limit_is_another_episode() -> None:
     assert memory.change(4, late)
     batch = memory.ordered(0, 9)
     assert batch is not None
-    assert ticks(batch.features) == [[0, 0], [0, 1], [3, 3]]
+    assert ticks(batch.features) == [[0, 0], [0, 1], [2, 3]]
 
 
 def test_the_share_of_taught_rows_grows_with_their_number() -> None:

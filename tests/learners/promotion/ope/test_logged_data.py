@@ -86,7 +86,7 @@ def test_features_are_those_of_replay_with_the_history() -> None:
     assert seen.lead == (100, 2)
     assert torch.equal(seen.tokens["joints"], wanted.tokens["joints"])
     assert torch.equal(seen.present, wanted.present)
-    assert logged.history(slice(68, 72)).tolist() == [[67, 68], [68, 69], [70, 70], [70, 71]]
+    assert logged.history(slice(68, 72)).tolist() == [[67, 68], [68, 69], [69, 70], [70, 71]]
 
 
 def test_contexts_are_those_of_encoding_each_history() -> None:
