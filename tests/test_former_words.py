@@ -28,6 +28,7 @@ from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.tasks.registry import open_task
+from learners.worker.journal import Position, placed
 
 WORDS = {b'"image"': b'"vision"', b'"audio"': b'"hearing"', b'"latent-attention"': b'"bottleneck"'}
 """Of now, and of then, in a spec."""
@@ -95,6 +96,20 @@ def test_events_and_progress_that_a_learner_of_then_left_have_the_names_of_now(t
     assert read_progress(path) == {
         "sampleable": 5, "demonstrations": 4, "terminal": 3, "pending_updates": 2.5, "dropped_updates": 1, "row": 9,
     }  # fmt: skip
+
+
+def test_the_position_of_a_learner_of_then_is_read() -> None:
+    saved = {
+        "update": 3,
+        "owed": 2.5,
+        "row": 9,
+        "change": 1,
+        "entry": 4,
+        "recoded": 0,
+        "trail": 2,
+        "versions": {"e": "1"},
+    }
+    assert placed(saved) == (Position(update=3, pending_updates=2.5, row=9, change=1, entry=4), 2, {"e": "1"})
 
 
 @pytest.mark.parametrize(

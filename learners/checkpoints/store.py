@@ -149,7 +149,7 @@ class Checkpoints:
                     found.append(read_manifest(path, self.public))
         return found
 
-    def adopt(self, directory: Path, public: Ed25519PublicKey) -> str:
+    def import_version(self, directory: Path, public: Ed25519PublicKey) -> str:
         """Take over a version made elsewhere (by `reflexd train`) under our own key; an operator vouches for `public`.
 
         Raises:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, find, make
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
+from learners.files import write_atomically
 from learners.gym.demonstrations import episodes_of
 from learners.gym.episodes import Score
 from learners.gym.trainer import Trainer, TrainSettings
@@ -47,7 +48,7 @@ def train(
         environment: a gymnasium id.
         steps: of the environment.
         seed: of everything random.
-        out: a folder; made if it is missing. Its `checkpoints` can be adopted, or run as a `state_dir`.
+        out: a folder; made if it is missing. Its `checkpoints` can be imported, or run as a `state_dir`.
         algorithm: as `policy.algorithm`.
         demonstrations: number of episodes of the scripted expert, or a file of episodes (see `learners.gym.demonstrations`).
         progress: show a bar on stderr; where that is no terminal, a line for every evaluation.
@@ -132,7 +133,7 @@ def _write(out: Path, trainer: Trainer, results: dict[str, Any]) -> None:
     )
     checkpoints.promote(version)
     results["checkpoint"] = version
-    (out / "results.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    write_atomically(out / "results.json", orjson.dumps(results, option=orjson.OPT_INDENT_2))
     title = f"{results['environment']}, {results['algorithm']}, seed {results['seed']}"
     if final is not None:
         plot(out / "curve.png", title, trainer.evaluations, final)

@@ -101,7 +101,9 @@ class Trainer:
         self.batch = s.choice_batch if choices else s.batch
         self.warmup = s.choice_warmup if choices else s.warmup
         steps = s.choice_steps if choices else s.steps
-        self.replay = ReplayBuffer(self.spec, max_bytes=s.memory_bytes, steps=steps, taught_share=s.demonstrations)
+        self.replay = ReplayBuffer(
+            self.spec, max_bytes=s.memory_bytes, steps=steps, demonstration_fraction=s.demonstrations
+        )
         self.window = FrameWindow(self.spec)
         self.kept: list[BestCheckpoint] = []
         self.evaluations: list[dict[str, float]] = []

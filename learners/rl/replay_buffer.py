@@ -47,9 +47,9 @@ LEAD_UP = 8
 class Strata:
     """How many transitions of each kind can be drawn."""
 
-    all: int
-    taught: int
-    failures: int
+    sampleable: int
+    demonstrations: int
+    terminal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ReplayBuffer:
         spec: the policy's streams, actions, history and discount.
         max_bytes: of the arrays.
         steps: n of the n-step returns.
-        taught_share: of a batch from demonstrations and interventions.
+        demonstration_fraction: of a batch from demonstrations and interventions.
         centre: subtract the mean reward of the main ring: reward centring (Naik et al. 2024) in its simple form. Values then
             measure the difference from the usual reward. For tasks with episodes that end independently of the actions.
         settle: newest transitions that are not sampled yet, because their rewards may still arrive.
@@ -82,14 +82,14 @@ class ReplayBuffer:
         *,
         max_bytes: int,
         steps: int = 1,
-        taught_share: float = 0.5,
+        demonstration_fraction: float = 0.5,
         settle: int = 0,
         centre: bool = False,
         failure_share: float = FAILURES,
         max_rows: int = 1_000_000,
     ) -> None:
         self.spec, self.steps, self.settle, self.centre = spec, steps, settle, centre
-        self.taught_share, self.failure_share = taught_share, failure_share
+        self.demonstration_fraction, self.failure_share = demonstration_fraction, failure_share
         total = max(80, min(max_rows, max_bytes // row_bytes(spec)))
         self._reserve = RingIndex(round(total * (1 - RESERVE)), round(total * RESERVE))
         self._main = RingIndex(0, total - self._reserve.size)
@@ -122,12 +122,12 @@ class ReplayBuffer:
     def acting(self) -> int:
         """Transitions held at which somebody acted."""
         held = np.concatenate((self._main.order(), self._reserve.order()))
-        return int(self._columns.moved_NU[held].any(-1).sum())
+        return int(self._columns.acted_NU[held].any(-1).sum())
 
     @property
     def ends_with_action(self) -> bool:
         """Whether somebody acted at the newest transition, so that its successor is still wanted."""
-        return bool(self._main.held and self._columns.moved_NU[self._main.before(self._main.head)].any())
+        return bool(self._main.held and self._columns.acted_NU[self._main.before(self._main.head)].any())
 
     @property
     def added(self) -> int:
@@ -195,7 +195,9 @@ class ReplayBuffer:
     def strata(self) -> Strata:
         """Return the strata that can be sampled."""
         lists = self._special()
-        return Strata(int(self._drawable(self._main.order()).sum()), len(lists["taught"]), len(lists["endings"]))
+        return Strata(
+            int(self._drawable(self._main.order()).sum()), len(lists["demonstrations"]), len(lists["endings"])
+        )
 
     def sample(self, count: int, generator: torch.Generator) -> Batch:
         """Draw `count` transitions.
@@ -204,19 +206,19 @@ class ReplayBuffer:
             ValueError: nothing can be drawn yet.
         """
         lists = self._special()
-        taught = self._share(count, self.taught_share, len(lists["taught"]))
-        endings = min(self._share(count, self.failure_share, len(lists["endings"])), count - taught)
+        demonstrations = self._share(count, self.demonstration_fraction, len(lists["demonstrations"]))
+        endings = min(self._share(count, self.failure_share, len(lists["endings"])), count - demonstrations)
         parts = [
-            self._uniform(count - taught - endings, generator),
-            _pick(lists["taught"], taught, generator),
+            self._uniform(count - demonstrations - endings, generator),
+            _pick(lists["demonstrations"], demonstrations, generator),
             _pick(lists["endings"], endings, generator),
         ]
         at_B = np.concatenate(parts)
         batch = self.batch(at_B)
         if not endings:
             return batch
-        sizes = (len(lists["taught"]), len(lists["endings"]))
-        return replace(batch, weights=torch.from_numpy(self._weights(at_B, (taught, endings), sizes)))
+        sizes = (len(lists["demonstrations"]), len(lists["endings"]))
+        return replace(batch, weights=torch.from_numpy(self._weights(at_B, (demonstrations, endings), sizes)))
 
     def _share(self, count: int, wanted: float, rows: int) -> int:
         """Return how many of `count` come from a stratum: the wanted share, but no row more than `MOST_DRAWS` times as often as others."""
@@ -232,12 +234,12 @@ class ReplayBuffer:
             drawn: how many of them come from the strata of demonstrations and of endings.
             sizes: rows in these strata.
         """
-        (taught, endings), uniform = drawn, len(at_B) - sum(drawn)
+        (demonstrations, endings), uniform = drawn, len(at_B) - sum(drawn)
         each = 1 / max(1, self._main.held)
-        is_taught_B = self._columns.taught_NU[at_B].any(-1) * (taught / max(1, sizes[0]))
+        is_expert_B = self._columns.is_expert_NU[at_B].any(-1) * (demonstrations / max(1, sizes[0]))
         is_ending_B = self._columns.ends(at_B) * (endings / max(1, sizes[1]))
-        wanted_B = (uniform + endings) * each + is_taught_B
-        found_B = np.where(at_B < self._main.stop, uniform * each, 0.0) + is_taught_B + is_ending_B
+        wanted_B = (uniform + endings) * each + is_expert_B
+        found_B = np.where(at_B < self._main.stop, uniform * each, 0.0) + is_expert_B + is_ending_B
         weights: NDArray[np.float32] = (wanted_B / found_B).astype(np.float32)
         return weights
 
@@ -258,8 +260,8 @@ class ReplayBuffer:
             actions=self._columns.actions(at_B),
             rewards=torch.from_numpy(rewards_B),
             discounts=torch.from_numpy(discounts_B),
-            is_expert=self._columns.by_actuator(self._columns.taught_NU, at_B),
-            acted=self._columns.by_actuator(self._columns.moved_NU, at_B),
+            is_expert=self._columns.by_actuator(self._columns.is_expert_NU, at_B),
+            acted=self._columns.by_actuator(self._columns.acted_NU, at_B),
             step_rewards=None if (steps or self.steps) == 1 else torch.from_numpy(self._columns.reward_N[at_B]),
         )
 
@@ -281,7 +283,7 @@ class ReplayBuffer:
     def _retire(self, at: int) -> None:
         """Move the oldest of the main ring to the reserve when it belongs to something reserved."""
         ahead = self._main.start + (at - self._main.start + np.arange(LEAD_UP + self.spec.history)) % self._main.size
-        near = self._columns.ends(ahead) | self._columns.taught_NU[ahead].any(-1)
+        near = self._columns.ends(ahead) | self._columns.is_expert_NU[ahead].any(-1)
         self._trail = 0 if near[0] else self._trail + 1
         if not (near.any() or self._trail <= self.steps):
             return
@@ -295,7 +297,7 @@ class ReplayBuffer:
         """Something was done there, and what came of it is known."""
         at = positions
         settled = (at >= self._main.stop) | (self._main.age(at) >= self.settle) | self._columns.done_N[at]
-        ready: NDArray[np.bool_] = self._columns.moved_NU[at].any(-1) & self._has_outcome(at) & settled
+        ready: NDArray[np.bool_] = self._columns.acted_NU[at].any(-1) & self._has_outcome(at) & settled
         return ready
 
     def _has_outcome(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -308,7 +310,7 @@ class ReplayBuffer:
         if self._lists is None:
             at = np.concatenate((self._main.order(), self._reserve.order()))
             self._lists = {
-                "taught": at[self._columns.taught_NU[at].any(-1)],
+                "demonstrations": at[self._columns.is_expert_NU[at].any(-1)],
                 "endings": at[self._columns.ends(at)],
             }
         return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
@@ -349,7 +351,7 @@ class ReplayBuffer:
             discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))
             here = np.where(going, self._after(here), here)
             # a state without an outcome or an actor only ends the walk
-            going &= self._has_outcome(here) & self._columns.moved_NU[here].any(-1)
+            going &= self._has_outcome(here) & self._columns.acted_NU[here].any(-1)
             if not going.any():
                 break
         return rewards.astype(np.float32), discounts.astype(np.float32), here

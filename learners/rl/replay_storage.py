@@ -53,8 +53,8 @@ class ReplayStorage:
         self.ages_NS = np.full((n, len(streams)), np.inf, np.float32)
         self.index_NC = np.zeros((n, len(self.choices)), np.int64)
         self.value = {a.name: np.zeros((n, len(a.low)), np.float32) for a in spec.actions.continuous}
-        self.moved_NU = np.zeros((n, len(self.actuators)), bool)
-        self.taught_NU = np.zeros((n, len(self.actuators)), bool)
+        self.acted_NU = np.zeros((n, len(self.actuators)), bool)
+        self.is_expert_NU = np.zeros((n, len(self.actuators)), bool)
         self.executed_NU = np.zeros((n, len(self.actuators)), bool)  # what is learned is what was executed
         self.reward_N = np.zeros(n, np.float32)
         self.done_N, self.truncated_N = np.zeros(n, bool), np.zeros(n, bool)
@@ -67,8 +67,8 @@ class ReplayStorage:
         self.arrays: list[NDArray[Any]] = [
             *(*self.tokens.values(), *self.value.values(), self.version_NS, self.ages_NS, self.index_NC),
             *(
-                self.moved_NU,
-                self.taught_NU,
+                self.acted_NU,
+                self.is_expert_NU,
                 self.executed_NU,
                 self.reward_N,
                 self.done_N,
@@ -101,7 +101,7 @@ class ReplayStorage:
 
     def special(self, at: int) -> bool:
         """Return whether a position ends an episode or an expert acted."""
-        return bool(self.taught_NU[at].any() or self.ends(at))
+        return bool(self.is_expert_NU[at].any() or self.ends(at))
 
     def ends(self, at: int | NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether positions are terminal or have an outcome, good or bad: these anchor the values."""
@@ -116,8 +116,8 @@ class ReplayStorage:
         self.reward_N[at], self.done_N[at] = after["reward"], bool(after["done"])
         self.truncated_N[at] = bool(after.get("truncated", 0))
         self.outcome_N[at] = bool(after["failure"] or after.get("success", 0))
-        if after["demonstration"] or (after["intervention"] and not self.taught_NU[at].any()):
-            self.taught_NU[at] = self.moved_NU[at] & self.executed_NU[at]
+        if after["demonstration"] or (after["intervention"] and not self.is_expert_NU[at].any()):
+            self.is_expert_NU[at] = self.acted_NU[at] & self.executed_NU[at]
         return True
 
     def stale(self, at: NDArray[np.int64]) -> dict[str, list[int]]:
@@ -186,7 +186,7 @@ class ReplayStorage:
             self.version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
 
     def _write_actions(self, at: int, transition: Transition) -> None:
-        self.moved_NU[at], self.taught_NU[at], self.executed_NU[at] = False, False, False
+        self.acted_NU[at], self.is_expert_NU[at], self.executed_NU[at] = False, False, False
         overridden = "override" in transition.by.values()
         every = transition.demonstration or (transition.intervention and not overridden)
         for u, actuator in enumerate(self.actuators):
@@ -196,10 +196,10 @@ class ReplayStorage:
             if not self._take_value(at, u, actuator, value):
                 self.skipped["action"] += 1
                 continue
-            self.moved_NU[at, u] = True
+            self.acted_NU[at, u] = True
             self.executed_NU[at, u] = transition.actions.get(actuator.name) == value
             is_override = transition.by.get(actuator.name) == "override"
-            self.taught_NU[at, u] = is_override or (every and self.executed_NU[at, u])
+            self.is_expert_NU[at, u] = is_override or (every and self.executed_NU[at, u])
 
     def _take_value(self, at: int, u: int, actuator: Choice | Continuous, value: Value) -> bool:
         if isinstance(actuator, Choice):

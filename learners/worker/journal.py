@@ -78,12 +78,16 @@ class Journal:
         write_atomically(self.path, b"".join(orjson.dumps(asdict(entry)) + b"\n" for entry in entries))
 
 
+_FORMER = {"owed": "pending_updates"}
+"""Names before 0.1.0 in saved states, and the names of now."""
+
+
 @dataclass(slots=True)
 class Position:
     """Where training is."""
 
     update: int = 0
-    owed: float = 0.0
+    pending_updates: float = 0.0
     row: int = 0
     change: int = 0
     entry: int = 0
@@ -114,6 +118,6 @@ def placed(saved: Mapping[str, Any]) -> tuple[Position, int, dict[str, str]]:
     Raises:
         KeyError, TypeError, ValueError: another version of this program wrote it, with other fields.
     """
-    position = dict(saved)
+    position = {_FORMER.get(name, name): value for name, value in saved.items()}
     trail, versions = int(position.pop("trail")), dict(position.pop("versions"))
     return Position(**position), trail, versions

@@ -35,7 +35,7 @@ from learners.worker.journal import Journal, JournalEntry, Position, document, p
 from learners.worker.rest_context import RestContext
 
 MAX_BACKLOG_S = 60.0
-"""Updates for so much experience may be owed; more is forgotten."""
+"""Updates for this much experience may be pending; more are dropped."""
 REST_ROWS, REST_SHARE = 64, 0.25
 """Ticks at rest that enter the statistics of the inputs: the first number, and this share of the ticks at which somebody acted.
 A machine that waits for hours then does not make its inputs look constant."""
@@ -55,7 +55,7 @@ class Learner:
         state: where the training state is saved (a folder of its own beside the versions that may go live).
         journal: what was taken in since.
         build: makes the policy, an nn.Module as `Algorithm` asks.
-        rate_hz: ticks a second, which says how many updates may be owed and which transitions are settled.
+        rate_hz: ticks a second, which says how many updates may be pending and which transitions are settled.
         device: of the training.
         batch: transitions of an update; default: the settings'.
         recoded: the re-encoded tokens after an encoder's swap.
@@ -95,8 +95,8 @@ class Learner:
         """Saved states and versions that had to be passed over."""
         self.skipped = 0
         """Updates left out because their loss was not finite."""
-        self.forgotten = 0.0
-        """Updates owed and given up to stay with the present."""
+        self.dropped_updates = 0.0
+        """Pending updates that the learner dropped to keep up with new experience."""
         self._rewards: deque[float] = deque(maxlen=RECENT)
 
     @property
@@ -192,9 +192,11 @@ class Learner:
         return sum(self.replay.retoken(one.row, one.stream, one.version, one.tokens_TW) for one in entries)
 
     def train(self, deadline_s: float, *, until: int | None = None, clock: Callable[[], float] = time.monotonic) -> int:
-        """Do what is owed until a moment of `clock`, or up to update number `until`; returns how many were done."""
+        """Do the pending updates until a moment of `clock`, or up to update number `until`; returns how many were done."""
         done = 0
-        while clock() < deadline_s and (self.position.owed >= 1 if until is None else self.position.update < until):
+        while clock() < deadline_s and (
+            self.position.pending_updates >= 1 if until is None else self.position.update < until
+        ):
             self._update()
             done += 1
         return done
@@ -278,19 +280,19 @@ class Learner:
             self.spec,
             max_bytes=int(s.replay_gb * 1e9),
             steps=s.n_step,
-            taught_share=s.demonstration_fraction,
+            demonstration_fraction=s.demonstration_fraction,
             settle=round(s.reward_delay_s * self.rate_hz),
             centre=s.center_rewards,
         )
 
     def _schedule_updates(self, came: int) -> None:
         position, settings = self.position, self.settings
-        if self.replay.acting < self.warmup or not self.replay.strata().all:
+        if self.replay.acting < self.warmup or not self.replay.strata().sampleable:
             return
-        owed = position.owed + came * settings.updates_per_step
+        pending = position.pending_updates + came * settings.updates_per_step
         limit = max(64.0, MAX_BACKLOG_S * self.rate_hz * settings.updates_per_step)
-        position.owed = min(owed, limit)
-        self.forgotten += owed - position.owed
+        position.pending_updates = min(pending, limit)
+        self.dropped_updates += pending - position.pending_updates
 
     def _observe(self, came: int) -> None:
         """Show settled transitions, each once and in order, to a part that learns from that."""
@@ -312,4 +314,4 @@ class Learner:
         except FloatingPointError:
             self.skipped += 1
         self.position.update += 1
-        self.position.owed -= 1
+        self.position.pending_updates -= 1

@@ -130,7 +130,7 @@ def import_directory(checkpoints: Checkpoints, directory: Path) -> str:
 
     key = load_key(_trained_state(directory))
     try:
-        version = checkpoints.adopt(_trained_version(directory), key.public_key())
+        version = checkpoints.import_version(_trained_version(directory), key.public_key())
         checkpoints.promote(version)
     except CheckpointRefused as refusal:
         raise Refused(str(refusal)) from None

@@ -33,7 +33,7 @@ class ClientCommand(BaseModel):
 class SubscribePreviews(ClientCommand):
     """Previews of these streams, until the browser disconnects or sends another list."""
 
-    do: Literal["watch"]
+    do: Literal["subscribe_previews"]
     streams: list[Name] = Field(max_length=64)
 
 

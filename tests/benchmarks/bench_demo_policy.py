@@ -114,7 +114,9 @@ def learn(
     policy = Policy(spec).eval()
     algorithm = Algorithm(policy, torch.Generator().manual_seed(0))
     draw = torch.Generator().manual_seed(0)
-    memory = ReplayBuffer(spec, max_bytes=500_000_000, steps=config.learner.n_step, taught_share=0.0, centre=centre)
+    memory = ReplayBuffer(
+        spec, max_bytes=500_000_000, steps=config.learner.n_step, demonstration_fraction=0.0, centre=centre
+    )
     for transition in log.transitions[:ticks]:
         memory.append(transition)
     change: Callable[..., Any] = (

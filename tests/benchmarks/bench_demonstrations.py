@@ -63,7 +63,11 @@ class Learning:
         self.algorithm = Algorithm(self.policy, self.generator)
         s = config.learner
         self.replay = ReplayBuffer(
-            spec, max_bytes=1 << 30, steps=s.n_step, taught_share=s.demonstration_fraction, centre=s.center_rewards
+            spec,
+            max_bytes=1 << 30,
+            steps=s.n_step,
+            demonstration_fraction=s.demonstration_fraction,
+            centre=s.center_rewards,
         )
         self.mirror = MirrorAugmentation(spec, s.mirror_augmentation)
         self.turns = spec.actions.choices[0].choices

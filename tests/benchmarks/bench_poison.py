@@ -122,7 +122,9 @@ class Agent:
             if tick % ROUND == ROUND - 1:
                 self.store.flush()
                 self.learner.ingest()
-                self.learner.train(float("inf"), until=self.learner.position.update + int(self.learner.position.owed))
+                self.learner.train(
+                    float("inf"), until=self.learner.position.update + int(self.learner.position.pending_updates)
+                )
                 tell()
         self.store.close()
         self.learner.source.reader.close()

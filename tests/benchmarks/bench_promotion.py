@@ -1,6 +1,6 @@
 """What the promotion gate makes of good and bad candidates on logs of the demo's world, and whether learning starves behind it.
 
-    python tests/benchmarks/bench_promotion.py [--senses cheap|real] [--seeds 10] [--ticks 4400] [--cache DIR] [--curves 2]
+    python tests/benchmarks/bench_promotion.py [--encoders cheap|real] [--seeds 10] [--ticks 4400] [--cache DIR] [--curves 2]
 
 A learner learns the demo in lock-step, its latest version always acting (see demo_logs.py); the log is kept in `--cache`. A
 trial takes a moment of the log: the version that acted until then is live, the ticks before are what was recorded, the
@@ -247,7 +247,7 @@ def logs(given: argparse.Namespace, make: Callable[[], demo.Senses], console: Co
     with Progress(console=console) as progress:
         job = progress.add_task("logs", total=given.seeds * given.ticks)
         for seed in range(given.seeds):
-            path = given.cache / f"{given.senses}-{key}-{seed}.pkl"
+            path = given.cache / f"{given.encoders}-{key}-{seed}.pkl"
             if not path.exists():
                 log = demo.run(senses, seed, given.ticks, tell=lambda _: progress.advance(job))
                 path.write_bytes(pickle.dumps(log))
@@ -259,7 +259,7 @@ def logs(given: argparse.Namespace, make: Callable[[], demo.Senses], console: Co
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--senses", choices=("cheap", "real"), default="cheap")
+    parser.add_argument("--encoders", choices=("cheap", "real"), default="cheap")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--ticks", type=int, default=4_400)
     parser.add_argument("--every", type=int, default=400, help="ticks from one trial to the next")
@@ -272,7 +272,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console(width=160)
-    make: Callable[[], demo.Senses] = demo.Cheap if given.senses == "cheap" else demo.Real
+    make: Callable[[], demo.Senses] = demo.Cheap if given.encoders == "cheap" else demo.Real
     bench = Bench(make(), logs(given, make, console), given.played)
     moments = list(bench.moments(given.every))
     with Progress(console=console) as progress:

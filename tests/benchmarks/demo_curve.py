@@ -125,11 +125,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3], help="none: only draw what is there")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--no-takeovers", action="store_true", help="the world never corrects")
+    parser.add_argument("--no-simulated-overrides", action="store_true", help="the world never corrects")
     given = parser.parse_args()
     for seed in given.seeds:
-        folder = given.out / f"seed{seed}{'-without-takeovers' if given.no_takeovers else ''}"
-        run(seed, folder, given.minutes, simulated_overrides=not given.no_takeovers)
+        folder = given.out / f"seed{seed}{'-without-overrides' if given.no_simulated_overrides else ''}"
+        run(seed, folder, given.minutes, simulated_overrides=not given.no_simulated_overrides)
         tell(folder)
     draw(given.out)
 

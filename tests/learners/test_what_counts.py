@@ -104,7 +104,7 @@ def test_a_machine_at_rest_learns_nothing_and_is_not_blind_when_it_moves(tmp_pat
     assert not world.verdict.armed
     assert learner.ingest() == 4_000
     learner.train(float("inf"))
-    assert (learner.replay.strata().all, len(learner.replay), learner.position.update) == (0, 0, 0)
+    assert (learner.replay.strata().sampleable, len(learner.replay), learner.position.update) == (0, 0, 0)
     assert float(learner.policy.heads.choice.epsilon) == 1.0
 
     world.gate.arm(world.now_s)
@@ -148,7 +148,9 @@ def test_a_crash_at_rest_changes_nothing(tmp_path: Path) -> None:
                 world.gate.disarm(world.now_s)
             store(folder, moves(world, rng, count, moving=moving))
             learner.ingest()
-            learner.train(float("inf"), until=learner.position.update + (10 if learner.position.owed >= 1 else 0))
+            learner.train(
+                float("inf"), until=learner.position.update + (10 if learner.position.pending_updates >= 1 else 0)
+            )
             if not moving:
                 learner.save()
             if crash:

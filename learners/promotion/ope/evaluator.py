@@ -193,7 +193,7 @@ def gather(candidate: ActingPolicy, live: ActingPolicy, logged: Logged) -> Gener
         reward=logged.reward_N,
         done=logged.done_N,
         follows=logged.follows_N,
-        known=logged.moved_N & (logged.done_N | logged.follows_N),
+        known=logged.acted_N & (logged.done_N | logged.follows_N),
         own=logged.any_own,
         logged=both.logged,
         taken=both.taken,

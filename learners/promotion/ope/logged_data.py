@@ -65,7 +65,7 @@ class Logged:
     """The next row is the tick that followed in the session: histories go on from one to the other."""
     follows_N: Flags
     """The next row is this one's successor."""
-    moved_N: Flags
+    acted_N: Flags
     """Something was done."""
     own: dict[str, Flags]
     probability: dict[str, Array]
@@ -87,7 +87,7 @@ class Logged:
         self.done_N = np.array([t.done for t in transitions], bool)
         self.linked_N = _linked(transitions)
         self.follows_N = self.linked_N & ~np.array([t.done or t.truncated for t in transitions], bool)
-        self.moved_N = np.array([not t.at_rest for t in transitions], bool)
+        self.acted_N = np.array([not t.at_rest for t in transitions], bool)
         self.own, self.probability = {}, {}
         for actuator in self.actuators:
             own_N = np.array([_is_own(t, actuator) for t in transitions], bool)

@@ -28,7 +28,7 @@ export function watch(streams) {
   const wanted = document.hidden ? [] : [...streams].sort();
   if (JSON.stringify(wanted) === JSON.stringify(watching)) return;
   watching = wanted;
-  if (state.connected) socket.send(JSON.stringify({ do: "watch", streams: watching }));
+  if (state.connected) socket.send(JSON.stringify({ do: "subscribe_previews", streams: watching }));
 }
 
 /** Sends a command; resolves to the response's data, rejects with the reason. */
@@ -99,7 +99,7 @@ export function connect() {
     retry = 250;
     state.sections = {}; // the server sends everything again; what an earlier one knew may be gone
     firsts.clear();
-    socket.send(JSON.stringify({ do: "watch", streams: watching }));
+    socket.send(JSON.stringify({ do: "subscribe_previews", streams: watching }));
     notify(new Set(["connected"]));
   };
   socket.onclose = (event) => (event.code === REPLACED ? replaced() : lost());

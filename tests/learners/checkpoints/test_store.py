@@ -266,12 +266,12 @@ def test_versions_are_numbered_on_even_when_names_are_odd(folder: Checkpoints) -
     assert save(folder).startswith("000003-")
 
 
-def test_a_foreign_version_is_adopted_under_our_key(folder: Checkpoints, tmp_path: Path) -> None:
+def test_a_foreign_version_is_imported_under_our_key(folder: Checkpoints, tmp_path: Path) -> None:
     theirs = Checkpoints(tmp_path / "train", Ed25519PrivateKey.generate())
     version = save(theirs)
     with pytest.raises(CheckpointRefused, match="wrong_signature"):
-        folder.adopt(theirs.folder / version, folder.public)
-    ours = folder.adopt(theirs.folder / version, theirs.public)
+        folder.import_version(theirs.folder / version, folder.public)
+    ours = folder.import_version(theirs.folder / version, theirs.public)
     assert folder.load(ours).manifest.metrics == {"adopted_from": version}
 
 

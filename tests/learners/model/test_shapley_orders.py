@@ -88,7 +88,7 @@ def policy() -> Policy:
     made = Policy(SPEC).eval()
     algorithm = Algorithm(made, torch.Generator().manual_seed(0))
     memory, draw = (
-        ReplayBuffer(SPEC, max_bytes=100_000_000, taught_share=0.0, centre=True),
+        ReplayBuffer(SPEC, max_bytes=100_000_000, demonstration_fraction=0.0, centre=True),
         torch.Generator().manual_seed(0),
     )
     world, rng = Blind(), np.random.default_rng(1)

@@ -36,7 +36,7 @@ def tick(n: int, session: str = "s", **fields: Any) -> Transition:
 
 
 def replay(history: int = 1, **fields: Any) -> ReplayBuffer:
-    settings: dict[str, Any] = {"max_bytes": 1 << 20, "max_rows": 1_000, "taught_share": 0.5}
+    settings: dict[str, Any] = {"max_bytes": 1 << 20, "max_rows": 1_000, "demonstration_fraction": 0.5}
     return ReplayBuffer(spec(history), **{**settings, **fields})
 
 
@@ -229,7 +229,7 @@ def test_terminal_and_taught_rows_have_their_share() -> None:
     generator = torch.Generator().manual_seed(0)
     for n in range(400):
         memory.append(tick(n))
-    assert (memory.strata().taught, memory.strata().failures, memory.strata().all) == (0, 0, 399)
+    assert (memory.strata().demonstrations, memory.strata().terminal, memory.strata().sampleable) == (0, 0, 399)
     assert not memory.sample(64, generator).is_expert["head"].any()
     for n in range(400, 410):
         memory.append(tick(n, by={"head": "override", "arm": "policy"}, intervention=True))
@@ -246,10 +246,10 @@ def test_reserved_ticks_outlive_the_ring_with_what_led_up_to_them() -> None:
     for n in range(2_000):
         taught: dict[str, Any] = {"demonstration": True} if n == 500 else {}
         memory.append(tick(n, done=n == 300, **taught))
-    assert (memory.strata().taught, memory.strata().failures) == (1, 1)
+    assert (memory.strata().demonstrations, memory.strata().terminal) == (1, 1)
     held = memory._columns.number_N  # no store here: numbers are not used
     assert (held == -1).all()
-    batch = memory.batch(memory._special()["taught"])
+    batch = memory.batch(memory._special()["demonstrations"])
     assert ticks(batch.features) == [[499, 500]]
     assert ticks(batch.next_features) == [[501, 502]]
     assert batch.rewards.tolist() == pytest.approx([500 + 0.9 * 501])
@@ -263,14 +263,14 @@ def test_late_changes_reach_the_row_wherever_it_is() -> None:
     for n in range(100):
         memory.append(tick(n), number=n)
     assert memory.change(50, after)
-    assert memory.strata().failures == 1
+    assert memory.strata().terminal == 1
     for n in range(100, 400):
         memory.append(tick(n), number=n)
-    assert memory.strata().failures == 1
+    assert memory.strata().terminal == 1
     batch = memory.batch(memory._special()["endings"])
     assert (batch.rewards.tolist(), batch.discounts.tolist()) == ([-5.0], [0.0])
     assert memory.change(50, {**after, "reward": -6.0, "intervention": 1})
-    batch = memory.batch(memory._special()["taught"])
+    batch = memory.batch(memory._special()["demonstrations"])
     assert batch.rewards.tolist() == [-6.0]
     assert not memory.change(10, after)  # long gone
     assert not memory.change(9_999, after)

@@ -162,7 +162,7 @@ def test_a_fine_tune_leaves_no_trace_in_what_the_loop_learns_next(tmp_path: Path
     loop.finetuning = bench.runner
     loop.begin()
     loop.learner.ingest()
-    loop.learner.train(float("inf"), until=int(loop.learner.position.owed))
+    loop.learner.train(float("inf"), until=int(loop.learner.position.pending_updates))
     before = torch.get_rng_state()
     loop.step()
     assert bench.tasks["one"].started == 1

@@ -116,8 +116,8 @@ def test_nothing_is_owed_before_the_warm_up_and_debts_are_bounded(tmp_path: Path
     assert one.train(FOREVER) == 0
     learning.fill(tmp_path, 30, 1_000)
     one.ingest()
-    assert one.position.owed == 600  # a minute of ticks
-    assert one.forgotten == 370
+    assert one.position.pending_updates == 600  # a minute of ticks
+    assert one.dropped_updates == 370
     assert one.train(-1.0) == 0
 
 

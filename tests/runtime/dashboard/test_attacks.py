@@ -253,7 +253,7 @@ KEYS = st.sampled_from(
 )
 COMMANDS = st.builds(
     lambda do, rest: json.dumps({**rest, "do": do}),
-    st.sampled_from(["stop", "override", "reward", "label", "text", "request", "watch", "?"]),
+    st.sampled_from(["stop", "override", "reward", "label", "text", "request", "subscribe_previews", "?"]),
     st.dictionaries(KEYS, JSON | st.sampled_from([True, "arm", "explain", "head", 1, {}]), max_size=5),
 )
 ODD = ("1" * 40, "NaN", "1e999", '"\\ud800"', "[" * 90 + "]" * 90)

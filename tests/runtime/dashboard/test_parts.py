@@ -550,7 +550,7 @@ async def test_a_viewer_may_ask_for_nothing_that_changes_anything(verb: str) -> 
 @pytest.mark.parametrize("verb", ["explain", "checkpoints"])
 def test_a_viewer_may_ask_what_only_tells(verb: str) -> None:
     assert allowed("viewer", COMMANDS.validate_python({"do": "request", "verb": verb}))
-    assert allowed("viewer", COMMANDS.validate_python({"do": "watch", "streams": ["front"]}))
+    assert allowed("viewer", COMMANDS.validate_python({"do": "subscribe_previews", "streams": ["front"]}))
 
 
 @pytest.mark.parametrize(

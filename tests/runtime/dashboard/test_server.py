@@ -173,7 +173,7 @@ async def test_pictures_go_only_to_those_who_look() -> None:
     async with site() as page:
         cookie = await page.sign_in(VIEWER)
         looking, other = await page.talk(cookie), await page.talk(cookie)
-        await looking.send_json({"do": "watch", "streams": ["front"]})
+        await looking.send_json({"do": "subscribe_previews", "streams": ["front"]})
         await comes(page.hub, lambda hub: hub.watched == ["front"])
         page.hub.state.stream_views.pictures["front"] = b"\xff\xd8\xffpicture"
         page.hub.state.stream_views.picture_counts["front"] = 1
