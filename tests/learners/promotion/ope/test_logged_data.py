@@ -65,7 +65,7 @@ def test_only_what_the_policy_drew_itself_is_its_own() -> None:
     assert logged.own["arm"].tolist() == [True, True, False, False, False, False, False]  # 1: drawn without noise
     assert logged.probability["head"].tolist() == [0.25, 1, 1, 1, 1, 1, 1]
     assert logged.any_own.tolist() == [True, True, False, True, False, False, False]
-    assert logged.moved_N.tolist() == [True, True, False, True, False, True, True]
+    assert logged.acted_N.tolist() == [True, True, False, True, False, True, True]
 
 
 def test_a_successor_is_the_next_tick_of_the_same_session() -> None:
