@@ -103,7 +103,7 @@ class FrameWindow:
         return self
 
     def features(self) -> Features:
-        """Return features [1, H]; the first frame of an episode stands for those before it."""
+        """Return features [1, H]; the first frame of an episode replaces the missing earlier ones."""
         history = self.spec.history
         frames = list(self._frames)
         missing = history - len(frames)
