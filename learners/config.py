@@ -94,7 +94,10 @@ class TopicReward(Settings):
 
     name: str = Field(description="name of this reward, distinct among `rewards`")
     kind: Literal["topic"]
-    clip: float = Field(10.0, gt=0, description="rewards are clipped to [-clip, clip]")
+    scale: float = Field(1.0, gt=0, description="factor on every reward, so that the usual ones are within `clip`")
+    clip: float = Field(
+        10.0, gt=0, description="scaled rewards are clipped to [-clip, clip]; the event `reward_clipped` says so"
+    )
     max_per_s: float = Field(
         100.0, gt=0, description="rewards per second accepted from one source; the rest is dropped and counted"
     )

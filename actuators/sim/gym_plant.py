@@ -44,6 +44,8 @@ EARLIEST = 0.5
 PATIENCE = 1.6
 """Periods without a command after which the clock steps, while commands come; without any, it steps every period."""
 GONE_PERIODS = 10
+MAX_REWARD = 10_000.0
+"""Limit of a reward in the generated settings: an environment is trusted, and its rewards have any size."""
 SHOWN_EPISODES = 20
 ENCODER = "vision"
 
@@ -208,8 +210,9 @@ def settings_of(env: gymnasium.Env[Any, Any], agent: str, rate_hz: float | None 
         "state_dir": f".reflexd/{agent}",
         "streams": {name: _stream(space, rate) for name, space in seen.items()},
     }
-    extra = {"encoders": {ENCODER: {"model": PICTURE_ENCODER}}} if pictures else {}
+    extra: dict[str, Any] = {"encoders": {ENCODER: {"model": PICTURE_ENCODER}}} if pictures else {}
     policy = {"history": PICTURE_HISTORY if pictures else 1, "gamma": 0.99}
+    extra |= {"rewards": [{"name": "environment", "kind": "topic", "clip": MAX_REWARD}]}
     return body | extra | {"actuators": {one.name: _actuator(one) for one in acts.actuators}, "policy": policy}
 
 

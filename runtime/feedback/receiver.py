@@ -76,8 +76,10 @@ class Feedback:
         if not self._within_quota(reward.source, setting.max_per_s):
             self._refuse("reward_too_many", f"source {reward.source}: more than {setting.max_per_s:g} a second")
             return
-        value = max(-setting.clip, min(setting.clip, reward.value))
-        self.counts["reward_clipped"] += value != reward.value
+        scaled = reward.value * setting.scale
+        value = max(-setting.clip, min(setting.clip, scaled))
+        if value != scaled:
+            self._clipped(reward.source, scaled, setting.clip)
         stamp_s = self.wall() if reward.stamp is None else reward.stamp
         decision = reward.decision if reward.decision is not None else self.outcomes.decision_at(stamp_s)
         if self.store.credit(
@@ -152,9 +154,22 @@ class Feedback:
             bucket = self._buckets[source] = _Bucket(rate, max(1.0, rate), self.now())
         return bucket.take(self.now())
 
+    def _clipped(self, source: str, value: float, limit: float) -> None:
+        """Count a reward beyond the limit; publish it at most once a second."""
+        self.counts["reward_clipped"] += 1
+        if self._is_due("reward_clipped"):
+            count = self.counts["reward_clipped"]
+            self.emit("reward_clipped", {"source": source, "value": value, "limit": limit, "count": count})
+
+    def _is_due(self, cause: str) -> bool:
+        """Return whether an event of this cause may be published again."""
+        now_s = self.now()
+        is_due = now_s - self._last_event_s.get(cause, float("-inf")) >= EVENT_EVERY_S
+        if is_due:
+            self._last_event_s[cause] = now_s
+        return is_due
+
     def _refuse(self, cause: str, reason: str) -> None:
         self.counts[cause] += 1
-        now = self.now()
-        if now - self._last_event_s.get(cause, float("-inf")) >= EVENT_EVERY_S:
-            self._last_event_s[cause] = now
+        if self._is_due(cause):
             self.emit("feedback_rejected", {"cause": cause, "reason": reason, "count": self.counts[cause]})

@@ -46,6 +46,7 @@ EVENTS: dict[str, str] = {
     "recording_started": "A recording started.",
     "reload_refused": "New settings were rejected; the daemon continues with the old ones.",
     "reloaded": "New settings are in force.",
+    "reward_clipped": "A reward on the topic was beyond the limit `clip` and counts as the limit.",
     "reward_failed": "A reward could not be computed; it counts as 0.",
     "rollback_failed": "No earlier version loads; the version on probation stays live.",
     "sensor_lost": "A stream's source stopped delivering.",

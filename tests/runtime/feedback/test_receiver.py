@@ -99,7 +99,17 @@ def test_a_reward_is_credited_to_its_decision_and_clipped() -> None:
     bench = _bench(clip=2.0)
     bench.feedback.reward(b'{"value": 5, "decision": "a-1"}'.replace(b"5", b"5.0"))
     assert bench.store.credits == [(2.0, "a-1")]
-    assert bench.feedback.counts["reward_clipped"] == 1
+    bench.feedback.reward(b'{"value": -7.0, "decision": "a-1", "source": "x"}')
+    assert bench.feedback.counts["reward_clipped"] == 2
+    assert bench.events == [("reward_clipped", {"source": "default", "value": 5.0, "limit": 2.0, "count": 1})]
+
+
+def test_a_reward_is_scaled_before_its_limit() -> None:
+    bench = _bench(scale=0.1)
+    bench.feedback.reward(b'{"value": -99.0, "decision": "a-1"}')
+    assert bench.store.credits == [(-99.0 * 0.1, "a-1")]
+    assert bench.feedback.counts["reward_clipped"] == 0
+    assert bench.events == []
 
 
 def test_the_end_of_an_episode_its_cut_and_its_outcome_are_three_things() -> None:
