@@ -109,8 +109,8 @@ class Actuator:
         self.chain = [each for each in self.chain if each.serial != serial]
         if serial == self.serial:
             self.due = self.in_safe_state
-            if not self.in_safe_state:
-                self.value = self.chain[-1].value if self.chain else self.confirmed
+        if not self.in_safe_state and not any(each.serial > serial for each in self.chain):
+            self.value = self.chain[-1].value if self.chain else self.confirmed
 
     def forget_commands(self) -> None:
         """A new session: the device is asked again, and what is owed to it is due."""

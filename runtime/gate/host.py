@@ -210,8 +210,8 @@ class GateHost:
         out: dict[str, dict[str, int]] = {}
         for (name, rule), count in self.gate.refused.items():
             out.setdefault(name, {})[rule] = count
-        nobody = {rule: count for rule in ("lost", "unknown_actuator") if (count := self.gate.counters[rule])}
-        return out | ({"": nobody} if nobody else {})
+        others = {rule: count for rule in ("lost", "unknown_actuator") if (count := self.gate.counters[rule])}
+        return out | ({"": others} if others else {})
 
     def _lost(self, cause: str) -> None:
         self.agent.lost()

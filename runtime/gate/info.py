@@ -60,24 +60,24 @@ def describe(config: Config, *, version: str, policy: str, text: str = "") -> di
 
 
 def _stream(stream: AnyStream) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "kind": stream.kind,
         "required": stream.required,
         "max_age_s": stream.max_age_s,
         "encoder": stream.encoder,
     }
     if fields := fields_of(stream):
-        told["fields"] = list(fields)
+        shown["fields"] = list(fields)
     if stream.kind == "microphone":
-        told["rate_hz"] = stream.rate_hz
-    told["source"] = stream.plugin if stream.kind == "plugin" else public_source(stream.source)
-    return told
+        shown["rate_hz"] = stream.rate_hz
+    shown["source"] = stream.plugin if stream.kind == "plugin" else public_source(stream.source)
+    return shown
 
 
 def _actuator(actuator: AnyActuator) -> dict[str, Any]:
-    told: dict[str, Any] = {"kind": actuator.kind, "safe": actuator.safe, "ttl_ms": actuator.ttl_ms}
+    shown: dict[str, Any] = {"kind": actuator.kind, "safe": actuator.safe, "ttl_ms": actuator.ttl_ms}
     for key in ("choices", "low", "high", "max_rate", "task", "topic", "state_topic", "state_value"):
         value = getattr(actuator, key, None)
         if value is not None:
-            told[key] = list(value) if isinstance(value, tuple) else value
-    return told
+            shown[key] = list(value) if isinstance(value, tuple) else value
+    return shown

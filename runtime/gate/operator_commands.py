@@ -132,13 +132,13 @@ class OperatorCommands:
             asked = decode(ExactOverride, message.payload)
             self._known(name)
         decision = host.override(name, asked.value, asked.hold_s)
-        told: dict[str, Any] = {"actuator": name, "value": asked.value, "hold_s": asked.hold_s, "source": asked.source}
-        told |= {"sent": decision.sent, "rule": decision.rule}
-        if told != self._overridden.get(name):  # a hand on a slider repeats itself many times a second
-            self._overridden[name] = told
-            host.publisher.event("override", told)
+        shown: dict[str, Any] = {"actuator": name, "value": asked.value, "hold_s": asked.hold_s, "source": asked.source}
+        shown |= {"sent": decision.sent, "rule": decision.rule}
+        if shown != self._overridden.get(name):  # a hand on a slider repeats itself many times a second
+            self._overridden[name] = shown
+            host.publisher.event("override", shown)
         if message.response_topic is not None:
-            self._respond(message, rpc.ok(told | {"reason": decision.reason}))
+            self._respond(message, rpc.ok(shown | {"reason": decision.reason}))
 
     def requested(self, message: Message) -> None:
         """Serve one request, or say that there is no such verb; the agent serves its own.

@@ -186,8 +186,8 @@ class Supervisor:
     def begin_shutdown(self, reason: str, code: int) -> None:
         """From here on no child is started again, but the broker, which carries the safe actions."""
         self._reason, self._code = reason, code
-        for kept in self.children:
-            kept.stopping = True
+        for each in self.children:
+            each.stopping = True
         self._ending.set()
 
     # --- children
@@ -195,7 +195,7 @@ class Supervisor:
     async def _start_broker(self, prepared: broker.Broker, start: Callable[..., asyncio.Task[None]]) -> None:
         spec = Spec("broker", tuple(prepared.command), grace_s=5.0)
         self._broker = Child(spec, restarted=self._restarted)
-        start(self._keep(self._broker), "broker")
+        start(self._supervise(self._broker), "broker")
         try:
             async with asyncio.timeout(BROKER_S):
                 while not broker.accepts(prepared.host, prepared.port) and not self._ending.is_set():  # noqa: ASYNC110 - another process
@@ -205,20 +205,20 @@ class Supervisor:
 
     def _launch(self, spec: Spec, start: Callable[..., asyncio.Task[None]]) -> None:
         if spec.linked:
-            kept = Child(spec, link=self._link, unlink=self._linked, restarted=self._restarted)
+            each = Child(spec, link=self._link, unlink=self._linked, restarted=self._restarted)
         else:
-            kept = Child(spec, restarted=self._restarted)
-        self.children.append(kept)
-        start(self._keep(kept), spec.name)
+            each = Child(spec, restarted=self._restarted)
+        self.children.append(each)
+        start(self._supervise(each), spec.name)
 
-    async def _keep(self, kept: Child) -> None:
+    async def _supervise(self, each: Child) -> None:
         """Whatever goes wrong with a child ends the daemon in order, and never the gate alone."""
         try:
-            await kept.supervise()
+            await each.supervise()
         except RestartLimitExceeded as reason:
             self._give_up(str(reason))
         except Exception as error:  # noqa: BLE001 - a child that cannot be started at all, for any reason
-            self._give_up(f"{kept.spec.name}: {type(error).__name__}: {error}")
+            self._give_up(f"{each.spec.name}: {type(error).__name__}: {error}")
 
     def _link(self) -> int:
         gate_end, self._agent_end = ipc.pair()
@@ -249,7 +249,7 @@ class Supervisor:
                 agent.kill()
 
     def _child(self, name: str) -> Child | None:
-        return next((kept for kept in self.children if kept.spec.name == name), None)
+        return next((each for each in self.children if each.spec.name == name), None)
 
     # --- the end
 
@@ -258,16 +258,16 @@ class Supervisor:
         log.info("supervisor.draining", reason=self._reason)
         self.notifier.stopping(self._reason)
         await self._host.go_safe(self._reason)
-        for kept in reversed(self.children):
-            self.notifier.extend(kept.spec.grace_s + 5.0)
-            await kept.stop()
+        for each in reversed(self.children):
+            self.notifier.extend(each.spec.grace_s + 5.0)
+            await each.stop()
         await self._host.publish_offline(self._reason)
 
     def force_exit(self) -> None:
         """Kill every child at once."""
-        for kept in (*self.children, *([self._broker] if self._broker else [])):
-            kept.stopping = True
-            kept.kill()
+        for each in (*self.children, *([self._broker] if self._broker else [])):
+            each.stopping = True
+            each.kill()
 
     # --- reload
 
@@ -298,10 +298,10 @@ class Supervisor:
         self.config, self.text = new, text
         self._host.reload(self._info(), new.mode if "mode" in changes.changed else None)
         _write_learner_config(new)
-        concerned = [kept for kept in self.children if kept.spec.name in changes.children]
-        for kept in concerned:
-            kept.restart()
-        restarted = [kept.spec.name for kept in concerned]
+        concerned = [each for each in self.children if each.spec.name in changes.children]
+        for each in concerned:
+            each.restart()
+        restarted = [each.spec.name for each in concerned]
         missing = sorted(changes.children.difference(restarted))
         return {
             "changed": changes.changed,

@@ -11,6 +11,7 @@ import pytest
 from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings, UtteranceSettings
 from actuators.expressions import ExpressionError
+from actuators.safety import limits
 from actuators.safety.decisions import ActuatorDecision, Proposal
 from actuators.safety.gate import Gate, known_names
 from actuators.safety.limits import Refusal
@@ -968,3 +969,93 @@ def test_by_default_the_clock_starts_at_zero_and_ticks_at_ten_hertz() -> None:
     assert not gate.is_reconciled(1.9)
     gate.judge(offer(0.5), 0.5)
     assert gate.deadline_s == pytest.approx(0.75)
+
+
+WIDE = ContinuousSettings(
+    kind="continuous", low=(-1.0, -1.0), high=(1.0, 1.0), max_rate=(1.0, 2.0), safe=(0.0, 0.0), out_of_range="refuse"
+)
+
+
+def paced(
+    value: tuple[float, ...], *steps: tuple[tuple[float, ...], float], approach: bool = False, clamp: bool = False
+) -> Value | Refusal:
+    settings = WIDE.model_copy(update={"out_of_range": "clamp"}) if clamp else WIDE
+    newest = steps[-1] if steps else (None, math.inf)
+    last = limits.LastCommand(newest[0], newest[1], newest[1], steps)
+    return limits.pace(settings, value, last, 0.2, approach=approach)
+
+
+def test_a_step_is_measured_in_each_component_from_every_value() -> None:
+    assert paced((0.1, 0.2), ((0.0, 0.0), 0.1)) == (0.1, 0.2)
+    assert paced((-0.1, -0.2), ((0.0, 0.0), 0.1)) == (-0.1, -0.2)
+    assert paced((0.5, -0.5), ((0.0, 0.0), 0.1), clamp=True) == pytest.approx((0.1, -0.2))
+    assert paced((0.5, -0.5), ((0.0, 0.0), 0.1), approach=True) == pytest.approx((0.1, -0.2))
+    assert paced((0.5, 0.9), ((0.0, 0.0), 9.0), clamp=True) == pytest.approx((0.2, 0.4)), "a pause saves nothing up"
+    two = (((0.0, 0.0), 0.2), ((0.1, 0.3), 0.1))
+    assert paced((1.0, 1.0), *two, clamp=True) == pytest.approx((0.2, 0.4))
+    assert paced((-1.0, -1.0), *two, clamp=True) == pytest.approx((0.0, 0.1))
+    assert paced((0.15, 0.35), *two) == (0.15, 0.35)
+    assert paced((1.0, 1.0), ((0.95, 0.9), 0.2), clamp=True) == (1.0, 1.0)
+    assert paced((1.0 + 5e-10, 0.0), ((1.0, 0.0), 0.2), clamp=True) == (1.0 + 5e-10, 0.0)
+
+
+def test_reasons_of_pace() -> None:
+    assert paced((0.5, 0.0), ((0.0, 0.0), 0.1)) == Refusal(
+        "too_fast", "from [0.0, 0.0] to [0.5, 0.0] in 0.100 s; at most [1.0, 2.0] a second"
+    )
+    assert paced((0.5, 0.0), ((0.4, 0.0), 0.2), ((0.3, 0.0), 0.1)) == Refusal(
+        "too_fast", "from [0.3, 0.0] to [0.5, 0.0] in 0.100 s; at most [1.0, 2.0] a second"
+    )
+    assert paced((0.5, 0.0)) == Refusal(
+        "unknown_state",
+        "max_rate cannot be applied: the present value is unknown; let the device report, or give the actuator a safe value",
+    )
+    apart = (((0.0, 0.0), 0.1), ((0.9, 0.0), 0.1))
+    nowhere = Refusal("too_fast", "no value is within one step of every command that is not yet acknowledged")
+    assert paced((0.5, 0.0), *apart, clamp=True) == nowhere
+    assert paced((0.5, 0.0), ((0.0, 0.0), 0.1), ((0.2, 0.0), 0.1), clamp=True) == pytest.approx((0.1, 0.0))
+
+
+def test_a_command_that_never_left_is_forgotten() -> None:
+    gate = Gate({"it": LOOSE}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    assert gate.reconciled("it", [0.0], 10.0) is None
+    first = one(gate, 10.0, "it", (0.25,))
+    second = one(gate, 10.1, "it", (0.5,))
+    gate.unsent("it", second.serial)
+    assert gate.last_command("it") == ((0.25,), "policy")
+    gate.unsent("it", first.serial)
+    assert gate.last_command("it") == ((0.0,), "policy")
+    third = one(gate, 10.2, "it", (0.75,))
+    gate.unsent("it", first.serial)
+    assert gate.last_command("it") == ((0.75,), "policy"), "an older one changes nothing"
+    gate.acknowledged("it", third.serial)
+    gate.go_safe(10.3)
+    assert gate.owed() == [], "hold sends nothing"
+
+
+def test_an_actuator_that_holds_keeps_a_waiting_command_from_leaving() -> None:
+    gate = make(it=LOOSE, head=HEAD)
+    assert {ruling.actuator: ruling.cancels for ruling in gate.stop(11.0, engaged=True)} == {"it": True, "head": False}
+
+
+def test_three_actuators_of_two_rules_rest_together() -> None:
+    switch = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF")
+    gate = AckedGate(
+        {"a": switch, "b": switch, "c": switch, "d": switch},
+        GateSettings(forbid=("a == 'ON' and b == 'OFF'", "b == 'ON' and c == 'OFF'"), reconcile_s=0.0),
+        period_s=0.1,
+        now_s=10.0,
+    )
+    for name in "abcd":
+        assert gate.reconciled(name, "OFF", 10.0) is None
+    for n in range(4):
+        gate.judge(offer(10.0 + n / 10, dict.fromkeys("abcd", "ON")), 10.0 + n / 10)
+    assert [gate.last_command(name)[0] for name in "abcd"] == ["ON"] * 4
+    rested = gate.set_mode("shadow", 10.5, "c")
+    assert [(ruling.actuator, ruling.value, ruling.rule) for ruling in rested] == [
+        ("a", "OFF", None),
+        ("b", "OFF", None),
+        ("c", "OFF", "mode"),
+    ]
+    assert rested[0].reason == "c at rest: a rule forbids the combination"
+    assert gate.last_command("d") == ("ON", "policy")
