@@ -19,6 +19,7 @@ from runtime.mqtt.models import wild
 from runtime.mqtt.topics import Refused, Topics, encode, parse
 
 WATCH_S = 2.0
+TROUBLE_S = 0.5
 MAX_EXTRA = 256
 """Topics beyond the agent's own that `info` may name."""
 GATED = frozenset({"stop", "override", "arm", "disarm", "mode", "end_override", "reload"})
@@ -64,9 +65,18 @@ class MqttBridge:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.control.run(), name="page control")
             group.create_task(self._watching(), name="page watch")
+            group.create_task(self._report_trouble(), name="page trouble")
 
     def _link(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's own callback
         self.state.set("link", {"connected": up, "reason": reason})
+
+    async def _report_trouble(self) -> None:
+        """Show why there is no connection, for as long as there is none."""
+        while True:
+            await asyncio.sleep(TROUBLE_S)
+            reason = self.control.trouble
+            if not self.control.connected and reason is not None and reason != self.state.sections["link"]["reason"]:
+                self._link(up=False, reason=reason)
 
     def _take(self, message: Message) -> None:
         self.state.take(message.topic, message.payload)

@@ -57,7 +57,7 @@ export function mode() {
 export function trouble() {
   if (!state.connected) return state.reason || "This page has lost its server. What you see is old.";
   const link = section("link");
-  if (link && !link.connected) return "The broker does not answer. What you see is old, and nothing can be steered from here.";
+  if (link && !link.connected) return `No connection to the broker: ${link.reason}. What you see is old, and nothing can be steered from here.`;
   const status = section("status");
   if (!status) return "The agent has not published anything yet. Is `reflexd run` running?";
   if (status.state === "offline") return "The agent is offline. What you see is old.";

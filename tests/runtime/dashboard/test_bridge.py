@@ -181,3 +181,16 @@ def test_what_keeps_it_from_serving_is_said(
     (tmp_path / "state" / "token").write_text("short")
     assert main([str(settings_file(tmp_path, free_port()))]) == 1
     assert "fewer than 16" in capsys.readouterr().err
+
+
+async def test_the_page_shows_why_there_is_no_broker() -> None:
+    topics, port = Topics("demo"), free_port()
+    state = ViewState(topics)
+    bridge = MqttBridge(address(port), topics, state, list)
+    task = asyncio.create_task(bridge.run())
+    try:
+        await comes(lambda: "no broker listens there" in state.sections["link"]["reason"], "the reason")
+        assert state.sections["link"]["connected"] is False
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
