@@ -20,7 +20,8 @@ from runtime.config.schema import Config
 from runtime.mqtt import topics
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 TAKEN: dict[str, type[BaseModel]] = {
@@ -75,6 +76,14 @@ def parsed(line: str) -> str:
 def test_every_command_of_a_page_is_there(page: Path) -> None:
     for line in commands(page):
         assert parsed(line), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    links = [
+        link for link in LINK.findall(FENCE.sub("", page.read_text())) if "://" not in link and "mailto:" not in link
+    ]
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_commands_are_found_and_wrong_ones_refused() -> None:
