@@ -28,7 +28,7 @@ from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.tasks.registry import open_task
-from learners.worker.journal import Position, placed
+from learners.worker.journal import Position, load_position
 
 WORDS = {b'"image"': b'"vision"', b'"audio"': b'"hearing"', b'"latent-attention"': b'"bottleneck"'}
 """Of now, and of then, in a spec."""
@@ -109,7 +109,7 @@ def test_the_position_of_a_learner_of_then_is_read() -> None:
         "trail": 2,
         "versions": {"e": "1"},
     }
-    assert placed(saved) == (Position(update=3, pending_updates=2.5, row=9, change=1, entry=4), 2, {"e": "1"})
+    assert load_position(saved) == (Position(update=3, pending_updates=2.5, row=9, change=1, entry=4), 2, {"e": "1"})
 
 
 @pytest.mark.parametrize(

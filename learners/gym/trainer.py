@@ -93,8 +93,8 @@ class Trainer:
         self.env = make()
         self.generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # initial weights
-        self.senses = ObservationEncoder(self.env.observation_space, encoder)
-        self.spec = self.senses.specify(self.env, gamma=s.gamma, algorithm=s.algorithm, width=s.width)
+        self.observation_encoder = ObservationEncoder(self.env.observation_space, encoder)
+        self.spec = self.observation_encoder.specify(self.env, gamma=s.gamma, algorithm=s.algorithm, width=s.width)
         self.policy = Policy(self.spec).eval()
         self.algorithm = Algorithm(self.policy, self.generator)
         choices = bool(self.spec.actions.choices)
@@ -167,7 +167,7 @@ class Trainer:
         return frame
 
     def _tokens(self, observation: Any) -> Tokens:
-        return self.senses.tokens(observation)
+        return self.observation_encoder.tokens(observation)
 
     def _remember(
         self,

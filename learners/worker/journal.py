@@ -112,7 +112,7 @@ def document(position: Position, trail: int, versions: Mapping[str, str]) -> dic
     return {**asdict(position), "trail": trail, "versions": versions}
 
 
-def placed(saved: Mapping[str, Any]) -> tuple[Position, int, dict[str, str]]:
+def load_position(saved: Mapping[str, Any]) -> tuple[Position, int, dict[str, str]]:
     """Where training was, as saved: the position, the trail of what is held, the encoders' versions.
 
     Raises:

@@ -31,7 +31,7 @@ from learners.reencoding.token_store import TokenStore
 from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
 from learners.rl.mirror_augmentation import MirrorAugmentation
 from learners.rl.replay_buffer import BufferIndex, ReplayBuffer
-from learners.worker.journal import Journal, JournalEntry, Position, document, placed
+from learners.worker.journal import Journal, JournalEntry, Position, document, load_position
 from learners.worker.rest_context import RestContext
 
 MAX_BACKLOG_S = 60.0
@@ -228,7 +228,7 @@ class Learner:
         entries = self.journal.entries()
         if loaded is not None:
             try:
-                self.position, trail, self.replay.versions = placed(loaded.documents["position"])
+                self.position, trail, self.replay.versions = load_position(loaded.documents["position"])
             except (KeyError, TypeError, ValueError) as error:
                 detail = f"saved training state unreadable ({error!r}); starting over from the live policy"
                 self.refused.append(CheckpointRefused(loaded.manifest.version, "unknown_format", detail))

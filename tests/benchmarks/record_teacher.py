@@ -46,7 +46,7 @@ def main() -> None:
 
     @torch.no_grad()
     def act(observation: Any) -> Any:
-        features = FrameWindow(trainer.spec).remember(trainer.senses.tokens(observation)).features()
+        features = FrameWindow(trainer.spec).remember(trainer.observation_encoder.tokens(observation)).features()
         output = trainer.policy.heads.act(trainer.policy.encode(features), generator=generator, explore=False)
         return to_environment(trainer.env.action_space, actuator_values(trainer.spec.actions, output, 0))
 
