@@ -113,6 +113,8 @@ class Engine:
     seed: int = 0
     choices: dict[str, BackendChoice] = field(default_factory=dict)
     """What runs each encoder, and the fused part under `policy`."""
+    fuse_history_as_batch: bool = False
+    """After a change of weights; only a replay of recordings that state no conditions sets it, as their program did so."""
     _live: _Live = field(init=False)
     _standby: Policy = field(init=False)
     _cache: dict[str, _Cached] = field(default_factory=dict)
@@ -281,7 +283,10 @@ class Engine:
             self._past.clear()
         self._standby, self._live = self._live.policy, live
         self.policy = live.policy
-        self._past.fuse_again(live.fuse)
+        if self.fuse_history_as_batch:
+            self._past.fuse_again_as_batch(live.policy)
+        else:
+            self._past.fuse_again(live.fuse)
 
     def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
         """Compile the encoder for its fastest backend; graphs of the `first` weights are shared with other daemons."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from learners.model.backends.selection import Run
-from learners.model.features import Features
+from learners.model.features import Features, stack
+from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 
 
@@ -47,6 +48,12 @@ class ObservationHistory:
     def fuse_again(self, fuse: Run) -> None:
         """Fuse everything held by other weights, tick by tick as `take` and `unpack` do: batches may differ in the last bit."""
         self._states.extend([self._fused(features, fuse) for features in self._features])
+
+    def fuse_again_as_batch(self, policy: Policy) -> None:
+        """Fuse everything held in one batch by torch, as programs did whose recordings state no conditions."""
+        if self._features:
+            past = stack(list(self._features)).map(lambda x: x.squeeze(1))
+            self._states.extend(state_D.unsqueeze(0) for state_D in policy.fuse(past).unbind(0))
 
     def window(self) -> tuple[Features, ...]:
         """Return the features of the last H ticks, oldest first."""

@@ -108,6 +108,7 @@ def _same_spec(recorded: str, spec: PolicySpec) -> bool:
 async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | None, *, progress: bool) -> Report:
     report, engine, metadata = Report(), tuning.engine, recording.metadata()
     report.notes += differences(parse(metadata.get("conditions", "{}").encode()), conditions(tuning.config, engine))
+    engine.fuse_history_as_batch = "conditions" not in metadata  # recorded by an older program
     engine.seed = int(metadata.get("seed", engine.seed))  # of the agent's name then
     await _recall(tuning, parse(metadata.get("encoders", "{}").encode()), "at its begin")
     ticks = recording.ticks()

@@ -237,7 +237,9 @@ def test_the_experience_of_before_can_be_exported(tmp_path: Path) -> None:
 
 def test_todays_settings_are_valid_and_old_ones_are_told_apart(tmp_path: Path) -> None:
     """What was renamed since is named with its path; where nothing was, the old file still is one."""
-    today = verb("check", str(HERE / "config.yaml"), folder=tmp_path)
+    folder, _ = unpack(tmp_path)
+    (folder / "config.yaml").write_text((HERE / "config.yaml").read_text())
+    today = verb("check", "config.yaml", folder=folder)
     assert today.returncode == 0, today.stderr
     old, new = (leaves(yaml.safe_load((HERE / f).read_text())) for f in ("config_0_1_0.yaml", "config.yaml"))
     renamed = [where for where, value in old.items() if where not in new or new[where] != value]
