@@ -114,7 +114,7 @@ class Engine:
     choices: dict[str, BackendChoice] = field(default_factory=dict)
     """What runs each encoder, and the fused part under `policy`."""
     fuse_history_as_batch: bool = False
-    """After a change of weights; only a replay of recordings that state no conditions sets it, as their program did so."""
+    """Whether new weights fuse the history in one batch. Only a replay of recordings that state no conditions sets it."""
     _live: _Live = field(init=False)
     _standby: Policy = field(init=False)
     _cache: dict[str, _Cached] = field(default_factory=dict)
