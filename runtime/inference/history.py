@@ -50,7 +50,7 @@ class ObservationHistory:
         self._states.extend([self._fused(features, fuse) for features in self._features])
 
     def fuse_again_as_batch(self, policy: Policy) -> None:
-        """Fuse everything held in one batch by torch, as programs did whose recordings state no conditions."""
+        """Fuse everything held in one batch by torch, for recordings that state no conditions: their program did so."""
         if self._features:
             past = stack(list(self._features)).map(lambda x: x.squeeze(1))
             self._states.extend(state_D.unsqueeze(0) for state_D in policy.fuse(past).unbind(0))
