@@ -124,11 +124,11 @@ def test_too_much(text: str) -> None:
         ("lamp * 1000", "is not a number"),
         ("lamp < 'P'", "is not a number"),
         ("lamp", "is not a number"),
-        ("gone", "gone is not known"),
-        ("joints.q7", "not known"),
-        ("arm[7]", "not known"),
-        ("speed[0]", "not known"),
-        ("unset > 1", "unset is not known"),
+        ("gone", "gone is unknown"),
+        ("joints.q7", "is unknown"),
+        ("arm[7]", "is unknown"),
+        ("speed[0]", "is unknown"),
+        ("unset > 1", "unset is unknown"),
     ],
 )
 def test_no_value(text: str, reason: str) -> None:

@@ -154,7 +154,9 @@ def test_what_training_sees_and_does_is_what_the_plant_shows_and_executes(
     assert len(env.done) == 1, "one step, once every actuator has its command"
     assert np.allclose(np.asarray(env.done[0], float), np.asarray(action, float), rtol=1e-6)
     assert acts.contains(env.done[0])
-    assert broker.take("reward") == [{"value": 1.0, "done": False, "source": "environment", "decision": "d"}]
+    assert broker.take("reward") == [
+        {"value": 1.0, "done": False, "truncated": False, "source": "environment", "decision": "d"}
+    ]
 
 
 def test_a_space_that_does_not_start_at_zero_has_the_environments_numbers_in_both() -> None:

@@ -172,7 +172,7 @@ def test_without_a_version_before_it_is_only_timed_and_says_so() -> None:
     verdict = watched(probation, decisions("a", 20, -1.0, refused=0.9))
     assert verdict is not None
     assert (verdict.passed, verdict.before) == (True, None)
-    assert "no version before" in verdict.figures["not_compared"]
+    assert "no earlier version" in verdict.figures["not_compared"]
     assert probation.crashed() is None
 
 
