@@ -174,7 +174,7 @@ async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
             job.close()
         assert set(running) == {
             *("control mqtt", "media mqtt", "gate", "decoder", "tick", "policy", "probation", "sources", "encoders"),
-            *("learner events", "requests", "health"),
+            *("learner events", "requests", "health", "storage", "policy spec"),
         }
         table = list(routes(parts, Topics("small")))
         verbs = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")

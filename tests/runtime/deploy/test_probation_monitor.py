@@ -23,7 +23,7 @@ async def acting_well(folder: Path, seed: int, seconds: float = 90.0, lasts_s: f
     await stage.promote("good")
     await stage.run(seconds)
     assert stage.kinds() == ["policy_on_probation", "policy_swapped", "policy_confirmed"]
-    assert "no version before" in stage.event("policy_confirmed")["not_compared"]
+    assert "no earlier version" in stage.event("policy_confirmed")["not_compared"]
     stage.events.clear()
     return stage
 

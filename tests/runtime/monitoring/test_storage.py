@@ -169,7 +169,8 @@ def test_the_forecast_follows_the_growth(make: Any) -> None:
     setup.check()
     figures = setup.monitor.figures()
     assert 8.5 < figures["days_until_full"] < 9.1
-    assert figures["used_bytes"] == sum(measure(setup.folder).values())
+    written_meanwhile = sum(measure(setup.folder).values()) - figures["used_bytes"]  # the store is open
+    assert 0 <= written_meanwhile < 256 * 1024
 
 
 def test_a_folder_that_cannot_be_written_degrades_the_status_until_it_can(make: Any) -> None:

@@ -234,9 +234,9 @@ def test_a_taken_port_says_what_to_do(tmp_path: Path) -> None:
 
 def test_an_open_broker_beyond_loopback_is_refused(tmp_path: Path) -> None:
     port = free_port()
-    with pytest.raises(broker.ExposedError, match="everybody"):
+    with pytest.raises(broker.ExposedError, match="every client on the network"):
         broker.prepare(settings(port).model_copy(update={"url": f"embedded://0.0.0.0:{port}"}), tmp_path)
-    with pytest.raises(broker.ExposedError, match="everybody"):
+    with pytest.raises(broker.ExposedError, match="every client on the network"):
         broker.prepare(settings(port).model_copy(update={"url": f"embedded://some.host:{port}"}), tmp_path)
     with_users = settings(port, username="u", password=canaries.MQTT).model_copy(
         update={"url": f"embedded://0.0.0.0:{port}"}
