@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from canary_watch import WATCH
 
 from fakes import Mosquitto
@@ -35,6 +36,14 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
         yield mosquitto.start()
     finally:
         mosquitto.stop()
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> Iterator[None]:
+    """Restore structlog's defaults around each test: a command of the CLI configures them for the whole process."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
