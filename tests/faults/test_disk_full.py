@@ -74,7 +74,7 @@ def test_a_full_disk_degrades_the_daemon_and_stops_nothing(tmp_path: Path, disk:
         "mqtt": {"url": broker.url},
         "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["a"], "max_age_s": 2.0}},
         "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
-        "learner": {"warmup": 64, "batch": 32, "save_every_s": 5},
+        "learner": {"warmup": 64, "batch": 32, "save_every_s": 5, "priority": "nice"},
     }
     config.write_text(yaml.safe_dump(settings))
     with (tmp_path / "log").open("w") as log:
@@ -86,6 +86,7 @@ def test_a_full_disk_degrades_the_daemon_and_stops_nothing(tmp_path: Path, disk:
         wait_for(lambda: outside.status.get("state") == "online", "the daemon online", START_S)
         wait_for(lambda: outside.health.get("learner", {}).get("buffer", 0) > 0, "a learner at work", START_S)
         assert outside.health["storage"]["used_bytes"] > 0
+        before = len(outside.events)  # a slow machine may lose its agent while the learner starts
         disk.fill()
         wait_for(lambda: outside.status.get("state") == "degraded", "the status degraded", 60)
         reason = next(one for one in outside.status["reasons"] if one.startswith("storage: "))
@@ -94,7 +95,7 @@ def test_a_full_disk_degrades_the_daemon_and_stops_nothing(tmp_path: Path, disk:
         wait_for(lambda: outside.commands > commands + 30, "commands on a full disk", 30)
         disk.free()
         wait_for(lambda: outside.status.get("state") == "online", "the recovery", 60)
-        kinds = [event["type"] for event in outside.events]
+        kinds = [event["type"] for event in outside.events[before:]]
         assert "storage_degraded" in kinds
         assert "storage_recovered" in kinds
         assert not {"child_restarted", "agent_lost"} & set(kinds)
