@@ -47,6 +47,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labelling.Daemo
         finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "rehearsal_ratio": 1.0},
         learner={"priority": "nice"},
     )
+    made["mode"] = "autonomous"  # the learner trains on, and encodes again, only rows at which the policy acted
     with labelling.Daemon(folder, made) as running:
         running.wait("decision", timeout_s=labelling.START_S)
         yield running
