@@ -278,7 +278,7 @@ def recordings(folder: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(SHOWN))
 def test_what_is_documented_of_this_file_is_so(file: str, tmp_path: Path) -> None:
-    SHOWN[file](tmp_path)
+    SHOWN[file](tmp_path)  # each asserts what its row of the table promises
 
 
 def test_the_table_names_just_what_is_shown_here() -> None:

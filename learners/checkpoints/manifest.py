@@ -37,7 +37,7 @@ class CheckpointRefused(Exception):  # noqa: N818 - reads as what happened
 
     `reason` is one of: bad_name, missing, not_a_directory, not_a_file, no_manifest, unsigned, wrong_signature, bad_manifest,
     unknown_format, wrong_version, missing_file, extra_file, wrong_hash, pickle, not_safetensors, not_json, not_finite,
-    wrong_shapes, failed_before.
+    wrong_shapes, other_meaning, failed_before.
     """
 
     def __init__(self, version: str, reason: str, detail: str) -> None:
@@ -121,8 +121,19 @@ def read_manifest(directory: Path, public: Ed25519PublicKey) -> Manifest:
     return _parse(version, content)
 
 
-def load(directory: Path, public: Ed25519PublicKey, shapes: Mapping[str, Shapes] | None = None) -> Loaded:
-    """Load a version's directory, after every check; `shapes` are the required shapes of each tensor file.
+def load(
+    directory: Path,
+    public: Ed25519PublicKey,
+    shapes: Mapping[str, Shapes] | None = None,
+    meaning: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Load a version's directory, after every check.
+
+    Args:
+        directory: of the version.
+        public: the key that must have signed it.
+        shapes: those each tensor file must have.
+        meaning: the streams and actions of today's settings (`PolicySpec.meaning`); a version for others is refused.
 
     Raises:
         CheckpointRefused: with the reason.
@@ -148,7 +159,30 @@ def load(directory: Path, public: Ed25519PublicKey, shapes: Mapping[str, Shapes]
     absent = set(shapes or {}) - set(tensors)
     if absent:
         raise CheckpointRefused(version, "missing_file", f"{', '.join(sorted(absent))}.safetensors is needed")
+    if meaning is not None and "spec" in documents:
+        _check_meaning(version, documents["spec"], meaning)
     return Loaded(manifest, tensors, documents)
+
+
+def _check_meaning(version: str, spec: Any, meaning: Mapping[str, Any]) -> None:
+    """Refuse weights trained for other streams or actions: with equal shapes their numbers would be read as something else."""
+    try:
+        named = [{"name": stream["name"], "fields": stream.get("fields") or None} for stream in spec["streams"]]
+        then = {"streams": named, "actions": spec["actions"]}
+    except (TypeError, KeyError, AttributeError):
+        raise CheckpointRefused(version, "other_meaning", "its spec.json does not name streams and actions") from None
+    now = orjson.loads(orjson.dumps(meaning))
+    for stream, today in zip(named, now["streams"], strict=False):
+        if stream["fields"] is None:  # saved before specs named fields, or by `reflexd train`
+            stream["fields"] = today["fields"]
+    for what in ("streams", "actions"):
+        if then[what] != now[what]:
+            raise CheckpointRefused(
+                version,
+                "other_meaning",
+                f"it was trained for the {what} {orjson.dumps(then[what]).decode()}, the settings have "
+                f"{orjson.dumps(now[what]).decode()}; restore names, order and limits, or start with a new state_dir",
+            )
 
 
 def _read(directory: Path, name: str, missing: str, limit: int) -> bytes:

@@ -132,13 +132,15 @@ class Checkpoints:
             self._retain(version)
         return version
 
-    def load(self, version: str, shapes: Mapping[str, Shapes] | None = None) -> Loaded:
-        """Load a version, after every check; `shapes` are the required shapes of each tensor file.
+    def load(
+        self, version: str, shapes: Mapping[str, Shapes] | None = None, meaning: Mapping[str, Any] | None = None
+    ) -> Loaded:
+        """Load a version, after every check; `shapes` and `meaning` are what its tensors must have and stand for.
 
         Raises:
             CheckpointRefused: with the reason.
         """
-        return load(self.folder / version, self.public, shapes)
+        return load(self.folder / version, self.public, shapes, meaning)
 
     def list(self) -> list[Manifest]:
         """Return the versions with a manifest that our key signed, oldest first; their files are not read."""
@@ -179,7 +181,10 @@ class Checkpoints:
         return live if all(isinstance(name, str) and VERSION.match(name) for name in named) else None
 
     def load_live(
-        self, refused: Callable[[CheckpointRefused], None], shapes: Mapping[str, Shapes] | None = None
+        self,
+        refused: Callable[[CheckpointRefused], None],
+        shapes: Mapping[str, Shapes] | None = None,
+        meaning: Mapping[str, Any] | None = None,
     ) -> Loaded | None:
         """Load the live version, else the newest one that acted and still loads; None if there is none.
 
@@ -197,7 +202,7 @@ class Checkpoints:
                 continue
             tried.add(version)
             try:
-                return self.load(version, shapes)
+                return self.load(version, shapes, meaning)
             except CheckpointRefused as refusal:
                 refused(refusal)
         return None

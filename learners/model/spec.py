@@ -5,7 +5,7 @@ A `PolicySpec` is saved next to the weights (`spec.json`), so that a checkpoint 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import orjson
@@ -38,6 +38,8 @@ class StreamSpec:
     tokens: int
     width: int
     columns: int = 0
+    fields: tuple[str, ...] = field(default=(), compare=False)
+    """Names of a telemetry stream's numbers in order; none where nothing names them. They decide no shape."""
 
     def __post_init__(self) -> None:
         if self.modality not in get_args(Modality):
@@ -116,6 +118,11 @@ class PolicySpec:
         """Whether there is nothing but one telemetry stream: fusion is then bypassed."""
         return len(self.streams) == 1 and self.streams[0].modality == "telemetry"
 
+    def meaning(self) -> dict[str, Any]:
+        """Return what the policy's numbers stand for: streams with their fields in order, actuators with choices or limits."""
+        streams = [{"name": stream.name, "fields": list(stream.fields)} for stream in self.streams]
+        return {"streams": streams, "actions": [_actuator_out(actuator) for actuator in self.actions.actuators]}
+
     def to_json(self) -> bytes:
         """Return the spec as JSON."""
         body = asdict(self)
@@ -147,7 +154,8 @@ class PolicySpec:
 
 
 def _stream_in(entry: dict[str, Any]) -> StreamSpec:
-    return StreamSpec(**entry | {"modality": FORMER_MODALITIES.get(entry["modality"], entry["modality"])})
+    modality = FORMER_MODALITIES.get(entry["modality"], entry["modality"])
+    return StreamSpec(**entry | {"modality": modality, "fields": tuple(entry.get("fields", ()))})
 
 
 def _actuator_out(actuator: Actuator) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class Learner:
 
         `load` gives the policy weights of a version named in the journal.
         """
-        loaded = self.state.load_live(self.refused.append, self.shapes())
+        loaded = self.state.load_live(self.refused.append, self.shapes(), self.spec.meaning())
         entries = self.journal.entries()
         if loaded is not None:
             try:

@@ -125,7 +125,9 @@ class LearnerLoop:
         resumed = self.learner.resume(self._weights)
         self._report_refusals()
         if not resumed:
-            loaded = self.checkpoints.load_live(self.candidates.report_refusal, self.learner.shapes())
+            loaded = self.checkpoints.load_live(
+                self.candidates.report_refusal, self.learner.shapes(), self.spec.meaning()
+            )
             if loaded is not None:
                 version, weights = loaded.manifest.version, loaded.tensors["policy"]
                 self._attempt(lambda: self.learner.reset_to_version(version, weights))
@@ -206,7 +208,7 @@ class LearnerLoop:
         self.learner.save()
 
     def _weights(self, version: str) -> dict[str, Tensor]:
-        return self.checkpoints.load(version, self.learner.shapes()).tensors["policy"]
+        return self.checkpoints.load(version, self.learner.shapes(), self.spec.meaning()).tensors["policy"]
 
     def _same_spec(self) -> bool:
         spec = read_policy_spec(self.inputs.state_dir)

@@ -40,7 +40,9 @@ class PolicyUpdater:
     async def start(self) -> None:
         """Load the live version, else the newest that acted and still loads; without one, untrained weights act."""
         await asyncio.to_thread(self.probation.start)
-        loaded = await asyncio.to_thread(self.checkpoints.load_live, self._refused, self.engine.shapes)
+        loaded = await asyncio.to_thread(
+            self.checkpoints.load_live, self._refused, self.engine.shapes, self.engine.spec.meaning()
+        )
         if loaded is None:
             remedy = "let the learner run, or put a checkpoint of `reflexd train` in place"
             self.emit("policy_untrained", {"remedy": remedy})

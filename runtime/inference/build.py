@@ -98,7 +98,7 @@ def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
 def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> StreamSpec:
     settings = config.streams[name]
     if fields := fields_of(settings):
-        return StreamSpec(name, "telemetry", 1, len(fields))
+        return StreamSpec(name, "telemetry", 1, len(fields), fields=tuple(fields))
     if settings.encoder is None:
         raise ModelConfigError(f"streams.{name}.encoder: missing; a {settings.kind} stream needs one")
     encoder = encoders[settings.encoder]

@@ -97,7 +97,7 @@ class Engine:
         encoders: by their name in the settings.
         routes: which encoder reads each stream; telemetry has none.
         calibrations: chooses backends and remembers them.
-        load_weights: reads and verifies a version's weights, which must have the given shapes; `load` raises what it raises.
+        load_weights: reads and verifies a version's weights, which must have the given shapes and meaning; `load` raises what it raises.
         version: name of the weights to start with.
         device: where the policy lives.
         seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
@@ -107,7 +107,7 @@ class Engine:
     encoders: dict[str, Encoder]
     routes: Mapping[str, str]
     calibrations: Calibrations
-    load_weights: Callable[[str, Mapping[str, Shapes]], Loaded]
+    load_weights: Callable[[str, Mapping[str, Shapes], Mapping[str, Any]], Loaded]
     version: str = UNTRAINED
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
@@ -256,7 +256,7 @@ class Engine:
 
     def _prepare(self, version: str) -> _Live:
         """Fill the standby weights from a checkpoint and compile them."""
-        weights = self.load_weights(version, self.shapes)
+        weights = self.load_weights(version, self.shapes, self.spec.meaning())
         self._standby.load_state_dict(weights.tensors["policy"])
         encoders = {name: self._tuned(name, base, weights) for name, base in self.encoders.items()}
         return _Live(version, self._standby, encoders, self._fuse_run(self._standby))

@@ -101,6 +101,11 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, args=(attachments,), name="recorder", daemon=True)
         self._thread.start()
 
+    @property
+    def started(self) -> bool:
+        """Whether the writer's thread was started."""
+        return self._thread is not None
+
     def put(self, item: TickRecord | Note) -> bool:
         """Take one record; False when it was dropped."""
         if isinstance(item, TickRecord):

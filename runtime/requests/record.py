@@ -66,11 +66,10 @@ class RecordingController:
             recorder.metadata["conditions"] = encode(dict(conditions(self.config, engine))).decode()
             recorder.start(snapshot.files, snapshot.tick)
         except OSError as error:
-            self.reporter.recorder = None
             raise RequestFailed(f"cannot record to {recorder.path}: {error}") from None
-        except BaseException:
-            self.reporter.recorder = None
-            raise
+        finally:
+            if not recorder.started:
+                self.reporter.recorder = None
         self.reporter.event("recording_started", {"path": str(recorder.path)})
         return {"path": str(recorder.path)}
 

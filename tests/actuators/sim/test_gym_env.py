@@ -92,12 +92,16 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del gymnasium.registry[name]
 
 
-def steps(env: CheckedEnv, count: int = 30) -> None:
+def steps(env: CheckedEnv, count: int = 30) -> list[float]:
+    """The rewards of so many steps."""
     env.reset(seed=0)
+    rewards = []
     for _ in range(count):
-        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        rewards.append(reward)
         if terminated or truncated:
             env.reset()
+    return rewards
 
 
 @pytest.mark.parametrize(("name", "reason"), [*FAULTS, *AT_RESET])
@@ -111,7 +115,9 @@ def test_a_fault_is_named_with_its_step(name: str, reason: str) -> None:
 
 @pytest.mark.parametrize("name", ["Lists", "ArrayReward", "Endless"])
 def test_what_is_only_unusual_is_taken(name: str) -> None:
-    steps(make(f"strange_envs:{name}-v0"))
+    rewards = steps(make(f"strange_envs:{name}-v0"))
+    assert len(rewards) == 30
+    assert {type(reward) for reward in rewards} == {float}
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,12 @@ async def answer(gate: socket.socket) -> None:
 
 @asynccontextmanager
 async def agent(
-    folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None, record: bool = False
+    folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None, record: bool = False, **changes: Any
 ) -> AsyncIterator[Components]:
     """Everything `build` builds, with the tasks that matter here."""
     settings = SETTINGS | {
         "state_dir": str(folder / "state"), "mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}", **canaries.LOGIN},
-        "rewards": rewards or SETTINGS["rewards"], "record": {"enabled": record},
+        "rewards": rewards or SETTINGS["rewards"], "record": {"enabled": record}, **changes,
     }  # fmt: skip
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -165,6 +165,24 @@ async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store
         assert health["sources"]["quarantined"] == ["liar"]
         assert parts.sources.release("liar")
     assert [kind for kind, _ in events if kind.startswith("source")] == ["source_quarantined", "source_released"]
+
+
+async def test_a_signed_policy_is_never_read_with_reordered_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall, events = Wall(), told(monkeypatch)
+    async with agent(tmp_path, wall) as parts:
+        good = version(parts, 0.0)
+        parts.checkpoints.promote(good)
+    head = SETTINGS["actuators"]["head"]
+    turned = SETTINGS["actuators"] | {"head": head | {"choices": head["choices"][::-1]}}
+    async with agent(tmp_path, wall, actuators=turned) as parts:
+        assert parts.engine.version == "untrained"
+        assert parts.checkpoints.live().version == good, "it acts again when the order is restored"
+        refused = [data for kind, data in events if kind == "checkpoint_refused"]
+        assert {(data["version"], data["reason"]) for data in refused} == {(good, "other_meaning")}
+    async with agent(tmp_path, wall) as parts:
+        assert parts.engine.version == good
 
 
 async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from learning import SPEC
 from watching import KEY
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
 from learners.ipc.outbox import Outbox
+from learners.model.spec import PolicySpec
 from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
 from runtime.deploy.learner_events import LearnerEvents
@@ -26,6 +28,7 @@ class FakeEngine:
 
     version: str = "untrained"
     bad: set[str] = field(default_factory=set)
+    spec: PolicySpec = SPEC
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -74,14 +74,14 @@ def spec_of(**changes: Any) -> PolicySpec:
     return PolicySpec(**{"streams": STREAMS, "actions": ACTIONS, "width": 32, "history": 3, **changes})
 
 
-def nothing(_version: str, _shapes: Any) -> Any:
+def nothing(_version: str, _shapes: Any, _meaning: Any) -> Any:
     raise AssertionError("no version to load")
 
 
 async def activate(engine: Engine, folder: Path) -> None:
     """Load a version from its folder."""
 
-    def weights(version: str, _shapes: Any) -> Any:
+    def weights(version: str, _shapes: Any, _meaning: Any) -> Any:
         files = (folder.parent / version).glob("*.safetensors")
         return SimpleNamespace(tensors={path.stem: load_file(path) for path in files})
 
@@ -189,7 +189,7 @@ async def test_loaded_weights_act_and_a_refused_checkpoint_changes_nothing(engin
         torch.equal(a, b) for a, b in zip(engine.frozen_policy().parameters(), load(folder).parameters(), strict=True)
     )
 
-    def refuse(_version: str, _shapes: Any) -> Any:
+    def refuse(_version: str, _shapes: Any, _meaning: Any) -> Any:
         raise OSError("torn")
 
     engine.load_weights = refuse
