@@ -14,7 +14,8 @@ import canaries
 from aiohttp import ClientSession, web
 
 from runtime.dashboard.auth import Access
-from runtime.dashboard.commands import Commands, Unreachable
+from runtime.dashboard.bridge import Unreachable
+from runtime.dashboard.commands import Commands
 from runtime.dashboard.server import Page
 from runtime.dashboard.sockets import Hub
 from runtime.dashboard.state import ViewState
@@ -24,7 +25,7 @@ from runtime.process.http_server import serve
 LOCAL = frozenset({"127.0.0.1", "localhost"})
 
 
-class Wire:
+class FakeBridge:
     def __init__(self) -> None:
         self.sent: list[str] = []
         self.asked: list[tuple[str, object]] = []
@@ -48,7 +49,7 @@ class Wire:
 class Site:
     port: int
     hub: Hub
-    wire: Wire
+    bridge: FakeBridge
     http: ClientSession
     access: Access
     app: web.Application
@@ -70,14 +71,15 @@ class Site:
 
 @asynccontextmanager
 async def site(known: frozenset[str] | None = LOCAL) -> AsyncIterator[Site]:
-    hub, wire = Hub(ViewState(Topics("demo"))), Wire()
+    hub, bridge = Hub(ViewState(Topics("demo"))), FakeBridge()
     access = Access(canaries.OPERATOR, canaries.VIEWER, time.monotonic)
-    app = Page("demo", access, hub, Commands(Topics("demo"), wire, str), known).application()
+    commands = Commands(Topics("demo"), bridge, str)  # type: ignore[arg-type]
+    app = Page("demo", access, hub, commands, known).application()
     async with (
         serve(app, "127.0.0.1:0") as port,
         ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
-        yield Site(port, hub, wire, http, access, app)
+        yield Site(port, hub, bridge, http, access, app)
 
 
 async def comes(hub: Hub, condition: Callable[[Hub], bool]) -> None:

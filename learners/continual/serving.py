@@ -1,8 +1,9 @@
 """Run the tasks on new readings, outside the control loop: one worker thread, the newest reading of each task only.
 
 `offer` is called by the tick and only leaves a note. Results, questions and pieces of speech go to callbacks on the event
-loop; the agent publishes them on `task/<name>`, as `label_requested` events, and through the gate. A newly promoted version is
-taken up before the next reading. Knows neither MQTT nor the gate. A head that never trained says nothing: it only asks.
+loop; the agent publishes them on `task/<name>`, as `label_requested` events, and through the gate. `set_version` names the
+version to use; the worker loads it before the next reading. Knows neither MQTT nor the gate nor the live pointers. A head that
+never trained produces no results, only questions.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from learners.config import TaskSettings
 from learners.continual.candidate import options_of
-from learners.continual.versions import TaskVersionStore
+from learners.continual.versions import TaskVersion
 from learners.model.encoders.bundled import resolve
 from learners.tasks.base import PRETRAINED, DataError, Prediction, Task, saved
 from learners.tasks.registry import open_task
@@ -86,8 +86,8 @@ class Callbacks:
 
 
 @dataclass(slots=True)
-class Loaded:
-    """A task's model in use."""
+class ServedModel:
+    """The model that serves a task now."""
 
     task: Task
     version: str
@@ -99,27 +99,32 @@ class TaskRunner:
     """All tasks of an agent.
 
     Args:
-        tasks: by name; those without a stream only speak when asked through `offer_text`.
-        folder: `state_dir/learner/tasks`.
+        tasks: by name; those without a stream get no readings.
         callbacks: where results go.
         ask_every_s: between two questions of one task.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, tasks: Mapping[str, TaskSettings], folder: Path, callbacks: Callbacks, *,
+        self, tasks: Mapping[str, TaskSettings], callbacks: Callbacks, *,
         ask_every_s: float = 10.0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.tasks, self.folder, self.callbacks = dict(tasks), folder, callbacks
+        self.tasks, self.callbacks = dict(tasks), callbacks
         self.counts: Counter[str] = Counter()
         """`done`, `dropped` (a newer reading came first), `unusable`."""
         self._ask_every_s, self._clock = ask_every_s, clock
         self._waiting: dict[str, tuple[Reading, str | None]] = {}
-        self._loaded: dict[str, Loaded] = {}
+        self._versions: dict[str, TaskVersion] = {}
+        """By task, the version to use; without one, the pretrained model of the settings."""
+        self._loaded: dict[str, ServedModel] = {}
         self._broken: dict[str, str | None] = {}
         self._asked_s: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._stopping = False
+
+    def set_version(self, task: str, version: TaskVersion) -> None:
+        """Use this version from the next reading on; called by the follower of the task's live pointer."""
+        self._versions[task] = version
 
     def offer(self, readings: Mapping[str, Reading], fresh: frozenset[str], decision: str | None) -> None:
         """Note the fresh readings that tasks want; called on the loop at every tick."""
@@ -184,21 +189,21 @@ class TaskRunner:
         self._asked_s[name] = now_s
         return True
 
-    def _answer(self, name: str, loaded: Loaded, text: str) -> Iterator[Speech]:
+    def _answer(self, name: str, loaded: ServedModel, text: str) -> Iterator[Speech]:
         """Yield the answer to a text, piece by piece; the turns of the conversation are stored."""
         loaded.turns.append({"role": "user", "content": text})
-        said: list[str] = []
+        pieces: list[str] = []
         for piece in loaded.task.stream(list(loaded.turns)):  # type: ignore[attr-defined]
             if self._stopping:
                 return
-            said.append(piece)
+            pieces.append(piece)
             yield Speech(name, piece, final=False)
-        loaded.turns.append({"role": "assistant", "content": "".join(said)})
+        loaded.turns.append({"role": "assistant", "content": "".join(pieces)})
         yield Speech(name, "", final=True)
 
-    def _ready(self, loop: asyncio.AbstractEventLoop, name: str) -> Loaded | None:
-        """Return the task with its live version, loaded when that changes; None if it fails, reported once for each version."""
-        live = TaskVersionStore(self.folder / name).live()
+    def _ready(self, loop: asyncio.AbstractEventLoop, name: str) -> ServedModel | None:
+        """Return the task's model in its version, loaded when that changes; None if it fails, reported once for each version."""
+        live = self._versions.get(name)
         wanted = live.name if live is not None else "pretrained"
         loaded = self._loaded.get(name)
         if loaded is not None and loaded.version == wanted:
@@ -208,17 +213,17 @@ class TaskRunner:
         settings = self.tasks[name]
         try:
             source = live.path if live is not None else resolve(settings.model)
-            told = saved(source)
-            trained = bool(told) or settings.kind in PRETRAINED
+            document = saved(source)
+            trained = bool(document) or settings.kind in PRETRAINED
             if not trained and not settings.labels:
                 return None  # no label is known yet: the first fine-tune brings them
-            labels = tuple(told.get("labels", ())) or settings.labels
+            labels = tuple(document.get("labels", ())) or settings.labels
             task = open_task(settings.kind, source, labels=labels, **options_of(settings))
         except (OSError, ValueError) as error:
             self._broken[name] = wanted
             loop.call_soon_threadsafe(self.callbacks.failed, name, str(error))
             return loaded
-        self._loaded[name] = Loaded(task, wanted, trained)
+        self._loaded[name] = ServedModel(task, wanted, trained)
         return self._loaded[name]
 
 

@@ -38,6 +38,7 @@ from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.probation_monitor import ProbationMonitor
+from runtime.deploy.task_updater import TaskUpdater
 from runtime.deploy.task_versions import TaskVersions
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries
@@ -58,7 +59,8 @@ from runtime.mqtt.topics import Topics
 from runtime.process.log import Scrubber
 from runtime.process.pacing import MonotonicClock, Pacer
 from runtime.requests.explain import Explainer
-from runtime.requests.handlers import Requests, request_finetune
+from runtime.requests.finetune import FinetuneQueue
+from runtime.requests.handlers import Requests
 from runtime.requests.record import RecordingController
 from sensors.base import Sensor, TopicSensor
 from sensors.streams.fault_injection import apply_fault, parse_fault
@@ -141,6 +143,10 @@ async def build(
 
     utterances = Utterances()
     task_outputs = _task_outputs(config, control, topics, reporter, utterances, sensors)
+    task_updater = None
+    if task_outputs is not None:
+        task_updater = TaskUpdater(state_dir / "learner" / "tasks", task_outputs.runner)
+        await task_updater.sync()
     viewer = Viewer(Previews(), media, topics, decoders)
     raw_capture = RawCapture(store, streams_to_keep(config), decoders)
     listeners: list[TickListener] = [
@@ -202,9 +208,9 @@ async def build(
         tasks=TaskVersions.of(config),
         sources=sources,
         emit=emit,
-        explain=Explainer(state_dir / "experience", checkpoints, engine, config.learner.seed),
-        record=RecordingController(config, control_loop, reporter),
-        finetune=partial(request_finetune, config),
+        explainer=Explainer(state_dir / "experience", checkpoints, engine, config.learner.seed),
+        recording=RecordingController(config, control_loop, reporter),
+        finetuning=FinetuneQueue(config),
     )
     discovery = Discovery(config, installed_version("reflexd"))
     parts = Components(
@@ -227,6 +233,7 @@ async def build(
         policy_updater=policy_updater,
         encoder_updater=EncoderUpdater(config, engine, emit),
         task_outputs=task_outputs,
+        task_updater=task_updater,
         viewer=viewer,
         gate=gate,
         control_loop=control_loop,

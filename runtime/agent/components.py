@@ -18,6 +18,7 @@ from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.probation_monitor import ProbationMonitor
+from runtime.deploy.task_updater import TaskUpdater
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
@@ -59,6 +60,7 @@ class Components:
     policy_updater: PolicyUpdater
     encoder_updater: EncoderUpdater
     task_outputs: TaskOutputs | None
+    task_updater: TaskUpdater | None
     viewer: Viewer
     gate: GateLink
     control_loop: ControlLoop

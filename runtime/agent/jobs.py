@@ -41,6 +41,8 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
             running[f"sensor {name}"] = _run_sensor(parts, sensor)
     if parts.task_outputs is not None:
         running["tasks"] = parts.task_outputs.runner.run()
+    if parts.task_updater is not None:
+        running["task versions"] = parts.task_updater.run()
     if parts.announcer is not None:
         running["home assistant"] = parts.announcer.run()
     if parts.config.metrics is not None:
@@ -65,7 +67,7 @@ async def _write_spec(parts: Components) -> None:
 async def _record(parts: Components) -> None:
     """Start the recording that `record.enabled` asks for; `request/record` ends it."""
     try:
-        await parts.requests.record(True)
+        await parts.requests.recording.begin()
     except RequestFailed as failed:
         _LOG.error("recording.failed", reason=str(failed))
 

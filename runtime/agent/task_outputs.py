@@ -38,7 +38,7 @@ class TaskOutputs:
 
     def __post_init__(self) -> None:
         callbacks = Callbacks(self._result, self._question, self._speech, self._failed)
-        self.runner = TaskRunner(self.config.tasks, self.config.state_dir / "learner" / "tasks", callbacks)
+        self.runner = TaskRunner(self.config.tasks, callbacks)
 
     def ticked(self, ticked: TickResult) -> None:
         """Offer the fresh readings of this tick to the tasks."""

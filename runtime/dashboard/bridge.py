@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runtime.dashboard.commands import Unreachable
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Connection, Message, MqttLost
 from runtime.mqtt.models import wild
@@ -27,6 +26,10 @@ GATED = frozenset({"stop", "override", "arm", "disarm", "mode", "end_override", 
 MAX_PACKET = 8_388_608
 RETAINED = ("status", "info", "act/+/state", "hold/+")
 LIVE = ("health", "decision", "event", "reward", "proposal/+", "task/+", "act/+/set")
+
+
+class Unreachable(Exception):  # noqa: N818 - reads as what happened
+    """Broker or agent did not respond; `str` names which."""
 
 
 @dataclass(slots=True)

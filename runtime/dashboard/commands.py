@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from runtime.dashboard.auth import Role
+from runtime.dashboard.bridge import MqttBridge
 from runtime.mqtt.topics import Topics, encode
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
@@ -107,28 +108,6 @@ AnyCommand = Annotated[
 COMMANDS: TypeAdapter[AnyCommand] = TypeAdapter(AnyCommand)
 
 
-class Wire(Protocol):
-    """The connection to the broker, as far as commands need it."""
-
-    async def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
-        """Send one message.
-
-        Raises:
-            Unreachable: there is no broker now.
-        """
-
-    async def request(self, parts: tuple[str, ...], body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Publish on the topic below the agent's own that `parts` name; return the `data` of the response.
-
-        Raises:
-            Unreachable: there is no broker, or no response in time.
-        """
-
-
-class Unreachable(Exception):  # noqa: N818 - reads as what happened
-    """Broker or agent did not respond; `str` names which."""
-
-
 class Forbidden(Exception):  # noqa: N818 - reads as what happened
     """The role does not allow this command."""
 
@@ -145,7 +124,7 @@ class Commands:
     """Publishes commands."""
 
     topics: Topics
-    wire: Wire
+    bridge: MqttBridge
     answered: Callable[[str], None]
     """Called with the id of a question that has been answered."""
 
@@ -162,12 +141,12 @@ class Commands:
             raise Forbidden("a viewer may look only; sign in with the operator's token to do this")
         match command:
             case RequestCommand():
-                return await self.wire.request(("request", command.verb), command.data, ANSWER_S)
+                return await self.bridge.request(("request", command.verb), command.data, ANSWER_S)
             case StopCommand():
-                return await self.wire.request(("stop",), {"engaged": command.engaged}, GATE_S)
+                return await self.bridge.request(("stop",), {"engaged": command.engaged}, GATE_S)
             case OverrideCommand():
                 body = {"value": command.value, "hold_s": command.hold_s, "source": SOURCE}
-                return await self.wire.request(("override", command.actuator), body, GATE_S)
+                return await self.bridge.request(("override", command.actuator), body, GATE_S)
             case RewardCommand():
                 await self._publish("reward", value=command.value, decision=command.decision, source=SOURCE)
             case LabelCommand():
@@ -180,7 +159,7 @@ class Commands:
 
     async def _publish(self, *parts: str, **body: Any) -> None:
         given = {key: value for key, value in body.items() if value is not None}
-        await self.wire.publish(self.topics(*parts), encode(given), 1)
+        await self.bridge.publish(self.topics(*parts), encode(given), 1)
 
 
 def _label(command: LabelCommand) -> dict[str, Any]:

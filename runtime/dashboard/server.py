@@ -17,7 +17,8 @@ from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 
 from runtime.dashboard.auth import Access, RateLimited, Role
-from runtime.dashboard.commands import COMMANDS, AnyCommand, Commands, Forbidden, SubscribePreviews, Unreachable
+from runtime.dashboard.bridge import Unreachable
+from runtime.dashboard.commands import COMMANDS, AnyCommand, Commands, Forbidden, SubscribePreviews
 from runtime.dashboard.sockets import Client, Hub
 from runtime.mqtt.topics import Refused, parse
 from runtime.process.http_server import SHIELD, network, protect, put_headers

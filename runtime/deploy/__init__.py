@@ -1,1 +1,1 @@
-"""From a live pointer on disk to the engine: policy and encoder updates, probation, task versions."""
+"""From a live pointer on disk to the engine: policy, encoder and task updates, probation."""

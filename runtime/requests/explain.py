@@ -48,7 +48,7 @@ class Explainer:
     """Seed of the untrained weights."""
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "explain", _yield_to_others))
 
-    async def __call__(self, decision: str) -> Answer:
+    async def explain(self, decision: str) -> Answer:
         """Explain one decision.
 
         Raises:

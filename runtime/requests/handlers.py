@@ -8,26 +8,26 @@ are ignored: they are an earlier request. (The gate answers arm, disarm, mode an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import Field
 
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.store import Checkpoints, Live
-from learners.ipc.requests import LIMIT, FinetuneRequests
-from runtime.config.schema import Config
 from runtime.deploy.task_versions import TaskRefused, TaskVersions
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.mqtt import Connection, Message, rpc
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import Payload, Refused, Topics, decode
 from runtime.process.events import Emit
+from runtime.requests.explain import Explainer
+from runtime.requests.finetune import FinetuneQueue
 from runtime.requests.lane import Handler, RequestLane
+from runtime.requests.record import RecordingController
 
 T = TypeVar("T")
 
@@ -38,32 +38,32 @@ URGENT_S, USUAL_S, EXPLAIN_S = 20.0, 30.0, 15.0
 """Time limits of a rollback, of any other request, and of an explanation."""
 
 
-class Version(Payload):
+class VersionName(Payload):
     """Payload of promote, rollback and checkpoints: of the policy, or of a task."""
 
     version: str | None = Field(None, max_length=128)
     task: str | None = Field(None, max_length=64)
 
 
-class Decision(Payload):
+class DecisionName(Payload):
     """Payload of explain."""
 
     decision: str = Field(max_length=128)
 
 
-class Record(Payload):
+class RecordSwitch(Payload):
     """Payload of record."""
 
     on: bool = True
 
 
-class Task(Payload):
+class TaskName(Payload):
     """Payload of finetune."""
 
     task: str | None = Field(None, max_length=64)
 
 
-class Source(Payload):
+class SourceName(Payload):
     """Payload of release."""
 
     source: str = Field(max_length=128)
@@ -79,9 +79,9 @@ class Requests:
     tasks: TaskVersions
     sources: SourceQuarantine
     emit: Emit
-    explain: Callable[[str], Awaitable[Answer]]
-    record: Callable[[bool], Awaitable[Answer]]
-    finetune: Callable[[str | None], Awaitable[Answer]]
+    explainer: Explainer
+    recording: RecordingController
+    finetuning: FinetuneQueue
     _lanes: dict[str, RequestLane] = field(init=False)
     """By verb."""
     _urgent: ThreadPoolExecutor = field(init=False)
@@ -129,7 +129,7 @@ class Requests:
         return await asyncio.get_running_loop().run_in_executor(self._urgent, work)
 
     async def _promote(self, payload: bytes) -> Answer:
-        request = decode(Version, payload or b"{}")
+        request = decode(VersionName, payload or b"{}")
         version = request.version
         if request.task is not None:
             return await self._promote_task(request.task, version)
@@ -157,7 +157,7 @@ class Requests:
         return done
 
     async def _rollback(self, payload: bytes) -> Answer:
-        request = decode(Version, payload or b"{}")
+        request = decode(VersionName, payload or b"{}")
         if request.task is not None:
             done = await self._urgently(partial(self.tasks.rollback, request.task))
             self.emit("task_rolled_back", {**done, "by": "request"})
@@ -171,7 +171,7 @@ class Requests:
         return {"version": live.version, "before": before}
 
     async def _list(self, payload: bytes) -> Answer:
-        task = decode(Version, payload or b"{}").task
+        task = decode(VersionName, payload or b"{}").task
         if task is not None:
             return await asyncio.to_thread(self.tasks.rows, task)
         live, manifests = await asyncio.gather(
@@ -180,16 +180,17 @@ class Requests:
         return {"live": live.version, "failed": list(live.failed), "checkpoints": [_row(m) for m in manifests[-50:]]}
 
     async def _explain(self, payload: bytes) -> Answer:
-        return await self.explain(decode(Decision, payload).decision)
+        return await self.explainer.explain(decode(DecisionName, payload).decision)
 
     async def _record(self, payload: bytes) -> Answer:
-        return await self.record(decode(Record, payload or b"{}").on)
+        on = decode(RecordSwitch, payload or b"{}").on
+        return await (self.recording.begin() if on else self.recording.end())
 
     async def _finetune(self, payload: bytes) -> Answer:
-        return await self.finetune(decode(Task, payload or b"{}").task)
+        return await self.finetuning.add(decode(TaskName, payload or b"{}").task)
 
     async def _release(self, payload: bytes) -> Answer:
-        source = decode(Source, payload).source
+        source = decode(SourceName, payload).source
         if not self.sources.release(source):
             raise RequestFailed(f"{source!r} is not quarantined; health names those that are")
         return {"source": source, "state": "released"}
@@ -203,18 +204,3 @@ def _row(manifest: Manifest) -> Answer:
         "metrics": manifest.metrics,
         "data": manifest.data,
     }
-
-
-async def request_finetune(config: Config, task: str | None) -> Answer:
-    """Queue the request for the learner, which answers with events."""
-    if not config.learner.enabled:
-        raise RequestFailed("no learner process is running (learner.enabled is false)")
-    if task is not None and task not in config.tasks:
-        raise RequestFailed(f"{task!r} is not under tasks: {sorted(config.tasks)}")
-    if not await asyncio.to_thread(_queue_finetune, config.state_dir, task):
-        raise RequestFailed(f"fine-tune queue is full ({LIMIT}); the learner is busy or not running")
-    return {"task": task, "state": "asked"}
-
-
-def _queue_finetune(state_dir: Path, task: str | None) -> bool:
-    return FinetuneRequests(state_dir).add(task)

@@ -29,14 +29,6 @@ class RecordingController:
     control_loop: ControlLoop
     reporter: Reporter
 
-    async def __call__(self, on: bool) -> Answer:  # noqa: FBT001 - the request's own field
-        """Start or end a recording.
-
-        Raises:
-            RequestFailed: there is one already, or none.
-        """
-        return await (self.begin() if on else self.end())
-
     async def begin(self) -> Answer:
         """Begin a new file under `state_dir/recordings`, at the border of two ticks.
 

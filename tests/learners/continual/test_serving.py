@@ -15,7 +15,7 @@ import tinymodels
 
 from learners.config import TaskSettings
 from learners.continual.serving import Callbacks, Question, Result, Speech, TaskRunner, example_of
-from learners.continual.versions import TaskVersionStore
+from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.tasks.registry import open_task
 from sensors.readings import Frame, Sound, Telemetry, Text
 
@@ -71,29 +71,27 @@ def settings(tmp_path: Path, **fields: Any) -> TaskSettings:
     )
 
 
-def promote(tmp_path: Path, number: int, labels: tuple[str, ...]) -> str:
+def add_version(tmp_path: Path, number: int, labels: tuple[str, ...]) -> TaskVersion:
     task = open_task("text-classification", tmp_path / "model", labels=labels)
-    versions = TaskVersionStore(tmp_path / "tasks" / "intents")
-    version = versions.add(task, number)
-    versions.promote(version)
-    return version.name
+    return TaskVersionStore(tmp_path / "tasks" / "intents").add(task, number)
 
 
 async def test_an_untrained_head_only_asks_and_a_promoted_one_speaks(tmp_path: Path) -> None:
     heard, now = Heard(), 0.0
     tasks = {"intents": settings(tmp_path, query_confidence=1.0)}
-    runner = TaskRunner(tasks, tmp_path / "tasks", heard.callbacks(), clock=lambda: now)
+    runner = TaskRunner(tasks, heard.callbacks(), clock=lambda: now)
     async with running(runner):
         say(runner, "go now")
         await heard.until(lambda: heard.questions)
         question = heard.questions[0]
         assert (question.id, question.task, set(question.candidates)) == ("d1", "intents", {"a", "b"})
         assert not heard.results
-        name = promote(tmp_path, 1, ("a", "b", "c"))
+        version = add_version(tmp_path, 1, ("a", "b", "c"))
+        runner.set_version("intents", version)
         say(runner, "go now")
         await heard.until(lambda: heard.results)
         result = heard.results[0]
-        assert result.version == name
+        assert result.version == version.name
         assert set(result.payload["probabilities"]) == {"a", "b", "c"}
         assert result.payload["decision"] == "d1"
         assert sum(result.prediction.probabilities.values()) == pytest.approx(1.0)
@@ -107,8 +105,8 @@ async def test_an_untrained_head_only_asks_and_a_promoted_one_speaks(tmp_path: P
 async def test_only_the_newest_reading_waits(tmp_path: Path) -> None:
     heard = Heard()
     settings(tmp_path)
-    promote(tmp_path, 1, ("a", "b"))
-    runner = TaskRunner({"intents": settings(tmp_path)}, tmp_path / "tasks", heard.callbacks())
+    runner = TaskRunner({"intents": settings(tmp_path)}, heard.callbacks())
+    runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
     for number in range(5):
         say(runner, "go", f"d{number}")
     runner.offer({}, frozenset({"orders"}), None)
@@ -126,8 +124,8 @@ async def test_a_model_that_cannot_load_is_said_once(tmp_path: Path) -> None:
         "intents": settings(tmp_path),
         "new": settings(tmp_path, labels=()),
     }
-    promote(tmp_path, 1, ("a", "b"))
-    runner = TaskRunner(tasks, tmp_path / "tasks", heard.callbacks())
+    runner = TaskRunner(tasks, heard.callbacks())
+    runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
     async with running(runner):
         say(runner, "go")
         await heard.until(lambda: heard.failures and heard.results)
@@ -142,7 +140,7 @@ async def test_chat_speaks_in_pieces_and_remembers_its_turns(tmp_path: Path) -> 
     heard = Heard()
     model = tinymodels.llama(tmp_path / "llama")
     task = TaskSettings(kind="text-generation", stream="orders", model=str(model), max_new_tokens=4)
-    runner = TaskRunner({"assistant": task}, tmp_path / "tasks", heard.callbacks())
+    runner = TaskRunner({"assistant": task}, heard.callbacks())
     async with running(runner):
         say(runner, "what is red ?")
         await heard.until(lambda: heard.speech and heard.speech[-1].final)
@@ -155,9 +153,9 @@ async def test_chat_speaks_in_pieces_and_remembers_its_turns(tmp_path: Path) -> 
 async def test_readings_a_task_cannot_take_are_counted(tmp_path: Path) -> None:
     heard = Heard()
     tasks = {"rel": settings(tmp_path, kind="relation-extraction", labels=("r",)), "intents": settings(tmp_path)}
-    runner = TaskRunner(tasks, tmp_path / "tasks", heard.callbacks())
+    runner = TaskRunner(tasks, heard.callbacks())
     telemetry = Telemetry("orders", 1.0, 1, ("x",), np.zeros(1, np.float32))
-    promote(tmp_path, 1, ("a", "b"))
+    runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
     async with running(runner):
         runner.offer({"orders": telemetry}, frozenset({"orders"}), "d")
         say(runner, "no marks")  # `rel` wants marked spans; `intents` comes after it and answers

@@ -214,7 +214,7 @@ async def test_a_recording_starts_with_the_agent_where_the_settings_ask_for_it(t
         await starting
         for index in range(3):
             await parts.control_loop.tick(index)
-        facts = await parts.requests.record(False)
+        facts = await parts.requests.recording.end()
     recording = Recording(Path(facts["path"]))
     assert recording.metadata()["agent"] == "small"
     assert len(list(recording.ticks())) == 3

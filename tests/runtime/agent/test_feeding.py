@@ -22,6 +22,7 @@ from runtime.agent.task_outputs import TaskOutputs
 from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
 from runtime.control.tick import Utterances
+from runtime.deploy.task_updater import TaskUpdater
 from runtime.inference.build import build_spec
 from runtime.inference.engine import Engine
 from runtime.mqtt.topics import Topics
@@ -117,6 +118,7 @@ async def test_an_answer_is_seen_at_the_next_tick_and_counts(tmp_path: Path) -> 
     assert isinstance(sensor, Sensor)
     link = Link()
     language = TaskOutputs(config, link, Topics("a"), lambda *_: None, Utterances(), fed={"intents": sensor})  # type: ignore[arg-type]
+    assert await TaskUpdater(versions.folder.parent, language.runner).sync()
     sensor.take({"move": 1.0}, 0.0)
     assert sensor.drops == {"not_running": 1}
     jobs = [

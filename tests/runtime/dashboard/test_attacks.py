@@ -77,7 +77,7 @@ async def test_every_method_on_every_route_by_role(role: str | None) -> None:
             elif cookie is None and path not in {"/login", "/static/app.js"}:
                 assert answer.status in {303, 401}
                 assert b"<main" not in body
-        assert page.wire.sent == []
+        assert page.bridge.sent == []
 
 
 @pytest.mark.parametrize("path", ["/", "/socket", "/logout"])
@@ -130,17 +130,17 @@ async def test_every_command_by_role(role: str) -> None:
     async with site() as page:
         ws = await page.talk(await page.sign_in(VIEWER if role == "viewer" else OPERATOR))
         for number, command in enumerate(commands, 1):
-            page.wire.sent.clear()
-            page.wire.asked.clear()
+            page.bridge.sent.clear()
+            page.bridge.asked.clear()
             await ws.send_json({**command, "id": number})
             answer = await reply(ws, number)
             if role == "operator" or command.get("verb") in READING_VERBS:
                 assert "data" in answer
-                assert len(page.wire.sent) + len(page.wire.asked) == 1
+                assert len(page.bridge.sent) + len(page.bridge.asked) == 1
             else:
                 assert "viewer may look only" in str(answer["error"])
-                assert not page.wire.sent
-                assert not page.wire.asked
+                assert not page.bridge.sent
+                assert not page.bridge.asked
 
 
 # --- what attackers send
@@ -282,8 +282,8 @@ def test_no_command_makes_the_socket_fail_and_no_viewers_command_is_sent(
             wait(ws.send_str(text))
             still_answers()
             if token == VIEWER:
-                assert page.wire.sent == []
-                assert {verb for verb, _ in page.wire.asked} <= READING_VERBS
+                assert page.bridge.sent == []
+                assert {verb for verb, _ in page.bridge.asked} <= READING_VERBS
 
         command()
         wait(ws.close())
@@ -297,10 +297,10 @@ async def test_numbers_and_depths_no_device_could_take_are_refused_in_words(text
         ws = await page.talk(await page.sign_in(OPERATOR))
         await ws.send_str(text)
         if "1" * 40 in text:  # beyond 64 bits: taken as the double it is
-            await comes(page.hub, lambda _: bool(page.wire.asked))
+            await comes(page.hub, lambda _: bool(page.bridge.asked))
         else:
             assert (await reply(ws, 0))["error"]
-            assert page.wire.asked == []
+            assert page.bridge.asked == []
 
 
 FRAMES = [
@@ -334,7 +334,7 @@ async def test_malformed_frames_end_only_their_own_connection(frame: bytes) -> N
         await comes(page.hub, lambda hub: len(hub.clients) == 1)
         await other.send_json({"do": "request", "verb": "checkpoints", "id": 1})
         assert "data" in await reply(other, 1)
-        assert page.wire.sent == []
+        assert page.bridge.sent == []
 
 
 async def test_guesses_by_the_thousand_are_refused_and_cost_no_memory() -> None:

@@ -17,8 +17,7 @@ from fakes import Mosquitto, free_port, listening
 from fakes_agent import FakeAgent, running
 from runtime.config.loader import load
 from runtime.dashboard.__main__ import main, until_signal
-from runtime.dashboard.bridge import MqttBridge
-from runtime.dashboard.commands import Unreachable
+from runtime.dashboard.bridge import MqttBridge, Unreachable
 from runtime.dashboard.state import ViewState
 from runtime.mqtt.topics import Topics
 

@@ -494,7 +494,7 @@ def test_senses_ignore_streams_nobody_declared() -> None:
 # --- commands
 
 
-class Wire:
+class FakeBridge:
     def __init__(self) -> None:
         self.sent: list[tuple[str, object, int]] = []
 
@@ -528,14 +528,14 @@ PUBLISHED = [
 async def test_a_command_becomes_the_message_of_the_contract_and_is_an_operators(
     command: dict[str, object], topic: str, body: object
 ) -> None:
-    wire, answered = Wire(), list[str]()
-    commands = Commands(Topics("demo"), wire, answered.append)
+    bridge, answered = FakeBridge(), list[str]()
+    commands = Commands(Topics("demo"), bridge, answered.append)
     parsed = COMMANDS.validate_python(command)
     with pytest.raises(Forbidden):
         await commands.execute("viewer", parsed)
-    assert wire.sent == []
+    assert bridge.sent == []
     await commands.execute("operator", parsed)
-    assert wire.sent == [(f"reflexd/demo/{topic}", body, 1)]
+    assert bridge.sent == [(f"reflexd/demo/{topic}", body, 1)]
     assert answered == (["q"] if command["do"] == "label" else [])
 
 
@@ -543,7 +543,7 @@ async def test_a_command_becomes_the_message_of_the_contract_and_is_an_operators
 async def test_a_viewer_may_ask_for_nothing_that_changes_anything(verb: str) -> None:
     command = COMMANDS.validate_python({"do": "request", "verb": verb, "data": {"x": 1}})
     assert not allowed("viewer", command)
-    answer = await Commands(Topics("demo"), Wire(), lambda _: None).execute("operator", command)
+    answer = await Commands(Topics("demo"), FakeBridge(), lambda _: None).execute("operator", command)
     assert answer == {"verb": verb, "timeout_s": 10.0, "x": 1}
 
 

@@ -115,10 +115,10 @@ async def test_a_viewers_commands_move_nothing_and_an_operators_do() -> None:
         viewer, operator = await page.talk(await page.sign_in(VIEWER)), await page.talk(await page.sign_in(OPERATOR))
         await viewer.send_json({"do": "stop", "engaged": True, "id": 7})
         assert "viewer may look only" in str((await reply(viewer, 7))["error"])
-        assert page.wire.sent == []
+        assert page.bridge.sent == []
         await operator.send_json({"do": "stop", "engaged": True, "id": 8})
         assert (await reply(operator, 8))["data"] == {"sent": True, "rule": None}
-        assert page.wire.sent == ["reflexd/demo/stop"]
+        assert page.bridge.sent == ["reflexd/demo/stop"]
         await operator.send_json({"do": "request", "verb": "arm", "id": 9})
         assert (await reply(operator, 9))["data"] == {"verb": "arm"}
 
@@ -132,7 +132,7 @@ async def test_a_session_that_ended_can_command_nothing_more() -> None:
         async with asyncio.timeout(10):
             while (await ws.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
-        assert page.wire.sent == []
+        assert page.bridge.sent == []
 
 
 async def test_more_commands_than_a_hand_can_make_are_refused() -> None:
@@ -141,7 +141,7 @@ async def test_more_commands_than_a_hand_can_make_are_refused() -> None:
         for number in range(1, 61):
             await ws.send_json({"do": "reward", "value": 1, "id": number})
         assert "too many" in str((await reply(ws, 0))["error"])
-        assert len(page.wire.sent) < 60
+        assert len(page.bridge.sent) < 60
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"do":"sudo"}', "null", '{"do":"stop","engaged":"yes"}', "9" * 5_000])
@@ -154,7 +154,7 @@ async def test_nonsense_on_the_web_socket_is_answered_and_survived(text: str) ->
         async with asyncio.timeout(10):
             while (await ws.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
-        assert page.wire.sent == []
+        assert page.bridge.sent == []
 
 
 async def test_a_huge_message_ends_only_its_own_connection() -> None:
@@ -334,7 +334,7 @@ def test_of_many_connections_the_address_that_has_most_gives_way() -> None:
 
 async def test_a_stop_that_no_gate_took_is_an_error() -> None:
     async with site() as page:
-        page.wire.refuses = True
+        page.bridge.refuses = True
         ws = await page.talk(await page.sign_in(OPERATOR))
         await ws.send_json({"do": "stop", "engaged": True, "id": 1})
         assert "no gate took it" in str((await reply(ws, 1))["error"])

@@ -32,7 +32,8 @@ from runtime.inference.engine import Engine
 from runtime.mqtt import Message
 from runtime.mqtt.topics import Topics
 from runtime.requests.explain import Explainer
-from runtime.requests.handlers import Requests, request_finetune
+from runtime.requests.finetune import FinetuneQueue
+from runtime.requests.handlers import Requests
 from runtime.requests.record import RecordingController
 
 VERBS = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")
@@ -131,9 +132,9 @@ class World:
             checkpoints=self.checkpoints,
             tasks=TaskVersions(self.folder / "tasks", ("intents",)),
             emit=reporter.event,
-            explain=explain,
-            record=RecordingController(self.config, self.ticker, reporter),  # type: ignore[arg-type]
-            finetune=lambda task: request_finetune(self.config, task),
+            explainer=explain,
+            recording=RecordingController(self.config, self.ticker, reporter),  # type: ignore[arg-type]
+            finetuning=FinetuneQueue(self.config),
             sources=SimpleNamespace(release=lambda source: source == "kept"),  # type: ignore[arg-type]
         )
         return made, reporter
@@ -178,7 +179,7 @@ def test_every_request_is_answered_once_and_none_ends_the_agent(
         link = Link()
         requests, reporter = world.requests(link)
         if state == "dead":
-            await requests.record(True)
+            await requests.recording.begin()
             await asyncio.to_thread(reporter.recorder.close)
             reporter.recorder.path.unlink()
         answers = await ask(requests, link, asked)
@@ -186,7 +187,7 @@ def test_every_request_is_answered_once_and_none_ends_the_agent(
         assert {answer["status"] for answer in answers} <= {"ok", "error"}
         assert all(answer.get("error", "-") for answer in answers)
         if reporter.recorder is not None:
-            await requests.record(False)
+            await requests.recording.end()
 
     asyncio.run(run())
 
@@ -208,7 +209,7 @@ async def test_an_unforeseen_error_is_an_answer_and_the_next_request_is_served(w
     async def breaks(_decision: str) -> dict[str, Any]:
         raise ZeroDivisionError("a secret")
 
-    requests.explain = breaks
+    requests.explainer = SimpleNamespace(explain=breaks)  # type: ignore[assignment]
     answers = await ask(requests, link, [("explain", b'{"decision": "x"}'), ("explain", b"{}")])
     assert answers[0] == {
         "status": "error",
@@ -226,7 +227,7 @@ async def test_a_rollback_waits_for_no_explanation(world: World) -> None:
         await asyncio.to_thread(release.wait, 30)
         return {}
 
-    requests.explain = slow
+    requests.explainer = SimpleNamespace(explain=slow)  # type: ignore[assignment]
     running = asyncio.create_task(requests.run())
     for verb in ("explain", "explain", "rollback"):
         requests.take(Message(f"reflexd/demo/request/{verb}", b'{"decision": "x"}', 1, retain=False))

@@ -42,21 +42,30 @@ def _checkpoints(folder: Path, count: int) -> tuple[Checkpoints, list[str]]:
     return checkpoints, [checkpoints.save({"policy": {"w": torch.full((2,), float(n))}}, {}) for n in range(count)]
 
 
+class FakeExplainer:
+    async def explain(self, decision: str) -> dict[str, Any]:
+        if decision == "unknown":
+            raise RequestFailed("unknown: not in the record")
+        return {"decision": decision}
+
+
+class FakeRecording:
+    async def begin(self) -> dict[str, Any]:
+        return {"on": True}
+
+    async def end(self) -> dict[str, Any]:
+        return {"on": False}
+
+
+class FakeQueue:
+    async def add(self, task: str | None) -> dict[str, Any]:
+        return {"task": task}
+
+
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.link, self.events = FakeLink(), []
         self.checkpoints, self.versions = _checkpoints(folder, 2)
-
-        async def explain(decision: str) -> dict[str, Any]:
-            if decision == "unknown":
-                raise RequestFailed("unknown: not in the record")
-            return {"decision": decision}
-
-        async def record(on: bool) -> dict[str, Any]:
-            return {"on": on}
-
-        async def finetune(task: str | None) -> dict[str, Any]:
-            return {"task": task}
 
         self.requests = Requests(
             connection=self.link,
@@ -64,9 +73,9 @@ class Bench:
             checkpoints=self.checkpoints,
             tasks=TaskVersions(folder / "tasks", ("intents",)),
             emit=lambda kind, data: self.events.append((kind, data)),
-            explain=explain,
-            record=record,
-            finetune=finetune,
+            explainer=FakeExplainer(),
+            recording=FakeRecording(),
+            finetuning=FakeQueue(),
             sources=SimpleNamespace(release=lambda source: source == "kept"),
         )
 

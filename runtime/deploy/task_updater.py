@@ -1,0 +1,51 @@
+"""Keep the task runner at the live version of each task: one follower of a live pointer for each.
+
+The learner and an operator's request move the pointers (`learner/tasks/NAME/current.json`). The runner loads the version before
+its next reading and reports one that cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learners.continual.versions import TaskVersion, TaskVersionStore
+from runtime.deploy.pointer_follower import PointerFollower
+
+if TYPE_CHECKING:
+    from learners.continual.serving import TaskRunner  # a second of imports that only tasks need
+
+POLL_S = 0.2
+
+
+@dataclass(slots=True)
+class TaskUpdater:
+    """Gives the runner each new live version once."""
+
+    folder: Path
+    """`state_dir/learner/tasks`."""
+    runner: TaskRunner
+    _pointers: list[PointerFollower[TaskVersion]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pointers = [
+            PointerFollower(TaskVersionStore(self.folder / task).live, partial(self._activate, task))
+            for task in self.runner.tasks
+        ]
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            await self.sync()
+            await asyncio.sleep(POLL_S)
+
+    async def sync(self) -> bool:
+        """Read every pointer once; True when a task has another version now."""
+        return any([await pointer.sync() for pointer in self._pointers])
+
+    async def _activate(self, task: str, version: TaskVersion) -> bool:
+        self.runner.set_version(task, version)
+        return True

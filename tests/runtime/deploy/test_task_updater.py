@@ -1,0 +1,44 @@
+"""The task runner gets the version of each live pointer once, and reads no pointer itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tinymodels
+
+from learners.continual.versions import TaskVersionStore
+from learners.tasks.registry import open_task
+from runtime.deploy.task_updater import TaskUpdater
+
+
+@dataclass
+class FakeRunner:
+    """The runner, as far as the updater needs it."""
+
+    tasks: tuple[str, ...] = ("intents", "mood")
+    versions: list[tuple[str, str]] = field(default_factory=list)
+
+    def set_version(self, task: str, version: object) -> None:
+        self.versions.append((task, version.name))  # type: ignore[attr-defined]
+
+
+async def test_each_move_of_a_live_pointer_reaches_the_runner_once(tmp_path: Path) -> None:
+    runner = FakeRunner()
+    updater = TaskUpdater(tmp_path, runner)  # type: ignore[arg-type]
+    assert not await updater.sync(), "no version yet"
+    task = open_task("text-classification", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
+    stores = {name: TaskVersionStore(tmp_path / name) for name in runner.tasks}
+    first, second = stores["intents"].add(task, 1), stores["intents"].add(task, 2)
+    mood = stores["mood"].add(task, 1)
+    assert not await updater.sync(), "a version that waits is not live"
+    stores["intents"].promote(first)
+    stores["mood"].promote(mood)
+    assert await updater.sync()
+    assert runner.versions == [("intents", first.name), ("mood", mood.name)]
+    assert not await updater.sync()
+    stores["intents"].promote(second)
+    assert await updater.sync()
+    stores["intents"].rollback()
+    assert await updater.sync()
+    assert runner.versions[2:] == [("intents", second.name), ("intents", first.name)]
