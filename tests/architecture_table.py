@@ -16,7 +16,7 @@ FLOW = (
     "learners/worker", "learners/gym", "learners/export", "runtime", "runtime/process", "runtime/config",
     "runtime/mqtt", "runtime/gate", "runtime/supervisor", "runtime/control", "runtime/inference", "runtime/feedback",
     "runtime/deploy", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
-    "runtime/dashboard", "runtime/cli",
+    "runtime/dashboard", "runtime/cli", "runtime/console",
 )  # fmt: skip
 """Packages in the order in which data flows."""
 

@@ -48,6 +48,7 @@ def main() -> None:
     """
     # verbs that query or show print no log lines; run, demo and plant configure logging again
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    logging.getLogger().addHandler(logging.NullHandler())  # else records of other libraries go to standard error
 
 
 @main.command(cls=Examples, epilog="reflexd run configs/video.yaml\nreflexd run robot.yaml --fault joints=stuck@10s")
@@ -60,28 +61,34 @@ def main() -> None:
     help="Inject a fault into a stream, for tests: off, stuck, garbage, wrong, slow, delayed or intermittent. "
     "START is in seconds after the start of the agent. Repeat the option for several faults.",
 )
-@click.option("--verbose", is_flag=True, help="Log one line for every tick.")
+@click.option("--verbose", is_flag=True, help="Print the whole log, with one line for every tick.")
 def run(config: Path, faults: tuple[str, ...], *, verbose: bool) -> None:
     """Run the daemon with the settings file CONFIG.
 
     Ctrl-C stops it: the gate sends safe actions, then every process ends. A second Ctrl-C ends it at once. SIGHUP reloads the
     settings.
     """
-    from runtime.supervisor.supervisor import run_daemon
-
-    loaded = startable(config)
-    sys.exit(run_daemon(config, loaded, faults=faults, verbose=verbose))
+    sys.exit(_run(config, faults=faults, verbose=verbose))
 
 
 @main.command(cls=Examples, epilog="reflexd demo\nmosquitto_sub -p 1883 -t 'reflexd/demo/decision'")
-@click.option("--verbose", is_flag=True, help="Log one line for every tick.")
+@click.option("--verbose", is_flag=True, help="Print the whole log, with one line for every tick.")
 def demo(*, verbose: bool) -> None:
     """Run the demo: the daemon with a simulated world, and a dashboard on http://127.0.0.1:8080."""
+    with as_file(files("configs") / "demo.yaml") as path:
+        sys.exit(_run(path, faults=(), verbose=verbose))
+
+
+def _run(path: Path, *, faults: tuple[str, ...], verbose: bool) -> int:
+    """Run the daemon: with the console on a terminal, else with a log of JSON lines on standard error."""
+    from runtime.console.front import has_terminal, run_on_terminal
+
+    loaded = startable(path)
+    if has_terminal() and not verbose:
+        return run_on_terminal(path, loaded, faults=faults)
     from runtime.supervisor.supervisor import run_daemon
 
-    with as_file(files("configs") / "demo.yaml") as path:
-        loaded = startable(path)
-        sys.exit(run_daemon(path, loaded, faults=(), verbose=verbose))
+    return run_daemon(path, loaded, faults=faults, verbose=verbose)
 
 
 @main.command(cls=Examples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
@@ -143,16 +150,31 @@ def devices() -> None:
 @refusing
 def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
     """Print the state of the daemon of CONFIG (default: the demo)."""
-    from runtime.cli.status import show_status
+    from runtime.console.status import show_status
 
     sys.exit(show_status(load_or_demo(config), as_json=as_json, timeout_s=timeout_s))
+
+
+@main.command(cls=Examples, epilog="reflexd link\nreflexd link robot.yaml")
+@click.argument("config", type=FILE, required=False)
+@refusing
+def link(config: Path | None) -> None:
+    """Print a link that signs one browser in to the page of CONFIG (default: the demo), once, within an hour."""
+    import time
+
+    from runtime.dashboard.login_link import create_link
+
+    settings = load_or_demo(config).config
+    if settings.dashboard is None:
+        raise ValueError("dashboard: there is no page; add `dashboard: {}` to the settings")
+    click.echo(create_link(settings.state_dir, settings.dashboard.listen, time.time()))
 
 
 @main.command()
 @click.argument("config", type=FILE, required=False)
 def top(config: Path | None) -> None:
     """Show the state of the daemon of CONFIG (default: the demo) in the terminal, updated until Ctrl-C."""
-    from runtime.cli.status import watch
+    from runtime.console.status import watch
 
     sys.exit(watch(load_or_demo(config)))
 

@@ -47,7 +47,7 @@ def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
 
     Example: reflexd explain 3f9c1a2b7d4e-1042
     """
-    from runtime.cli.client import NoAnswer, ask
+    from runtime.console.client import NoAnswer, ask
 
     try:
         answer = ask(load_or_demo(config), "explain", {"decision": decision})
@@ -68,7 +68,7 @@ def record(state: str, config: Path | None) -> None:
 
     Example: reflexd record on; reflexd record off
     """
-    from runtime.cli.client import NoAnswer, ask
+    from runtime.console.client import NoAnswer, ask
 
     try:
         answer = ask(load_or_demo(config), "record", {"on": state == "on"})
@@ -91,7 +91,7 @@ def release(source: str, config: Path | None) -> None:
 
     Example: reflexd sources release button-3
     """
-    from runtime.cli.client import NoAnswer, ask
+    from runtime.console.client import NoAnswer, ask
 
     try:
         answer = ask(load_or_demo(config), "release", {"source": source})

@@ -19,6 +19,7 @@ from runtime.config.schema import Config, DashboardSettings
 from runtime.dashboard.auth import Access, token_file
 from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.commands import Commands
+from runtime.dashboard.login_link import redeem
 from runtime.dashboard.server import Page
 from runtime.dashboard.sockets import Hub
 from runtime.dashboard.state import ViewState
@@ -44,9 +45,8 @@ def access(config: Config, settings: DashboardSettings) -> Access:
     """
     viewer = settings.viewer_token.get_secret_value() if settings.viewer_token else None
     config.state_dir.mkdir(parents=True, exist_ok=True)
-    if settings.token is not None:
-        return Access(settings.token.get_secret_value(), viewer, time.monotonic)
-    return Access(token_file(config.state_dir / "token"), viewer, time.monotonic)
+    token = settings.token.get_secret_value() if settings.token else token_file(config.state_dir / "token")
+    return Access(token, viewer, time.monotonic, lambda code: redeem(config.state_dir, code, time.time()))
 
 
 def hosts(settings: DashboardSettings) -> frozenset[str] | None:

@@ -23,7 +23,6 @@ from runtime.mqtt.topics import Topics, encode
 from runtime.recording.recorder import Note, Recorder, TickRecord
 
 HEALTH_EVERY_S = 10.0
-LOG_EVERY_S = 1.0
 _LOG = structlog.get_logger(__name__)
 
 
@@ -38,7 +37,6 @@ class Reporter:
     scrub: Callable[[Any], Any] = lambda data: data
     """Removes secrets from an event's data: reasons come from drivers and plugins, which may repeat their settings."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _next_log_s: float = 0.0
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Publish an event, from any thread."""
@@ -59,7 +57,7 @@ class Reporter:
         self.control.enqueue(self.topics("decision"), encode(body))
         self._measure(ticked)
         self._record(ticked, body)
-        self._log(ticked, body)
+        self._log(body)
 
     async def health(self, health: Health) -> None:
         """Publish health until cancelled, the first one at once."""
@@ -110,16 +108,11 @@ class Reporter:
         }
         self.recorder.put(TickRecord(int(ticked.stamp_unix_s * 1e9), fresh, body | more))
 
-    def _log(self, ticked: TickResult, body: dict[str, Any]) -> None:
-        """Log the tick: every one at debug, one a second at info."""
+    def _log(self, body: dict[str, Any]) -> None:
+        """Log the tick at debug (`--verbose`): the log of every day has no line for it; `health` and `decision` show it."""
         line = {key: body[key] for key in ("id", "policy", "mode", "latency_ms", "missing")}
         line["actions"] = {name: action["value"] for name, action in body["actions"].items()}
-        now = ticked.observation.stamp_s
-        if now >= self._next_log_s:
-            self._next_log_s = now + LOG_EVERY_S
-            _LOG.info("tick", **line)
-        else:
-            _LOG.debug("tick", **line)
+        _LOG.debug("tick", **line)
 
 
 def kind_of(topics: Topics, subscription: str) -> str:

@@ -83,7 +83,8 @@ def environment() -> dict[str, str]:
     inherited = os.environ.get("PYTHONPATH")
     paths = [] if "site-packages" in root else [root]
     joined = os.pathsep.join([*paths, *([inherited] if inherited else [])])
-    return os.environ | {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": joined} if joined else {})
+    quiet = {"PYTHONSAFEPATH": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return os.environ | quiet | ({"PYTHONPATH": joined} if joined else {})
 
 
 @dataclass(slots=True)
@@ -128,6 +129,7 @@ class Child:
             self.process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=None if self.spec.stdin else asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor alone, which ends its children in order
                 pass_fds=() if descriptor is None else (descriptor,),
                 env=environment(),
             )

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import click
 import orjson
 from pydantic import BaseModel, ValidationError
 from rich.console import Console, Group, RenderableType
@@ -22,8 +21,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from runtime.cli.client import NoAnswer, Tool, connect
 from runtime.config.loader import Loaded
+from runtime.console.client import NoAnswer, Tool, connect
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.published import DecisionMessage, EventMessage, HealthMessage, State
 from runtime.mqtt.topics import Refused, Topics, parse
@@ -114,12 +113,12 @@ def show_status(loaded: Loaded, *, as_json: bool, timeout_s: float) -> int:
     try:
         seen = asyncio.run(_wait(loaded, timeout_s))
     except NoAnswer as error:
-        click.echo(str(error), err=True)
+        sys.stderr.write(f"{error}\n")
         return 2
     if seen.health is None:
         state = seen.status.state if seen.status else "nothing on the broker"
         reason = seen.ended or f"is `reflexd run` up, on {loaded.config.mqtt.url}?"
-        click.echo(f"no health message within {timeout_s:g} s; status: {plain(state)}; {reason}", err=True)
+        sys.stderr.write(f"no health message within {timeout_s:g} s; status: {plain(state)}; {reason}\n")
         return 3
     if as_json:
         sys.stdout.buffer.write(seen.health_raw + b"\n")
@@ -146,10 +145,10 @@ def watch(loaded: Loaded) -> int:
         with suppress(KeyboardInterrupt):
             asyncio.run(_watch(loaded))
     except NoAnswer as error:
-        click.echo(str(error), err=True)
+        sys.stderr.write(f"{error}\n")
         return 2
     except _Ended as error:
-        click.echo(str(error), err=True)
+        sys.stderr.write(f"{error}\n")
         return 3
     return 0
 

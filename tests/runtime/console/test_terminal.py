@@ -17,11 +17,11 @@ from wire_helpers import running
 
 from fakes import Mosquitto, eventually, free_port
 from fakes_agent import running as fake_agent
-from runtime.cli import status
-from runtime.cli.client import NoAnswer, ask, connect
-from runtime.cli.status import Seen, picture, plain, show_status, subscribe
 from runtime.config.loader import Loaded, load
 from runtime.config.schema import Config
+from runtime.console import status
+from runtime.console.client import NoAnswer, ask, connect
+from runtime.console.status import Seen, picture, plain, show_status, subscribe
 from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Message
@@ -190,7 +190,7 @@ async def test_status_of_a_running_agent_and_of_none(
 
 def test_old_figures_say_how_old_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, clock = Seen(), [100.0]
-    monkeypatch.setattr("runtime.cli.status.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("runtime.console.status.time.monotonic", lambda: clock[0])
     seen.take(message("decision", {"id": "d", "stamp": 1, "actions": {"head": {"value": "left", "probability": 0.5}}}))
     seen.take(message("health", {"policy": "p"}))
     assert "last decision" in shown(picture("demo", seen))

@@ -1,0 +1,220 @@
+"""Say an event as one English sentence, for the console and the page.
+
+The table has one template for each event type. A template names fields of the event's data. Events come over the broker, so
+a field may be absent or of any type: the sentence is then shorter, and nothing is raised. It does not decide who sees what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Tone = Literal["good", "bad", "plain"]
+MAX_VALUE = 160
+"""Characters of one value in a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """An event in words."""
+
+    text: str
+    tone: Tone
+    notable: bool
+    """Whether it is worth the attention of a person who did not ask for it."""
+
+
+Row = tuple[Tone, bool, str]
+TABLE: dict[str, Row] = {
+    "action_refused": ("plain", False, "The gate refused an action of {actuator}: {reason}."),
+    "agent_lost": ("bad", True, "The agent was lost ({cause}). The gate sent the safe actions."),
+    "armed": ("good", True, "The policy may act now."),
+    "broker_lost": ("bad", True, "The connection to the broker is lost: {reason}."),
+    "broker_recovered": ("good", True, "The broker answers again."),
+    "checkpoint_refused": ("bad", True, "Version {version} was refused: {reason}."),
+    "child_restart_limit": ("bad", True, "The daemon gives up: {reason}."),
+    "child_restarted": ("bad", True, "The process {child} ended (exit code {code}) and is started again."),
+    "daemon_stopping": ("plain", False, "The daemon shuts down: {reason}."),
+    "disarmed": ("plain", True, "The policy may not act until someone arms it."),
+    "encoder_refused": ("bad", True, "Encoder {encoder} cannot use version {task_version}: {reason}."),
+    "encoder_swapped": ("good", True, "Encoder {encoder} uses the weights of version {version}."),
+    "encoder_without_task": ("bad", True, "Encoder {encoder} has no task to follow: {reason}."),
+    "experience_corrupt": ("bad", True, "The store of experience was damaged and was set aside."),
+    "experience_recovered": ("good", True, "Experience is stored again."),
+    "experience_write_failed": ("bad", True, "Experience cannot be stored: {reason}."),
+    "feedback_rejected": ("bad", True, "A reward or label was rejected: {reason}."),
+    "finetune_skipped": ("plain", False, "Task {task} was not fine-tuned: {reason}."),
+    "label_requested": ("plain", True, "A label is requested for {task}: answer on the page."),
+    "latches_not_saved": ("bad", True, "The change “{change}” could not be written to disk: {reason}."),
+    "learner_resumed": ("plain", False, "The learner continues at update {update}."),
+    "learner_waiting_for_spec": ("plain", False, "The learner waits for the agent."),
+    "mode_changed": ("plain", True, "The mode is now {mode}."),
+    "mode_restricted": ("plain", True, "A requested mode stays in force; the settings allow {configured}."),
+    "override": ("plain", False, "A person set {actuator} to {value}."),
+    "payload_refused": ("bad", True, "Stream {stream} refused a payload: {reason}."),
+    "policy_confirmed": ("good", True, "Policy {version} passed its probation."),
+    "policy_on_probation": ("plain", False, "Policy {version} is on probation; {before} is ready to return."),
+    "policy_promoted": ("good", True, "Policy {version} passed every step and is live."),
+    "policy_rejected": ("plain", True, "Policy {version} was not promoted: {step} failed, {reason}."),
+    "policy_rolled_back": ("bad", True, "Policy {version} was rolled back to {to} because of {why}."),
+    "policy_swapped": ("plain", False, "The engine acts with policy {version}."),
+    "policy_untrained": ("plain", True, "There is no trained policy yet; random weights act."),
+    "probation_state_unreadable": ("bad", True, "The state of the probation cannot be read: {reason}."),
+    "quarantine_state_unreadable": ("bad", True, "The state of the quarantine cannot be read: {reason}."),
+    "recording_ended": ("plain", True, "The recording ended: {path}."),
+    "recording_failed": ("bad", True, "The recording ended because it could not be written: {reason}."),
+    "recording_full": ("bad", True, "The recording ended at its size limit."),
+    "recording_gap": ("bad", True, "Records are missing in the recording."),
+    "recording_recovered": ("good", False, "The recording takes every record again."),
+    "recording_started": ("plain", True, "A recording started: {path}."),
+    "reload_refused": ("bad", True, "The new settings were refused: {problems}."),
+    "reloaded": ("good", True, "The settings were read again."),
+    "reward_clipped": ("plain", True, "A reward of {value} from {source} counts as its limit {limit}."),
+    "reward_failed": ("bad", True, "Reward {name} cannot be computed and counts as 0: {reason}."),
+    "rollback_failed": ("bad", True, "Policy {version} could not be rolled back: {reason}."),
+    "sensor_lost": ("bad", True, "Stream {stream} stopped: {reason}."),
+    "sensor_recovered": ("good", True, "Stream {stream} delivers again."),
+    "source_quarantined": ("bad", True, "Feedback of {source} is in quarantine: it contradicts the other sources."),
+    "source_released": ("good", True, "Feedback of {source} counts again."),
+    "sources_disagree": ("bad", True, "Two sources of rewards contradict each other: {source} and another one."),
+    "state_write_failed": ("bad", True, "The state file {file} cannot be written: {reason}."),
+    "storage_degraded": ("bad", True, "The disk refuses a file: {reason}."),
+    "storage_over_budget": ("bad", True, "The state folder is above storage.max_gb, and nothing more may be deleted."),
+    "storage_recovered": ("good", True, "Every folder can be written again."),
+    "storage_trimmed": ("plain", False, "Old files were deleted to stay below storage.max_gb."),
+    "stop_released": ("good", True, "The software stop was released. Arm to let the policy act."),
+    "stopped": ("bad", True, "The software stop is engaged. Every actuator has its safe value."),
+    "task_awaiting_approval": ("plain", True, "Task {task} has a new version {version} that waits for a person."),
+    "task_failed": ("bad", True, "Task {task} does not work: {reason}."),
+    "task_promoted": ("good", True, "Task {task} uses its new version {version}."),
+    "task_rejected": ("plain", True, "Task {task} rejected a new version: {reason}."),
+    "task_rolled_back": ("bad", True, "Task {task} returned to version {version}."),
+    "transition_rejected": ("plain", False, "One item of experience was incomplete and was not stored: {reason}."),
+    "unknown_decision": ("plain", False, "A reward names a decision that is not stored."),
+}
+"""Event type -> tone, whether it is notable, template."""
+STEPS = {
+    "integrity": "the check of its files",
+    "latency": "the check of its speed",
+    "sanity": "the check of its actions",
+    "held_out": "the held-out file",
+    "ope": "off-policy evaluation",
+    "shadow": "the shadow run",
+}
+"""Step of a promotion -> its name in a sentence."""
+WHY = {
+    "rewards": "lower rewards",
+    "returns": "lower returns",
+    "refusals": "more refusals by the gate",
+    "crashes": "crashes of the agent",
+}
+
+
+def sentence(kind: str, data: Mapping[str, Any]) -> Sentence:
+    """Return the event in words; an unknown type is named as it is.
+
+    Args:
+        kind: type of the event.
+        data: its fields, untrusted.
+    """
+    row = TABLE.get(kind)
+    if row is None:
+        return Sentence(f"{kind.replace('_', ' ').capitalize()[:MAX_VALUE]}.", "plain", notable=True)
+    tone, notable, template = row
+    special = SPECIAL.get(kind)
+    fields = special(data) if special is not None else data
+    if isinstance(fields, str):
+        return Sentence(fields, tone, notable)
+    return Sentence(_filled(template, fields), tone, notable)
+
+
+def _filled(template: str, data: Mapping[str, Any]) -> str:
+    text = template.format_map(_Fields(data))
+    for empty, instead in ((" (" + ABSENT + ")", ""), (": " + ABSENT + ".", "."), (", " + ABSENT + ".", ".")):
+        text = text.replace(empty, instead)
+    return text.replace(ABSENT, "one")
+
+
+ABSENT = "\N{NULL}"
+
+
+class _Fields(dict[str, Any]):
+    """Values as texts; an absent one becomes a mark that `_filled` removes."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        super().__init__({name: words(value) for name, value in data.items()})
+
+    def __missing__(self, _name: str) -> str:
+        return ABSENT
+
+
+def words(value: object) -> str:
+    """Return a value as a short text without control characters."""
+    if value is None or value == "":
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        text = "; ".join(words(item) for item in value[:8]).replace(ABSENT, "")
+    else:
+        text = str(value)
+    shown = "".join(character if character.isprintable() else " " for character in text[:MAX_VALUE]).rstrip(". ")
+    return shown + ("…" if len(text) > MAX_VALUE else "") or ABSENT
+
+
+def _rejected(data: Mapping[str, Any]) -> dict[str, Any]:
+    step = str(data.get("step") or "")
+    return {**data, "step": STEPS.get(step, step or None)}
+
+
+def _rolled_back(data: Mapping[str, Any]) -> dict[str, Any] | str:
+    if data.get("by") == "request":
+        return _filled("A person rolled policy {version} back to {to}.", data)
+    why = str(data.get("why") or "")
+    return {**data, "why": WHY.get(why, why or None)}
+
+
+def _promoted(data: Mapping[str, Any]) -> dict[str, Any] | str:
+    if data.get("by") == "request":
+        return _filled("A person made policy {version} live.", data)
+    return dict(data)
+
+
+def _override(data: Mapping[str, Any]) -> dict[str, Any] | str:
+    if data.get("rule"):
+        return _filled("The gate refused to set {actuator} to {value}: {rule}.", data)
+    return dict(data)
+
+
+def _mode(data: Mapping[str, Any]) -> dict[str, Any]:
+    modes = data.get("modes")
+    mode = data.get("mode")
+    if mode is None and isinstance(modes, Mapping):
+        mode = " and ".join(sorted({words(value) for value in list(modes.values())[:8]}))
+    return {**data, "mode": mode}
+
+
+def _reloaded(data: Mapping[str, Any]) -> dict[str, Any] | str:
+    pending = data.get("restart_required")
+    if pending:
+        return f"The settings were read. Restart the daemon to apply {words(pending)}."
+    return dict(data)
+
+
+def _learner(data: Mapping[str, Any]) -> dict[str, Any] | str:
+    return dict(data) if data.get("resumed") else "The learner starts without an earlier state."
+
+
+SPECIAL = {
+    "policy_rejected": _rejected,
+    "policy_rolled_back": _rolled_back,
+    "policy_promoted": _promoted,
+    "override": _override,
+    "mode_changed": _mode,
+    "reloaded": _reloaded,
+    "learner_resumed": _learner,
+}
+"""Event types with fields of their own, or with another sentence in some cases."""
