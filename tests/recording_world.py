@@ -102,7 +102,7 @@ class World:
         """Start the agent once and make recordings, one after the other."""
         checkpoints = open_checkpoints(self.config.state_dir, self.config.promotion)
         engine = await asyncio.to_thread(build_engine, self.config, checkpoints)
-        await engine.load(self.chance.choice(self.versions))
+        await engine.switch(self.chance.choice(self.versions))
         stage = _Stage(self, engine)
         for _ in range(recordings):
             await stage.ticks(self.chance.randrange(1, 15), begin=True)
@@ -183,7 +183,7 @@ class _Stage:
     async def _change(self) -> None:
         """Swap the policy or the encoder between two ticks, at times both."""
         if self.chance.random() < 0.08:
-            await self.engine.load(self.chance.choice(self.world.versions))
+            await self.engine.switch(self.chance.choice(self.world.versions))
         if self.chance.random() < 0.02 and self.world.swaps < 2:
             self.world.swaps += 1
             promote_version(

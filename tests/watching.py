@@ -110,15 +110,26 @@ class KeptStore:
 
 @dataclass
 class ScriptedEngine:
-    """What acts, by version; a loaded version acts `LOAD_S` of virtual time later."""
+    """What acts, by version; a version that was not in memory acts `LOAD_S` of virtual time later, a loaded one at once."""
 
     now: Callable[[], float]
     version: str = "untrained"
     acting: str = "untrained"
+    loaded: set[str] = field(default_factory=lambda: {"untrained"})
     from_s: float = 0.0
 
     async def load(self, version: str) -> None:
-        self.version, self.from_s = version, self.now() + LOAD_S
+        if version not in self.loaded:
+            self.loaded.add(version)
+            self.from_s = self.now() + LOAD_S
+
+    async def activate(self, version: str) -> None:
+        assert version in self.loaded
+        self.version = version
+
+    async def release(self, version: str) -> None:
+        assert version != self.version
+        self.loaded.discard(version)
 
     def acts(self) -> str:
         if self.now() >= self.from_s:

@@ -4,6 +4,9 @@ The learner, an operator's request and probation move the LIVE pointer; this fol
 learner's events (`policy_promoted` among them), `policy_on_probation` with its file on disk, the weights, `policy_swapped`. A
 verdict of probation is carried out before the pointer is read, so that a rollback acts at once. When a version cannot be
 loaded, the acting policy stays, and an event says so.
+
+The version before stays in memory until probation is over. A verdict against the acting version takes effect in one tick, before
+the LIVE pointer on disk changes.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ class PolicyUpdater:
     learner_events: LearnerEvents
     emit: Emit
     _pointer: PointerFollower[str] = field(init=False)
+    _acted: set[str] = field(default_factory=set)
+    """Versions that this has activated or replaced and not released yet."""
 
     def __post_init__(self) -> None:
         self._pointer = PointerFollower(lambda: self.checkpoints.live().version, self._activate)
@@ -48,7 +53,7 @@ class PolicyUpdater:
             self.emit("policy_untrained", {"remedy": remedy})
             return
         await self.probation.before_activation(loaded.manifest.version)
-        await self.engine.load(loaded.manifest.version)
+        await self._switch(loaded.manifest.version)
 
     async def run(self) -> None:
         """Follow LIVE and probation until cancelled."""
@@ -60,8 +65,47 @@ class PolicyUpdater:
 
     async def sync(self) -> bool:
         """Carry out probation's verdict, then activate the version that LIVE names; True when another version acts."""
+        acting = self.engine.version
+        returned = await self._return_at_once()
         await self.probation.conclude()
-        return await self._pointer.sync()
+        if returned:
+            await self._confirm_return(acting)
+        await self._pointer.sync()
+        await self._release()
+        return self.engine.version != acting
+
+    async def _return_at_once(self) -> bool:
+        """Activate the version before, where a verdict names it and it is in memory."""
+        verdict = self.probation.verdict
+        if verdict is None or verdict.passed or verdict.version != self.engine.version or verdict.before is None:
+            return False
+        if verdict.before not in self.engine.loaded:
+            return False
+        await self.engine.activate(verdict.before)
+        return True
+
+    async def _confirm_return(self, failed: str) -> None:
+        """Publish the swap; where LIVE cannot be moved for good, the version it names acts again."""
+        live = await asyncio.to_thread(self.checkpoints.live)
+        if live.version == failed and self.probation.verdict is None:
+            await self.engine.activate(failed)
+        else:
+            self.emit("policy_swapped", {"version": self.engine.version, "before": failed})
+
+    async def _switch(self, version: str) -> None:
+        """Load and activate a version; the one that acted stays in memory."""
+        before = self.engine.version
+        await self.engine.load(version)
+        await self.engine.activate(version)
+        self._acted |= {before, version}
+
+    async def _release(self) -> None:
+        """Free what acted and is neither acting nor needed by probation."""
+        trial = self.probation.probation.trial
+        needed = {self.engine.version} | ({trial.before} if trial is not None else set())
+        for version in self._acted - needed:
+            await self.engine.release(version)
+        self._acted &= needed
 
     async def _activate(self, version: str) -> bool:
         before = self.engine.version
@@ -70,7 +114,7 @@ class PolicyUpdater:
         await self.learner_events.forward()
         await self.probation.before_activation(version)
         try:
-            await self.engine.load(version)
+            await self._switch(version)
         except CheckpointRefused as refusal:
             self.probation.activation_failed(version)
             self._refused(refusal, live=before)

@@ -82,6 +82,11 @@ class ProbationMonitor:
             self.emit("policy_on_probation", {**fields, **self.probation.figures()})
         await self.file.save()
 
+    @property
+    def verdict(self) -> ProbationVerdict | None:
+        """The verdict that waits for `conclude`."""
+        return self._verdict
+
     def activation_failed(self, version: str) -> None:
         """End the probation of a version that could not be loaded."""
         trial = self.probation.trial

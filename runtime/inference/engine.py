@@ -1,8 +1,9 @@
 """Inference off the event loop: one thread, cached tokens, weights that change between two ticks.
 
 `decide` awaits the inference thread, which encodes the streams that have something new (those that share an encoder in one
-batch), fuses, stores the history and runs the heads. `load` fills the standby weights in a loader thread of low priority and
-then switches the pointer in the inference thread: a tick never sees a mix of two versions. Tokens are rounded to float16
+batch), fuses, stores the history and runs the heads. The engine holds several loaded versions, of which one acts. `load` reads
+and compiles a version in a loader thread of low priority while ticks go on. `activate` moves the pointer in the inference
+thread: a tick never sees a mix of two versions, and a return to a loaded version takes one tick. Tokens are rounded to float16
 before they are used, so that the stored tokens are exactly those of the decision.
 """
 
@@ -16,7 +17,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,14 +53,16 @@ WINDOWS, WINDOW_EVERY = 64, 16
 """Number of recorded observations, and the ticks between two of them: a minute and a half at 10 Hz."""
 UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
+MOST_LOADED = 4
+"""Versions in memory at once: the acting one, the one before it, a candidate, and one to spare."""
 HISTORY_FILE = "history.safetensors"
 ENCODER_FILE = "encoder-"
 """Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
 
 
-@dataclass(slots=True)
-class _Live:
-    """Everything a tick uses, replaced as a whole."""
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Everything of one version that a tick uses; the engine replaces it as a whole."""
 
     version: str
     policy: Policy
@@ -115,8 +118,9 @@ class Engine:
     """What runs each encoder, and the fused part under `policy`."""
     fuse_history_as_batch: bool = False
     """Whether new weights fuse the history in one batch. Only a replay of recordings that state no conditions sets it."""
-    _live: _Live = field(init=False)
-    _standby: Policy = field(init=False)
+    _live: _Loaded = field(init=False)
+    _versions: dict[str, _Loaded] = field(init=False)
+    """The loaded versions by name, the acting one among them; the inference thread alone changes it."""
     _cache: dict[str, _Cached] = field(default_factory=dict)
     _past: ObservationHistory = field(init=False)
     _statistics: InputStatistics = field(init=False)
@@ -136,19 +140,16 @@ class Engine:
         self._past = ObservationHistory(self.spec)
         self._statistics = InputStatistics(self.spec, self.device)
         self.policy = self.policy.to(self.device).eval()
-        self._standby = copy.deepcopy(self.policy)
-        head, standby = self.policy.heads.continuous, self._standby.heads.continuous
-        if head is not None and standby is not None:
-            standby.share_exploration(head)
         self._live = self._inference.submit(self._first).result()
+        self._versions = {self.version: self._live}
 
-    def _first(self) -> _Live:
+    def _first(self) -> _Loaded:
         self._stream = stream_of(self.device)
         encoders = {name: self._ready(name, encoder, first=True) for name, encoder in self.encoders.items()}
         fuse = self._fuse_run(self.policy, first=True)
         if self.version == UNTRAINED:
             fuse = self._statistics.applied_to(fuse)
-        return _Live(self.version, self.policy, encoders, fuse)
+        return _Loaded(self.version, self.policy, encoders, fuse)
 
     @property
     def spec(self) -> PolicySpec:
@@ -219,17 +220,61 @@ class Engine:
         if continuous is not None:
             continuous.restore_exploration(rows)
 
+    @property
+    def loaded(self) -> frozenset[str]:
+        """The names of the loaded versions, the acting one among them."""
+        return frozenset(self._versions)
+
     async def load(self, version: str) -> None:
-        """Activate a version: read and fill in the loader thread, flip between two ticks.
+        """Load a version while the present one acts: read, compile and warm up in the loader thread.
+
+        A loaded version stays as it is.
 
         Raises:
-            CheckpointRefused, or whatever else `load_weights` raises: the acting weights stay.
+            CheckpointRefused, or whatever else `load_weights` raises: nothing changes.
+            RuntimeError: `MOST_LOADED` versions are loaded; release one first.
         """
         loop = asyncio.get_running_loop()
         async with self._loading:
-            live = await loop.run_in_executor(self._loader, self._prepare, version)
-            await loop.run_in_executor(self._inference, self._flip, live)
-        self.version = live.version
+            if version in self._versions:
+                return
+            if len(self._versions) >= MOST_LOADED:
+                raise RuntimeError(
+                    f"{len(self._versions)} versions are loaded, at most {MOST_LOADED}: release one first"
+                )
+            loaded = await loop.run_in_executor(self._loader, self._prepare, version)
+            await loop.run_in_executor(self._inference, self._add, loaded)
+
+    async def activate(self, version: str) -> None:
+        """Make a loaded version act from the next tick on.
+
+        Raises:
+            KeyError: it is not loaded.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._inference, self._flip, version)
+        self.version = version
+
+    async def release(self, version: str) -> None:
+        """Free the memory of a version that does not act; one that is not loaded is ignored.
+
+        Raises:
+            ValueError: it acts.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._inference, self._remove, version)
+
+    async def switch(self, version: str) -> None:
+        """Load and activate a version, and release all others but the one that acted before.
+
+        Raises:
+            CheckpointRefused, or whatever else `load_weights` raises: nothing changes.
+        """
+        before = self.version
+        for other in self.loaded - {version, before}:
+            await self.release(other)
+        await self.load(version)
+        await self.activate(version)
 
     async def load_encoder(self, name: str, state: Mapping[str, Tensor]) -> bool:
         """Load other weights into an encoder between two ticks; False where it has them already. The policy stays.
@@ -248,18 +293,34 @@ class Engine:
         return True
 
     def _take(self, name: str, tuned: Encoder) -> None:
-        """Replace an encoder between two ticks; later checkpoints without weights for it leave these."""
+        """Replace an encoder between two ticks, in the acting version and in all that use the same as a base."""
+        base = self.encoders[name].version
         self.encoders = {**self.encoders, name: tuned}
-        live = self._live
-        self._live = _Live(live.version, live.policy, {**live.encoders, name: tuned}, live.fuse)
+        for version, one in self._versions.items():
+            if one is self._live or one.encoders[name].version == base:
+                self._versions[version] = replace(one, encoders={**one.encoders, name: tuned})
+        self._live = self._versions[self._live.version]
         self._past.clear()
 
-    def _prepare(self, version: str) -> _Live:
-        """Fill the standby weights from a checkpoint and compile them."""
+    def _prepare(self, version: str) -> _Loaded:
+        """Read a checkpoint into weights of its own and compile them."""
         weights = self.load_weights(version, self.shapes, self.spec.meaning())
-        self._standby.load_state_dict(weights.tensors["policy"])
+        acting = self._live.policy
+        policy = copy.deepcopy(acting)
+        policy.load_state_dict(weights.tensors["policy"])
+        head, mine = acting.heads.continuous, policy.heads.continuous
+        if head is not None and mine is not None:
+            mine.share_exploration(head)
         encoders = {name: self._tuned(name, base, weights) for name, base in self.encoders.items()}
-        return _Live(version, self._standby, encoders, self._fuse_run(self._standby))
+        return _Loaded(version, policy, encoders, self._fuse_run(policy))
+
+    def _add(self, loaded: _Loaded) -> None:
+        self._versions[loaded.version] = loaded
+
+    def _remove(self, version: str) -> None:
+        if version == self._live.version:
+            raise ValueError(f"policy version {version} acts; activate another one before its release")
+        self._versions.pop(version, None)
 
     def _tuned(self, name: str, base: Encoder, weights: Loaded) -> Encoder:
         """Return the encoder with the checkpoint's weights, or the pretrained one where the checkpoint has none."""
@@ -277,12 +338,14 @@ class Engine:
         return acting if acting.version == tuned.version else self._ready(name, tuned)
 
     @torch.inference_mode()
-    def _flip(self, live: _Live) -> None:
-        """Activate prepared weights between two ticks; they fuse the history again, as they were trained."""
+    def _flip(self, version: str) -> None:
+        """Activate loaded weights between two ticks; they fuse the history again, as they were trained."""
+        live = self._versions[version]
+        if live is self._live:
+            return
         if any(encoder.version != self._live.encoders[name].version for name, encoder in live.encoders.items()):
             self._past.clear()
-        self._standby, self._live = self._live.policy, live
-        self.policy = live.policy
+        self._live, self.policy = live, live.policy
         if self.fuse_history_as_batch:
             self._past.fuse_again_as_batch(live.policy)
         else:
@@ -341,7 +404,7 @@ class Engine:
             live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders
         )
 
-    def _perceive(self, live: _Live, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
+    def _perceive(self, live: _Loaded, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
         """Encode new readings, streams that share an encoder in one batch; return these streams and the seconds of each encoder."""
         work: dict[str, list[Reading]] = defaultdict(list)
         for name, reading in observation.readings.items():

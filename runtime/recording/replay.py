@@ -21,7 +21,7 @@ from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
 from runtime.inference.build import build_engine
-from runtime.inference.engine import UNTRAINED, Engine, InferenceResult
+from runtime.inference.engine import MOST_LOADED, UNTRAINED, Engine, InferenceResult
 from runtime.mqtt.topics import parse
 from runtime.recording.conditions import conditions, differences
 from runtime.recording.reader import Recording, RecordingError
@@ -169,10 +169,11 @@ async def _switch(engine: Engine, version: str, report: Report) -> None:
         report.versions.append(version)
     if version == engine.version:
         return
-    if version == UNTRAINED:
-        raise RecordingError("decisions of untrained weights after trained ones: two sessions in one recording")
+    if version not in engine.loaded and len(engine.loaded) >= MOST_LOADED:
+        await engine.release(next(name for name in sorted(engine.loaded) if name not in (engine.version, UNTRAINED)))
     try:
         await engine.load(version)
+        await engine.activate(version)
     except CheckpointRefused as refusal:
         raise RecordingError(
             f"{refusal}; promoted versions are not deleted, so use the state_dir of the recording daemon"

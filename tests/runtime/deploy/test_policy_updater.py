@@ -15,7 +15,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
 from learners.ipc.outbox import Outbox
 from learners.model.spec import PolicySpec
-from learners.safeguards.probation import Probation
+from learners.safeguards.probation import Probation, ProbationVerdict
 from learners.safeguards.source_consistency import Quarantine
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
@@ -29,6 +29,7 @@ class FakeEngine:
     version: str = "untrained"
     bad: set[str] = field(default_factory=set)
     spec: PolicySpec = SPEC
+    loaded: set[str] = field(default_factory=lambda: {"untrained"})
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -37,7 +38,15 @@ class FakeEngine:
     async def load(self, version: str) -> None:
         if version in self.bad:
             raise CheckpointRefused(version, "wrong_hash", "policy.safetensors")
+        self.loaded.add(version)
+
+    async def activate(self, version: str) -> None:
+        assert version in self.loaded
         self.version = version
+
+    async def release(self, version: str) -> None:
+        assert version != self.version
+        self.loaded.discard(version)
 
 
 class Bench:
@@ -135,3 +144,72 @@ async def test_an_event_with_a_handler_is_handled_and_not_published(tmp_path: Pa
     assert bench.reported == [{"source": "label:paul"}]
     assert bench.events == [("policy_rejected", {"version": "v"})]
     assert bench.outbox.collect() == []
+
+
+async def on_trial(bench: Bench) -> tuple[str, str]:
+    """Let the first version be trusted and the second begin its probation."""
+    first, second = bench.versions[:2]
+    bench.promote(first)
+    assert await bench.updater.sync()
+    bench.probation.probation.trust(first)
+    bench.promote(second)
+    assert await bench.updater.sync()
+    bench.events.clear()
+    return first, second
+
+
+def condemn(bench: Bench) -> None:
+    """Let probation judge that the acting version is worse."""
+    trial = bench.probation.probation.trial
+    assert trial is not None
+    bench.probation._verdict = ProbationVerdict(trial.version, trial.before, False, "rewards", {})
+
+
+async def test_the_version_before_stays_in_memory_until_probation_is_over(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first, second = await on_trial(bench)
+    assert bench.engine.loaded == {first, second}
+    bench.probation.probation.trust(second)
+    assert not await bench.updater.sync()
+    assert bench.engine.loaded == {second}
+
+
+async def test_a_rollback_acts_before_the_disk_is_touched(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first, second = await on_trial(bench)
+    acting: list[tuple[str, str | None]] = []
+    roll_back = bench.checkpoints.rollback
+
+    def watched(**how: Any) -> Live:
+        acting.append((bench.engine.version, bench.checkpoints.live().version))
+        return roll_back(**how)
+
+    bench.checkpoints.rollback = watched  # type: ignore[method-assign]
+    condemn(bench)
+    assert await bench.updater.sync()
+    assert acting == [(first, second)]
+    assert bench.kinds() == ["policy_rolled_back", "policy_swapped"]
+    assert bench.events[-1][1] == {"version": first, "before": second}
+    assert (bench.engine.version, bench.checkpoints.live().version) == (first, first)
+    assert bench.engine.loaded == {first}
+    assert not await bench.updater.sync()
+
+
+async def test_the_good_version_acts_while_the_disk_refuses_the_rollback(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first, second = await on_trial(bench)
+    roll_back = bench.checkpoints.rollback
+
+    def full(**_how: Any) -> Live:
+        raise OSError(28, "No space left on device")
+
+    bench.checkpoints.rollback = full  # type: ignore[method-assign]
+    condemn(bench)
+    for _ in range(2):
+        await bench.updater.sync()
+        assert (bench.engine.version, bench.checkpoints.live().version) == (first, second)
+    assert bench.kinds() == ["rollback_failed", "policy_swapped"]
+    bench.checkpoints.rollback = roll_back  # type: ignore[method-assign]
+    await bench.updater.sync()
+    assert (bench.engine.version, bench.checkpoints.live().version) == (first, first)
+    assert bench.kinds() == ["rollback_failed", "policy_swapped", "policy_rolled_back"]

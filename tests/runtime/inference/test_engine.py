@@ -24,7 +24,7 @@ from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.inference.engine import ENCODER_FILE, Engine
+from runtime.inference.engine import ENCODER_FILE, MOST_LOADED, Engine
 from sensors.readings import Observation, Reading, Telemetry, Text
 
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
@@ -78,8 +78,8 @@ def nothing(_version: str, _shapes: Any, _meaning: Any) -> Any:
     raise AssertionError("no version to load")
 
 
-async def activate(engine: Engine, folder: Path) -> None:
-    """Load a version from its folder."""
+async def load_beside(engine: Engine, folder: Path) -> None:
+    """Load a version from its folder; the acting one goes on."""
 
     def weights(version: str, _shapes: Any, _meaning: Any) -> Any:
         files = (folder.parent / version).glob("*.safetensors")
@@ -87,6 +87,12 @@ async def activate(engine: Engine, folder: Path) -> None:
 
     engine.load_weights = weights
     await engine.load(folder.name)
+
+
+async def activate(engine: Engine, folder: Path) -> None:
+    """Load a version from its folder and let it act."""
+    await load_beside(engine, folder)
+    await engine.activate(folder.name)
 
 
 def engine_of(spec: PolicySpec, backend: Any = "torch", state_dir: Path | None = None) -> Engine:
@@ -194,7 +200,7 @@ async def test_loaded_weights_act_and_a_refused_checkpoint_changes_nothing(engin
 
     engine.load_weights = refuse
     with pytest.raises(OSError, match="torn"):
-        await engine.load(folder.name)
+        await engine.load("000003-0000000a")
     kept = (await engine.decide(observation)).scores["head"]
     assert kept == pytest.approx(after.scores["head"], abs=1e-5)
 
@@ -235,6 +241,77 @@ async def test_a_checkpoint_may_bring_a_tuned_encoder_and_the_next_one_takes_it_
     await activate(engine, plain)
     back = await engine.decide(seen(2, orders=order))
     assert np.array_equal(back.tokens["orders"], base.tokens["orders"])
+
+
+def saved(engine: Engine, folder: Path, count: int) -> list[Path]:
+    """Save some versions with weights of their own."""
+    folders = [folder / f"{number:06d}-0000000e" for number in range(1, count + 1)]
+    for seed, one in enumerate(folders):
+        one.mkdir()
+        torch.manual_seed(seed)
+        save(Policy(engine.spec).eval(), one)
+    return folders
+
+
+async def test_several_versions_are_in_memory_and_a_return_is_one_tick(engine: Engine, tmp_path: Path) -> None:
+    """Flips among loaded versions read nothing, and decide as engines that have loaded the version alone."""
+    folders = saved(engine, tmp_path, 2)
+    for folder in folders:
+        await load_beside(engine, folder)
+    assert engine.version == "untrained"
+    assert engine.loaded == {"untrained", *(folder.name for folder in folders)}
+    engine.load_weights = nothing
+    found = {}
+    for tick, version in enumerate([folders[0].name, folders[1].name, folders[0].name, "untrained", folders[1].name]):
+        await engine.activate(version)
+        decided = await engine.decide(seen(tick, orders=text("orders", "abc"[tick % 3 :], tick), x=tick))
+        assert decided.policy == engine.version == version
+        found[tick] = decided.scores["head"]
+    for folder, last in ((folders[0], 2), (folders[1], 4)):
+        alone = engine_of(spec_of())
+        await activate(alone, folder)
+        for tick in range(last + 1):
+            want = await alone.decide(seen(tick, orders=text("orders", "abc"[tick % 3 :], tick), x=tick))
+        alone.close()
+        assert found[last] == pytest.approx(want.scores["head"], abs=1e-5)
+
+
+async def test_a_flip_does_not_wait_for_a_load(engine: Engine, tmp_path: Path) -> None:
+    one, two = saved(engine, tmp_path, 2)
+    await load_beside(engine, one)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(version: str, _shapes: Any, _meaning: Any) -> Any:
+        reading.set()
+        assert go_on.wait(10)
+        return SimpleNamespace(tensors={"policy": load_file(tmp_path / version / "policy.safetensors")})
+
+    engine.load_weights = slow
+    loading = asyncio.create_task(engine.load(two.name))
+    await asyncio.to_thread(reading.wait, 10)
+    await engine.activate(one.name)
+    assert (await engine.decide(seen(0, orders=None))).policy == one.name
+    go_on.set()
+    await loading
+    assert engine.loaded == {"untrained", one.name, two.name}
+
+
+async def test_memory_of_versions_is_bounded_and_the_acting_one_is_not_released(engine: Engine, tmp_path: Path) -> None:
+    folders = saved(engine, tmp_path, MOST_LOADED)
+    for folder in folders[:-1]:
+        await load_beside(engine, folder)
+    with pytest.raises(RuntimeError, match="release one first"):
+        await load_beside(engine, folders[-1])
+    with pytest.raises(ValueError, match="acts"):
+        await engine.release("untrained")
+    with pytest.raises(KeyError):
+        await engine.activate(folders[-1].name)
+    assert engine.version == "untrained"
+    await engine.release(folders[0].name)
+    await engine.release(folders[0].name)
+    await load_beside(engine, folders[-1])
+    await engine.switch(folders[0].name)
+    assert engine.loaded == {"untrained", folders[0].name}
 
 
 async def test_openvino_runs_the_fused_part_and_converts_it_again_after_a_load(tmp_path: Path) -> None:
@@ -279,7 +356,8 @@ async def test_no_decision_waits_for_a_checkpoint_of_100_mb(tmp_path: Path) -> N
     loads: list[float] = []
     for _ in range(3):
         start = time.perf_counter()
-        loading = asyncio.create_task(activate(engine, folder))
+        await engine.release(folder.name)
+        loading = asyncio.create_task(load_beside(engine, folder))
         while not loading.done():
             busy.append(await decide())
         await loading
@@ -319,9 +397,8 @@ ARM = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", 
 def explorer(backend: Any = "torch") -> Engine:
     """An engine whose continuous actuators wander: half of the time an excursion, whose noise has a memory."""
     made = engine_of(spec_of(actions=ARM), backend)
-    for policy in (made.policy, made._standby):
-        assert policy.heads.continuous is not None
-        policy.heads.continuous.epsilon.fill_(0.5)
+    assert made.policy.heads.continuous is not None
+    made.policy.heads.continuous.epsilon.fill_(0.5)
     return made
 
 
