@@ -9,7 +9,8 @@ Events: `policy_promoted`, `policy_rejected` (with the figures of every step), `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -69,6 +70,7 @@ class CandidateManager:
         settings: of promotion.
         tasks: the tasks that feed the policy.
         steps: the registry of promotion steps.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class CandidateManager:
         settings: PromotionSettings,
         tasks: FeedingTasks,
         steps: Mapping[str, Step] = STEPS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self.learner, self.checkpoints, self.reader = learner, checkpoints, reader
         self.outbox, self.settings, self.tasks, self.steps = outbox, settings, tasks, steps
         self.live: tuple[str, Any] | None = None
@@ -197,6 +201,7 @@ class CandidateManager:
             encoder_versions=dict(self.learner.replay.versions),
             tasks=self.tasks,
             task_versions=self._task_versions(),
+            clock=self.clock,
         )
         return EvaluationRun(context, self.steps, self.settings.steps)
 

@@ -57,7 +57,16 @@ _LOG = logging.getLogger(__name__)
 
 
 class LearnerLoop:
-    """The running learner of one spec."""
+    """The running learner of one spec.
+
+    Args:
+        inputs: the learner's settings.
+        spec: of the policy.
+        stop: ends the loop.
+        build: makes a policy of a spec.
+        steps: the registry of promotion steps.
+        clock: monotonic seconds, which decide what is due.
+    """
 
     def __init__(
         self,
@@ -67,7 +76,9 @@ class LearnerLoop:
         *,
         build: Callable[[PolicySpec], nn.Module] = Policy,
         steps: Mapping[str, Step] = STEPS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         folder = inputs.state_dir / "learner"
         key = load_key(inputs.state_dir, credentials_folder())
         promotion = inputs.promotion
@@ -100,6 +111,7 @@ class LearnerLoop:
             settings=promotion,
             tasks=FeedingTasks(tasks),
             steps=steps,
+            clock=clock,
         )
         self.storage: str | None = None
         """What could not be written, as `PATH: REASON`; None while everything can."""
@@ -170,7 +182,7 @@ class LearnerLoop:
         settings = self.inputs.learner
         self.candidates.follow_rollback()
         self.learner.ingest()
-        done = self.learner.train(time.monotonic() + settings.update_every_s)
+        done = self.learner.train(self.clock() + settings.update_every_s, clock=self.clock)
         state = "training" if done else ("waiting" if not self.learner.position.update else "idle")
         self.finetuning.step()
         self._tell("finetuning" if self.finetuning.task else state)
@@ -182,7 +194,7 @@ class LearnerLoop:
         if self._is_due("save", settings.save_every_s):
             self.learner.save()
         if self.candidates.evaluation is not None:
-            self.candidates.resume(time.monotonic() + settings.update_every_s)
+            self.candidates.resume(self.clock() + settings.update_every_s)
         elif on_probation(self.inputs.state_dir, time.time()):
             pass  # what acts is on probation; one change at a time, so that it is known what a drop is due to
         elif self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:
@@ -215,7 +227,7 @@ class LearnerLoop:
         return spec is None or spec == self.spec
 
     def _is_due(self, what: str, every_s: float) -> bool:
-        moment = time.monotonic()
+        moment = self.clock()
         if moment - self._due.setdefault(what, moment) < every_s:
             return False
         self._due[what] = moment

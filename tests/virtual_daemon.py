@@ -1,0 +1,228 @@
+"""A whole daemon in virtual time: the agent of `runtime.agent.build`, the learner's loop and a simulated plant in one process.
+
+Real: engine, control loop, feedback, outcomes, deployment, experience store, learner, promotion steps. Replaced: the clocks, the
+broker (messages go straight to their handlers) and the gate, which lets every action pass. The learner does every update it owes
+once a virtual second, as a daemon does that keeps up. An hour at 50 Hz takes minutes, and the same seeds give the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+import yaml
+
+from actuators.safety.decisions import Proposal
+from actuators.sim.plant import Plant
+from actuators.sim.registry import build_plant, plant_settings
+from actuators.wire import Commands, Outgoing
+from learners.ipc.settings import LearnerConfig
+from learners.worker.loop import LearnerLoop
+from runtime.agent.build import build
+from runtime.agent.components import Components
+from runtime.config.loader import load
+from runtime.gate import ipc
+from runtime.process.pacing import Pacer
+from sensors.base import TopicSensor
+
+BEGUN_S = 1_750_000_000.0
+LEARNER_EVERY_S = 1.0
+
+
+class VirtualClock:
+    """Monotonic seconds that only `sleep_until` moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def now(self) -> float:
+        """Return the moment."""
+        return self.now_s
+
+    def wall(self) -> float:
+        """Return it as Unix seconds."""
+        return BEGUN_S + self.now_s
+
+    async def sleep_until(self, deadline_s: float) -> None:
+        """Move to the deadline."""
+        self.now_s = max(self.now_s, deadline_s)
+
+
+@dataclass
+class PassingGate:
+    """Lets every action pass."""
+
+    latest: ipc.Verdict | None = None
+    unsent: int = 0
+    unanswered: int = 0
+
+    async def propose(self, proposal: Proposal, patience_s: float) -> ipc.Verdict:
+        """Answer one proposal."""
+        del patience_s
+        outcomes = {name: ipc.Outcome(True, None, value, "policy") for name, value in proposal.actions.items()}
+        self.latest = ipc.Verdict(proposal.decision, True, False, dict.fromkeys(outcomes, "autonomous"), outcomes)
+        return self.latest
+
+
+class AtOnce(Executor):
+    """Runs work where it is submitted, so that a run needs no second thread and no switch between threads."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run the work; its error is raised by the future."""
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - whatever the work raises belongs to who awaits it
+            done.set_exception(error)
+        return done
+
+
+class NeverWaits(threading.Event):
+    """A stop signal for a loop whose waits take no time."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return at once."""
+        del timeout
+        return self.is_set()
+
+
+@dataclass
+class VirtualDaemon:
+    """One daemon and its plant."""
+
+    parts: Components
+    plant: Plant
+    clock: VirtualClock
+    learner: LearnerLoop | None
+    events: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
+    """Virtual seconds since the start, type, data."""
+    returns: list[tuple[float, float, int]] = field(default_factory=list)
+    """Virtual seconds, return and length of every finished episode of a gymnasium plant."""
+    acted: list[str] = field(default_factory=list)
+    """Version of every tick."""
+    _commands: Commands = field(init=False)
+    _begun_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.parts.config
+        self._commands = Commands(f"reflexd/{config.agent}", config.actuators, "boot")
+        self._begun_s = self.clock.now()
+
+    @property
+    def now_s(self) -> float:
+        """Virtual seconds since the start."""
+        return self.clock.now() - self._begun_s
+
+    async def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Let virtual time pass."""
+        loop, period_s = self.parts.control_loop, self.parts.config.tick.period_s
+        every, poll = max(1, round(LEARNER_EVERY_S / period_s)), max(1, round(0.2 / period_s))
+        self._deliver(self.plant.step(self.clock.wall()))
+        for _ in range(round(seconds / period_s)):
+            index = await loop.pacer.next()
+            result = await loop.tick(index)
+            self.acted.append(result.decided.policy)
+            for name, outcome in (result.verdict.outcomes if result.verdict is not None else {}).items():
+                if outcome.value is not None:
+                    command = self._commands.write(
+                        name, outcome.value, decision=result.decision, policy=result.decided.policy,
+                        stamp_s=self.clock.wall(), ttl_ms=10_000,
+                    )  # fmt: skip
+                    self._deliver(
+                        self.plant.receive(command.topic, command.payload, retained=False, now_s=self.clock.wall())
+                    )
+            self._deliver(self.plant.step(self.clock.wall() + period_s / 4))
+            if self.learner is not None and index % every == 0:
+                self.parts.store.flush()
+                self.learner.step()
+            if index % poll == 0:
+                await self.parts.learner_events.forward()
+                await self.parts.policy_updater.sync()
+            if until():
+                return
+
+    def _deliver(self, messages: list[Outgoing]) -> None:
+        base = f"reflexd/{self.parts.config.agent}/"
+        for message in messages:
+            topic = message.topic.removeprefix(base)
+            if topic == "reward":
+                self.parts.feedback.reward(message.payload)
+            elif topic == "plant":
+                body = orjson.loads(message.payload)
+                self.returns.append((self.now_s, body["return"], body["length"]))
+            elif topic.startswith("in/"):
+                sensor = self.parts.sensors[topic.removeprefix("in/")]
+                assert isinstance(sensor, TopicSensor)
+                reading = sensor.decode(message.payload, self.clock.now())
+                if reading is not None:
+                    self.parts.inbox.put(reading)
+
+    def said(self, kind: str) -> list[tuple[float, dict[str, Any]]]:
+        """Return the events of a type."""
+        return [(at_s, data) for at_s, one, data in self.events if one == kind]
+
+
+@contextlib.asynccontextmanager
+async def virtual_daemon(
+    folder: Path, environment: str, *, seed: int = 0, prepare: Callable[[Path], object] | None = None, **changes: Any
+) -> AsyncIterator[VirtualDaemon]:
+    """Build a daemon for an environment; `changes` replace parts of what `reflexd plant --config` prints.
+
+    Args:
+        folder: for settings and state.
+        environment: a gymnasium id.
+        seed: of plant and learner.
+        prepare: called with the path of the settings before anything is built.
+        changes: top-level settings; mappings are merged.
+    """
+    settings: dict[str, Any] = plant_settings(environment, agent="virtual", rate_hz=None)
+    settings |= {"mqtt": {"url": "mqtt://127.0.0.1:9"}, "state_dir": str(folder / "state"), "device": "cpu"}
+    changes.setdefault("learner", {})
+    changes["learner"] = {"seed": seed, **changes["learner"]}
+    for name, value in changes.items():
+        settings[name] = settings.get(name, {}) | value if isinstance(value, dict) else value
+    path = folder / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    if prepare is not None:
+        prepare(path)
+    clock = VirtualClock()
+    gate, end = ipc.pair()
+    with ThreadPoolExecutor(1) as decoders, gate, end:
+        parts = await build(load(path), end, [], decoders, wall=clock.wall)
+        loop = parts.control_loop
+        loop.clock, loop.wall, loop.pacer = clock, clock.wall, Pacer(loop.pacer.period_s, clock)
+        loop.gate = PassingGate()  # type: ignore[assignment]
+        parts.feedback.now = clock.now
+        parts.engine._inference.shutdown()
+        parts.engine._inference = AtOnce()  # type: ignore[assignment]
+        parts.write_spec()
+        learner = None
+        if parts.config.learner.enabled:
+            torch.manual_seed(seed)
+            inputs = LearnerConfig.model_validate(parts.config.model_dump())
+            learner = LearnerLoop(inputs, parts.engine.spec, NeverWaits(), clock=clock.now)
+            learner.begin()
+        plant = build_plant(environment, agent="virtual", seed=seed, rate_hz=None)
+        daemon = VirtualDaemon(parts, plant, clock, learner)
+        publish = parts.reporter.metrics.observe_event
+
+        def observe(kind: str, data: dict[str, Any]) -> None:
+            daemon.events.append((daemon.now_s, kind, data))
+            publish(kind, data)
+
+        parts.reporter.metrics.observe_event = observe  # type: ignore[method-assign]
+        try:
+            yield daemon
+        finally:
+            if learner is not None:
+                learner.finetuning.close()
+                learner.reader.close()
+                learner.reencoder.recoded.close()
+            parts.close(clean=True)
