@@ -6,32 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from learners.task_kinds import TaskKind
 from sensors.config import Settings
 
 Train = Literal["frozen", "top", "lora", "full"]
-TaskKind = Literal[
-    "text-classification",
-    "image-classification",
-    "audio-classification",
-    "token-classification",
-    "relation-extraction",
-    "question-answering",
-    "translation",
-    "summarization",
-    "text-generation",
-]
-"""The task names of the Hugging Face hub, and `relation-extraction`."""
-CLASSIFICATION: frozenset[TaskKind] = frozenset({"text-classification", "image-classification", "audio-classification"})
-FORMER_KINDS: dict[str, tuple[TaskKind, ...]] = {
-    "classify": ("text-classification", "image-classification", "audio-classification"),
-    "tag": ("token-classification",),
-    "relate": ("relation-extraction",),
-    "answer": ("question-answering",),
-    "translate": ("translation",),
-    "summarize": ("summarization",),
-    "chat": ("text-generation",),
-}
-"""Names of task kinds before 0.1.0; `classify` was one name for the classification kinds of all modalities."""
 
 
 class EncoderSettings(Settings):
@@ -130,6 +108,11 @@ class TaskSettings(Settings):
     kind: TaskKind = Field(description="the kind of task, by its name on the Hugging Face hub")
     model: str = Field(min_length=1, description="the pretrained model: `bundled:NAME`, a transformers id or a folder")
     stream: str | None = Field(None, description="the stream that the task reads; default: none")
+    context: str | None = Field(
+        None,
+        description="a text stream with the context of a question-answering task; readings of `stream` are then the questions. "
+        'Default: a reading is `{"question": "...", "context": "..."}`',
+    )
     labels: tuple[str, ...] = Field((), description="names of the classes; default: those in the labels it trains on")
     train: Train = Field(
         "lora",

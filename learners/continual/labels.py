@@ -12,17 +12,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from learners.config import CLASSIFICATION, TaskSettings
+from learners.config import TaskSettings
+from learners.continual.reading_inputs import inputs_of_text
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label
+from learners.task_kinds import KINDS
+from learners.tasks.base import DataError
 from sensors.codecs.readings import decode_media
 
 WIDTH = 16
 """Hex digits of a key."""
-MEDIA = {"image-classification": "picture", "audio-classification": "sound"}
-"""The field that an example of a kind has; all other kinds read `text`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +64,17 @@ class Labels:
 
     def _one(self, label: Label) -> Labelled | None:
         given = (label.label,) if isinstance(label.label, str) else label.label
-        if self.settings.kind in CLASSIFICATION and self.settings.labels and set(given) - set(self.settings.labels):
+        if (
+            KINDS[self.settings.kind].target == "label"
+            and self.settings.labels
+            and set(given) - set(self.settings.labels)
+        ):
             self.skipped["unknown_label"] += 1
             return None
         subject: dict[str, Any] | None = {"text": label.text} if label.text is not None else self._recorded(label)
         if subject is None:
             return None
-        body = subject["raw"].data if "raw" in subject else subject["text"].encode()
+        body = subject["raw"].data if "raw" in subject else "\0".join(subject.values()).encode()
         try:
             example = self._example(subject, label)
         except (ValueError, KeyError):
@@ -80,39 +83,42 @@ class Labels:
         return Labelled(label.id, hashlib.sha256(body).hexdigest()[:WIDTH], example, label.source)
 
     def _recorded(self, label: Label) -> dict[str, Any] | None:
-        """Return the reading of the task's stream that the decision used."""
-        stream = self.settings.stream
+        """Return the reading of the task's stream that the decision used, and that of its context stream."""
+        stream, context = self.settings.stream, self.settings.context
         row = self.reader.decision(label.decision) if label.decision and stream else None
         if row is None or stream is None:
             self.skipped["unknown_decision"] += 1
             return None
         raw = raw_reading(self.reader, row.transition, stream)
-        if raw is None:
+        around = raw_reading(self.reader, row.transition, context) if context is not None else None
+        if raw is None or (context is not None and around is None):
             self.skipped["reading_gone"] += 1
             return None
-        return {"text": raw.data.decode(errors="replace")} if raw.encoding == "utf-8" else {"raw": raw}
+        if raw.encoding != "utf-8":
+            return {"raw": raw}
+        texts = {"text": raw} if around is None else {"text": raw, "context": around}
+        return {name: one.data.decode(errors="replace") for name, one in texts.items()}
 
     def _example(self, subject: dict[str, Any], label: Label) -> dict[str, Any]:
         """Return the fields of the task's example."""
-        field = MEDIA.get(self.settings.kind, "text")
+        kind, given = self.settings.kind, label.label
+        modality = KINDS[kind].modality
         media = decode_media(subject["raw"].encoding, subject["raw"].data) if "raw" in subject else subject
-        if field not in media:
-            raise ValueError(f"a label for {self.settings.kind} is about a {field}, not about {sorted(media)}")
-        if field != "text":
-            return media | {"label": label.label}
-        text = subject["text"]
-        match self.settings.kind:
-            case "token-classification":
-                words = text.split()
-                if isinstance(label.label, str) or len(words) != len(label.label):
-                    raise ValueError("one tag for each word is wanted")
-                return {"tokens": words, "tags": list(label.label)}
-            case "translation" | "summarization":
-                return {"source": text, "target": str(label.label)}
-            case "question-answering":
-                body = orjson.loads(text)
-                return {**body, "answers": [{"text": str(label.label)}]}
-            case "text-generation":
-                turns = [{"role": "user", "content": text}, {"role": "assistant", "content": str(label.label)}]
-                return {"messages": turns}
-        return {"text": text, "label": label.label}
+        if modality not in media:
+            raise DataError(f"a label for {kind} is about a {modality}, not about {sorted(media)}")
+        if modality != "text":
+            return media | {"label": given}
+        inputs = inputs_of_text(kind, subject["text"], subject.get("context"))
+        match KINDS[kind].output:
+            case "tags":
+                words = inputs["text"].split()
+                if isinstance(given, str) or len(words) != len(given):
+                    raise DataError("one tag for each word is wanted")
+                return {"tokens": words, "tags": list(given)}
+            case "text":
+                return inputs | {"target": str(given)}
+            case "span":
+                return inputs | {"answers": [{"text": str(given)}]}
+            case "turn":
+                return {"messages": [*inputs["messages"], {"role": "assistant", "content": str(given)}]}
+        return inputs | {"label": given}

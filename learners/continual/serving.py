@@ -1,9 +1,10 @@
 """Run the tasks on new readings, outside the control loop: one worker thread, the newest reading of each task only.
 
-`offer` is called by the tick and only leaves a note. Results, questions and pieces of speech go to callbacks on the event
-loop; the agent publishes them on `task/<name>`, as `label_requested` events, and through the gate. `set_version` names the
-version to use; the worker loads it before the next reading. Knows neither MQTT nor the gate nor the live pointers. A head that
-never trained produces no results, only questions.
+The tick calls `offer`, which only stores the reading. Results, questions and pieces of speech go to callbacks on the event
+loop. The agent publishes them on `task/<name>`, as `label_requested` events, and through the gate. `set_version` names the
+version to use; the worker loads it before the next reading. A head that never trained produces no results, only questions.
+Whatever fails on one reading is counted, reported by name, and ends with that reading. Knows neither MQTT nor the gate nor the
+live pointers.
 """
 
 from __future__ import annotations
@@ -11,29 +12,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from learners.config import TaskSettings
 from learners.continual.candidate import options_of
+from learners.continual.reading_inputs import inputs_of_reading
 from learners.continual.versions import TaskVersion
 from learners.model.encoders.bundled import resolve
-from learners.tasks.base import PRETRAINED, DataError, Prediction, Task, saved
+from learners.task_kinds import KINDS
+from learners.tasks.base import DataError, Prediction, Task, saved
 from learners.tasks.registry import open_task
-from sensors.readings import Frame, Reading, Sound, Text
+from sensors.readings import Reading
 
 CANDIDATES = 5
 """Labels that a result and a question name with their probability."""
 TURNS = 16
 """Turns a chat remembers."""
-SPEAKING = frozenset({"translation", "summarization"})
+MAX_REASON = 500
+"""Characters of a reported reason."""
+REPORT_EVERY_S = 10.0
+"""Between two reports that readings of one task failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a task says of a reading; `payload` is what `task/<name>` carries."""
+    """The result of a task for a reading; `payload` is what `task/<name>` carries."""
 
     task: str
     stream: str
@@ -46,7 +52,7 @@ class Result:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The result as JSON takes it."""
         p = self.prediction
         return {
             "value": p.value, "confidence": p.confidence, "probabilities": likeliest(p.probabilities), **p.details,
@@ -76,13 +82,25 @@ class Speech:
 
 @dataclass(slots=True)
 class Callbacks:
-    """Where everything goes; all are called on the event loop."""
+    """Receivers of everything that a runner makes; all are called on the event loop."""
 
     result: Callable[[Result], None]
     question: Callable[[Question], None]
     speech: Callable[[Speech], None]
     failed: Callable[[str, str], None]
     """A task's name and why its model cannot be used."""
+    refused: Callable[[str, str, int], None]
+    """A task's name, why its newest reading failed, and how many readings failed since the last report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A reading that waits for its task."""
+
+    reading: Reading
+    context: Reading | None
+    """The newest reading of the task's context stream."""
+    decision: str | None
 
 
 @dataclass(slots=True)
@@ -111,9 +129,12 @@ class TaskRunner:
     ) -> None:  # fmt: skip
         self.tasks, self.callbacks = dict(tasks), callbacks
         self.counts: Counter[str] = Counter()
-        """`done`, `dropped` (a newer reading came first), `unusable`."""
+        """`done`, `dropped` (a newer reading came first), `waiting` (no trained model yet), `unusable` (the task cannot take the
+        reading), `failed` (the model failed on it), `unasked`."""
         self._ask_every_s, self._clock = ask_every_s, clock
-        self._waiting: dict[str, tuple[Reading, str | None]] = {}
+        self._waiting: dict[str, Offered] = {}
+        self._unreported: Counter[str] = Counter()
+        self._reported_s: dict[str, float] = {}
         self._versions: dict[str, TaskVersion] = {}
         """By task, the version to use; without one, the pretrained model of the settings."""
         self._loaded: dict[str, ServedModel] = {}
@@ -127,11 +148,11 @@ class TaskRunner:
         self._versions[task] = version
 
     def offer(self, readings: Mapping[str, Reading], fresh: frozenset[str], decision: str | None) -> None:
-        """Note the fresh readings that tasks want; called on the loop at every tick."""
+        """Store the fresh readings that tasks read; called on the loop at every tick."""
         for name, settings in self.tasks.items():
             if settings.stream in fresh and (reading := readings.get(settings.stream or "")) is not None:
                 self.counts["dropped"] += name in self._waiting
-                self._waiting[name] = (reading, decision)
+                self._waiting[name] = Offered(reading, readings.get(settings.context or ""), decision)
                 self._wake.set()
 
     async def run(self) -> None:
@@ -144,31 +165,46 @@ class TaskRunner:
                     self._wake.clear()
                     while self._waiting:
                         name = next(iter(self._waiting))
-                        reading, decision = self._waiting.pop(name)
-                        await loop.run_in_executor(pool, self._work, loop, name, reading, decision)
+                        await loop.run_in_executor(pool, self._work, loop, name, self._waiting.pop(name))
             finally:
                 self._stopping = True
 
-    def _work(self, loop: asyncio.AbstractEventLoop, name: str, reading: Reading, decision: str | None) -> None:
-        """Process one reading, in the worker thread."""
-        loaded = self._ready(loop, name)
-        if loaded is None or (example := example_of(reading, self.tasks[name])) is None:
-            self.counts["unusable"] += 1
-            return
-        if self.tasks[name].kind == "text-generation":
-            for speech in self._answer(name, loaded, example["text"]):
-                loop.call_soon_threadsafe(self.callbacks.speech, speech)
-        else:
-            start_s = time.perf_counter()
-            try:
-                prediction = loaded.task.predict([example])[0]
-            except DataError:  # a reading this task cannot take, such as a text without marked spans
-                self.counts["unusable"] += 1
+    def _work(self, loop: asyncio.AbstractEventLoop, name: str, offered: Offered) -> None:
+        """Process one reading, in the worker thread; whatever fails ends with this reading."""
+        try:
+            loaded = self._ready(loop, name)
+            if loaded is None:
+                self.counts["waiting"] += 1
                 return
-            took_s = time.perf_counter() - start_s
-            result = Result(name, reading.stream, reading.stamp_s, loaded.version, prediction, took_s, decision)
-            loop.call_soon_threadsafe(self._hand_out, result, reading, loaded.trained)
-        self.counts["done"] += 1
+            self._process(loop, name, loaded, offered)
+        except DataError as error:  # such as a text without marked spans
+            self._refuse(loop, name, "unusable", str(error))
+        except Exception as error:  # noqa: BLE001 - models and tokenizers raise anything; one reading must not end the agent
+            self._refuse(loop, name, "failed", f"{type(error).__name__}: {error}")
+        else:
+            self.counts["done"] += 1
+
+    def _process(self, loop: asyncio.AbstractEventLoop, name: str, loaded: ServedModel, offered: Offered) -> None:
+        kind, reading = self.tasks[name].kind, offered.reading
+        example = inputs_of_reading(kind, reading, offered.context)
+        if KINDS[kind].output == "turn":
+            text = example["messages"][-1]["content"]
+            self._answer(name, loaded, text, lambda speech: _on(loop, self.callbacks.speech, speech))
+            return
+        start_s = time.perf_counter()
+        prediction = loaded.task.predict([example])[0]
+        took_s = time.perf_counter() - start_s
+        result = Result(name, reading.stream, reading.stamp_s, loaded.version, prediction, took_s, offered.decision)
+        loop.call_soon_threadsafe(self._hand_out, result, reading, loaded.trained)
+
+    def _refuse(self, loop: asyncio.AbstractEventLoop, name: str, cause: str, reason: str) -> None:
+        """Count a reading that failed; report it, at most every `REPORT_EVERY_S` for one task."""
+        self.counts[cause] += 1
+        self._unreported[name] += 1
+        now_s = self._clock()
+        if now_s - self._reported_s.get(name, float("-inf")) >= REPORT_EVERY_S:
+            self._reported_s[name] = now_s
+            loop.call_soon_threadsafe(self.callbacks.refused, name, reason[:MAX_REASON], self._unreported.pop(name))
 
     def _hand_out(self, result: Result, reading: Reading, trained: bool) -> None:  # noqa: FBT001 - call_soon takes no keywords
         settings, prediction = self.tasks[result.task], result.prediction
@@ -189,20 +225,26 @@ class TaskRunner:
         self._asked_s[name] = now_s
         return True
 
-    def _answer(self, name: str, loaded: ServedModel, text: str) -> Iterator[Speech]:
-        """Yield the answer to a text, piece by piece; the turns of the conversation are stored."""
-        loaded.turns.append({"role": "user", "content": text})
-        pieces: list[str] = []
-        for piece in loaded.task.stream(list(loaded.turns)):  # type: ignore[attr-defined]
-            if self._stopping:
-                return
-            pieces.append(piece)
-            yield Speech(name, piece, final=False)
-        loaded.turns.append({"role": "assistant", "content": "".join(pieces)})
-        yield Speech(name, "", final=True)
+    def _answer(self, name: str, loaded: ServedModel, text: str, speak: Callable[[Speech], None]) -> None:
+        """Answer a text piece by piece; the turns of the conversation are stored if the answer is complete."""
+        turn = {"role": "user", "content": text}
+        made: list[str] = []
+        try:
+            for piece in loaded.task.stream([*loaded.turns, turn]):  # type: ignore[attr-defined]
+                if self._stopping:
+                    return
+                made.append(piece)
+                speak(Speech(name, piece, final=False))
+        finally:  # after an error too: the next text begins another answer
+            speak(Speech(name, "", final=True))
+        loaded.turns.extend([turn, {"role": "assistant", "content": "".join(made)}])
 
     def _ready(self, loop: asyncio.AbstractEventLoop, name: str) -> ServedModel | None:
-        """Return the task's model in its version, loaded when that changes; None if it fails, reported once for each version."""
+        """Return the task's model in its version, loaded when that changes.
+
+        None without a trained version and without `labels`. A version that cannot be loaded is reported once, and the version
+        before it goes on.
+        """
         live = self._versions.get(name)
         wanted = live.name if live is not None else "pretrained"
         loaded = self._loaded.get(name)
@@ -214,31 +256,21 @@ class TaskRunner:
         try:
             source = live.path if live is not None else resolve(settings.model)
             document = saved(source)
-            trained = bool(document) or settings.kind in PRETRAINED
+            trained = bool(document) or KINDS[settings.kind].pretrained
             if not trained and not settings.labels:
                 return None  # no label is known yet: the first fine-tune brings them
             labels = tuple(document.get("labels", ())) or settings.labels
             task = open_task(settings.kind, source, labels=labels, **options_of(settings))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
             self._broken[name] = wanted
-            loop.call_soon_threadsafe(self.callbacks.failed, name, str(error))
+            loop.call_soon_threadsafe(self.callbacks.failed, name, str(error) or type(error).__name__)
             return loaded
         self._loaded[name] = ServedModel(task, wanted, trained)
         return self._loaded[name]
 
 
-def example_of(reading: Reading, settings: TaskSettings) -> dict[str, Any] | None:
-    """Return a reading as a task's example; None if the two do not fit."""
-    match reading:
-        case Text():
-            if settings.kind in SPEAKING:
-                return {"source": reading.text}
-            return {"text": reading.text}
-        case Frame():
-            return {"picture": reading.image}
-        case Sound():
-            return {"sound": reading.samples, "rate_hz": reading.rate_hz}
-    return None
+def _on(loop: asyncio.AbstractEventLoop, callback: Callable[[Speech], None], speech: Speech) -> None:
+    loop.call_soon_threadsafe(callback, speech)
 
 
 def likeliest(probabilities: Mapping[str, float], limit: int | None = CANDIDATES) -> dict[str, float]:

@@ -51,7 +51,8 @@ from learners.experience.reader import Reader
 from learners.files import write_atomically
 from learners.finetune.trainer import OnProgress
 from learners.model.encoders.bundled import resolve
-from learners.tasks.base import PRETRAINED, DataError, Task
+from learners.task_kinds import KINDS
+from learners.tasks.base import DataError, Task
 from learners.tasks.registry import open_task
 
 
@@ -189,7 +190,7 @@ class ContinualTrainer:
         live = self.versions.live()
         if live is not None:
             return open_task(self.settings.kind, live.path)
-        if self.settings.kind in PRETRAINED:
+        if KINDS[self.settings.kind].pretrained:
             return open_task(self.settings.kind, resolve(self.settings.model), **options_of(self.settings))
         return None
 

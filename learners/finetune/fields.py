@@ -155,7 +155,7 @@ def check_features(task: Task, examples: Iterable[Mapping[str, Any]]) -> None:
 
 def _problem(example: Mapping[str, Any], task: type[Task]) -> str | None:
     where = getattr(example, "where", "an example")
-    for needed in task.needs:
+    for needed in task.declaration().needs:
         name = next((one for one in needed.split("|") if one in example), None)
         if name is None:
             wanted = needed.replace("|", "` or `")

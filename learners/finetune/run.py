@@ -151,7 +151,7 @@ def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:
         check(examples, cls)
     found = (
         {label if isinstance(label := example["label"], str) else None for example in read[0]}
-        if "label" in cls.needs
+        if "label" in cls.declaration().needs
         else set()
     )
     if len(found) == 1 and None not in found:

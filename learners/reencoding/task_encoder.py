@@ -13,11 +13,9 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from learners.config import CLASSIFICATION, EncoderSettings, TaskSettings
+from learners.config import EncoderSettings, TaskSettings
 from learners.model.encoders.base import Encoder
-
-KINDS = CLASSIFICATION
-"""Kinds of task with the same inputs as the encoder; the others change the inputs (token types, marks) or have a decoder."""
+from learners.task_kinds import KINDS
 
 
 def encoder_tasks(
@@ -25,13 +23,15 @@ def encoder_tasks(
 ) -> dict[str, str]:
     """Return, for each encoder that follows a task, the task that fine-tunes it: same model, on one of its streams.
 
+    It must classify whole readings: other kinds change the inputs of their model (token types, marks) or have a decoder.
+
     `routes` says which encoder reads each stream. An encoder that has no such task is left out.
     """
     found: dict[str, str] = {}
     for name, encoder in encoders.items():
         for task, settings in tasks.items():
             reads = settings.stream is not None and routes.get(settings.stream) == name
-            if encoder.follow_task and reads and settings.kind in KINDS and settings.model == encoder.model:
+            if encoder.follow_task and reads and KINDS[settings.kind].classifies and settings.model == encoder.model:
                 found.setdefault(name, task)
     return found
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import orjson
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from learners.config import FORMER_KINDS, TaskKind
 from learners.files import write_atomically
+from learners.task_kinds import FORMER_KINDS, KINDS, KindDeclaration, TaskKind
 from learners.tasks.heads import quiet, with_labels
 from learners.tasks.pooling import add_layer, declared, without_layer
 
@@ -102,8 +102,6 @@ class Task(ABC):
     """One task with its model. Not safe for use by several threads at once."""
 
     kind: ClassVar[TaskKind]
-    modality: ClassVar[Literal["text", "picture", "sound"]] = "text"
-    """The field of an example that the task reads."""
     selection: ClassVar[str]
     """The validation metric that chooses the epoch; higher is better."""
     recipe: ClassVar[Recipe] = Recipe()
@@ -111,8 +109,6 @@ class Task(ABC):
     """The AutoModelFor... class."""
     extra_trainable: tuple[str, ...] = ()
     """Modules of the encoder that are initialised here, and therefore trained in every mode that reaches them."""
-    needs: ClassVar[tuple[str, ...]] = ("text", "label")
-    """The fields of an example that is trained on or measured with; `a|b` where either will do."""
     pools: ClassVar[bool] = False
     """Whether one token represents a whole text: see `pooling`."""
 
@@ -123,6 +119,11 @@ class Task(ABC):
         self.processor = self.load_processor(source)
         self.model: Any = self.load_model(source)  # transformers' classes are untyped in strict mode
         self.model.eval()
+
+    @classmethod
+    def declaration(cls) -> KindDeclaration:
+        """Return what this kind of task takes and makes."""
+        return KINDS[cls.kind]
 
     @classmethod
     def open(cls, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Self:
@@ -274,7 +275,3 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
     return padded
-
-
-PRETRAINED = frozenset({"translation", "summarization", "text-generation"})
-"""Kinds that need no head of their own: their model answers before it is fine-tuned."""

@@ -34,7 +34,6 @@ class Chat(TextTask):
     selection = "negative_loss"
     auto: ClassVar[Any] = AutoModelForCausalLM
     recipe = Recipe(epochs=3, batch=4, rates={"top": 1e-4, "lora": 5e-4, "full": 2e-5}, options={"max_length": 1024})
-    needs = ("messages",)
 
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         super().__init__(source, options, labels)

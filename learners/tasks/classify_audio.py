@@ -31,7 +31,6 @@ class ClassifySounds(Classifier):
     """`sound` (a path or float32 samples, with `rate_hz` unless 16 kHz) -> `label`."""
 
     kind = "audio-classification"
-    modality = "sound"
     auto: ClassVar[Any] = AutoModelForAudioClassification
     recipe = Recipe(
         epochs=8,
@@ -40,7 +39,6 @@ class ClassifySounds(Classifier):
         layer_decay=0.9,
         options={"label_smoothing": 0.05},
     )
-    needs = ("sound", "label")
 
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         super().__init__(source, replace(options, window_s=float(math.ceil(options.window_s or 2.0))), labels)

@@ -19,7 +19,6 @@ class ClassifyPictures(Classifier):
     """`picture` (a path or uint8 RGB array) -> `label`."""
 
     kind = "image-classification"
-    modality = "picture"
     auto: ClassVar[Any] = AutoModelForImageClassification
     recipe = Recipe(
         epochs=15,
@@ -29,7 +28,6 @@ class ClassifyPictures(Classifier):
         layer_decay=0.9,
         options={"label_smoothing": 0.05},
     )
-    needs = ("picture", "label")
 
     def load_processor(self, source: Path | str) -> PictureProcessor:
         """Size and normalisation."""

@@ -41,7 +41,6 @@ class Answer(TextTask):
         rates={"frozen": 5e-3, "top": 5e-4, "lora": 1e-3, "full": 1e-4},
         options={"max_length": 384},
     )
-    needs = ("question", "context", "answers")
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return one feature for each window; in training only windows with the answer, if one has it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import learners.tasks
-from learners.config import FORMER_KINDS
+from learners.task_kinds import FORMER_KINDS, KINDS
 from learners.tasks.base import DataError, Example, Options, Task, saved
 
 
@@ -48,9 +48,10 @@ def check_modality(cls: type[Task], examples: Sequence[Example]) -> None:
         DataError: they hold pictures, sounds or texts, and the task reads another of them.
     """
     held = next((name for name in ("picture", "sound") if examples and name in examples[0]), "text")
-    if held != cls.modality:
-        fitting = sorted(name for name, other in known().items() if other.modality == held)
-        raise DataError(f"{cls.kind} reads a {cls.modality}; these examples hold a {held}: use {' or '.join(fitting)}")
+    modality = cls.declaration().modality
+    if held != modality:
+        fitting = sorted(name for name, other in KINDS.items() if other.modality == held)
+        raise DataError(f"{cls.kind} reads a {modality}; these examples hold a {held}: use {' or '.join(fitting)}")
 
 
 def open_task(kind: str, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Task:

@@ -28,7 +28,6 @@ class Rewrite(TextTask):
         rates={"frozen": 1e-3, "top": 1e-3, "lora": 2e-3, "full": 5e-4},
         options={"max_length": 256},
     )
-    needs = ("source", "target")
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return one feature; the target, if there is one, as ids."""

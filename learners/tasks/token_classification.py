@@ -45,7 +45,6 @@ class Tag(TextTask):
         head_rates={"lora": 10.0},
         options={"max_length": 192},
     )
-    needs = ("tokens|text", "tags")
 
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         self.cased = False

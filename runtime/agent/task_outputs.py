@@ -37,7 +37,7 @@ class TaskOutputs:
     """By task, the text generated so far."""
 
     def __post_init__(self) -> None:
-        callbacks = Callbacks(self._result, self._question, self._speech, self._failed)
+        callbacks = Callbacks(self._result, self._question, self._speech, self._failed, self._refused)
         self.runner = TaskRunner(self.config.tasks, callbacks)
 
     def ticked(self, ticked: TickResult) -> None:
@@ -72,3 +72,6 @@ class TaskOutputs:
 
     def _failed(self, task: str, reason: str) -> None:
         self.emit("task_failed", {"task": task, "reason": reason})
+
+    def _refused(self, task: str, reason: str, count: int) -> None:
+        self.emit("task_reading_failed", {"task": task, "reason": reason, "count": count})

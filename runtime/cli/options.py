@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar, get_args
+from typing import IO, Any, ParamSpec, TypeVar
 
 import click
 
-from learners.config import FORMER_KINDS, TaskKind
+from learners.task_kinds import FORMER_KINDS, KINDS
 from runtime.cli.ports import busy_ports
 from runtime.config import loader as settings_file
 from runtime.config.errors import Problem
@@ -58,7 +58,7 @@ class TaskKinds(click.ParamType):  # type: ignore[type-arg] # generic only in th
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Return the choices for the help."""
         del param, ctx
-        return f"[{'|'.join(get_args(TaskKind))}]"
+        return f"[{'|'.join(KINDS)}]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the kind; one that does not exist ends the program with exit code 2."""
@@ -66,8 +66,8 @@ class TaskKinds(click.ParamType):  # type: ignore[type-arg] # generic only in th
         if kind in FORMER_KINDS:
             click.echo(f"--task {kind}: renamed to {' or '.join(FORMER_KINDS[kind])}", err=True)
             sys.exit(REFUSED)
-        if kind not in get_args(TaskKind):
-            self.fail(f"{kind!r} is not one of {', '.join(get_args(TaskKind))}", param, ctx)
+        if kind not in KINDS:
+            self.fail(f"{kind!r} is not one of {', '.join(KINDS)}", param, ctx)
         return kind
 
 

@@ -24,6 +24,7 @@ from actuators.wire import Commands, WireError, check_state_value
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.rewards import RewardUnknown, build_rewards
+from learners.task_kinds import KINDS
 from runtime.config.errors import Problem, Steps, dotted, split_path
 from runtime.config.loader import Loaded
 from runtime.config.schema import Config
@@ -121,6 +122,13 @@ def _tasks(config: Config) -> Found:
     for name, task in config.tasks.items():
         if (problem := packages.missing(task.model)) is not None:
             yield ("tasks", name, "model"), problem, ""
+        wanted, is_of = MODALITIES[KINDS[task.kind].stream], packages.modality(task.model)
+        if is_of is not None and is_of != wanted:
+            yield (
+                ("tasks", name, "model"),
+                f"{task.model} is a model of {is_of}; {task.kind} needs one of {wanted}",
+                "name another model or kind",
+            )
 
 
 def _policy(config: Config) -> Found:

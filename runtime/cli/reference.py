@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from learners.task_kinds import KINDS
 from runtime.cli.examples import EXAMPLES
 from runtime.config.schema import Config
 from runtime.mqtt import topics
@@ -122,7 +123,18 @@ def settings_page() -> str:
                 *_table(model),
                 "",
             ]
+    lines += ["## Kinds of tasks", "", "What `tasks.X.kind` reads, learns from and publishes.", "", *_kinds()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _kinds() -> Iterator[str]:
+    yield "| kind | stream | reading | examples in files | target | published on `task/<name>` |"
+    yield "|---|---|---|---|---|---|"
+    for kind, one in KINDS.items():
+        inputs = ", ".join(f"`{name.replace('|', '` or `')}`" for name in one.inputs)
+        published = ", ".join(f"`{name}`" for name in one.published) or "nothing; text actuators speak"
+        cells = (f"`{kind}`", one.stream, one.reading or f"the {one.modality}", inputs, f"`{one.target}`", published)
+        yield "| " + " | ".join(map(_cell, cells)) + " |"
 
 
 def _table(schema: dict[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from learners.config import FORMER_KINDS
+from learners.task_kinds import FORMER_KINDS
 from runtime.config.schema import Config
 
 Steps = tuple[str | int, ...]

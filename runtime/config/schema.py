@@ -15,7 +15,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 
 from actuators.config import AnyActuator, GateSettings
 from learners.config import (
-    CLASSIFICATION,
     AnyReward,
     EncoderSettings,
     ExperienceSettings,
@@ -26,6 +25,7 @@ from learners.config import (
     TaskSettings,
     TopicReward,
 )
+from learners.task_kinds import KINDS, reading
 from sensors.config import PREFIX, AnyStream, Name, Settings, fields_of
 
 RESERVED = "subscribe"
@@ -375,21 +375,33 @@ def _check_task(name: str, task: TaskSettings, streams: Mapping[str, AnyStream])
         raise ValueError(f"tasks.{name}.stream: {task.stream!r} is not under streams: {sorted(streams)}")
     if task.stream is not None:
         _check_kind(name, task, streams[task.stream].kind)
+    if task.context is not None:
+        _check_context(name, task, streams)
     if task.feeds_policy:
         _check_fed(name, task, streams)
 
 
 def _check_kind(name: str, task: TaskSettings, stream: str) -> None:
     """Check that a task can read a stream of this kind; a plug-in may deliver any kind."""
-    reads = {"image-classification": "camera", "audio-classification": "microphone"}.get(task.kind, "text")
+    declared = KINDS[task.kind]
+    reads = declared.stream
     if stream not in {reads, "plugin"}:
-        fitting = {"camera": "image-classification", "microphone": "audio-classification"}.get(stream)
-        remedy = f"; write {fitting}" if fitting and task.kind in CLASSIFICATION else ""
+        fitting = reading(stream)
+        remedy = f"; write {fitting[0]}" if fitting and declared.classifies else ""
         raise ValueError(f"tasks.{name}.kind: {task.kind} reads a {reads} stream; {task.stream} is {stream}{remedy}")
 
 
+def _check_context(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
+    if "context" not in KINDS[task.kind].inputs:
+        raise ValueError(f"tasks.{name}.context: {task.kind} reads no context; leave it out")
+    kind = streams[task.context].kind if task.context is not None and task.context in streams else None
+    if kind not in {"text", "plugin"} or task.context == task.stream:
+        texts = sorted(known for known, stream in streams.items() if stream.kind == "text" and known != task.stream)
+        raise ValueError(f"tasks.{name}.context: {task.context!r} is no other text stream; there are {texts}")
+
+
 def _check_fed(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
-    if not (task.kind in CLASSIFICATION and task.stream and task.labels):
+    if not (KINDS[task.kind].classifies and task.stream and task.labels):
         raise ValueError(
             f"tasks.{name}.feeds_policy: only a classification task with a `stream` and fixed `labels` can feed the policy"
         )

@@ -48,5 +48,5 @@ class RawCapture:
 def streams_to_keep(config: Config) -> frozenset[str]:
     """Return the streams with a fine-tuned encoder and the streams that a task reads."""
     trained = {name for name, encoder in config.encoders.items() if encoder.follow_task}
-    tasks = {task.stream for task in config.tasks.values()}
+    tasks = {name for task in config.tasks.values() for name in (task.stream, task.context)}
     return frozenset(name for name, stream in config.streams.items() if stream.encoder in trained or name in tasks)

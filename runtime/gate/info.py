@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actuators.config import AnyActuator
+from learners.task_kinds import KINDS
 from runtime.config.schema import Config
 from sensors.config import AnyStream, fields_of, public_source
 
@@ -46,7 +47,14 @@ def describe(config: Config, *, version: str, policy: str, text: str = "") -> di
         "streams": {name: _stream(stream) for name, stream in config.streams.items()},
         "actuators": {name: _actuator(actuator) for name, actuator in config.actuators.items()},
         "tasks": {
-            name: {"kind": task.kind, "stream": task.stream, "labels": list(task.labels)}
+            name: {
+                "kind": task.kind,
+                "stream": task.stream,
+                "labels": list(task.labels),
+                "modality": KINDS[task.kind].modality,
+                "inputs": list(KINDS[task.kind].inputs),
+                "output": KINDS[task.kind].output,
+            }
             for name, task in config.tasks.items()
         },
         "gate": {

@@ -64,6 +64,7 @@ EVENTS: dict[str, str] = {
     "task_awaiting_approval": "A fine-tuned version is inconclusive; an operator must promote it.",
     "task_failed": "The model of a task cannot be loaded or run.",
     "task_promoted": "A fine-tuned version is live.",
+    "task_reading_failed": "A task could not use a reading; published at most every 10 s for each task, with the count.",
     "task_rejected": "A fine-tuned version was rejected.",
     "task_rolled_back": "An operator rolled a task back to the version before.",
     "transition_rejected": "An item of experience is incomplete and was not stored.",

@@ -60,6 +60,9 @@ class TaskInfo(Published):
     kind: Short = ""
     stream: Short | None = None
     labels: list[Short] = Field([], max_length=4_096)
+    modality: Short = "text"
+    inputs: list[Short] = Field([], max_length=8)
+    output: Short = "label"
 
 
 class Info(Published):

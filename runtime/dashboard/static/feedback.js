@@ -18,9 +18,16 @@ export function mount() {
   const options = h("datalist", { id: "label-options" });
   const label = h("input", { id: "label-label", list: "label-options", required: true, maxlength: 2000, autocomplete: "off" });
   const text = h("input", { id: "label-text", maxlength: 2000, autocomplete: "off" });
-  tasks.addEventListener("change", () => options.replaceChildren(...(info().tasks[tasks.value]?.labels ?? []).map((value) => h("option", { value }))));
+  tasks.addEventListener("change", () => {
+    const declared = info().tasks[tasks.value];
+    options.replaceChildren(...(declared?.labels ?? []).map((value) => h("option", { value })));
+    // a picture or a sound cannot be typed: the label is about the newest decision
+    text.closest("label").hidden = (declared?.modality ?? "text") !== "text";
+    text.placeholder = (declared?.inputs ?? []).length > 1 ? `{${declared.inputs.map((name) => `"${name}": ""`).join(", ")}}` : "";
+  });
   labelling = form("Give a label", [["Task", tasks], ["Text", text], ["Label", label]], "Send label", async () => {
-    await send({ do: "label", task: tasks.value, label: label.value, ...(text.value && { text: text.value }) }, "Label sent");
+    const about = text.value && (info().tasks[tasks.value]?.modality ?? "text") === "text" ? { text: text.value } : newest();
+    await send({ do: "label", task: tasks.value, label: label.value, ...about }, "Label sent");
     text.value = "";
   });
   labelling.append(options);
@@ -31,6 +38,12 @@ export function mount() {
   });
   const judge = h("div", { class: "row operator" }, h("span", { class: "grow" }, "What it does now is"), reward(1, "Good"), reward(-1, "Bad"));
   document.getElementById("teach").append(none, questions, judge, speaking, labelling);
+}
+
+/** Name the newest decision as the subject of a label. */
+function newest() {
+  const decision = section("decision")?.id;
+  return decision ? { decision } : {};
 }
 
 function reward(value, text) {

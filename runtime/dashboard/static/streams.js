@@ -88,7 +88,7 @@ function microphone(name) {
 function recognised(name) {
   const tasks = info().tasks ?? {};
   for (const [task, result] of Object.entries(section("tasks") ?? {})) {
-    if (result.stream === name || tasks[task]?.stream === name) return result.text ?? result.label;
+    if (result.stream === name || tasks[task]?.stream === name) return tasks[task]?.modality !== "text" && typeof result.value === "string" ? result.value : undefined;
   }
   return undefined;
 }

@@ -7,17 +7,20 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import tinymodels
 
 from learners.config import TaskSettings
-from learners.continual.serving import Callbacks, Question, Result, Speech, TaskRunner, example_of
+from learners.continual.reading_inputs import inputs_of_reading
+from learners.continual.serving import Callbacks, Question, Result, Speech, TaskRunner
 from learners.continual.versions import TaskVersion, TaskVersionStore
-from learners.tasks.registry import open_task
-from sensors.readings import Frame, Sound, Telemetry, Text
+from learners.task_kinds import KINDS, TaskKind
+from learners.tasks.base import DataError
+from learners.tasks.registry import known, open_task
+from sensors.readings import Frame, Reading, Sound, Telemetry, Text
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Heard:
     questions: list[Question] = field(default_factory=list)
     speech: list[Speech] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    refusals: list[tuple[str, str, int]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def callbacks(self) -> Callbacks:
@@ -38,7 +42,9 @@ class Heard:
 
             return take
 
-        return Callbacks(into(self.results), into(self.questions), into(self.speech), into(self.failures))
+        return Callbacks(
+            into(self.results), into(self.questions), into(self.speech), into(self.failures), into(self.refusals)
+        )
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(30):
@@ -161,12 +167,180 @@ async def test_readings_a_task_cannot_take_are_counted(tmp_path: Path) -> None:
         say(runner, "no marks")  # `rel` wants marked spans; `intents` comes after it and answers
         await heard.until(lambda: heard.results)
     assert runner.counts == {"unusable": 1, "done": 1, "dropped": 2}
+    assert [(task, count) for task, _, count in heard.refusals] == [("rel", 1)]
+    assert "<e1>" in heard.refusals[0][1]
 
 
-def test_examples_of_readings() -> None:
-    task = TaskSettings(kind="text-classification", model="m")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_untrained_task_of_every_kind_survives_readings_of_its_modality(
+    tmp_path: Path, kind: TaskKind
+) -> None:
+    """A kind with a new head asks, a kind without one answers, and a reading that it cannot take is named."""
+    heard = Heard()
+    task = settings(
+        tmp_path,
+        kind=kind,
+        model=str(model_of(tmp_path, kind)),
+        labels=LABELS.get(kind, ()),
+        query_confidence=1.0,
+        max_new_tokens=2,
+    )
+    runner = TaskRunner({"t": task}, heard.callbacks(), ask_every_s=0.0)
+    readings = reading_of(kind), Text("orders", 2.0, 2, "\0"), reading_of(kind)
+    async with running(runner):
+        for number, reading in enumerate(readings, 1):
+            runner.offer({"orders": reading}, frozenset({"orders"}), f"d{number}")
+            await counted(runner, number)
+    assert not heard.failures
+    if kind == "question-answering":
+        assert runner.counts == {"waiting": 3, "dropped": 0}
+    else:
+        assert runner.counts["done"] >= 2, heard.refusals
+    assert len(heard.questions) >= 2 or kind not in LABELS
+
+
+async def test_a_promoted_answering_task_takes_an_object_or_a_context_stream(tmp_path: Path) -> None:
+    heard, now = Heard(), 0.0
+    model = tinymodels.bert(tmp_path / "model")
+    task = settings(tmp_path, kind="question-answering", labels=())
+    both = settings(tmp_path, kind="question-answering", labels=(), context="page")
+    runner = TaskRunner({"object": task, "streams": both}, heard.callbacks(), clock=lambda: now)
+    for name in ("object", "streams"):
+        versions = TaskVersionStore(tmp_path / "tasks" / name)
+        runner.set_version(name, versions.add(open_task("question-answering", model), 1))
+    page = Text("page", 1.0, 1, "go left now")
+    async with running(runner):
+        say(runner, '{"question": "what is", "context": "go left now"}')
+        await counted(runner, 2)
+        runner.offer({"orders": Text("orders", 1.0, 2, "what is"), "page": page}, frozenset({"orders"}), "d2")
+        await counted(runner, 4)
+        for text in ("what is", "[1]", '{"question": "what is"}', '{"question": "", "context": "go"}'):
+            say(runner, text)
+            await counted(runner, runner.counts.total() + 2)
+    answers = [(r.task, r.prediction.value) for r in heard.results]
+    assert [task for task, _ in answers] == ["object", "streams", "streams"], "an object names its own context"
+    assert all(value and value in page.text for _, value in answers)
+    assert runner.counts["unusable"] == 9, "whatever does not hold question and context"
+    assert {(task, count) for task, _, count in heard.refusals} == {("object", 1), ("streams", 1)}, "rate-limited"
+    assert all('"question"' in reason and '"context"' in reason for _, reason, _ in heard.refusals)
+
+
+async def test_whatever_a_model_raises_ends_with_its_reading(tmp_path: Path) -> None:
+    """The task of a reading fails with an error of any kind; the reading is counted, the reason named, the next one answered."""
+    heard, now = Heard(), 0.0
+    settings(tmp_path)
+    runner = TaskRunner({"intents": settings(tmp_path)}, heard.callbacks(), clock=lambda: now)
+    runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
+    async with running(runner):
+        say(runner, "go")
+        await heard.until(lambda: heard.results)
+        task = runner._loaded["intents"].task
+        predict, task.predict = task.predict, failing(KeyError("context"))  # type: ignore[method-assign]
+        for _ in range(3):
+            say(runner, "go")
+            await counted(runner, runner.counts.total() + 1)
+        now = 20.0
+        say(runner, "go")
+        await counted(runner, 5)
+        task.predict = predict  # type: ignore[method-assign]
+        say(runner, "go")
+        await heard.until(lambda: len(heard.results) == 2)
+    assert heard.refusals == [("intents", "KeyError: 'context'", 1), ("intents", "KeyError: 'context'", 3)]
+    assert runner.counts == {"done": 2, "failed": 4, "dropped": 0}
+
+
+async def test_a_damaged_version_is_reported_and_the_one_before_goes_on(tmp_path: Path) -> None:
+    heard = Heard()
+    settings(tmp_path)
+    runner = TaskRunner({"intents": settings(tmp_path)}, heard.callbacks())
+    runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
+    async with running(runner):
+        say(runner, "go")
+        await heard.until(lambda: heard.results)
+        damaged = add_version(tmp_path, 2, ("a", "b", "c"))
+        (damaged.path / "model.safetensors").write_bytes(b"no weights")
+        runner.set_version("intents", damaged)
+        say(runner, "go")
+        await heard.until(lambda: len(heard.results) == 2)
+    assert [task for task, _ in heard.failures] == ["intents"]
+    assert heard.results[0].version == heard.results[1].version
+
+
+async def test_a_chat_that_fails_forgets_the_turn_and_ends_its_answer(tmp_path: Path) -> None:
+    heard = Heard()
+    model = tinymodels.llama(tmp_path / "llama")
+    task = TaskSettings(kind="text-generation", stream="orders", model=str(model), max_new_tokens=2)
+    runner = TaskRunner({"assistant": task}, heard.callbacks())
+    async with running(runner):
+        say(runner, "what is red ?")
+        await counted(runner, 1)
+        chat: Any = runner._loaded["assistant"].task
+        stream, chat.stream = chat.stream, failing(RuntimeError("no memory"))
+        say(runner, "what is blue ?")
+        await counted(runner, 2)
+        assert heard.speech[-1].final
+        chat.stream = stream
+        say(runner, "what is green ?")
+        await counted(runner, 3)
+        turns = runner._loaded["assistant"].turns
+    assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["what is red ?", "what is green ?"]
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+async def counted(runner: TaskRunner, number: int) -> None:
+    """Wait until a runner has worked on so many readings, and the loop has run what it left there."""
+    async with asyncio.timeout(30):
+        # no event reports that a reading was counted
+        while runner.counts.total() - runner.counts["dropped"] - runner.counts["unasked"] < number:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0)
+
+
+LABELS: dict[TaskKind, tuple[str, ...]] = {
+    "text-classification": ("a", "b"), "image-classification": ("a", "b"), "audio-classification": ("a", "b"),
+    "token-classification": ("O", "B-x", "I-x"), "relation-extraction": ("a", "b"),
+}  # fmt: skip
+
+
+def model_of(folder: Path, kind: TaskKind) -> Path:
+    makers: dict[str, Callable[[Path], Path]] = {
+        "image-classification": tinymodels.efficientnet, "audio-classification": tinymodels.wav2vec2,
+        "translation": tinymodels.t5, "summarization": tinymodels.t5, "text-generation": tinymodels.llama,
+    }  # fmt: skip
+    return makers.get(kind, tinymodels.bert)(folder / "of-kind")
+
+
+def reading_of(kind: TaskKind) -> Reading:
+    if KINDS[kind].modality == "picture":
+        return Frame("orders", 1.0, 1, np.zeros((32, 32, 3), np.uint8))
+    if KINDS[kind].modality == "sound":
+        return Sound("orders", 1.0, 1, np.zeros(16_000, np.float32), 16_000)
+    texts = {
+        "relation-extraction": "<e1> anna </e1> works in <e2> Paris </e2>",
+        "question-answering": '{"question": "what is", "context": "go left"}',
+    }
+    return Text("orders", 1.0, 1, texts.get(kind, "go left now"))
+
+
+def test_inputs_of_readings() -> None:
     image, samples = np.zeros((2, 2, 3), np.uint8), np.zeros(10, np.float32)
-    assert example_of(Frame("s", 0.0, 0, image), task) == {"picture": image}
-    assert example_of(Sound("s", 0.0, 0, samples, 8_000), task) == {"sound": samples, "rate_hz": 8_000}
-    assert example_of(Text("s", 0.0, 0, "x"), TaskSettings(kind="summarization", model="m")) == {"source": "x"}
-    assert example_of(Telemetry("s", 0.0, 0, ("x",), samples[:1]), task) is None
+    assert inputs_of_reading("image-classification", Frame("s", 0.0, 0, image)) == {"picture": image}
+    sound = inputs_of_reading("audio-classification", Sound("s", 0.0, 0, samples, 8_000))
+    assert sound == {"sound": samples, "rate_hz": 8_000}
+    assert inputs_of_reading("summarization", Text("s", 0.0, 0, "x")) == {"source": "x"}
+    assert inputs_of_reading("text-generation", Text("s", 0.0, 0, "x"))["messages"][0]["content"] == "x"
+    with pytest.raises(DataError, match="reads a picture, not a reading of Text"):
+        inputs_of_reading("image-classification", Text("s", 0.0, 0, "x"))
+
+
+def test_every_kind_is_declared_once_and_implemented() -> None:
+    assert set(known()) == set(KINDS) == set(get_args(TaskKind))
+    for kind, cls in known().items():
+        assert cls.declaration() is KINDS[kind]
+        assert cls.declaration().target in cls.declaration().needs

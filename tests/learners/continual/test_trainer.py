@@ -15,7 +15,7 @@ import tinymodels
 import torch
 from PIL import Image
 
-from learners.config import FinetuneSettings, TaskKind, TaskSettings
+from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import agreement, rejection_reason
 from learners.continual.attribution import single_source, sources_to_ablate
 from learners.continual.candidate import (
@@ -33,6 +33,7 @@ from learners.continual.trainer import ContinualTrainer, newest
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition
 from learners.finetune.trainer import Stopped
+from learners.task_kinds import TaskKind
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.registry import open_task
 
@@ -433,3 +434,22 @@ def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store
     assert found["hear"][0]["sound"].shape == (800,)
     assert found["read"] == [{"text": "go now", "label": "a"}]
     assert found["odd"] == []
+
+
+def test_a_label_of_a_decision_finds_question_and_context(tmp_path: Path, store: Store) -> None:
+    """The context came earlier than the question; without it the label is counted."""
+    store.append(Transition("s", 0, "d0", 100.0, "p", ages_s={"page": 0.1}))
+    store.add_raw(Raw("page", 100.0, "utf-8", b"anna works in Paris"))
+    store.append(Transition("s", 1, "d1", 101.0, "p", ages_s={"page": 1.1, "asked": 0.1}))
+    store.append(Transition("s", 2, "d2", 103.0, "p", ages_s={"asked": 0.1}))
+    for number in (1, 2):
+        store.add_raw(Raw("asked", 99.0 + 2 * number, "utf-8", b"where"))
+        store.add_label(label(decision=f"d{number}", given="Paris"))
+    assert store.flush()
+    settings = TaskSettings(kind="question-answering", model="m", stream="asked", context="page")
+    labels = Labels("t", settings, Reader(tmp_path / "experience"))
+    answers = [{"text": "Paris"}]
+    assert [one.example for one in labels.all()] == [
+        {"question": "where", "context": "anna works in Paris", "answers": answers}
+    ]
+    assert labels.skipped == {"reading_gone": 1}

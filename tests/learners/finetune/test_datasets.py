@@ -31,7 +31,9 @@ def write(tmp_path: Path, content: str | bytes, name: str = "a.csv") -> Path:
 
 
 def refusal(path: Path | str, modality: str = "text", needs: tuple[str, ...] = ("text", "label")) -> str:
-    task = next(cls for cls in known().values() if cls.needs == needs and cls.modality == modality)
+    task = next(
+        cls for cls in known().values() if (cls.declaration().needs, cls.declaration().modality) == (needs, modality)
+    )
     with pytest.raises(DataError) as refused:
         datasets.read(path, task)
     return str(refused.value)

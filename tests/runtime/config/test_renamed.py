@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from learners.config import FORMER_KINDS
+from learners.task_kinds import FORMER_KINDS
 from runtime.cli.main import main
 from runtime.config.errors import OLD_KEYS, REMOVED_KEYS
 from runtime.config.schema import Config
@@ -141,6 +141,31 @@ def test_a_task_names_a_stream_that_it_can_read(kind: str, stream: dict[str, Any
         "tasks": {"mine": {"kind": kind, "model": "m", "stream": "seen"}},
     }  # fmt: skip
     with pytest.raises(ValueError, match=said):
+        Config.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "context", "wrong"),
+    [
+        ("question-answering", "page", ""),
+        ("question-answering", "lens", "'lens' is no other text stream; there are \\['page'\\]"),
+        ("question-answering", "asked", "'asked' is no other text stream"),
+        ("question-answering", "gone", "'gone' is no other text stream"),
+        ("text-classification", "page", "text-classification reads no context; leave it out"),
+    ],
+)
+def test_a_context_is_another_text_stream_of_an_answering_task(kind: str, context: str, wrong: str) -> None:
+    texts: dict[str, Any] = {name: {"kind": "text", "encoder": "e"} for name in ("asked", "page")}
+    body = {
+        "agent": "a", "state_dir": "s", "encoders": {"e": {"model": "m"}},
+        "streams": texts | {"lens": {"kind": "camera", "source": "topic", "encoder": "e"}},
+        "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
+        "tasks": {"mine": {"kind": kind, "model": "m", "stream": "asked", "context": context}},
+    }  # fmt: skip
+    if not wrong:
+        assert Config.model_validate(body).tasks["mine"].context == "page"
+        return
+    with pytest.raises(ValueError, match=f"tasks.mine.context: {wrong}"):
         Config.model_validate(body)
 
 
