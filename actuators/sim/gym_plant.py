@@ -134,11 +134,15 @@ class GymPlant:
         return out + self._observed()
 
     def _rewarded(self, reward: float, now_s: float, *, done: bool, truncated: bool) -> Outgoing:
-        """Name the decision the first time its action is executed; credit a repeated action, and one without decision, by time."""
-        due = [self.devices[name].command for name in self._due]
-        decisions = {command.decision if command is not None else None for command in due}
+        """Name the decision that was executed, also where it is repeated; credit one without decision, and an old one, by time.
+
+        By time alone, a step at which the next command was late would reward the decision that was not executed yet.
+        """
+        commands = [self.devices[name].command for name in self._due or self.devices]
+        decisions = {command.decision if command is not None else None for command in commands}
         self._due.clear()
-        decision = decisions.pop() if len(decisions) == 1 else None
+        is_old = now_s - self._commanded_s > GONE_PERIODS * self.period_s
+        decision = decisions.pop() if len(decisions) == 1 and not is_old else None
         credit = {"decision": decision} if decision is not None else {"stamp": now_s}
         body = {"value": reward, "done": done, "truncated": truncated and not done, "source": "environment"}
         return message(f"{self._base}/reward", body | credit, qos=1)

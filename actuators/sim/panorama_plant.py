@@ -85,7 +85,7 @@ class PanoramaPlant:
             command = self.device.command
             ended = self.world.over
             if command is not None and (ended or now_s - self._from_s > 1.5 * TICK_S):
-                out += self._reward(command.decision, now_s, done=ended)
+                out += self._reward(command.decision, now_s, truncated=ended)
                 self._interval(now_s, due=command.decision is None)
             if ended:
                 self._begin(now_s)
@@ -121,13 +121,16 @@ class PanoramaPlant:
     def _interval(self, now_s: float, *, due: bool = True) -> None:
         self._from_s, self._from_deg, self._due = now_s, self.world.distance_deg(), due
 
-    def _reward(self, decision: str | None, now_s: float, *, done: bool = False) -> list[Outgoing]:
-        """Reward the interval since `_from_s`; nothing when the decision in force has had its reward."""
+    def _reward(self, decision: str | None, now_s: float, *, truncated: bool = False) -> list[Outgoing]:
+        """Reward the interval since `_from_s`; nothing when the decision in force has had its reward.
+
+        An episode only ever runs out of time: the world goes on, so it ends truncated and never done.
+        """
         if not self._due:
             return []
         body: dict[str, Any] = {
             "value": panorama_world.reward(self._from_deg, self.world.distance_deg()),
-            "done": done,
+            "truncated": truncated,
             "source": "world",
         }
         credit = {"stamp": (self._from_s + now_s) / 2} if decision is None else {"decision": decision}

@@ -24,6 +24,8 @@ _OUTCOMES = ("success", "failure")
 _RESERVED = ("intervention", "demonstration", "failure", "success", "done")
 """Flags that keep a block in the reserve."""
 
+BASE_FLAGS = {"done": 1, "truncated": 2, "success": 4, "failure": 8}
+"""Bits of `base_flags`: what the tick itself or a mark says of the end of its episode, apart from any reward."""
 MUTABLE = ("reward", "done", "intervention", "demonstration", "failure", "truncated", "success")
 """Columns that may change after the tick; a change is logged with what was there before."""
 
@@ -101,11 +103,12 @@ class Database:
         t = transition
         cursor = self._db.execute(
             "INSERT INTO transitions(session, tick, decision, stamp_s, policy, reward, base, done, intervention,"
-            " demonstration, failure, truncated, success, value, bytes, crc, head, body)"
-            " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            " demonstration, failure, truncated, success, value, bytes, base_flags, crc, head, body)"
+            " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 *(t.session, t.tick, t.decision, t.stamp_s, t.policy, t.reward, t.reward, t.done),
                 *(t.intervention, t.demonstration, t.failure, t.truncated, t.success, t.value, size),
+                sum(bit for name, bit in BASE_FLAGS.items() if getattr(t, name)),
                 *(checksum(t.session + t.decision, head, body), head, body),
             ),
         )
@@ -121,13 +124,14 @@ class Database:
         if row is None:
             return False
         self._db.execute(
-            "INSERT INTO rewards(row, value, done, source, stamp_s) VALUES(?,?,?,?,?)",
-            (row, credit.value, credit.done, credit.source, now_s),
+            "INSERT INTO rewards(row, value, done, source, stamp_s, truncated, outcome) VALUES(?,?,?,?,?,?,?)",
+            (row, credit.value, credit.done, credit.source, now_s, credit.truncated, credit.outcome),
         )
-        counted = 0.0 if self.quarantined(credit.source) else credit.value
+        if self.quarantined(credit.source):
+            return True
         ended = {name: 1 for name in ("done", "truncated") if getattr(credit, name)}
         outcome = {} if credit.outcome is None else {name: int(name == credit.outcome) for name in _OUTCOMES}
-        self._change(row, lambda old: {"reward": old["reward"] + counted, **ended, **outcome})
+        self._change(row, lambda old: {"reward": old["reward"] + credit.value, **ended, **outcome})
         return True
 
     def mark(self, mark: Mark) -> bool:
@@ -136,6 +140,12 @@ class Database:
         if row is None:
             return False
         flags = {name: int(value) for name in MUTABLE[1:] if (value := getattr(mark, name)) is not None}
+        ones = sum(bit for name, bit in BASE_FLAGS.items() if flags.get(name) == 1)
+        zeros = sum(bit for name, bit in BASE_FLAGS.items() if flags.get(name) == 0)
+        if ones or zeros:
+            self._db.execute(
+                "UPDATE transitions SET base_flags = (base_flags | ?) & ~ ? WHERE row = ?", (ones, zeros, row)
+            )
         self._change(row, lambda _: flags)
         return True
 
@@ -145,20 +155,29 @@ class Database:
         return bool(found and found[0])
 
     def quarantine(self, source: str, *, on: bool) -> int:
-        """Take a source's rewards out of every row, or put them back; returns how many rows changed."""
+        """Take a source's rewards and ends of episodes out of every row, or put them back; return how many rows changed."""
         if self.quarantined(source) == on:
             return 0
         self._db.execute("INSERT OR REPLACE INTO sources VALUES(?, ?)", (source, on))
         rows = self._db.execute("SELECT DISTINCT row FROM rewards WHERE source = ?", (source,)).fetchall()
         for (row,) in rows:
-            (total,) = self._db.execute(
-                "SELECT coalesce(sum(value), 0) FROM rewards WHERE row = ? AND source NOT IN"
-                " (SELECT source FROM sources WHERE quarantined)",
-                (row,),
-            ).fetchone()
-            (base,) = self._db.execute("SELECT base FROM transitions WHERE row = ?", (row,)).fetchone() or (0.0,)
-            self._change(row, lambda _, reward=base + total: {"reward": reward})
+            self._change(row, lambda _, row=row: self._earned(row))
         return len(rows)
+
+    def _earned(self, row: int) -> dict[str, float]:
+        """Return reward and ends of a row by the sources that are not quarantined."""
+        base, bits = self._db.execute("SELECT base, base_flags FROM transitions WHERE row = ?", (row,)).fetchone()
+        found = self._db.execute(
+            "SELECT value, done, truncated, outcome FROM rewards WHERE row = ? AND source NOT IN"
+            " (SELECT source FROM sources WHERE quarantined) ORDER BY id",
+            (row,),
+        ).fetchall()
+        flags = {name: int(bool(bits & bit)) for name, bit in BASE_FLAGS.items()}
+        flags["done"] |= int(any(done for _, done, _, _ in found))
+        flags["truncated"] |= int(any(truncated for _, _, truncated, _ in found))
+        for outcome in (outcome for *_, outcome in found if outcome is not None):
+            flags |= {name: int(name == outcome) for name in _OUTCOMES}
+        return {"reward": base + sum(value for value, *_ in found), **flags}
 
     def add_label(self, label: Label) -> None:
         """Store one labelled example."""

@@ -23,7 +23,7 @@ _COLUMNS = (
     "row, session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration, failure, truncated, success, value,"
     " crc, head, body"
 )
-READABLE = {SCHEMA: _COLUMNS, 2: _COLUMNS.replace("failure, truncated, success", "0, 0, 0")}
+READABLE = {SCHEMA: _COLUMNS, 3: _COLUMNS, 2: _COLUMNS.replace("failure, truncated, success", "0, 0, 0")}
 """The columns of a row by schema. A state directory that was not opened since an update is read as it is."""
 
 

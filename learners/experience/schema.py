@@ -43,6 +43,15 @@ ALTER TABLE transitions ADD COLUMN truncated INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE transitions ADD COLUMN success INTEGER NOT NULL DEFAULT 0;
 UPDATE transitions SET failure = 0 WHERE done = 1;
 """,
+    # Ends by source: what a quarantined source says of the end of an episode can be taken back, too.
+    """
+ALTER TABLE rewards ADD COLUMN truncated INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE rewards ADD COLUMN outcome TEXT;
+ALTER TABLE transitions ADD COLUMN base_flags INTEGER NOT NULL DEFAULT 0;
+UPDATE transitions SET base_flags = 2 * truncated + 4 * success + 8 * failure
+  + (done AND NOT EXISTS (SELECT 1 FROM rewards r WHERE r.row = transitions.row AND r.done))
+  WHERE done OR truncated OR success OR failure;
+""",
 )
 """What brings a database from version n to n + 1; a fresh one takes every step."""
 SCHEMA = len(_STEPS)

@@ -92,17 +92,9 @@ class LinearPosterior(nn.Module):
 
         `index_Ba` has a column for each actuator; a weight of 0 leaves the outcome out.
         """
-        used_B = (weight_Ba > 0).any(-1)
-        if bool(used_B.any()):
-            self.lowest.copy_(torch.minimum(self.lowest, reward_B[used_B].min()))
-            self.highest.copy_(torch.maximum(self.highest, reward_B[used_B].max()))
-        offset_a = torch.tensor((0, *self.sizes[:-1])).cumsum(0).to(index_Ba.device)
+        self._widen(reward_B, weight_Ba)
         for f_F, rows, r, weights in zip(
-            self.features(context_BC),
-            (index_Ba + offset_a).tolist(),
-            reward_B.tolist(),
-            weight_Ba.tolist(),
-            strict=True,
+            self.features(context_BC), self._rows(index_Ba), reward_B.tolist(), weight_Ba.tolist(), strict=True
         ):
             for row, weight in zip(rows, weights, strict=True):
                 if weight > 0:
@@ -110,3 +102,25 @@ class LinearPosterior(nn.Module):
                     gain = weight / (1 + weight * projected_F.dot(f_F))
                     self.covariance[row].addr_(projected_F, projected_F, alpha=-float(gain))
                     self.moment[row].add_(f_F, alpha=weight * r)
+
+    @torch.no_grad()
+    def correct(self, context_BC: Tensor, index_Ba: Tensor, reward_B: Tensor, weight_Ba: Tensor, change: float) -> None:
+        """Add `change` to the rewards of B outcomes that were taken in before; `reward_B` is what they are now."""
+        self._widen(reward_B, weight_Ba)
+        for f_F, rows, weights in zip(self.features(context_BC), self._rows(index_Ba), weight_Ba.tolist(), strict=True):
+            for row, weight in zip(rows, weights, strict=True):
+                if weight > 0:
+                    self.moment[row].add_(f_F, alpha=weight * change)
+
+    def _widen(self, reward_B: Tensor, weight_Ba: Tensor) -> None:
+        """Widen the range of rewards."""
+        used_B = (weight_Ba > 0).any(-1)
+        if bool(used_B.any()):
+            self.lowest.copy_(torch.minimum(self.lowest, reward_B[used_B].min()))
+            self.highest.copy_(torch.maximum(self.highest, reward_B[used_B].max()))
+
+    def _rows(self, index_Ba: Tensor) -> list[list[int]]:
+        """Return the row of the posterior of each actuator's choice."""
+        offset_a = torch.tensor((0, *self.sizes[:-1])).cumsum(0).to(index_Ba.device)
+        rows: list[list[int]] = (index_Ba + offset_a).tolist()
+        return rows

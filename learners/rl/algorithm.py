@@ -7,6 +7,7 @@ generator and batches give the same weights bit for bit on the same machine.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,12 +85,20 @@ class Algorithm:
         if self.policy.heads.bandit is None:
             self.policy.observe(features)
 
-    def observe(self, batch: Batch) -> None:
-        """Take in every transition once, in the order it was made. The bandit lives from this alone; others ignore it."""
+    def observe(self, batch: Batch, numbers: Sequence[int] = ()) -> None:
+        """Take in every transition once, in the order it was made; only a bandit learns from this."""
         self.policy.eval()
         for part in self.parts:
             if isinstance(part, Bandit):
-                part.observe(self.policy, batch)
+                part.observe(self.policy, batch, numbers)
+
+    def correct(self, batch: Batch, number: int, change: float) -> None:
+        """Add a late reward to a transition that `observe` took in; see `Bandit.correct`."""
+        self.policy.eval()
+        for part in self.parts:
+            if isinstance(part, Bandit):
+                with torch.no_grad():
+                    part.correct(self.policy, batch, number, change)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Train on one batch; return the metrics, named `part.metric`.

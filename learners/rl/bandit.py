@@ -13,6 +13,8 @@ Shapes: B batch, C context, F features, n choices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,15 +38,18 @@ class Bandit:
     def __init__(self, head: LinearPosterior, names: tuple[str, ...]) -> None:
         self.head, self.names = head, names
         self._early: list[Batch] = []
+        self._numbers: list[int] = []
+        """Rows of the store that `_early` came from; -1 if that is not known."""
         self._settled = False
 
-    def observe(self, policy: Any, batch: Batch) -> None:
-        """Take in B outcomes."""
+    def observe(self, policy: Any, batch: Batch, numbers: Sequence[int] = ()) -> None:
+        """Take in B outcomes; `numbers` are their rows in the store, if `correct` may follow."""
         for row in range(len(batch)):
             if self._settled:
                 self._take(policy, batch[row:])
                 return
             self._early.append(batch[row : row + 1])
+            self._numbers.append(numbers[row] if row < len(numbers) else -1)
             count = len(self._early)
             if count & (count - 1):
                 self._take(policy, self._early[-1])
@@ -54,15 +59,34 @@ class Bandit:
             for early in self._early:
                 self._take(policy, early)
             if count >= SETTLE:
-                self._settled, self._early = True, []
+                self._settled, self._early, self._numbers = True, [], []
+
+    def correct(self, policy: Any, batch: Batch, number: int, change: float) -> None:
+        """Add a reward that arrived after its transition was taken in.
+
+        Args:
+            policy: it encodes the features.
+            batch: the transition, with the reward of now.
+            number: its row in the store.
+            change: how much the reward has grown.
+        """
+        for index, early in enumerate(self._early):
+            if self._numbers[index] == number:
+                self._early[index] = replace(early, rewards=early.rewards + change)
+        index_Ba, weights_Ba = self._actions(batch)
+        self.head.correct(policy.encode(batch.features), index_Ba, batch.rewards, weights_Ba, change)
 
     @torch.no_grad()
     def _take(self, policy: Any, batch: Batch) -> None:
+        index_Ba, weights_Ba = self._actions(batch)
+        self.head.take(policy.encode(batch.features), index_Ba, batch.rewards, weights_Ba)
+
+    def _actions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the index and the weight of each actuator, B,a; the weight is 0 where it was not moved."""
         index_Ba = torch.stack([batch.actions[name] for name in self.names], dim=-1)
         acted = [batch.acted.get(name, torch.ones_like(batch.rewards)).float() for name in self.names]
         weights_B = torch.ones_like(batch.rewards) if batch.weights is None else batch.weights
-        context_BC = policy.encode(batch.features)
-        self.head.take(context_BC, index_Ba, batch.rewards, weights_B.unsqueeze(-1) * torch.stack(acted, dim=-1))
+        return index_Ba, weights_B.unsqueeze(-1) * torch.stack(acted, dim=-1)
 
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return no loss, and how far the prediction for what was done is off."""
@@ -84,7 +108,7 @@ class Bandit:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the first transitions, while they are still needed; the head holds the rest."""
-        state = {"settled": torch.tensor(self._settled)}
+        state = {"settled": torch.tensor(self._settled), "numbers": torch.tensor(self._numbers, dtype=torch.int64)}
         for index, early in enumerate(self._early):
             state |= add_prefix(f"early{index}", early.tensors())
         return state
@@ -94,3 +118,4 @@ class Bandit:
         self._settled = bool(state["settled"])
         count = len({name.split(".")[0] for name in state if name.startswith("early")})
         self._early = [Batch.of(strip_prefix(f"early{index}", state)) for index in range(count)]
+        self._numbers = state["numbers"].tolist() if "numbers" in state else [-1] * count

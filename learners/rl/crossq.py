@@ -59,5 +59,5 @@ class Crossq(ActorCritic):
             batch.discounts,
             self.log_temperature.detach().exp(),
         )
-        loss = batch.weighted((value_NB - target_B).square().sum(0))
+        loss = self.critic_loss(batch, value_NB - target_B)
         return loss, {"crossq_loss": loss.detach(), "crossq_value": value_NB.detach().mean()}

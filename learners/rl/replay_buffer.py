@@ -245,10 +245,29 @@ class ReplayBuffer:
 
     def ordered(self, start: int, stop: int, *, steps: int | None = None) -> Batch | None:
         """Return what can be drawn of the transitions number `start` to `stop` (as in `added`); None if nothing."""
-        counts = np.arange(max(start, self.added - self._main.held), min(stop, self.added))
-        positions = self._main.start + counts % self._main.size
-        positions = positions[self._drawable(positions)]
+        positions = self._ordered(start, stop, steps)
         return self.batch(positions, steps=steps) if len(positions) else None
+
+    def numbers(self, start: int, stop: int, *, steps: int | None = None) -> list[int]:
+        """Return the store's row numbers of the transitions in `ordered`, in the same order."""
+        found: list[int] = self._columns.number_N[self._ordered(start, stop, steps)].tolist()
+        return found
+
+    def single(self, number: int, *, newest: int) -> Batch | None:
+        """Return the one-step batch of a row of the store; None if it is not held, nobody acted, or it is among the `newest`."""
+        at = self._columns.find(number)
+        if at is None:
+            return None
+        at_1 = np.array([at])
+        is_new = at < self._main.stop and int(self._main.age(at_1)[0]) < newest
+        if is_new or not bool((self._columns.acted_NU[at_1].any(-1) & self._has_outcome(at_1))[0]):
+            return None
+        return self.batch(at_1, steps=1)
+
+    def _ordered(self, start: int, stop: int, steps: int | None) -> NDArray[np.int64]:
+        counts = np.arange(max(start, self.added - self._main.held), min(stop, self.added))
+        positions: NDArray[np.int64] = self._main.start + counts % self._main.size
+        return positions[self._drawable(positions, steps)]
 
     def batch(self, positions: NDArray[np.int64], *, steps: int | None = None) -> Batch:
         """Build the batch of the transitions at the given positions."""
@@ -293,15 +312,21 @@ class ReplayBuffer:
         self._reserve.added += 1
         self._lists = None
 
-    def _drawable(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Something was done there, and what came of it is known."""
+    def _drawable(self, positions: NDArray[np.int64], steps: int | None = None) -> NDArray[np.bool_]:
+        """Return where somebody acted and the outcome is known: every reward of a sum over `steps` has had time to arrive."""
         at = positions
-        settled = (at >= self._main.stop) | (self._main.age(at) >= self.settle) | self._columns.done_N[at]
+        wait = self.settle + (steps or self.steps) - 1 if self.settle else 0
+        settled = (at >= self._main.stop) | (self._main.age(at) >= wait) | self._columns.done_N[at]
         ready: NDArray[np.bool_] = self._columns.acted_NU[at].any(-1) & self._has_outcome(at) & settled
         return ready
 
     def _has_outcome(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether the state after a position is terminal or known; after a time limit it is neither."""
+        """Return whether the state after a position is terminal or known; after a time limit it is neither.
+
+        With a discount of 0 that state does not matter.
+        """
+        if self.spec.gamma == 0:
+            return np.ones(at.shape, bool)
         known: NDArray[np.bool_] = self._columns.done_N[at] | (self._follows_N[at] & ~self._columns.truncated_N[at])
         return known
 
@@ -337,21 +362,29 @@ class ReplayBuffer:
     def _returns(
         self, positions: NDArray[np.int64], steps: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Return n-step rewards, discounts and next states; a chain that breaks off earlier has fewer steps."""
+        """Return n-step rewards, discounts and next states; a chain that breaks off earlier has fewer steps.
+
+        A skipped tick counts as a step of the discount. A person who takes over ends the chain of the policy: the rewards of a rescue
+        are not the policy's.
+        """
         gamma = self.spec.gamma
         usual = float(self._columns.reward_N[self._main.order()].mean()) if self.centre and self._main.held else 0.0
         here = positions.copy()
         rewards = np.zeros(len(here), np.float64)
         discounts = np.ones(len(here), np.float64)
         going = self._has_outcome(here)
+        is_expert = self._columns.is_expert_NU[here].any(-1)
         for _ in range(steps):
             rewards += np.where(going, discounts * (self._columns.reward_N[here] - usual), 0.0)
             ended = going & self._columns.done_N[here]
             going &= ~ended
-            discounts = np.where(ended, 0.0, np.where(going, discounts * gamma, discounts))
-            here = np.where(going, self._after(here), here)
+            following = self._after(here)
+            elapsed = np.maximum(1, self._columns.tick_N[following] - self._columns.tick_N[here])
+            discounts = np.where(ended, 0.0, np.where(going, discounts * gamma**elapsed, discounts))
+            here = np.where(going, following, here)
             # a state without an outcome or an actor only ends the walk
             going &= self._has_outcome(here) & self._columns.acted_NU[here].any(-1)
+            going &= is_expert | ~self._columns.is_expert_NU[here].any(-1)
             if not going.any():
                 break
         return rewards.astype(np.float32), discounts.astype(np.float32), here

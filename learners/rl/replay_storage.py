@@ -120,6 +120,10 @@ class ReplayStorage:
             self.is_expert_NU[at] = self.acted_NU[at] & self.executed_NU[at]
         return True
 
+    def find(self, number: int) -> int | None:
+        """Return the position of a row of the store; None if it is not held."""
+        return self._where.get(number)
+
     def stale(self, at: NDArray[np.int64]) -> dict[str, list[int]]:
         """Return, by stream, the rows at given positions with tokens of an earlier encoder version; newest first."""
         found: dict[str, list[int]] = {}
@@ -192,14 +196,30 @@ class ReplayStorage:
         for u, actuator in enumerate(self.actuators):
             value = transition.credited(actuator.name)
             if value is None:
+                self._write_rest(at, u, actuator, transition.actions.get(actuator.name))
                 continue
             if not self._take_value(at, u, actuator, value):
                 self.skipped["action"] += 1
+                self._write_rest(at, u, actuator, None)
                 continue
             self.acted_NU[at, u] = True
             self.executed_NU[at, u] = transition.actions.get(actuator.name) == value
             is_override = transition.by.get(actuator.name) == "override"
             self.is_expert_NU[at, u] = is_override or (every and self.executed_NU[at, u])
+
+    def _write_rest(self, at: int, u: int, actuator: Choice | Continuous, value: Value | None) -> None:
+        """Write what was in force of an actuator that neither policy nor person moved; without it, its lowest index or its centre.
+
+        The critic of all continuous actuators sees it beside the actions of the others.
+        """
+        if value is not None and self._take_value(at, u, actuator, value):
+            return
+        if isinstance(actuator, Choice):
+            self.index_NC[at, u] = 0
+        else:
+            self.value[actuator.name][at] = [
+                (low + high) / 2 for low, high in zip(actuator.low, actuator.high, strict=True)
+            ]
 
     def _take_value(self, at: int, u: int, actuator: Choice | Continuous, value: Value) -> bool:
         if isinstance(actuator, Choice):

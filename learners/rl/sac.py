@@ -86,6 +86,18 @@ class ActorCritic:
         """Return the executed actions B,A in [-1, 1]."""
         return self.head.from_units(torch.cat([batch.actions[name] for name in self.names], dim=-1))
 
+    def critic_loss(self, batch: Batch, error_NB: Tensor) -> Tensor:
+        """Return the squared error summed over critics, without the transitions at which no continuous actuator was moved."""
+        loss_B = error_NB.square().sum(0)
+        acted_B = self.acted(batch)
+        return batch.weighted(loss_B if acted_B is None else loss_B * acted_B)
+
+    def acted(self, batch: Batch) -> Tensor | None:
+        """Return whether any continuous actuator was moved, B; None if that is always so."""
+        if not all(name in batch.acted for name in self.names):
+            return None
+        return torch.stack([batch.acted[name] for name in self.names]).any(0)
+
     def groups(self) -> list[Group]:
         """Return the critics."""
         return [group(self.head.critics, self.settings.rate, self.settings.beta1)]
@@ -120,7 +132,12 @@ class ActorCritic:
     def explore(self, batch: Batch) -> None:
         """Explore with excursions: always while rewards are silent, then more and more rarely."""
         rewards_B = batch.rewards if batch.step_rewards is None else batch.step_rewards
-        if silent(rewards_B, self.executed(batch)):
+        action_BA, acted_B = self.executed(batch), self.acted(batch)
+        if acted_B is not None:
+            rewards_B, action_BA = rewards_B[acted_B], action_BA[acted_B]
+        if not len(rewards_B):
+            return
+        if silent(rewards_B, action_BA):
             self.head.epsilon.fill_(1.0)
         else:
             self.head.epsilon.sub_(1 / self.settings.epsilon_updates).clamp_(min=0.0)
@@ -200,7 +217,7 @@ class Sac(ActorCritic):
                 next_NB, log_density_BA.sum(-1), batch.rewards, batch.discounts, self.log_temperature.exp()
             )
         value_NB = self.head.critics(contexts.now, self.executed(batch))
-        loss = batch.weighted((value_NB - target_B).square().sum(0))
+        loss = self.critic_loss(batch, value_NB - target_B)
         return loss, {"sac_loss": loss.detach(), "sac_value": value_NB.detach().mean()}
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:

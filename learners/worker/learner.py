@@ -22,7 +22,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.tensors import shapes_of
 from learners.config import LearnerSettings
-from learners.experience.reader import Row
+from learners.experience.reader import Change, Row
 from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.experience.transition import Transition
 from learners.model.features import recorded
@@ -131,8 +131,7 @@ class Learner:
         came = acting = 0
         before = self.replay.added
         for change in self.source.changes(self.position.moment, until):
-            if not self.replay.change(change.row, change.after):
-                self._rest.change(change.row, change.after)
+            self._change(change)
         for row in self.source.rows(self.position.moment, until):
             came, acting = came + 1, acting + (not row.transition.at_rest)
             self._take(row)
@@ -141,6 +140,17 @@ class Learner:
         self._schedule_updates(acting)
         self._observe(self.replay.added - before)
         return came
+
+    def _change(self, change: Change) -> None:
+        """Apply a late reward or mark; a bandit that has taken the transition in learns the difference."""
+        if not self.replay.change(change.row, change.after):
+            self._rest.change(change.row, change.after)
+            return
+        earned = change.after["reward"] - change.before["reward"]
+        if earned and self.policy.heads.bandit is not None:
+            batch = self.replay.single(change.row, newest=self.position.unobserved)
+            if batch is not None:
+                self.algorithm.correct(batch.to(self.device), change.row, earned)
 
     def _take(self, row: Row) -> None:
         """Take one tick: to learn from where somebody acted, else for the statistics of the inputs and as context."""
@@ -303,7 +313,7 @@ class Learner:
         if settled and self.policy.heads.bandit is not None:
             batch = self.replay.ordered(start, start + settled, steps=1)
             if batch is not None:
-                self.algorithm.observe(batch.to(self.device))
+                self.algorithm.observe(batch.to(self.device), self.replay.numbers(start, start + settled, steps=1))
 
     def _update(self) -> None:
         batch = self.replay.sample(self.batch, self.draw)

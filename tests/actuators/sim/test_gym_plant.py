@@ -87,12 +87,48 @@ def test_without_commands_it_goes_on_by_its_own_clock() -> None:
     for _ in range(50):
         broker.step(0.02)
     credited = broker.take("reward")
-    assert credited[0]["decision"] == "d0"
-    assert all("stamp" in each for each in credited[1:])
+    repeated = [each.get("decision") for each in credited]
+    assert repeated[:6] == ["d0"] * 6, "the same action goes on, and earns"
+    assert repeated[12:] == [None] * (len(credited) - 12), "a decision of long ago is not in force"
+    assert all("stamp" in each for each in credited[12:])
     assert 40 <= len(credited) <= 50
     assert any(each["done"] for each in credited), "pushed to one side, the pole falls"
     ended = broker.take("plant")
     assert ended[0]["length"] == ended[0]["return"] == next(i for i, each in enumerate(credited, 1) if each["done"])
+
+
+def test_the_reward_of_a_step_goes_to_the_decision_that_was_executed() -> None:
+    """Also where the next command comes late: by time alone it would go to a decision that did nothing yet."""
+    executed: list[int] = []
+
+    class Numbers(gymnasium.Env[Any, Any]):
+        observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        action_space = spaces.Discrete(1_000)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            executed.append(int(action))
+            return np.zeros(1, np.float32), 1.0, False, False, {}
+
+    rng = np.random.default_rng(0)
+    plant = GymPlant(Numbers(), "cart", rate_hz=50)
+    broker = Broker(plant, BASE)
+    broker.step(0.02)
+    due = [(0.02 * k + 0.003 + (rng.uniform(0.02, 0.04) if rng.random() < 0.05 else 0.0), k) for k in range(500)]
+    clock = [(0.0073 + 0.02 * k, -1) for k in range(500)]
+    start_s = broker.now_s
+    for moment_s, k in sorted(due + clock):
+        broker.now_s = start_s + moment_s
+        if k >= 0:
+            broker.command(str(k), str(k))
+        else:
+            broker.step(0.0)
+    credited = broker.take("reward")
+    assert len(credited) == len(executed) > 450
+    assert [int(each["decision"]) for each in credited] == executed
 
 
 def test_a_balancing_policy_over_the_wire_balances() -> None:

@@ -164,7 +164,7 @@ def test_every_decision_gets_the_reward_of_its_own_interval() -> None:
         if index:
             (credited,) = broker.take("reward")
             assert credited["decision"] == f"d{index - 1}"
-            assert credited["done"] is False
+            assert credited["truncated"] is False
             assert "stamp" not in credited
         assert abs(plant.world.distance_deg()) <= abs(before)
     states = broker.take("act", "head", "state")
@@ -187,7 +187,7 @@ def test_a_decision_in_force_for_long_is_rewarded_once() -> None:
     assert all(later - earlier == pytest.approx(2 * TICK_S) for earlier, later in itertools.pairwise(stamps))
 
 
-def test_an_episode_ends_with_done_and_a_new_order() -> None:
+def test_an_episode_runs_out_of_time_and_a_new_order_follows() -> None:
     plant = PanoramaPlant("demo", 1)
     broker = Broker(plant)
     broker.step()
@@ -196,11 +196,13 @@ def test_an_episode_ends_with_done_and_a_new_order() -> None:
         episode = plant.world.episode
         broker.command("left", f"d{index}")
         broker.step()
-        done = [credited for credited in broker.take("reward") if credited["done"]]
-        assert len(done) == plant.world.episode - episode
-        if done:
+        credited = broker.take("reward")
+        assert not any(each.get("done") for each in credited), "the world goes on"
+        last_rewards = [each for each in credited if each["truncated"]]
+        assert len(last_rewards) == plant.world.episode - episode
+        if last_rewards:
             ended += 1
-            assert done[0]["decision"] == f"d{index}"
+            assert last_rewards[0]["decision"] == f"d{index}"
             assert plant.world.episode == episode + 1
             last = [message for message in broker.out if message.topic == f"{BASE}/in/orders"][-1]
             assert last.payload.decode() == plant.world.text

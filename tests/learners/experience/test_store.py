@@ -146,6 +146,40 @@ def test_marks_and_quarantine_change_the_row_and_can_be_taken_back(tmp_path: Pat
         assert reader.quarantined() == []
 
 
+def test_a_quarantined_source_ends_no_episode(tmp_path: Path, store: Store) -> None:
+    """Neither before nor while it is quarantined; what others and marks say holds, and a release puts all of it back."""
+    for n in range(4):
+        store.append(tick(n, done=n == 3))
+    store.credit(-5.0, decision="s-0", source="liar", done=True, outcome="failure")
+    store.credit(1.0, decision="s-1", source="good", truncated=True, outcome="success")
+    store.credit(-5.0, decision="s-1", source="liar", done=True, outcome="failure")
+    store.mark(Mark("s-2", success=True))
+    store.quarantine("liar")
+    store.credit(-5.0, decision="s-2", source="liar", done=True, outcome="failure")
+    store.credit(-5.0, decision="s-3", source="liar", truncated=True)
+
+    def rows() -> list[tuple[float, bool, bool, str | None]]:
+        assert store.flush()
+        with Reader(tmp_path) as reader:
+            found = [row.transition for row in reader.rows(0, 10)]
+        return [(t.reward, t.done, t.truncated, t.outcome) for t in found]
+
+    own = tick(0).reward
+    assert rows() == [
+        (own, False, False, None),
+        (own + 1.0, False, True, "success"),
+        (own, False, False, "success"),
+        (own, True, False, None),
+    ]
+    store.quarantine("liar", on=False)
+    assert rows() == [
+        (own - 5.0, True, False, "failure"),
+        (own - 4.0, True, True, "failure"),
+        (own - 5.0, True, False, "failure"),
+        (own - 5.0, True, True, None),
+    ]
+
+
 def test_labels_and_raw_readings(tmp_path: Path) -> None:
     now = [1_000.0]
     store = Store(tmp_path, settings(raw_retention_s=60), clock=lambda: now[0])

@@ -86,6 +86,45 @@ def test_a_gap_of_skipped_ticks_is_no_outage() -> None:
     batch = memory.ordered(0, 9)
     assert batch is not None
     assert ticks(batch.next_features) == [MAX_GAP, 2 * MAX_GAP]
+    assert batch.discounts.tolist() == pytest.approx([0.9**MAX_GAP] * 2), "the value is that many ticks away"
+
+
+def test_what_a_rescue_earns_is_not_the_policys() -> None:
+    memory = replay(steps=3)
+    for n in range(6):
+        memory.append(
+            tick(n, by={"head": "override" if n in {2, 3} else "policy"}, intervention=n in {2, 3}, reward=1.0)
+        )
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [0, 1, 2, 3, 4]
+    assert batch.rewards.tolist() == pytest.approx([1.9, 1.0, 2.71, 1.9, 1.0])
+    assert ticks(batch.next_features) == [2, 2, 5, 5, 5]
+
+
+def test_an_actuator_that_was_not_moved_has_what_was_in_force_and_never_another_rows_action() -> None:
+    memory = replay(max_rows=80)
+    for n in range(memory.capacity):
+        memory.append(tick(n, actions={"head": "right", "arm": (0.9, 0.9)}))
+    memory.append(tick(0, "next", actions={"head": "stay"}, by={"head": "policy"}))
+    memory.append(tick(1, "next", actions={"head": "stay", "arm": (0.5, 0.0)}, by={"head": "policy", "arm": "gate"}))
+    memory.append(tick(2, "next", actions={"arm": (0.1, 0.2)}, by={"arm": "policy"}))
+    memory.append(tick(3, "next"))
+    batch = memory.ordered(memory.added - 4, memory.added)
+    assert batch is not None
+    torch.testing.assert_close(batch.actions["arm"], torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.1, 0.2]]))
+    assert batch.acted["arm"].tolist() == [False, False, True]
+    assert batch.actions["head"].tolist() == [1, 1, 0]
+    assert batch.acted["head"].tolist() == [True, True, False]
+
+
+def test_every_reward_of_a_sum_has_time_to_arrive() -> None:
+    memory = replay(steps=3, settle=5)
+    for n in range(20):
+        memory.append(tick(n))
+    batch = memory.ordered(0, 99)
+    assert batch is not None
+    assert ticks(batch.features)[-1] == 19 - 5 - 2
 
 
 def test_a_cut_episode_keeps_its_future_through_a_last_observation() -> None:
@@ -132,8 +171,10 @@ def naive(transitions: list[Transition], i: int, steps: int, gamma: float) -> tu
         total += discount * transitions[k].reward
         if transitions[k].done:
             return total, 0.0, k
-        discount, k = discount * gamma, k + 1
+        discount, k = discount * gamma ** (transitions[k + 1].tick - transitions[k].tick), k + 1
         if not transitions[k].actions or not (transitions[k].done or follows(k)):
+            break
+        if transitions[k].intervention and not transitions[i].intervention:
             break
     return total, discount, k
 
@@ -150,6 +191,8 @@ def test_batches_equal_a_slow_reading_of_the_same_ticks(seed: int) -> None:
             session, n = session + 1, 0
         actions = {} if rng.random() < 0.1 else {"head": "left"}
         fields: dict[str, Any] = {"actions": actions, "done": bool(actions) and rng.random() < 0.05}
+        fields["intervention"] = bool(actions) and rng.random() < 0.2
+        fields["by"] = {"head": "override"} if fields["intervention"] else {"head": "policy"}
         transitions.append(tick(n, f"s{session}", reward=float(rng.normal()), **fields))
         memory.append(transitions[-1])
     held = range(300 - memory.capacity, 300)

@@ -13,6 +13,7 @@ from torch import distributions
 from learners.model.gaussian_actor import squashed_log_density
 from learners.rl.algorithm import Algorithm
 from learners.rl.batch import Batch
+from learners.rl.crossq import Crossq
 from learners.rl.head_algorithm import Contexts
 from learners.rl.sac import Sac, SacSettings, soft_target, temperature_loss
 
@@ -68,6 +69,24 @@ def test_actor_step_leaves_the_critics_without_gradient() -> None:
     assert all(p.grad is None for p in head.critics.parameters())
     assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith("actor"))
     assert metrics["sac_temperature"].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", ["sac", "crossq"])
+def test_a_tick_at_which_nothing_was_moved_does_not_train_the_critics(kind: str) -> None:
+    policy = plain(ARM, algorithm=kind)
+    head = policy.heads.continuous
+    assert head is not None
+    part = (Sac if kind == "sac" else Crossq)(head, ("arm",), torch.Generator().manual_seed(0))
+    batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
+    contexts = Contexts(*[policy.encode(batch.features)] * 2)
+
+    def critics(acted: torch.Tensor) -> list[torch.Tensor]:
+        part.generator.manual_seed(0)
+        loss, _ = part.loss(contexts, replace(batch, acted={"arm": acted}))
+        return list(torch.autograd.grad(loss, list(head.critics.parameters())))
+
+    assert all(float(g.abs().max()) == 0 for g in critics(torch.zeros(16, dtype=torch.bool)))
+    assert any(float(g.abs().max()) > 0 for g in critics(torch.arange(16) < 8))
 
 
 def test_the_minimum_is_taken_over_a_random_subset() -> None:

@@ -19,6 +19,7 @@ from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.experience.store import Mark, Store
 from learners.model.heads import Heads
+from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.worker.journal import Journal, JournalEntry
 from learners.worker.learner import Learner
@@ -151,13 +152,58 @@ def test_a_bandit_sees_each_settled_transition_once_and_in_order(tmp_path: Path,
     assert isinstance(one.policy.heads, Heads)
     seen: list[float] = []
     monkeypatch.setattr(
-        one.algorithm, "observe", lambda b: seen.extend(b.features.tokens["joints"][:, 0, 0, 0].tolist())
+        one.algorithm, "observe", lambda b, _: seen.extend(b.features.tokens["joints"][:, 0, 0, 0].tolist())
     )
     for start in (0, 20, 23, 60):
         learning.fill(tmp_path, start, {0: 20, 20: 23, 23: 60, 60: 90}[start])
         one.ingest()
     expected = [float(learning.made(n).tokens["joints"][0, 0]) for n in range(90 - 6)]
     assert seen == pytest.approx(expected)
+
+
+def bandit_after(folder: Path, delay_ticks: int, ticks: int, *, crash_at: int | None = None) -> Learner:
+    """Choose at random; `stay` earns 1, known `delay_ticks` later. The learner reads the store once a second."""
+    spec = PolicySpec(learning.SPEC.streams, learning.ACTIONS, history=1, width=16, gamma=0.0)
+    one = learning.make_learner(folder, spec, Policy, reward_delay_s=1.0)
+    one.resume(no_version)
+    one.save()
+    store = Store(folder / "experience", limit=10_000)
+    for n in range(ticks):
+        made = replace(learning.made(n), reward=0.0, done=False)
+        assert store.append(made)
+        if n >= delay_ticks:
+            earned = float(learning.made(n - delay_ticks).actions["head"] == "stay")
+            assert store.credit(earned, decision=f"s-{n - delay_ticks}")
+        if n % 10 == 9:
+            assert store.flush()
+            one.ingest()
+        if n == crash_at:
+            one = learning.make_learner(folder, spec, Policy, reward_delay_s=1.0)
+            one.resume(no_version)
+    for n in range(ticks - delay_ticks, ticks):
+        assert store.credit(float(learning.made(n).actions["head"] == "stay"), decision=f"s-{n}")
+    assert store.flush()
+    store.close()
+    one.ingest()
+    return one
+
+
+@pytest.mark.parametrize("ticks", [200, 400])
+def test_a_bandit_learns_from_rewards_however_late_they_are(tmp_path: Path, ticks: int) -> None:
+    """The posterior is that of the same rewards in time, before and after its normalisation settles."""
+    in_time, late = (bandit_after(tmp_path / str(delay), delay, ticks) for delay in (0, 30))
+    posteriors = [one.policy.heads.bandit for one in (in_time, late)]
+    torch.testing.assert_close(posteriors[1].moment, posteriors[0].moment)
+    torch.testing.assert_close(posteriors[1].covariance, posteriors[0].covariance)
+    features = late.replay.newest(64)
+    mean, _ = posteriors[1](late.policy.encode(features))[0]
+    assert float(mean[:, 1].min()) > 0.6
+    assert float(mean[:, (0, 2)].max()) < 0.3
+
+
+def test_a_crash_between_a_transition_and_its_reward_changes_nothing(tmp_path: Path) -> None:
+    one, two = bandit_after(tmp_path / "one", 30, 200), bandit_after(tmp_path / "two", 30, 200, crash_at=115)
+    learning.assert_identical(learning.weights(two), learning.weights(one))
 
 
 def test_weights_of_a_version_are_taken_up_again_after_a_crash(tmp_path: Path) -> None:
