@@ -129,7 +129,8 @@ def _write(out: Path, trainer: Trainer, results: dict[str, Any]) -> None:
     version = checkpoints.save(
         {"policy": trainer.policy.state_dict()},
         {"spec": orjson.loads(trainer.spec.to_json())},
-        metrics={"steps": results["steps"]} | ({"final_mean": final["mean"]} if final is not None else {}),
+        metrics={"steps": results["steps"], **trainer.algorithm.exploration()}
+        | ({"final_mean": final["mean"]} if final is not None else {}),
     )
     checkpoints.promote(version)
     results["checkpoint"] = version

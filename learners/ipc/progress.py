@@ -5,7 +5,8 @@
 - `updates`, and `updates_per_s` over the last half minute.
 - `pending_updates` that are due, and `dropped_updates` that were given up.
 - `loss` and further metrics of the algorithm; `q`: the mean value of sampled actions.
-- `buffer`: transitions in memory; `sampleable`, `demonstrations` and `terminal` count some of them.
+- `buffer`: transitions in memory; `sampleable`, `demonstrations` and `terminal` count some of them; `outdated` wait
+  for tokens of a new encoder version.
 - `row`: the last transition that was read; `reward_mean`: the mean reward of the last thousand.
 - `policy`: the live version; `candidate`: the last one that was evaluated.
 - `storage`: what could not be written, as `PATH: REASON`, or null.

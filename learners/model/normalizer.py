@@ -33,6 +33,12 @@ class Normaliser(nn.Module):
         self.register_buffer("eps", torch.tensor(eps), persistent=False)
 
     @torch.no_grad()
+    def reset(self) -> None:
+        """Forget all rows."""
+        for statistic in (self.count, self.mean, self.scatter):
+            statistic.zero_()
+
+    @torch.no_grad()
     def observe(self, x_NW: Tensor) -> None:
         """Merge rows into the statistics; earlier rows lose weight so that all together count as `limit` at most."""
         rows = len(x_NW)

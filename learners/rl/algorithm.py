@@ -7,7 +7,7 @@ generator and batches give the same weights bit for bit on the same machine.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from learners.rl.batch import Batch
 from learners.rl.crossq import Crossq
 from learners.rl.dqn import Dqn
 from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix
-from learners.rl.sac import Sac
+from learners.rl.sac import ActorCritic, Sac
 
 ENCODER_RATE = 3e-4
 ENCODER_TRACK = 0.005
@@ -85,6 +85,12 @@ class Algorithm:
         if self.policy.heads.bandit is None:
             self.policy.observe(features)
 
+    def forget_statistics(self, streams: Sequence[str]) -> None:
+        """Start the statistics of these streams over: their encoders changed; a bandit's features must stay as they were."""
+        if self.policy.heads.bandit is None:
+            for name in streams:
+                self.policy.normalisers()[name].reset()
+
     def observe(self, batch: Batch, numbers: Sequence[int] = ()) -> None:
         """Take in every transition once, in the order it was made; only a bandit learns from this."""
         self.policy.eval()
@@ -143,6 +149,24 @@ class Algorithm:
         with torch.no_grad():
             slow = self.target.encode(batch.next_features)
         return Contexts(self.policy.encode(batch.features, generator=self.generator), slow)
+
+    def exploration(self) -> dict[str, float]:
+        """Return what the amount of exploration depends on beside the weights: `updates`, and `sac_temperature` or `crossq_temperature`."""
+        found: dict[str, float] = {"updates": self.updates}
+        for part in self.parts:
+            if isinstance(part, ActorCritic):
+                found[f"{part.prefix}_temperature"] = float(part.log_temperature.detach().exp())
+        return found
+
+    def continue_exploration(self, found: Mapping[str, float]) -> None:
+        """Explore as little as `found` (see `exploration`) and the weights' own epsilon say; names that are absent change nothing."""
+        updates = [self.updates, int(found.get("updates", 0))]
+        for part in self.parts:
+            if isinstance(part, Dqn):
+                updates.append(part.updates_so_far())
+            if isinstance(part, ActorCritic):
+                part.set_temperature(found.get(f"{part.prefix}_temperature"))
+        self.updates = max(updates)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that an exact resume needs beside the policy's own weights, as flat tensors."""

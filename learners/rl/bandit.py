@@ -39,7 +39,7 @@ class Bandit:
         self.head, self.names = head, names
         self._early: list[Batch] = []
         self._numbers: list[int] = []
-        """Rows of the store that `_early` came from; -1 if that is not known."""
+        """Rows of the store that `_early` came from; -1 for rows without a number."""
         self._settled = False
 
     def observe(self, policy: Any, batch: Batch, numbers: Sequence[int] = ()) -> None:

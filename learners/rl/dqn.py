@@ -135,6 +135,12 @@ class Dqn:
         self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
         return {}
 
+    def updates_so_far(self) -> int:
+        """Return after how many updates epsilon has the value that the weights hold."""
+        spread = 1 - self.settings.epsilon
+        left = min(1.0, max(0.0, (float(self.head.epsilon) - self.settings.epsilon) / spread))
+        return round((1 - left) * self.settings.epsilon_updates)
+
     def groups(self) -> list[Group]:
         """Return the critic."""
         return [group(self.head, self.settings.rate, self.settings.beta1)]

@@ -9,6 +9,7 @@ reserve ring, so that these never run out.
 A batch has three parts. The share of demonstrations and interventions grows with their number (RLPD, Ball et al. 2023). The share
 of terminal transitions and outcomes is corrected by importance weights. The rest is sampled uniformly. Tokens of another
 encoder version count as missing, and are never mixed with others, until `learners/reencoding` delivers those of the present version.
+Until then the transition is set aside: it is not sampled.
 
 Shapes: N positions, B batch, H history, T tokens of a stream, W their width, S streams, U actuators that can be learned.
 """
@@ -120,9 +121,14 @@ class ReplayBuffer:
 
     @property
     def acting(self) -> int:
-        """Transitions held at which somebody acted."""
+        """Transitions held at which somebody acted, without those that wait for tokens of a new encoder version."""
         held = np.concatenate((self._main.order(), self._reserve.order()))
-        return int(self._columns.acted_NU[held].any(-1).sum())
+        return int((self._columns.acted_NU[held].any(-1) & ~self._columns.outdated(held)).sum())
+
+    @property
+    def outdated(self) -> int:
+        """Transitions set aside until they have tokens of the present encoder versions."""
+        return int(self._columns.outdated(np.concatenate((self._main.order(), self._reserve.order()))).sum())
 
     @property
     def ends_with_action(self) -> bool:
@@ -254,13 +260,14 @@ class ReplayBuffer:
         return found
 
     def single(self, number: int, *, newest: int) -> Batch | None:
-        """Return the one-step batch of a row of the store; None if it is not held, nobody acted, or it is among the `newest`."""
+        """Return the one-step batch of a row of the store; None if it is not held, is at rest, or is among the `newest`."""
         at = self._columns.find(number)
         if at is None:
             return None
         at_1 = np.array([at])
         is_new = at < self._main.stop and int(self._main.age(at_1)[0]) < newest
-        if is_new or not bool((self._columns.acted_NU[at_1].any(-1) & self._has_outcome(at_1))[0]):
+        is_usable_1 = self._columns.acted_NU[at_1].any(-1) & self._has_outcome(at_1) & ~self._columns.outdated(at_1)
+        if is_new or not bool(is_usable_1[0]):
             return None
         return self.batch(at_1, steps=1)
 
@@ -318,7 +325,7 @@ class ReplayBuffer:
         wait = self.settle + (steps or self.steps) - 1 if self.settle else 0
         settled = (at >= self._main.stop) | (self._main.age(at) >= wait) | self._columns.done_N[at]
         ready: NDArray[np.bool_] = self._columns.acted_NU[at].any(-1) & self._has_outcome(at) & settled
-        return ready
+        return ready & ~self._columns.outdated(at)
 
     def _has_outcome(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether the state after a position is terminal or known; after a time limit it is neither.

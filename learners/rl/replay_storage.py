@@ -136,6 +136,15 @@ class ReplayStorage:
             found[stream.name] = np.sort(rows[rows >= 0])[::-1].tolist()
         return found
 
+    def outdated(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether positions have tokens of an earlier encoder version, which count as missing."""
+        outdated = np.zeros(at.shape, bool)
+        for s, stream in enumerate(self.spec.streams):
+            if stream.name in self.versions:
+                version = self.version_NS[at, s]
+                outdated |= (version >= 0) & (version != self._version_ids.get(self.versions[stream.name], -2))
+        return outdated
+
     def retoken(self, number: int, stream: str, version: str, tokens_TW: NDArray[Any]) -> bool:
         """Give a row's stream the tokens of another version; False when the row is not held, or they do not fit."""
         at = self._where.get(number)

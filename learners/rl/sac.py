@@ -13,6 +13,7 @@ Shapes: B batch, A all continuous components, N critics.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,6 +129,12 @@ class ActorCritic:
             f"{p}_entropy": -log_density_B.detach().mean(),
             f"{p}_imitation": cloning.detach(),
         }
+
+    def set_temperature(self, temperature: float | None) -> None:
+        """Continue with a temperature; None, or one that is not positive, changes nothing."""
+        if temperature is not None and 0 < temperature < math.inf:
+            with torch.no_grad():
+                self.log_temperature.fill_(math.log(temperature))
 
     def explore(self, batch: Batch) -> None:
         """Explore with excursions: always while rewards are silent, then more and more rarely."""

@@ -29,6 +29,8 @@ class JournalEntry:
     row: int = 0
     change: int = 0
     version: str | None = None
+    exploration: Mapping[str, float] | None = None
+    """How far the exploration of `version` had come; see `Algorithm.exploration`."""
     recoded: int | None = None
     """Re-encoded tokens were loaded up to this entry of `reencoded.db`."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -108,10 +108,15 @@ class Learner:
         """Those a version must have to fit this policy."""
         return {"policy": shapes_of(self.policy.state_dict())}
 
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take up a policy's weights and forget what belonged to the old ones (targets, moments of the optimiser)."""
+    def load_weights(self, weights: dict[str, Tensor], exploration: Mapping[str, float] | None = None) -> None:
+        """Load a policy's weights and forget what belonged to the old ones (targets, moments of the optimiser).
+
+        A trained policy goes on exploring as it did: exploration never restarts. See `Algorithm.exploration`.
+        """
         self.policy.load_state_dict(weights)
+        before = self.algorithm.exploration()
         self.algorithm = Algorithm(self.policy, self.algorithm.generator, self.algorithm.updates)
+        self.algorithm.continue_exploration({**before, **(exploration or {})})
         self.policy.eval()
 
     def ingest(self, until: SnapshotId | None = None) -> int:
@@ -155,7 +160,7 @@ class Learner:
     def _take(self, row: Row) -> None:
         """Take one tick: to learn from where somebody acted, else for the statistics of the inputs and as context."""
         transition, position = row.transition, self.position
-        self.replay.versions.update(transition.encoder_versions)
+        self._follow_encoders(transition.encoder_versions)
         if transition.at_rest:
             if position.resting < REST_ROWS + position.acting * REST_SHARE:
                 position.resting += 1
@@ -172,6 +177,15 @@ class Learner:
             self._rewards.append(transition.reward)
         if len(self._seen) >= SEEN_AT_ONCE:
             self._normalise()
+
+    def _follow_encoders(self, versions: Mapping[str, str]) -> None:
+        """Take the present encoder versions; the statistics of a stream with a new encoder start over."""
+        known = self.replay.versions
+        changed = [name for name, version in versions.items() if known.get(name, version) != version]
+        if changed:
+            self._normalise()
+            self.algorithm.forget_statistics(changed)
+        known.update(versions)
 
     def _normalise(self) -> None:
         """Merge the ticks just taken in into the statistics of the inputs."""
@@ -193,13 +207,26 @@ class Learner:
             return 0
         if until is None:
             self._note(recoded=last)
-        came = self._retoken(self.position.recoded, last)
+        came = self._retoken(self.position.recoded, last, new=True)
+        self._normalise()
         self.position.recoded = last
         return came
 
-    def _retoken(self, since: int, until: int) -> int:
-        entries = self.recoded.between(since, until) if self.recoded is not None else ()
-        return sum(self.replay.retoken(one.row, one.stream, one.version, one.tokens_TW) for one in entries)
+    def _retoken(self, since: int, until: int, *, new: bool = False) -> int:
+        """Give rows their re-encoded tokens; `new` ones enter the statistics of the inputs. Return the number of rows."""
+        came = 0
+        for one in self.recoded.between(since, until) if self.recoded is not None else ():
+            if not self.replay.retoken(one.row, one.stream, one.version, one.tokens_TW):
+                continue
+            came += 1
+            if new and one.version == self.replay.versions.get(one.stream):
+                tokens = {one.stream: one.tokens_TW}
+                self._seen.append(
+                    Transition("", 0, "", 0.0, "", tokens=tokens, present={one.stream: True}, ages_s={one.stream: 0.0})
+                )
+            if len(self._seen) >= SEEN_AT_ONCE:
+                self._normalise()
+        return came
 
     def train(self, deadline_s: float, *, until: int | None = None, clock: Callable[[], float] = time.monotonic) -> int:
         """Do the pending updates until a moment of `clock`, or up to update number `until`; returns how many were done."""
@@ -253,10 +280,16 @@ class Learner:
         self._repeat([entry for entry in entries if entry.number > self.position.entry], load)
         return loaded is not None
 
-    def reset_to_version(self, version: str, weights: dict[str, Tensor]) -> None:
-        """Continue from the weights of a version, as after a rollback."""
-        self._note(version=version)
-        self.load_weights(weights)
+    def reset_to_version(
+        self, version: str, weights: dict[str, Tensor], metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        """Continue from the weights of a version, as after a rollback; `metrics` are those of its manifest."""
+        known = self.algorithm.exploration()
+        exploration = {
+            name: float(value) for name, value in (metrics or {}).items() if name in known and value is not None
+        }
+        self._note(version=version, exploration=exploration)
+        self.load_weights(weights, exploration)
 
     def _note(self, **what: Any) -> None:
         self.journal.note(JournalEntry(self.position.entry + 1, self.position.update, **what))
@@ -267,7 +300,7 @@ class Learner:
             self.train(float("inf"), until=entry.update)
             self.position.entry = entry.number
             if entry.version is not None:
-                self.load_weights(load(entry.version))
+                self.load_weights(load(entry.version), entry.exploration)
             elif entry.recoded is not None:
                 self.take_reencoded(entry.recoded)
             else:

@@ -141,8 +141,8 @@ class LearnerLoop:
                 self.candidates.report_refusal, self.learner.shapes(), self.spec.meaning()
             )
             if loaded is not None:
-                version, weights = loaded.manifest.version, loaded.tensors["policy"]
-                self._attempt(lambda: self.learner.reset_to_version(version, weights))
+                version, weights, metrics = loaded.manifest.version, loaded.tensors["policy"], loaded.manifest.metrics
+                self._attempt(lambda: self.learner.reset_to_version(version, weights, metrics))
             self._attempt(self.learner.save)
         elif self._rolled_back_meanwhile():
             self._attempt(self._reset_to_live)
@@ -252,6 +252,7 @@ class LearnerLoop:
             "q": sum(values) / len(values) if values else None,
             "buffer": len(learner.replay),
             "sampleable": strata.sampleable,
+            "outdated": learner.replay.outdated,
             "demonstrations": strata.demonstrations,
             "terminal": strata.terminal,
             "row": learner.position.row,

@@ -146,6 +146,9 @@ def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_noth
     one = learner_of(tmp_path, spec, given, recoded)
     one.ingest()
     assert present(one) == [False] * 60 + [True] * 20, "tokens of two versions are never mixed"
+    statistics = one.policy.normalisers()["orders"]
+    assert int(statistics.count) == 20, "the statistics of another encoder mean nothing"
+    assert one.replay.outdated == 60
     one.save()
     one.train(FOREVER, until=10)
 
@@ -153,6 +156,10 @@ def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_noth
     while again.step(one.replay, 0.0):
         one.take_reencoded()
     assert present(one) == [False] * 20 + [True] * 60
+    assert (int(statistics.count), one.replay.outdated) == (60, 20)
+    torch.testing.assert_close(statistics.mean, held_tokens(one)[20:].mean(0).flatten(), atol=1e-4, rtol=1e-3)
+    drawn = one.replay.sample(64, torch.Generator().manual_seed(0))
+    assert bool(drawn.features.present.all()), "what waits for its tokens is set aside"
     assert again.figures() == {"done": 40, "without_raw": 20, "waiting": 0, "failed": 0}
     for n, tokens in enumerate(held_tokens(one)[20:60], 20):
         assert torch.equal(tokens, torch.from_numpy(encode(new, Text("orders", 0.0, 0, ORDERS[n // 4 % 4]))).float())

@@ -344,21 +344,23 @@ def test_an_equal_replay_can_be_filled_again() -> None:
         assert torch.equal(a.is_expert["head"], b.is_expert["head"])
 
 
-def test_tokens_of_another_encoder_version_or_shape_are_missing() -> None:
+def test_ticks_with_tokens_of_another_encoder_version_are_set_aside_until_they_are_encoded_again() -> None:
     memory = replay()
     memory.append(tick(0))
     memory.append(tick(1, encoder_versions={"front": "v2"}))
     memory.append(tick(2, present={"front": False, "joints": True}))
-    memory.append(tick(3, tokens={"front": np.zeros((2, 4), np.float16), "joints": np.zeros((1, 2), np.float32)}))
+    memory.append(tick(3, tokens={"front": np.zeros((2, 4), np.float16), "joints": np.full((1, 2), 3, np.float32)}))
     memory.append(tick(4))
     memory.append(tick(5))
-    seen = {None: [1, 1, 0, 0, 1], "v1": [1, 0, 0, 0, 1], "v2": [0, 1, 0, 0, 0], "v3": [0, 0, 0, 0, 0]}
+    seen = {None: [0, 1, 2, 3, 4], "v1": [0, 2, 3, 4], "v2": [1, 2, 3], "v3": [2, 3]}
     for version, expected in seen.items():
         memory.versions = {} if version is None else {"front": version}
         batch = memory.ordered(0, 9)
         assert batch is not None
-        assert batch.features.present[:, 0, 0].int().tolist() == expected
+        assert ticks(batch.features) == expected
+        assert batch.features.present[:, 0, 0].tolist() == [n not in {2, 3} for n in expected]
         assert batch.features.present[..., 1].all()
+        assert memory.outdated == {None: 0, "v1": 1, "v2": 3, "v3": 4}[version]
     assert memory.skipped["shape"] == 1
 
 

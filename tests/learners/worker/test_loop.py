@@ -18,12 +18,15 @@ import psutil
 import pytest
 import torch
 
+from actuators.actions import ActionSpace, Choice, Continuous
 from learners import torch_device
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec, write_policy_spec
 from learners.ipc.settings import LearnerConfig
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec
 from learners.promotion.context import EvaluationContext, StepResult
 from learners.promotion.steps import STEPS
 from learners.worker import __main__, loop
@@ -110,6 +113,33 @@ def test_a_candidate_that_fails_a_step_does_not_go_live(tmp_path: Path) -> None:
     assert kind == "policy_rejected"
     assert (fields["step"], fields["reason"], fields["steps"]["latency"]["x"]) == ("latency", "made to fail", 1.5)
     assert one.figures()["candidate"]["passed"] is False
+
+
+def test_a_trained_version_goes_on_exploring_as_it_did(tmp_path: Path) -> None:
+    """A version from elsewhere in a fresh state folder: epsilon and temperature do not start over."""
+    actions = ActionSpace((Choice("head", ("left", "right")), Continuous("arm", (-1.0,), (1.0,))))
+    spec = PolicySpec(learning.SPEC.streams, actions, history=1, width=16, gamma=0.9)
+
+    def loop(folder: Path) -> LearnerLoop:
+        return LearnerLoop(inputs(folder), spec, threading.Event(), build=Policy)
+
+    trained = loop(tmp_path / "fresh")
+    policy = Policy(spec)
+    policy.heads.choice.epsilon.fill_(0.02)
+    version = trained.checkpoints.save(
+        {"policy": policy.state_dict()},
+        {"spec": orjson.loads(spec.to_json())},
+        metrics={"crossq_temperature": 0.05, "score": None},
+    )
+    trained.checkpoints.promote(version)
+    trained.begin()
+    for one in (trained, loop(tmp_path / "fresh")):
+        if one is not trained:
+            one.begin()
+        found = one.learner.algorithm.exploration()
+        assert found == {"updates": 2_000, "crossq_temperature": pytest.approx(0.05)}
+        one.learner.algorithm.parts[0].improve(None, None, one.learner.algorithm.updates + 1)  # type: ignore[arg-type] # neither is used
+        assert float(one.learner.policy.heads.choice.epsilon) == pytest.approx(0.02)
 
 
 def test_after_a_rollback_it_learns_on_from_the_version_that_came_back(tmp_path: Path) -> None:
