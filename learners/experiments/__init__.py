@@ -1,0 +1,1 @@
+"""The live experiment of challenger against champion: plan, schedule, pair differences, test, guard, alpha budget."""
