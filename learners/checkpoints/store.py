@@ -78,6 +78,7 @@ class Checkpoints:
         keep_best: int = 3,
         keep_promoted: int | None = None,
         needed: Callable[[], frozenset[str]] = frozenset,
+        passed: Callable[[], tuple[str, ...]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.keep_last, self.keep_best = folder, keep_last, keep_best
@@ -85,6 +86,8 @@ class Checkpoints:
         """How many of those that ever acted stay; None: all."""
         self._needed = needed
         """Returns the versions that another component may return to: they are never deleted."""
+        self._passed = passed
+        """Returns the versions that passed their probation, newest last; None: every saved version may act."""
         self._key, self._clock = key, clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(folder):
@@ -180,6 +183,17 @@ class Checkpoints:
         named = [*live.promoted, *live.failed, *([live.version] if live.version else [])]
         return live if all(isinstance(name, str) and VERSION.match(name) for name in named) else None
 
+    @property
+    def is_pointer_damaged(self) -> bool:
+        """Whether LIVE is missing or cannot be read, so that nothing says which version acts."""
+        return self._live() is None
+
+    def repair_pointer(self, version: str) -> None:
+        """Write LIVE again after damage: it names `version` alone, because the earlier ones are not known any more."""
+        with locked(self.folder):
+            if self._live() is None:
+                self._point(Live(version, (version,), (), self._clock()))
+
     def load_live(
         self,
         refused: Callable[[CheckpointRefused], None],
@@ -188,14 +202,16 @@ class Checkpoints:
     ) -> Loaded | None:
         """Load the live version, else the newest one that acted and still loads; None if there is none.
 
-        If the file LIVE itself is lost, the newest version that loads is returned. `refused` is called with every version
-        that was skipped.
+        If the file LIVE itself is lost, the last version that passed its probation is loaded: another one may be untried
+        or rolled back. `refused` is called with every version that was skipped.
         """
         live = self._live()
-        if live is None:
-            order = [path.name for path in sorted(self.folder.iterdir(), reverse=True) if VERSION.match(path.name)]
-        else:
+        if live is not None:
             order = [*([live.version] if live.version else []), *reversed(live.promoted)]
+        elif self._passed is not None:
+            order = list(reversed(self._passed()))
+        else:
+            order = [path.name for path in sorted(self.folder.iterdir(), reverse=True) if VERSION.match(path.name)]
         tried: set[str] = set(live.failed if live else ())
         for version in order:
             if version in tried:
@@ -270,7 +286,7 @@ class Checkpoints:
     def _next_number(self) -> int:
         live = self.live()
         names = [path.name for path in self.folder.iterdir()] + [*live.promoted, *live.failed]
-        return 1 + max((int(name.split("-")[0]) for name in names if VERSION.match(name)), default=0)
+        return 1 + max((_number(name) for name in names if VERSION.match(name)), default=0)
 
     def _write(self, files: Mapping[str, bytes], manifest: Manifest) -> None:
         draft = self.folder / f".draft-{secrets.token_hex(8)}"
@@ -359,6 +375,26 @@ def versions_of_probation(state_dir: Path) -> frozenset[str]:
     return frozenset(name for name in named if isinstance(name, str))
 
 
+def versions_that_passed(state_dir: Path) -> tuple[str, ...]:
+    """Return the versions that passed their probation, the last good one at the end; empty without a readable `probation.json`.
+
+    Versions newer than the good one are left out: the policy was rolled back from them.
+    """
+    try:
+        body = orjson.loads((state_dir / PROBATION_FILE).read_bytes())
+        good, confirmed = body["good"], body["confirmed"]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return ()
+    names = [*confirmed, good] if isinstance(confirmed, list) else [good]
+    if not all(isinstance(name, str) and VERSION.match(name) for name in names):
+        return ()
+    return (*(name for name in confirmed if _number(name) < _number(good)), good)
+
+
+def _number(version: str) -> int:
+    return int(version.split("-")[0])
+
+
 def open_checkpoints(state_dir: Path, promotion: PromotionSettings) -> Checkpoints:
     """Open the policy versions of one daemon, with its signing key: made at first start, or provided by systemd."""
     return Checkpoints(
@@ -368,4 +404,5 @@ def open_checkpoints(state_dir: Path, promotion: PromotionSettings) -> Checkpoin
         keep_best=promotion.keep_best,
         keep_promoted=max(2, promotion.keep_last),
         needed=partial(versions_of_probation, state_dir),
+        passed=partial(versions_that_passed, state_dir),
     )

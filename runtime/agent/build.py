@@ -174,6 +174,7 @@ async def build(
         utterances=utterances,
         listeners=tuple(listeners),
         mode=config.mode,
+        shadow=lambda: policy_updater.is_untried,
     )
     storage = StorageMonitor(
         state_dir,

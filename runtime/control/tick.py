@@ -97,6 +97,8 @@ class ControlLoop:
     rewards: TickRewards
     utterances: Utterances
     listeners: Sequence[TickListener]
+    shadow: Callable[[], bool] = lambda: False
+    """Whether the gate must not carry out the policy's actions, because nothing says which policy may act."""
     explore: bool = True
     mode: str = "autonomous"
     degraded: dict[str, str] = field(default_factory=dict)
@@ -152,6 +154,7 @@ class ControlLoop:
             actions=actions,
             stale=tuple(sorted(observation.missing)),
             degraded=tuple(f"{name}: {reason}" for name, reason in sorted(self.degraded.items())),
+            shadow=self.shadow(),
         )
         latency_s = self.clock.now() - min(observation.stamp_s, self.pacer.deadline(observation.tick))
         verdict = await self.gate.propose(proposal, patience_s=self.pacer.period_s / 2)

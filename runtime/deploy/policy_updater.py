@@ -16,7 +16,7 @@ import contextlib
 from dataclasses import dataclass, field
 
 from learners.checkpoints.manifest import CheckpointRefused
-from learners.checkpoints.store import Checkpoints
+from learners.checkpoints.store import LIVE, Checkpoints
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.deploy.probation_monitor import ProbationMonitor
@@ -35,6 +35,8 @@ class PolicyUpdater:
     probation: ProbationMonitor
     learner_events: LearnerEvents
     emit: Emit
+    is_untried: bool = False
+    """LIVE was damaged and no version has a record of a passed probation: the untrained weights must not act."""
     _pointer: PointerFollower[str] = field(init=False)
     _acted: set[str] = field(default_factory=set)
     """Versions that this has activated or replaced and not released yet."""
@@ -43,11 +45,18 @@ class PolicyUpdater:
         self._pointer = PointerFollower(lambda: self.checkpoints.live().version, self._activate)
 
     async def start(self) -> None:
-        """Load the live version, else the newest that acted and still loads; without one, untrained weights act."""
+        """Load the live version, else the newest that acted and still loads; without one, untrained weights act.
+
+        If LIVE is damaged, the last version that passed its probation acts, and LIVE names it again. Without such a version
+        the untrained weights act in mode shadow.
+        """
+        damaged = await asyncio.to_thread(lambda: self.checkpoints.is_pointer_damaged)
         await asyncio.to_thread(self.probation.start)
         loaded = await asyncio.to_thread(
             self.checkpoints.load_live, self._refused, self.engine.shapes, self.engine.spec.meaning()
         )
+        if damaged:
+            await asyncio.to_thread(self._pointer_damaged, None if loaded is None else loaded.manifest.version)
         if loaded is None:
             remedy = "let the learner run, or put a checkpoint of `reflexd train` in place"
             self.emit("policy_untrained", {"remedy": remedy})
@@ -119,8 +128,22 @@ class PolicyUpdater:
             self.probation.activation_failed(version)
             self._refused(refusal, live=before)
             return False
+        self.is_untried = False
         self.emit("policy_swapped", {"version": version, "before": before})
         return True
+
+    def _pointer_damaged(self, version: str | None) -> None:
+        self.is_untried = version is None
+        if version is None:
+            remedy = "promote or import a version, then set the mode"
+        else:
+            remedy = "none needed: the last version that passed its probation acts"
+            try:
+                self.checkpoints.repair_pointer(version)
+            except OSError as error:
+                remedy = f"free or repair the disk, then restart: {error}"
+        fields = {"file": str(self.checkpoints.folder / LIVE), "version": version, "remedy": remedy}
+        self.emit("live_pointer_damaged", fields)
 
     def _refused(self, refusal: CheckpointRefused, **more: str) -> None:
         fields = {"version": refusal.version, "reason": refusal.reason, "detail": refusal.detail, **more}

@@ -82,6 +82,8 @@ class GateHost:
     """By actuator: the gate's number of a command by its `seq`."""
     _proposals: dict[str, Any] = field(default_factory=dict)
     _stopped_s: float = float("-inf")
+    _shadow: bool = False
+    """The newest proposal asked for mode shadow; each such request acts once, so that an operator can change the mode."""
     topics: Topics = field(init=False)
     publisher: StatusPublisher = field(init=False)
     latches: LatchWriter = field(init=False)
@@ -122,6 +124,7 @@ class GateHost:
         """Listen to a new agent."""
         self.detach()
         self._end = end
+        self._shadow = False
         self.agent.spoke_s = None
         asyncio.get_running_loop().add_reader(end.fileno(), self._readable)
 
@@ -162,6 +165,9 @@ class GateHost:
         if not isinstance(message, Proposal) or self.ending:
             return
         now_s = self.now()
+        if message.shadow and not self._shadow:
+            self.set_mode("shadow")
+        self._shadow = message.shadow
         if self.gate.is_sound(message):
             self.agent.spoke(message, now_s)
         elif now_s >= self.gate.deadline_s:

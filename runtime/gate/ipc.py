@@ -90,8 +90,8 @@ def _proposal(body: dict[str, Any]) -> Proposal:
         raise ValueError("tick: expected a whole number from 0")
     if type(stamp_s) not in {int, float}:  # JSON has no NaN and no infinity: they are null
         raise ValueError("stamp_s: expected a finite number")
-    if type(body["ready"]) is not bool:
-        raise ValueError("ready: expected true or false")
+    if type(body["ready"]) is not bool or type(body["shadow"]) is not bool:
+        raise ValueError("ready and shadow: expected true or false")
     if not isinstance(stale, list) or not all(map(_is_name, (*stale, body["decision"], body["policy"]))):
         raise ValueError(f"stale, decision and policy: expected strings of at most {MAX_NAME} characters")
     if not isinstance(actions, dict) or not all(map(_is_name, actions)):
@@ -109,6 +109,7 @@ def _proposal(body: dict[str, Any]) -> Proposal:
         tuple(stale),
         body["ready"],
         tuple(degraded),
+        body["shadow"],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -22,9 +23,11 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from learners.checkpoints import store as module
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
-from learners.checkpoints.store import Checkpoints, Live
+from learners.checkpoints.store import Checkpoints, Live, open_checkpoints, versions_that_passed
 from learners.checkpoints.tensors import WeightsRefused, pack, shapes_of, unpack
+from learners.config import PromotionSettings
 
+BROKEN_POINTERS = (b"", b"{}", b'{"version":"../x","promoted":[],"failed":[],"changed_s":0}', b"[]")
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
@@ -236,12 +239,48 @@ def test_the_last_good_one_is_loaded_when_the_live_one_is_broken(folder: Checkpo
     assert loaded is not None
     assert loaded.manifest.version == one
     assert [(r.version, r.reason) for r in refused] == [(two, "wrong_hash")]
-    for broken in (b"", b"{}", b'{"version":"../x","promoted":[],"failed":[],"changed_s":0}', b"[]"):
+    for broken in BROKEN_POINTERS:
         (folder.folder / "LIVE").write_bytes(broken)
         assert folder.live() == Live()
-        loaded = folder.load_live(refused.append)
+        assert folder.is_pointer_damaged
+        loaded = folder.load_live(refused.append)  # of the learner's own state: every saved one may be used
         assert loaded is not None
         assert loaded.manifest.version == candidate
+
+
+@pytest.mark.parametrize("broken", BROKEN_POINTERS)
+def test_with_a_damaged_pointer_only_a_version_that_passed_its_probation_acts(tmp_path: Path, broken: bytes) -> None:
+    folder = open_checkpoints(tmp_path, PromotionSettings())
+    good, rolled_back, untried = (save(folder, seed) for seed in range(3))
+    folder.promote(good)
+    folder.promote(rolled_back)
+    folder.rollback()
+    (folder.folder / "LIVE").write_bytes(broken)
+    assert folder.load_live(lambda refusal: pytest.fail(str(refusal))) is None, "nothing says which one passed"
+    record = {"good": good, "confirmed": [good, rolled_back], "trial": {"version": untried, "before": good}}
+    (tmp_path / "probation.json").write_text(json.dumps(record))
+    loaded = folder.load_live(lambda refusal: pytest.fail(str(refusal)))
+    assert loaded is not None
+    assert loaded.manifest.version == good
+    folder.repair_pointer(good)
+    assert not folder.is_pointer_damaged
+    assert (folder.live().version, folder.live().promoted) == (good, (good,))
+    folder.repair_pointer(untried)
+    assert folder.live().version == good, "a whole pointer is not replaced"
+
+
+@pytest.mark.parametrize(
+    "record", ["", "{", "[]", '{"good": null, "confirmed": []}', '{"good": "../x", "confirmed": []}', '{"good": "000001-00000000", "confirmed": [1]}']
+)  # fmt: skip
+def test_a_record_that_cannot_be_read_names_no_version(tmp_path: Path, record: str) -> None:
+    (tmp_path / "probation.json").write_text(record)
+    assert versions_that_passed(tmp_path) == ()
+
+
+def test_earlier_versions_that_passed_come_before_the_good_one(tmp_path: Path) -> None:
+    names = [f"{number:06d}-00000000" for number in (3, 1, 2, 4)]
+    (tmp_path / "probation.json").write_text(json.dumps({"good": names[0], "confirmed": names}))
+    assert versions_that_passed(tmp_path) == (names[1], names[2], names[0])
 
 
 def test_retention_keeps_the_last_the_best_and_every_promoted_one(tmp_path: Path) -> None:

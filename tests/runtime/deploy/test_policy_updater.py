@@ -52,9 +52,11 @@ class FakeEngine:
 class Bench:
     """A learner that promotes, and the agent's side that follows."""
 
-    def __init__(self, folder: Path, count: int = 2, bad: tuple[int, ...] = ()) -> None:
+    def __init__(self, folder: Path, count: int = 2, bad: tuple[int, ...] = (), passed: int | None = None) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.checkpoints = Checkpoints(folder / "checkpoints", KEY)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", KEY, passed=lambda: () if passed is None else (self.versions[passed],)
+        )
         self.versions = [self.checkpoints.save({"policy": {"w": torch.full((2,), float(n))}}, {}) for n in range(count)]
         self.engine = FakeEngine(bad={self.versions[n] for n in bad})
         self.outbox = Outbox(folder / "outbox")
@@ -71,6 +73,11 @@ class Bench:
         self.checkpoints.promote(
             version, announce=lambda _live: self.outbox.post("policy_promoted", {"version": version})
         )
+
+    def event(self, kind: str) -> dict[str, Any]:
+        """The fields of the only event of this type."""
+        (found,) = (data for each, data in self.events if each == kind)
+        return found
 
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.events]
@@ -134,6 +141,49 @@ async def test_a_version_that_cannot_be_loaded_is_refused_once_and_the_acting_on
         "version": second, "reason": "wrong_hash", "detail": "policy.safetensors", "live": first,
     }  # fmt: skip
     assert bench.probation.figures() == {}
+
+
+async def test_a_damaged_pointer_brings_the_version_that_passed_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=3, passed=0)
+    for version in bench.versions[:2]:
+        bench.promote(version)
+    pointer = tmp_path / "checkpoints" / "LIVE"
+    pointer.write_bytes(b"{")
+    await bench.updater.start()
+    assert bench.engine.version == bench.versions[0]
+    assert not bench.updater.is_untried
+    assert bench.event("live_pointer_damaged")["version"] == bench.versions[0]
+    assert bench.checkpoints.live().version == bench.versions[0], "LIVE names it again"
+
+
+async def test_without_a_version_that_passed_a_damaged_pointer_means_shadow(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, passed=None)
+    bench.promote(bench.versions[0])
+    (tmp_path / "checkpoints" / "LIVE").unlink()
+    await bench.updater.start()
+    assert bench.engine.version == "untrained"
+    assert bench.updater.is_untried
+    assert bench.event("live_pointer_damaged")["version"] is None
+    assert "policy_untrained" in bench.kinds()
+    bench.promote(bench.versions[1])
+    assert await bench.updater.sync()
+    assert not bench.updater.is_untried
+
+
+async def test_a_disk_that_refuses_the_repair_does_not_stop_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, passed=0)
+    bench.promote(bench.versions[0])
+    (tmp_path / "checkpoints" / "LIVE").write_bytes(b"")
+
+    def full(_version: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench.checkpoints, "repair_pointer", full)
+    await bench.updater.start()
+    assert bench.engine.version == bench.versions[0]
+    assert "No space left" in bench.event("live_pointer_damaged")["remedy"]
 
 
 async def test_an_event_with_a_handler_is_handled_and_not_published(tmp_path: Path) -> None:

@@ -169,6 +169,24 @@ async def test_commands_carry_what_the_design_says(tmp_path: Path, broker: Mosqu
     assert not any(m.retain for m in sets)
 
 
+async def test_an_agent_that_asks_for_shadow_gets_it_once_and_an_operator_may_change_it(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.moving("left")
+        verdict = await world.propose({"head": "right"}, shadow=True)
+        assert set(verdict.mode.values()) == {"shadow"}
+        assert verdict.outcomes["head"].rule == "mode"
+        await eventually(lambda: world.commands()[-1]["policy"] == "gate")
+        await eventually(lambda: world.events("mode_changed"))
+        assert (await world.ask("mode", mode="autonomous"))["ok"]
+        verdict = await world.propose({"head": "right"}, shadow=True)
+        assert set(verdict.mode.values()) == {"autonomous"}, "the operator has decided since"
+        await world.propose({})
+        verdict = await world.propose({"head": "right"}, shadow=True)
+        assert set(verdict.mode.values()) == {"shadow"}
+
+
 async def test_nothing_that_is_not_finite_or_in_range_reaches_a_device(tmp_path: Path, broker: Mosquitto) -> None:
     bad: list[Any] = [(float("nan"), 0.0), (float("inf"), 0.0), (2.0, 0.0), (0.0,), "left"]
     async with world_of(tmp_path, broker) as world:
