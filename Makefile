@@ -49,7 +49,7 @@ soak: $(VENV)/.test ## 15 minutes at three times the rate with a broker that goe
 fuzz: $(VENV)/.test ## a million steps of the model of the gate (GATE_MODEL_STEPS=N for another number)
 	GATE_MODEL_STEPS=$${GATE_MODEL_STEPS:-1000000} $(BIN)/pytest -q --timeout 0 tests/runtime/gate/test_gate_model.py
 
-mutation: $(VENV)/.test ## mutation score of the gate (at least 90 %)
+mutation: $(VENV)/.test ## mutation score of the gate (at least 97 %)
 	bash tests/actuators/safety/mutation.sh
 
 docs: $(VENV)/.test ## rewrite docs/topics.md and docs/settings.md from the code

@@ -20,6 +20,8 @@ REPEAT_S = (0.1, 2.0)
 """A safe action that is not acknowledged is sent again after the first number of seconds, then twice as late, up to the second."""
 MAX_PENDING = 8
 """Commands of one actuator that may await the broker's acknowledgement."""
+MAX_CHAIN = 2 * MAX_PENDING
+"""Commands of one actuator that are remembered; more are repeats of its safe action."""
 BOX_TOLERANCE = 0.01
 """Part of the range by which a reported value may lie outside the limits: sensors are noisy at the end stops."""
 
@@ -88,8 +90,8 @@ class Actuator:
         self.commanded, self.in_safe_state, self.due = True, by == "gate", False
         self.serial += 1
         self.chain.append(Sent(self.serial, value, now_s))
-        if len(self.chain) > 2 * MAX_PENDING:  # repeats of one safe value do not change its place in the chain
-            del self.chain[1]
+        if len(self.chain) > MAX_CHAIN:  # the gate repeats one safe value: its first and newest place count
+            del self.chain[-2]
         return self.serial
 
     def acknowledge(self, serial: int, *, by_device: bool) -> None:
@@ -140,18 +142,18 @@ class Actuator:
         known = (self.confirmed,) if self.confirmed is not None else self.inherited or domain(self.settings)
         return tuple(values | dict.fromkeys(known))
 
-    def steps_from(self) -> Sequence[Sent]:
-        """Return the values from which the next step is measured; none if the state is unknown.
+    def steps_from(self) -> Sequence[tuple[Value, float]]:
+        """Return the values from which the next step is measured, each with when it was sent; none if the state is unknown.
 
         A report counts only until the first command: whatever is reported later, no step between commands is too large.
         """
         if self.chain:
-            return tuple(self.chain)
+            return tuple((each.value, each.stamp_s) for each in self.chain)
         if self.value is not None:
-            return (Sent(0, self.value, self.sent_s),)
+            return ((self.value, self.sent_s),)
         if safe_is_hold(self.settings):
             return ()
-        return (Sent(0, self.settings.safe, self.sent_s),)
+        return ((self.settings.safe, self.sent_s),)
 
 
 def freshness_refusal(each: Actuator, proposal: Proposal, now_s: float) -> Refusal | None:
@@ -174,11 +176,14 @@ def report_of(settings: AnyActuator, value: object) -> Value | Refusal:
     numbers = limits.vector(value, len(settings.low))
     if isinstance(numbers, Refusal):
         return numbers
-    box = list(zip(settings.low, numbers, settings.high, strict=True))
-    slack = [BOX_TOLERANCE * (high - low) for low, _, high in box]
-    if any(not low - s <= number <= high + s for (low, number, high), s in zip(box, slack, strict=True)):
+    if not all(map(_is_near, settings.low, numbers, settings.high)):
         return Refusal("out_of_range", f"{list(numbers)} is not between {list(settings.low)} and {list(settings.high)}")
-    return tuple(min(high, max(low, number)) for low, number, high in box)
+    return limits.clamped(settings, numbers)
+
+
+def _is_near(low: float, number: float, high: float) -> bool:
+    slack = BOX_TOLERANCE * (high - low)
+    return low - slack <= number <= high + slack
 
 
 def no_op(each: Actuator) -> ActuatorDecision:

@@ -400,7 +400,7 @@ class Gate:
             each.value,
             now_s - each.sent_s,
             now_s - each.changed_s,
-            [(sent.value, now_s - sent.stamp_s) for sent in each.steps_from()],
+            [(value, now_s - stamp_s) for value, stamp_s in each.steps_from()],
         )
         paced = limits.pace(each.settings, value, last, 2 * self._period_s, approach=by == "override")
         if not isinstance(paced, Refusal):

@@ -50,12 +50,20 @@ def _vector(settings: ContinuousSettings, value: object) -> Value | Refusal:
     numbers = vector(value, len(settings.low))
     if isinstance(numbers, Refusal):
         return numbers
-    inside = tuple(
-        min(high, max(low, number)) for low, number, high in zip(settings.low, numbers, settings.high, strict=True)
-    )
+    inside = clamped(settings, numbers)
     if inside != numbers and settings.out_of_range == "refuse":
         return Refusal("out_of_range", f"{list(numbers)} is not between {list(settings.low)} and {list(settings.high)}")
     return inside
+
+
+def clamped(settings: ContinuousSettings, numbers: Sequence[float]) -> tuple[float, ...]:
+    """Return the numbers, each at most as far as the nearest limit of its component."""
+    return tuple(map(clamp, settings.low, numbers, settings.high))
+
+
+def clamp(low: float, number: float, high: float) -> float:
+    """Return the number, or the limit that it lies beyond."""
+    return min(high, max(low, number))
 
 
 def vector(value: object, size: int) -> tuple[float, ...] | Refusal:
@@ -86,7 +94,7 @@ class LastCommand:
 
 
 def pace(
-    settings: AnyActuator, value: Value, last: LastCommand, longest_s: float, *, approach: bool = False
+    settings: AnyActuator, value: Value, last: LastCommand, longest_s: float, *, approach: bool
 ) -> Value | Refusal:
     """Return `value`, or as much of the way to it as the pace allows.
 
@@ -123,21 +131,19 @@ def _rate(
         remedy = "let the device report, or give the actuator a safe value"
         return Refusal("unknown_state", f"max_rate cannot be applied: the present value is unknown; {remedy}")
     assert isinstance(value, tuple)
-    spans = [min(longest_s, age_s) for _, age_s in last.steps]
+    starts = [(start, min(longest_s, age_s)) for start, age_s in last.steps]
     near = []
-    for index, (wanted, rate) in enumerate(zip(value, rates, strict=True)):
-        lowest = max(float(start[index]) - rate * span for (start, _), span in zip(last.steps, spans, strict=True))
-        highest = min(float(start[index]) + rate * span for (start, _), span in zip(last.steps, spans, strict=True))
+    for index, wanted in enumerate(value):
+        lowest = max(float(start[index]) - rates[index] * span_s for start, span_s in starts)
+        highest = min(float(start[index]) + rates[index] * span_s for start, span_s in starts)
         if lowest > highest + SLACK:
             return Refusal("too_fast", "no value is within one step of every command that is not yet acknowledged")
-        near.append(min(highest, max(lowest, wanted)))
-    if all(abs(a - b) <= SLACK for a, b in zip(near, value, strict=True)):
+        near.append(clamp(lowest, wanted, highest))
+    if all(abs(reached - value[index]) <= SLACK for index, reached in enumerate(near)):
         return value
     if settings.out_of_range == "refuse" and not approach:
-        start, span_s = last.steps[-1][0], spans[-1]
+        start, span_s = starts[-1]
         return Refusal(
             "too_fast", f"from {list(start)} to {list(value)} in {span_s:.3f} s; at most {list(rates)} a second"
         )
-    return tuple(
-        min(high, max(low, number)) for low, number, high in zip(settings.low, near, settings.high, strict=True)
-    )
+    return clamped(settings, near)

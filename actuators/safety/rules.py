@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, product
 
 from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings
 from actuators.expressions import Expression, ExpressionError
+from actuators.safety import limits
 
 MAX_COMBINATIONS = 4_096
 """Combinations tried for one question; more are treated as a broken rule."""
-NEAR = 1e-6
-"""Relative distance from a constant at which `check` samples a continuous actuator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One rule that some combination breaks."""
+    """A rule that some combination breaks."""
 
-    rule: Rule
     reason: str
     degree: float
     """How far inside the forbidden zone; infinite if a value is unknown."""
@@ -57,17 +56,18 @@ class Rule:
         names = sorted(self.names)
         sizes = math.prod(len(domains[name]) for name in names)
         if sizes > MAX_COMBINATIONS:
-            return Violation(self, f"{self.text}: it cannot be ruled out in {sizes} combinations", math.inf)
-        found = [self._judge(dict(zip(names, values, strict=True))) for values in product(*(domains[n] for n in names))]
+            return Violation(f"{self.text}: it cannot be ruled out in {sizes} combinations", math.inf)
+        choices = ([(name, value) for value in domains[name]] for name in names)
+        found = [self._judge(dict(combination)) for combination in product(*choices)]
         return max((each for each in found if each is not None), key=lambda each: each.degree, default=None)
 
     def _judge(self, values: Mapping[str, Value | None]) -> Violation | None:
         try:
             if self.expression.evaluate(values) == 0:
                 return None
-            return Violation(self, f"{self.text} would hold", self._degree(self.expression.tree, values))
+            return Violation(f"{self.text} would hold", self._degree(self.expression.tree, values))
         except ExpressionError as error:
-            return Violation(self, f"it cannot be ruled out: {error}", math.inf)
+            return Violation(f"it cannot be ruled out: {error}", math.inf)
 
     def _degree(self, node: ast.expr, values: Mapping[str, Value | None]) -> float:
         """Return the degree of truth: the margin of a comparison, the minimum of `and`, the maximum of `or` (robustness of temporal logic)."""
@@ -77,17 +77,14 @@ class Rule:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return -self._degree(node.operand, values)
         if isinstance(node, ast.IfExp):
-            chosen = node.body if self._degree(node.test, values) > 0 else node.orelse
+            chosen = node.body if self.expression.evaluate_node(node.test, values) else node.orelse
             return self._degree(chosen, values)
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
-            return min(
-                self._margin(op, left, right, values)
-                for op, left, right in zip(node.ops, sides, sides[1:], strict=False)
-            )
+            return min(map(partial(self._margin, values), node.ops, sides, sides[1:]))
         return 1.0 if self.expression.evaluate_node(node, values) else -1.0
 
-    def _margin(self, op: ast.cmpop, left: ast.expr, right: ast.expr, values: Mapping[str, Value | None]) -> float:
+    def _margin(self, values: Mapping[str, Value | None], op: ast.cmpop, left: ast.expr, right: ast.expr) -> float:
         if isinstance(op, ast.Eq | ast.NotEq):
             same = bool(self.expression.evaluate_node(ast.Compare(left, [ast.Eq()], [right]), values))
             return 1.0 if same == isinstance(op, ast.Eq) else -1.0
@@ -114,7 +111,7 @@ def unsafe_rests(actuators: Mapping[str, AnyActuator], settings: GateSettings) -
     """Return, by its place under `forbid`, every rule that the gate's own safe actions can break, with the remedy.
 
     An actuator with `safe: hold` may hold any value while the others go to theirs. Continuous ones are sampled at their
-    limits, their middle and around the constants of the rule.
+    limits, the constants of the rule and the middles between these.
 
     Raises:
         ExpressionError: a rule cannot be used.
@@ -148,19 +145,16 @@ def _samples(name: str, settings: AnyActuator, rule: Rule) -> Sequence[Value | N
     nodes = [node for node in ast.walk(rule.expression.tree) if isinstance(node, ast.Constant)]
     constants = {float(node.value) for node in nodes if isinstance(node.value, int | float)}
     read = {part for root, part in rule.expression.parts if root == name}
+    points = {signed for each in constants for signed in (each, -each)}  # a negative number is a minus and a constant
     columns = [
-        _with_midpoints({low, high, *_inside(constants, low, high)}) if index in read else [low]
-        for index, (low, high) in enumerate(zip(settings.low, settings.high, strict=True))
+        _with_midpoints({low, settings.high[index], *(limits.clamp(low, each, settings.high[index]) for each in points)})
+        if index in read
+        else [low]
+        for index, low in enumerate(settings.low)
     ]
-    return [tuple(values) for values in product(*columns)]
+    return list(product(*columns))
 
 
 def _with_midpoints(values: set[float]) -> list[float]:
     ordered = sorted(values)
     return ordered + [(a + b) / 2 for a, b in pairwise(ordered)]
-
-
-def _inside(constants: Iterable[float], low: float, high: float) -> list[float]:
-    step = NEAR * (high - low)
-    near = [value + offset for each in constants for value in (each, -each) for offset in (-step, 0.0, step)]
-    return [value for value in near if low <= value <= high]

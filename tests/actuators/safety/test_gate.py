@@ -1059,3 +1059,167 @@ def test_three_actuators_of_two_rules_rest_together() -> None:
     ]
     assert rested[0].reason == "c at rest: a rule forbids the combination"
     assert gate.last_command("d") == ("ON", "policy")
+
+
+# What a person reads as false is false, and not merely nothing.
+
+
+def test_a_gate_that_does_not_move_says_false() -> None:
+    gate = make(arm=False)
+    gate.tick(10.0)
+    assert gate.armed is False
+    gate.judge(offer(10.0, {"tail": "wag"}), 10.0)
+    assert gate.armed is False, "an unsound frame is no sign of life"
+    gate = make()
+    gate.lost(11.0)
+    gate.tick(11.0)
+    assert gate.armed is False
+    gate = make()
+    gate.disconnected(11.0)
+    gate.judge(offer(11.1), 11.1)
+    assert gate.armed is False
+    gate = make()
+    gate.disarm(11.0)
+    gate.judge(offer(11.1), 11.1)
+    assert gate.armed is False
+    assert gate.latches["wanted"] is False
+    gate.restore({"stopped": False, "wanted": False, "modes": {}})
+    assert gate.armed is False
+    gate.go_safe(12.0)
+    assert gate.armed is False
+
+
+def test_nothing_arms_before_the_broker_is_there() -> None:
+    gate = Gate({"head": HEAD}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    gate.start_offline()
+    gate.judge(offer(10.0), 10.0)
+    assert gate.armed is False
+    gate.connected(10.1)
+    gate.judge(offer(10.1), 10.1)
+    assert gate.armed is True
+
+
+def test_new_settings_change_the_mode_of_every_actuator_at_once() -> None:
+    gate = make(head=HEAD, lamp=LAMP)
+    one(gate, 11.0, "head", "left")
+    gate.set_mode("shadow", 11.0, "lamp")
+    assert gate.restricted == {"lamp": "shadow"}
+    rested = gate.configure("assist", 11.5)
+    assert told(rested) == {"head": ("stay", "mode", "gate")}
+    assert gate.modes == {"head": "assist", "lamp": "assist"}
+    assert gate.restricted == {}
+    assert gate.latches["configured"] == "assist"
+    assert gate.override("head", "left", 0.0, 11.6).sent
+    assert gate.configure("autonomous", 12.0) == []
+
+
+def test_back_in_autonomous_mode_an_actuator_that_holds_is_left_alone() -> None:
+    gate = make(it=LOOSE)
+    assert one(gate, 11.0, "it", (0.5,)).sent
+    (resting,) = gate.set_mode("assist", 11.1)
+    assert (resting.value, resting.cancels) == (None, True)
+    assert gate.set_mode("autonomous", 11.2) == []
+
+
+def test_after_a_hold_no_one_commands_the_actuator_although_its_value_may_be_in_force() -> None:
+    gate = make()
+    assert gate.override("head", "left", 1.0, 11.0).sent
+    assert gate.last_command("head") == ("left", "override")
+    gate._alive_s = 12.5
+    gate.tick(12.5)
+    assert gate.last_command("head") == ("left", "none")
+
+
+def test_each_step_of_an_override_has_a_number_of_its_own() -> None:
+    gate = make(it=ARM.model_copy(update={"out_of_range": "clamp"}))
+    first = gate.override("it", (1.0, 0.0), 5.0, 11.0)
+    second = one(gate, 11.1, "it", (0.0, 0.0))
+    assert (second.by, second.rule) == ("override", "overridden")
+    assert second.serial == first.serial + 1
+
+
+def test_a_full_pipeline_says_how_many_commands_wait() -> None:
+    gate = Gate({"it": LOOSE}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    sent = [one(gate, 10.0 + n / 10, "it", (n / 100,)) for n in range(9)]
+    assert sent[-1].reason == "8 commands await the broker's acknowledgement"
+
+
+def test_a_rule_that_does_not_concern_the_actuator_does_not_hide_the_next_one() -> None:
+    gate = forbidding("lamp == 'ON'", "head == 'left'", lamp=LAMP, head=HEAD)
+    gate.reconciled("lamp", "OFF", 10.5)
+    assert one(gate, 11.0, "head", "left").rule == "forbidden"
+
+
+def test_only_the_distrusted_actuator_has_a_new_rule_when_another_rests_with_it() -> None:
+    gate = warm()
+    rested = gate.judge(offer(10.2, {"heater": "ON", "fan": "ON"}, stale=("air",)), 10.2)
+    by_name = {ruling.actuator: (ruling.value, ruling.rule, ruling.rule_changed) for ruling in rested if ruling.sent}
+    assert by_name == {"heater": ("OFF", None, False), "fan": ("OFF", "stale", True)}
+
+
+def test_an_actuator_that_holds_is_held_once() -> None:
+    gate = make(it=LOOSE)
+    one(gate, 11.0, "it", (0.5,))
+    assert one(gate, 11.1, "it", (0.5,), stale=("cam",)).cancels is True
+    again = one(gate, 11.2, "it", (0.5,), stale=("cam",))
+    assert (again.rule, again.cancels, again.rule_changed) == ("stale", False, False)
+    assert gate.refused == {("it", "stale"): 2}
+
+
+SWITCH = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF")
+
+
+def switches(*rules: str, on: str = "", **changes: Any) -> AckedGate:
+    """Four switches of which some are on."""
+    gate = AckedGate(
+        {name: changes.get(name, SWITCH) for name in "abcd"},
+        GateSettings(forbid=rules, reconcile_s=0.0),
+        period_s=0.1,
+        now_s=10.0,
+    )
+    for name in "abcd":
+        assert gate.reconciled(name, "OFF", 10.0) is None
+    for n in range(4):
+        gate.judge(offer(10.0 + n / 10, dict.fromkeys(on, "ON")), 10.0 + n / 10)
+    assert [name for name in "abcd" if gate.last_command(name)[0] == "ON"] == list(on)
+    return gate
+
+
+def test_an_actuator_at_rest_does_not_keep_a_later_one_from_resting() -> None:
+    gate = switches("b == 'ON' and d == 'OFF'", on="abd")
+    gate.set_mode("shadow", 10.4, "a")
+    rested = gate.set_mode("shadow", 10.5, "d")
+    assert [(ruling.actuator, ruling.value) for ruling in rested] == [("b", "OFF"), ("d", "OFF")]
+    gate = switches("a == 'ON' or c == 'ON' and d == 'OFF'", "b == 'ON' and d == 'OFF'")
+    gate.lost(10.5)
+    assert {name: gate.last_command(name) for name in "abcd"} == dict.fromkeys("abcd", ("OFF", "gate"))
+
+
+def test_two_actuators_at_rest_are_both_named_to_the_third() -> None:
+    gate = switches("a == 'ON' and b == 'OFF' and c == 'OFF'", on="abc")
+    rested = gate.set_mode("shadow", 10.5)
+    assert {ruling.reason for ruling in rested} == {"the mode is now shadow"}
+    gate = switches("a == 'ON' and b == 'OFF' and c == 'OFF'", on="abc")
+    gate.override("a", "ON", 10.0, 10.45)
+    rested = gate.set_mode("shadow", 10.5)
+    assert {ruling.actuator: ruling.reason for ruling in rested}["a"] == (
+        "b, c at rest: a rule forbids the combination"
+    )
+
+
+def test_a_rule_without_a_resting_actuator_moves_nothing() -> None:
+    gate = switches("c == 'ON' and d == 'OFF'", on="a")
+    assert gate.reconciled("c", "ON", 10.4) is None, "by hand, into the forbidden zone"
+    rested = gate.set_mode("shadow", 10.5, "a")
+    assert [ruling.actuator for ruling in rested] == ["a"]
+    assert gate.last_command("c") == ("ON", "none")
+
+
+def test_a_text_of_small_letters_passes() -> None:
+    gate = make(say=SAY)
+    assert one(gate, 11.0, "say", "a\u00e9z").value == "a\u00e9z"
+
+
+def test_a_rounding_error_is_no_step_too_far() -> None:
+    assert paced((1e-9, 0.0), ((0.0, 0.0), 0.0)) == (1e-9, 0.0)
+    assert paced((0.0, 0.0), ((0.0, 0.0), 0.0), ((1e-9, 0.0), 0.0), clamp=True) == (0.0, 0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
+from actuators.expressions import ExpressionError
 from actuators.safety.rules import MAX_COMBINATIONS, Rule, known_names, unsafe_rests
 
 ACTUATORS: dict[str, Any] = {
@@ -36,7 +37,12 @@ ACTUATORS: dict[str, Any] = {
         ("a[0] > 0.9 or b[1] > 1", {"a": (0.1,), "b": (0.0, 1.5)}, 0.5),
         ("a[0] + b[1] > 1 if heater == 'ON' else fan == 'ON'", {"heater": "ON", "a": (0.8,), "b": (0.0, 0.4)}, 0.2),
         ("a[0] + b[1] > 1 if heater == 'ON' else fan == 'ON'", {"heater": "OFF", "fan": "ON"}, 1.0),
+        ("a[0] > 0.9 if b[1] >= 0.5 else fan == 'ON'", {"a": (0.95,), "b": (0.0, 0.5)}, 0.05),
         ("a[0]", {"a": (0.8,)}, 1.0),
+        ("a[0]", {"a": (0.0,)}, None),
+        ("not a[0]", {"a": (0.0,)}, 1.0),
+        ("not a[0] or b[1] > 1", {"a": (0.8,), "b": (0.0, 1.5)}, 0.5),
+        ("not heater == 'ON'", {"heater": "OFF"}, 1.0),
         ("a[0] > 0.5", {"a": None}, math.inf),
         ("sqrt(b[0]) > 1", {"b": (-1.0, 0.0)}, math.inf),
     ],
@@ -71,6 +77,8 @@ def test_the_worst_of_all_possible_combinations_counts() -> None:
         ("a[0] > 1 and fan == 'OFF'", {"a": "hold"}, None),
         ("a[0] > 0.99999 and fan == 'OFF'", {"a": "hold"}, "give a a safe value"),
         ("0.3 < a[0] < 0.3000009 and fan == 'OFF'", {"a": "hold"}, "give a a safe value"),
+        ("-0.5 < b[0] < -0.4 and fan == 'OFF'", {"b": "hold"}, "give b a safe value"),
+        ("heater == 'ON' and a[0] > 2", {"heater": "hold"}, None),
         ("b[1] > 1.5 and fan == 'OFF'", {"b": "hold"}, "give b a safe value"),
         ("a[0] + b[0] > 1.5", {"a": "hold"}, None),
         ("a[0] + b[0] >= 1", {"a": "hold"}, "can hold at rest (b = (0.0, 0.0) while a may hold any value)"),
@@ -84,3 +92,44 @@ def test_safe_values_that_a_rule_forbids(text: str, changes: dict[str, str], wan
     assert list(found) == ([] if wanted is None else [1])
     if wanted is not None:
         assert wanted in found[1]
+
+
+def test_the_largest_number_of_combinations_is_still_judged() -> None:
+    rule = Rule("a[0] > 2", known_names(ACTUATORS))
+    assert rule.broken({"a": [(n / MAX_COMBINATIONS,) for n in range(MAX_COMBINATIONS)]}) is None
+    assert rule.broken({"a": [(n / MAX_COMBINATIONS,) for n in range(MAX_COMBINATIONS + 1)]}) is not None
+
+
+def test_a_value_that_is_not_known_is_named() -> None:
+    found = Rule("a[0] > 0.5", known_names(ACTUATORS)).broken({"a": [None]})
+    assert found is not None
+    assert found.reason.startswith("it cannot be ruled out: ")
+    assert "a" in found.reason.removeprefix("it cannot be ruled out: ")
+
+
+def test_the_remedy_names_what_rests_and_what_holds() -> None:
+    def problem(text: str, **safe: str) -> str:
+        actuators = {
+            name: each.model_copy(update={"safe": safe.get(name, each.safe)}) for name, each in ACTUATORS.items()
+        }
+        return unsafe_rests(actuators, GateSettings(forbid=(text,)))[0]
+
+    assert problem("heater == 'OFF' and fan == 'OFF'") == (
+        "\"heater == 'OFF' and fan == 'OFF'\" can hold at rest (fan = 'OFF', heater = 'OFF'); choose other safe values"
+    )
+    assert problem("heater == 'ON' and a[0] > 0.5 and fan == 'OFF'", heater="hold", a="hold") == (
+        "\"heater == 'ON' and a[0] > 0.5 and fan == 'OFF'\" can hold at rest (fan = 'OFF' while a and heater may hold any "
+        "value); give a a safe value"
+    )
+
+
+def test_only_the_components_that_a_rule_reads_are_sampled() -> None:
+    many = ContinuousSettings(kind="continuous", low=(0.0,) * 12, high=(1.0,) * 12, safe="hold")
+    actuators = ACTUATORS | {"many": many}
+    assert unsafe_rests(actuators, GateSettings(forbid=("many[3] > 1 and fan == 'OFF'",))) == {}
+    assert 0 in unsafe_rests(actuators, GateSettings(forbid=("many[3] > 0.9 and fan == 'OFF'",)))
+
+
+def test_a_rule_about_an_actuator_that_is_not_configured_is_refused() -> None:
+    with pytest.raises(ExpressionError, match="nose"):
+        unsafe_rests(ACTUATORS, GateSettings(forbid=("nose == 'ON'",)))

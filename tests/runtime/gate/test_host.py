@@ -179,7 +179,7 @@ async def test_an_agent_that_asks_for_shadow_gets_it_once_and_an_operator_may_ch
         assert verdict.outcomes["head"].rule == "mode"
         await eventually(lambda: world.commands()[-1]["policy"] == "gate")
         await eventually(lambda: world.events("mode_changed"))
-        assert (await world.ask("mode", mode="autonomous"))["ok"]
+        assert "data" in await world.ask("mode", mode="autonomous")
         verdict = await world.propose({"head": "right"}, shadow=True)
         assert set(verdict.mode.values()) == {"autonomous"}, "the operator has decided since"
         await world.propose({})
