@@ -392,7 +392,7 @@ def versions_that_passed(state_dir: Path) -> tuple[str, ...]:
 
 
 def _number(version: str) -> int:
-    return int(version.split("-")[0])
+    return int(version.partition("-")[0])
 
 
 def open_checkpoints(state_dir: Path, promotion: PromotionSettings) -> Checkpoints:
