@@ -147,7 +147,9 @@ def _samples(name: str, settings: AnyActuator, rule: Rule) -> Sequence[Value | N
     read = {part for root, part in rule.expression.parts if root == name}
     points = {signed for each in constants for signed in (each, -each)}  # a negative number is a minus and a constant
     columns = [
-        _with_midpoints({low, settings.high[index], *(limits.clamp(low, each, settings.high[index]) for each in points)})
+        _with_midpoints(
+            {low, settings.high[index], *(limits.clamp(low, each, settings.high[index]) for each in points)}
+        )
         if index in read
         else [low]
         for index, low in enumerate(settings.low)
