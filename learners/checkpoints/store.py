@@ -189,7 +189,7 @@ class Checkpoints:
         return self._live() is None
 
     def repair_pointer(self, version: str) -> None:
-        """Write LIVE again after damage: it names `version` alone, because the earlier ones are not known any more."""
+        """Write LIVE again after damage: it names `version` alone, because the earlier ones are lost."""
         with locked(self.folder):
             if self._live() is None:
                 self._point(Live(version, (version,), (), self._clock()))
