@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import structlog
 
+from runtime.cli.backup import backup, restore
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.export import export
 from runtime.cli.options import FILE, load, load_or_demo, refuse, refusing, renamed, startable
@@ -235,7 +236,20 @@ def prepare(config: Path | None) -> None:
         build_engine(settings, open_checkpoints(settings.state_dir, settings.promotion)).close()
 
 
-for _command in (train, finetune, evaluate, explain, record, replay, sources, service, checkpoints, export):
+for _command in (
+    train,
+    finetune,
+    evaluate,
+    explain,
+    record,
+    replay,
+    sources,
+    service,
+    checkpoints,
+    export,
+    backup,
+    restore,
+):
     main.add_command(_command)
 main.add_command(renamed("release", "reflexd sources release NAME"))
 

@@ -20,6 +20,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,7 @@ PARTS: Mapping[str, str] = {
     "learner": "learner",
     "openvino": "graphs",
     "engine.json": "graphs",
+    "log": "logs",
     "logs": "logs",
 }
 """Entry of the state folder -> the part under which its bytes are reported; everything else is `other`."""
@@ -219,7 +221,7 @@ class StorageMonitor:
         for path in sorted(files, key=lambda one: one.stat().st_mtime):
             if excess <= 0:
                 break
-            excess -= _size(path)
+            excess -= _size(path, set())
             path.unlink()
             count += 1
         if count:
@@ -230,20 +232,31 @@ class StorageMonitor:
 def measure(state_dir: Path) -> dict[str, int]:
     """Return the bytes on disk of each part of the state folder; a file that vanishes meanwhile counts nothing."""
     sizes: dict[str, int] = {}
-    for entry in _entries(state_dir):
+    linked: set[tuple[int, int]] = set()
+    for entry in sorted(
+        _entries(state_dir), key=lambda entry: entry.name.startswith(".")
+    ):  # the links of a backup last
         part = PARTS.get(entry.name, "other")
-        sizes[part] = sizes.get(part, 0) + _size(Path(entry.path))
+        sizes[part] = sizes.get(part, 0) + _size(Path(entry.path), linked)
     return sizes
 
 
-def _size(path: Path) -> int:
-    """Return the allocated bytes of a file, or of everything in a folder; links are not followed."""
+def _size(path: Path, linked: set[tuple[int, int]]) -> int:
+    """Return the allocated bytes of a file, or of everything in a folder; symbolic links are not followed.
+
+    A file with several names counts once: `linked` has the device and inode of those that were counted.
+    """
     try:
         status = path.lstat()
     except OSError:
         return 0
-    inside = sum(_size(Path(entry.path)) for entry in _entries(path)) if path.is_dir() and not path.is_symlink() else 0
-    return status.st_blocks * 512 + inside
+    if stat.S_ISDIR(status.st_mode):
+        return status.st_blocks * 512 + sum(_size(Path(entry.path), linked) for entry in _entries(path))
+    if status.st_nlink > 1:
+        if (status.st_dev, status.st_ino) in linked:
+            return 0
+        linked.add((status.st_dev, status.st_ino))
+    return status.st_blocks * 512
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -1,0 +1,321 @@
+"""A backup of a state folder that is being written to, its restoration, and backups that are damaged or hostile."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import sqlite3
+import tarfile
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from learners.checkpoints.store import open_checkpoints
+from learners.config import PromotionSettings
+from learners.files import BusyError, exclusive_lock
+from runtime.backup.contents import HEAD, LINKS, TAIL, BackupError, Checksum, Checksums, Head
+from runtime.backup.create import create
+from runtime.backup.restore import restore
+from runtime.cli.main import main
+
+ROWS = 400
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder but locks; databases by their rows."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in ("lock", ".lock"):
+            found[path.relative_to(folder).as_posix()] = rows(path) if path.suffix == ".db" else path.read_bytes()
+    return found
+
+
+def rows(path: Path) -> bytes:
+    with closing(sqlite3.connect(path)) as database:
+        return repr(database.execute("SELECT * FROM row ORDER BY id").fetchall()).encode()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A small state folder: a policy version, a database, pointers, and what no backup needs."""
+    folder = tmp_path / "state"
+    for name in ("experience", "keys", "checkpoints/000001-aa", "learner/tasks/t", "log", "recordings", "openvino"):
+        (folder / name).mkdir(parents=True)
+    with closing(sqlite3.connect(folder / "experience/experience.db")) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE row (id INTEGER PRIMARY KEY, other INTEGER)")
+        database.executemany("INSERT INTO row VALUES (?, ?)", [(i, -i) for i in range(ROWS)])
+        database.commit()
+    for name, body in {
+        "keys/checkpoint-key.pem": b"key",
+        "checkpoints/LIVE": b"000001-aa",
+        "checkpoints/000001-aa/policy.safetensors": os.urandom(200_000),
+        "learner/tasks/t/labels.jsonl": b"{}\n" * 10,
+        "latches.json": b'{"stopped": true}',
+        "lock": b"",
+        "experience/closed-cleanly": b"",
+        "experience/experience.db.broken-1": b"junk",
+        "learner/.draft-1": b"half",
+    }.items():
+        (folder / name).write_bytes(body)
+    for name in ("log/reflexd.log", "recordings/one.mcap", "openvino/graph.bin", "engine.json"):
+        (folder / name).write_bytes(b"made again")
+    return folder
+
+
+@pytest.fixture
+def backup(state: Path, tmp_path: Path) -> Path:
+    return create(state, "a", tmp_path / "one.backup").path
+
+
+def test_what_is_needed_comes_back_and_nothing_else(state: Path, backup: Path, tmp_path: Path) -> None:
+    done = restore(backup, tmp_path / "new")
+    kept = content(state)
+    for name in list(kept):
+        if name.startswith(("log/", "recordings/", "openvino/")) or name in (
+            "engine.json", "experience/closed-cleanly", "experience/experience.db.broken-1", "learner/.draft-1",
+        ):  # fmt: skip
+            del kept[name]
+    assert content(tmp_path / "new") == kept
+    assert (done.head.agent, done.files, done.set_aside) == ("a", 6, None)
+    assert not (state / LINKS).exists()
+
+
+def test_recordings_are_contained_on_request(state: Path, tmp_path: Path) -> None:
+    create(state, "a", tmp_path / "one.backup", recordings=True)
+    restore(tmp_path / "one.backup", tmp_path / "new")
+    assert (tmp_path / "new/recordings/one.mcap").read_bytes() == b"made again"
+
+
+def test_nobody_else_can_read_a_backup_or_what_it_restores(backup: Path, tmp_path: Path) -> None:
+    restore(backup, tmp_path / "new")
+    for path in (backup, tmp_path / "new", *(tmp_path / "new").rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_folder_that_is_written_to_gives_whole_files_and_whole_transactions(state: Path, tmp_path: Path) -> None:
+    """A writer adds rows in pairs, replaces a file by renames and makes and deletes versions, all the while."""
+    stop = threading.Event()
+
+    def write() -> None:
+        with closing(sqlite3.connect(state / "experience/experience.db")) as database:
+            count = ROWS
+            while not stop.is_set():
+                database.executemany("INSERT INTO row VALUES (?, ?)", [(count, 0), (count + 1, 0)])
+                database.commit()
+                draft = state / f".latches-{count}"
+                draft.write_bytes(b"%d" % count * 1000)
+                draft.rename(state / "latches.json")
+                version = state / f"checkpoints/{count}"
+                version.mkdir()
+                for part in range(4):
+                    (version / f"{part}").write_bytes(b"x")
+                gone = state / f"checkpoints/.gone-{count}"
+                version.rename(gone)
+                for part in range(4):
+                    (gone / f"{part}").unlink()
+                gone.rmdir()
+                count += 2
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for index in range(8):
+            create(state, "a", tmp_path / f"{index}.backup")
+    finally:
+        stop.set()
+        writer.join()
+    for index in range(8):
+        folder = tmp_path / f"new{index}"
+        restore(tmp_path / f"{index}.backup", folder)
+        with closing(sqlite3.connect(folder / "experience/experience.db")) as database:
+            assert database.execute("SELECT COUNT(*) FROM row").fetchone()[0] % 2 == 0
+        text = (folder / "latches.json").read_bytes()
+        assert text == b'{"stopped": true}' or text == text[: len(text) // 1000] * 1000
+        for version in (folder / "checkpoints").iterdir():
+            assert version.name in ("LIVE", "000001-aa") or len(list(version.iterdir())) == 4
+
+
+def test_a_damaged_database_is_left_out_by_name_and_the_rest_is_kept(state: Path, tmp_path: Path) -> None:
+    (state / "experience/raw.db").write_bytes(b"this is no database" * 100)
+    done = create(state, "a", tmp_path / "one.backup")
+    assert [reason.split(":")[0] for reason in done.left_out] == ["experience/raw.db"]
+    restore(tmp_path / "one.backup", tmp_path / "new")
+    assert (tmp_path / "new/keys/checkpoint-key.pem").read_bytes() == b"key"
+
+
+def test_links_of_a_killed_backup_are_removed(state: Path, tmp_path: Path) -> None:
+    (state / LINKS / "state").mkdir(parents=True)
+    (state / LINKS / "state/left").write_bytes(b"x")
+    create(state, "a", tmp_path / "one.backup")
+    assert not (state / LINKS).exists()
+
+
+def test_two_backups_at_once_and_a_target_that_exists_are_refused(state: Path, backup: Path, tmp_path: Path) -> None:
+    (state / LINKS).mkdir()
+    handle = os.open(state / LINKS, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(BackupError, match="another backup is being written"):
+        create(state, "a", tmp_path / "two.backup")
+    os.close(handle)
+    with pytest.raises(BackupError, match="exists already"):
+        create(state, "a", backup)
+    with pytest.raises(BackupError, match="does not exist"):
+        create(state, "a", tmp_path / "nowhere/two.backup")
+    with pytest.raises(BackupError, match="nothing to back up"):
+        create(tmp_path / "no state", "a", tmp_path / "two.backup")
+
+
+def test_restoring_needs_an_empty_folder_or_replace(state: Path, backup: Path, tmp_path: Path) -> None:
+    (state / "latches.json").write_bytes(b"newer")
+    with pytest.raises(BackupError, match=r"is not empty .*--replace"):
+        restore(backup, state)
+    done = restore(backup, state, replace=True)
+    assert (state / "latches.json").read_bytes() == b'{"stopped": true}'
+    assert done.set_aside is not None
+    assert (done.set_aside / "latches.json").read_bytes() == b"newer"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.backup", "state", done.set_aside.name]
+
+
+def test_a_running_daemon_is_not_replaced(state: Path, backup: Path) -> None:
+    before = content(state)
+    with exclusive_lock(state), pytest.raises(BusyError, match="another daemon uses"):
+        restore(backup, state, replace=True)
+    assert content(state) == before
+
+
+def hostile(
+    path: Path, change: Callable[[tarfile.TarFile], None], *, tail: bool = True, head: bytes | None = None
+) -> Path:
+    """A backup with one good file, and what `change` adds."""
+
+    def add(archive: tarfile.TarFile, name: str, body: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(body)
+        archive.addfile(member, io.BytesIO(body))
+
+    with tarfile.open(path, "w:gz") as archive:
+        add(archive, HEAD, head or Head(agent="a", version="1", created="now").model_dump_json().encode())
+        add(archive, "good", b"good")
+        change(archive)
+        if tail:
+            good = Checksum(bytes=4, sha256=hashlib.sha256(b"good").hexdigest())
+            add(archive, TAIL, Checksums(files={"good": good}).model_dump_json().encode())
+    return path
+
+
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, link: str = "", body: bytes = b"evil"
+) -> Callable[[tarfile.TarFile], None]:
+    def change(archive: tarfile.TarFile) -> None:
+        one = tarfile.TarInfo(name)
+        one.type, one.linkname = kind, link
+        one.size = len(body) if kind == tarfile.REGTYPE else 0
+        archive.addfile(one, io.BytesIO(body))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (member("../evil"), "does not name a file in the state folder"),
+        (member("/tmp/evil"), "does not name a file in the state folder"),
+        (member("a/../../evil"), "does not name a file in the state folder"),
+        (member("a//evil"), "does not name a file in the state folder"),
+        (member("link", tarfile.SYMTYPE, "/etc"), "not a plain file"),
+        (member("link", tarfile.LNKTYPE, "good"), "not a plain file"),
+        (member("pipe", tarfile.FIFOTYPE), "not a plain file"),
+        (member("device", tarfile.CHRTYPE), "not a plain file"),
+        (member("folder", tarfile.DIRTYPE), "not a plain file"),
+        (member("good"), "contained twice"),
+        (member("good/evil"), "a file and a folder at once"),
+        (member("extra"), "'extra' is not what was backed up"),
+    ],
+)  # fmt: skip
+def test_a_hostile_backup_is_refused_and_nothing_is_left(
+    change: Callable[[tarfile.TarFile], None], reason: str, tmp_path: Path
+) -> None:
+    file = hostile(tmp_path / "bad", change)
+    with pytest.raises(BackupError, match=reason):
+        restore(file, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [(b"{}", "agent"), (b"[", "JSON"), (b'{"format":2,"agent":"a","version":"1","created":"now"}', "format")],
+)
+def test_an_unknown_head_is_refused(head: bytes, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(BackupError, match=reason):
+        restore(hostile(tmp_path / "bad", lambda _: None, head=head), tmp_path / "new")
+
+
+def test_other_archives_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "other", "w:gz") as archive:
+        member("holiday.jpg")(archive)
+    with pytest.raises(BackupError, match="not a backup of reflexd"):
+        restore(tmp_path / "other", tmp_path / "new")
+    with pytest.raises(BackupError, match=r"without checksums\.json"):
+        restore(hostile(tmp_path / "cut", lambda _: None, tail=False), tmp_path / "new")
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(BackupError):
+        restore(tmp_path / "empty", tmp_path / "new")
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_damaged_backup_changes_nothing(backup: Path, state: Path, place: float, bit: int, *, cut: bool) -> None:
+    """One bit of the file or of what it unpacks to is another one, or the end is missing."""
+    before = content(state)
+    data = bytearray(backup.read_bytes())
+    at = min(int(place * len(data)), len(data) - 1)
+    if cut:
+        del data[at:]
+    else:
+        plain = bytearray(gzip.decompress(bytes(data)))
+        plain[min(int(place * len(plain)), len(plain) - 1)] ^= 1 << bit
+        data = bytearray(gzip.compress(bytes(plain), 1))
+    bad = backup.with_name("bad")
+    bad.write_bytes(data)
+    try:
+        done = restore(bad, state, replace=True)
+    except (BackupError, OSError):
+        assert content(state) == before
+    else:  # a bit that means nothing, such as padding or a time
+        assert done.set_aside is not None
+        assert content(state).items() <= before.items()
+        shutil.rmtree(state)
+        done.set_aside.rename(state)
+    assert sorted(path.name for path in backup.parent.iterdir()) == ["bad", "one.backup", "state"]
+
+
+def test_the_verbs_back_up_and_restore_signed_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Path("home.yaml")
+    config.write_text(
+        "agent: home\nstate_dir: state\nmqtt: {url: 'mqtt://127.0.0.1:9'}\n"
+        "streams: {t: {kind: telemetry, fields: [x]}}\nactuators: {lamp: {kind: choice, choices: ['off', 'on'], safe: 'off'}}\n"
+    )
+    open_checkpoints(Path("state"), PromotionSettings.model_validate({}))
+    run = CliRunner().invoke
+    done = run(main, ["backup", "one.backup", "home.yaml"])
+    assert done.exit_code == 0, done.output
+    key = Path("state/keys/checkpoint-key.pem").read_bytes()
+    assert run(main, ["restore", "one.backup", "home.yaml"]).exit_code == 2
+    restored = run(main, ["restore", "one.backup", "home.yaml", "--replace"])
+    assert restored.exit_code == 0, restored.output
+    assert "the state from before" in restored.output
+    assert Path("state/keys/checkpoint-key.pem").read_bytes() == key
+    missing = run(main, ["restore", "nothing", "home.yaml", "--replace"])
+    assert (missing.exit_code, missing.output.strip()) == (2, "nothing: No such file or directory")
