@@ -66,7 +66,19 @@ class ActuatorSettings(Settings):
         return payload
 
 
-class ChoiceSettings(ActuatorSettings):
+class MovingSettings(ActuatorSettings):
+    """What actuators that the policy moves have in common."""
+
+    refresh_s: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="the policy's command is sent again after this many seconds while it does not change and the broker or the device "
+        "has acknowledged it; 0 sends it at every tick, as devices need that rest without commands",
+    )
+
+
+class ChoiceSettings(MovingSettings):
     """An actuator with a fixed list of values."""
 
     kind: Literal["choice"]
@@ -85,7 +97,7 @@ class ChoiceSettings(ActuatorSettings):
         return self
 
 
-class ContinuousSettings(ActuatorSettings):
+class ContinuousSettings(MovingSettings):
     """An actuator with one or more numbers, each between two limits."""
 
     kind: Literal["continuous"]

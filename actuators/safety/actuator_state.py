@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, ContinuousSettings
+from actuators.config import AnyActuator, ContinuousSettings, MovingSettings
 from actuators.safety import limits
 from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
 from actuators.safety.limits import Refusal
@@ -123,12 +123,23 @@ class Actuator:
     @property
     def is_owed(self) -> bool:
         """Whether a safe action has still to arrive."""
-        arrived = self.carried_out if self.answers else self.received
-        return self.in_safe_state and arrived < self.serial and not safe_is_hold(self.settings)
+        return self.in_safe_state and not self.has_arrived and not safe_is_hold(self.settings)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the device, or the broker where the device answers nothing, has the newest command."""
+        return (self.carried_out if self.answers else self.received) >= self.serial
 
     def must_repeat(self, now_s: float) -> bool:
         """Return whether the safe action must be sent again now."""
         return self.is_owed and (self.due or now_s - self.sent_s >= self.repeat_s)
+
+    def has_already(self, value: Value, now_s: float) -> bool:
+        """Return whether the policy need not send this value: it did so less than `refresh_s` ago, and it arrived."""
+        if not isinstance(self.settings, MovingSettings) or now_s - self.sent_s >= self.settings.refresh_s:
+            return False
+        is_in_force = value == self.value == self.confirmed and self.by == "policy"
+        return is_in_force and self.has_arrived and not self.in_safe_state
 
     @property
     def pending(self) -> int:

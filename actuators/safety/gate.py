@@ -405,6 +405,9 @@ class Gate:
         paced = limits.pace(each.settings, value, last, 2 * self._period_s, approach=by == "override")
         if not isinstance(paced, Refusal):
             paced = self._forbid(each, paced) or paced
+        if not isinstance(paced, Refusal) and by == "policy" and each.has_already(paced, now_s):
+            each.rule = None
+            return no_op(each)
         if not isinstance(paced, Refusal) and each.pending >= MAX_PENDING:
             paced = Refusal("unacknowledged", f"{each.pending} commands await the broker's acknowledgement")
         if isinstance(paced, Refusal):

@@ -1223,3 +1223,86 @@ def test_a_text_of_small_letters_passes() -> None:
 def test_a_rounding_error_is_no_step_too_far() -> None:
     assert paced((1e-9, 0.0), ((0.0, 0.0), 0.0)) == (1e-9, 0.0)
     assert paced((0.0, 0.0), ((0.0, 0.0), 0.0), ((1e-9, 0.0), 0.0), clamp=True) == (0.0, 0.0)
+
+
+SWITCH = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", refresh_s=5.0, requires=())
+HEATER = ContinuousSettings(kind="continuous", low=(0.0,), high=(1.0,), safe=(0.0,), refresh_s=5.0, requires=())
+
+
+def sent(gate: Gate, actuator: str, value: Any, *moments_s: float) -> list[Value | None]:
+    """What goes out when the policy proposes the same at each of these moments."""
+    return [one(gate, moment_s, actuator, value).value for moment_s in moments_s]
+
+
+def test_a_command_that_does_not_change_is_sent_again_after_refresh_s() -> None:
+    gate = make(lamp=SWITCH, heat=HEATER)
+    assert sent(gate, "lamp", "ON", 11.0, 11.1, 15.9, 16.0, 16.1) == ["ON", None, None, "ON", None]
+    assert sent(gate, "heat", [0.5], 21.0, 25.9, 26.0) == [(0.5,), None, (0.5,)]
+    assert gate.last_command("lamp") == ("ON", "policy")
+    assert not gate.counters
+    assert sent(gate, "lamp", "OFF", 26.1, 26.2) == ["OFF", None]
+
+
+def test_without_refresh_s_every_tick_sends() -> None:
+    assert sent(make(), "head", "left", 11.0, 11.1, 11.2) == ["left"] * 3
+
+
+def test_a_command_that_has_not_arrived_is_sent_at_every_tick() -> None:
+    gate = Gate({"lamp": SWITCH}, GateSettings(), period_s=0.1, now_s=10.0)
+    gate.reconciled("lamp", "OFF", 10.0)
+    gate.judge(offer(10.0), 10.0)
+    first = one(gate, 11.0, "lamp", "ON")
+    second = one(gate, 11.1, "lamp", "ON")
+    assert (first.value, second.value) == ("ON", "ON")
+    gate.acknowledged("lamp", first.serial)
+    third = one(gate, 11.2, "lamp", "ON")
+    assert third.value == "ON"
+    gate.acknowledged("lamp", third.serial)
+    assert one(gate, 11.3, "lamp", "ON").value is None
+
+
+def test_where_the_device_answers_the_acknowledgement_of_the_broker_does_not_count() -> None:
+    gate = make(lamp=SWITCH)
+    gate.device_answers("lamp")
+    assert sent(gate, "lamp", "ON", 11.0, 11.1) == ["ON", "ON"]
+    gate.acknowledged("lamp", one(gate, 11.2, "lamp", "ON").serial, by_device=True)
+    assert sent(gate, "lamp", "ON", 11.3) == [None]
+
+
+def test_what_a_device_reports_otherwise_is_commanded_at_once() -> None:
+    gate = make(lamp=SWITCH)
+    assert sent(gate, "lamp", "ON", 11.0, 11.1) == ["ON", None]
+    gate.reconciled("lamp", "OFF", 11.2)
+    assert sent(gate, "lamp", "ON", 11.3, 11.4) == ["ON", None]
+    gate.reconciled("lamp", "ON", 11.5)
+    assert sent(gate, "lamp", "ON", 11.6) == [None]
+
+
+def test_after_a_person_the_gate_or_a_lost_broker_the_policy_commands_again() -> None:
+    gate = make(lamp=SWITCH)
+    assert sent(gate, "lamp", "ON", 11.0) == ["ON"]
+    assert gate.override("lamp", "ON", 0.0, 11.1).value == "ON"
+    gate.tick(11.1)
+    assert sent(gate, "lamp", "ON", 11.2, 11.3) == ["ON", None]
+    gate.disconnected(11.4)
+    gate.connected(11.5)
+    gate.reconciled("lamp", "ON", 11.5)
+    gate.arm(11.5)
+    assert sent(gate, "lamp", "ON", 11.6, 11.7) == ["ON", None]
+    gate.stop(11.8, engaged=True)
+    gate.stop(11.8, engaged=False)
+    gate.arm(11.8)
+    assert sent(gate, "lamp", "ON", 11.9) == ["ON"]
+
+
+def test_a_forbidden_value_is_refused_although_it_is_in_force() -> None:
+    """The other actuator moved where this one may not stay as it is."""
+    gate = AckedGate(
+        {"lamp": SWITCH, "fan": LAMP}, GateSettings(forbid=("lamp == 'ON' and fan == 'ON'",)), period_s=0.1, now_s=10.0
+    )
+    for name in ("lamp", "fan"):
+        gate.reconciled(name, "OFF", 10.0)
+    gate.judge(offer(10.0), 10.0)
+    assert sent(gate, "lamp", "ON", 11.0, 11.1) == ["ON", None]
+    gate.reconciled("fan", "ON", 11.2)
+    assert one(gate, 11.3, "lamp", "ON").rule == "forbidden"
