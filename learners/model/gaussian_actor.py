@@ -20,6 +20,8 @@ from learners.model.exploration import INDEPENDENT, SLOW, ColouredNoise, Excursi
 from learners.model.networks import Norm, trunk
 
 LOG_STD = (-5.0, 2.0)
+EDGE = 0.999
+"""Share of the range beyond which a motion counts as at its limit."""
 
 
 class SquashedGaussian(nn.Module):
@@ -49,6 +51,19 @@ def squashed_log_density(raw_BA: Tensor, noise_BA: Tensor, log_std_BA: Tensor) -
     """Log density of tanh(raw): Gaussian minus the log of tanh's slope, 2 (log 2 - raw - softplus(-2 raw)), stable."""
     gaussian_BA = -0.5 * noise_BA.square() - log_std_BA - 0.5 * math.log(2 * math.pi)
     return gaussian_BA - 2 * (math.log(2) - raw_BA - F.softplus(-2 * raw_BA))
+
+
+def unit_log_density(unit_BA: Tensor, mean_BA: Tensor, log_std_BA: Tensor) -> Tensor:
+    """Return the log density B,A of actions in [-1, 1]; beyond +-`EDGE` the density is constant, with the probability of that end.
+
+    Near the limits, the float32 numbers that are stored cannot tell actions apart whose densities differ by orders of magnitude.
+    """
+    raw_BA, edge = torch.atanh(unit_BA.clamp(-EDGE, EDGE)), math.atanh(EDGE)
+    std_BA, width = log_std_BA.exp(), math.log(1 - EDGE)
+    high_BA = torch.special.log_ndtr((mean_BA - edge) / std_BA) - width
+    low_BA = torch.special.log_ndtr((-mean_BA - edge) / std_BA) - width
+    inside_BA = squashed_log_density(raw_BA, (raw_BA - mean_BA) / std_BA, log_std_BA)
+    return torch.where(unit_BA >= EDGE, high_BA, torch.where(unit_BA <= -EDGE, low_BA, inside_BA))
 
 
 class Critics(nn.Module):
@@ -121,9 +136,9 @@ class ContinuousHead(nn.Module):
             return torch.tanh(mean_BA), self.by_actuator(torch.zeros_like(mean_BA))
         log_std_BA = log_std_BA + math.log(scale)
         noise_BA = self.noise(len(mean_BA), generator, mean_BA.device)
-        raw_BA = mean_BA + log_std_BA.exp() * noise_BA
-        log_density_BA = squashed_log_density(raw_BA, noise_BA, log_std_BA) - self.reach.log()
-        return torch.tanh(raw_BA), self.by_actuator(log_density_BA)
+        unit_BA = torch.tanh(mean_BA + log_std_BA.exp() * noise_BA)
+        log_density_BA = unit_log_density(self._as_stored(unit_BA), mean_BA, log_std_BA) - self.reach.log()
+        return unit_BA, self.by_actuator(log_density_BA)
 
     def explore(self, context_BC: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Act as `act`, with excursions.
@@ -137,13 +152,25 @@ class ContinuousHead(nn.Module):
         wander_BA = self.wander(rows, generator, mean_BA.device)
         free_B = self.excursions(rows, epsilon, generator).to(mean_BA.device)
         raw_BA = mean_BA + log_std_BA.exp() * self.noise(rows, generator, mean_BA.device)
-        raw_BA = torch.where(free_B.unsqueeze(-1), wander_BA, raw_BA)
-        own_BA = squashed_log_density(raw_BA, (raw_BA - mean_BA) / log_std_BA.exp(), log_std_BA)
-        free_BA = squashed_log_density(raw_BA, raw_BA, torch.zeros_like(raw_BA))
-        own_Ba, free_Ba = self.by_actuator(own_BA), self.by_actuator(free_BA)
+        unit_BA = torch.tanh(torch.where(free_B.unsqueeze(-1), wander_BA, raw_BA))
+        return unit_BA, self._mixture(self._as_stored(unit_BA), mean_BA, log_std_BA)
+
+    def log_density(self, context_BC: Tensor, unit_BA: Tensor) -> Tensor:
+        """Return the log density B,a of given motions in [-1, 1] in the actuators' units, as `explore` draws them."""
+        return self._mixture(unit_BA, *self.actor(context_BC))
+
+    def _mixture(self, unit_BA: Tensor, mean_BA: Tensor, log_std_BA: Tensor) -> Tensor:
+        own_Ba = self.by_actuator(unit_log_density(unit_BA, mean_BA, log_std_BA))
+        standard_BA = torch.zeros_like(mean_BA)
+        free_Ba = self.by_actuator(unit_log_density(unit_BA, standard_BA, standard_BA))
+        epsilon = float(self.epsilon)
         weights = torch.tensor([1 - epsilon, epsilon], device=mean_BA.device).log().view(2, 1, 1)
         mixture_Ba = torch.logsumexp(torch.stack((own_Ba, free_Ba)) + weights, 0)
-        return torch.tanh(raw_BA), mixture_Ba - self.by_actuator(self.reach.log().unsqueeze(0))
+        return mixture_Ba - self.by_actuator(self.reach.log().unsqueeze(0))
+
+    def _as_stored(self, unit_BA: Tensor) -> Tensor:
+        """Return the motion as it is read from the store, where it has the actuators' units in float32."""
+        return self.from_units(self.to_units(unit_BA))
 
     def by_actuator(self, x_BA: Tensor) -> Tensor:
         """Sum the components of each actuator."""

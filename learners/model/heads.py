@@ -24,9 +24,9 @@ from learners.model.linear_posterior import LinearPosterior
 from learners.model.networks import Norm, trunk
 from learners.model.spec import Algorithm
 
-MAX_LOG_DENSITY = 88.0
-"""Of one actuator's motion; its exponential is just below the largest float32. At a limit, a saturated motion has a density
-without bound, and a transition with an infinite probability cannot be stored."""
+MAX_LOG_DENSITY = 700.0
+"""Of one actuator's motion; its exponential is just below the largest float64. A transition with an infinite probability
+cannot be stored."""
 DEFAULT_CONTINUOUS: Literal["sac", "crossq"] = "crossq"
 
 
@@ -236,6 +236,6 @@ class Heads(nn.Module):
         values = torch.split(head.to_units(unit_BA), list(head.widths), -1)
         for a, (actuator, value_BA) in enumerate(zip(self.actions.continuous, values, strict=True)):
             out.values[actuator.name] = value_BA
-            out.probabilities[actuator.name] = log_density_Ba[:, a].clamp(max=MAX_LOG_DENSITY).exp()
+            out.probabilities[actuator.name] = log_density_Ba[:, a].double().clamp(max=MAX_LOG_DENSITY).exp()
         value_B: Tensor = head.critics(context_BC, unit_BA).mean(0)
         return value_B

@@ -17,11 +17,8 @@ import torch
 from torch import Tensor
 
 from learners.model.exploration import epsilon_greedy
-from learners.model.gaussian_actor import ContinuousHead, squashed_log_density
+from learners.model.gaussian_actor import ContinuousHead
 from learners.model.heads import Heads
-
-EDGE = 1 - 1e-6
-"""Where the squashing is undone: at the limits themselves the Gaussian would be infinitely far out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +47,7 @@ def preferences(heads: Heads, context_BC: Tensor) -> dict[str, Preference]:
 @torch.no_grad()
 def densities(head: ContinuousHead, context_BC: Tensor, unit_BA: Tensor) -> Tensor:
     """Density B,a (float64) of given motions in (-1, 1), in the actuators' units: (1 - epsilon) policy + epsilon excursion."""
-    mean_BA, log_std_BA = head.actor(context_BC)
-    raw_BA = torch.atanh(unit_BA.clamp(-EDGE, EDGE))
-    own_BA = squashed_log_density(raw_BA, (raw_BA - mean_BA) / log_std_BA.exp(), log_std_BA)
-    free_BA = squashed_log_density(raw_BA, raw_BA, torch.zeros_like(raw_BA))
-    epsilon = float(head.epsilon)
-    weights_2 = torch.tensor([1 - epsilon, epsilon], device=mean_BA.device).log()
-    mixture_Ba = torch.logsumexp(
-        torch.stack((head.by_actuator(own_BA), head.by_actuator(free_BA))) + weights_2.view(2, 1, 1), 0
-    )
-    return (mixture_Ba - head.by_actuator(head.reach.log().unsqueeze(0))).double().exp()
+    return head.log_density(context_BC, unit_BA).double().exp()
 
 
 @torch.no_grad()

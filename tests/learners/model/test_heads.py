@@ -6,9 +6,11 @@ import pytest
 import torch
 from rl import ARM, CHOICE, OTHER
 
-from actuators.actions import ActionSpace, Utterance
+from actuators.actions import ActionSpace, Continuous, Utterance
 from learners.model.exploration import ColouredNoise, Excursions, draw, epsilon_greedy, silent
+from learners.model.gaussian_actor import unit_log_density
 from learners.model.heads import Heads, Kinds, kinds
+from learners.promotion.ope.propensities import taken
 
 BOTH = ActionSpace((CHOICE, ARM, OTHER))
 
@@ -189,3 +191,31 @@ def test_draw_and_epsilon_respect_rows() -> None:
     p = epsilon_greedy(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), 0.5, None)
     torch.testing.assert_close(p, torch.tensor([[0.25, 0.75], [0.75, 0.25]]))
     assert draw(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), generator()).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3])
+@pytest.mark.parametrize("bias", [0.0, 4.0, 8.0, 12.0])
+def test_a_policy_judged_on_its_own_stored_motions_has_weight_one(bias: float, epsilon: float) -> None:
+    """Saturated motions too: what is logged is the density of what is read again from the store."""
+    torch.manual_seed(0)
+    actuators = (Continuous("arm", (-2.0, 1000.0), (2.0, 1013.0)),)
+    head = Heads(ActionSpace(actuators), 3).eval()
+    assert head.continuous is not None
+    with torch.no_grad():
+        head.continuous.actor.out.weight.mul_(0)
+        head.continuous.actor.out.bias[:] = torch.tensor([bias, -bias, -3.0, -0.3])
+        head.continuous.epsilon.fill_(epsilon)
+    context = torch.randn(4_000, 3)
+    out = head.act(context, generator=torch.Generator().manual_seed(1), explore=True)
+    stored = torch.tensor([[float(x) for x in row] for row in out.values["arm"]])
+    found = taken(head, context, {"arm": stored})["arm"]
+    weights = found / out.probabilities["arm"]
+    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=1e-3, atol=0)
+    assert bool(torch.isfinite(out.probabilities["arm"]).all())
+
+
+def test_the_density_of_motions_integrates_to_one() -> None:
+    grid = torch.linspace(-1, 1, 400_001, dtype=torch.float64)
+    for mean, log_std in ((0.0, 0.0), (3.0, -1.0), (-6.0, 0.5)):
+        density = unit_log_density(grid, torch.tensor(mean).double(), torch.tensor(log_std).double()).exp()
+        assert float(torch.trapezoid(density, grid)) == pytest.approx(1.0, abs=5e-3)
