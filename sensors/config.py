@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, unquote
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$", description="lower-case letters, digits, _ and -")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,6 +58,15 @@ class StreamSettings(Settings):
 
     max_age_s: Positive = Field(1.0, description="a reading older than this is stale, and missing for the policy")
     required: bool = Field(False, description="the gate sends safe actions while this stream is stale")
+    frozen_after: int | None = Field(
+        None,
+        ge=0,
+        description="equal readings in a row after which the source counts as frozen; 0 is never. By default 100, and ten times "
+        "the longest such run before; for telemetry only where most readings differ, and for text never",
+    )
+    when_frozen: Literal["event", "missing"] = Field(
+        "event", description="a frozen source is reported by an event; with `missing` its stream is missing, too"
+    )
     encoder: str | None = Field(None, description="a name under `encoders`; telemetry needs none")
 
 
@@ -111,6 +120,34 @@ PREFIX = "task:"
 """Prefix of the source of a stream that one of the agent's tasks feeds."""
 
 
+class AngleField(Settings):
+    """A direction: the policy reads its sine and cosine, so that 359 and 1 degrees are neighbours."""
+
+    kind: Literal["angle"]
+    unit: Literal["degrees", "radians", "turns"] = Field("degrees", description="unit of the numbers, which may wrap")
+
+
+class EnumField(Settings):
+    """One of some words: the policy reads a number for each word, 1 for the present one."""
+
+    kind: Literal["enum"]
+    words: tuple[str, ...] = Field(
+        min_length=2,
+        max_length=256,
+        description="the words; any other is refused. Expressions see the place of the word, from 0",
+    )
+
+    @field_validator("words")
+    @classmethod
+    def _distinct(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(words)) != len(words):
+            raise ValueError("a word is listed twice; list each word once")
+        return words
+
+
+FieldKind = Annotated[AngleField | EnumField, Field(discriminator="kind")]
+
+
 class TelemetrySettings(StreamSettings):
     """Numbers of a JSON object, selected by key or JSON pointer (RFC 6901)."""
 
@@ -123,6 +160,16 @@ class TelemetrySettings(StreamSettings):
     fields: tuple[str, ...] = Field(
         min_length=1, max_length=4_096, description="keys of the object, or JSON pointers with a leading /"
     )
+    field_kinds: dict[str, FieldKind] = Field(
+        default_factory=dict,
+        description="fields that are no plain numbers: `{kind: angle, unit: degrees}` or `{kind: enum, words: [off, heat, cool]}`",
+    )
+
+    @model_validator(mode="after")
+    def _kinds_of_fields(self) -> Self:
+        if unknown := sorted(set(self.field_kinds) - set(self.fields)):
+            raise ValueError(f"field_kinds: {unknown} is not under fields: {list(self.fields)}")
+        return self
 
     @field_validator("fields")
     @classmethod
@@ -159,6 +206,25 @@ AnyStream = Annotated[
 def fields_of(stream: AnyStream) -> tuple[str, ...]:
     """Return the names of the numbers of a telemetry stream; none for any other."""
     return stream.fields if isinstance(stream, TelemetrySettings | PluginStreamSettings) else ()
+
+
+def field_kinds_of(stream: AnyStream) -> dict[str, AngleField | EnumField]:
+    """Return what the fields of a telemetry stream are that are no plain numbers."""
+    return stream.field_kinds if isinstance(stream, TelemetrySettings) else {}
+
+
+def policy_fields_of(stream: AnyStream) -> tuple[str, ...]:
+    """Return the names of the numbers that the policy reads of a telemetry stream: an angle is two of them, an enum one a word."""
+    kinds, names = field_kinds_of(stream), []
+    for field in fields_of(stream):
+        match kinds.get(field):
+            case AngleField():
+                names += [f"{field}.sin", f"{field}.cos"]
+            case EnumField(words=words):
+                names += [f"{field}.{word}" for word in words]
+            case _:
+                names.append(field)
+    return tuple(names)
 
 
 def stream_secrets(stream: AnyStream) -> set[str]:

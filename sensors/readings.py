@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,13 +52,16 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """Numbers by name, in the order of the stream's `fields`: `values` is float32; all are finite."""
+    """Numbers by name, in the order of the stream's `fields`: `values` is float64 (float32 from some plug-ins).
+
+    All are finite.
+    """
 
     stream: str
     stamp_s: float
     seq: int
     fields: tuple[str, ...]
-    values: NDArray[np.float32]
+    values: NDArray[np.floating[Any]]
 
 
 Reading = Frame | Sound | Text | Telemetry

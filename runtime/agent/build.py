@@ -31,6 +31,7 @@ from runtime.agent.components import Components
 from runtime.agent.subscriptions import subscribe
 from runtime.config.loader import Loaded
 from runtime.config.schema import Config
+from runtime.control.frozen_streams import FrozenReporter
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop, TickListener, Utterances
@@ -153,6 +154,7 @@ async def build(
         reporter.ticked,
         outcomes.ticked,
         RewardFaultReporter(rewards, emit, clock.now).ticked,
+        FrozenReporter(inbox.frozen, emit).ticked,
         raw_capture.ticked,
         queries.ticked,
         viewer.ticked,

@@ -29,7 +29,7 @@ from runtime.config.errors import Problem, Steps, dotted, split_path
 from runtime.config.loader import Loaded
 from runtime.config.schema import Config
 from runtime.supervisor.broker import BrokerError, installed
-from sensors.config import MODALITIES, PREFIX, AnyStream, fields_of
+from sensors.config import MODALITIES, PREFIX, AnyStream, fields_of, policy_fields_of
 from sensors.plugins import PluginError
 from sensors.streams.registry import build as build_sensor
 
@@ -146,7 +146,7 @@ def _policy(config: Config) -> Found:
 
 
 def _stream_spec(config: Config, name: str, stream: AnyStream) -> StreamSpec:
-    if fields := fields_of(stream):
+    if fields := policy_fields_of(stream):
         return StreamSpec(name, "telemetry", 1, len(fields))
     modality: dict[str, Modality] = {"camera": "image", "microphone": "audio"}
     return StreamSpec(name, modality.get(stream.kind, "text"), config.policy.tokens, 64)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from runtime.control.frozen_streams import FrozenStreams
 from sensors.config import AnyStream
 from sensors.readings import Observation, Reading
 
@@ -31,10 +32,12 @@ class Inbox:
 
     def __init__(self, streams: Mapping[str, AnyStream]) -> None:
         self._slots = {name: _Slot(limit_s=age_limit_s(settings)) for name, settings in streams.items()}
+        self.frozen = FrozenStreams(streams)
         self._required = frozenset(name for name, settings in streams.items() if settings.required)
 
     def put(self, reading: Reading) -> None:
         """Store a reading; an older one that no tick used is dropped and counted as `superseded`."""
+        self.frozen.put(reading)
         slot = self._slots[reading.stream]
         current = slot.reading
         if current is not None:
@@ -59,7 +62,7 @@ class Inbox:
                 slot.reading = None
                 continue
             ages[name] = max(0.0, now_s - reading.stamp_s)
-            if ages[name] > slot.limit_s:
+            if ages[name] > slot.limit_s or self.frozen.is_missing(name):
                 continue
             readings[name] = reading
             if reading is not slot.seen:
@@ -73,7 +76,7 @@ class Inbox:
         return {
             name: None if slot.reading is None else now_s - slot.reading.stamp_s
             for name, slot in self._slots.items()
-            if slot.reading is None or now_s - slot.reading.stamp_s > slot.limit_s
+            if slot.reading is None or now_s - slot.reading.stamp_s > slot.limit_s or self.frozen.is_missing(name)
         }
 
     def latest(self, stream: str) -> Reading | None:

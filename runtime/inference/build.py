@@ -23,7 +23,7 @@ from learners.model.spec import PolicySpec, StreamSpec
 from learners.torch_device import pick_device
 from runtime.config.schema import Config
 from runtime.inference.engine import Engine
-from sensors.config import MODALITIES, fields_of
+from sensors.config import MODALITIES, field_kinds_of, policy_fields_of
 
 _LOG = structlog.get_logger(__name__)
 
@@ -59,6 +59,7 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
         routes={name: s.encoder for name, s in config.streams.items() if s.encoder is not None},
         calibrations=Calibrations(config.state_dir, wanted, shared_cache()),
         load_weights=checkpoints.load,
+        field_kinds={name: field_kinds_of(stream) for name, stream in config.streams.items()},
         device=device,
         seed=zlib.crc32(config.agent.encode()),
     )
@@ -97,8 +98,8 @@ def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
 
 def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> StreamSpec:
     settings = config.streams[name]
-    if fields := fields_of(settings):
-        return StreamSpec(name, "telemetry", 1, len(fields), fields=tuple(fields))
+    if fields := policy_fields_of(settings):
+        return StreamSpec(name, "telemetry", 1, len(fields), fields=fields)
     if settings.encoder is None:
         raise ModelConfigError(f"streams.{name}.encoder: missing; a {settings.kind} stream needs one")
     encoder = encoders[settings.encoder]

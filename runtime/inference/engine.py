@@ -45,6 +45,8 @@ from runtime.inference.decision import (
 )
 from runtime.inference.history import ObservationHistory
 from runtime.inference.input_statistics import InputStatistics
+from sensors.codecs.telemetry_numbers import policy_numbers
+from sensors.config import AngleField, EnumField
 from sensors.readings import Observation, Reading, Telemetry
 
 __all__ = ["UNTRAINED", "Engine", "EngineSnapshot", "InferenceResult"]
@@ -116,6 +118,8 @@ class Engine:
     seed: int = 0
     choices: dict[str, BackendChoice] = field(default_factory=dict)
     """What runs each encoder, and the fused part under `policy`."""
+    field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] = field(default_factory=dict)
+    """By telemetry stream, the fields that are no plain numbers."""
     fuse_history_as_batch: bool = False
     """Whether new weights fuse the history in one batch. Only a replay of recordings that state no conditions sets it."""
     _live: _Loaded = field(init=False)
@@ -404,12 +408,15 @@ class Engine:
             live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders
         )
 
+    def _numbers(self, reading: Telemetry) -> NDArray[np.float32]:
+        return policy_numbers(reading.fields, reading.values, self.field_kinds.get(reading.stream, {}))
+
     def _perceive(self, live: _Loaded, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
         """Encode new readings, streams that share an encoder in one batch; return these streams and the seconds of each encoder."""
         work: dict[str, list[Reading]] = defaultdict(list)
         for name, reading in observation.readings.items():
             if isinstance(reading, Telemetry):
-                self._cache[name] = _Cached(reading, "", reading.values.astype(np.float32)[None])
+                self._cache[name] = _Cached(reading, "", self._numbers(reading)[None])
             elif name in self.routes:
                 encoder = live.encoders[self.routes[name]]
                 cached = self._cache.get(name)

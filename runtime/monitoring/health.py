@@ -98,6 +98,8 @@ class Health:
         latest = self.inbox.latest(name)
         age = None if latest is None else round(now - latest.stamp_s, 3)
         figures = {"age_s": age, "stale": name in stale, "drops": dict(self.drops(name))}
+        if (equal := self.inbox.frozen.figures().get(name)) is not None:
+            figures["frozen"] = equal
         refusal = self.decoder.refusals.get(name)
         return figures if refusal is None else {**figures, "last_refusal": refusal}
 

@@ -62,6 +62,8 @@ EVENTS: dict[str, str] = {
     "storage_trimmed": "The daemon deleted files to stay below `storage.max_gb`; `deleted` counts them.",
     "stop_released": "The software stop was released.",
     "stopped": "The software stop is engaged.",
+    "stream_frozen": "A source delivers the same reading again and again.",
+    "stream_unfrozen": "A source that was frozen delivers different readings again.",
     "task_awaiting_approval": "A fine-tuned version is inconclusive; an operator must promote it.",
     "task_failed": "The model of a task cannot be loaded or run.",
     "task_promoted": "A fine-tuned version is live.",

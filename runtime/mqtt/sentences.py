@@ -85,6 +85,8 @@ TABLE: dict[str, Row] = {
     "storage_trimmed": ("plain", False, "Old files were deleted to stay below storage.max_gb."),
     "stop_released": ("good", True, "The software stop was released. Arm to let the policy act."),
     "stopped": ("bad", True, "The software stop is engaged. Every actuator has its safe value."),
+    "stream_frozen": ("bad", True, "Stream {stream} is frozen: its last {equal} readings are equal."),
+    "stream_unfrozen": ("good", True, "Stream {stream} delivers different readings again."),
     "task_awaiting_approval": ("plain", True, "Task {task} has a new version {version} that waits for a person."),
     "task_failed": ("bad", True, "Task {task} does not work: {reason}."),
     "task_promoted": ("good", True, "Task {task} uses its new version {version}."),

@@ -87,7 +87,7 @@ class ReadingCodec:
             case "reflexd.Text":
                 return Text(stream, stamp_s, seq, body["text"])
             case "reflexd.Telemetry":
-                return Telemetry(stream, stamp_s, seq, tuple(body["fields"]), np.array(body["values"], np.float32))
+                return Telemetry(stream, stamp_s, seq, tuple(body["fields"]), np.array(body["values"], np.float64))
         raise ValueError(f"{stream}: no reading has the schema {schema!r}")
 
     def _encode_sound(self, sound: Sound) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from runtime.config.schema import Config
 from runtime.recording.export_mcap import OnProgress, Window, copy_recording, from_experience
 from runtime.recording.reader import RecordingError
 from runtime.recording.recorded_readings import RecordedKept
-from sensors.config import fields_of
+from sensors.config import policy_fields_of
 
 
 class NotExported(ValueError):  # noqa: N818 - reads as what happened
@@ -162,7 +162,7 @@ def _nothing(episodes: Episodes, shown: frozenset[str]) -> str:
 
 
 def _fields(config: Config) -> dict[str, tuple[str, ...]]:
-    return {name: fields_of(s) for name, s in config.streams.items() if fields_of(s)}
+    return {name: policy_fields_of(s) for name, s in config.streams.items() if policy_fields_of(s)}
 
 
 def _mcap(config: Config, wish: ExportOptions, told: OnProgress) -> str:

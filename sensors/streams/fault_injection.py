@@ -128,7 +128,7 @@ def garbage(reading: Reading, generator: np.random.Generator) -> Reading:
         case Text(text=text):
             return replace(reading, text="".join(generator.choice(list(_LETTERS), max(1, len(text)))))
         case Telemetry(values=values):
-            return replace(reading, values=generator.normal(0, 1e3, values.shape).astype(np.float32))
+            return replace(reading, values=generator.normal(0, 1e3, values.shape))
 
 
 def wrong(reading: Reading) -> Reading:

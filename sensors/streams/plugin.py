@@ -46,7 +46,7 @@ def check_reading(reading: object, stream: str, fields: tuple[str, ...], now_s: 
         case Sound(samples=samples):
             _shape(samples, np.float32, 1)
         case Telemetry(values=values):
-            _shape(values, np.float32, 1)
+            _shape(values, np.float64 if getattr(values, "dtype", None) == np.float64 else np.float32, 1)
             if reading.fields != fields or len(values) != len(fields):
                 raise PayloadRefused(
                     "wrong_fields", f"expected the fields {fields} of the settings, got {reading.fields}"

@@ -40,5 +40,5 @@ class TaskOutputSensor:
             self.drops["not_running"] += 1
             return
         self._seq += 1
-        numbers = np.array([values.get(field, 0.0) for field in self._fields], np.float32)
+        numbers = np.array([values.get(field, 0.0) for field in self._fields], np.float64)
         self._publish(Telemetry(self.name, stamp_s, self._seq, self._fields, numbers))

@@ -28,6 +28,7 @@ def telemetry(*values: float, stamp_s: float = 99.0, stream: str = "s") -> Telem
     [
         telemetry(1.0, 2.0),
         Text("s", 99.0, 1, "left"),
+        Telemetry("s", 99.0, 1, FIELDS, np.zeros(2)),
         Sound("s", 99.0, 1, np.zeros(160, np.float32)),
         Frame("s", 99.0, 1, np.zeros((4, 6, 3), np.uint8)),
     ],
@@ -49,7 +50,7 @@ def test_good_reading_passes(reading: Reading) -> None:
         (telemetry(1.0, 2.0, stamp_s=-math.inf), "bad_stamp"),
         (telemetry(1.0), "wrong_fields"),
         (Telemetry("s", 99.0, 1, ("b", "a"), np.zeros(2, np.float32)), "wrong_fields"),
-        (Telemetry("s", 99.0, 1, FIELDS, np.zeros(2)), "bad_shape"),
+        (Telemetry("s", 99.0, 1, FIELDS, np.zeros(2, np.float16)), "bad_shape"),
         (Sound("s", 99.0, 1, np.full(160, np.nan, np.float32)), "not_finite"),
         (Sound("s", 99.0, 1, np.zeros((160, 2), np.float32)), "bad_shape"),
         (Frame("s", 99.0, 1, np.zeros((4, 6), np.uint8)), "bad_shape"),

@@ -9,10 +9,14 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from sensing import outcome
 
+from runtime.recording.codec import ReadingCodec
 from sensors.base import PayloadRefused, TopicSensor
 from sensors.codecs.json_payload import MAX_DEPTH, parse_json
+from sensors.codecs.telemetry_numbers import policy_numbers
+from sensors.config import AngleField, EnumField, TelemetrySettings, policy_fields_of
 from sensors.streams.telemetry import TopicTelemetry
 
 FIELDS = ("q1", "on", "/imu/yaw", "/arm/joints/1", "/a~1b")
@@ -28,7 +32,7 @@ def test_keys_and_pointers_are_picked_in_order() -> None:
     payload = {"q1": 1, "on": True, "imu": {"yaw": -2.5}, "arm": {"joints": [0, 7.25]}, "a/b": 3, "more": "text"}
     reading = telemetry.decode(json.dumps(payload).encode(), 4.0)
     assert (reading.stream, reading.stamp_s, reading.seq, reading.fields) == ("joints", 4.0, 1, FIELDS)
-    assert reading.values.dtype == np.float32
+    assert reading.values.dtype == np.float64
     assert reading.values.tolist() == [1.0, 1.0, -2.5, 7.25, 3.0]
 
 
@@ -108,3 +112,48 @@ def test_numbers_arrive_as_sent(values: list[float]) -> None:
     fields = tuple(f"f{n}" for n in range(len(values)))
     reading = TopicTelemetry("t", None, fields).decode(orjson.dumps(dict(zip(fields, values, strict=True))), 0.0)
     assert reading.values.tolist() == values
+
+
+KINDS = {
+    "yaw": AngleField(kind="angle"),
+    "mode": EnumField(kind="enum", words=("off", "heat", "cool")),
+    "steer": AngleField(kind="angle", unit="radians"),
+}
+
+
+def test_numbers_keep_their_digits_until_the_policy_scales_them() -> None:
+    reading = TopicTelemetry("gps", None, ("t", "lat")).decode(b'{"t": 1750000000.125, "lat": 52.123456789}', 0.0)
+    assert reading.values.tolist() == [1750000000.125, 52.123456789]
+    body = ReadingCodec().encode(reading)
+    again = ReadingCodec().decode("gps", "reflexd.Telemetry", orjson.loads(orjson.dumps(body)))
+    assert again.values.tolist() == reading.values.tolist()  # type: ignore[union-attr]
+
+
+def test_angles_and_words_become_what_a_policy_can_compare() -> None:
+    fields = ("yaw", "mode", "steer", "speed")
+    telemetry = TopicTelemetry("car", None, fields, KINDS)
+    payload = {"yaw": 370.0, "mode": "heat", "steer": -np.pi / 2, "speed": 3.5}
+    reading = telemetry.decode(orjson.dumps(payload), 0.0)
+    assert reading.values.tolist() == [370.0, 1.0, -np.pi / 2, 3.5], "expressions and recordings see the numbers"
+    settings = TelemetrySettings(kind="telemetry", fields=fields, field_kinds=KINDS)
+    assert policy_fields_of(settings) == (
+        *("yaw.sin", "yaw.cos", "mode.off", "mode.heat", "mode.cool", "steer.sin", "steer.cos", "speed"),
+    )
+    numbers = policy_numbers(fields, reading.values, KINDS)
+    expected = [np.sin(np.pi / 18), np.cos(np.pi / 18), 0, 1, 0, -1, 0, 3.5]
+    np.testing.assert_allclose(numbers, expected, atol=1e-7)
+    far = policy_numbers(("yaw",), np.array([360.0 * 1e6 + 1]), KINDS) - policy_numbers(
+        ("yaw",), np.array([-1.0]), KINDS
+    )
+    assert np.abs(far).max() < 0.04, "a direction has no seam, however often it has turned"
+    with pytest.raises(PayloadRefused) as refused:
+        telemetry.decode(orjson.dumps(payload | {"mode": "on"}), 0.0)
+    assert refused.value.cause == "unknown_word"
+    assert "mode" in str(refused.value)
+
+
+def test_kinds_of_unknown_fields_are_refused() -> None:
+    with pytest.raises(ValidationError, match="is not under fields"):
+        TelemetrySettings(kind="telemetry", fields=("a",), field_kinds={"b": AngleField(kind="angle")})
+    with pytest.raises(ValidationError, match="listed twice"):
+        EnumField(kind="enum", words=("a", "a"))
