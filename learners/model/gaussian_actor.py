@@ -56,7 +56,7 @@ def squashed_log_density(raw_BA: Tensor, noise_BA: Tensor, log_std_BA: Tensor) -
 def unit_log_density(unit_BA: Tensor, mean_BA: Tensor, log_std_BA: Tensor) -> Tensor:
     """Return the log density B,A of actions in [-1, 1]; beyond +-`EDGE` the density is constant, with the probability of that end.
 
-    Near the limits, the float32 numbers that are stored cannot tell actions apart whose densities differ by orders of magnitude.
+    Near the limits float32, in which motions are stored, is too coarse for densities that differ by orders of magnitude.
     """
     raw_BA, edge = torch.atanh(unit_BA.clamp(-EDGE, EDGE)), math.atanh(EDGE)
     std_BA, width = log_std_BA.exp(), math.log(1 - EDGE)
