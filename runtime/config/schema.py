@@ -85,6 +85,16 @@ class Credentials(Settings):
         "the broker uses the user name as client id",
     )
 
+    stop: str | None = Field(
+        None,
+        description="user of the second listener to the stop, with the same password. Without it, and with `requests`, there is "
+        "no second listener",
+    )
+
+    def for_stop(self) -> Credentials:
+        """Return the user of the second listener to the stop."""
+        return self if self.stop is None else Credentials(username=self.stop, password=self.password)
+
     def for_requests(self) -> Credentials:
         """Return the user of the gate's second connection."""
         return self if self.requests is None else Credentials(username=self.requests, password=self.password)

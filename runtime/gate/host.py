@@ -31,6 +31,7 @@ from runtime.gate.info import InfoBuilder
 from runtime.gate.latches import LatchWriter, Saved
 from runtime.gate.override_holds import HoldPublisher
 from runtime.gate.status import AgentLiveness, StatusPublisher
+from runtime.gate.stop_latch import StopLatch
 from runtime.mqtt import Connection, Delivery, Limit, Message
 from runtime.mqtt.topics import Refused, Topics, encode
 from runtime.process.systemd import Feeder
@@ -47,6 +48,9 @@ REPORTS = Limit(rate_hz=250.0, burst=250)
 """Reports of one device that are read; between two of them the newest wins."""
 STOP_AGAIN_S = 0.1
 """Safe actions are sent again at most so often while stop messages go on."""
+LATCH_POLL_S = 0.25
+"""How often the latch of the second listener is read."""
+SECOND_LISTENER = "the second listener received it"
 REST_S = 1.0
 """For the devices to acknowledge the last safe actions at the end of the daemon."""
 KEPT_SERIALS = 64
@@ -87,10 +91,12 @@ class GateHost:
     topics: Topics = field(init=False)
     publisher: StatusPublisher = field(init=False)
     latches: LatchWriter = field(init=False)
+    stop_latch: StopLatch = field(init=False)
     holds: HoldPublisher = field(init=False)
 
     def __post_init__(self) -> None:
         self.topics = Topics(self.config.agent)
+        self.stop_latch = StopLatch.of(self.latch_file.parent)
         self.latches = LatchWriter(self.latch_file, lambda: self.gate.latches, self.latched)
         self.publisher = StatusPublisher(
             self.gate,
@@ -115,6 +121,9 @@ class GateHost:
         if self.gate.stopped and not self.latches.has("stopped", value=True):
             self.publisher.stop_reason = f"{self.latch_file} cannot be read"
             self.latches.changed()
+        found = self.stop_latch.read()
+        if found is not None:
+            self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {found[1]}")
         if self.gate.restricted:
             self.publisher.event("mode_restricted", {"modes": self.gate.restricted, "configured": self.config.mode})
 
@@ -298,6 +307,7 @@ class GateHost:
         self.apply(decisions)
         if decisions:
             self._stopped_s = now_s
+        self.latches.release = not engaged
         if engaged != was:
             self.publisher.stop_reason = reason if engaged else ""
         kind, data = ("stopped" if engaged else "stop_released"), ({"reason": reason} if reason else {})
@@ -366,6 +376,21 @@ class GateHost:
         while True:
             await asyncio.sleep(min(TICK_S, max(0.001, self.gate.deadline_s - self.now())))
             self.tick()
+
+    async def follow_stop_latch(self) -> None:
+        """Engage a stop that the second listener has latched, until cancelled.
+
+        While the gate is connected, it must find the file twice. Otherwise the late file of a stop that was just released
+        would engage it again.
+        """
+        before: int | None = None
+        while True:
+            await asyncio.sleep(LATCH_POLL_S)
+            found = await asyncio.to_thread(self.stop_latch.read)
+            written, reason = found or (None, "")
+            if written is not None and not self.gate.stopped and (written == before or not self.safety.connected):
+                self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {reason}")
+            before = written
 
     def tick(self) -> None:
         """Apply what time brings, the dead-man among it, and publish what has changed."""

@@ -15,6 +15,7 @@ import orjson
 import structlog
 
 from learners.files import write_atomically
+from runtime.gate.stop_latch import StopLatch
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +48,7 @@ def save(path: Path, latches: Mapping[str, object]) -> None:
     Raises:
         OSError: it could not be written; the old one is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_atomically(path, orjson.dumps(dict(latches), option=orjson.OPT_INDENT_2))
 
 
@@ -67,6 +68,9 @@ class LatchWriter:
         self.on_disk: dict[str, object] = dict(on_disk or {})
         self.error: str | None = None
         """Why the newest write failed; None after one that succeeded."""
+        self.release = False
+        """The next write is a release: the latch of the second listener goes too."""
+        self._stop_latch = StopLatch.of(path.parent)
         self._dirty = asyncio.Event()
         self._waiting: list[Saved] = []
 
@@ -106,14 +110,14 @@ class LatchWriter:
         """Write in this thread; False when it failed."""
         latches, waiting = self._begin()
         try:
-            save(self.path, latches)
+            self._save(latches)
         except OSError as error:
             return self._failed(waiting, error)
         return self._succeeded(latches, waiting)
 
     async def _write(self) -> bool:
         latches, waiting = self._begin()
-        writing = asyncio.ensure_future(asyncio.to_thread(save, self.path, latches))
+        writing = asyncio.ensure_future(asyncio.to_thread(self._save, latches))
         try:
             if not (await asyncio.wait({writing}, timeout=SLOW_S))[0]:
                 self.error = f"{self.path}: still writing after {SLOW_S:g} s"
@@ -130,6 +134,12 @@ class LatchWriter:
         if isinstance(error, OSError):
             return self._failed(waiting, error)
         raise error
+
+    def _save(self, latches: Mapping[str, object]) -> None:
+        save(self.path, latches)
+        if self.release and latches.get("stopped") is False:
+            self._stop_latch.remove()
+            self.release = False
 
     def _begin(self) -> tuple[dict[str, object], list[Saved]]:
         self._dirty.clear()

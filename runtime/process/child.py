@@ -2,7 +2,7 @@
 
 `python -m runtime.process.child --parent PID --signal NAME -- COMMAND ...` asks the kernel for a signal at the parent's death
 and then becomes COMMAND. The supervisor starts every child through it, foreign binaries too, so that no child can outlive
-the supervisor, not even during its imports. Ctrl-C in a terminal reaches the whole process group; the children ignore it,
+the supervisor, not even during its imports; only the stop listener shall (`--outlive`). Ctrl-C in a terminal reaches the whole process group; the children ignore it,
 because the supervisor stops them in order.
 """
 
@@ -59,6 +59,11 @@ def with_parent_death(
     ]
 
 
+def outliving(command: list[str]) -> list[str]:
+    """Return the command line that runs `command` as a child that lives on when this process dies."""
+    return [sys.executable, "-m", "runtime.process.child", "--outlive", "--", *command]
+
+
 def lower_priority(priority: Priority) -> Priority:
     """Lower this process's CPU priority and return the one in force: `nice` where the kernel refuses `idle`."""
     if priority == "idle":
@@ -74,13 +79,14 @@ def lower_priority(priority: Priority) -> Priority:
 def main(arguments: list[str] | None = None) -> int:
     """Become the command; return an exit code only when that fails: `ORPHAN`, or 127 for a program that cannot be run."""
     parser = argparse.ArgumentParser(prog="runtime.process.child")
-    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--parent", type=int)
+    parser.add_argument("--outlive", action="store_true")
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--title")
     parser.add_argument("--priority", choices=("idle", "nice", "normal"), default="normal")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(arguments)
-    if not die_with(given.parent, signal.Signals[given.signal]):
+    if not given.outlive and not die_with(given.parent, signal.Signals[given.signal]):
         return ORPHAN
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # the gate's own priority is not for its children

@@ -129,6 +129,7 @@ def _users(settings: MqttSettings) -> list[Credentials]:
     own += [login.for_media() for login in own if login.media is not None]
     if settings.username is not None:
         own.append(Credentials(username=settings.username, password=settings.password))
+    own += [login.for_stop() for login in own if login.stop is not None]
     return [*own, *(login.for_requests() for login in own if login.requests is not None)]
 
 
@@ -149,6 +150,7 @@ def _mosquitto(settings: MqttSettings, folder: Path, users: list[Credentials]) -
         f"max_packet_size {MAX_PACKET}",
         "max_inflight_messages 100",
         "max_queued_messages 1000",
+        "queue_qos0_messages true",  # a stop of QoS 0 is stored too while the gate is away
         f"max_queued_bytes {4 * MAX_PACKET}",
         "persistence true",
         f"persistence_location {folder.resolve()}/",

@@ -21,6 +21,7 @@ from pathlib import Path
 import structlog
 
 from runtime.config.schema import Config
+from runtime.gate.stop_listener import has_own_session
 from runtime.process import child
 
 log = structlog.get_logger(__name__)
@@ -57,7 +58,10 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     python = [sys.executable, "-m"]
     more = [*(part for fault in faults for part in ("--fault", fault)), *(["--verbose"] if verbose else [])]
     agent = [*python, "runtime.agent", str(path), "--gate-fd", "{gate_fd}", *more]
+    listener = [*python, "runtime.gate.stop_listener", "--parent", str(os.getpid()), str(path)]
     specs = [Spec("agent", tuple(child.with_parent_death(agent)), linked=True, stdin=True)]
+    if has_own_session(config):
+        specs.append(Spec("stop listener", tuple(child.outliving(listener)), grace_s=3.0, essential=False))
     if config.learner.enabled:
         settings = config.state_dir / "learner" / "settings.json"
         learner = [*python, "learners.worker", str(settings)]

@@ -138,6 +138,7 @@ class Supervisor:
                     start(self._host.connection.run(), "mqtt requests"),
                     start(self._host.run(), "gate"),
                     start(self._host.latches.run(), "latches"),
+                    start(self._host.follow_stop_latch(), "stop latch"),
                     start(operators.serve_reloads(), "reloads"),
                     start(self._watch(), "watch"),
                 ]

@@ -22,7 +22,12 @@ def main() -> int:
     def table() -> list[Spec]:
         rows = orjson.loads(children.read_bytes())
         return [
-            Spec(name, tuple(child.with_parent_death(command)), linked=linked, grace_s=2.0)
+            Spec(
+                name,
+                tuple(child.outliving(command) if name == "stop listener" else child.with_parent_death(command)),
+                linked=linked,
+                grace_s=2.0,
+            )
             for name, linked, command in rows
         ]
 

@@ -140,6 +140,7 @@ class Life:
     def kill(self, victim: str) -> None:
         """Kill one, and start the daemon again if it was the one."""
         family = psutil.Process(self.daemon.pid).children(recursive=True) if victim == "supervisor" else []
+        family = [each for each in family if "stop listener" not in " ".join(each.cmdline())]  # it lives on, by design
         psutil.Process(self.pid(victim)).kill()
         if victim == "supervisor":
             self.daemon.wait(30)

@@ -23,6 +23,7 @@ from runtime.gate.build import build_host
 from runtime.gate.host import GateHost
 from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
+from runtime.gate.stop_latch import StopLatch
 from runtime.mqtt import Address, Connection, Message
 from runtime.mqtt.subscriber import RESUMED_S
 from runtime.mqtt.topics import Refused, Topics, encode
@@ -135,7 +136,10 @@ async def world_of(folder: Path, broker: Mosquitto, **changes: Any) -> AsyncIter
     world = World(host, Connection(Address("127.0.0.1", broker.port), "outside"), agent_end)
     operators = OperatorCommands(host, world.reload)
     async with running(world.outside), running(host.safety), running(host.connection):
-        jobs = [asyncio.create_task(job) for job in (host.run(), host.latches.run(), operators.serve_reloads())]
+        jobs = [
+            asyncio.create_task(job)
+            for job in (host.run(), host.latches.run(), host.follow_stop_latch(), operators.serve_reloads())
+        ]
         host.attach(gate_end)
         try:
             yield world
@@ -185,6 +189,33 @@ async def test_an_agent_that_asks_for_shadow_gets_it_once_and_an_operator_may_ch
         await world.propose({})
         verdict = await world.propose({"head": "right"}, shadow=True)
         assert set(verdict.mode.values()) == {"shadow"}
+
+
+async def test_a_latch_of_the_second_listener_is_a_stop_at_the_start_and_the_release_removes_it(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    latch = StopLatch.of(tmp_path)
+    latch.write("sent while the gate did not listen")
+    async with world_of(tmp_path, broker) as world:
+        assert world.host.gate.stopped
+        await eventually(lambda: world.of("status")[-1:] and world.of("status")[-1]["state"] == "stopped")
+        assert "sent while the gate did not listen" in world.of("status")[-1]["reasons"][0]
+        assert (await world.ask("arm"))["error"] == "release the stop first, then arm"
+        assert (await world.ask("mode", mode="shadow"))["data"], "another write of the latches"
+        assert latch.read() is not None, "only a release removes it"
+        await world.send(TOPICS("stop"), {"engaged": False})
+        await eventually(lambda: latch.read() is None)
+        await eventually(lambda: world.events("stop_released"))
+
+
+async def test_a_latch_that_appears_later_is_a_stop_too(tmp_path: Path, broker: Mosquitto) -> None:
+    latch = StopLatch.of(tmp_path)
+    async with world_of(tmp_path, broker) as world:
+        await world.moving("left")
+        latch.write("the gate missed it")
+        await eventually(lambda: world.events("stopped"))
+        assert world.events("stopped") == [{"reason": "the second listener received it: the gate missed it"}]
+        await eventually(lambda: world.commands()[-1]["policy"] == "gate")
 
 
 async def test_nothing_that_is_not_finite_or_in_range_reaches_a_device(tmp_path: Path, broker: Mosquitto) -> None:

@@ -12,14 +12,19 @@ import canaries
 import paho.mqtt.client as paho
 import pytest
 from aiomqtt import MqttCodeError, MqttError
+from pydantic import SecretStr
+from wire_helpers import running
 
-from fakes import Mosquitto, free_port
+from fakes import Mosquitto, eventually, free_port
+from runtime.config.schema import Credentials
+from runtime.mqtt import Address, Connection, Message
 
 FOLDER = Path(__file__).parents[3] / "configs" / "mosquitto"
 USERS = (
     *(
         "gate",
         "gate-requests",
+        "gate-stop",
         "agent",
         "agent-media",
         "page",
@@ -125,6 +130,9 @@ async def test_the_gate_writes_commands_and_devices_hear_them(guarded: Mosquitto
         ("gate-requests", "reflexd/demo/hold/head", True),
         ("page", "reflexd/demo/hold/head", False),
         ("gate-requests", "reflexd/demo/status", False),
+        ("gate-stop", "reflexd/demo/stop", False),
+        ("gate-stop", "reflexd/demo/status", False),
+        ("gate-stop", "reflexd/echo/gate-stop", True),
         ("gate-requests", "reflexd/demo/stop", False),
         ("gate-requests", "reflexd/demo/response/arm", True),
         ("device", "reflexd/demo/act/head/state", False),
@@ -154,3 +162,18 @@ async def test_nobody_takes_over_the_gates_session_by_its_identifier(guarded: Mo
             await thief.publish("reflexd/demo/reward", b"{}", qos=1)
         await gate.publish(COMMAND, b"{}", qos=1)
         assert gate._client.is_connected(), "the session is still there"
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_stop_of_any_qos_is_stored_while_the_second_listener_is_away(guarded: Mosquitto, qos: int) -> None:
+    heard: list[Message] = []
+    login = Credentials(username="gate-stop", password=SecretStr(f"{canaries.MQTT}-gate-stop"))
+    listener = Connection(Address("127.0.0.1", guarded.port, login), "gate-stop", session_s=60)
+    listener.subscribe("reflexd/demo/stop", heard.append)
+    async with running(listener):
+        pass
+    async with client(guarded, "page") as page:
+        await page.publish("reflexd/demo/stop", b'{"engaged": true}', qos)
+    async with running(listener):
+        await eventually(lambda: bool(heard))
+    assert heard[0].resumed

@@ -173,11 +173,11 @@ def test_exit_codes_in_words() -> None:
 def test_the_usual_children() -> None:
     path = ROOT / "configs" / "demo.yaml"
     specs = table(load(path).config, path, faults=("front=off",), verbose=True)
-    assert [spec.name for spec in specs] == ["agent", "learner", "dashboard", "plant"]
+    assert [spec.name for spec in specs] == ["agent", "stop listener", "learner", "dashboard", "plant"]
     assert specs[0].linked
     assert specs[0].command[-6:] == (str(path), "--gate-fd", "{gate_fd}", "--fault", "front=off", "--verbose")
     assert not any(spec.linked for spec in specs[1:])
-    assert specs[1].command[-1].endswith("learner/settings.json")
+    assert specs[2].command[-1].endswith("learner/settings.json")
 
 
 def test_the_steps_before_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,6 +201,12 @@ def test_the_steps_before_the_command(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "/x/mosquitto: No such file" in capsys.readouterr().err
     monkeypatch.setattr(child, "die_with", lambda _parent, _number: False)
     assert child.main(["--parent", "7", "--", "true"]) == child.ORPHAN
+    ran.clear()
+    try:
+        assert child.main(["--outlive", "--", "true"]) == 127, "that child needs no parent"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ran == [("true", ["true"])]
 
 
 def test_asking_the_kernel() -> None:

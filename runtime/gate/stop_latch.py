@@ -1,0 +1,58 @@
+"""The file `stop-latch`: a stop that the listener heard and that the gate has to engage.
+
+`stop_listener.py` writes it, the gate's host reads it and removes it with the release. It counts as a stop whatever it holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from learners.files import sync_directory, write_atomically
+
+MAX_REASON = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StopLatch:
+    """The file of one state folder."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, state_dir: Path) -> StopLatch:
+        """Return the latch of a state folder."""
+        return cls(state_dir / "stop-latch")
+
+    def write(self, reason: str) -> None:
+        """Write the stop and return once it is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(self.path, reason.encode(errors="replace"), mode=0o600)
+
+    def read(self) -> tuple[int, str] | None:
+        """Return what tells this stop from a later one, with the reason; None without a stop.
+
+        A file that cannot be read is a stop too.
+        """
+        try:
+            written = self.path.stat().st_mtime_ns
+            reason = self.path.read_bytes()[:MAX_REASON].decode(errors="replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return 0, f"{self.path}: {error.strerror}"
+        return written, reason
+
+    def remove(self) -> None:
+        """Remove the stop and return once that is on the disk.
+
+        Raises:
+            OSError: it could not be removed.
+        """
+        if self.path.exists():
+            self.path.unlink(missing_ok=True)
+            sync_directory(self.path.parent)

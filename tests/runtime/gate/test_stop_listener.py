@@ -1,0 +1,171 @@
+"""The second listener: what it latches, what releases it, and when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wire_helpers import address
+
+from fakes import Mosquitto, eventually
+from runtime.config.schema import Config
+from runtime.gate import stop_listener
+from runtime.gate.stop_latch import StopLatch
+from runtime.gate.stop_listener import StopListener, connection_of, has_own_session
+from runtime.mqtt import Connection, Message
+from runtime.mqtt.topics import Refused, Topics
+
+TOPICS = Topics("tester")
+SETTINGS: dict[str, Any] = {
+    "agent": "tester",
+    "state_dir": "state",
+    "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["a"]}},
+    "actuators": {"head": {"kind": "choice", "choices": ["left", "stay"], "safe": "stay"}},
+}
+
+
+def message(payload: bytes, *, retain: bool = False, resumed: bool = False) -> Message:
+    return Message(TOPICS("stop"), payload, 1, retain, resumed=resumed)
+
+
+class World:
+    """A listener whose parent and disk a test takes away."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.parent = True
+        self.now_s = 0.0
+        self.latch = StopLatch.of(folder / "state")
+        self.listener = StopListener(
+            Connection(address(port), "listener"), self.latch, TOPICS, lambda: self.parent, lambda: self.now_s
+        )
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(stop_listener, "POLL_S", 0.01)
+    monkeypatch.setattr(stop_listener, "RETRY_S", 0.01)
+    return
+
+
+async def test_the_latch_follows_the_newest_message_while_the_supervisor_lives(
+    tmp_path: Path, broker: Mosquitto, quick: None
+) -> None:
+    world = World(tmp_path, broker.port)
+    running = asyncio.create_task(world.listener.run())
+    for payload in (b'{"engaged": true}', b"junk", b"", b'{"engaged": false, "sauce": 1}'):
+        world.listener.heard(message(payload))
+        await eventually(lambda: world.latch.read() is not None, "the latch")
+        world.listener.heard(message(b'{"engaged": false}'))
+        await eventually(lambda: world.latch.read() is None, "the release")
+    world.listener.heard(message(b"", retain=True))
+    world.listener.ended.set()
+    await running
+    assert world.latch.read() is None, "the deletion of a retained message is no stop"
+
+
+async def test_nothing_old_releases_and_without_a_supervisor_nothing_does(
+    tmp_path: Path, broker: Mosquitto, quick: None
+) -> None:
+    world = World(tmp_path, broker.port)
+    running = asyncio.create_task(world.listener.run())
+    world.listener.heard(message(b'{"engaged": true}', retain=True))
+    await eventually(lambda: world.latch.read() is not None, "the latch")
+    for old in (message(b'{"engaged": false}', retain=True), message(b'{"engaged": false}', resumed=True)):
+        with pytest.raises(Refused):
+            world.listener.heard(old)
+    world.parent = False
+    world.listener.heard(message(b'{"engaged": false}'))
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    found = world.latch.read()
+    assert found is not None
+    assert found[1] == "a retained stop message"
+    world.now_s = stop_listener.ORPHAN_S - 1
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    world.now_s = stop_listener.ORPHAN_S
+    async with asyncio.timeout(5):
+        await running
+    assert world.latch.read() is not None
+
+
+async def test_a_disk_that_refuses_is_tried_again_and_at_the_end(
+    tmp_path: Path, broker: Mosquitto, quick: None
+) -> None:
+    world = World(tmp_path, broker.port)
+    (tmp_path / "state").write_text("a file in place of the folder")
+    running = asyncio.create_task(world.listener.run())
+    world.listener.heard(message(b'{"engaged": true}'))
+    await asyncio.sleep(0.05)
+    (tmp_path / "state").unlink()
+    await eventually(lambda: world.latch.read() is not None, "the latch")
+    world.listener.ended.set()
+    await running
+
+    world = World(tmp_path / "other", broker.port)
+    running = asyncio.create_task(world.listener.run())
+    world.listener.heard(message(b'{"engaged": true}'))
+    world.listener.ended.set()  # before the task that writes has had a turn
+    await running
+    assert world.latch.read() is not None
+
+
+async def test_an_orphan_gives_way_to_the_next_listener(tmp_path: Path, broker: Mosquitto) -> None:
+    world = World(tmp_path, broker.port)
+    running = asyncio.create_task(world.listener.run())
+    async with asyncio.timeout(10):
+        await world.listener.connection.up()
+    world.parent = False
+    following = asyncio.create_task(Connection(address(broker.port), "listener").run())
+    async with asyncio.timeout(10):
+        await running
+    following.cancel()
+    await asyncio.wait([following])
+
+
+@pytest.mark.parametrize(
+    ("login", "own", "identifier"),
+    [
+        ({"username": None}, True, "reflexd-tester-gate-stop"),
+        ({"username": "all", "password": "p"}, True, "all-stop"),
+        ({"gate": {"username": "gate", "password": "p"}}, True, "gate-stop"),
+        ({"gate": {"username": "gate", "password": "p", "requests": "r"}}, False, None),
+        ({"gate": {"username": "gate", "password": "p", "requests": "r", "stop": "halt"}}, True, "halt"),
+    ],
+)
+async def test_the_listener_never_takes_the_session_of_the_gate(
+    login: dict[str, Any], own: bool, identifier: str | None
+) -> None:
+    config = Config.model_validate(SETTINGS | {"mqtt": {"url": "mqtt://127.0.0.1:1", "username": "others", **login}})
+    assert has_own_session(config) is own
+    if own:
+        connection = connection_of(config)
+        assert connection.identifier == identifier
+        assert connection.session_s > 0
+
+
+def test_a_latch_that_cannot_be_read_is_a_stop(tmp_path: Path) -> None:
+    latch = StopLatch.of(tmp_path)
+    assert latch.read() is None
+    latch.remove()
+    latch.path.mkdir()
+    found = latch.read()
+    assert found is not None
+    assert "stop-latch" in found[1]
+    latch.path.rmdir()
+    latch.write("\ud800 odd" + "x" * 1_000)
+    found = latch.read()
+    assert found is not None
+    assert len(found[1]) <= 256
+    assert latch.path.stat().st_mode & 0o077 == 0
+    latch.remove()
+    assert latch.read() is None
+
+
+def test_settings_that_cannot_be_used_end_it_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text("agent: [")
+    assert stop_listener.main([str(tmp_path / "x.yaml")]) == 2
+    assert "x.yaml" in capsys.readouterr().err
