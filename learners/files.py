@@ -1,7 +1,7 @@
 """Write files that are complete or absent, lock folders between processes, and find the cache folder.
 
-Every process that stores state uses this module; a crash or a full disk leaves the old content and no draft. Knows no
-format of any file.
+Every process that stores state uses this module. A full disk leaves the old content and no draft. A killed process leaves the
+old content and a draft, which the next process that writes there removes. Knows no format of any file.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ import os
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 DISK_REFUSALS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 )
 """Errors of a disk that is full, over its quota, read-only or broken, and of folders without the right to write."""
+
+DRAFT = ".draft-"
+"""First part of the names of drafts. Their writer holds a lock on them until they have their name."""
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def storage_problem(error: BaseException, folder: Path) -> str | None:
@@ -42,7 +47,7 @@ def write_synced(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     Raises:
         OSError: the file exists already or cannot be written.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    handle = os.open(path, _CREATE, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
         file.flush()
@@ -55,54 +60,189 @@ def sync_directory(path: Path) -> None:
     Raises:
         OSError: the directory cannot be opened or synced.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path, os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
-    """Replace a file by one rename: a reader sees the old or the new content, a crash leaves one of the two.
+@contextmanager
+def new_file(target: Path, *, durable: bool = True, mode: int = 0o666, overwrite: bool = True) -> Iterator[Path]:
+    """Yield an empty draft that becomes `target` by one rename when the context ends without an exception.
 
-    `durable=False` leaves out the syncs, which protects against kill -9 and not against a power cut.
+    A reader sees the old or the new content; a crash leaves one of the two.
+
+    Args:
+        target: the file; its folder exists.
+        durable: wait until the content is on disk. False protects against kill -9, not against a power cut.
+        mode: permissions, reduced by the umask.
+        overwrite: replace an existing file; otherwise it is an error.
 
     Raises:
-        OSError: the file cannot be written; the old content is intact and no draft is left.
+        OSError: the file cannot be written, or exists (`overwrite=False`); the old content is intact and no draft is left.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
+    with _draft(target, lambda draft: os.close(os.open(draft, _CREATE, mode))) as draft:
+        yield draft
         if durable:
-            write_synced(draft, content, mode=mode)
+            _sync(draft)
+        if overwrite:
+            draft.replace(target)
         else:
-            draft.touch(mode)
-            draft.write_bytes(content)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+            os.link(draft, target)
     if durable:
-        sync_directory(path.parent)
+        sync_directory(target.parent)
+
+
+def write_atomically(
+    path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666, overwrite: bool = True
+) -> None:
+    """Write a file as `new_file` does.
+
+    Raises:
+        OSError: as in `new_file`.
+    """
+    with new_file(path, durable=durable, mode=mode, overwrite=overwrite) as draft:
+        draft.write_bytes(content)
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `target` when the context ends without an exception.
+def new_folder(target: Path, *, mode: int = 0o777) -> Iterator[Path]:
+    """Yield an empty draft that becomes `target` by one rename when the context ends without an exception.
 
-    The draft lies in the same parent, which is created, and is removed when the context fails.
+    Args:
+        target: the folder; its parents are created.
+        mode: permissions, reduced by the umask.
 
     Raises:
-        OSError: the folder cannot be created, or `target` exists and is not an empty folder.
+        OSError: the folder cannot be written, or `target` exists and is not an empty folder; no draft is left.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-    draft.mkdir()
-    try:
+    with draft_folder(target.parent, target.name, mode=mode) as draft:
         yield draft
+        publish_folder(draft, target)
+
+
+@contextmanager
+def draft_folder(parent: Path, name: str, *, mode: int = 0o777) -> Iterator[Path]:
+    """Yield an empty draft in `parent` for `publish_folder`; what was not published is removed.
+
+    For folders that get their names from their content; otherwise `new_folder` is simpler.
+
+    Args:
+        parent: created when it is absent.
+        name: part of the draft's name.
+        mode: permissions, reduced by the umask.
+
+    Raises:
+        OSError: the draft cannot be created.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with _draft(parent / name, lambda draft: draft.mkdir(mode)) as draft:
+        yield draft
+
+
+def publish_folder(draft: Path, target: Path, *, replace: bool = False) -> None:
+    """Wait until the draft is on disk, then rename it to `target`, in the same parent.
+
+    Args:
+        draft: of `draft_folder`.
+        target: its name.
+        replace: remove an existing `target` first, by a rename too; otherwise it is an error.
+
+    Raises:
+        OSError: the disk is full, or `target` exists and is not an empty folder.
+    """
+    for path in (*draft.rglob("*"), draft):
+        _sync(path)
+    if replace and target.exists():
+        former = target.with_name(f"{DRAFT}{target.name}.{secrets.token_hex(6)}")
+        target.rename(former)
         draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+    else:
+        draft.rename(target)
     sync_directory(target.parent)
+
+
+@contextmanager
+def new_files(folder: Path) -> Iterator[Path]:
+    """Yield an empty draft folder; at the end its files replace those of the same names in `folder`.
+
+    Each file is complete or absent. `folder` exists and its other files stay.
+
+    Raises:
+        OSError: the files cannot be written; no draft is left.
+    """
+    with draft_folder(folder, folder.name) as draft:
+        yield draft
+        paths = sorted(path for path in draft.iterdir())
+        for path in draft.rglob("*"):
+            _sync(path)
+        for path in paths:
+            _move(path, folder / path.name)
+    sync_directory(folder)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Rename a file, or the files of a folder one by one, onto `target`."""
+    if not path.is_dir():
+        path.replace(target)
+        return
+    target.mkdir(exist_ok=True)
+    for inner in path.iterdir():
+        _move(inner, target / inner.name)
+
+
+def remove_abandoned_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder that no process writes any more: the kernel released their locks.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    for path in folder.glob(f"{DRAFT}*"):
+        with suppress(OSError):  # another process removed it
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _delete(path)
+            finally:
+                os.close(handle)
+
+
+@lru_cache(maxsize=256)
+def _remove_abandoned_drafts_once(folder: Path) -> None:
+    """Clean a folder at the first write of this process: drafts of a killed process are from before."""
+    remove_abandoned_drafts(folder)
+
+
+@contextmanager
+def _draft(target: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a path beside `target` that this process holds the lock of; delete it at the end if it was not renamed."""
+    _remove_abandoned_drafts_once(target.parent)
+    draft = target.with_name(f"{DRAFT}{target.name}.{secrets.token_hex(6)}")
+    create(draft)
+    try:
+        handle = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink == 0:  # taken for an abandoned one before the lock was held
+                create(draft)
+            yield draft
+        finally:
+            os.close(handle)
+    finally:
+        _delete(draft)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from learners.checkpoints.signing import verified
 from learners.checkpoints.tensors import Shapes, Tensors, WeightsRefused, check_shapes, pack, unpack
-from learners.files import sync_directory, write_synced
+from learners.files import write_synced
 
 FORMAT = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
@@ -89,14 +89,12 @@ def packed(tensors: Mapping[str, Tensors], documents: Mapping[str, Any]) -> dict
 
 
 def write(directory: Path, files: Mapping[str, bytes], manifest: Manifest, key: Ed25519PrivateKey) -> None:
-    """Make a version's directory, signed, and return once it is on disk; whoever reads it must not see it before."""
+    """Write the signed files of a version into its directory, a draft, and return once they are on disk."""
     signed = orjson.dumps(asdict(manifest), option=JSON)
-    directory.mkdir(mode=0o700)
     for name, content in files.items():
         write_synced(directory / name, content)
     write_synced(directory / MANIFEST, signed)
     write_synced(directory / SIGNATURE, key.sign(signed))
-    sync_directory(directory)
 
 
 def read_manifest(directory: Path, public: Ed25519PublicKey) -> Manifest:

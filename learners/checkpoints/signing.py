@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from learners.files import write_synced
+from learners.files import write_atomically
 
 CREDENTIAL = "checkpoint-key"
 
@@ -70,16 +69,13 @@ def _read(path: Path) -> Ed25519PrivateKey:
 
 
 def _make(path: Path) -> None:
-    """Write a new key under a name of its own, then link it into place: two processes starting at once agree on one."""
+    """Write a new key unless there is one: two processes that start at once agree on one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    write_synced(draft, pem, mode=0o600)
     with contextlib.suppress(FileExistsError):
-        os.link(draft, path)
-    draft.unlink()
+        write_atomically(path, pem, mode=0o600, overwrite=False)
 
 
 def credentials_folder() -> Path | None:

@@ -11,7 +11,6 @@ therefore leaves the last good version loadable. `manifest.py` defines the requi
 from __future__ import annotations
 
 import hashlib
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +37,7 @@ from learners.checkpoints.manifest import (
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.tensors import Shapes, Tensors
 from learners.config import PromotionSettings
-from learners.files import locked, sync_directory, write_atomically
+from learners.files import locked, new_folder, remove_abandoned_drafts, write_atomically
 
 LIVE = "LIVE"
 PROBATION_FILE = "probation.json"
@@ -289,18 +288,13 @@ class Checkpoints:
         return 1 + max((_number(name) for name in names if VERSION.match(name)), default=0)
 
     def _write(self, files: Mapping[str, bytes], manifest: Manifest) -> None:
-        draft = self.folder / f".draft-{secrets.token_hex(8)}"
-        try:
+        with new_folder(self.folder / manifest.version, mode=0o700) as draft:
             write(draft, files, manifest, self._key)
-            draft.rename(self.folder / manifest.version)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        sync_directory(self.folder)
 
     def _sweep(self) -> None:
-        """Remove what a killed writer left; the lock is ours, so no draft is being written."""
-        for path in [*self.folder.glob(".draft-*"), *self.folder.glob(".gone-*")]:
+        """Remove what a killed writer left."""
+        remove_abandoned_drafts(self.folder)
+        for path in self.folder.glob(".gone-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _retain(self, newest: str) -> None:

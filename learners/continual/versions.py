@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from learners.files import write_atomically
+from learners.files import draft_folder, publish_folder, write_atomically
 from learners.tasks.base import Task
 
 KEEP = 3
@@ -100,18 +100,14 @@ class TaskVersionStore:
             number: its place in the sequence.
             describe: writes more into the folder before it gets its name.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".draft-{number}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        task.save(draft)
-        if describe is not None:
-            describe(draft)
-        with (draft / "model.safetensors").open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        version = TaskVersion(f"{number}-{digest[:12]}", self.folder / f"{number}-{digest[:12]}")
-        shutil.rmtree(version.path, ignore_errors=True)
-        draft.rename(version.path)
+        with draft_folder(self.folder, str(number)) as draft:
+            task.save(draft)
+            if describe is not None:
+                describe(draft)
+            with (draft / "model.safetensors").open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            version = TaskVersion(f"{number}-{digest[:12]}", self.folder / f"{number}-{digest[:12]}")
+            publish_folder(draft, version.path, replace=True)
         self._tidy()
         return version
 

@@ -54,7 +54,6 @@ class DatasetWriter:
 
     Raises:
         ExportNeeds: pyarrow or pandas is not installed.
-        FileExistsError: the folder is there.
     """
 
     folder: Path
@@ -83,7 +82,7 @@ class DatasetWriter:
             raise ExportNeeds(f"{error.name} is missing: pip install 'reflexd[export]'") from None
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self._features = self.layout.features() | OWN
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def episodes(self) -> int:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from learners.config import Train
-from learners.files import write_atomically
+from learners.files import new_files, write_atomically
 from learners.finetune import datasets, forgetting, model_card, trainable_layers
 from learners.finetune.fields import check, check_features
 from learners.finetune.linear_probe import fit_head
@@ -126,13 +126,15 @@ def finetune(
         raise ModelError(
             f"{model}: out of memory with batches of {settings.batch}; give a smaller --batch, or --mode lora"
         ) from error
-    tuned.task.save(out)  # before the test file is measured: no failure from here on loses the weights
+    with new_files(out) as draft:  # before the test file is measured: no failure from here on loses the weights
+        tuned.task.save(draft)
     report = _report(tuned, splits, model, mode)
     report["notes"] = [note for some in splits.all() for note in getattr(some, "notes", ())]
     if earlier and earlier_data:
         report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
     used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
-    annotate(out, tuned, report, settings, used)
+    with new_files(out) as draft:
+        annotate(draft, tuned, report, settings, used)
     state.clear()
     return report
 
@@ -261,7 +263,8 @@ def tune(
     trained, total = trainable_layers.counts(model)
     run = Trainer(task, model, splits.train, splits.validation, settings, state=state, tell=tell, stop=stop).run()
     if keep is not None:
-        trainable_layers.save_adapter(model, keep / "adapter")
+        with new_files(keep) as draft:
+            trainable_layers.save_adapter(model, draft / "adapter")
     task.model = trainable_layers.merged(model)
     return Tuned(task, run, trained, total)
 
@@ -284,7 +287,7 @@ def describe(tuned: Tuned, model: str, mode: Train, metrics: dict[str, dict[str,
 
 
 def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: TrainerSettings, data: dict[str, str]) -> None:
-    """Put report, curves and card beside weights that are there; `data` says what each split was made from."""
+    """Write report, curves and card into a draft; `data` says what each split was made from."""
     task, run = tuned.task, tuned.run
     scores = [found[task.selection] for found in run.history]
     plot(

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from learners.files import write_atomically
+from learners.files import new_file, write_atomically
 
 FORMAT = 1
 STATE = "state.json"
@@ -45,10 +45,12 @@ class State:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._number += 1
         now = f"now-{self._number}.safetensors"
-        save_file(_own(tensors), self.folder / now)
+        with new_file(self.folder / now, durable=False) as draft:
+            save_file(_own(tensors), draft)
         if best is not None:
             self._best_file = f"best-{self._number}.safetensors"
-            save_file(_own(best), self.folder / self._best_file)
+            with new_file(self.folder / self._best_file, durable=False) as draft:
+                save_file(_own(best), draft)
         body = {"format": FORMAT, "fingerprint": self.fingerprint, "number": self._number, "now": now}
         body |= {"best": self._best_file, "facts": dict(facts)}
         write_atomically(self.folder / STATE, orjson.dumps(body), durable=False)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from learners.files import write_atomically
 from runtime.config.loader import ConfigError, load
 
 UNIT = "reflexd.service"
@@ -115,7 +116,7 @@ def install(
     folder = root / "etc/systemd/system"
     folder.mkdir(parents=True, exist_ok=True)
     unit = folder / UNIT
-    unit.write_text(text)
+    write_atomically(unit, text.encode())
     return Installed(unit, tuple(_drop_ins(folder)), exposure)
 
 
@@ -126,7 +127,7 @@ def _drop_ins(folder: Path) -> list[Path]:
         return []
     target = folder / f"{UNIT}.d" / "notify-reload.conf"
     target.parent.mkdir(exist_ok=True)
-    target.write_text((files("configs") / "systemd" / f"{UNIT}.d" / target.name).read_text())
+    write_atomically(target, (files("configs") / "systemd" / f"{UNIT}.d" / target.name).read_bytes())
     return [target]
 
 

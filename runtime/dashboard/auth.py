@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-import os
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from typing import Literal
 import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from learners.files import write_atomically
 
 log = structlog.get_logger(__name__)
 
@@ -235,16 +236,13 @@ def token_file(path: Path) -> str:
         OSError: the file can be neither read nor made.
         ValueError: the token in the file is too short to be a secret.
     """
+    token = secrets.token_urlsafe(32)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_atomically(path, f"{token}\n".encode(), mode=0o600, overwrite=False)
     except FileExistsError:
         token = path.read_text().strip()
         if len(token) < MIN_TOKEN:
             raise ValueError(
                 f"{path} holds fewer than {MIN_TOKEN} characters; remove it and a new token is made"
             ) from None
-        return token
-    token = secrets.token_urlsafe(32)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(token + "\n")
     return token

@@ -5,9 +5,7 @@ Reads a state folder, also one a daemon is writing to; changes nothing in it. Wh
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from learners.experience.reader import Reader
 from learners.export import onnx
 from learners.export.lerobot_features import Layout, size_of
 from learners.export.lerobot_writer import DatasetWriter, ExportNeeds
-from learners.files import write_atomically
+from learners.files import new_file, new_folder, write_atomically
 from learners.ipc.policy_spec import read_policy_spec, spec_of_version
 from learners.model.policy import build
 from learners.model.spec import PolicySpec, SpecError
@@ -61,6 +59,7 @@ def export(config: Config, form: str, wish: ExportOptions, told: OnProgress = la
         )
     if wish.out.exists():
         raise NotExported(f"{wish.out}: is there already; name another --out or delete it")
+    wish.out.parent.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, Callable[[Config, ExportOptions, OnProgress], str]] = {
         "onnx": _onnx,
         "lerobot": _lerobot,
@@ -70,25 +69,6 @@ def export(config: Config, form: str, wish: ExportOptions, told: OnProgress = la
         return kinds[form](config, wish, told)
     except (ExportNeeds, RecordingError, SpecError, onnx.OnnxExportFailed) as error:
         raise NotExported(str(error)) from None
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A place beside `out` that becomes it once the context is left without an exception."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    _remove(partial)
-    try:
-        yield partial
-        partial.rename(out)
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
 
 
 def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
@@ -103,8 +83,8 @@ def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
     spec = _spec(config, loaded)
     policy = build(spec, loaded.tensors["policy"])
     manifest = wish.out.with_suffix(".json")
-    with _whole(wish.out) as partial:
-        told = onnx.export(policy, partial, version=version, encoder_versions=dict(loaded.manifest.encoder_versions))
+    with new_file(wish.out) as draft:
+        told = onnx.export(policy, draft, version=version, encoder_versions=dict(loaded.manifest.encoder_versions))
     told["encoders"] = {
         name: config.encoders[s.encoder].model for name, s in config.streams.items() if s.encoder is not None
     }
@@ -141,9 +121,9 @@ def _lerobot(config: Config, wish: ExportOptions, told: OnProgress) -> str:
             assert isinstance(picture, bytes)
             sizes[name] = size_of(picture)
         layout = Layout(spec.actions, _fields(config), spec.names, sizes, words)
-        with _whole(wish.out) as partial:
+        with new_folder(wish.out) as draft:
             task = wish.task or f"what {config.agent} does"
-            writer = DatasetWriter(partial, layout, max(1, round(config.tick.rate_hz)), config.agent, task)
+            writer = DatasetWriter(draft, layout, max(1, round(config.tick.rate_hz)), config.agent, task)
             writer.add(first)
             for episode in walk:
                 writer.add(episode)
@@ -169,14 +149,14 @@ def _mcap(config: Config, wish: ExportOptions, told: OnProgress) -> str:
     folder = config.state_dir / "recordings"
     if wish.recording is not None or (not wish.experience and any(folder.glob("*.mcap"))):
         source = _recording(folder, wish.recording)
-        with _whole(wish.out) as partial:
-            count = copy_recording(source, partial, wish.window, told)
+        with new_file(wish.out) as draft:
+            count = copy_recording(source, draft, wish.window, told)
             if count == 0:
                 raise NotExported(f"{source.name}: no decision in this window of time: widen --since and --until")
         return f"{source.name}{'' if count < 0 else f', {count} decisions'}; {wish.out}"
-    with Reader(config.state_dir / "experience") as reader, _whole(wish.out) as partial:
+    with Reader(config.state_dir / "experience") as reader, new_file(wish.out) as draft:
         count = from_experience(
-            reader, partial, wish.window, agent=config.agent, fields=_fields(config), on_progress=told
+            reader, draft, wish.window, agent=config.agent, fields=_fields(config), on_progress=told
         )
         if count == 0:
             raise NotExported(

@@ -295,6 +295,7 @@ def test_retention_keeps_the_last_the_best_and_every_promoted_one(tmp_path: Path
 
 def test_versions_are_numbered_on_even_when_names_are_odd(folder: Checkpoints) -> None:
     (folder.folder / ".draft-123").mkdir()
+    (folder.folder / ".draft-LIVE.0f").touch()
     assert save(folder).startswith("000001-")
     assert not list(folder.folder.glob(".draft-*"))
     with pytest.raises(ValueError, match="lower-case"):
