@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from learners.checkpoints.manifest import CheckpointRefused
@@ -24,6 +25,14 @@ from runtime.inference.engine import Engine
 from runtime.process.events import Emit
 
 POLL_S = 0.2
+REMEDY = "restore the state from a backup (`reflexd restore`), or import a policy, then set the mode"
+REMEDIES = {
+    "wrong_signature": "put keys/checkpoint-key.pem back from a backup (`reflexd restore`) and restart, or import a policy and set "
+    "the mode",
+    "other_meaning": "restore the settings with which it was trained, or set the mode to let an untrained policy learn",
+    "wrong_shapes": "restore the settings with which it was trained, or set the mode to let an untrained policy learn",
+}
+"""What an operator can do when no version loads, by the reason of the newest one."""
 
 
 @dataclass(slots=True)
@@ -36,7 +45,7 @@ class PolicyUpdater:
     learner_events: LearnerEvents
     emit: Emit
     is_untried: bool = False
-    """LIVE was damaged and no version has a record of a passed probation: the untrained weights must not act."""
+    """Versions acted before and none can be loaded or trusted now: the untrained weights must not act."""
     _pointer: PointerFollower[str] = field(init=False)
     _acted: set[str] = field(default_factory=set)
     """Versions that this has activated or replaced and not released yet."""
@@ -48,15 +57,21 @@ class PolicyUpdater:
         """Load the live version, else the newest that acted and still loads; without one, untrained weights act.
 
         If LIVE is damaged, the last version that passed its probation acts, and LIVE names it again. Without such a version
-        the untrained weights act in mode shadow.
+        the untrained weights act in mode shadow. So they do if versions acted before and none of them loads, as when the
+        signing key is missing.
         """
         damaged = await asyncio.to_thread(lambda: self.checkpoints.is_pointer_damaged)
         await asyncio.to_thread(self.probation.start)
+        refused: list[CheckpointRefused] = []
         loaded = await asyncio.to_thread(
-            self.checkpoints.load_live, self._refused, self.engine.shapes, self.engine.spec.meaning()
+            self.checkpoints.load_live, refused.append, self.engine.shapes, self.engine.spec.meaning()
         )
+        for refusal in refused:
+            self._refused(refusal)
         if damaged:
             await asyncio.to_thread(self._pointer_damaged, None if loaded is None else loaded.manifest.version)
+        elif loaded is None and refused:
+            self._unusable(refused)
         if loaded is None:
             remedy = "let the learner run, or put a checkpoint of `reflexd train` in place"
             self.emit("policy_untrained", {"remedy": remedy})
@@ -144,6 +159,12 @@ class PolicyUpdater:
                 remedy = f"free or repair the disk, then restart: {error}"
         fields = {"file": str(self.checkpoints.folder / LIVE), "version": version, "remedy": remedy}
         self.emit("live_pointer_damaged", fields)
+
+    def _unusable(self, refused: Sequence[CheckpointRefused]) -> None:
+        self.is_untried = True
+        first = refused[0]
+        fields = {"reason": first.reason, "detail": first.detail, "refused": len(refused), "version": first.version}
+        self.emit("policy_unusable", {**fields, "remedy": REMEDIES.get(first.reason, REMEDY)})
 
     def _refused(self, refusal: CheckpointRefused, **more: str) -> None:
         fields = {"version": refusal.version, "reason": refusal.reason, "detail": refusal.detail, **more}

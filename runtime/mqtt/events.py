@@ -36,6 +36,7 @@ EVENTS: dict[str, str] = {
     "policy_rolled_back": "An earlier version replaced the live version.",
     "policy_swapped": "The engine acts with another version from this tick on.",
     "live_pointer_damaged": "The file that names the acting version is damaged; the last version that passed acts, or none and mode shadow.",
+    "policy_unusable": "Policies acted before and none of them loads; random weights decide in mode shadow.",
     "policy_untrained": "There is no trained policy; random weights act.",
     "probation_state_unreadable": "`probation.json` is unreadable; the live version continues without probation.",
     "quarantine_state_unreadable": "`quarantine.json` is unreadable; no source is quarantined.",

@@ -59,6 +59,11 @@ TABLE: dict[str, Row] = {
     "policy_rejected": ("plain", True, "Policy {version} was not promoted: {step} failed, {reason}."),
     "policy_rolled_back": ("bad", True, "Policy {version} was rolled back to {to} because of {why}."),
     "policy_swapped": ("plain", False, "The engine acts with policy {version}."),
+    "policy_unusable": (
+        "bad",
+        True,
+        "No policy of before can be used ({reason}): nothing moves in mode shadow. {remedy}.",
+    ),
     "policy_untrained": ("plain", True, "There is no trained policy yet; random weights act."),
     "probation_state_unreadable": ("bad", True, "The state of the probation cannot be read: {reason}."),
     "quarantine_state_unreadable": ("bad", True, "The state of the quarantine cannot be read: {reason}."),

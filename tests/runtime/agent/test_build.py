@@ -179,8 +179,11 @@ async def test_a_signed_policy_is_never_read_with_reordered_choices(
     async with agent(tmp_path, wall, actuators=turned) as parts:
         assert parts.engine.version == "untrained"
         assert parts.checkpoints.live().version == good, "it acts again when the order is restored"
+        await asyncio.sleep(0)  # events are published by the loop
         refused = [data for kind, data in events if kind == "checkpoint_refused"]
         assert {(data["version"], data["reason"]) for data in refused} == {(good, "other_meaning")}
+        assert [data["reason"] for kind, data in events if kind == "policy_unusable"] == ["other_meaning"]
+        assert parts.policy_updater.is_untried, "nothing moves until a person sets the mode"
     async with agent(tmp_path, wall) as parts:
         assert parts.engine.version == good
 

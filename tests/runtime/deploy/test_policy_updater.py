@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from learning import SPEC
 from watching import KEY
 
@@ -168,6 +169,30 @@ async def test_without_a_version_that_passed_a_damaged_pointer_means_shadow(tmp_
     bench.promote(bench.versions[1])
     assert await bench.updater.sync()
     assert not bench.updater.is_untried
+
+
+async def test_without_the_signing_key_nothing_untrained_acts(tmp_path: Path) -> None:
+    """Another key was made at the start, because the file was lost."""
+    bench = Bench(tmp_path)
+    for version in bench.versions:
+        bench.promote(version)
+    bench.updater.checkpoints = bench.probation.checkpoints = Checkpoints(
+        tmp_path / "checkpoints", Ed25519PrivateKey.generate()
+    )
+    await bench.updater.start()
+    assert bench.engine.version == "untrained"
+    assert bench.updater.is_untried
+    told = bench.event("policy_unusable")
+    assert (told["reason"], told["refused"], told["version"]) == ("wrong_signature", 2, bench.versions[1])
+    assert "checkpoint-key.pem" in told["remedy"]
+    assert [kind for kind in bench.kinds() if kind != "checkpoint_refused"] == ["policy_unusable", "policy_untrained"]
+
+
+async def test_a_first_start_may_act_untrained(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=0)
+    await bench.updater.start()
+    assert not bench.updater.is_untried
+    assert bench.kinds() == ["policy_untrained"]
 
 
 async def test_a_disk_that_refuses_the_repair_does_not_stop_the_agent(
