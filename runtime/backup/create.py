@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import io
 import os
-import secrets
 import shutil
 import sqlite3
 import tarfile
@@ -25,7 +24,7 @@ from typing import IO
 
 from pydantic import BaseModel
 
-from learners.files import sync_directory
+from learners.files import new_file
 from runtime.backup.contents import DATABASE, HEAD, LINKS, TAIL, BackupError, Checksum, Checksums, Head, is_wanted
 
 BLOCK = 1 << 20
@@ -73,18 +72,11 @@ def create(
     with _links(state_dir) as folder:
         _freeze(state_dir, folder, summary, recordings=recordings)
         summary.has_key = (folder / "keys").is_dir()
-        draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
         try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with new_file(target, mode=0o600, overwrite=False) as draft, draft.open("wb") as file:
                 _write(file, folder, agent, summary, progress)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(draft, target)
         except FileExistsError:
             raise BackupError(f"{target}: exists already; name a new file") from None
-        finally:
-            draft.unlink(missing_ok=True)
-    sync_directory(target.parent)
     return summary
 
 

@@ -21,7 +21,7 @@ from typing import IO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from learners.files import exclusive_lock, sync_directory
+from learners.files import draft_folder, exclusive_lock, publish_folder
 from runtime.backup.contents import (
     DATABASE,
     HEAD,
@@ -72,26 +72,23 @@ def restore(archive: Path, state_dir: Path, *, replace: bool = False, progress: 
             raise BackupError(
                 f"state_dir: {state_dir} is not empty ({', '.join(inside[:3])}); --replace renames it and restores"
             )
-        draft = state_dir.with_name(f".{state_dir.name}.restore-{secrets.token_hex(6)}")
         try:
-            draft.mkdir(mode=0o700)
-            head, sums = _unpack(archive, draft, progress)
-            _verify_databases(draft)
-            _give_to_owner(draft, state_dir)
-            aside = state_dir.with_name(f"{state_dir.name}.before-{secrets.token_hex(4)}") if inside else None
-            if aside is not None:
-                state_dir.rename(aside)
-            else:
-                shutil.rmtree(state_dir)
-            draft.rename(state_dir)
+            with draft_folder(state_dir.parent, state_dir.name, mode=0o700) as draft:
+                head, sums = _unpack(archive, draft, progress)
+                _verify_databases(draft)
+                _give_to_owner(draft, state_dir)
+                aside = state_dir.with_name(f"{state_dir.name}.before-{secrets.token_hex(4)}") if inside else None
+                if aside is not None:
+                    state_dir.rename(aside)
+                else:
+                    shutil.rmtree(state_dir)
+                publish_folder(draft, state_dir)
         except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
             if not existed:
                 with suppress(OSError):
                     (state_dir / "lock").unlink()
                     state_dir.rmdir()
             raise
-    sync_directory(state_dir.parent)
     return Restored(head, len(sums.files), sum(one.bytes for one in sums.files.values()), aside)
 
 

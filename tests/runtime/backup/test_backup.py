@@ -116,10 +116,11 @@ def test_a_folder_that_is_written_to_gives_whole_files_and_whole_transactions(st
                 draft = state / f".latches-{count}"
                 draft.write_bytes(b"%d" % count * 1000)
                 draft.rename(state / "latches.json")
-                version = state / f"checkpoints/{count}"
-                version.mkdir()
+                version, making = state / f"checkpoints/{count}", state / f"checkpoints/.draft-{count}"
+                making.mkdir()
                 for part in range(4):
-                    (version / f"{part}").write_bytes(b"x")
+                    (making / f"{part}").write_bytes(b"x")
+                making.rename(version)
                 gone = state / f"checkpoints/.gone-{count}"
                 version.rename(gone)
                 for part in range(4):
