@@ -3,8 +3,8 @@
 It reads the transitions as they arrive in the store, one at a time as the control loop would. It checks that the candidate's numbers are
 finite, its actions are within limits and its decisions are fast enough, and counts how often it agrees with the live policy. At the end
 it reads the fresh decisions again with the rewards that arrived late, and estimates the difference from them alone (`ope/evaluator.py`):
-the candidate cannot have trained on them. So few ticks rarely show that a candidate is better; the step fails when even the upper
-confidence bound is below minus the margin. Without a new tick the step is inconclusive and fails.
+the candidate cannot have trained on them. The step is a filter: it fails when even the upper confidence bound is below minus the margin,
+and proves nothing otherwise; the live experiment does. Without a new tick the step is inconclusive and fails.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class ShadowRun:
             reason = f"{beyond} actions outside their limits"
         elif median_s > limit_s:
             reason = f"{median_s * 1e3:.1f} ms a decision; {limit_s * 1e3:.1f} ms are allowed"
-        elif judged.decides is not None and judged.decides.upper < -context.settings.margin:
-            reason = f"earns at least {-judged.decides.upper:.3f} less reward per tick than the live version on new decisions"
+        elif (upper := judged.worst_case()) is not None and upper < -context.settings.margin:
+            reason = f"earns at least {-upper:.3f} less reward per tick than the live version on new decisions"
         return StepResult(passed=not reason, figures=figures, reason=reason)
 
 

@@ -1,13 +1,11 @@
 """Estimate what a candidate would have earned, from the decisions of another policy with logged probabilities.
 
-All estimators are functions of plain arrays and know no model. N rounds or trajectories, T steps, n choices, D features.
+All estimators are functions of plain arrays and know no model. N rounds, D features.
 Importance weights are target / logged probability; a logged probability must be positive wherever the target's is.
 
 Sources:
 
-- Importance sampling and per-decision importance sampling: Precup et al. 2000.
 - Self-normalised importance sampling: Swaminathan & Joachims 2015.
-- Doubly robust: Dudik et al. 2011 (one step), Jiang & Li 2016 (sequences).
 - Fitted Q evaluation: Le et al. 2019.
 - Effective sample size: Kong 1992.
 """
@@ -61,34 +59,6 @@ def snips(reward_N: Array, weight_N: Array) -> Estimate:
     # the delta method's terms: their mean is the value, their spread is its standard error
     terms = value + weight_N * (reward_N - value) * len(weight_N) / total
     return Estimate(value, terms, effective_samples(weight_N))
-
-
-def per_decision(reward_NT: Array, weight_NT: Array, gamma: float, *, normalised: bool = False) -> Estimate:
-    """Per-decision importance sampling over trajectories; finished ones are padded with reward 0 and weight 1.
-
-    `normalised` divides each step's weights by their mean: weighted per-decision importance sampling.
-    """
-    cumulative_NT = np.asarray(np.cumprod(weight_NT, axis=1), np.float64)
-    scale_NT = cumulative_NT
-    if normalised:
-        mean_1T = cumulative_NT.mean(0, keepdims=True)
-        scale_NT = np.divide(cumulative_NT, mean_1T, out=np.zeros_like(cumulative_NT), where=mean_1T > 0)
-    discount_T = gamma ** np.arange(reward_NT.shape[1])
-    terms = (discount_T * scale_NT * reward_NT).sum(1)
-    return Estimate(float(terms.mean()), terms, effective_samples(cumulative_NT[:, -1]))
-
-
-def sequential_doubly_robust(
-    reward_NT: Array, weight_NT: Array, q_taken_NT: Array, v_NT: Array, gamma: float
-) -> Estimate:
-    """Doubly robust over trajectories: V_t + w_t (r_t + gamma DR_(t+1) - Q_t), from the last step to the first.
-
-    After a trajectory's end, rewards, Q and V are 0 and weights 1.
-    """
-    dr_N = np.zeros(len(reward_NT))
-    for t in range(reward_NT.shape[1] - 1, -1, -1):
-        dr_N = v_NT[:, t] + weight_NT[:, t] * (reward_NT[:, t] + gamma * dr_N - q_taken_NT[:, t])
-    return Estimate(float(dr_N.mean()), dr_N, effective_samples(np.asarray(np.prod(weight_NT, axis=1), np.float64)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,25 @@
-"""Compare a candidate with the live policy on logged decisions: every estimator, its bound, and the decisive one.
+"""Compare a candidate with the live policy on logged decisions, as a filter before the live experiment.
 
-All figures are rewards per tick: discounted values from the logged states times (1 - gamma), candidate minus live, paired on
-the same decisions. The first estimator relies on the logged probabilities only, the last one on a model:
+All figures are rewards per tick: discounted values from the logged states times (1 - gamma), candidate minus live, paired on the same
+decisions.
 
-- `snips`: self-normalised importance sampling of the immediate reward. With gamma 0 it is the only estimator.
-- `per_decision`: weighted per-decision importance sampling over windows as long as the horizon.
-- `doubly_robust`: over windows of T ticks, with a value function that was fitted on other decisions (cross-fitting) for what
-  comes after and against variance. T is the longest of 1, 2, 4 ... up to the horizon that has enough effective samples.
-- `fitted_q`: fitted Q evaluation with linear features. Its error follows by the delta method from the value's influence
-  function. The weights in it are linear estimates of the ratio of state-action densities (Duan, Jia & Wang 2020). Their
-  effective sample size measures how much of the log carries the estimate.
+- `doubly_robust` decides. Its value function and its weights are fitted on other blocks of rows than those they evaluate
+  (`fitted_q.py`). The bound is Student's t over these blocks, so it counts every dependence that is shorter than a block.
+- `snips`, self-normalised importance sampling of the immediate reward, exists for gamma 0 only.
 
-`doubly_robust` decides if it has enough effective samples, else `fitted_q` if it has; else the result is inconclusive. Bounds
-are one-sided, Student's t over means of blocks of successive decisions, because neighbours are not independent; a block is at
-least as long as a window.
+The result is inconclusive where the log hardly contains what the candidate does differently (`support.py`), where the gate changed many
+proposals, or where weights leave too few effective samples.
 
-Limits: a candidate was trained on most of these decisions, so overfitting to them improves its estimate. The fresh decisions of
-the step `shadow` and of probation compensate for that. The estimate starts from logged states, not from states that the
-candidate would reach beyond the windows.
+Limits: a candidate was trained on most of these decisions, so they flatter it. A result may therefore reject, and it never proves
+anything. The estimate starts from logged states, not from states that the candidate would reach.
 
-Shapes: N decisions in the order of time, T ticks of a window, W windows, D features.
+Shapes: N decisions in the order of time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,19 +27,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.promotion.ope.bounds import lower_bound
-from learners.promotion.ope.estimators import (
-    Estimate,
-    importance_weights,
-    per_decision,
-    sequential_doubly_robust,
-    snips,
-)
-from learners.promotion.ope.evidence import Evidence, Side, windows
+from learners.promotion.ope.estimators import Estimate, importance_weights, snips
+from learners.promotion.ope.evidence import Evidence, Side
 from learners.promotion.ope.features import compare
-from learners.promotion.ope.fitted_q import FOLDS, RIDGES, cross_fitted, influence, standardised
+from learners.promotion.ope.fitted_q import FOLDS, RIDGES, double_robust, standardised
 from learners.promotion.ope.logged_data import ActingPolicy, Logged
+from learners.promotion.ope.support import LARGEST_ALTERED, REJECTING_TRIES, Support, support
 
 Array = NDArray[np.float64]
+
+Pair = tuple[Estimate, Estimate]
+"""Of candidate and live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,71 +50,73 @@ class Difference:
     upper: float
     effective_samples: float
     """The smaller one of both sides."""
-    window: int = 1
 
     def figures(self) -> dict[str, Any]:
         """Rounded, with what is not finite as None."""
         numbers = {"value": self.value, "lower": self.lower, "upper": self.upper, "ess": self.effective_samples}
-        return {k: round(v, 5) if math.isfinite(v) else None for k, v in numbers.items()} | {"window": self.window}
+        return {k: round(v, 5) if math.isfinite(v) else None for k, v in numbers.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class OffPolicyResult:
-    """All differences; `decides` is None where nothing is known, and `unknown` says why."""
+    """All differences; `decides` is None where the result is inconclusive, and `unknown` says why."""
 
     differences: dict[str, Difference] = field(default_factory=dict)
     decides: Difference | None = None
     unknown: str = ""
+    support: Support | None = None
+
+    def worst_case(self) -> float | None:
+        """Return the upper bound of the difference for a rejection, which needs fewer tries; None without them."""
+        robust = self.differences.get("doubly_robust")
+        if robust is None or self.support is None or self.support.count < REJECTING_TRIES:
+            return None
+        return robust.upper
 
 
 def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float) -> OffPolicyResult:
-    """Evaluate every estimator on the evidence."""
+    """Evaluate the estimators on the evidence."""
     e = evidence
+    if (reason := _unusable(e)) is not None:
+        return OffPolicyResult(unknown=reason)
     usable_N = e.own & e.known
-    count = int(usable_N.sum())
-    if count < 2 * FOLDS:
-        return OffPolicyResult(unknown=f"{count} decisions have an outcome and a probability of the policy's own")
-    if not e.tells:
-        return OffPolicyResult(
-            unknown="all ticks have the same reward and no episode ended: the log cannot distinguish policies"
-        )
-    if not all(np.isfinite(side.probability).all() and np.isfinite(side.features).all() for side in e.sides):
-        return OffPolicyResult(unknown="a probability or a value on a logged decision is not finite")
-    block = max(e.horizon, math.ceil(math.sqrt(count)))
+    tried = support(e)
     found: dict[str, Difference] = {}
-
-    def add(name: str, pair: Pair, window: int = 1) -> None:
-        found[name] = _difference(name, pair, 1.0 if name == "snips" else e.scale, confidence, block, window)
-
     weights = [importance_weights(side.probability, e.logged) for side in e.sides]
-    if all(float(w_N[usable_N].sum()) > 0 for w_N in weights):
-        add("snips", _pair(snips(e.reward[usable_N], w_N[usable_N]) for w_N in weights))
-    add("per_decision", _pair(_per_decision(e, w_N) for w_N in weights), e.horizon)
+    if e.gamma <= 0 and all(float(w_N[usable_N].sum()) > 0 for w_N in weights):
+        candidate, live = (snips(e.reward[usable_N], w_N[usable_N]) for w_N in weights)
+        block = math.ceil(math.sqrt(int(usable_N.sum())))
+        found["snips"] = _difference("snips", (candidate, live), 1.0, confidence, block)
     try:
-        scaled = standardised(e)
-        robust, fitted = _modelled(scaled, weights, min_effective_samples)
+        robust = _doubly_robust(standardised(e))
     except (ArithmeticError, np.linalg.LinAlgError) as error:
-        return OffPolicyResult(found, None, str(error))
-    add("doubly_robust", *robust)
-    if fitted is not None:
-        add("fitted_q", fitted)
-    for name in ("doubly_robust", "fitted_q"):
-        if name in found and found[name].effective_samples >= min_effective_samples:
-            return OffPolicyResult(found, found[name])
-    most = max(d.effective_samples for d in found.values())
-    return OffPolicyResult(found, None, f"at most {most:.1f} effective samples; {min_effective_samples:g} are needed")
+        return OffPolicyResult(found, None, str(error), tried)
+    decisive = found["doubly_robust"] = _difference("doubly_robust", robust, e.scale, confidence, 1)
+    reason = tried.missing()
+    if not reason and e.untried and not tried.alike:
+        reason = f"the log hardly contains actions that the candidate prefers: {', '.join(e.untried)}"
+    if not reason and decisive.effective_samples < min_effective_samples:
+        reason = f"at most {decisive.effective_samples:.1f} effective samples; {min_effective_samples:g} are needed"
+    return OffPolicyResult(found, None if reason else decisive, reason, tried)
 
 
-Pair = tuple[Estimate, Estimate]
-"""Of candidate and live."""
+def _unusable(e: Evidence) -> str | None:
+    """Return why nothing can be estimated."""
+    count = int((e.own & e.known).sum())
+    if count < 2 * FOLDS:
+        return f"{count} decisions have an outcome and a probability of the policy's own"
+    if e.altered > LARGEST_ALTERED:
+        return (
+            f"the gate changed {e.altered:.0%} of the proposals, so the probabilities of executed actions are unknown"
+        )
+    if not e.tells:
+        return "all ticks have the same reward and no episode ended: the log cannot distinguish policies"
+    if not all(np.isfinite(side.probability).all() and np.isfinite(side.features).all() for side in e.sides):
+        return "a probability or a value on a logged decision is not finite"
+    return None
 
 
-def _pair(estimates: Iterable[Estimate]) -> Pair:
-    candidate, live = estimates
-    return candidate, live
-
-
-def _difference(name: str, pair: Pair, scale: float, confidence: float, block: int, window: int) -> Difference:
+def _difference(name: str, pair: Pair, scale: float, confidence: float, block: int) -> Difference:
     candidate, live = pair
     terms = scale * (candidate.terms - live.terms)
     return Difference(
@@ -131,59 +125,21 @@ def _difference(name: str, pair: Pair, scale: float, confidence: float, block: i
         lower_bound(terms, confidence, lag=block),
         -lower_bound(-terms, confidence, lag=block),
         min(candidate.effective_samples, live.effective_samples),
-        window,
     )
 
 
-def _per_decision(e: Evidence, weight_N: Array) -> Estimate:
-    w = windows(e, e.horizon)
-    inside = w.inside[:, :-1]
-    reward_WT = np.where(inside, e.reward[w.rows[:, :-1]], 0.0)
-    weight_WT = np.where(inside, weight_N[w.rows[:, :-1]], 1.0)
-    return per_decision(reward_WT, weight_WT, e.gamma, normalised=True)
-
-
-def _robust(e: Evidence, weight_N: Array, q_N: Array, v_N: Array, length: int) -> Estimate:
-    w = windows(e, length)
-    reward = np.where(w.inside, e.reward[w.rows], 0.0)
-    weight = np.where(w.inside, weight_N[w.rows], 1.0)
-    q = np.where(w.inside, q_N[w.rows], 0.0)
-    v = np.where(w.inside | w.cut, v_N[w.rows], 0.0)
-    return sequential_doubly_robust(reward, weight, q, v, e.gamma)
-
-
-def _modelled(e: Evidence, weights: list[Array], enough: float) -> tuple[tuple[Pair, int], Pair | None]:
-    """Return the estimates with value functions: doubly robust with its window, and fitted Q if gamma is above 0.
+def _doubly_robust(e: Evidence) -> Pair:
+    """Return the estimates of both sides, with the least ridge for which their value functions converge.
 
     Raises:
-        ArithmeticError: with no ridge the value functions come to rest.
+        ArithmeticError: they converge for no ridge.
     """
     for ridge in RIDGES:
         try:
-            robust = _doubly_robust(e, weights, ridge, enough)
-            return robust, _pair(influence(e, side, ridge) for side in e.sides) if e.gamma > 0 else None
+            return double_robust(e, e.candidate, ridge), double_robust(e, e.live, ridge)
         except ArithmeticError as error:
             last = error
     raise last
-
-
-def _doubly_robust(e: Evidence, weights: list[Array], ridge: float, enough: float) -> tuple[Pair, int]:
-    """Return estimates over the longest window that has enough effective samples, or over one tick; and that window.
-
-    Raises:
-        ArithmeticError: a value function cannot be fitted.
-    """
-    crossed = [cross_fitted(e, side, ridge) for side in e.sides]
-    best: tuple[Pair, int] | None = None
-    length = 1
-    while length <= e.horizon:
-        pair = _pair(_robust(e, w_N, q_N, v_N, length) for w_N, (q_N, v_N) in zip(weights, crossed, strict=True))
-        if best is not None and min(one.effective_samples for one in pair) < enough:
-            break
-        best = (pair, length)
-        length *= 2
-    assert best is not None
-    return best
 
 
 def gather(candidate: ActingPolicy, live: ActingPolicy, logged: Logged) -> Generator[None, None, Evidence]:
@@ -200,15 +156,19 @@ def gather(candidate: ActingPolicy, live: ActingPolicy, logged: Logged) -> Gener
         candidate=Side(both.candidate, both.by_candidate),
         live=Side(both.live, both.by_live),
         gamma=logged.spec.gamma,
+        altered=logged.altered,
+        untried=both.untried,
     )
 
 
 def figures(judged: OffPolicyResult) -> dict[str, Any]:
-    """Return every estimator's numbers, and the decisive one."""
-    decides = judged.decides
+    """Return every estimator's numbers, the decisive one, and the support."""
+    decides, tried = judged.decides, judged.support
     return {
         "estimator": decides.estimator if decides else None,
         "ess": round(decides.effective_samples, 1) if decides else None,
         "lower": round(decides.lower, 5) if decides else None,
+        "tries": round(tried.count, 1) if tried else None,
+        "differing": round(tried.differing, 4) if tried else None,
         "estimates": {name: one.figures() for name, one in judged.differences.items()},
     }

@@ -1,6 +1,6 @@
-"""Logged decisions as off-policy estimators take them, and windows over them. Knows arrays only.
+"""Logged decisions as off-policy estimators take them. Knows arrays only.
 
-Shapes: N decisions in the order of time, T ticks of a window, W windows, D features.
+Shapes: N decisions in the order of time, D features.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Evidence:
     """N logged decisions.
 
     `own`: the policy that acted drew the action; `known`: the outcome is known (a successor, or the end of an episode);
-    `follows`: the next row is the successor. `taken`: features N,D of what was done, one of them constant.
+    `follows`: the next row is the successor. `taken`: features N,D of what was done, one of them constant. `altered`: share of the
+    policy's proposals that the gate changed. `untried`: actions that the candidate prefers more than the live policy and that the log
+    hardly contains.
     """
 
     reward: Array
@@ -46,6 +48,8 @@ class Evidence:
     candidate: Side
     live: Side
     gamma: float
+    altered: float = 0.0
+    untried: tuple[str, ...] = ()
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -68,30 +72,3 @@ class Evidence:
         if self.gamma <= 0:
             return 1
         return min(HORIZON, math.ceil(math.log(0.1) / math.log(min(self.gamma, LARGEST_GAMMA))))
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """W windows of T ticks, with one more position for the successor.
-
-    `rows`: W,T+1; `inside`: whether the tick is weighted; `cut`: the position where a window ends before its episode does,
-    so that the value there replaces the remaining rewards.
-    """
-
-    rows: NDArray[np.int64]
-    inside: Flags
-    cut: Flags
-
-
-def windows(e: Evidence, length: int) -> Windows:
-    """Return a window for every decision that is the policy's own and has an outcome; it ends at an action that is not."""
-    usable_N = e.own & e.known
-    start_W = np.flatnonzero(usable_N)
-    rows = np.minimum(start_W[:, None] + np.arange(length + 1), len(usable_N) - 1)
-    inside, cut = np.zeros(rows.shape, bool), np.zeros(rows.shape, bool)
-    going_W = np.ones(len(rows), bool)
-    for t in range(length + 1):
-        inside[:, t] = going_W & usable_N[rows[:, t]] if t < length else False
-        cut[:, t] = going_W & ~inside[:, t]
-        going_W = inside[:, t] & e.follows[rows[:, t]]  # neither the end of an episode nor a gap
-    return Windows(rows, inside, cut)

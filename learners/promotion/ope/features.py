@@ -1,9 +1,10 @@
 """Run a candidate and the live policy on the same logged decisions: probabilities of the executed actions, and features.
 
 A linear value function of state and action is fitted on the features (`fitted_q.py`). A choice actuator contributes the choice,
-the choice times a few numbers of the state, and the scores of both critics. A continuous actuator contributes the motion, its
-square, the motion times the state, and the scores of both critics. The numbers of the state are a fixed random projection of
-the live policy's context, and both policies' values. The average over a policy's own actions describes that policy.
+the choice times a few numbers of the state, and the score of the live critic. A continuous actuator contributes the motion, its
+square, the motion times the state, and the score of the live critic. The numbers of the state are a fixed random projection of
+the live policy's context, and its values. The average over a policy's own actions describes that policy. The candidate's critic is no
+feature: it learned these rows, so it would be evidence for itself.
 
 Shapes: N decisions, B of a chunk, n choices, A components, M draws, C context, K numbers of the state, D features.
 """
@@ -24,6 +25,10 @@ from learners.promotion.ope.propensities import Preference, motions, preferences
 
 PROJECTED = 12
 """Numbers that the context is projected to, at most; fewer decisions allow fewer."""
+NEGLIGIBLE = 0.005
+"""Share of decisions that an action may gain without having been tried."""
+LEAST_TRIES = 5
+"""Tries of a single action, below which nothing is known of it."""
 DRAWS = 8
 """Motions that a continuous actor's average is taken over."""
 
@@ -44,6 +49,8 @@ class Compared:
     taken: Array
     by_candidate: Array
     by_live: Array
+    untried: tuple[str, ...] = ()
+    """Actions with too few tries where the candidate prefers them more than the live policy, as `actuator=choice`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ def compare(
     """Go through the decisions chunk by chunk; the generator returns the whole."""
     projected = min(PROJECTED, len(logged) // 50)
     parts: list[tuple[Array, ...]] = []
+    tries = {actuator.name: np.zeros((3, len(actuator.choices))) for actuator in logged.spec.actions.choices}
     for rows in logged.chunks():
         with torch.no_grad():
             sides = [_side(policy, logged.contexts(policy, rows), seed + rows.start) for policy in (candidate, live)]
@@ -69,9 +77,36 @@ def compare(
             joint = [_joint(side, actions, own) for side in sides]
             logged_B = np.prod([p_N[rows] for p_N in logged.probability.values()], axis=0)
             parts.append((logged_B, *joint, *_features(sides, actions, projected)))
+            for name in tries:
+                tries[name] += _tries(sides, name, actions, own[name], logged.probability[name][rows])
         yield
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Compared(*columns)
+    logged_N, candidate_N, live_N, taken, by_candidate, by_live = map(np.concatenate, zip(*parts, strict=True))
+    untried = tuple(
+        f"{actuator.name}={choice}"
+        for actuator in logged.spec.actions.choices
+        for i, choice in enumerate(actuator.choices)
+        if _is_untried(tries[actuator.name][:, i], len(logged))
+    )
+    return Compared(logged_N, candidate_N, live_N, taken, by_candidate, by_live, untried)
+
+
+def _tries(
+    sides: list[_Side], name: str, actions: Mapping[str, Tensor], own: NDArray[np.bool_], logged_B: Array
+) -> Array:
+    """Return, for each choice, the candidate's rise of probability, and sum and sum of squares of the weights of its tries."""
+    candidate, live = (side.choices[name].probabilities.double().numpy() for side in sides)
+    rise_Bn = np.maximum(candidate - live, 0.0)
+    done_Bn = np.eye(rise_Bn.shape[1])[actions[name].numpy()] * own[:, None]
+    weight_Bn = done_Bn * rise_Bn / logged_B[:, None]
+    return np.stack((rise_Bn.sum(0), weight_Bn.sum(0), np.square(weight_Bn).sum(0)))
+
+
+def _is_untried(sums_3: Array, count: int) -> bool:
+    rise, total, squares = (float(x) for x in sums_3)
+    if rise < NEGLIGIBLE * count:
+        return False
+    tries = total * total / squares if squares > 0 else 0.0
+    return tries < LEAST_TRIES or total < 0.5 * rise
 
 
 def _side(policy: ActingPolicy, context_BC: Tensor, seed: int) -> _Side:
@@ -96,16 +131,15 @@ def _features(sides: list[_Side], actions: Mapping[str, Tensor], projected: int)
     done: list[Tensor] = []
     would: list[list[Tensor]] = [[] for _ in sides]
     for name in sides[0].choices:
-        scores = [side.choices[name].scores for side in sides]
-        size = scores[0].shape[-1]
-        done.append(_choice_features(torch.eye(size)[actions[name]], scores, state_BK))
+        scores_Bn = sides[1].choices[name].scores
+        done.append(_choice_features(torch.eye(scores_Bn.shape[-1])[actions[name]], scores_Bn, state_BK))
         for columns, side in zip(would, sides, strict=True):
-            columns.append(_choice_features(side.choices[name].probabilities, scores, state_BK))
+            columns.append(_choice_features(side.choices[name].probabilities, scores_Bn, state_BK))
     if sides[0].draws is not None:
-        done.append(_motion_features(unit_actions(sides[0].heads, actions).unsqueeze(0), sides, state_BK))
+        done.append(_motion_features(unit_actions(sides[0].heads, actions).unsqueeze(0), sides[1], state_BK))
         for columns, side in zip(would, sides, strict=True):
             assert side.draws is not None
-            columns.append(_motion_features(side.draws, sides, state_BK))
+            columns.append(_motion_features(side.draws, sides[1], state_BK))
     joined = [torch.cat([torch.ones(len(state_BK), 1), *columns], -1).double().numpy() for columns in (done, *would)]
     return joined[0], joined[1], joined[2]
 
@@ -115,24 +149,25 @@ def _state(sides: list[_Side], projected: int) -> Tensor:
     context_BC = sides[1].context.clamp(-10, 10)
     width = context_BC.shape[-1]
     matrix_CK = torch.randn(width, projected, generator=torch.Generator().manual_seed(1)) / width**0.5
-    values = [p.scores.amax(-1, keepdim=True) for side in sides for p in side.choices.values()]
-    values += [_critics(side, side.draws).unsqueeze(-1) for side in sides if side.draws is not None]
+    live = sides[1]
+    values = [preference.scores.amax(-1, keepdim=True) for preference in live.choices.values()]
+    values += [_critics(live, live.draws).unsqueeze(-1)] if live.draws is not None else []
     return torch.cat((context_BC @ matrix_CK, *values), dim=-1)
 
 
-def _choice_features(chosen_Bn: Tensor, scores: list[Tensor], state_BK: Tensor) -> Tensor:
-    """`chosen_Bn`: a choice, or how probable each is."""
+def _choice_features(chosen_Bn: Tensor, scores_Bn: Tensor, state_BK: Tensor) -> Tensor:
+    """Return features B,D of `chosen_Bn`: a choice, or how probable each is."""
     crossed_BnK = chosen_Bn.unsqueeze(-1) * state_BK.unsqueeze(-2)
-    critics = [(chosen_Bn * score_Bn).sum(-1, keepdim=True) for score_Bn in scores]
-    return torch.cat((chosen_Bn, crossed_BnK.flatten(1), *critics), dim=-1)
+    score_B1 = (chosen_Bn * scores_Bn).sum(-1, keepdim=True)
+    return torch.cat((chosen_Bn, crossed_BnK.flatten(1), score_B1), dim=-1)
 
 
-def _motion_features(unit_MBA: Tensor, sides: list[_Side], state_BK: Tensor) -> Tensor:
+def _motion_features(unit_MBA: Tensor, live: _Side, state_BK: Tensor) -> Tensor:
     """Averaged over M motions."""
     mean_BA, square_BA = unit_MBA.mean(0), unit_MBA.square().mean(0)
     crossed_BAK = mean_BA.unsqueeze(-1) * state_BK.unsqueeze(-2)
-    critics = [_critics(side, unit_MBA).unsqueeze(-1) for side in sides]
-    return torch.cat((mean_BA, square_BA, state_BK, crossed_BAK.flatten(1), *critics), dim=-1)
+    critic_B1 = _critics(live, unit_MBA).unsqueeze(-1)
+    return torch.cat((mean_BA, square_BA, state_BK, crossed_BAK.flatten(1), critic_B1), dim=-1)
 
 
 def _critics(side: _Side, unit_MBA: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ A decision has an observation, a reward, and a mark that tells whether the next 
 executed action, its probability, and whether the acting policy drew it. Observations are read in chunks, because histories of
 tokens are large.
 
-A decision is *own* to an actuator when the policy proposed it and the gate judged it, whatever the gate made of it. What a person
-set, or the gate for other reasons, has no probability of the policy: it never enters an importance weight. A continuous action
+A decision is *own* to an actuator when the policy proposed it and the gate executed it unchanged. An action that the gate changed or
+refused, or that a person set, has no probability of the policy: it never enters an importance weight. `altered` is the share of
+proposals that the gate changed. Where it is large, the map from proposals to actions is unknown, and so are all probabilities. A continuous action
 without noise has no density either (it is logged as exactly 1) and is not own.
 
 Shapes: N decisions in the order of time, A components of one continuous actuator.
@@ -70,6 +71,8 @@ class Logged:
     own: dict[str, Flags]
     probability: dict[str, Array]
     """As logged; 1 where not own."""
+    altered: float
+    """Largest share, over the actuators, of the policy's proposals that the gate changed."""
     _replay: ReplayBuffer
 
     def __init__(
@@ -88,12 +91,15 @@ class Logged:
         self.linked_N = _linked(transitions)
         self.follows_N = self.linked_N & ~np.array([t.done or t.truncated for t in transitions], bool)
         self.acted_N = np.array([not t.at_rest for t in transitions], bool)
-        self.own, self.probability = {}, {}
+        self.own, self.probability, self.altered = {}, {}, 0.0
         for actuator in self.actuators:
             own_N = np.array([_is_own(t, actuator) for t in transitions], bool)
             logged = [t.probabilities.get(actuator.name, 1.0) for t in transitions]
             self.own[actuator.name] = own_N
             self.probability[actuator.name] = np.where(own_N, np.array(logged, np.float64), 1.0)
+            proposed = [t for t in transitions if t.is_proposal(actuator.name)]
+            changed = sum(not _is_unchanged(t, actuator.name) for t in proposed)
+            self.altered = max(self.altered, changed / max(len(proposed), 1))
 
     def __len__(self) -> int:
         """N."""
@@ -154,8 +160,18 @@ def _is_own(transition: Transition, actuator: Choice | Continuous) -> bool:
     probability = transition.probabilities.get(name, 0.0)
     value = transition.credited(name)
     is_policys = transition.is_proposal(name) or transition.by.get(name) == "policy"
-    if value is None or not is_policys or probability <= 0:
+    if value is None or not is_policys or probability <= 0 or not _is_unchanged(transition, name):
         return False
     if isinstance(actuator, Choice):
         return value in actuator.choices
     return not isinstance(value, str) and len(value) == len(actuator.low) and probability != 1.0
+
+
+def _is_unchanged(transition: Transition, name: str) -> bool:
+    """Return whether the gate executed what was proposed; True where nothing was proposed to a gate."""
+    if name not in transition.proposed:
+        return True
+    proposed, executed = transition.proposed[name], transition.actions.get(name)
+    if isinstance(proposed, str) or isinstance(executed, str) or executed is None:
+        return proposed == executed
+    return bool(np.allclose(proposed, executed, rtol=0.0, atol=1e-6))

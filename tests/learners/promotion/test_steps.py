@@ -149,10 +149,8 @@ def test_a_good_candidate_passes_every_step() -> None:
     assert verdict.passed, verdict
     steps = verdict.fields()["steps"]
     assert steps["sanity"]["agreement"]["head"] > 0.9
-    assert steps["ope"]["estimator"] == "doubly_robust"
-    assert steps["ope"]["ess"] >= 50
+    assert steps["ope"]["finding"] == "inconclusive"  # it hardly differs, and what differs was hardly tried
     assert steps["ope"]["decisions"] == 590  # the newest ten may still wait for their rewards
-    assert -0.05 < steps["ope"]["lower"] <= steps["ope"]["estimates"]["doubly_robust"]["value"]
     assert steps["shadow"]["ticks"] >= 20
     assert steps["shadow"]["outside"] == 0
 
@@ -166,18 +164,19 @@ def test_a_negated_candidate_fails_by_what_was_logged() -> None:
     assert "less reward per tick than the live version" in fields["reason"]
 
 
-def test_a_much_better_candidate_passes_after_a_few_hundred_ticks() -> None:
-    finding = run("ope", trial(Scripted(right), Scripted(wrong), World(200)))
+def test_a_much_better_candidate_is_not_worse_after_a_few_hundred_ticks() -> None:
+    finding = run("ope", trial(Scripted(right), Scripted(wrong), World(1_500)))
     assert finding.passed, finding
+    assert finding.figures["finding"] == "not worse"
     assert finding.figures["lower"] > 0.5
 
 
-def test_too_little_evidence_is_not_a_pass() -> None:
-    finding = run("ope", trial(Scripted(right), Scripted(wrong), World(200), min_effective_samples=1e4))
-    assert not finding.passed
-    assert finding.reason.startswith("inconclusive: at most")
+def test_too_little_evidence_says_nothing_and_leaves_the_decision_to_the_experiment() -> None:
+    finding = run("ope", trial(Scripted(right), Scripted(wrong), World(1_500), min_effective_samples=1e4))
+    assert finding.figures["finding"] == "inconclusive"
+    assert finding.figures["note"].startswith("at most")
     assert finding.figures["estimator"] is None
-    assert not run("ope", trial(Scripted(right), Scripted(wrong), World(12))).passed
+    assert run("ope", trial(Scripted(right), Scripted(wrong), World(12))).figures["finding"] == "inconclusive"
 
 
 def test_what_people_did_is_not_weighed() -> None:

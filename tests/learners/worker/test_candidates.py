@@ -88,8 +88,8 @@ def test_a_negated_candidate_is_rejected_by_what_was_logged(tmp_path: Path) -> N
     assert one.checkpoints.live().version == good
     kind, fields = events(tmp_path)[-1]
     assert (kind, fields["step"], fields["live"]) == ("policy_rejected", "ope", good)
-    assert fields["steps"]["ope"]["estimator"] in ("doubly_robust", "fitted_q")
-    assert fields["steps"]["ope"]["lower"] < -0.05
+    assert fields["steps"]["ope"]["finding"] == "worse"
+    assert fields["steps"]["ope"]["estimates"]["doubly_robust"]["upper"] < -0.05
     assert fields["missing"] == []
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from bandit_estimators import direct, doubly_robust, ips
@@ -56,52 +54,7 @@ def test_doubly_robust_is_right_when_either_part_is() -> None:
     assert direct(wrong[context], TARGET[context]).value == pytest.approx(7.0)
 
 
-# a chain of two states: choice 0 stays, choice 1 moves on; the reward is the state's number plus the choice
 GAMMA = 0.9
-STEPS = 3
-
-
-def _trajectories() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every choice sequence of three steps, repeated as often as the logging policy produces it (in 1000)."""
-    rows = []
-    for choices in itertools.product(range(2), repeat=STEPS):
-        state, chance, states = 0, 1.0, []
-        for choice in choices:
-            states.append(state)
-            chance *= LOGGED[state, choice]
-            state = min(1, state + choice)
-        rows += [(states, choices)] * round(1000 * chance)
-    states, choices = (np.array(x) for x in zip(*rows, strict=True))
-    reward = states + choices.astype(float)
-    weight = TARGET[states, choices] / LOGGED[states, choices]
-    return states, choices, reward, weight, np.zeros(0)
-
-
-def _value(state: int, step: int) -> float:
-    if step == STEPS:
-        return 0.0
-    return sum(TARGET[state, a] * _q(state, a, step) for a in range(2))
-
-
-def _q(state: int, choice: int, step: int) -> float:
-    return state + choice + GAMMA * _value(min(1, state + choice), step + 1)
-
-
-def test_sequential_estimators_are_exact_on_an_enumerated_chain() -> None:
-    states, choices, reward, weight, _ = _trajectories()
-    truth = _value(0, 0)
-    assert e.per_decision(reward, weight, GAMMA).value == pytest.approx(truth, rel=1e-9)
-    assert e.per_decision(reward, weight, GAMMA, normalised=True).value == pytest.approx(truth, rel=1e-9)
-    steps = np.arange(STEPS)
-    q = np.array(
-        [[_q(s, a, t) for s, a, t in zip(ss, aa, steps, strict=True)] for ss, aa in zip(states, choices, strict=True)]
-    )
-    v = np.array([[_value(s, t) for s, t in zip(ss, steps, strict=True)] for ss in states])
-    zero = np.zeros_like(reward)
-    assert e.sequential_doubly_robust(reward, weight, zero, zero, GAMMA).value == pytest.approx(truth, rel=1e-9)
-    exact = e.sequential_doubly_robust(reward, weight, q, v, GAMMA)
-    assert exact.value == pytest.approx(truth, rel=1e-9)
-    assert exact.terms.std() < e.per_decision(reward, weight, GAMMA).terms.std()
 
 
 def test_fitted_q_finds_the_values_of_a_two_state_chain() -> None:

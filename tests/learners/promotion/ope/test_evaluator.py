@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import lfilter
 
 from learners.promotion.ope import evaluator
 from learners.promotion.ope.evaluator import judge
-from learners.promotion.ope.evidence import Evidence, Side, windows
-from learners.promotion.ope.fitted_q import attainable, cross_fitted, standardised
+from learners.promotion.ope.evidence import Evidence, Side
+from learners.promotion.ope.fitted_q import attainable
+from learners.promotion.ope.support import support
 
 STATES, CHOICES = 3, 2
 GAMMA = 0.8
@@ -72,22 +74,27 @@ def test_one_step_differences_are_those_of_the_rewards(monkeypatch: pytest.Monke
     evidence, state = logged(6_000, 0, gamma=0.0)
     judged = judge(evidence, confidence=0.95, min_effective_samples=50)
     truth = float(((CANDIDATE - LIVE) * REWARD).sum(1)[state].mean())
-    assert set(judged.differences) == {"snips", "per_decision", "doubly_robust"}
+    assert set(judged.differences) == {"snips", "doubly_robust"}
     assert judged.decides is judged.differences["doubly_robust"]
     robust = judged.differences["doubly_robust"]
     assert robust.value == pytest.approx(truth, abs=1e-3)  # rewards without noise: the model is exact
     assert robust.lower <= robust.value <= robust.upper
 
 
-def test_bounds_hold_as_often_as_they_say() -> None:
-    _, states = logged(100_000, 99)
-    truth = float(((CANDIDATE - LIVE) * REWARD).sum(1)[states].mean())
-    held = {"snips": 0, "per_decision": 0, "doubly_robust": 0}
+@pytest.mark.parametrize(("gamma", "slow"), [(0.0, False), (0.8, False), (0.99, False), (0.0, True), (0.99, True)])
+def test_bounds_hold_as_often_as_they_say_at_every_discount(gamma: float, slow: bool) -> None:
+    held = 0
     for seed in range(40):
-        judged = judge(logged(2_000, seed, gamma=0.0)[0], confidence=0.95, min_effective_samples=50)
-        for name in held:
-            held[name] += judged.differences[name].lower < truth
-    assert min(held.values()) >= 34, held  # 38 are expected; below 34 is a chance of 0.3 %
+        evidence, states = logged(2_000, seed, gamma=gamma)
+        noise = np.random.default_rng([seed, 1]).normal(size=2_000)
+        noise = lfilter([np.sqrt(1 - 0.99**2)], [1, -0.99], noise) if slow else noise
+        evidence = replace(evidence, reward=evidence.reward + noise, done=np.zeros(2_000, bool), known=evidence.follows)
+        gap = (value(CANDIDATE, gamma, 0.0) - value(LIVE, gamma, 0.0)) * (1 - gamma)
+        truth = float(gap[states[evidence.known]].mean())
+        judged = judge(evidence, confidence=0.95, min_effective_samples=30)
+        assert judged.decides is not None, judged.unknown
+        held += judged.decides.lower <= truth
+    assert held >= 34  # 38 are expected; below 34 is a chance of 0.3 %
 
 
 def test_long_run_differences_are_those_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,33 +104,67 @@ def test_long_run_differences_are_those_of_the_values(monkeypatch: pytest.Monkey
     judged = judge(evidence, confidence=0.95, min_effective_samples=50)
     gap = (value(CANDIDATE, GAMMA, 0.0) - value(LIVE, GAMMA, 0.0)) * (1 - GAMMA)
     truth = float(gap[state[evidence.known]].mean())
-    assert judged.differences["fitted_q"].value == pytest.approx(truth, abs=1e-3)
+    assert set(judged.differences) == {"doubly_robust"}
     assert judged.differences["doubly_robust"].value == pytest.approx(truth, abs=1e-3)
-    assert judged.differences["doubly_robust"].window == 8
-    assert judged.differences["per_decision"].window == 11
-    assert judged.differences["per_decision"].value == pytest.approx(truth, abs=0.15)
 
 
-def test_what_happens_after_the_end_of_an_episode_does_not_count() -> None:
-    evidence, _ = logged(400, 2)
-    w = windows(evidence, 4)
-    first = np.flatnonzero(w.rows[:, 0] == 38)[0]
-    assert w.inside[first].tolist() == [True, True, False, False, False]
-    assert not w.cut[first].any()
-    early = np.flatnonzero(w.rows[:, 0] == 10)[0]
-    assert w.inside[early].tolist() == [True] * 4 + [False]
-    assert w.cut[early].tolist() == [False] * 4 + [True]
+def differs_in_some_states(seed: int, explored: float) -> tuple[Evidence, int]:
+    """A log of 2,048 rounds; the candidate takes another action in a fifth of them, and loses 1 there; and the tries of it."""
+    rng = np.random.default_rng(seed)
+    elsewhere = rng.random(2_048) < 0.2
+    tried = rng.random(2_048) < explored
+    live = np.where(tried, explored, 1 - explored)
+    candidate = np.where(elsewhere, 1 - live, live)
+    features = np.column_stack([np.ones(2_048), elsewhere])
+
+    def expected(chance: np.ndarray) -> np.ndarray:
+        return np.column_stack([features, features * chance[:, None]])
+
+    of_candidate = np.where(elsewhere, 1 - explored, explored)
+    follows = np.ones(2_048, bool)
+    follows[-1] = False
+    evidence = Evidence(
+        reward=rng.normal(size=2_048) * 0.1 - (tried & elsewhere), done=np.zeros(2_048, bool), follows=follows,
+        known=follows, own=np.ones(2_048, bool), logged=live, taken=expected(tried.astype(float)),
+        candidate=Side(candidate, expected(of_candidate)), live=Side(live, expected(np.full(2_048, explored))), gamma=0.0,
+    )  # fmt: skip
+    return evidence, int((tried & elsewhere).sum())
 
 
-def test_a_window_ends_at_what_the_policy_did_not_do() -> None:
-    evidence, _ = logged(400, 3)
-    own = evidence.own.copy()
-    own[12] = False
-    w = windows(replace(evidence, own=own), 4)
-    assert 12 not in w.rows[:, 0]
-    early = np.flatnonzero(w.rows[:, 0] == 10)[0]
-    assert w.inside[early].tolist() == [True, True, False, False, False]
-    assert w.cut[early].tolist() == [False, False, True, False, False]
+def test_a_candidate_with_untried_actions_is_inconclusive_however_many_rows_agree() -> None:
+    for seed in range(20):
+        evidence, tries = differs_in_some_states(seed, 1e-4)
+        judged = judge(evidence, confidence=0.95, min_effective_samples=50)
+        assert tries <= 2
+        assert judged.decides is None
+        assert "tries of what the candidate does differently" in judged.unknown
+    evidence, tries = differs_in_some_states(0, 0.2)
+    judged = judge(evidence, confidence=0.95, min_effective_samples=50)
+    assert tries >= 60
+    assert judged.decides is not None
+    assert judged.decides.upper < -0.05
+
+
+def test_tries_in_one_window_count_once() -> None:
+    evidence, tries = differs_in_some_states(0, 0.2)
+    assert support(evidence).windows == pytest.approx(tries, abs=1)
+    assert support(replace(evidence, gamma=0.99)).windows <= 2_048 // 64
+    assert support(replace(evidence, candidate=evidence.live)).alike
+
+
+def test_where_the_gate_changes_proposals_probabilities_are_unknown() -> None:
+    evidence, _ = logged(1_500, 4)
+    assert judge(replace(evidence, altered=0.04), confidence=0.95, min_effective_samples=50).decides is not None
+    judged = judge(replace(evidence, altered=0.3), confidence=0.95, min_effective_samples=50)
+    assert judged.decides is None
+    assert judged.unknown.startswith("the gate changed 30% of the proposals")
+
+
+def test_an_action_that_the_log_hardly_contains_is_named() -> None:
+    evidence, _ = logged(1_500, 4)
+    judged = judge(replace(evidence, untried=("head=left",)), confidence=0.95, min_effective_samples=50)
+    assert judged.decides is None
+    assert judged.unknown.endswith("head=left")
 
 
 def test_a_worse_candidate_is_known_to_be_worse() -> None:
@@ -137,14 +178,8 @@ def test_a_worse_candidate_is_known_to_be_worse() -> None:
     assert worse.value == pytest.approx(-better.value)
 
 
-def test_without_weights_fitted_q_decides_and_without_that_nothing_is_known() -> None:
+def test_too_few_effective_samples_are_inconclusive() -> None:
     evidence, _ = logged(1_500, 5)
-    rare = np.full(len(evidence.reward), 1e-9)
-    rare[7] = 1.0
-    evidence = replace(evidence, candidate=replace(evidence.candidate, probability=rare))
-    judged = judge(evidence, confidence=0.95, min_effective_samples=50)
-    assert judged.differences["doubly_robust"].effective_samples < 2
-    assert judged.decides is judged.differences["fitted_q"]
     judged = judge(evidence, confidence=0.95, min_effective_samples=1e6)
     assert judged.decides is None
     assert "1e+06 are needed" in judged.unknown
@@ -163,7 +198,6 @@ def test_a_value_function_that_runs_away_is_not_known() -> None:
     judged = judge(replace(evidence, candidate=wild), confidence=0.95, min_effective_samples=1)
     assert judged.decides is None
     assert "diverged" in judged.unknown
-    assert judged.differences["snips"].figures()["ess"] > 1
 
 
 def test_a_direction_that_runs_away_is_ridged_out_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +213,7 @@ def test_a_direction_that_runs_away_is_ridged_out_of_the_model(monkeypatch: pyte
     judged = judge(wild, confidence=0.95, min_effective_samples=50)
     assert plain is not None
     assert judged.decides is not None
-    assert judged.decides.value == pytest.approx(plain.value, abs=0.1)
+    assert 0 < judged.decides.value < plain.value + 0.1  # a larger ridge shrinks the difference
     monkeypatch.setattr(evaluator, "RIDGES", (1e-2,))
     assert "diverged" in judge(wild, confidence=0.95, min_effective_samples=50).unknown
 
@@ -200,8 +234,6 @@ def test_values_stay_within_what_rewards_can_add_up_to() -> None:
     up = replace(evidence, reward=evidence.reward + 1)
     assert attainable(up)[0] == 0.0  # an end adds nothing more
     assert attainable(replace(up, done=np.zeros_like(up.done)))[0] == pytest.approx(0.5 / (1 - GAMMA))
-    for values in cross_fitted(standardised(evidence), evidence.candidate, 100.0):
-        assert low <= values.min() <= values.max() <= high
 
 
 def test_numbers_that_are_not_finite_are_not_known() -> None:
@@ -236,5 +268,5 @@ def test_without_ends_a_shift_of_all_rewards_changes_nothing(seed: int, shift: f
     evidence = replace(evidence, done=np.zeros_like(evidence.done), known=evidence.follows)
     one = judge(evidence, confidence=0.95, min_effective_samples=5)
     two = judge(replace(evidence, reward=evidence.reward + shift), confidence=0.95, min_effective_samples=5)
-    for name in ("snips", "doubly_robust", "fitted_q"):
-        assert one.differences[name].value == pytest.approx(two.differences[name].value, abs=2e-4 * (1 + abs(shift)))
+    name = "doubly_robust"
+    assert one.differences[name].value == pytest.approx(two.differences[name].value, abs=2e-3 * (1 + abs(shift)))
