@@ -45,6 +45,11 @@ class PolicySettings(Settings):
     gamma: float = Field(
         0.99, ge=0, le=1, description="discount of future rewards for each tick; 0 selects one-step feedback (a bandit)"
     )
+    align: Literal["newest", "common"] = Field(
+        "newest",
+        description="`newest`: each stream's newest reading; `common`: readings captured at about the same moment, as late as the slowest "
+        "stream allows",
+    )
     modality_dropout: float = Field(
         0.1,
         ge=0,

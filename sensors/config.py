@@ -53,11 +53,26 @@ def secrets_in(source: str) -> set[str]:
     return {secret for secret in (password, unquote(password), *values) if secret}
 
 
+PROPERTY = "property:"
+"""Prefix of a stamp that is an MQTT user property."""
+
+
 class StreamSettings(Settings):
     """Settings that every stream has."""
 
     max_age_s: Positive = Field(1.0, description="a reading older than this is stale, and missing for the policy")
     required: bool = Field(False, description="the gate sends safe actions while this stream is stale")
+    stamp: str = Field(
+        "arrival",
+        min_length=1,
+        description="when a reading over MQTT was captured: `arrival`; `property:NAME`, an MQTT user property; or, for telemetry, a key "
+        "or JSON pointer of the payload. A stamp that is not plausible counts as its arrival",
+    )
+    stamp_clock: Literal["shared", "own"] = Field(
+        "shared",
+        description="`shared`: the sender's clock is synchronised with this machine's; `own`: it is not, so its offset and drift are "
+        "estimated",
+    )
     frozen_after: int | None = Field(
         None,
         ge=0,
@@ -68,6 +83,20 @@ class StreamSettings(Settings):
         "event", description="a frozen source is reported by an event; with `missing` its stream is missing, too"
     )
     encoder: str | None = Field(None, description="a name under `encoders`; telemetry needs none")
+
+    @model_validator(mode="after")
+    def _stamp_can_be_read(self) -> Self:
+        if self.stamp == "arrival":
+            return self
+        if not str(getattr(self, "source", "topic")).startswith("topic"):
+            raise ValueError(
+                f"stamp: {self.stamp!r} is of a message over MQTT; this stream's source is none, so write `arrival`"
+            )
+        if not self.stamp.startswith(PROPERTY) and getattr(self, "kind", "") != "telemetry":
+            raise ValueError(
+                f"stamp: {self.stamp!r} is a field, which only telemetry has; write `property:NAME` or `arrival`"
+            )
+        return self
 
 
 class CameraSettings(StreamSettings):

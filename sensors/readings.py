@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+StampSource = Literal["arrival", "sender", "device"]
+"""Where a stamp is from: the arrival at this machine, the sender's stamp, or the driver of a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Frame:
     seq: int
     image: NDArray[np.uint8]
     encoded: bytes | None = None
+    stamp_source: StampSource = "arrival"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Sound:
     seq: int
     samples: NDArray[np.float32]
     rate_hz: int = 16_000
+    stamp_source: StampSource = "arrival"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class Text:
     stamp_s: float
     seq: int
     text: str
+    stamp_source: StampSource = "arrival"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class Telemetry:
     seq: int
     fields: tuple[str, ...]
     values: NDArray[np.floating[Any]]
+    stamp_source: StampSource = "arrival"
 
 
 Reading = Frame | Sound | Text | Telemetry
@@ -82,3 +89,9 @@ class Observation:
     ages_s: Mapping[str, float]
     missing: frozenset[str] = frozenset()
     fresh: frozenset[str] = field(default=frozenset())
+
+    @property
+    def skew_s(self) -> float:
+        """Return how far apart the readings were captured: the largest age minus the smallest, texts aside; 0 for fewer than two."""
+        ages = [self.ages_s[name] for name, reading in self.readings.items() if not isinstance(reading, Text)]
+        return max(ages) - min(ages) if len(ages) > 1 else 0.0

@@ -34,6 +34,7 @@ from runtime.config.schema import Config
 from runtime.control.frozen_streams import FrozenReporter
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
+from runtime.control.sender_stamps import SenderStamps
 from runtime.control.tick import ControlLoop, TickListener, Utterances
 from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.deploy.learner_events import LearnerEvents
@@ -109,11 +110,12 @@ async def build(
     emit = reporter.event
 
     sensors = _sensors(config, faults)
-    inbox = Inbox(config.streams)
+    inbox = Inbox(config.streams, align=config.policy.align)
     topic_sensors = {
         n: (sensor, config.streams[n].kind) for n, sensor in sensors.items() if isinstance(sensor, TopicSensor)
     }
-    decoder = PayloadDecoder(topic_sensors, inbox.put, decoders, emit)
+    stamps = {name: SenderStamps(config.streams[name], wall, clock.now) for name in topic_sensors}
+    decoder = PayloadDecoder(topic_sensors, inbox.put, decoders, emit, clock.now, stamps)
 
     store = Store(state_dir / "experience", config.experience, on_event=emit)
     checkpoints = open_checkpoints(state_dir, config.promotion)

@@ -7,7 +7,7 @@ EXAMPLES: dict[str, str] = {
     "info": '{"agent": "demo", "version": "0.1.0", "mode": "autonomous", "policy": "000042-1f3a9c0e"}',
     "health": '{"tick": {"p50_ms": 11.2, "p99_ms": 24.9, "overruns": 0}, "policy": "000042-1f3a9c0e", "armed": true, "stopped": false}',
     "decision": '{"id": "3f9c1a2b7d4e-1042", "tick": 1042, "stamp": 1750000000.1, "policy": "000042-1f3a9c0e", "mode": "autonomous", '
-    '"actions": {"head": {"value": "left", "probability": 0.94}}, "value": 1.3, "reward": null, "ages_ms": {"front": 41}, "missing": [], "latency_ms": 11.4}',
+    '"actions": {"head": {"value": "left", "probability": 0.94}}, "value": 1.3, "reward": null, "ages_ms": {"front": 41}, "skew_ms": 0.0, "missing": [], "latency_ms": 11.4}',
     "event": '{"type": "sensor_lost", "stamp": 1750000000.1, "data": {"stream": "front", "reason": "no frame for 2 s"}}',
     "proposal/<actuator>": '{"value": "left", "decision": "3f9c1a2b7d4e-1042"}',
     "in/<stream>": '{"text": "find the red door"}',

@@ -6,14 +6,19 @@ thread; it is one assignment under the interpreter's lock. Knows nothing of tens
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from runtime.control.frozen_streams import FrozenStreams
 from sensors.config import AnyStream
-from sensors.readings import Observation, Reading
+from sensors.readings import Observation, Reading, Text
 
+HELD = 16
+"""Readings of each stream from which those of one moment are chosen."""
+SAME_S = 1e-3
+"""Readings captured within this time are of one moment."""
 AHEAD_S = 0.5
 """A reading that is stamped later than this after now has a wrong stamp."""
 
@@ -25,12 +30,25 @@ class _Slot:
     seen: Reading | None = None
     """The reading that the last tick used; any other is fresh."""
     drops: Counter[str] = field(default_factory=Counter)
+    held: deque[Reading] = field(default_factory=lambda: deque(maxlen=HELD))
+    """The newest readings, oldest first, to choose from where readings are aligned."""
+
+    def at(self, stamp_s: float) -> Reading | None:
+        """Return the newest reading that was captured at `stamp_s` or before, else the oldest that is held."""
+        held = tuple(self.held)
+        return next((one for one in reversed(held) if one.stamp_s <= stamp_s + SAME_S), held[0] if held else None)
 
 
 class Inbox:
-    """One slot for every stream."""
+    """One slot for every stream.
 
-    def __init__(self, streams: Mapping[str, AnyStream]) -> None:
+    Args:
+        streams: the settings.
+        align: `newest`: observe the newest reading of each stream; `common`: readings of about the same moment, texts aside.
+    """
+
+    def __init__(self, streams: Mapping[str, AnyStream], *, align: Literal["newest", "common"] = "newest") -> None:
+        self._align = align
         self._slots = {name: _Slot(limit_s=age_limit_s(settings)) for name, settings in streams.items()}
         self.frozen = FrozenStreams(streams)
         self._required = frozenset(name for name, settings in streams.items() if settings.required)
@@ -47,12 +65,15 @@ class Inbox:
             if current is not slot.seen:
                 slot.drops["superseded"] += 1
         slot.reading = reading
+        if self._align == "common" and not isinstance(reading, Text):
+            slot.held.append(reading)
 
     def observe(self, tick: int, now_s: float) -> Observation:
         """Compose the observation of a tick at `now_s` (monotonic seconds), and mark its readings as used."""
         readings: dict[str, Reading] = {}
         ages: dict[str, float] = {}
         fresh: list[str] = []
+        common_s = self._common_s(now_s) if self._align == "common" else None
         for name, slot in self._slots.items():
             reading = slot.reading
             if reading is None:
@@ -60,7 +81,10 @@ class Inbox:
             if reading.stamp_s > now_s + AHEAD_S:
                 slot.drops["future"] += 1  # else it would be fresh for ever, and newer readings out of order
                 slot.reading = None
+                slot.held.clear()
                 continue
+            if common_s is not None:
+                reading = slot.at(common_s) or reading
             ages[name] = max(0.0, now_s - reading.stamp_s)
             if ages[name] > slot.limit_s or self.frozen.is_missing(name):
                 continue
@@ -70,6 +94,15 @@ class Inbox:
                 slot.seen = reading
         missing = frozenset(self._slots.keys() - readings.keys())
         return Observation(tick, now_s, readings, ages, missing, frozenset(fresh))
+
+    def _common_s(self, now_s: float) -> float | None:
+        """Return the newest moment of which every stream that is not stale has a reading; None if there is no such stream."""
+        newest = [
+            slot.reading.stamp_s
+            for slot in self._slots.values()
+            if slot.held and slot.reading is not None and now_s - slot.reading.stamp_s <= slot.limit_s
+        ]
+        return min(newest, default=None)
 
     def stale(self, now_s: float) -> dict[str, float | None]:
         """Return the streams that are missing now, with their age in seconds (None: no reading yet)."""

@@ -11,9 +11,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+from runtime.control.sender_stamps import SenderStamps
 from runtime.mqtt import Message
 from runtime.process.events import Emit
 from sensors.base import PayloadRefused, TopicSensor
@@ -30,6 +31,7 @@ MAX_REASON = 200
 class _Pending:
     sensor: TopicSensor
     messages: deque[Message]
+    stamps: SenderStamps | None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -43,6 +45,7 @@ class PayloadDecoder:
         executor: Executor,
         emit: Emit = lambda _kind, _data: None,
         clock: Callable[[], float] = time.monotonic,
+        stamps: Mapping[str, SenderStamps] | None = None,
     ) -> None:
         """Make a queue for each stream.
 
@@ -52,9 +55,11 @@ class PayloadDecoder:
             executor: threads that decode.
             emit: publishes the event `payload_refused`.
             clock: monotonic seconds.
+            stamps: by stream, where the time of capture is from; default: the arrival.
         """
+        self.stamps = dict(stamps or {})
         self._pending = {
-            name: _Pending(sensor, deque(maxlen=SOUND_CHUNKS if kind == "microphone" else 1))
+            name: _Pending(sensor, deque(maxlen=SOUND_CHUNKS if kind == "microphone" else 1), self.stamps.get(name))
             for name, (sensor, kind) in sensors.items()
         }
         self._publish = publish
@@ -88,7 +93,7 @@ class PayloadDecoder:
             pending.wake.clear()
             while pending.messages:
                 message = pending.messages.popleft()
-                decode = partial(pending.sensor.decode, message.payload, message.stamp_s)
+                decode = partial(_decode, pending.sensor, pending.stamps, message)
                 try:
                     reading = await loop.run_in_executor(self._executor, decode)
                 except PayloadRefused as refusal:  # the sensor has counted it
@@ -106,3 +111,10 @@ class PayloadDecoder:
             self._next_s[key] = self._clock() + EVENT_EVERY_S
             fields = {"stream": name, "cause": refusal.cause, "reason": reason, "count": self._unpublished.pop(key)}
             self._emit("payload_refused", fields)
+
+
+def _decode(sensor: TopicSensor, stamps: SenderStamps | None, message: Message) -> Reading | None:
+    """Decode a message; the reading has the time of its capture and says where that is from."""
+    stamp_s, source = (message.stamp_s, None) if stamps is None else stamps.of(message)
+    reading = sensor.decode(message.payload, stamp_s)
+    return reading if reading is None or source is None else replace(reading, stamp_source=source)

@@ -97,9 +97,13 @@ class Health:
     def _stream(self, name: str, now: float, stale: Mapping[str, float | None]) -> dict[str, Any]:
         latest = self.inbox.latest(name)
         age = None if latest is None else round(now - latest.stamp_s, 3)
-        figures = {"age_s": age, "stale": name in stale, "drops": dict(self.drops(name))}
+        figures: dict[str, Any] = {"age_s": age, "stale": name in stale, "drops": dict(self.drops(name))}
         if (equal := self.inbox.frozen.figures().get(name)) is not None:
             figures["frozen"] = equal
+        if latest is not None:
+            figures["stamp_source"] = latest.stamp_source
+        if name in self.decoder.stamps:
+            figures |= self.decoder.stamps[name].figures()
         refusal = self.decoder.refusals.get(name)
         return figures if refusal is None else {**figures, "last_refusal": refusal}
 

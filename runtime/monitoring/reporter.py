@@ -134,6 +134,7 @@ def decision_body(ticked: TickResult) -> dict[str, Any]:
         "value": decided.value,
         "reward": ticked.reward,
         "ages_ms": {name: round(age * 1e3, 1) for name, age in observation.ages_s.items()},
+        "skew_ms": round(observation.skew_s * 1e3, 1),
         "missing": sorted(observation.missing),
         "latency_ms": round(ticked.latency_s * 1e3, 3),
     }

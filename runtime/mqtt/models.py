@@ -35,6 +35,8 @@ class Message:
     """Monotonic seconds of its arrival."""
     resumed: bool = False
     """It arrived shortly after a session was resumed, so the broker may have stored it, and its age is unknown."""
+    properties: tuple[tuple[str, str], ...] = ()
+    """User properties of MQTT 5, as name and value."""
 
 
 Handler = Callable[[Message], None]

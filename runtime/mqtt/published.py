@@ -100,6 +100,8 @@ class StreamHealth(Published):
     stale: bool = False
     drops: dict[Short, int] = Field({}, max_length=MAX_ENTRIES)
     last_refusal: Short | None = None
+    stamp_source: Short | None = None
+    """Where the time of capture is from: `arrival`, `sender` or `device`."""
 
 
 class GateHealth(Published):
@@ -140,6 +142,8 @@ class DecisionMessage(Published):
     actions: dict[Name, ActionMessage] = Field({}, max_length=MAX_ENTRIES)
     value: float | None = None
     ages_ms: dict[Name, float | None] = Field({}, max_length=MAX_ENTRIES)
+    skew_ms: float | None = None
+    """How far apart the readings of the decision were captured."""
     missing: list[Name] = Field([], max_length=MAX_ENTRIES)
     latency_ms: float | None = None
 

@@ -118,6 +118,7 @@ class Receiver:
             getattr(properties, "CorrelationData", None),
             self.heard_s,
             self.heard_s - self.resumed_s < RESUMED_S,
+            tuple(getattr(properties, "UserProperty", ())),
         )
         for name in self._routes(raw.topic):
             subscription = self.subscriptions[name]

@@ -7,7 +7,7 @@ Images are `foxglove.CompressedImage`: the original JPEG or PNG, else a PNG. Bot
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,9 @@ class ReadingCodec:
 
     def encode(self, reading: Reading) -> dict[str, Any]:
         """Return the body of a reading's message, without its timestamp."""
-        common = {"seq": reading.seq, "stamp_s": reading.stamp_s}
+        common: dict[str, Any] = {"seq": reading.seq, "stamp_s": reading.stamp_s}
+        if reading.stamp_source != "arrival":
+            common["stamp_source"] = reading.stamp_source
         match reading:
             case Frame():
                 return common | picture(reading.stream, reading.encoded or opencv.png(reading.image))
@@ -77,6 +79,10 @@ class ReadingCodec:
         Raises:
             ValueError: a message that is not one of ours.
         """
+        reading = self._decode(stream, schema, body)
+        return replace(reading, stamp_source=body.get("stamp_source", "arrival"))
+
+    def _decode(self, stream: str, schema: str, body: dict[str, Any]) -> Reading:
         stamp_s, seq = body["stamp_s"], body["seq"]
         match schema:
             case "foxglove.CompressedImage":

@@ -55,7 +55,7 @@ class CameraSensor(DriverSensor):
     def reading_of(self, message: Message) -> Frame:
         """Make a frame of a message: its body is RGB uint8 (height, width, 3)."""
         image = np.frombuffer(message.body, np.uint8).reshape(message.first, message.second, 3)
-        return Frame(self.name, message.stamp_s, self._next(), image)
+        return Frame(self.name, message.stamp_s, self._next(), image, stamp_source="device")
 
 
 class TopicCamera:

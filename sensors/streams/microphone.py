@@ -134,7 +134,7 @@ class MicrophoneSensor(DriverSensor):
             raise PayloadRefused("not_finite", "the source delivers samples that are not finite")
         if not self._window.add(samples, message.first):
             return None
-        return Sound(self.name, message.stamp_s, self._next(), self._window.take(), RATE_HZ)
+        return Sound(self.name, message.stamp_s, self._next(), self._window.take(), RATE_HZ, "device")
 
 
 class LossEstimator:

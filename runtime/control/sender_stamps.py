@@ -1,0 +1,165 @@
+"""Find when a reading that came over MQTT was captured: from the sender's stamp if that is plausible, else from its arrival.
+
+The stamp is a field of the payload or a user property of MQTT 5, in seconds, milliseconds or nanoseconds since 1970, or as ISO 8601.
+With a shared clock (NTP, PTP) the stamp itself counts, within bounds. With a clock of its own, the offset of the sender's clock is
+estimated: the least delay of each 10 s is taken as no delay, and a robust line through these (Theil 1950, Sen 1968) is the drift.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import combinations
+from typing import Any
+
+from runtime.mqtt import Message
+from sensors.base import PayloadRefused
+from sensors.codecs.json_payload import MISSING, look_up, parse_json, pointer_of
+from sensors.config import PROPERTY, AnyStream
+from sensors.readings import StampSource
+
+MAX_DELAY_S = 60.0
+"""A stamp that is older than this at its arrival is not believed."""
+AHEAD_S = 0.1
+"""A stamp further ahead of its arrival is not believed; clocks that are synchronised differ by less."""
+BIN_S = 10.0
+BINS = 60
+JUMP_S = 1.0
+"""The sender's clock was set if a stamp is this much later than its clock allows."""
+
+
+@dataclass(slots=True)
+class SenderClock:
+    """Estimates the offset and drift of a sender's clock against the arrival clock."""
+
+    _bins: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=BINS))
+    """Stamp and least difference (arrival minus stamp) of each 10 s."""
+    _least: tuple[float, float] | None = None
+    """The same of the present 10 s."""
+    _began_s: float = 0.0
+    _slope: float = 0.0
+    _intercept: float = math.inf
+    """Of the line through the bins."""
+
+    def captured_s(self, stamp_s: float, arrival_s: float) -> float:
+        """Return the capture time on the arrival clock of a reading that its sender stamped `stamp_s`."""
+        difference = arrival_s - stamp_s
+        expected = self._offset_s(stamp_s)
+        if difference < expected - JUMP_S or difference > expected + MAX_DELAY_S:
+            self._bins.clear()
+            self._least, self._slope, self._intercept = None, 0.0, math.inf
+        if self._least is None:
+            self._began_s, self._least = stamp_s, (stamp_s, difference)
+        elif difference - self._slope * stamp_s < self._least[1] - self._slope * self._least[0]:
+            self._least = (stamp_s, difference)
+        captured_s = stamp_s + min(self._offset_s(stamp_s), difference)
+        if not 0 <= stamp_s - self._began_s < BIN_S:
+            self._bins.append(self._least)
+            self._least = None
+            self._fit()
+        return min(captured_s, arrival_s)
+
+    def figures(self) -> dict[str, float]:
+        """Return the drift in parts per million: positive where the sender's clock is slow."""
+        return {"drift_ppm": round(self._slope * 1e6, 1)} if len(self._bins) > 2 else {}
+
+    def _offset_s(self, stamp_s: float) -> float:
+        """Return arrival minus stamp of a reading without delay, by all that is known."""
+        line = self._intercept + self._slope * stamp_s
+        if self._least is None:
+            return line
+        return min(line, self._least[1] + self._slope * (stamp_s - self._least[0]))
+
+    def _fit(self) -> None:
+        if len(self._bins) > 2:
+            self._slope = statistics.median(
+                (late[1] - early[1]) / (late[0] - early[0])
+                for early, late in combinations(self._bins, 2)
+                if late[0] > early[0]
+            )
+        self._intercept = min(each - self._slope * stamp_s for stamp_s, each in self._bins)
+
+
+class SenderStamps:
+    """The stamps of one stream's messages.
+
+    Args:
+        settings: of the stream.
+        wall: Unix seconds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, settings: AnyStream, wall: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        setting = settings.stamp
+        self._property = setting.removeprefix(PROPERTY) if setting.startswith(PROPERTY) else None
+        self._field = None if setting == "arrival" or self._property is not None else setting
+        self._pointer = None if self._field is None else pointer_of(self._field)
+        self._wall, self._clock = wall, clock
+        self._sender = SenderClock() if settings.stamp_clock == "own" else None
+        self.missing = self.implausible = 0
+        """Messages without a readable stamp, and with one that is not believed."""
+
+    def of(self, message: Message) -> tuple[float, StampSource]:
+        """Return the capture time of a message in monotonic seconds, and where it is from."""
+        if self._property is None and self._field is None:
+            return message.stamp_s, "arrival"
+        stamp_s = unix_seconds(self._stated(message))
+        if stamp_s is None:
+            self.missing += 1
+            return message.stamp_s, "arrival"
+        if self._sender is not None:
+            return self._sender.captured_s(stamp_s, message.stamp_s), "sender"
+        age_s = self._wall() - (self._clock() - message.stamp_s) - stamp_s
+        if not -AHEAD_S <= age_s <= MAX_DELAY_S:
+            self.implausible += 1
+            return message.stamp_s, "arrival"
+        return message.stamp_s - max(0.0, age_s), "sender"
+
+    def figures(self) -> dict[str, Any]:
+        """Return what `health` shows of a stream's stamps; empty while everything is as it should be."""
+        found: dict[str, Any] = {} if self._sender is None else dict(self._sender.figures())
+        counts = {"stamps_missing": self.missing, "stamps_implausible": self.implausible}
+        return found | {name: count for name, count in counts.items() if count}
+
+    def _stated(self, message: Message) -> object:
+        if self._property is not None:
+            return next((value for name, value in message.properties if name == self._property), None)
+        assert self._field is not None
+        try:
+            document = parse_json(message.payload)
+        except PayloadRefused:
+            return None
+        found = look_up(document, self._field, self._pointer) if isinstance(document, dict) else MISSING
+        return None if found is MISSING else found
+
+
+def unix_seconds(stated: object) -> float | None:
+    """Read a stamp: seconds, milliseconds or nanoseconds since 1970, also as text, or ISO 8601; None if it is none."""
+    if isinstance(stated, str):
+        try:
+            stated = float(stated)
+        except ValueError:
+            return _iso_seconds(str(stated))
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not math.isfinite(stated) or stated <= 0:
+        return None
+    seconds = float(stated)
+    for factor in (1e3, 1e3, 1e3):  # 1e11 s is the year 5138
+        if seconds < 1e11:
+            break
+        seconds /= factor
+    return seconds if seconds < 1e11 else None
+
+
+def _iso_seconds(text: str) -> float | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
