@@ -1,8 +1,8 @@
 """Find when a reading that came over MQTT was captured: from the sender's stamp if that is plausible, else from its arrival.
 
 The stamp is a field of the payload or a user property of MQTT 5, in seconds, milliseconds or nanoseconds since 1970, or as ISO 8601.
-With a shared clock (NTP, PTP) the stamp itself counts, within bounds. With a clock of its own, the offset of the sender's clock is
-estimated: the least delay of each 10 s is taken as no delay, and a robust line through these (Theil 1950, Sen 1968) is the drift.
+With a shared clock (NTP, PTP) the stamp itself counts, within bounds. Otherwise the offset and drift of the sender's clock are
+estimated. The least delay of each 10 s counts as no delay. A robust line through these is the drift (Theil 1950, Sen 1968).
 """
 
 from __future__ import annotations
