@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from actuators.safety.decisions import Proposal
-from fakes import free_port
+from fakes import eventually, free_port
 from runtime.agent.build import build
 from runtime.agent.components import Components
 from runtime.agent.jobs import jobs, unready
@@ -129,7 +129,7 @@ async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
             n = await live(parts, wall, 0.2, gains, n)
         assert parts.engine.version == good
         assert wall.now_s - begun_s <= 10.0
-        assert parts.checkpoints.live().failed == (bad,)
+        await eventually(lambda: parts.checkpoints.live().failed == (bad,), "LIVE follows what acts")
         await live(parts, wall, 2.0, gains, n)
         assert parts.store.flush()
     kinds = [kind for kind, _ in events if kind.startswith("policy")]
