@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -198,11 +198,14 @@ class Checkpoints:
         refused: Callable[[CheckpointRefused], None],
         shapes: Mapping[str, Shapes] | None = None,
         meaning: Mapping[str, Any] | None = None,
+        *,
+        without: Collection[str] = (),
     ) -> Loaded | None:
         """Load the live version, else the newest one that acted and still loads; None if there is none.
 
         If the file LIVE itself is lost, the last version that passed its probation is loaded: another one may be untried
-        or rolled back. `refused` is called with every version that was skipped.
+        or rolled back. `refused` is called with every version that was skipped, except
+        those in `without`.
         """
         live = self._live()
         if live is not None:
@@ -211,7 +214,7 @@ class Checkpoints:
             order = list(reversed(self._passed()))
         else:
             order = [path.name for path in sorted(self.folder.iterdir(), reverse=True) if VERSION.match(path.name)]
-        tried: set[str] = set(live.failed if live else ())
+        tried: set[str] = {*without, *(live.failed if live else ())}
         for version in order:
             if version in tried:
                 continue

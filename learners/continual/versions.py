@@ -134,11 +134,12 @@ class TaskVersionStore:
         write_atomically(self.folder / CURRENT, orjson.dumps(body))
 
     def _tidy(self) -> None:
-        """Keep the last few, the live one, and the one a rollback would return to."""
+        """Delete all but the last few, the live one, the one a rollback would return to, and the encoders of policies."""
         live, earlier = self.live(), self.was_live()
-        kept = {live.name if live is not None else "", *earlier[-1:]}
+        needed = {live.name if live is not None else "", *earlier[-1:]}
+        encoders = encoders_of_policies(self.folder.parents[2] / "checkpoints") if len(self.folder.parents) > 2 else ()
         for old in self.all()[:-KEEP]:
-            if old.name not in kept:
+            if old.name not in needed and old.encoder_version not in encoders:
                 self.remove(old)
 
     def all(self) -> list[TaskVersion]:
@@ -156,6 +157,15 @@ class TaskVersionStore:
     def remove(self, version: TaskVersion) -> None:
         """Delete one."""
         shutil.rmtree(version.path, ignore_errors=True)
+
+
+def encoders_of_policies(checkpoints: Path) -> frozenset[str]:
+    """Return the encoder versions that the policy versions of a folder name: without them these policies cannot act."""
+    found: set[str] = set()
+    for path in checkpoints.glob("*/manifest.json"):
+        with suppress(OSError, orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+            found |= {str(version) for version in orjson.loads(path.read_bytes())["encoder_versions"].values()}
+    return frozenset(found)
 
 
 def number_of(version: TaskVersion) -> int:

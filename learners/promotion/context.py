@@ -8,7 +8,7 @@ learner's candidates.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from learners.model.features import Features
 from learners.model.heads import Heads
 from learners.model.spec import PolicySpec
 from learners.promotion.feeding_tasks import FeedingTasks
+from learners.promotion.ope.logged_data import Logged
 
 MAX_TICK_SHARE = 0.5
 """Share of a tick's period that the fused policy may take; the rest is for encoders, gate and network."""
@@ -48,6 +49,9 @@ class RecentExperience(Protocol):
     def after(self, row: int) -> list[Row]:
         """Return rows with a number above the given one, in order; only some of them where there are many."""
 
+    def as_logged(self, transitions: Sequence[Transition]) -> list[Transition]:
+        """Return transitions of `recent` and `after` with the tokens that the acting policy saw."""
+
     def last_row(self) -> int:
         """Return the number of the newest row."""
 
@@ -68,12 +72,23 @@ class EvaluationContext:
     reward_delay_ticks: int = 0
     """Number of newest transitions that may still receive rewards."""
     encoder_versions: Mapping[str, str] = field(default_factory=dict)
-    """The present version of each stream's encoder."""
+    """By stream, the encoder version that the candidate was trained with."""
+    live_encoder_versions: Mapping[str, str] = field(default_factory=dict)
+    """By stream, the encoder version that the live policy acts with."""
     tasks: FeedingTasks = field(default_factory=lambda: FeedingTasks({}))
     """The tasks that feed the policy."""
     task_versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of these tasks that fed the live policy when it was written."""
     clock: Callable[[], float] = time.monotonic
+
+    def logged(self, transitions: Sequence[Transition]) -> Logged:
+        """Return logged decisions in which each policy sees the tokens of its own encoders."""
+        made = Logged(self.spec, transitions, dict(self.encoder_versions))
+        before = self.live_encoder_versions
+        differs = any(before.get(stream, version) != version for stream, version in self.encoder_versions.items())
+        if self.live is not None and differs:
+            made.show_to(self.live, Logged(self.spec, self.experience.as_logged(transitions), dict(before)))
+        return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from learners.promotion.context import EvaluationContext, StepResult, Working, working
 from learners.promotion.ope.evaluator import figures, gather, judge
-from learners.promotion.ope.logged_data import Logged
 
 
 def ope(context: EvaluationContext) -> Working:
@@ -22,7 +21,7 @@ def ope(context: EvaluationContext) -> Working:
     if context.live is None:
         return StepResult(passed=True, figures={"applies": False, "note": "no live version to compare with"})
     rows = context.experience.recent(settings.ope_decisions + context.reward_delay_ticks)
-    logged = Logged(context.spec, rows[: len(rows) - context.reward_delay_ticks], dict(context.encoder_versions))
+    logged = context.logged(rows[: len(rows) - context.reward_delay_ticks])
     evidence = yield from working(gather(context.candidate, context.live, logged))
     judged = judge(evidence, confidence=settings.confidence, min_effective_samples=settings.min_effective_samples)
     found = figures(judged) | {"decisions": len(logged), "own": int(evidence.own.sum()), "margin": settings.margin}

@@ -10,7 +10,6 @@ from typing import Any
 
 from learners.promotion.context import EvaluationContext, StepResult, Working, working
 from learners.promotion.ope.greedy_actions import act, agreement, collapsed, shares
-from learners.promotion.ope.logged_data import Logged
 
 FEWEST = 20
 """Fewer observations than this do not show a collapse."""
@@ -18,9 +17,7 @@ FEWEST = 20
 
 def sanity(context: EvaluationContext) -> Working:
     """Check finite numbers, and that no actuator is constant unless the live policy's is."""
-    logged = Logged(
-        context.spec, context.experience.recent(context.settings.sanity_observations), dict(context.encoder_versions)
-    )
+    logged = context.logged(context.experience.recent(context.settings.sanity_observations))
     if not len(logged):
         return StepResult(passed=True, figures={"observations": 0, "applies": False})
     candidate = yield from working(act(context.candidate, logged))

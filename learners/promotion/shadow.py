@@ -25,7 +25,7 @@ from learners.promotion.context import MAX_TICK_SHARE, EvaluationContext, StepRe
 from learners.promotion.ope.evaluator import OffPolicyResult, gather, judge
 from learners.promotion.ope.evaluator import figures as estimates
 from learners.promotion.ope.greedy_actions import Values, agreement, is_sound, outside, shares
-from learners.promotion.ope.logged_data import ActingPolicy, Logged
+from learners.promotion.ope.logged_data import ActingPolicy
 
 
 def shadow(context: EvaluationContext) -> Working:
@@ -73,14 +73,15 @@ class ShadowRun:
     def take(self, row: Row) -> None:
         """Decide one fresh tick with both policies."""
         history = [*self.past, row.transition]
-        logged = Logged(self.context.spec, history, dict(self.context.encoder_versions))
-        features = logged.seen(logged.history(slice(len(history) - 1, len(history))))
+        logged = self.context.logged(history)
+        at_BH = logged.history(slice(len(history) - 1, len(history)))
+        features = logged.seen(at_BH)
         started = time.thread_time()
         out = _decide(self.context.candidate, features)
         self.seconds.append(time.thread_time() - started)
         self.sound &= is_sound(out)
         self.candidate_values.append(_values(out))
-        self.live_values.append(_values(_decide(self.live, features)))
+        self.live_values.append(_values(_decide(self.live, logged.of(self.live).seen(at_BH))))
         self.ticks, self.last = self.ticks + 1, row.row
         self.past = history[len(history) - self.context.spec.history + 1 :]
 
@@ -97,7 +98,7 @@ class ShadowRun:
         kept = [row.transition for row in rows[: max(0, len(rows) - self.context.reward_delay_ticks)]]
         if not kept:
             return OffPolicyResult(unknown="no new decision with a settled reward")
-        logged = Logged(self.context.spec, kept, dict(self.context.encoder_versions))
+        logged = self.context.logged(kept)
         evidence = yield from gather(self.context.candidate, self.live, logged)
         return judge(evidence, confidence=settings.confidence, min_effective_samples=settings.min_effective_samples)
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.experience.reader import Reader, raw_reading
+from learners.experience.reader import Reader, Row, raw_reading
 from learners.experience.transition import Transition
 from learners.model.encoders.base import Encoder
 from learners.reencoding.token_store import StoredTokens, TokenStore
@@ -80,6 +80,31 @@ class Reencoder:
                     return written
                 written += self._chunk(stream, replay.versions[stream], rows[start : start + CHUNK])
         return written
+
+    def renew(self, rows: Sequence[Row], versions: Mapping[str, str]) -> list[Transition]:
+        """Return the transitions of rows with tokens of the given encoder versions, encoded now where none are stored.
+
+        Tokens without a raw reading stay as they were logged.
+        """
+        renewed = self.recoded.renew(rows, versions)
+        for number, transition in enumerate(renewed):
+            there = transition.encoder_versions
+            stale = [stream for stream, version in versions.items() if there.get(stream, version) != version]
+            made = {stream: self._now(stream, versions[stream], rows[number].transition) for stream in stale}
+            if found := {stream: tokens for stream, tokens in made.items() if tokens is not None}:
+                renewed[number] = replace(
+                    transition,
+                    tokens={**transition.tokens, **found},
+                    encoder_versions={**there, **{stream: versions[stream] for stream in found}},
+                )
+        return renewed
+
+    def _now(self, stream: str, version: str, transition: Transition) -> Tokens | None:
+        key = (stream, version)
+        if key not in self._encoders:
+            self._encoders[key] = self.encoder_of(stream, version)
+        encoder = self._encoders[key]
+        return None if encoder is None else self._tokens(stream, version, encoder, transition)
 
     def figures(self) -> dict[str, int]:
         """For `health.learner`."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -26,6 +27,7 @@ from learners.promotion.context import EvaluationContext, Step
 from learners.promotion.feeding_tasks import FeedingTasks
 from learners.promotion.pipeline import EvaluationRun, PromotionResult
 from learners.promotion.steps import STEPS
+from learners.reencoding.reencoder import Reencoder
 from learners.worker.learner import Learner
 
 ROWS_PER_READ = 256
@@ -36,23 +38,35 @@ class LearnerExperience:
     """The newest transitions of the store, as the learner sees them.
 
     Args:
-        learner: knows the encoders' versions and the tokens that were encoded again.
+        learner: knows the encoder versions that training follows.
         reader: of the experience.
+        reencoder: makes the tokens of these versions; None where no encoder follows a task.
     """
 
-    def __init__(self, learner: Learner, reader: Reader) -> None:
-        self.learner, self.reader = learner, reader
+    def __init__(self, learner: Learner, reader: Reader, reencoder: Reencoder | None = None) -> None:
+        self.learner, self.reader, self.reencoder = learner, reader, reencoder
+        self._logged: dict[str, Transition] = {}
+        """By decision, the transitions of the last reads as they were logged."""
 
     def recent(self, count: int) -> list[Transition]:
-        """Return the newest transitions, oldest first, with the tokens of the present encoders where these exist."""
-        rows, learner = self.reader.newest(count), self.learner
-        if learner.recoded is None:
-            return [row.transition for row in rows]
-        return learner.recoded.renew(rows, learner.replay.versions)
+        """Return the newest transitions, oldest first, with the tokens of the encoders that training follows."""
+        self._logged.clear()
+        return [row.transition for row in self._renewed(self.reader.newest(count))]
 
     def after(self, row: int) -> list[Row]:
-        """Return rows with a number above the given one, at most `ROWS_PER_READ`."""
-        return self.reader.rows(row + 1, row + 1 + ROWS_PER_READ)
+        """Return rows with a number above the given one, at most `ROWS_PER_READ`, with the same tokens."""
+        return self._renewed(self.reader.rows(row + 1, row + 1 + ROWS_PER_READ))
+
+    def as_logged(self, transitions: Sequence[Transition]) -> list[Transition]:
+        """Return transitions of `recent` and `after` with the tokens that the acting policy saw."""
+        return [self._logged.get(one.decision, one) for one in transitions]
+
+    def _renewed(self, rows: list[Row]) -> list[Row]:
+        if self.reencoder is None:
+            return rows
+        self._logged |= {row.transition.decision: row.transition for row in rows}
+        renewed = self.reencoder.renew(rows, self.learner.replay.versions)
+        return [replace(row, transition=one) for row, one in zip(rows, renewed, strict=True)]
 
     def last_row(self) -> int:
         """Return the number of the newest row."""
@@ -69,6 +83,7 @@ class CandidateManager:
         outbox: takes the events.
         settings: of promotion.
         tasks: the tasks that feed the policy.
+        reencoder: makes the tokens of an encoder's new version, with which a candidate is evaluated.
         steps: the registry of promotion steps.
         clock: monotonic seconds.
     """
@@ -82,12 +97,14 @@ class CandidateManager:
         outbox: Outbox,
         settings: PromotionSettings,
         tasks: FeedingTasks,
+        reencoder: Reencoder | None = None,
         steps: Mapping[str, Step] = STEPS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
         self.learner, self.checkpoints, self.reader = learner, checkpoints, reader
         self.outbox, self.settings, self.tasks, self.steps = outbox, settings, tasks, steps
+        self.reencoder = reencoder
         self.live: tuple[str, Any] | None = None
         """The live version and its policy."""
         self.last_result: PromotionResult | None = None
@@ -194,11 +211,12 @@ class CandidateManager:
             candidate=candidate,
             live=live[1] if live else None,
             live_version=self.checkpoints.live().version,
-            experience=LearnerExperience(self.learner, self.reader),
+            experience=LearnerExperience(self.learner, self.reader, self.reencoder),
             settings=self.settings,
             period_s=1 / self.learner.rate_hz,
             reward_delay_ticks=self.learner.replay.settle,
             encoder_versions=dict(self.learner.replay.versions),
+            live_encoder_versions=self._live_encoders(),
             tasks=self.tasks,
             task_versions=self._task_versions(),
             clock=self.clock,
@@ -210,6 +228,12 @@ class CandidateManager:
         live = self.live[0] if self.live else None
         manifest = next((m for m in self.checkpoints.list() if m.version == live), None)
         return dict(manifest.data.get("tasks", {})) if manifest is not None else {}
+
+    def _live_encoders(self) -> Mapping[str, str]:
+        """Return the encoder versions, by stream, that the live policy acts with."""
+        live = self.live[0] if self.live else None
+        manifest = next((m for m in self.checkpoints.list() if m.version == live), None)
+        return manifest.encoder_versions if manifest is not None else {}
 
     def _live_policy(self) -> tuple[str, Any] | None:
         version = self.checkpoints.live().version

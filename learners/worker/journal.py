@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from learners.files import write_atomically
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """What the learner loaded after `update` updates: experience up to a position, new weights, or re-encoded tokens."""
+    """What the learner loaded after `update` updates: experience, new weights, re-encoded tokens, or other encoder versions."""
 
     number: int
     """Counts up; a saved state says which was the last it contains."""
@@ -33,6 +33,8 @@ class JournalEntry:
     """How far the exploration of `version` had come; see `Algorithm.exploration`."""
     recoded: int | None = None
     """Re-encoded tokens were loaded up to this entry of `reencoded.db`."""
+    encoders: dict[str, str] | None = None
+    """By stream, the encoder version that training follows from here."""
 
     @property
     def moment(self) -> SnapshotId:
@@ -102,6 +104,8 @@ class Position:
     """Other ticks that entered the statistics of the inputs."""
     unobserved: int = 0
     """Transitions in the replay that a part which sees each one once has not seen yet."""
+    encoders: dict[str, str] = field(default_factory=dict)
+    """By stream, the encoder version that training follows; the other streams follow what acts."""
 
     @property
     def moment(self) -> SnapshotId:

@@ -160,7 +160,9 @@ class Learner:
     def _take(self, row: Row) -> None:
         """Take one tick: to learn from where somebody acted, else for the statistics of the inputs and as context."""
         transition, position = row.transition, self.position
-        self._follow_encoders(transition.encoder_versions)
+        followed = position.encoders
+        acting = {stream: one for stream, one in transition.encoder_versions.items() if stream not in followed}
+        self._take_encoders(acting)
         if transition.at_rest:
             if position.resting < REST_ROWS + position.acting * REST_SHARE:
                 position.resting += 1
@@ -178,7 +180,7 @@ class Learner:
         if len(self._seen) >= SEEN_AT_ONCE:
             self._normalise()
 
-    def _follow_encoders(self, versions: Mapping[str, str]) -> None:
+    def _take_encoders(self, versions: Mapping[str, str]) -> None:
         """Take the present encoder versions; the statistics of a stream with a new encoder start over."""
         known = self.replay.versions
         changed = [name for name, version in versions.items() if known.get(name, version) != version]
@@ -190,13 +192,21 @@ class Learner:
     def _normalise(self) -> None:
         """Merge the ticks just taken in into the statistics of the inputs."""
         shapes = {s.name: (s.tokens, s.width) for s in self.spec.streams}
-        tokens = [{name: x for name, x in each.tokens.items() if x.shape == shapes.get(name)} for each in self._seen]
+        tokens = [
+            {name: x for name, x in each.tokens.items() if x.shape == shapes.get(name) and self._is_present(each, name)}
+            for each in self._seen
+        ]
         if self._seen:
             present, ages = [each.present for each in self._seen], [each.ages_s for each in self._seen]
             self.algorithm.normalise(
                 recorded(self.spec, tokens, present, ages).map(lambda x: x[:, None]).to(self.device)
             )
             self._seen.clear()
+
+    def _is_present(self, transition: Transition, stream: str) -> bool:
+        """Return whether a tick's tokens of a stream are of the encoder version that training uses."""
+        version = transition.encoder_versions.get(stream)
+        return version is None or version == self.replay.versions.get(stream, version)
 
     def take_reencoded(self, until: int | None = None) -> int:
         """Load re-encoded tokens into the replay buffer, up to an entry (default: all); return the number of matching rows."""
@@ -228,9 +238,28 @@ class Learner:
                 self._normalise()
         return came
 
+    def follow_encoders(self, versions: Mapping[str, str]) -> None:
+        """Train with the tokens of these encoder versions from now on; the other streams follow what acts.
+
+        Args:
+            versions: by stream, the version that the live version of its task makes.
+        """
+        if versions != self.position.encoders:
+            self._note(encoders=dict(versions))
+            self._follow(versions)
+
+    def _follow(self, versions: Mapping[str, str]) -> None:
+        self._take_encoders(versions)
+        self.position.encoders = dict(versions)
+
     def train(self, deadline_s: float, *, until: int | None = None, clock: Callable[[], float] = time.monotonic) -> int:
-        """Do the pending updates until a moment of `clock`, or up to update number `until`; returns how many were done."""
+        """Do the pending updates until a moment of `clock`, or up to update number `until`; returns how many were done.
+
+        None are done while every transition waits for the tokens of an encoder's new version.
+        """
         done = 0
+        if until is None and self.position.pending_updates >= 1 and not self.replay.strata().sampleable:
+            return done
         while clock() < deadline_s and (
             self.position.pending_updates >= 1 if until is None else self.position.update < until
         ):
@@ -301,6 +330,8 @@ class Learner:
             self.position.entry = entry.number
             if entry.version is not None:
                 self.load_weights(load(entry.version), entry.exploration)
+            elif entry.encoders is not None:
+                self._follow(entry.encoders)
             elif entry.recoded is not None:
                 self.take_reencoded(entry.recoded)
             else:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ from learners.worker.learner import Learner
 from learners.worker.torch_limits import background_stream
 
 POLL_S = 0.2
+ENCODED_LATER = 64
+"""Rows that may still wait for an encoder's new version when the evaluation of a candidate begins."""
 STORAGE_RETRY_S = 5.0
 """Between two attempts to write while the disk refuses; training pauses, because its journal cannot be written."""
 _LOG = logging.getLogger(__name__)
@@ -100,7 +103,8 @@ class LearnerLoop:
             device=self.device,
             recoded=recoded,
         )
-        self.reencoder = Reencoder(self.reader, recoded, EncoderVersions(inputs))
+        self.encoder_versions = EncoderVersions(inputs)
+        self.reencoder = Reencoder(self.reader, recoded, self.encoder_versions)
         tasks = tasks_of(inputs, self.reader)
         self.finetuning = FinetuneRunner(inputs, tasks, self.outbox)
         self.candidates = CandidateManager(
@@ -110,6 +114,7 @@ class LearnerLoop:
             outbox=self.outbox,
             settings=promotion,
             tasks=FeedingTasks(tasks),
+            reencoder=self.reencoder,
             steps=steps,
             clock=clock,
         )
@@ -181,6 +186,7 @@ class LearnerLoop:
         """Do one round: ingest experience, update the policy for a while, and start or continue what is due."""
         settings = self.inputs.learner
         self.candidates.follow_rollback()
+        self.learner.follow_encoders(self.encoder_versions.followed(partial(self.outbox.post, "encoder_refused")))
         self.learner.ingest()
         done = self.learner.train(self.clock() + settings.update_every_s, clock=self.clock)
         state = "training" if done else ("waiting" if not self.learner.position.update else "idle")
@@ -197,6 +203,8 @@ class LearnerLoop:
             self.candidates.resume(self.clock() + settings.update_every_s)
         elif on_probation(self.inputs.state_dir, time.time()):
             pass  # what acts is on probation; one change at a time, so that it is known what a drop is due to
+        elif self.reencoder.waiting > ENCODED_LATER:
+            pass  # an encoder changed: a candidate is evaluated with its tokens
         elif self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:
             self.candidates.begin()
 

@@ -143,6 +143,8 @@ async def build(
     learner_events = LearnerEvents(outbox, emit, {"source_quarantined": sources.report})
     policy_updater = PolicyUpdater(checkpoints, engine, probation, learner_events, emit)
     await policy_updater.start()
+    encoder_updater = EncoderUpdater(config, engine, emit)
+    await encoder_updater.start()
 
     utterances = Utterances()
     task_outputs = _task_outputs(config, control, topics, reporter, utterances, sensors)
@@ -236,7 +238,7 @@ async def build(
         learner_events=learner_events,
         engine=engine,
         policy_updater=policy_updater,
-        encoder_updater=EncoderUpdater(config, engine, emit),
+        encoder_updater=encoder_updater,
         task_outputs=task_outputs,
         task_updater=task_updater,
         viewer=viewer,

@@ -1,10 +1,12 @@
-"""Keep the engine's encoders at the live versions of the tasks that fine-tune them.
+"""Load the fine-tuned encoders of an untrained policy, and publish every change of an encoder.
 
-Only encoders that follow a task are updated. Tokens that were stored under an older version stay under its name; the learner
-leaves them out, and new readings are encoded by the new version. A recording names the encoder versions of every decision;
-`restore` loads them for a replay, before the tick that first had them.
+A trained policy acts with the encoder versions of its manifest: the engine loads both together (`Engine.load`). A new version of
+a task therefore does not change the inputs of a trained policy. The learner evaluates it with the next candidate, and both go
+live and are rolled back together. Only an untrained policy follows the task directly, from before its first tick. A recording
+names the encoder versions of every decision; `restore` loads them for a replay, before the tick that first had them.
 
-Events: `encoder_swapped`, `encoder_refused`, `encoder_without_task` (it should follow a task, and no task fits).
+Events: `encoder_swapped`, `encoder_refused`, `encoder_on_trial` (a trained policy waits for a candidate that was trained with
+the new weights), `encoder_without_task` (it should follow a task, and no task fits).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from runtime.config.schema import Config
 from runtime.deploy.pointer_follower import PointerFollower
-from runtime.inference.engine import Engine
+from runtime.inference.engine import UNTRAINED, Engine
 from runtime.process.events import Emit
 
 POLL_S = 0.5
@@ -34,7 +36,7 @@ class EncoderVersionNotFound(ValueError):  # noqa: N818 - reads as what happened
 
 @dataclass(slots=True)
 class EncoderUpdater:
-    """Follows one live pointer for each encoder that a task fine-tunes."""
+    """Follows one live pointer for each encoder that a task fine-tunes. Call `start` before the first tick."""
 
     config: Config
     engine: Engine
@@ -42,6 +44,8 @@ class EncoderUpdater:
     tasks: dict[str, str] = field(init=False)
     """By encoder."""
     _pointers: dict[str, PointerFollower[TaskVersion]] = field(init=False)
+    _acting: dict[str, str] = field(init=False)
+    """The encoder versions that acted at the last look, by encoder."""
 
     def __post_init__(self) -> None:
         routes = {name: stream.encoder for name, stream in self.config.streams.items()}
@@ -50,11 +54,18 @@ class EncoderUpdater:
             encoder: PointerFollower(TaskVersionStore(self.folder / task).live, partial(self._activate, encoder))
             for encoder, task in self.tasks.items()
         }
+        self._acting = self._present()
 
     @property
     def folder(self) -> Path:
         """Where the tasks' versions are."""
         return self.config.state_dir / "learner" / "tasks"
+
+    async def start(self) -> None:
+        """Load the encoders of an untrained policy, so that no tick acts on others."""
+        for encoder in self.tasks:
+            await self.sync(encoder)
+        self._acting = self._present()
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -64,10 +75,11 @@ class EncoderUpdater:
         while self.tasks:
             for encoder in self.tasks:
                 await self.sync(encoder)
+            self._publish_swaps()
             await asyncio.sleep(POLL_S)
 
     async def sync(self, encoder: str) -> bool:
-        """Load the task's live version if it is a new one; True when the encoder changed."""
+        """Look at the task's live version: load a new one if the policy is untrained. True when the encoder changed."""
         return await self._pointers[encoder].sync()
 
     async def restore(self, wanted: Mapping[str, str]) -> None:
@@ -91,6 +103,17 @@ class EncoderUpdater:
                     f"encoder {name}: its version {version} is no longer here (now {encoder.version})"
                 )
 
+    def _present(self) -> dict[str, str]:
+        return {name: encoder.version for name, encoder in self.engine.encoders.items()}
+
+    def _publish_swaps(self) -> None:
+        """Publish the encoders that changed with the policy since the last look."""
+        before, self._acting = self._acting, self._present()
+        for name, version in self._acting.items():
+            if version != before.get(name, version):
+                fields = {"encoder": name, "task": self.tasks.get(name), "before": before[name], "version": version}
+                self.emit("encoder_swapped", {**fields, "policy": self.engine.version})
+
     def _state(self, encoder: str, folder: Path) -> dict[str, Tensor]:
         settings, base = self.config.encoders[encoder], self.engine.encoders[encoder]
         return state_of(settings, base, folder)
@@ -99,6 +122,10 @@ class EncoderUpdater:
         task = self.tasks[encoder]
         fields = {"encoder": encoder, "task": task, "task_version": version.name}
         before = self.engine.encoders[encoder].version
+        if self.engine.version != UNTRAINED:
+            if version.encoder_version != before:
+                self.emit("encoder_on_trial", {**fields, "acting": before, "policy": self.engine.version})
+            return False
         try:
             state = await asyncio.to_thread(self._state, encoder, version.path)
             changed = await self.engine.load_encoder(encoder, state)
@@ -107,5 +134,6 @@ class EncoderUpdater:
             self.emit("encoder_refused", {**fields, "version": before, "reason": str(error)})
             return False
         if changed:
-            self.emit("encoder_swapped", {**fields, "before": before, "version": self.engine.encoders[encoder].version})
+            self._acting[encoder] = now = self.engine.encoders[encoder].version
+            self.emit("encoder_swapped", {**fields, "before": before, "version": now, "policy": self.engine.version})
         return changed

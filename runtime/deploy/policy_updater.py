@@ -54,7 +54,7 @@ class PolicyUpdater:
         self._pointer = PointerFollower(lambda: self.checkpoints.live().version, self._activate)
 
     async def start(self) -> None:
-        """Load the live version, else the newest that acted and still loads; without one, untrained weights act.
+        """Load the live version with its encoders, else the newest that acted and still loads; else untrained weights act.
 
         If LIVE is damaged, the last version that passed its probation acts, and LIVE names it again. Without such a version
         the untrained weights act in mode shadow. So they do if versions acted before and none of them loads, as when the
@@ -62,22 +62,36 @@ class PolicyUpdater:
         """
         damaged = await asyncio.to_thread(lambda: self.checkpoints.is_pointer_damaged)
         await asyncio.to_thread(self.probation.start)
-        refused: list[CheckpointRefused] = []
-        loaded = await asyncio.to_thread(
-            self.checkpoints.load_live, refused.append, self.engine.shapes, self.engine.spec.meaning()
-        )
-        for refusal in refused:
-            self._refused(refusal)
+        refused: dict[str, CheckpointRefused] = {}
+        while (version := await asyncio.to_thread(self._loadable, refused)) is not None:
+            await self.probation.before_activation(version)
+            try:
+                await self._switch(version)
+            except CheckpointRefused as refusal:
+                self.probation.activation_failed(version)
+                refused[version] = refusal
+            else:
+                break
+        for each in refused.values():
+            self._refused(each)
         if damaged:
-            await asyncio.to_thread(self._pointer_damaged, None if loaded is None else loaded.manifest.version)
-        elif loaded is None and refused:
-            self._unusable(refused)
-        if loaded is None:
+            await asyncio.to_thread(self._pointer_damaged, version)
+        elif version is None and refused:
+            self._unusable(list(refused.values()))
+        if version is None:
             remedy = "let the learner run, or put a checkpoint of `reflexd train` in place"
             self.emit("policy_untrained", {"remedy": remedy})
-            return
-        await self.probation.before_activation(loaded.manifest.version)
-        await self._switch(loaded.manifest.version)
+
+    def _loadable(self, refused: dict[str, CheckpointRefused]) -> str | None:
+        """Return the newest version that loads and is not in `refused`; add those that do not load."""
+
+        def refuse(refusal: CheckpointRefused) -> None:
+            refused[refusal.version] = refusal
+
+        loaded = self.checkpoints.load_live(
+            refuse, self.engine.shapes, self.engine.spec.meaning(), without=frozenset(refused)
+        )
+        return loaded.manifest.version if loaded is not None else None
 
     async def run(self) -> None:
         """Follow LIVE and probation until cancelled."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from functools import partial
 
 import structlog
 import torch
+from torch import Tensor
 
 from actuators.actions import action_space
 from learners.checkpoints.store import Checkpoints
+from learners.continual.versions import TaskVersionStore
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.selection import BackendSettings
@@ -20,6 +23,8 @@ from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from learners.reencoding.encoder_versions import find_state
+from learners.reencoding.task_encoder import encoder_tasks
 from learners.torch_device import pick_device
 from runtime.config.schema import Config
 from runtime.inference.engine import Engine
@@ -60,6 +65,7 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
         calibrations=Calibrations(config.state_dir, wanted, shared_cache()),
         load_weights=checkpoints.load,
         field_kinds={name: field_kinds_of(stream) for name, stream in config.streams.items()},
+        find_encoder=partial(find_encoder, config),
         device=device,
         seed=zlib.crc32(config.agent.encode()),
     )
@@ -67,6 +73,17 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
     chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
     _LOG.info("engine.ready", device=str(device), backends=chosen, streams=list(spec.names))
     return engine
+
+
+def find_encoder(config: Config, name: str, version: str, base: Encoder) -> dict[str, Tensor] | None:
+    """Return the weights of an encoder in a version, out of the versions of the task that it follows; None if none has them."""
+    routes = {stream: settings.encoder for stream, settings in config.streams.items()}
+    task = encoder_tasks(config.encoders, config.tasks, routes).get(name)
+    if task is None:
+        return None
+    return find_state(
+        config.encoders[name], base, TaskVersionStore(config.state_dir / "learner" / "tasks" / task), version
+    )
 
 
 def untrained(spec: PolicySpec, seed: int) -> Policy:

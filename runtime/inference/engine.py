@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.checkpoints.manifest import Loaded
+from learners.checkpoints.manifest import CheckpointRefused, Loaded
 from learners.checkpoints.tensors import Shapes, shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.cuda import CudaGraphRun, stream_of
@@ -103,6 +103,7 @@ class Engine:
         routes: which encoder reads each stream; telemetry has none.
         calibrations: chooses backends and remembers them.
         load_weights: reads and verifies a version's weights, which must have the given shapes and meaning; `load` raises what it raises.
+        find_encoder: finds the weights of the encoder versions that a policy's manifest names.
         version: name of the weights to start with.
         device: where the policy lives.
         seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
@@ -113,6 +114,8 @@ class Engine:
     routes: Mapping[str, str]
     calibrations: Calibrations
     load_weights: Callable[[str, Mapping[str, Shapes], Mapping[str, Any]], Loaded]
+    find_encoder: Callable[[str, str, Encoder], Mapping[str, Tensor] | None] = lambda _name, _version, _base: None
+    """Returns the weights of an encoder in a version, given the encoder in another one; None if they are not on disk."""
     version: str = UNTRAINED
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
@@ -123,6 +126,8 @@ class Engine:
     fuse_history_as_batch: bool = False
     """Whether new weights fuse the history in one batch. Only a replay of recordings that state no conditions sets it."""
     _live: _Loaded = field(init=False)
+    _pretrained: dict[str, Encoder] = field(init=False)
+    """The encoders of the start, as the settings name them."""
     _versions: dict[str, _Loaded] = field(init=False)
     """The loaded versions by name, the acting one among them; the inference thread alone changes it."""
     _cache: dict[str, _Cached] = field(default_factory=dict)
@@ -145,6 +150,7 @@ class Engine:
         self._statistics = InputStatistics(self.spec, self.device)
         self.policy = self.policy.to(self.device).eval()
         self._live = self._inference.submit(self._first).result()
+        self._pretrained = dict(self.encoders)
         self._versions = {self.version: self._live}
 
     def _first(self) -> _Loaded:
@@ -281,9 +287,9 @@ class Engine:
         await self.activate(version)
 
     async def load_encoder(self, name: str, state: Mapping[str, Tensor]) -> bool:
-        """Load other weights into an encoder between two ticks; False where it has them already. The policy stays.
+        """Load other weights into an encoder of the acting version between two ticks; False where it has them already.
 
-        Cached tokens of the older weights are not used again: current readings are encoded again, and the history is cleared.
+        This is for an untrained policy and for replays: a trained policy acts with the encoders of its manifest. Cached tokens of the older weights are not used again: current readings are encoded again, and the history is cleared.
 
         Raises:
             RuntimeError: a weight is missing, unknown or of another shape.
@@ -297,13 +303,9 @@ class Engine:
         return True
 
     def _take(self, name: str, tuned: Encoder) -> None:
-        """Replace an encoder between two ticks, in the acting version and in all that use the same as a base."""
-        base = self.encoders[name].version
+        """Replace an encoder of the acting version between two ticks."""
         self.encoders = {**self.encoders, name: tuned}
-        for version, one in self._versions.items():
-            if one is self._live or one.encoders[name].version == base:
-                self._versions[version] = replace(one, encoders={**one.encoders, name: tuned})
-        self._live = self._versions[self._live.version]
+        self._live = self._versions[self._live.version] = replace(self._live, encoders=self.encoders)
         self._past.clear()
 
     def _prepare(self, version: str) -> _Loaded:
@@ -315,7 +317,7 @@ class Engine:
         head, mine = acting.heads.continuous, policy.heads.continuous
         if head is not None and mine is not None:
             mine.share_exploration(head)
-        encoders = {name: self._tuned(name, base, weights) for name, base in self.encoders.items()}
+        encoders = {name: self._encoder_of(name, base, weights) for name, base in self._pretrained.items()}
         return _Loaded(version, policy, encoders, self._fuse_run(policy))
 
     def _add(self, loaded: _Loaded) -> None:
@@ -326,10 +328,32 @@ class Engine:
             raise ValueError(f"policy version {version} acts; activate another one before its release")
         self._versions.pop(version, None)
 
-    def _tuned(self, name: str, base: Encoder, weights: Loaded) -> Encoder:
-        """Return the encoder with the checkpoint's weights, or the pretrained one where the checkpoint has none."""
-        state = weights.tensors.get(ENCODER_FILE + name)
-        return base if state is None else self._with_state(name, base, state)
+    def _encoder_of(self, name: str, base: Encoder, weights: Loaded) -> Encoder:
+        """Return the encoder that a checkpoint was trained with: by its own weights, else by the version in its manifest.
+
+        A checkpoint that names none acts with the pretrained encoder.
+
+        Raises:
+            CheckpointRefused: that version is not on disk.
+        """
+        if (state := weights.tensors.get(ENCODER_FILE + name)) is not None:
+            return self._with_state(name, base, state)
+        manifest = weights.manifest
+        routed = {stream for stream, route in self.routes.items() if route == name}
+        wanted = {version for stream, version in manifest.encoder_versions.items() if stream in routed}
+        if not wanted:
+            return base
+        loaded = (base, *(one.encoders[name] for one in self._versions.values()))
+        if (known := next((one for one in loaded if {one.version} == wanted), None)) is not None:
+            return known
+        found = self.find_encoder(name, next(iter(wanted)), base) if len(wanted) == 1 else None
+        tuned = self._with_state(name, base, found) if found is not None else base
+        if {tuned.version} != wanted:
+            detail = (
+                f"it was trained with version {' and '.join(sorted(wanted))} of encoder {name}, which is not on disk"
+            )
+            raise CheckpointRefused(manifest.version, "encoder_missing", detail)
+        return tuned
 
     def _with_state(self, name: str, base: Encoder, state: Mapping[str, Tensor]) -> Encoder:
         """Return a copy with other weights on its backend, or the acting encoder where it has the same."""
@@ -349,7 +373,7 @@ class Engine:
             return
         if any(encoder.version != self._live.encoders[name].version for name, encoder in live.encoders.items()):
             self._past.clear()
-        self._live, self.policy = live, live.policy
+        self._live, self.policy, self.encoders = live, live.policy, live.encoders
         if self.fuse_history_as_batch:
             self._past.fuse_again_as_batch(live.policy)
         else:

@@ -74,11 +74,13 @@ class Logged:
     altered: float
     """Largest share, over the actuators, of the policy's proposals that the gate changed."""
     _replay: ReplayBuffer
+    _shown: tuple[ActingPolicy, Logged] | None
 
     def __init__(
         self, spec: PolicySpec, transitions: Sequence[Transition], versions: dict[str, str] | None = None
     ) -> None:
         self.spec, self.transitions = spec, transitions
+        self._shown = None
         count = len(transitions)
         single = replace(spec, history=1)  # histories are put together here, so that nothing is held or encoded twice
         self._replay = ReplayBuffer(single, max_bytes=1 << 62, max_rows=max(80, round(1.3 * count) + 2))
@@ -138,8 +140,18 @@ class Logged:
         single = self._replay.batch(at.reshape(-1), steps=1).features[:, 0]
         return single.map(lambda x: x.reshape(*at.shape, *x.shape[1:]))
 
+    def show_to(self, policy: ActingPolicy, other: Logged) -> None:
+        """Let one policy see the same decisions with the tokens of other encoder versions."""
+        self._shown = (policy, other)
+
+    def of(self, policy: ActingPolicy) -> Logged:
+        """Return the decisions as a policy sees them."""
+        return self._shown[1] if self._shown is not None and policy is self._shown[0] else self
+
     def contexts(self, policy: ActingPolicy, rows: slice) -> Tensor:
         """Return contexts B,C of a policy. If possible, each row is fused once and not once for every history with it."""
+        if (own := self.of(policy)) is not self:
+            return own.contexts(policy, rows)
         at_BH = self.history(rows)
         if not isinstance(policy, Policy):
             return policy.encode(self.seen(at_BH))

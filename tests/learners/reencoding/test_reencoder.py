@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from task_versions import promote_version
 
 from learners.checkpoints.store import Checkpoints
+from learners.config import PromotionSettings
 from learners.continual.versions import TaskVersionStore
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.snapshots import ExperienceSnapshots
@@ -29,6 +31,7 @@ from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder, encode
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.tasks.registry import open_task
+from learners.worker.candidates import LearnerExperience
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
 from learners.worker.loop import LearnerLoop
@@ -186,9 +189,111 @@ def test_old_ticks_come_back_in_the_new_versions_tokens_and_a_crash_changes_noth
     assert present(three) == present(one), "from the saved state, too"
 
 
-def test_the_running_learner_does_it_beside_training_and_says_so(tmp_path: Path, store: Store) -> None:
-    import threading
+def test_an_encoder_that_does_not_act_yet_is_trained_and_judged_with_and_a_crash_changes_nothing(
+    tmp_path: Path, store: Store
+) -> None:
+    """The agent goes on with the encoder of its policy; the candidate learns the task's version from the re-encoded log."""
+    given = inputs(tmp_path)
+    recall = EncoderVersions(given)
+    assert recall.followed(pytest.fail) == {}, "the task has no version yet"
+    promote(given, 1)
+    old_version, new_version = versions_of(given)
+    assert recall.followed(pytest.fail) == {"orders": new_version}
+    old, new = recall("orders", old_version), recall("orders", new_version)
+    assert old is not None
+    assert new is not None
+    fill(store, old, 0, 40)
+    recoded = TokenStore(tmp_path / "learner" / "reencoded.db")
+    spec = spec_of(new.width)
+    one = learner_of(tmp_path, spec, given, recoded)
+    one.ingest()
+    one.save()
+    one.train(FOREVER, until=5)
+    one.follow_encoders({"orders": new_version})
+    assert present(one) == [False] * 40
+    again = Reencoder(one.source.reader, recoded, recall)
+    while again.step(one.replay, 0.0):
+        one.take_reencoded()
+    fill(store, old, 40, 48)
+    one.ingest()
+    assert present(one) == [True] * 40 + [False] * 8, "what acts meanwhile does not change what is followed"
+    one.train(FOREVER, until=10)
 
+    experience = LearnerExperience(one, one.source.reader, again)
+    judged = experience.recent(48)
+    assert {t.encoder_versions["orders"] for t in judged} == {new_version}, "the newest are encoded when they are read"
+    assert {t.encoder_versions["orders"] for t in experience.as_logged(judged)} == {old_version}
+    fresh = experience.after(46)
+    assert [row.transition.encoder_versions["orders"] for row in fresh] == [new_version] * 2
+    assert np.array_equal(fresh[0].transition.tokens["orders"], encode(new, Text("orders", 0.0, 0, ORDERS[11 % 4])))
+
+    two = learner_of(tmp_path, spec, given, TokenStore(tmp_path / "learner" / "reencoded.db"))
+    assert two.resume(pytest.fail)
+    two.train(FOREVER, until=10)
+    assert present(two) == present(one)
+    assert two.replay.versions == one.replay.versions == {"orders": new_version}
+    learning.assert_identical(learning.weights(two), learning.weights(one))
+    two.save()
+    three = learner_of(tmp_path, spec, given, TokenStore(tmp_path / "learner" / "reencoded.db"))
+    assert three.resume(pytest.fail)
+    assert three.position.encoders == {"orders": new_version}, "from the saved state, too"
+
+
+def test_a_candidate_names_the_encoder_it_learned_with_and_the_live_policy_is_judged_with_its_own(
+    tmp_path: Path, store: Store
+) -> None:
+    given = inputs(tmp_path)
+    loop_given = given.model_copy(update={"promotion": PromotionSettings(steps=("integrity", "sanity"))})
+    recall = EncoderVersions(given)
+    promote(given, 1)
+    old_version, new_version = versions_of(given)
+    old = recall("orders", old_version)
+    assert old is not None
+    fill(store, old, 0, 40)
+    background = LearnerLoop(loop_given, spec_of(old.width), threading.Event())
+    background.begin()
+    manager = background.candidates
+    background.learner.ingest()
+    manager.begin()
+    first = manager.resume()
+    assert first is not None
+    assert first.passed
+    for _ in range(20):
+        background.step()
+        if background.figures()["reencoded"]["done"] == 40:
+            break
+    assert background.learner.position.encoders == {"orders": new_version}
+    manager.begin()
+    assert manager.evaluation is not None
+    context = manager.evaluation.context
+    assert (context.manifest.encoder_versions, context.live_encoder_versions) == (
+        {"orders": new_version}, {"orders": old_version},
+    )  # fmt: skip
+    assert context.live is not None
+    logged = context.logged(context.experience.recent(40))
+    seen_by = {who: logged.of(who).seen(np.arange(40)).tokens["orders"] for who in (context.candidate, context.live)}
+    wanted = [torch.from_numpy(encode(old, Text("orders", 0.0, 0, ORDERS[n // 4 % 4]))).float() for n in range(40)]
+    assert torch.equal(seen_by[context.live], torch.stack(wanted))
+    assert not torch.isclose(seen_by[context.candidate], seen_by[context.live]).all(-1).any()
+    ended = manager.resume()
+    assert ended is not None
+    assert manager.checkpoints.load(manager.checkpoints.live().version or "").manifest.encoder_versions == {
+        "orders": new_version if ended.passed else old_version
+    }
+
+
+def test_a_task_version_that_does_not_fit_its_encoder_is_reported_once(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    wide = open_task("text-classification", str(tinymodels.bert(tmp_path / "wide", width=64)), labels=("x", "y"))
+    versions = TaskVersionStore(tmp_path / "learner" / "tasks" / "intents")
+    versions.promote(versions.add(wide, 1))
+    recall, refused = EncoderVersions(given), list[dict[str, str]]()
+    assert recall.followed(refused.append) == recall.followed(refused.append) == {}
+    assert len(refused) == 1
+    assert "the encoder has" in refused[0]["reason"]
+
+
+def test_the_running_learner_does_it_beside_training_and_says_so(tmp_path: Path, store: Store) -> None:
     given = inputs(tmp_path)
     promote(given, 1)
     recall = EncoderVersions(given)

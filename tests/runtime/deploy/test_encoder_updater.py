@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import tinymodels
 import torch
+import watching
 from transformers import AutoModel
 
 from actuators.actions import ActionSpace, Choice
+from learners.checkpoints.store import Checkpoints
 from learners.config import EncoderSettings, TaskSettings
-from learners.continual.versions import TaskVersionStore
+from learners.continual.versions import TaskVersion, TaskVersionStore
+from learners.ipc.outbox import Outbox
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task
+from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
+from learners.safeguards.probation import Probation
+from learners.safeguards.source_consistency import Quarantine
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
+from runtime.deploy.learner_events import LearnerEvents
+from runtime.deploy.policy_updater import PolicyUpdater
+from runtime.deploy.probation_monitor import ProbationMonitor
+from runtime.inference.build import find_encoder
 from runtime.inference.engine import Engine
 from sensors.readings import Observation, Text
 
@@ -87,6 +98,7 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
             {
                 "encoder": "language", "task": "intents", "task_version": folder.name,
                 "before": before.encoder_versions["orders"], "version": after.encoder_versions["orders"],
+                "policy": "untrained",
             },
         )
     ]  # fmt: skip
@@ -110,6 +122,116 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
     assert alone.scores["head"] == pytest.approx(after.scores["head"], abs=1e-6), "no older state in the history"
     engine.close()
     fresh.close()
+
+
+async def test_a_trained_policy_keeps_its_encoder_over_a_promotion_a_restart_and_a_rollback(tmp_path: Path) -> None:
+    """Policy 1 was trained with the pretrained encoder, policy 2 with the task's version: no tick acts on another pair."""
+    config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
+    checkpoints, order = (
+        Checkpoints(tmp_path / "state" / "checkpoints", watching.KEY),
+        Text("orders", 0.0, 0, "go left"),
+    )
+    engine = paired_engine(config, checkpoints)
+    pretrained = engine.encoders["language"].version
+    folder = promote(config, 1)
+    tuned = find_version(config, engine, folder)
+    first, second = (save_policy(checkpoints, engine, {"orders": version}) for version in (pretrained, tuned))
+    acted: list[tuple[str, str]] = []
+
+    async def live_through(engine: Engine, live: str, said: list[tuple[str, Any]]) -> None:
+        checkpoints.promote(live)
+        updater = policy_updater(tmp_path, checkpoints, engine)
+        await updater.start()
+        encoders = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
+        await encoders.start()
+        for tick in range(3):
+            decided = await engine.decide(seen(tick, order))
+            acted.append((decided.policy, decided.encoder_versions["orders"]))
+            assert not await encoders.sync("language")
+        engine.close()
+
+    said: list[tuple[str, Any]] = []
+    await live_through(engine, first, said)
+    assert [kind for kind, _ in said] == ["encoder_on_trial"], "the task's new version waits for a candidate, said once"
+    said.clear()
+    await live_through(paired_engine(config, checkpoints), second, said)
+    assert not said, "the new version acts, from the first tick after the restart"
+    promote(config, 2)
+    again = paired_engine(config, checkpoints)
+    checkpoints.rollback()
+    await live_through(again, first, [])
+    assert acted == [(first, pretrained)] * 3 + [(second, tuned)] * 3 + [(first, pretrained)] * 3
+
+
+async def test_without_its_encoder_a_policy_does_not_act_and_the_one_before_does(tmp_path: Path) -> None:
+    config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
+    checkpoints = Checkpoints(tmp_path / "state" / "checkpoints", watching.KEY)
+    engine = paired_engine(config, checkpoints)
+    versions = engine.encoders["language"].version, "0" * 16
+    first, second = (save_policy(checkpoints, engine, {"orders": version}) for version in versions)
+    checkpoints.promote(first)
+    checkpoints.promote(second)
+    said: list[tuple[str, Any]] = []
+    updater = policy_updater(tmp_path, checkpoints, engine, said)
+    await updater.start()
+    assert engine.version == first
+    refused = [data for kind, data in said if kind == "checkpoint_refused"]
+    assert [(one["version"], one["reason"]) for one in refused] == [(second, "encoder_missing")]
+    assert "encoder language" in refused[0]["detail"]
+    engine.close()
+
+
+async def test_an_untrained_policy_has_its_encoder_before_the_first_tick(tmp_path: Path) -> None:
+    config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
+    folder = promote(config, 1)
+    engine, said = engine_of(config), []
+    await EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data))).start()
+    decided = await engine.decide(seen(0, Text("orders", 0.0, 0, "go left")))
+    assert decided.encoder_versions["orders"] == find_version(config, engine, folder)
+    assert [kind for kind, _ in said] == ["encoder_swapped"]
+    engine.close()
+
+
+def test_a_task_version_that_a_policy_acts_with_is_not_deleted(tmp_path: Path) -> None:
+    config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
+    checkpoints = Checkpoints(tmp_path / "state" / "checkpoints", watching.KEY)
+    folders = [promote(config, 1)]
+    TaskVersion(folders[0].name, folders[0]).record_encoder_version("e1")
+    checkpoints.save({"policy": {"w": torch.zeros(2)}}, {}, encoder_versions={"orders": "e1"})
+    folders += [promote(config, number) for number in range(2, 8)]
+    assert [folder.is_dir() for folder in folders] == [True, False, False, False, True, True, True]
+
+
+def paired_engine(config: Config, checkpoints: Checkpoints) -> Engine:
+    engine = engine_of(config)
+    engine.load_weights, engine.find_encoder = checkpoints.load, partial(find_encoder, config)
+    return engine
+
+
+def find_version(config: Config, engine: Engine, folder: Path) -> str:
+    """Return the encoder version that a task version makes."""
+    encoder = load(config.encoders["language"], 1, CPU)
+    encoder.load_state(state_of(config.encoders["language"], engine.encoders["language"], folder))
+    return encoder.version
+
+
+def save_policy(checkpoints: Checkpoints, engine: Engine, encoders: dict[str, str]) -> str:
+    torch.manual_seed(len(checkpoints.list()))
+    policy = Policy(engine.spec)
+    return checkpoints.save(
+        {"policy": policy.state_dict()}, {"spec": orjson.loads(engine.spec.to_json())}, encoder_versions=encoders
+    )
+
+
+def policy_updater(
+    folder: Path, checkpoints: Checkpoints, engine: Engine, said: list[tuple[str, Any]] | None = None
+) -> PolicyUpdater:
+    def emit(kind: str, data: dict[str, Any]) -> None:
+        if said is not None:
+            said.append((kind, data))
+
+    probation = ProbationMonitor(Probation(), checkpoints, folder, emit, lambda: 1.0, Quarantine())
+    return PolicyUpdater(checkpoints, engine, probation, LearnerEvents(Outbox(folder / "outbox"), emit, {}), emit)
 
 
 async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stays(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice, Continuous
+from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
@@ -78,20 +79,26 @@ def nothing(_version: str, _shapes: Any, _meaning: Any) -> Any:
     raise AssertionError("no version to load")
 
 
-async def load_beside(engine: Engine, folder: Path) -> None:
-    """Load a version from its folder; the acting one goes on."""
+def manifest(version: str, encoders: dict[str, str] | None = None) -> Manifest:
+    return Manifest(version, None, 0.0, {}, encoders or {})
+
+
+async def load_beside(engine: Engine, folder: Path, encoders: dict[str, str] | None = None) -> None:
+    """Load a version from its folder; the acting one goes on. Its manifest names encoder versions by stream."""
 
     def weights(version: str, _shapes: Any, _meaning: Any) -> Any:
         files = (folder.parent / version).glob("*.safetensors")
-        return SimpleNamespace(tensors={path.stem: load_file(path) for path in files})
+        return SimpleNamespace(
+            tensors={path.stem: load_file(path) for path in files}, manifest=manifest(version, encoders)
+        )
 
     engine.load_weights = weights
     await engine.load(folder.name)
 
 
-async def activate(engine: Engine, folder: Path) -> None:
+async def activate(engine: Engine, folder: Path, encoders: dict[str, str] | None = None) -> None:
     """Load a version from its folder and let it act."""
-    await load_beside(engine, folder)
+    await load_beside(engine, folder, encoders)
     await engine.activate(folder.name)
 
 
@@ -243,6 +250,28 @@ async def test_a_checkpoint_may_bring_a_tuned_encoder_and_the_next_one_takes_it_
     assert np.array_equal(back.tokens["orders"], base.tokens["orders"])
 
 
+async def test_a_policy_acts_with_the_encoders_of_its_manifest_or_not_at_all(engine: Engine, tmp_path: Path) -> None:
+    order = text("orders", "abc")
+    first, second, third = saved(engine, tmp_path, 3)
+    weights = {"letters-8.000000": {"weight": torch.eye(8), "bias": torch.zeros(8)}}
+    engine.find_encoder = lambda _name, version, _base: weights.get(version)
+    before = await engine.decide(seen(0, orders=order))
+    await activate(engine, first, {"orders": "letters-0", "notes": "letters-0"})
+    await activate(engine, second, {"orders": "letters-8.000000"})
+    tuned = await engine.decide(seen(1, orders=order))
+    assert tuned.encoder_versions["orders"] == tuned.encoders["letters"] == "letters-8.000000"
+    assert engine.encoders["letters"].version == "letters-8.000000"
+    with pytest.raises(CheckpointRefused, match="encoder_missing: it was trained with version gone of encoder letters"):
+        await load_beside(engine, third, {"orders": "gone"})
+    with pytest.raises(CheckpointRefused, match="letters-0 and letters-8"):
+        await load_beside(engine, third, {"orders": "letters-0", "notes": "letters-8.000000"})
+    assert (await engine.decide(seen(2, orders=order))).policy == second.name, "a refused version changes nothing"
+    await engine.activate(first.name)  # as a rollback does it: both return in one tick
+    back = await engine.decide(seen(3, orders=order))
+    assert (back.policy, back.encoder_versions["orders"]) == (first.name, "letters-0")
+    assert np.array_equal(back.tokens["orders"], before.tokens["orders"])
+
+
 def saved(engine: Engine, folder: Path, count: int) -> list[Path]:
     """Save some versions with weights of their own."""
     folders = [folder / f"{number:06d}-0000000e" for number in range(1, count + 1)]
@@ -284,7 +313,9 @@ async def test_a_flip_does_not_wait_for_a_load(engine: Engine, tmp_path: Path) -
     def slow(version: str, _shapes: Any, _meaning: Any) -> Any:
         reading.set()
         assert go_on.wait(10)
-        return SimpleNamespace(tensors={"policy": load_file(tmp_path / version / "policy.safetensors")})
+        return SimpleNamespace(
+            tensors={"policy": load_file(tmp_path / version / "policy.safetensors")}, manifest=manifest(version)
+        )
 
     engine.load_weights = slow
     loading = asyncio.create_task(engine.load(two.name))
