@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, find, make
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
+from learners.checkpoints.trust import fingerprint
 from learners.files import write_atomically
 from learners.gym.demonstrations import episodes_of
 from learners.gym.episodes import Score
@@ -134,6 +135,7 @@ def _write(out: Path, trainer: Trainer, results: dict[str, Any]) -> None:
     )
     checkpoints.promote(version)
     results["checkpoint"] = version
+    results["key"] = fingerprint(checkpoints.public)
     write_atomically(out / "results.json", orjson.dumps(results, option=orjson.OPT_INDENT_2))
     title = f"{results['environment']}, {results['algorithm']}, seed {results['seed']}"
     if final is not None:

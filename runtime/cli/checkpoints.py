@@ -85,13 +85,22 @@ checkpoints.add_command(renamed("adopt", "reflexd checkpoints import DIR"))
 
 @checkpoints.command("import")
 @click.argument("directory", type=FOLDER)
+@click.option(
+    "--key",
+    metavar="KEY",
+    help="The key that must have signed it: its fingerprint (`SHA256:...`, printed by `reflexd train`) or a PEM file.",
+)
 @click.pass_obj
 @refusing
-def import_version(folder: Checkpoints | tuple[TaskVersions, str], directory: Path) -> None:
-    """Import the checkpoint that `reflexd train` wrote to DIRECTORY and make it live."""
+def import_version(folder: Checkpoints | tuple[TaskVersions, str], directory: Path, key: str | None) -> None:
+    """Import the checkpoint that `reflexd train` wrote to DIRECTORY and make it live.
+
+    Without --key, an unknown key is shown once: compare its fingerprint with the one that `reflexd train` printed. A confirmed
+    key is remembered.
+    """
     if isinstance(folder, tuple):
         raise Refused("`import` reads policies; fine-tune a task from labels, or name a folder in its `model:`")
-    click.echo(f"{import_directory(folder, directory)} is live")
+    click.echo(f"{import_directory(folder, directory, key)} is live")
 
 
 def show_task(versions: TaskVersions, task: str) -> None:
@@ -123,23 +132,42 @@ def show(checkpoints: Checkpoints) -> None:
     Console().print(table)
 
 
-def import_directory(checkpoints: Checkpoints, directory: Path) -> str:
-    """Import and promote what `reflexd train` wrote: its output folder, or the version's own directory."""
-    from learners.checkpoints.manifest import CheckpointRefused
-    from learners.checkpoints.signing import load_key
-
-    key = load_key(_trained_state(directory))
+def ask_to_trust(fingerprint: str) -> bool:
+    """Show the fingerprint of an unknown key and ask the operator; without an answer, False."""
+    click.echo(f"signed with an unknown key: {fingerprint}", err=True)
     try:
-        version = checkpoints.import_version(_trained_version(directory), key.public_key())
+        return click.confirm("Is this the key that `reflexd train` printed? Trust it from now on?", err=True)
+    except click.Abort:
+        click.echo("", err=True)
+        return False
+
+
+def import_directory(
+    checkpoints: Checkpoints, directory: Path, key: str | None = None, ask: Callable[[str], bool] = ask_to_trust
+) -> str:
+    """Import and promote what `reflexd train` wrote: its output folder, or the version's own directory.
+
+    Args:
+        checkpoints: of this installation.
+        directory: the folder.
+        key: a fingerprint or a PEM file; None to use the known keys, and `ask` where none of them has signed it.
+        ask: shows a fingerprint to the operator.
+
+    Raises:
+        Refused: the checkpoint or its key is refused.
+    """
+    from learners.checkpoints.manifest import CheckpointRefused
+    from learners.checkpoints.signing import KeyRefused
+    from learners.checkpoints.trust import TrustedKeys, signer
+
+    trained = _trained_version(directory)
+    try:
+        public = signer(trained.resolve(), checkpoints.public, TrustedKeys(checkpoints.folder.parent), key, ask)
+        version = checkpoints.import_version(trained, public)
         checkpoints.promote(version)
-    except CheckpointRefused as refusal:
+    except (CheckpointRefused, KeyRefused) as refusal:
         raise Refused(str(refusal)) from None
     return version
-
-
-def _trained_state(directory: Path) -> Path:
-    """Return the folder with the keys/ that signed the version: the output folder of `reflexd train`."""
-    return next((folder for folder in (directory, *directory.parents) if (folder / "keys").is_dir()), directory)
 
 
 def _trained_version(directory: Path) -> Path:

@@ -76,6 +76,7 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
     click.echo(
         f"{environment}: mean return {final['mean']:.1f} ± {final['std']:.1f} over {final['episodes']} episodes; {results['wall_s']:.0f} s; {out}/results.json"
     )
+    click.echo(f"signed with the key {results['key']}; `reflexd checkpoints import {out}` asks for it once")
 
 
 @click.command()

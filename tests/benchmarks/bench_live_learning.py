@@ -57,7 +57,9 @@ async def run(seed: int, given: argparse.Namespace) -> None:
 
     def prepare(path: Path) -> None:
         config = load(path).config
-        import_directory(open_checkpoints(config.state_dir, config.promotion), given.policy)
+        import_directory(
+            open_checkpoints(config.state_dir, config.promotion), given.policy, ask=lambda _fingerprint: True
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         changes: dict[str, Any] = {"learner": {"updates_per_step": given.updates_per_step}}
