@@ -1,4 +1,4 @@
-"""Decide whose key may have signed a policy that was made elsewhere: this installation's, a trusted one, or one that an operator names.
+"""Decide which key may have signed a policy that was made elsewhere: this installation's, a trusted one, or one that an operator names.
 
 A key that lies beside the checkpoint proves nothing: whoever changed the checkpoint could write it. It is used only after an
 operator has named its fingerprint, or confirmed it once. Confirmed keys are remembered in `keys/trusted-keys`.

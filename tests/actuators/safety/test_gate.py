@@ -1148,6 +1148,9 @@ def test_a_rule_that_does_not_concern_the_actuator_does_not_hide_the_next_one() 
     gate = forbidding("lamp == 'ON'", "head == 'left'", lamp=LAMP, head=HEAD)
     gate.reconciled("lamp", "OFF", 10.5)
     assert one(gate, 11.0, "head", "left").rule == "forbidden"
+    gate = forbidding("head == 'left' and lamp == 'ON'", "head == 'left'", lamp=LAMP, head=HEAD)
+    gate.reconciled("lamp", "OFF", 10.5)
+    assert one(gate, 11.0, "head", "left").rule == "forbidden", "the first rule allows it, the second does not"
 
 
 def test_only_the_distrusted_actuator_has_a_new_rule_when_another_rests_with_it() -> None:
@@ -1190,9 +1193,10 @@ def test_an_actuator_at_rest_does_not_keep_a_later_one_from_resting() -> None:
     gate.set_mode("shadow", 10.4, "a")
     rested = gate.set_mode("shadow", 10.5, "d")
     assert [(ruling.actuator, ruling.value) for ruling in rested] == [("b", "OFF"), ("d", "OFF")]
-    gate = switches("a == 'ON' or c == 'ON' and d == 'OFF'", "b == 'ON' and d == 'OFF'")
-    gate.lost(10.5)
-    assert {name: gate.last_command(name) for name in "abcd"} == dict.fromkeys("abcd", ("OFF", "gate"))
+    gate = switches("(a == 'ON' or b == 'ON') and d == 'OFF'", on="abd")
+    gate.set_mode("shadow", 10.4, "a")
+    rested = gate.set_mode("shadow", 10.5, "d")
+    assert [(ruling.actuator, ruling.value) for ruling in rested] == [("b", "OFF"), ("d", "OFF")]
 
 
 def test_two_actuators_at_rest_are_both_named_to_the_third() -> None:
