@@ -1,6 +1,6 @@
 """Compute rewards at every tick: arithmetic on telemetry and actions, and Python functions from `reflexd.rewards`.
 
-The reward of a tick depends on the readings and the executed actions of that tick. A reward that cannot be computed (a missing
+The reward of a decision depends on its executed actions and on what the next tick sees of them. A reward that cannot be computed (a missing
 stream, a division by zero, a failing plug-in) is 0, and the failure is counted by name. Knows nothing of the topic `reward`.
 """
 
@@ -55,6 +55,10 @@ class TickRewards:
         """Ticks at which a reward could not be computed, by its name."""
         self.reasons: dict[str, str] = {}
         """Why a reward could not be computed the last time, by its name."""
+        self.clipped: Counter[str] = Counter()
+        """Rewards beyond their limit, by name."""
+        self.beyond: dict[str, tuple[float, float]] = {}
+        """The last such value and the limit, by name."""
         self.latest: dict[str, float] = {}
         """The last tick's rewards by name."""
         self._expressions: list[tuple[ExpressionReward, Expression]] = []
@@ -65,8 +69,12 @@ class TickRewards:
             elif isinstance(reward, PluginReward):
                 self._plugins.append((reward, _plugin(reward.plugin, plugins)))
 
+    def __bool__(self) -> bool:
+        """Return whether there is any such reward."""
+        return bool(self._expressions or self._plugins)
+
     def at(self, observation: Observation, actions: Mapping[str, Value]) -> float:
-        """Return the sum of all rewards, each clipped to its own limit."""
+        """Return the sum of all rewards of `actions` by what is observed after them, each clipped to its own limit."""
         self.latest = {}
         if self._expressions:
             values = _values(observation, actions)
@@ -83,7 +91,11 @@ class TickRewards:
             value = self._fault(setting.name, f"{type(error).__name__}: {error}")
         if not math.isfinite(value):  # before any clip: min and max let a NaN through
             value = self._fault(setting.name, f"{value} is not a finite number")
-        self.latest[setting.name] = max(-setting.clip, min(setting.clip, value))
+        limited = max(-setting.clip, min(setting.clip, value))
+        if limited != value:
+            self.clipped[setting.name] += 1
+            self.beyond[setting.name] = (value, setting.clip)
+        self.latest[setting.name] = limited
 
     def _fault(self, name: str, reason: str) -> float:
         self.faults[name] += 1

@@ -23,6 +23,7 @@ from task_versions import promote_version
 from actuators.safety.decisions import Proposal
 from fakes import FakeClock
 from learners.checkpoints.store import open_checkpoints
+from learners.rewards import TickRewards
 from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
 from runtime.control.tick import ControlLoop, Utterances
@@ -107,7 +108,7 @@ class World:
         for _ in range(recordings):
             await stage.ticks(self.chance.randrange(1, 15), begin=True)
             await stage.ticks(self.chance.randrange(8, 25))
-            answer = await stage.controller(False)
+            answer = await stage.controller.end()
             self.paths.append(Path(answer["path"]))
         engine.close()
 
@@ -135,7 +136,7 @@ class _Stage:
             engine=engine,
             gate=self,  # type: ignore[arg-type]
             store=SimpleNamespace(append=lambda _: True),  # type: ignore[arg-type]
-            rewards=SimpleNamespace(at=lambda *_: 0.0, latest={}),  # type: ignore[arg-type]
+            rewards=TickRewards(()),
             utterances=Utterances(),
             listeners=[self.reporter.ticked],
         )
@@ -163,13 +164,13 @@ class _Stage:
         if begin:
             self.begin_at = (-1, 0)
             if self.begun is None:
-                self.begun = asyncio.create_task(self.controller(True))
+                self.begun = asyncio.create_task(self.controller.begin())
             await self.begun
             self.begun = None
 
     def _maybe_begin(self, turn: int) -> None:
         if (self.count, turn) == self.begin_at and self.begun is None:
-            self.begun = asyncio.create_task(self.controller(True))
+            self.begun = asyncio.create_task(self.controller.begin())
 
     def _sense(self) -> None:
         """New readings now and then; both streams go missing at times."""

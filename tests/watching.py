@@ -26,7 +26,6 @@ from learners.checkpoints.store import Checkpoints
 from learners.config import TopicReward
 from learners.experience.store import Label
 from learners.ipc.outbox import Outbox
-from learners.rewards import TickRewards
 from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine
@@ -194,7 +193,7 @@ class Stage:
             Probation(lasts_s), self.checkpoints, folder, self._emit, self._wall, self.quarantine
         )
         self.probation.start()
-        self.outcomes = OutcomeTracker(TickRewards(()), ledger, self.sources, self.probation, self._wall)
+        self.outcomes = OutcomeTracker(ledger, self.sources, self.probation, self._wall)
         self.outbox = Outbox(folder / "outbox")
         reward = TopicReward.model_validate({"name": "feedback", "kind": "topic"})
         self.feedback = Feedback(

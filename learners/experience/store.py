@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from learners.config import ExperienceSettings
@@ -31,6 +31,8 @@ from learners.experience.writer import Item, OnEvent, Writer
 
 __all__ = ["Credit", "Label", "Mark", "Raw", "Store", "Transition"]
 
+MAX_BEHIND = 256
+"""Rewards and marks that wait for a held tick."""
 _BATCH = 256
 _TRIM_EVERY_S = 5.0
 
@@ -68,6 +70,9 @@ class Store:
         self._clock = clock
         self._items: queue.Queue[Item | _Flush] = queue.Queue(limit)
         self._closing = threading.Event()
+        self._held: Transition | None = None
+        self._behind: list[Credit | Mark] = []
+        """Rewards and marks for the held tick."""
         limits = settings or ExperienceSettings.model_validate({})
         self._writer = Writer(folder, limits, self.drops, on_event, clock, self._closing.wait)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -83,6 +88,23 @@ class Store:
         """Remember a tick; False when the queue is full and it was dropped."""
         return self._put(transition)
 
+    def hold(self, transition: Transition) -> bool:
+        """Remember a tick once its own reward is known; `release` names that. What arrives for it meanwhile is stored after it."""
+        self.release(0.0)
+        self._held = transition
+        return not self._closing.is_set()
+
+    def release(self, reward: float) -> bool:
+        """Store the held tick with its own reward; False when there is none, or it was dropped."""
+        held, self._held = self._held, None
+        if held is None:
+            return False
+        stored = self._put(replace(held, reward=reward))
+        waiting, self._behind = self._behind, []
+        for item in waiting:
+            self._put(item)
+        return stored
+
     def credit(
         self, value: float, *, decision: str | None = None, stamp_s: float | None = None, done: bool = False,
         source: str = "default", truncated: bool = False, outcome: Outcome | None = None,
@@ -90,11 +112,11 @@ class Store:
         """Reward the named decision, else the tick in force at `stamp_s` (Unix; default now)."""
         if decision is None and stamp_s is None:
             stamp_s = self._clock()
-        return self._put(Credit(value, decision, stamp_s, done, source, truncated, outcome))
+        return self._follow(Credit(value, decision, stamp_s, done, source, truncated, outcome))
 
     def mark(self, mark: Mark) -> bool:
         """Set flags on a remembered decision."""
-        return self._put(mark)
+        return self._follow(mark)
 
     def add_label(self, label: Label) -> bool:
         """Store one labelled example for fine-tuning."""
@@ -124,9 +146,20 @@ class Store:
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Commit what is queued and stop; False when that took longer than `timeout_s`."""
+        self.release(0.0)
         self._closing.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _follow(self, item: Credit | Mark) -> bool:
+        """Store a reward or mark after its tick."""
+        if self._held is None or item.decision not in {None, self._held.decision}:
+            return self._put(item)
+        if len(self._behind) >= MAX_BEHIND:
+            self.drops["full"] += 1
+            return False
+        self._behind.append(item)
+        return True
 
     def _put(self, item: Item | _Flush) -> bool:
         if self._closing.is_set():

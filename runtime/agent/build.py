@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -124,7 +125,7 @@ async def build(
     sources = SourceQuarantine(quarantine, store, ledger, state_dir, emit, wall)
     sources.start()
     probation = ProbationMonitor(_probation(config), checkpoints, state_dir, emit, wall, quarantine)
-    outcomes = OutcomeTracker(rewards, ledger, sources, probation, wall)
+    outcomes = OutcomeTracker(ledger, sources, probation, wall)
     queries = UncertaintyQueries(config.policy.query_margin, emit)
     feedback = Feedback(
         store=store,
@@ -139,6 +140,7 @@ async def build(
     )
 
     engine = await asyncio.to_thread(build_engine, config, checkpoints)
+    engine.seed = exploration_seed(config.agent, session)
     outbox = Outbox(state_dir / "learner" / "outbox")
     learner_events = LearnerEvents(outbox, emit, {"source_quarantined": sources.report})
     policy_updater = PolicyUpdater(checkpoints, engine, probation, learner_events, emit)
@@ -252,6 +254,11 @@ async def build(
     )
     subscribe(parts, topics)
     return parts
+
+
+def exploration_seed(agent: str, session: str) -> int:
+    """Return the seed of exploration: another one after each start, so that a restart does not repeat the same draws."""
+    return zlib.crc32(f"{agent}/{session}".encode())
 
 
 def _connection(config: Config, part: Literal["agent", "media"]) -> Connection:

@@ -48,7 +48,8 @@ class TickResult:
     answered_s: float
     """From the observation to the gate's verdict, which comes after the command has left; 0 without one."""
     reward: float | None = None
-    """The sum of the settings' own rewards (expressions and plug-ins) for this tick; None where there are none."""
+    """The sum of the settings' own rewards (expressions and plug-ins) that the decision before has earned, by what this tick sees; None
+    where there are none."""
 
 
 TickListener = Callable[[TickResult], None]
@@ -104,6 +105,8 @@ class ControlLoop:
     degraded: dict[str, str] = field(default_factory=dict)
     """What the agent does not do any more although it should, by its name: the reason. The gate's status shows it."""
     count: int = 0
+    _executed: dict[str, Value] | None = None
+    """What was executed at the tick before; None at the first one."""
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
 
     async def run(self) -> None:
@@ -114,6 +117,7 @@ class ControlLoop:
     async def tick(self, index: int) -> TickResult:
         """Run one tick and hand the result to the listeners."""
         observation = self.inbox.observe(index, self.clock.now())
+        earned = self._earned(observation)
         explore = self.explore and self.mode == "autonomous"  # only where actions are carried out
         decided = await self.engine.decide(observation, explore=explore)
         decision = f"{self.session}-{index}"
@@ -131,15 +135,24 @@ class ControlLoop:
             by=by,
             stamp_unix_s=stamp_unix_s,
             latency_s=latency_s,
-            stored=self.store.append(transition),
-            reward=transition.reward if self.rewards.latest else None,
+            stored=self.store.hold(transition) if self.rewards else self.store.append(transition),
+            reward=earned,
             mode=self.mode,
             explore=explore,
             answered_s=0.0 if verdict is None else now_s - observation.stamp_s,
         )
+        self._executed = executed
         for listener in self.listeners:
             listener(result)
         return result
+
+    def _earned(self, observation: Observation) -> float | None:
+        """Compute what the decision before has earned, and store it with that; None without such rewards or decision."""
+        if not self.rewards or self._executed is None:
+            return None
+        earned = self.rewards.at(observation, self._executed)
+        self.store.release(earned)
+        return earned
 
     async def _act(
         self, observation: Observation, decided: InferenceResult, decision: str
@@ -189,7 +202,6 @@ class ControlLoop:
             probabilities={name: action.probability for name, action in decided.actions.items()},
             by=by,
             armed=verdict is not None and verdict.armed and not verdict.stopped,
-            reward=self.rewards.at(observation, executed),
             intervention="override" in by.values(),
             value=decided.value,
         )

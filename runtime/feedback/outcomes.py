@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from learners.rewards import TickRewards
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from runtime.control.tick import TickResult
 from runtime.deploy.probation_monitor import ProbationMonitor
@@ -27,26 +26,27 @@ POLICY_RULES = frozenset(
 class OutcomeTracker:
     """Puts decisions and rewards into the ledger, and hands settled decisions to sources and probation."""
 
-    rewards: TickRewards
     ledger: Ledger
     sources: SourceQuarantine
     probation: ProbationMonitor
     wall: Callable[[], float]
     """Unix seconds."""
+    _last: LedgerEntry | None = None
+    """The newest decision; the next tick knows its own reward."""
 
     def ticked(self, result: TickResult) -> None:
-        """Take one finished tick; its own rewards were computed just before."""
-        own = sum(self.rewards.latest.values()) if self.rewards.latest else None
-        acted, refused = attribution(result)
-        self.ledger.decided(
-            LedgerEntry(
-                result.decision, result.stamp_unix_s, result.decided.policy, acted=acted, refused=refused, own=own
-            )
-        )
+        """Take one finished tick; its `reward` is what the decision before has earned."""
+        if self._last is not None and result.reward is not None:
+            self._last.own = result.reward
         settled = self.ledger.settle(self.wall())
         if settled:
             self.sources.settled(settled)
             self.probation.settled(settled)
+        acted, refused = attribution(result)
+        self._last = LedgerEntry(
+            result.decision, result.stamp_unix_s, result.decided.policy, acted=acted, refused=refused
+        )
+        self.ledger.decided(self._last)
 
     def decision_at(self, stamp_s: float) -> str | None:
         """Find the decision that a reward of `stamp_s` (Unix seconds) belongs to; None where the ledger does not hold it."""

@@ -46,7 +46,6 @@ from learners.config import (  # noqa: E402
 from learners.experience.store import Store  # noqa: E402 - after the path
 from learners.experience.transition import Transition  # noqa: E402 - after the path
 from learners.model.features import Features  # noqa: E402 - after the path
-from learners.rewards import TickRewards  # noqa: E402 - after the path
 from learners.safeguards.probation import Probation  # noqa: E402 - after the path
 from learners.safeguards.reward_ledger import (  # noqa: E402
     Ledger,
@@ -100,7 +99,7 @@ class Agent:
         self.watched = watched
         self.sources = SourceQuarantine(quarantine, self.store, ledger, folder, self._emit, self._wall)
         probation = ProbationMonitor(Probation(0.0), checkpoints, folder, self._emit, self._wall, quarantine)
-        self.outcomes = OutcomeTracker(TickRewards(()), ledger, self.sources, probation, self._wall)
+        self.outcomes = OutcomeTracker(ledger, self.sources, probation, self._wall)
         setting = TopicReward.model_validate({"name": "feedback", "kind": "topic"})
         self.feedback = Feedback(
             store=self.store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,15 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fakes import FakeClock
+from learners.config import ExpressionReward
+from learners.experience.reader import Reader
+from learners.experience.store import Mark, Store
+from learners.rewards import TickRewards
+from learners.safeguards.reward_ledger import Ledger
+from runtime.agent.build import exploration_seed
 from runtime.control.inbox import Inbox
 from runtime.control.tick import ControlLoop, TickResult, Utterances
+from runtime.feedback.outcomes import OutcomeTracker
 from runtime.monitoring.metrics import Metrics
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.topics import Topics
@@ -59,7 +67,7 @@ async def test_lateness_counts_from_the_deadline() -> None:
         engine=Engine(clock),  # type: ignore[arg-type]
         gate=Gate(),  # type: ignore[arg-type]
         store=SimpleNamespace(append=lambda _: True),  # type: ignore[arg-type]
-        rewards=SimpleNamespace(at=lambda *_: 0.0, latest={}),
+        rewards=TickRewards(()),
         utterances=Utterances(),
         listeners=[results.append, reporter.ticked],
     )
@@ -74,3 +82,47 @@ async def test_lateness_counts_from_the_deadline() -> None:
     exposed = generate_latest(registry).decode()
     (total,) = (float(line.split()[1]) for line in exposed.splitlines() if line.startswith("reflexd_tick_seconds_sum"))
     assert total == pytest.approx(LATE_S + 2 * WORK_S)
+
+
+async def test_a_decision_earns_by_what_the_next_tick_sees(tmp_path: Path) -> None:
+    """Rewards and marks that arrive before the next tick are stored with it; sources are compared on the same."""
+    clock, store, sources = FakeClock(50.0), Store(tmp_path), []
+    inbox = Inbox({"j": TelemetrySettings(kind="telemetry", fields=("a",))})
+    rewards = TickRewards([ExpressionReward(name="a", kind="expression", value="j.a", clip=8.0)], {"j": ("a",)})
+    ledger = Ledger(0.0)
+    ignore = SimpleNamespace(settled=lambda entries: sources.extend((e.decision, e.own) for e in entries))
+    probation = SimpleNamespace(settled=lambda _entries: None)
+    outcomes = OutcomeTracker(ledger, ignore, probation, lambda: 1e9 + clock.now())  # type: ignore[arg-type]
+    loop = ControlLoop(
+        session="s",
+        pacer=Pacer(PERIOD_S, clock),
+        clock=clock,
+        wall=lambda: 1e9 + clock.now(),
+        inbox=inbox,
+        engine=Engine(clock),  # type: ignore[arg-type]
+        gate=Gate(),  # type: ignore[arg-type]
+        store=store,
+        rewards=rewards,
+        utterances=Utterances(),
+        listeners=[outcomes.ticked],
+    )
+    earned = []
+    for index in range(10):
+        inbox.put(Telemetry("j", clock.now(), index, ("a",), np.array([float(index)])))
+        result = await loop.tick(index)
+        assert store.credit(100.0, decision=result.decision)
+        assert store.mark(Mark(result.decision, truncated=index == 4))
+        earned.append(result.reward)
+        clock.advance(PERIOD_S)
+    assert store.close()
+    assert earned == [None, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 8.0], "the limit counts for the tenth"
+    rows = [row.transition for row in Reader(tmp_path).rows(0, 99)]
+    assert [row.reward - 100.0 for row in rows] == [*earned[1:], 0.0]
+    assert [row.truncated for row in rows] == [n == 4 for n in range(10)]
+    assert sources == [(f"s-{n}", value) for n, value in enumerate(earned[1:])]
+    assert not any(store.drops.values())
+
+
+def test_a_restart_explores_differently() -> None:
+    seeds = {exploration_seed("robot", session) for session in ("3f9c1a2b7d4e", "aa00bb11cc22")}
+    assert len(seeds) == 2

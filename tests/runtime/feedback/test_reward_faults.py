@@ -50,3 +50,17 @@ def test_a_failing_reward_is_published_with_its_reason_and_rate_limited() -> Non
     now_s[0] = 3 * EVENT_EVERY_S
     reporter.ticked(RESULT)
     assert len(events) == 4, "nothing failed since"
+
+
+def test_a_reward_beyond_its_limit_is_published() -> None:
+    rewards = TickRewards([ExpressionReward(name="drift", kind="expression", value="-1e9", clip=10.0)])
+    now_s, events = [0.0], []
+    reporter = RewardFaultReporter(rewards, lambda kind, data: events.append((kind, data)), lambda: now_s[0])
+    for tick in range(700):
+        now_s[0] = tick / 10
+        assert rewards.at(NOTHING, {}) == -10.0
+        reporter.ticked(RESULT)
+    assert events == [
+        ("reward_clipped", {"source": "drift", "value": -1e9, "limit": 10.0, "count": 1}),
+        ("reward_clipped", {"source": "drift", "value": -1e9, "limit": 10.0, "count": 601}),
+    ]
