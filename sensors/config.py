@@ -178,7 +178,7 @@ FieldKind = Annotated[AngleField | EnumField, Field(discriminator="kind")]
 
 
 class TelemetrySettings(StreamSettings):
-    """Numbers of a JSON object, selected by key or JSON pointer (RFC 6901)."""
+    """Numbers of a JSON object, selected by key or JSON pointer (RFC 6901), or one bare number or word a message."""
 
     kind: Literal["telemetry"]
     source: str = Field(
@@ -187,7 +187,14 @@ class TelemetrySettings(StreamSettings):
         "the source `task:NAME`",
     )
     fields: tuple[str, ...] = Field(
-        min_length=1, max_length=4_096, description="keys of the object, or JSON pointers with a leading /"
+        min_length=1,
+        max_length=4_096,
+        description="names of the numbers: keys of the object, or JSON pointers with a leading /. With one field, a message may be the "
+        "bare value: `21.5`, `ON`",
+    )
+    paths: dict[str, str] = Field(
+        default_factory=dict,
+        description="where a field lies in the object, as `{power: /ENERGY/Power}`: a key or a JSON pointer; default: the key of its name",
     )
     field_kinds: dict[str, FieldKind] = Field(
         default_factory=dict,
@@ -196,8 +203,9 @@ class TelemetrySettings(StreamSettings):
 
     @model_validator(mode="after")
     def _kinds_of_fields(self) -> Self:
-        if unknown := sorted(set(self.field_kinds) - set(self.fields)):
-            raise ValueError(f"field_kinds: {unknown} is not under fields: {list(self.fields)}")
+        for setting, names in (("field_kinds", self.field_kinds), ("paths", self.paths)):
+            if unknown := sorted(set(names) - set(self.fields)):
+                raise ValueError(f"{setting}: {unknown} is not under fields: {list(self.fields)}")
         return self
 
     @field_validator("fields")

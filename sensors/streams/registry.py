@@ -94,7 +94,14 @@ def _telemetry(name: str, settings: TelemetrySettings) -> Sensor | TopicSensor:
         return TaskOutputSensor(name, settings.fields)
     if not is_topic(settings.source):
         raise ValueError(f"streams.{name}.source: {settings.source!r}; write topic or topic:NAME")
-    return TopicTelemetry(name, topic_of(settings.source), settings.fields, settings.field_kinds)
+    return TopicTelemetry(
+        name,
+        topic_of(settings.source),
+        settings.fields,
+        settings.field_kinds,
+        paths=settings.paths,
+        max_age_s=settings.max_age_s,
+    )
 
 
 def _plugin(name: str, settings: PluginStreamSettings, clock: Callable[[], float]) -> Sensor | TopicSensor:

@@ -118,7 +118,7 @@ async def test_a_refusal_is_published_with_its_field_at_once_and_then_with_a_cou
         await asyncio.wait([running])
     assert {kind for kind, _ in events} == {"payload_refused"}
     assert [(data["cause"], data["count"]) for _, data in events] == [
-        ("not_a_number", 1),
+        ("unavailable", 1),
         ("missing_field", 1),
         ("missing_field", 2),
         ("not_a_number", 1),

@@ -48,14 +48,21 @@ GOOD = b'{"q1":1,"on":false,"imu":{"yaw":0},"arm":{"joints":[0,1]},"a/b":0}'
         (GOOD.replace(b":1,", b":Infinity,"), "not_json"),
         (GOOD.replace(b":1,", b":1e999,"), "not_json"),
         (GOOD.replace(b":1,", b":1e300,"), "not_finite"),
-        (GOOD.replace(b":1,", b':"1",'), "not_a_number"),
-        (GOOD.replace(b":1,", b":null,"), "not_a_number"),
+        (GOOD.replace(b":1,", b':"1,5",'), "not_a_number"),
+        (GOOD.replace(b":1,", b':"0x10",'), "not_a_number"),
+        (GOOD.replace(b":1,", b':"1_000",'), "not_a_number"),
+        (GOOD.replace(b":1,", b':"1e999",'), "not_finite"),
+        (GOOD.replace(b":1,", b':"inf",'), "not_a_number"),
+        (GOOD.replace(b":1,", b':"NaN",'), "unavailable"),
+        (GOOD.replace(b":1,", b':"unavailable",'), "unavailable"),
+        (GOOD.replace(b":1,", b":null,"), "unavailable"),
         (GOOD.replace(b":1,", b":[1],"), "not_a_number"),
         (GOOD.replace(b"yaw", b"yow"), "missing_field"),
         (GOOD.replace(b"[0,1]", b"[0]"), "missing_field"),
         (GOOD.replace(b"[0,1]", b"5"), "missing_field"),
         (b"[1,2]", "not_an_object"),
         (b"3", "not_an_object"),
+        (b"ON", "not_json"),
         (b'{"q1":' + b"[" * 40 + b"]" * 40 + b"}", "too_deep"),
         (b'{"q1":' + b"[" * 100_000, "not_json"),
         (b" " * 300_000, "too_large"),
@@ -97,6 +104,13 @@ json_values = st.recursive(
 def test_any_object_gives_finite_numbers_or_a_refusal(document: dict[str, object]) -> None:
     telemetry = sensor()
     reading, cause = outcome(lambda: telemetry.decode(json.dumps(document).encode(), 1.0))
+    assert telemetry.drops == {cause: 1} if reading is None else np.isfinite(reading.values).all()
+
+
+@given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_any_bytes_give_one_finite_number_or_a_refusal(payload: bytes) -> None:
+    telemetry = TopicTelemetry("t", None, ("value",))
+    reading, cause = outcome(lambda: telemetry.decode(payload, 1.0))
     assert telemetry.drops == {cause: 1} if reading is None else np.isfinite(reading.values).all()
 
 
@@ -157,3 +171,59 @@ def test_kinds_of_unknown_fields_are_refused() -> None:
         TelemetrySettings(kind="telemetry", fields=("a",), field_kinds={"b": AngleField(kind="angle")})
     with pytest.raises(ValidationError, match="listed twice"):
         EnumField(kind="enum", words=("a", "a"))
+
+
+@pytest.mark.parametrize(
+    ("payload", "number"),
+    [
+        (b"21.5", 21.5), (b" -3 ", -3.0), (b'"21.5"', 21.5), (b"1e3", 1000.0), (b"+.5", 0.5), (b"true", 1.0),
+        (b"ON", 1.0), (b"off", 0.0), (b'"Open"', 1.0), (b"closed", 0.0), (b"not_home", 0.0), (b'{"value": "7"}', 7.0),
+    ],
+)  # fmt: skip
+def test_with_one_field_a_message_may_be_the_bare_value(payload: bytes, number: float) -> None:
+    assert TopicTelemetry("t", None, ("value",)).decode(payload, 0.0).values.tolist() == [number]
+
+
+@pytest.mark.parametrize(
+    ("payload", "cause"),
+    [
+        (b"21,5", "not_a_number"), (b"21.5 C", "not_a_number"), (b"perhaps", "not_a_number"), (b"", "unavailable"), (b"unknown", "unavailable"),
+        (b"null", "unavailable"), (b"[1]", "not_an_object"), (b"{", "not_json"), (b"\xff\xfe", "not_json"), (b"9" * 300, "not_json"),
+        (b"nan", "unavailable"), (b"Infinity", "not_a_number"), (b"1e999", "not_finite"), ("１２".encode(), "not_a_number"),
+    ],
+)  # fmt: skip
+def test_a_bare_value_that_is_no_number_is_refused(payload: bytes, cause: str) -> None:
+    with pytest.raises(PayloadRefused) as refused:
+        TopicTelemetry("t", None, ("value",)).decode(payload, 0.0)
+    assert refused.value.cause == cause
+    if payload == b"21,5":
+        assert "decimal point" in str(refused.value)
+
+
+def test_a_bare_word_is_one_of_the_words_of_its_field() -> None:
+    telemetry = TopicTelemetry("t", None, ("mode",), {"mode": KINDS["mode"]})
+    assert telemetry.decode(b"heat", 0.0).values.tolist() == [1.0]
+    with pytest.raises(PayloadRefused, match="none of"):
+        telemetry.decode(b"on", 0.0)
+
+
+def test_a_field_that_is_null_keeps_its_value_for_max_age_s() -> None:
+    telemetry = TopicTelemetry("hall", None, ("occupancy", "illuminance"), max_age_s=60.0)
+    assert telemetry.decode(b'{"occupancy": true, "illuminance": 12}', 100.0).values.tolist() == [1.0, 12.0]
+    assert telemetry.decode(b'{"occupancy": false, "illuminance": null}', 159.0).values.tolist() == [0.0, 12.0]
+    with pytest.raises(PayloadRefused, match="illuminance is null"):
+        telemetry.decode(b'{"occupancy": true, "illuminance": null}', 161.0)
+    with pytest.raises(PayloadRefused, match="refused|illuminance"):
+        telemetry.decode(b'{"occupancy": true, "illuminance": "dark"}', 162.0)
+    assert telemetry.decode(b'{"occupancy": null, "illuminance": 3}', 163.0).values.tolist() == [0.0, 3.0]
+
+
+def test_a_field_has_a_name_of_its_own_and_a_path() -> None:
+    paths = {"power": "/ENERGY/Power", "outside": "Temp (C)"}
+    telemetry = TopicTelemetry("plug", None, ("power", "outside", "on"), paths=paths)
+    payload = {"ENERGY": {"Power": 60}, "Temp (C)": -4.5, "on": "ON"}
+    reading = telemetry.decode(orjson.dumps(payload), 0.0)
+    assert reading.fields == ("power", "outside", "on")
+    assert reading.values.tolist() == [60.0, -4.5, 1.0]
+    with pytest.raises(ValidationError, match="is not under fields"):
+        TelemetrySettings(kind="telemetry", fields=("a",), paths={"b": "/c"})
