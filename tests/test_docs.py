@@ -95,9 +95,12 @@ def test_commands_are_found_and_wrong_ones_refused() -> None:
 
 
 def placed(fragment: dict[str, Any]) -> dict[str, Any]:
-    """A fragment of settings where it belongs: a whole file, sections, one reward, or streams and actuators by name."""
+    """A fragment of settings where it belongs: a whole file, sections, one reward, streams and actuators by name, or a
+    kind of field."""
     if "kind" in fragment and "name" in fragment:
         return BASE | {"rewards": [fragment]}
+    if fragment.get("kind") in {"angle", "enum"}:
+        fragment = {"kind": "telemetry", "fields": ["one"], "field_kinds": {"one": fragment}}
     if "kind" in fragment:
         fragment = {"one": fragment}
     if set(fragment) <= set(Config.model_fields):

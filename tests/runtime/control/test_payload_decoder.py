@@ -126,4 +126,4 @@ async def test_a_refusal_is_published_with_its_field_at_once_and_then_with_a_cou
     assert "illuminance" in events[0][1]["reason"]
     assert "occupancy" in events[1][1]["reason"]
     assert len(readings) == 1
-    assert "occupancy" in decoder.refusals["z"]
+    assert "12,5" in decoder.refusals["z"]

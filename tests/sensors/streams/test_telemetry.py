@@ -188,8 +188,8 @@ def test_with_one_field_a_message_may_be_the_bare_value(payload: bytes, number: 
     ("payload", "cause"),
     [
         (b"21,5", "not_a_number"), (b"21.5 C", "not_a_number"), (b"perhaps", "not_a_number"), (b"", "unavailable"), (b"unknown", "unavailable"),
-        (b"null", "unavailable"), (b"[1]", "not_an_object"), (b"{", "not_json"), (b"\xff\xfe", "not_json"), (b"9" * 300, "not_json"),
-        (b"nan", "unavailable"), (b"Infinity", "not_a_number"), (b"1e999", "not_finite"), ("１２".encode(), "not_a_number"),
+        (b"null", "unavailable"), (b"[1]", "not_an_object"), (b"{", "not_json"), (b"\xff\xfe", "not_json"), (b"9" * 300, "not_finite"),
+        (b"nan", "unavailable"), (b"Infinity", "not_a_number"), (b"1e999", "not_finite"), ("\uff11\uff12".encode(), "not_a_number"),
     ],
 )  # fmt: skip
 def test_a_bare_value_that_is_no_number_is_refused(payload: bytes, cause: str) -> None:
@@ -213,7 +213,7 @@ def test_a_field_that_is_null_keeps_its_value_for_max_age_s() -> None:
     assert telemetry.decode(b'{"occupancy": false, "illuminance": null}', 159.0).values.tolist() == [0.0, 12.0]
     with pytest.raises(PayloadRefused, match="illuminance is null"):
         telemetry.decode(b'{"occupancy": true, "illuminance": null}', 161.0)
-    with pytest.raises(PayloadRefused, match="refused|illuminance"):
+    with pytest.raises(PayloadRefused, match="dark"):
         telemetry.decode(b'{"occupancy": true, "illuminance": "dark"}', 162.0)
     assert telemetry.decode(b'{"occupancy": null, "illuminance": 3}', 163.0).values.tolist() == [0.0, 3.0]
 
