@@ -198,7 +198,7 @@ class TelemetrySettings(StreamSettings):
     )
     field_kinds: dict[str, FieldKind] = Field(
         default_factory=dict,
-        description="fields that are no plain numbers: `{kind: angle, unit: degrees}` or `{kind: enum, words: [off, heat, cool]}`",
+        description="fields that are no plain numbers: `{kind: angle, unit: degrees}` or `{kind: enum, words: [idle, heat, cool]}`",
     )
 
     @model_validator(mode="after")
