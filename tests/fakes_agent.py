@@ -33,6 +33,23 @@ if TYPE_CHECKING:
 
 AGENT = "demo"
 CHOICES = ("left", "stay", "right")
+VERDICTS: tuple[dict[str, Any], ...] = (
+    {"type": "policy_promoted", "stamp": 1_750_000_000.0, "data": {"version": "000006-aa10b2c3"}},
+    {
+        "type": "policy_rejected",
+        "stamp": 1_750_000_100.0,
+        "data": {
+            "version": "000005-77c0d9ee",
+            "step": "ope",
+            "reason": "inconclusive: 12 decisions",
+            "steps": {
+                "latency": {"passed": True, "median_ms": 1.2, "limit_ms": 50.0},
+                "ope": {"passed": False, "lower": -0.2, "margin": 0.05},
+            },
+        },
+    },
+)
+"""Verdicts of an earlier run of the daemon."""
 ORDERS = ("find the cat", "look at the coffee", "where is the rocket", "show me the astronaut")
 
 
@@ -98,6 +115,7 @@ class FakeAgent:
     watch_until_s: float = 0.0
     order: str = ORDERS[0]
     device: dict[str, Any] = field(default_factory=lambda: {"head": "stay", "arm": [0.0, 0.0]})
+    history: list[dict[str, Any]] = field(default_factory=lambda: [dict(each) for each in VERDICTS])
     heard: list[tuple[str, Any]] = field(default_factory=list)
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     link: Connection = field(init=False)
@@ -123,7 +141,9 @@ class FakeAgent:
         self.link.enqueue(self.topics("status"), encode({"state": state, "reasons": reasons}), qos=1, retain=True)
 
     def event(self, kind: str, **data: Any) -> None:
-        """Publish an event."""
+        """Publish an event; a verdict goes into the history, too."""
+        if kind.startswith("policy_"):
+            self.history.append({"type": kind, "stamp": time.time(), "data": data})
         self.link.enqueue(self.topics("event"), encode({"type": kind, "stamp": time.time(), "data": data}), qos=1)
 
     def _device(self, name: str, seq: int | None = None) -> None:
@@ -236,7 +256,7 @@ class FakeAgent:
     def _checkpoints(self) -> dict[str, Any]:
         names = ["000005-77c0d9ee", "000006-aa10b2c3", "000007-1f3a9c0e", "000008-5be2f410"]
         rows = [{"version": v, "created": time.time() - 300 * (8 - i), "metrics": {}} for i, v in enumerate(names)]
-        return {"live": self.live, "failed": self.failed, "checkpoints": rows}
+        return {"live": self.live, "failed": self.failed, "checkpoints": rows, "history": self.history}
 
     def _explanation(self, decision: str) -> dict[str, Any]:
         values = {"orders": 0.61, "front": 0.34, "room": -0.08, "joints": 0.05}

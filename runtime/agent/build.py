@@ -37,10 +37,12 @@ from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.sender_stamps import SenderStamps
 from runtime.control.tick import ControlLoop, TickListener, Utterances
+from runtime.deploy import promotion_history
 from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.probation_monitor import ProbationMonitor
+from runtime.deploy.promotion_history import PromotionHistory
 from runtime.deploy.task_updater import TaskUpdater
 from runtime.deploy.task_versions import TaskVersions
 from runtime.feedback.outcomes import OutcomeTracker
@@ -108,7 +110,9 @@ async def build(
     control, media = _connection(config, "agent"), _connection(config, "media")
     registry = CollectorRegistry()
     reporter = Reporter(control, topics, _metrics(config, registry), scrub=Scrubber(loaded.secrets).strings)
-    emit = reporter.event
+    history = PromotionHistory(state_dir / promotion_history.FILE, decoders, wall)
+    history.start()
+    emit = history.emitting(reporter.event)
 
     sensors = _sensors(config, faults)
     inbox = Inbox(config.streams, align=config.policy.align)
@@ -220,6 +224,7 @@ async def build(
         explainer=Explainer(state_dir / "experience", checkpoints, engine, config.learner.seed),
         recording=RecordingController(config, control_loop, reporter),
         finetuning=FinetuneQueue(config),
+        history=history.newest,
     )
     discovery = Discovery(config, installed_version("reflexd"))
     parts = Components(

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -18,8 +19,7 @@ import structlog
 from runtime.cli.backup import backup, restore
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.export import export
-from runtime.cli.options import FILE, load, load_or_demo, refuse, refusing, renamed, startable
-from runtime.cli.ports import busy_ports
+from runtime.cli.options import FILE, REFUSED, load, load_or_demo, refuse, refusing, renamed, startable
 from runtime.cli.service import service
 from runtime.cli.session import explain, record, replay, sources
 from runtime.cli.training import evaluate, finetune, train
@@ -95,8 +95,10 @@ def _run(path: Path, *, faults: tuple[str, ...], verbose: bool) -> int:
 @main.command(cls=Examples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
 @click.argument("config", type=FILE, required=False)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the settings file instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print problems and warnings as JSON.")
+@click.option("--no-ports", is_flag=True, help="Do not try whether the ports are free.")
 @refusing
-def check(config: Path | None, *, schema: bool) -> None:
+def check(config: Path | None, *, schema: bool, as_json: bool, no_ports: bool) -> None:
     """Validate CONFIG; exit code 2 with file:line, path and remedy for everything that is wrong."""
     if schema:
         from runtime.config.schema import Config
@@ -105,14 +107,18 @@ def check(config: Path | None, *, schema: bool) -> None:
         return
     if config is None:
         raise click.UsageError("CONFIG is missing; name a settings file, or give --schema")
-    from runtime.cli.preflight import preflight
-    from runtime.config.lint import lint
+    from runtime.cli.preflight import problems_and_warnings
 
-    loaded = load(config)
-    refuse(preflight(config, loaded))
-    c = loaded.config
-    for warning in [*lint(config, loaded), *busy_ports(config, loaded)]:
+    problems, warnings, loaded = problems_and_warnings(config, ports=not no_ports)
+    if as_json:
+        plain = {"problems": [asdict(p) for p in problems], "warnings": [asdict(w) for w in warnings]}
+        click.echo(json.dumps(plain, default=str))
+        sys.exit(REFUSED if problems else 0)
+    refuse(problems)
+    for warning in warnings:
         click.echo(str(warning), err=True)
+    assert loaded is not None
+    c = loaded.config
     click.echo(
         f"{config}: good. agent {c.agent}, {len(c.streams)} streams, {len(c.actuators)} actuators, {c.tick.rate_hz:g} Hz, mode {c.mode}"
     )

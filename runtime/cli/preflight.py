@@ -25,8 +25,10 @@ from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.rewards import RewardUnknown, build_rewards
 from learners.task_kinds import KINDS
+from runtime.cli.ports import busy_ports
 from runtime.config.errors import Problem, Steps, dotted, split_path
-from runtime.config.loader import Loaded
+from runtime.config.lint import lint
+from runtime.config.loader import ConfigError, Loaded, load
 from runtime.config.schema import Config
 from runtime.supervisor.broker import BrokerError, installed
 from sensors.config import MODALITIES, PREFIX, AnyStream, fields_of, policy_fields_of
@@ -36,6 +38,23 @@ from sensors.streams.registry import build as build_sensor
 Found = Iterator[tuple[Steps, str, str]]
 """Path into the settings, what is wrong, and the remedy."""
 GPU_TIMEOUT_S = 60.0
+
+
+def problems_and_warnings(path: Path, *, ports: bool) -> tuple[list[Problem], list[Problem], Loaded | None]:
+    """Return what `reflexd check` prints: problems, warnings, and the settings where they could be read.
+
+    Args:
+        path: the settings file.
+        ports: whether to try the ports that the daemon would listen on.
+    """
+    try:
+        loaded = load(path)
+    except ConfigError as error:
+        return list(error.problems), [], None
+    problems = preflight(path, loaded)
+    if problems:
+        return problems, [], loaded
+    return [], [*lint(path, loaded), *(busy_ports(path, loaded) if ports else ())], loaded
 
 
 def preflight(path: Path, loaded: Loaded) -> list[Problem]:

@@ -227,6 +227,10 @@ class DashboardSettings(Settings):
     hosts: tuple[str, ...] = Field(
         (), description="further host names under which the page is reached, for example behind a proxy"
     )
+    edit_settings: bool | None = Field(
+        None,
+        description="operators may read and edit this file on the page; default: only if the page listens on loopback",
+    )
 
 
 class MetricsSettings(Settings):

@@ -21,6 +21,7 @@ from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.commands import Commands
 from runtime.dashboard.login_link import redeem
 from runtime.dashboard.server import Page
+from runtime.dashboard.settings_file import SettingsFile
 from runtime.dashboard.sockets import Hub
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address
@@ -49,19 +50,38 @@ def access(config: Config, settings: DashboardSettings) -> Access:
     return Access(token, viewer, time.monotonic, lambda code: redeem(config.state_dir, code, time.time()))
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of this machine reach the host."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def may_edit(settings: DashboardSettings) -> bool:
+    """Return whether operators may edit the settings file on the page."""
+    if settings.edit_settings is not None:
+        return settings.edit_settings
+    return is_loopback(address(settings.listen)[0])
+
+
 def hosts(settings: DashboardSettings) -> frozenset[str] | None:
     """Return the host names under which the page answers: on loopback only loopback's own, against DNS rebinding."""
     host, _ = address(settings.listen)
-    try:
-        loopback = ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
+    if not is_loopback(host):
         return frozenset((*settings.hosts, host)) if settings.hosts else None
     return frozenset(("localhost", "127.0.0.1", "[::1]", host, f"[{host}]", *settings.hosts))
 
 
-async def run(config: Config, settings: DashboardSettings) -> None:
+def token_hint(config: Config, settings: DashboardSettings, path: Path) -> str:
+    """Return where the operator's token is, for a browser of this machine."""
+    link = f"`reflexd link {path}` prints a link that signs you in."
+    if settings.token is not None:
+        return f"The operator's token is dashboard.token in {path.absolute()}. {link}"
+    return f"The operator's token is in {(config.state_dir / 'token').absolute()}. {link}"
+
+
+async def run(config: Config, settings: DashboardSettings, path: Path) -> None:
     """Serve the page until cancelled."""
     topics = Topics(config.agent)
     state = ViewState(topics)
@@ -69,7 +89,8 @@ async def run(config: Config, settings: DashboardSettings) -> None:
     bridge = MqttBridge(Address.of(config.mqtt, "dashboard"), topics, state, lambda: hub.watched)
     hub.watch_changed = bridge.watch_changed.set
     roles = access(config, settings)
-    page = Page(config.agent, roles, hub, Commands(topics, bridge, state.answered), hosts(settings))
+    commands = Commands(topics, bridge, state.answered, SettingsFile(path, may_edit(settings)))
+    page = Page(config.agent, roles, hub, commands, hosts(settings), token_hint(config, settings, path))
     async with sessions(roles, config.state_dir / SESSIONS), serve(page.application(), settings.listen) as port:
         log.info("dashboard.listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
         await bridge.run()
@@ -112,13 +133,13 @@ def _write(path: Path, content: bytes) -> None:
         log.warning("dashboard.sessions_not_stored", path=str(path), reason=str(error))
 
 
-async def until_signal(config: Config, settings: DashboardSettings) -> None:
+async def until_signal(config: Config, settings: DashboardSettings, path: Path) -> None:
     """Serve until SIGTERM or SIGINT; then end within `LEAVE_S`, whatever a connection still waits for."""
     signalled = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled.set)
-    serving = asyncio.create_task(run(config, settings), name="dashboard")
+    serving = asyncio.create_task(run(config, settings, path), name="dashboard")
     waiting = asyncio.create_task(signalled.wait(), name="signal")
     await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
@@ -143,7 +164,7 @@ def main(arguments: list[str]) -> int:
     child.set_process_title("dashboard")
     configure(secrets=loaded.secrets)
     try:
-        asyncio.run(until_signal(config, config.dashboard))
+        asyncio.run(until_signal(config, config.dashboard, Path(arguments[0])))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"dashboard: {error}; change dashboard.listen, dashboard.token or state_dir\n")
         return 1

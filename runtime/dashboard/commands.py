@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from runtime.dashboard.auth import Role
 from runtime.dashboard.bridge import MqttBridge
+from runtime.dashboard.settings_file import MAX_TEXT, SettingsFile, SettingsRefused
 from runtime.mqtt.topics import Topics, encode
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
@@ -101,8 +102,24 @@ class RequestCommand(ClientCommand):
     data: dict[str, Any] = Field(default_factory=dict, max_length=16)
 
 
+class SettingsCommand(ClientCommand):
+    """Read, check or save the settings file."""
+
+    do: Literal["settings"]
+    what: Literal["read", "check", "save"]
+    text: str = Field("", max_length=MAX_TEXT)
+    digest: str = Field("", max_length=64)
+
+
 AnyCommand = Annotated[
-    SubscribePreviews | StopCommand | OverrideCommand | RewardCommand | LabelCommand | TextCommand | RequestCommand,
+    SubscribePreviews
+    | StopCommand
+    | OverrideCommand
+    | RewardCommand
+    | LabelCommand
+    | TextCommand
+    | RequestCommand
+    | SettingsCommand,
     Field(discriminator="do"),
 ]
 COMMANDS: TypeAdapter[AnyCommand] = TypeAdapter(AnyCommand)
@@ -127,6 +144,7 @@ class Commands:
     bridge: MqttBridge
     answered: Callable[[str], None]
     """Called with the id of a question that has been answered."""
+    settings: SettingsFile | None = None
 
     async def execute(self, role: Role, command: AnyCommand) -> dict[str, Any]:
         """Publish a command; return the response's data, empty for a message that nothing responds to.
@@ -135,6 +153,7 @@ class Commands:
 
         Raises:
             Forbidden: the viewer's role does not allow it.
+            SettingsRefused: the settings file cannot be shown, checked or written.
             Unreachable: the message could not be handed to the broker, or was not answered.
         """
         if not allowed(role, command):
@@ -155,7 +174,20 @@ class Commands:
                     self.answered(command.question)
             case TextCommand():
                 await self._publish("in", command.stream, text=command.text)
+            case SettingsCommand():
+                return await self._settings(command)
         return {}
+
+    async def _settings(self, command: SettingsCommand) -> dict[str, Any]:
+        if self.settings is None:
+            raise SettingsRefused("this page has no settings file")
+        match command.what:
+            case "read":
+                return await self.settings.read()
+            case "check":
+                return await self.settings.check(command.text)
+            case "save":
+                return await self.settings.save(command.text, command.digest)
 
     async def _publish(self, *parts: str, **body: Any) -> None:
         given = {key: value for key, value in body.items() if value is not None}

@@ -10,6 +10,7 @@ import asyncio
 import mimetypes
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from runtime.dashboard.auth import Access, RateLimited, Role
 from runtime.dashboard.bridge import Unreachable
 from runtime.dashboard.commands import COMMANDS, AnyCommand, Commands, Forbidden, SubscribePreviews
+from runtime.dashboard.settings_file import SettingsRefused
 from runtime.dashboard.sockets import Client, Hub
 from runtime.mqtt.topics import Refused, parse
 from runtime.process.http_server import SHIELD, network, protect, put_headers
@@ -27,11 +29,13 @@ HEADERS = SHIELD | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
-MAX_COMMAND = 65_536
+MAX_COMMAND = 1_048_576
+"""Bytes of one message of a browser; the text of the settings file is the longest."""
 FORM_S = 10.0
 """For a login form to arrive."""
 COOKIE_S = 30 * 24 * 3600
 """A browser keeps its cookie so long, also through a restart of its own; the session ends earlier when it is not used."""
+USUAL_PLACE = "The operator's token is in the file `token` in the agent's state folder, or is set as dashboard.token."
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -45,6 +49,8 @@ class Page:
     commands: Commands
     hosts: frozenset[str] | None
     """Host names taken; None takes any."""
+    token_hint: str = ""
+    """Where the operator's token is on this machine; shown to browsers of this machine alone."""
 
     def application(self) -> web.Application:
         """Build the application: the routes, with the checks around them."""
@@ -76,9 +82,12 @@ class Page:
             raise web.HTTPSeeOther("/login")
         return _html("index.html")
 
-    async def login_form(self, _: web.Request) -> web.Response:
-        """Serve the form for the token."""
-        return _html("login.html")
+    async def login_form(self, request: web.Request) -> web.Response:
+        """Serve the form for the token, and say where the token is."""
+        local = network(request.remote) in {"127.0.0.1", "::1"} and "X-Forwarded-For" not in request.headers
+        hint = self.token_hint if local and self.token_hint else USUAL_PLACE
+        body = static_files()["login.html"].replace(b"@HINT@", escape(hint).encode())
+        return web.Response(body=body, content_type="text/html", charset="utf-8")
 
     async def login(self, request: web.Request) -> web.Response:
         """Exchange a token for a session."""
@@ -171,7 +180,7 @@ class Page:
         reply: dict[str, Any] = {"id": command.id}
         try:
             reply["data"] = await self.commands.execute(client.role, command)
-        except (Forbidden, Unreachable) as refusal:
+        except (Forbidden, SettingsRefused, Unreachable) as refusal:
             reply["error"] = str(refusal)
         client.replies.append(reply)
 

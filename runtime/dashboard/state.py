@@ -29,6 +29,7 @@ from runtime.mqtt.published import (
     ProposalMessage,
     State,
 )
+from runtime.mqtt.sentences import sentence
 from runtime.mqtt.topics import Refused, Reward, Topics, parse
 
 EVENTS = 100
@@ -148,7 +149,8 @@ class ViewState:
             self.set("decision", value)
 
     def _event(self, value: dict[str, Any]) -> None:
-        self.sections.append("events", {**value, "at": self.wall()}, EVENTS)
+        said = sentence(value["type"], value["data"])
+        self.sections.append("events", {**value, "at": self.wall(), "text": said.text, "tone": said.tone}, EVENTS)
         if value["type"] == "label_requested":
             self.ask(value["data"])
 

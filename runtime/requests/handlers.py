@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -36,6 +36,10 @@ MAX_WAITING = 16
 REFUSALS = (Refused, RequestFailed, CheckpointRefused, TaskRefused, OSError)
 URGENT_S, USUAL_S, EXPLAIN_S = 20.0, 30.0, 15.0
 """Time limits of a rollback, of any other request, and of an explanation."""
+
+
+MAX_LISTED = 50
+"""Versions and verdicts in one response."""
 
 
 class VersionName(Payload):
@@ -82,6 +86,8 @@ class Requests:
     explainer: Explainer
     recording: RecordingController
     finetuning: FinetuneQueue
+    history: Callable[[int], list[dict[str, Any]]] = lambda _count: []
+    """Returns the newest verdicts on policy versions."""
     _lanes: dict[str, RequestLane] = field(init=False)
     """By verb."""
     _urgent: ThreadPoolExecutor = field(init=False)
@@ -177,7 +183,9 @@ class Requests:
         live, manifests = await asyncio.gather(
             asyncio.to_thread(self.checkpoints.live), asyncio.to_thread(self.checkpoints.list)
         )
-        return {"live": live.version, "failed": list(live.failed), "checkpoints": [_row(m) for m in manifests[-50:]]}
+        rows = [_row(m) for m in manifests[-MAX_LISTED:]]
+        failed = list(live.failed)[-MAX_LISTED:]
+        return {"live": live.version, "failed": failed, "checkpoints": rows, "history": self.history(MAX_LISTED)}
 
     async def _explain(self, payload: bytes) -> Answer:
         return await self.explainer.explain(decode(DecisionName, payload).decision)

@@ -48,8 +48,19 @@ def world(
     tmp_path_factory: pytest.TempPathFactory, mosquitto: Mosquitto, agent: subprocess.Popen[bytes]
 ) -> Iterator[tuple[str, str, Mosquitto]]:
     assert agent.poll() is None
-    with page_process(tmp_path_factory.mktemp("page"), mosquitto.url) as (address, token):
+    folder = tmp_path_factory.mktemp("page")
+    with page_process(folder, mosquitto.url) as (address, token):
+        FOLDERS[address] = folder
         yield address, token, mosquitto
+
+
+FOLDERS: dict[str, Path] = {}
+"""Folder of the page's process by its address."""
+
+
+@pytest.fixture
+def settings_of_the_page(world: tuple[str, str, Mosquitto]) -> Path:
+    return FOLDERS[world[0]] / "page.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +146,11 @@ def test_override_mode_promote_rollback_label_and_text_reach_the_agent(page: Pag
     page.get_by_role("dialog").get_by_role("button", name="Switch").click()
     page.get_by_role("button", name="Promote 000008-5be2f410").click()
     page.get_by_role("dialog").get_by_role("button", name="Promote").click()
-    expect(page.locator("#events")).to_contain_text("Policy promoted")
-    expect(page.locator("tr.live")).to_contain_text("000008-5be2f410")
+    expect(page.locator("#events")).to_contain_text("Policy 000008-5be2f410 passed every step and is live.")
+    expect(page.locator("tr.live")).to_contain_text("no. 8")
     page.get_by_role("button", name="Roll back").click()
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
-    expect(page.locator("#events")).to_contain_text("Policy rolled back")
+    expect(page.locator("#events")).to_contain_text("A person rolled policy 000008-5be2f410 back to")
     question = page.locator("#teach .question").first
     question.get_by_role("button", name="look").click()
     expect(page.locator("#toasts")).to_contain_text("Answered: look")
@@ -324,3 +335,104 @@ def test_when_the_agent_is_gone_figures_are_old_and_no_stop_is_promised(
         expect(page.get_by_role("alert")).to_contain_text("THE STOP WAS NOT TAKEN (stop: no gate took it")
     finally:
         agent.send_signal(signal.SIGCONT)
+
+
+def test_each_version_shows_its_verdict_from_the_store_and_its_evidence_opens(page: Page) -> None:
+    row = page.locator(".versions tr", has=page.locator("th[title='000005-77c0d9ee']"))
+    expect(row.locator("> th")).to_have_text("no. 5")
+    expect(row.locator(".badge")).to_have_text(
+        "rejected: Off-policy evaluation"
+    )  # long before this page's server started
+    row.locator("summary").click()
+    failed = row.locator(".evidence tr.failed")
+    expect(failed.locator("> th")).to_have_text("Off-policy evaluation")
+    assert failed.locator("td").all_inner_texts() == ["no", "lower -0.2", "margin 0.05"]
+    expect(row).to_contain_text("inconclusive: 12 decisions")
+    expect(page.locator(".promotions")).to_have_attribute("aria-label", re.compile(r"\d went live, 1 rejected"))
+
+
+def test_times_have_a_date_and_a_zone(browser: Browser, world: tuple[str, str, Mosquitto]) -> None:
+    page = open_page(browser, world, timezone_id="Asia/Tokyo", locale="de-DE")
+    expect(page.locator("#zone")).to_have_text("Times are in Asia/Tokyo (GMT+09:00).")
+    shown = page.evaluate(
+        """async () => {
+          const { clock, whole } = await import("/static/dom.js");
+          return [clock(1750000000), whole(1750000000)];
+        }"""
+    )
+    assert shown[0] == "16 Jun 2025 00:06:40"
+    assert shown[1].endswith("16 June 2025 at 00:06:40 GMT+9")
+    page.context.close()
+
+
+def test_at_400_percent_zoom_the_content_has_room_and_the_stop_is_in_sight(
+    browser: Browser, world: tuple[str, str, Mosquitto]
+) -> None:
+    page = open_page(browser, world, viewport={"width": 320, "height": 256})
+    page.evaluate("scrollTo(0, 600)")
+    covered = page.evaluate(
+        """[...document.querySelectorAll("body *")].filter((e) => ["fixed", "sticky"].includes(getComputedStyle(e).position)
+             && !e.closest(".scroll, [hidden], dialog") && e.id !== "toasts")
+             .reduce((sum, e) => sum + e.getBoundingClientRect().height, 0)"""
+    )
+    assert covered < 80
+    expect(page.get_by_role("button", name="Software stop")).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    page.context.close()
+
+
+def test_a_label_of_an_unknown_class_is_asked_about_first(page: Page) -> None:
+    page.get_by_text("Give a label").click()
+    page.get_by_label("Text", exact=True).last.fill("find the moon")
+    page.get_by_label("Label", exact=True).fill("fnid")
+    page.get_by_role("button", name="Send label").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Is “fnid” a new class?")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#toasts")).not_to_contain_text("Label sent")
+    page.get_by_label("Label", exact=True).fill("find")
+    page.get_by_role("button", name="Send label").click()
+    expect(page.locator("#toasts")).to_contain_text("Label sent")
+
+
+def test_the_settings_are_edited_checked_by_line_and_saved_with_the_version_before(
+    page: Page, world: tuple[str, str, Mosquitto], settings_of_the_page: Path
+) -> None:
+    before = settings_of_the_page.read_text()
+    page.get_by_text("Edit the settings").click()
+    box = page.get_by_label("Settings file")
+    expect(box).to_have_value(re.compile("agent: demo"))
+    assert VIEWER not in box.input_value()
+    assert VIEWER in before
+    save = page.get_by_role("button", name="Save and reload")
+    box.fill(box.input_value().replace("safe: a", "safe: c"))
+    expect(page.locator("#settings .finding.bad")).to_contain_text("Line 5: actuators.head", timeout=30_000)
+    expect(page.locator("#settings .gutter .bad")).to_have_text("✗5\n")
+    expect(save).to_be_disabled()
+    box.fill(box.input_value().replace("safe: c", "safe: b"))
+    expect(page.locator("#settings-status")).to_contain_text("good", timeout=30_000)
+    save.click()
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    expect(page.locator("#toasts")).to_contain_text("Saved and reloaded", timeout=60_000)
+    assert settings_of_the_page.read_text() == before.replace("safe: a", "safe: b")
+    assert settings_of_the_page.with_name("page.previous.yaml").read_text() == before
+    assert not list(settings_of_the_page.parent.glob(".*draft"))
+
+
+def test_a_viewer_gets_no_settings(browser: Browser, world: tuple[str, str, Mosquitto]) -> None:
+    page = open_page(browser, world, token=VIEWER)
+    expect(page.get_by_text("Edit the settings")).to_be_hidden()
+    answer = page.evaluate(
+        """async () => (await import("/static/socket.js")).command({ do: "settings", what: "read" }).catch((e) => e.message)"""
+    )
+    assert "viewer may look only" in answer
+    page.context.close()
+
+
+def test_sign_in_says_where_the_token_is_on_this_machine(
+    browser: Browser, world: tuple[str, str, Mosquitto], settings_of_the_page: Path
+) -> None:
+    page = browser.new_context().new_page()
+    page.goto(f"{world[0]}/login")
+    expect(page.locator("#hint")).to_contain_text(str(settings_of_the_page.parent / "state" / "token"))
+    expect(page.locator("#hint")).to_contain_text("reflexd link")
+    page.context.close()

@@ -1,6 +1,6 @@
 // Actuators: the policy's action and its probability, the last command, the device's acknowledgement, the hold in force, and
 // manual override with the gate's own answer.
-import { forgetChanged, h, keyed, number, percent, setText, seconds, shown } from "./dom.js";
+import { forgetChanged, h, keyed, number, percent, setText, seconds, shown, versionName } from "./dom.js";
 import { holdOf, info, lastDecision } from "./derived.js";
 import { command, now, operator, request, section } from "./socket.js";
 
@@ -50,7 +50,7 @@ function refresh(name, view) {
 function author(command) {
   if (command.policy === "gate") return "the gate (safe action)";
   if (command.policy === "override" || command.by === "override") return "a person";
-  return command.policy ? `policy ${command.policy}` : "the agent";
+  return command.policy ? `policy ${versionName(command.policy)}` : "the agent";
 }
 
 /** Devices report again and again: what counts is the first report after a command. */

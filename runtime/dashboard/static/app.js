@@ -6,12 +6,13 @@ import * as feedback from "./feedback.js";
 import * as header from "./header.js";
 import * as healthPanel from "./health.js";
 import * as learning from "./learning.js";
+import * as settings from "./settings.js";
 import * as streams from "./streams.js";
 import * as summary from "./summary.js";
 import { trouble } from "./derived.js";
 import { connect, onChange, operator } from "./socket.js";
 
-const parts = Object.entries({ header, summary, streams, actuators, explanation, feedback, healthPanel, learning, events });
+const parts = Object.entries({ header, summary, streams, actuators, explanation, feedback, healthPanel, learning, settings, events });
 const broken = new Set();
 for (const [, part] of parts) part.mount();
 

@@ -8,10 +8,10 @@ const BOTTOM = 16;
 const TOP = 6;
 
 /** A titled chart; `update(points)` takes [[stamp, value], ...]. */
-export function chart(title, { unit = "", from = null } = {}) {
+export function chart(title, { unit = "", from = null, goal = "" } = {}) {
   const latest = h("span", { class: "latest" }, "–");
   const svg = s("svg", { role: "img", class: "chart" });
-  const element = h("figure", { class: "chartbox" }, h("figcaption", {}, h("span", {}, title), latest), svg);
+  const element = h("figure", { class: "chartbox" }, h("figcaption", {}, goal ? h("details", { class: "goal" }, h("summary", { title: goal }, title), h("span", {}, goal)) : h("span", {}, title), latest), svg);
   let shownPoints = [];
   let width = 300;
 

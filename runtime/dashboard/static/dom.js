@@ -41,15 +41,54 @@ export function percent(value) {
 }
 
 export function seconds(value) {
-  if (typeof value !== "number") return "never";
+  if (typeof value !== "number") return "–";
   if (value < 1) return `${Math.round(value * 1000)} ms`;
   if (value < 90) return `${value < 10 ? value.toFixed(1) : Math.round(value)} s`;
   if (value < 5400) return `${Math.round(value / 60)} min`;
   return value < 129600 ? `${Math.round(value / 3600)} h` : `${Math.round(value / 86400)} days`;
 }
 
+/** The time of day; the date as well where it is not today's. */
 export function clock(stamp) {
-  return typeof stamp === "number" ? new Date(stamp * 1000).toLocaleTimeString("en-GB") : "";
+  if (typeof stamp !== "number" || !Number.isFinite(stamp)) return "";
+  const then = new Date(stamp * 1000);
+  const time = then.toLocaleTimeString("en-GB");
+  return then.toDateString() === new Date().toDateString() ? time : `${then.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric" })} ${time}`;
+}
+
+/** Date, time and zone in full. */
+export function whole(stamp) {
+  return typeof stamp === "number" && Number.isFinite(stamp) ? new Date(stamp * 1000).toLocaleString("en-GB", { dateStyle: "full", timeStyle: "long" }) : "";
+}
+
+export function zone() {
+  const found = Intl.DateTimeFormat("en-GB", { timeZoneName: "longOffset" }).formatToParts().find((part) => part.type === "timeZoneName")?.value ?? "";
+  return `${Intl.DateTimeFormat().resolvedOptions().timeZone} (${found})`;
+}
+
+/** A time element: short, with date and zone when one points at it. */
+export function moment(stamp) {
+  const time = h("time", {});
+  setMoment(time, stamp);
+  return time;
+}
+
+export function setMoment(time, stamp) {
+  if (typeof stamp !== "number" || !Number.isFinite(stamp)) return setText(time, "");
+  time.dateTime = new Date(stamp * 1000).toISOString();
+  time.title = whole(stamp);
+  return setText(time, clock(stamp));
+}
+
+const STEPS = { integrity: "Files", latency: "Speed", sanity: "Actions", held_out: "Held-out file", ope: "Off-policy evaluation", shadow: "Shadow run", probation: "Probation" };
+
+/** The name of a promotion step, or of any word with underscores. */
+export const stepName = (name) => STEPS[name] ?? String(name).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
+
+/** A version by its number: `000042-1f3a9c0e` is 42. Other names stay as they are. */
+export function versionName(version) {
+  const found = /^0*(\d+)-[0-9a-f]{6,}$/.exec(String(version ?? ""));
+  return found ? `no. ${found[1]}` : String(version ?? "–");
 }
 
 export function shown(value) {

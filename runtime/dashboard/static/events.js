@@ -1,10 +1,8 @@
-// What happened, newest first, in words, with the numbers that belong to it.
-import { clock, h, keyed, shown } from "./dom.js";
-import { proper } from "./derived.js";
+// What happened, newest first: a sentence, and a table with the event's figures that opens.
+import { h, keyed, moment, stepName } from "./dom.js";
+import { figureTable, stepTable } from "./evidence.js";
 import { section } from "./socket.js";
 
-const BAD = /lost|rejected|rolled_back|^stopped|restarted|refused|failed|child_restart_limit|corrupt|unreadable|quarantine/;
-const GOOD = /recovered|promoted|^armed|released|passed|reloaded$/;
 let list;
 
 export function mount() {
@@ -21,7 +19,9 @@ export function render(changed) {
 }
 
 function row(event) {
-  const kind = BAD.test(event.type) ? "bad" : GOOD.test(event.type) ? "good" : "";
-  const data = Object.entries(event.data ?? {}).filter(([name]) => name !== "id").map(([name, value]) => `${name.replaceAll("_", " ")} ${shown(value)}`).join(" · ");
-  return h("li", {}, h("span", { class: `dotmark ${kind}`, "aria-hidden": "true" }), h("div", {}, h("strong", {}, proper(event.type)), h("time", {}, clock(event.stamp ?? event.at)), data ? h("p", { class: "muted small" }, data) : null));
+  const data = event.data ?? {};
+  const head = [h("span", { class: "said" }, event.text ?? stepName(event.type)), moment(event.stamp ?? event.at)];
+  const figures = Object.keys(data).length > 0;
+  const body = figures ? h("details", {}, h("summary", {}, head), stepTable(data.steps), figureTable({ type: event.type, ...data })) : h("p", {}, head);
+  return h("li", {}, h("span", { class: `dotmark ${event.tone ?? ""}`, "aria-hidden": "true" }), h("div", {}, body));
 }

@@ -1,5 +1,5 @@
 // Recent decisions, one a second, and what each stream contributed to the chosen one.
-import { clock, h, keyed, number, percent, setText, seconds, shown } from "./dom.js";
+import { h, keyed, moment, number, percent, setText, seconds, shown, versionName } from "./dom.js";
 import { lastDecision, missing } from "./derived.js";
 import { request, section, send } from "./socket.js";
 
@@ -43,7 +43,7 @@ function row(decision) {
   const first = Object.values(decision.actions ?? {})[0];
   const lost = decision.missing?.length ? h("span", { class: "badge warn" }, `without ${decision.missing.join(", ")}`) : null;
   return h("li", {}, h("button", { type: "button", onclick: () => explain(decision) },
-    h("time", {}, clock(decision.stamp)), h("span", { class: "what" }, actions || "nothing"), lost,
+    moment(decision.stamp), h("span", { class: "what" }, actions || "nothing"), lost,
     h("span", { class: "figure" }, first?.probabilities ? percent(Math.min(1, first.probability)) : ""), h("span", { class: "figure muted" }, `${number(decision.latency_ms)} ms`)));
 }
 
@@ -84,7 +84,7 @@ function show(decision) {
   const { data } = explained;
   const parts = Object.entries(data.parts ?? {});
   panel.replaceChildren(
-    h("p", { class: "row" }, h("strong", {}, `Decision ${decision.id}`), h("time", { class: "muted" }, clock(decision.stamp))),
+    h("p", { class: "row" }, h("strong", {}, `Decision ${decision.id}`), moment(decision.stamp)),
     ...parts.map(([name, part]) => actuatorPart(name, part, decision, data)),
     parts.length ? "" : h("p", { class: "muted" }, "Nothing was done that could be explained."),
     h("p", { class: "muted small" }, facts(data, decision)),
@@ -110,8 +110,8 @@ function shapley(bar, largest, decision) {
 }
 
 function facts(data, decision) {
-  const parts = [`policy ${data.policy ?? decision.policy}`];
-  if (Array.isArray(data.lineage) && data.lineage.length > 1) parts.push(`from ${data.lineage.slice(1, 4).join(" ← ")}`);
+  const parts = [`policy ${versionName(data.policy ?? decision.policy)}`];
+  if (Array.isArray(data.lineage) && data.lineage.length > 1) parts.push(`from ${data.lineage.slice(1, 4).map(versionName).join(" ← ")}`);
   if (typeof data.reward === "number") parts.push(`reward ${number(data.reward)}`);
   if (typeof data.value === "number") parts.push(`estimated return ${number(data.value)}`);
   return parts.join(" · ");

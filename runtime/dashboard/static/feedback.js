@@ -1,5 +1,5 @@
 // Feedback from people: answers to queries, labels, rewards, and text for a text stream.
-import { h, keyed, setText, shown } from "./dom.js";
+import { ask, h, keyed, setText, shown } from "./dom.js";
 import { info } from "./derived.js";
 import { section, send } from "./socket.js";
 
@@ -26,6 +26,7 @@ export function mount() {
     text.placeholder = (declared?.inputs ?? []).length > 1 ? `{${declared.inputs.map((name) => `"${name}": ""`).join(", ")}}` : "";
   });
   labelling = form("Give a label", [["Task", tasks], ["Text", text], ["Label", label]], "Send label", async () => {
+    if (!(await isClass(tasks.value, label.value))) return;
     const about = text.value && (info().tasks[tasks.value]?.modality ?? "text") === "text" ? { text: text.value } : newest();
     await send({ do: "label", task: tasks.value, label: label.value, ...about }, "Label sent");
     text.value = "";
@@ -70,6 +71,12 @@ export function render(changed) {
   keyed(questions, open.slice(-2).reverse().map((q) => q.id), (id) => question(open.find((q) => q.id === id)));
 }
 
+/** Whether a label is a class that the task knows, or one that a person confirms to be new. */
+async function isClass(task, label) {
+  const classes = info().tasks?.[task]?.labels ?? [];
+  return !classes.length || classes.includes(label) || ask(`Is “${label}” a new class?`, `${task} knows ${classes.slice(0, 12).join(", ")}. A misspelt class spoils what the task learns.`, "New class");
+}
+
 function options(select, names) {
   const chosen = select.value;
   select.replaceChildren(...names.map((value) => h("option", { value }, value)));
@@ -85,5 +92,5 @@ function question(asked) {
   return h("article", { class: "card question", "aria-label": `Question about ${asked.task}` },
     h("p", {}, h("strong", {}, `${asked.task}? `), h("q", {}, about)),
     h("div", { class: "row wrap operator" }, candidates.map((c) => h("button", { type: "button", class: "button", onclick: () => answer(c) }, c)), own,
-      h("button", { type: "button", class: "button", onclick: () => own.value && answer(own.value) }, "Answer")));
+      h("button", { type: "button", class: "button", onclick: async () => own.value && (asked.actuator || (await isClass(asked.task, own.value))) && answer(own.value) }, "Answer")));
 }

@@ -1,6 +1,6 @@
 // The header, always visible: state, mode, arm, and the software stop.
-import { ask, closeQuestion, h, isAsking, setText, toast } from "./dom.js";
-import { armed, mode, recording, stopped, trouble } from "./derived.js";
+import { ask, closeQuestion, h, isAsking, seconds, setText, toast, zone } from "./dom.js";
+import { armed, decisionAge, mode, recording, stopped, trouble } from "./derived.js";
 import { command, operator, section, send, state } from "./socket.js";
 
 const MODES = [["shadow", "Shadow", "decides, never acts"], ["assist", "Assist", "proposes, a person confirms"],
@@ -20,6 +20,7 @@ export function mount() {
     await fetch("/logout", { method: "POST" });
     location.replace("/login");
   });
+  setText(byId("zone"), `Times are in ${zone()}.`);
   byId("logout").disabled = false; // before this it would have done nothing
 }
 
@@ -113,7 +114,8 @@ function banner(isStopped) {
   const gone = trouble();
   const reasons = section("status")?.reasons ?? [];
   if (isStopped) failure = null;
-  let text = failure ?? gone;
+  const since = decisionAge();
+  let text = failure ?? (gone && since !== undefined ? `${gone} The newest decision is ${seconds(since)} old.` : gone);
   if (!text && isStopped) text = "Stopped by software: every actuator was sent its safe value. Release it, then arm, to continue.";
   if (!text && section("status")?.state === "degraded") text = `Degraded: ${reasons.join("; ") || "no reason given"}`;
   element.hidden = !text;

@@ -12,7 +12,7 @@ let recordButton;
 let recordNote;
 
 export function mount() {
-  latency = chart("Tick latency", { unit: " ms", from: 0 });
+  latency = chart("Tick latency", { unit: " ms", from: 0, goal: "Time of one tick, from its deadline to the proposal. It should stay below the budget." });
   figures = h("dl", { class: "facts" });
   ages = h("ul", { class: "bars", "aria-label": "Age of each stream against its limit" });
   losses = h("ul", { class: "lines small" });
@@ -52,7 +52,7 @@ export function render(changed) {
     const limit = info().streams[name].max_age_s;
     view.bar.style.width = `${Math.min(1, (old ?? limit) / limit) * 100}%`;
     view.element.classList.toggle("over", missing(name));
-    setText(view.figure, `${seconds(old)} of ${seconds(limit)}`);
+    setText(view.figure, old === undefined ? "nothing received yet" : `${seconds(old)} of ${seconds(limit)}`);
   });
   listLosses();
 }

@@ -1,26 +1,34 @@
 // Is it learning: curves, the learner's figures, and every version of the policy with what was decided about it.
 import { chart } from "./charts.js";
-import { ask, clock, count, h, keyed, number, setText } from "./dom.js";
-import { health, proper } from "./derived.js";
-import { request, section, state, send } from "./socket.js";
+import { ask, count, h, keyed, number, percent, seconds, setText, stepName, versionName, whole } from "./dom.js";
+import { health } from "./derived.js";
+import { figureTable, stepTable } from "./evidence.js";
+import { now, request, section, state, send } from "./socket.js";
 import { fill } from "./health.js";
+import { promotions } from "./promotions.js";
 
-const CURVES = [["reward", "Reward"], ["return", "Return"], ["loss", "Loss"], ["value", "Estimated value"]];
+const CURVES = [["reward", "Reward per tick", "Mean reward of each span of time. It should rise, then stay."],
+  ["return", "Return", "Sum of the rewards of an episode, or of a minute where rewards never say that an episode is over. It should rise."],
+  ["loss", "Loss", "Error of the critic's prediction. It falls at first, then follows the policy; alone it says little."],
+  ["value", "Estimated value", "The return that the policy expects from here. Far above the real return it is too confident."]];
 const VERDICTS = ["policy_promoted", "policy_rejected", "policy_rolled_back", "policy_on_probation", "policy_confirmed"];
 const charts = {};
 let figures;
 let versions;
 let note;
+let history;
+let past = [];
 let asked = 0;
 
 export function mount() {
-  for (const [name, title] of CURVES) charts[name] = chart(title);
+  for (const [name, title, goal] of CURVES) charts[name] = chart(title, { goal });
+  history = promotions();
   figures = h("dl", { class: "facts" });
   versions = h("tbody");
   note = h("p", { class: "muted small" }, "No checkpoint yet.");
   const table = h("table", { class: "versions" }, h("caption", {}, "Policies, newest first"),
-    h("thead", {}, h("tr", {}, ["Version", "Made", "Verdict", ""].map((t) => h("th", { scope: "col" }, t || h("span", { class: "vh" }, "Promote"))))), versions);
-  document.getElementById("learn").append(h("div", { class: "charts" }, CURVES.map(([name]) => charts[name].element)), figures, note, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Policies" }, table),
+    h("thead", {}, h("tr", {}, ["Version", "Age", "Verdict", ""].map((t) => h("th", { scope: "col" }, t || h("span", { class: "vh" }, "Promote"))))), versions);
+  document.getElementById("learn").append(h("div", { class: "charts" }, CURVES.map(([name]) => charts[name].element)), figures, history.element, note, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Policies" }, table),
     h("div", { class: "row operator wrap" }, h("button", { type: "button", class: "button", id: "rollback", onclick: rollback }, "Roll back"),
       h("button", { type: "button", class: "button", onclick: () => send({ do: "request", verb: "finetune", data: {} }, "Fine-tuning requested") }, "Fine-tune now")));
 }
@@ -29,8 +37,9 @@ export function render(changed) {
   for (const [name] of CURVES) charts[name].update(section(`series/${name}`), changed.has(`series/${name}`));
   const learner = health().learner ?? {};
   const loss = typeof learner.loss === "object" && learner.loss ? Object.values(learner.loss).reduce((a, b) => a + b, 0) : learner.loss;
-  fill(figures, { "State": learner.state ?? "–", "Updates": count(learner.updates), "A second": number(learner.updates_per_s), "Loss": number(loss),
-    "Q": number(learner.q), "Buffer": count(learner.buffer), "Mean reward": number(learner.reward_mean) });
+  fill(figures, { "Learner": learner.state ?? "–", "Updates": count(learner.updates), "Updates a second": number(learner.updates_per_s), "Newest loss": number(loss),
+    "Mean Q": number(learner.q), "Transitions": count(learner.buffer), "Reward, last 1,000 ticks": number(learner.reward_mean), "Exploration": exploration() });
+  history.update(past);
   const news = changed.has("events") && VERDICTS.includes((section("events") ?? []).at(-1)?.type);
   if (state.connected && section("link")?.connected && (news || Date.now() - asked > 15000)) refresh();
 }
@@ -38,7 +47,9 @@ export function render(changed) {
 async function refresh() {
   asked = Date.now();
   const data = await request("checkpoints").catch(() => null);
-  if (data) list(data);
+  if (!data) return;
+  past = (data.history ?? []).filter((each) => each?.data && typeof each.stamp === "number");
+  list(data);
 }
 
 const made = (entry) => entry.created ?? entry.created_s ?? 0;
@@ -56,35 +67,50 @@ function list(data) {
 /** A row is made once and then refreshed: a button that is replaced loses clicks and the keyboard's focus. */
 function makeRow(version) {
   const badge = h("span", { class: "badge" });
+  const evidence = h("details", { class: "verdict" }, h("summary", {}, badge));
   const when = h("td");
   const promote = h("button", { type: "button", class: "button small", "aria-label": `Promote ${version}`, onclick: () => promoteTo(version) }, "Promote");
-  return { element: h("tr", {}, h("th", { scope: "row" }, version), when, h("td", {}, badge), h("td", { class: "operator" }, promote)), badge, when, promote };
+  return { element: h("tr", {}, h("th", { scope: "row", title: version }, versionName(version)), when, h("td", {}, evidence), h("td", { class: "operator" }, promote)), badge, when, promote, evidence, shown: null };
 }
 
 function refreshRow(version, view, entry, live, failed) {
   const isLive = version === live || entry.live === true;
-  const [kind, text, title] = verdict(entry, version, isLive, failed);
+  const verdicts = past.filter((each) => each.data.version === version);
+  const [kind, text] = verdict(verdicts.at(-1), isLive, failed.includes(version));
   view.element.classList.toggle("live", isLive);
-  setText(view.when, made(entry) ? clock(made(entry)) : "");
+  setText(view.when, made(entry) ? seconds(Math.max(0, now() - made(entry))) : "");
+  view.when.title = whole(made(entry));
   view.badge.className = `badge ${kind}`;
-  view.badge.title = title;
   setText(view.badge, text);
+  const told = JSON.stringify([verdicts, entry.metrics]);
+  if (told !== view.shown) {
+    view.shown = told;
+    const judged = [...verdicts].reverse().find((each) => each.data.steps) ?? verdicts.at(-1);
+    view.evidence.replaceChildren(view.evidence.firstChild, ...[stepTable(judged?.data.steps), figureTable({ version, ...(judged?.data ?? entry.metrics ?? {}) })].filter(Boolean));
+  }
   view.promote.hidden = isLive;
 }
 
-function verdict(entry, version, isLive, failed) {
-  const event = (section("events") ?? []).filter((e) => VERDICTS.includes(e.type) && [e.data?.version, e.data?.candidate, e.data?.policy].includes(version)).at(-1);
-  const title = JSON.stringify(event?.data ?? entry.verdict ?? entry.metrics ?? {});
-  if (isLive) return ["good", "live", title];
-  if (event?.type === "policy_rolled_back" || failed.includes(version)) return ["bad", "rolled back", title];
-  if (event?.type === "policy_rejected") return ["bad", `rejected: ${event.data.step ?? event.data.reason ?? "see events"}`, title];
-  const verdictText = entry.verdict?.state ?? entry.verdict ?? entry.state ?? (event ? proper(event.type) : "candidate");
-  return ["", typeof verdictText === "string" ? verdictText : "judged", title];
+/** The newest verdict that the agent has stored, in words. */
+function verdict(last, isLive, hasFailed) {
+  if (isLive) return ["good", last?.type === "policy_on_probation" ? "live, on probation" : "live"];
+  if (last?.type === "policy_rolled_back" || hasFailed) return ["bad", "rolled back"];
+  if (last?.type === "policy_rejected") return ["bad", `rejected: ${stepName(last.data.step ?? "see events")}`];
+  return ["", last ? "was live" : "not judged"];
+}
+
+/** How the policy explores now: the newest decision's own word, else what health says. */
+function exploration() {
+  const mode = section("decision")?.mode;
+  if (mode === undefined) return "–";
+  const share = health().exploration;
+  if (mode !== "autonomous") return `off in ${mode}`;
+  return typeof share === "number" ? percent(share) : "on";
 }
 
 async function promoteTo(version) {
-  if (!(await ask(`Promote ${version}?`, "It goes live between two ticks, on probation: a drop in reward rolls it back automatically.", "Promote"))) return;
-  if (await send({ do: "request", verb: "promote", data: { version } }, `${version} promoted`)) refresh();
+  if (!(await ask(`Promote ${versionName(version)}?`, "It goes live between two ticks, on probation: a drop in reward rolls it back automatically.", "Promote"))) return;
+  if (await send({ do: "request", verb: "promote", data: { version } }, `${versionName(version)} promoted`)) refresh();
 }
 
 async function rollback() {

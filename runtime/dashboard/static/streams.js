@@ -37,9 +37,10 @@ function make(name, stream) {
 function refresh(name, view) {
   const gone = missing(name);
   const old = age(name);
-  view.mark.className = `badge ${gone ? "bad" : "good"}`;
-  setText(view.mark, gone ? (typeof old === "number" ? `missing, ${seconds(old)}` : "nothing received yet") : seconds(old));
-  view.element.classList.toggle("gone", gone);
+  const unused = typeof old !== "number";
+  view.mark.className = `badge ${gone && (view.about.required || !unused) ? "bad" : unused ? "" : "good"}`;
+  setText(view.mark, unused ? "nothing received yet" : gone ? `missing, ${seconds(old)}` : seconds(old));
+  view.element.classList.toggle("gone", gone && (view.about.required || !unused));
   view.refresh?.((section("streams") ?? {})[name] ?? {});
 }
 

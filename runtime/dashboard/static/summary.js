@@ -1,5 +1,5 @@
 // Five questions, each answered in one line.
-import { h, number, percent, setText, seconds, shown } from "./dom.js";
+import { h, number, percent, setText, seconds, shown, versionName } from "./dom.js";
 import { age, armed, decisionAge, health, info, lastDecision, missing, mode, stopped, trend, trouble } from "./derived.js";
 import { section } from "./socket.js";
 import { lastExplanation } from "./explanation.js";
@@ -34,13 +34,14 @@ function well() {
   const gone = trouble();
   if (gone) return ["bad", "No", gone];
   const streams = Object.keys(info().streams);
-  const stale = streams.filter(missing);
+  const stale = streams.filter((name) => missing(name) && (info().streams[name].required || age(name) !== undefined)); // one that nobody has used yet is not missing
+  const unused = streams.filter((name) => age(name) === undefined);
   const tick = health().tick;
   const pace = tick ? `ticks take ${number(tick.p50_ms)} ms, worst ${number(tick.p99_ms)} ms` : `${number(info().rate_hz)} Hz`;
   if (stopped()) return ["bad", "Stopped", "by the software stop"];
   if (stale.length) return ["warn", "Partly", `missing: ${stale.join(", ")}; ${pace}`];
   if (tick && tick.p99_ms > 1000 / info().rate_hz) return ["warn", "Slow at times", `budget ${number(1000 / info().rate_hz)} ms; ${pace}`];
-  return ["good", "Yes", `${streams.length} of ${streams.length} streams fresh, ${pace}`];
+  return ["good", "Yes", `${streams.length - unused.length} of ${streams.length} streams fresh${unused.length ? `, nothing yet on ${unused.join(", ")}` : ""}, ${pace}`];
 }
 
 function sees() {
@@ -91,7 +92,7 @@ function learning() {
   const interval = found ? `reward changed by ${signed(found.low)} to ${signed(found.high)} (95 %) in ${seconds(found.span)}; ` : "";
   const rate = learner.updates_per_s === undefined ? learner.state : `${number(learner.updates_per_s)} updates/s`;
   const kind = !found ? "" : found.low > 0 ? "good" : found.high < 0 ? "warn" : "";
-  return [kind, answer, `${interval}${rate}, policy ${health().policy ?? "–"}`];
+  return [kind, answer, `${interval}${rate}, policy ${versionName(health().policy)}`];
 }
 
 const signed = (value) => `${value > 0 ? "+" : ""}${number(value, 2)}`;

@@ -1,0 +1,117 @@
+"""Store every verdict on a policy version, so that the page can show it after a restart and long after the event.
+
+One JSON object a line in `state_dir/promotions.jsonl`. The file is bounded: at the start only the newest entries are kept. A
+full disk loses the entry on disk, which is counted; the entry in memory remains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import orjson
+import structlog
+
+from learners.files import write_atomically
+from runtime.process.events import Emit
+
+log = structlog.get_logger(__name__)
+
+FILE = "promotions.jsonl"
+KEPT = 500
+MAX_ENTRY = 8_192
+"""Bytes of one entry; the figures of a larger one are left out."""
+MAX_FILE = 2 * KEPT * MAX_ENTRY
+VERDICTS = frozenset(
+    {"policy_promoted", "policy_rejected", "policy_rolled_back", "policy_on_probation", "policy_confirmed"}
+)
+Entry = dict[str, Any]
+
+
+@dataclass(slots=True)
+class PromotionHistory:
+    """The verdicts of one agent, oldest first.
+
+    Args:
+        path: the file.
+        executor: writes it, off the event loop.
+        wall: Unix seconds.
+    """
+
+    path: Path
+    executor: Executor
+    wall: Callable[[], float] = time.time
+    lost: int = 0
+    """Entries that could not be written."""
+    _entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
+    _lock: Lock = field(default_factory=Lock)
+
+    def start(self) -> None:
+        """Read the newest entries, and shorten a file with too many; lines that cannot be read are left out."""
+        try:
+            with self.path.open("rb") as file:
+                lines = file.read(MAX_FILE).splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("promotions.unreadable", path=str(self.path), reason=str(error))
+            return
+        self._entries.extend(entry for entry in map(_entry, lines) if entry is not None)
+        if len(lines) > KEPT:
+            try:
+                write_atomically(self.path, b"".join(orjson.dumps(entry) + b"\n" for entry in self._entries))
+            except OSError as error:
+                log.warning("promotions.not_shortened", path=str(self.path), reason=str(error))
+
+    def emitting(self, emit: Emit) -> Emit:
+        """Return `emit` that notes verdicts as well."""
+
+        def both(kind: str, data: dict[str, Any]) -> None:
+            emit(kind, data)
+            self.note(kind, data)
+
+        return both
+
+    def note(self, kind: str, data: dict[str, Any]) -> None:
+        """Note an event if it is a verdict; from any thread."""
+        if kind not in VERDICTS:
+            return
+        entry = {"type": kind, "stamp": round(self.wall(), 3), "data": data}
+        line = orjson.dumps(entry, default=str)
+        if len(line) > MAX_ENTRY:
+            short = {
+                name: data[name] for name in ("version", "to", "before", "step", "reason", "by", "why") if name in data
+            }
+            entry["data"] = short
+            line = orjson.dumps(entry, default=str)
+        with self._lock:
+            self._entries.append(entry)
+        self.executor.submit(self._write, line)
+
+    def newest(self, count: int) -> list[Entry]:
+        """Return the newest entries, oldest first."""
+        with self._lock:
+            return list(self._entries)[-count:]
+
+    def _write(self, line: bytes) -> None:
+        try:
+            with self._lock, self.path.open("ab") as file:
+                file.write(line + b"\n")
+        except OSError as error:
+            self.lost += 1
+            log.warning("promotions.not_written", path=str(self.path), reason=str(error), lost=self.lost)
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    sound = isinstance(found, dict) and found.get("type") in VERDICTS and isinstance(found.get("data"), dict)
+    return found if sound and isinstance(found.get("stamp"), int | float) else None

@@ -1,0 +1,48 @@
+"""The verdicts on policy versions outlive the daemon: bounded, readable after damage, and in the answer of `checkpoints`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import orjson
+
+from runtime.deploy.promotion_history import FILE, KEPT, PromotionHistory
+
+
+def test_verdicts_survive_a_restart_and_other_events_are_left_out(tmp_path: Path) -> None:
+    sent: list[str] = []
+    with ThreadPoolExecutor(1) as executor:
+        history = PromotionHistory(tmp_path / FILE, executor, lambda: 100.0)
+        history.start()
+        emit = history.emitting(lambda kind, _data: sent.append(kind))
+        emit("policy_rejected", {"version": "1", "step": "ope", "steps": {"ope": {"passed": False, "lower": -0.2}}})
+        emit("sensor_lost", {"stream": "front"})
+        emit("policy_promoted", {"version": "2"})
+    assert sent == ["policy_rejected", "sensor_lost", "policy_promoted"]
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b'{"type": "policy_promoted", "stamp": "x", "data": {}}\n[1]\n{"type": "poli')  # a crash, and others
+    again = PromotionHistory(tmp_path / FILE, executor)
+    again.start()
+    assert [entry["data"]["version"] for entry in again.newest(10)] == ["1", "2"]
+    assert again.newest(1)[0] == {"type": "policy_promoted", "stamp": 100.0, "data": {"version": "2"}}
+
+
+def test_the_file_is_bounded_and_a_large_verdict_loses_its_figures(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        history = PromotionHistory(tmp_path / FILE, executor, lambda: 1.0)
+        for number in range(KEPT + 50):
+            history.note("policy_promoted", {"version": str(number)})
+        history.note("policy_rejected", {"version": "large", "step": "ope", "steps": {"ope": "x" * 10_000}})
+    again = PromotionHistory(tmp_path / FILE, executor)
+    again.start()
+    assert len((tmp_path / FILE).read_bytes().splitlines()) == KEPT
+    assert orjson.loads((tmp_path / FILE).read_bytes().splitlines()[-1])["data"] == {"version": "large", "step": "ope"}
+
+
+def test_a_disk_that_refuses_is_counted_and_the_verdict_stays_in_memory(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        history = PromotionHistory(tmp_path / "missing" / FILE, executor)
+        history.note("policy_confirmed", {"version": "3"})
+    assert history.lost == 1
+    assert history.newest(5)[0]["data"] == {"version": "3"}
