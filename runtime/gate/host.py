@@ -53,6 +53,8 @@ LATCH_POLL_S = 0.25
 SECOND_LISTENER = "the second listener received it"
 REST_S = 1.0
 """For the devices to acknowledge the last safe actions at the end of the daemon."""
+COUNTED = ("agent_lost", "disarmed", "stopped", "broker_lost")
+"""Events of the gate that the agent counts in its metrics."""
 KEPT_SERIALS = 64
 """Newest commands of one actuator for which an acknowledgement by the device is recognised."""
 
@@ -209,7 +211,10 @@ class GateHost:
         outcomes = outcomes_of(self.gate, rulings)
         gate = self.gate
         refused, restarts = self.refused(), dict(self.restarts)
-        verdict = ipc.Verdict(proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes, refused, restarts)
+        events = {kind: count for kind in COUNTED if (count := self.publisher.counts[kind])}
+        verdict = ipc.Verdict(
+            proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes, refused, restarts, events
+        )
         try:
             assert self._end is not None
             self._end.send(ipc.pack(verdict))

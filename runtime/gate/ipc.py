@@ -51,6 +51,8 @@ class Verdict:
     """Refusals since the daemon's start, by actuator and rule; under "" what concerns none that is configured."""
     restarts: dict[str, int] = field(default_factory=dict)
     """How often each child was started again."""
+    events: dict[str, int] = field(default_factory=dict)
+    """How often the gate published each of `host.COUNTED` since the daemon's start."""
 
 
 def pack(message: Proposal | Verdict) -> bytes:

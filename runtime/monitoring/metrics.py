@@ -97,6 +97,12 @@ class Metrics:
         self.commands = Counter(
             "reflexd_commands", "Commands sent, by origin of the decision.", ["actuator", "by"], registry=registry
         )
+        self.gate_events = Counter(
+            "reflexd_gate_events",
+            "Events of the gate, by type: agent_lost, disarmed, stopped, broker_lost.",
+            ["type"],
+            registry=registry,
+        )
         self.armed = Gauge("reflexd_armed", "1 while the gate lets the policy act.", registry=registry)
         self.stopped = Gauge("reflexd_stopped", "1 while the software stop is engaged.", registry=registry)
         self.mode = Gauge("reflexd_mode", "1 for the mode in force.", ["mode"], registry=registry)
@@ -112,6 +118,12 @@ class Metrics:
         self.promotions = Counter("reflexd_promotions", "Policy versions that were promoted.", registry=registry)
         self.rejections = Counter(
             "reflexd_rejections", "Candidates rejected, by promotion step.", ["step"], registry=registry
+        )
+        self.experience_refused = Counter(
+            "reflexd_experience_refused",
+            "Items of experience that were not stored, by cause.",
+            ["cause"],
+            registry=registry,
         )
         self.rollbacks = Counter("reflexd_rollbacks", "Policies taken back.", registry=registry)
         self.probation = Gauge("reflexd_probation", "1 while a policy is on probation.", registry=registry)
@@ -165,8 +177,15 @@ class Metrics:
             if stream in fresh:
                 self.sensor_to_command_seconds.labels(stream).observe(age_s + answered_s)
 
-    def observe_totals(self, refused: Mapping[str, Mapping[str, int]], restarts: Mapping[str, int]) -> None:
-        """Note the supervisor's totals: refusals by actuator and rule, and how often each child was started again."""
+    def observe_totals(
+        self,
+        refused: Mapping[str, Mapping[str, int]],
+        restarts: Mapping[str, int],
+        events: Mapping[str, int] | None = None,
+    ) -> None:
+        """Note the supervisor's totals: refusals by actuator and rule, restarts of each child, events of the gate by type."""
+        for kind, count in (events or {}).items():
+            self._total(self.gate_events.labels(kind), count)
         for actuator, rules in refused.items():
             for rule, count in rules.items():
                 self._total(self.refusals.labels(actuator, rule), count)
@@ -193,6 +212,8 @@ class Metrics:
         for stream, entry in (health.get("streams") or {}).items():
             for cause, count in (entry.get("drops") or {}).items():
                 self._total(self.drops.labels(stream, cause), count)
+        for cause, count in ((health.get("experience") or {}).get("drops") or {}).items():
+            self._total(self.experience_refused.labels(cause), count)
         feedback = health.get("feedback") or {}
         self._total(self.rewards, feedback.get("reward"))
         for name, count in feedback.items():

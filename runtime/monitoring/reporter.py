@@ -81,7 +81,7 @@ class Reporter:
         if verdict is None:
             return
         self.metrics.observe_gate(armed=verdict.armed, stopped=verdict.stopped, mode=ticked.mode)
-        self.metrics.observe_totals(verdict.refused, verdict.restarts)
+        self.metrics.observe_totals(verdict.refused, verdict.restarts, verdict.events)
         for name, outcome in verdict.outcomes.items():
             if outcome.sent:
                 self.metrics.commands.labels(name, outcome.by).inc()

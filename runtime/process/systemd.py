@@ -73,18 +73,23 @@ class Notifier:
 class Feeder:
     """Feed the watchdog and report READY, from completed ticks only: it has no timer.
 
-    A tick counts when the agent was ready, every required stream was fresh and the gate has answered it.
+    A tick counts when the agent was ready and the gate has answered it. A missing stream does not count against it: no restart
+    of the service plugs in a camera. The daemon is degraded then, and its driver reconnects.
     """
 
     notifier: Notifier
     required: frozenset[str]
+    """Streams without which the daemon is degraded; named in the manager's status line."""
     told_ready: bool = False
     fed_s: float = float("-inf")
 
     def ticked(self, *, ready: bool, stale: tuple[str, ...], now_s: float, status: str) -> bool:
         """Register one tick that the gate has answered; return whether the manager was notified."""
-        if not ready or self.required.intersection(stale):
+        if not ready:
             return False
+        missing = sorted(self.required.intersection(stale))
+        if missing:
+            status = f"degraded: no recent data from {', '.join(missing)}"
         if not self.told_ready:
             self.told_ready = True
             self.notifier.ready(status)

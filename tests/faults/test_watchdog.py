@@ -67,10 +67,6 @@ FAULTS: dict[str, tuple[Callable[[Daemon], None], Callable[[Daemon], None]]] = {
         lambda daemon: daemon.agent().send_signal(signal.SIGSTOP),
         lambda daemon: daemon.agent().send_signal(signal.SIGCONT),
     ),
-    "a required stream dies": (
-        lambda daemon: daemon.agent().send_signal(signal.SIGUSR2),
-        lambda daemon: daemon.agent().send_signal(signal.SIGUSR2),
-    ),
     "the gate hangs": (
         lambda daemon: daemon.process.send_signal(signal.SIGSTOP),
         lambda daemon: daemon.process.send_signal(signal.SIGCONT),
@@ -98,7 +94,21 @@ async def test_the_watchdog_starves_within_its_limit_and_is_fed_again(
     assert meals.said.count("READY=1") == 1
 
 
-async def test_ready_waits_for_the_first_tick_with_every_required_stream(tmp_path: Path, broker: Mosquitto) -> None:
+async def test_a_missing_required_stream_is_degraded_and_no_reason_to_restart(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    async with watched(tmp_path, broker) as (daemon, device, meals):
+        await device.moving()
+        await meals.fed()
+        daemon.agent().send_signal(signal.SIGUSR2)  # the stream dies
+        await eventually(lambda: device.statuses[-1]["state"] == "degraded", "degraded")
+        since_s = time.monotonic()
+        while time.monotonic() - since_s < 2 * LIMIT_S:
+            await meals.fed()
+        assert "joints: no recent data" in device.statuses[-1]["reasons"]
+
+
+async def test_ready_does_not_wait_for_a_stream_that_is_missing(tmp_path: Path, broker: Mosquitto) -> None:
     config = write_config(tmp_path, broker.url)
     config.write_text(config.read_text().replace("max_age_s: 0.5}", "max_age_s: 0.5, required: true}"))
     manager = Manager(str(tmp_path / "notify"))
@@ -108,16 +118,11 @@ async def test_ready_waits_for_the_first_tick_with_every_required_stream(tmp_pat
             daemon = start_daemon(tmp_path, config, [row], NOTIFY_SOCKET=manager.address, WATCHDOG_USEC=limit)
             try:
                 meals = Meals(manager)
-                await eventually(
-                    lambda: any("joints: no recent data" in s["reasons"] for s in device.statuses),
-                    "ticks without it",
-                    30,
-                )
-                meals.take()
-                assert "READY=1" not in meals.said
-                assert "WATCHDOG=1" not in meals.said
-                daemon.agent().send_signal(signal.SIGUSR2)
                 await meals.fed()
                 assert "READY=1" in meals.said
+                assert "STATUS=degraded: no recent data from joints" in meals.said
+                await eventually(
+                    lambda: "joints: no recent data" in device.statuses[-1]["reasons"], "the reason in the status", 30
+                )
             finally:
                 await asyncio.to_thread(end_daemon, daemon)

@@ -149,7 +149,7 @@ async def test_the_process_serves_until_it_is_told_to_end_even_without_a_broker(
     port = free_port()
     config = load(settings_file(tmp_path, port)).config
     assert config.dashboard is not None
-    serving = asyncio.create_task(until_signal(config, config.dashboard))
+    serving = asyncio.create_task(until_signal(config, config.dashboard, tmp_path / "page.yaml"))
     await comes(lambda: listening(port), "the page")
     token = tmp_path / "state" / "token"
     assert token.stat().st_mode & 0o777 == 0o600
@@ -162,7 +162,7 @@ async def test_the_process_serves_until_it_is_told_to_end_even_without_a_broker(
         assert not listening(port)
         stored = tmp_path / "state" / "dashboard-sessions.json"
         assert stored.stat().st_mode & 0o777 == 0o600
-        serving = asyncio.create_task(until_signal(config, config.dashboard))
+        serving = asyncio.create_task(until_signal(config, config.dashboard, tmp_path / "page.yaml"))
         await comes(lambda: listening(port), "the page again")
         assert (await http.get(url, headers=cookie, allow_redirects=False)).status == 200, "the session survives"
         signal.raise_signal(signal.SIGTERM)

@@ -31,7 +31,8 @@ def exercised() -> Metrics:
     m.period_seconds.set(0.1)
     m.observe_ages({"front": 0.05, "room": 3.0}, frozenset({"room", "orders"}))
     m.observe_acted({"front": 0.05, "joints": 0.01}, frozenset({"front"}), 0.02)
-    m.observe_totals({"head": {"stale": 3}, "": {"lost": 1}}, {"learner": 1})
+    m.observe_totals({"head": {"stale": 3}, "": {"lost": 1}}, {"learner": 1}, {"agent_lost": 1})
+    m.observe_health({"experience": {"drops": {"disk": 2}}})
     m.drops.labels("front", "backlog").inc()
     m.commands.labels("head", "policy").inc()
     m.observe_gate(armed=True, stopped=False, mode="assist")
@@ -115,9 +116,19 @@ def test_totals_of_health_and_events_are_counted_once() -> None:
 def test_the_supervisors_totals_are_counted_once_and_survive_a_new_agent() -> None:
     m = Metrics(CollectorRegistry(), agent="demo", version="0.1.0")
     for stale in (3, 3, 5):
-        m.observe_totals({"head": {"stale": stale}}, {"agent": 1})
+        m.observe_totals({"head": {"stale": stale}}, {"agent": 1}, {"agent_lost": 1, "disarmed": stale})
     assert value(m, "reflexd_gate_refusals_total", actuator="head", rule="stale") == 5
     assert value(m, "reflexd_child_restarts_total", child="agent") == 1
+    assert value(m, "reflexd_gate_events_total", type="agent_lost") == 1
+    assert value(m, "reflexd_gate_events_total", type="disarmed") == 5
+
+
+def test_refused_experience_is_counted_by_cause() -> None:
+    m = Metrics(CollectorRegistry(), agent="demo", version="0.1.0")
+    for full in (2, 3):
+        m.observe_health({"experience": {"drops": {"full": full, "disk": 1}}})
+    assert value(m, "reflexd_experience_refused_total", cause="full") == 3
+    assert value(m, "reflexd_experience_refused_total", cause="disk") == 1
 
 
 def test_every_metric_has_the_prefix_and_a_base_unit() -> None:

@@ -67,17 +67,18 @@ def test_ready_after_the_first_full_tick_and_food_only_from_ticks(manager: Manag
     feeder = Feeder(Notifier(manager.address, watchdog_s=5.0), frozenset({"front"}))
     ticks = [
         (0.0, False, ()),  # starting
-        (0.1, True, ("front",)),  # a required stream is missing
-        (0.2, True, ("room",)),  # another one may be missing: READY, and fed
+        (0.2, True, ("front",)),  # a required stream is missing: a restart would not bring it, so READY
         (0.3, True, ()),  # too soon to feed again
         (1.3, True, ()),  # fed
-        (2.5, True, ("front",)),  # starving
+        (2.5, True, ("front",)),  # fed
         (9.9, False, ()),  # starving
         (10.0, True, ()),  # fed
     ]
     told = [feeder.ticked(ready=ready, stale=stale, now_s=at, status="ticking") for at, ready, stale in ticks]
-    assert told == [False, False, True, False, True, False, False, True]
-    assert manager.got() == ["READY=1\nSTATUS=ticking", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"]
+    assert told == [False, True, False, True, True, False, True]
+    first, *rest = manager.got()
+    assert first == "READY=1\nSTATUS=degraded: no recent data from front"
+    assert rest == ["WATCHDOG=1"] * 4
 
 
 def test_ready_is_said_when_nobody_watches(manager: Manager) -> None:
