@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from runtime.mqtt.events import EVENTS
+
 Tone = Literal["good", "bad", "plain"]
 MAX_VALUE = 160
 """Characters of one value in a sentence."""
@@ -40,6 +42,7 @@ TABLE: dict[str, Row] = {
     "encoder_refused": ("bad", True, "Encoder {encoder} cannot use version {task_version}: {reason}."),
     "encoder_swapped": ("good", True, "Encoder {encoder} uses the weights of version {version}."),
     "encoder_without_task": ("bad", True, "Encoder {encoder} has no task to follow: {reason}."),
+    "encoder_on_trial": ("plain", False, "Encoder {encoder} is on trial with version {version}."),
     "experience_corrupt": ("bad", True, "The store of experience was damaged and was set aside."),
     "experience_recovered": ("good", True, "Experience is stored again."),
     "experience_write_failed": ("bad", True, "Experience cannot be stored: {reason}."),
@@ -49,6 +52,7 @@ TABLE: dict[str, Row] = {
     "latches_not_saved": ("bad", True, "The change “{change}” could not be written to disk: {reason}."),
     "learner_resumed": ("plain", False, "The learner continues at update {update}."),
     "learner_waiting_for_spec": ("plain", False, "The learner waits for the agent."),
+    "live_pointer_damaged": ("bad", True, "The pointer to the live policy was damaged: {reason}."),
     "mode_changed": ("plain", True, "The mode is now {mode}."),
     "mode_restricted": ("plain", True, "A requested mode stays in force; the settings allow {configured}."),
     "override": ("plain", False, "A person set {actuator} to {value}."),
@@ -95,6 +99,7 @@ TABLE: dict[str, Row] = {
     "task_awaiting_approval": ("plain", True, "Task {task} has a new version {version} that waits for a person."),
     "task_failed": ("bad", True, "Task {task} does not work: {reason}."),
     "task_promoted": ("good", True, "Task {task} uses its new version {version}."),
+    "task_reading_failed": ("bad", True, "Task {task} failed on a reading: {reason}."),
     "task_rejected": ("plain", True, "Task {task} rejected a new version: {reason}."),
     "task_rolled_back": ("bad", True, "Task {task} returned to version {version}."),
     "transition_rejected": ("plain", False, "One item of experience was incomplete and was not stored: {reason}."),
@@ -119,7 +124,7 @@ WHY = {
 
 
 def sentence(kind: str, data: Mapping[str, Any]) -> Sentence:
-    """Return the event in words; an unknown type is named as it is.
+    """Return the event in words; a type without a template has its meaning, an unknown one is named as it is.
 
     Args:
         kind: type of the event.
@@ -127,7 +132,7 @@ def sentence(kind: str, data: Mapping[str, Any]) -> Sentence:
     """
     row = TABLE.get(kind)
     if row is None:
-        return Sentence(f"{kind.replace('_', ' ').capitalize()[:MAX_VALUE]}.", "plain", notable=True)
+        return Sentence(EVENTS.get(kind, f"{kind.replace('_', ' ').capitalize()[:MAX_VALUE]}."), "plain", notable=True)
     tone, notable, template = row
     special = SPECIAL.get(kind)
     fields = special(data) if special is not None else data
