@@ -110,8 +110,7 @@ async def build(
     control, media = _connection(config, "agent"), _connection(config, "media")
     registry = CollectorRegistry()
     reporter = Reporter(control, topics, _metrics(config, registry), scrub=Scrubber(loaded.secrets).strings)
-    history = PromotionHistory(state_dir / promotion_history.FILE, decoders, wall)
-    history.start()
+    history = PromotionHistory.opened(state_dir / promotion_history.FILE, decoders, wall)
     emit = history.emitting(reporter.event)
 
     sensors = _sensors(config, faults)

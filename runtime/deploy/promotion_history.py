@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import orjson
 import structlog
@@ -51,6 +51,13 @@ class PromotionHistory:
     """Entries that could not be written."""
     _entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
     _lock: Lock = field(default_factory=Lock)
+
+    @classmethod
+    def opened(cls, path: Path, executor: Executor, wall: Callable[[], float]) -> Self:
+        """Return the history with what the file has."""
+        history = cls(path, executor, wall)
+        history.start()
+        return history
 
     def start(self) -> None:
         """Read the newest entries, and shorten a file with too many; lines that cannot be read are left out."""
