@@ -1,6 +1,6 @@
 """Store every verdict on a policy version, so that the page can show it after a restart and long after the event.
 
-One JSON object a line in `state_dir/promotions.jsonl`. The file is bounded: at the start only the newest entries are kept. A
+One JSON object a line in `state_dir/promotions.jsonl`. The file is bounded: each start drops all but the newest entries. A
 full disk loses the entry on disk, which is counted; the entry in memory remains.
 """
 
