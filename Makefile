@@ -46,8 +46,9 @@ bench-demo: $(VENV)/.test ## learning curve of the demo, as numbers and runs/dem
 soak: $(VENV)/.test ## 15 minutes at three times the rate with a broker that goes away and policies that change: what grows?
 	$(BIN)/python tests/benchmarks/soak.py --out runs/soak
 
-fuzz: $(VENV)/.test ## a million steps of the model of the gate (GATE_MODEL_STEPS=N for another number)
+fuzz: $(VENV)/.test ## a million steps of the model of the gate, 100,000 rows of experience (GATE_MODEL_STEPS, ROW_CASES)
 	GATE_MODEL_STEPS=$${GATE_MODEL_STEPS:-1000000} $(BIN)/pytest -q --timeout 0 tests/runtime/gate/test_gate_model.py
+	ROW_CASES=$${ROW_CASES:-100000} $(BIN)/pytest -q --timeout 0 tests/learners/test_rows_say_what_happened.py
 
 mutation: $(VENV)/.test ## mutation score of the gate (at least 97 %)
 	bash tests/actuators/safety/mutation.sh
