@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-StampSource = Literal["arrival", "sender", "device"]
-"""Where a stamp is from: the arrival at this machine, the sender's stamp, or the driver of a device."""
+StampSource = Literal["arrival", "sender", "device", "unknown"]
+"""Where a stamp is from: the arrival at this machine, the sender's stamp, the driver of a device, or the arrival of a message that
+the broker had stored for an unknown time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ class Observation:
 
     `readings` contains only usable readings; a stream without a reading, or with one older than its `max_age_s`, is in
     `missing`. `fresh` contains the streams with a newer reading than at the previous tick. `ages_s` covers every stream
-    that has delivered a reading, stale ones included.
+    that has delivered a reading, stale ones included. `unknown_age` contains usable streams with a reading that the broker had stored:
+    they count as old as is allowed, and not as present where the gate requires them.
     """
 
     tick: int
@@ -89,6 +91,7 @@ class Observation:
     ages_s: Mapping[str, float]
     missing: frozenset[str] = frozenset()
     fresh: frozenset[str] = field(default=frozenset())
+    unknown_age: frozenset[str] = frozenset()
 
     @property
     def skew_s(self) -> float:

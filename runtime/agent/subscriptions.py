@@ -30,9 +30,11 @@ def routes(parts: Components, topics: Topics) -> Iterator[Route]:
     control = parts.control
     for name, sensor in parts.sensors.items():
         if isinstance(sensor, TopicSensor):
-            small = parts.config.streams[name].kind in {"text", "telemetry"}
-            topic = sensor.topic or topics("in", name)
-            yield Route(control if small else parts.media, topic, partial(parts.decoder.offer, name), qos=0)
+            kind = parts.config.streams[name].kind
+            connection = control if kind in {"text", "telemetry"} else parts.media
+            topic, handler = sensor.topic or topics("in", name), partial(parts.decoder.offer, name)
+            # a sensor of a home reports when something changes: what the broker stores is all that is known at the start
+            yield Route(connection, topic, handler, qos=0, retained="send" if kind == "telemetry" else "ignore")
     yield Route(control, topics("reward"), lambda message: parts.feedback.reward(message.payload))
     yield Route(control, topics("label"), lambda message: parts.feedback.label(message.payload))
     yield Route(control, topics("preview", "subscribe"), parts.viewer.watch, qos=0)

@@ -59,6 +59,9 @@ class Inbox:
         slot = self._slots[reading.stream]
         current = slot.reading
         if current is not None:
+            if reading.stamp_source == "unknown":
+                slot.drops["retained"] += 1  # a reading of known age is there, or was
+                return
             if reading.stamp_s < current.stamp_s:
                 slot.drops["out_of_order"] += 1
                 return
@@ -86,14 +89,17 @@ class Inbox:
             if common_s is not None:
                 reading = slot.at(common_s) or reading
             ages[name] = max(0.0, now_s - reading.stamp_s)
-            if ages[name] > slot.limit_s or self.frozen.is_missing(name):
+            if reading.stamp_source == "unknown":
+                ages[name] = max(ages[name], slot.limit_s)
+            if now_s - reading.stamp_s > slot.limit_s or self.frozen.is_missing(name):
                 continue
             readings[name] = reading
             if reading is not slot.seen:
                 fresh.append(name)
                 slot.seen = reading
         missing = frozenset(self._slots.keys() - readings.keys())
-        return Observation(tick, now_s, readings, ages, missing, frozenset(fresh))
+        unknown = frozenset(name for name, reading in readings.items() if reading.stamp_source == "unknown")
+        return Observation(tick, now_s, readings, ages, missing, frozenset(fresh), unknown)
 
     def _common_s(self, now_s: float) -> float | None:
         """Return the newest moment of which every stream that is not stale has a reading; None if there is no such stream."""
@@ -109,7 +115,10 @@ class Inbox:
         return {
             name: None if slot.reading is None else now_s - slot.reading.stamp_s
             for name, slot in self._slots.items()
-            if slot.reading is None or now_s - slot.reading.stamp_s > slot.limit_s or self.frozen.is_missing(name)
+            if slot.reading is None
+            or now_s - slot.reading.stamp_s > slot.limit_s
+            or (slot.reading.stamp_source == "unknown" and name in self._required)
+            or self.frozen.is_missing(name)
         }
 
     def latest(self, stream: str) -> Reading | None:

@@ -114,7 +114,12 @@ class PayloadDecoder:
 
 
 def _decode(sensor: TopicSensor, stamps: SenderStamps | None, message: Message) -> Reading | None:
-    """Decode a message; the reading has the time of its capture and says where that is from."""
+    """Decode a message; the reading has the time of its capture and says where that is from.
+
+    A message that the broker had stored is of unknown age, unless its sender stamped it.
+    """
     stamp_s, source = (message.stamp_s, None) if stamps is None else stamps.of(message)
+    if message.retain and source != "sender":
+        source = "unknown"
     reading = sensor.decode(message.payload, stamp_s)
     return reading if reading is None or source is None else replace(reading, stamp_source=source)

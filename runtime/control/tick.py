@@ -165,7 +165,7 @@ class ControlLoop:
             policy=decided.policy,
             stamp_s=observation.stamp_s,
             actions=actions,
-            stale=tuple(sorted(observation.missing)),
+            stale=tuple(sorted(observation.missing | observation.unknown_age)),
             degraded=tuple(f"{name}: {reason}" for name, reason in sorted(self.degraded.items())),
             shadow=self.shadow(),
         )

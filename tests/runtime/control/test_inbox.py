@@ -81,3 +81,32 @@ def test_a_stamp_from_the_future_is_dropped_and_blocks_no_good_reading() -> None
     assert observation.readings["j"].seq == 2
     assert observation.ages_s["j"] == pytest.approx(0.1)
     assert inbox.drops["j"]["future"] == 1
+
+
+def _stored(stamp_s: float) -> Telemetry:
+    return Telemetry("joints", stamp_s, 0, ("q",), np.array([1.0]), "unknown")
+
+
+def test_a_reading_of_unknown_age_counts_as_old_as_is_allowed_and_not_where_it_is_required() -> None:
+    inbox = _inbox()
+    inbox.put(_stored(1.0))
+    observation = inbox.observe(0, 1.1)
+    assert observation.readings["joints"].stamp_source == "unknown"
+    assert observation.ages_s["joints"] == 0.5
+    assert observation.unknown_age == {"joints"}
+    assert "joints" in inbox.stale(1.1)
+    late = inbox.observe(1, 1.6)
+    assert "joints" in late.missing
+    assert late.unknown_age == frozenset()
+
+
+def test_a_reading_of_unknown_age_never_replaces_one_of_known_age() -> None:
+    """The broker sends it again after each reconnect."""
+    inbox = _inbox()
+    inbox.put(Telemetry("joints", 1.0, 0, ("q",), np.array([2.0])))
+    inbox.put(_stored(1.2))
+    observation = inbox.observe(0, 1.3)
+    assert observation.readings["joints"].stamp_source == "arrival"
+    assert observation.unknown_age == frozenset()
+    assert inbox.drops["joints"]["retained"] == 1
+    assert inbox.stale(1.3) == {"orders": None}

@@ -127,3 +127,16 @@ async def test_a_refusal_is_published_with_its_field_at_once_and_then_with_a_cou
     assert "occupancy" in events[1][1]["reason"]
     assert len(readings) == 1
     assert "12,5" in decoder.refusals["z"]
+
+
+async def test_what_the_broker_stored_is_of_unknown_age() -> None:
+    sensor, readings = FakeSensor("s"), list[Reading]()
+    with ThreadPoolExecutor(1) as executor:
+        decoder = PayloadDecoder({"s": (sensor, "telemetry")}, readings.append, executor)
+        running = asyncio.create_task(decoder.run())
+        for payload, retain in ((b"old", True), (b"new", False)):
+            decoder.offer("s", Message("reflexd/a/in/s", payload, 0, retain=retain, stamp_s=1.0))
+            await eventually(lambda: bool(readings) and readings[-1].text == payload.decode())  # type: ignore[union-attr]  # noqa: B023 - within the round
+        running.cancel()
+        await asyncio.wait([running])
+    assert [reading.stamp_source for reading in readings] == ["unknown", "arrival"]
