@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 StampSource = Literal["arrival", "sender", "device", "unknown"]
-"""Where a stamp is from: the arrival at this machine, the sender's stamp, the driver of a device, or the arrival of a message that
-the broker had stored for an unknown time."""
+"""Where a stamp is from: the arrival at this machine, the sender's stamp, or the driver of a device.
+
+`unknown` is the arrival of a message that the broker had stored.
+"""
 
 
 @dataclass(frozen=True, slots=True)
