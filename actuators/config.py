@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from string import Template
 from typing import Annotated, Literal, Self
 
@@ -31,9 +32,11 @@ class ActuatorSettings(Settings):
     state_value: str = Field("value", description="key or JSON pointer of the value in the device's report")
     ttl_ms: int = Field(300, gt=0, le=60_000, description="age in ms above which gate and device drop a command")
     min_interval_s: float = Field(0.0, ge=0, description="shortest time between two commands")
-    requires: tuple[str, ...] | None = Field(
+    requires: tuple[Annotated[str, Field(max_length=128)], ...] | None = Field(
         None,
-        description="streams that must be fresh for this actuator to act; default: every stream with `required: true`",
+        max_length=64,
+        description="streams that must be fresh for this actuator to act, and conditions on telemetry that must hold, as "
+        "`window.open == 0`; default: every stream with `required: true`, which also holds beside conditions alone",
     )
 
     @field_validator("topic", "state_topic")
@@ -76,6 +79,28 @@ class MovingSettings(ActuatorSettings):
         description="the policy's command is sent again after this many seconds while it does not change and the broker or the device "
         "has acknowledged it; 0 sends it at every tick, as devices need that rest without commands",
     )
+
+
+_STREAM = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+def conditions_of(requires: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the entries of `requires` that are conditions on telemetry, not names of streams."""
+    return tuple(entry for entry in requires or () if not _STREAM.fullmatch(entry))
+
+
+def requirements(requires: tuple[str, ...] | None, required_streams: frozenset[str]) -> frozenset[str]:
+    """Return the streams and conditions without which an actuator does not act.
+
+    Args:
+        requires: the setting.
+        required_streams: the streams with `required: true`; they hold where `requires` names no stream.
+    """
+    if requires is None:
+        return required_streams
+    conditions = frozenset(conditions_of(requires))
+    streams = frozenset(requires) - conditions
+    return conditions | (streams if streams or not conditions else required_streams)
 
 
 class ChoiceSettings(MovingSettings):

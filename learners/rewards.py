@@ -77,7 +77,7 @@ class TickRewards:
         """Return the sum of all rewards of `actions` by what is observed after them, each clipped to its own limit."""
         self.latest = {}
         if self._expressions:
-            values = _values(observation, actions)
+            values = expression_values(observation, actions)
             for setting, expression in self._expressions:
                 self._take(setting, partial(expression.evaluate, values))
         for plugged, plugin in self._plugins:
@@ -115,7 +115,8 @@ def build_rewards(
     return TickRewards(settings, known(streams, actuators))
 
 
-def _values(observation: Observation, actions: Mapping[str, Value]) -> dict[str, Any]:
+def expression_values(observation: Observation, actions: Mapping[str, Value]) -> dict[str, Any]:
+    """Return what an expression may use: the actions, and the numbers of each telemetry stream that is present."""
     values: dict[str, Any] = dict(actions)
     for name, reading in observation.readings.items():
         if isinstance(reading, Telemetry):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, ContinuousSettings, MovingSettings
+from actuators.config import AnyActuator, ContinuousSettings, MovingSettings, conditions_of
 from actuators.safety import limits
 from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
 from actuators.safety.limits import Refusal
@@ -174,9 +174,13 @@ def freshness_refusal(each: Actuator, proposal: Proposal, now_s: float) -> Refus
     age_s = now_s - proposal.stamp_s
     if not 0 <= age_s <= each.settings.ttl_ms / 1_000:
         return Refusal("expired", f"observed {age_s * 1_000:.0f} ms ago; at most {each.settings.ttl_ms}")
-    stale = sorted(each.requires.intersection(proposal.stale))
+    missing = each.requires.intersection(proposal.stale)
+    unmet = frozenset(conditions_of(tuple(missing)))
+    stale = sorted(missing - unmet)
     if stale:
         return Refusal("stale", f"required stream{'s' if len(stale) > 1 else ''} {', '.join(stale)} stale")
+    if unmet:
+        return Refusal("stale", f"{', '.join(sorted(unmet))} does not hold")
     return None
 
 

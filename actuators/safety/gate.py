@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, GateSettings
+from actuators.config import AnyActuator, GateSettings, requirements
 from actuators.safety import limits
 from actuators.safety.actuator_state import (
     MAX_PENDING,
@@ -77,8 +77,7 @@ class Gate:
     ) -> None:
         streams = frozenset(required)
         self._actuators = {
-            name: Actuator(name, each, streams if each.requires is None else frozenset(each.requires), mode)
-            for name, each in actuators.items()
+            name: Actuator(name, each, requirements(each.requires, streams), mode) for name, each in actuators.items()
         }
         self._settings = settings
         self._rules = [Rule(text, known_names(actuators)) for text in settings.forbid]

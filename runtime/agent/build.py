@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry
 
+from actuators.config import conditions_of
 from learners.checkpoints.store import open_checkpoints
 from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import write_policy_spec
-from learners.rewards import build_rewards
+from learners.rewards import build_rewards, known
 from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine
@@ -32,6 +33,7 @@ from runtime.agent.components import Components
 from runtime.agent.subscriptions import subscribe
 from runtime.config.loader import Loaded
 from runtime.config.schema import Config
+from runtime.control.conditions import Conditions
 from runtime.control.frozen_streams import FrozenReporter
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
@@ -184,6 +186,7 @@ async def build(
         rewards=rewards,
         utterances=utterances,
         listeners=tuple(listeners),
+        conditions=_conditions(config),
         mode=config.mode,
         shadow=lambda: policy_updater.is_untried,
     )
@@ -258,6 +261,11 @@ async def build(
     )
     subscribe(parts, topics)
     return parts
+
+
+def _conditions(config: Config) -> Conditions:
+    texts = {text for actuator in config.actuators.values() for text in conditions_of(actuator.requires)}
+    return Conditions(sorted(texts), known(config.streams, {}))
 
 
 def exploration_seed(agent: str, session: str) -> int:

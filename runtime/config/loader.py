@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from actuators.config import conditions_of
 from actuators.expressions import Expression, ExpressionError, Known
 from actuators.safety.rules import unsafe_rests
 from runtime.config import rules
@@ -254,7 +255,8 @@ def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
             rules.check_rule(Expression(text, actions), config.actuators)
         except ExpressionError as error:
             broken = True
-            yield ("gate", "forbid", n), error
+            yield ("gate", "forbid", n), _with_streams(text, {**readings, **actions}) or error
+    yield from _bad_conditions(config, readings)
     for n, reward in enumerate(config.rewards):
         if reward.kind == "expression":
             try:
@@ -263,6 +265,28 @@ def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
                 yield ("rewards", n, "value"), error
     for n, problem in ({} if broken else unsafe_rests(config.actuators, config.gate)).items():
         yield ("gate", "forbid", n), ExpressionError(problem)
+
+
+def _bad_conditions(config: Config, readings: Known) -> Iterator[tuple[Steps, ExpressionError]]:
+    for name, actuator in config.actuators.items():
+        for n, entry in enumerate(actuator.requires or ()):
+            try:
+                if entry in conditions_of(actuator.requires):
+                    Expression(entry, readings)
+            except ExpressionError as error:
+                yield ("actuators", name, "requires", n), error
+
+
+def _with_streams(text: str, names: Known) -> ExpressionError | None:
+    """Return the remedy for a rule of the gate that names a stream; None if it is wrong otherwise."""
+    try:
+        streams = {name for name in Expression(text, names).names if isinstance(names[name], tuple)}
+    except ExpressionError:
+        return None
+    if not streams:
+        return None
+    remedy = "write the condition under actuators.NAME.requires, as `requires: ['window.open == 0']`"
+    return ExpressionError(f"{sorted(streams)}: a rule is about actuators alone; {remedy}")
 
 
 def known_actions(config: Config) -> Known:

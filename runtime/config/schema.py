@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from actuators.config import AnyActuator, GateSettings
+from actuators.config import AnyActuator, GateSettings, conditions_of
 from learners.config import (
     AnyReward,
     EncoderSettings,
@@ -370,7 +370,8 @@ class Config(Settings):
         for name, actuator in self.actuators.items():
             if actuator.kind == "text" and actuator.task not in self.tasks:
                 raise ValueError(f"actuators.{name}.task: {actuator.task!r} is not under tasks: {sorted(self.tasks)}")
-            unknown = set(actuator.requires or ()) - set(self.streams)
+            conditions = conditions_of(actuator.requires)
+            unknown = set(actuator.requires or ()) - set(self.streams) - set(conditions)
             if unknown:
                 raise ValueError(
                     f"actuators.{name}.requires: {sorted(unknown)} are not under streams: {sorted(self.streams)}"

@@ -15,6 +15,7 @@ from actuators.safety.decisions import Proposal
 from learners.experience.store import Store
 from learners.experience.transition import By, Transition
 from learners.rewards import TickRewards
+from runtime.control.conditions import Conditions
 from runtime.control.inbox import Inbox
 from runtime.gate import ipc
 from runtime.gate.client import GateLink
@@ -100,6 +101,8 @@ class ControlLoop:
     listeners: Sequence[TickListener]
     shadow: Callable[[], bool] = lambda: False
     """Whether the gate must not carry out the policy's actions, because nothing says which policy may act."""
+    conditions: Conditions = field(default_factory=lambda: Conditions((), {}))
+    """On telemetry, without which an actuator does not act."""
     explore: bool = True
     mode: str = "autonomous"
     degraded: dict[str, str] = field(default_factory=dict)
@@ -165,7 +168,7 @@ class ControlLoop:
             policy=decided.policy,
             stamp_s=observation.stamp_s,
             actions=actions,
-            stale=tuple(sorted(observation.missing | observation.unknown_age)),
+            stale=tuple(sorted({*observation.missing, *observation.unknown_age, *self.conditions.unmet(observation)})),
             degraded=tuple(f"{name}: {reason}" for name, reason in sorted(self.degraded.items())),
             shadow=self.shadow(),
         )

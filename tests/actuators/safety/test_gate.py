@@ -516,6 +516,22 @@ def test_a_stale_required_stream_makes_safe_once() -> None:
     assert one(gate, 11.5, "head", "left", stale=("cam",)).rule_changed
 
 
+def test_an_actuator_acts_while_its_conditions_hold() -> None:
+    """A condition alone leaves the required streams in force; with streams beside it, these replace them."""
+    closed = "window.open == 0"
+    heater = LAMP.model_copy(update={"requires": (closed,), "min_hold_s": 0.0})
+    valve = LAMP.model_copy(update={"requires": (closed, "room"), "min_hold_s": 0.0})
+    gate = make(heater=heater, valve=valve)
+    assert one(gate, 11.0, "heater", "ON").sent
+    unmet = one(gate, 11.1, "heater", "ON", stale=(closed,))
+    assert (unmet.value, unmet.rule, unmet.by, unmet.reason) == ("OFF", "stale", "gate", f"{closed} does not hold")
+    assert one(gate, 11.2, "heater", "ON").sent
+    assert one(gate, 11.3, "heater", "ON", stale=("cam",)).rule == "stale"
+    assert one(gate, 11.4, "valve", "ON", stale=("cam",)).sent
+    assert one(gate, 11.5, "valve", "ON", stale=("room",)).rule == "stale"
+    assert one(gate, 11.6, "valve", "ON", stale=(closed,)).rule == "stale"
+
+
 def test_missing_everything_from_the_start_acts_safe() -> None:
     gate = make(head=HEAD)
     assert told(gate.judge(offer(11.0, {}, stale=("cam",)), 11.0)) == {"head": ("stay", "stale", "gate")}
