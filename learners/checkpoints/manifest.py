@@ -27,7 +27,7 @@ FORMAT = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 VERSION = re.compile(r"^\d{6,12}-[0-9a-f]{8}$")
 JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS
-_FILE = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json)$")
+_FILE = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json|xml|bin)$")
 _MANIFEST_LIMIT = 1 << 20
 _FILE_LIMIT = 1 << 34
 
@@ -37,7 +37,7 @@ class CheckpointRefused(Exception):  # noqa: N818 - reads as what happened
 
     `reason` is one of: bad_name, missing, not_a_directory, not_a_file, no_manifest, unsigned, wrong_signature, bad_manifest,
     unknown_format, wrong_version, missing_file, extra_file, wrong_hash, pickle, not_safetensors, not_json, not_finite,
-    wrong_shapes, other_meaning, failed_before, encoder_missing.
+    wrong_shapes, other_meaning, failed_before, encoder_missing, not_compiled.
     """
 
     def __init__(self, version: str, reason: str, detail: str) -> None:
@@ -63,6 +63,15 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphFiles:
+    """A compiled-ahead graph as OpenVINO's IR has it: two files of equal stem in the version's directory."""
+
+    xml: bytes
+    weights: bytes
+    """The content of the `.bin` file."""
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """A version that passed every check, in memory."""
 
@@ -71,9 +80,13 @@ class Loaded:
     """By file stem: `policy`, `learner`, ..."""
     documents: dict[str, Any]
     """By file stem: `spec`, `settings`, `position`, ..."""
+    graphs: dict[str, GraphFiles] = field(default_factory=dict)
+    """By file stem: `policy`; the document `graphs` describes each."""
 
 
-def packed(tensors: Mapping[str, Tensors], documents: Mapping[str, Any]) -> dict[str, bytes]:
+def packed(
+    tensors: Mapping[str, Tensors], documents: Mapping[str, Any], graphs: Mapping[str, GraphFiles] | None = None
+) -> dict[str, bytes]:
     """Return the files of a version by name; `Loaded` has them by stem.
 
     Raises:
@@ -82,6 +95,8 @@ def packed(tensors: Mapping[str, Tensors], documents: Mapping[str, Any]) -> dict
     """
     files = {f"{stem}.safetensors": pack(group) for stem, group in tensors.items()}
     files |= {f"{stem}.json": orjson.dumps(value, option=JSON) for stem, value in documents.items()}
+    for stem, graph in (graphs or {}).items():
+        files |= {f"{stem}.xml": graph.xml, f"{stem}.bin": graph.weights}
     for name in files:
         if not _FILE.match(name):
             raise ValueError(f"checkpoint file {name!r}: use lower-case letters, digits, _ and -")
@@ -145,6 +160,7 @@ def load(
             raise CheckpointRefused(version, reason, ", ".join(sorted(names)))
     tensors: dict[str, dict[str, Tensor]] = {}
     documents: dict[str, Any] = {}
+    graphs: dict[str, bytes] = {}
     for name, digest in manifest.files.items():
         content = _read(directory, name, "missing_file", _FILE_LIMIT)
         if hashlib.sha256(content).hexdigest() != digest:
@@ -152,6 +168,8 @@ def load(
         stem, _, kind = name.rpartition(".")
         if kind == "json":
             documents[stem] = _document(version, name, content)
+        elif kind in ("xml", "bin"):
+            graphs[name] = content
         else:
             tensors[stem] = _tensors(version, stem, content, (shapes or {}).get(stem))
     absent = set(shapes or {}) - set(tensors)
@@ -159,7 +177,7 @@ def load(
         raise CheckpointRefused(version, "missing_file", f"{', '.join(sorted(absent))}.safetensors is needed")
     if meaning is not None and "spec" in documents:
         _check_meaning(version, documents["spec"], meaning)
-    return Loaded(manifest, tensors, documents)
+    return Loaded(manifest, tensors, documents, _graphs(version, graphs))
 
 
 def _check_meaning(version: str, spec: Any, meaning: Mapping[str, Any]) -> None:
@@ -216,6 +234,20 @@ def _parse(version: str, content: bytes) -> Manifest:
     if manifest.version != version:
         raise CheckpointRefused(version, "wrong_version", f"the manifest is of {manifest.version}")
     return manifest
+
+
+def _graphs(version: str, files: Mapping[str, bytes]) -> dict[str, GraphFiles]:
+    """Join the two files of each graph.
+
+    Raises:
+        CheckpointRefused: one of them is missing.
+    """
+    stems = sorted({name.rpartition(".")[0] for name in files})
+    for stem in stems:
+        for name in (f"{stem}.xml", f"{stem}.bin"):
+            if name not in files:
+                raise CheckpointRefused(version, "missing_file", f"{name}: a graph needs its .xml and its .bin file")
+    return {stem: GraphFiles(files[f"{stem}.xml"], files[f"{stem}.bin"]) for stem in stems}
 
 
 def _document(version: str, name: str, content: bytes) -> Any:

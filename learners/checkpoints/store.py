@@ -27,6 +27,7 @@ from learners.checkpoints.manifest import (
     JSON,
     VERSION,
     CheckpointRefused,
+    GraphFiles,
     Loaded,
     Manifest,
     load,
@@ -109,6 +110,7 @@ class Checkpoints:
         encoder_versions: Mapping[str, str] | None = None,
         data: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
+        graphs: Mapping[str, GraphFiles] | None = None,
     ) -> str:
         """Write a new version and return its name; old ones go by the retention rule.
 
@@ -116,7 +118,7 @@ class Checkpoints:
             WeightsRefused: a tensor is not finite.
             ValueError: a file stem is not of lower-case letters, digits, _ and -.
         """
-        files = packed(tensors, documents)
+        files = packed(tensors, documents, graphs)
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         with locked(self.folder):
             self._sweep()
@@ -167,6 +169,7 @@ class Checkpoints:
             encoder_versions=manifest.encoder_versions,
             data=manifest.data,
             metrics={**manifest.metrics, "adopted_from": manifest.version},
+            graphs=loaded.graphs,
         )
 
     def live(self) -> Live:

@@ -3,7 +3,9 @@
 One evaluation runs at a time, a slice each round. It changes nothing in what the learner learns next. If another version goes live
 meanwhile (by a request or a rollback), the evaluation ends without a pass.
 
-Events: `policy_promoted`, `policy_rejected` (with the figures of every step), `checkpoint_refused`.
+A candidate's checkpoint carries the graph with which the agent will act (`compilation.py`).
+
+Events: `policy_promoted`, `policy_rejected` (with the figures of every step), `checkpoint_refused`, `graph_missing`.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from learners.config import PromotionSettings
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
 from learners.ipc.outbox import Outbox
+from learners.ipc.settings import Backend
 from learners.promotion.context import EvaluationContext, Step
 from learners.promotion.feeding_tasks import FeedingTasks
 from learners.promotion.pipeline import EvaluationRun, PromotionResult
 from learners.promotion.steps import STEPS
 from learners.reencoding.reencoder import Reencoder
+from learners.worker.compilation import APART, NOTHING, WINDOWS, compile_candidate
 from learners.worker.learner import Learner
 
 ROWS_PER_READ = 256
@@ -84,6 +88,7 @@ class CandidateManager:
         settings: of promotion.
         tasks: the tasks that feed the policy.
         reencoder: makes the tokens of an encoder's new version, with which a candidate is evaluated.
+        backend: how the agent runs its models; None compiles nothing.
         steps: the registry of promotion steps.
         clock: monotonic seconds.
     """
@@ -98,6 +103,7 @@ class CandidateManager:
         settings: PromotionSettings,
         tasks: FeedingTasks,
         reencoder: Reencoder | None = None,
+        backend: Backend | None = None,
         steps: Mapping[str, Step] = STEPS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -105,6 +111,7 @@ class CandidateManager:
         self.learner, self.checkpoints, self.reader = learner, checkpoints, reader
         self.outbox, self.settings, self.tasks, self.steps = outbox, settings, tasks, steps
         self.reencoder = reencoder
+        self.backend = backend
         self.live: tuple[str, Any] | None = None
         """The live version and its policy."""
         self.last_result: PromotionResult | None = None
@@ -186,18 +193,28 @@ class CandidateManager:
         learner = self.learner
         position = learner.position
         data = {"last_row": position.row, "transitions": len(learner.replay), "first_row": self.reader.first_row()}
-        return self.checkpoints.save(
-            {"policy": learner.policy.state_dict()},  # what resumes the training is in `learner/state` alone
+        weights = learner.policy.state_dict()
+        compiled = NOTHING
+        if self.backend is not None:
+            newest = LearnerExperience(learner, self.reader).recent(WINDOWS * APART + learner.spec.history)
+            compiled = compile_candidate(learner.spec, weights, self.backend, newest)
+        version = self.checkpoints.save(
+            {"policy": weights},  # what resumes the training is in `learner/state` alone
             {
                 "spec": orjson.loads(learner.spec.to_json()),
                 "settings": learner.settings.model_dump(),
                 "position": {"update": position.update, "row": position.row, "change": position.change},
+                **compiled.documents,
             },
             parent=self.checkpoints.live().version,
             encoder_versions=learner.replay.versions,
             data=data | ({"tasks": self.tasks.versions()} if self.tasks else {}),
             metrics={"score": learner.reward_mean, "updates": position.update, **learner.metrics},
+            graphs=compiled.graphs,
         )
+        if compiled.problem:
+            self.outbox.post("graph_missing", {"version": version, "reason": compiled.problem})
+        return version
 
     def _examine(self, version: str) -> EvaluationRun:
         loaded = self.checkpoints.load(version, self.learner.shapes())

@@ -115,6 +115,7 @@ class LearnerLoop:
             settings=promotion,
             tasks=FeedingTasks(tasks),
             reencoder=self.reencoder,
+            backend=inputs.engine if build is Policy and self.device.type == "cpu" else None,
             steps=steps,
             clock=clock,
         )

@@ -54,7 +54,7 @@ from runtime.feedback.receiver import Feedback
 from runtime.feedback.reward_faults import RewardFaultReporter
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.client import GateLink
-from runtime.inference.build import build_engine
+from runtime.inference.build import build_engine, graph_compiler
 from runtime.monitoring.health import Health
 from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.monitoring.metrics import Metrics
@@ -152,6 +152,8 @@ async def build(
     await policy_updater.start()
     encoder_updater = EncoderUpdater(config, engine, emit)
     await encoder_updater.start()
+    engine.calibrations.convert_here = False  # from here on ticks pass, and a conversion would delay them
+    engine.compiler = graph_compiler(config, engine, emit)
 
     utterances = Utterances()
     task_outputs = _task_outputs(config, control, topics, reporter, utterances, sensors)

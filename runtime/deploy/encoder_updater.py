@@ -21,10 +21,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from learners.continual.versions import TaskVersion, TaskVersionStore
+from learners.model.backends.selection import NotCompiled
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from runtime.config.schema import Config
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine
+from runtime.inference.graph_compiler import CompilationFailed
 from runtime.process.events import Emit
 
 POLL_S = 0.5
@@ -130,7 +132,7 @@ class EncoderUpdater:
             state = await asyncio.to_thread(self._state, encoder, version.path)
             changed = await self.engine.load_encoder(encoder, state)
             await asyncio.to_thread(version.record_encoder_version, self.engine.encoders[encoder].version)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, NotCompiled, CompilationFailed) as error:
             self.emit("encoder_refused", {**fields, "version": before, "reason": str(error)})
             return False
         if changed:

@@ -28,6 +28,8 @@ from learners.reencoding.task_encoder import encoder_tasks
 from learners.torch_device import pick_device
 from runtime.config.schema import Config
 from runtime.inference.engine import Engine
+from runtime.inference.graph_compiler import EncoderSource, GraphCompiler
+from runtime.process.events import Emit
 from sensors.config import MODALITIES, field_kinds_of, policy_fields_of
 
 _LOG = structlog.get_logger(__name__)
@@ -84,6 +86,22 @@ def find_encoder(config: Config, name: str, version: str, base: Encoder) -> dict
     return find_state(
         config.encoders[name], base, TaskVersionStore(config.state_dir / "learner" / "tasks" / task), version
     )
+
+
+def graph_compiler(config: Config, engine: Engine, emit: Emit) -> GraphCompiler:
+    """Return what compiles graphs for this engine in another process."""
+    routes = {stream: settings.encoder for stream, settings in config.streams.items()}
+    folder = config.state_dir / "learner" / "tasks"
+    sources = {
+        name: EncoderSource(
+            config.encoders[name],
+            config.policy.tokens,
+            encoder_window_s(config.streams.values(), name),
+            folder / task,
+        )
+        for name, task in encoder_tasks(config.encoders, config.tasks, routes).items()
+    }
+    return GraphCompiler(config.state_dir, engine.calibrations.settings, engine.spec.to_json(), sources, emit)
 
 
 def untrained(spec: PolicySpec, seed: int) -> Policy:

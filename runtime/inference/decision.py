@@ -1,7 +1,4 @@
-"""Define the result of one inference, and build it from the heads' output.
-
-Shapes: B batch, S streams, D state.
-"""
+"""Define the result of one inference, and build it from the heads' output."""
 
 from __future__ import annotations
 
@@ -9,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from actuators.actions import Action
 from learners.model.heads import HeadOutput, actuator_values
-from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 
 
@@ -46,18 +41,6 @@ class InferenceResult:
             | ({"probabilities": self.choices[name]} if name in self.choices else {})
             for name, action in self.actions.items()
         }
-
-
-class FlatPolicyModule(nn.Module):
-    """`Policy.estimate` with flat arguments, the form that backends convert and capture."""
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, present_BS: Tensor, ages_BS: Tensor, *tokens: Tensor) -> Tensor:
-        """Return the state [B, D]."""
-        return self.policy.estimate(list(tokens), present_BS, ages_BS)
 
 
 def actions_of(spec: PolicySpec, out: HeadOutput) -> tuple[dict[str, Action], dict[str, list[float]]]:

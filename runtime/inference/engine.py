@@ -18,7 +18,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -31,18 +32,15 @@ from learners.checkpoints.tensors import Shapes, shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.cuda import CudaGraphRun, stream_of
 from learners.model.backends.selection import Choice as BackendChoice
-from learners.model.backends.selection import Run
+from learners.model.backends.selection import EncoderNotCompiled, NotCompiled, Run
+from learners.model.compiled import FlatPolicyModule, Window, example_inputs
 from learners.model.encoders.base import Encoder
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from runtime.inference.compiled_policy import Window, compile_policy
-from runtime.inference.decision import (
-    FlatPolicyModule,
-    InferenceResult,
-    actions_of,
-    choices_of,
-)
+from runtime.inference.compiled_policy import NO_GRAPH, StoredGraph, compile_policy
+from runtime.inference.decision import InferenceResult, actions_of, choices_of
+from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
 from runtime.inference.history import ObservationHistory
 from runtime.inference.input_statistics import InputStatistics
 from sensors.codecs.telemetry_numbers import policy_numbers
@@ -60,6 +58,9 @@ MOST_LOADED = 4
 HISTORY_FILE = "history.safetensors"
 ENCODER_FILE = "encoder-"
 """Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
+
+
+_Prepared = TypeVar("_Prepared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,8 @@ class Engine:
     """What runs each encoder, and the fused part under `policy`."""
     field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] = field(default_factory=dict)
     """By telemetry stream, the fields that are no plain numbers."""
+    compiler: GraphCompiler | None = None
+    """Compiles what a checkpoint or an encoder lacks in another process. Without one, this process converts."""
     fuse_history_as_batch: bool = False
     """Whether new weights fuse the history in one batch. Only a replay of recordings that state no conditions sets it."""
     _live: _Loaded = field(init=False)
@@ -241,7 +244,8 @@ class Engine:
         A loaded version stays as it is.
 
         Raises:
-            CheckpointRefused, or whatever else `load_weights` raises: nothing changes.
+            CheckpointRefused, or whatever else `load_weights` raises: nothing changes. The reason is `not_compiled` if the
+                checkpoint has no graph for this machine and none could be made.
             RuntimeError: `MOST_LOADED` versions are loaded; release one first.
         """
         loop = asyncio.get_running_loop()
@@ -252,8 +256,31 @@ class Engine:
                 raise RuntimeError(
                     f"{len(self._versions)} versions are loaded, at most {MOST_LOADED}: release one first"
                 )
-            loaded = await loop.run_in_executor(self._loader, self._prepare, version)
+            try:
+                loaded = await self._compiled(partial(self._prepare, version), version)
+            except (CompilationFailed, NotCompiled) as reason:
+                raise CheckpointRefused(version, "not_compiled", str(reason)) from None
             await loop.run_in_executor(self._inference, self._add, loaded)
+
+    async def _compiled(self, prepare: Callable[[], _Prepared], version: str) -> _Prepared:
+        """Run `prepare` in the loader thread; let another process compile what it lacks, each part once.
+
+        Raises:
+            CompilationFailed, NotCompiled: a part is still missing.
+        """
+        loop, tried = asyncio.get_running_loop(), set[str]()
+        while True:
+            try:
+                return await loop.run_in_executor(self._loader, prepare)
+            except NotCompiled as missing:
+                part = missing.name if isinstance(missing, EncoderNotCompiled) else ""
+                if self.compiler is None or part in tried:
+                    raise
+                tried.add(part)
+                if isinstance(missing, EncoderNotCompiled):
+                    await self.compiler.encoder(part, missing.version, str(missing))
+                else:
+                    await self.compiler.policy(version, str(missing))
 
     async def activate(self, version: str) -> None:
         """Make a loaded version act from the next tick on.
@@ -293,10 +320,11 @@ class Engine:
 
         Raises:
             RuntimeError: a weight is missing, unknown or of another shape.
+            CompilationFailed, NotCompiled: it has no graph for this machine, and none could be made.
         """
         loop = asyncio.get_running_loop()
         async with self._loading:
-            tuned = await loop.run_in_executor(self._loader, self._with_state, name, self.encoders[name], state)
+            tuned = await self._compiled(partial(self._with_state, name, self.encoders[name], state), "")
             if tuned is self._live.encoders[name]:
                 return False
             await loop.run_in_executor(self._inference, self._take, name, tuned)
@@ -318,7 +346,11 @@ class Engine:
         if head is not None and mine is not None:
             mine.share_exploration(head)
         encoders = {name: self._encoder_of(name, base, weights) for name, base in self._pretrained.items()}
-        return _Loaded(version, policy, encoders, self._fuse_run(policy))
+        stored = StoredGraph.of(weights)
+        try:
+            return _Loaded(version, policy, encoders, self._fuse_run(policy, stored=stored))
+        except NotCompiled as missing:
+            raise NotCompiled(stored.reason or str(missing)) from None
 
     def _add(self, loaded: _Loaded) -> None:
         self._versions[loaded.version] = loaded
@@ -382,28 +414,32 @@ class Engine:
     def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
         """Compile the encoder for its fastest backend; graphs of the `first` weights are shared with other daemons."""
         if encoder.module is not None:
-            encoder.run, self.choices[name] = self.calibrations.runner(
-                encoder.module, encoder.examples(), encoder.version, shared=first
-            )
+            try:
+                encoder.run, self.choices[name] = self.calibrations.runner(
+                    encoder.module, encoder.examples(), encoder.version, shared=first
+                )
+            except NotCompiled as missing:
+                raise EncoderNotCompiled(name, encoder.version, str(missing)) from None
         return encoder
 
-    def _fuse_run(self, policy: Policy, *, first: bool = False) -> Run:
+    def _fuse_run(self, policy: Policy, *, first: bool = False, stored: StoredGraph = NO_GRAPH) -> Run:
         """Compile the fused part for its fastest backend; a plain policy is a few additions and stays in torch."""
         if self.spec.plain:
             return FlatPolicyModule(policy).eval()
         if self.device.type == "cuda":
             return CudaGraphRun(FlatPolicyModule(policy).eval(), self._example())
         run, self.choices["policy"] = compile_policy(
-            self.calibrations, policy, self._example(), first=first, windows=tuple(self._windows.copy())
+            self.calibrations,
+            policy,
+            self._example(),
+            first=first,
+            windows=tuple(self._windows.copy()),
+            stored=stored,
         )
         return run
 
     def _example(self) -> tuple[Tensor, ...]:
-        count = len(self.spec.streams)
-        generator = torch.Generator().manual_seed(0)
-        tokens = [torch.randn(1, s.tokens, s.width, generator=generator) for s in self.spec.streams]
-        present, ages = torch.ones(1, count, dtype=torch.bool), torch.full((1, count), 0.1)
-        return tuple(x.to(self.device) for x in (present, ages, *tokens))
+        return tuple(x.to(self.device) for x in example_inputs(self.spec))
 
     @torch.inference_mode()
     def _decide(self, observation: Observation, explore: bool | float) -> InferenceResult:  # noqa: FBT001 - as in decide

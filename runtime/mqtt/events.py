@@ -22,6 +22,8 @@ EVENTS: dict[str, str] = {
     "experience_write_failed": "Experience cannot be written to disk; lost items are counted.",
     "feedback_rejected": "A reward or label was rejected; `cause` is the reason.",
     "finetune_skipped": "A fine-tune did not run; `reason` explains it.",
+    "graph_compiled": "A process of its own compiled what a checkpoint or an encoder lacked; `reason` says what that was.",
+    "graph_missing": "The learner could not compile a candidate; the agent has it compiled in a process of its own.",
     "label_requested": "The policy or a task is uncertain and requests a label.",
     "latches_not_saved": "A stop, a mode or a disarming could not be written to disk; the gate applies it and retries.",
     "learner_resumed": "The learner resumed from its saved state, or started without one.",

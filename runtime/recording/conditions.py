@@ -14,8 +14,8 @@ import orjson
 import torch
 
 from learners.model.backends.selection import processor
+from learners.model.compiled import digest
 from runtime.config.schema import Config
-from runtime.inference.compiled_policy import digest
 from runtime.inference.engine import UNTRAINED, Engine
 
 LIBRARIES = ("torch", "numpy", "openvino", "transformers", "opencv-python", "soxr")

@@ -19,12 +19,12 @@ from actuators.safety.decisions import Mode
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.gym.observations import FrameWindow
+from learners.model.compiled import FlatPolicyModule
 from learners.model.features import Features, recorded
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
 from learners.rl.replay_buffer import ReplayBuffer
-from runtime.inference.decision import FlatPolicyModule
 from runtime.inference.history import ObservationHistory
 
 HELD_TICKS = range(100, 110)

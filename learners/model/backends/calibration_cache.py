@@ -26,6 +26,7 @@ from learners.model.backends.selection import (
     Choice,
     Inputs,
     Measured,
+    NotCompiled,
     Run,
     build,
     calibrate,
@@ -54,6 +55,8 @@ class Calibrations:
 
     def __init__(self, state_dir: Path | None, settings: BackendSettings, shared: Path | None = None) -> None:
         self.settings = settings
+        self.convert_here = True
+        """Whether this process may measure and convert. The agent sets it to False before its first tick."""
         self._places = [place for place in (state_dir, shared) if place is not None]
         self._own, self._shared = state_dir, shared
 
@@ -98,13 +101,26 @@ class Calibrations:
 
         Raises:
             NoBackend: none of them runs within the tolerance.
+            NotCompiled: nothing is stored, and this process may not convert.
         """
         device, folders = examples[0][0].device, self.folders(shared=shared)
         choice = self.recall(version, device)
         if choice is None:
+            if not self.convert_here:
+                raise NotCompiled(f"{version}: no choice of a backend is stored")
             choice = calibrate(module, examples, self.settings, version, folders)
             self.remember(version, device, choice)
-        run = build(module, examples, choice.backend, choice.precision, self.settings.threads, version, folders)
+        settings, allowed = self.settings, self.convert_here
+        run = build(
+            module,
+            examples,
+            choice.backend,
+            choice.precision,
+            settings.threads,
+            version,
+            folders,
+            convert_here=allowed,
+        )
         return run, choice
 
     def tidy(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from learners.checkpoints.manifest import GraphFiles
 from learners.files import new_folder
 
 # None makes openvino use its own silent stub: the real one reports every use to its maker, from a fork of this process
@@ -63,6 +65,27 @@ class OpenVinoRun:
             self._request.set_input_tensor(i, openvino.Tensor(tensor.numpy(), shared_memory=True))
         self._request.infer()
         return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+
+
+def read_graph(files: GraphFiles) -> Any:
+    """Return the graph that these bytes hold.
+
+    Raises:
+        RuntimeError: they are not a graph of this library.
+    """
+    return _core().read_model(files.xml, files.weights)
+
+
+def graph_files(graph: Any) -> GraphFiles:
+    """Return a converted graph as bytes.
+
+    Raises:
+        OSError: the folder for temporary files cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="reflexd-graph-") as folder:
+        path = Path(folder) / "graph.xml"
+        openvino.save_model(graph, path, compress_to_fp16=False)
+        return GraphFiles(path.read_bytes(), path.with_suffix(".bin").read_bytes())
 
 
 def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:

@@ -18,12 +18,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from learners.model.backends.openvino import OpenVinoRun, Precision, bfloat16_capable, convert, graph_of
+from learners.checkpoints.manifest import GraphFiles
+from learners.model.backends.openvino import (
+    OpenVinoRun,
+    Precision,
+    bfloat16_capable,
+    convert,
+    graph_of,
+    read_graph,
+)
 
 Backend = Literal["torch", "openvino"]
 Inputs = tuple[Tensor, ...]
@@ -67,6 +75,18 @@ class Choice:
 
 class NoBackend(ValueError):  # noqa: N818 - reads as what happened
     """The required backend cannot run the module or exceeds the tolerance; `str` has the numbers."""
+
+
+class NotCompiled(Exception):  # noqa: N818 - reads as what happened
+    """No graph or no choice of a backend is on disk, and this process does not convert; `str` says of what."""
+
+
+class EncoderNotCompiled(NotCompiled):
+    """The same of an encoder: its name in the settings, and its version."""
+
+    def __init__(self, name: str, version: str, reason: str) -> None:
+        super().__init__(f"encoder {name}: {reason}")
+        self.name, self.version = name, version
 
 
 def processor() -> str:
@@ -175,15 +195,46 @@ def build(
     threads: int,
     version: str,
     folders: Sequence[Path] = (),
+    *,
+    files: GraphFiles | None = None,
+    convert_here: bool = True,
 ) -> Run:
-    """Build a callable that runs the module, warmed up on every example."""
+    """Build a callable that runs the module, warmed up on every example.
+
+    Args:
+        module: what is run.
+        examples: inputs of every frequent shape.
+        backend: what runs it.
+        precision: in which it computes.
+        threads: that it uses.
+        version: of its weights.
+        folders: where converted graphs are stored.
+        files: the converted graph, where the caller has it.
+        convert_here: whether this process may convert a graph, which holds the interpreter lock for up to seconds.
+
+    Raises:
+        NotCompiled: there is no graph, and this process may not convert.
+    """
     run: Run
     if backend == "torch":
         run = torch_run(module, precision)
     else:
-        graph = graph_of(version, folders, partial(convert, module, examples[-1]))
+        make = partial(convert, module, examples[-1]) if convert_here else partial(_missing, version)
+        graph = graph_of(version, folders, make) if files is None else _readable(version, files)
         run = OpenVinoRun(graph, precision, threads)
     with torch.inference_mode():
         for inputs in examples:
             run(*inputs)
     return run
+
+
+def _readable(version: str, files: GraphFiles) -> Any:
+    try:
+        return read_graph(files)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise NotCompiled(f"{version}: its graph cannot be read: {reason}") from None
+
+
+def _missing(version: str) -> NoReturn:
+    raise NotCompiled(f"{version}: no graph of this version is on disk")

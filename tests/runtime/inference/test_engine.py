@@ -88,9 +88,8 @@ async def load_beside(engine: Engine, folder: Path, encoders: dict[str, str] | N
 
     def weights(version: str, _shapes: Any, _meaning: Any) -> Any:
         files = (folder.parent / version).glob("*.safetensors")
-        return SimpleNamespace(
-            tensors={path.stem: load_file(path) for path in files}, manifest=manifest(version, encoders)
-        )
+        weights = {path.stem: load_file(path) for path in files}
+        return SimpleNamespace(tensors=weights, graphs={}, documents={}, manifest=manifest(version, encoders))
 
     engine.load_weights = weights
     await engine.load(folder.name)
@@ -313,9 +312,8 @@ async def test_a_flip_does_not_wait_for_a_load(engine: Engine, tmp_path: Path) -
     def slow(version: str, _shapes: Any, _meaning: Any) -> Any:
         reading.set()
         assert go_on.wait(10)
-        return SimpleNamespace(
-            tensors={"policy": load_file(tmp_path / version / "policy.safetensors")}, manifest=manifest(version)
-        )
+        weights = {"policy": load_file(tmp_path / version / "policy.safetensors")}
+        return SimpleNamespace(tensors=weights, graphs={}, documents={}, manifest=manifest(version))
 
     engine.load_weights = slow
     loading = asyncio.create_task(engine.load(two.name))

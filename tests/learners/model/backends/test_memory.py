@@ -9,9 +9,9 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.model.backends.openvino import OpenVinoRun, convert
+from learners.model.compiled import FlatPolicyModule
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.inference.decision import FlatPolicyModule
 
 ROUNDS, MEGABYTES = 12, 3.0
 """Kept traces would cost 12 MB each here."""
