@@ -2,7 +2,7 @@
 
 Which backend is fastest depends on shapes alone and is calibrated once for a spec; the converted graph depends on the weights.
 A checkpoint of the learner carries its graph, and compiling that takes no interpreter lock. Other graphs are converted, which
-takes up to a second, and cached: the graph of the initial weights for all daemons of this user, those of checkpoints in
+takes up to a second, and cached. All daemons of this user share the graph of the initial weights. Graphs of checkpoints are in
 `state_dir` until `MAX_GRAPHS` newer ones were used.
 """
 
