@@ -15,12 +15,14 @@ import watching
 from transformers import AutoModel
 
 from actuators.actions import ActionSpace, Choice
+from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config import EncoderSettings, TaskSettings
 from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.ipc.outbox import Outbox
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
+from learners.model.compiled import example_inputs
 from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
@@ -33,7 +35,8 @@ from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFoun
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.probation_monitor import ProbationMonitor
-from runtime.inference.build import find_encoder
+from runtime.inference.build import find_encoder, graph_compiler
+from runtime.inference.compiled_policy import compile_policy
 from runtime.inference.engine import Engine
 from sensors.readings import Observation, Text
 
@@ -272,3 +275,25 @@ def test_whose_task_teaches_which_encoder() -> None:
     taught = encoder_tasks(encoders, tasks, {"orders": "language", "front": "vision", "joints": None})
     assert taught == {"language": "intents"}, "frozen ones are left alone"
     assert list(encoders_without_task(encoders, taught)) == ["other"]
+
+
+async def test_the_encoder_of_a_version_is_compiled_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """The agent may neither measure nor convert while it acts."""
+    config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
+    checkpoints = Checkpoints(config.state_dir / "checkpoints", load_key(config.state_dir))
+    engine, said = paired_engine(config, checkpoints), []
+    engine.calibrations = Calibrations(config.state_dir, BackendSettings("openvino", "float32"))
+    compile_policy(engine.calibrations, engine.policy, example_inputs(engine.spec), first=True)
+    engine.calibrations.convert_here = False
+    engine.compiler = graph_compiler(config, engine, lambda kind, data: said.append((kind, data)))
+    wanted = find_version(config, engine, promote(config, 1))
+    version = save_policy(checkpoints, engine, {"orders": wanted})
+    await engine.switch(version)
+    decided = await engine.decide(seen(0, Text("orders", 0.0, 0, "go left")))
+    assert (decided.policy, decided.encoder_versions["orders"]) == (version, wanted)
+    assert [(kind, data.get("encoder"), data["version"]) for kind, data in said] == [
+        ("graph_compiled", "language", wanted),
+        ("graph_compiled", None, version),
+    ]
+    assert engine.choices["language"].backend == "openvino"
+    engine.close()
