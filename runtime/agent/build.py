@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry
@@ -157,10 +158,7 @@ async def build(
 
     utterances = Utterances()
     task_outputs = _task_outputs(config, control, topics, reporter, utterances, sensors)
-    task_updater = None
-    if task_outputs is not None:
-        task_updater = TaskUpdater(state_dir / "learner" / "tasks", task_outputs.runner)
-        await task_updater.sync()
+    task_updater = await _task_updater(state_dir, task_outputs)
     viewer = Viewer(Previews(), media, topics, decoders)
     raw_capture = RawCapture(store, streams_to_keep(config), decoders)
     listeners: list[TickListener] = [
@@ -313,6 +311,15 @@ def _probation(config: Config) -> Probation:
     """Make the rule of the settings; 0 seconds end a probation at once."""
     promotion = config.promotion
     return Probation(promotion.probation_s, promotion.margin, alpha=round(1.0 - promotion.confidence, 9))
+
+
+async def _task_updater(state_dir: Path, outputs: TaskOutputs | None) -> TaskUpdater | None:
+    """Make what follows the tasks' live versions, and load these."""
+    if outputs is None:
+        return None
+    updater = TaskUpdater(state_dir / "learner" / "tasks", outputs.runner)
+    await updater.sync()
+    return updater
 
 
 def _task_outputs(
