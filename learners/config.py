@@ -72,6 +72,21 @@ class PolicySettings(Settings):
     )
 
 
+class SourceSettings(Settings):
+    """One source of rewards: what it rates, and its authority."""
+
+    rates: str = Field(
+        min_length=1,
+        description="what the source rates. Sources that rate the same are compared with each other; `tick`: compared with the "
+        "rewards computed at the tick",
+    )
+    authority: Literal["operator", "program", "sensor"] | int | None = Field(
+        None,
+        description="of two sources that contradict each other, the one with less authority is quarantined: `operator` (3) above "
+        "`program` (2) above `sensor` (1), or a number. Without it, or if both are equal, an event reports both",
+    )
+
+
 class TopicReward(Settings):
     """Rewards that arrive on the topic `reward`."""
 
@@ -83,6 +98,10 @@ class TopicReward(Settings):
     )
     max_per_s: float = Field(
         100.0, gt=0, description="rewards per second accepted from one source; the rest is dropped and counted"
+    )
+    sources: dict[str, SourceSettings] = Field(
+        {},
+        description="by name of the source: what it rates and its authority. A source without an entry is compared with no other",
     )
 
 

@@ -28,7 +28,7 @@ from learners.experience.store import Label
 from learners.ipc.outbox import Outbox
 from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
-from learners.safeguards.source_consistency import Quarantine
+from learners.safeguards.source_consistency import Quarantine, SourceRule
 from runtime.control.tick import TickResult, executed_actions
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
@@ -45,6 +45,11 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 BEGUN_S = 1_750_000_000.0
 LOAD_S = 1.0
 """About what the demo's policy takes to be read, checked and compiled."""
+
+
+RULES = {"world": SourceRule("success", 2), "liar": SourceRule("success", 1)} | dict.fromkeys(
+    "ab", SourceRule("success")
+)
 
 
 class Blind(World):
@@ -179,7 +184,7 @@ class Stage:
         self.names = {version: name for name, version in self.version.items()}
         self.policies = policies
         self.store, self.engine = KeptStore(), ScriptedEngine(lambda: self.now_s)
-        ledger, self.quarantine = Ledger(1.0), Quarantine()
+        ledger, self.quarantine = Ledger(1.0), Quarantine(RULES)
         self.sources = SourceQuarantine(
             self.quarantine,
             self.store,

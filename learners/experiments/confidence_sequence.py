@@ -88,7 +88,7 @@ class CoinBet:
 
     def update(self, value: float, scale: float) -> None:
         """Take one pair with the scale of the earlier ones."""
-        if scale > 0.0:
+        if scale > 0.0 and value != self.mean:  # a difference of exactly `mean` says nothing
             self.logs = self.logs + log_bet(self.sign * GRID_G * ((value - self.mean) / scale))
             self.highest = max(self.highest, log_mixture(self.logs))
 

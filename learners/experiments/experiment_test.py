@@ -29,8 +29,8 @@ from learners.experiments.plan import Arm, ExperimentPlan
 Outcome = Literal["live", "out", "cap"]
 SUSPECTED = 4.0
 """Evidence for more harm above which a version does not go live, although it is no proof."""
-EACH_LOOK = 64
-"""Pairs up to which each look computes the bounds; then at every twentieth more, because evidence alone decides."""
+EACH_LOOK = 16
+"""Pairs up to which each look computes the bounds; after that, looks at a tenth more pairs do, because evidence alone decides."""
 KEPT_LOOKS = 512
 FORMAT = 1
 
@@ -159,7 +159,7 @@ class ExperimentTest:
     def _look(self, pair: PairDifference, sequence: ConfidenceSequence) -> Look:
         plan, count = self.plan, len(sequence)
         before = self._bounded_at.get(pair.opponent, 0)
-        if count and (count <= EACH_LOOK or count >= 1.05 * before or self.verdict is not None):
+        if count and (count <= EACH_LOOK or count >= 1.1 * before or self.verdict is not None):
             self._bounds[pair.opponent] = (sequence.lower(), sequence.upper())
             self._bounded_at[pair.opponent] = count
         lower, upper = self._bounds.get(pair.opponent, (None, None))

@@ -26,10 +26,8 @@ from learners.experiments.confidence_sequence import GRID_G, RunningScale, log_b
 from learners.experiments.paired_outcomes import HARMS, PairDifference
 
 MONTH_S = 30 * 24 * 3600.0
-RAISED_SHARE = 0.25
+RAISED_SHARE = 0.5
 """Share of the anchor while the guard suspects something."""
-SUSPECTED = 16.0
-"""Sum of an e-detector that counts as suspicion."""
 SUSPICION_DEVIATIONS = 4.0
 WINDOWS = (4, 16, 64, 256)
 """Blocks over which the live version is compared with its own past."""
@@ -159,7 +157,8 @@ class Guard:
     @property
     def suspicious(self) -> bool:
         """Whether something looks worse, without proof."""
-        return self._suspected > 0 or any(detector.total >= SUSPECTED for detector in self.detectors.values())
+        limit = math.sqrt(self.threshold)
+        return self._suspected > 0 or any(detector.total >= limit for detector in self.detectors.values())
 
     @property
     def anchor_share(self) -> float:

@@ -29,7 +29,7 @@ from learners.ipc.policy_spec import write_policy_spec
 from learners.rewards import build_rewards, known
 from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
-from learners.safeguards.source_consistency import Quarantine
+from learners.safeguards.source_consistency import Quarantine, source_rules
 from runtime.agent.components import Components
 from runtime.agent.subscriptions import subscribe
 from runtime.config.loader import Loaded
@@ -127,7 +127,7 @@ async def build(
     store = Store(state_dir / "experience", config.experience, on_event=emit)
     checkpoints = open_checkpoints(state_dir, config.promotion)
     rewards = build_rewards(config.rewards, config.streams, config.actuators)
-    ledger, quarantine = Ledger(config.learner.reward_delay_s), Quarantine()
+    ledger, quarantine = Ledger(config.learner.reward_delay_s), Quarantine(source_rules(config.rewards))
     sources = SourceQuarantine(quarantine, store, ledger, state_dir, emit, wall)
     sources.start()
     probation = ProbationMonitor(_probation(config), checkpoints, state_dir, emit, wall, quarantine)

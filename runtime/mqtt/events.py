@@ -58,7 +58,7 @@ EVENTS: dict[str, str] = {
     "sensor_recovered": "A stream's source delivers again.",
     "source_quarantined": "A source of rewards or labels was quarantined.",
     "source_released": "An operator released a source from quarantine.",
-    "sources_disagree": "Two sources contradict each other and neither outweighs the other.",
+    "sources_disagree": "Two sources contradict each other and neither has more authority.",
     "state_write_failed": "A state file of the agent could not be written.",
     "storage_degraded": "A file cannot be written; `reason` names the path. The policy goes on acting.",
     "storage_over_budget": "`state_dir` is larger than `storage.max_gb`, and what is left is never deleted.",

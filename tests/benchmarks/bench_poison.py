@@ -51,12 +51,14 @@ from learners.safeguards.reward_ledger import (  # noqa: E402
     Ledger,
     LedgerEntry,
 )
-from learners.safeguards.source_consistency import Quarantine  # noqa: E402 - after the path
+from learners.safeguards.source_consistency import Quarantine, SourceRule  # noqa: E402 - after the path
 from runtime.deploy.probation_monitor import ProbationMonitor  # noqa: E402 - after the path
 from runtime.feedback.outcomes import OutcomeTracker  # noqa: E402 - after the path
 from runtime.feedback.queries import UncertaintyQueries  # noqa: E402 - after the path
 from runtime.feedback.receiver import Feedback  # noqa: E402 - after the path
 from runtime.feedback.source_quarantine import SourceQuarantine  # noqa: E402 - after the path
+
+RULES = {"world": SourceRule("success", 2), "liar": SourceRule("success", 1)}
 
 HOSTILE = 0.25
 """Share of decisions that the hostile source rewards, too: one message in five is its own."""
@@ -95,7 +97,7 @@ class Agent:
         self.learner = make_learner(folder, replay_gb=1e-2, warmup=64, seed=seed)
         self.generator = torch.Generator().manual_seed(seed)
         ledger = Ledger(1.0)
-        quarantine, checkpoints = Quarantine(), Checkpoints(folder / "checkpoints", KEY)
+        quarantine, checkpoints = Quarantine(RULES), Checkpoints(folder / "checkpoints", KEY)
         self.watched = watched
         self.sources = SourceQuarantine(quarantine, self.store, ledger, folder, self._emit, self._wall)
         probation = ProbationMonitor(Probation(0.0), checkpoints, folder, self._emit, self._wall, quarantine)

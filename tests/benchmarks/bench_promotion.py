@@ -1,289 +1,287 @@
-"""What the promotion gate makes of good and bad candidates on logs of the demo's world, and whether learning starves behind it.
+"""Trials of promotion in virtual time: what the experiment, the guard and the filters do in worlds with a known truth.
 
-    python tests/benchmarks/bench_promotion.py [--encoders cheap|real] [--seeds 10] [--ticks 4400] [--cache DIR] [--curves 2]
+    python tests/benchmarks/bench_promotion.py [--only creep,noise] [--runs 100] [--first 100]
 
-A learner learns the demo in lock-step, its latest version always acting (see demo_logs.py); the log is kept in `--cache`. A
-trial takes a moment of the log: the version that acted until then is live, the ticks before are what was recorded, the
-hundred ticks after are the shadow's. Every candidate goes through the real steps in their order:
-
-- `negated`: the learner's policy of that moment, the last layer of its choice heads negated. It must fail at `ope`.
-- `same`: the live version's own weights.
-- `further`: the learner's policy of that moment where its return is within the margin of the live one's.
-- `better`: where it is higher by more than the margin.
-- `damaged`: noise on its choice heads, as little as takes it at least twice the margin below the live version.
-
-Returns (all but `negated` and `same`) are measured by playing both in the same worlds, `--played` ticks. The second table is
-learning itself: the same seeds with every candidate going live, with the gate in between, and with the gate and as long a pause
-as shadow and probation take.
+Every trial uses the real classes of `learners`. Seeds 0 to 9 served for tuning; reports use other seeds (`--first`). Rewards of a tick have
+deviation 1, the champion earns 1 a tick, and a tick is a second, so "10 % worse" is .1 deviations. Blocks follow from gamma .9:
+19 ticks with a wash-out of 9. Each row prints what was wanted and what was seen.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import hashlib
-import pickle
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+from scipy.stats import norm
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-import demo_logs as demo  # noqa: E402 - the path comes first
-from evaluating import Logged, evaluate  # noqa: E402 - the path comes first
+from learners.experiments.alpha_budget import AlphaBudget  # noqa: E402 - the path comes first
+from learners.experiments.experiment_test import ExperimentTest, ExperimentVerdict  # noqa: E402
+from learners.experiments.guard import Guard  # noqa: E402
+from learners.experiments.paired_outcomes import HARMS, PairDifference  # noqa: E402
+from learners.experiments.plan import ExperimentPlan, block_design  # noqa: E402
 
-from learners.checkpoints.manifest import Manifest  # noqa: E402 - the path comes first
-from learners.config import PromotionSettings  # noqa: E402 - the path comes first
-from learners.experience.reader import Row  # noqa: E402 - the path comes first
-from learners.experience.transition import Transition  # noqa: E402 - the path comes first
-from learners.model.policy import Policy  # noqa: E402 - the path comes first
-from learners.promotion.context import EvaluationContext  # noqa: E402 - the path comes first
-from learners.promotion.pipeline import PromotionResult  # noqa: E402 - the path comes first
-from learners.promotion.steps import STEPS  # noqa: E402 - the path comes first
-
-SETTINGS = PromotionSettings.model_validate({})
-FRESH = 100
-FIRST = 600
-KINDS = ("negated", "same", "further", "better", "damaged")
-PACES = (("always promoted", 200, False), ("gated", 200, True), ("gated, with pauses", 900, True))
-"""Ticks from one candidate to the next: every 20 s, and with shadow and a probation of 60 s in between."""
-BEFORE_SHADOW = ("integrity", "latency", "sanity", "held_out", "ope")
+Array = NDArray[np.float64]
+DESIGN = block_design(0.9)
+PAIR_S = 2 * DESIGN.block_ticks
+NO_HARM = dict.fromkeys(HARMS, 0.0)
+ALPHA = 0.025
+DELTA = 0.05
 
 
-@dataclass(slots=True)
-class Tally:
-    """What became of the candidates of one kind."""
-
-    passed: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    decided: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
-
-    def add(self, verdict: PromotionResult, seconds: float) -> None:
-        fields = verdict.fields()
-        ope = fields["steps"].get("ope", {})
-        self.passed += verdict.passed
-        self.failed.update([fields["step"]] if fields["step"] else [])
-        self.decided.update([ope.get("estimator") or "inconclusive"])
-        self.seconds.append(seconds)
-
-    @property
-    def count(self) -> int:
-        return len(self.seconds)
+def ar1(rng: np.random.Generator, count: int, rho: float) -> Array:
+    """A stationary series of deviation 1."""
+    draws = rng.normal(size=count + 1_000) * np.sqrt(1 - rho * rho)
+    return np.asarray(lfilter([1.0], [1.0, -rho], draws)[1_000:], np.float64)
 
 
-def trial_of(
-    candidate: Policy, live: Policy | None, log: demo.Log, rows: list[Transition], after: list[Transition]
-) -> EvaluationContext:
-    """A trial over logged rows; the clock ends the shadow when the fresh ones are through."""
-    experience = Shown(rows, after)
-    return EvaluationContext(
-        manifest=Manifest("000002-00000000", None, 0.0, {}),
-        spec=log.spec,
-        candidate=candidate,
-        live=live,
-        live_version="000001-00000000" if live is not None else None,
-        experience=experience,
-        settings=SETTINGS,
-        period_s=1 / demo.RATE_HZ,
-        clock=lambda: SETTINGS.shadow_s if experience.through else 0.0,
+def differences(
+    rng: np.random.Generator,
+    count: int,
+    effect: float | Array,
+    *,
+    rho: float = 0.0,
+    world: Array | None = None,
+    block: int = DESIGN.block_ticks,
+    wash: int = DESIGN.washout_ticks,
+) -> Array:
+    """Pair differences of a version that earns `effect` more; the noise of the world goes on through the blocks."""
+    noise = ar1(rng, count * 2 * block, rho) if world is None else world[: count * 2 * block]
+    means = noise.reshape(count, 2, block)[:, :, wash:].mean(-1)
+    coin = rng.random(count) < 0.5
+    return np.asarray(np.where(coin, means[:, 0] - means[:, 1], means[:, 1] - means[:, 0]) + effect, np.float64)
+
+
+def plan(seed: int, *, cap: int, delta: float = DELTA, alpha: float = ALPHA, anchored: bool = True) -> ExperimentPlan:
+    return ExperimentPlan(
+        "champion", "challenger", "champion" if anchored else "anchor", "reward", DESIGN.block_ticks,
+        DESIGN.washout_ticks, 0.5, delta, alpha, cap, seed,
+    )  # fmt: skip
+
+
+def decide(test: ExperimentTest, against: dict[str, Array]) -> tuple[ExperimentVerdict | None, int]:
+    """Feed pairs until the verdict; return it with the number of pairs."""
+    used = dict.fromkeys(against, 0)
+    while test.verdict is None and used[test.opponent] < len(against[test.opponent]):
+        number = used[test.opponent]
+        value = float(against[test.opponent][number])
+        used[test.opponent] += 1
+        test.update(PairDifference(number, "challenge", test.opponent, value, NO_HARM))
+    return test.verdict, sum(used.values())
+
+
+def alone(seed: int, values: Array, **changes: float) -> tuple[str, bool, int]:
+    """Return outcome, whether it was proved better, and the pairs of an experiment whose champion is the anchor."""
+    test = ExperimentTest(plan(seed, cap=len(values), **changes))  # type: ignore[arg-type]
+    verdict, pairs = decide(test, {"champion": values})
+    return ("none", False, pairs) if verdict is None else (verdict.outcome, verdict.better, pairs)
+
+
+def row(name: str, wanted: str, seen: str) -> None:
+    print(f"{name:<58} wanted {wanted:<34} seen {seen}", flush=True)
+
+
+def creep(first: int, runs: int) -> None:
+    """200 versions, each a tenth of a deviation worse than the champion it meets; margin as large as the loss."""
+    levels, promoted = [], []
+    for seed in range(first, first + max(runs // 5, 4)):
+        rng = np.random.default_rng([seed, 1])
+        budget, level, anchor, lives = AlphaBudget(), 0.0, 0.0, 0
+        for version in range(200):
+            alpha = budget.next_alpha()
+            test = ExperimentTest(plan(version, cap=400, delta=0.1, alpha=alpha, anchored=level == anchor))
+            new = level - 0.1
+            values = {
+                "champion": differences(rng, 400, new - level),
+                "anchor": differences(rng, 400, new - anchor),
+            }
+            verdict, _ = decide(test, values)
+            live = verdict is not None and verdict.outcome == "live"
+            budget.record(promoted=live, alpha=alpha)
+            if verdict is not None and live:
+                level, lives = new, lives + 1
+                anchor = level if verdict.new_anchor else anchor
+        levels.append(level)
+        promoted.append(lives)
+    row(
+        "200 versions each .1 sd worse: level after them",
+        ">= -.2 sd",
+        f"worst {min(levels):+.2f} sd, promotions {np.mean(promoted):.2f}",
     )
 
 
-class Shown(Logged):
-    """Logged rows, and fresh ones that the shadow step reads once."""
-
-    def __init__(self, rows: list[Transition], after: list[Transition]) -> None:
-        super().__init__(rows)
-        self.fresh = [Row(len(rows) + 1 + n, t) for n, t in enumerate(after)]
-        self.through = False
-
-    def after(self, row: int) -> list[Row]:
-        found = [each for each in self.fresh if each.row > row]
-        self.through = not found
-        return found
-
-
-def negated(policy: Policy) -> Policy:
-    worst = copy.deepcopy(policy)
-    assert worst.heads.choice is not None
-    with torch.no_grad():
-        for parameter in worst.heads.choice.out.parameters():
-            parameter.neg_()
-    return worst
+def noise(first: int, runs: int) -> None:
+    """40 candidates that differ by nothing, while the learner goes on: alpha from the budget."""
+    better, live = [], []
+    for seed in range(first, first + max(runs // 10, 4)):
+        rng = np.random.default_rng([seed, 2])
+        budget, found, passed = AlphaBudget(), 0, 0
+        for version in range(40):
+            alpha = budget.next_alpha()
+            outcome, proved, _ = alone(version, differences(rng, 400, 0.0, rho=0.9), alpha=alpha)
+            budget.record(promoted=outcome == "live", alpha=alpha)
+            found, passed = found + proved, passed + (outcome == "live")
+        better.append(found)
+        live.append(passed)
+    row(
+        "pure noise, 40 candidates: proved better",
+        "<= 2 of 40",
+        f"mean {np.mean(better):.2f}, most {max(better)} of 40; live as equal {np.mean(live):.1f}",
+    )
 
 
-def noisy(policy: Policy, scale: float, seed: int) -> Policy:
-    damaged = copy.deepcopy(policy)
-    assert damaged.heads.choice is not None
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in damaged.heads.choice.out.parameters():
-            parameter.add_(scale * parameter.std() * torch.randn(parameter.shape, generator=generator))
-    return damaged
+def worse(first: int, runs: int) -> None:
+    """Candidates that lose 10, 25 and 50 %: live for good."""
+    for loss, wanted in ((0.1, 5), (0.25, 1), (0.5, 0)):
+        found = [
+            alone(seed, differences(np.random.default_rng([seed, 3]), 600, -loss, rho=0.9))
+            for seed in range(first, first + runs)
+        ]
+        lives = sum(outcome == "live" for outcome, _, _ in found)
+        outs = [pairs for outcome, _, pairs in found if outcome == "out"]
+        row(
+            f"worse by {loss:.0%}: live",
+            f"<= {wanted} of 100",
+            f"{lives} of {runs}; out {len(outs)}, median {np.median(outs) * PAIR_S / 60:.0f} min",
+        )
 
 
-@dataclass(slots=True)
-class Bench:
-    """The trials over all logs."""
-
-    senses: demo.Senses
-    logs: list[demo.Log]
-    played: int
-    tallies: dict[str, Tally] = field(default_factory=lambda: {kind: Tally() for kind in KINDS})
-    returns: dict[tuple[int, str], float] = field(default_factory=dict)
-
-    def worth(self, log: demo.Log, key: str, policy: Policy) -> float:
-        """The reward a tick of a policy as it acts, in the worlds of this log's trials."""
-        if (log.seed, key) not in self.returns:
-            rewards = demo.played(policy, self.senses, 10_000 + log.seed, self.played)
-            self.returns[log.seed, key] = float(rewards.mean())
-        return self.returns[log.seed, key]
-
-    def moments(self, every: int) -> Iterator[tuple[demo.Log, int]]:
-        for log in self.logs:
-            for tick in range(FIRST, len(log.transitions) - FRESH + 1, every):
-                yield log, tick
-
-    def judge(self, kind: str, log: demo.Log, tick: int, candidate: Policy) -> None:
-        live = log.policy(tick - log.every)
-        started = time.thread_time()
-        rows, after = log.transitions[:tick], log.transitions[tick : tick + FRESH]
-        verdict = evaluate(trial_of(candidate, live, log, rows, after), STEPS, SETTINGS.steps)
-        self.tallies[kind].add(verdict, time.thread_time() - started)
-
-    def at(self, log: demo.Log, tick: int) -> None:
-        """Every kind of candidate at one moment."""
-        newest, live = log.policy(tick), log.policy(tick - log.every)
-        self.judge("negated", log, tick, negated(newest))
-        self.judge("same", log, tick, live)
-        if not self.played:
-            self.judge("further", log, tick, newest)
-            return
-        base = self.worth(log, str(tick - log.every), live)
-        gain = self.worth(log, str(tick), newest) - base
-        if abs(gain) <= SETTINGS.margin:
-            self.judge("further", log, tick, newest)
-        elif gain > 0:
-            self.judge("better", log, tick, newest)
-        for scale in (0.5, 1.0, 2.0, 4.0):
-            damaged = noisy(newest, scale, tick)
-            loss = float(demo.played(damaged, self.senses, 10_000 + log.seed, self.played).mean()) - base
-            if loss <= -2 * SETTINGS.margin:
-                self.judge("damaged", log, tick, damaged)
-                return
-
-    def table(self) -> Table:
-        table = Table("candidates", "trials", "passed", "failed at", "decided by", "CPU s a trial")
-        for kind, tally in self.tallies.items():
-            if tally.count:
-                table.add_row(
-                    kind, str(tally.count), f"{tally.passed} ({100 * tally.passed / tally.count:.0f} %)",
-                    told(tally.failed), told(tally.decided), f"{np.median(tally.seconds):.2f}",
-                )  # fmt: skip
-        return table
+def slow(first: int, runs: int) -> None:
+    """Rewards with memory: equal versions, and one that is 10 % better."""
+    for rho in (0.9, 0.99):
+        sd = float(differences(np.random.default_rng(0), 20_000, 0.0, rho=rho).std())
+        fixed = int(np.ceil((norm.isf(ALPHA) + norm.isf(0.2)) ** 2 * sd**2 / 0.1**2))
+        for effect in (0.0, 0.1):
+            cap = 2 * fixed if effect else 8 * fixed
+            found = [
+                alone(seed, differences(np.random.default_rng([seed, 4]), cap, effect, rho=rho))
+                for seed in range(first, first + (runs if effect else max(runs // 2, 10)))
+            ]
+            counts = {name: sum(outcome == name for outcome, _, _ in found) for name in ("live", "out", "cap")}
+            median = np.median([pairs for _, _, pairs in found]) * PAIR_S / 3600
+            wanted = f">= 80 % within {cap} pairs" if effect else f"proved better <= {ALPHA:.1%}, out <= 5 %"
+            proved = sum(better for _, better, _ in found) / len(found)
+            name = f"AR(1) {rho}, better by 10 %: live" if effect else f"AR(1) {rho}, equal"
+            row(name, wanted, f"{counts} of {len(found)}, better {proved:.1%}, median {median:.1f} h")
 
 
-def told(counter: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counter.most_common())
+Draw = Callable[[np.random.Generator], float]
 
 
-def gate(seed_log: dict[str, Any]) -> demo.Judge:
-    """The steps before the shadow, as a decision while learning."""
-
-    def judge(candidate: Policy, live: Policy | None, rows: list[Transition], tick: int) -> bool:
-        log = demo.Log(candidate.spec, 0, 0)
-        verdict = evaluate(trial_of(candidate, live, log, rows, []), STEPS, BEFORE_SHADOW)
-        seed_log.setdefault("tried", []).append(tick)
-        if verdict.passed:
-            seed_log.setdefault("passed", []).append(tick)
-        return verdict.passed
-
-    return judge
-
-
-def curve(make: Callable[[], demo.Senses], seeds: int, ticks: int, console: Console) -> Table:
-    """Reward a tick while learning, in five parts, without and with the gate."""
-    table = Table("learning", "seed", *(f"part {n + 1}" for n in range(5)), "promoted", "first at tick")
-    with Progress(console=console) as progress:
-        job = progress.add_task("learning curves", total=len(PACES) * seeds * ticks)
-        means: dict[str, list[Any]] = {}
-        for seed in range(seeds):
-            for name, every, gated in PACES:
-                kept: dict[str, Any] = {}
-                judge = gate(kept) if gated else (lambda *_: True)
-                log = demo.run(make(), seed, ticks, every=every, judge=judge, tell=lambda _: progress.advance(job))
-                rewards = np.array([t.reward for t in log.transitions])
-                parts = [float(part.mean()) for part in np.array_split(rewards, 5)]
-                means.setdefault(name, []).append(parts)
-                tried, acted = len(kept.get("tried", log.weights)), list(log.acted)
-                table.add_row(
-                    name, str(seed), *(f"{part:.3f}" for part in parts), f"{len(acted)} of {tried}",
-                    str(acted[0]) if acted else "",
-                )  # fmt: skip
-    for name, rows in means.items():
-        table.add_row(f"mean, {name}", "", *(f"{value:.3f}" for value in np.mean(rows, axis=0)), "", "")
-    return table
+def guarded(rng: np.random.Generator, pair_s: float, good: Draw, bad: Draw, harm: str | None = None) -> float:
+    """Let a version act like the anchor for 1,000 blocks, then fall; return seconds from the fall to the alarm."""
+    one = Guard(pair_s)
+    for slot in range(20_000):
+        live = good if slot < 500 else bad
+        trial, other = live(rng), good(rng)
+        if rng.random() < 2 * one.anchor_share:
+            harms = NO_HARM | ({harm: trial - other} if harm else {})
+            if one.pair(PairDifference(slot, "guard", "anchor", 0.0 if harm else trial - other, harms)) is not None:
+                return (slot - 499) * pair_s
+        else:
+            for value in (trial, live(rng)):
+                one.block(None if harm else value, NO_HARM | ({harm: value} if harm else {}))
+    return float("inf")
 
 
-def logs(given: argparse.Namespace, make: Callable[[], demo.Senses], console: Console) -> list[demo.Log]:
-    """One log a seed, from the cache where it is there."""
-    senses = make()
-    spec = demo.PolicySpec(senses.streams, demo.ACTIONS, history=senses.history, gamma=demo.GAMMA)
-    shapes = [(name, tuple(x.shape)) for name, x in Policy(spec).state_dict().items()]
-    key = hashlib.sha256(repr((spec, shapes, given.ticks)).encode()).hexdigest()[:12]
-    given.cache.mkdir(parents=True, exist_ok=True)
-    found = []
-    with Progress(console=console) as progress:
-        job = progress.add_task("logs", total=given.seeds * given.ticks)
-        for seed in range(given.seeds):
-            path = given.cache / f"{given.encoders}-{key}-{seed}.pkl"
-            if not path.exists():
-                log = demo.run(senses, seed, given.ticks, tell=lambda _: progress.advance(job))
-                path.write_bytes(pickle.dumps(log))
-            else:
-                progress.advance(job, given.ticks)
-            found.append(pickle.loads(path.read_bytes()))
-    return found
+def guard(first: int, runs: int) -> None:
+    """Falls after a version was trusted: rewards, takeovers, successes, long episodes; and the false alarms of a month."""
+    ticks = DESIGN.block_ticks - DESIGN.washout_ticks
+    falls: dict[str, tuple[float, Draw, Draw, str | None]] = {
+        "-10 sd after it was trusted": (
+            PAIR_S, lambda rng: float(ar1(rng, ticks, 0.9).mean()), lambda rng: float(ar1(rng, ticks, 0.9).mean()) - 10, None,
+        ),
+        "takeovers 3 -> 43 % of ticks": (
+            PAIR_S, lambda rng: rng.binomial(ticks, 0.03) / ticks, lambda rng: rng.binomial(ticks, 0.43) / ticks, "takeover",
+        ),
+        "successes down tenfold (.2 to .02 a second)": (
+            PAIR_S, lambda rng: rng.poisson(0.2 * ticks) / ticks, lambda rng: rng.poisson(0.02 * ticks) / ticks, None,
+        ),
+        "episodes of 10 minutes, successes .9 -> 0": (1_200.0, lambda rng: float(rng.random() < 0.9), lambda _: 0.0, None),
+    }  # fmt: skip
+    for name, (pair_s, good, bad, harm) in falls.items():
+        seen = np.array(
+            [guarded(np.random.default_rng([seed, 5]), pair_s, good, bad, harm) for seed in range(first, first + runs)]
+        )
+        found, early = np.isfinite(seen) & (seen > 0), int((seen <= 0).sum())
+        times = f"median {np.median(seen) / 3600:.2f} h, 95 % within {np.quantile(seen, 0.95) / 3600:.2f} h"
+        row(name, "out in >= 95 of 100", f"{found.sum()} of {runs}, {times}, before the fall {early}")
+    months, alarms = max(runs // 10, 4), 0
+    count = int(30 * 86_400 / PAIR_S * 0.1)
+    for seed in range(first, first + months):
+        one = Guard(PAIR_S)
+        for value in differences(np.random.default_rng([seed, 6]), count, 0.0, rho=0.9):
+            if one.pair(PairDifference(0, "guard", "anchor", float(value), NO_HARM)) is not None:
+                alarms += 1
+                break
+    row("equal to the anchor for a month: taken out", "<= once a month", f"{alarms} alarms in {months} months")
 
 
-def main() -> None:
+def worlds(rng: np.random.Generator, kind: str, ticks: int) -> Array:
+    """The common part of the rewards, the same for both versions."""
+    time_T = np.arange(ticks, dtype=np.float64)
+    base = ar1(rng, ticks, 0.9)
+    found = {
+        "slow drift": base - 5.0 * time_T / ticks,
+        "seasons": base + 3.0 * np.sin(2 * np.pi * (time_T / 3_600 + rng.random())),
+        "rare failures": base - 20.0 * (rng.random(ticks) < 1 / 500),
+        "delayed rewards": np.where(np.arange(ticks) % 10 == 0, base * 3, 0.0),
+        "two tasks in turn": base + np.where((np.arange(ticks) // 300) % 2 == 0, 2.0, -2.0),
+        "scale x100": base * np.where(np.arange(ticks) > ticks // 2, 100.0, 1.0),
+    }
+    return np.asarray(found[kind], np.float64)
+
+
+KINDS = ("slow drift", "seasons", "rare failures", "delayed rewards", "two tasks in turn", "scale x100")
+
+
+def disturbed(first: int, runs: int) -> None:
+    """A version that loses 3 deviations, and an equal one, in worlds that change: share in which it goes live or stays."""
+    for kind in KINDS:
+        kept, false, times = 0, 0, []
+        for seed in range(first, first + runs):
+            rng = np.random.default_rng([seed, 7])
+            pairs = 60
+            world = worlds(rng, kind, pairs * PAIR_S)
+            scale = np.where(np.arange(pairs) >= pairs // 2, 100.0, 1.0) if kind == "scale x100" else np.ones(pairs)
+            outcome, _, used = alone(seed, differences(rng, pairs, -3.0 * scale, world=world), delta=0.05)
+            kept += outcome != "out"
+            times.append(used)
+            equal, _, _ = alone(seed, differences(rng, pairs, 0.0, world=world), delta=0.05)
+            false += equal == "out"
+        evidence = np.quantile(times, 0.95) * 2 * (DESIGN.block_ticks - DESIGN.washout_ticks)
+        row(
+            f"{kind}: 3 sd worse not out; equal out",
+            "<= 5 %; alpha 5 %",
+            f"{kept / runs:.0%}; {false / runs:.0%}; 95 % out within {np.quantile(times, 0.95):.0f} pairs ({evidence:.0f} s of counted ticks)",
+        )
+
+
+TRIALS: dict[str, Callable[[int, int], None]] = {
+    "creep": creep, "noise": noise, "worse": worse, "slow": slow, "guard": guard, "disturbed": disturbed,
+}  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Run the trials."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoders", choices=("cheap", "real"), default="cheap")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--ticks", type=int, default=4_400)
-    parser.add_argument("--every", type=int, default=400, help="ticks from one trial to the next")
-    parser.add_argument("--played", type=int, default=500, help="ticks that measure a return; 0: not measured")
-    parser.add_argument("--cache", type=Path, default=Path("runs/promotion"))
-    parser.add_argument("--curves", type=int, default=2, help="seeds of the second table; 0: none")
-    given = parser.parse_args()
-    if given.every % PACES[0][1]:
-        parser.error(f"--every: weights are kept every {PACES[0][1]} ticks, so write a multiple of it")
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    console = Console(width=160)
-    make: Callable[[], demo.Senses] = demo.Cheap if given.encoders == "cheap" else demo.Real
-    bench = Bench(make(), logs(given, make, console), given.played)
-    moments = list(bench.moments(given.every))
-    with Progress(console=console) as progress:
-        for done, (log, tick) in enumerate(progress.track(moments, description=f"{len(moments)} moments"), 1):
-            bench.at(log, tick)
-            if not console.is_terminal and done % 10 == 0:
-                print(f"{done} of {len(moments)} moments", flush=True)
-    console.print(bench.table())
-    if given.curves:
-        console.print(curve(make, given.curves, given.ticks, console))
+    parser.add_argument("--only", default=",".join(TRIALS), help="trials, separated by commas")
+    parser.add_argument("--runs", type=int, default=100, help="runs of a trial; long trials take a part of them")
+    parser.add_argument("--first", type=int, default=100, help="first seed; 0 to 9 served for tuning")
+    given = parser.parse_args(arguments)
+    for name in given.only.split(","):
+        started = time.monotonic()
+        TRIALS[name](given.first, given.runs)
+        print(f"  ({name}: {time.monotonic() - started:.0f} s)", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

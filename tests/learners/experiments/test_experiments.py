@@ -323,7 +323,7 @@ def test_a_fall_of_the_live_version_alone_raises_the_share_of_the_anchor() -> No
     assert guard.anchor_share == 0.05
     for _ in range(5):
         guard.block(float(rng.normal()) - 10, NO_HARM)
-    assert guard.anchor_share == 0.25
+    assert guard.anchor_share == 0.5
     assert guard.alarm is None
     assert Guard(pair_s=48.0, base_share=0.0).anchor_share == 0.0
     assert guard.excluded_rate("failure") == pytest.approx(rare_harm_bound(505))

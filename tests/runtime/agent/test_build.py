@@ -150,7 +150,8 @@ async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store
 ) -> None:
     wall, events = Wall(), told(monkeypatch)
     own = {"name": "turns", "kind": "expression", "value": "(head == 'left') - (head == 'right')"}
-    async with agent(tmp_path, wall, rewards=[*SETTINGS["rewards"], own]) as parts:
+    topic = SETTINGS["rewards"][0] | {"sources": {"liar": {"rates": "tick", "authority": "sensor"}}}
+    async with agent(tmp_path, wall, rewards=[topic, own]) as parts:
         for index in range(3_000):
             wall.now_s += 0.1
             ticked = await parts.control_loop.tick(index)

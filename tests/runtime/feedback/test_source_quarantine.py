@@ -38,7 +38,7 @@ async def test_a_hostile_source_is_named_and_its_rewards_count_no_more(tmp_path:
     await stage.run(240.0, until=lambda: "source_quarantined" in stage.kinds())
     told = stage.event("source_quarantined")
     assert (told["source"], told["kind"], told["against"]) == ("liar", "rewards", ["world"])
-    assert told["discordant"] > 0.9
+    assert told["discordant"] > 0.6
     assert stage.store.kept == {"liar"}
     honest, stored = stage.feedback.counts["reward"], stage.store.taken["liar"]
     await stage.run(20.0)
@@ -99,7 +99,7 @@ async def test_two_of_equal_weight_are_said_once_in_a_while(tmp_path: Path) -> N
     stage = Stage(tmp_path, 1, {"good": Script()}, sends=both)
     await stage.promote("good")
     await stage.run(300.0)
-    assert stage.kinds().count("sources_disagree") == 2  # one for each
+    assert stage.kinds().count("sources_disagree") == 1
     assert stage.store.kept == set()
 
 
