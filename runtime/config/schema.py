@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from actuators.config import AnyActuator, GateSettings, conditions_of
+from actuators.wire import command_topic, state_topic
 from learners.config import (
     AnyReward,
     EncoderSettings,
@@ -361,6 +362,23 @@ class Config(Settings):
                 raise ValueError(f"{name}: port {port} is that of {taken[port]}; choose another")
             taken[port] = name
 
+    def _check_topics(self) -> None:
+        """Refuse two names for one device, and commands on topics that have another use."""
+        base, taken = f"reflexd/{self.agent}", dict[tuple[str, str, str], str]()
+        for name, each in self.actuators.items():
+            topic = command_topic(base, name, each)
+            if topic != f"{base}/act/{name}/set" and topic.startswith(("reflexd/", "$")):
+                raise ValueError(f"actuators.{name}.topic: {topic} is reserved; leave it out, or name the device's own")
+            uses = (
+                ("topic", topic, each.payload or ""),
+                ("state_topic", state_topic(base, name, each), each.state_value),
+            )
+            for use in uses:
+                if use in taken:
+                    what, where, _ = use
+                    raise ValueError(f"actuators.{name}.{what}: {taken[use]} has the same topic {where} and content")
+                taken[use] = name
+
     @model_validator(mode="after")
     def _references(self) -> Self:
         for name, stream in self.streams.items():
@@ -379,6 +397,7 @@ class Config(Settings):
         for name, task in self.tasks.items():
             _check_task(name, task, self.streams)
         self._check_ports()
+        self._check_topics()
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise ValueError("rewards: each name may be used once")

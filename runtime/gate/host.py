@@ -116,9 +116,11 @@ class GateHost:
         self.safety.on_connect = self.on_connect
         self.safety.on_connection_change = self.on_connection_change
         self.connection.on_connect = self._on_other_connect
+        sources: dict[str, list[str]] = {}
         for name, each in self.config.actuators.items():
-            topic = state_topic(self.topics.base, name, each)
-            handler = partial(self.reported, name)
+            sources.setdefault(state_topic(self.topics.base, name, each), []).append(name)
+        for topic, names in sources.items():
+            handler = partial(self._reported_all, names)
             self.connection.subscribe(topic, handler, retained="send", limit=REPORTS, as_published=False)
         if self.gate.stopped and not self.latches.has("stopped", value=True):
             self.publisher.stop_reason = f"{self.latch_file} cannot be read"
@@ -277,6 +279,17 @@ class GateHost:
             delivery
         ](name, serial)
 
+    def _reported_all(self, names: list[str], message: Message) -> None:
+        """Take a report of every actuator that shares its topic; the last refusal is raised when all have had it."""
+        refusal: Refused | None = None
+        for name in names:
+            try:
+                self.reported(name, message)
+            except Refused as refused:
+                refusal = refused
+        if refusal is not None:
+            raise refusal
+
     def reported(self, name: str, message: Message) -> None:
         """Take a device's report of what it does.
 
@@ -290,8 +303,9 @@ class GateHost:
         if report.boot is not None:
             self.gate.device_answers(name)
         if report.boot == self.commands.boot and report.seq is not None:
-            newest = min(report.seq, self.commands.last(name))
-            serial = self._serials.get(name, {}).get(newest)
+            if report.seq > self.commands.last(name):
+                raise Refused(f"seq: command {report.seq} was never sent; the last one is {self.commands.last(name)}")
+            serial = self._serials.get(name, {}).get(report.seq)
             if serial is not None:
                 self.gate.acknowledged(name, serial, by_device=True)
         if self.commands.is_older(name, report):

@@ -11,7 +11,7 @@ import math
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -22,6 +22,8 @@ MAX_MESSAGE = 262_144
 """Bytes of the largest message; larger ones are refused by the sender."""
 MAX_NAME = 256
 """Characters of a name, a decision's identifier or a policy version."""
+RESERVED = frozenset(get_args(By))
+"""Commands of the gate and of persons bear these words in place of a policy's version."""
 FIELDS = frozenset(each.name for each in fields(Proposal))
 
 
@@ -96,6 +98,8 @@ def _proposal(body: dict[str, Any]) -> Proposal:
         raise ValueError("ready and shadow: expected true or false")
     if not isinstance(stale, list) or not all(map(_is_name, (*stale, body["decision"], body["policy"]))):
         raise ValueError(f"stale, decision and policy: expected strings of at most {MAX_NAME} characters")
+    if body["policy"] in RESERVED:
+        raise ValueError(f"policy: {body['policy']!r} is reserved for commands that no policy decided")
     if not isinstance(actions, dict) or not all(map(_is_name, actions)):
         raise ValueError("actions: expected an object of actuator names")
     values = {name: _value(value) for name, value in actions.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, ValidationError
 
 from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import parse_json
@@ -89,8 +89,8 @@ class Label(Payload):
 class Override(Payload):
     """`override/<actuator>`: a person's command, valid for `hold_s` seconds."""
 
-    value: str | float | list[float]
-    hold_s: float = Field(1.0, ge=0, le=3_600)
+    value: str | StrictFloat | list[StrictFloat]
+    hold_s: StrictFloat = Field(1.0, ge=0, le=3_600)
     source: str = Field("default", max_length=64)
 
 
