@@ -18,10 +18,11 @@ import structlog
 
 from runtime.cli.backup import backup, restore
 from runtime.cli.checkpoints import checkpoints
+from runtime.cli.discover import discover, new
 from runtime.cli.export import export
 from runtime.cli.options import FILE, REFUSED, load, load_or_demo, refuse, refusing, renamed, startable
 from runtime.cli.service import service
-from runtime.cli.session import explain, record, replay, sources
+from runtime.cli.session import arm, disarm, explain, mode, record, replay, sources
 from runtime.cli.training import evaluate, finetune, train
 
 
@@ -243,6 +244,11 @@ def prepare(config: Path | None) -> None:
 
 
 for _command in (
+    discover,
+    new,
+    arm,
+    disarm,
+    mode,
     train,
     finetune,
     evaluate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -75,6 +76,51 @@ def record(state: str, config: Path | None) -> None:
     except NoAnswer as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(answer))
+
+
+def _request(config: Path | None, verb: str, body: dict[str, Any]) -> None:
+    """Send a request and print the answer's data as JSON."""
+    from runtime.console.client import NoAnswer, ask
+
+    try:
+        answer = ask(load_or_demo(config), verb, body)
+    except NoAnswer as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(answer))
+
+
+@click.command()
+@click.argument("mode", type=click.Choice(["shadow", "assist", "autonomous"]))
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@refusing
+def mode(mode: str, config: Path | None) -> None:
+    """Switch the running daemon to MODE: shadow decides, assist proposes, autonomous acts.
+
+    Example: reflexd mode autonomous --config home.yaml
+    """
+    _request(config, "mode", {"mode": mode})
+
+
+@click.command()
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@refusing
+def arm(config: Path | None) -> None:
+    """Let the policy of the running daemon act.
+
+    Example: reflexd arm --config home.yaml
+    """
+    _request(config, "arm", {})
+
+
+@click.command()
+@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@refusing
+def disarm(config: Path | None) -> None:
+    """Keep the policy of the running daemon from acting until someone arms it.
+
+    Example: reflexd disarm --config home.yaml
+    """
+    _request(config, "disarm", {})
 
 
 @click.group()

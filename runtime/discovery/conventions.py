@@ -1,0 +1,337 @@
+"""Recognise the conventions of home automation: Home Assistant discovery, Zigbee2MQTT, Tasmota, ESPHome and statestream.
+
+Each function takes the topics that no earlier one has explained. What is not certain is left out with the reason: a wrong
+proposal costs more than a missing one, because it may move a device. References: Home Assistant's MQTT discovery
+(abbreviations included), Zigbee2MQTT's `exposes`, Tasmota's `tele`/`stat`/`cmnd` prefixes, ESPHome's `state` and `command`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from runtime.discovery.found import FoundActuator, FoundStream, LeftOut, Proposals, is_dangerous, is_diagnostic
+from runtime.discovery.heard import Heard, Tree
+from runtime.discovery.numbers import bare_numbers, bare_words, numeric_fields
+
+LONG: dict[str, str] = {
+    "stat_t": "state_topic", "cmd_t": "command_topic", "val_tpl": "value_template", "pl_on": "payload_on",
+    "pl_off": "payload_off", "ent_cat": "entity_category", "dev_cla": "device_class", "ops": "options", "dev": "device",
+    "uniq_id": "unique_id", "cmd_tpl": "command_template", "schema": "schema", "stat_on": "state_on", "stat_off": "state_off",
+    "cmps": "components", "p": "platform",
+}  # fmt: skip
+"""Abbreviations of Home Assistant's discovery."""
+_TEMPLATE = re.compile(r"^\{\{\s*value_json((?:\.\w+|\[['\"]\w+['\"]\])+)\s*(?:\|\s*(?:float|int|round)[^|}]*)*\}\}$")
+_STEP = re.compile(r"\.(\w+)|\[['\"](\w+)['\"]\]")
+MOVED: frozenset[str] = frozenset(
+    {"switch", "light", "fan", "siren", "number", "select", "lock", "cover", "valve", "climate", "button"}
+)
+ESPHOME = re.compile(r"^(?P<device>.+)/(?P<kind>sensor|binary_sensor|switch|light|fan|number)/(?P<id>[^/]+)/state$")
+
+
+def home_assistant(tree: Tree, found: Proposals) -> None:
+    """Read the retained configurations below `homeassistant/`."""
+    for topic in [each for each in tree.topics if re.fullmatch(r"homeassistant/\w+(/[\w-]+)?/[\w-]+/config", each)]:
+        found.used.add(topic)
+        body = _object(tree, topic)
+        if body is None:
+            continue
+        component = topic.split("/")[1]
+        if component == "device":
+            parts = body.get("components")
+            entities = list(parts.values()) if isinstance(parts, dict) else []
+        else:
+            entities = [{"platform": component, **body}]
+        for entity in entities:
+            if isinstance(entity, dict):
+                _entity(tree, found, {**_shared(body), **_expanded(entity)}, topic)
+
+
+def _shared(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: body[name] for name in ("state_topic", "device", "~") if name in body}
+
+
+def _expanded(entity: dict[str, Any]) -> dict[str, Any]:
+    """Return the entity with long names, and `~` replaced by the base topic."""
+    known = _long(entity)
+    base = known.get("~")
+    if isinstance(base, str):
+        for name, value in known.items():
+            if isinstance(value, str) and name.endswith("_topic"):
+                known[name] = re.sub(r"^~|~$", lambda _: base, value)
+    return known
+
+
+def _entity(tree: Tree, found: Proposals, entity: dict[str, Any], topic: str) -> None:
+    kind, state = str(entity.get("platform", "")), entity.get("state_topic")
+    command = entity.get("command_topic")
+    if isinstance(state, str):
+        found.used.add(state)
+    if isinstance(command, str):
+        found.used.add(command)
+    if isinstance(command, str) and command.startswith("reflexd/"):
+        return  # our own entities
+    label = str(entity.get("name") or entity.get("unique_id") or topic.split("/")[-2])
+    name = found.unique(f"{_device_name(entity)}_{label}" if entity.get("name") else label)
+    if entity.get("entity_category") in {"diagnostic", "config"} or is_diagnostic(label):
+        found.left_out.append(LeftOut(topic, "it describes the device itself"))
+    elif kind in {"sensor", "binary_sensor"} and isinstance(state, str):
+        _sensor(tree, found, entity, name, state)
+    elif kind in MOVED and isinstance(command, str):
+        _moved(found, entity, name, kind, command, label)
+    else:
+        found.left_out.append(LeftOut(topic, f"a {kind} is neither telemetry nor a simple actuator"))
+
+
+def _device_name(entity: dict[str, Any]) -> str:
+    device = entity.get("device")
+    return str(device.get("name", "")) if isinstance(device, dict) else ""
+
+
+def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, state: str) -> None:
+    place = _place(entity.get("value_template"))
+    heard = tree.topics.get(state)
+    why = "Home Assistant discovery"
+    if place is None:
+        found.left_out.append(LeftOut(state, f"{name}: its value_template is more than a field"))
+    elif heard is None:
+        found.left_out.append(LeftOut(state, f"{name}: nothing was heard on its topic"))
+    elif place == "" and entity.get("platform") == "binary_sensor":
+        off, on = str(entity.get("payload_off", "OFF")), str(entity.get("payload_on", "ON"))
+        if bare_words(heard.samples, (off, on)):
+            found.streams.append(stream(name, state, heard, why, {"state": ""}, {"state": (off, on)}))
+        else:
+            found.left_out.append(LeftOut(state, f"{name}: what was heard is neither {off} nor {on}"))
+    elif place == "" and bare_numbers(heard.samples):
+        found.streams.append(stream(name, state, heard, why, {_field(entity, "value"): ""}))
+    elif place and place in numeric_fields(heard.samples).values():
+        found.streams.append(
+            stream(name, state, heard, why, {_field(entity, place.strip("/").split("/")[-1].lower()): place})
+        )
+    else:
+        found.left_out.append(LeftOut(state, f"{name}: what was heard is not a number"))
+
+
+def _field(entity: dict[str, Any], otherwise: str) -> str:
+    wanted = str(entity.get("device_class") or otherwise)
+    return re.sub(r"[^a-z0-9_]+", "_", wanted.lower()).strip("_") or "value"
+
+
+def _place(template: object) -> str | None:
+    """Return key or JSON pointer that a value_template reads; "" for the whole payload, None for any other template."""
+    if template is None:
+        return ""
+    text = str(template).strip()
+    if re.fullmatch(r"\{\{\s*value(\s*\|\s*(float|int|round)[^|}]*)*\s*\}\}", text):
+        return ""
+    match = _TEMPLATE.match(text)
+    if match is None:
+        return None
+    steps = [first or second for first, second in _STEP.findall(match[1])]
+    return steps[0] if len(steps) == 1 else "".join(f"/{step}" for step in steps)
+
+
+def _moved(found: Proposals, entity: dict[str, Any], name: str, kind: str, command: str, label: str) -> None:
+    place, state = _place(entity.get("value_template")), entity.get("state_topic")
+    report = state if isinstance(state, str) and place is not None else None
+    device = FoundActuator(
+        name, command, state_topic=report, state_value=place or "value", why="Home Assistant discovery"
+    )
+    own = entity.get("command_template") is not None
+    if kind not in {"switch", "light", "fan", "select", "number"} or is_dangerous(label, command):
+        found.left_out.append(LeftOut(command, f"{name}: a person decides over such a device; add it by hand"))
+    elif kind == "light" and entity.get("schema") == "json" and not own:
+        report = state if isinstance(state, str) else None
+        on_off = replace(device, choices=("OFF", "ON"), payload='{"state": "${value}"}', state_topic=report)
+        found.actuators.append(replace(on_off, state_value="state"))
+    elif own or entity.get("schema") not in {None, "basic", "default"}:
+        found.left_out.append(LeftOut(command, f"{name}: its command is a template of its own"))
+    elif kind in {"switch", "light", "fan"}:
+        switched = (str(entity.get("payload_off", "OFF")), str(entity.get("payload_on", "ON")))
+        found.actuators.append(replace(device, choices=switched))
+    elif kind == "select" and isinstance(entity.get("options"), list) and len(entity["options"]) > 1:
+        found.actuators.append(replace(device, choices=tuple(dict.fromkeys(map(str, entity["options"])))))
+    else:
+        found.left_out.append(LeftOut(command, f"{name}: a {kind} needs limits that a person knows; add it by hand"))
+
+
+def zigbee2mqtt(tree: Tree, found: Proposals) -> None:
+    """Read the devices that `BASE/bridge/devices` lists, with what each exposes."""
+    for topic in [each for each in tree.topics if each.endswith("/bridge/devices")]:
+        base = topic.removesuffix("/bridge/devices")
+        found.used |= {each for each in tree.topics if each.startswith((f"{base}/bridge/", f"{base}/bridge"))}
+        devices = _json(tree, topic)
+        for device in devices if isinstance(devices, list) else ():
+            if not isinstance(device, dict) or device.get("type") == "Coordinator":
+                continue
+            name, definition = device.get("friendly_name"), device.get("definition")
+            if isinstance(name, str) and isinstance(definition, dict):
+                _zigbee_device(tree, found, base, name, definition)
+
+
+def _zigbee_device(tree: Tree, found: Proposals, base: str, device: str, definition: dict[str, Any]) -> None:
+    state = f"{base}/{device}"
+    new = state not in found.used
+    found.used |= {each for each in tree.topics if each == state or each.startswith(f"{state}/")}
+    if not new:
+        return  # Home Assistant's discovery has described it
+    features = list(_features(definition.get("exposes")))
+    heard = tree.topics.get(state)
+    readable = {
+        str(each["property"])
+        for each in features
+        if each.get("type") in {"numeric", "binary"}
+        and int(each.get("access", 1)) & 1
+        and not int(each.get("access", 1)) & 2
+    }
+    numbers = numeric_fields(heard.samples) if heard is not None else {}
+    fields = {name: place for name, place in numbers.items() if place in readable}
+    if heard is not None and fields:
+        found.streams.append(stream(found.unique(device), state, heard, "Zigbee2MQTT", fields))
+    for each in features:
+        _zigbee_feature(found, state, device, each)
+
+
+def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str, Any]) -> None:
+    name = str(feature.get("property"))
+    if feature.get("type") != "binary" or name not in {"state", "state_left", "state_right", "state_l1", "state_l2"}:
+        return
+    if not int(feature.get("access", 1)) & 2:
+        return
+    if is_dangerous(device) or feature.get("of") not in {"switch", "light", "fan"}:
+        found.left_out.append(LeftOut(f"{state}/set", f"{device}: a person decides over such a device; add it by hand"))
+        return
+    choices = (str(feature.get("value_off", "OFF")), str(feature.get("value_on", "ON")))
+    payload = f'{{"{name}": "${{value}}"}}'
+    wanted = device if name == "state" else f"{device}_{name.removeprefix('state_')}"
+    unique = found.unique(wanted if all(each.name != wanted for each in found.streams) else f"{wanted}_switch")
+    found.actuators.append(
+        FoundActuator(
+            unique, f"{state}/set", choices, payload=payload, state_topic=state, state_value=name, why="Zigbee2MQTT"
+        )
+    )
+
+
+def _features(exposes: object, of: str = "") -> Iterator[dict[str, Any]]:
+    """Every single feature, with the kind of device it belongs to as `of`."""
+    for each in exposes if isinstance(exposes, list) else ():
+        if not isinstance(each, dict):
+            continue
+        if isinstance(each.get("features"), list):
+            yield from _features(each["features"], str(each.get("type", "")))
+        elif "property" in each:
+            yield {**each, "of": of}
+
+
+def tasmota(tree: Tree, found: Proposals) -> None:
+    """Read `tele/NAME/SENSOR`, and switches that answer on `stat/NAME/POWER`."""
+    for topic in list(tree.topics):
+        match = re.fullmatch(r"(tele|stat)/(.+)/([A-Z]+\d*)", topic)
+        if match is None or topic in found.used:
+            continue
+        found.used.add(topic)
+        prefix, device, leaf = match.groups()
+        heard = tree.topics[topic]
+        if prefix == "tele" and leaf == "SENSOR":
+            fields = numeric_fields(heard.samples)
+            if fields:
+                found.streams.append(stream(found.unique(device), topic, heard, "Tasmota", _short(fields)))
+        elif prefix == "stat" and re.fullmatch(r"POWER\d*", leaf) and bare_words(heard.samples, ("ON", "OFF")):
+            if is_dangerous(device):
+                found.left_out.append(LeftOut(topic, f"{device}: a person decides over such a device; add it by hand"))
+                continue
+            unique = found.unique(device if leaf == "POWER" else f"{device}_{leaf.lower()}")
+            if any(each.name == device for each in found.streams):
+                unique = found.unique(f"{device}_{leaf.lower()}")
+            found.actuators.append(
+                FoundActuator(unique, f"cmnd/{device}/{leaf}", ("OFF", "ON"), state_topic=topic, why="Tasmota")
+            )
+    found.used |= {topic for topic in tree.topics if topic.startswith(("cmnd/", "tasmota/discovery/"))}
+
+
+def _short(fields: dict[str, str]) -> dict[str, str]:
+    """Names without the sensor's own, where that leaves them distinct."""
+    short = {place: place.strip("/").split("/")[-1].lower() for place in fields.values()}
+    distinct = len(set(short.values())) == len(short)
+    return {short[place] if distinct else name: place for name, place in fields.items()}
+
+
+def esphome_and_statestream(tree: Tree, found: Proposals) -> None:
+    """Read `BASE/KIND/NAME/state`. Only ESPHome, which says `online` on `BASE/status`, takes commands."""
+    for topic in list(tree.topics):
+        match = ESPHOME.match(topic)
+        if match is None or topic in found.used:
+            continue
+        found.used.add(topic)
+        device, kind, name = match["device"], match["kind"], match["id"]
+        heard = tree.topics[topic]
+        commanded = tree.text(f"{device}/status") in {"online", "offline"} and not _is_statestream(tree, topic)
+        unique = found.unique(name)
+        why = "ESPHome" if commanded else "Home Assistant statestream"
+        if is_diagnostic(name):
+            found.left_out.append(LeftOut(topic, "it describes the device itself"))
+        elif kind == "sensor" and bare_numbers(heard.samples):
+            found.streams.append(stream(unique, topic, heard, why, {"value": ""}))
+        elif kind == "binary_sensor" and (words := _words(heard)):
+            found.streams.append(stream(unique, topic, heard, why, {"state": ""}, {"state": words}))
+        elif kind == "switch" and commanded and bare_words(heard.samples, ("ON", "OFF")) and not is_dangerous(name):
+            command = topic.removesuffix("state") + "command"
+            found.used.add(command)
+            found.actuators.append(FoundActuator(unique, command, ("OFF", "ON"), state_topic=topic, why=why))
+        elif kind in {"switch", "light", "fan", "number"}:
+            found.left_out.append(
+                LeftOut(topic, f"{name}: this {kind} cannot be commanded here, or a person decides over it")
+            )
+        else:
+            found.left_out.append(LeftOut(topic, f"{name}: what was heard is not a number"))
+    found.used |= {
+        topic
+        for topic in tree.topics
+        if re.search(r"/(sensor|binary_sensor|switch|light|fan|number)/[^/]+/\w+$", topic)
+    }
+
+
+def _words(heard: Heard) -> tuple[str, str] | None:
+    for words in (("OFF", "ON"), ("off", "on")):
+        if bare_words(heard.samples, words):
+            return words
+    return None
+
+
+def _is_statestream(tree: Tree, topic: str) -> bool:
+    return any(topic.removesuffix("state") + leaf in tree.topics for leaf in ("last_changed", "last_updated"))
+
+
+def stream(
+    name: str,
+    topic: str,
+    heard: Heard,
+    why: str,
+    places: dict[str, str],
+    words: dict[str, tuple[str, ...]] | None = None,
+) -> FoundStream:
+    """Return a proposal; `places` are key or JSON pointer of each field, "" for a message that is the bare value."""
+    paths = {field: place for field, place in places.items() if place and place != field}
+    sample = heard.samples[-1].decode(errors="replace")
+    longest_s = heard.longest_s if heard.count > 1 else None
+    return FoundStream(name, topic, tuple(places), paths, words or {}, sample, longest_s, why)
+
+
+def _object(tree: Tree, topic: str) -> dict[str, Any] | None:
+    body = _json(tree, topic)
+    return _long(body) if isinstance(body, dict) else None
+
+
+def _long(entity: dict[str, Any]) -> dict[str, Any]:
+    return {LONG.get(name, name): value for name, value in entity.items()}
+
+
+def _json(tree: Tree, topic: str) -> Any:
+    text = tree.text(topic)
+    try:
+        return json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,79 @@
+"""Recognise topics without a convention: JSON objects with numbers, bare numbers, and switches that answer ON or OFF."""
+
+from __future__ import annotations
+
+from runtime.discovery.conventions import esphome_and_statestream, home_assistant, stream, tasmota, zigbee2mqtt
+from runtime.discovery.found import FoundActuator, LeftOut, Proposals, is_dangerous, is_diagnostic
+from runtime.discovery.heard import Heard, Tree
+from runtime.discovery.numbers import bare_numbers, bare_words, numeric_fields
+
+OURS = "reflexd/"
+ENDS = ("state", "status", "value", "get")
+"""Last levels that say nothing about the device."""
+SWITCHED = (("OFF", "ON"), ("off", "on"))
+
+
+def propose(tree: Tree) -> Proposals:
+    """Return every stream and actuator among the topics; what is uncertain is left out with the reason."""
+    found = Proposals(used={topic for topic in tree.topics if topic.startswith((OURS, "$"))})
+    for convention in (home_assistant, zigbee2mqtt, tasmota, esphome_and_statestream, plain):
+        convention(tree, found)
+    return found
+
+
+def plain(tree: Tree, found: Proposals) -> None:
+    """Take the topics that no convention has explained."""
+    topics = [topic for topic in tree.topics if topic not in found.used]
+    for topic in topics:
+        if topic.endswith(("/set", "/command", "/cmd")):
+            _commanded(tree, found, topic)
+    for topic in topics:
+        if topic not in found.used:
+            found.used.add(topic)
+            _read(found, topic, tree.topics[topic])
+
+
+def _read(found: Proposals, topic: str, heard: Heard) -> None:
+    name = found.unique(name_of(topic))
+    fields = numeric_fields(heard.samples)
+    last = topic.rsplit("/", maxsplit=1)[-1]
+    if is_diagnostic(last):
+        found.left_out.append(LeftOut(topic, "it describes the device itself"))
+    elif fields:
+        found.streams.append(stream(name, topic, heard, "plain JSON", fields))
+    elif bare_numbers(heard.samples):
+        found.streams.append(
+            stream(name, topic, heard, "a plain number", {last if last.isidentifier() else "value": ""})
+        )
+    elif any(bare_words(heard.samples, words) for words in SWITCHED):
+        reason = (
+            "it says ON or OFF, but where it takes commands was not heard; name it with --actuator NAME=COMMAND_TOPIC"
+        )
+        found.left_out.append(LeftOut(topic, reason))
+    else:
+        found.left_out.append(LeftOut(topic, "neither numbers nor a switch"))
+
+
+def _commanded(tree: Tree, found: Proposals, topic: str) -> None:
+    """A command topic that someone used, whose device reports beside it."""
+    found.used.add(topic)
+    heard, device = tree.topics[topic], topic.rpartition("/")[0]
+    words = next((words for words in SWITCHED if bare_words(heard.samples, words)), None)
+    report = next((t for t in (f"{device}/state", f"{device}/status", device) if t in tree.topics), None)
+    if words is None or report is None or not bare_words(tree.topics[report].samples, words):
+        found.left_out.append(LeftOut(topic, "a command whose device does not report ON or OFF beside it"))
+    elif is_dangerous(topic):
+        found.left_out.append(LeftOut(topic, "a person decides over such a device; add it by hand"))
+    else:
+        found.used.add(report)
+        found.actuators.append(
+            FoundActuator(found.unique(name_of(device)), topic, words, state_topic=report, why="a switch that was used")
+        )
+
+
+def name_of(topic: str) -> str:
+    """Return a name from the last level that says something."""
+    parts = [part for part in topic.split("/") if part]
+    while len(parts) > 1 and parts[-1].lower() in ENDS:
+        parts.pop()
+    return parts[-1] if parts else "device"
