@@ -110,6 +110,17 @@ def write_atomically(
         draft.write_bytes(content)
 
 
+def private_folder(path: Path) -> None:
+    """Create a folder and its missing parents, which the owner alone may read: state holds pictures, sound and keys.
+
+    Raises:
+        OSError: it cannot be created, or is no folder.
+    """
+    for missing in reversed([each for each in path.parents if not each.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextmanager
 def new_folder(target: Path, *, mode: int = 0o777) -> Iterator[Path]:
     """Yield an empty draft that becomes `target` by one rename when the context ends without an exception.
@@ -277,7 +288,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         BusyError: another daemon holds it.
         OSError: the folder or its lock file cannot be created.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 
 CREDENTIAL = "checkpoint-key"
 
@@ -70,7 +70,7 @@ def _read(path: Path) -> Ed25519PrivateKey:
 
 def _make(path: Path) -> None:
     """Write a new key unless there is one: two processes that start at once agree on one."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

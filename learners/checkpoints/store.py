@@ -38,7 +38,7 @@ from learners.checkpoints.manifest import (
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.tensors import Shapes, Tensors
 from learners.config import PromotionSettings
-from learners.files import locked, new_folder, remove_abandoned_drafts, write_atomically
+from learners.files import locked, new_folder, private_folder, remove_abandoned_drafts, write_atomically
 
 LIVE = "LIVE"
 PROBATION_FILE = "probation.json"
@@ -89,7 +89,7 @@ class Checkpoints:
         self._passed = passed
         """Returns the versions that passed their probation, newest last; None: every saved version may act."""
         self._key, self._clock = key, clock
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         with locked(folder):
             if not (folder / LIVE).exists() and not any(VERSION.match(path.name) for path in folder.iterdir()):
                 self._point(

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from learners.checkpoints.manifest import MANIFEST, SIGNATURE
 from learners.checkpoints.signing import CREDENTIAL, KeyRefused, verified
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 
 PREFIX = "SHA256:"
 TRUSTED = "trusted-keys"
@@ -88,7 +88,7 @@ class TrustedKeys:
             OSError: the file cannot be written.
         """
         keys = {each.public_bytes_raw(): each for each in (*self.all(), public)}
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.path.parent)
         text = "".join(f"{raw.hex()} {fingerprint(each)}\n" for raw, each in keys.items())
         write_atomically(self.path, text.encode(), mode=0o600)
 

@@ -48,7 +48,7 @@ from learners.continual.labels import Labelled, Labels
 from learners.continual.splits import Holdout, classes
 from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.experience.reader import Reader
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from learners.finetune.trainer import OnProgress
 from learners.model.encoders.bundled import resolve
 from learners.task_kinds import KINDS
@@ -138,7 +138,7 @@ class ContinualTrainer:
         return TrainerState(**orjson.loads(path.read_bytes())) if path.is_file() else TrainerState()
 
     def _save_state(self, state: TrainerState) -> None:
-        self.versions.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.versions.folder)
         write_atomically(self.versions.folder / "memory.json", orjson.dumps(asdict(state)))
 
     def holdout(self) -> Holdout:

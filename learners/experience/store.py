@@ -28,6 +28,7 @@ from learners.config import ExperienceSettings
 from learners.experience.records import Credit, Label, Mark, Quarantine, Raw
 from learners.experience.transition import Outcome, Transition
 from learners.experience.writer import Item, OnEvent, Writer
+from learners.files import private_folder
 
 __all__ = ["Credit", "Label", "Mark", "Raw", "Store", "Transition"]
 
@@ -75,7 +76,7 @@ class Store:
         """Rewards and marks for the held tick."""
         limits = settings or ExperienceSettings.model_validate({})
         self._writer = Writer(folder, limits, self.drops, on_event, clock, self._closing.wait)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         self._thread = threading.Thread(target=self._run, name="experience", daemon=True)
         self._thread.start()
 

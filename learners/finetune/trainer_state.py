@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from learners.files import new_file, write_atomically
+from learners.files import new_file, private_folder, write_atomically
 
 FORMAT = 1
 STATE = "state.json"
@@ -42,7 +42,7 @@ class State:
 
     def save(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], best: Mapping[str, Tensor] | None) -> None:
         """Write a new state and remove the one before; `best` is None where the best weights are as they were."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         self._number += 1
         now = f"now-{self._number}.safetensors"
         with new_file(self.folder / now, durable=False) as draft:

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 
 FORMER_EVENTS = {"learner_waits": "learner_waiting_for_spec", "task_held_back": "task_awaiting_approval"}
 """Event types that a learner before 0.1.0 may have left."""
@@ -51,7 +51,7 @@ class Outbox:
         """`full`: no process collects the events; `unreadable`: a file is no event; `disk`: the event could not be written."""
         self._passed_on: set[str] = set()
         self._clock, self._count = clock, 0
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
 
     def post(self, kind: str, fields: dict[str, Any]) -> bool:
         """Leave an event; False when it was dropped."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from learners.checkpoints.manifest import Loaded
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from learners.model.spec import PolicySpec, SpecError
 
 
@@ -25,7 +25,7 @@ def write_policy_spec(state_dir: Path, spec: PolicySpec) -> bool:
     content = spec.to_json()
     if path.exists() and path.read_bytes() == content:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     write_atomically(path, content)
     return True
 

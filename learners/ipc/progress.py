@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 
 WINDOW_S = 30.0
 FORMER_FIELDS = {
@@ -43,7 +43,7 @@ class ProgressWriter:
         self.path, self.every_s = path, every_s
         self._clock, self._written_s = clock, -float("inf")
         self._updates: deque[tuple[float, int]] = deque()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
 
     def tell(self, updates: int, fields: Callable[[], dict[str, Any]], *, now: bool = False) -> bool:
         """Write if it is time (or `now`); False if it is not, or if the disk refuses: the file then grows old."""

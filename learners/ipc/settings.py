@@ -17,7 +17,7 @@ from learners.config import (
     PromotionSettings,
     TaskSettings,
 )
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 
 
 class _Part(BaseModel):
@@ -77,7 +77,7 @@ def write_learner_config(settings: Mapping[str, Any]) -> None:
     """
     inputs = LearnerConfig.model_validate(settings)
     folder = inputs.state_dir / "learner"
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     write_atomically(folder / "settings.json", orjson.dumps(inputs.model_dump(mode="json")), durable=False)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
+from learners.files import private_folder
 
 FORMAT = 1
 _TABLE = """
@@ -64,7 +65,7 @@ class TokenStore:
     """The database of re-encoded tokens. Only the learner writes it; a corrupt or outdated file is replaced by an empty one."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         try:
             self._db = _opened(path)
         except sqlite3.DatabaseError:

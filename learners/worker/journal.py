@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from learners.experience.snapshots import SnapshotId
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
 
     def note(self, entry: JournalEntry) -> None:
         """Write an entry; survives the death of this process as soon as it returns.

@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from learners.files import private_folder
+
 MAX_BYTES = 10_000_000
 OLD_FILES = 3
 MAX_READ = 1_048_576
@@ -41,7 +43,7 @@ class LogFile:
         Raises:
             OSError: the folder or the file cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self.path.parent)
         self.path.touch()
         self.rotate()
         self._position = self.path.stat().st_size

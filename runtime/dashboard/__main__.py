@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config, DashboardSettings
 from runtime.dashboard.auth import Access, token_file
@@ -45,7 +45,7 @@ def access(config: Config, settings: DashboardSettings) -> Access:
         OSError, ValueError: the token file cannot be used.
     """
     viewer = settings.viewer_token.get_secret_value() if settings.viewer_token else None
-    config.state_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(config.state_dir)
     token = settings.token.get_secret_value() if settings.token else token_file(config.state_dir / "token")
     return Access(token, viewer, time.monotonic, lambda code: redeem(config.state_dir, code, time.time()))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from runtime.process.http_server import address
 
 FILE = "login-link"
@@ -46,7 +46,7 @@ def create_link(state_dir: Path, listen: str, wall_s: float) -> str:
     """
     code = PREFIX + secrets.token_urlsafe(24)
     stored = StoredLink(digest=_digest(code), until=wall_s + LASTS_S)
-    state_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(state_dir)
     write_atomically(state_dir / FILE, stored.model_dump_json().encode(), durable=False, mode=0o600)
     return f"{page_address(listen)}/login#token={code}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import structlog
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from runtime.gate.stop_latch import StopLatch
 
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ def save(path: Path, latches: Mapping[str, object]) -> None:
     Raises:
         OSError: it could not be written; the old one is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     write_atomically(path, orjson.dumps(dict(latches), option=orjson.OPT_INDENT_2))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from learners.files import sync_directory, write_atomically
+from learners.files import private_folder, sync_directory, write_atomically
 
 MAX_REASON = 256
 
@@ -30,7 +30,7 @@ class StopLatch:
         Raises:
             OSError: it could not be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.path.parent)
         write_atomically(self.path, reason.encode(errors="replace"), mode=0o600)
 
     def read(self) -> tuple[int, str] | None:

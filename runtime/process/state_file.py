@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from runtime.process.events import Emit
 
 
@@ -101,7 +101,7 @@ class StateFile:
             if number < self._written:
                 return
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                private_folder(self.path.parent)
                 write_atomically(self.path, body, durable=self.durable)
             except OSError as error:
                 self._changed = True

@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 from mcap.writer import Writer
 
+from learners.files import private_folder
 from learners.write_failures import WriteFailures
 from runtime.process.events import Emit
 from runtime.recording.codec import SCHEMA_OF, SCHEMAS, ReadingCodec
@@ -96,7 +97,7 @@ class Recorder:
             attachments: the snapshot of the engine.
             after_tick: the last tick in the snapshot; it and earlier ones are left out.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self.path.parent)
         self._after_tick = after_tick
         self._thread = threading.Thread(target=self._run, args=(attachments,), name="recorder", daemon=True)
         self._thread.start()

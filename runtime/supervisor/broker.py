@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from runtime.config.schema import Credentials, MqttSettings
 from runtime.process import child
 
@@ -63,7 +63,7 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
         )
     _check_free(settings.host, settings.port)
     folder = state_dir / "broker"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder)
     chosen = kind or installed()
     if chosen == "mosquitto":
         config = _mosquitto(settings, folder, users)
