@@ -183,14 +183,18 @@ def load(
 def _check_meaning(version: str, spec: Any, meaning: Mapping[str, Any]) -> None:
     """Refuse weights trained for other streams or actions: with equal shapes their numbers would be read as something else."""
     try:
-        named = [{"name": stream["name"], "fields": stream.get("fields") or None} for stream in spec["streams"]]
+        named = [
+            {"name": stream["name"], "fields": stream.get("fields") or None, "encoder": stream.get("encoder") or None}
+            for stream in spec["streams"]
+        ]
         then = {"streams": named, "actions": spec["actions"]}
     except (TypeError, KeyError, AttributeError):
         raise CheckpointRefused(version, "other_meaning", "its spec.json does not name streams and actions") from None
     now = orjson.loads(orjson.dumps(meaning))
     for stream, today in zip(named, now["streams"], strict=False):
-        if stream["fields"] is None:  # saved before specs named fields, or by `reflexd train`
-            stream["fields"] = today["fields"]
+        for part in ("fields", "encoder"):
+            if stream[part] is None:  # saved before specs named it, or by `reflexd train`
+                stream[part] = today[part]
     for what in ("streams", "actions"):
         if then[what] != now[what]:
             raise CheckpointRefused(

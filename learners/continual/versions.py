@@ -8,6 +8,8 @@ operator promotes it.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from safetensors import SafetensorError
 
 from learners.files import draft_folder, publish_folder, write_atomically
 from learners.tasks.base import Task
@@ -101,7 +104,7 @@ class TaskVersionStore:
             describe: writes more into the folder before it gets its name.
         """
         with draft_folder(self.folder, str(number)) as draft:
-            task.save(draft)
+            _save(task, draft)
             if describe is not None:
                 describe(draft)
             with (draft / "model.safetensors").open("rb") as file:
@@ -171,3 +174,18 @@ def encoders_of_policies(checkpoints: Path) -> frozenset[str]:
 def number_of(version: TaskVersion) -> int:
     """Return the number of a version in the sequence."""
     return int(version.name.partition("-")[0])
+
+
+def _save(task: Task, folder: Path) -> None:
+    """Write a model.
+
+    Raises:
+        OSError: the disk refused it; safetensors has an error of its own for this.
+    """
+    try:
+        task.save(folder)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error

@@ -40,6 +40,8 @@ class StreamSpec:
     columns: int = 0
     fields: tuple[str, ...] = field(default=(), compare=False)
     """Names of a telemetry stream's numbers in order; none where nothing names them. They decide no shape."""
+    encoder: str = field(default="", compare=False)
+    """Name of the encoder's model; empty where nothing names it. Another model of the same width makes other tokens."""
 
     def __post_init__(self) -> None:
         if self.modality not in get_args(Modality):
@@ -119,8 +121,8 @@ class PolicySpec:
         return len(self.streams) == 1 and self.streams[0].modality == "telemetry"
 
     def meaning(self) -> dict[str, Any]:
-        """Return what the policy's numbers stand for: streams with their fields in order, actuators with choices or limits."""
-        streams = [{"name": stream.name, "fields": list(stream.fields)} for stream in self.streams]
+        """Return what the policy's numbers stand for: streams with encoder or fields in order, actuators with choices or limits."""
+        streams = [{"name": s.name, "fields": list(s.fields), "encoder": s.encoder} for s in self.streams]
         return {"streams": streams, "actions": [_actuator_out(actuator) for actuator in self.actions.actuators]}
 
     def to_json(self) -> bytes:

@@ -24,12 +24,12 @@ from setproctitle import setproctitle
 from learners.continual.acceptance import AcceptanceVerdict
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
-from learners.files import write_atomically
+from learners.files import storage_problem, write_atomically
 from learners.finetune.trainer import Stopped, TrainingProgress
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import LearnerConfig
 from learners.tasks.base import DataError
-from learners.worker.finetuning import progress_path
+from learners.worker.finetuning import STORAGE, progress_path
 from learners.worker.torch_limits import limit_torch
 from sensors.drivers.parent_death import die_with
 
@@ -51,8 +51,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     trainer = tasks_of(inputs, Reader(inputs.state_dir / "experience"))[task]
-    finetune(task, trainer.run, inputs.state_dir, stop)
-    return 0
+    return finetune(task, trainer.run, inputs.state_dir, stop)
 
 
 def tasks_of(inputs: LearnerConfig, reader: Reader) -> dict[str, ContinualTrainer]:
@@ -64,8 +63,8 @@ def tasks_of(inputs: LearnerConfig, reader: Reader) -> dict[str, ContinualTraine
     }
 
 
-def finetune(task: str, run: Callable[..., AcceptanceVerdict], state_dir: Path, stop: threading.Event) -> None:
-    """Run one fine-tune and post its outcome.
+def finetune(task: str, run: Callable[..., AcceptanceVerdict], state_dir: Path, stop: threading.Event) -> int:
+    """Run one fine-tune and post its outcome; return the exit code, `STORAGE` if the disk refused the result.
 
     Args:
         task: its name.
@@ -78,10 +77,17 @@ def finetune(task: str, run: Callable[..., AcceptanceVerdict], state_dir: Path, 
         verdict = run(tell=ProgressFile(task, progress_path(state_dir)), stop=stop.is_set)
     except (DataError, Stopped) as reason:
         outbox.post("finetune_skipped", {"task": task, "reason": str(reason)})
-        return
+        return 0
+    except OSError as error:
+        problem = storage_problem(error, state_dir)
+        if problem is None:
+            raise
+        sys.stderr.write(f"fine-tuning of {task}: {problem}\n")
+        return STORAGE  # the learner posts it, once the disk accepts events
     outbox.post(verdict.event, {"task": task, **verdict.fields})
     for source in verdict.blamed:
         outbox.post("source_quarantined", source)
+    return 0
 
 
 class ProgressFile:
@@ -90,6 +96,8 @@ class ProgressFile:
     def __init__(self, task: str, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.task, self.path, self._clock = task, path, clock
         self._written_s = -float("inf")
+        self.unwritten = 0
+        """Times that the disk refused the file."""
 
     def __call__(self, progress: TrainingProgress) -> None:
         """Write epoch, step, loss and validation score if it is time."""
@@ -98,7 +106,12 @@ class ProgressFile:
             return
         self._written_s = moment
         body: dict[str, Any] = {"task": self.task, **asdict(progress)}
-        write_atomically(self.path, orjson.dumps(body), durable=False)
+        try:
+            write_atomically(self.path, orjson.dumps(body), durable=False)
+        except OSError as error:
+            if storage_problem(error, self.path.parent) is None:
+                raise
+            self.unwritten += 1  # the fine-tune itself needs no disk until it ends
 
 
 if __name__ == "__main__":

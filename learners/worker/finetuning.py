@@ -21,6 +21,8 @@ from learners.ipc.progress import read_progress
 from learners.ipc.requests import FinetuneRequests
 from learners.ipc.settings import LearnerConfig
 
+STORAGE = 74
+"""Exit code of a fine-tune if the disk refused its result (EX_IOERR of sysexits.h)."""
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL when the learner ends."""
 
@@ -139,7 +141,8 @@ class FinetuneRunner:
 
     def _finish(self, code: int) -> None:
         if code != 0:
-            reason = f"the fine-tuning process ended with code {code}"
+            refused = "the disk refused the result; the next fine-tune tries again"
+            reason = refused if code == STORAGE else f"the fine-tuning process ended with code {code}"
             self.outbox.post("finetune_skipped", {"task": self.task, "reason": reason})
         self.task = self._process = None
         progress_path(self.inputs.state_dir).unlink(missing_ok=True)

@@ -145,4 +145,6 @@ def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> Strea
             f"{encoder.modality}; a {settings.kind} needs one of {wanted}"
         )
     columns = getattr(encoder, "columns", encoder.tokens)  # only pictures have a grid
-    return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width, columns)
+    named = config.encoders[settings.encoder]
+    model = f"plugin:{named.plugin}" if named.plugin is not None else named.model.rstrip("/").rpartition("/")[2]
+    return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width, columns, encoder=model)

@@ -65,6 +65,25 @@ def test_equal_shapes_with_another_meaning_are_refused(tmp_path: Path, other: Po
     assert versions.live().version == name, "restored settings find it again"
 
 
+def test_another_encoder_of_the_same_width_is_refused(tmp_path: Path) -> None:
+    """Tokens of another model mean something else; a spec that names no encoder is compared without."""
+
+    def seen(encoder: str) -> PolicySpec:
+        return PolicySpec(
+            (StreamSpec("front", "image", 4, 64, encoder=encoder),),
+            ActionSpace((Choice("turn", ("a", "b")),)),
+            width=16,
+        )
+
+    versions, name = saved(tmp_path, document(seen("siglip-base")))
+    assert versions.load(name, meaning=seen("siglip-base").meaning()).manifest.version == name
+    with pytest.raises(CheckpointRefused, match="siglip-base") as refused:
+        versions.load(name, meaning=seen("clip-base").meaning())
+    assert refused.value.reason == "other_meaning"
+    unnamed = versions.save(WEIGHTS, {"spec": document(seen(""))})
+    assert versions.load(unnamed, meaning=seen("clip-base").meaning()).manifest.version == unnamed
+
+
 @given(order=st.permutations(["a", "b", "c", "d"]))
 @settings(max_examples=24, deadline=None)
 def test_no_order_of_choices_but_its_own_is_taken(order: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -12,14 +12,21 @@ from typing import Any
 
 import learning
 import pytest
+import tinymodels
 from disks import SmallDisk, small_disk
 
 from learners.checkpoints import manifest
+from learners.continual.acceptance import AcceptanceVerdict
+from learners.continual.versions import TaskVersionStore
 from learners.files import write_synced
+from learners.finetune.trainer import TrainingProgress
 from learners.ipc.outbox import Outbox
 from learners.ipc.progress import ProgressWriter, read_progress
 from learners.ipc.settings import LearnerConfig
+from learners.tasks.registry import open_task
 from learners.worker import loop
+from learners.worker.finetune_process import ProgressFile, finetune
+from learners.worker.finetuning import STORAGE, FinetuneRunner, progress_path
 from learners.worker.journal import Journal, JournalEntry
 from learners.worker.loop import LearnerLoop, serve
 
@@ -151,3 +158,42 @@ def test_an_event_that_cannot_be_deleted_is_passed_on_once(disk: SmallDisk) -> N
     assert not outbox.collect()
     disk.remount("rw")
     assert not outbox.collect()
+
+
+def test_a_fine_tune_that_the_disk_refuses_leaves_no_draft_and_is_tried_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The model, its report and its progress: at each of them the live version stays, and the process ends by itself."""
+    task = open_task("text-classification", str(tinymodels.bert(tmp_path / "model")), labels=("x", "y"))
+    with small_disk(tmp_path / "disk", "size=4m") as disk:
+        state = disk.folder / "state"
+        versions = TaskVersionStore(state / "learner" / "tasks" / "intents")
+        live = versions.add(task, 1)
+        versions.promote(live)
+        outbox = Outbox(state / "learner" / "outbox")
+        progress = ProgressFile("intents", progress_path(state), clock=iter(range(0, 100, 2)).__next__)
+        progress(TrainingProgress(0, 1, 1, 10, 0.5, None))
+        assert progress.unwritten == 0
+        disk.fill()
+
+        def run(**_: Any) -> AcceptanceVerdict:
+            progress(TrainingProgress(0, 1, 2, 10, 0.4, None))
+            versions.promote(versions.add(task, 2))
+            raise AssertionError("nothing can be written")
+
+        assert finetune("intents", run, state, threading.Event()) == STORAGE
+        assert progress.unwritten == 1
+        assert "No space left on device" in capfd.readouterr().err
+        assert not drafts(versions.folder)
+        assert versions.live() == live
+        disk.free()
+        runner = FinetuneRunner(inputs(state), {}, outbox)
+        runner.task = "intents"
+        runner._finish(STORAGE)
+        (event,) = outbox.collect()
+        assert (event.kind, event.fields["task"]) == ("finetune_skipped", "intents")
+        assert "disk" in event.fields["reason"]
+        versions.promote(versions.add(task, 2))
+        found = versions.live()
+        assert found is not None
+        assert found.name.startswith("2-")
