@@ -2,6 +2,6 @@
 
 from actuators.actions import Value
 from actuators.sim.plant import Device, Plant, message
-from actuators.wire import Outgoing
+from actuators.wire import DeviceMessage
 
-__all__ = ["Device", "Outgoing", "Plant", "Value", "message"]
+__all__ = ["Device", "DeviceMessage", "Plant", "Value", "message"]

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Settings(BaseModel):
+class _Settings(BaseModel):
     """Base of every settings model; it rejects unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ActuatorSettings(Settings):
+class ActuatorSettings(_Settings):
     """Settings that every actuator has."""
 
     topic: str | None = Field(None, description="command topic of the device; default: `act/<actuator>/set`")
@@ -179,7 +179,7 @@ class UtteranceSettings(ActuatorSettings):
 AnyActuator = Annotated[ChoiceSettings | ContinuousSettings | UtteranceSettings, Field(discriminator="kind")]
 
 
-class GateSettings(Settings):
+class GateSettings(_Settings):
     """The gate: the only writer of actuator topics."""
 
     deadman_ms: int = Field(

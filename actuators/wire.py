@@ -32,7 +32,7 @@ class WireError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class DeviceMessage:
     """One message to publish."""
 
     topic: str
@@ -44,7 +44,7 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DeviceReport:
     """What a device reports that it does, and the command it answers, where it names one."""
 
     value: str | float | list[float]
@@ -62,7 +62,7 @@ def state_topic(base: str, name: str, settings: ActuatorSettings) -> str:
     return settings.state_topic or f"{base}/act/{name}/state"
 
 
-class Commands:
+class CommandWriter:
     """Write commands and count `seq`.
 
     Args:
@@ -93,7 +93,7 @@ class Commands:
         policy: str,
         stamp_s: float,
         ttl_ms: int | None = None,
-    ) -> Outgoing:
+    ) -> DeviceMessage:
         """Write the next command; `stamp_s` is the Unix time from which it ages, `ttl_ms` replaces the actuator's."""
         settings = self._actuators[actuator]
         self._seq += 1
@@ -111,13 +111,13 @@ class Commands:
         template = self._templates.get(actuator)
         payload = orjson.dumps(fields) if template is None else template.fill(fields)
         topic = command_topic(self._base, actuator, settings)
-        return Outgoing(topic, payload, qos=1, expiry_s=max(1, math.ceil(life_ms / 1_000)))
+        return DeviceMessage(topic, payload, qos=1, expiry_s=max(1, math.ceil(life_ms / 1_000)))
 
     def last(self, actuator: str) -> int:
         """Return the `seq` of the newest command to this actuator; 0 before the first."""
         return self._last.get(actuator, 0)
 
-    def is_older(self, actuator: str, report: Report) -> bool:
+    def is_older(self, actuator: str, report: DeviceReport) -> bool:
         """Return whether a report answers an older command than the last one to this actuator, and so is outdated."""
         return report.boot == self.boot and report.seq is not None and report.seq < self._last.get(actuator, 0)
 
@@ -161,7 +161,7 @@ class ForeignPayload:
         return orjson.dumps(value).decode()[1:-1] if self._is_json else value
 
 
-def parse_state(settings: AnyActuator, payload: bytes) -> Report:
+def parse_state(settings: AnyActuator, payload: bytes) -> DeviceReport:
     """Parse an untrusted report: a JSON object with the value under `state_value`, or the bare value.
 
     Raises:
@@ -174,7 +174,7 @@ def parse_state(settings: AnyActuator, payload: bytes) -> Report:
         document = _find(document, settings.state_value)
     if isinstance(settings, ChoiceSettings) and isinstance(document, bool | int | float):
         document = orjson.dumps(document).decode()  # a switch may report true, or 1
-    return Report(_value(document), seq, boot)
+    return DeviceReport(_value(document), seq, boot)
 
 
 def state_payload(value: Value | None, seq: int | None, boot: str | None) -> bytes:

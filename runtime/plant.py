@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from actuators.sim.plant import Plant, PlantFault
 from actuators.sim.registry import build_plant, plant_settings
-from actuators.wire import Outgoing
+from actuators.wire import DeviceMessage
 from runtime.config.loader import load
 from runtime.config.schema import MqttSettings
 from runtime.mqtt import Address, Connection, Message
@@ -72,7 +72,7 @@ async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     link = Connection(Address.of(settings, "device"), f"reflexd-{agent}-plant")
 
-    def carry(work: Callable[[], list[Outgoing]]) -> None:
+    def carry(work: Callable[[], list[DeviceMessage]]) -> None:
         try:
             for out in work():
                 link.enqueue(out.topic, out.payload, qos=1 if out.qos else 0, retain=out.retain)
@@ -95,7 +95,7 @@ async def serve(plant: Plant, settings: MqttSettings, agent: str) -> None:
         raise faults[0]
 
 
-async def _step(plant: Plant, link: Connection, carry: Callable[[Callable[[], list[Outgoing]]], None]) -> None:
+async def _step(plant: Plant, link: Connection, carry: Callable[[Callable[[], list[DeviceMessage]]], None]) -> None:
     """Step on monotonic deadlines; a slow step skips, as the world would not wait either."""
     pacer = Pacer(plant.period_s, MonotonicClock())
     await link.up()

@@ -15,7 +15,7 @@ from aiohttp import ClientSession, web
 
 from runtime.dashboard.auth import Access
 from runtime.dashboard.bridge import Unreachable
-from runtime.dashboard.commands import Commands
+from runtime.dashboard.commands import CommandPublisher
 from runtime.dashboard.server import Page
 from runtime.dashboard.sockets import Hub
 from runtime.dashboard.state import ViewState
@@ -73,7 +73,7 @@ class Site:
 async def site(known: frozenset[str] | None = LOCAL) -> AsyncIterator[Site]:
     hub, bridge = Hub(ViewState(Topics("demo"))), FakeBridge()
     access = Access(canaries.OPERATOR, canaries.VIEWER, time.monotonic)
-    commands = Commands(Topics("demo"), bridge, str)  # type: ignore[arg-type]
+    commands = CommandPublisher(Topics("demo"), bridge, str)  # type: ignore[arg-type]
     app = Page("demo", access, hub, commands, known).application()
     async with (
         serve(app, "127.0.0.1:0") as port,

@@ -8,7 +8,7 @@ import orjson
 
 from actuators.sim.panorama_world import TICK_S
 from actuators.sim.plant import Plant
-from actuators.wire import Outgoing
+from actuators.wire import DeviceMessage
 
 
 class Broker:
@@ -16,7 +16,7 @@ class Broker:
 
     def __init__(self, plant: Plant, base: str = "reflexd/demo") -> None:
         self.plant, self.base, self.now_s, self.seq = plant, base, 1_000.0, 0
-        self.out: list[Outgoing] = []
+        self.out: list[DeviceMessage] = []
 
     def step(self, seconds: float = TICK_S) -> None:
         self.now_s += seconds

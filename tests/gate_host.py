@@ -86,7 +86,7 @@ class World:
         values = {"stamp_s": time.monotonic(), "actions": actions} | more
         return Proposal(tick=self.ticks, decision=f"d{self.ticks}", policy="p1", **values)
 
-    async def propose(self, actions: dict[str, Any], **more: Any) -> ipc.Verdict:
+    async def propose(self, actions: dict[str, Any], **more: Any) -> ipc.GateVerdict:
         """One tick of the agent."""
         proposal = self.proposal(actions, **more)
         loop = asyncio.get_running_loop()
@@ -94,7 +94,7 @@ class World:
         async with asyncio.timeout(5):
             while True:
                 verdict = ipc.unpack(await loop.sock_recv(self.agent, ipc.MAX_MESSAGE))
-                assert isinstance(verdict, ipc.Verdict)
+                assert isinstance(verdict, ipc.GateVerdict)
                 if verdict.decision == proposal.decision:
                     return verdict
 

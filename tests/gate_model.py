@@ -22,7 +22,7 @@ from actuators.actions import Value
 from actuators.safety.decisions import Proposal
 from actuators.safety.gate import MODES
 from actuators.safety.rules import Rule, known_names
-from actuators.wire import Commands
+from actuators.wire import CommandWriter
 from runtime.config.schema import Config
 from runtime.gate import ipc, latches, operator_commands
 from runtime.gate.build import build_host
@@ -31,7 +31,7 @@ from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
 from runtime.gate.status import StatusPublisher
 from runtime.mqtt import Connection, Limit, publisher, subscriber
-from runtime.mqtt.models import Outgoing
+from runtime.mqtt.models import PublishMessage
 from runtime.mqtt.topics import Topics
 from runtime.process.systemd import Notifier
 
@@ -96,11 +96,11 @@ class Disk:
 class Client:
     """aiomqtt's client as the connection sees it: publishes wait until the broker acknowledges them, in order."""
 
-    def __init__(self, left: Callable[[Outgoing], None]) -> None:
+    def __init__(self, left: Callable[[PublishMessage], None]) -> None:
         self.left = left
-        self.under_way: list[tuple[Outgoing, asyncio.Future[None]]] = []
+        self.under_way: list[tuple[PublishMessage, asyncio.Future[None]]] = []
 
-    async def publish(self, out: Outgoing) -> None:
+    async def publish(self, out: PublishMessage) -> None:
         self.left(out)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.under_way.append((out, future))
@@ -124,7 +124,7 @@ class Group:
         return task
 
 
-async def take(client: Client, out: Outgoing, _timeout_s: float | None = None) -> None:
+async def take(client: Client, out: PublishMessage, _timeout_s: float | None = None) -> None:
     await client.publish(out)
 
 
@@ -209,7 +209,7 @@ class World:
             host: GateHost = build_host(config, Notifier(), InfoBuilder(config, "0"))
         host.now = host.publisher.now = lambda: self.loop.now_s
         host.wall = host.publisher.wall = lambda: self.wall_s
-        host.commands = Commands(TOPICS.base, config.actuators, f"boot-{self.boots}")
+        host.commands = CommandWriter(TOPICS.base, config.actuators, f"boot-{self.boots}")
         host.safety.max_outgoing = host.connection.max_outgoing = OUTGOING
         host.safety._sender.limit = host.connection._sender.limit = OUTGOING
         self.host, self.mode, self.lost = host, mode, 0
@@ -310,7 +310,7 @@ class World:
                 future.set_exception(aiomqtt.MqttError("Operation timed out"))
         self.loop.spin(2)
 
-    def _carried_out(self, out: Outgoing) -> None:
+    def _carried_out(self, out: PublishMessage) -> None:
         level = out.topic.split("/")
         if len(level) == 5 and level[2] == "act":
             body = orjson.loads(out.payload)
@@ -474,7 +474,7 @@ class World:
 
     # --- what leaves
 
-    def _left(self, out: Outgoing) -> None:
+    def _left(self, out: PublishMessage) -> None:
         level = out.topic.split("/")[2:]
         body = _json(out.payload)
         if level[0] == "act":

@@ -28,7 +28,7 @@ class GateWorld:
     mode: Mode = "autonomous"
     count: int = 0
     gate: Gate = field(init=False)
-    verdict: ipc.Verdict = field(init=False)
+    verdict: ipc.GateVerdict = field(init=False)
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.actuators, self.settings, period_s=PERIOD_S, now_s=0.0, mode=self.mode)
@@ -55,7 +55,7 @@ class GateWorld:
         proposal = Proposal(tick=k, decision=str(k), policy="p", stamp_s=now_s, actions=actions)
         rulings = self.gate.judge(proposal, now_s + 0.001)
         gate = self.gate
-        self.verdict = ipc.Verdict(str(k), gate.armed, gate.stopped, gate.modes, outcomes_of(gate, rulings))
+        self.verdict = ipc.GateVerdict(str(k), gate.armed, gate.stopped, gate.modes, outcomes_of(gate, rulings))
         proposed = {name: Action(value, probability) for name, value in actions.items()}
         executed, by = executed_actions(proposed, self.verdict)
         self.count += 1

@@ -34,7 +34,7 @@ from runtime.monitoring.metrics import Metrics
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.topics import Topics
 from runtime.process.pacing import Pacer
-from runtime.recording.replay import Report, replay_file
+from runtime.recording.replay import ReplayReport, replay_file
 from runtime.requests.record import RecordingController
 from sensors.readings import Telemetry, Text
 
@@ -112,7 +112,7 @@ class World:
             self.paths.append(Path(answer["path"]))
         engine.close()
 
-    async def replay(self, path: Path) -> Report:
+    async def replay(self, path: Path) -> ReplayReport:
         """Decide a recording again."""
         return await asyncio.to_thread(replay_file, path, self.config)
 

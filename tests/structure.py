@@ -89,6 +89,16 @@ def without_docstring(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if not ast.get_docstring(ast.parse(path.read_text()))]
 
 
+def shared_class_names(paths: Iterable[Path]) -> list[str]:
+    """List the names of public classes that stand in more than one file, each with its files."""
+    where: dict[str, list[str]] = {}
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(path.name)
+    return [f"{name} ({', '.join(files)})" for name, files in sorted(where.items()) if len(files) > 1]
+
+
 def largest_folder(paths: Iterable[Path]) -> tuple[Path, int]:
     """Return the folder with the most modules, `__init__` not counted, and how many it has."""
     counts = Counter(path.parent for path in paths if path.name != "__init__.py")
@@ -104,10 +114,12 @@ def figures(root: Path = ROOT) -> list[Figure]:
     by_package = cycles((package_of(start, folders), package_of(end, folders)) for start, end in edges)
     folder, largest = largest_folder(files)
     silent = without_docstring(files)
+    shared = shared_class_names(files)
     return [
         Figure("package cycles", len(by_package), 0, _first(map(", ".join, by_package))),
         Figure("module cycles", len(by_module), 0, _first(map(", ".join, by_module))),
         Figure("modules in the largest folder", largest, MAX_MODULES, str(folder.relative_to(root))),
+        Figure("class names of two classes", len(shared), 0, _first(shared)),
         Figure("modules without a docstring", len(silent), 0, _first(str(path.relative_to(root)) for path in silent)),
     ]
 

@@ -60,7 +60,7 @@ def test_messages_survive_the_link() -> None:
         degraded=("recording: the disk is full",),
         shadow=True,
     )
-    verdict = ipc.Verdict(
+    verdict = ipc.GateVerdict(
         "d3",
         armed=True,
         stopped=False,

@@ -25,7 +25,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 TAKEN: dict[str, type[BaseModel]] = {
-    "reward": topics.Reward, "label": topics.Label, "override": topics.Override, "stop": topics.Stop,
+    "reward": topics.Reward, "label": topics.LabelPayload, "override": topics.Override, "stop": topics.Stop,
 }  # fmt: skip
 BASE: dict[str, Any] = {
     "agent": "a",

@@ -56,3 +56,11 @@ def test_the_architecture_page_lists_every_package_as_its_docstring_says() -> No
     assert set(architecture_table.FLOW) == architecture_table.packages()
     page = architecture_table.PAGE.read_text()
     assert page == architecture_table.rewritten(page), "run `python tests/architecture_table.py`"
+
+
+def test_public_class_names_in_two_files_are_found(tmp_path: Path) -> None:
+    (tmp_path / "camera.py").write_text("class Window: ...\nclass _Slot: ...\nclass Camera:\n    class Frame: ...\n")
+    (tmp_path / "sound.py").write_text("class Window: ...\nclass _Slot: ...\n")
+    (tmp_path / "video.py").write_text("class Frame: ...\n")
+    found = structure.shared_class_names(sorted(tmp_path.glob("*.py")))
+    assert found == ["Frame (camera.py, video.py)", "Window (camera.py, sound.py)"]

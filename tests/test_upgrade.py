@@ -32,7 +32,7 @@ from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec, spec_path, write_policy_spec
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings, Choice
+from learners.model.backends.selection import BackendChoice, BackendSettings
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
@@ -166,7 +166,7 @@ def engine(folder: Path) -> None:
         (folder / "engine.json").write_bytes(content)
         assert known.recall("v", cpu) is None
         _, again = known.runner(module, examples, "v")
-        assert isinstance(again, Choice)
+        assert isinstance(again, BackendChoice)
         assert known.recall("v", cpu) == again
 
 

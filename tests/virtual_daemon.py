@@ -22,7 +22,7 @@ import yaml
 from actuators.safety.decisions import Proposal
 from actuators.sim.plant import Plant
 from actuators.sim.registry import build_plant, plant_settings
-from actuators.wire import Commands, Outgoing
+from actuators.wire import CommandWriter, DeviceMessage
 from learners.ipc.settings import LearnerConfig
 from learners.worker.loop import LearnerLoop
 from runtime.agent.build import build
@@ -59,15 +59,15 @@ class VirtualClock:
 class PassingGate:
     """Lets every action pass."""
 
-    latest: ipc.Verdict | None = None
+    latest: ipc.GateVerdict | None = None
     unsent: int = 0
     unanswered: int = 0
 
-    async def propose(self, proposal: Proposal, patience_s: float) -> ipc.Verdict:
+    async def propose(self, proposal: Proposal, patience_s: float) -> ipc.GateVerdict:
         """Answer one proposal."""
         del patience_s
         outcomes = {name: ipc.Outcome(True, None, value, "policy") for name, value in proposal.actions.items()}
-        self.latest = ipc.Verdict(proposal.decision, True, False, dict.fromkeys(outcomes, "autonomous"), outcomes)
+        self.latest = ipc.GateVerdict(proposal.decision, True, False, dict.fromkeys(outcomes, "autonomous"), outcomes)
         return self.latest
 
 
@@ -107,12 +107,12 @@ class VirtualDaemon:
     """Virtual seconds, return and length of every finished episode of a gymnasium plant."""
     acted: list[str] = field(default_factory=list)
     """Version of every tick."""
-    _commands: Commands = field(init=False)
+    _commands: CommandWriter = field(init=False)
     _begun_s: float = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.parts.config
-        self._commands = Commands(f"reflexd/{config.agent}", config.actuators, "boot")
+        self._commands = CommandWriter(f"reflexd/{config.agent}", config.actuators, "boot")
         self._begun_s = self.clock.now()
 
     @property
@@ -148,7 +148,7 @@ class VirtualDaemon:
             if until():
                 return
 
-    def _deliver(self, messages: list[Outgoing]) -> None:
+    def _deliver(self, messages: list[DeviceMessage]) -> None:
         base = f"reflexd/{self.parts.config.agent}/"
         for message in messages:
             topic = message.topic.removeprefix(base)

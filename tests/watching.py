@@ -37,7 +37,7 @@ from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
-from runtime.gate.ipc import Outcome, Verdict
+from runtime.gate.ipc import GateVerdict, Outcome
 from runtime.inference.decision import InferenceResult
 from sensors.readings import Observation
 
@@ -270,7 +270,7 @@ class Stage:
     def _ticked(self, version: str, turn: Turn, *, refused: bool) -> TickResult:
         decision = f"s-{self.count}"
         outcome = Outcome(False, "min_hold", "stay", "none") if refused else Outcome(True, None, turn, "policy")
-        verdict = Verdict(decision, True, False, {"head": "autonomous"}, {"head": outcome})
+        verdict = GateVerdict(decision, True, False, {"head": "autonomous"}, {"head": outcome})
         decided = InferenceResult(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
         observation = Observation(self.count, self.now_s, {}, {})
         executed, by = executed_actions(decided.actions, verdict)

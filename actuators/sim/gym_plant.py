@@ -36,7 +36,7 @@ from actuators.sim.gym_spaces import (
     vector,
 )
 from actuators.sim.plant import Device, jpeg, message
-from actuators.wire import Outgoing
+from actuators.wire import DeviceMessage
 
 MAX_RATE_HZ = 50.0
 EARLIEST = 0.5
@@ -90,7 +90,7 @@ class GymPlant:
         """List the topics of the actuators' commands."""
         return tuple(device.topic for device in self.devices.values())
 
-    def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[Outgoing]:
+    def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[DeviceMessage]:
         """Take a command: report it at once, and step once every actuator has a new one, unless the last step was just now."""
         name = next((name for name, device in self.devices.items() if device.topic == topic), None)
         if name is None:
@@ -107,7 +107,7 @@ class GymPlant:
                 out += self._step(now_s)
             return out
 
-    def step(self, now_s: float) -> list[Outgoing]:
+    def step(self, now_s: float) -> list[DeviceMessage]:
         """Step by the environment's own clock."""
         with self._lock:
             if not self._greeted:
@@ -121,7 +121,7 @@ class GymPlant:
             late = now_s - self._stepped_s >= wait_s
             return self._step(now_s) if late else []
 
-    def _step(self, now_s: float) -> list[Outgoing]:
+    def _step(self, now_s: float) -> list[DeviceMessage]:
         action = to_environment(self.env.action_space, self._values)
         self._observation, reward, terminated, truncated, _ = self.env.step(action)
         self._stepped_s = now_s
@@ -133,7 +133,7 @@ class GymPlant:
             out.append(self._ended(now_s))
         return out + self._observed()
 
-    def _rewarded(self, reward: float, now_s: float, *, done: bool, truncated: bool) -> Outgoing:
+    def _rewarded(self, reward: float, now_s: float, *, done: bool, truncated: bool) -> DeviceMessage:
         """Name the decision that was executed, also where it is repeated; credit one without decision, and an old one, by time.
 
         By time alone, a step at which the next command was late would reward the decision that was not executed yet.
@@ -147,7 +147,7 @@ class GymPlant:
         body = {"value": reward, "done": done, "truncated": truncated and not done, "source": "environment"}
         return message(f"{self._base}/reward", body | credit, qos=1)
 
-    def _ended(self, now_s: float) -> Outgoing:
+    def _ended(self, now_s: float) -> DeviceMessage:
         self.episode += 1
         self.returns = [*self.returns, self._return][-SHOWN_EPISODES:]
         body = {
@@ -163,14 +163,14 @@ class GymPlant:
         self._observation, _ = self.env.reset()
         return message(f"{self._base}/plant", body)
 
-    def _observed(self) -> list[Outgoing]:
+    def _observed(self) -> list[DeviceMessage]:
         parts = split(self.env.observation_space, self._observation)
         return [self._stream(name, space, parts[name]) for name, space in self.streams.items()]
 
-    def _stream(self, name: str, space: spaces.Space[Any], value: Any) -> Outgoing:
+    def _stream(self, name: str, space: spaces.Space[Any], value: Any) -> DeviceMessage:
         topic = f"{self._base}/in/{name}"
         if is_picture(space):
-            return Outgoing(topic, jpeg(_image(value)))
+            return DeviceMessage(topic, jpeg(_image(value)))
         return message(topic, dict(zip(fields(space), vector(space, value)[0].tolist(), strict=True)))
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from actuators.actions import Value
 from actuators.sim import panorama_world
-from actuators.sim.panorama_score import Score
+from actuators.sim.panorama_score import PanoramaScore
 from actuators.sim.panorama_world import RATE_HZ, TICK_S, TURNS, Turn, World
 from actuators.sim.plant import Device, jpeg, message
-from actuators.wire import Outgoing
+from actuators.wire import DeviceMessage
 
 TAKEOVERS_S = 120.0
 TAKEOVER_SHARE = 0.5
@@ -46,7 +46,7 @@ class PanoramaPlant:
         self.device = Device(f"reflexd/{agent}", "head", _turn)
         self._base = f"reflexd/{agent}"
         self._rng = np.random.default_rng([seed, 1])
-        self._score = Score(self.world, np.random.default_rng([seed, 2]))
+        self._score = PanoramaScore(self.world, np.random.default_rng([seed, 2]))
         self._takeovers = simulated_overrides
         self._taking_over = False
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class PanoramaPlant:
         """List the topic of the head's commands."""
         return (self.device.topic,)
 
-    def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[Outgoing]:
+    def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[DeviceMessage]:
         """Take a command: reward the previous one, turn the head, report."""
         with self._lock:
             before = self.device.command
@@ -76,7 +76,7 @@ class PanoramaPlant:
             self._interval(now_s)
             return [self.device.report(turn), *out]
 
-    def step(self, now_s: float) -> list[Outgoing]:
+    def step(self, now_s: float) -> list[DeviceMessage]:
         """Advance the world by one tick; return what it publishes."""
         with self._lock:
             out = self._start(now_s)
@@ -91,7 +91,7 @@ class PanoramaPlant:
                 self._begin(now_s)
             return out + self._streams(now_s) + self._take_over(now_s) + self._tell(now_s)
 
-    def _start(self, now_s: float) -> list[Outgoing]:
+    def _start(self, now_s: float) -> list[DeviceMessage]:
         if self._start_s is not None:
             return []
         self._start_s = self._now_s = self._from_s = now_s
@@ -121,7 +121,7 @@ class PanoramaPlant:
     def _interval(self, now_s: float, *, due: bool = True) -> None:
         self._from_s, self._from_deg, self._due = now_s, self.world.distance_deg(), due
 
-    def _reward(self, decision: str | None, now_s: float, *, truncated: bool = False) -> list[Outgoing]:
+    def _reward(self, decision: str | None, now_s: float, *, truncated: bool = False) -> list[DeviceMessage]:
         """Reward the interval since `_from_s`; nothing when the decision in force has had its reward.
 
         An episode only ever runs out of time: the world goes on, so it ends truncated and never done.
@@ -136,26 +136,26 @@ class PanoramaPlant:
         credit = {"stamp": (self._from_s + now_s) / 2} if decision is None else {"decision": decision}
         return [message(f"{self._base}/reward", body | credit, qos=1)]
 
-    def _streams(self, now_s: float) -> list[Outgoing]:
+    def _streams(self, now_s: float) -> list[DeviceMessage]:
         world = self.world
         out = [
-            Outgoing(f"{self._base}/in/front", jpeg(world.view())),
-            Outgoing(f"{self._base}/in/room", world.voice.listen(round(RATE_HZ * TICK_S)).astype("<i2").tobytes()),
+            DeviceMessage(f"{self._base}/in/front", jpeg(world.view())),
+            DeviceMessage(f"{self._base}/in/room", world.voice.listen(round(RATE_HZ * TICK_S)).astype("<i2").tobytes()),
             message(f"{self._base}/in/joints", {"angle": world.head.angle_deg}),
         ]
         if now_s - self._text_s >= TEXT_EVERY_S:
             self._text_s = now_s
-            out.append(Outgoing(f"{self._base}/in/orders", world.text.encode(), qos=1))
+            out.append(DeviceMessage(f"{self._base}/in/orders", world.text.encode(), qos=1))
         return out
 
-    def _take_over(self, _now_s: float) -> list[Outgoing]:
+    def _take_over(self, _now_s: float) -> list[DeviceMessage]:
         if not self._taking_over:
             return []
         turn = panorama_world.oracle(self.world.distance_deg())
         body = {"value": turn, "hold_s": HOLD_S, "source": "world"}
         return [message(f"{self._base}/override/head", body, qos=1)]
 
-    def _tell(self, now_s: float) -> list[Outgoing]:
+    def _tell(self, now_s: float) -> list[DeviceMessage]:
         if now_s - self._told_s < TOLD_EVERY_S:
             return []
         self._told_s = now_s

@@ -18,7 +18,7 @@ LEAST_S = 10.0
 """No score is given before this much was seen."""
 
 
-class Score:
+class PanoramaScore:
     """Accumulate the rewards of the policy's head and of two scripted ones."""
 
     def __init__(self, world: World, rng: np.random.Generator) -> None:

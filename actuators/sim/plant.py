@@ -17,7 +17,7 @@ from PIL import Image
 
 from actuators.actions import Value
 from actuators.device import Command, DeviceInbox
-from actuators.wire import Outgoing, state_payload
+from actuators.wire import DeviceMessage, state_payload
 
 JPEG_QUALITY = 85
 
@@ -36,10 +36,10 @@ class Plant(Protocol):
     def subscriptions(self) -> Sequence[str]:
         """List the topics that `receive` needs."""
 
-    def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[Outgoing]:
+    def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[DeviceMessage]:
         """Handle one message; return what to publish at once."""
 
-    def step(self, now_s: float) -> list[Outgoing]:
+    def step(self, now_s: float) -> list[DeviceMessage]:
         """Advance to `now_s`; return what to publish."""
 
 
@@ -72,15 +72,15 @@ class Device:
         self.command = command
         return value
 
-    def report(self, value: Value | None) -> Outgoing:
+    def report(self, value: Value | None) -> DeviceMessage:
         """Build the report of the device's state and of the command it answers."""
         seq, boot = (self.command.seq, self.command.boot) if self.command is not None else (None, None)
-        return Outgoing(self.state_topic, state_payload(value, seq, boot), qos=1, retain=True)
+        return DeviceMessage(self.state_topic, state_payload(value, seq, boot), qos=1, retain=True)
 
 
-def message(topic: str, body: dict[str, Any], *, qos: int = 0) -> Outgoing:
+def message(topic: str, body: dict[str, Any], *, qos: int = 0) -> DeviceMessage:
     """Build a JSON message; numpy scalars are allowed."""
-    return Outgoing(topic, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), qos=qos)
+    return DeviceMessage(topic, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), qos=qos)
 
 
 def jpeg(image: NDArray[np.uint8]) -> bytes:

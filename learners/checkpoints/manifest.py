@@ -72,7 +72,7 @@ class GraphFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedCheckpoint:
     """A version that passed every check, in memory."""
 
     manifest: Manifest
@@ -87,7 +87,7 @@ class Loaded:
 def packed(
     tensors: Mapping[str, Tensors], documents: Mapping[str, Any], graphs: Mapping[str, GraphFiles] | None = None
 ) -> dict[str, bytes]:
-    """Return the files of a version by name; `Loaded` has them by stem.
+    """Return the files of a version by name; `LoadedCheckpoint` has them by stem.
 
     Raises:
         WeightsRefused: a tensor is not finite.
@@ -139,7 +139,7 @@ def load(
     public: Ed25519PublicKey,
     shapes: Mapping[str, Shapes] | None = None,
     meaning: Mapping[str, Any] | None = None,
-) -> Loaded:
+) -> LoadedCheckpoint:
     """Load a version's directory, after every check.
 
     Args:
@@ -177,7 +177,7 @@ def load(
         raise CheckpointRefused(version, "missing_file", f"{', '.join(sorted(absent))}.safetensors is needed")
     if meaning is not None and "spec" in documents:
         _check_meaning(version, documents["spec"], meaning)
-    return Loaded(manifest, tensors, documents, _graphs(version, graphs))
+    return LoadedCheckpoint(manifest, tensors, documents, _graphs(version, graphs))
 
 
 def _check_meaning(version: str, spec: Any, meaning: Mapping[str, Any]) -> None:

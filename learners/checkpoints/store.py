@@ -28,7 +28,7 @@ from learners.checkpoints.manifest import (
     VERSION,
     CheckpointRefused,
     GraphFiles,
-    Loaded,
+    LoadedCheckpoint,
     Manifest,
     load,
     packed,
@@ -138,7 +138,7 @@ class Checkpoints:
 
     def load(
         self, version: str, shapes: Mapping[str, Shapes] | None = None, meaning: Mapping[str, Any] | None = None
-    ) -> Loaded:
+    ) -> LoadedCheckpoint:
         """Load a version, after every check; `shapes` and `meaning` are what its tensors must have and stand for.
 
         Raises:
@@ -203,7 +203,7 @@ class Checkpoints:
         meaning: Mapping[str, Any] | None = None,
         *,
         without: Collection[str] = (),
-    ) -> Loaded | None:
+    ) -> LoadedCheckpoint | None:
         """Load the live version, else the newest one that acted and still loads; None if there is none.
 
         If the file LIVE itself is lost, the last version that passed its probation is loaded: another one may be untried

@@ -57,7 +57,7 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantine:
+class SourceExclusion:
     """The exclusion of a source's rewards from training, or the end of it."""
 
     source: str

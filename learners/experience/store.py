@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from learners.config import ExperienceSettings
-from learners.experience.records import Credit, Label, Mark, Quarantine, Raw
+from learners.experience.records import Credit, Label, Mark, Raw, SourceExclusion
 from learners.experience.transition import Outcome, Transition
 from learners.experience.writer import Item, OnEvent, Writer
 from learners.files import private_folder
@@ -129,7 +129,7 @@ class Store:
 
     def quarantine(self, source: str, *, on: bool = True) -> bool:
         """Keep a source's rewards apart from learning, past and future ones; `on=False` releases it."""
-        return self._put(Quarantine(source, on))
+        return self._put(SourceExclusion(source, on))
 
     def limit(self, max_bytes: int) -> None:
         """Lower or raise the size at which the oldest experience is deleted; the writer follows within seconds."""

@@ -16,12 +16,12 @@ from typing import Any
 
 from learners.config import ExperienceSettings
 from learners.experience.database import Database
-from learners.experience.records import Credit, Label, Mark, Quarantine, Raw
+from learners.experience.records import Credit, Label, Mark, Raw, SourceExclusion
 from learners.experience.recovery import damaged, quarantine_and_recover
 from learners.experience.transition import Transition
 from learners.write_failures import WriteFailures
 
-Item = Transition | Credit | Mark | Label | Raw | Quarantine
+Item = Transition | Credit | Mark | Label | Raw | SourceExclusion
 OnEvent = Callable[[str, dict[str, Any]], None]
 CLEAN = "closed-cleanly"
 RETRIES_S = (0.1, 0.5)
@@ -204,7 +204,7 @@ class Writer:
                 database.add_label(item)
             case Raw():
                 database.add_raw(item)
-            case Quarantine():
+            case SourceExclusion():
                 database.quarantine(item.source, on=item.on)
         return 0
 

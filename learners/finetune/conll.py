@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from learners.finetune.records import Examples, Row, lines_of, read_text
+from learners.finetune.records import Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError
 
 _TAG = re.compile(r"([BIEMLSUW])[-_](.+)", re.IGNORECASE)
@@ -54,7 +54,7 @@ def columns(path: Path) -> Examples:
     sentences = [sentence for sentence in sentences if sentence]
     word = int(width > 2 and all(_numbered(sentence) for sentence in sentences))
     rows = [
-        Row(
+        LocatedExample(
             {"tokens": [cells[word] for _, cells in sentence], "tags": [cells[-1] for _, cells in sentence]},
             path, sentence[0][0], [number for number, _ in sentence],
         )
@@ -93,7 +93,7 @@ def to_iob2(examples: Examples) -> None:
     Raises:
         DataError: with the line of a tag that does not fit the others.
     """
-    rows = [row for row in examples if isinstance(row, Row) and _words(row.get("tags"))]
+    rows = [row for row in examples if isinstance(row, LocatedExample) and _words(row.get("tags"))]
     found = {tag for row in rows for tag in row["tags"]} - {"O"}
     if not found:
         return
@@ -119,7 +119,7 @@ def _words(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-def _first(rows: Iterable[Row], wanted: set[str]) -> tuple[str, str]:
+def _first(rows: Iterable[LocatedExample], wanted: set[str]) -> tuple[str, str]:
     return next((row.where_word(at), tag) for row in rows for at, tag in enumerate(row["tags"]) if tag in wanted)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from learners.finetune import conll, fields, tables
-from learners.finetune.records import MAX_BYTES, Examples, Row, lines_of, read_text
+from learners.finetune.records import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError, Task
 from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import parse_json
@@ -65,7 +65,7 @@ def text(path: Path) -> Examples:
             label = lines[number].strip() if number < len(lines) else ""
             if not label or _SEMEVAL.match(label):
                 raise DataError(f"{path}:{number}: no relation in the line after it; write one, as `Other`")
-            examples.append(Row({"text": match[1], "label": label}, path, number))
+            examples.append(LocatedExample({"text": match[1], "label": label}, path, number))
     return examples
 
 
@@ -134,16 +134,16 @@ def folder(path: Path) -> Examples:
     return examples
 
 
-def _class_folder(folder: Path, left: Counter[str]) -> list[Row]:
+def _class_folder(folder: Path, left: Counter[str]) -> list[LocatedExample]:
     """Read the images or sounds of one class; other files are counted in `left`."""
-    rows: list[Row] = []
+    rows: list[LocatedExample] = []
     for file in sorted(folder.rglob("*")):
         if file.is_dir():
             continue
         if any(_hidden(part) for part in (file, *file.relative_to(folder).parents)):
             left["hidden"] += 1
         elif kind := fields.media_kind(file):
-            rows.append(Row({kind: str(file), "label": folder.name}, file))
+            rows.append(LocatedExample({kind: str(file), "label": folder.name}, file))
         else:
             left[file.suffix.lower() or "no suffix"] += 1
     return rows

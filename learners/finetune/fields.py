@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from learners.finetune.records import Row, located
+from learners.finetune.records import LocatedExample, located
 from learners.tasks.audio import SUFFIXES as SOUNDS
 from learners.tasks.base import DataError, Task
 from learners.tasks.images import SUFFIXES as PICTURES
@@ -58,7 +58,7 @@ def media_kind(path: Path) -> str | None:
     return "picture" if suffix in PICTURES else "sound" if suffix in SOUNDS else None
 
 
-def to_row(body: Any, file: Path, line: int, *, place: str | None = None) -> Row:
+def to_row(body: Any, file: Path, line: int, *, place: str | None = None) -> LocatedExample:
     """Turn one object of a file into an example with the tasks' names; labels become words, paths count from the file.
 
     Raises:
@@ -77,7 +77,7 @@ def to_row(body: Any, file: Path, line: int, *, place: str | None = None) -> Row
             example[name] = str(example[name])
     _media(example, file.parent)
     _answer(example, where)
-    return Row(example, place or file, 0 if place else line)
+    return LocatedExample(example, place or file, 0 if place else line)
 
 
 def _label(value: Any, where: str) -> Any:

@@ -22,7 +22,7 @@ _MARKS = {
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
-class Row(dict[str, Any]):
+class LocatedExample(dict[str, Any]):
     """One example and the place it was read from.
 
     Args:

@@ -25,7 +25,7 @@ Controller = Callable[[NDArray[np.float64]], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
+class DemonstrationEpisode:
     """What a teacher did: n + 1 observations, n actions (as the environment takes them), rewards and dones.
 
     `dones` says where the world ended, which is at most at the last step; otherwise time ran out.
@@ -87,12 +87,12 @@ SCRIPTS: Mapping[str, Controller] = {
 }
 
 
-def demonstrate(env: gymnasium.Env[Any, Any], controller: Controller, seeds: range) -> list[Episode]:
+def demonstrate(env: gymnasium.Env[Any, Any], controller: Controller, seeds: range) -> list[DemonstrationEpisode]:
     """Let a controller play one episode for each seed."""
     episodes = []
     for seed in seeds:
         observation, _ = env.reset(seed=seed)
-        episode = Episode([observation], [], [], [])
+        episode = DemonstrationEpisode([observation], [], [], [])
         ended = False
         while not ended:
             action = controller(observation)
@@ -106,7 +106,7 @@ def demonstrate(env: gymnasium.Env[Any, Any], controller: Controller, seeds: ran
     return episodes
 
 
-def save(path: Path, episodes: list[Episode]) -> None:
+def save(path: Path, episodes: list[DemonstrationEpisode]) -> None:
     """Write episodes to an `.npz`."""
     arrays: dict[str, NDArray[Any]] = {}
     for i, e in enumerate(episodes):
@@ -115,7 +115,7 @@ def save(path: Path, episodes: list[Episode]) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type] # the names are no keyword of savez
 
 
-def load(path: Path) -> list[Episode]:
+def load(path: Path) -> list[DemonstrationEpisode]:
     """Read episodes; pickled objects are refused.
 
     Raises:
@@ -139,7 +139,9 @@ def load(path: Path) -> list[Episode]:
     return [_episode(path, i, *each) for i, each in enumerate(arrays)]
 
 
-def _episode(path: Path, i: int, o: NDArray[Any], a: NDArray[Any], r: NDArray[Any], d: NDArray[Any]) -> Episode:
+def _episode(
+    path: Path, i: int, o: NDArray[Any], a: NDArray[Any], r: NDArray[Any], d: NDArray[Any]
+) -> DemonstrationEpisode:
     if min(o.ndim, a.ndim, r.ndim, d.ndim) < 1 or not len(o) - 1 == len(a) == len(r) == len(d) > 0:
         raise ValueError(
             f"{path}: episode {i}: arrays of the shapes {o.shape}, {a.shape}, {r.shape} and {d.shape};"
@@ -147,10 +149,10 @@ def _episode(path: Path, i: int, o: NDArray[Any], a: NDArray[Any], r: NDArray[An
         )
     if r.ndim > 1 or not np.isfinite(r.astype(float)).all():
         raise ValueError(f"{path}: episode {i}: a reward is not finite; write one number a step")
-    return Episode(list(o), list(a), [float(x) for x in r], [bool(x) for x in d])
+    return DemonstrationEpisode(list(o), list(a), [float(x) for x in r], [bool(x) for x in d])
 
 
-def episodes_of(environment: str, env: gymnasium.Env[Any, Any], source: int | Path) -> list[Episode]:
+def episodes_of(environment: str, env: gymnasium.Env[Any, Any], source: int | Path) -> list[DemonstrationEpisode]:
     """Return scripted episodes (`source` is their number), or those of a file.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ReturnSummary:
     """Undiscounted returns of episodes."""
 
     mean: float
@@ -21,7 +21,7 @@ class Score:
     episodes: int
 
     @classmethod
-    def of(cls, returns: Sequence[float]) -> Score:
+    def of(cls, returns: Sequence[float]) -> ReturnSummary:
         """Summarise; `std` is the population's."""
         r = np.asarray(returns, dtype=float)
         return cls(float(r.mean()), float(r.std()), float(r.min()), float(r.max()), len(r))

@@ -27,8 +27,8 @@ from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trust import fingerprint
 from learners.files import write_atomically
 from learners.gym.demonstrations import episodes_of
-from learners.gym.episodes import Score
-from learners.gym.trainer import Trainer, TrainSettings
+from learners.gym.episodes import ReturnSummary
+from learners.gym.trainer import GymTrainer, TrainSettings
 from learners.model.spec import Algorithm as Name
 
 
@@ -61,14 +61,14 @@ def train(
     """
     began_s = time.monotonic()
     torch.set_flush_denormal(True)
-    trainer = Trainer(
+    trainer = GymTrainer(
         _maker(environment), seed=seed, settings=replace(settings or TrainSettings(), algorithm=algorithm)
     )
     demonstrated = (
         trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
     )
     stopped: EnvironmentFault | None = None
-    final: Score | None
+    final: ReturnSummary | None
     try:
         with _bar(progress, environment, steps) as bar:
             trainer.report, tick = bar
@@ -122,7 +122,7 @@ def _warn_once() -> None:
     mujoco.set_mju_user_warning(warn)
 
 
-def _write(out: Path, trainer: Trainer, results: dict[str, Any]) -> None:
+def _write(out: Path, trainer: GymTrainer, results: dict[str, Any]) -> None:
     """Write everything a run leaves."""
     final = results["final"]
     out.mkdir(parents=True, exist_ok=True)
@@ -147,14 +147,14 @@ def _bar(
     show: bool,  # noqa: FBT001 - passed on from a keyword
     environment: str,
     steps: int,
-) -> Iterator[tuple[Callable[[int, Score], None], Callable[[int], None]]]:
+) -> Iterator[tuple[Callable[[int, ReturnSummary], None], Callable[[int], None]]]:
     """Give what to call after an evaluation and after a step."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not show or not console.is_terminal) as bar:
         task = bar.add_task(environment, total=steps)
 
-        def report(step: int, score: Score) -> None:
+        def report(step: int, score: ReturnSummary) -> None:
             told = f"{environment} {score.mean:.1f} ± {score.std:.1f}"
             bar.update(task, completed=step, description=told)
             if show and not console.is_terminal:

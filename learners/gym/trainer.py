@@ -18,8 +18,8 @@ from torch import Tensor
 from actuators.actions import Value
 from actuators.sim.gym_spaces import from_environment, to_environment
 from learners.experience.transition import Transition
-from learners.gym.demonstrations import Episode
-from learners.gym.episodes import Score, run_episodes
+from learners.gym.demonstrations import DemonstrationEpisode
+from learners.gym.episodes import ReturnSummary, run_episodes
 from learners.gym.observations import FrameWindow, ObservationEncoder, Tokens
 from learners.model.encoders.base import Encoder
 from learners.model.features import concat, recorded
@@ -68,7 +68,7 @@ class BestCheckpoint:
     weights: dict[str, Tensor]
 
 
-class Trainer:
+class GymTrainer:
     """One run.
 
     Args:
@@ -85,7 +85,7 @@ class Trainer:
         *,
         seed: int,
         settings: TrainSettings | None = None,
-        report: Callable[[int, Score], None] | None = None,
+        report: Callable[[int, ReturnSummary], None] | None = None,
         encoder: Encoder | None = None,
     ) -> None:
         self.make, self.seed, self.settings, self.report = make, seed, settings or TrainSettings(), report
@@ -118,7 +118,7 @@ class Trainer:
         kinds = self.policy.heads.kinds
         return "+".join(name for name in (kinds.choice, kinds.continuous) if name is not None)
 
-    def load_demonstrations(self, episodes: Iterable[Episode]) -> int:
+    def load_demonstrations(self, episodes: Iterable[DemonstrationEpisode]) -> int:
         """Store demonstrated episodes; return the number of transitions."""
         count = 0
         for episode in episodes:
@@ -225,9 +225,9 @@ class Trainer:
         if batch is not None:
             self.algorithm.observe(batch)
 
-    def evaluate(self, step: int) -> Score:
+    def evaluate(self, step: int) -> ReturnSummary:
         """Play the evaluation episodes greedily and keep the policy if it is among the best."""
-        score = Score.of(self.play(EVALUATION_SEED, self.settings.evaluation_episodes))
+        score = ReturnSummary.of(self.play(EVALUATION_SEED, self.settings.evaluation_episodes))
         self.evaluations.append({"step": step, **score.as_dict()})
         weights = {name: value.clone() for name, value in self.policy.state_dict().items()}
         # Of two that scored the same the later one has learned from more; sorting is stable.
@@ -257,26 +257,26 @@ class Trainer:
         self.cut_episodes += cut
         return returns
 
-    def deliver(self) -> tuple[int, Score]:
+    def deliver(self) -> tuple[int, ReturnSummary]:
         """Load the stored policy that is best on fresh episodes; return its step and its final score."""
         episodes = self.settings.selection_episodes
         best: tuple[float, BestCheckpoint] | None = None
         for kept in sorted(self.kept, key=lambda k: k.step, reverse=True):
             self.policy.load_state_dict(kept.weights)
-            mean = Score.of(self.play(SELECTION_SEED, episodes)).mean
+            mean = ReturnSummary.of(self.play(SELECTION_SEED, episodes)).mean
             if best is None or mean > best[0]:
                 best = (mean, kept)
         assert best is not None
         self.policy.load_state_dict(best[1].weights)
-        return best[1].step, Score.of(self.play(FINAL_SEED, self.settings.final_episodes))
+        return best[1].step, ReturnSummary.of(self.play(FINAL_SEED, self.settings.final_episodes))
 
-    def salvage(self) -> tuple[int, Score | None]:
+    def salvage(self) -> tuple[int, ReturnSummary | None]:
         """Load the best stored policy without playing; return its step and its score, or the newest step without a score."""
         if not self.kept:
             return self._step, None
         best = self.kept[0]
         self.policy.load_state_dict(best.weights)
         found = next(e for e in self.evaluations if e["step"] == best.step)
-        return best.step, Score(
+        return best.step, ReturnSummary(
             **{name: found[name] for name in ("mean", "std", "min", "max")}, episodes=int(found["episodes"])
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from learners.checkpoints.manifest import Loaded
+from learners.checkpoints.manifest import LoadedCheckpoint
 from learners.files import private_folder, write_atomically
 from learners.model.spec import PolicySpec, SpecError
 
@@ -38,7 +38,7 @@ def read_policy_spec(state_dir: Path) -> PolicySpec | None:
         return None
 
 
-def spec_of_version(loaded: Loaded) -> PolicySpec | None:
+def spec_of_version(loaded: LoadedCheckpoint) -> PolicySpec | None:
     """Return the spec with which a version was saved; None if it has none.
 
     Raises:

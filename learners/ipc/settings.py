@@ -20,17 +20,17 @@ from learners.config import (
 from learners.files import private_folder, write_atomically
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Pace(_Part):
+class TickRate(_Section):
     """Of the tick."""
 
     rate_hz: float = 10.0
 
 
-class Route(_Part):
+class StreamRoute(_Section):
     """Which encoder reads a stream."""
 
     kind: str
@@ -38,13 +38,13 @@ class Route(_Part):
     window_s: float = 2.0
 
 
-class Tokens(_Part):
+class Tokens(_Section):
     """Of the policy: how many each encoder gives."""
 
     tokens: int = 4
 
 
-class Backend(_Part):
+class Backend(_Section):
     """How the agent runs its encoders."""
 
     backend: Literal["auto", "torch", "openvino"] = "auto"
@@ -53,19 +53,19 @@ class Backend(_Part):
     tolerance: float = 0.02
 
 
-class LearnerConfig(_Part):
+class LearnerConfig(_Section):
     """The learner's part of the settings."""
 
     state_dir: Path
     device: str = "auto"
-    tick: Pace = Pace()
+    tick: TickRate = TickRate()
     learner: LearnerSettings = LearnerSettings.model_validate({})
     experience: ExperienceSettings = ExperienceSettings.model_validate({})
     promotion: PromotionSettings = PromotionSettings.model_validate({})
     finetune: FinetuneSettings = FinetuneSettings.model_validate({})
     tasks: dict[str, TaskSettings] = {}
     encoders: dict[str, EncoderSettings] = {}
-    streams: dict[str, Route] = {}
+    streams: dict[str, StreamRoute] = {}
     policy: Tokens = Tokens()
     engine: Backend = Backend()
 

@@ -42,7 +42,7 @@ class NotExplainable(ValueError):  # noqa: N818 - reads as what happened
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StreamContribution:
     """One actuator's score and what each stream contributed to it."""
 
     score: float
@@ -63,7 +63,7 @@ def explain(
     background: Sequence[Sequence[Transition]],
     *,
     budget: int = BUDGET,
-) -> dict[str, Part]:
+) -> dict[str, StreamContribution]:
     """Compute the contribution of each stream to each actuator's executed action at the last tick of `window`.
 
     Args:
@@ -116,9 +116,9 @@ def _part(
     *,
     exact: bool,
     name: str,
-) -> Part:
+) -> StreamContribution:
     names = [policy.spec.names[s] for s in players]
-    return Part(
+    return StreamContribution(
         score=score,
         baseline=baseline,
         streams=dict.fromkeys(policy.spec.names, 0.0) | dict(zip(names, parts, strict=True)),

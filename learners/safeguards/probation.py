@@ -25,7 +25,7 @@ from typing import Any
 import orjson
 
 from learners.safeguards.reward_ledger import LedgerEntry
-from learners.safeguards.version_comparison import Comparison
+from learners.safeguards.version_comparison import VersionComparison
 from learners.safeguards.version_statistics import BLOCK_S, CompletedBlock, VersionStatistics
 
 CONFIRMED = 64
@@ -66,7 +66,7 @@ class Trial:
     seconds: int = 0
     """Of acting so far."""
     watched: VersionStatistics = field(default_factory=VersionStatistics)
-    compared: Comparison = field(default_factory=Comparison)
+    compared: VersionComparison = field(default_factory=VersionComparison)
 
 
 @dataclass(slots=True)
@@ -163,9 +163,9 @@ class Probation:
     def _arm(self, trial: Trial) -> None:
         """Set up the tests against what is known of the good version."""
         if trial.before is None:
-            trial.compared = Comparison(reason="no earlier version to compare with or to roll back to")
+            trial.compared = VersionComparison(reason="no earlier version to compare with or to roll back to")
         else:
-            trial.compared = Comparison.of(self.known, trial.watched, margin=self.margin, alpha=self.alpha)
+            trial.compared = VersionComparison.of(self.known, trial.watched, margin=self.margin, alpha=self.alpha)
 
     def figures(self) -> dict[str, Any]:
         """Return the probation's numbers so far; empty if there is none."""

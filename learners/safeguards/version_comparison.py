@@ -25,7 +25,7 @@ EPISODE_RHO = 1.0
 
 
 @dataclass(slots=True)
-class Comparison:
+class VersionComparison:
     """The tests of one probation."""
 
     rewards: MixtureSprt | None = None
@@ -37,7 +37,9 @@ class Comparison:
     """Share of decisions."""
 
     @classmethod
-    def of(cls, known: VersionStatistics, watched: VersionStatistics, *, margin: float, alpha: float) -> Comparison:
+    def of(
+        cls, known: VersionStatistics, watched: VersionStatistics, *, margin: float, alpha: float
+    ) -> VersionComparison:
         """Against what is `known` of the version before; episodes of the new one, `watched`, get their longest length."""
         reference = Baseline.of(known.rewards)
         found = cls(returns=_returns(known, margin, alpha), refusals=_refusals(known, alpha))

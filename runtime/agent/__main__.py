@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from runtime.config.loader import Loaded, load
+from runtime.config.loader import LoadedConfig, load
 from runtime.gate.client import GateGone
 from runtime.process import child, log
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-async def run(loaded: Loaded, end: socket.socket, faults: list[str]) -> None:
+async def run(loaded: LoadedConfig, end: socket.socket, faults: list[str]) -> None:
     """Build the agent, run its tasks until SIGTERM, and close everything in order."""
     from runtime.agent.build import build  # noqa: PLC0415 - torch and the models' code: seconds, without the collector
     from runtime.agent.jobs import jobs  # noqa: PLC0415 - imports every component

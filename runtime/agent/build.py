@@ -32,7 +32,7 @@ from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, source_rules
 from runtime.agent.components import Components
 from runtime.agent.subscriptions import subscribe
-from runtime.config.loader import Loaded
+from runtime.config.loader import LoadedConfig
 from runtime.config.schema import Config
 from runtime.control.conditions import Conditions
 from runtime.control.frozen_streams import FrozenReporter
@@ -88,7 +88,7 @@ MEDIA_INCOMING = 128
 
 
 async def build(
-    loaded: Loaded,
+    loaded: LoadedConfig,
     gate_end: socket.socket,
     faults: Iterable[str],
     decoders: Executor,

@@ -27,7 +27,7 @@ class BackupError(ValueError):
     """A backup cannot be written or restored; `str` says which file, why, and the remedy."""
 
 
-class Head(BaseModel):
+class BackupHead(BaseModel):
     """The first member of the file."""
 
     model_config = ConfigDict(extra="ignore", strict=True)

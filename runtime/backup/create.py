@@ -25,7 +25,7 @@ from typing import IO
 from pydantic import BaseModel
 
 from learners.files import new_file
-from runtime.backup.contents import DATABASE, HEAD, LINKS, TAIL, BackupError, Checksum, Checksums, Head, is_wanted
+from runtime.backup.contents import DATABASE, HEAD, LINKS, TAIL, BackupError, BackupHead, Checksum, Checksums, is_wanted
 
 BLOCK = 1 << 20
 Progress = Callable[[int, int], None]
@@ -155,7 +155,7 @@ def _write(file: IO[bytes], folder: Path, agent: str, summary: BackupSummary, pr
         _add_list(
             archive,
             HEAD,
-            Head(agent=agent, version=version("reflexd"), created=datetime.now(UTC).isoformat("T", "seconds")),
+            BackupHead(agent=agent, version=version("reflexd"), created=datetime.now(UTC).isoformat("T", "seconds")),
         )
         for path in found:
             name = path.relative_to(folder).as_posix()

@@ -29,9 +29,9 @@ from runtime.backup.contents import (
     MOST_LIST_BYTES,
     TAIL,
     BackupError,
+    BackupHead,
     Checksum,
     Checksums,
-    Head,
 )
 from runtime.backup.create import BLOCK, Progress
 
@@ -44,7 +44,7 @@ T = TypeVar("T", bound=BaseModel)
 class Restored:
     """What was restored."""
 
-    head: Head
+    head: BackupHead
     files: int
     bytes: int
     set_aside: Path | None
@@ -92,11 +92,11 @@ def restore(archive: Path, state_dir: Path, *, replace: bool = False, progress: 
     return Restored(head, len(sums.files), sum(one.bytes for one in sums.files.values()), aside)
 
 
-def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[Head, Checksums]:
+def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead, Checksums]:
     """Unpack and verify."""
     total = archive.stat().st_size
     found: dict[str, Checksum] = {}
-    head: Head | None = None
+    head: BackupHead | None = None
     sums: Checksums | None = None
     name = HEAD
     with archive.open("rb") as file:
@@ -110,7 +110,7 @@ def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[Head, Chec
                     if content is None:
                         raise BackupError(f"{archive}: {name!r} is not a plain file; no backup contains that")
                     if head is None:
-                        head = _list(Head, archive, name, HEAD, member.size, content)
+                        head = _list(BackupHead, archive, name, HEAD, member.size, content)
                     elif name == TAIL:
                         sums = _list(Checksums, archive, name, TAIL, member.size, content)
                     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from runtime.cli.options import FILE, Refused, load_or_demo, refusing
+from runtime.cli.options import FILE, InvalidInput, load_or_demo, refusing
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def restore(file: Path, config: Path | None, *, replace: bool) -> None:
         with _progress("restoring") as progress:
             done = read(file, settings.state_dir, replace=replace, progress=progress)
     except BusyError as error:
-        raise Refused(str(error)) from None
+        raise InvalidInput(str(error)) from None
     if done.head.agent != settings.agent:
         click.echo(f"the backup is of agent {done.head.agent}; these settings are of agent {settings.agent}", err=True)
     if done.set_aside is not None:

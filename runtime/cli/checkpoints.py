@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import FILE, FOLDER, Refused, load_or_demo, refusing, renamed
+from runtime.cli.options import FILE, FOLDER, InvalidInput, load_or_demo, refusing, renamed
 
 if TYPE_CHECKING:
     from learners.checkpoints.manifest import Manifest
@@ -99,7 +99,7 @@ def import_version(folder: Checkpoints | tuple[TaskVersions, str], directory: Pa
     key is remembered.
     """
     if isinstance(folder, tuple):
-        raise Refused("`import` reads policies; fine-tune a task from labels, or name a folder in its `model:`")
+        raise InvalidInput("`import` reads policies; fine-tune a task from labels, or name a folder in its `model:`")
     click.echo(f"{import_directory(folder, directory, key)} is live")
 
 
@@ -166,7 +166,7 @@ def import_directory(
         version = checkpoints.import_version(trained, public)
         checkpoints.promote(version)
     except (CheckpointRefused, KeyRefused) as refusal:
-        raise Refused(str(refusal)) from None
+        raise InvalidInput(str(refusal)) from None
     return version
 
 
@@ -175,7 +175,7 @@ def _trained_version(directory: Path) -> Path:
         return directory
     found = sorted(directory.glob("checkpoints/*/manifest.json"))
     if not found:
-        raise Refused(f"{directory}: no checkpoint in it; give the --out folder of `reflexd train`")
+        raise InvalidInput(f"{directory}: no checkpoint in it; give the --out folder of `reflexd train`")
     return found[-1].parent
 
 

@@ -61,9 +61,9 @@ def export(
 
     from runtime.recording.export import ExportOptions
     from runtime.recording.export import export as write
-    from runtime.recording.export_mcap import Window
+    from runtime.recording.export_mcap import TimeWindow
 
-    window = Window(since.timestamp() if since else 0.0, until.timestamp() if until else float("inf"))
+    window = TimeWindow(since.timestamp() if since else 0.0, until.timestamp() if until else float("inf"))
     wish = ExportOptions(out, version, recording, experience, window, pictures, task)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         job = bar.add_task(f"exporting {form}", total=None)

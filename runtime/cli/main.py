@@ -26,7 +26,7 @@ from runtime.cli.session import arm, disarm, explain, mode, record, replay, sour
 from runtime.cli.training import evaluate, finetune, train
 
 
-class Examples(click.Command):
+class CommandWithExamples(click.Command):
     """A command with examples in its help, each on its own line."""
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -53,7 +53,9 @@ def main() -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # else records of other libraries go to standard error
 
 
-@main.command(cls=Examples, epilog="reflexd run configs/video.yaml\nreflexd run robot.yaml --fault joints=stuck@10s")
+@main.command(
+    cls=CommandWithExamples, epilog="reflexd run configs/video.yaml\nreflexd run robot.yaml --fault joints=stuck@10s"
+)
 @click.argument("config", type=FILE)
 @click.option(
     "--fault",
@@ -73,7 +75,7 @@ def run(config: Path, faults: tuple[str, ...], *, verbose: bool) -> None:
     sys.exit(_run(config, faults=faults, verbose=verbose))
 
 
-@main.command(cls=Examples, epilog="reflexd demo\nmosquitto_sub -p 1883 -t 'reflexd/demo/decision'")
+@main.command(cls=CommandWithExamples, epilog="reflexd demo\nmosquitto_sub -p 1883 -t 'reflexd/demo/decision'")
 @click.option("--verbose", is_flag=True, help="Print the whole log, with one line for every tick.")
 def demo(*, verbose: bool) -> None:
     """Run the demo: the daemon with a simulated world, and a dashboard on http://127.0.0.1:8080."""
@@ -93,7 +95,7 @@ def _run(path: Path, *, faults: tuple[str, ...], verbose: bool) -> int:
     return run_daemon(path, loaded, faults=faults, verbose=verbose)
 
 
-@main.command(cls=Examples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
+@main.command(cls=CommandWithExamples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
 @click.argument("config", type=FILE, required=False)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the settings file instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print problems and warnings as JSON.")
@@ -151,7 +153,7 @@ def devices() -> None:
         click.echo(problem, err=True)
 
 
-@main.command(cls=Examples, epilog="reflexd status\nreflexd status robot.yaml --json")
+@main.command(cls=CommandWithExamples, epilog="reflexd status\nreflexd status robot.yaml --json")
 @click.argument("config", type=FILE, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the last health message as JSON.")
 @click.option("--timeout", "timeout_s", default=12.0, show_default=True, help="Seconds to wait for an answer.")
@@ -163,7 +165,7 @@ def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
     sys.exit(show_status(load_or_demo(config), as_json=as_json, timeout_s=timeout_s))
 
 
-@main.command(cls=Examples, epilog="reflexd link\nreflexd link robot.yaml")
+@main.command(cls=CommandWithExamples, epilog="reflexd link\nreflexd link robot.yaml")
 @click.argument("config", type=FILE, required=False)
 @refusing
 def link(config: Path | None) -> None:
@@ -188,7 +190,7 @@ def top(config: Path | None) -> None:
 
 
 @main.command(
-    cls=Examples,
+    cls=CommandWithExamples,
     epilog="reflexd plant CartPole-v1 --config > cart.yaml\nreflexd plant CartPole-v1 --settings cart.yaml",
 )
 @click.argument("environment", metavar="ENV")
@@ -226,7 +228,7 @@ def plant(
     run_plant(environment, agent=agent if config is None else config.agent, mqtt=mqtt, seed=seed, rate_hz=rate_hz)
 
 
-@main.command(cls=Examples, epilog="reflexd prepare robot.yaml")
+@main.command(cls=CommandWithExamples, epilog="reflexd prepare robot.yaml")
 @click.argument("config", type=FILE, required=False)
 @refusing
 def prepare(config: Path | None) -> None:

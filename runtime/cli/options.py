@@ -17,7 +17,7 @@ from learners.task_kinds import FORMER_KINDS, KINDS
 from runtime.cli.ports import busy_ports
 from runtime.config import loader as settings_file
 from runtime.config.errors import Problem
-from runtime.config.loader import Loaded
+from runtime.config.loader import LoadedConfig
 
 REFUSED = 2
 """Exit code for settings or arguments that cannot be used."""
@@ -71,13 +71,13 @@ class TaskKinds(click.ParamType):  # type: ignore[type-arg] # generic only in th
         return kind
 
 
-def load_or_demo(config: Path | None) -> Loaded:
+def load_or_demo(config: Path | None) -> LoadedConfig:
     """Load a settings file, or the demo's; exit with code 2 if it is invalid."""
     with as_file(files("configs") / "demo.yaml") as demo:
         return load(config or demo)
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path) -> LoadedConfig:
     """Load a settings file; if it is invalid, print every problem on standard error and exit with code 2."""
     try:
         return settings_file.load(path)
@@ -87,7 +87,7 @@ def load(path: Path) -> Loaded:
         sys.exit(REFUSED)
 
 
-def startable(path: Path) -> Loaded:
+def startable(path: Path) -> LoadedConfig:
     """Read settings with which a daemon can start now; else print what is wrong and end with exit code 2.
 
     `reflexd check` runs in a process of its own, because what it imports would stay in the supervisor's memory.
@@ -110,7 +110,7 @@ def refuse(problems: Sequence[Problem]) -> None:
         sys.exit(REFUSED)
 
 
-class Refused(click.ClickException):
+class InvalidInput(click.ClickException):
     """An invalid input of the user: it is printed without a prefix, one line for each problem, with exit code 2."""
 
     exit_code = REFUSED
@@ -121,7 +121,7 @@ class Refused(click.ClickException):
 
 
 def refusing(verb: Callable[P, T]) -> Callable[P, T]:
-    """Turn the errors by which our own readers refuse files, models and folders into `Refused`; a verb shows no traceback for them."""
+    """Turn the errors by which our own readers refuse files, models and folders into `InvalidInput`; a verb shows no traceback for them."""
 
     @functools.wraps(verb)
     def run(*arguments: P.args, **options: P.kwargs) -> T:
@@ -131,8 +131,8 @@ def refusing(verb: Callable[P, T]) -> Callable[P, T]:
             if error.errno == errno.EPIPE:  # click ends a verb quietly when the pipe it writes to is closed
                 raise
             place = f"{error.filename}: " if error.filename is not None else ""
-            raise Refused(f"{place}{error.strerror or error}") from error
+            raise InvalidInput(f"{place}{error.strerror or error}") from error
         except (ValueError, ArithmeticError) as error:
-            raise Refused(str(error) or type(error).__name__) from error
+            raise InvalidInput(str(error) or type(error).__name__) from error
 
     return run

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from learners.files import BusyError, exclusive_lock
 from runtime.config.errors import Problem, Steps, dotted
-from runtime.config.loader import Loaded
+from runtime.config.loader import LoadedConfig
 
 
-def busy_ports(path: Path, loaded: Loaded) -> list[Problem]:
+def busy_ports(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """Return the ports of these settings that another program listens on; none where this daemon runs and holds them itself."""
     config = loaded.config
     if _runs(config.state_dir):

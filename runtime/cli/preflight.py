@@ -20,7 +20,7 @@ from actuators.actions import action_space
 from actuators.expressions import ExpressionError
 from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, plant_settings
-from actuators.wire import Commands, WireError, check_state_value
+from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.rewards import RewardUnknown, build_rewards
@@ -28,7 +28,7 @@ from learners.task_kinds import KINDS
 from runtime.cli.ports import busy_ports
 from runtime.config.errors import Problem, Steps, dotted, split_path
 from runtime.config.lint import lint
-from runtime.config.loader import ConfigError, Loaded, load
+from runtime.config.loader import ConfigError, LoadedConfig, load
 from runtime.config.schema import Config
 from runtime.supervisor.broker import BrokerError, installed
 from sensors.config import MODALITIES, PREFIX, AnyStream, fields_of, policy_fields_of
@@ -40,7 +40,7 @@ Found = Iterator[tuple[Steps, str, str]]
 GPU_TIMEOUT_S = 60.0
 
 
-def problems_and_warnings(path: Path, *, ports: bool) -> tuple[list[Problem], list[Problem], Loaded | None]:
+def problems_and_warnings(path: Path, *, ports: bool) -> tuple[list[Problem], list[Problem], LoadedConfig | None]:
     """Return what `reflexd check` prints: problems, warnings, and the settings where they could be read.
 
     Args:
@@ -57,7 +57,7 @@ def problems_and_warnings(path: Path, *, ports: bool) -> tuple[list[Problem], li
     return [], [*lint(path, loaded), *(busy_ports(path, loaded) if ports else ())], loaded
 
 
-def preflight(path: Path, loaded: Loaded) -> list[Problem]:
+def preflight(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """Return everything that would keep a daemon with these settings from starting."""
     config = loaded.config
     checks: tuple[Callable[[Config], Found], ...] = (
@@ -86,7 +86,7 @@ def _streams(config: Config) -> Found:
 def _actuators(config: Config) -> Found:
     for name, actuator in config.actuators.items():
         try:
-            Commands("reflexd/check", {name: actuator}, "check")
+            CommandWriter("reflexd/check", {name: actuator}, "check")
         except WireError as error:
             yield ("actuators", name, "payload"), str(error), ""
         try:

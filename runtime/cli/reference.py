@@ -47,10 +47,10 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
 MODELS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("status", topics.Status),
     ("reward", topics.Reward),
-    ("label", topics.Label),
+    ("label", topics.LabelPayload),
     ("override/<actuator>", topics.Override),
     ("stop", topics.Stop),
-    ("act/<actuator>/set", topics.Command),
+    ("act/<actuator>/set", topics.CommandPayload),
     ("act/<actuator>/state", topics.DeviceState),
     ("preview/subscribe", PreviewRequest),
 )

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from actuators.config import AnyActuator
 from runtime.config.errors import Problem, Steps, dotted
-from runtime.config.loader import Loaded
+from runtime.config.loader import LoadedConfig
 
 
-def lint(path: Path, loaded: Loaded) -> list[Problem]:
+def lint(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """List the warnings about a settings file."""
     return [*_dangerous(path, loaded), *_unjudged(path, loaded)]
 
@@ -74,7 +74,7 @@ HEATS_OR_MOVES = frozenset(
 _WORDS = re.compile(r"[A-Z]?[a-z]+")
 
 
-def _dangerous(path: Path, loaded: Loaded) -> Iterator[Problem]:
+def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
     """Yield a warning for each setting that is legal and that can do harm, with the reason."""
     config = loaded.config
 
@@ -116,7 +116,7 @@ def _words(name: str, actuator: AnyActuator) -> set[str]:
     return {word.lower() for text in texts for word in _WORDS.findall(text)}
 
 
-def _unjudged(path: Path, loaded: Loaded) -> Iterator[Problem]:
+def _unjudged(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
     """Yield a warning for each task without a file that could evaluate its fine-tunes."""
     config = loaded.config
     for name, task in config.tasks.items() if config.learner.enabled else ():

@@ -46,7 +46,7 @@ class ConfigError(Exception):
 
 
 @dataclass(slots=True)
-class Loaded:
+class LoadedConfig:
     """A settings file: the model, the secret values found, the text for its digest, and the line of each path."""
 
     config: Config
@@ -59,7 +59,7 @@ class Loaded:
         return next((self.lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in self.lines), 1)
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path) -> LoadedConfig:
     """Read and validate one settings file.
 
     Raises:
@@ -82,7 +82,7 @@ def load(path: Path) -> Loaded:
     ]
     if problems:
         raise ConfigError(problems)
-    return Loaded(config, reader.secrets | _model_secrets(config), text, reader.lines)
+    return LoadedConfig(config, reader.secrets | _model_secrets(config), text, reader.lines)
 
 
 def _read(path: Path) -> str:

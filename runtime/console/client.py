@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from runtime.config.loader import Loaded
+from runtime.config.loader import LoadedConfig
 from runtime.mqtt import Address, Connection, MqttLost
 from runtime.mqtt.topics import Topics, encode, parse
 
@@ -26,7 +26,7 @@ class NoAnswer(Exception):  # noqa: N818 - reads as what happened
     """The daemon did not answer, or refused; `str` says which and what to do."""
 
 
-def connect(loaded: Loaded, tool: Tool, *, ended: Callable[[str], None] = lambda _reason: None) -> Connection:
+def connect(loaded: LoadedConfig, tool: Tool, *, ended: Callable[[str], None] = lambda _reason: None) -> Connection:
     """Return a tool's connection, not yet running; call it inside the loop.
 
     Args:
@@ -60,7 +60,7 @@ def connect(loaded: Loaded, tool: Tool, *, ended: Callable[[str], None] = lambda
     return Connection(address, f"reflexd-{tool}-{secrets.token_hex(6)}", on_connection_change=changed)
 
 
-def ask(loaded: Loaded, verb: str, body: dict[str, Any], *, timeout_s: float = 30.0) -> dict[str, Any]:
+def ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], *, timeout_s: float = 30.0) -> dict[str, Any]:
     """Send `request/<verb>` and return the answer's data.
 
     Raises:
@@ -78,7 +78,7 @@ def ask(loaded: Loaded, verb: str, body: dict[str, Any], *, timeout_s: float = 3
     return dict(answer.get("data") or {})
 
 
-async def _ask(loaded: Loaded, verb: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+async def _ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     topics = Topics(loaded.config.agent)
     link = connect(loaded, "request")
     running = asyncio.create_task(link.run(), name="cli mqtt")

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from runtime.config.loader import Loaded
+from runtime.config.loader import LoadedConfig
 from runtime.console.client import NoAnswer
 from runtime.console.log_file import LogFile
 from runtime.console.status import plain, subscribe
@@ -45,7 +45,7 @@ def has_terminal() -> bool:
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
-def run_on_terminal(path: Path, loaded: Loaded, *, faults: tuple[str, ...]) -> int:
+def run_on_terminal(path: Path, loaded: LoadedConfig, *, faults: tuple[str, ...]) -> int:
     """Run the daemon and show it until it ends; return its exit code.
 
     Args:
@@ -85,7 +85,7 @@ def run_on_terminal(path: Path, loaded: Loaded, *, faults: tuple[str, ...]) -> i
 class Front:
     """The terminal of one run."""
 
-    loaded: Loaded
+    loaded: LoadedConfig
     console: Console
     log_file: LogFile
     ending: bool = False

@@ -21,10 +21,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from runtime.config.loader import Loaded
+from runtime.config.loader import LoadedConfig
 from runtime.console.client import NoAnswer, Tool, connect
 from runtime.mqtt import Connection, Message
-from runtime.mqtt.published import DecisionMessage, EventMessage, HealthMessage, State
+from runtime.mqtt.published import DecisionMessage, EventMessage, HealthMessage, StatusMessage
 from runtime.mqtt.topics import Refused, Topics, parse
 
 MAX_HEALTH = 1_048_576
@@ -35,7 +35,7 @@ STALE_S = 3.0
 """A decision older than this is shown as old."""
 COLOURS = {"online": "green", "starting": "yellow", "degraded": "yellow", "stopped": "red", "offline": "red"}
 MODELS: dict[str, type[BaseModel]] = {
-    "status": State,
+    "status": StatusMessage,
     "health": HealthMessage,
     "decision": DecisionMessage,
     "event": EventMessage,
@@ -43,10 +43,10 @@ MODELS: dict[str, type[BaseModel]] = {
 
 
 @dataclass(slots=True)
-class Seen:
+class LatestMessages:
     """The last message of each kind."""
 
-    status: State | None = None
+    status: StatusMessage | None = None
     health: HealthMessage | None = None
     decision: DecisionMessage | None = None
     events: list[EventMessage] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Seen:
         match body:
             case EventMessage():
                 self.events = [*self.events, body][-EVENTS:]
-            case State():
+            case StatusMessage():
                 self.status = body
             case DecisionMessage():
                 self.decision, self.decision_s = body, time.monotonic()
@@ -94,7 +94,7 @@ def plain(value: object, limit: int = MAX_CELL) -> Text:
     return Text(shown[:limit] + ("…" if len(shown) > limit else ""))
 
 
-def subscribe(loaded: Loaded, tool: Tool, seen: Seen) -> Connection:
+def subscribe(loaded: LoadedConfig, tool: Tool, seen: LatestMessages) -> Connection:
     """Return a connection that fills `seen`; call it inside the loop.
 
     Raises:
@@ -108,7 +108,7 @@ def subscribe(loaded: Loaded, tool: Tool, seen: Seen) -> Connection:
     return link
 
 
-def show_status(loaded: Loaded, *, as_json: bool, timeout_s: float) -> int:
+def show_status(loaded: LoadedConfig, *, as_json: bool, timeout_s: float) -> int:
     """Print one health message; return 0 when online, 1 when not, 2 without a login, 3 without an answer."""
     try:
         seen = asyncio.run(_wait(loaded, timeout_s))
@@ -127,8 +127,8 @@ def show_status(loaded: Loaded, *, as_json: bool, timeout_s: float) -> int:
     return 0 if seen.status is not None and seen.status.state == "online" else 1
 
 
-async def _wait(loaded: Loaded, timeout_s: float) -> Seen:
-    seen = Seen()
+async def _wait(loaded: LoadedConfig, timeout_s: float) -> LatestMessages:
+    seen = LatestMessages()
     link = subscribe(loaded, "status", seen)
     running = asyncio.create_task(link.run(), name="terminal mqtt")
     with suppress(TimeoutError):
@@ -139,7 +139,7 @@ async def _wait(loaded: Loaded, timeout_s: float) -> Seen:
     return seen
 
 
-def watch(loaded: Loaded) -> int:
+def watch(loaded: LoadedConfig) -> int:
     """Show the daemon until Ctrl-C; return 2 without a login, 3 when another client took the login over."""
     try:
         with suppress(KeyboardInterrupt):
@@ -157,8 +157,8 @@ class _Ended(Exception):  # noqa: N818 - reads as what happened
     """Another client took over the login."""
 
 
-async def _watch(loaded: Loaded) -> None:
-    seen = Seen()
+async def _watch(loaded: LoadedConfig) -> None:
+    seen = LatestMessages()
     link = subscribe(loaded, "top", seen)
     running = asyncio.create_task(link.run(), name="terminal mqtt")
     try:
@@ -174,7 +174,7 @@ async def _watch(loaded: Loaded) -> None:
     raise _Ended(seen.ended)
 
 
-def picture(agent: str, seen: Seen, *, connected: bool = True) -> Panel:
+def picture(agent: str, seen: LatestMessages, *, connected: bool = True) -> Panel:
     """Return everything at a glance."""
     state = "no connection to the broker" if not connected else seen.status.state if seen.status else "no status yet"
     reasons = ", ".join(seen.status.reasons) if seen.status else ""
@@ -204,7 +204,7 @@ def _streams(health: HealthMessage) -> Table:
     return table
 
 
-def _actuators(seen: Seen) -> Table:
+def _actuators(seen: LatestMessages) -> Table:
     old = seen.decision is not None and time.monotonic() - seen.decision_s > STALE_S
     title = f"last decision, {_age(seen.decision_s)}" if old else "last decision"
     table = Table("actuator", "value", "probability", box=None, title=title, title_justify="left")

@@ -12,7 +12,7 @@ from typing import Any
 from rich.text import Text
 
 from runtime.config.schema import Config
-from runtime.console.status import COLOURS, STALE_S, Seen, plain
+from runtime.console.status import COLOURS, STALE_S, LatestMessages, plain
 from runtime.mqtt import Message
 from runtime.mqtt.published import EventMessage
 from runtime.mqtt.sentences import Sentence, sentence
@@ -23,7 +23,7 @@ TONES = {"good": "green", "bad": "bold red", "plain": ""}
 
 
 @dataclass(slots=True)
-class LiveSeen(Seen):
+class LiveSeen(LatestMessages):
     """What the line shows; counts decisions and passes events on.
 
     Args:
@@ -41,7 +41,7 @@ class LiveSeen(Seen):
         Raises:
             Refused: it is malformed; the connection counts it.
         """
-        Seen.take(self, message)
+        LatestMessages.take(self, message)
         if message.topic.endswith("/decision"):
             self._decisions.append(self.now())
         elif message.topic.endswith("/event") and self.events:
@@ -75,7 +75,7 @@ def banner(config: Config, settings: Path, link: str | None, log_file: Path) -> 
     return text
 
 
-def line(seen: Seen, *, rate_hz: float | None, connected: bool, streams: int, now_s: float) -> Text:
+def line(seen: LatestMessages, *, rate_hz: float | None, connected: bool, streams: int, now_s: float) -> Text:
     """Return the live line: state, rate, p99, streams, policy, reward, learner.
 
     Args:

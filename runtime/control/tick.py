@@ -33,7 +33,7 @@ class TickResult:
 
     observation: Observation
     decided: InferenceResult
-    verdict: ipc.Verdict | None
+    verdict: ipc.GateVerdict | None
     decision: str
     executed: dict[str, Value]
     """What each actuator was commanded at this tick."""
@@ -159,7 +159,7 @@ class ControlLoop:
 
     async def _act(
         self, observation: Observation, decided: InferenceResult, decision: str
-    ) -> tuple[ipc.Verdict | None, float]:
+    ) -> tuple[ipc.GateVerdict | None, float]:
         """Send the proposal to the gate; return its verdict and the seconds from the deadline to the proposal."""
         actions = {name: action.value for name, action in decided.actions.items()} | self.utterances.take()
         proposal = Proposal(
@@ -186,7 +186,7 @@ class ControlLoop:
         decided: InferenceResult,
         decision: str,
         stamp_unix_s: float,
-        verdict: ipc.Verdict | None,
+        verdict: ipc.GateVerdict | None,
     ) -> Transition:
         executed, by = executed_actions(decided.actions, verdict)
         return Transition(
@@ -211,7 +211,7 @@ class ControlLoop:
 
 
 def executed_actions(
-    proposed: dict[str, Action], verdict: ipc.Verdict | None
+    proposed: dict[str, Action], verdict: ipc.GateVerdict | None
 ) -> tuple[dict[str, Value], dict[str, By]]:
     """Return what each actuator was commanded at this tick, and by whom; without a verdict nothing moved."""
     if verdict is None:

@@ -18,7 +18,7 @@ from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config, DashboardSettings
 from runtime.dashboard.auth import Access, token_file
 from runtime.dashboard.bridge import MqttBridge
-from runtime.dashboard.commands import Commands
+from runtime.dashboard.commands import CommandPublisher
 from runtime.dashboard.login_link import redeem
 from runtime.dashboard.server import Page
 from runtime.dashboard.settings_file import SettingsFile
@@ -89,7 +89,7 @@ async def run(config: Config, settings: DashboardSettings, path: Path) -> None:
     bridge = MqttBridge(Address.of(config.mqtt, "dashboard"), topics, state, lambda: hub.watched)
     hub.watch_changed = bridge.watch_changed.set
     roles = access(config, settings)
-    commands = Commands(topics, bridge, state.answered, SettingsFile(path, may_edit(settings)))
+    commands = CommandPublisher(topics, bridge, state.answered, SettingsFile(path, may_edit(settings)))
     page = Page(config.agent, roles, hub, commands, hosts(settings), token_hint(config, settings, path))
     async with sessions(roles, config.state_dir / SESSIONS), serve(page.application(), settings.listen) as port:
         log.info("dashboard.listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")

@@ -137,7 +137,7 @@ def allowed(role: Role, command: AnyCommand) -> bool:
 
 
 @dataclass(slots=True)
-class Commands:
+class CommandPublisher:
     """Publishes commands."""
 
     topics: Topics

@@ -17,7 +17,7 @@ OPTIONS = orjson.OPT_NON_STR_KEYS
 
 
 @dataclass(slots=True)
-class Seen:
+class ClientPosition:
     """What one browser has been sent."""
 
     version: int = 0
@@ -92,7 +92,7 @@ class Sections:
         generation = self._lists[name].generation + 1 if name in self._lists else 0
         self._lists[name] = _List(deque(items, maxlen=limit), generation, len(items), self._next())
 
-    def news(self, seen: Seen, shows: Callable[[str, str], bool]) -> bytes:
+    def news(self, seen: ClientPosition, shows: Callable[[str, str], bool]) -> bytes:
         """Return what changed since `seen`, as the inside of a JSON object, and note in `seen` that it was sent.
 
         Args:
@@ -121,7 +121,7 @@ class Sections:
         joined = b",".join(b"%s:{%s}" % (orjson.dumps(name), b",".join(entries)) for name, entries in tables.items())
         return b'"values":{%s},"tables":{%s},"lists":{%s}' % (b",".join(values), joined, b",".join(lists))
 
-    def _appended(self, name: str, seen: Seen) -> bytes:
+    def _appended(self, name: str, seen: ClientPosition) -> bytes:
         """The items that the browser lacks: `first` is the number of the oldest item there is, `at` of the first one sent."""
         known = self._lists[name]
         generation, total = seen.lists.get(name, (-1, 0))

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from runtime.dashboard.auth import Access, RateLimited, Role
 from runtime.dashboard.bridge import Unreachable
-from runtime.dashboard.commands import COMMANDS, AnyCommand, Commands, Forbidden, SubscribePreviews
+from runtime.dashboard.commands import COMMANDS, AnyCommand, CommandPublisher, Forbidden, SubscribePreviews
 from runtime.dashboard.settings_file import SettingsRefused
 from runtime.dashboard.sockets import Client, Hub
 from runtime.mqtt.topics import Refused, parse
@@ -46,7 +46,7 @@ class Page:
     agent: str
     access: Access
     hub: Hub
-    commands: Commands
+    commands: CommandPublisher
     hosts: frozenset[str] | None
     """Host names taken; None takes any."""
     token_hint: str = ""

@@ -34,7 +34,7 @@ class SettingsRefused(Exception):  # noqa: N818 - reads as what happened
     """The file cannot be shown, checked or written; `str` says why and what to do."""
 
 
-class Finding(BaseModel):
+class SettingsProblem(BaseModel):
     """One error or warning of `reflexd check --json`."""
 
     model_config = ConfigDict(extra="ignore")
@@ -48,8 +48,8 @@ class Findings(BaseModel):
     """The output of `reflexd check --json`."""
 
     model_config = ConfigDict(extra="ignore")
-    problems: list[Finding] = Field(max_length=1_000)
-    warnings: list[Finding] = Field([], max_length=1_000)
+    problems: list[SettingsProblem] = Field(max_length=1_000)
+    warnings: list[SettingsProblem] = Field([], max_length=1_000)
 
 
 @dataclass(slots=True)

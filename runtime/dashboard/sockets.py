@@ -17,7 +17,7 @@ import orjson
 from aiohttp import web
 
 from runtime.dashboard.auth import Role
-from runtime.dashboard.sections import Seen
+from runtime.dashboard.sections import ClientPosition
 from runtime.dashboard.state import ViewState
 
 MAX_VIEWERS = 24
@@ -47,7 +47,7 @@ class Client:
     replaced: bool = False
     """A newer operator has taken its place."""
     watching: frozenset[str] = frozenset()
-    seen: Seen = field(default_factory=Seen)
+    seen: ClientPosition = field(default_factory=ClientPosition)
     seen_pictures: dict[str, int] = field(default_factory=dict)
     replies: list[dict[str, Any]] = field(default_factory=list)
     sent_bytes: int = 0

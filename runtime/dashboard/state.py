@@ -27,7 +27,7 @@ from runtime.mqtt.published import (
     HoldMessage,
     Info,
     ProposalMessage,
-    State,
+    StatusMessage,
 )
 from runtime.mqtt.sentences import sentence
 from runtime.mqtt.topics import Refused, Reward, Topics, parse
@@ -96,7 +96,7 @@ class ViewState:
             case ["task", name]:
                 self._entry("tasks", name, _object(payload))
             case ["status"]:
-                self.set("status", {**_model(State, payload), "at": self.wall()})
+                self.set("status", {**_model(StatusMessage, payload), "at": self.wall()})
             case ["info"]:
                 self._info(Info.model_validate(parse(payload, MAX_JSON)))
             case ["health"]:

@@ -98,7 +98,7 @@ class Feedback:
     def label(self, payload: bytes) -> None:
         """Store one labelled example, or the answer to a query about a decision."""
         try:
-            label = topics.decode(topics.Label, payload)
+            label = topics.decode(topics.LabelPayload, payload)
         except topics.Refused as refusal:
             self._refuse("label_malformed", str(refusal))
             return
@@ -124,7 +124,7 @@ class Feedback:
         else:
             self._refuse("label_lost", "the experience store is full or closed")
 
-    def _answered(self, label: topics.Label, decision: str, action: Value) -> None:
+    def _answered(self, label: topics.LabelPayload, decision: str, action: Value) -> None:
         """Take the answer to a query: a confirmed action becomes a demonstration, another answer is refused."""
         if not self._within_quota(f"label:{label.source}", rate=100.0):
             self._refuse("label_too_many", f"source {label.source}: more than 100 a second")

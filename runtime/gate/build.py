@@ -10,7 +10,7 @@ import uuid
 from dataclasses import replace
 
 from actuators.safety.gate import Gate
-from actuators.wire import Commands
+from actuators.wire import CommandWriter
 from runtime.config.schema import Config
 from runtime.gate import latches
 from runtime.gate.host import GateHost
@@ -55,7 +55,7 @@ def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHos
     return GateHost(
         config,
         gate,
-        Commands(Topics(config.agent).base, config.actuators, boot),
+        CommandWriter(Topics(config.agent).base, config.actuators, boot),
         safety,
         requests,
         latch_file,

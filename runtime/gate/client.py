@@ -22,20 +22,20 @@ class GateLink:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self._waiting: dict[str, asyncio.Future[ipc.Verdict]] = {}
-        self.latest: ipc.Verdict | None = None
+        self._waiting: dict[str, asyncio.Future[ipc.GateVerdict]] = {}
+        self.latest: ipc.GateVerdict | None = None
         self.unsent = 0
         """Proposals that found the gate's buffer full: the gate is stuck."""
         self.unanswered = 0
         """Number of proposals without a verdict in time."""
 
-    async def propose(self, proposal: Proposal, patience_s: float) -> ipc.Verdict | None:
+    async def propose(self, proposal: Proposal, patience_s: float) -> ipc.GateVerdict | None:
         """Send and wait up to `patience_s` for the verdict; None when there is none in time.
 
         Raises:
             GateGone: the gate closed its end.
         """
-        future: asyncio.Future[ipc.Verdict] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[ipc.GateVerdict] = asyncio.get_running_loop().create_future()
         self._waiting[proposal.decision] = future
         try:
             if not self.send(proposal):
@@ -71,10 +71,10 @@ class GateLink:
             if not data:
                 raise GateGone("the gate closed its end of the socket")
             message = ipc.unpack(data)
-            if isinstance(message, ipc.Verdict):
+            if isinstance(message, ipc.GateVerdict):
                 self._take(message)
 
-    def _take(self, verdict: ipc.Verdict) -> None:
+    def _take(self, verdict: ipc.GateVerdict) -> None:
         self.latest = verdict
         future = self._waiting.get(verdict.decision)
         if future is not None and not future.done():

@@ -23,7 +23,7 @@ import structlog
 from actuators.safety.decisions import ActuatorDecision, Mode, Proposal
 from actuators.safety.gate import Gate
 from actuators.safety.limits import Refusal
-from actuators.wire import SAFE_TTL_MS, Commands, Report, WireError, parse_state, state_topic
+from actuators.wire import SAFE_TTL_MS, CommandWriter, DeviceReport, WireError, parse_state, state_topic
 from runtime.config.schema import Config
 from runtime.gate import ipc
 from runtime.gate.event_throttle import EventThrottle
@@ -65,7 +65,7 @@ class GateHost:
 
     config: Config
     gate: Gate
-    commands: Commands
+    commands: CommandWriter
     safety: Connection
     """Carries commands and status out, and the stop in."""
     connection: Connection
@@ -214,7 +214,7 @@ class GateHost:
         gate = self.gate
         refused, restarts = self.refused(), dict(self.restarts)
         events = {kind: count for kind in COUNTED if (count := self.publisher.counts[kind])}
-        verdict = ipc.Verdict(
+        verdict = ipc.GateVerdict(
             proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes, refused, restarts, events
         )
         try:
@@ -297,7 +297,7 @@ class GateHost:
             Refused: it is malformed, or does not fit the actuator.
         """
         try:
-            report: Report = parse_state(self.config.actuators[name], message.payload)
+            report: DeviceReport = parse_state(self.config.actuators[name], message.payload)
         except WireError as error:
             raise Refused(str(error)) from None
         if report.boot is not None:

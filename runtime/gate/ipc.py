@@ -1,7 +1,7 @@
 """Define the messages between the agent and the gate, and their private socket pair.
 
 One datagram (SOCK_SEQPACKET) holds one message as JSON. A `Proposal` comes with every tick and is the agent's heartbeat; the
-gate answers it with a `Verdict`. End-of-file means that the agent is gone. Stamps are monotonic seconds: both ends are on one
+gate answers it with a `GateVerdict`. End-of-file means that the agent is gone. Stamps are monotonic seconds: both ends are on one
 machine. Only the agent inherits the descriptor: a copy in another child would hide the end-of-file.
 """
 
@@ -40,7 +40,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateVerdict:
     """The gate's answer to one proposal."""
 
     decision: str
@@ -57,7 +57,7 @@ class Verdict:
     """How often the gate published each of `host.COUNTED` since the daemon's start."""
 
 
-def pack(message: Proposal | Verdict) -> bytes:
+def pack(message: Proposal | GateVerdict) -> bytes:
     """Return a message as one datagram."""
     data = orjson.dumps({"kind": type(message).__name__, **asdict(message)})
     if len(data) > MAX_MESSAGE:
@@ -65,7 +65,7 @@ def pack(message: Proposal | Verdict) -> bytes:
     return data
 
 
-def unpack(data: bytes) -> Proposal | Verdict:
+def unpack(data: bytes) -> Proposal | GateVerdict:
     """Return the message in one datagram; every field is checked before any of it counts.
 
     Raises:
@@ -77,10 +77,10 @@ def unpack(data: bytes) -> Proposal | Verdict:
     kind = body.pop("kind", None)
     if kind == "Proposal":
         return _proposal(body)
-    if kind == "Verdict":
+    if kind == "GateVerdict":
         try:
             body["outcomes"] = {name: Outcome(**_outcome(entry)) for name, entry in body["outcomes"].items()}
-            return Verdict(**body)
+            return GateVerdict(**body)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"malformed verdict: {error}") from None
     raise ValueError(f"unknown message kind {str(kind)[:64]!r}")

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from learners.checkpoints.manifest import GraphFiles, Loaded
+from learners.checkpoints.manifest import GraphFiles, LoadedCheckpoint
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.openvino import LIBRARY
-from learners.model.backends.selection import Choice, Inputs, NotCompiled, Run, build, calibrate, processor
+from learners.model.backends.selection import BackendChoice, Inputs, NotCompiled, Run, build, calibrate, processor
 from learners.model.compiled import POLICY, FlatPolicyModule, Window, digest, note_of, same_decisions
 from learners.model.policy import Policy
 
@@ -39,7 +39,7 @@ class StoredGraph:
     """Why there is none to use."""
 
     @classmethod
-    def of(cls, loaded: Loaded) -> StoredGraph:
+    def of(cls, loaded: LoadedCheckpoint) -> StoredGraph:
         """Return the graph of a verified checkpoint."""
         files, note = loaded.graphs.get(POLICY), note_of(loaded.documents)
         if files is None or note is None:
@@ -60,7 +60,7 @@ def compile_policy(
     first: bool,
     windows: Sequence[Window] = (),
     stored: StoredGraph = NO_GRAPH,
-) -> tuple[Run, Choice]:
+) -> tuple[Run, BackendChoice]:
     """Compile `Policy.estimate`; return a callable and the backend that runs it.
 
     A reduced precision is approved for these weights alone, by decisions on recorded observations. The verdict is stored, so
@@ -84,7 +84,7 @@ def compile_policy(
     device = example[0].device
     choice, folders = calibrations.recall(shape, device), calibrations.folders(shared=first)
 
-    def run_of(one: Choice, files: GraphFiles | None = stored.files) -> Run:
+    def run_of(one: BackendChoice, files: GraphFiles | None = stored.files) -> Run:
         allowed = calibrations.convert_here
         arguments = (module, examples, one.backend, one.precision, settings.threads, version, folders)
         try:
@@ -115,9 +115,9 @@ def _remembered(
     calibrations: Calibrations,
     policy: Policy,
     version: str,
-    choice: Choice,
+    choice: BackendChoice,
     windows: Sequence[Window],
-    run_of: Callable[[Choice], Run],
+    run_of: Callable[[BackendChoice], Run],
 ) -> bool:
     """Return whether these weights may run in the reduced precision of `choice`, by a stored verdict or by the windows."""
     device = windows[0][0].present.device if windows else torch.device("cpu")
@@ -129,7 +129,7 @@ def _remembered(
     return known is not None and known.precision == choice.precision
 
 
-def _full(choice: Choice) -> Choice:
+def _full(choice: BackendChoice) -> BackendChoice:
     """Return the fastest backend in float32 among those measured."""
     whole = [m for m in choice.measured if m.precision == "float32" and not m.failed]
     best = min(whole, key=lambda m: m.ms, default=None)

@@ -27,12 +27,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.checkpoints.manifest import CheckpointRefused, Loaded
+from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
 from learners.checkpoints.tensors import Shapes, shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.cuda import CudaGraphRun, stream_of
-from learners.model.backends.selection import Choice as BackendChoice
-from learners.model.backends.selection import EncoderNotCompiled, NotCompiled, Run
+from learners.model.backends.selection import BackendChoice, EncoderNotCompiled, NotCompiled, Run
 from learners.model.compiled import FlatPolicyModule, Window, example_inputs
 from learners.model.encoders.base import Encoder
 from learners.model.features import Features
@@ -114,7 +113,7 @@ class Engine:
     encoders: dict[str, Encoder]
     routes: Mapping[str, str]
     calibrations: Calibrations
-    load_weights: Callable[[str, Mapping[str, Shapes], Mapping[str, Any]], Loaded]
+    load_weights: Callable[[str, Mapping[str, Shapes], Mapping[str, Any]], LoadedCheckpoint]
     find_encoder: Callable[[str, str, Encoder], Mapping[str, Tensor] | None] = lambda _name, _version, _base: None
     """Returns the weights of an encoder in a version, given the encoder in another one; None if they are not on disk."""
     version: str = UNTRAINED
@@ -360,7 +359,7 @@ class Engine:
             raise ValueError(f"policy version {version} acts; activate another one before its release")
         self._versions.pop(version, None)
 
-    def _encoder_of(self, name: str, base: Encoder, weights: Loaded) -> Encoder:
+    def _encoder_of(self, name: str, base: Encoder, weights: LoadedCheckpoint) -> Encoder:
         """Return the encoder that a checkpoint was trained with: by its own weights, else by the version in its manifest.
 
         A checkpoint that names none acts with the pretrained encoder.

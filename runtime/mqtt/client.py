@@ -23,7 +23,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from runtime.mqtt.models import Address, Outgoing, Will
+from runtime.mqtt.models import Address, PublishMessage, Will
 
 TAKEN_OVER = 0x8E
 FAILURE = 0x80
@@ -129,7 +129,7 @@ def remember_session(client: aiomqtt.Client) -> None:
     client._client.on_connect = note  # type: ignore[assignment]  # of the callback API version that aiomqtt chose
 
 
-async def publish(client: aiomqtt.Client, out: Outgoing, timeout_s: float | None = None) -> None:
+async def publish(client: aiomqtt.Client, out: PublishMessage, timeout_s: float | None = None) -> None:
     """Publish and wait: for the acknowledgement at QoS 1, for the socket at QoS 0.
 
     Raises:

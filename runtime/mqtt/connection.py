@@ -26,7 +26,17 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, publish, shut, was_resumed
-from runtime.mqtt.models import Address, Handler, Limit, Message, MqttLost, Outgoing, Subscription, Will, properties
+from runtime.mqtt.models import (
+    Address,
+    Handler,
+    Limit,
+    Message,
+    MqttLost,
+    PublishMessage,
+    Subscription,
+    Will,
+    properties,
+)
 from runtime.mqtt.publisher import Done, Keep, Sender
 from runtime.mqtt.subscriber import Receiver
 from runtime.mqtt.trouble import Trouble
@@ -128,7 +138,7 @@ class Connection:
         Without a connection `keep` decides: `latest` keeps the newest of each topic for the next connect, `all` keeps every one
         (the oldest of `KEPT` gives way), `no` drops.
         """
-        outgoing = Outgoing(topic, payload, qos, retain, properties(expiry_s, response_topic, correlation))
+        outgoing = PublishMessage(topic, payload, qos, retain, properties(expiry_s, response_topic, correlation))
         return self._sender.send(outgoing) if self.connected else self._sender.keep(outgoing, keep)
 
     def send_newest(
@@ -146,7 +156,7 @@ class Connection:
 
         An urgent one leaves at once; another one waits for the acknowledgement of the one before, and a newer one replaces it.
         """
-        outgoing = Outgoing(topic, payload, 1, retain, properties(expiry_s, None, None))
+        outgoing = PublishMessage(topic, payload, 1, retain, properties(expiry_s, None, None))
         self._sender.send_newest(key, outgoing, done, urgent=urgent)
 
     def discard(self, key: str) -> None:
@@ -172,7 +182,7 @@ class Connection:
         if client is None or not self.connected:
             raise MqttLost(f"no connection to {self.address.host}:{self.address.port}")
         try:
-            out = Outgoing(topic, payload, qos, retain, properties(expiry_s, None, None))
+            out = PublishMessage(topic, payload, qos, retain, properties(expiry_s, None, None))
             await publish(client, out, timeout_s)
         except aiomqtt.MqttError as error:
             raise MqttLost(f"{topic}: {error}") from None

@@ -112,7 +112,7 @@ class Subscription:
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class PublishMessage:
     """One message on its way out."""
 
     topic: str

@@ -77,7 +77,7 @@ class Info(Published):
     tasks: dict[Name, TaskInfo] = Field({}, max_length=MAX_ENTRIES)
 
 
-class State(Published):
+class StatusMessage(Published):
     """`status`."""
 
     state: Short

@@ -18,7 +18,7 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt.client import PublishRefused, publish
-from runtime.mqtt.models import Outgoing
+from runtime.mqtt.models import PublishMessage
 
 log = structlog.get_logger(__name__)
 
@@ -31,12 +31,12 @@ Done = Callable[[Delivery], None]
 
 
 @dataclass(slots=True)
-class Slot:
+class PublishSlot:
     """The place of one key: what is under way, and the newest that waits."""
 
     under_way: int = 0
     urgent_under_way: int = 0
-    waiting: tuple[Outgoing, Done, bool] | None = None
+    waiting: tuple[PublishMessage, Done, bool] | None = None
     unstarted: set[asyncio.Task[Delivery]] = field(default_factory=set)
     """Ordinary messages that are not sent yet; an urgent one overtakes them."""
 
@@ -60,8 +60,8 @@ class Sender:
     _group: asyncio.TaskGroup | None = None
     _client: aiomqtt.Client | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
-    _kept: OrderedDict[str, Outgoing] = field(default_factory=OrderedDict)
-    _slots: dict[str, Slot] = field(default_factory=dict)
+    _kept: OrderedDict[str, PublishMessage] = field(default_factory=OrderedDict)
+    _slots: dict[str, PublishSlot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._idle.set()
@@ -76,7 +76,7 @@ class Sender:
         for slot in self._slots.values():
             self._discard(slot, "disconnected")
 
-    def send(self, outgoing: Outgoing) -> bool:
+    def send(self, outgoing: PublishMessage) -> bool:
         """Send without waiting; False when too much is under way."""
         if self.sending >= self.limit:
             self.drops["outgoing full"] += 1
@@ -84,7 +84,7 @@ class Sender:
         self._start(outgoing)
         return True
 
-    def send_newest(self, key: str, outgoing: Outgoing, done: Done, *, urgent: bool) -> None:
+    def send_newest(self, key: str, outgoing: PublishMessage, done: Done, *, urgent: bool) -> None:
         """Send the newest message of this key; one that waits is replaced.
 
         Args:
@@ -93,7 +93,7 @@ class Sender:
             done: called once with what became of it.
             urgent: it leaves at once, whatever else is under way.
         """
-        slot = self._slots.setdefault(key, Slot())
+        slot = self._slots.setdefault(key, PublishSlot())
         if urgent:
             self.discard(key)
         self._discard(slot, "superseded")
@@ -107,12 +107,12 @@ class Sender:
 
     def discard(self, key: str) -> None:
         """Keep a message of this key that waits from leaving."""
-        slot = self._slots.get(key, Slot())
+        slot = self._slots.get(key, PublishSlot())
         self._discard(slot, "superseded")
         for task in slot.unstarted:
             task.cancel()
 
-    def keep(self, outgoing: Outgoing, keep: Keep) -> bool:
+    def keep(self, outgoing: PublishMessage, keep: Keep) -> bool:
         """Without a connection: keep the message for the next one, or drop it."""
         if keep == "no":
             self.drops["disconnected"] += 1
@@ -137,7 +137,7 @@ class Sender:
                 await self._idle.wait()
         return self._idle.is_set()
 
-    def _discard(self, slot: Slot, cause: str) -> None:
+    def _discard(self, slot: PublishSlot, cause: str) -> None:
         if slot.waiting is not None:
             _, done, _ = slot.waiting
             slot.waiting = None
@@ -145,7 +145,7 @@ class Sender:
             done("unsent")
 
     def _start(
-        self, outgoing: Outgoing, unstarted: set[asyncio.Task[Delivery]] | None = None
+        self, outgoing: PublishMessage, unstarted: set[asyncio.Task[Delivery]] | None = None
     ) -> asyncio.Task[Delivery]:
         assert self._group is not None
         assert self._client is not None
@@ -155,7 +155,7 @@ class Sender:
         task.add_done_callback(self._sent)  # also of a task that is cancelled before it began
         return task
 
-    def _start_slot(self, slot: Slot, outgoing: Outgoing, done: Done, *, urgent: bool) -> None:
+    def _start_slot(self, slot: PublishSlot, outgoing: PublishMessage, done: Done, *, urgent: bool) -> None:
         slot.under_way += 1
         slot.urgent_under_way += urgent
         task = self._start(outgoing, slot.unstarted)
@@ -163,7 +163,7 @@ class Sender:
             slot.unstarted.add(task)
         task.add_done_callback(partial(self._slot_done, slot, done, urgent))
 
-    def _slot_done(self, slot: Slot, done: Done, urgent: bool, task: asyncio.Task[Delivery]) -> None:  # noqa: FBT001 - a callback
+    def _slot_done(self, slot: PublishSlot, done: Done, urgent: bool, task: asyncio.Task[Delivery]) -> None:  # noqa: FBT001 - a callback
         slot.under_way -= 1
         slot.urgent_under_way -= urgent
         if task in slot.unstarted:
@@ -182,7 +182,7 @@ class Sender:
             self._idle.set()
 
     async def _send(
-        self, client: aiomqtt.Client, out: Outgoing, unstarted: set[asyncio.Task[Delivery]] | None
+        self, client: aiomqtt.Client, out: PublishMessage, unstarted: set[asyncio.Task[Delivery]] | None
     ) -> Delivery:
         if unstarted is not None:
             task = asyncio.current_task()

@@ -75,7 +75,7 @@ class Reward(Payload):
     source: str = Field("default", max_length=64)
 
 
-class Label(Payload):
+class LabelPayload(Payload):
     """`label`: one labelled example of a task. `id` names the `label_requested` event that it answers."""
 
     task: str = Field(max_length=64)
@@ -100,7 +100,7 @@ class Stop(Payload):
     engaged: bool = Field(strict=True)
 
 
-class Command(Payload):
+class CommandPayload(Payload):
     """`act/<actuator>/set`: a command from the gate to a device."""
 
     value: str | list[float]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from learners.checkpoints.manifest import CheckpointRefused, Loaded
+from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
 from learners.checkpoints.store import open_checkpoints
 from learners.experience.episodes import CombinedReadings, Episodes, StoredReadings
 from learners.experience.reader import Reader
@@ -23,9 +23,9 @@ from learners.ipc.policy_spec import read_policy_spec, spec_of_version
 from learners.model.policy import build
 from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
-from runtime.recording.export_mcap import OnProgress, Window, copy_recording, from_experience
+from runtime.recording.export_mcap import OnProgress, TimeWindow, copy_recording, from_experience
 from runtime.recording.reader import RecordingError
-from runtime.recording.recorded_readings import RecordedKept
+from runtime.recording.recorded_readings import RecordedReadings
 from sensors.config import policy_fields_of
 
 
@@ -42,7 +42,7 @@ class ExportOptions:
     recording: str | None = None
     experience: bool = False
     """Take experience although there are recordings."""
-    window: Window = field(default_factory=Window)
+    window: TimeWindow = field(default_factory=TimeWindow)
     pictures: bool = True
     task: str | None = None
 
@@ -92,7 +92,7 @@ def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
     return f"{version}: differs from torch by {told['difference']:.1g} at most; {wish.out}, {manifest}"
 
 
-def _spec(config: Config, loaded: Loaded) -> PolicySpec:
+def _spec(config: Config, loaded: LoadedCheckpoint) -> PolicySpec:
     """Return the version's own spec, else the one of the agent."""
     spec = spec_of_version(loaded) or read_policy_spec(config.state_dir)
     if spec is None:
@@ -108,7 +108,9 @@ def _lerobot(config: Config, wish: ExportOptions, told: OnProgress) -> str:
     words = tuple(s.name for s in spec.streams if s.modality == "text")
     with Reader(config.state_dir / "experience") as reader:
         wanted = cameras.union(words)
-        kept = CombinedReadings((StoredReadings(reader, wanted), RecordedKept(config.state_dir / "recordings", wanted)))
+        kept = CombinedReadings(
+            (StoredReadings(reader, wanted), RecordedReadings(config.state_dir / "recordings", wanted))
+        )
         shown = cameras & kept.streams if wish.pictures else frozenset[str]()
         episodes = Episodes(reader, kept, shown, told, window=(wish.window.start_s, wish.window.stop_s))
         walk = iter(episodes)

@@ -29,7 +29,7 @@ REMEMBERED = "reflexd-experience"
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class TimeWindow:
     """Unix seconds, `start_s <= stamp < stop_s`."""
 
     start_s: float = 0.0
@@ -41,10 +41,10 @@ class Window:
     @property
     def everything(self) -> bool:
         """Whether nothing is cut off."""
-        return self == Window()
+        return self == TimeWindow()
 
 
-def copy_recording(source: Path, out: Path, window: Window, on_progress: OnProgress) -> int:
+def copy_recording(source: Path, out: Path, window: TimeWindow, on_progress: OnProgress) -> int:
     """A recording, whole or cut; returns how many decisions are in it (-1: not counted, it was copied as it is).
 
     Raises:
@@ -79,7 +79,7 @@ def _stamp_ns(body: Mapping[str, Any]) -> int:
 
 
 def _slice(
-    recording: Recording, codec: ReadingCodec, channels: Channels, window: Window, on_progress: Callable[[], None]
+    recording: Recording, codec: ReadingCodec, channels: Channels, window: TimeWindow, on_progress: Callable[[], None]
 ) -> int:
     """Copy a slice. All readings are decoded, because a sound message has only new samples and a slice must begin with all."""
     held: dict[str, Reading] = {}
@@ -106,7 +106,7 @@ def _slice(
 def from_experience(
     reader: Reader,
     out: Path,
-    window: Window,
+    window: TimeWindow,
     *,
     agent: str,
     fields: Mapping[str, tuple[str, ...]],
@@ -145,7 +145,7 @@ def from_experience(
     return count
 
 
-def _chunks(reader: Reader, window: Window, on_progress: OnProgress) -> Iterator[list[Transition]]:
+def _chunks(reader: Reader, window: TimeWindow, on_progress: OnProgress) -> Iterator[list[Transition]]:
     first, last = reader.first_row(), reader.last_row()
     for start in range(first, last + 1, CHUNK):
         stop = min(start + CHUNK, last + 1)
@@ -155,7 +155,7 @@ def _chunks(reader: Reader, window: Window, on_progress: OnProgress) -> Iterator
         on_progress(stop - first, last + 1 - first)
 
 
-def _rewards(reader: Reader, window: Window) -> Iterator[Rewarded]:
+def _rewards(reader: Reader, window: TimeWindow) -> Iterator[Rewarded]:
     since = 0
     while found := reader.rewards(since):
         yield from (reward for reward in found if reward.stamp_s in window)

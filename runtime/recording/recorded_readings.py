@@ -20,7 +20,7 @@ Tick = tuple[str, float, dict[str, dict[str, Any]]]
 
 
 @dataclass(slots=True)
-class RecordedKept:
+class RecordedReadings:
     """The pictures and texts in the recordings of a folder; see `learners.experience.episodes.Kept`."""
 
     folder: Path

@@ -31,7 +31,7 @@ SHOWN = 20
 
 
 @dataclass(slots=True)
-class Report:
+class ReplayReport:
     """What a replay found."""
 
     decisions: int = 0
@@ -72,7 +72,7 @@ class Report:
         return "\n".join([head + f"{len(self.different)} differ", *lines, *more])
 
 
-def replay_file(path: Path, config: Config, *, policy: str | None = None, progress: bool = False) -> Report:
+def replay_file(path: Path, config: Config, *, policy: str | None = None, progress: bool = False) -> ReplayReport:
     """Replay a recording with the versions that acted in it, or with `policy` throughout.
 
     Raises:
@@ -105,8 +105,8 @@ def _same_spec(recorded: str, spec: PolicySpec) -> bool:
         return False
 
 
-async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | None, *, progress: bool) -> Report:
-    report, engine, metadata = Report(), tuning.engine, recording.metadata()
+async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | None, *, progress: bool) -> ReplayReport:
+    report, engine, metadata = ReplayReport(), tuning.engine, recording.metadata()
     report.notes += differences(parse(metadata.get("conditions", "{}").encode()), conditions(tuning.config, engine))
     engine.fuse_history_as_batch = "conditions" not in metadata  # recorded by an older program
     engine.seed = int(metadata.get("seed", engine.seed))  # of the agent's name then
@@ -137,7 +137,7 @@ class _Gaps:
 
     older: int
     """Ticks before a decision that it depends on."""
-    report: Report
+    report: ReplayReport
     _next: int | None = None
     _doubtful: int = 0
 
@@ -164,7 +164,7 @@ async def _recall(tuning: EncoderUpdater, encoders: dict[str, str], where: str) 
         raise RecordingError(f"{where}: {gone}") from None
 
 
-async def _switch(engine: Engine, version: str, report: Report) -> None:
+async def _switch(engine: Engine, version: str, report: ReplayReport) -> None:
     if version not in report.versions:
         report.versions.append(version)
     if version == engine.version:
@@ -199,7 +199,7 @@ def _observation(recorded: dict[str, Any], fresh: list[Reading], held: dict[str,
     )
 
 
-def _compare(report: Report, recorded: dict[str, Any], decided: InferenceResult) -> None:
+def _compare(report: ReplayReport, recorded: dict[str, Any], decided: InferenceResult) -> None:
     report.decisions += 1
     now = {
         name: {key: _plain(x) for key, x in told.items() if key in recorded["actions"].get(name, told)}

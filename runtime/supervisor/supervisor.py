@@ -26,7 +26,7 @@ import structlog
 from actuators.wire import WireError
 from learners.files import BusyError, exclusive_lock
 from learners.ipc import settings
-from runtime.config.loader import ConfigError, Loaded, load
+from runtime.config.loader import ConfigError, LoadedConfig, load
 from runtime.config.schema import Config
 from runtime.gate import ipc
 from runtime.gate.build import SettingsUnusable, build_host
@@ -335,7 +335,7 @@ def _version() -> str:
     return "0+unknown"
 
 
-def run_daemon(path: Path, loaded: Loaded, *, faults: tuple[str, ...], verbose: bool) -> int:
+def run_daemon(path: Path, loaded: LoadedConfig, *, faults: tuple[str, ...], verbose: bool) -> int:
     """Run the daemon until it ends; returns its exit code."""
     scrubber = configure(verbose=verbose, secrets=loaded.secrets)
     return asyncio.run(run(loaded.config, path, text=loaded.text, faults=faults, verbose=verbose, scrubber=scrubber))

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
-from sensors.drivers.process import Job, Message, pack_job, read_message
+from sensors.drivers.process import DriverMessage, Job, pack_job, read_message
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _BUFFER = 4 << 20
@@ -30,7 +30,7 @@ class DriverProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
 
-    def messages(self) -> Generator[Message]:
+    def messages(self) -> Generator[DriverMessage]:
         """Start the process and yield its messages until it ends or is stopped."""
         mine, theirs = socket.socketpair()
         self._socket = mine

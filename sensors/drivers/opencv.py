@@ -117,7 +117,7 @@ def encode(image: NDArray[np.uint8], suffix: Literal[".jpg", ".png"] = ".jpg", q
     return bytes(data)
 
 
-class Pace:
+class FrameRateLimit:
     """Choose the frames of a live source that `rate_hz` needs, with a tolerance of a quarter period."""
 
     def __init__(self, rate_hz: float) -> None:
@@ -164,7 +164,7 @@ def capture(job: CaptureJob, outbox: FrameSink, stop: threading.Event) -> None:
     """
     cv2 = load()
     cv2.setNumThreads(1)
-    pace = Pace(job.rate_hz)
+    pace = FrameRateLimit(job.rate_hz)
     while True:
         source = _open(cv2, job)
         try:
@@ -234,7 +234,9 @@ def _why(output: bytes) -> str:
     return "the driver found no video at the source"
 
 
-def _play(source: Any, job: CaptureJob, outbox: FrameSink, stop: threading.Event, pace: Pace, fps: float) -> int:
+def _play(
+    source: Any, job: CaptureJob, outbox: FrameSink, stop: threading.Event, pace: FrameRateLimit, fps: float
+) -> int:
     """Grab until the end and return the number of frames. A file plays in real time: frame n is due at n / fps."""
     start_s = time.monotonic()
     step_s = 1.0 / (fps or job.rate_hz)

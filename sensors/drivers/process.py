@@ -43,7 +43,7 @@ JOBS: dict[str, type[Job]] = {job.__name__: job for job in (opencv.CaptureJob, p
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class DriverMessage:
     """One message of a driver process."""
 
     kind: str
@@ -140,7 +140,7 @@ class FrameSender:
         return not last
 
 
-def read_message(connection: socket.socket) -> Message | None:
+def read_message(connection: socket.socket) -> DriverMessage | None:
     """Read the next message; None when the driver process has ended.
 
     Raises:
@@ -153,7 +153,7 @@ def read_message(connection: socket.socket) -> Message | None:
     if length > MAX_MESSAGE:
         raise SensorLost(f"the driver process announced {length} bytes")
     body = _read(connection, length)
-    return None if body is None else Message(kind.decode("latin-1"), stamp_s, first, second, body)
+    return None if body is None else DriverMessage(kind.decode("latin-1"), stamp_s, first, second, body)
 
 
 def _read(connection: socket.socket, length: int) -> bytearray | None:

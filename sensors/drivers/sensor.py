@@ -12,7 +12,7 @@ from functools import partial
 
 from sensors.base import PayloadRefused, Publish
 from sensors.drivers.handle import DriverProcess
-from sensors.drivers.process import Job, Message
+from sensors.drivers.process import DriverMessage, Job
 from sensors.drivers.watchdog import Limits, SourceWatchdog
 from sensors.readings import Reading
 
@@ -60,7 +60,7 @@ class DriverSensor:
         """Publish readings until cancelled."""
         await self._watchdog.run(partial(self._deliver, publish), lost, recovered)
 
-    def reading_of(self, message: Message) -> Reading | None:
+    def reading_of(self, message: DriverMessage) -> Reading | None:
         """Make a reading of a frame or of samples; None when more samples are needed. Runs in the reader's thread.
 
         Raises:
@@ -68,7 +68,7 @@ class DriverSensor:
         """
         raise NotImplementedError
 
-    def _deliver(self, publish: Publish, message: Message) -> bool:
+    def _deliver(self, publish: Publish, message: DriverMessage) -> bool:
         """Publish the reading of a message; return whether it was usable data, which the watchdog asks."""
         if message.kind == "D":
             self.drops[message.text] += 1

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 import orjson
 
 from sensors.base import SensorLost, call_threadsafe
-from sensors.drivers.process import Message
+from sensors.drivers.process import DriverMessage
 
 
-class Connection(Protocol):
+class DriverConnection(Protocol):
     """One driver process on one source."""
 
-    def messages(self) -> Generator[Message]:
+    def messages(self) -> Generator[DriverMessage]:
         """Yield its messages until it ends; blocks."""
 
     def stop(self) -> None:
@@ -110,7 +110,7 @@ class SourceWatchdog:
     def __init__(
         self,
         name: str,
-        connect: Callable[[], Connection],
+        connect: Callable[[], DriverConnection],
         limits: Limits,
         *,
         probe: Callable[[], None] = lambda: None,
@@ -125,7 +125,7 @@ class SourceWatchdog:
         self.refusal: str | None = None
         """Why the last datum could not be used; None after a usable one."""
         self._connect = connect
-        self._deliver: Callable[[Message], bool] = lambda _message: False
+        self._deliver: Callable[[DriverMessage], bool] = lambda _message: False
         self._limits = limits
         self._probe = probe
         self._begin = begin
@@ -138,7 +138,7 @@ class SourceWatchdog:
         """Fresh data in a row since the last loss or connection."""
 
     async def run(
-        self, deliver: Callable[[Message], bool], lost: Callable[[str], None], recovered: Callable[[], None]
+        self, deliver: Callable[[DriverMessage], bool], lost: Callable[[str], None], recovered: Callable[[], None]
     ) -> None:
         """Keep the source alive until cancelled; returns within a second of that.
 
@@ -181,7 +181,7 @@ class SourceWatchdog:
 
     def _read(
         self,
-        connection: Connection,
+        connection: DriverConnection,
         loop: asyncio.AbstractEventLoop,
         done: asyncio.Future[SensorLost],
         recovered: Callable[[], None],
@@ -207,7 +207,7 @@ class SourceWatchdog:
                 reason = SensorLost(f"the sensor failed with {type(error).__name__}; this is a bug")
             call_threadsafe(loop, _finish, done, reason)
 
-    def _opened(self, message: Message) -> None:
+    def _opened(self, message: DriverMessage) -> None:
         """Learn the rate that the source claims (event loop)."""
         self.fps = float(orjson.loads(message.body)["fps"])
         self._period.claim(1.0 / self.fps if self.fps > 0 else 0.0)
@@ -270,7 +270,7 @@ class SourceWatchdog:
             lost(reason)
 
 
-def _raise_if_last(message: Message) -> None:
+def _raise_if_last(message: DriverMessage) -> None:
     if message.kind == "E":
         raise SensorLost(message.text)
     if message.kind == "X":

@@ -22,7 +22,7 @@ from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_image
 from sensors.config import CameraSettings, public_source, split_address
 from sensors.drivers.opencv import CaptureJob
-from sensors.drivers.process import Message
+from sensors.drivers.process import DriverMessage
 from sensors.drivers.sensor import DriverSensor
 from sensors.drivers.watchdog import Absent, Limits
 from sensors.readings import Frame
@@ -52,7 +52,7 @@ class CameraSensor(DriverSensor):
             clock=clock,
         )
 
-    def reading_of(self, message: Message) -> Frame:
+    def reading_of(self, message: DriverMessage) -> Frame:
         """Make a frame of a message: its body is RGB uint8 (height, width, 3)."""
         image = np.frombuffer(message.body, np.uint8).reshape(message.first, message.second, 3)
         return Frame(self.name, message.stamp_s, self._next(), image, stamp_source="device")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sensors.base import PayloadRefused
 from sensors.config import MicrophoneSettings
 from sensors.drivers.portaudio import BLOCK_S, PlayJob, RecordJob
-from sensors.drivers.process import Job, Message
+from sensors.drivers.process import DriverMessage, Job
 from sensors.drivers.sensor import DriverSensor
 from sensors.drivers.watchdog import Absent, Limits
 from sensors.readings import Sound
@@ -47,7 +47,7 @@ _CONTAINERS = {
 _FILE = re.compile(r"\.(wav|flac|ogg|oga|opus|mp3|aiff?|au|w64)$", re.IGNORECASE)
 
 
-class Window:
+class SoundWindow:
     """Keep the last `window_s` of a stream of samples of any rate, resampled to 16 kHz."""
 
     def __init__(self, window_s: float, hop_s: float) -> None:
@@ -110,7 +110,7 @@ class MicrophoneSensor(DriverSensor):
         clock: Callable[[], float] = time.monotonic,
         limits: Limits | None = None,
     ) -> None:
-        self._window = Window(settings.window_s, settings.hop_s)
+        self._window = SoundWindow(settings.window_s, settings.hop_s)
         job = job_of(settings)
         super().__init__(
             name,
@@ -122,7 +122,7 @@ class MicrophoneSensor(DriverSensor):
             begin=self._window.clear,
         )
 
-    def reading_of(self, message: Message) -> Sound | None:
+    def reading_of(self, message: DriverMessage) -> Sound | None:
         """Append a message's float32 samples; return the window when a hop has passed.
 
         Raises:
@@ -181,7 +181,7 @@ class TopicMicrophone:
         self.topic = topic
         self.drops: Counter[str] = Counter()
         self._rate_hz = settings.rate_hz
-        self._window = Window(settings.window_s, settings.hop_s)
+        self._window = SoundWindow(settings.window_s, settings.hop_s)
         self._loss = LossEstimator()
         self._seq = 0
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, UtteranceSettings
 from actuators.device import MAX_BOOTS, DeviceInbox, parse_command
-from actuators.wire import Commands, Report, WireError, parse_json, parse_state, state_payload
+from actuators.wire import CommandWriter, DeviceReport, WireError, parse_json, parse_state, state_payload
 
 BASE = "reflexd/demo"
 HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay", ttl_ms=300)
@@ -34,11 +34,11 @@ ALL: dict[str, AnyActuator] = {"head": HEAD, "arm": ARM, "dim": DIM, "lamp": LAM
 
 
 def write(name: str, value: object, decision: str | None = "d1") -> bytes:
-    return Commands(BASE, ALL, "boot1").write(name, value, decision=decision, policy="p1", stamp_s=100.0).payload  # type: ignore[arg-type]
+    return CommandWriter(BASE, ALL, "boot1").write(name, value, decision=decision, policy="p1", stamp_s=100.0).payload  # type: ignore[arg-type]
 
 
 def test_a_command_has_the_fields_of_the_contract() -> None:
-    commands = Commands(BASE, ALL, "boot1")
+    commands = CommandWriter(BASE, ALL, "boot1")
     first = commands.write("head", "left", decision="d1", policy="p1", stamp_s=100.0)
     assert (first.topic, first.qos, first.retain, first.expiry_s) == ("reflexd/demo/act/head/set", 1, False, 1)
     assert orjson.loads(first.payload) == {
@@ -59,7 +59,7 @@ def test_foreign_devices_get_their_own_words() -> None:
     assert write("lamp", "ON") == b'{"state": "ON"}'
     assert write("dim", (12.5,)) == b'{"brightness": 12.5}'
     assert write("plain", "a") == b"a"
-    lamp = Commands(BASE, ALL, "b").write("lamp", "ON", decision=None, policy="gate", stamp_s=1.0)
+    lamp = CommandWriter(BASE, ALL, "b").write("lamp", "ON", decision=None, policy="gate", stamp_s=1.0)
     assert (lamp.topic, lamp.retain) == ("z2m/lamp/set", False)
 
 
@@ -71,7 +71,7 @@ def test_no_text_can_add_a_key(text: str) -> None:
 @pytest.mark.parametrize("payload", ['{"state": ${value}}', '{"state": "${value}"', '["${value}",]'])
 def test_a_template_that_gives_no_json_is_refused_at_load(payload: str) -> None:
     with pytest.raises(WireError, match=r"actuators\.lamp\.payload"):
-        Commands(BASE, {"lamp": LAMP.model_copy(update={"payload": payload})}, "b")
+        CommandWriter(BASE, {"lamp": LAMP.model_copy(update={"payload": payload})}, "b")
 
 
 @given(
@@ -82,44 +82,44 @@ def test_a_template_that_gives_no_json_is_refused_at_load(payload: str) -> None:
     stamp_s=st.floats(0, 4e9),
 )
 def test_round_trip(value: str | tuple[float, ...], decision: str | None, stamp_s: float) -> None:
-    out = Commands(BASE, {"it": HEAD}, "b").write("it", value, decision=decision, policy="p", stamp_s=stamp_s)
+    out = CommandWriter(BASE, {"it": HEAD}, "b").write("it", value, decision=decision, policy="p", stamp_s=stamp_s)
     command = DeviceInbox().accept(out.payload, retained=False, now_s=stamp_s)
     assert command is not None
     assert (command.value, command.decision, command.boot, command.seq) == (value, decision, "b", 1)
     assert (command.stamp_s, command.ttl_ms, command.policy) == (stamp_s, 300, "p")
-    assert parse_state(HEAD, state_payload("left", command.seq, command.boot)) == Report("left", 1, "b")
+    assert parse_state(HEAD, state_payload("left", command.seq, command.boot)) == DeviceReport("left", 1, "b")
 
 
 def test_answers_to_older_commands_are_known() -> None:
-    commands = Commands(BASE, ALL, "b")
-    assert not commands.is_older("head", Report("left", 0, "b"))
+    commands = CommandWriter(BASE, ALL, "b")
+    assert not commands.is_older("head", DeviceReport("left", 0, "b"))
     for _ in range(2):
         commands.write("head", "left", decision=None, policy="p", stamp_s=1.0)
     commands.write("arm", (0.0, 0.0), decision=None, policy="p", stamp_s=1.0)
-    assert commands.is_older("head", Report("left", 1, "b"))
-    assert not commands.is_older("head", Report("left", 2, "b"))
-    assert not commands.is_older("head", Report("left", 1, "another"))
-    assert not commands.is_older("head", Report("left"))
+    assert commands.is_older("head", DeviceReport("left", 1, "b"))
+    assert not commands.is_older("head", DeviceReport("left", 2, "b"))
+    assert not commands.is_older("head", DeviceReport("left", 1, "another"))
+    assert not commands.is_older("head", DeviceReport("left"))
 
 
 @pytest.mark.parametrize(
     ("settings", "payload", "report"),
     [
-        (HEAD, b'{"value":"left","seq":3,"boot":"b"}', Report("left", 3, "b")),
-        (HEAD, b'{"value":"left","seq":true,"boot":"b"}', Report("left")),
-        (HEAD, b'{"value":"left","seq":3}', Report("left")),
-        (HEAD, b"left", Report("left")),
-        (HEAD, b' "left"', Report("left")),
-        (HEAD, b'{"value":true}', Report("true")),
-        (HEAD, b"1", Report("1")),
-        (LAMP, b'{"state":"ON","linkquality":80}', Report("ON")),
-        (LAMP.model_copy(update={"state_value": "/a/0/b"}), b'{"a":[{"b":"ON"}]}', Report("ON")),
-        (ARM, b'{"value":[1,-0.5]}', Report([1.0, -0.5])),
-        (DIM, b'{"value":3}', Report(3.0)),
-        (DIM, b"3.5", Report(3.5)),
+        (HEAD, b'{"value":"left","seq":3,"boot":"b"}', DeviceReport("left", 3, "b")),
+        (HEAD, b'{"value":"left","seq":true,"boot":"b"}', DeviceReport("left")),
+        (HEAD, b'{"value":"left","seq":3}', DeviceReport("left")),
+        (HEAD, b"left", DeviceReport("left")),
+        (HEAD, b' "left"', DeviceReport("left")),
+        (HEAD, b'{"value":true}', DeviceReport("true")),
+        (HEAD, b"1", DeviceReport("1")),
+        (LAMP, b'{"state":"ON","linkquality":80}', DeviceReport("ON")),
+        (LAMP.model_copy(update={"state_value": "/a/0/b"}), b'{"a":[{"b":"ON"}]}', DeviceReport("ON")),
+        (ARM, b'{"value":[1,-0.5]}', DeviceReport([1.0, -0.5])),
+        (DIM, b'{"value":3}', DeviceReport(3.0)),
+        (DIM, b"3.5", DeviceReport(3.5)),
     ],
 )
-def test_reports(settings: AnyActuator, payload: bytes, report: Report) -> None:
+def test_reports(settings: AnyActuator, payload: bytes, report: DeviceReport) -> None:
     assert parse_state(settings, payload) == report
 
 

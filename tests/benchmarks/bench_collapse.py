@@ -35,9 +35,9 @@ from actuators.actions import Value
 from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
 from learners.experience.transition import Transition
-from learners.gym.episodes import Score
+from learners.gym.episodes import ReturnSummary
 from learners.gym.observations import Tokens
-from learners.gym.trainer import EVALUATION_SEED, Trainer
+from learners.gym.trainer import EVALUATION_SEED, GymTrainer
 from learners.model.heads import actuator_values
 from learners.promotion.context import EvaluationContext
 from learners.promotion.steps import STEPS
@@ -52,7 +52,7 @@ RATE_HZ = 50.0
 """Of CartPole itself: 0.02 s a step."""
 
 
-class Run(Trainer):
+class Run(GymTrainer):
     """A learner, and beside it the versions that act."""
 
     def __init__(self, seed: int, *, gated: bool) -> None:
@@ -115,7 +115,7 @@ class Run(Trainer):
         self.algorithm = Algorithm(self.policy, self.generator, self.algorithm.updates)
         self.policy.eval()
 
-    def evaluate(self, step: int) -> Score:
+    def evaluate(self, step: int) -> ReturnSummary:
         candidate = copy.deepcopy(self.policy)
         if not self.gated or (self.probation.trial is None and self._passes(candidate)):
             self.live = str(step)
@@ -126,7 +126,7 @@ class Run(Trainer):
             self.probation.acts(self.live, self._tick / RATE_HZ)
             self.promoted += 1
         learner, self.policy = self.policy, self.acting
-        score = Score.of(self.play(EVALUATION_SEED, self.settings.evaluation_episodes))
+        score = ReturnSummary.of(self.play(EVALUATION_SEED, self.settings.evaluation_episodes))
         self.policy = learner
         self.returns.append(score.mean)
         return score

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from recording_world import World, record  # noqa: E402 - after the path
 
 from runtime.recording.reader import Recording  # noqa: E402
-from runtime.recording.replay import Report  # noqa: E402
+from runtime.recording.replay import ReplayReport  # noqa: E402
 
 PER_SESSION = 10
 
@@ -35,7 +35,7 @@ def cut(path: Path, chance: random.Random) -> Path:
     return made
 
 
-async def replays(world: World, chance: random.Random) -> tuple[list[Report], list[Report], int]:
+async def replays(world: World, chance: random.Random) -> tuple[list[ReplayReport], list[ReplayReport], int]:
     """Reports of whole recordings and of cut ones, and how many cut ones were not read to their last chunk."""
     whole = [await world.replay(path) for path in world.paths]
     pieces = [cut(path, chance) for path in world.paths]

@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from learners.gym.train import train
-from learners.gym.trainer import Trainer, TrainSettings
+from learners.gym.trainer import GymTrainer, TrainSettings
 from learners.model.heads import Heads
 from learners.rl.algorithm import Algorithm
 
@@ -119,7 +119,7 @@ class OutOfTime(Exception):  # noqa: N818 - a signal, not a failure
 def spend(environment: str, algorithm: str, *, sphere: bool, seconds: float, seed: int) -> tuple[int, float, float]:
     """Train for so much CPU time; return steps, last and best evaluation."""
     began = time.process_time()
-    trainer = Trainer(
+    trainer = GymTrainer(
         lambda: gymnasium.make(environment),
         seed=seed,
         settings=TrainSettings(algorithm=algorithm),  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from learners.gym.trainer import Trainer, TrainSettings
+from learners.gym.trainer import GymTrainer, TrainSettings
 from learners.model.heads import Heads
 from learners.rl.algorithm import Algorithm
 
@@ -30,7 +30,7 @@ FILL = 5_000
 
 
 def ours(environment: str, algorithm: str, *, plain: bool) -> Callable[[int], None]:
-    trainer = Trainer(
+    trainer = GymTrainer(
         lambda: gymnasium.make(environment),
         seed=0,
         settings=TrainSettings(

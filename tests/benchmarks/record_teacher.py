@@ -23,7 +23,7 @@ from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import demonstrate, save
 from learners.gym.observations import FrameWindow
-from learners.gym.trainer import Trainer
+from learners.gym.trainer import GymTrainer
 from learners.model.heads import actuator_values
 
 FIRST_SEED = 5_000_000
@@ -40,7 +40,7 @@ def main() -> None:
     checkpoints = Checkpoints(given.trained / "checkpoints", load_key(given.trained))
     version = checkpoints.live().version
     assert version is not None, f"{given.trained} has no live version"
-    trainer = Trainer(lambda: gymnasium.make(given.environment), seed=0)
+    trainer = GymTrainer(lambda: gymnasium.make(given.environment), seed=0)
     trainer.policy.load_state_dict(checkpoints.load(version).tensors["policy"])
     generator = torch.Generator().manual_seed(0)
 

@@ -22,8 +22,8 @@ from torch import nn
 from learners.files import cache_dir, locked, write_atomically
 from learners.model.backends.openvino import LIBRARY
 from learners.model.backends.selection import (
+    BackendChoice,
     BackendSettings,
-    Choice,
     Inputs,
     Measured,
     NotCompiled,
@@ -73,7 +73,7 @@ class Calibrations:
         libraries = f"torch {torch.__version__} openvino {LIBRARY}"
         return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.settings)).decode()}"
 
-    def recall(self, version: str, device: torch.device) -> Choice | None:
+    def recall(self, version: str, device: torch.device) -> BackendChoice | None:
         """Return the stored choice; None without one, or where the file is unreadable. Copies it from the cache to the state."""
         key = self._key(version, device)
         for place in self._places:
@@ -87,14 +87,14 @@ class Calibrations:
             return choice
         return None
 
-    def remember(self, version: str, device: torch.device, choice: Choice) -> None:
+    def remember(self, version: str, device: torch.device, choice: BackendChoice) -> None:
         """Store one choice in both places."""
         for place in self._places:
             _write(place, self._key(version, device), choice)
 
     def runner(
         self, module: nn.Module, examples: Sequence[Inputs], version: str, *, shared: bool = False
-    ) -> tuple[Run, Choice]:
+    ) -> tuple[Run, BackendChoice]:
         """Return the fastest allowed way to run the module; calibrate at most once for a version and machine.
 
         `shared` says that these weights come with the program, so that other daemons will want the graph too.
@@ -133,8 +133,8 @@ class Calibrations:
                     shutil.rmtree(old, ignore_errors=True)
 
 
-def _choice(entry: Any) -> Choice:
-    return Choice(entry["backend"], entry["precision"], tuple(Measured(**m) for m in entry["measured"]))
+def _choice(entry: Any) -> BackendChoice:
+    return BackendChoice(entry["backend"], entry["precision"], tuple(Measured(**m) for m in entry["measured"]))
 
 
 def _entries(file: Path) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _entries(file: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _write(place: Path, key: str, choice: Choice) -> None:
+def _write(place: Path, key: str, choice: BackendChoice) -> None:
     """Add one entry to the file, atomically; ignore a folder that cannot be written."""
     with suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)

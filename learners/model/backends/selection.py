@@ -65,7 +65,7 @@ class BackendSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BackendChoice:
     """The backend chosen for a module, and all measurements."""
 
     backend: Backend
@@ -159,7 +159,7 @@ def candidates(settings: BackendSettings, device: torch.device) -> list[tuple[Ba
 @torch.inference_mode()
 def calibrate(
     module: nn.Module, examples: Sequence[Inputs], settings: BackendSettings, version: str, folders: Sequence[Path] = ()
-) -> Choice:
+) -> BackendChoice:
     """Measure every candidate and choose.
 
     Raises:
@@ -184,7 +184,7 @@ def calibrate(
             f"no backend within engine.tolerance {settings.tolerance}: {found or 'none allowed'}; change engine.*"
         )
     best = min(good, key=lambda m: m.ms)
-    return Choice(best.backend, best.precision, tuple(measured))
+    return BackendChoice(best.backend, best.precision, tuple(measured))
 
 
 def build(

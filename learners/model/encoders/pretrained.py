@@ -31,7 +31,7 @@ from learners.model.encoders.base import Encoder, Inputs, Run
 from learners.model.encoders.bundled import resolve
 from learners.model.encoders.preprocess import HOP, RATE_HZ, Mel, normalised, resize, tokenize, upload, window
 from learners.model.encoders.towers import (
-    HearingTower,
+    AudioTower,
     LanguageTower,
     UnknownArchitecture,
     VisionTower,
@@ -115,7 +115,7 @@ class VisionEncoder(_Tower):
         return [(picture.to(self.device, torch.uint8).contiguous(memory_format=torch.channels_last),)]
 
 
-class HearingEncoder(_Tower):
+class AudioEncoder(_Tower):
     """Sound through Whisper's encoder (windows shorter than 30 s) or wav2vec2 and its kin."""
 
     modality: Modality = "audio"
@@ -126,9 +126,9 @@ class HearingEncoder(_Tower):
         if model.main_input_name == "input_features":
             frames, bands = self.samples // HOP, model.config.num_mel_bins
             self.mel = Mel.build(extractor.mel_filters, device)
-            tower = HearingTower(whisper_encoder(model, frames), tokens, torch.zeros(1, bands, frames))
+            tower = AudioTower(whisper_encoder(model, frames), tokens, torch.zeros(1, bands, frames))
         else:
-            tower = HearingTower(model, tokens, torch.zeros(1, self.samples))
+            tower = AudioTower(model, tokens, torch.zeros(1, self.samples))
         super().__init__(tower, tokens, tower.width, device, {"samples": self.samples})
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
@@ -211,9 +211,9 @@ def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window
     if name == "pixel_values" or hasattr(config, "vision_config"):
         return VisionEncoder(model, _options(BaseImageProcessor.get_image_processor_dict, source), tokens, device)
     if name == "input_features":
-        return HearingEncoder(model, _whisper_extractor(source), tokens, window_s, device)
+        return AudioEncoder(model, _whisper_extractor(source), tokens, window_s, device)
     if name == "input_values":
-        return HearingEncoder(model, None, tokens, window_s, device)
+        return AudioEncoder(model, None, tokens, window_s, device)
     if name == "input_ids" and hasattr(config, "hidden_size"):
         return LanguageEncoder(model, AutoTokenizer.from_pretrained(source), _limit(source, config), device)
     raise UnknownArchitecture(

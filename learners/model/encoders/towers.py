@@ -87,7 +87,7 @@ class VisionTower(nn.Module):
         return pooled_BCyx.flatten(2).transpose(1, 2).float()
 
 
-class HearingTower(nn.Module):
+class AudioTower(nn.Module):
     """Sound features -> tokens B,T,W: the mean of the window, then, from the second token on, means of equal segments.
 
     A word may stand anywhere in the window: the first token finds it wherever it is, the others tell when it was.

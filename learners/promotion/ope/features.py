@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class PairedFeatures:
     """What both make of N decisions.
 
     `logged`, `candidate`, `live`: probability N of the actions that were the policy's own, all actuators together; 1 where
@@ -64,7 +64,7 @@ class _Side:
 
 def compare(
     candidate: ActingPolicy, live: ActingPolicy, logged: Logged, seed: int = 0
-) -> Generator[None, None, Compared]:
+) -> Generator[None, None, PairedFeatures]:
     """Go through the decisions chunk by chunk; the generator returns the whole."""
     projected = min(PROJECTED, len(logged) // 50)
     parts: list[tuple[Array, ...]] = []
@@ -87,7 +87,7 @@ def compare(
         for i, choice in enumerate(actuator.choices)
         if _is_untried(tries[actuator.name][:, i], len(logged))
     )
-    return Compared(logged_N, candidate_N, live_N, taken, by_candidate, by_live, untried)
+    return PairedFeatures(logged_N, candidate_N, live_N, taken, by_candidate, by_live, untried)
 
 
 def _tries(

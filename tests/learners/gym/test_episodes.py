@@ -13,13 +13,13 @@ from rl import Corridor, Shrink, Tiles
 
 from actuators.sim.gym_spaces import action_space
 from learners.gym import demonstrations
-from learners.gym.episodes import Score, run_episodes
+from learners.gym.episodes import ReturnSummary, run_episodes
 from learners.gym.observations import FrameWindow, ObservationEncoder
 from learners.model.heads import HeadOutput, actuator_values
 
 
 def test_scores_and_episodes_side_by_side() -> None:
-    assert Score.of([1.0, 3.0]).as_dict() == {"mean": 2.0, "std": 1.0, "min": 1.0, "max": 3.0, "episodes": 2}
+    assert ReturnSummary.of([1.0, 3.0]).as_dict() == {"mean": 2.0, "std": 1.0, "min": 1.0, "max": 3.0, "episodes": 2}
     # always right: 1 after five steps from the middle; always left never gets there within twelve
     assert run_episodes(Corridor, lambda seen, _: [1] * len(seen), range(3)) == ([1.0, 1.0, 1.0], 0)
     assert run_episodes(Corridor, lambda seen, numbers: [int(n > 0) for n in numbers], range(2)) == ([0.0, 1.0], 0)

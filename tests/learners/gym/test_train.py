@@ -17,7 +17,7 @@ from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import SCRIPTS, demonstrate
 from learners.gym.train import train
-from learners.gym.trainer import FINAL_SEED, Trainer, TrainSettings
+from learners.gym.trainer import FINAL_SEED, GymTrainer, TrainSettings
 from learners.model.policy import build
 
 SMALL = TrainSettings(
@@ -35,7 +35,7 @@ SMALL = TrainSettings(
 def test_cart_pole_is_learned_in_two_thousand_steps() -> None:
     """Falling takes about 9 steps when pushed one way and 22 at random; only what has learned lasts five times that."""
     settings = TrainSettings(evaluate_every=500, selection_episodes=5, final_episodes=20)
-    trainer = Trainer(lambda: gymnasium.make("CartPole-v1"), seed=0, settings=settings)
+    trainer = GymTrainer(lambda: gymnasium.make("CartPole-v1"), seed=0, settings=settings)
     trainer.run(2_000)
     _, final = trainer.deliver()
     assert final.mean > 110
@@ -79,7 +79,7 @@ def test_the_checkpoint_is_the_policy_that_was_measured(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
     assert checkpoints.live().version == results["checkpoint"]
     loaded = checkpoints.load(results["checkpoint"])
-    trainer = Trainer(lambda: gymnasium.make("CartPole-v1"), seed=77, settings=SMALL)
+    trainer = GymTrainer(lambda: gymnasium.make("CartPole-v1"), seed=77, settings=SMALL)
     assert orjson.loads(trainer.spec.to_json()) == loaded.documents["spec"]
     trainer.policy = build(trainer.spec, loaded.tensors["policy"])
     assert np.mean(trainer.play(FINAL_SEED, 5)) == results["final"]["mean"]
@@ -95,7 +95,7 @@ def test_a_continuous_actuator_is_written_too(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_run() -> None:
     def curve(seed: int) -> list[dict[str, float]]:
-        trainer = Trainer(lambda: gymnasium.make("Pendulum-v1"), seed=seed, settings=SMALL)
+        trainer = GymTrainer(lambda: gymnasium.make("Pendulum-v1"), seed=seed, settings=SMALL)
         trainer.run(200)
         return trainer.evaluations
 
@@ -105,7 +105,9 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 def test_looking_does_not_disturb_training() -> None:
     def weights(every: int) -> torch.Tensor:
-        trainer = Trainer(lambda: gymnasium.make("CartPole-v1"), seed=0, settings=replace(SMALL, evaluate_every=every))
+        trainer = GymTrainer(
+            lambda: gymnasium.make("CartPole-v1"), seed=0, settings=replace(SMALL, evaluate_every=every)
+        )
         trainer.run(160)
         assert trainer.policy.heads.choice is not None
         return trainer.policy.heads.choice.out.weight.detach().clone()
@@ -114,7 +116,7 @@ def test_looking_does_not_disturb_training() -> None:
 
 
 def test_time_limits_bootstrap_and_ends_do_not() -> None:
-    trainer = Trainer(Corridor, seed=0, settings=replace(SMALL, choice_warmup=10_000, choice_steps=1))
+    trainer = GymTrainer(Corridor, seed=0, settings=replace(SMALL, choice_warmup=10_000, choice_steps=1))
     trainer.run(400)
     batch = trainer.replay.sample(400, torch.Generator().manual_seed(0))
     place = batch.features.tokens["state"].flatten(1).argmax(1)
@@ -129,7 +131,7 @@ def test_time_limits_bootstrap_and_ends_do_not() -> None:
 
 
 def test_demonstrations_are_drawn_and_marked() -> None:
-    trainer = Trainer(lambda: gymnasium.make("CartPole-v1"), seed=0, settings=SMALL)
+    trainer = GymTrainer(lambda: gymnasium.make("CartPole-v1"), seed=0, settings=SMALL)
     episodes = demonstrate(trainer.env, SCRIPTS["CartPole-v1"], range(2))
     assert trainer.load_demonstrations(episodes) == sum(len(e.actions) for e in episodes)
     trainer.run(120)
@@ -140,7 +142,7 @@ def test_demonstrations_are_drawn_and_marked() -> None:
 
 def test_a_teacher_gets_a_corridor_solved_at_once() -> None:
     settings = replace(SMALL, evaluate_every=150)
-    trainer = Trainer(Corridor, seed=0, settings=settings)
+    trainer = GymTrainer(Corridor, seed=0, settings=settings)
     trainer.load_demonstrations(demonstrate(trainer.env, lambda _: 1, range(4)))
     trainer.run(300)
     assert trainer.deliver()[1].mean == 1.0
@@ -149,13 +151,13 @@ def test_a_teacher_gets_a_corridor_solved_at_once() -> None:
 def test_pictures_are_learned_through_the_policy() -> None:
     """Guessing the bright side pays 10 of 20; the encoder's tokens say it."""
     settings = replace(SMALL, gamma=0.5, choice_steps=1, evaluate_every=250, width=32)
-    trainer = Trainer(Tiles, seed=0, settings=settings, encoder=Shrink())  # type: ignore[arg-type]
+    trainer = GymTrainer(Tiles, seed=0, settings=settings, encoder=Shrink())  # type: ignore[arg-type]
     trainer.run(500)
     assert trainer.deliver()[1].mean > 17
 
 
 def test_one_step_feedback_is_a_bandit() -> None:
-    trainer = Trainer(Tiles, seed=0, settings=replace(SMALL, gamma=0.0, width=32), encoder=Shrink())  # type: ignore[arg-type]
+    trainer = GymTrainer(Tiles, seed=0, settings=replace(SMALL, gamma=0.0, width=32), encoder=Shrink())  # type: ignore[arg-type]
     assert trainer.algorithm_name == "bandit"
     trainer.run(200)
     assert trainer.deliver()[1].mean > 18

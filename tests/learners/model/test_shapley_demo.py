@@ -25,7 +25,7 @@ from learners.experience.transition import Transition
 from learners.model.encoders.base import Encoder
 from learners.model.features import recorded
 from learners.model.policy import Policy
-from learners.model.shapley import Part, explain
+from learners.model.shapley import StreamContribution, explain
 from runtime.config.loader import load
 from runtime.inference.build import build_spec
 
@@ -78,7 +78,7 @@ def still(one: Transition, other: Transition) -> Transition:
     return replace(one, tokens={**one.tokens, "front": other.tokens["front"]})
 
 
-def parts_of(policy: Policy, now: Transition, past: list[list[Transition]]) -> Part:
+def parts_of(policy: Policy, now: Transition, past: list[list[Transition]]) -> StreamContribution:
     return explain(policy, [now], past)["head"]
 
 

@@ -19,7 +19,7 @@ from actuators.sim.panorama_world import PHOTOGRAPHS, TURNS, World, oracle, wrap
 from learners.experience.transition import Transition
 from learners.model.features import recorded
 from learners.model.policy import Policy
-from learners.model.shapley import Part, explain
+from learners.model.shapley import StreamContribution, explain
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
 from learners.rl.replay_buffer import ReplayBuffer
@@ -132,7 +132,7 @@ def cases(policy: Policy) -> list[Case]:
     return [case for seed in WORLDS if (case := changed(policy, seed)) is not None]
 
 
-def part(policy: Policy, now: Transition, past: list[list[Transition]]) -> Part:
+def part(policy: Policy, now: Transition, past: list[list[Transition]]) -> StreamContribution:
     return explain(policy, [now], past)["head"]
 
 

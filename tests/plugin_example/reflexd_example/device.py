@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actuators.api import Device, Outgoing, Value, message
+from actuators.api import Device, DeviceMessage, Value, message
 
 OUTSIDE_C, HEATER_C_PER_S, LOSS_PER_S = 5.0, 0.5, 0.02
 SWITCH = ("OFF", "ON")
@@ -28,7 +28,7 @@ class Thermostat:
         """Where commands come."""
         return (self._heater.topic,)
 
-    def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[Outgoing]:
+    def receive(self, topic: str, payload: bytes, *, retained: bool, now_s: float) -> list[DeviceMessage]:
         """One command; answered with what the device does now."""
         value: Value | None = self._heater.take(payload, retained=retained, now_s=now_s)
         if value is None:
@@ -36,7 +36,7 @@ class Thermostat:
         self._on = value == "ON"
         return [self._heater.report(value)]
 
-    def step(self, now_s: float) -> list[Outgoing]:
+    def step(self, now_s: float) -> list[DeviceMessage]:
         """The room warms up or cools down."""
         heat = HEATER_C_PER_S if self._on else 0.0
         self.celsius += (heat - LOSS_PER_S * (self.celsius - OUTSIDE_C)) * self.period_s

@@ -53,7 +53,7 @@ async def answer(gate: socket.socket) -> None:
         offer = ipc.unpack(await loop.sock_recv(gate, ipc.MAX_MESSAGE))
         assert isinstance(offer, Proposal)
         outcomes = {name: ipc.Outcome(True, None, value, "policy") for name, value in offer.actions.items()}
-        verdict = ipc.Verdict(offer.decision, True, False, dict.fromkeys(outcomes, "autonomous"), outcomes)
+        verdict = ipc.GateVerdict(offer.decision, True, False, dict.fromkeys(outcomes, "autonomous"), outcomes)
         gate.send(ipc.pack(verdict))
 
 

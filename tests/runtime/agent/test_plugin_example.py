@@ -15,14 +15,14 @@ import pytest
 import torch
 import yaml
 
-from actuators.sim.plant import Outgoing
 from actuators.sim.registry import build_plant
+from actuators.wire import DeviceMessage
 from learners.config import EncoderSettings, PluginReward
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.rewards import TickRewards
 from runtime.config.schema import Config
 from runtime.inference.build import build_spec
-from runtime.mqtt.topics import Command, encode
+from runtime.mqtt.topics import CommandPayload, encode
 from sensors.base import Sensor
 from sensors.config import PluginStreamSettings
 from sensors.readings import Frame, Observation, Reading, Telemetry
@@ -122,7 +122,7 @@ def test_the_settings_of_the_page_make_a_policy_with_every_plugin() -> None:
 
 
 def command(value: str, seq: int, stamp: float) -> bytes:
-    return encode(Command(value=value, decision="d", boot="b", seq=seq, stamp=stamp, ttl_ms=300, policy="p"))
+    return encode(CommandPayload(value=value, decision="d", boot="b", seq=seq, stamp=stamp, ttl_ms=300, policy="p"))
 
 
 def test_the_device_warms_the_room_and_drops_old_and_repeated_commands() -> None:
@@ -132,7 +132,7 @@ def test_the_device_warms_the_room_and_drops_old_and_repeated_commands() -> None
 
     def celsius() -> float:
         (out,) = plant.step(0.0)
-        assert isinstance(out, Outgoing)
+        assert isinstance(out, DeviceMessage)
         return float(out.payload.split(b":")[1].rstrip(b"}"))
 
     cooling = [celsius() for _ in range(5)]

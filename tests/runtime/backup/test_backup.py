@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from learners.checkpoints.store import open_checkpoints
 from learners.config import PromotionSettings
 from learners.files import BusyError, exclusive_lock
-from runtime.backup.contents import HEAD, LINKS, TAIL, BackupError, Checksum, Checksums, Head
+from runtime.backup.contents import HEAD, LINKS, TAIL, BackupError, BackupHead, Checksum, Checksums
 from runtime.backup.create import create
 from runtime.backup.restore import restore
 from runtime.cli.main import main
@@ -206,7 +206,7 @@ def hostile(
         archive.addfile(member, io.BytesIO(body))
 
     with tarfile.open(path, "w:gz") as archive:
-        add(archive, HEAD, head or Head(agent="a", version="1", created="now").model_dump_json().encode())
+        add(archive, HEAD, head or BackupHead(agent="a", version="1", created="now").model_dump_json().encode())
         add(archive, "good", b"good")
         change(archive)
         if tail:

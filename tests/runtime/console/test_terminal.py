@@ -17,11 +17,11 @@ from wire_helpers import running
 
 from fakes import Mosquitto, eventually, free_port
 from fakes_agent import running as fake_agent
-from runtime.config.loader import Loaded, load
+from runtime.config.loader import LoadedConfig, load
 from runtime.config.schema import Config
 from runtime.console import status
 from runtime.console.client import NoAnswer, ask, connect
-from runtime.console.status import Seen, picture, plain, show_status, subscribe
+from runtime.console.status import LatestMessages, picture, plain, show_status, subscribe
 from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Message
@@ -38,7 +38,7 @@ LOGINS = {
 }
 
 
-def settings(tmp_path: Path, mqtt: str) -> Loaded:
+def settings(tmp_path: Path, mqtt: str) -> LoadedConfig:
     path = tmp_path / "settings.yaml"
     path.write_text(
         f"agent: demo\nstate_dir: {tmp_path}/state\nmqtt: {mqtt}\n"
@@ -80,8 +80,8 @@ async def test_the_page_and_every_tool_stay_connected_with_the_shipped_broker(
     topics = Topics("demo")
     bridge = MqttBridge(Address.of(loaded.config.mqtt, "dashboard"), topics, ViewState(topics), list)
     top, once, request = (
-        subscribe(loaded, "top", Seen()),
-        subscribe(loaded, "status", Seen()),
+        subscribe(loaded, "top", LatestMessages()),
+        subscribe(loaded, "status", LatestMessages()),
         connect(loaded, "request"),
     )
     async with running(top), running(once), running(request), running(bridge.control):
@@ -92,7 +92,7 @@ async def test_the_page_and_every_tool_stay_connected_with_the_shipped_broker(
 
 
 async def test_of_two_tops_with_one_login_one_ends_and_names_the_reason(tmp_path: Path, shipped: Mosquitto) -> None:
-    loaded, seen = settings(tmp_path, logins(shipped.port)), [Seen(), Seen()]
+    loaded, seen = settings(tmp_path, logins(shipped.port)), [LatestMessages(), LatestMessages()]
     async with running(subscribe(loaded, "top", seen[0])), running(subscribe(loaded, "top", seen[1])):
         await eventually(lambda: any(each.ended for each in seen))
     assert "another client seems to use the same login" in seen[0].ended + seen[1].ended
@@ -135,7 +135,7 @@ def message(kind: str, body: object) -> Message:
 
 
 def test_markup_and_control_characters_are_shown_as_text() -> None:
-    seen = Seen()
+    seen = LatestMessages()
     seen.take(message("status", {"state": "[/bold]", "reasons": ["[red]x[/blue]"]}))
     seen.take(message("health", {"streams": {"[/]": {"drops": {"\x1b]0;title\x07": 1}}}, "policy": "[bold"}))
     seen.take(message("decision", {"id": "d", "stamp": 1, "actions": {"[/x]": {"value": "\x1b[2J[/y]"}}}))
@@ -165,7 +165,7 @@ def test_markup_and_control_characters_are_shown_as_text() -> None:
     ],
 )
 def test_an_odd_message_is_refused_and_the_last_good_one_stays(kind: str, body: object) -> None:
-    seen = Seen()
+    seen = LatestMessages()
     seen.take(message("status", {"state": "online"}))
     with pytest.raises(Refused):
         seen.take(message(kind, body))
@@ -189,7 +189,7 @@ async def test_status_of_a_running_agent_and_of_none(
 
 
 def test_old_figures_say_how_old_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, clock = Seen(), [100.0]
+    seen, clock = LatestMessages(), [100.0]
     monkeypatch.setattr("runtime.console.status.time.monotonic", lambda: clock[0])
     seen.take(message("decision", {"id": "d", "stamp": 1, "actions": {"head": {"value": "left", "probability": 0.5}}}))
     seen.take(message("health", {"policy": "p"}))

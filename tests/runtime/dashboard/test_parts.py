@@ -25,8 +25,8 @@ from runtime.dashboard.auth import (
     RateLimited,
     token_file,
 )
-from runtime.dashboard.commands import COMMANDS, Commands, Forbidden, allowed
-from runtime.dashboard.sections import Sections, Seen
+from runtime.dashboard.commands import COMMANDS, CommandPublisher, Forbidden, allowed
+from runtime.dashboard.sections import ClientPosition, Sections
 from runtime.dashboard.series import MAX_POINTS, Returns, TimeSeries
 from runtime.dashboard.state import EVENTS, QUESTIONS, ViewState
 from runtime.dashboard.streams import StreamViews
@@ -338,7 +338,7 @@ TOPICS = [
 def everything(made: ViewState) -> dict[str, dict[str, object]]:
     """What a browser that has just connected is sent."""
     sent: dict[str, dict[str, object]] = json.loads(
-        b"{" + made.sections.news(Seen(), lambda _section, _entry: True) + b"}"
+        b"{" + made.sections.news(ClientPosition(), lambda _section, _entry: True) + b"}"
     )
     return sent
 
@@ -423,7 +423,7 @@ def test_wildcards_and_system_topics_in_info_are_never_read() -> None:
 # --- changes
 
 
-def news(sections: Sections, seen: Seen, shows: set[str] | None = None) -> dict[str, Any]:
+def news(sections: Sections, seen: ClientPosition, shows: set[str] | None = None) -> dict[str, Any]:
     sent: dict[str, Any] = json.loads(
         b"{" + sections.news(seen, lambda _section, entry: shows is None or entry in shows) + b"}"
     )
@@ -431,7 +431,7 @@ def news(sections: Sections, seen: Seen, shows: set[str] | None = None) -> dict[
 
 
 def test_a_browser_is_sent_differences_only() -> None:
-    sections, seen = Sections(), Seen()
+    sections, seen = Sections(), ClientPosition()
     sections.set("status", {"state": "online"})
     sections.put("actuators", "head", 1)
     sections.put("actuators", "arm", 2)
@@ -458,7 +458,7 @@ def test_a_browser_is_sent_differences_only() -> None:
 
 
 def test_an_entry_out_of_view_is_sent_once_it_is_in_view() -> None:
-    sections, seen = Sections(), Seen()
+    sections, seen = Sections(), ClientPosition()
     sections.put("streams", "a", 1)
     sections.put("streams", "b", 1)
     assert news(sections, seen, {"a"})["tables"] == {"streams": {"a": 1}}
@@ -471,7 +471,7 @@ def test_an_entry_out_of_view_is_sent_once_it_is_in_view() -> None:
 
 @given(st.lists(st.sampled_from(["append", "replace", "read"]), max_size=60))
 def test_what_a_browser_puts_together_is_what_there_is(steps: list[str]) -> None:
-    sections, seen, have, first = Sections(), Seen(), list[int](), 0
+    sections, seen, have, first = Sections(), ClientPosition(), list[int](), 0
     for number, step in enumerate(steps):
         match step:
             case "append":
@@ -529,7 +529,7 @@ async def test_a_command_becomes_the_message_of_the_contract_and_is_an_operators
     command: dict[str, object], topic: str, body: object
 ) -> None:
     bridge, answered = FakeBridge(), list[str]()
-    commands = Commands(Topics("demo"), bridge, answered.append)
+    commands = CommandPublisher(Topics("demo"), bridge, answered.append)
     parsed = COMMANDS.validate_python(command)
     with pytest.raises(Forbidden):
         await commands.execute("viewer", parsed)
@@ -543,7 +543,7 @@ async def test_a_command_becomes_the_message_of_the_contract_and_is_an_operators
 async def test_a_viewer_may_ask_for_nothing_that_changes_anything(verb: str) -> None:
     command = COMMANDS.validate_python({"do": "request", "verb": verb, "data": {"x": 1}})
     assert not allowed("viewer", command)
-    answer = await Commands(Topics("demo"), FakeBridge(), lambda _: None).execute("operator", command)
+    answer = await CommandPublisher(Topics("demo"), FakeBridge(), lambda _: None).execute("operator", command)
     assert answer == {"verb": verb, "timeout_s": 10.0, "x": 1}
 
 

@@ -36,7 +36,7 @@ def ticked(n: int, lead: float, *, policy: str = "v1", by: Any = "policy", tick_
         choices={"head": {"left": 0.6, "stay": 0.3, "right": 0.1}},
     )  # fmt: skip
     outcomes = {"head": ipc.Outcome(True, None, "left", by)}
-    verdict = ipc.Verdict(f"s-{n}", True, False, {"head": "autonomous"}, outcomes)
+    verdict = ipc.GateVerdict(f"s-{n}", True, False, {"head": "autonomous"}, outcomes)
     executed, by_name = executed_actions(decided.actions, verdict)
     return TickResult(
         observation=observation, decided=decided, verdict=verdict, decision=f"s-{n}", executed=executed, by=by_name,

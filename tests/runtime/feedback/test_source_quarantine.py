@@ -22,7 +22,7 @@ from learners.safeguards.source_consistency import Quarantine
 from runtime.control.tick import TickResult, executed_actions
 from runtime.feedback.outcomes import attribution
 from runtime.feedback.source_quarantine import FILE, SourceQuarantine
-from runtime.gate.ipc import Outcome, Verdict
+from runtime.gate.ipc import GateVerdict, Outcome
 
 
 def with_a_liar(stage: Stage, decision: str, gain: float) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ LEFT = Outcome(True, None, "left", "policy")
 async def test_what_counts_as_the_policy_s_doing(
     tmp_path: Path, outcome: Outcome, changes: dict[str, bool], expected: tuple[bool, bool]
 ) -> None:
-    verdict = replace(Verdict("s-1", True, False, {"head": "autonomous"}, {"head": outcome}), **changes)  # type: ignore[arg-type]
+    verdict = replace(GateVerdict("s-1", True, False, {"head": "autonomous"}, {"head": outcome}), **changes)  # type: ignore[arg-type]
     stage = Stage(tmp_path, 2, {"good": Script()})
     ticked: TickResult = stage._ticked("v", "left", refused=False)
     assert ticked.decided.actions == {"head": Action("left", 1.0)}

@@ -12,7 +12,7 @@ from runtime.gate.client import GateGone, GateLink
 
 
 def _verdict(decision: str) -> bytes:
-    return ipc.pack(ipc.Verdict(decision, armed=True, stopped=False, mode={"head": "autonomous"}))
+    return ipc.pack(ipc.GateVerdict(decision, armed=True, stopped=False, mode={"head": "autonomous"}))
 
 
 async def _answer(gate: object, *decisions: str) -> Proposal:

@@ -26,7 +26,7 @@ ODD: st.SearchStrategy[Any] = st.sampled_from(
 )
 STOPS = [b'{"engaged": true}', b"ON", b"{}", b"\xff", b'{"engaged": "true"}']
 RELEASE = b'{"engaged": false}'
-FRAMES = [b"", b"{", b"[]", b'{"kind": "Proposal"}', b'{"kind": "Verdict"}', b"\xff" * 100]
+FRAMES = [b"", b"{", b"[]", b'{"kind": "Proposal"}', b'{"kind": "GateVerdict"}', b"\xff" * 100]
 
 
 class GateModel(RuleBasedStateMachine):

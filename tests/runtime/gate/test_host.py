@@ -135,7 +135,7 @@ async def test_nonsense_from_the_agent_is_counted(tmp_path: Path, broker: Mosqui
         ):
             world.agent.send(nonsense)
         await eventually(lambda: world.host.counts["malformed proposal"] == 6)
-        world.agent.send(ipc.pack(ipc.Verdict("d", armed=True, stopped=False, mode={})))
+        world.agent.send(ipc.pack(ipc.GateVerdict("d", armed=True, stopped=False, mode={})))
         await world.armed()
         assert world.host.counts["malformed proposal"] == 6
 

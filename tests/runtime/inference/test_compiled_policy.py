@@ -89,7 +89,7 @@ def reduced(folder: Path) -> Calibrations:
     calibrations = Calibrations(folder, BackendSettings("torch", "auto"))
     shape = hashlib.sha256(SPEC.to_json()).hexdigest()[:16]
     measured = tuple(Measured("torch", p, ms, 1.0, 0.0) for p, ms in (("float32", 2.0), ("bfloat16", 1.0)))
-    calibrations.remember(shape, torch.device("cpu"), selection.Choice("torch", "bfloat16", measured))
+    calibrations.remember(shape, torch.device("cpu"), selection.BackendChoice("torch", "bfloat16", measured))
     return calibrations
 
 
@@ -132,5 +132,5 @@ def test_a_reduced_precision_is_approved_for_each_version_by_its_decisions(tmp_p
     assert unseen.precision == "float32"
     forced = Calibrations(tmp_path / "forced", BackendSettings("torch", "bfloat16"))
     shape = hashlib.sha256(SPEC.to_json()).hexdigest()[:16]
-    forced.remember(shape, torch.device("cpu"), selection.Choice("torch", "bfloat16", ()))
+    forced.remember(shape, torch.device("cpu"), selection.BackendChoice("torch", "bfloat16", ()))
     assert compiled_policy.compile_policy(forced, policy(3), example(), first=False)[1].precision == "bfloat16"

@@ -13,7 +13,7 @@ from actuators.actions import Action, ActionSpace, Choice, Continuous
 from learners.model.heads import Heads
 from learners.model.spec import Algorithm, PolicySpec, StreamSpec
 from runtime.inference.decision import InferenceResult, actions_of, choices_of
-from runtime.recording.replay import Report, _compare
+from runtime.recording.replay import ReplayReport, _compare
 
 SPEC = PolicySpec(
     (StreamSpec("joints", "telemetry", 1, 4),),
@@ -56,7 +56,7 @@ def test_the_message_carries_them_beside_value_and_probability() -> None:
 
 
 def compared(recorded: dict[str, Any], now: InferenceResult) -> bool:
-    report = Report()
+    report = ReplayReport()
     _compare(report, {"id": "s-1", "value": 0.5, "actions": orjson.loads(orjson.dumps(recorded))}, now)
     return report.same
 

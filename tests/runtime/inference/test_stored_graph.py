@@ -15,7 +15,7 @@ import torch
 from watching import KEY
 
 from actuators.actions import ActionSpace, Choice, Continuous
-from learners.checkpoints.manifest import CheckpointRefused, GraphFiles, Loaded
+from learners.checkpoints.manifest import CheckpointRefused, GraphFiles, LoadedCheckpoint
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.experience.transition import Transition
@@ -23,8 +23,7 @@ from learners.ipc.settings import Backend
 from learners.model import compiled
 from learners.model.backends import openvino
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings, NotCompiled
-from learners.model.backends.selection import Choice as BackendChoice
+from learners.model.backends.selection import BackendChoice, BackendSettings, NotCompiled
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.worker.compilation import compile_candidate
@@ -226,7 +225,7 @@ def test_half_a_graph_is_refused_and_an_import_keeps_a_whole_one(tmp_path: Path)
 
 def test_a_signed_graph_that_the_library_cannot_read_is_compiled_anew(tmp_path: Path) -> None:
     loaded = versions(tmp_path).load(save(versions(tmp_path), 1, graph=True))
-    broken = Loaded(loaded.manifest, loaded.tensors, loaded.documents, {"policy": GraphFiles(b"<net/>", b"")})
+    broken = LoadedCheckpoint(loaded.manifest, loaded.tensors, loaded.documents, {"policy": GraphFiles(b"<net/>", b"")})
     policy = Policy(SPEC).eval()
     calibrations = Calibrations(tmp_path, SETTINGS)
     run, _ = compile_policy(

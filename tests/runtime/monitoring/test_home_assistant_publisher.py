@@ -48,7 +48,7 @@ async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(b
         up(broker, "home", "homeassistant/#", "reflexd/home/homeassistant/state") as (ha, heard),
     ):
         outcomes = {"lamp": ipc.Outcome(True, None, "ON", "policy")}
-        gate = SimpleNamespace(latest=ipc.Verdict("d", True, False, {}, outcomes))
+        gate = SimpleNamespace(latest=ipc.GateVerdict("d", True, False, {}, outcomes))
         announcer = Announcer(discovery, link, SimpleNamespace(payload=lambda: health), gate)  # type: ignore[arg-type]
         link.subscribe(BIRTH_TOPIC, announcer.home_assistant_started)
         link.subscribe("reflexd/home/status", announcer.status_changed, retained="send")

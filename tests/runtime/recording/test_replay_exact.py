@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from recording_world import World, record
 
-from runtime.recording.export_mcap import Window, copy_recording
+from runtime.recording.export_mcap import TimeWindow, copy_recording
 from runtime.recording.reader import Recording
 
 
@@ -58,12 +58,12 @@ async def test_a_recording_that_a_crash_cut_off_is_sliced_to_its_last_chunk(worl
     cut.write_bytes(path.read_bytes()[:-200])  # the end of the index: every chunk is whole
     ticks = [body for _, body in Recording(cut).ticks()]
     middle_s = (_stamp_s(ticks[3]) + _stamp_s(ticks[4])) / 2
-    assert copy_recording(cut, sliced, Window(stop_s=middle_s), lambda *_: None) == 4
+    assert copy_recording(cut, sliced, TimeWindow(stop_s=middle_s), lambda *_: None) == 4
     report = await world.replay(sliced)
     assert report.decisions == 4
     assert report.same, report.text()
     assert report.notes == []
-    assert copy_recording(cut, tmp_path / "rest.mcap", Window(start_s=middle_s), lambda *_: None) == len(ticks) - 4
+    assert copy_recording(cut, tmp_path / "rest.mcap", TimeWindow(start_s=middle_s), lambda *_: None) == len(ticks) - 4
 
 
 def _stamp_s(body: dict[str, Any]) -> float:

@@ -22,7 +22,7 @@ from sensors.drivers import opencv, process
 from sensors.drivers.handle import DriverProcess
 from sensors.drivers.opencv import CaptureJob
 from sensors.drivers.portaudio import PlayJob, RecordJob
-from sensors.drivers.process import HEADER, FrameSender, Message, pack_job, read_message, serve, unpack_job
+from sensors.drivers.process import HEADER, DriverMessage, FrameSender, pack_job, read_message, serve, unpack_job
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +34,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield mine, theirs
 
 
-def everything(connection: socket.socket) -> list[Message]:
+def everything(connection: socket.socket) -> list[DriverMessage]:
     messages = []
     while (message := read_message(connection)) is not None:
         messages.append(message)

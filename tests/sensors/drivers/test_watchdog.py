@@ -13,7 +13,7 @@ import pytest
 from sensing import Witness
 
 from sensors.base import SensorLost
-from sensors.drivers.process import Message
+from sensors.drivers.process import DriverMessage
 from sensors.drivers.watchdog import Absent, Limits, Period, SourceWatchdog
 
 QUICK = Limits(
@@ -25,10 +25,10 @@ class Wire:
     """A connection in the test's hands. `None` ends it; stopping it ends it, unless it is wedged."""
 
     def __init__(self) -> None:
-        self.inbox: queue.Queue[Message | None] = queue.Queue()
+        self.inbox: queue.Queue[DriverMessage | None] = queue.Queue()
         self.stopped = False
 
-    def messages(self) -> Generator[Message]:
+    def messages(self) -> Generator[DriverMessage]:
         while (message := self.inbox.get()) is not None:
             yield message
 
@@ -37,7 +37,7 @@ class Wire:
         self.inbox.put(None)
 
     def say(self, kind: str, body: bytes = b"", stamp_s: float | None = None) -> None:
-        self.inbox.put(Message(kind, time.monotonic() if stamp_s is None else stamp_s, 0, 0, bytearray(body)))
+        self.inbox.put(DriverMessage(kind, time.monotonic() if stamp_s is None else stamp_s, 0, 0, bytearray(body)))
 
     def revive(self) -> None:
         """Two data: one alone may be the last of a dying decoder."""
@@ -82,7 +82,7 @@ class Bench:
         if self.absent:
             raise Absent("it is not there")
 
-    def _deliver(self, message: Message) -> bool:
+    def _deliver(self, message: DriverMessage) -> bool:
         if self.failure is not None:
             raise self.failure
         if message.kind == "D":

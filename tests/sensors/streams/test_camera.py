@@ -20,7 +20,7 @@ from sensing import Running, Start, children, descriptors, eventually
 from sensors.base import Sensor, SensorLost
 from sensors.config import CameraSettings, public_source
 from sensors.drivers import opencv
-from sensors.drivers.opencv import CaptureJob, Pace, SourceClock
+from sensors.drivers.opencv import CaptureJob, FrameRateLimit, SourceClock
 from sensors.drivers.watchdog import Absent
 from sensors.readings import Frame
 from sensors.streams.camera import CameraSensor, connectable, probe
@@ -252,7 +252,7 @@ def test_capture_counts_bad_pictures_of_a_device_and_says_when_it_stops(monkeypa
 
 @pytest.mark.parametrize(("source_hz", "rate_hz", "kept_hz"), [(30, 10, 10), (15, 10, 10), (10, 10, 10), (5, 10, 5)])
 def test_the_pace_keeps_as_many_as_asked(source_hz: float, rate_hz: float, kept_hz: float) -> None:
-    pace, generator = Pace(rate_hz), np.random.default_rng(3)
+    pace, generator = FrameRateLimit(rate_hz), np.random.default_rng(3)
     stamps = np.arange(0, 20, 1 / source_hz) + generator.normal(0, 0.003, 20 * int(source_hz))
     assert sum(pace.due(stamp) for stamp in stamps) / 20 == pytest.approx(kept_hz, rel=0.05)
 

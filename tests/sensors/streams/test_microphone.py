@@ -22,7 +22,7 @@ from sensors.drivers import portaudio
 from sensors.drivers.portaudio import PlayJob, RecordJob, SampleRing
 from sensors.drivers.watchdog import Limits
 from sensors.readings import Sound
-from sensors.streams.microphone import RATE_HZ, MicrophoneSensor, TopicMicrophone, Window, job_of, pcm
+from sensors.streams.microphone import RATE_HZ, MicrophoneSensor, SoundWindow, TopicMicrophone, job_of, pcm
 
 VOICE = Path("/usr/share/sounds/alsa/Front_Center.wav")
 
@@ -46,7 +46,7 @@ def as_pcm(samples: NDArray[np.float32]) -> bytes:
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100, 48_000])
 def test_a_tone_keeps_its_pitch_and_level_through_streaming_resampling(rate_hz: int) -> None:
-    window = Window(1.0, 0.1)
+    window = SoundWindow(1.0, 0.1)
     hops = sum(window.add(block, rate_hz) and len(window.take()) for block in np.array_split(tone(440, rate_hz, 2), 97))
     samples = window.take()
     assert samples.dtype == np.float32
@@ -59,7 +59,7 @@ def test_a_tone_keeps_its_pitch_and_level_through_streaming_resampling(rate_hz: 
 
 
 def test_a_window_begins_with_silence_and_forgets_when_cleared() -> None:
-    window = Window(0.01, 0.005)
+    window = SoundWindow(0.01, 0.005)
     assert not window.add(np.ones(10, np.float32), RATE_HZ)
     assert window.take().tolist() == [0.0] * 150 + [1.0] * 10
     assert window.add(np.ones(500, np.float32), RATE_HZ)
@@ -70,7 +70,7 @@ def test_a_window_begins_with_silence_and_forgets_when_cleared() -> None:
 
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=30), st.sampled_from([0.005, 0.02, 0.1]))
 def test_a_window_holds_the_last_samples_however_they_come(sizes: list[int], hop_s: float) -> None:
-    window = Window(0.05, hop_s)
+    window = SoundWindow(0.05, hop_s)
     samples = np.arange(1, sum(sizes) + 1, dtype=np.float32)
     at, hops = 0, 0
     for size in sizes:
