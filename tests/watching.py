@@ -205,7 +205,7 @@ class Stage:
             store=self.store,  # type: ignore[arg-type]
             emit=self._emit,
             rewards=(reward,),
-            tasks=frozenset(),
+            tasks={},
             now=self._wall,
             wall=self._wall,
             outcomes=self.outcomes,

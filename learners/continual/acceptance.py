@@ -2,8 +2,9 @@
 
 A candidate is promoted if all of this is true on the operator's held-out file:
 
-1. On the classes that it trained on, it agrees with the file better than chance. Wilson's lower bound of the agreement at 95 % is
-   above the agreement of two independent raters with the same class frequencies, as in Cohen's kappa.
+1. On the classes that it trained on, it agrees with the file better than chance. For single labels, Wilson's lower bound of the
+   agreement at 95 % is above the agreement of two independent raters with the same class frequencies, as in Cohen's kappa. For sets
+   of labels, tags, spans, texts and turns see `chance.py`.
 2. On the whole file, its metric is at most `finetune.max_metric_drop` below that of the version before.
 3. On the classes that the version before knew, its metric is at most `finetune.max_forgetting` lower.
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from learners.continual.acceptance import agreement, by_chance
+from learners.continual.chance import compare_with_chance
 from learners.continual.splits import Holdout, classes
+from learners.task_kinds import KINDS
 from learners.tasks.base import Example, Prediction, Task
 
 
@@ -35,7 +37,7 @@ def evaluate_candidate(
         holdout: the examples; it must have a file.
         candidate: the trained task.
         before: the version that it would replace; the pretrained model for kinds of task without their own head.
-        trained_classes: the classes of the training examples.
+        trained_classes: the classes of the training examples; empty where the kind has none.
 
     Without a version before, its metrics are 0, because an untrained head has no useful prediction.
     """
@@ -51,25 +53,27 @@ def evaluate_candidate(
             figures[f"{part}_before"] = (
                 metric(before, examples[cut], old[cut]) if before is not None and old is not None else 0.0
             )
-    about = [i for i, example in enumerate(examples) if classes(example) & set(trained_classes)]
-    figures |= agreed([examples[i] for i in about], [found[i] for i in about])
+    about = [i for i, one in enumerate(examples) if not trained_classes or classes(one) & set(trained_classes)]
+    figures |= agreed(candidate, [examples[i] for i in about], [found[i] for i in about])
     return CandidateMetrics(
         figures, each(candidate, examples, found), each(before, examples, old) if before and old is not None else None
     )
 
 
-def agreed(examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str, float]:
-    """Agreement on single-label examples; nothing where there are none."""
+def agreed(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str, float]:
+    """Return agreement, its lower bound and chance agreement; nothing where there are too few examples."""
+    if KINDS[task.kind].output != "label" or task.options.multi_label:
+        return compare_with_chance(task, examples, found)
     pairs = [
         (e["label"], str(f.value)) for e, f in zip(examples, found, strict=True) if isinstance(e.get("label"), str)
     ]
-    return agreement([wanted for wanted, _ in pairs], [said for _, said in pairs]) if pairs else {}
+    return agreement([wanted for wanted, _ in pairs], [given for _, given in pairs]) if pairs else {}
 
 
 def opinion(task: Task, examples: Sequence[Example], least: int) -> dict[str, float]:
     """Return a task's agreement with labels of its classes; nothing if there are fewer than `least`."""
     about = [example for example in examples if classes(example) <= known_classes(task)]
-    return agreed(about, predict(task, about)) if len(about) >= least else {}
+    return agreed(task, about, predict(task, about)) if len(about) >= least else {}
 
 
 def contradicts(task: Task, examples: Sequence[Example], least: int) -> bool:

@@ -1,7 +1,7 @@
 """Turn published labels into examples of their task, and select those that never train.
 
-A label names a text, or a decision; the stored raw reading of that decision is then the example. Raw readings are stored for a
-limited time: a label that arrives too late is counted and skipped. Whether an example is for validation depends on its content
+A label names a text, or a decision; the reading of that decision is then the example. The store copied it beside the label. A label
+that came when the raw reading was already deleted is counted and skipped. Whether an example is for validation depends on its content
 alone. The selection is therefore the same in every run, and no sentence is in both parts.
 """
 
@@ -15,10 +15,9 @@ from typing import Any
 from learners.config import TaskSettings
 from learners.continual.reading_inputs import inputs_of_text
 from learners.experience.reader import Reader, raw_reading
-from learners.experience.records import Label
+from learners.experience.records import Label, Raw
 from learners.task_kinds import KINDS
-from learners.tasks.base import DataError
-from sensors.codecs.readings import decode_media
+from learners.tasks.base import DataError, EncodedMedia
 
 WIDTH = 16
 """Hex digits of a key."""
@@ -85,6 +84,9 @@ class Labels:
     def _recorded(self, label: Label) -> dict[str, Any] | None:
         """Return the reading of the task's stream that the decision used, and that of its context stream."""
         stream, context = self.settings.stream, self.settings.context
+        copied = self.reader.labelled(label.id)
+        if stream in copied and (context is None or context in copied):
+            return _subject(copied[stream], copied.get(context or ""))
         row = self.reader.decision(label.decision) if label.decision and stream else None
         if row is None or stream is None:
             self.skipped["unknown_decision"] += 1
@@ -94,20 +96,19 @@ class Labels:
         if raw is None or (context is not None and around is None):
             self.skipped["reading_gone"] += 1
             return None
-        if raw.encoding != "utf-8":
-            return {"raw": raw}
-        texts = {"text": raw} if around is None else {"text": raw, "context": around}
-        return {name: one.data.decode(errors="replace") for name, one in texts.items()}
+        return _subject(raw, around)
 
     def _example(self, subject: dict[str, Any], label: Label) -> dict[str, Any]:
         """Return the fields of the task's example."""
         kind, given = self.settings.kind, label.label
         modality = KINDS[kind].modality
-        media = decode_media(subject["raw"].encoding, subject["raw"].data) if "raw" in subject else subject
-        if modality not in media:
-            raise DataError(f"a label for {kind} is about a {modality}, not about {sorted(media)}")
+        if "raw" in subject:
+            media = EncodedMedia(subject["raw"].encoding, subject["raw"].data)
+            if modality not in media.decode():
+                raise DataError(f"a label for {kind} is about a {modality}, not about {sorted(media.decode())}")
+            return {modality: media, "label": given}
         if modality != "text":
-            return media | {"label": given}
+            raise DataError(f"a label for {kind} is about a {modality}, not about a text")
         inputs = inputs_of_text(kind, subject["text"], subject.get("context"))
         match KINDS[kind].output:
             case "tags":
@@ -122,3 +123,11 @@ class Labels:
             case "turn":
                 return {"messages": [*inputs["messages"], {"role": "assistant", "content": str(given)}]}
         return inputs | {"label": given}
+
+
+def _subject(raw: Raw, context: Raw | None) -> dict[str, Any]:
+    """Return a reading as the subject of a label: `raw` of pictures and sounds, else `text` with its `context`."""
+    if raw.encoding != "utf-8":
+        return {"raw": raw}
+    texts = {"text": raw} if context is None else {"text": raw, "context": context}
+    return {name: one.data.decode(errors="replace") for name, one in texts.items()}

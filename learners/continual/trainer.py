@@ -229,7 +229,7 @@ class ContinualTrainer:
         trained = self.candidate_trainer.train(
             self.versions.live(), parts, batch.number, batch.tell, batch.stop, gently=gently
         )
-        tried = agreed(parts.tried, predict(trained.task, parts.tried))
+        tried = agreed(trained.task, parts.tried, predict(trained.task, parts.tried))
         figures: dict[str, Any] = {"new_labels": float(len(batch.new)), **trained.figures}
         figures |= {f"validation_{name}": value for name, value in tried.items()}
         figures |= {f"labels_{name}": value for name, value in self._opinion(batch, holdout, before).items()}

@@ -7,19 +7,26 @@ intervention stay with it. Knows no threads and no files beside its own; `salvag
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
 from learners.credit_assignment import MAX_DELAY_S, decision_in_force
+from learners.experience.labelled import LabelledReadings
+from learners.experience.reader import raw_reading
 from learners.experience.records import Credit, Label, Mark, Raw
 from learners.experience.schema import RAW, connect
-from learners.experience.transition import Transition, checksum, encode
+from learners.experience.transition import Malformed, Transition, checksum, decode_head, encode
 
 BLOCK = 32
 """Rows that are stored or evicted together."""
 CHANGES_KEPT = 200_000
+LABELLED_SHARE = 0.25
+"""Of `max_bytes`, what copies of labelled readings may take."""
+MOST_UNCOPIED = 1_000
+"""Labels that wait for the reading that they are about."""
 _OUTCOMES = ("success", "failure")
 _RESERVED = ("intervention", "demonstration", "failure", "success", "done")
 """Flags that keep a block in the reserve."""
@@ -43,6 +50,9 @@ class Database:
         self._db = connect(folder / "experience.db")
         self._raw = connect(folder / "raw.db")
         self._raw.executescript(RAW)
+        self._labelled = LabelledReadings(self._raw)
+        self._uncopied: deque[tuple[int, Label]] = deque(maxlen=MOST_UNCOPIED)
+        """Labels that came before their reading was stored, with their numbers."""
         self._blocks: dict[int, list[int]] = {}  # block -> [bytes, has reserved rows]
         self._raw_bytes = 0
         self.raw_committed = False
@@ -58,7 +68,7 @@ class Database:
     @property
     def bytes(self) -> int:
         """Payload bytes held, raw readings included."""
-        return self._raw_bytes + sum(size for size, _ in self._blocks.values())
+        return self._raw_bytes + self._labelled.bytes + sum(size for size, _ in self._blocks.values())
 
     def __enter__(self) -> Self:
         self.raw_committed = False
@@ -180,12 +190,49 @@ class Database:
         return {"reward": base + sum(value for value, *_ in found), **flags}
 
     def add_label(self, label: Label) -> None:
-        """Store one labelled example."""
+        """Store one labelled example, with a copy of the readings that it is about."""
         text = orjson.dumps(label.label).decode()
-        self._db.execute(
+        cursor = self._db.execute(
             "INSERT INTO labels(task, label, text, decision, source, stamp_s) VALUES(?,?,?,?,?,?)",
             (label.task, text, label.text, label.decision, label.source, label.stamp_s),
         )
+        number = int(cursor.lastrowid or 0)
+        if label.text is None and label.streams and not self._copy(number, label):
+            self._uncopied.append((number, label))
+
+    def _copy(self, number: int, label: Label) -> bool:
+        """Copy the readings that a label is about; False if one of them is not stored."""
+        query = "SELECT head FROM transitions WHERE decision = ? ORDER BY row DESC LIMIT 1"
+        transition = self._tick(query, label.decision)
+        if transition is None:
+            return False
+        raws = [raw_reading(self, transition, stream) for stream in label.streams]
+        there = [raw for raw in raws if raw is not None]
+        if len(there) == len(raws):
+            self._labelled.add(number, label.task, orjson.dumps(label.label).decode(), there)
+        return len(there) == len(raws)
+
+    def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
+        """Return raw readings of a stream with `start_s <= stamp_s < stop_s` (Unix)."""
+        query = "SELECT stream, stamp_s, encoding, data FROM raw WHERE stream = ? AND stamp_s >= ? AND stamp_s < ? ORDER BY stamp_s"
+        return [Raw(*found) for found in self._raw.execute(query, (stream, start_s, stop_s))]
+
+    def at(self, stamp_s: float) -> Transition | None:
+        """Return the tick of exactly this stamp, without its tokens."""
+        return self._tick("SELECT head FROM transitions WHERE stamp_s = ? ORDER BY row DESC LIMIT 1", stamp_s)
+
+    def _tick(self, query: str, key: str | float | None) -> Transition | None:
+        """Return stamp and ages of a tick, as far as `raw_reading` needs them."""
+        found = self._db.execute(
+            query.replace("SELECT head", "SELECT session, tick, decision, stamp_s, policy, head"), (key,)
+        ).fetchone()
+        if found is None:
+            return None
+        session, tick, decision, stamp_s, policy, head = found
+        try:
+            return Transition(session, tick, decision, stamp_s, policy, ages_s=decode_head(head)["ages_s"])
+        except Malformed:
+            return None
 
     def add_raw(self, raw: Raw) -> None:
         """Store an encoded reading for `raw_retention_s`."""
@@ -197,7 +244,9 @@ class Database:
 
     def trim(self, now_s: float) -> int:
         """Forget old raw readings and, above `max_bytes`, the oldest blocks; returns how many rows went."""
+        self._copy_late()
         self._trim_raw(now_s)
+        self._labelled.trim(int(self.max_bytes * LABELLED_SHARE))
         doomed = self._doomed()
         gone = 0
         for block in doomed:
@@ -274,6 +323,14 @@ class Database:
             self._raw.execute("DELETE FROM raw WHERE stamp_s < ?", (cutoff,))
             self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
 
+    def _copy_late(self) -> None:
+        """Try again to copy the readings of labels that came before them."""
+        waiting = [self._uncopied.popleft() for _ in range(len(self._uncopied))]
+        for number, label in waiting:
+            there = self._db.execute("SELECT 1 FROM labels WHERE id = ?", (number,)).fetchone()
+            if there and not self._copy(number, label):
+                self._uncopied.append((number, label))
+
     def _doomed(self) -> list[int]:
         """Return the blocks to evict: ordinary ones oldest first; reserved ones only beyond the reserve."""
         excess = self.bytes - self.max_bytes
@@ -294,6 +351,7 @@ class Database:
     def _count(self) -> None:
         """Sum up what both files hold."""
         self._raw_bytes = int(self._raw.execute("SELECT coalesce(sum(length(data)), 0) FROM raw").fetchone()[0])
+        self._labelled.count()
         rows = self._db.execute(
             f"SELECT row / {BLOCK}, sum(bytes), max({' | '.join(_RESERVED)})"  # noqa: S608 - constants
             f" FROM transitions GROUP BY row / {BLOCK}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import orjson
 
@@ -166,6 +166,17 @@ class Reader:
         query = "SELECT stream, stamp_s, encoding, data FROM raw WHERE stream = ? AND stamp_s >= ? AND stamp_s < ?"
         return [Raw(*found) for found in self._kept(f"{query} ORDER BY stamp_s", (stream, start_s, stop_s))]
 
+    def labelled(self, label: int) -> dict[str, Raw]:
+        """Return the copies of the readings that a label is about, by stream; empty if none were made or they are deleted."""
+        query = (
+            "SELECT l.stream, r.stamp_s, r.encoding, r.data FROM labelled l JOIN labelled_readings r ON r.id = l.reading"
+            " WHERE l.label = ?"
+        )
+        try:
+            return {found[0]: Raw(*found) for found in self._kept(query, (label,))}
+        except sqlite3.OperationalError:  # an older program wrote the file, and no newer one has opened it
+            return {}
+
     def raw_streams(self) -> frozenset[str]:
         """Return the streams with stored raw readings."""
         return frozenset(stream for (stream,) in self._kept("SELECT DISTINCT stream FROM raw", ()))
@@ -270,7 +281,17 @@ DRIFT = 1e-3
 """By which a wall clock that is being corrected may run off, per second of age."""
 
 
-def raw_reading(reader: Reader, transition: Transition, stream: str) -> Raw | None:
+class RawSource(Protocol):
+    """What is asked of a reader, or of the writer's side, to find a raw reading."""
+
+    def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
+        """Return raw readings of a stream with `start_s <= stamp_s < stop_s` (Unix)."""
+
+    def at(self, stamp_s: float) -> Transition | None:
+        """Return the tick of exactly this stamp."""
+
+
+def raw_reading(reader: RawSource, transition: Transition, stream: str) -> Raw | None:
     """Return the raw reading of a stream that this tick used; None if it was not stored or is deleted."""
     age_s = transition.ages_s.get(stream, 0.0)
     slack_s = JITTER_S + DRIFT * age_s

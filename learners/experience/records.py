@@ -44,6 +44,8 @@ class Label:
     source: str = "default"
     stamp_s: float = 0.0
     id: int = 0
+    streams: tuple[str, ...] = ()
+    """The streams of the task: their readings at `decision` are copied beside the label."""
 
 
 @dataclass(frozen=True, slots=True)

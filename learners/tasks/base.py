@@ -26,6 +26,7 @@ from learners.files import write_atomically
 from learners.task_kinds import FORMER_KINDS, KINDS, KindDeclaration, TaskKind
 from learners.tasks.heads import quiet, with_labels
 from learners.tasks.pooling import add_layer, declared, without_layer
+from sensors.codecs.readings import decode_media
 
 Example = Mapping[str, Any]
 Feature = dict[str, Any]
@@ -35,6 +36,25 @@ FORMER_MODALITIES = ("text", "picture", "sound")
 """What a folder of the former kind `classify` says of itself, in the order of `FORMER_KINDS`."""
 IGNORED = -100
 """The target that cross-entropy leaves out."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMedia:
+    """A picture or sound as it was stored; it is decoded when a feature is made, so that memory holds few bytes of each."""
+
+    encoding: str
+    data: bytes
+
+    def decode(self) -> dict[str, Any]:
+        """Return `picture`, or `sound` and `rate_hz`.
+
+        Raises:
+            DataError: it cannot be decoded.
+        """
+        try:
+            return decode_media(self.encoding, self.data)
+        except ValueError as error:
+            raise DataError(f"a stored {self.encoding} cannot be decoded: {error}") from None
 
 
 class DataError(ValueError):

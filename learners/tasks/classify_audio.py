@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from learners.tasks.audio import RATE_HZ, changed, duration_s, read_sound, resampled
-from learners.tasks.base import Batch, DataError, Example, Feature, Options, Recipe
+from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Options, Recipe
 from learners.tasks.classify_text import Classifier
 
 WHISPER_STEPS_HZ = 50
@@ -65,6 +65,7 @@ class ClassifySounds(Classifier):
     @classmethod
     def fitting_window_s(cls, examples: Sequence[Example]) -> float:
         """Whole seconds that hold 99 % of the sounds."""
+        examples = [dict(e) | s.decode() if isinstance(s := e["sound"], EncodedMedia) else e for e in examples]
         lengths = [
             duration_s(Path(e["sound"]))
             if isinstance(e["sound"], str | Path)
@@ -81,6 +82,9 @@ class ClassifySounds(Classifier):
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return one feature: log mels for Whisper, samples for models that read them."""
         sound = example.get("sound")
+        if isinstance(sound, EncodedMedia):
+            example = dict(example) | sound.decode()
+            sound = example["sound"]
         if sound is None:
             raise DataError("an example without `sound`")
         given = isinstance(sound, str | Path)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageClassification
 
-from learners.tasks.base import Batch, DataError, Example, Feature, Recipe
+from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Recipe
 from learners.tasks.classify_text import Classifier
 from learners.tasks.images import PictureProcessor, read_picture
 
@@ -41,6 +41,8 @@ class ClassifyPictures(Classifier):
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return one feature."""
         picture = example.get("picture")
+        if isinstance(picture, EncodedMedia):
+            picture = picture.decode()["picture"]
         if picture is None:
             raise DataError(f"an example without `picture`: {dict(example)}")
         image = read_picture(Path(picture)) if isinstance(picture, str | Path) else picture

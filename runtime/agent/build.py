@@ -140,7 +140,10 @@ async def build(
         queries=queries,
         emit=emit,
         rewards=config.rewards,
-        tasks=frozenset(config.tasks),
+        tasks={
+            name: tuple(stream for stream in (task.stream, task.context) if stream is not None)
+            for name, task in config.tasks.items()
+        },
         now=clock.now,
         wall=wall,
     )

@@ -8,7 +8,7 @@ the source is released. The gate carries out overrides; the control loop learns 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from actuators.actions import Value
@@ -51,7 +51,8 @@ class Feedback:
     queries: UncertaintyQueries
     emit: Emit
     rewards: tuple[AnyReward, ...]
-    tasks: frozenset[str]
+    tasks: Mapping[str, tuple[str, ...]]
+    """By task, its streams: their readings are copied beside its labels."""
     now: Callable[[], float]
     """Monotonic seconds."""
     wall: Callable[[], float]
@@ -118,7 +119,9 @@ class Feedback:
             return
         answer = label.label if isinstance(label.label, str) else tuple(label.label)
         subject = label.decision or label.id  # a question is named after the decision it is about
-        if self.store.add_label(Label(label.task, answer, label.text, subject, label.source, self.wall())):
+        if self.store.add_label(
+            Label(label.task, answer, label.text, subject, label.source, self.wall(), streams=self.tasks[label.task])
+        ):
             quarantined = f"label:{label.source}" in self.sources.names()
             self.counts["label_quarantined" if quarantined else "label"] += 1
         else:

@@ -107,7 +107,7 @@ class Agent:
             store=self.store,
             emit=self._emit,
             rewards=(setting,),
-            tasks=frozenset(),
+            tasks={},
             now=self._wall,
             wall=self._wall,
             outcomes=self.outcomes,

@@ -88,7 +88,7 @@ def _bench(**reward: Any) -> Bench:
         queries=UncertaintyQueries(None, lambda _kind, _data: None),
         emit=lambda kind, data: events.append((kind, data)),
         rewards=(setting,),
-        tasks=frozenset({"intents"}),
+        tasks={"intents": ("orders",)},
         now=lambda: time[0],
         wall=lambda: 1_000.0 + time[0],
     )

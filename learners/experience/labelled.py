@@ -1,0 +1,116 @@
+"""Copy the readings that labels are about beside the labels, because raw readings are stored for minutes only.
+
+The copies are in `raw.db`, in two tables of their own. A reading that looks like one of the same task, stream and class is not
+stored twice (`perceptual_hash`). Above the budget, the oldest reading of the class with the most bytes goes first, so that
+a frequent class does not displace a rare one. Used by `database.py` alone; `reader.py` reads the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+
+import numpy as np
+
+from learners.experience.records import Raw
+from sensors.codecs.readings import decode_media
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS labelled_readings(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, task TEXT NOT NULL, class TEXT NOT NULL, stream TEXT NOT NULL, stamp_s REAL NOT NULL,
+  encoding TEXT NOT NULL, hash BLOB NOT NULL, data BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS labelled_by_class ON labelled_readings(task, class);
+CREATE TABLE IF NOT EXISTS labelled(
+  label INTEGER NOT NULL, stream TEXT NOT NULL, reading INTEGER NOT NULL, PRIMARY KEY(label, stream)) WITHOUT ROWID;
+"""
+PICTURES = frozenset({"jpeg", "png"})
+"""Encodings of pictures."""
+EDGE = 16
+"""Rows and columns of the picture that a perceptual hash compares."""
+ALIKE = 10
+"""Of 256 bits, those in which two pictures may differ and still count as one."""
+
+
+def perceptual_hash(raw: Raw) -> bytes:
+    """Return 256 bits that describe a reading: of a picture whether brightness rises to the right, else a digest.
+
+    dHash (Krawetz 2013): a picture of 16 x 17 mean brightnesses; small changes of light, noise and compression change few bits.
+    """
+    try:
+        picture = decode_media(raw.encoding, raw.data)["picture"] if raw.encoding in PICTURES else None
+    except ValueError:  # the label's reader counts it
+        picture = None
+    if picture is None:
+        return hashlib.sha256(raw.encoding.encode() + b"\0" + raw.data).digest()
+    grey_YX = np.asarray(picture, np.float32).mean(-1)
+    high, wide = grey_YX.shape
+    grey_YX = np.kron(grey_YX, np.ones((-(-EDGE // high), -(-(EDGE + 1) // wide)), np.float32))
+    rows = (np.array_split(row, EDGE + 1, axis=1) for row in np.array_split(grey_YX, EDGE, axis=0))
+    means = np.array([[block.mean() for block in row] for row in rows])
+    return np.packbits(means[:, 1:] > means[:, :-1]).tobytes()
+
+
+class LabelledReadings:
+    """The copies in one `raw.db`; the caller holds the transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        db.executescript(TABLES)
+        self.bytes = 0
+        """Of all copies."""
+        self.count()
+
+    def count(self) -> None:
+        """Sum up what the file holds."""
+        self.bytes = int(self._db.execute("SELECT coalesce(sum(length(data)), 0) FROM labelled_readings").fetchone()[0])
+
+    def add(self, label: int, task: str, of: str, raws: Sequence[Raw]) -> None:
+        """Copy the readings that a label is about; a reading like one of the same class is stored once.
+
+        Args:
+            label: number of the label.
+            task: its task.
+            of: its class, as one text.
+            raws: one reading of each stream.
+        """
+        for raw in raws:
+            number = self._alike(task, of, raw, digest := perceptual_hash(raw))
+            if number is None:
+                cursor = self._db.execute(
+                    "INSERT INTO labelled_readings(task, class, stream, stamp_s, encoding, hash, data) VALUES(?,?,?,?,?,?,?)",
+                    (task, of, raw.stream, raw.stamp_s, raw.encoding, digest, raw.data),
+                )
+                number = int(cursor.lastrowid or 0)
+                self.bytes += len(raw.data)
+            self._db.execute("INSERT OR REPLACE INTO labelled VALUES(?,?,?)", (label, raw.stream, number))
+
+    def _alike(self, task: str, of: str, raw: Raw, digest: bytes) -> int | None:
+        """Return the number of a stored reading of the same class that looks like this one."""
+        found = self._db.execute(
+            "SELECT id, hash FROM labelled_readings WHERE task = ? AND class = ? AND stream = ? AND encoding = ?",
+            (task, of, raw.stream, raw.encoding),
+        ).fetchall()
+        if not found:
+            return None
+        bits = np.frombuffer(b"".join(other for _, other in found), np.uint8).reshape(len(found), -1)
+        apart = np.bitwise_count(bits ^ np.frombuffer(digest, np.uint8)).sum(1)
+        nearest = int(apart.argmin())
+        return int(found[nearest][0]) if apart[nearest] <= (ALIKE if raw.encoding in PICTURES else 0) else None
+
+    def trim(self, max_bytes: int) -> int:
+        """Delete copies until at most `max_bytes` are left; return how many went."""
+        gone = 0
+        while self.bytes > max_bytes:
+            largest = (
+                "SELECT task, class FROM labelled_readings GROUP BY task, class ORDER BY sum(length(data)) DESC LIMIT 1"
+            )
+            oldest = (
+                f"SELECT id, length(data) FROM labelled_readings WHERE (task, class) = ({largest}) ORDER BY id LIMIT 1"  # noqa: S608 - constants
+            )
+            number, size = self._db.execute(oldest).fetchone()
+            self._db.execute("DELETE FROM labelled_readings WHERE id = ?", (number,))
+            self._db.execute("DELETE FROM labelled WHERE reading = ?", (number,))
+            self.bytes -= size
+            gone += 1
+        return gone
