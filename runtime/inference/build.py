@@ -6,7 +6,7 @@ Takes seconds: it loads pretrained models and may calibrate backends. Knows no c
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import structlog
@@ -18,6 +18,7 @@ from learners.checkpoints.store import Checkpoints
 from learners.continual.versions import TaskVersionStore
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
+from learners.model.backends.openvino import OpenVinoRun
 from learners.model.backends.selection import BackendSettings
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load as load_encoder
@@ -71,10 +72,18 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
         device=device,
         seed=zlib.crc32(config.agent.encode()),
     )
+    _free_modules(engine, encoder_tasks(config.encoders, config.tasks, engine.routes))
     engine.calibrations.tidy()
     chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
     _LOG.info("engine.ready", device=str(device), backends=chosen, streams=list(spec.names))
     return engine
+
+
+def _free_modules(engine: Engine, following: Collection[str]) -> None:
+    """Free the torch modules of encoders that run as a graph and get no other weights: 100 MB in the demo."""
+    for name, encoder in engine.encoders.items():
+        if name not in following and isinstance(encoder.run, OpenVinoRun):
+            encoder.module = None
 
 
 def find_encoder(config: Config, name: str, version: str, base: Encoder) -> dict[str, Tensor] | None:

@@ -2,7 +2,7 @@
 
 `decide` awaits the inference thread, which encodes the streams that have something new (those that share an encoder in one
 batch), fuses, stores the history and runs the heads. The engine holds several loaded versions, of which one acts. `load` reads
-and compiles a version in a loader thread of low priority while ticks go on. `activate` moves the pointer in the inference
+a version in a loader thread and compiles it at low priority while ticks go on. `activate` moves the pointer in the inference
 thread: a tick never sees a mix of two versions, and a return to a loaded version takes one tick. Tokens are rounded to float16
 before they are used, so that the stored tokens are exactly those of the decision.
 """
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -132,6 +130,8 @@ class Engine:
     """The encoders of the start, as the settings name them."""
     _versions: dict[str, _Loaded] = field(init=False)
     """The loaded versions by name, the acting one among them; the inference thread alone changes it."""
+    _spare: list[Policy] = field(init=False)
+    """Modules of released versions; the next load replaces their weights. A copy takes up to 70 ms of the interpreter lock."""
     _cache: dict[str, _Cached] = field(default_factory=dict)
     _past: ObservationHistory = field(init=False)
     _statistics: InputStatistics = field(init=False)
@@ -146,11 +146,12 @@ class Engine:
 
     def __post_init__(self) -> None:
         threads = self.calibrations.settings.threads
-        self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads, 0))
-        self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads, 10))
+        self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads,))
+        self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads,))
         self._past = ObservationHistory(self.spec)
         self._statistics = InputStatistics(self.spec, self.device)
         self.policy = self.policy.to(self.device).eval()
+        self._spare = [copy.deepcopy(self.policy)]
         self._live = self._inference.submit(self._first).result()
         self._pretrained = dict(self.encoders)
         self._versions = {self.version: self._live}
@@ -339,7 +340,7 @@ class Engine:
         """Read a checkpoint into weights of its own and compile them."""
         weights = self.load_weights(version, self.shapes, self.spec.meaning())
         acting = self._live.policy
-        policy = copy.deepcopy(acting)
+        policy = self._spare.pop() if self._spare else copy.deepcopy(acting)
         policy.load_state_dict(weights.tensors["policy"])
         head, mine = acting.heads.continuous, policy.heads.continuous
         if head is not None and mine is not None:
@@ -357,7 +358,9 @@ class Engine:
     def _remove(self, version: str) -> None:
         if version == self._live.version:
             raise ValueError(f"policy version {version} acts; activate another one before its release")
-        self._versions.pop(version, None)
+        released = self._versions.pop(version, None)
+        if released is not None and not self._spare:
+            self._spare.append(released.policy)
 
     def _encoder_of(self, name: str, base: Encoder, weights: LoadedCheckpoint) -> Encoder:
         """Return the encoder that a checkpoint was trained with: by its own weights, else by the version in its manifest.
@@ -504,9 +507,11 @@ class Engine:
         return Features(tokens, torch.tensor([present]), torch.tensor([ages], dtype=torch.float32)).to(self.device)
 
 
-def _prepare_thread(threads: int, nice: int) -> None:
-    """Set what belongs to a thread: its torch threads, and no denormals, which made one model 14 times slower."""
+def _prepare_thread(threads: int) -> None:
+    """Set what belongs to a thread: its torch threads, and no denormals, which made one model 14 times slower.
+
+    Both threads have the priority of the process. A thread of lower priority could lose its core while it holds the interpreter
+    lock, and the tick would wait for it. Graphs are compiled at low priority, without that lock (`OpenVinoRun`).
+    """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    if nice:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

@@ -9,8 +9,10 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,8 @@ import openvino  # noqa: E402 - after the line above
 
 Precision = Literal["float32", "bfloat16"]
 LIBRARY: str = openvino.__version__
+NICE = 10
+"""Of a compilation beside the ticks; the learner has more."""
 
 
 _CORES: list[Any] = []
@@ -45,9 +49,17 @@ def bfloat16_capable() -> bool:
 
 
 class OpenVinoRun:
-    """A compiled OpenVINO graph with the call of its module; not safe for two threads at once."""
+    """A compiled OpenVINO graph with the call of its module; not safe for two threads at once.
 
-    def __init__(self, graph: Any, precision: Precision, threads: int) -> None:
+    Args:
+        graph: as OpenVINO reads or converts it.
+        precision: in which it computes.
+        threads: of inference.
+        background: compile at low priority. Python itself should not run at low priority beside a tick: it holds the
+            interpreter lock while other processes have the core.
+    """
+
+    def __init__(self, graph: Any, precision: Precision, threads: int, *, background: bool = False) -> None:
         options = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": threads,
@@ -55,7 +67,11 @@ class OpenVinoRun:
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # the learner and the broker need the cores too
         }
-        self._compiled = _core().compile_model(graph, "CPU", options)
+        if background:  # this thread waits without the interpreter lock, at its own priority
+            with ThreadPoolExecutor(1, "compile", _lower_priority) as thread:
+                self._compiled = thread.submit(_core().compile_model, graph, "CPU", options).result()
+        else:
+            self._compiled = _core().compile_model(graph, "CPU", options)
         self._request = self._compiled.create_infer_request()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -65,6 +81,10 @@ class OpenVinoRun:
             self._request.set_input_tensor(i, openvino.Tensor(tensor.numpy(), shared_memory=True))
         self._request.infer()
         return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+
+
+def _lower_priority() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def read_graph(files: GraphFiles) -> Any:

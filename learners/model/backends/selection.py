@@ -221,7 +221,7 @@ def build(
     else:
         make = partial(convert, module, examples[-1]) if convert_here else partial(_missing, version)
         graph = graph_of(version, folders, make) if files is None else _readable(version, files)
-        run = OpenVinoRun(graph, precision, threads)
+        run = OpenVinoRun(graph, precision, threads, background=not convert_here)
     with torch.inference_mode():
         for inputs in examples:
             run(*inputs)
