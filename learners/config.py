@@ -96,6 +96,9 @@ class TopicReward(Settings):
     clip: float = Field(
         10.0, gt=0, description="scaled rewards are clipped to [-clip, clip]; the event `reward_clipped` says so"
     )
+    silence: Literal["zero", "unknown"] = Field(
+        "zero", description="what a tick without a reward means in an experiment: a reward of 0, or nothing"
+    )
     max_per_s: float = Field(
         100.0, gt=0, description="rewards per second accepted from one source; the rest is dropped and counted"
     )
@@ -256,7 +259,7 @@ class FinetuneSettings(Settings):
 
 
 class PromotionSettings(Settings):
-    """The promotion steps that a candidate must pass, and the probation after them."""
+    """The promotion steps that a candidate must pass, and the live experiment that decides."""
 
     margin: float = Field(
         0.05, ge=0, description="how much worse a candidate may be, in reward per tick or in a task's held-out metric"
@@ -268,8 +271,30 @@ class PromotionSettings(Settings):
     ope_decisions: int = Field(2_048, ge=64, description="newest logged decisions for off-policy evaluation")
     sanity_observations: int = Field(512, ge=1, description="recorded observations for the step `sanity`")
     shadow_s: float = Field(10.0, ge=0, description="length of the step `shadow`")
-    probation_s: float = Field(
-        60.0, ge=0, description="how long a promoted version is compared with the version before it; 0 switches it off"
+    experiments: bool = Field(
+        True,
+        description="compare a candidate with the live version in blocks that alternate at random, and promote it only if it is "
+        "proved better or as good. `false`: every candidate that passes the steps goes live",
+    )
+    alternate: bool = Field(
+        True,
+        description="versions may take turns within seconds. `false`: they act in blocks of a minute in a fixed order, which is "
+        "weaker evidence",
+    )
+    anchor_share: float = Field(
+        0.05,
+        ge=0,
+        le=0.5,
+        description="share of blocks in which the last version that was proved better acts beside a live version that is only as "
+        "good; 0 switches the guard off",
+    )
+    max_pairs: int = Field(
+        200,
+        ge=8,
+        description="pairs of blocks after which an experiment without a proof ends, and the live version remains",
+    )
+    false_alarms_per_month: float = Field(
+        1.0, gt=0, description="how often the guard may take a live version back without a cause"
     )
     keep_last: int = Field(
         5, ge=1, description="newest checkpoints, and newest versions that were live, that are not deleted"

@@ -23,7 +23,7 @@ from actuators.config import ChoiceSettings, GateSettings
 from actuators.safety.gate import Gate
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
-from learners.checkpoints.store import Checkpoints
+from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE, Checkpoints
 from learners.config import ExperienceSettings
 from learners.continual.versions import TaskVersionStore
 from learners.experience import schema
@@ -34,9 +34,9 @@ from learners.ipc.policy_spec import read_policy_spec, spec_path, write_policy_s
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendChoice, BackendSettings
 from learners.reencoding.token_store import StoredTokens, TokenStore
-from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
 from learners.worker.journal import Journal, JournalEntry
+from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
 from runtime.gate import latches
 from runtime.recording.reader import Recording, RecordingError
 
@@ -139,12 +139,38 @@ def stop(folder: Path) -> None:
         assert not gate.armed
 
 
+@shows("experiments.json")
+def experiments(folder: Path) -> None:
+    versions, (first, *_) = saved(folder / "checkpoints")
+    events: list[str] = []
+
+    def opened() -> ExperimentController:
+        made = ExperimentController(
+            ExperimentRules(), versions, folder, lambda kind, _data: events.append(kind), lambda: 1.0, Quarantine()
+        )
+        made.start()
+        return made
+
+    versions.promote(first)
+    opened().close(clean=True)
+    assert opened().trust.anchor == first
+    path = folder / EXPERIMENTS_FILE
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"format": 99}))
+    assert opened().trust.anchor == first
+    assert events == ["experiment_state_unreadable"]
+
+
 @shows("probation.json")
-def probation(_folder: Path) -> None:
-    written = Probation(60.0).dump()
-    Probation(60.0).restore(written)
-    with pytest.raises(ValueError, match="format"):
-        Probation(60.0).restore(written | {"format": written["format"] + 1})
+def probation(folder: Path) -> None:
+    versions, (first, second) = saved(folder / "checkpoints", 2)
+    versions.promote(first)
+    versions.promote(second)
+    (folder / PROBATION_FILE).write_bytes(orjson.dumps({"good": first, "trial": {"version": second, "before": first}}))
+    made = ExperimentController(
+        ExperimentRules(), versions, folder, lambda _kind, _data: None, lambda: 1.0, Quarantine()
+    )
+    made.start()
+    assert (made.trust.anchor, made.trust.previous) == (second, first)
 
 
 @shows("quarantine.json")

@@ -1,8 +1,8 @@
 """The demo's world in virtual time, with everything in the agent that judges policies and sources after the gate.
 
-Real: the world's movement and rewards, reward payloads through `Feedback`, `OutcomeTracker`, `SourceQuarantine`, `ProbationMonitor`, signed `Checkpoints`,
+Real: the world's movement and rewards, reward payloads through `Feedback`, `OutcomeTracker`, `SourceQuarantine`, `ExperimentController`, signed `Checkpoints`,
 `PolicyUpdater`. Scripted: the policies, which know where the picture is and err at a given rate, instead of an engine that sees; nothing is
-drawn or spoken. A reward arrives one tick after its decision, and loading a version takes `LOAD_S`, during which the old one acts.
+drawn or spoken. A reward arrives one tick after its decision.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from learners.checkpoints.store import Checkpoints
 from learners.config import TopicReward
 from learners.experience.store import Label
 from learners.ipc.outbox import Outbox
-from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, SourceRule
+from runtime.control.arm_record import ArmRecord
 from runtime.control.tick import TickResult, executed_actions
+from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.receiver import Feedback
@@ -43,8 +43,6 @@ from sensors.readings import Observation
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 BEGUN_S = 1_750_000_000.0
-LOAD_S = 1.0
-"""About what the demo's policy takes to be read, checked and compiled."""
 
 
 RULES = {"world": SourceRule("success", 2), "liar": SourceRule("success", 1)} | dict.fromkeys(
@@ -114,18 +112,13 @@ class KeptStore:
 
 @dataclass
 class ScriptedEngine:
-    """What acts, by version; a version that was not in memory acts `LOAD_S` of virtual time later, a loaded one at once."""
+    """What acts, by version."""
 
-    now: Callable[[], float]
     version: str = "untrained"
-    acting: str = "untrained"
     loaded: set[str] = field(default_factory=lambda: {"untrained"})
-    from_s: float = 0.0
 
     async def load(self, version: str) -> None:
-        if version not in self.loaded:
-            self.loaded.add(version)
-            self.from_s = self.now() + LOAD_S
+        self.loaded.add(version)
 
     async def activate(self, version: str) -> None:
         assert version in self.loaded
@@ -134,11 +127,6 @@ class ScriptedEngine:
     async def release(self, version: str) -> None:
         assert version != self.version
         self.loaded.discard(version)
-
-    def acts(self) -> str:
-        if self.now() >= self.from_s:
-            self.acting = self.version
-        return self.acting
 
 
 Sends = Callable[["Stage", str, float], list[dict[str, Any]]]
@@ -156,9 +144,10 @@ class Stage:
         folder: for its state.
         seed: of world and policies.
         policies: by the name that `version` gives them: each becomes a signed checkpoint.
-        lasts_s: of probation.
+        rules: of the experiments.
         sends: the reward messages for a decision.
         refusals: share of decisions the gate refuses, by policy name.
+        takeovers: share of decisions at which a person acts, by policy name.
     """
 
     def __init__(
@@ -167,23 +156,25 @@ class Stage:
         seed: int,
         policies: dict[str, Script],
         *,
-        lasts_s: float = 60.0,
+        rules: ExperimentRules | None = None,
         sends: Sends = world_only,
         refusals: dict[str, float] | None = None,
+        takeovers: dict[str, float] | None = None,
     ) -> None:
         self.world, self.rng = Blind(seed), np.random.default_rng([seed, 7])
         self.now_s, self.count, self.sends, self.refusals = BEGUN_S, 0, sends, refusals or {}
+        self.takeovers, self.mode = takeovers or {}, "autonomous"
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.gains: list[float] = []
         self.acted: list[str] = []
-        self.checkpoints = Checkpoints(folder / "checkpoints", KEY, clock=lambda: self.now_s)
+        self.checkpoints = Checkpoints(folder / "checkpoints", KEY, keep_last=32, clock=lambda: self.now_s)
         self.version = {
             name: self.checkpoints.save({"policy": {"w": torch.full((1,), float(n))}}, {})
             for n, name in enumerate(policies)
         }
         self.names = {version: name for name, version in self.version.items()}
         self.policies = policies
-        self.store, self.engine = KeptStore(), ScriptedEngine(lambda: self.now_s)
+        self.store, self.engine = KeptStore(), ScriptedEngine()
         ledger, self.quarantine = Ledger(1.0), Quarantine(RULES)
         self.sources = SourceQuarantine(
             self.quarantine,
@@ -194,11 +185,12 @@ class Stage:
             self._wall,  # type: ignore[arg-type]
         )
         self.sources.start()
-        self.probation = ProbationMonitor(
-            Probation(lasts_s), self.checkpoints, folder, self._emit, self._wall, self.quarantine
+        self.rules = rules or ExperimentRules(period_s=TICK_S, gamma=0.5)
+        self.experiments = ExperimentController(
+            self.rules, self.checkpoints, folder, self._emit, self._wall, self.quarantine
         )
-        self.probation.start()
-        self.outcomes = OutcomeTracker(ledger, self.sources, self.probation, self._wall)
+        self.experiments.start()
+        self.outcomes = OutcomeTracker(ledger, self.sources, self.experiments, self._wall)
         self.outbox = Outbox(folder / "outbox")
         reward = TopicReward.model_validate({"name": "feedback", "kind": "topic"})
         self.feedback = Feedback(
@@ -215,11 +207,12 @@ class Stage:
         self.updater = PolicyUpdater(
             self.checkpoints,
             self.engine,  # type: ignore[arg-type]
-            self.probation,
+            self.experiments,
             LearnerEvents(self.outbox, self._emit, {"source_quarantined": self.sources.report}),
             self._emit,
         )
-        self._last: tuple[str, float] | None = None
+        self._last: tuple[str, float, bool] | None = None
+        self.arms: list[ArmRecord] = []
 
     def kinds(self) -> list[str]:
         """The types of all events so far."""
@@ -229,10 +222,14 @@ class Stage:
         """The numbers of the newest event of a type."""
         return next(data for one, data in reversed(self.events) if one == kind)
 
+    def propose(self, name: str) -> None:
+        """Let a policy wait for its experiment, as the learner does with a candidate that passed the filters."""
+        self.checkpoints.propose(self.version[name])
+
     async def promote(self, name: str) -> None:
         """Force a policy live and wait until it acts."""
         self.checkpoints.promote(self.version[name])
-        await self.run(3 * LOAD_S, until=lambda: self.acted[-1] == name)
+        await self.run(3.0, until=lambda: self.acted[-1] == name)
 
     async def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> float:
         """Let virtual time pass; returns how much did."""
@@ -248,9 +245,14 @@ class Stage:
         self.now_s += TICK_S
         self.count += 1
         if self._last is not None:
-            for body in self.sends(self, *self._last):
-                self.feedback.reward(orjson.dumps(body))
-        version = self.engine.acts()
+            decision, gain, over = self._last
+            for number, body in enumerate(self.sends(self, decision, gain)):
+                self.feedback.reward(orjson.dumps(body | {"truncated": over and number == 0}))
+        arm = self.experiments.choose(self.count, self.engine.loaded)
+        if arm.version != self.engine.version and arm.version in self.engine.loaded:
+            await self.engine.activate(arm.version)
+        self.arms.append(arm)
+        version = self.engine.version
         name = self.names.get(version, "")
         script = self.policies[name] if name else Script(errors=2 / 3)
         before, turn = self.world.distance_deg(), script.turn(self.world, self.rng)
@@ -258,19 +260,22 @@ class Stage:
         self.world.head.turn = self.world.head.turn if refused else turn
         self.world.advance(TICK_S)
         gain = panorama_world.reward(before, self.world.distance_deg())
-        self.outcomes.ticked(self._ticked(version, turn, refused=refused))
-        self._last = (f"s-{self.count}", gain)
+        taken_over = self.rng.random() < self.takeovers.get(name, 0.0)
+        self.outcomes.ticked(self._ticked(version, turn, refused=refused, taken_over=taken_over))
+        self._last = (f"s-{self.count}", gain, self.world.over)
         self.gains.append(gain)
         self.acted.append(name)
         if self.world.over:
             self.world.begin()
-        if self.count % 2 == 0 or self.probation.decided.is_set():
+        if self.count % 2 == 0 or self.experiments.decided.is_set():
             await self.updater.sync()
 
-    def _ticked(self, version: str, turn: Turn, *, refused: bool) -> TickResult:
+    def _ticked(self, version: str, turn: Turn, *, refused: bool, taken_over: bool) -> TickResult:
         decision = f"s-{self.count}"
         outcome = Outcome(False, "min_hold", "stay", "none") if refused else Outcome(True, None, turn, "policy")
-        verdict = GateVerdict(decision, True, False, {"head": "autonomous"}, {"head": outcome})
+        if taken_over:
+            outcome = Outcome(True, None, turn, "override")
+        verdict = GateVerdict(decision, True, False, {"head": self.mode}, {"head": outcome})
         decided = InferenceResult(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
         observation = Observation(self.count, self.now_s, {}, {})
         executed, by = executed_actions(decided.actions, verdict)
@@ -284,7 +289,7 @@ class Stage:
             stamp_unix_s=self.now_s,
             latency_s=0.0,
             stored=True,
-            mode="autonomous",
+            mode=self.mode,
             explore=True,
             answered_s=0.0,
         )

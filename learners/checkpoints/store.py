@@ -41,8 +41,12 @@ from learners.config import PromotionSettings
 from learners.files import locked, new_folder, private_folder, remove_abandoned_drafts, write_atomically
 
 LIVE = "LIVE"
+CHALLENGER = "CHALLENGER"
+"""Which candidate passed the filters and waits for its experiment."""
+EXPERIMENTS_FILE = "experiments.json"
+"""In the state folder; `runtime/deploy/experiment_controller.py` writes it."""
 PROBATION_FILE = "probation.json"
-"""In the state folder; `learners/safeguards/probation.py` describes its content."""
+"""In the state folder of programs before 0.2.0: it named the version that was on probation, and the one before."""
 FAILED_NAMES = 1_000
 """Names of rolled-back versions in LIVE, the newest. Numbers only grow, so that an older name never returns."""
 
@@ -57,6 +61,8 @@ class Live:
     failed: tuple[str, ...] = ()
     """Rolled back; never promoted again."""
     changed_s: float = 0.0
+    by: str | None = None
+    """Who moved the pointer: `request`, `import`, `experiment`, `untrusted`, `unguarded`, `guard`; None: an earlier program."""
 
 
 Announce = Callable[[Live], object]
@@ -179,11 +185,38 @@ class Checkpoints:
     def _live(self) -> Live | None:
         try:
             body = orjson.loads((self.folder / LIVE).read_bytes())
-            live = Live(body["version"], tuple(body["promoted"]), tuple(body["failed"]), float(body["changed_s"]))
+            live = Live(
+                body["version"],
+                tuple(body["promoted"]),
+                tuple(body["failed"]),
+                float(body["changed_s"]),
+                body.get("by"),
+            )
         except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return None
         named = [*live.promoted, *live.failed, *([live.version] if live.version else [])]
-        return live if all(isinstance(name, str) and VERSION.match(name) for name in named) else None
+        known = live.by is None or isinstance(live.by, str)
+        return live if known and all(isinstance(name, str) and VERSION.match(name) for name in named) else None
+
+    def propose(self, version: str, shapes: Mapping[str, Shapes] | None = None) -> None:
+        """Let a candidate wait for its experiment; it replaces the one that waited.
+
+        Raises:
+            CheckpointRefused: it may not be loaded.
+        """
+        self.load(version, shapes)
+        with locked(self.folder):
+            write_atomically(self.folder / CHALLENGER, orjson.dumps({"version": version, "at_s": self._clock()}))
+
+    def proposed(self) -> str | None:
+        """Return the candidate that waits; None if there is none, or it was taken back before."""
+        try:
+            version = orjson.loads((self.folder / CHALLENGER).read_bytes())["version"]
+        except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
+            return None
+        if not isinstance(version, str) or not VERSION.match(version) or version in self.live().failed:
+            return None
+        return version if (self.folder / version).is_dir() else None
 
     @property
     def is_pointer_damaged(self) -> bool:
@@ -229,7 +262,12 @@ class Checkpoints:
         return None
 
     def promote(
-        self, version: str, shapes: Mapping[str, Shapes] | None = None, *, announce: Announce = _silently
+        self,
+        version: str,
+        shapes: Mapping[str, Shapes] | None = None,
+        *,
+        announce: Announce = _silently,
+        by: str = "request",
     ) -> Live:
         """Make a version live, after every check.
 
@@ -237,6 +275,7 @@ class Checkpoints:
             version: its name.
             shapes: those each tensor file must have.
             announce: called with what LIVE is about to say, before any reader can see it: what it publishes comes first.
+            by: who promotes, as in `Live.by`.
 
         Raises:
             CheckpointRefused: it may not be loaded, or was rolled back before.
@@ -248,9 +287,16 @@ class Checkpoints:
                 raise CheckpointRefused(version, "failed_before", "it was live and rolled back; it is not tried again")
             earlier = live.promoted if self.keep_promoted is None else live.promoted[-self.keep_promoted :]
             promoted = (*(name for name in earlier if name != version), version)
-            return self._point(Live(version, promoted, live.failed, self._clock()), announce)
+            return self._point(Live(version, promoted, live.failed, self._clock(), by), announce)
 
-    def rollback(self, *, to: str | None = None, failing: str | None = None, announce: Announce = _silently) -> Live:
+    def rollback(
+        self,
+        *,
+        to: str | None = None,
+        failing: str | None = None,
+        announce: Announce = _silently,
+        by: str = "request",
+    ) -> Live:
         """Take the live version out for good and return to the one before it that still loads (or to `to`).
 
         `failing` names the version that is meant: when another one has gone live since, that one stays and `failing` is only
@@ -266,7 +312,7 @@ class Checkpoints:
             if failing is not None and failing != live.version:
                 acted = tuple(name for name in live.promoted if name != failing)
                 marked = (*(name for name in live.failed if name != failing), failing)
-                return self._point(Live(live.version, acted, marked, live.changed_s), announce)
+                return self._point(Live(live.version, acted, marked, live.changed_s, live.by), announce)
             earlier = [name for name in reversed(live.promoted) if name != live.version and name not in live.failed]
             for candidate in [to] if to is not None else earlier:
                 try:
@@ -277,7 +323,7 @@ class Checkpoints:
                     continue
                 failed = (*(name for name in live.failed if name != live.version), live.version)
                 promoted = (*(name for name in live.promoted if name not in (live.version, candidate)), candidate)
-                return self._point(Live(candidate, promoted, failed, self._clock()), announce)
+                return self._point(Live(candidate, promoted, failed, self._clock(), by), announce)
         raise CheckpointRefused(
             live.version, "missing", "no earlier version that acted is loadable; the live one stays"
         )
@@ -347,7 +393,7 @@ class Checkpoints:
                     gone = (*gone, name)
             if promoted := set(gone) & set(live.promoted):
                 left = tuple(name for name in live.promoted if name not in promoted)
-                self._point(Live(live.version, left, live.failed, live.changed_s))
+                self._point(Live(live.version, left, live.failed, live.changed_s, live.by))
         return gone
 
     def _delete(self, version: str) -> None:
@@ -360,39 +406,58 @@ def _short(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(orjson.dumps(hashes, option=JSON)).hexdigest()[:8]
 
 
-def versions_of_probation(state_dir: Path) -> frozenset[str]:
-    """Return the versions that probation may return to or judge: `probation.json` names them.
+def versions_of_experiments(state_dir: Path) -> frozenset[str]:
+    """Return the versions that the live experiment may need: live, anchor, the one before, challengers on trial and waiting.
 
     Raises:
-        OSError: the file exists and cannot be read.
+        OSError: a file exists and cannot be read.
     """
-    try:
-        body = orjson.loads((state_dir / PROBATION_FILE).read_bytes())
-        trial = body.get("trial") or {}
-        named = (body.get("good"), trial.get("version"), trial.get("before"))
-    except (FileNotFoundError, orjson.JSONDecodeError, AttributeError):
-        return frozenset()
+    named: list[Any] = [_content(state_dir / "checkpoints" / CHALLENGER).get("version")]
+    body = _content(state_dir / EXPERIMENTS_FILE)
+    trust, phase = _mapping(body.get("trust")), _mapping(body.get("phase"))
+    plan = _mapping(_mapping(phase.get("test")).get("plan"))
+    named += [body.get("live"), body.get("waiting"), trust.get("anchor"), trust.get("previous")]
+    named += [plan.get(arm) for arm in ("champion", "challenger", "anchor")]
+    old = _content(state_dir / PROBATION_FILE)
+    trial = _mapping(old.get("trial"))
+    named += [old.get("good"), trial.get("version"), trial.get("before")]
     return frozenset(name for name in named if isinstance(name, str))
 
 
 def versions_that_passed(state_dir: Path) -> tuple[str, ...]:
-    """Return the versions that passed their probation, the last good one at the end; empty without a readable `probation.json`.
+    """Return the versions that acted by the record of the experiments, the anchor at the end; empty without a record.
 
-    Versions newer than the good one are left out: the policy was rolled back from them.
+    `probation.json` of an earlier program counts where there is no record: the versions that passed, the last good one at the end.
     """
     try:
-        body = orjson.loads((state_dir / PROBATION_FILE).read_bytes())
-        good, confirmed = body["good"], body["confirmed"]
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        body = _content(state_dir / EXPERIMENTS_FILE)
+        old = _content(state_dir / PROBATION_FILE)
+    except OSError:
         return ()
-    names = [*confirmed, good] if isinstance(confirmed, list) else [good]
-    if not all(isinstance(name, str) and VERSION.match(name) for name in names):
-        return ()
-    return (*(name for name in confirmed if _number(name) < _number(good)), good)
+    trust = _mapping(body.get("trust"))
+    names = [body.get("live"), trust.get("previous"), trust.get("anchor")]
+    if not body:
+        confirmed = old.get("confirmed")
+        names = [*(confirmed if isinstance(confirmed, list) else ()), old.get("good")]
+    good = [name for name in names if isinstance(name, str) and VERSION.match(name)]
+    newest = _number(good[-1]) if good and not body else None
+    return tuple(name for name in good if newest is None or _number(name) <= newest)
 
 
 def _number(version: str) -> int:
     return int(version.partition("-")[0])
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    """Return a JSON object from a file; nothing where there is none."""
+    try:
+        return _mapping(orjson.loads(path.read_bytes()))
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def open_checkpoints(state_dir: Path, promotion: PromotionSettings) -> Checkpoints:
@@ -403,6 +468,6 @@ def open_checkpoints(state_dir: Path, promotion: PromotionSettings) -> Checkpoin
         keep_last=promotion.keep_last,
         keep_best=promotion.keep_best,
         keep_promoted=max(2, promotion.keep_last),
-        needed=partial(versions_of_probation, state_dir),
+        needed=partial(versions_of_experiments, state_dir),
         passed=partial(versions_that_passed, state_dir),
     )

@@ -1,11 +1,13 @@
-"""Candidates in the learner process: the learner writes one, evaluates it while training goes on, and promotes it or not.
+"""Candidates in the learner process: the learner writes one, evaluates it while training goes on, and proposes it or not.
+
+The agent decides: a proposed candidate waits there as the challenger of the live version.
 
 One evaluation runs at a time, a slice each round. It changes nothing in what the learner learns next. If another version goes live
 meanwhile (by a request or a rollback), the evaluation ends without a pass.
 
 A candidate's checkpoint carries the graph with which the agent will act (`compilation.py`).
 
-Events: `policy_promoted`, `policy_rejected` (with the figures of every step), `checkpoint_refused`, `graph_missing`.
+Events: `policy_proposed`, `policy_rejected` (with the figures of every step), `checkpoint_refused`, `graph_missing`.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class LearnerExperience:
 
 
 class CandidateManager:
-    """Writes candidates of one learner, evaluates them and promotes those that pass.
+    """Writes candidates of one learner, evaluates them and proposes those that pass.
 
     Args:
         learner: trains the policy.
@@ -143,7 +145,7 @@ class CandidateManager:
             self.evaluation = self._examine(version)
 
     def resume(self, until_s: float = math.inf) -> PromotionResult | None:
-        """Continue the evaluation until a moment of the monotonic clock; at its end promote the candidate or post why not."""
+        """Continue the evaluation until a moment of the monotonic clock; at its end propose the candidate or post why not."""
         evaluation = self.evaluation
         assert evaluation is not None
         result: PromotionResult | None
@@ -174,20 +176,17 @@ class CandidateManager:
         self.outbox.post("checkpoint_refused", fields)
 
     def _conclude(self, result: PromotionResult) -> None:
-        version, candidate = self._candidate
+        version = self._candidate[0]
         self._candidate, self.last_result = ("", None), result
         fields = {"version": version, "live": self.live[0] if self.live else None, **result.fields()}
         if not result.passed:
             self.outbox.post("policy_rejected", fields)
             return
-        try:  # the event comes before the pointer: whoever sees the new LIVE finds it in the outbox
-            self.checkpoints.promote(
-                version, self.learner.shapes(), announce=lambda _live: self.outbox.post("policy_promoted", fields)
-            )
+        self.outbox.post("policy_proposed", fields)  # before the file: whoever sees the proposal finds the event
+        try:
+            self.checkpoints.propose(version, self.learner.shapes())
         except CheckpointRefused as refusal:
             self.report_refusal(refusal)
-        else:
-            self.live = (version, candidate)
 
     def _write(self) -> str:
         learner = self.learner

@@ -6,7 +6,7 @@ evaluation takes a while, because its shadow step waits for fresh ticks: each ro
 process of its own. The learner uses no actuator and no network: it writes checkpoints, `learner/progress.json` and the outbox.
 The supervisor starts and restarts it.
 
-Events in the outbox: `policy_promoted`, `policy_rejected` (with every step's figures), `checkpoint_refused`,
+Events in the outbox: `policy_proposed`, `policy_rejected` (with every step's figures), `checkpoint_refused`,
 `learner_resumed`, `learner_waiting_for_spec`; of fine-tunes see `finetune_process.py`.
 """
 
@@ -42,7 +42,6 @@ from learners.promotion.steps import STEPS
 from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder
 from learners.reencoding.token_store import TokenStore
-from learners.safeguards.probation import on_probation
 from learners.torch_device import pick_device
 from learners.worker.candidates import CandidateManager
 from learners.worker.finetune_process import tasks_of
@@ -202,8 +201,6 @@ class LearnerLoop:
             self.learner.save()
         if self.candidates.evaluation is not None:
             self.candidates.resume(self.clock() + settings.update_every_s)
-        elif on_probation(self.inputs.state_dir, time.time()):
-            pass  # what acts is on probation; one change at a time, so that it is known what a drop is due to
         elif self.reencoder.waiting > ENCODED_LATER:
             pass  # an encoder changed: a candidate is evaluated with its tokens
         elif self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:

@@ -23,11 +23,11 @@ from prometheus_client import CollectorRegistry
 
 from actuators.config import conditions_of
 from learners.checkpoints.store import open_checkpoints
+from learners.config import TopicReward
 from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import write_policy_spec
 from learners.rewards import build_rewards, known
-from learners.safeguards.probation import Probation
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, source_rules
 from runtime.agent.components import Components
@@ -42,9 +42,9 @@ from runtime.control.sender_stamps import SenderStamps
 from runtime.control.tick import ControlLoop, TickListener, Utterances
 from runtime.deploy import promotion_history
 from runtime.deploy.encoder_updater import EncoderUpdater
+from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.deploy.promotion_history import PromotionHistory
 from runtime.deploy.task_updater import TaskUpdater
 from runtime.deploy.task_versions import TaskVersions
@@ -130,8 +130,8 @@ async def build(
     ledger, quarantine = Ledger(config.learner.reward_delay_s), Quarantine(source_rules(config.rewards))
     sources = SourceQuarantine(quarantine, store, ledger, state_dir, emit, wall)
     sources.start()
-    probation = ProbationMonitor(_probation(config), checkpoints, state_dir, emit, wall, quarantine)
-    outcomes = OutcomeTracker(ledger, sources, probation, wall)
+    experiments = ExperimentController(_experiment_rules(config), checkpoints, state_dir, emit, wall, quarantine)
+    outcomes = OutcomeTracker(ledger, sources, experiments, wall)
     queries = UncertaintyQueries(config.policy.query_margin, emit)
     feedback = Feedback(
         store=store,
@@ -152,7 +152,7 @@ async def build(
     engine.seed = exploration_seed(config.agent, session)
     outbox = Outbox(state_dir / "learner" / "outbox")
     learner_events = LearnerEvents(outbox, emit, {"source_quarantined": sources.report})
-    policy_updater = PolicyUpdater(checkpoints, engine, probation, learner_events, emit)
+    policy_updater = PolicyUpdater(checkpoints, engine, experiments, learner_events, emit)
     await policy_updater.start()
     encoder_updater = EncoderUpdater(config, engine, emit)
     await encoder_updater.start()
@@ -190,6 +190,7 @@ async def build(
         utterances=utterances,
         listeners=tuple(listeners),
         conditions=_conditions(config),
+        choose=experiments.choose,
         mode=config.mode,
         shadow=lambda: policy_updater.is_untried,
     )
@@ -212,7 +213,7 @@ async def build(
         store=store,
         feedback=feedback,
         rewards=rewards,
-        probation=probation,
+        experiments=experiments,
         sources=sources,
         storage=storage,
         progress_file=state_dir / "learner" / "progress.json",
@@ -243,7 +244,7 @@ async def build(
         decoder=decoder,
         store=store,
         checkpoints=checkpoints,
-        probation=probation,
+        experiments=experiments,
         sources=sources,
         outcomes=outcomes,
         feedback=feedback,
@@ -310,10 +311,21 @@ def _sensors(config: Config, faults: Iterable[str]) -> dict[str, Sensor | TopicS
     return sensors
 
 
-def _probation(config: Config) -> Probation:
-    """Make the rule of the settings; 0 seconds end a probation at once."""
+def _experiment_rules(config: Config) -> ExperimentRules:
+    """Return what the settings say about experiments."""
     promotion = config.promotion
-    return Probation(promotion.probation_s, promotion.margin, alpha=round(1.0 - promotion.confidence, 9))
+    topic = next((one for one in config.rewards if isinstance(one, TopicReward)), None)
+    return ExperimentRules(
+        period_s=config.tick.period_s,
+        gamma=config.policy.gamma,
+        settle_s=config.learner.reward_delay_s,
+        silence="zero" if topic is None else topic.silence,
+        anchor_share=promotion.anchor_share,
+        cap_pairs=promotion.max_pairs,
+        false_alarms_per_month=promotion.false_alarms_per_month,
+        alternate=promotion.alternate,
+        enabled=promotion.experiments,
+    )
 
 
 async def _task_updater(state_dir: Path, outputs: TaskOutputs | None) -> TaskUpdater | None:

@@ -15,9 +15,9 @@ from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop
 from runtime.deploy.encoder_updater import EncoderUpdater
+from runtime.deploy.experiment_controller import ExperimentController
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.deploy.task_updater import TaskUpdater
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.receiver import Feedback
@@ -51,7 +51,7 @@ class Components:
     decoder: PayloadDecoder
     store: Store
     checkpoints: Checkpoints
-    probation: ProbationMonitor
+    experiments: ExperimentController
     sources: SourceQuarantine
     outcomes: OutcomeTracker
     feedback: Feedback
@@ -75,11 +75,11 @@ class Components:
         """Commit and close everything that holds data; takes up to a few seconds.
 
         Args:
-            clean: the agent was asked to stop; otherwise it ends by an exception, which probation counts as a crash.
+            clean: the agent was asked to stop; otherwise it ends by an exception, which the experiments count as a crash.
         """
         if self.reporter.recorder is not None:
             self.reporter.recorder.close()
-        self.probation.close(clean=clean)
+        self.experiments.close(clean=clean)
         self.sources.file.write()
         self.store.close()
         self.engine.close()

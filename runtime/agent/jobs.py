@@ -27,7 +27,7 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         "decoder": parts.decoder.run(),
         "tick": parts.control_loop.run(),
         "policy": parts.policy_updater.run(),
-        "probation": parts.probation.file.run(),
+        "experiments": parts.experiments.file.run(),
         "sources": parts.sources.file.run(),
         "encoders": parts.encoder_updater.run(),
         "learner events": parts.learner_events.run(),

@@ -164,7 +164,7 @@ def import_directory(
     try:
         public = signer(trained.resolve(), checkpoints.public, TrustedKeys(checkpoints.folder.parent), key, ask)
         version = checkpoints.import_version(trained, public)
-        checkpoints.promote(version)
+        checkpoints.promote(version, by="import")
     except (CheckpointRefused, KeyRefused) as refusal:
         raise InvalidInput(str(refusal)) from None
     return version

@@ -72,7 +72,8 @@ OLD_REMEDIES: dict[str, str] = {
 REMOVED_KEYS: dict[str, str] = {
     "encoders.*.lora_rank": "the rank is tasks.NAME.lora_rank",
     "learner.engine": "the learner always runs on this machine",
-    "promotion.steps: probation": "probation always follows a promotion; `promotion.probation_s: 0` switches it off",
+    "promotion.probation_s": "a live experiment decides, without a fixed time; `promotion.experiments: false` switches it off",
+    "promotion.steps: probation": "a live experiment always follows the steps; `promotion.experiments: false` switches it off",
 }
 """Settings that had no effect, and what to do instead."""
 

@@ -7,7 +7,7 @@ the next tick starts at the next deadline still ahead.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actuators.actions import Action, Value
@@ -15,6 +15,7 @@ from actuators.safety.decisions import Proposal
 from learners.experience.store import Store
 from learners.experience.transition import By, Transition
 from learners.rewards import TickRewards
+from runtime.control.arm_record import ArmRecord
 from runtime.control.conditions import Conditions
 from runtime.control.inbox import Inbox
 from runtime.gate import ipc
@@ -51,8 +52,12 @@ class TickResult:
     reward: float | None = None
     """The sum of the settings' own rewards (expressions and plug-ins) that the decision before has earned, by what this tick sees; None
     where there are none."""
+    arm: ArmRecord | None = None
+    """The place of this tick in the live experiment."""
 
 
+ChooseVersion = Callable[[int, Collection[str]], ArmRecord]
+"""Return which of the loaded versions acts at a tick; called between two ticks, must not block."""
 TickListener = Callable[[TickResult], None]
 """Take one finished tick in the event loop; must not block."""
 
@@ -103,6 +108,8 @@ class ControlLoop:
     """Whether the gate must not carry out the policy's actions, because nothing says which policy may act."""
     conditions: Conditions = field(default_factory=lambda: Conditions((), {}))
     """On telemetry, without which an actuator does not act."""
+    choose: ChooseVersion | None = None
+    """Says which version acts; without it, the one that the engine has activated."""
     explore: bool = True
     mode: str = "autonomous"
     degraded: dict[str, str] = field(default_factory=dict)
@@ -122,6 +129,7 @@ class ControlLoop:
         observation = self.inbox.observe(index, self.clock.now())
         earned = self._earned(observation)
         explore = self.explore and self.mode == "autonomous"  # only where actions are carried out
+        arm = await self._activate(index)
         decided = await self.engine.decide(observation, explore=explore)
         decision = f"{self.session}-{index}"
         verdict, latency_s = await self._act(observation, decided, decision)
@@ -142,6 +150,7 @@ class ControlLoop:
             reward=earned,
             mode=self.mode,
             explore=explore,
+            arm=arm,
             answered_s=0.0 if verdict is None else now_s - observation.stamp_s,
         )
         self._executed = executed
@@ -156,6 +165,15 @@ class ControlLoop:
         earned = self.rewards.at(observation, self._executed)
         self.store.release(earned)
         return earned
+
+    async def _activate(self, index: int) -> ArmRecord | None:
+        """Let the version act that the live experiment names for this tick."""
+        if self.choose is None:
+            return None
+        arm = self.choose(index, self.engine.loaded)
+        if arm.version != self.engine.version and arm.version in self.engine.loaded:
+            await self.engine.activate(arm.version)
+        return arm
 
     async def _act(
         self, observation: Observation, decided: InferenceResult, decision: str

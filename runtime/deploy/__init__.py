@@ -1,1 +1,1 @@
-"""From a live pointer on disk to the engine: policy, encoder and task updates, probation."""
+"""From a live pointer on disk to the engine: policy, encoder and task updates, live experiments."""

@@ -1,12 +1,8 @@
-"""Keep the engine at the live policy version: activation, probation's verdict and rollback, in one place and one order.
+"""Keep the engine at the live policy version and at the versions that the live experiment needs, in one place and one order.
 
-The learner, an operator's request and probation move the LIVE pointer; this follows it. For a new version the order is: the
-learner's events (`policy_promoted` among them), `policy_on_probation` with its file on disk, the weights, `policy_swapped`. A
-verdict of probation is carried out before the pointer is read, so that a rollback acts at once. When a version cannot be
-loaded, the acting policy stays, and an event says so.
-
-The version before stays in memory until probation is over. A verdict against the acting version takes effect in one tick, before
-the LIVE pointer on disk changes.
+A person and the experiment controller move the LIVE pointer; this follows it. The order is: the learner's events, what the controller
+decided, the pointer, a new proposal, loading. The control loop activates one of the loaded versions at each tick, as the controller
+says. When a version cannot be loaded, the acting policy stays, and an event says so.
 """
 
 from __future__ import annotations
@@ -18,10 +14,10 @@ from dataclasses import dataclass, field
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import LIVE, Checkpoints
+from runtime.deploy.experiment_controller import ExperimentController
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.pointer_follower import PointerFollower
-from runtime.deploy.probation_monitor import ProbationMonitor
-from runtime.inference.engine import Engine
+from runtime.inference.engine import UNTRAINED, Engine
 from runtime.process.events import Emit
 
 POLL_S = 0.2
@@ -37,38 +33,34 @@ REMEDIES = {
 
 @dataclass(slots=True)
 class PolicyUpdater:
-    """Loads what LIVE names and carries out what probation decides."""
+    """Loads what LIVE and the live experiment name, and carries out what the controller decides."""
 
     checkpoints: Checkpoints
     engine: Engine
-    probation: ProbationMonitor
+    experiments: ExperimentController
     learner_events: LearnerEvents
     emit: Emit
     is_untried: bool = False
     """Versions acted before and none can be loaded or trusted now: the untrained weights must not act."""
     _pointer: PointerFollower[str] = field(init=False)
-    _acted: set[str] = field(default_factory=set)
-    """Versions that this has activated or replaced and not released yet."""
 
     def __post_init__(self) -> None:
-        self._pointer = PointerFollower(lambda: self.checkpoints.live().version, self._activate)
+        self._pointer = PointerFollower(lambda: self.checkpoints.live().version, self._follow)
 
     async def start(self) -> None:
         """Load the live version with its encoders, else the newest that acted and still loads; else untrained weights act.
 
-        If LIVE is damaged, the last version that passed its probation acts, and LIVE names it again. Without such a version
+        If LIVE is damaged, the last trusted version acts, and LIVE names it again. Without such a version
         the untrained weights act in mode shadow. So they do if versions acted before and none of them loads, as when the
         signing key is missing.
         """
         damaged = await asyncio.to_thread(lambda: self.checkpoints.is_pointer_damaged)
-        await asyncio.to_thread(self.probation.start)
+        await asyncio.to_thread(self.experiments.start)
         refused: dict[str, CheckpointRefused] = {}
         while (version := await asyncio.to_thread(self._loadable, refused)) is not None:
-            await self.probation.before_activation(version)
             try:
-                await self._switch(version)
+                await self.engine.load(version)
             except CheckpointRefused as refusal:
-                self.probation.activation_failed(version)
                 refused[version] = refusal
             else:
                 break
@@ -81,6 +73,10 @@ class PolicyUpdater:
         if version is None:
             remedy = "let the learner run, or put a checkpoint of `reflexd train` in place"
             self.emit("policy_untrained", {"remedy": remedy})
+            return
+        await self.engine.activate(version)
+        if version != self.experiments.live:
+            self.experiments.became_live(version, "guard")
 
     def _loadable(self, refused: dict[str, CheckpointRefused]) -> str | None:
         """Return the newest version that loads and is not in `refused`; add those that do not load."""
@@ -94,70 +90,59 @@ class PolicyUpdater:
         return loaded.manifest.version if loaded is not None else None
 
     async def run(self) -> None:
-        """Follow LIVE and probation until cancelled."""
+        """Follow LIVE and the experiment until cancelled."""
         while True:
             await self.sync()
+            if self.experiments.decided.is_set():  # the disk refused; try again a little later
+                await asyncio.sleep(POLL_S)
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
-                    await self.probation.decided.wait()
+                    await self.experiments.decided.wait()
 
     async def sync(self) -> bool:
-        """Carry out probation's verdict, then activate the version that LIVE names; True when another version acts."""
-        acting = self.engine.version
-        returned = await self._return_at_once()
-        await self.probation.conclude()
-        if returned:
-            await self._confirm_return(acting)
+        """Carry out what was decided, follow LIVE, take a proposal and load what is needed; True when LIVE changed."""
+        before = self.experiments.live
+        await self.experiments.conclude()
         await self._pointer.sync()
-        await self._release()
-        return self.engine.version != acting
+        await self.learner_events.forward()
+        await self.experiments.take_proposal()
+        await self._pointer.sync()
+        await self._load_wanted()
+        self.experiments.advance(self.engine.loaded)
+        return self.experiments.live != before
 
-    async def _return_at_once(self) -> bool:
-        """Activate the version before, where a verdict names it and it is in memory."""
-        verdict = self.probation.verdict
-        if verdict is None or verdict.passed or verdict.version != self.engine.version or verdict.before is None:
-            return False
-        if verdict.before not in self.engine.loaded:
-            return False
-        await self.engine.activate(verdict.before)
-        return True
-
-    async def _confirm_return(self, failed: str) -> None:
-        """Publish the swap; where LIVE cannot be moved for good, the version it names acts again."""
-        live = await asyncio.to_thread(self.checkpoints.live)
-        if live.version == failed and self.probation.verdict is None:
-            await self.engine.activate(failed)
-        else:
-            self.emit("policy_swapped", {"version": self.engine.version, "before": failed})
-
-    async def _switch(self, version: str) -> None:
-        """Load and activate a version; the one that acted stays in memory."""
-        before = self.engine.version
-        await self.engine.load(version)
-        await self.engine.activate(version)
-        self._acted |= {before, version}
-
-    async def _release(self) -> None:
-        """Free what acted and is neither acting nor needed by probation."""
-        trial = self.probation.probation.trial
-        needed = {self.engine.version} | ({trial.before} if trial is not None else set())
-        for version in self._acted - needed:
+    async def _load_wanted(self) -> None:
+        """Release what is not needed any more, then load what is."""
+        wanted = self.experiments.wanted()
+        for version in self.engine.loaded - wanted - {self.engine.version}:
             await self.engine.release(version)
-        self._acted &= needed
+        for version in sorted(wanted - self.engine.loaded - {UNTRAINED}):
+            try:
+                await self.engine.load(version)
+            except CheckpointRefused as refusal:
+                self.experiments.unloadable(version, refusal.reason)
+                self._refused(refusal, live=self.experiments.live)
 
-    async def _activate(self, version: str) -> bool:
-        before = self.engine.version
-        if version == before:
+    async def _follow(self, version: str) -> bool:
+        """Load the version that LIVE names now; the control loop activates it at the next tick."""
+        before = self.experiments.live
+        if version == before and version in self.engine.loaded:
             return False
         await self.learner_events.forward()
-        await self.probation.before_activation(version)
         try:
-            await self._switch(version)
+            wanted = self.experiments.wanted() | {version}
+            for other in self.engine.loaded - wanted - {self.engine.version}:
+                await self.engine.release(other)
+            await self.engine.load(version)
         except CheckpointRefused as refusal:
-            self.probation.activation_failed(version)
             self._refused(refusal, live=before)
             return False
+        live = await asyncio.to_thread(self.checkpoints.live)
+        if version != before:
+            self.experiments.became_live(version, live.by if live.version == version else "request")
         self.is_untried = False
+        await self.engine.activate(version)
         self.emit("policy_swapped", {"version": version, "before": before})
         return True
 
@@ -166,7 +151,7 @@ class PolicyUpdater:
         if version is None:
             remedy = "promote or import a version, then set the mode"
         else:
-            remedy = "none needed: the last version that passed its probation acts"
+            remedy = "none needed: the last trusted version acts"
             try:
                 self.checkpoints.repair_pointer(version)
             except OSError as error:

@@ -29,7 +29,14 @@ MAX_ENTRY = 8_192
 """Bytes of one entry; the figures of a larger one are left out."""
 MAX_FILE = 2 * KEPT * MAX_ENTRY
 VERDICTS = frozenset(
-    {"policy_promoted", "policy_rejected", "policy_rolled_back", "policy_on_probation", "policy_confirmed"}
+    {
+        "policy_promoted",
+        "policy_proposed",
+        "policy_rejected",
+        "policy_rolled_back",
+        "policy_trusted",
+        "experiment_ended",
+    }
 )
 Entry = dict[str, Any]
 

@@ -147,7 +147,9 @@ class Feedback:
             return
         self.counts["reward"] += 1
         self.recent += 0.01 * (value - self.recent)
-        self.outcomes.credit(reward.source, value, decision, done=reward.done or reward.truncated)
+        self.outcomes.credit(
+            reward.source, value, decision, done=reward.done or reward.truncated, failure=reward.outcome == "failure"
+        )
 
     def _within_quota(self, source: str, rate: float) -> bool:
         bucket = self._buckets.get(source)

@@ -20,7 +20,7 @@ from learners.rewards import TickRewards
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop
-from runtime.deploy.probation_monitor import ProbationMonitor
+from runtime.deploy.experiment_controller import ExperimentController
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.monitoring.storage import StorageMonitor
@@ -41,7 +41,7 @@ class Health:
     store: Store
     feedback: Feedback
     rewards: TickRewards
-    probation: ProbationMonitor
+    experiments: ExperimentController
     sources: SourceQuarantine
     storage: StorageMonitor
     progress_file: Path
@@ -63,8 +63,8 @@ class Health:
             "feedback": dict(self.feedback.counts),
             "reward_faults": dict(self.rewards.faults),
             "sources": self.sources.figures(),
-            "policy": loop.engine.version,
-            "probation": self.probation.figures(),
+            "policy": self.experiments.live,
+            "experiments": self.experiments.figures(),
             "mode": loop.mode,
             "armed": verdict.armed if verdict else False,
             "stopped": verdict.stopped if verdict else False,

@@ -126,7 +126,8 @@ class Metrics:
             registry=registry,
         )
         self.rollbacks = Counter("reflexd_rollbacks", "Policies taken back.", registry=registry)
-        self.probation = Gauge("reflexd_probation", "1 while a policy is on probation.", registry=registry)
+        self.experiment = Gauge("reflexd_experiment", "1 while a challenger is on trial.", registry=registry)
+        self.trusted = Gauge("reflexd_policy_trusted", "1 if a version is proved or chosen.", registry=registry)
         self.quarantined = Gauge(
             "reflexd_sources_quarantined", "Number of quarantined feedback sources.", registry=registry
         )
@@ -223,7 +224,9 @@ class Metrics:
         process = health.get("process") or {}
         _set(self.tasks, process.get("tasks"))
         _set(self.threads, process.get("threads"))
-        self.probation.set(bool(health.get("probation")))
+        experiments = health.get("experiments") or {}
+        self.experiment.set(bool(experiments.get("experiment")))
+        self.trusted.set(bool(experiments.get("trusted")))
         self.quarantined.set(len((health.get("sources") or {}).get("quarantined") or ()))
         self.observe_learner(health.get("learner") or {})
         self.observe_storage(health.get("storage") or {})

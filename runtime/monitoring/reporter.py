@@ -137,4 +137,5 @@ def decision_body(ticked: TickResult) -> dict[str, Any]:
         "skew_ms": round(observation.skew_s * 1e3, 1),
         "missing": sorted(observation.missing),
         "latency_ms": round(ticked.latency_s * 1e3, 3),
+        "experiment": ticked.arm.fields() if ticked.arm is not None else None,
     }

@@ -46,13 +46,12 @@ from learners.config import (  # noqa: E402
 from learners.experience.store import Store  # noqa: E402 - after the path
 from learners.experience.transition import Transition  # noqa: E402 - after the path
 from learners.model.features import Features  # noqa: E402 - after the path
-from learners.safeguards.probation import Probation  # noqa: E402 - after the path
 from learners.safeguards.reward_ledger import (  # noqa: E402
     Ledger,
     LedgerEntry,
 )
 from learners.safeguards.source_consistency import Quarantine, SourceRule  # noqa: E402 - after the path
-from runtime.deploy.probation_monitor import ProbationMonitor  # noqa: E402 - after the path
+from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules  # noqa: E402
 from runtime.feedback.outcomes import OutcomeTracker  # noqa: E402 - after the path
 from runtime.feedback.queries import UncertaintyQueries  # noqa: E402 - after the path
 from runtime.feedback.receiver import Feedback  # noqa: E402 - after the path
@@ -100,8 +99,9 @@ class Agent:
         quarantine, checkpoints = Quarantine(RULES), Checkpoints(folder / "checkpoints", KEY)
         self.watched = watched
         self.sources = SourceQuarantine(quarantine, self.store, ledger, folder, self._emit, self._wall)
-        probation = ProbationMonitor(Probation(0.0), checkpoints, folder, self._emit, self._wall, quarantine)
-        self.outcomes = OutcomeTracker(ledger, self.sources, probation, self._wall)
+        rules = ExperimentRules(enabled=False)
+        experiments = ExperimentController(rules, checkpoints, folder, self._emit, self._wall, quarantine)
+        self.outcomes = OutcomeTracker(ledger, self.sources, experiments, self._wall)
         setting = TopicReward.model_validate({"name": "feedback", "kind": "topic"})
         self.feedback = Feedback(
             store=self.store,

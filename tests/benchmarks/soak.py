@@ -137,7 +137,7 @@ def settings(folder: Path, port: int, times: float, seconds: float, swaps: int) 
     config["state_dir"] = str(folder / "state")
     config["tick"]["rate_hz"] *= times
     config["learner"] |= {"warmup": 64, "promote_every_s": max(2.0, seconds / swaps), "replay_gb": 0.03}
-    config["promotion"] = {"steps": ["integrity"], "keep_last": 5, "probation_s": 0}
+    config["promotion"] = {"steps": ["integrity"], "keep_last": 5, "experiments": False}
     config["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
     config["dashboard"]["listen"] = f"127.0.0.1:{free_port()}"
     path = folder / "soak.yaml"

@@ -73,7 +73,7 @@ def settings(folder: Path, broker: int) -> dict[str, Any]:
         "rewards": [{"name": "feedback", "kind": "topic"}],
         "gate": {"arm": "auto", "deadman_ms": 2_000},
         "learner": {"warmup": 32, "batch": 16, "promote_every_s": 3},
-        "promotion": {"steps": ["integrity"], "probation_s": 0},
+        "promotion": {"steps": ["integrity"], "experiments": False},
         "dashboard": {
             "listen": f"127.0.0.1:{free_port()}",
             "token": "${file:" + str(folder / "operator-token") + "}",

@@ -62,7 +62,7 @@ class Daemon:
         settings["state_dir"] = str(folder / "state")
         settings["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
         settings["learner"] |= {"promote_every_s": 5, "warmup": 64, "batch": 32}
-        settings["promotion"] = {"steps": ["integrity"], "probation_s": 0}
+        settings["promotion"] = {"steps": ["integrity"], "experiments": False}
         settings["plant"]["simulated_overrides"] = False
         del settings["dashboard"]
         self.config = folder / "demo.yaml"

@@ -40,6 +40,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 START_S = 120.0
 STILL = {
     "reflexd_build": "what is running",
+    "reflexd_experiment": "takes a trusted version and a challenger; tests/runtime/deploy/test_experiment_controller.py",
     "reflexd_tick_period_seconds": "a setting",
     "reflexd_sources_quarantined": "takes minutes of contradicting rewards; tests/runtime/feedback/test_source_quarantine.py",
     "reflexd_storage_limit_bytes": "a setting",
@@ -62,7 +63,7 @@ SETTINGS: dict[str, Any] = {
     "policy": {"width": 32, "hidden": [32], "history": 1},
     "learner": {"warmup": 16, "batch": 16, "promote_every_s": 2, "reward_delay_s": 0.2, "priority": "normal"},
     # the first version has nothing to be compared with; no later one gathers that much evidence
-    "promotion": {"steps": ["integrity", "ope"], "probation_s": 12, "min_effective_samples": 1e6},
+    "promotion": {"steps": ["integrity", "ope"], "min_effective_samples": 1e6},
 }
 
 
@@ -208,11 +209,12 @@ def drive(world: World, scrapes: Scrapes, process: psutil.Process, broker: Mosqu
     now = scrapes.latest
     until(lambda: now.get("reflexd_armed"), "armed", START_S)
     until(lambda: now.get("reflexd_learner_updates_total", 0) > 0, "the learner updates", 60)
-    until(lambda: now.get("reflexd_probation"), "the first version on probation")
+    until(lambda: world.saw("policy_promoted"), "the first version is live, not yet trusted")
     until(lambda: world.saw("policy_rejected"), "a candidate that off-policy evaluation knows too little of", 60)
     rejected = next(event["data"] for event in world.events if event["type"] == "policy_rejected")
     world.say("request/promote", {"version": rejected["version"]})
     until(lambda: now.get("reflexd_promotions_total") == 2, "promoted by hand")
+    until(lambda: now.get("reflexd_policy_trusted"), "trusted, because a person chose it")
     world.say("request/rollback", {})
     until(lambda: now.get("reflexd_rollbacks_total"), "rolled back")
 

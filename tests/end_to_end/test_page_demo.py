@@ -92,7 +92,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     changes: dict[str, Any] = {
         "plant": {"simulated_overrides": False},
         "learner": {"promote_every_s": 5},
-        "promotion": {"steps": ["integrity", "latency"], "probation_s": 0},
+        "promotion": {"steps": ["integrity", "latency"], "experiments": False},
         "dashboard": {"viewer_token": VIEWER},
         "tasks": {"intents": INTENTS},
     }

@@ -55,7 +55,7 @@ def make_strange(config: Path, state: Path) -> tuple[str, str]:
     learner = Checkpoints(state / "learner" / "state", load_key(state))
     learner.promote(position := learner.save({"policy": weights}, {"position": {}}))
     of_format_2(learner, position, state)
-    for name in ("latches.json", "probation.json", "quarantine.json", "learner/spec.json", "learner/progress.json"):
+    for name in ("latches.json", "experiments.json", "quarantine.json", "learner/spec.json", "learner/progress.json"):
         (state / name).write_text('{"format": 99}')
     (state / "learner" / "journal.jsonl").write_text('{"format": 99}\n')
     (state / "learner" / "outbox").mkdir()
@@ -113,7 +113,7 @@ def test_it_starts_names_what_it_does_not_know_and_acts(tmp_path: Path, broker: 
         assert set(witness.policies) == {good}
         assert {data["version"] for data in witness.said("checkpoint_refused")} >= {strange}
         assert {data["reason"] for data in witness.said("checkpoint_refused")} == {"unknown_format"}
-        assert witness.said("probation_state_unreadable")
+        assert witness.said("experiment_state_unreadable")
         assert witness.said("quarantine_state_unreadable")
         assert witness.said("learner_resumed")[0] == {"resumed": False, "update": 0, "row": 0}
         assert witness.status["state"] == "stopped"

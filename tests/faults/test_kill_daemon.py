@@ -58,7 +58,7 @@ class Life:
             "state_dir": str(self.state),
             "mqtt": {"url": broker.url, **canaries.LOGIN},
             "gate": {"arm": "auto"},
-            "promotion": {"steps": ["integrity", "latency"], "probation_s": 0},
+            "promotion": {"steps": ["integrity", "latency"], "experiments": False},
             "learner": {
                 "batch": 32, "warmup": 40, "update_every_s": 0.2, "promote_every_s": 2, "save_every_s": 1,
                 "priority": "normal",

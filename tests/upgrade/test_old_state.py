@@ -34,7 +34,7 @@ START_S = 150.0
 CLOSE = 1e-4
 """How far numbers may be off on a machine other than the one that recorded them."""
 LOSSES = {
-    "policy_untrained", "checkpoint_refused", "probation_state_unreadable", "quarantine_state_unreadable", "experience_write_failed", "transition_rejected",
+    "policy_untrained", "checkpoint_refused", "experiment_state_unreadable", "quarantine_state_unreadable", "experience_write_failed", "transition_rejected",
     "experience_corrupt", "encoder_refused", "encoder_without_task", "task_failed", "policy_rolled_back", "rollback_failed",
     "child_restarted", "child_restart_limit",
 }  # fmt: skip
@@ -143,13 +143,12 @@ def test_the_stop_and_the_modes_are_kept(daemon: Upgraded) -> None:
     assert not daemon.health["armed"]
 
 
-def test_probation_goes_on_where_it_was(daemon: Upgraded) -> None:
-    was = daemon.expected["probation"]["trial"]
-    assert daemon.health["probation"]["version"] == was["version"] == daemon.live
-    assert daemon.health["probation"]["seconds"] >= was["seconds"] > 0
-    assert not daemon.said("policy_on_probation")
-    now = json.loads((daemon.folder / "state" / "probation.json").read_bytes())
-    assert now["good"] == daemon.expected["probation"]["good"]
+def test_the_version_that_was_on_probation_is_trusted_and_the_one_before_is_the_way_back(daemon: Upgraded) -> None:
+    was = daemon.expected["probation"]
+    assert daemon.health["experiments"]["anchor"] == was["trial"]["version"] == daemon.live
+    assert "before the program was upgraded" in daemon.health["experiments"]["why"]
+    now = json.loads((daemon.folder / "state" / "experiments.json").read_bytes())
+    assert now["trust"]["previous"] == was["good"]
     assert now["trial"]["before"] == was["before"] == now["good"]
 
 

@@ -47,6 +47,13 @@ def events(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(event.kind, event.fields) for event in Outbox(folder / "learner" / "outbox").collect()]
 
 
+def follow(one: LearnerLoop) -> None:
+    """Make the proposal live, as the agent does while nothing is trusted."""
+    proposed = one.checkpoints.proposed()
+    assert proposed is not None
+    one.checkpoints.promote(proposed, by="untrusted")
+
+
 def first_live(folder: Path, **promotion: Any) -> LearnerLoop:
     """A learner of a good policy whose first version is live."""
     learning.fill(folder, 0, 600)
@@ -56,6 +63,7 @@ def first_live(folder: Path, **promotion: Any) -> LearnerLoop:
     one.learner.train(float("inf"), until=600)
     one.learner.policy.heads.choice.epsilon.fill_(0.1)
     verdict = one.candidates.run()  # nothing to compare with, so nothing to wait for
+    follow(one)
     assert verdict is not None
     assert verdict.passed, verdict
     return one
@@ -93,7 +101,7 @@ def test_a_negated_candidate_is_rejected_by_what_was_logged(tmp_path: Path) -> N
     assert fields["missing"] == []
 
 
-def test_the_event_of_a_promotion_is_in_the_outbox_before_the_pointer_moves(
+def test_the_event_of_a_proposal_is_in_the_outbox_before_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[str, list[str]]] = []
@@ -104,10 +112,10 @@ def test_the_event_of_a_promotion_is_in_the_outbox_before_the_pointer_moves(
 
     monkeypatch.setattr(store, "write_atomically", write)
     first_live(tmp_path)
-    assert written[-1] == ("LIVE", ["learner_resumed", "policy_promoted"])
+    assert ("CHALLENGER", ["learner_resumed", "policy_proposed"]) in written
 
 
-def test_a_good_candidate_goes_live_after_its_shadow_while_training_goes_on(tmp_path: Path) -> None:
+def test_a_good_candidate_is_proposed_after_its_shadow_while_training_goes_on(tmp_path: Path) -> None:
     one = first_live(tmp_path)
     before = one.checkpoints.live().version
     one.learner.train(float("inf"), until=660)
@@ -128,9 +136,10 @@ def test_a_good_candidate_goes_live_after_its_shadow_while_training_goes_on(tmp_
     verdict = concluded(one, beside)
     assert verdict.passed, verdict
     assert one.learner.position.update > updates
-    assert one.checkpoints.live().version == trial["version"] != before
+    assert one.checkpoints.live().version == before, "the agent decides what goes live"
+    assert one.checkpoints.proposed() == trial["version"] != before
     kind, fields = events(tmp_path)[-1]
-    assert kind == "policy_promoted"
+    assert kind == "policy_proposed"
     assert list(fields["steps"]) == ["integrity", "latency", "sanity", "held_out", "ope", "shadow"]
     assert fields["steps"]["shadow"]["ticks"] >= 20
     assert one.candidates.on_trial() is None
@@ -230,6 +239,6 @@ def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> Non
     one.begin()
     one.step()
     assert one.candidates.run() is not None
-    live = one.checkpoints.live().version
-    manifest = next(m for m in one.checkpoints.list() if m.version == live)
+    proposed = one.checkpoints.proposed()
+    manifest = next(m for m in one.checkpoints.list() if m.version == proposed)
     assert ("tasks" in manifest.data) is feeds

@@ -61,7 +61,7 @@ def events(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(event.kind, event.fields) for event in Outbox(folder / "learner" / "outbox").collect()]
 
 
-def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
+def test_it_learns_proposes_and_says_so(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 300)
     one = background(tmp_path)
     one.begin()
@@ -70,8 +70,9 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     verdict = one.candidates.run()
     assert verdict is not None
     assert verdict.passed, verdict
-    live = one.checkpoints.live().version
+    live = one.checkpoints.proposed()
     assert live is not None
+    assert one.checkpoints.live().version is None
     loaded = one.checkpoints.load(live)
     assert set(loaded.tensors) == {"policy"}, "what resumes the training is in learner/state alone"
     assert loaded.documents["position"]["row"] == 300
@@ -79,11 +80,11 @@ def test_it_learns_promotes_and_says_so(tmp_path: Path) -> None:
     assert loaded.manifest.metrics["updates"] == one.learner.position.update
     told = dict(events(tmp_path))
     assert told["learner_resumed"] == {"resumed": False, "update": 0, "row": 0}
-    assert told["policy_promoted"]["version"] == live
-    assert told["policy_promoted"]["steps"]["latency"]["limit_ms"] == 50.0
+    assert told["policy_proposed"]["version"] == live
+    assert told["policy_proposed"]["steps"]["latency"]["limit_ms"] == 50.0
     one._tell("training", now=True)
     progress = orjson.loads((tmp_path / "learner" / "progress.json").read_bytes())
-    assert progress["policy"] == live
+    assert progress["policy"] is None
     assert progress["buffer"] == 300
     assert progress["loss"]["dqn"] > 0
     assert progress["terminal"] == 3

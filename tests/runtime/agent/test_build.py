@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
     "rewards": [{"name": "feedback", "kind": "topic", "max_per_s": 1e6}],
     "learner": {"enabled": False},
-    "promotion": {"probation_s": 20},
+    "policy": {"gamma": 0.5},
 }
 
 
@@ -72,7 +72,7 @@ async def agent(
     with ThreadPoolExecutor(1) as decoders, gate, end:
         parts = await build(load(path), end, [], decoders, wall=wall.time)
         all_jobs = jobs(parts)
-        running = [all_jobs.pop(name) for name in ("gate", "policy", "probation", "sources")]
+        running = [all_jobs.pop(name) for name in ("gate", "policy", "experiments", "sources")]
         for job in all_jobs.values():
             job.close()
         tasks = [asyncio.create_task(job) for job in (answer(gate), *running)]
@@ -123,7 +123,8 @@ async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
         parts.checkpoints.promote(bad)
         assert await parts.policy_updater.sync()
         assert parts.engine.version == bad
-        assert (await asyncio.to_thread(parts.health.payload))["probation"]["version"] == bad
+        running = (await asyncio.to_thread(parts.health.payload))["experiments"]["experiment"]
+        assert (running["challenger"], running["champion"]) == (bad, good)
         begun_s = wall.now_s
         while parts.engine.version == bad and wall.now_s - begun_s < 20.0:
             n = await live(parts, wall, 0.2, gains, n)
@@ -134,15 +135,16 @@ async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
         assert parts.store.flush()
     kinds = [kind for kind, _ in events if kind.startswith("policy")]
     assert kinds == [
-        *("policy_untrained", "policy_on_probation", "policy_swapped", "policy_confirmed"),
-        *("policy_on_probation", "policy_swapped", "policy_rolled_back", "policy_swapped"),
+        *("policy_untrained", "policy_swapped"),
+        *("policy_swapped", "policy_rolled_back", "policy_swapped"),
     ]
     figures = next(data for kind, data in events if kind == "policy_rolled_back")
-    assert (figures["version"], figures["to"], figures["why"]) == (bad, good, "rewards")
-    async with agent(tmp_path, wall) as again:  # the next agent knows what passed
+    assert (figures["version"], figures["to"]) == (bad, good)
+    assert "fell at once" in figures["why"]
+    async with agent(tmp_path, wall) as again:  # the next agent knows what is trusted
         assert again.engine.version == good
-        assert again.probation.probation.good == good
-        assert again.probation.figures() == {}
+        assert again.experiments.trust.anchor == good
+        assert again.experiments.phase is None
 
 
 async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store(
@@ -195,7 +197,7 @@ async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
         for job in running.values():
             job.close()
         assert set(running) == {
-            *("control mqtt", "media mqtt", "gate", "decoder", "tick", "policy", "probation", "sources", "encoders"),
+            *("control mqtt", "media mqtt", "gate", "decoder", "tick", "policy", "experiments", "sources", "encoders"),
             *("learner events", "requests", "health", "storage", "policy spec"),
         }
         table = list(routes(parts, Topics("small")))

@@ -16,11 +16,10 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
 from learners.ipc.outbox import Outbox
 from learners.model.spec import PolicySpec
-from learners.safeguards.probation import Probation, ProbationVerdict
 from learners.safeguards.source_consistency import Quarantine
+from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation_monitor import ProbationMonitor
 
 
 @dataclass
@@ -62,18 +61,23 @@ class Bench:
         self.engine = FakeEngine(bad={self.versions[n] for n in bad})
         self.outbox = Outbox(folder / "outbox")
         self.reported: list[dict[str, Any]] = []
-        self.probation = ProbationMonitor(Probation(), self.checkpoints, folder, self.emit, lambda: 1.0, Quarantine())
+        self.experiments = ExperimentController(
+            ExperimentRules(), self.checkpoints, folder, self.emit, lambda: 1.0, Quarantine()
+        )
         events = LearnerEvents(self.outbox, self.emit, {"source_quarantined": self.reported.append})
-        self.updater = PolicyUpdater(self.checkpoints, self.engine, self.probation, events, self.emit)  # type: ignore[arg-type]
+        self.updater = PolicyUpdater(self.checkpoints, self.engine, self.experiments, events, self.emit)  # type: ignore[arg-type]
 
     def emit(self, kind: str, data: dict[str, Any]) -> None:
         self.events.append((kind, data))
 
-    def promote(self, version: str) -> None:
+    def propose(self, version: str) -> None:
         """As the learner does it."""
-        self.checkpoints.promote(
-            version, announce=lambda _live: self.outbox.post("policy_promoted", {"version": version})
-        )
+        self.outbox.post("policy_proposed", {"version": version})
+        self.checkpoints.propose(version)
+
+    def promote(self, version: str) -> None:
+        """As a person does it."""
+        self.checkpoints.promote(version)
 
     def event(self, kind: str) -> dict[str, Any]:
         """The fields of the only event of this type."""
@@ -84,15 +88,15 @@ class Bench:
         return [kind for kind, _ in self.events]
 
 
-async def test_promoted_comes_before_probation_and_probation_before_the_swap(tmp_path: Path) -> None:
+async def test_proposed_comes_before_promoted_and_promoted_before_the_swap(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.updater.start()
     assert bench.kinds() == ["policy_untrained"]
     for version in bench.versions:
         bench.events.clear()
-        bench.promote(version)
+        bench.propose(version)
         assert await bench.updater.sync()
-        assert bench.kinds() == ["policy_promoted", "policy_on_probation", "policy_swapped"]
+        assert bench.kinds() == ["policy_proposed", "policy_promoted", "policy_swapped"]
         assert {data["version"] for _, data in bench.events} == {version}
     assert bench.outbox.collect() == []
 
@@ -120,7 +124,7 @@ async def test_the_live_version_is_loaded_at_the_start_and_only_new_ones_later(t
     await bench.updater.start()
     assert bench.engine.version == bench.versions[0]
     assert not await bench.updater.sync()
-    assert bench.kinds() == [], "without a probation file the live version is trusted"
+    assert bench.kinds() == [], "without a state file the live version is trusted"
     bench.promote(bench.versions[1])
     assert await bench.updater.sync()
     assert not await bench.updater.sync()
@@ -137,11 +141,11 @@ async def test_a_version_that_cannot_be_loaded_is_refused_once_and_the_acting_on
     assert not await bench.updater.sync()
     assert not await bench.updater.sync()
     assert bench.engine.version == first
-    assert bench.kinds() == ["policy_promoted", "policy_on_probation", "checkpoint_refused"]
+    assert bench.kinds() == ["checkpoint_refused"]
     assert bench.events[-1][1] == {
         "version": second, "reason": "wrong_hash", "detail": "policy.safetensors", "live": first,
     }  # fmt: skip
-    assert bench.probation.figures() == {}
+    assert bench.experiments.live == first
 
 
 async def test_a_damaged_pointer_brings_the_version_that_passed_back(tmp_path: Path) -> None:
@@ -221,70 +225,23 @@ async def test_an_event_with_a_handler_is_handled_and_not_published(tmp_path: Pa
     assert bench.outbox.collect() == []
 
 
-async def on_trial(bench: Bench) -> tuple[str, str]:
-    """Let the first version be trusted and the second begin its probation."""
-    first, second = bench.versions[:2]
+async def test_all_arms_of_an_experiment_are_in_memory_and_the_rest_is_released(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=3)
+    first, second, third = bench.versions
     bench.promote(first)
-    assert await bench.updater.sync()
-    bench.probation.probation.trust(first)
-    bench.promote(second)
-    assert await bench.updater.sync()
-    bench.events.clear()
-    return first, second
-
-
-def condemn(bench: Bench) -> None:
-    """Let probation judge that the acting version is worse."""
-    trial = bench.probation.probation.trial
-    assert trial is not None
-    bench.probation._verdict = ProbationVerdict(trial.version, trial.before, False, "rewards", {})
-
-
-async def test_the_version_before_stays_in_memory_until_probation_is_over(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    first, second = await on_trial(bench)
-    assert bench.engine.loaded == {first, second}
-    bench.probation.probation.trust(second)
-    assert not await bench.updater.sync()
-    assert bench.engine.loaded == {second}
-
-
-async def test_a_rollback_acts_before_the_disk_is_touched(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    first, second = await on_trial(bench)
-    acting: list[tuple[str, str | None]] = []
-    roll_back = bench.checkpoints.rollback
-
-    def watched(**how: Any) -> Live:
-        acting.append((bench.engine.version, bench.checkpoints.live().version))
-        return roll_back(**how)
-
-    bench.checkpoints.rollback = watched  # type: ignore[method-assign]
-    condemn(bench)
-    assert await bench.updater.sync()
-    assert acting == [(first, second)]
-    assert bench.kinds() == ["policy_rolled_back", "policy_swapped"]
-    assert bench.events[-1][1] == {"version": first, "before": second}
-    assert (bench.engine.version, bench.checkpoints.live().version) == (first, first)
-    assert bench.engine.loaded == {first}
-    assert not await bench.updater.sync()
-
-
-async def test_the_good_version_acts_while_the_disk_refuses_the_rollback(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    first, second = await on_trial(bench)
-    roll_back = bench.checkpoints.rollback
-
-    def full(**_how: Any) -> Live:
-        raise OSError(28, "No space left on device")
-
-    bench.checkpoints.rollback = full  # type: ignore[method-assign]
-    condemn(bench)
-    for _ in range(2):
-        await bench.updater.sync()
-        assert (bench.engine.version, bench.checkpoints.live().version) == (first, second)
-    assert bench.kinds() == ["rollback_failed", "policy_swapped"]
-    bench.checkpoints.rollback = roll_back  # type: ignore[method-assign]
+    await bench.updater.start()
+    bench.propose(second)
     await bench.updater.sync()
-    assert (bench.engine.version, bench.checkpoints.live().version) == (first, first)
-    assert bench.kinds() == ["rollback_failed", "policy_swapped", "policy_rolled_back"]
+    await bench.updater.sync()
+    assert bench.event("experiment_started")["challenger"] == second
+    assert bench.engine.loaded == {first, second}
+    assert bench.engine.version == first, "the control loop activates an arm, tick by tick"
+    bench.propose(third)
+    await bench.updater.sync()
+    assert bench.experiments.waiting == third
+    assert bench.engine.loaded == {first, second}, "a challenger that waits is not loaded"
+    bench.checkpoints.rollback(failing=second)
+    bench.experiments.unloadable(second, "wrong_hash")
+    await bench.updater.sync()
+    await bench.updater.sync()
+    assert bench.engine.loaded == {first, third}

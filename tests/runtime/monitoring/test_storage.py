@@ -11,10 +11,9 @@ import pytest
 import torch
 from learning import made
 
-from learners.checkpoints.store import Checkpoints, open_checkpoints
+from learners.checkpoints.store import EXPERIMENTS_FILE, Checkpoints, open_checkpoints
 from learners.config import ExperienceSettings, PromotionSettings
 from learners.experience.store import Store
-from learners.safeguards.probation import FILE
 from runtime.monitoring.storage import StorageMonitor, measure, probe
 
 MB = 1_000_000
@@ -75,7 +74,7 @@ def test_a_long_run_of_promotions_stays_below_the_budget(make: Any) -> None:
     setup = make(4 * MB)
     good = save(setup.checkpoints, -1)
     setup.checkpoints.promote(good)
-    (setup.folder / FILE).write_bytes(orjson.dumps({"good": good, "trial": None}))
+    (setup.folder / EXPERIMENTS_FILE).write_bytes(orjson.dumps({"trust": {"anchor": good}}))
     before = None
     for n in range(150):
         live = setup.checkpoints.live().version

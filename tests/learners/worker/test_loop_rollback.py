@@ -1,20 +1,17 @@
-"""The learner and probation: one change at a time, and what failed is not the ground to build on, not even after a restart."""
+"""What was rolled back is not the ground to build on, not even after a restart of the learner."""
 
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import learning
-import orjson
 import torch
 
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import LearnerConfig
 from learners.promotion.steps import STEPS
-from learners.safeguards.probation import FILE, Probation
 from learners.worker.loop import LearnerLoop
 
 
@@ -24,28 +21,6 @@ def background(folder: Path, **learner: Any) -> LearnerLoop:
     return LearnerLoop(
         LearnerConfig.model_validate(body), learning.SPEC, threading.Event(), build=learning.SmallPolicy, steps=STEPS
     )
-
-
-def on_probation(folder: Path, begun_s: float) -> None:
-    probation = Probation()
-    probation.trust("000001-00000000")
-    probation.acts("000002-00000000", begun_s)
-    (folder / FILE).write_bytes(orjson.dumps(probation.dump()))
-
-
-def test_no_candidate_is_brought_while_one_is_on_probation(tmp_path: Path) -> None:
-    learning.fill(tmp_path, 0, 300)
-    one = background(tmp_path, promote_every_s=1e-6)
-    one.begin()
-    one.step()
-    on_probation(tmp_path, time.time())
-    for _ in range(3):
-        one.step()
-    assert one.checkpoints.live().version is None
-    on_probation(tmp_path, time.time() - 3_600)  # such as in shadow mode, where nothing acts
-    for _ in range(4):
-        one.step()
-    assert one.checkpoints.live().version is not None
 
 
 def test_a_rollback_while_it_was_dead_is_followed(tmp_path: Path) -> None:
@@ -71,3 +46,15 @@ def test_a_rollback_while_it_was_dead_is_followed(tmp_path: Path) -> None:
     (again.checkpoints.folder / good / "manifest.sig").write_bytes(b"")
     again._reset_to_live()
     assert [event.kind for event in Outbox(tmp_path / "learner" / "outbox").collect()][-1] == "checkpoint_refused"
+
+
+def test_the_newest_proposal_replaces_the_one_that_waits(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 300)
+    one = background(tmp_path, promote_every_s=1e-6)
+    one.begin()
+    seen = set()
+    for _ in range(4):
+        one.step()
+        seen.add(one.checkpoints.proposed())
+    assert len(seen - {None}) >= 2
+    assert one.checkpoints.live().version is None, "the learner moves no pointer"

@@ -1,0 +1,140 @@
+"""Measure the reward of a unit (a tick, or a whole episode) of each version that acts: mean, deviation, and length of episodes.
+
+The experiment needs the champion's level and deviation for its margin, the length of episodes for its pace, and whether the task has
+episodes at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from learners.safeguards.reward_ledger import LedgerEntry
+
+VERSIONS = 8
+"""Versions that are remembered, the newest."""
+MEMORY = 10_000
+"""Units over which a level adapts."""
+EPISODES = 3
+"""Episodes that have to be seen before a task counts as one with episodes."""
+NONE_FOR = 20
+"""Lengths of an episode without an end after which the task counts as one without."""
+
+BORDER_TICKS = 3
+"""Ticks after the end of an episode in which the version may still change: the end is known when its reward has arrived."""
+
+
+@dataclass(slots=True)
+class Level:
+    """Running mean and variance."""
+
+    count: int = 0
+    mean: float = 0.0
+    square: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Take one unit."""
+        self.count += 1
+        rate = max(1.0 / self.count, 1.0 / MEMORY)
+        away = value - self.mean
+        self.mean += rate * away
+        self.square += rate * (away * away * (1.0 - rate) - self.square)
+
+    @property
+    def deviation(self) -> float:
+        """Return the standard deviation of a unit."""
+        return math.sqrt(max(0.0, self.square))
+
+
+@dataclass(slots=True)
+class UnitLevels:
+    """Takes settled decisions in order."""
+
+    ticks: OrderedDict[str, Level] = field(default_factory=OrderedDict)
+    """Reward of a tick, by version."""
+    returns: OrderedDict[str, Level] = field(default_factory=OrderedDict)
+    """Return of a whole episode, by version."""
+    lengths: OrderedDict[str, Level] = field(default_factory=OrderedDict)
+    """Ticks of a whole episode, by version."""
+    episodes: int = 0
+    length: float = 0.0
+    """Mean ticks of an episode."""
+    since_end: int = 0
+    """Ticks since an episode ended."""
+    _version: str | None = None
+    """Of the running episode, if one version acted in all of it."""
+    _return: float = 0.0
+    _ticks: int = 0
+
+    @property
+    def episodic(self) -> bool:
+        """Return whether the task has episodes now."""
+        return self.episodes >= EPISODES and self.since_end <= NONE_FOR * max(self.length, 1.0)
+
+    def settled(self, entries: Iterable[LedgerEntry], without: frozenset[str]) -> list[tuple[str, float]]:
+        """Take settled decisions; return version and return of every episode that ended whole."""
+        ended: list[tuple[str, float]] = []
+        for entry in entries:
+            reward = entry.total(without) or 0.0
+            self.since_end += 1
+            self._ticks += 1
+            self._return += reward
+            if entry.acted:
+                _level(self.ticks, entry.version).add(reward)
+            if self._ticks <= BORDER_TICKS:
+                self._version = entry.version
+            if entry.version != self._version or not entry.acted:
+                self._version = None
+            if not entry.done:
+                continue
+            if self._version is not None:
+                _level(self.returns, self._version).add(self._return)
+                _level(self.lengths, self._version).add(self._ticks)
+                ended.append((self._version, self._return))
+            self.episodes += 1
+            self.length += (self._ticks - self.length) / min(self.episodes, 50)
+            self.since_end, self._ticks, self._return = 0, 0, 0.0
+        return ended
+
+    def of(self, version: str | None, *, episodic: bool) -> Level | None:
+        """Return the level of a version; None before its first unit."""
+        return None if version is None else (self.returns if episodic else self.ticks).get(version)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state as plain data."""
+        return {
+            "ticks": {name: [one.count, one.mean, one.square] for name, one in self.ticks.items()},
+            "returns": {name: [one.count, one.mean, one.square] for name, one in self.returns.items()},
+            "lengths": {name: [one.count, one.mean, one.square] for name, one in self.lengths.items()},
+            "episodes": self.episodes,
+            "length": self.length,
+        }
+
+    @classmethod
+    def restored(cls, body: Mapping[str, Any]) -> UnitLevels:
+        """Restore what `dump` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError: the body is malformed.
+        """
+        found = cls(episodes=int(body["episodes"]), length=float(body["length"]))
+        for levels, saved in (
+            (found.ticks, body["ticks"]),
+            (found.returns, body["returns"]),
+            (found.lengths, body["lengths"]),
+        ):
+            for name, (count, mean, square) in saved.items():
+                levels[str(name)] = Level(int(count), float(mean), float(square))
+        return found
+
+
+def _level(levels: OrderedDict[str, Level], version: str) -> Level:
+    if version not in levels:
+        levels[version] = Level()
+        while len(levels) > VERSIONS:
+            oldest = next(name for name in levels if name != "untrained")
+            del levels[oldest]
+    return levels[version]

@@ -1,0 +1,305 @@
+"""From reward messages to promotion, rejection and rollback: feedback, experiments, checkpoints and swaps, in the demo's world."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+from watching import Script, Stage
+
+from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE
+from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
+from runtime.deploy.experiment_phase import SHARES
+
+GOOD = Script(errors=0.12)
+POLICIES = {
+    "poor": Script(errors=0.6),
+    "good": GOOD,
+    "negated": replace(GOOD, sign=-1),
+    "equal": replace(GOOD),
+    "better": Script(errors=0.0),
+    "confused": Script(errors=0.12, confused=0.6),
+}
+RULES = ExperimentRules(period_s=0.1, gamma=0.5)
+
+
+def stage_of(folder: Path, seed: int, **fields: object) -> Stage:
+    return Stage(folder, seed, {name: replace(script) for name, script in POLICIES.items()}, rules=RULES, **fields)  # type: ignore[arg-type]
+
+
+async def trusted(folder: Path, seed: int, name: str = "good", seconds: float = 60.0, **fields: object) -> Stage:
+    """A stage on which a person made a policy live, so that it is trusted."""
+    stage = stage_of(folder, seed, **fields)
+    await stage.promote(name)
+    await stage.run(seconds)
+    assert stage.experiments.trust.anchor == stage.version[name]
+    stage.events.clear()
+    return stage
+
+
+async def verdict(stage: Stage, name: str, seconds: float = 1_500.0) -> dict[str, object]:
+    stage.propose(name)
+    await stage.run(seconds, until=lambda: "experiment_ended" in stage.kinds())
+    return stage.event("experiment_ended")
+
+
+async def test_a_better_challenger_goes_live_and_becomes_the_anchor(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 0, "poor")
+    ended = await verdict(stage, "good")
+    assert ended["outcome"] == "live"
+    assert stage.kinds() == [
+        "experiment_started", "policy_promoted", "experiment_ended", "policy_swapped",
+    ]  # fmt: skip
+    live = stage.checkpoints.live()
+    assert (live.version, live.by) == (stage.version["good"], "experiment")
+    assert stage.experiments.trust.anchor == stage.version["good"]
+    assert stage.experiments.trust.previous == stage.version["poor"]
+    assert "paired episodes; better by" in stage.experiments.sentence()
+    await stage.run(20.0)
+    assert set(stage.acted[-200:]) == {"good"}
+
+
+@pytest.mark.parametrize("name", ["negated", "confused"])
+async def test_a_worse_challenger_never_goes_live_and_acts_little(tmp_path: Path, name: str) -> None:
+    stage = await trusted(tmp_path, 1)
+    count = len(stage.acted)
+    ended = await verdict(stage, name)
+    assert ended["outcome"] in ("out", "cap")
+    assert stage.checkpoints.live().version == stage.version["good"]
+    assert stage.acted[count:].count(name) <= 0.25 * len(stage.acted[count:])
+    assert "not live" in stage.experiments.trust.notes[stage.version[name]]
+    stage.events.clear()
+    stage.propose(name)
+    await stage.run(30.0)
+    assert "experiment_started" not in stage.kinds(), "a challenger with a verdict is not tried again"
+
+
+async def test_arms_change_at_the_ends_of_episodes_by_a_logged_coin(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 2)
+    stage.experiments.trust.pace = len(SHARES) - 1
+    stage.propose("equal")
+    await stage.run(120.0)
+    arms = [arm for arm in stage.arms if arm.assignment is not None]
+    assert {arm.assignment.coin for arm in arms if arm.assignment is not None} >= {0, 1}
+    units: dict[int, set[str]] = {}
+    for arm in arms:
+        assert arm.assignment is not None
+        units.setdefault(arm.assignment.unit, set()).add(arm.version)
+    assert all(len(versions) == 1 for versions in units.values())
+    fields = arms[-1].fields()
+    assert fields is not None
+    assert set(fields) == {"number", "arm", "kind", "block", "pair", "coin", "unit", "washout"}
+    started = stage.event("experiment_started")
+    assert (started["metric"], started["episodic"], started["block_ticks"]) == ("return", True, 1)
+    assert 0 < started["alpha"] < 0.05
+
+
+async def test_nothing_is_trusted_before_the_first_proof_and_versions_follow_freely(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, 3)
+    await stage.run(50.0)
+    for name in ("poor", "good"):
+        stage.propose(name)
+        await stage.run(40.0)
+        assert stage.checkpoints.live().version == stage.version[name]
+        assert not stage.experiments.figures()["trusted"]
+        assert stage.experiments.sentence().startswith("not yet trusted")
+    stage.propose("negated")
+    await stage.run(120.0, until=lambda: "policy_trusted" in stage.kinds())
+    assert stage.event("policy_trusted")["version"] == stage.version["good"]
+    assert "a later version was worse" in stage.event("policy_trusted")["result"]
+    await stage.run(1.0)
+    assert stage.acted[-1] == "good"
+    assert stage.checkpoints.live().version == stage.version["good"]
+
+
+async def test_a_version_that_a_person_makes_live_is_back_out_within_ten_seconds_if_it_is_far_worse(
+    tmp_path: Path,
+) -> None:
+    stage = await trusted(tmp_path, 4)
+    await stage.promote("negated")
+    assert stage.acted[-1] == "negated", "a person's choice acts at once"
+    took_s = await stage.run(60.0, until=lambda: stage.acted[-1] == "good")
+    assert took_s <= 10.0
+    told = stage.event("policy_rolled_back")
+    assert (told["version"], told["to"], told["by"]) == (stage.version["negated"], stage.version["good"], "experiment")
+    live = stage.checkpoints.live()
+    assert (live.version, live.failed) == (stage.version["good"], (stage.version["negated"],))
+    with pytest.raises(CheckpointRefused, match="not tried again"):
+        stage.checkpoints.promote(stage.version["negated"])
+
+
+async def test_the_trusted_version_acts_while_the_disk_refuses_the_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = await trusted(tmp_path, 17)
+    roll_back = stage.checkpoints.rollback
+
+    def full(**_how: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stage.checkpoints, "rollback", full)
+    await stage.promote("negated")
+    await stage.run(20.0)
+    assert set(stage.acted[-50:]) == {"good"}
+    assert stage.checkpoints.live().version == stage.version["negated"]
+    assert stage.kinds().count("rollback_failed") == 1
+    monkeypatch.setattr(stage.checkpoints, "rollback", roll_back)
+    await stage.run(2.0)
+    assert stage.kinds()[-2:] == ["policy_rolled_back", "policy_swapped"]
+    assert stage.checkpoints.live().version == stage.version["good"]
+    assert set(stage.acted[-50:]) == {"good"}
+
+
+async def test_a_good_version_that_a_person_makes_live_stays(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 5, "poor")
+    await stage.promote("better")
+    await stage.run(900.0, until=lambda: "experiment_ended" in stage.kinds())
+    assert stage.event("experiment_ended")["outcome"] == "live"
+    assert stage.checkpoints.live().version == stage.version["better"]
+    assert stage.experiments.trust.anchor == stage.version["better"]
+    assert "policy_rolled_back" not in stage.kinds()
+
+
+def reopened(stage: Stage, folder: Path) -> ExperimentController:
+    """The next agent's controller over the same state."""
+    again = ExperimentController(RULES, stage.checkpoints, folder, stage._emit, lambda: stage.now_s, stage.quarantine)
+    again.start()
+    return again
+
+
+async def test_an_experiment_goes_on_after_a_restart(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 6)
+    stage.experiments.trust.pace = len(SHARES) - 1
+    stage.propose("equal")
+    await stage.run(100.0)
+    stage.experiments.close(clean=True)
+    before = stage.experiments.phase
+    assert before is not None
+    assert before.test.pairs > 2
+    again = reopened(stage, tmp_path)
+    assert again.phase is not None
+    assert again.phase.plan == before.plan
+    assert again.phase.test.pairs == before.test.pairs
+    assert again.phase.unit >= before.unit
+    assert again.phase.unit % again.phase.plan.pair_units == 0, "the pair that was open is void"
+    assert again.trust.crashes == {}
+
+
+async def test_a_killed_agent_goes_on_once_and_returns_to_the_trusted_version_the_second_time(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 7)
+    stage.checkpoints.promote(stage.version["equal"])
+    await stage.run(5.0)
+    await stage.experiments.file.save()  # and dies
+    assert reopened(stage, tmp_path).trust.crashes == {stage.version["equal"]: 1}
+    assert stage.checkpoints.live().version == stage.version["equal"]
+    again = reopened(stage, tmp_path)
+    assert stage.checkpoints.live().version == stage.version["good"] == again.live
+    assert stage.event("policy_rolled_back")["why"] == "crashes"
+    assert again.phase is None
+
+
+async def test_a_challenger_with_which_the_agent_dies_twice_is_given_up(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 8)
+    stage.propose("equal")
+    await stage.run(10.0)
+    await stage.experiments.file.save()
+    reopened(stage, tmp_path)
+    again = reopened(stage, tmp_path)
+    assert again.phase is None
+    assert stage.version["equal"] in again.trust.judged
+    assert stage.checkpoints.live().version == stage.version["good"]
+    assert "died" in again.trust.notes[stage.version["equal"]]
+
+
+async def test_the_guard_takes_back_a_version_that_turns_bad_after_its_proof(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 9, "poor")
+    assert (await verdict(stage, "good"))["outcome"] == "live"
+    await stage.run(400.0)
+    stage.policies["good"].sign = -1  # such as a camera that was mounted upside down
+    took_s = await stage.run(1_800.0, until=lambda: "policy_rolled_back" in stage.kinds())
+    told = stage.event("policy_rolled_back")
+    assert (told["by"], told["version"], told["to"]) == ("guard", stage.version["good"], stage.version["poor"])
+    assert took_s <= 1_200.0
+    await stage.run(1.0)
+    assert stage.acted[-1] == "poor"
+
+
+async def test_a_challenger_that_cannot_be_loaded_is_given_up(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 10)
+    load = stage.engine.load
+
+    async def refuse(version: str) -> None:
+        if version == stage.version["equal"]:
+            raise CheckpointRefused(version, "wrong_shapes", "too wide")
+        await load(version)
+
+    stage.engine.load = refuse  # type: ignore[method-assign]
+    stage.propose("equal")
+    await stage.run(5.0)
+    assert stage.kinds() == ["checkpoint_refused"]
+    assert stage.experiments.phase is None
+    assert set(stage.acted[-20:]) == {"good"}
+
+
+async def test_late_rewards_count_for_the_block_of_their_decision(tmp_path: Path) -> None:
+    waiting: list[dict[str, object]] = []
+
+    def late(_stage: Stage, decision: str, gain: float) -> list[dict[str, object]]:
+        waiting.append({"value": gain, "decision": decision, "source": "world"})
+        return [waiting.pop(0)] if len(waiting) > 50 else [{"value": 0.0, "decision": decision, "source": "clock"}]
+
+    stage = await trusted(tmp_path, 11, "poor", sends=late)
+    assert stage.experiments.late_s >= 5.0
+    ended = await verdict(stage, "good")
+    assert ended["outcome"] == "live"
+
+
+async def test_while_the_policy_may_not_act_nothing_alternates(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 12)
+    stage.mode = "shadow"
+    stage.propose("better")
+    await stage.run(60.0)
+    assert set(stage.acted[-500:]) == {"good"}
+    assert all(arm.assignment is None for arm in stage.arms[-500:])
+
+
+async def test_takeovers_are_outcomes(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 13, takeovers={"equal": 0.5})
+    stage.experiments.trust.pace = len(SHARES) - 1
+    ended = await verdict(stage, "equal")
+    assert ended["outcome"] != "live"
+    assert stage.checkpoints.live().version == stage.version["good"]
+
+
+async def test_without_experiments_what_passes_the_steps_goes_live(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, 14, {"good": GOOD, "negated": replace(GOOD, sign=-1)}, rules=replace(RULES, enabled=False))
+    for name in ("good", "negated"):
+        stage.propose(name)
+        await stage.run(60.0)
+        assert stage.checkpoints.live().version == stage.version[name]
+    assert "experiment_started" not in stage.kinds()
+
+
+def test_a_broken_file_is_said_and_the_live_version_trusted(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, 15)
+    stage.checkpoints.promote(stage.version["good"])
+    (tmp_path / EXPERIMENTS_FILE).write_bytes(orjson.dumps({"format": 1}))
+    again = reopened(stage, tmp_path)
+    assert stage.kinds() == ["experiment_state_unreadable"]
+    assert again.trust.anchor == stage.version["good"]
+
+
+def test_a_version_on_probation_of_an_earlier_program_is_trusted_and_the_one_before_stays_as_a_way_back(
+    tmp_path: Path,
+) -> None:
+    stage = stage_of(tmp_path, 16)
+    good, newer = stage.version["good"], stage.version["equal"]
+    stage.checkpoints.promote(good)
+    stage.checkpoints.promote(newer)
+    (tmp_path / EXPERIMENTS_FILE).unlink()
+    (tmp_path / PROBATION_FILE).write_bytes(orjson.dumps({"good": good, "trial": {"version": newer, "before": good}}))
+    again = reopened(stage, tmp_path)
+    assert (again.trust.anchor, again.trust.previous) == (newer, good)
