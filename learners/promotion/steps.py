@@ -1,6 +1,6 @@
 """List the promotion steps by name, in order: `integrity`, `latency`, `sanity`, `held_out`, `ope`, `shadow`.
 
-Probation is no step: the agent monitors a version for `promotion.probation_s` after its promotion.
+The live experiment is no step: the agent runs it with what passed the steps.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""After promotion: probation statistics, sequential tests, consistency of feedback sources."""
+"""Safeguards on feedback: rewards by decision, sequential tests, consistency of sources."""

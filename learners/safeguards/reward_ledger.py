@@ -1,7 +1,7 @@
 """Store the decisions of the last minutes with the rewards of each; those of the last second are not settled yet.
 
 A reward belongs to a decision, and so to the policy version that made it, however late it arrives. Rewards that arrive just
-after a swap belong to the old version. After `settle_s` a decision is settled: probation and the comparison of sources use the
+after a swap belong to the old version. After `settle_s` a decision is settled: experiments and the comparison of sources use the
 rewards that arrived by then. The ledger stores it for some more minutes, to compare later rewards with those of other sources.
 Stamps are Unix seconds. Knows no queue and no file.
 """

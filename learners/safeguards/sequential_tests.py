@@ -15,7 +15,7 @@ Figures are block means, one for each second of acting, or returns, one for each
 
 Assumptions: blocks further apart than `MEMORY` are nearly independent (and whole episodes are), and the source of the rewards does
 not change. If the task becomes harder at the moment of a change, the test attributes the drop to the change.
-`tests/benchmarks/bench_probation.py` simulates the tests.
+Used for sources of feedback, and for the fall check of a version that a person made live.
 """
 
 from __future__ import annotations

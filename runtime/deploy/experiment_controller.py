@@ -702,7 +702,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _seed(champion: str, challenger: str | None, number: int) -> int:
-    """Derive the seed of the coins from what nobody can choose: the hashes of the weights in the versions' names."""
+    """Derive the seed of the coins from the hashes of the weights, which are in the versions' names."""
     text = f"{champion} {challenger} {number}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
 

@@ -8,7 +8,7 @@ Files are deleted in this order (docs/operating.md):
 4. finished recordings;
 5. versions that acted.
 
-Never deleted are the live version, the one before it, those of probation, keys, latches, labels of tasks and the learner's saved
+Never deleted are the live version, the one before it, those of the live experiment, keys, latches, labels of tasks and the learner's saved
 state.
 
 A probe file in each folder that a process writes detects a full or read-only disk, and its recovery, without a restart.

@@ -80,7 +80,7 @@ export function setMoment(time, stamp) {
   return setText(time, clock(stamp));
 }
 
-const STEPS = { integrity: "Files", latency: "Speed", sanity: "Actions", held_out: "Held-out file", ope: "Off-policy evaluation", shadow: "Shadow run", probation: "Probation" };
+const STEPS = { integrity: "Files", latency: "Speed", sanity: "Actions", held_out: "Held-out file", ope: "Off-policy evaluation", shadow: "Shadow run" };
 
 /** The name of a promotion step, or of any word with underscores. */
 export const stepName = (name) => STEPS[name] ?? String(name).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());

@@ -11,7 +11,7 @@ const CURVES = [["reward", "Reward per tick", "Mean reward of each span of time.
   ["return", "Return", "Sum of the rewards of an episode, or of a minute where rewards never say that an episode is over. It should rise."],
   ["loss", "Loss", "Error of the critic's prediction. It falls at first, then follows the policy; alone it says little."],
   ["value", "Estimated value", "The return that the policy expects from here. Far above the real return it is too confident."]];
-const VERDICTS = ["policy_promoted", "policy_rejected", "policy_rolled_back", "policy_on_probation", "policy_confirmed"];
+const VERDICTS = ["policy_promoted", "policy_proposed", "policy_rejected", "policy_rolled_back", "policy_trusted", "experiment_ended"];
 const charts = {};
 let figures;
 let versions;
@@ -93,8 +93,10 @@ function refreshRow(version, view, entry, live, failed) {
 
 /** The newest verdict that the agent has stored, in words. */
 function verdict(last, isLive, hasFailed) {
-  if (isLive) return ["good", last?.type === "policy_on_probation" ? "live, on probation" : "live"];
+  if (isLive) return ["good", health().experiments?.trusted === false ? "live, not yet trusted" : "live"];
   if (last?.type === "policy_rolled_back" || hasFailed) return ["bad", "rolled back"];
+  if (last?.type === "experiment_ended") return [last.data.outcome === "out" ? "bad" : "", last.data.result ?? last.data.reason];
+  if (last?.type === "policy_proposed") return ["", health().experiments?.experiment?.challenger === last.data.version ? "on trial" : "waits for its experiment"];
   if (last?.type === "policy_rejected") return ["bad", `rejected: ${stepName(last.data.step ?? "see events")}`];
   return ["", last ? "was live" : "not judged"];
 }
@@ -109,7 +111,7 @@ function exploration() {
 }
 
 async function promoteTo(version) {
-  if (!(await ask(`Promote ${versionName(version)}?`, "It goes live between two ticks, on probation: a drop in reward rolls it back automatically.", "Promote"))) return;
+  if (!(await ask(`Promote ${versionName(version)}?`, "It acts at once and is then compared with the trusted version: if it is worse, it is rolled back automatically.", "Promote"))) return;
   if (await send({ do: "request", verb: "promote", data: { version } }, `${versionName(version)} promoted`)) refresh();
 }
 

@@ -4,7 +4,7 @@ import { now } from "./socket.js";
 
 const HEIGHT = 90;
 const SHOWN = 60;
-const KINDS = { policy_promoted: ["went live", "good"], policy_rolled_back: ["rolled back", "bad"], policy_rejected: ["rejected", "plain"], policy_confirmed: ["passed probation", "good"] };
+const KINDS = { policy_promoted: ["went live", "good"], policy_rolled_back: ["rolled back", "bad"], policy_rejected: ["rejected", "plain"], policy_trusted: ["trusted", "good"] };
 
 export function promotions() {
   const svg = s("svg", { role: "img", class: "chart promotions", viewBox: `0 0 300 ${HEIGHT}` });
@@ -31,13 +31,13 @@ function draw(svg, told) {
   const t0 = told[0].stamp;
   const t1 = Math.max(now(), told.at(-1).stamp, t0 + 1);
   const x = (t) => 10 + ((t - t0) / (t1 - t0)) * (width - 20);
-  const rows = { policy_promoted: 18, policy_confirmed: 18, policy_rejected: 42, policy_rolled_back: 66 };
+  const rows = { policy_promoted: 18, policy_trusted: 18, policy_rejected: 42, policy_rolled_back: 66 };
   for (const [text, y] of [["live", 18], ["rejected", 42], ["rolled back", 66]]) {
     svg.append(s("line", { x1: 0, x2: width, y1: y, y2: y, class: "gridline" }), label(2, y - 6, text, "start"));
   }
   for (const each of told) {
     const [word, tone] = KINDS[each.type];
-    const mark = each.type === "policy_rolled_back" ? cross(x(each.stamp), 66) : s("circle", { cx: x(each.stamp), cy: rows[each.type], r: each.type === "policy_confirmed" ? 2 : 5, class: `mark ${tone}` });
+    const mark = each.type === "policy_rolled_back" ? cross(x(each.stamp), 66) : s("circle", { cx: x(each.stamp), cy: rows[each.type], r: each.type === "policy_trusted" ? 2 : 5, class: `mark ${tone}` });
     const title = s("title");
     title.textContent = `${versionName(each.data.version)} ${word}${each.data.step ? ` at ${stepName(each.data.step)}` : ""}, ${whole(each.stamp)}`;
     mark.append(title);

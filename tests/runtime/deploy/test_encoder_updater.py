@@ -27,14 +27,13 @@ from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
-from learners.safeguards.probation import Probation
 from learners.safeguards.source_consistency import Quarantine
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
+from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
-from runtime.deploy.probation_monitor import ProbationMonitor
 from runtime.inference.build import find_encoder, graph_compiler
 from runtime.inference.compiled_policy import compile_policy
 from runtime.inference.engine import Engine
@@ -233,8 +232,8 @@ def policy_updater(
         if said is not None:
             said.append((kind, data))
 
-    probation = ProbationMonitor(Probation(), checkpoints, folder, emit, lambda: 1.0, Quarantine())
-    return PolicyUpdater(checkpoints, engine, probation, LearnerEvents(Outbox(folder / "outbox"), emit, {}), emit)
+    experiments = ExperimentController(ExperimentRules(), checkpoints, folder, emit, lambda: 1.0, Quarantine())
+    return PolicyUpdater(checkpoints, engine, experiments, LearnerEvents(Outbox(folder / "outbox"), emit, {}), emit)
 
 
 async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stays(tmp_path: Path) -> None:
