@@ -30,7 +30,7 @@ CLEAR_PAIRS = 5
 GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits."""
 DECISIONS = 20_000
-"""Decisions whose unit is remembered for late rewards."""
+"""Decisions of which the unit is remembered for late rewards."""
 
 
 @dataclass(slots=True)
