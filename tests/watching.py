@@ -270,7 +270,7 @@ class Stage:
         if self.count % 2 == 0 or self.experiments.decided.is_set():
             await self.updater.sync()
 
-    def _ticked(self, version: str, turn: Turn, *, refused: bool, taken_over: bool) -> TickResult:
+    def _ticked(self, version: str, turn: Turn, *, refused: bool, taken_over: bool = False) -> TickResult:
         decision = f"s-{self.count}"
         outcome = Outcome(False, "min_hold", "stay", "none") if refused else Outcome(True, None, turn, "policy")
         if taken_over:

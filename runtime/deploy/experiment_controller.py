@@ -129,6 +129,7 @@ class ExperimentController:
     _announced: str = ""
     """The version of the last `policy_promoted`."""
     _unwritten: bool = False
+    _started: bool = False
     _running: bool = True
     _crashed: bool = False
 
@@ -156,6 +157,7 @@ class ExperimentController:
             self._cancel("the live version was changed while no agent ran")
         if self._crashed:
             self._after_crash()
+        self._started = True
         self.file.write()
 
     def _first_start(self, live: Live) -> None:
@@ -532,6 +534,8 @@ class ExperimentController:
         if self.trust.anchor is None and live.version is not None:
             self.trust.choose(live.version, "proof")
         self.emit("policy_rolled_back", {"version": version, "to": live.version, **fields})
+        if self._started:
+            self.emit("policy_swapped", {"version": self.live, "before": version})
 
     def _cancel(self, reason: str) -> None:
         """End the running phase; a challenger in it has no verdict and the champion remains."""

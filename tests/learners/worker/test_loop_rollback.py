@@ -49,12 +49,13 @@ def test_a_rollback_while_it_was_dead_is_followed(tmp_path: Path) -> None:
 
 
 def test_the_newest_proposal_replaces_the_one_that_waits(tmp_path: Path) -> None:
-    learning.fill(tmp_path, 0, 300)
-    one = background(tmp_path, promote_every_s=1e-6)
-    one.begin()
-    seen = set()
-    for _ in range(4):
-        one.step()
-        seen.add(one.checkpoints.proposed())
-    assert len(seen - {None}) >= 2
+    one = background(tmp_path)
+    assert one.checkpoints.proposed() is None
+    first, second = (one.checkpoints.save({"policy": one.learner.policy.state_dict()}, {}) for _ in range(2))
+    one.checkpoints.propose(first)
+    one.checkpoints.propose(second)
+    assert one.checkpoints.proposed() == second
     assert one.checkpoints.live().version is None, "the learner moves no pointer"
+    one.checkpoints.promote(first)
+    one.checkpoints.rollback(failing=second)
+    assert one.checkpoints.proposed() is None, "a version that was taken back is not tried again"

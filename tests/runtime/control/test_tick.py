@@ -91,8 +91,10 @@ async def test_a_decision_earns_by_what_the_next_tick_sees(tmp_path: Path) -> No
     rewards = TickRewards([ExpressionReward(name="a", kind="expression", value="j.a", clip=8.0)], {"j": ("a",)})
     ledger = Ledger(0.0)
     ignore = SimpleNamespace(settled=lambda entries: sources.extend((e.decision, e.own) for e in entries))
-    probation = SimpleNamespace(settled=lambda _entries: None)
-    outcomes = OutcomeTracker(ledger, ignore, probation, lambda: 1e9 + clock.now())  # type: ignore[arg-type]
+    experiments = SimpleNamespace(
+        settled=lambda _entries: None, ticked=lambda _result: None, credit=lambda *_, **__: None
+    )
+    outcomes = OutcomeTracker(ledger, ignore, experiments, lambda: 1e9 + clock.now())  # type: ignore[arg-type]
     loop = ControlLoop(
         session="s",
         pacer=Pacer(PERIOD_S, clock),

@@ -180,7 +180,7 @@ async def test_without_the_signing_key_nothing_untrained_acts(tmp_path: Path) ->
     bench = Bench(tmp_path)
     for version in bench.versions:
         bench.promote(version)
-    bench.updater.checkpoints = bench.probation.checkpoints = Checkpoints(
+    bench.updater.checkpoints = bench.experiments.checkpoints = Checkpoints(
         tmp_path / "checkpoints", Ed25519PrivateKey.generate()
     )
     await bench.updater.start()

@@ -55,7 +55,7 @@ class FakeOutcomes:
     def decision_at(self, stamp_s: float) -> str | None:
         return "a-9" if stamp_s == 1_234.5 else None
 
-    def credit(self, source: str, value: float, decision: str | None, *, done: bool) -> None:
+    def credit(self, source: str, value: float, decision: str | None, *, done: bool, failure: bool = False) -> None:
         self.credits.append((source, value, decision, done))
 
 

@@ -19,8 +19,8 @@ from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine
+from runtime.control.attribution import attribution
 from runtime.control.tick import TickResult, executed_actions
-from runtime.feedback.outcomes import attribution
 from runtime.feedback.source_quarantine import FILE, SourceQuarantine
 from runtime.gate.ipc import GateVerdict, Outcome
 
