@@ -31,7 +31,7 @@ class MirrorAugmentation:
         names: actuators and telemetry streams that change sides.
 
     Raises:
-        ValueError: a name is neither.
+        ValueError: a name is neither, or a picture has one token: its actions would be mirrored and it would not.
     """
 
     def __init__(self, spec: PolicySpec, names: tuple[str, ...]) -> None:
@@ -47,6 +47,11 @@ class MirrorAugmentation:
         if unknown:
             raise ValueError(
                 f"learner.mirror_augmentation: {unknown} is no choice, no continuous actuator and no telemetry stream"
+            )
+        whole = sorted(s.name for s in spec.streams if s.modality == "image" and s.tokens == 1)
+        if whole and names:
+            raise ValueError(
+                f"learner.mirror_augmentation: {whole} has one token, which has no left and right; write policy.tokens: 4"
             )
         self._choices = {a.name for a in spec.actions.choices}
 

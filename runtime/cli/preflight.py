@@ -181,6 +181,13 @@ def _mirror(config: Config) -> Found:
             f"{unknown} is no choice, no continuous actuator and no telemetry stream",
             f"there are {known}",
         )
+    cameras = sorted(name for name, stream in config.streams.items() if stream.kind == "camera")
+    if config.learner.mirror_augmentation and cameras and config.policy.tokens == 1:
+        yield (
+            ("policy", "tokens"),
+            f"1 token has no left and right, so learner.mirror_augmentation cannot mirror {cameras}",
+            "write policy.tokens: 4, or leave mirror_augmentation out",
+        )
 
 
 def _device(config: Config) -> Found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,3 +72,11 @@ def test_about_half_are_mirrored_and_the_same_draw_gives_the_same() -> None:
 def test_what_has_no_sides_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"learner.mirror_augmentation: \['orders'\]"):
         MirrorAugmentation(SPEC, ("head", "orders"))
+
+
+def test_a_picture_of_one_token_cannot_be_mirrored() -> None:
+    """Its actions would be mirrored and it would not: half of each batch would be false."""
+    whole = replace(SPEC, streams=(StreamSpec("front", "image", 1, 8),))
+    with pytest.raises(ValueError, match=r"\['front'\] has one token"):
+        MirrorAugmentation(whole, ("head",))
+    MirrorAugmentation(whole, ())

@@ -144,3 +144,15 @@ def test_dangerous_settings_are_warned_of_with_the_reason(
     assert done.exit_code == 0
     assert len(done.stderr.splitlines()) == bool(words)
     assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_camera_of_one_token_is_not_mirrored(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "  orders:",
+        "  front: {{kind: camera, source: topic, encoder: see}}\n  orders:",
+    )
+    text = file.read_text().replace("encoders: {", 'encoders: {see: {model: "bundled:efficientnet-lite0"}, ')
+    for tokens, refused in ((1, True), (4, False)):
+        file.write_text(f"{text}policy: {{tokens: {tokens}}}\nlearner: {{mirror_augmentation: [lamp]}}\n")
+        assert ("no left and right" in verb("check", file).output) == refused
