@@ -19,6 +19,7 @@ from typing import Any
 
 from learners.config import TaskSettings
 from learners.continual.candidate import options_of
+from learners.continual.ranking import likeliest
 from learners.continual.reading_inputs import inputs_of_reading
 from learners.continual.versions import TaskVersion
 from learners.model.encoders.bundled import resolve
@@ -27,8 +28,6 @@ from learners.tasks.base import DataError, Prediction, Task, saved
 from learners.tasks.registry import open_task
 from sensors.readings import Reading
 
-CANDIDATES = 5
-"""Labels that a result and a question name with their probability."""
 TURNS = 16
 """Turns a chat remembers."""
 MAX_REASON = 500
@@ -271,9 +270,3 @@ class TaskRunner:
 
 def _on(loop: asyncio.AbstractEventLoop, callback: Callable[[Speech], None], speech: Speech) -> None:
     loop.call_soon_threadsafe(callback, speech)
-
-
-def likeliest(probabilities: Mapping[str, float], limit: int | None = CANDIDATES) -> dict[str, float]:
-    """Return labels with their rounded probabilities, the most probable first; at most `limit` (None: all)."""
-    found = sorted(probabilities.items(), key=lambda item: -item[1])[:limit]
-    return {label: round(chance, 4) for label, chance in found}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actuators.actions import Value
-from learners.continual.serving import likeliest
+from learners.continual.ranking import likeliest
 from runtime.control.tick import TickResult
 from runtime.inference.engine import UNTRAINED
 from runtime.process.events import Emit
