@@ -21,6 +21,8 @@ from runtime.config.loader import LoadedConfig
 
 REFUSED = 2
 """Exit code for settings or arguments that cannot be used."""
+MAY_PASS = 1
+"""Exit code for what may pass without an edit, such as a port in use."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,7 +90,10 @@ def load(path: Path) -> LoadedConfig:
 
 
 def startable(path: Path) -> LoadedConfig:
-    """Read settings with which a daemon can start now; else print what is wrong and end with exit code 2.
+    """Read settings with which a daemon can start now; else print what is wrong and end.
+
+    The exit code is 2 where the settings must be edited, and 1 for a port that another program has taken: the service manager
+    tries again, because the program may end.
 
     `reflexd check` runs in a process of its own, because what it imports would stay in the supervisor's memory.
     """
@@ -98,7 +103,11 @@ def startable(path: Path) -> LoadedConfig:
     if done.returncode == REFUSED:
         click.echo(done.stderr, err=True, nl=False)
         sys.exit(REFUSED)
-    refuse(busy_ports(path, loaded))
+    busy = busy_ports(path, loaded)
+    for problem in busy:
+        click.echo(str(problem), err=True)
+    if busy:
+        sys.exit(MAY_PASS)
     return loaded
 
 

@@ -102,7 +102,7 @@ def test_a_port_that_is_taken_is_a_warning_and_ends_run(tmp_path: Path) -> None:
         done = verb("check", file)
         assert (done.exit_code, done.stderr.startswith(wanted)) == (0, True)
         done = verb("run", file)
-        assert (done.exit_code, done.stderr.startswith(wanted)) == (2, True)
+        assert (done.exit_code, done.stderr.startswith(wanted)) == (1, True), "it may be free in a moment"
         with exclusive_lock(tmp_path / "state"):  # this daemon runs and holds its ports itself
             assert verb("check", file).stderr == ""
     assert verb("check", file).stderr == ""
