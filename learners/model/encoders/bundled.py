@@ -9,11 +9,11 @@ together convert once. The packages' code is never imported, and only tensors ar
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,9 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from learners.files import cache_dir, new_folder
 from learners.model.encoders import efficientnet_lite, silero_vad, whisper_ct2
+from learners.model.encoders.folder_record import damage, hash_of, write_record
 from learners.model.encoders.packages import PACKAGES, PREFIX, BundledError, locate
 
-FORMAT = 1
+_LOG = logging.getLogger(__name__)
+FORMAT = 2
 """Raised when a converter changes, so that older folders in the cache are not used."""
 
 efficientnet_lite.register()
@@ -42,6 +44,8 @@ class Bundle:
     sha256: str
     convert: Callable[[Path, Path], None]
     """Writes a transformers folder from the file."""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the files beside it that are converted too: tokenizer and config."""
 
 
 def _vision(weights: Path, folder: Path) -> None:
@@ -61,7 +65,7 @@ def _vision(weights: Path, folder: Path) -> None:
 
 
 def _sentences(weights: Path, folder: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+    for name in SENTENCE_FILES:
         shutil.copyfile(weights.parent / name, folder / name)
     shutil.copyfile(weights, folder / "model.safetensors")
     options = {"pooling": "mean", "normalize": True, "max_length": 256}  # as sentence-transformers trained it
@@ -80,6 +84,14 @@ def _chat(weights: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(folder)
 
 
+SENTENCE_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+}
+
 _CONVERT: dict[str, Callable[[Path, Path], None]] = {
     "efficientnet-lite0": _vision,
     "whisper-tiny.en": whisper_ct2.convert,
@@ -88,7 +100,13 @@ _CONVERT: dict[str, Callable[[Path, Path], None]] = {
     "smollm2-135m": _chat,
 }
 BUNDLES = {
-    name: Bundle(PACKAGES[name].package, PACKAGES[name].file, PACKAGES[name].sha256, convert)
+    name: Bundle(
+        PACKAGES[name].package,
+        PACKAGES[name].file,
+        PACKAGES[name].sha256,
+        convert,
+        SENTENCE_FILES if name == "minilm-l6" else {},
+    )
     for name, convert in _CONVERT.items()
 }
 
@@ -108,29 +126,38 @@ def resolve(model: str) -> Path | str:
 
 
 def prepare(name: str, bundle: Bundle, cache: Path) -> Path:
-    """Return the folder of one bundle; create it when it is absent.
+    """Return the folder of one bundle; create it when it is absent, and again when a file of it is damaged or was swapped.
 
     Raises:
         BundledError: as `resolve`.
     """
     folder = cache / f"{name}-{bundle.sha256[:12]}-v{FORMAT}"
-    if (folder / "config.json").is_file():
+    if folder.is_dir() and damage(folder) is None:
         return folder
     weights = locate(name, bundle.package, bundle.file)
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{name}.lock"):
-        if not (folder / "config.json").is_file():
-            _check(weights, bundle)
+        found = damage(folder) if folder.is_dir() else "it is absent"
+        if found is not None:
+            if folder.is_dir():
+                _LOG.warning("%s: %s; it is converted again", folder, found)
+            _verify(weights, bundle.sha256, bundle)
+            for companion, sha256 in bundle.companions.items():
+                _verify(weights.parent / companion, sha256, bundle)
+            shutil.rmtree(folder, ignore_errors=True)
             _make(bundle, weights, folder)
+            write_record(folder)
     return folder
 
 
-def _check(weights: Path, bundle: Bundle) -> None:
-    with weights.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != bundle.sha256:
+def _verify(path: Path, sha256: str, bundle: Bundle) -> None:
+    try:
+        got = hash_of(path)
+    except FileNotFoundError:
+        got = "no file"
+    if got != sha256:
         raise BundledError(
-            f"{weights}: SHA-256 expected {bundle.sha256}, got {got}; the file is damaged or not the one that was "
+            f"{path}: SHA-256 expected {sha256}, got {got}; the file is damaged or not the one that was "
             f"reviewed: reinstall it with `pip install --force-reinstall --no-deps {bundle.package}`"
         )
 

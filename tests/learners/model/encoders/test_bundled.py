@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from learners import files
-from learners.model.encoders import bundled, efficientnet_lite, silero_vad, whisper_ct2
+from learners.model.encoders import bundled, efficientnet_lite, folder_record, silero_vad, whisper_ct2
+from learners.model.encoders.folder_record import record_of
 
 
 def weights(package: str, file: str) -> Path:
@@ -57,6 +58,74 @@ def test_resolve_knows_bundles_folders_and_ids(tmp_path: Path, monkeypatch: pyte
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     assert bundled.resolve("bundled:silero-vad") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp  # made once
+
+
+def small(folder: Path, companions: dict[str, str] | None = None) -> tuple[bundled.Bundle, list[int]]:
+    """A bundle that copies a text beside silero's weights, and counts its conversions."""
+    made: list[int] = []
+
+    def convert(_weights: Path, target: Path) -> None:
+        made.append(1)
+        (target / "config.json").write_text("{}")
+        (target / "model.safetensors").write_bytes(b"weights")
+        (target / "tokenizer.json").write_text('{"version": 1}')
+
+    return replace(bundled.BUNDLES["silero-vad"], convert=convert, companions=companions or {}), made
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("what", ["swapped", "damaged", "removed", "added"])
+def test_a_file_that_was_changed_after_the_conversion_is_never_used(tmp_path: Path, name: str, what: str) -> None:
+    bundle, made = small(tmp_path)
+    folder = bundled.prepare("silero-vad", bundle, tmp_path)
+    before = (folder / name).read_bytes()
+    if what == "swapped":
+        (folder / name).write_bytes(bytes(len(before)))  # of the same size
+    elif what == "damaged":
+        (folder / name).write_bytes(b"")
+    elif what == "removed":
+        (folder / name).unlink()
+    else:
+        (folder / f"{name}.py").write_text("import os")
+    assert bundled.prepare("silero-vad", bundle, tmp_path) == folder
+    assert (folder / name).read_bytes() == before
+    assert not (folder / f"{name}.py").exists()
+    assert len(made) == 2
+
+
+def test_unchanged_files_are_converted_once_whatever_their_time_stamps_are(tmp_path: Path) -> None:
+    bundle, made = small(tmp_path)
+    folder = bundled.prepare("silero-vad", bundle, tmp_path)
+    for _ in range(2):
+        (folder / "model.safetensors").touch()
+        assert bundled.prepare("silero-vad", bundle, tmp_path) == folder
+    assert len(made) == 1
+    for broken in (b"", b"{", b"[]", b'{"config.json": 1}', b'{"config.json": {"sha256": "0"}}'):
+        record_of(folder).write_bytes(broken)
+        assert bundled.prepare("silero-vad", bundle, tmp_path) == folder
+    assert len(made) == 6, "without a record nothing vouches for the files"
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, _ = small(tmp_path)
+    folder = bundled.prepare("silero-vad", bundle, tmp_path)
+
+    def read(path: Path) -> str:
+        pytest.fail(f"{path} is hashed")
+
+    monkeypatch.setattr(folder_record, "hash_of", read)
+    assert bundled.prepare("silero-vad", bundle, tmp_path) == folder
+
+
+def test_tokenizer_and_config_of_the_package_are_pinned_too(tmp_path: Path) -> None:
+    bundle, made = small(tmp_path, {"silero_vad.onnx": "0" * 64})
+    with pytest.raises(bundled.BundledError, match=r"silero_vad\.onnx: SHA-256 expected 0000"):
+        bundled.prepare("silero-vad", bundle, tmp_path)
+    bundle, made = small(tmp_path, {"tokenizer.json": "0" * 64})
+    with pytest.raises(bundled.BundledError, match="got no file"):
+        bundled.prepare("silero-vad", bundle, tmp_path)
+    assert made == []
+    assert set(bundled.BUNDLES["minilm-l6"].companions) >= {"config.json", "tokenizer.json", "vocab.txt"}
 
 
 def test_a_failed_conversion_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
