@@ -92,8 +92,8 @@ def load(path: Path) -> LoadedConfig:
 def startable(path: Path) -> LoadedConfig:
     """Read settings with which a daemon can start now; else print what is wrong and end.
 
-    The exit code is 2 where the settings must be edited, and 1 for a port that another program has taken: the service manager
-    tries again, because the program may end.
+    The exit code is 2 where the settings must be edited, and 1 for a port that another program has taken. The service manager
+    then tries again, because that program may end.
 
     `reflexd check` runs in a process of its own, because what it imports would stay in the supervisor's memory.
     """
