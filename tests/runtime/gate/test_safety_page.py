@@ -90,3 +90,13 @@ def test_each_transition_is_as_the_page_says(row: list[str], arm: str) -> None:
     machine.happen(what)
     assert machine.state == (auto if arm == "auto" else request)
     assert machine.safe is (safe == "yes")
+
+
+def test_each_attack_names_a_test_that_exists() -> None:
+    attacks = PAGE.read_text().partition("## Attacks and accidents")[2].partition("A machine searches")[0]
+    rows = [line for line in attacks.splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`(test_\w+)` \|$", row) for row in rows]
+    assert len(rows) >= 35
+    assert all(len(names) == 1 for names in named), [row for row, names in zip(rows, named, strict=True) if not names]
+    tests = "\n".join(path.read_text() for path in (PAGE.parents[1] / "tests").rglob("test_*.py"))
+    assert [name for (name,) in named if f"def {name}(" not in tests] == []
