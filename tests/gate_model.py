@@ -24,6 +24,7 @@ from actuators.safety.gate import MODES
 from actuators.safety.rules import Rule, known_names
 from actuators.wire import CommandWriter
 from runtime.config.schema import Config
+from runtime.gate import host as host_module
 from runtime.gate import ipc, latches, operator_commands
 from runtime.gate.build import build_host
 from runtime.gate.host import GateHost
@@ -93,6 +94,28 @@ class Disk:
         return self.content
 
 
+class Latch:
+    """The file of the second listener, in memory."""
+
+    def __init__(self) -> None:
+        self.found: tuple[int, str] | None = None
+
+    @classmethod
+    def of(cls, _state_dir: Path) -> Latch:
+        return cls.of_world
+
+    of_world: Latch
+
+    def write(self, reason: str) -> None:
+        self.found = (1, reason)
+
+    def read(self) -> tuple[int, str] | None:
+        return self.found
+
+    def remove(self) -> None:
+        self.found = None
+
+
 class Client:
     """aiomqtt's client as the connection sees it: publishes wait until the broker acknowledges them, in order."""
 
@@ -150,6 +173,9 @@ class World:
         self.loop = Loop()
         self.wall_s = 1_700_000_000.0
         self.disk = Disk()
+        self.latch = Latch.of_world = Latch()
+        self.turns: int | None = None
+        """So far the loop runs after each thing that happens; None: until all is done, disk and broker included."""
         self.folder = Path(tempfile.gettempdir()) / "reflexd-gate-model"
         self.arm_setting = arm
         self.devices: dict[str, Value | None] = dict.fromkeys(SETTINGS["actuators"])
@@ -166,6 +192,8 @@ class World:
             mock.patch.object(operator_commands, "OVERRIDES", Limit(1e6, 1_000_000)),
             mock.patch.object(latches, "save", self.disk.save),
             mock.patch.object(latches, "load", self.disk.load),
+            mock.patch.object(latches, "StopLatch", Latch),
+            mock.patch.object(host_module, "StopLatch", Latch),
             mock.patch.object(StatusPublisher, "event", self._watched(StatusPublisher.event, self._announced)),
             mock.patch.object(Connection, "send_newest", self._watched(Connection.send_newest, self._status_published)),
             mock.patch.object(Connection, "reply", self._watched(Connection.reply, self._answered)),
@@ -232,7 +260,7 @@ class World:
                 not asked or MODES.index(now) <= MODES.index(latched),
                 f"{name}: mode {now} although {latched} was asked",
             )
-        if (self.disk.content or {}).get("stopped"):
+        if (self.disk.content or {}).get("stopped") or self.latch.found is not None:
             self.stop_in_force = True
         self.check(not self.stop_in_force or host.gate.stopped, "a saved stop is lost over a restart")
         self.connect(self.safety)
@@ -241,9 +269,29 @@ class World:
     async def _reload(self) -> dict[str, Any]:
         return {}
 
+    def die_amid(self, happens: Callable[[], None], turns: int, mode: str, *, written: bool) -> None:
+        """kill -9 a few turns of the loop after something happens, so at any await that follows from it.
+
+        `written`: the latches are on the disk, and nothing that waits for them has run yet.
+        """
+        self.turns = turns
+        happens()
+        if written and not self.disk.broken:
+            self.disk.save(Path(), dict(self.host.gate.latches))
+        self.turns = None
+        self.kill(mode)
+
+    def kill_and_stop(self, mode: str) -> None:
+        """kill -9, a stop of QoS 0 that the second listener alone hears, and a new start."""
+        self.stop_in_force, self.granted = True, False
+        self.stop_event = len(self.event_types)
+        self.latch.write("sent while the gate did not listen")
+        self.kill(mode)
+
     def kill(self, mode: str) -> None:
         """kill -9 and a new start, in no time."""
-        unsaved_stop = self.stop_in_force and not (self.disk.content or {}).get("stopped")
+        on_disk = (self.disk.content or {}).get("stopped") or self.latch.found is not None
+        unsaved_stop = self.stop_in_force and not on_disk
         if unsaved_stop:
             self.check("stopped" not in self.event_types[self.stop_event :], "an announced stop was not on the disk")
             self.stop_in_force = False
@@ -445,6 +493,9 @@ class World:
         if self.host.gate.counters["lost"] != self.lost:
             self.lost = self.host.gate.counters["lost"]
             self.disarmed()
+        if self.turns is not None:
+            self.loop.spin(self.turns)
+            return
         self.loop.spin(3)
         if self.host.latches._dirty.is_set():
             self.host.latches.write_now()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -186,6 +187,29 @@ class GateModel(RuleBasedStateMachine):
     @rule(mode=MODES)
     def kill(self, mode: str) -> None:
         self.world.kill(mode)
+
+    @rule(
+        what=st.sampled_from(["stop", "release", "arm", "disarm", "shadow", "tick", "lose"]),
+        turns=st.integers(0, 6),
+        written=st.booleans(),
+        mode=MODES,
+    )
+    def kill_at_an_await(self, what: str, turns: int, written: bool, mode: str) -> None:
+        world = self.world
+        happens: dict[str, Callable[[], None]] = {
+            "stop": lambda: world.stop(b'{"engaged": true}'),
+            "release": lambda: world.stop(RELEASE),
+            "arm": lambda: world.request("arm", b"{}"),
+            "disarm": lambda: world.request("disarm", b"{}"),
+            "shadow": lambda: world.request("mode", b'{"mode": "shadow"}'),
+            "tick": lambda: world.propose({"arm": (1.0,), "heater": "ON", "fan": "ON"}),
+            "lose": lambda: world.lose(world.safety),
+        }
+        world.die_amid(happens[what], turns, mode, written=written)
+
+    @rule(mode=MODES)
+    def a_stop_while_the_gate_is_dead(self, mode: str) -> None:
+        self.world.kill_and_stop(mode)
 
     @rule(by_s=st.sampled_from([-3_600.0, -1.0, 1.0, 3_600.0]))
     def step_the_clock(self, by_s: float) -> None:
