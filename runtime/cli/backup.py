@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from runtime.cli.options import FILE, InvalidInput, load_or_demo, refusing
+from runtime.cli.options import FILE, InvalidInput, load_or_demo, refusing, takes_settings
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def _size(count: int) -> str:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.argument("config", type=FILE, required=False)
+@takes_settings()
 @click.option("--recordings", is_flag=True, help="Include the recordings.")
 @refusing
 def backup(file: Path, config: Path | None, *, recordings: bool) -> None:
@@ -64,7 +64,7 @@ def backup(file: Path, config: Path | None, *, recordings: bool) -> None:
 
 @click.command()
 @click.argument("file", type=FILE)
-@click.argument("config", type=FILE, required=False)
+@takes_settings()
 @click.option("--replace", is_flag=True, help="Rename a state folder that is not empty, and restore beside it.")
 @refusing
 def restore(file: Path, config: Path | None, *, replace: bool) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from runtime.cli.options import FILE, load_or_demo, refusing
+from runtime.cli.options import load_or_demo, refusing, takes_settings
 
 FORMATS = ("mcap", "lerobot", "onnx")
 TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"])
 
 
 @click.command()
-@click.argument("config", type=FILE, required=False)
+@takes_settings()
 @click.option("--format", "form", type=click.Choice(FORMATS), required=True, help="Format, as above.")
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="A file (mcap, onnx) or a new folder (lerobot)."

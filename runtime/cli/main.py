@@ -5,6 +5,7 @@ Each verb imports its heavy libraries itself, so that `--help` and `check` answe
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import sys
@@ -20,7 +21,7 @@ from runtime.cli.backup import backup, restore
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.discover import discover, new
 from runtime.cli.export import export
-from runtime.cli.options import FILE, REFUSED, load, load_or_demo, refuse, refusing, renamed, startable
+from runtime.cli.options import FILE, REFUSED, load, load_or_demo, refuse, refusing, renamed, startable, takes_settings
 from runtime.cli.service import service
 from runtime.cli.session import arm, disarm, explain, mode, record, replay, sources
 from runtime.cli.training import evaluate, finetune, train
@@ -38,7 +39,26 @@ class CommandWithExamples(click.Command):
                 formatter.write(f"  {line.strip()}\n")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Verbs(click.Group):
+    """The group of all verbs; an unknown one is answered with the nearest."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb that the arguments name.
+
+        Raises:
+            click.UsageError: there is none; the text names the nearest.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            remedy = f"did you mean `reflexd {near[0]}`?" if near else "`reflexd --help` lists all verbs"
+            raise click.UsageError(f"there is no verb {args[0]!r}; {remedy}", ctx) from error
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="reflexd")
 def main() -> None:
     """Give a machine reflexes that improve while it runs.
@@ -56,7 +76,7 @@ def main() -> None:
 @main.command(
     cls=CommandWithExamples, epilog="reflexd run configs/video.yaml\nreflexd run robot.yaml --fault joints=stuck@10s"
 )
-@click.argument("config", type=FILE)
+@takes_settings("none", required=True)
 @click.option(
     "--fault",
     "faults",
@@ -96,7 +116,7 @@ def _run(path: Path, *, faults: tuple[str, ...], verbose: bool) -> int:
 
 
 @main.command(cls=CommandWithExamples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
-@click.argument("config", type=FILE, required=False)
+@takes_settings()
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the settings file instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print problems and warnings as JSON.")
 @click.option("--no-ports", is_flag=True, help="Do not try whether the ports are free.")
@@ -154,7 +174,7 @@ def devices() -> None:
 
 
 @main.command(cls=CommandWithExamples, epilog="reflexd status\nreflexd status robot.yaml --json")
-@click.argument("config", type=FILE, required=False)
+@takes_settings()
 @click.option("--json", "as_json", is_flag=True, help="Print the last health message as JSON.")
 @click.option("--timeout", "timeout_s", default=12.0, show_default=True, help="Seconds to wait for an answer.")
 @refusing
@@ -166,7 +186,7 @@ def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
 
 
 @main.command(cls=CommandWithExamples, epilog="reflexd link\nreflexd link robot.yaml")
-@click.argument("config", type=FILE, required=False)
+@takes_settings()
 @refusing
 def link(config: Path | None) -> None:
     """Print a link that signs one browser in to the page of CONFIG (default: the demo), once, within an hour."""
@@ -181,7 +201,7 @@ def link(config: Path | None) -> None:
 
 
 @main.command()
-@click.argument("config", type=FILE, required=False)
+@takes_settings()
 def top(config: Path | None) -> None:
     """Show the state of the daemon of CONFIG (default: the demo) in the terminal, updated until Ctrl-C."""
     from runtime.console.status import watch
@@ -229,7 +249,7 @@ def plant(
 
 
 @main.command(cls=CommandWithExamples, epilog="reflexd prepare robot.yaml")
-@click.argument("config", type=FILE, required=False)
+@takes_settings()
 @refusing
 def prepare(config: Path | None) -> None:
     """Convert and measure the models of CONFIG (default: the demo), so that the first start is fast.

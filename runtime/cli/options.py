@@ -34,6 +34,32 @@ ANY = click.Path(path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
+def takes_settings(what: str = "the demo", *, required: bool = False) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Let a verb take the settings file as its last argument or as `--config`, alike; the verb gets it as `config`.
+
+    Args:
+        what: the default, for the help.
+        required: whether the verb ends with exit code 2 without a file.
+    """
+
+    def decorate(verb: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(verb)
+        def run(*arguments: Any, config: Path | None, config_option: Path | None, **options: Any) -> T:
+            if config is not None and config_option is not None:
+                raise click.UsageError("the settings file is given twice: as CONFIG and as --config")
+            chosen = config or config_option
+            if chosen is None and required:
+                raise click.UsageError("CONFIG is missing; name a settings file")
+            return verb(*arguments, config=chosen, **options)
+
+        with_option = click.option(
+            "--config", "config_option", type=FILE, help=f"The settings file, as CONFIG. Default: {what}."
+        )(run)
+        return click.argument("config", type=FILE, required=False)(with_option)
+
+    return decorate
+
+
 def renamed(name: str, now: str) -> click.Command:
     """Return a hidden verb that answers its former `name` with the present one, and exits with code 2."""
 

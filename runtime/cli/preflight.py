@@ -19,7 +19,7 @@ from pathlib import Path
 from actuators.actions import action_space
 from actuators.expressions import ExpressionError
 from actuators.sim.registry import GROUP as PLANTS
-from actuators.sim.registry import PANORAMA, plant_settings
+from actuators.sim.registry import PANORAMA, ROOM, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
@@ -211,7 +211,7 @@ def _device(config: Config) -> Found:
 
 
 def _plant(config: Config) -> Found:
-    if config.plant is None or config.plant.environment == PANORAMA:
+    if config.plant is None or config.plant.environment in {PANORAMA, ROOM}:
         return
     name = config.plant.environment
     if entry_points(group=PLANTS, name=name):
@@ -219,7 +219,11 @@ def _plant(config: Config) -> Found:
     try:
         plant_settings(name, agent=config.agent)
     except (ValueError, ImportError) as error:
-        yield ("plant", "environment"), " ".join(str(error).split()), "write panorama, a plug-in or a gymnasium id"
+        yield (
+            ("plant", "environment"),
+            " ".join(str(error).split()),
+            "write panorama, room, a plug-in or a gymnasium id",
+        )
 
 
 def _folder(config: Config) -> Found:

@@ -120,6 +120,37 @@ def install(
     return Installed(unit, tuple(_drop_ins(folder)), exposure)
 
 
+def planned(config: Path, credentials: tuple[str, ...] = (), executable: Path | None = None) -> str:
+    """Return the text of the unit that `install` would write, after the same checks.
+
+    Raises:
+        CannotInstall: with every reason.
+    """
+    command, config = executable or Path(sys.executable).with_name("reflexd"), config.absolute()
+    found = objections(config, command, credentials)
+    if found:
+        raise CannotInstall("\n".join(found))
+    text = render(config, command, credentials)
+    verify(text)
+    return text
+
+
+def uninstall(root: Path = Path("/")) -> list[Path]:
+    """Delete the unit and its drop-in; the state and the settings remain. Return what was deleted.
+
+    Raises:
+        OSError: a file cannot be deleted.
+    """
+    folder = root / "etc/systemd/system"
+    drop_in = folder / f"{UNIT}.d" / "notify-reload.conf"
+    gone = [path for path in (folder / UNIT, drop_in) if path.exists()]
+    for path in gone:
+        path.unlink()
+    if drop_in.parent.is_dir() and not any(drop_in.parent.iterdir()):
+        drop_in.parent.rmdir()
+    return gone
+
+
 def _drop_ins(folder: Path) -> list[Path]:
     """Write the drop-in for systemd v253 and later, if that version runs."""
     version = re.search(r"systemd (\d+)", _run(shutil.which("systemctl") or "systemctl", "--version").stdout)
@@ -155,13 +186,17 @@ def service() -> None:
     help="A secret for the service, as in LoadCredential= of systemd.",
 )
 @click.option("--root", type=click.Path(file_okay=False, path_type=Path), default=Path("/"), show_default=True)
-def install_command(config: Path, credentials: tuple[str, ...], root: Path) -> None:
+@click.option("--dry-run", is_flag=True, help="Print the unit and what is wrong with it; write nothing.")
+def install_command(config: Path, credentials: tuple[str, ...], root: Path, *, dry_run: bool) -> None:
     """Write and verify the systemd unit for CONFIG.
 
     Secrets: `reflexd service install robot.yaml --credential mqtt-password:/etc/reflexd/mqtt-password`, and in the settings
     `password: "${file:/run/credentials/reflexd.service/mqtt-password}"`.
     """
     try:
+        if dry_run:
+            click.echo(planned(config, credentials))
+            return
         done = install(config, root=root, credentials=credentials)
     except (CannotInstall, OSError) as error:
         click.echo(str(error), err=True)
@@ -170,3 +205,23 @@ def install_command(config: Path, credentials: tuple[str, ...], root: Path) -> N
         click.echo(f"written: {path}")
     click.echo(f"verified; exposure {done.exposure} (0 is closed, 10 is open)")
     click.echo("start it:  systemctl daemon-reload && systemctl enable --now reflexd")
+
+
+@service.command("uninstall")
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), default=Path("/"), show_default=True)
+def uninstall_command(root: Path) -> None:
+    """Delete the systemd unit; settings and state remain.
+
+    Example: systemctl disable --now reflexd; reflexd service uninstall
+    """
+    try:
+        gone = uninstall(root)
+    except OSError as error:
+        click.echo(f"{error.filename}: {error.strerror}", err=True)
+        sys.exit(2)
+    for path in gone:
+        click.echo(f"deleted: {path}")
+    if not gone:
+        click.echo(f"there is no unit below {root}; nothing was deleted")
+        return
+    click.echo("tell systemd:  systemctl daemon-reload")

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import FILE, load_or_demo, refusing
+from runtime.cli.options import FILE, load_or_demo, refusing, takes_settings
 from runtime.mqtt.rpc import Answer
 
 BAR = 24
@@ -40,7 +40,7 @@ def picture(answer: Answer) -> None:
 
 @click.command()
 @click.argument("decision")
-@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@takes_settings()
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
 @refusing
 def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
@@ -62,7 +62,7 @@ def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("state", type=click.Choice(["on", "off"]))
-@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@takes_settings()
 @refusing
 def record(state: str, config: Path | None) -> None:
     """Start or end a recording (MCAP) of all readings and decisions in the running daemon.
@@ -91,7 +91,7 @@ def _request(config: Path | None, verb: str, body: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("mode", type=click.Choice(["shadow", "assist", "autonomous"]))
-@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@takes_settings()
 @refusing
 def mode(mode: str, config: Path | None) -> None:
     """Switch the running daemon to MODE: shadow decides, assist proposes, autonomous acts.
@@ -102,7 +102,7 @@ def mode(mode: str, config: Path | None) -> None:
 
 
 @click.command()
-@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@takes_settings()
 @refusing
 def arm(config: Path | None) -> None:
     """Let the policy of the running daemon act.
@@ -113,7 +113,7 @@ def arm(config: Path | None) -> None:
 
 
 @click.command()
-@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@takes_settings()
 @refusing
 def disarm(config: Path | None) -> None:
     """Keep the policy of the running daemon from acting until someone arms it.
@@ -130,7 +130,7 @@ def sources() -> None:
 
 @sources.command()
 @click.argument("source")
-@click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
+@takes_settings()
 @refusing
 def release(source: str, config: Path | None) -> None:
     """Release a quarantined SOURCE of rewards (or label:SOURCE); the daemon uses its data again and stops checking it.
@@ -148,7 +148,7 @@ def release(source: str, config: Path | None) -> None:
 
 @click.command()
 @click.argument("file", type=FILE)
-@click.option("--config", type=FILE, help="Settings of the recording daemon; default: the demo's.")
+@takes_settings("the demo's")
 @click.option("--policy", help="Decide with this version instead, and list the decisions that differ.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @refusing

@@ -261,7 +261,9 @@ class StorageSettings(Settings):
 class PlantSettings(Settings):
     """Settings of a simulated device that the supervisor runs as a process behind the broker."""
 
-    environment: str = Field(description="`panorama` (the world of the demo) or a gymnasium id")
+    environment: str = Field(
+        description="`panorama` (the world of the demo), `room` (a room with a heater) or a gymnasium id"
+    )
     seed: int = Field(0, description="seed of the environment")
     simulated_overrides: bool = Field(
         False, description="override the policy at random during the first two minutes, as a person would"

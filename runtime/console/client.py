@@ -12,13 +12,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from runtime.config.loader import LoadedConfig
-from runtime.mqtt import Address, Connection, MqttLost
+from runtime.mqtt import Address, Connection, Message, MqttLost
 from runtime.mqtt.topics import Topics, encode, parse
 
 MAX_ANSWER = 4_194_304
 STEADY_S = 5.0
 SHORT_SESSIONS = 3
 """Consecutive connections shorter than `STEADY_S` after which two clients seem to end each other's sessions."""
+CONNECT_S = 3.0
+"""For the broker to accept the connection."""
+STATUS_S = 0.5
+"""For the retained status to arrive; a client without the right to read it sends its request all the same."""
 Tool = Literal["status", "top", "request"]
 
 
@@ -69,9 +73,8 @@ def ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], *, timeout_s: flo
     try:
         answer = asyncio.run(_ask(loaded, verb, body, timeout_s))
     except (TimeoutError, MqttLost):
-        url = loaded.config.mqtt.url
         raise NoAnswer(
-            f"no response to request/{verb} within {timeout_s:g} s; is `reflexd run` up, on {url}?"
+            f"no response to request/{verb} within {timeout_s:g} s on {loaded.config.mqtt.url}; see `reflexd status`"
         ) from None
     if answer.get("status") != "ok":
         raise NoAnswer(str(answer.get("error", "the response is malformed")))
@@ -81,15 +84,43 @@ def ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], *, timeout_s: flo
 async def _ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     topics = Topics(loaded.config.agent)
     link = connect(loaded, "request")
+    status: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    def told(message: Message) -> None:
+        body = parse(message.payload, MAX_ANSWER)
+        if isinstance(body, dict) and not status.done():
+            status.set_result(body)
+
+    link.subscribe(topics("status"), told, retained="send")
     running = asyncio.create_task(link.run(), name="cli mqtt")
     try:
-        async with asyncio.timeout(timeout_s):
-            await link.up()
-            message = await link.request(
-                topics("request", verb), encode(body), reply_to=topics("response", link.identifier), timeout_s=timeout_s
-            )
+        await connected(link, loaded, timeout_s)
+        await asyncio.wait([status], timeout=STATUS_S)
+        if status.done() and status.result().get("state") == "offline":
+            raise NoAnswer(off(loaded))
+        message = await link.request(
+            topics("request", verb), encode(body), reply_to=topics("response", link.identifier), timeout_s=timeout_s
+        )
     finally:
         running.cancel()
         await asyncio.wait([running])
     answer = parse(message.payload, MAX_ANSWER)
     return answer if isinstance(answer, dict) else {}
+
+
+async def connected(link: Connection, loaded: LoadedConfig, timeout_s: float) -> None:
+    """Wait for the connection, for `CONNECT_S` at most.
+
+    Raises:
+        NoAnswer: there is no broker; the text says why and how to start the daemon.
+    """
+    try:
+        async with asyncio.timeout(min(timeout_s, CONNECT_S)):
+            await link.up()
+    except TimeoutError:
+        raise NoAnswer(f"{off(loaded)} (no broker: {link.trouble or 'no answer'})") from None
+
+
+def off(loaded: LoadedConfig) -> str:
+    """Return that the daemon does not run, and how to start it."""
+    return f"the daemon {loaded.config.agent} is off: no agent on {loaded.config.mqtt.url}; start it with `reflexd run FILE`"

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.config.loader import LoadedConfig
-from runtime.console.client import NoAnswer, Tool, connect
+from runtime.console.client import NoAnswer, Tool, connect, connected, off
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.published import DecisionMessage, EventMessage, HealthMessage, StatusMessage
 from runtime.mqtt.topics import Refused, Topics, parse
@@ -74,6 +74,8 @@ class LatestMessages:
                 self.events = [*self.events, body][-EVENTS:]
             case StatusMessage():
                 self.status = body
+                if body.state == "offline":
+                    self.got_health.set()  # nothing more comes
             case DecisionMessage():
                 self.decision, self.decision_s = body, time.monotonic()
             case HealthMessage():
@@ -117,8 +119,8 @@ def show_status(loaded: LoadedConfig, *, as_json: bool, timeout_s: float) -> int
         return 2
     if seen.health is None:
         state = seen.status.state if seen.status else "nothing on the broker"
-        reason = seen.ended or f"is `reflexd run` up, on {loaded.config.mqtt.url}?"
-        sys.stderr.write(f"no health message within {timeout_s:g} s; status: {plain(state)}; {reason}\n")
+        reason = seen.ended or off(loaded)
+        sys.stderr.write(f"no health message; status: {plain(state)}; {reason}\n")
         return 3
     if as_json:
         sys.stdout.buffer.write(seen.health_raw + b"\n")
@@ -131,10 +133,15 @@ async def _wait(loaded: LoadedConfig, timeout_s: float) -> LatestMessages:
     seen = LatestMessages()
     link = subscribe(loaded, "status", seen)
     running = asyncio.create_task(link.run(), name="terminal mqtt")
-    with suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await seen.got_health.wait()
-    running.cancel()
+    try:
+        await connected(link, loaded, timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await seen.got_health.wait()
+    except NoAnswer as error:
+        seen.ended = str(error)
+    finally:
+        running.cancel()
     await asyncio.wait([running])
     return seen
 

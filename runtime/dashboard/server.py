@@ -29,7 +29,7 @@ HEADERS = SHIELD | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
-MAX_COMMAND = 1_048_576
+MAX_COMMAND = 196_608
 """Bytes of one message of a browser; the text of the settings file is the longest."""
 FORM_S = 10.0
 """For a login form to arrive."""
@@ -100,7 +100,9 @@ class Page:
                 {"error": str(limit)}, status=429, headers={"Retry-After": f"{limit.retry_s + 1:.0f}"}
             )
         if found is None:
-            return web.json_response({"error": "that is not the token"}, status=401)
+            return web.json_response(
+                {"error": "that is not the token; `reflexd link` prints a link that signs you in"}, status=401
+            )
         response = web.json_response({"role": found[1]})
         response.set_cookie(
             self.cookie,
@@ -246,6 +248,8 @@ def _host(host: str) -> str:
 
 def _first(error: ValidationError) -> str:
     detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if detail["type"] in {"union_tag_invalid", "extra_forbidden"}:
+        return "the page's server does not know this command: reload the page, which may be older than its server"
     return f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
 
 

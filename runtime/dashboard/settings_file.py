@@ -25,7 +25,8 @@ from learners.files import write_atomically
 from runtime.config.loader import ConfigError, load
 
 CHECK_S = 30.0
-MAX_TEXT = 262_144
+MAX_TEXT = 90_000
+"""Characters of a settings file that can be edited here."""
 SHORTEST_SECRET = 4
 _MARK = re.compile(r"<hidden (\d{1,3})>")
 

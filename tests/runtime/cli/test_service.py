@@ -109,6 +109,31 @@ def test_the_verb_says_what_it_wrote_and_what_starts_it(config: Path, tmp_path: 
     assert "broken.yaml" in outcome.output
 
 
+@needs_systemd
+def test_a_dry_run_prints_the_unit_and_writes_nothing(config: Path, tmp_path: Path) -> None:
+    text = service.planned(config, executable=TRUE)
+    assert f"ExecStart={TRUE} run " in text
+    assert config.name.replace(" ", "\\x20") in text
+    with pytest.raises(CannotInstall, match="NAME:/ABSOLUTE/FILE"):
+        service.planned(config, ("no-colon",), TRUE)
+    refused = CliRunner().invoke(service.service, ["install", "/root/a.yaml", "--dry-run", "--root", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "etc").exists()
+
+
+def test_uninstall_deletes_the_unit_and_its_drop_in_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/systemd/system"
+    (folder / "reflexd.service.d").mkdir(parents=True)
+    for name in ("reflexd.service", "reflexd.service.d/notify-reload.conf", "other.service"):
+        (folder / name).write_text("x")
+    done = CliRunner().invoke(service.service, ["uninstall", "--root", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "daemon-reload" in done.output
+    assert [path.name for path in folder.iterdir()] == ["other.service"]
+    again = CliRunner().invoke(service.service, ["uninstall", "--root", str(tmp_path)])
+    assert "nothing was deleted" in again.output
+
+
 def test_without_systemd_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(CannotInstall, match="install systemd"):

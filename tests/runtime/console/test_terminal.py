@@ -185,7 +185,7 @@ async def test_status_of_a_running_agent_and_of_none(
         assert b'"p50_ms"' in capsysbinary.readouterr().out
     silent = settings(tmp_path, f"{{url: 'mqtt://127.0.0.1:{free_port()}'}}")
     assert await asyncio.to_thread(show_status, silent, as_json=False, timeout_s=0.2) == 3
-    assert b"is `reflexd run` up" in capsysbinary.readouterr().err
+    assert b"start it with `reflexd run FILE`" in capsysbinary.readouterr().err
 
 
 def test_old_figures_say_how_old_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
