@@ -148,6 +148,7 @@ def _with_named(found: Proposals, more: Sequence[str]) -> Proposals:
     for each in more:
         name, equals, topics = each.partition("=")
         command, _, state = topics.partition(",")
+        found.actuators = [known for known in found.actuators if known.topic != command]  # a person knows better
         if not equals or not command or found.unique(name) != name:
             raise ValueError(
                 f"--actuator {each}: write NAME=COMMAND_TOPIC or NAME=COMMAND_TOPIC,STATE_TOPIC with a new name"
