@@ -424,6 +424,16 @@ def versions_of_experiments(state_dir: Path) -> frozenset[str]:
     return frozenset(name for name in named if isinstance(name, str))
 
 
+def notes_of_experiments(state_dir: Path) -> Mapping[str, str]:
+    """Return by version the sentence on why it is live or not, as the agent wrote it; empty without a record.
+
+    Raises:
+        OSError: the file exists and cannot be read.
+    """
+    notes = _mapping(_mapping(_content(state_dir / EXPERIMENTS_FILE).get("trust")).get("notes"))
+    return {name: text for name, text in notes.items() if isinstance(text, str)}
+
+
 def versions_that_passed(state_dir: Path) -> tuple[str, ...]:
     """Return the versions that acted by the record of the experiments, the anchor at the end; empty without a record.
 

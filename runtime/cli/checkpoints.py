@@ -117,9 +117,11 @@ def show_task(versions: TaskVersions, task: str) -> None:
 
 
 def show(checkpoints: Checkpoints) -> None:
-    """Print one line for each version, oldest first."""
-    live = checkpoints.live()
-    table = Table("version", "state", "made", "parent", "figures")
+    """Print one line for each version, oldest first, with the reason why it is live or not."""
+    from learners.checkpoints.store import notes_of_experiments
+
+    live, notes = checkpoints.live(), notes_of_experiments(checkpoints.folder.parent)
+    table = Table("version", "state", "made", "parent", "figures", "why")
     for manifest in checkpoints.list():
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created_s))
         table.add_row(
@@ -128,6 +130,7 @@ def show(checkpoints: Checkpoints) -> None:
             made,
             manifest.parent or "",
             _figures(manifest),
+            notes.get(manifest.version, ""),
         )
     Console().print(table)
 

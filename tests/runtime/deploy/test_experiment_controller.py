@@ -11,6 +11,7 @@ from watching import Script, Stage
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE
+from runtime.cli import checkpoints
 from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
 from runtime.deploy.experiment_phase import SHARES
 
@@ -75,6 +76,21 @@ async def test_a_worse_challenger_never_goes_live_and_acts_little(tmp_path: Path
     stage.propose(name)
     await stage.run(30.0)
     assert "experiment_started" not in stage.kinds(), "a challenger with a verdict is not tried again"
+
+
+async def test_the_list_of_versions_says_why_each_is_live_or_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    stage = await trusted(tmp_path, 18)
+    await verdict(stage, "negated")
+    stage.experiments.close(clean=True)
+    checkpoints.show(stage.checkpoints)
+    lines = capsys.readouterr().out.splitlines()
+    told = {name: next(line for line in lines if stage.version[name] in line) for name in ("good", "negated")}
+    assert "a person made it live" in told["good"]
+    assert "not live: " in told["negated"]
+    assert "paired episodes; worse by" in told["negated"]
 
 
 async def test_arms_change_at_the_ends_of_episodes_by_a_logged_coin(tmp_path: Path) -> None:
