@@ -111,7 +111,8 @@ class Actuator:
         self.chain = [each for each in self.chain if each.serial != serial]
         if serial == self.serial:
             self.due = self.in_safe_state
-        if not self.in_safe_state and not any(each.serial > serial for each in self.chain):
+        rests = self.in_safe_state and not safe_is_hold(self.settings)  # what holds has its last command that left
+        if not rests and not any(each.serial > serial for each in self.chain):
             self.value = self.chain[-1].value if self.chain else self.confirmed
 
     def forget_commands(self) -> None:

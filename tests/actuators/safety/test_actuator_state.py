@@ -95,6 +95,17 @@ def test_a_safe_action_that_never_left_is_still_what_the_actuator_shall_do() -> 
     assert it.must_repeat(1.0)
 
 
+def test_an_actuator_that_holds_does_not_count_a_command_that_never_left() -> None:
+    it = actuator(ARM.model_copy(update={"safe": "hold"}))
+    it.acknowledge(it.issue((0.5, 0.0), "policy", 0.0), by_device=False)
+    second = it.issue((0.7, 0.0), "policy", 1.0)
+    it.in_safe_state = True  # the connection is lost: it holds, and then it is known that the second one never left
+    it.withdraw(second)
+    assert it.value == (0.5, 0.0)
+    it.forget_commands()
+    assert [value for value, _ in it.steps_from()] == [(0.5, 0.0)]
+
+
 def test_a_proposal_names_the_streams_and_the_age_it_was_refused_for() -> None:
     it = actuator(requires=("b", "a"))
     assert freshness_refusal(it, Proposal(0, "d", "p", 1.0, stale=("a",)), 1.0) == Refusal(
