@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from learners.continual.acceptance import agreement, by_chance
 from learners.continual.chance import compare_with_chance
 from learners.continual.splits import Holdout, classes
 from learners.task_kinds import KINDS
-from learners.tasks.base import Example, Prediction, Task
+from learners.tasks.base import Example, Prediction, Task, without_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +114,6 @@ def _one(task: Task, example: Example, prediction: Prediction) -> float:
         right = sum(bool(w == f) for w, f in zip(tags, prediction.value, strict=False))
         return right / max(len(tags), 1)
     return metric(task, [example], [prediction])
-
-
-def without_target(example: Example) -> dict[str, Any]:
-    """Return an example without its target."""
-    return {name: value for name, value in example.items() if name not in ("label", "tags")}
 
 
 def sign_test(after: Sequence[float], before: Sequence[float]) -> float:

@@ -18,6 +18,7 @@ from learners.tasks.images import SUFFIXES as PICTURES
 ALIASES = {
     "intent": "label", "class": "label", "category": "label", "sentence": "text", "utterance": "text",
     "document": "source", "summary": "target", "article": "source", "ner_tags": "tags", "words": "tokens",
+    "answer_start": "start",
 }  # fmt: skip
 """Other usual names of fields."""
 FIELDS = frozenset(ALIASES.values()) | {
@@ -104,7 +105,25 @@ def _media(example: dict[str, Any], folder: Path) -> None:
 
 
 def _answer(example: dict[str, Any], where: str) -> None:
-    """Convert one `answer` with its `start` to `answers`."""
+    """Convert SQuAD's forms of answers, and one `answer` with its `start`, to a list of `text` and `start`."""
+    example_answers = example.get("answers")
+    if isinstance(example_answers, dict) and isinstance(example_answers.get("text"), list):
+        starts = example_answers.get("answer_start", example_answers.get("start"))
+        if starts is not None and (not isinstance(starts, list) or len(starts) != len(example_answers["text"])):
+            raise DataError(
+                f"{where}: `answers` has {len(example_answers['text'])} texts and not as many starts; give each one"
+            )
+        example["answers"] = [
+            {"text": text} | ({"start": starts[at]} if starts is not None else {})
+            for at, text in enumerate(example_answers["text"])
+        ]
+    elif isinstance(example_answers, list):
+        example["answers"] = [
+            {"start" if key == "answer_start" else key: value for key, value in one.items()}
+            if isinstance(one, dict)
+            else one
+            for one in example_answers
+        ]
     if "answer" not in example or "answers" in example:
         return
     answer: dict[str, Any] = {"text": str(example.pop("answer"))}
@@ -206,7 +225,7 @@ def _tags(example: Mapping[str, Any]) -> str | None:
 
 def _answers(example: Mapping[str, Any]) -> str | None:
     answers = example["answers"]
-    right = isinstance(answers, list | tuple) and answers
+    right = isinstance(answers, list | tuple)  # an empty list: the context holds no answer
     if not right or not all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in answers):
         return '`answers` holds no answer; write [{"text": "...", "start": 0}]'
     if any(type(one.get("start", 0)) is not int for one in answers):

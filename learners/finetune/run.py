@@ -28,7 +28,7 @@ from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSett
 from learners.finetune.trainer_state import State
 from learners.model.encoders.bundled import resolve
 from learners.model.encoders.packages import BundledError
-from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved
+from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved, without_target
 from learners.tasks.classify_text import Classifier
 from learners.tasks.heads import set_prior
 from learners.tasks.pooling import MARK
@@ -110,8 +110,9 @@ def finetune(
     paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
     splits = read_splits(task, paths)
     fresh, settings, extra = build(task, model, splits.train, mode, {**options, "seed": seed})
-    for some in (splits.validation, splits.test, splits.train if fresh.varying else ()):
-        check_features(fresh, some)
+    for some in (splits.validation, splits.test):
+        check_features(fresh, [without_target(example) for example in some])
+    check_features(fresh, splits.train if fresh.varying else ())
     # with the recipe's settings too: another version of this program must not go on with other groups of parameters
     facts = {"task": task, "model": model, "mode": mode, "options": options, "settings": asdict(settings)}
     state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
@@ -128,11 +129,23 @@ def finetune(
         ) from error
     with new_files(out) as draft:  # before the test file is measured: no failure from here on loses the weights
         tuned.task.save(draft)
+    used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
+    chosen = {"validation": tuned.run.history[tuned.run.best_epoch - 1]}
+    with new_files(out) as draft:
+        annotate(draft, tuned, describe(tuned, model, mode, chosen), settings, used)
     report = _report(tuned, splits, model, mode)
     report["notes"] = [note for some in splits.all() for note in getattr(some, "notes", ())]
     if earlier and earlier_data:
         report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
-    used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
+    report["unknown_labels"] = {
+        name: unknown
+        for name in ("validation", "test")
+        if (unknown := unknown_labels(tuned.task, getattr(splits, name)))
+    }
+    for name, unknown in report["unknown_labels"].items():
+        report["notes"].append(
+            f"{paths[name]}: labels that no training example has count as wrong: {', '.join(unknown[:20])}"
+        )
     with new_files(out) as draft:
         annotate(draft, tuned, report, settings, used)
     state.clear()
@@ -193,7 +206,7 @@ def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None 
     with _opening(model):
         opened = open_task(task, resolve(model))
     examples = datasets.read(test, type(opened))
-    check_features(opened, examples)
+    check_features(opened, [without_target(example) for example in examples])
     total = sum(parameter.numel() for parameter in opened.model.parameters())
     before = Path(resolve(model)) / "report.json"
     with _opening(model):
@@ -232,6 +245,10 @@ def build(
         told = saved(source).get("options", {})
     if hasattr(cls, "fitting_window_s") and "window_s" not in options and "window_s" not in told:
         options = {**options, "window_s": cls.fitting_window_s(train)}
+    if "threshold" in options:
+        options = {"tune_threshold": False, **options}
+    if any(not example["answers"] for example in train if "answers" in example):
+        options = {"unanswerable": True, **options}
     with _opening(model):
         task = cls.open(source, labels=cls.labels_of(train), **Options.known(options))
     task.model.to(pick_device(str(extra["device"])))
@@ -271,7 +288,17 @@ def tune(
 
 def measure(task: Task, examples: Sequence[Example]) -> dict[str, float]:
     """Return the task's metrics on examples; empty without examples."""
-    return task.metrics(examples, task.predict(examples)) if examples else {}
+    return task.metrics(examples, task.predict([without_target(example) for example in examples])) if examples else {}
+
+
+def unknown_labels(task: Task, examples: Sequence[Example]) -> list[str]:
+    """Return labels and tags of examples that the task's head does not have, sorted."""
+    found: set[str] = set()
+    for example in examples if task.labels else ():
+        given = example.get("label", ())
+        found |= {given} if isinstance(given, str) else set(given)
+        found |= set(example.get("tags", ()))
+    return sorted(found - set(task.labels))
 
 
 def describe(tuned: Tuned, model: str, mode: Train, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:

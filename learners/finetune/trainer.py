@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from learners.finetune import trainer_state
 from learners.finetune.optim import Kind, OptimizerName, factor, optimizer, set_rate
 from learners.finetune.records import located
 from learners.finetune.trainable_layers import set_training
-from learners.tasks.base import DataError, Example, Feature, Task, to_device
+from learners.tasks.base import DataError, Example, Feature, Task, to_device, without_target
 
 MEGABATCH = 50
 """Number of batches that are sorted by length together."""
@@ -69,6 +69,10 @@ class RunState:
     """Validation metrics of each epoch."""
     best: float = -math.inf
     best_epoch: int = 0
+    tie: float = 0.0
+    """What chose the best epoch among equally good ones."""
+    threshold: float | None = None
+    """Of the best epoch, for several labels."""
     worse: int = 0
     total: float = 0.0
     """Sum of the losses of this epoch so far."""
@@ -109,6 +113,12 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self._state, self._tell, self._clock, self._stop = state, tell, clock, stop
         self._features = None if task.varying else [self._make(0, i) for i in range(len(train))]
+        self._units = (
+            [(i, 0) for i in range(len(train))]
+            if self._features is None
+            else [(i, j) for i, some in enumerate(self._features) for j in range(len(some))]
+        )
+        """Example and window of each feature that an epoch trains."""
         self._optimizer = optimizer(
             settings.optimizer, model, rate=settings.learning_rate, weight_decay=settings.weight_decay,
             layer_decay=settings.layer_decay, head_rate=settings.head_rate, momentum=settings.momentum,
@@ -120,7 +130,7 @@ class Trainer:
 
     def run(self) -> RunState:
         """Train to the end, with the best epoch's weights in the model."""
-        torch.manual_seed(self.settings.seed)
+        trainer_state.seed_generators(self.settings.seed)
         self._resume()
         run = self.run_state
         while run.epoch < self.settings.epochs and run.worse < self.settings.patience:
@@ -131,6 +141,8 @@ class Trainer:
             self._save(best=improved)
         if self.best:
             trainer_state.restore(self.model, self.best)
+        if run.threshold is not None:
+            self.task.options = replace(self.task.options, threshold=run.threshold)
         self.model.eval()
         return run
 
@@ -158,8 +170,10 @@ class Trainer:
         set_rate(self._optimizer, factor(done, total, warmup=self.settings.warmup, kind=self.settings.schedule))
         self._optimizer.zero_grad(set_to_none=True)
         mean = 0.0
-        for batch in group:
-            inputs = self.task.collate([self._feature(epoch, number) for number in batch])
+        collated = [self.task.collate([self._feature(epoch, number) for number in batch]) for batch in group]
+        weights = [self.task.weight(inputs) for inputs in collated]
+        whole = sum(weights) or 1.0
+        for inputs, weight in zip(collated, weights, strict=True):
             with torch.autocast(self.task.device.type, torch.bfloat16, enabled=self._bfloat16):
                 loss = self.task.loss(self.model, to_device(inputs, self.task.device))
             value = float(loss.detach())
@@ -167,9 +181,9 @@ class Trainer:
                 raise FloatingPointError(
                     f"the loss is {value} in epoch {epoch + 1}; lower the learning rate or use float32"
                 )
-            share: Any = loss / len(group)
+            share: Any = loss * (weight / whole)
             share.backward()
-            mean += value / len(group)
+            mean += value * (weight / whole)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         nn.utils.clip_grad_norm_(trained, self.settings.clip)
         self._optimizer.step()
@@ -178,15 +192,19 @@ class Trainer:
     def _validate(self, run: RunState) -> bool:
         """Measure, move on to the next epoch, and say whether it is the best so far."""
         self.model.eval()
-        predictions = self.task.predict(self.validation, model=self.model)
+        found = self.task.predict([without_target(example) for example in self.validation], model=self.model)
+        predictions = self.task.tuned(self.validation, found)
         metrics = self.task.metrics(self.validation, predictions)
+        tie = self.task.tie_break(self.validation, predictions)
         run.history.append(metrics)
         run.epoch, run.at, run.total = run.epoch + 1, 0, 0.0
         score = metrics[self.task.selection]
-        run.worse = 0 if score > run.best else run.worse + 1
-        improved = score > run.best or (score == run.best and self.settings.ties == "last")
+        better = score > run.best or (score == run.best and tie > run.tie)
+        run.worse = 0 if better else run.worse + 1
+        improved = better or (score == run.best and tie == run.tie and self.settings.ties == "last")
         if improved:
-            run.best, run.best_epoch = score, run.epoch
+            run.best, run.best_epoch, run.tie = score, run.epoch, tie
+            run.threshold = self.task.options.threshold if self.task.options.multi_label else None
             self.best = trainer_state.trained_of(self.model)
         self._report(run, 0, run.losses[-1], score)
         return improved
@@ -194,10 +212,10 @@ class Trainer:
     def _batches(self, epoch: int) -> list[list[int]]:
         """Return batches of all examples, sorted by length within groups, in random order."""
         generator = np.random.default_rng((self.settings.seed, epoch))
-        order = generator.permutation(len(self.train)).tolist()
+        order = generator.permutation(len(self._units)).tolist()
         size = self.settings.batch
         if self._features is not None:
-            lengths = [self.task.length(some[0]) for some in self._features]
+            lengths = [self.task.length(self._features[i][j]) for i, j in self._units]
             mega = size * MEGABATCH
             order = [
                 i for at in range(0, len(order), mega) for i in sorted(order[at : at + mega], key=lengths.__getitem__)
@@ -213,9 +231,10 @@ class Trainer:
             raise located(example, error) from None
 
     def _feature(self, epoch: int, number: int) -> Feature:
-        """Return one feature of the example; with several, another one in each epoch."""
-        some = self._features[number] if self._features is not None else self._make(epoch, number)
-        return some[epoch % len(some)]
+        """Return a feature by its number among `_units`."""
+        example, window = self._units[number]
+        some = self._features[example] if self._features is not None else self._make(epoch, example)
+        return some[window]
 
     def _report(self, run: RunState, steps: int, loss: float, score: float | None = None) -> None:
         if self._tell is not None:
@@ -233,7 +252,7 @@ class Trainer:
         facts = {name: getattr(self.run_state, name) for name in RunState.__slots__}
         facts["best"] = None if math.isinf(self.run_state.best) else self.run_state.best
         tensors = {f"model/{name}": tensor for name, tensor in trainer_state.trained_of(self.model).items()}
-        tensors |= trainer_state.optimizer_tensors(self._optimizer) | {"rng": torch.get_rng_state()}
+        tensors |= trainer_state.optimizer_tensors(self._optimizer) | trainer_state.generators(self.task.device)
         self._state.save(facts, tensors, self.best if best else None)
 
     def _resume(self) -> None:
@@ -246,7 +265,7 @@ class Trainer:
         self.best = loaded.best
         trainer_state.restore(self.model, loaded.tensors, "model/")
         trainer_state.restore_optimizer(self._optimizer, loaded.tensors)
-        torch.set_rng_state(loaded.tensors["rng"])
+        trainer_state.restore_generators(loaded.tensors, self.task.device)
 
 
 def bfloat16_helps(device: torch.device) -> bool:

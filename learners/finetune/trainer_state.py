@@ -6,11 +6,14 @@ state after. Nothing is pickled.
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import torch
 from safetensors import SafetensorError
@@ -81,6 +84,37 @@ class State:
 
 def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def seed_generators(seed: int) -> None:
+    """Seed every generator that a model may draw from; wav2vec2 masks with numpy's global one."""
+    torch.manual_seed(seed)  # of every device
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - transformers draws from the global generator
+    random.seed(seed)
+
+
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of all generators."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - as above
+    _, words, spare = random.getstate()
+    found = {
+        "rng": torch.get_rng_state(),
+        "rng_numpy": torch.tensor([*map(float, keys), position, has_gauss, gauss], dtype=torch.float64),
+        "rng_python": torch.tensor([*map(float, words), math.nan if spare is None else spare], dtype=torch.float64),
+    }
+    return found | ({"rng_cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_generators(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put the states back; a state of an older program has torch's alone."""
+    torch.set_rng_state(tensors["rng"])
+    if "rng_numpy" in tensors:
+        *keys, position, has_gauss, gauss = tensors["rng_numpy"].tolist()
+        np.random.set_state(("MT19937", np.array(keys, np.uint32), int(position), int(has_gauss), gauss))  # noqa: NPY002 - as above
+        *words, spare = tensors["rng_python"].tolist()
+        random.setstate((3, tuple(map(int, words)), None if math.isnan(spare) else spare))
+    if "rng_cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng_cuda"], device)
 
 
 def trained_of(model: nn.Module) -> dict[str, Tensor]:

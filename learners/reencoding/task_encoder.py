@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -89,9 +90,13 @@ def _prefix(stems: Sequence[str], keys: Collection[str]) -> str:
 
 
 def _fitting(there: Tensor, own: Tensor, name: str, folder: Path) -> Tensor:
-    """Return a weight in the encoder's type; a table of positions is cut if the encoder's windows are shorter."""
+    """Return a weight in the encoder's type; a table of positions is cut or continued where the encoder's windows differ."""
     if name.endswith("embed_positions.weight") and there.dim() == own.dim() == 2 and len(there) > len(own):
         there = there[: len(own)]
+    if name.endswith("embed_positions.weight") and there.dim() == own.dim() == 2 and len(there) < len(own):
+        there = torch.cat(
+            [there.to(own.dtype), own[len(there) :].cpu()]
+        )  # the task heard less: later positions never trained
     if there.shape != own.shape:
         raise ValueError(f"{folder}: {name} is {tuple(there.shape)}, the encoder has {tuple(own.shape)}")
     return there.to(own.dtype)

@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, L labels.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -69,6 +70,10 @@ class Options:
     multi_label: bool = False
     threshold: float = 0.5
     """Probability from which a label of a multi-label task counts."""
+    tune_threshold: bool = True
+    """Select the threshold on validation."""
+    unanswerable: bool = False
+    """Question answering: a context may hold no answer; set when training examples have none."""
     label_smoothing: float = 0.0
     dropout: float | None = None
     """Instead of the model's own."""
@@ -122,7 +127,7 @@ class Task(ABC):
     """One task with its model. Not safe for use by several threads at once."""
 
     kind: ClassVar[TaskKind]
-    selection: ClassVar[str]
+    selection: str
     """The validation metric that chooses the epoch; higher is better."""
     recipe: ClassVar[Recipe] = Recipe()
     auto: ClassVar[Any]
@@ -221,6 +226,21 @@ class Task(ABC):
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the usual metrics of the task: fractions in [0, 1], except `bleu` and `perplexity`."""
 
+    def tie_break(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
+        """Return what chooses among epochs with equal selection metrics; more is better. 0 where nothing does."""
+        del examples, predictions
+        return 0.0
+
+    def tuned(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Set what is selected on validation (a threshold), and return the predictions with it."""
+        del examples
+        return list(predictions)
+
+    def weight(self, batch: Batch) -> float:
+        """Return the number of targets in a batch, by which accumulated batches count."""
+        labels = batch["labels"]
+        return float(len(labels) if labels.is_floating_point() else (labels != IGNORED).sum())
+
     @classmethod
     def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
         """Return the labels in use, in a fixed order; empty for tasks without labels."""
@@ -246,14 +266,28 @@ class Task(ABC):
         flat = [(i, j) for i, some in enumerate(features) for j in range(len(some))]
         flat.sort(key=lambda at: self.length(features[at[0]][at[1]]))
         found: dict[tuple[int, int], Any] = {}
-        for start in range(0, len(flat), batch):
-            ats = flat[start : start + batch]
+        for ats in self._batches(flat, features, batch):
             inputs = to_device(self.collate([features[i][j] for i, j in ats]), self.device)
             found.update(zip(ats, self.outputs(model, inputs), strict=True))
         return [
             self.prediction(example, some, [found[i, j] for j in range(len(some))])
             for i, (example, some) in enumerate(zip(examples, features, strict=True))
         ]
+
+    def _batches(
+        self, flat: Sequence[tuple[int, int]], features: Sequence[Sequence[Feature]], size: int
+    ) -> list[list[tuple[int, int]]]:
+        """Split features that are sorted by length; those of a model that cannot mask padding share a batch by equal length."""
+        if not self.pads_change_outputs:
+            return [list(flat[at : at + size]) for at in range(0, len(flat), size)]
+        groups = itertools.groupby(flat, lambda at: self.length(features[at[0]][at[1]]))
+        equal = [list(group) for _, group in groups]
+        return [group[at : at + size] for group in equal for at in range(0, len(group), size)]
+
+    @property
+    def pads_change_outputs(self) -> bool:
+        """Whether padding changes what the model computes."""
+        return False
 
     @property
     def device(self) -> torch.device:
@@ -268,6 +302,11 @@ class Task(ABC):
         self.processor.save_pretrained(folder)
         body = {"kind": self.kind, "labels": self.labels, "options": asdict(self.options)}
         write_atomically(folder / NAME, orjson.dumps(body, option=orjson.OPT_INDENT_2), durable=False)
+
+
+def without_target(example: Example) -> dict[str, Any]:
+    """Return an example without its label or tags: a head need not know every label that is measured."""
+    return {name: value for name, value in example.items() if name not in ("label", "tags")}
 
 
 def saved(source: Path | str) -> dict[str, Any]:

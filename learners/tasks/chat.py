@@ -23,8 +23,11 @@ from learners.tasks.base import IGNORED, Batch, DataError, Example, Feature, Opt
 from learners.tasks.text_base import TextTask, inputs
 
 Turn = Mapping[str, str]
-PLAIN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-"""For models that bring no template."""
+PLAIN = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + (eos_token or '') + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""For models that bring no template. The space before an answer is part of its first token; the end of a turn is learned."""
 
 
 class Chat(TextTask):
@@ -54,22 +57,35 @@ class Chat(TextTask):
 
     def ids(self, turns: Sequence[Turn], *, ask: bool) -> list[int]:
         """Token ids of the turns; `ask` adds the beginning of an assistant turn."""
+        return list(self.processor(self.text(turns, ask=ask), add_special_tokens=False)["input_ids"])
+
+    def text(self, turns: Sequence[Turn], *, ask: bool) -> str:
+        """Return the turns as the model's template writes them.
+
+        Raises:
+            DataError: the template refuses them.
+        """
+        if not turns and not ask:
+            return ""
         try:
-            text = self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
+            return str(self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
         except TemplateError as error:  # for instance: roles must alternate
             raise DataError(f"the model's chat template refuses these turns: {error}; correct their roles") from None
-        return list(self.processor(text, add_special_tokens=False)["input_ids"])
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return one feature; if it is too long, its beginning is cut."""
         del rng
         turns = self.turns(example)
-        whole = self.ids(turns, ask=False)
+        text = self.text(turns, ask=False)
+        encoded = self.processor(text, add_special_tokens=False, return_offsets_mapping=True)
+        whole = list(encoded["input_ids"])
         targets = [IGNORED] * len(whole)
         for i, turn in enumerate(turns):
             if turn["role"] == "assistant":
-                start, stop = len(self.ids(turns[:i], ask=True)), len(self.ids(turns[: i + 1], ask=False))
-                targets[start:stop] = whole[start:stop]
+                start, stop = len(self.text(turns[:i], ask=True)), len(self.text(turns[: i + 1], ask=False))
+                for at, (begin, end) in enumerate(encoded["offset_mapping"]):
+                    if start < end <= stop and begin < end:
+                        targets[at] = whole[at]
         cut = slice(-self.options.max_length, None)
         return [{"input_ids": whole[cut], "labels": targets[cut], "turns": turns}]
 

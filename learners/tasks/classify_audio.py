@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
@@ -23,6 +24,8 @@ from learners.tasks.audio import RATE_HZ, changed, duration_s, read_sound, resam
 from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Options, Recipe
 from learners.tasks.classify_text import Classifier
 
+MOST_WINDOWS = 64
+"""Windows of one sound, the newest."""
 WHISPER_STEPS_HZ = 50
 """Positions of Whisper's encoder a second."""
 
@@ -80,7 +83,7 @@ class ClassifySounds(Classifier):
         return self.options.augment
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Return one feature: log mels for Whisper, samples for models that read them."""
+        """Return log mels for Whisper, samples for models that read them: of one part in training, of all windows otherwise."""
         sound = example.get("sound")
         if isinstance(sound, EncodedMedia):
             example = dict(example) | sound.decode()
@@ -92,10 +95,25 @@ class ClassifySounds(Classifier):
         window = int((self.options.window_s or 1) * RATE_HZ)
         if rng is not None and self.options.augment:
             samples = changed(samples, rng, window)
-        made = self.processor(samples[:window], sampling_rate=RATE_HZ, return_tensors="pt")
+        target = {"labels": self.target(example)} if "label" in example else {}
+        last = max(0, len(samples) - window)
+        # training hears another part in each epoch; prediction hears all, the newest whole, and takes the mean
+        starts = [int(rng.integers(0, last + 1))] if rng is not None else [*range(last, -1, -max(1, window // 2))][::-1]
+        return [self._heard(samples[max(0, at) : at + window]) | target for at in starts[-MOST_WINDOWS:]]
+
+    def _heard(self, samples: NDArray[np.float32]) -> Feature:
+        made = self.processor(samples, sampling_rate=RATE_HZ, return_tensors="pt")
         name = self.processor.model_input_names[0]
-        feature: Feature = {name: made[name][0]}
-        return [feature | {"labels": self.target(example)} if "label" in example else feature]
+        return {name: made[name][0]}
+
+    def length(self, feature: Feature) -> int:
+        """Return the number of samples or frames, by which batches are grouped."""
+        return int(feature[self.processor.model_input_names[0]].shape[-1])
+
+    @property
+    def pads_change_outputs(self) -> bool:
+        """Models of raw samples hear the silence that pads a sound."""
+        return bool(self.processor.model_input_names[0] == "input_values")
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Return inputs, padded with zeros at the end, and targets."""

@@ -8,8 +8,11 @@ Shapes: B batch, L labels.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,15 +21,49 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe, Task
+from learners.tasks.base import Batch, DataError, Example, Feature, Options, Prediction, Recipe, Task
 from learners.tasks.heads import log_frequencies
 from learners.tasks.text_base import TextTask, cross_entropy, inputs, macro_f1
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Those that are tried for several labels."""
 
 
 class Classifier(Task):
     """Loss, metrics and predictions of classes, whatever is classified."""
 
     selection = "accuracy"
+
+    def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
+        super().__init__(source, options, labels)
+        if options.multi_label:
+            self.selection = "f1"
+
+    def tie_break(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
+        """Return the mean log-likelihood of all labels, for several labels: F1 says nothing before the first hit."""
+        if not self.options.multi_label:
+            return 0.0
+        logs = [
+            math.log(max(chance if label in given else 1 - chance, 1e-12))
+            for given, one in zip(map(labels, examples), predictions, strict=True)
+            for label, chance in one.probabilities.items()
+        ]
+        return float(np.mean(logs)) if logs else 0.0
+
+    def tuned(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Select the threshold with the highest F1, the nearest to 0.5 among equals; return the predictions cut there."""
+        if not (self.options.multi_label and self.options.tune_threshold and predictions):
+            return list(predictions)
+        cuts = {
+            at: [self._cut(one, at) for one in predictions] for at in sorted(THRESHOLDS, key=lambda at: abs(at - 0.5))
+        }
+        scores = {at: self._several(examples, some)["f1"] for at, some in cuts.items()}
+        best = max(scores, key=lambda at: scores[at])
+        self.options = replace(self.options, threshold=best)
+        return cuts[best]
+
+    def _cut(self, one: Prediction, threshold: float) -> Prediction:
+        return replace(one, value=tuple(label for label, chance in one.probabilities.items() if chance >= threshold))
 
     @classmethod
     def labels_of(cls, examples: Sequence[Example]) -> tuple[str, ...]:
@@ -126,13 +163,14 @@ class ClassifyText(TextTask, Classifier):
         return Classifier.targets(self, rows)
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Return one feature."""
+        """Return one feature for each window of the text; a prediction is the mean of all windows."""
         del rng
         texts = [str(example[name]) for name in ("text", "text_pair") if example.get(name) is not None]
         if not texts:
             raise DataError(f"an example without `text`: {dict(example)}")
-        feature = self.text_feature(*texts)
-        return [feature | {"labels": self.target(example)} if "label" in example else feature]
+        features = self.text_windows(texts[0]) if len(texts) == 1 else [self.text_feature(*texts)]
+        target = {"labels": self.target(example)} if "label" in example else {}
+        return [feature | target for feature in features]
 
 
 def labels(example: Example) -> tuple[str, ...]:

@@ -43,17 +43,14 @@ class Answer(TextTask):
     )
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Return one feature for each window; in training only windows with the answer, if one has it."""
+        """Return one feature for each window; the target of a window without the answer is its first token."""
+        del rng
         encoded = self.processor(
             str(example["question"]), str(example["context"]), truncation="only_second",
             max_length=self.options.max_length, stride=min(STRIDE, self.options.max_length // 4),
             return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
-        windows = [self._window(encoded, i, example) for i in range(len(encoded["input_ids"]))]
-        if rng is None:
-            return windows
-        holding = [window for window in windows if window["labels"] != [0, 0]]
-        return holding or windows[:1]
+        return [self._window(encoded, i, example) for i in range(len(encoded["input_ids"]))]
 
     def _window(self, encoded: Any, i: int, example: Example) -> Feature:
         feature: Feature = {name: encoded[name][i] for name in ("input_ids", "token_type_ids") if name in encoded}
@@ -61,8 +58,8 @@ class Answer(TextTask):
             offset if part == 1 else None
             for offset, part in zip(encoded["offset_mapping"][i], encoded.sequence_ids(i), strict=True)
         ]
-        if example.get("answers"):
-            feature["labels"] = _target(feature["offsets"], example)
+        if "answers" in example:
+            feature["labels"] = _target(feature["offsets"], example) if example["answers"] else [0, 0]
         return feature
 
     def targets(self, labels: Sequence[Any]) -> Tensor:
@@ -84,24 +81,30 @@ class Answer(TextTask):
         out = model(**_inputs(batch))
         first_B, last_B = batch["labels"].unbind(-1)
         smoothing = self.options.label_smoothing
-        start = cross_entropy(out.start_logits, first_B, smoothing)
-        return (start + cross_entropy(out.end_logits, last_B, smoothing)) / 2
+        start = cross_entropy(_masked(out.start_logits, batch), first_B, smoothing)
+        return (start + cross_entropy(_masked(out.end_logits, batch), last_B, smoothing)) / 2
 
     def outputs(self, model: nn.Module, batch: Batch) -> list[Any]:
-        """Log probability, first and last piece of the best span of each window."""
+        """Log probability, first and last piece of the best span of each window, and the log probability of no answer."""
         out = model(**_inputs(batch))
         barred_BT = (batch["allowed"] == 0) * _NEVER
-        start_BT = (out.start_logits.float()).log_softmax(-1) + barred_BT
-        end_BT = (out.end_logits.float()).log_softmax(-1) + barred_BT
+        start_BT, end_BT = (_masked(x, batch).log_softmax(-1) for x in (out.start_logits, out.end_logits))
+        none_B = start_BT[:, 0] + end_BT[:, 0]
+        start_BT, end_BT = start_BT + barred_BT, end_BT + barred_BT
         pairs_BTT = start_BT[:, :, None] + end_BT[:, None, :]
         width = pairs_BTT.shape[-1]
         band_TT = torch.ones(width, width, device=pairs_BTT.device).triu().tril(LONGEST - 1) == 0
         best_B, at_B = pairs_BTT.masked_fill(band_TT, 2 * _NEVER).flatten(1).max(-1)
-        return [(float(b), int(a) // width, int(a) % width) for b, a in zip(best_B, at_B, strict=True)]
+        return [
+            (float(b), int(a) // width, int(a) % width, float(n)) for b, a, n in zip(best_B, at_B, none_B, strict=True)
+        ]
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
-        """Return the best span of all windows."""
-        score, window, first, last = max((out[0], i, *out[1:]) for i, out in enumerate(outputs))
+        """Return the best span of all windows; no text if no answer is more probable in each, and examples had none."""
+        score, window, first, last = max((out[0], i, *out[1:3]) for i, out in enumerate(outputs))
+        none = min(out[3] for out in outputs)
+        if self.options.unanswerable and none > score:
+            return Prediction("", float(np.exp(none)))
         offsets = features[window]["offsets"]
         if offsets[first] is None or offsets[last] is None:  # a window without any piece of the context
             return Prediction("", 0.0)
@@ -113,7 +116,7 @@ class Answer(TextTask):
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Exact match and F1 over words, the best of all given answers."""
         scores = [
-            max((exact_match(a["text"], p.value), word_f1(a["text"], p.value)) for a in e["answers"])
+            max((exact_match(a["text"], p.value), word_f1(a["text"], p.value)) for a in e["answers"] or [{"text": ""}])
             for e, p in zip(examples, predictions, strict=True)
         ]
         means = np.mean(scores, axis=0) if scores else (0.0, 0.0)
@@ -122,6 +125,11 @@ class Answer(TextTask):
 
 def _inputs(batch: Batch) -> Batch:
     return {name: tensor for name, tensor in inputs(batch).items() if name != "allowed"}
+
+
+def _masked(logits_BT: Tensor, batch: Batch) -> Tensor:
+    """Return logits in float32; padding has no probability, however long a batch is."""
+    return logits_BT.float().masked_fill(batch["attention_mask"] == 0, _NEVER)
 
 
 def _target(offsets: Sequence[tuple[int, int] | None], example: Example) -> list[int]:

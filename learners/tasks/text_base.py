@@ -14,6 +14,9 @@ from transformers import AutoTokenizer
 
 from learners.tasks.base import IGNORED, Batch, Feature, Task, pad
 
+MOST_WINDOWS = 64
+"""Windows of one text."""
+
 
 class TextTask(Task):
     """A task with token ids as features."""
@@ -43,6 +46,21 @@ class TextTask(Task):
         if isinstance(labels[0], int):
             return torch.tensor(labels)
         return pad(labels, IGNORED)
+
+    def text_windows(self, text: str) -> list[Feature]:
+        """Return ids and token types of a text: overlapping windows where it is longer than `max_length`, at most `MOST_WINDOWS`."""
+        length = self.options.max_length
+        encoded = self.processor(
+            text,
+            truncation=True,
+            max_length=length,
+            stride=min(length // 4, max(0, length - 8)),
+            return_overflowing_tokens=True,
+        )
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+        return [
+            {name: encoded[name][at] for name in names} for at in range(min(MOST_WINDOWS, len(encoded["input_ids"])))
+        ]
 
     def text_feature(self, *texts: str) -> Feature:
         """Return ids and token types of one text or a pair, cut to `max_length`."""

@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, W words, L tags.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,29 +70,42 @@ class Tag(TextTask):
         return log_frequencies([counts[tag] for tag in self.labels])
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Return windows of at most `max_length` pieces, cut between words."""
+        """Return overlapping windows of at most `max_length` pieces; each word belongs to the window that shows most around it."""
         del rng
         words = words_of(example)
         tags = [self._number(tag) for tag in example["tags"]] if "tags" in example else None
         if tags is not None and len(tags) != len(words):
             raise DataError(f"{len(words)} tokens but {len(tags)} tags: {words}")
-        found: list[Feature] = []
-        start = 0
-        while start < len(words) or not found:
-            feature, stop = self._window(words, start, tags)
-            found.append(feature)
-            start = max(stop, start + 1)
-        return found
+        return [self._window(words, start, stop, own, tags) for start, stop, own in self._spans(words)]
 
-    def _window(self, words: Sequence[str], start: int, tags: Sequence[int] | None) -> tuple[Feature, int]:
+    def _spans(self, words: Sequence[str]) -> list[tuple[int, int, range]]:
+        """Return the windows of a text: first word, word after the last one, and the words that the window predicts."""
+        room = max(1, self.options.max_length - self.processor.num_special_tokens_to_add())
+        pieces = [0] * len(words)
+        for number in self.processor(list(words), is_split_into_words=True, add_special_tokens=False).word_ids():
+            pieces[number] += 1
+        spans: list[tuple[int, int]] = []
+        start = 0
+        while not spans or spans[-1][1] < len(words):
+            stop = start
+            size = 0
+            while stop < len(words) and (stop == start or size + pieces[stop] <= room):
+                size, stop = size + pieces[stop], stop + 1
+            spans.append((start, stop))
+            start, size = stop, 0
+            while start - 1 > spans[-1][0] and size + pieces[start - 1] <= room // 2:
+                start, size = start - 1, size + pieces[start - 1]
+        edges = [0, *((after[0] + before[1]) // 2 for before, after in itertools.pairwise(spans)), len(words)]
+        return [(*span, range(edges[i], edges[i + 1])) for i, span in enumerate(spans)]
+
+    def _window(
+        self, words: Sequence[str], start: int, stop: int, own: range, tags: Sequence[int] | None
+    ) -> Feature:  # fmt: skip
         encoded = self.processor(
-            list(words[start:]), is_split_into_words=True, truncation=True, max_length=self.options.max_length
+            list(words[start:stop]), is_split_into_words=True, truncation=True, max_length=self.options.max_length
         )
         ids: list[int | None] = encoded.word_ids()
-        last = max((i for i in ids if i is not None), default=-1)
-        # a word that may have been cut goes to the next window, unless it is alone
-        stop = last + 1 if start + last + 1 >= len(words) or last == 0 else last
-        first = [at for at, i in enumerate(ids) if i is not None and i < stop and (at == 0 or ids[at - 1] != i)]
+        first = [at for at, i in enumerate(ids) if i is not None and start + i in own and (at == 0 or ids[at - 1] != i)]
         feature: Feature = {
             "input_ids": encoded["input_ids"],
             "first": first,
@@ -106,7 +120,7 @@ class Tag(TextTask):
             for at, word in zip(first, feature["words"], strict=True):
                 targets[at] = tags[word]
             feature["labels"] = targets
-        return feature, start + stop
+        return feature
 
     def _number(self, tag: str) -> int:
         if tag not in self.labels:

@@ -99,6 +99,14 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
 @click.option("--learning-rate", type=float, help="Default: by the kind of task and --mode.")
 @click.option("--batch", type=int, help="Examples in each update; default: by the kind of task.")
 @click.option("--lora-rank", type=int, help="Rank of the adapters with --mode lora; default: 8.")
+@click.option("--multi-label", is_flag=True, default=None, help="Classification: an example can have several labels.")
+@click.option(
+    "--threshold", type=float, help="Probability from which one of several labels counts; default: by validation."
+)
+@click.option("--max-length", type=int, help="Tokens that the model reads at once; default: by the kind of task.")
+@click.option("--max-new-tokens", type=int, help="Length limit of generated text, in tokens; default: 64.")
+@click.option("--window-s", type=float, help="Seconds of sound that the model hears at once; default: by the sounds.")
+@click.option("--adapter", is_flag=True, default=None, help="With --mode lora: store the adapter and its base as well.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
 @click.option("--patience", type=int, help="Epochs without a better validation metric after which training stops.")
 @click.option(
@@ -115,7 +123,18 @@ def finetune(train_file: Path, **options: Any) -> None:
     """
     from learners.finetune.run import finetune as tune
 
-    for name in ("epochs", "batch", "lora_rank", "patience", "learning_rate"):
+    positive = (
+        "epochs",
+        "batch",
+        "lora_rank",
+        "patience",
+        "learning_rate",
+        "max_length",
+        "max_new_tokens",
+        "window_s",
+        "threshold",
+    )
+    for name in positive:
         if (value := options[name]) is not None and not 0 < value < float("inf"):
             raise click.BadParameter(f"{value} is not above zero", param_hint=f"--{name.replace('_', '-')}")
     given = {key: value for key, value in options.items() if value is not None}

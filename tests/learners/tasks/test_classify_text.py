@@ -25,7 +25,8 @@ from learners.tasks.registry import check_modality, known, open_task, task_class
 def test_every_kind_of_the_settings_has_a_task() -> None:
     from typing import get_args
 
-    from learners.config import FORMER_KINDS, TaskSettings
+    from learners.config import TaskSettings
+    from learners.task_kinds import FORMER_KINDS
 
     kinds = get_args(TaskSettings.model_fields["kind"].annotation)
     assert set(kinds) == set(known())
