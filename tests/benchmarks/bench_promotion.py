@@ -27,6 +27,10 @@ from learners.experiments.experiment_test import ExperimentTest, ExperimentVerdi
 from learners.experiments.guard import Guard  # noqa: E402
 from learners.experiments.paired_outcomes import HARMS, PairDifference  # noqa: E402
 from learners.experiments.plan import ExperimentPlan, block_design  # noqa: E402
+from learners.promotion.ope.evaluator import judge  # noqa: E402
+from learners.promotion.ope.evidence import Evidence, Side  # noqa: E402
+from learners.safeguards.reward_ledger import LedgerEntry  # noqa: E402
+from learners.safeguards.source_consistency import Quarantine, SourceRule  # noqa: E402
 
 Array = NDArray[np.float64]
 DESIGN = block_design(0.9)
@@ -176,15 +180,15 @@ Draw = Callable[[np.random.Generator], float]
 
 
 def guarded(rng: np.random.Generator, pair_s: float, good: Draw, bad: Draw, harm: str | None = None) -> float:
-    """Let a version act like the anchor for 1,000 blocks, then fall; return seconds from the fall to the alarm."""
+    """Let a version act like the anchor for 200 blocks, then fall; return seconds from the fall to the alarm."""
     one = Guard(pair_s)
     for slot in range(20_000):
-        live = good if slot < 500 else bad
+        live = good if slot < 100 else bad
         trial, other = live(rng), good(rng)
         if rng.random() < 2 * one.anchor_share:
             harms = NO_HARM | ({harm: trial - other} if harm else {})
             if one.pair(PairDifference(slot, "guard", "anchor", 0.0 if harm else trial - other, harms)) is not None:
-                return (slot - 499) * pair_s
+                return (slot - 99) * pair_s
         else:
             for value in (trial, live(rng)):
                 one.block(None if harm else value, NO_HARM | ({harm: value} if harm else {}))
@@ -264,8 +268,117 @@ def disturbed(first: int, runs: int) -> None:
         )
 
 
+REWARD = np.array([[0.0, 0.2], [1.0, -0.5], [0.3, 0.9]])
+NEXT = np.array([[0, 1], [1, 2], [2, 0]])
+ACTED = np.array([[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]])
+LIVE = np.array([[0.6, 0.4], [0.5, 0.5], [0.5, 0.5]])
+CANDIDATE = np.array([[0.1, 0.9], [0.9, 0.1], [0.2, 0.8]])
+
+
+def chain_value(policy: Array, gamma: float) -> Array:
+    """Values of the three states."""
+    step = np.zeros((3, 3))
+    for state in range(3):
+        for choice in range(2):
+            step[state, NEXT[state, choice]] += policy[state, choice]
+    return np.asarray(np.linalg.solve(np.eye(3) - gamma * step, (policy * REWARD).sum(1)), np.float64)
+
+
+def chain(rng: np.random.Generator, count: int, gamma: float, acted: Array, noise: Array) -> tuple[Evidence, float]:
+    """Log `count` ticks of a chain of three states; return the evidence and the true difference per tick."""
+    state, choice = np.zeros(count, int), np.zeros(count, int)
+    for n in range(count):
+        choice[n] = int(rng.random() < acted[state[n], 1])
+        if n + 1 < count:
+            state[n + 1] = NEXT[state[n], choice[n]]
+    follows = np.ones(count, bool)
+    follows[-1] = False
+
+    def features(chances: Array) -> Array:
+        cells = np.zeros((count, 3, 2))
+        cells[np.arange(count), state] = chances
+        return np.hstack([np.ones((count, 1)), cells.reshape(count, -1)])
+
+    sides = [Side(policy[state, choice], features(policy[state])) for policy in (CANDIDATE, LIVE)]
+    gap = (1 - gamma) * (chain_value(CANDIDATE, gamma) - chain_value(LIVE, gamma))
+    evidence = Evidence(
+        REWARD[state, choice] + noise, np.zeros(count, bool), follows, follows, np.ones(count, bool),
+        acted[state, choice], features(np.eye(2)[choice]), sides[0], sides[1], gamma,
+    )  # fmt: skip
+    return evidence, float(gap[state[follows]].mean())
+
+
+def ope(first: int, runs: int) -> None:
+    """Coverage of the lower bound of off-policy evaluation, and candidates with actions that the log does not contain."""
+    for gamma in (0.0, 0.8, 0.99):
+        for rho in (0.0, 0.9, 0.99):
+            held, decided = 0, 0
+            for seed in range(first, first + runs):
+                rng = np.random.default_rng([seed, 8])
+                evidence, truth = chain(rng, 2_048, gamma, ACTED, ar1(rng, 2_048, rho))
+                judged = judge(evidence, confidence=0.95, min_effective_samples=30)
+                if judged.decides is not None:
+                    decided, held = decided + 1, held + (judged.decides.lower <= truth)
+            row(
+                f"off-policy bound, gamma {gamma}, AR(1) {rho}: coverage",
+                ">= .93",
+                f"{held / max(decided, 1):.3f} of {decided} decided",
+            )
+    rare = np.array([[0.9995, 0.0005], [0.7, 0.3], [0.4, 0.6]])
+    passed = 0
+    for seed in range(first, first + runs):
+        rng = np.random.default_rng([seed, 9])
+        evidence, _ = chain(rng, 2_048, 0.0, rare, rng.normal(size=2_048))
+        judged = judge(evidence, confidence=0.95, min_effective_samples=30)
+        passed += judged.decides is not None and judged.decides.lower > -0.05
+    row("candidate with an action that the log hardly contains: passed", "0", f"{passed} of {runs}")
+
+
+def sources(first: int, runs: int) -> None:
+    """Sources of rewards that rate the same thing, or not; two ticks a second for eight hours."""
+    count = 8 * 3_600 * 2
+    kinds: dict[str, tuple[str, Callable[[np.random.Generator, Array], tuple[dict[str, Array], dict[str, SourceRule]]]]] = {
+        "honest person against a faulty dense sensor: person silenced": ("0", lambda rng, u: (
+            {"sensor": -u, "person": np.where(rng.random(count) < 0.05, np.sign(u), np.nan)},
+            {"sensor": SourceRule("comfort", 1), "person": SourceRule("comfort", 3)})),
+        "gain and price: one of them silenced": ("0", lambda rng, u: (
+            {"comfort": u, "energy": np.where(rng.random(count) < 0.2, -0.3 * u, np.nan)},
+            {"comfort": SourceRule("comfort", 1), "energy": SourceRule("energy", 1)})),
+        "lies half of the time: named": (">= 9 of 10", lambda rng, u: (
+            {"world": u, "liar": np.where(rng.random(count) < 0.25, np.where(rng.random(count) < 0.5, -u, u), np.nan)},
+            {"world": SourceRule("comfort", 2), "liar": SourceRule("comfort", 1)})),
+        "honest with noise as large as .5 of the signal: named": ("0", lambda rng, u: (
+            {"world": u + 0.5 * rng.normal(size=count), "liar": u + 0.5 * rng.normal(size=count)},
+            {"world": SourceRule("comfort", 2), "liar": SourceRule("comfort", 1)})),
+    }  # fmt: skip
+    watched = {
+        "honest person against a faulty dense sensor: person silenced": "person",
+        "gain and price: one of them silenced": "",
+    }
+    for name, (wanted, make) in kinds.items():
+        hit, when = 0, []
+        total = max(runs // 10, 4)
+        for seed in range(first, first + total):
+            rng = np.random.default_rng([seed, 11])
+            series, rules = make(rng, ar1(rng, count, 0.9))
+            court, found = Quarantine(rules), None
+            for n in range(count):
+                said = {source: float(values[n]) for source, values in series.items() if not np.isnan(values[n])}
+                for finding in court.observe(
+                    LedgerEntry(str(n), 1e6 + n / 2, "v", acted=True, refused=False, rewards=said)
+                ):
+                    if finding.kind == "contradicts":
+                        found = finding.source
+                        when.append(n / 7_200)
+                if found is not None:
+                    break
+            hit += found is not None and found == (watched.get(name, "liar") or found)
+        row(name, wanted, f"{hit} of {total}" + (f", first finding after {np.median(when):.1f} h" if when else ""))
+
+
 TRIALS: dict[str, Callable[[int, int], None]] = {
     "creep": creep, "noise": noise, "worse": worse, "slow": slow, "guard": guard, "disturbed": disturbed,
+    "ope": ope, "sources": sources,
 }  # fmt: skip
 
 
