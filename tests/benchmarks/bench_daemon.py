@@ -123,7 +123,7 @@ def settings(folder: Path, port: int, *, finetune: bool) -> Path:
     config["mqtt"]["url"] = f"mqtt://127.0.0.1:{port}"
     config["state_dir"] = str(folder / "state")
     config["learner"] |= {"warmup": 64, "promote_every_s": 86_400, "updates_per_step": 64, "update_every_s": 0.1}
-    config["promotion"] = {"probation_s": 0}
+    config["promotion"] = {"experiments": False}
     config["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
     config["dashboard"] = {"listen": f"127.0.0.1:{free_port()}", "token": TOKEN}
     if finetune:
@@ -135,13 +135,13 @@ def settings(folder: Path, port: int, *, finetune: bool) -> Path:
     return path
 
 
-def two_versions(state_dir: Path, seed: int) -> list[str]:
-    """Save two versions as the learner does it, with their graphs."""
+def three_versions(state_dir: Path, seed: int) -> list[str]:
+    """Save versions as the learner does it, with their graphs; the engine holds two, so that every swap loads one."""
     spec = read_policy_spec(state_dir)
     assert spec is not None
     checkpoints = open_checkpoints(state_dir, PromotionSettings())
     names = []
-    for number in range(2):
+    for number in range(3):
         torch.manual_seed(seed + number)
         state = Policy(spec).state_dict()
         made = compile_candidate(spec, state, Backend(), [])
@@ -217,7 +217,7 @@ async def run(given: argparse.Namespace, folder: Path) -> tuple[Listener, Usage,
         first_s = time.monotonic() - begun_s
         state_dir = Path(config["state_dir"])
         await until(lambda: read_policy_spec(state_dir) is not None, daemon, "the policy spec")
-        versions = await asyncio.to_thread(two_versions, state_dir, given.seed)
+        versions = await asyncio.to_thread(three_versions, state_dir, given.seed)
         tree = psutil.Process(daemon.pid)
         await until(lambda: "learner" in processes(tree), daemon, "the learner")
         listener.ask("promote", {"version": versions[0]})
@@ -280,7 +280,7 @@ async def block(
     listener.kind = kind
     while (left_s := given.block - (time.monotonic() - begun_s)) > 0:
         if kind == "swap":
-            versions.reverse()
+            versions.append(versions.pop(0))
             listener.ask("promote", {"version": versions[0]})
         await asyncio.sleep(min(left_s, given.swap_every))
     listener.kind = ""
@@ -317,7 +317,7 @@ def main() -> int:
     parser.add_argument("--block", type=float, default=20.0, help="seconds of one block")
     parser.add_argument("--swap-every", type=float, default=10.0, help="seconds between two swaps")
     parser.add_argument("--warmup", type=float, default=20.0, help="seconds before the first block: the learner begins")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights of the two versions")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights of the versions")
     parser.add_argument(
         "--finetune", action="store_true", help="with a text task that is fine-tuned in blocks of its own"
     )
