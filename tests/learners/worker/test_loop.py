@@ -143,17 +143,24 @@ def test_a_trained_version_goes_on_exploring_as_it_did(tmp_path: Path) -> None:
         assert float(one.learner.policy.heads.choice.epsilon) == pytest.approx(0.02)
 
 
+def goes_live(one: LearnerLoop) -> str:
+    """Promote what the learner proposes, as the agent does while nothing is trusted."""
+    proposed = one.checkpoints.proposed()
+    assert proposed is not None
+    one.checkpoints.promote(proposed, by="untrusted")
+    return proposed
+
+
 def test_after_a_rollback_it_learns_on_from_the_version_that_came_back(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 300)
     one = background(tmp_path)
     one.begin()
     one.step()
     one.candidates.run()
-    good = one.checkpoints.live().version
-    assert good is not None
+    good = goes_live(one)
     one.learner.train(float("inf"), until=one.learner.position.update + 20)
     one.candidates.run()
-    assert one.checkpoints.live().version != good
+    assert goes_live(one) != good
     one.checkpoints.rollback()
     one.candidates.follow_rollback()
     expected = one.checkpoints.load(good).tensors["policy"]
@@ -180,8 +187,7 @@ def test_a_live_version_that_is_broken_is_an_event(tmp_path: Path) -> None:
     one.begin()
     one.step()
     one.candidates.run()
-    live = one.checkpoints.live().version
-    assert live is not None
+    live = goes_live(one)
     (tmp_path / "checkpoints" / live / "spec.json").write_bytes(b"")
     two = background(tmp_path)
     two.begin()
