@@ -116,6 +116,8 @@ class CandidateManager:
         self.backend = backend
         self.live: tuple[str, Any] | None = None
         """The live version and its policy."""
+        self._seen_live: str | None = None
+        """What LIVE named at the last call of `follow_rollback`."""
         self.last_result: PromotionResult | None = None
         self.evaluation: EvaluationRun | None = None
         """The one that is running."""
@@ -160,10 +162,14 @@ class CandidateManager:
         return result
 
     def follow_rollback(self) -> None:
-        """After a rollback, train on from the version that is live again instead of the one that failed."""
+        """After a rollback, train on from the version that is live again instead of the one that failed.
+
+        Call it often: the version that failed is known from the call before.
+        """
         live = self.checkpoints.live()
-        failed = self.live is not None and self.live[0] in live.failed
-        if failed and live.version is not None:
+        known = {self._seen_live, self.live[0] if self.live is not None else None}
+        self._seen_live = live.version
+        if live.version is not None and known & set(live.failed):
             with torch.random.fork_rng(devices=[]):
                 self._live_policy()
             if self.live is not None:

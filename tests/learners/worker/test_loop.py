@@ -161,6 +161,7 @@ def test_after_a_rollback_it_learns_on_from_the_version_that_came_back(tmp_path:
     one.learner.train(float("inf"), until=one.learner.position.update + 20)
     one.candidates.run()
     assert goes_live(one) != good
+    one.candidates.follow_rollback()  # as every step does
     one.checkpoints.rollback()
     one.candidates.follow_rollback()
     expected = one.checkpoints.load(good).tensors["policy"]
@@ -270,7 +271,7 @@ def test_the_process_learns_ends_in_order_and_resumes(tmp_path: Path, started: S
     write_policy_spec(tmp_path, learning.SPEC)
     one = started(priority="normal")
     versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
-    wait_until(lambda: versions.live().version is not None)
+    wait_until(lambda: versions.proposed() is not None)
     one.send_signal(signal.SIGTERM)
     assert one.wait(60) == 0
     progress = orjson.loads((tmp_path / "learner" / "progress.json").read_bytes())
@@ -310,7 +311,8 @@ def test_it_serves_one_spec_after_another_until_told_to_stop(tmp_path: Path) -> 
     wait_until(lambda: "learner_waiting_for_spec" in dict(events(tmp_path)))
     write_policy_spec(tmp_path, learning.SPEC)
     versions = Checkpoints(tmp_path / "checkpoints", load_key(tmp_path))
-    wait_until(lambda: versions.live().version is not None)
+    wait_until(lambda: versions.proposed() is not None)
+    versions.promote(str(versions.proposed()))
     other = learning.PolicySpec(learning.SPEC.streams, learning.ACTIONS, history=2, width=16, gamma=0.5)
     write_policy_spec(tmp_path, other)
     wait_until(lambda: len([kind for kind, _ in events(tmp_path) if kind == "learner_resumed"]) == 2)
