@@ -18,7 +18,7 @@ from learners.experience.database import Database
 from learners.experience.reader import Reader
 from learners.experience.records import Credit
 from learners.experience.transition import Transition
-from learners.gym.trainer import Trainer, TrainSettings
+from learners.gym.trainer import GymTrainer, TrainSettings
 from learners.model.spec import PolicySpec
 from runtime.mqtt import topics
 from sensors.streams.telemetry import TopicTelemetry
@@ -42,7 +42,7 @@ def lock_step(environment: str, seed: int, steps: int) -> tuple[PolicySpec, list
     """Return the rows that `reflexd train` stores."""
     rows: list[Transition] = []
 
-    class Recorder(Trainer):
+    class Recorder(GymTrainer):
         def _keep(self, transition: Transition) -> None:
             rows.append(transition)
             super()._keep(transition)

@@ -5,6 +5,7 @@ Rows are as in the demo: four streams of pooled tokens, 17 kB. The append is wha
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -115,4 +116,6 @@ def read_and_draw(folder: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5_000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="?", type=int, default=5_000, help="rows to write and read")
+    main(parser.parse_args().rows)

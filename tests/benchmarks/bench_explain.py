@@ -7,6 +7,7 @@ code 1 when an explanation takes more than 1 s (p95) or 100 MB.
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import sys
@@ -98,7 +99,9 @@ def measure(streams: int, repeats: int) -> tuple[list[float], float, float, list
 def main() -> int:
     """Measure, print a table, and return the exit code."""
     torch.set_num_threads(1)
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repeats", nargs="?", type=int, default=20, help="explanations of each size")
+    repeats = parser.parse_args().repeats
     table = Table("streams", "explain p50 s", "p95 s", "CPU s", "MB above rest", "tick p50 ratio", "tick p99 ratio")
     missed = False
     for streams in (3, 10, 30):

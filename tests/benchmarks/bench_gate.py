@@ -6,6 +6,7 @@ the distribution in ms and the bound; the exit code is 1 when a bound is missed.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import signal
@@ -138,4 +139,6 @@ async def main(repeats: int) -> int:
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    sys.exit(asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repeats", nargs="?", type=int, default=20, help="measurements of each reaction")
+    sys.exit(asyncio.run(main(parser.parse_args().repeats)))

@@ -8,6 +8,7 @@ not there before the next one. Prints a table and the p99 ratios to "nothing".
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import signal
 import subprocess
@@ -199,5 +200,8 @@ def report(found: dict[str, list[float]], missed: dict[str, int], updates: dict[
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seconds", nargs="?", type=float, default=10.0, help="of each measurement")
+    seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as where:
-        asyncio.run(measure(float(sys.argv[1]) if len(sys.argv) > 1 else 10.0, Path(where)))
+        asyncio.run(measure(seconds, Path(where)))

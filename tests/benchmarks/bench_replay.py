@@ -7,6 +7,7 @@ it, and replayed again. Exit code 1 when a decision differs, or a cut recording 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
 import sys
@@ -47,8 +48,11 @@ async def replays(world: World, chance: random.Random) -> tuple[list[ReplayRepor
 
 def main() -> int:
     """Run, print a table, and return the exit code."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", nargs="?", type=int, default=100, help="recordings")
+    parser.add_argument("seed", nargs="?", type=int, default=0, help="of all that is random")
+    given = parser.parse_args()
+    count, seed = given.count, given.seed
     with tempfile.TemporaryDirectory() as folder:
         sessions = max(1, count // PER_SESSION)
         world = asyncio.run(record(Path(folder), seed, sessions, min(count, PER_SESSION)))

@@ -6,7 +6,7 @@ prints the folder's size with the retention of the program and without one.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -40,4 +40,8 @@ def main(promotions: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 180)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "promotions", nargs="?", type=int, default=180, help="versions to promote, one every 20 s of simulated time"
+    )
+    main(parser.parse_args().promotions)

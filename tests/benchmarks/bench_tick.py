@@ -16,6 +16,7 @@ The exit code is 1 when a goal is missed.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
 import statistics
@@ -224,4 +225,8 @@ def main(rounds: int, frames: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(int(given) for given in (sys.argv[1:] + ["6", "40"][len(sys.argv) - 1 :])[:2])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=6, help="rounds")
+    parser.add_argument("frames", nargs="?", type=int, default=40, help="frames of each round")
+    given = parser.parse_args()
+    sys.exit(main(given.rounds, given.frames))

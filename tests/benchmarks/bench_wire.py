@@ -7,6 +7,7 @@ the median and the 99th percentile of publish to handler, medians over the round
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
 import sys
@@ -54,7 +55,9 @@ async def latencies(broker: Mosquitto) -> list[float]:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=3, help="rounds of each kind")
+    rounds = parser.parse_args().rounds
     kinds = (("off", "delayed"), ("off", "at once"), ("on", "delayed"), ("on", "at once"))
     found: dict[tuple[str, str], list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in range(rounds):

@@ -1,0 +1,36 @@
+"""Every benchmark script starts: its imports resolve and `--help` describes it."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "benchmarks"
+PARTS = {"handwritten.py", "read_lerobot.py"}
+"""Programs that a benchmark starts."""
+SCRIPTS = sorted(
+    path for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text() and path.name not in PARTS
+)
+
+
+def test_every_bench_script_is_a_program() -> None:
+    assert set(FOLDER.glob("bench_*.py")) <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_script_starts_and_says_what_it_does(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "usage:" in shown
+    assert len(shown.splitlines()) > 3
