@@ -444,14 +444,20 @@ def versions_that_passed(state_dir: Path) -> tuple[str, ...]:
         old = _content(state_dir / PROBATION_FILE)
     except OSError:
         return ()
-    trust = _mapping(body.get("trust"))
-    names = [body.get("live"), trust.get("previous"), trust.get("anchor")]
     if not body:
-        confirmed = old.get("confirmed")
-        names = [*(confirmed if isinstance(confirmed, list) else ()), old.get("good")]
-    good = [name for name in names if isinstance(name, str) and VERSION.match(name)]
-    newest = _number(good[-1]) if good and not body else None
-    return tuple(name for name in good if newest is None or _number(name) <= newest)
+        return _passed_probation(old)
+    trust = _mapping(body.get("trust"))
+    names = (body.get("live"), trust.get("previous"), trust.get("anchor"))
+    return tuple(name for name in names if isinstance(name, str) and VERSION.match(name))
+
+
+def _passed_probation(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the versions of `probation.json` that passed, the last good one at the end; none if any name is malformed."""
+    confirmed, good = record.get("confirmed", []), record.get("good")
+    names = [*confirmed, good] if isinstance(confirmed, list) else [None]
+    if not all(isinstance(name, str) and VERSION.match(name) for name in names):
+        return ()
+    return (*(name for name in confirmed if name != good and _number(name) <= _number(str(good))), str(good))
 
 
 def _number(version: str) -> int:

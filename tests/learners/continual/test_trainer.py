@@ -429,9 +429,9 @@ def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store
         found[stream] = [one.example for one in labels.all()]
         if stream == "see":
             assert labels.skipped == {"reading_gone": 1, "unknown_label": 1}
-    assert found["see"][0]["picture"].shape == (6, 8, 3)
+    assert found["see"][0]["picture"].decode()["picture"].shape == (6, 8, 3)
     assert len(found["hear"]) == 1
-    assert found["hear"][0]["sound"].shape == (800,)
+    assert found["hear"][0]["sound"].decode()["sound"].shape == (800,)
     assert found["read"] == [{"text": "go now", "label": "a"}]
     assert found["odd"] == []
 

@@ -258,6 +258,7 @@ def test_a_candidate_names_the_encoder_it_learned_with_and_the_live_policy_is_ju
     first = manager.resume()
     assert first is not None
     assert first.passed
+    manager.checkpoints.promote(str(manager.checkpoints.proposed()), by="untrusted")
     for _ in range(20):
         background.step()
         if background.figures()["reencoded"]["done"] == 40:
@@ -277,7 +278,7 @@ def test_a_candidate_names_the_encoder_it_learned_with_and_the_live_policy_is_ju
     assert not torch.isclose(seen_by[context.candidate], seen_by[context.live]).all(-1).any()
     ended = manager.resume()
     assert ended is not None
-    assert manager.checkpoints.load(manager.checkpoints.live().version or "").manifest.encoder_versions == {
+    assert manager.checkpoints.load(str(manager.checkpoints.proposed())).manifest.encoder_versions == {
         "orders": new_version if ended.passed else old_version
     }
 
