@@ -150,8 +150,14 @@ async def build(
 
     engine = await asyncio.to_thread(build_engine, config, checkpoints)
     engine.seed = exploration_seed(config.agent, session)
+    utterances = Utterances()
+    task_outputs = _task_outputs(config, control, topics, reporter, utterances, sensors)
+    task_updater = await _task_updater(state_dir, task_outputs)
     outbox = Outbox(state_dir / "learner" / "outbox")
-    learner_events = LearnerEvents(outbox, emit, {"source_quarantined": sources.report})
+    answers = (
+        {} if task_updater is None else {"task_promoted": task_updater.sync}
+    )  # whoever reads it gets the new version
+    learner_events = LearnerEvents(outbox, emit, {"source_quarantined": sources.report}, answers)
     policy_updater = PolicyUpdater(checkpoints, engine, experiments, learner_events, emit)
     await policy_updater.start()
     encoder_updater = EncoderUpdater(config, engine, emit)
@@ -159,9 +165,6 @@ async def build(
     engine.calibrations.convert_here = False  # from here on ticks pass, and a conversion would delay them
     engine.compiler = graph_compiler(config, engine, emit)
 
-    utterances = Utterances()
-    task_outputs = _task_outputs(config, control, topics, reporter, utterances, sensors)
-    task_updater = await _task_updater(state_dir, task_outputs)
     viewer = Viewer(Previews(), media, topics, decoders)
     raw_capture = RawCapture(store, streams_to_keep(config), decoders)
     listeners: list[TickListener] = [
@@ -231,6 +234,7 @@ async def build(
         recording=RecordingController(config, control_loop, reporter),
         finetuning=FinetuneQueue(config),
         history=history.newest,
+        task_updater=task_updater,
     )
     discovery = Discovery(config, installed_version("reflexd"))
     parts = Components(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,13 @@ class LearnerEvents:
         outbox: of the learner.
         emit: publishes an event.
         handlers: by event type, a component that acts on the event and publishes it itself.
+        before: by event type, what must have happened when the event is published.
     """
 
     outbox: Outbox
     emit: Emit
     handlers: Mapping[str, Callable[[dict[str, Any]], None]]
+    before: Mapping[str, Callable[[], Awaitable[object]]] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
@@ -38,6 +40,8 @@ class LearnerEvents:
         """Publish every event that waits, oldest first."""
         async with self._turn:
             for event in await asyncio.to_thread(self.outbox.collect):
+                if event.kind in self.before:
+                    await self.before[event.kind]()
                 handler = self.handlers.get(event.kind)
                 if handler is None:
                     self.emit(event.kind, event.fields)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.store import Checkpoints, Live
+from runtime.deploy.task_updater import TaskUpdater
 from runtime.deploy.task_versions import TaskRefused, TaskVersions
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.mqtt import Connection, Message, rpc
@@ -88,6 +89,8 @@ class Requests:
     finetuning: FinetuneQueue
     history: Callable[[int], list[dict[str, Any]]] = lambda _count: []
     """Returns the newest verdicts on policy versions."""
+    task_updater: TaskUpdater | None = None
+    """Without tasks there is none."""
     _lanes: dict[str, RequestLane] = field(init=False)
     """By verb."""
     _urgent: ThreadPoolExecutor = field(init=False)
@@ -159,6 +162,7 @@ class Requests:
                 f'name the version: {{"task": "{task}", "version": "newest"}}; request/checkpoints lists them'
             )
         done = await asyncio.to_thread(self.tasks.promote, task, version)
+        await self._follow_tasks()
         self.emit("task_promoted", {**done, "by": "request"})
         return done
 
@@ -166,6 +170,7 @@ class Requests:
         request = decode(VersionName, payload or b"{}")
         if request.task is not None:
             done = await self._urgently(partial(self.tasks.rollback, request.task))
+            await self._follow_tasks()
             self.emit("task_rolled_back", {**done, "by": "request"})
             return done
         before = (await self._urgently(self.checkpoints.live)).version
@@ -175,6 +180,11 @@ class Requests:
 
         live = await self._urgently(partial(self.checkpoints.rollback, to=request.version, announce=announce))
         return {"version": live.version, "before": before}
+
+    async def _follow_tasks(self) -> None:
+        """Let the next reading be answered by the version that is live now."""
+        if self.task_updater is not None:
+            await self.task_updater.sync()
 
     async def _list(self, payload: bytes) -> Answer:
         task = decode(VersionName, payload or b"{}").task

@@ -41,8 +41,9 @@ def test_the_file_is_bounded_and_a_large_verdict_loses_its_figures(tmp_path: Pat
 
 
 def test_a_disk_that_refuses_is_counted_and_the_verdict_stays_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with ThreadPoolExecutor(1) as executor:
-        history = PromotionHistory(tmp_path / "missing" / FILE, executor)
+        history = PromotionHistory(tmp_path / "file" / FILE, executor)
         history.note("policy_confirmed", {"version": "3"})
     assert history.lost == 1
     assert history.newest(5)[0]["data"] == {"version": "3"}
