@@ -146,7 +146,7 @@ def test_override_mode_promote_rollback_label_and_text_reach_the_agent(page: Pag
     page.get_by_role("dialog").get_by_role("button", name="Switch").click()
     page.get_by_role("button", name="Promote 000008-5be2f410").click()
     page.get_by_role("dialog").get_by_role("button", name="Promote").click()
-    expect(page.locator("#events")).to_contain_text("Policy 000008-5be2f410 passed every step and is live.")
+    expect(page.locator("#events")).to_contain_text("Policy 000008-5be2f410 is live.")
     expect(page.locator("tr.live")).to_contain_text("no. 8")
     page.get_by_role("button", name="Roll back").click()
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()

@@ -143,7 +143,7 @@ def kill_learners(folder: Path, kills: int, seed: int) -> int:
         at = int(state.documents["position"]["update"])
     assert unloadable == 0
     assert at > 0
-    assert versions.live().version is not None
+    assert versions.proposed() is not None
     with Reader(folder / "experience") as reader:
         assert reader.count() == filled
     return unloadable

@@ -44,6 +44,6 @@ def test_a_disk_that_refuses_is_counted_and_the_verdict_stays_in_memory(tmp_path
     (tmp_path / "file").touch()
     with ThreadPoolExecutor(1) as executor:
         history = PromotionHistory(tmp_path / "file" / FILE, executor)
-        history.note("policy_confirmed", {"version": "3"})
+        history.note("policy_trusted", {"version": "3"})
     assert history.lost == 1
     assert history.newest(5)[0]["data"] == {"version": "3"}
