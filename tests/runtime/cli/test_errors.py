@@ -69,7 +69,7 @@ def test_port_in_use(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         more = f"dashboard: {{listen: '127.0.0.1:{port}'}}\n"
         done = reflexd("run", settings(tmp_path, "mqtt://127.0.0.1:1", more=more))
-    assert done.exit_code == 2
+    assert done.exit_code == 1, "it may be free at the next try"
     assert f"dashboard.listen: cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "end the program that listens there, or choose another port" in done.stderr
 
