@@ -205,7 +205,8 @@ def learner(folder: Path) -> None:
     state = Checkpoints(folder / "learner" / "state", learning.KEY)
     document = state.folder / version / "position.json"
     of_old = orjson.loads(document.read_bytes()) | {"a_field_of_another_version": 1}
-    (version,) = [state.save(state.load(version).tensors, {"position": of_old, "spec": {}})]
+    saved_state = state.load(version)
+    version = state.save(saved_state.tensors, {**saved_state.documents, "position": of_old})
     state.promote(version)
     one.journal.note(JournalEntry(99, 10**9, row=60))
     two = learning.make_learner(folder)

@@ -290,7 +290,11 @@ class Learner:
 
         `load` gives the policy weights of a version named in the journal.
         """
+        refused = len(self.refused)
         loaded = self.state.load_live(self.refused.append, self.shapes(), self.spec.meaning())
+        if loaded is None and len(self.refused) > refused:
+            self.journal.restart([])  # it continues a state that cannot be loaded
+            return False
         entries = self.journal.entries()
         if loaded is not None:
             try:

@@ -283,3 +283,22 @@ def test_the_first_update_waits_longer_where_no_actuator_is_a_choice(tmp_path: P
     assert learning.make_learner(tmp_path / "a", warmup=None).warmup == 256
     assert learning.make_learner(tmp_path / "b", continuous, warmup=None).warmup == 1_000
     assert learning.make_learner(tmp_path / "c", continuous, warmup=40).warmup == 40
+
+
+def test_the_journal_of_a_state_that_cannot_be_loaded_is_not_repeated(tmp_path: Path) -> None:
+    """It would be trained again from nothing, up to the update that the journal names."""
+    learning.fill(tmp_path, 0, 60)
+    one = learning.make_learner(tmp_path)
+    one.ingest()
+    saved = one.state.load(one.save())
+    foreign = {**saved.documents, "spec": {"streams": [], "actions": []}}
+    one.state.promote(version := one.state.save(saved.tensors, foreign))
+    for other in one.state.list():
+        if other.version != version:
+            (one.state.folder / other.version / "manifest.sig").write_bytes(b"")
+    one.journal.note(JournalEntry(99, 10**9, row=60))
+    two = learning.make_learner(tmp_path)
+    assert not two.resume(lambda _: pytest.fail("no version is named"))
+    assert "other_meaning" in {refusal.reason for refusal in two.refused}
+    assert two.position == type(two.position)()
+    assert two.journal.entries() == []
