@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
     report, engine, metadata = ReplayReport(), tuning.engine, recording.metadata()
     report.notes += differences(parse(metadata.get("conditions", "{}").encode()), conditions(tuning.config, engine))
     engine.fuse_history_as_batch = "conditions" not in metadata  # recorded by an older program
-    engine.seed = int(metadata.get("seed", engine.seed))  # of the agent's name then
+    named = zlib.crc32(tuning.config.agent.encode())  # the seed of older programs
+    engine.seed = int(metadata.get("seed", named))
     await _recall(tuning, parse(metadata.get("encoders", "{}").encode()), "at its begin")
     ticks = recording.ticks()
     first = next(ticks, None)

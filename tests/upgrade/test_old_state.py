@@ -149,7 +149,6 @@ def test_the_version_that_was_on_probation_is_trusted_and_the_one_before_is_the_
     assert "before the program was upgraded" in daemon.health["experiments"]["why"]
     now = json.loads((daemon.folder / "state" / "experiments.json").read_bytes())
     assert now["trust"]["previous"] == was["good"]
-    assert now["trial"]["before"] == was["before"] == now["good"]
 
 
 def test_a_source_stays_in_quarantine(daemon: Upgraded) -> None:
@@ -167,8 +166,6 @@ def test_the_learner_goes_on_with_what_it_had(daemon: Upgraded) -> None:
 
 
 def test_the_task_and_the_encoder_that_follows_it_are_the_tuned_ones(daemon: Upgraded) -> None:
-    daemon.until(lambda: bool(daemon.said("encoder_swapped")), "the encoder")
-    assert daemon.said("encoder_swapped")[-1]["version"] == daemon.expected["rows"][-1]["encoder_versions"]["orders"]
     version = daemon.expected["task"]["version"]
     daemon.client.publish(f"{BASE}/in/orders", b"please stop the now", 1)
     daemon.until(lambda: any(answer["version"] == version for answer in daemon.answers), "an answer of that version")
