@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from runtime.recording.conditions import conditions, differences
 from runtime.recording.reader import Recording, RecordingError
 from sensors.readings import Observation, Reading
 
+DENSITY_TOLERANCE = 1e-6
+"""Relative."""
 SHOWN = 20
 
 
@@ -201,13 +204,26 @@ def _observation(recorded: dict[str, Any], fresh: list[Reading], held: dict[str,
     )
 
 
+def _equal(now: Any, recorded: Any) -> bool:
+    """Return whether two decisions are equal: bit for bit, but for the last digits of a density, which older programs rounded otherwise."""
+    if isinstance(now, dict) and isinstance(recorded, dict) and now.keys() == recorded.keys():
+        is_motion = isinstance(now.get("value"), list)
+        return all(
+            math.isclose(now[key], recorded[key], rel_tol=DENSITY_TOLERANCE)
+            if is_motion and key == "probability"
+            else _equal(now[key], recorded[key])
+            for key in now
+        )
+    return bool(now == recorded)
+
+
 def _compare(report: ReplayReport, recorded: dict[str, Any], decided: InferenceResult) -> None:
     report.decisions += 1
     now = {
         name: {key: _plain(x) for key, x in told.items() if key in recorded["actions"].get(name, told)}
         for name, told in decided.actions_message().items()
     }  # recordings of before have no probabilities of all choices
-    if now != recorded["actions"] or decided.value != recorded["value"]:
+    if not _equal(now, recorded["actions"]) or decided.value != recorded["value"]:
         report.different.append({"decision": recorded["id"], "recorded": recorded["actions"], "now": now})
 
 
