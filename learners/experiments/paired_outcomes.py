@@ -3,7 +3,7 @@
 A reward counts for the unit of its decision, however late it arrives. A pair is complete when the units that a late reward may take
 have passed. Then it is closed, and its difference goes to the test.
 
-- A silent tick is 0 or unknown, as the setting of each source says. An unknown tick has no part in the mean of its source.
+- A silent tick is 0 or unknown, as the setting says. An unknown tick has no part in the mean of its source.
 - A tick that a person took over, or that ended in a stop, counts as the worst reward that any tick had before. An episode with such
   a tick counts as the worst return before. So a rescue cannot improve a version.
 - A harm outcome (takeover, stop, refusal, failure) is the share of ticks, or of episodes, with it.
@@ -103,12 +103,12 @@ class PairedOutcomes:
 
     Args:
         plan: of the experiment.
-        silence: by source; a source without an entry is silent as 0.
+        silence: what a tick without a reward means.
         late_units: units after a pair in which rewards may still arrive.
     """
 
     plan: ExperimentPlan
-    silence: Mapping[str, Silence] = field(default_factory=dict)
+    silence: Silence = "zero"
     late_units: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     """`late`: rewards for a closed pair; `void`: pairs that are incomplete; `displaced`: blocks beyond the limit."""
@@ -212,23 +212,19 @@ class PairedOutcomes:
         total = [0.0, 0.0]
         known = False
         for source in sorted({*trial.sums, *other.sums}):
-            silence = self.silence.get(source, "zero")
-            found = [block.value(source, silence, episodic=episodic) for block in (trial, other)]
+            found = [block.value(source, self.silence, episodic=episodic) for block in (trial, other)]
             if found[0] is None or found[1] is None:
                 continue
             known = True
             total = [total[0] + found[0], total[1] + found[1]]
         if not known and not (trial.rescued_units or other.rescued_units):
-            return (0.0, 0.0) if not (trial.sums or other.sums) and self._silent_is_zero() else None
+            return (0.0, 0.0) if not (trial.sums or other.sums) and self.silence == "zero" else None
         values = [self._with_worst(block, total[i]) for i, block in enumerate((trial, other))]
         if episodic:
             for block, value in zip((trial, other), values, strict=True):
                 if not block.rescued_units:
                     self.worst = value if self.worst is None else min(self.worst, value)
         return values[0], values[1]
-
-    def _silent_is_zero(self) -> bool:
-        return not self.silence or any(silence == "zero" for silence in self.silence.values())
 
     def _with_worst(self, block: BlockOutcome, value: float) -> float:
         """Replace the share of rescued units by the worst reward seen."""

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import tarfile
 import zlib
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar
@@ -72,24 +72,20 @@ def restore(archive: Path, state_dir: Path, *, replace: bool = False, progress: 
             raise BackupError(
                 f"state_dir: {state_dir} is not empty ({', '.join(inside[:3])}); --replace renames it and restores"
             )
-        try:
-            with draft_folder(state_dir.parent, state_dir.name, mode=0o700) as draft:
-                head, sums = _unpack(archive, draft, progress)
-                _verify_databases(draft)
-                _give_to_owner(draft, state_dir)
-                aside = state_dir.with_name(f"{state_dir.name}.before-{secrets.token_hex(4)}") if inside else None
-                if aside is not None:
-                    state_dir.rename(aside)
-                else:
-                    shutil.rmtree(state_dir)
-                publish_folder(draft, state_dir)
-        except BaseException:
+        with ExitStack() as undo, draft_folder(state_dir.parent, state_dir.name, mode=0o700) as draft:
             if not existed:
-                with suppress(OSError):
-                    (state_dir / "lock").unlink()
-                    state_dir.rmdir()
-            raise
-    return Restored(head, len(sums.files), sum(one.bytes for one in sums.files.values()), aside)
+                undo.callback(shutil.rmtree, state_dir, ignore_errors=True)  # the lock made it
+            head, sums = _unpack(archive, draft, progress)
+            _verify_databases(draft)
+            _give_to_owner(draft, state_dir)
+            aside = state_dir.with_name(f"{state_dir.name}.before-{secrets.token_hex(4)}")
+            state_dir.rename(aside)
+            undo.callback(aside.rename, state_dir)
+            publish_folder(draft, state_dir)
+            undo.pop_all()  # from here on nothing is undone
+        if not inside:
+            shutil.rmtree(aside)
+    return Restored(head, len(sums.files), sum(one.bytes for one in sums.files.values()), aside if inside else None)
 
 
 def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead, Checksums]:

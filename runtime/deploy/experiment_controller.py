@@ -430,7 +430,7 @@ class ExperimentController:
             tick_s=self.rules.period_s,
         )
         arm: Arm = "challenger" if requested else "champion"
-        self.phase = ExperimentPhase(number, plan, self._silence(), arm, alone=requested)
+        self.phase = ExperimentPhase(number, plan, self.rules.silence, arm, alone=requested)
         self.phase.reference_share = self._reference_share()
         if challenger is not None:
             self.trust.note(challenger, f"on trial against {champion}")
@@ -571,9 +571,6 @@ class ExperimentController:
     def _weaker(self, mode: str) -> bool:
         return not self.rules.alternate or mode == "assist"
 
-    def _silence(self) -> Mapping[str, Silence]:
-        return _Always(self.rules.silence)
-
     def _late_units(self, plan: ExperimentPlan) -> int:
         late_s = max(self.rules.settle_s, self.late_s)
         unit_s = self.rules.period_s * (max(1.0, self.levels.length) if plan.episodic else 1.0)
@@ -651,7 +648,7 @@ class ExperimentController:
             AlphaBudget.of(body["alpha"]),
         )
         proof = FirstProof.of(body["proof"])
-        phase = None if body["phase"] is None else ExperimentPhase.of(body["phase"], self._silence())
+        phase = None if body["phase"] is None else ExperimentPhase.of(body["phase"], self.rules.silence)
         late_s, waiting = float(body["late_s"]), body["waiting"]
         self.trust, self.levels, self.alpha, self.proof, self.phase = trust, levels, alpha, proof, phase
         self.guard = self._new_guard()
@@ -667,27 +664,6 @@ _TRUSTED_BY = {
     "import": "live and trusted: a person imported it",
     "upgrade": "live and trusted: it was live before the program was upgraded",
 }
-
-
-class _Always(dict[str, Silence]):
-    """One meaning of silence for every source."""
-
-    def __init__(self, silence: Silence) -> None:
-        super().__init__()
-        self._silence: Silence = silence
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return it."""
-        del key, default
-        return self._silence
-
-    def __bool__(self) -> bool:
-        """Be true, although no source is named."""
-        return True
-
-    def values(self) -> Any:
-        """Return it."""
-        return (self._silence,)
 
 
 def _figures(phase: ExperimentPhase) -> dict[str, Any]:

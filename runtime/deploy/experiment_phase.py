@@ -40,13 +40,13 @@ class ExperimentPhase:
     Args:
         number: of the experiment, for the log.
         plan: registered before its first block.
-        silence: what a silent source means; every source has the same setting.
+        silence: what a tick without a reward means.
         acts_in_plain: who acts in blocks that belong to no pair: the champion, or a challenger that a person made live.
     """
 
     number: int
     plan: ExperimentPlan
-    silence: Mapping[str, Silence] = field(default_factory=dict)
+    silence: Silence = "zero"
     acts_in_plain: Arm = "champion"
     alone: bool = False
     """A version that a person made live acts alone at first."""
@@ -169,7 +169,7 @@ class ExperimentPhase:
         }
 
     @classmethod
-    def of(cls, body: Mapping[str, Any], silence: Mapping[str, Silence]) -> ExperimentPhase:
+    def of(cls, body: Mapping[str, Any], silence: Silence) -> ExperimentPhase:
         """Restore what `dump` returned.
 
         Raises:

@@ -259,3 +259,4 @@ def test_rows_and_batches_say_what_happened(tmp_path: Path) -> None:
             with database:
                 database.trim(0.0)
     database.close()
+    assert rows >= CASES

@@ -132,7 +132,7 @@ def test_washout_does_not_count() -> None:
 
 @pytest.mark.parametrize(("silence", "wanted"), [("zero", 2.0 / 3), ("unknown", 1.0)])
 def test_silence_is_zero_or_unknown_as_the_setting_of_the_source(silence: str, wanted: float) -> None:
-    outcomes = PairedOutcomes(plan(), silence={"person": silence})  # type: ignore[dict-item]
+    outcomes = PairedOutcomes(plan(), silence=silence)  # type: ignore[arg-type]
     schedule = Switchback(plan())
     spoken = {"champion": 1, "challenger": 2}
     for unit in range(8):
@@ -146,7 +146,7 @@ def test_silence_is_zero_or_unknown_as_the_setting_of_the_source(silence: str, w
 
 
 def test_an_unknown_pair_gives_no_reward_difference() -> None:
-    outcomes, schedule = PairedOutcomes(plan(), silence={"person": "unknown"}), Switchback(plan())
+    outcomes, schedule = PairedOutcomes(plan(), silence="unknown"), Switchback(plan())
     for unit in range(8):
         outcomes.add(schedule.assignment(unit), TickOutcome())
     assert outcomes.complete(8)[0].reward is None

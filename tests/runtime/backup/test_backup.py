@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -186,6 +187,23 @@ def test_restoring_needs_an_empty_folder_or_replace(state: Path, backup: Path, t
     assert done.set_aside is not None
     assert (done.set_aside / "latches.json").read_bytes() == b"newer"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.backup", "state", done.set_aside.name]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_disk_that_refuses_the_last_step_changes_nothing(
+    state: Path, backup: Path, monkeypatch: pytest.MonkeyPatch, *, kept: bool
+) -> None:
+    def refuse(_draft: Path, _target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("runtime.backup.restore.publish_folder", refuse)
+    if not kept:
+        shutil.rmtree(state)
+    before = content(state) if kept else {}
+    with pytest.raises(OSError, match="No space left"):
+        restore(backup, state, replace=True)
+    assert (content(state) if kept else {}) == before
+    assert sorted(path.name for path in backup.parent.iterdir()) == ["one.backup", *(["state"] if kept else [])]
 
 
 def test_a_running_daemon_is_not_replaced(state: Path, backup: Path) -> None:

@@ -74,7 +74,15 @@ class Terminal:
             if not more:
                 break
             self.output += more
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        status = os.waitpid(self.pid, 0)[1]
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def kill(self) -> None:
+        """End the process if `end` has not seen its end."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
 def test_a_terminal_shows_a_banner_a_line_and_sentences_and_ctrl_c_reaches_the_daemon_alone(tmp_path: Path) -> None:
@@ -84,10 +92,8 @@ def test_a_terminal_shows_a_banner_a_line_and_sentences_and_ctrl_c_reaches_the_d
         terminal.until(r"● \w+ · .*policy")
         os.write(terminal.fd, b"\x03")
         code = terminal.end()
-    except BaseException:
-        os.kill(terminal.pid, signal.SIGKILL)
-        os.waitpid(terminal.pid, 0)
-        raise
+    finally:
+        terminal.kill()
     shown, log = terminal.text(), (tmp_path / "state/log/reflexd.log").read_text()
     assert code == 0, shown
     assert re.search(r"page +http://127.0.0.1:\d+/login#token=once-\S{32}", shown)

@@ -122,6 +122,7 @@ async def test_an_orphan_gives_way_to_the_next_listener(tmp_path: Path, broker: 
     following = asyncio.create_task(Connection(address(broker.port), "listener").run())
     async with asyncio.timeout(10):
         await running
+    assert not following.done(), "the next one has taken the session over"
     following.cancel()
     await asyncio.wait([following])
 
