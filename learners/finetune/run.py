@@ -96,7 +96,7 @@ def finetune(
         seed: of everything random.
         resume: go on where an earlier run with the same arguments was killed.
         progress: show a bar on standard error.
-        adapter: keep the LoRA adapter too, in `out/adapter`.
+        adapter: store the LoRA adapter too, in `out/adapter`, with the model that it fits in `out/adapter/base`.
         earlier: the folder of an earlier task on the same encoder, to measure what was forgotten.
         earlier_data: its examples.
         options: fields of `trainer.Settings` and `tasks.base.Options`, and `lora_rank`, `device`.
@@ -104,8 +104,10 @@ def finetune(
     Raises:
         DataError: the data cannot be used.
         ModelError: the model cannot be opened, or memory does not suffice.
-        ValueError: an unknown option, or nothing to train.
+        ValueError: an unknown option, nothing to train, or an adapter in a mode that trains none.
     """
+    if adapter and mode != "lora":
+        raise ValueError(f"mode {mode} trains no adapter; use mode lora, or leave the adapter out")
     out = Path(out)
     paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
     splits = read_splits(task, paths)
@@ -269,19 +271,26 @@ def tune(
     task: Task, splits: Splits, settings: TrainerSettings, mode: Train, *, rank: int = 8, state: State | None = None,
     tell: OnProgress | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
 ) -> Tuned:  # fmt: skip
-    """Train the task's model in place; LoRA is merged at the end (`keep`: the adapter is written there too)."""
+    """Train the task's model in place, and merge LoRA at the end.
+
+    With `keep`, the folder `keep/adapter` gets the adapter and, in `base`, the model that it fits. Head, pooling layer, token types and
+    positions of a task differ from those of the pretrained model.
+    """
     torch.set_flush_denormal(True)
     task.model.to(memory_format=torch.channels_last)  # convolutions on a processor take less time so
     fitted = settings.probe and isinstance(task, Classifier) and fit_head(task, splits.train)
     if not fitted and task.new_head and (prior := task.prior(splits.train)) is not None:
         set_prior(task.model, prior)
+    if keep is not None:
+        with new_files(keep / "adapter") as draft:
+            task.save(draft / "base")
     torch.manual_seed(settings.seed)  # the adapters
     model = trainable_layers.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
     trained, total = trainable_layers.counts(model)
     run = Trainer(task, model, splits.train, splits.validation, settings, state=state, tell=tell, stop=stop).run()
     if keep is not None:
-        with new_files(keep) as draft:
-            trainable_layers.save_adapter(model, draft / "adapter")
+        with new_files(keep / "adapter") as draft:
+            trainable_layers.save_adapter(model, draft, keep / "adapter" / "base")
     task.model = trainable_layers.merged(model)
     return Tuned(task, run, trained, total)
 

@@ -111,12 +111,22 @@ def set_training(model: nn.Module) -> None:
             module.eval()
 
 
-def save_adapter(model: nn.Module, folder: Path) -> bool:
-    """Write the adapter alone, for `PeftModel.from_pretrained`; False where there is none."""
+def save_adapter(model: nn.Module, folder: Path, base: Path) -> None:
+    """Write the adapter for `PeftModel.from_pretrained`; its configuration names the model that it fits.
+
+    Args:
+        model: with adapters.
+        folder: exists, and gets the adapter.
+        base: the folder of the model without adapters.
+
+    Raises:
+        TypeError: the model has no adapter.
+    """
     if not isinstance(model, peft.PeftModel):
-        return False
+        raise TypeError(f"{type(model).__name__} has no adapter")
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = str(base)
     model.save_pretrained(str(folder))
-    return True
 
 
 def merged(model: Any) -> Any:
