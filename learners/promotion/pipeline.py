@@ -32,7 +32,7 @@ class PromotionResult:
         return {
             "passed": self.passed,
             "step": failed,
-            "reason": self.results[failed].reason if failed else "",
+            "reason": self.results[failed].reason if failed is not None else "",
             "steps": {name: {**result.figures, "passed": result.passed} for name, result in self.results.items()},
             "missing": list(self.missing),
         }

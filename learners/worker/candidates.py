@@ -151,7 +151,11 @@ class CandidateManager:
         evaluation = self.evaluation
         assert evaluation is not None
         result: PromotionResult | None
-        if self.checkpoints.live().version != evaluation.context.live_version:
+        live = self.checkpoints.live().version
+        if live == self._candidate[0]:  # a person promoted it meanwhile
+            self.evaluation, self._candidate = None, ("", None)
+            return None
+        if live != evaluation.context.live_version:
             result = evaluation.cancel("another version went live during the evaluation")
         else:
             with torch.random.fork_rng(devices=[]):

@@ -185,9 +185,11 @@ def words(value: object) -> str:
     return shown + ("…" if len(text) > MAX_VALUE else "") or ABSENT
 
 
-def _rejected(data: Mapping[str, Any]) -> dict[str, Any]:
+def _rejected(data: Mapping[str, Any]) -> dict[str, Any] | str:
     step = str(data.get("step") or "")
-    return {**data, "step": STEPS.get(step, step or None)}
+    if not step:
+        return _filled("Policy {version} was not promoted: {reason}.", data)
+    return {**data, "step": STEPS.get(step, step)}
 
 
 def _rolled_back(data: Mapping[str, Any]) -> dict[str, Any] | str:

@@ -40,8 +40,6 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 START_S = 120.0
 STILL = {
     "reflexd_build": "what is running",
-    "reflexd_experiment": "takes a trusted version and a challenger; tests/runtime/deploy/test_experiment_controller.py",
-    "reflexd_rejections": "takes a candidate that a filter rejects; tests/runtime/monitoring/test_metrics.py",
     "reflexd_tick_period_seconds": "a setting",
     "reflexd_sources_quarantined": "takes minutes of contradicting rewards; tests/runtime/feedback/test_source_quarantine.py",
     "reflexd_storage_limit_bytes": "a setting",
@@ -50,6 +48,11 @@ STILL = {
     "reflexd_storage_failing": "takes a disk that fails; tests/faults/test_disk_full.py",
 }
 """What may stand still, and why."""
+CHANCE = {
+    "reflexd_experiment": "takes a trusted version and a challenger; tests/runtime/deploy/test_experiment_controller.py",
+    "reflexd_rejections": "takes a candidate that a filter rejects; tests/runtime/monitoring/test_metrics.py",
+}
+"""What moves in some runs only, and where it is tested."""
 SETTINGS: dict[str, Any] = {
     "agent": "driven",
     "tick": {"rate_hz": 10},
@@ -206,7 +209,7 @@ def test_what_is_asked_for_exists_and_every_metric_moves(daemon: tuple[psutil.Pr
     assert used - scrapes.names <= later, "asked for by configs/, but not there"
     known = {family.name for family in Metrics(CollectorRegistry(), agent="a", version="0").registry.collect()}
     still = {name for name in known if name.startswith("reflexd_") and len(scrapes.seen[name]) < 2}
-    assert still == set(STILL), "never moved, or moves and is listed as still"
+    assert still - set(CHANCE) == set(STILL), "never moved, or moves and is listed as still"
 
 
 def drive(world: World, scrapes: Scrapes, process: psutil.Process, broker: Mosquitto) -> None:

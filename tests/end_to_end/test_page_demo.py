@@ -201,13 +201,13 @@ def test_versions_are_promoted_and_rolled_back(page: Page) -> None:
     version = (button.get_attribute("aria-label") or button.inner_text()).removeprefix("Promote ").strip()
     button.click()
     confirm(page, "Promote")
-    expect(page.locator("#events")).to_contain_text("is live")
+    expect(page.locator("#events")).to_contain_text(f"A person made policy {version} live", timeout=PATIENCE_MS)
     expect(page.locator("#toasts")).to_contain_text(
         f"no. {int(version.partition('-')[0])} promoted", timeout=PATIENCE_MS
     )
     page.get_by_role("button", name="Roll back").click()
     confirm(page, "Roll back")
-    expect(page.locator("#events")).to_contain_text("rolled back", timeout=PATIENCE_MS)
+    expect(page.locator("#events")).to_contain_text(f"A person rolled policy {version} back to", timeout=PATIENCE_MS)
 
 
 def test_a_decision_is_explained_with_bars(page: Page) -> None:

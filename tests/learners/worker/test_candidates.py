@@ -24,6 +24,7 @@ from learners.ipc.settings import LearnerConfig
 from learners.promotion.feeding_tasks import FeedingTasks, HeldOutComparison
 from learners.promotion.pipeline import PromotionResult
 from learners.worker.loop import LearnerLoop
+from runtime.mqtt.sentences import sentence
 
 torch.set_num_threads(1)
 
@@ -166,6 +167,34 @@ def test_another_version_that_goes_live_ends_a_trial(tmp_path: Path) -> None:
     assert not verdict.passed
     assert "another version went live" in verdict.fields()["reason"]
     assert one.checkpoints.live().version == other
+
+
+def test_an_evaluation_that_ends_before_its_first_step_says_why(tmp_path: Path) -> None:
+    one = first_live(tmp_path)
+    one.learner.train(float("inf"), until=610)
+    one.candidates.begin()
+    other = one.checkpoints.save({"policy": one.learner.policy.state_dict()}, {})
+    one.checkpoints.promote(other)
+    assert one.candidates.resume() is not None
+    kind, fields = events(tmp_path)[-1]
+    assert kind == "policy_rejected"
+    assert fields["reason"] == "another version went live during the evaluation"
+    assert sentence(kind, fields).text == (
+        f"Policy {fields['version']} was not promoted: another version went live during the evaluation."
+    )
+
+
+def test_a_candidate_that_a_person_made_live_is_not_reported_as_rejected(tmp_path: Path) -> None:
+    one = first_live(tmp_path)
+    one.learner.train(float("inf"), until=610)
+    one.candidates.begin()
+    trial = one.candidates.on_trial()
+    assert trial is not None
+    before = events(tmp_path)
+    one.checkpoints.promote(trial["version"])
+    assert one.candidates.resume() is None
+    assert one.candidates.on_trial() is None
+    assert events(tmp_path) == before
 
 
 def test_a_round_never_waits_for_a_trial(tmp_path: Path) -> None:
