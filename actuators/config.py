@@ -193,7 +193,9 @@ class GateSettings(_Settings):
         description="`auto`: the gate arms after reconciliation and when the agent is back; `request`: only an operator arms",
     )
     forbid: tuple[str, ...] = Field(
-        (), description="expressions over actuator names; the gate rejects an action that makes one true"
+        (),
+        description="expressions over actuators and telemetry, as `heater == 'ON' and window.open`; the gate rejects an action that "
+        "makes one true, and sends safe actions when telemetry makes one true or is missing",
     )
     reconcile_s: float = Field(
         2.0, ge=0, description="how long the gate waits at start for the reported states of the devices"

@@ -58,6 +58,7 @@ def test_messages_survive_the_link() -> None:
         {"head": "left", "arm": (0.5, -1.0)},
         stale=("room",),
         degraded=("recording: the disk is full",),
+        readings={"window": {"open": 1.0}},
         shadow=True,
     )
     verdict = ipc.GateVerdict(

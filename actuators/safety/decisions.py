@@ -31,6 +31,8 @@ class Proposal:
     """False while the agent starts or drains: a heartbeat that proposes nothing."""
     degraded: tuple[str, ...] = ()
     """Why the agent is degraded although it acts; for the status alone."""
+    readings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Fresh telemetry of the streams that a rule under `forbid` names: stream -> field -> number."""
     shadow: bool = False
     """The agent does not know which policy may act: every actuator goes to mode shadow until an operator changes it."""
 

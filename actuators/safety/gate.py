@@ -27,6 +27,7 @@ from dataclasses import replace
 
 from actuators.actions import Value
 from actuators.config import AnyActuator, GateSettings, requirements
+from actuators.expressions import Known
 from actuators.safety import limits
 from actuators.safety.actuator_state import (
     MAX_PENDING,
@@ -39,9 +40,11 @@ from actuators.safety.actuator_state import (
 )
 from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
 from actuators.safety.limits import Refusal
-from actuators.safety.rules import Rule, Violation, known_names, safe_is_hold
+from actuators.safety.rules import Readings, Rule, Violation, known_names, safe_is_hold
 
 MAX_HOLD_S = 3_600.0
+MAX_READINGS_AGE_S = 1.0
+"""Age of a proposal above which its readings count as unknown, in seconds."""
 MODES: tuple[Mode, ...] = ("shadow", "assist", "autonomous")
 """From the most careful to the least."""
 INVALID_ACTION_RULES = frozenset({"wrong_type", "not_finite", "unknown_choice"})
@@ -60,6 +63,7 @@ class Gate:
         period_s: the tick period.
         now_s: the clock at construction; devices have `reconcile_s` from here to report.
         mode: the configured mode of every actuator.
+        streams: telemetry fields by stream, for rules that name them.
 
     Raises:
         ExpressionError: an expression under `forbid` cannot be used.
@@ -74,13 +78,15 @@ class Gate:
         period_s: float = 0.1,
         now_s: float = 0.0,
         mode: Mode = "autonomous",
+        streams: Known | None = None,
     ) -> None:
-        streams = frozenset(required)
+        needed = frozenset(required)
         self._actuators = {
-            name: Actuator(name, each, requirements(each.requires, streams), mode) for name, each in actuators.items()
+            name: Actuator(name, each, requirements(each.requires, needed), mode) for name, each in actuators.items()
         }
         self._settings = settings
-        self._rules = [Rule(text, known_names(actuators)) for text in settings.forbid]
+        self._rules = [Rule(text, known_names(actuators), streams) for text in settings.forbid]
+        self._readings: Readings = {}
         self._period_s = period_s
         self._since_s = now_s
         self._configured = mode
@@ -173,7 +179,9 @@ class Gate:
         else:
             self._ready = self._ready and proposal.ready
         decisions = self.tick(now_s)
+        self._readings = proposal.readings if 0 <= now_s - proposal.stamp_s <= MAX_READINGS_AGE_S else {}
         decisions.extend(self._unknown(name) for name in proposal.actions if name not in self._actuators)
+        decisions.extend(self._end_forbidden(now_s))
         for each in self._actuators.values():
             decisions.extend(self._judge(each, proposal, now_s))
         return decisions
@@ -242,6 +250,7 @@ class Gate:
         self.counters["lost"] += 1
         self._alive_s = None
         self._ready = False
+        self._readings = {}
         return self._disarm(Refusal("lost", "agent heartbeat lost"), now_s)
 
     def go_safe(self, now_s: float, reason: str = "start or end of the daemon") -> list[ActuatorDecision]:
@@ -422,14 +431,33 @@ class Gate:
             would = self._broken(rule, {each.name: (value,)})
             if would is None:
                 continue
-            now = self._broken(rule, {})
+            now = None if rule.streams else self._broken(rule, {})
             if now is None or not would.degree < now.degree < math.inf:  # from the unknown nothing is a step out
                 return Refusal("forbidden", would.reason)
         return None
 
     def _broken(self, rule: Rule, given: Mapping[str, Sequence[Value | None]]) -> Violation | None:
         """Return the worst violation of a rule, with some values given and every possible one of the other actuators."""
-        return rule.broken({name: given.get(name) or self._actuators[name].possible for name in rule.names})
+        domains = {name: given.get(name) or self._actuators[name].possible for name in rule.names}
+        return rule.broken(domains, self._readings)
+
+    def _end_forbidden(self, now_s: float) -> list[ActuatorDecision]:
+        """Bring to their safe state the actuators of every rule that the telemetry of this tick makes true, or leaves open."""
+        if self._barred() is not None:
+            return []
+        decisions = list[ActuatorDecision]()
+        for rule in self._rules:
+            found = self._broken(rule, {}) if rule.streams else None
+            if found is None:
+                continue
+            named = [self._actuators[name] for name in sorted(rule.names)]
+            chosen = [each for each in named if each.commanded and not each.in_safe_state]
+            changed = {e.name: self._refuse(e, Refusal("forbidden", found.reason)).rule_changed for e in chosen}
+            for each in chosen:
+                each.hold = None
+            rested = self._go_safe(chosen, "forbidden", found.reason, now_s)
+            decisions.extend(replace(d, rule_changed=changed.get(d.actuator, d.rule_changed)) for d in rested)
+        return decisions
 
     def _send(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
         return ActuatorDecision(each.name, value, None, by, serial=each.issue(value, by, now_s))

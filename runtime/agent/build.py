@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from prometheus_client import CollectorRegistry
 
 from actuators.config import conditions_of
+from actuators.expressions import Expression
 from learners.checkpoints.store import open_checkpoints
 from learners.config import TopicReward
 from learners.experience.store import Store
@@ -273,7 +274,9 @@ async def build(
 
 def _conditions(config: Config) -> Conditions:
     texts = {text for actuator in config.actuators.values() for text in conditions_of(actuator.requires)}
-    return Conditions(sorted(texts), known(config.streams, {}))
+    readings = known(config.streams, {})
+    named = (Expression(text).names for text in config.gate.forbid)
+    return Conditions(sorted(texts), readings, frozenset().union(*named).intersection(readings) - set(config.actuators))
 
 
 def exploration_seed(agent: str, session: str) -> int:

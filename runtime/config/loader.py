@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from actuators.config import conditions_of
 from actuators.expressions import Expression, ExpressionError, Known
-from actuators.safety.rules import unsafe_rests
+from actuators.safety.rules import Rule, known_names, unsafe_rests
 from runtime.config import rules
 from runtime.config.errors import Problem, Steps, dotted, explain
 from runtime.config.schema import Config
@@ -247,15 +247,15 @@ class _Reader:
 
 
 def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
-    actions = known_actions(config)
+    actions = known_names(config.actuators)
     readings = known_readings(config)
     broken = False
     for n, text in enumerate(config.gate.forbid):
         try:
-            rules.check_rule(Expression(text, actions), config.actuators)
+            rules.check_rule(Rule(text, actions, readings).expression, config.actuators)
         except ExpressionError as error:
             broken = True
-            yield ("gate", "forbid", n), _with_streams(text, {**readings, **actions}) or error
+            yield ("gate", "forbid", n), error
     yield from _bad_conditions(config, readings)
     for n, reward in enumerate(config.rewards):
         if reward.kind == "expression":
@@ -263,7 +263,7 @@ def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
                 rules.check_words(Expression(reward.value, {**readings, **actions}).text, config.actuators)
             except ExpressionError as error:
                 yield ("rewards", n, "value"), error
-    for n, problem in ({} if broken else unsafe_rests(config.actuators, config.gate)).items():
+    for n, problem in ({} if broken else unsafe_rests(config.actuators, config.gate, readings)).items():
         yield ("gate", "forbid", n), ExpressionError(problem)
 
 
@@ -275,23 +275,6 @@ def _bad_conditions(config: Config, readings: Known) -> Iterator[tuple[Steps, Ex
                     Expression(entry, readings)
             except ExpressionError as error:
                 yield ("actuators", name, "requires", n), error
-
-
-def _with_streams(text: str, names: Known) -> ExpressionError | None:
-    """Return the remedy for a rule of the gate that names a stream; None if it is wrong otherwise."""
-    try:
-        streams = {name for name in Expression(text, names).names if isinstance(names[name], tuple)}
-    except ExpressionError:
-        return None
-    if not streams:
-        return None
-    remedy = "write the condition under actuators.NAME.requires, as `requires: ['window.open == 0']`"
-    return ExpressionError(f"{sorted(streams)}: a rule is about actuators alone; {remedy}")
-
-
-def known_actions(config: Config) -> Known:
-    """Return what expressions may use of actuators: a word, or the number of components."""
-    return {name: len(a.low) if a.kind == "continuous" else None for name, a in config.actuators.items()}
 
 
 def known_readings(config: Config) -> Known:

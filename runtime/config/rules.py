@@ -1,8 +1,9 @@
 """Find rules of `gate.forbid` that never hold or always hold: a typing error that would leave a machine unguarded.
 
 A comparison with a word that is no choice is reported. Every other rule is evaluated on all combinations of choices. For a
-continuous component, the values are its limits, its middle, and the numbers in the rule with their neighbours. For choices, and
-for comparisons of single components with numbers, this is a proof; other rules over continuous actuators are only sampled.
+continuous component, the values are its limits, its middle, and the numbers in the rule with their neighbours. A field of
+telemetry also takes values far beyond these numbers. For choices, and for comparisons of single components with numbers, this is
+a proof; other rules over numbers are only sampled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from actuators.expressions import Expression, ExpressionError
 
 MOST = 20_000
 """Combinations that are tried; a rule with more is accepted untried."""
+FAR = 1e12
+"""The largest telemetry that is tried."""
 
 
 def check_words(text: str, actuators: Mapping[str, AnyActuator]) -> None:
@@ -73,14 +76,20 @@ def _combinations(rule: Expression, actuators: Mapping[str, AnyActuator]) -> Ite
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float)
     ]
     names = sorted(rule.names)
-    options = [_values(name, actuators[name], rule, numbers) for name in names]
+    options = [_values(name, actuators.get(name), rule, numbers) for name in names]
     if not all(options) or math.prod(map(len, options)) > MOST:
         return None
     return (dict(zip(names, value, strict=True)) for value in itertools.product(*options))
 
 
-def _values(name: str, actuator: AnyActuator, rule: Expression, numbers: Sequence[float]) -> list[Any]:
-    """Return values of one actuator; none if there are too many, or it is a text."""
+def _values(name: str, actuator: AnyActuator | None, rule: Expression, numbers: Sequence[float]) -> list[Any]:
+    """Return values of one actuator, or of a stream (None); none if there are too many, or it is a text."""
+    if actuator is None:
+        fields = sorted(part for root, part in rule.parts if root == name and isinstance(part, str))
+        points = _points(-FAR, FAR, [*numbers, 0.0, 1.0])
+        if len(points) ** len(fields) > MOST:
+            return []
+        return [dict(zip(fields, value, strict=True)) for value in itertools.product(points, repeat=len(fields))]
     if isinstance(actuator, ChoiceSettings):
         return list(actuator.choices)
     if not isinstance(actuator, ContinuousSettings):
@@ -101,7 +110,7 @@ def _points(low: float, high: float, numbers: Sequence[float]) -> list[float]:
 
 def _proved(rule: Expression, actuators: Mapping[str, AnyActuator]) -> bool:
     """Return whether the evaluation was a proof: only choices, or no arithmetic on continuous components."""
-    if all(isinstance(actuators[name], ChoiceSettings) for name in rule.names):
+    if all(isinstance(actuators.get(name), ChoiceSettings) for name in rule.names):
         return True
     arithmetic = (ast.BinOp, ast.Call)
     return not any(isinstance(node, arithmetic) for node in ast.walk(ast.parse(rule.text.strip(), mode="eval")))

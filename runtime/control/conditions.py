@@ -1,11 +1,15 @@
 """Evaluate the conditions on telemetry under `actuators.NAME.requires`: an actuator acts only while each of them holds.
 
-The agent reports those that do not hold with its proposal, and the gate treats them as stale streams: the safe action.
+The agent reports those that do not hold with its proposal, and the gate treats them as stale streams: the safe action. The agent
+also sends the readings that rules under `gate.forbid` name; the gate evaluates these rules. A reading of unknown age counts for
+neither.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 from actuators.expressions import Expression, ExpressionError, Known
 from learners.rewards import expression_values
@@ -18,20 +22,37 @@ class Conditions:
     Args:
         texts: the expressions.
         known: the names that they may use, with the fields of each.
+        streams: the streams with readings that the gate needs.
 
     Raises:
         ExpressionError: an expression cannot be used.
     """
 
-    def __init__(self, texts: Iterable[str], known: Known) -> None:
+    def __init__(self, texts: Iterable[str], known: Known, streams: Iterable[str] = ()) -> None:
         self._expressions = {text: Expression(text, known) for text in texts}
+        self._streams = frozenset(streams)
 
     def unmet(self, observation: Observation) -> list[str]:
         """Return the conditions that do not hold, or that cannot be evaluated because a stream is missing."""
         if not self._expressions:
             return []
-        values = expression_values(observation, {})
+        values = _of_known_age(observation)
         return [text for text, expression in self._expressions.items() if not _holds(expression, values)]
+
+    def named(self, observation: Observation) -> dict[str, dict[str, float]]:
+        """Return the finite numbers of the streams that the gate needs: stream -> field -> number."""
+        if not self._streams:
+            return {}
+        values = _of_known_age(observation)
+        return {
+            name: {field: value for field, value in values[name].items() if math.isfinite(value)}
+            for name in sorted(self._streams.intersection(values))
+        }
+
+
+def _of_known_age(observation: Observation) -> dict[str, Any]:
+    values = expression_values(observation, {})
+    return {name: value for name, value in values.items() if name not in observation.unknown_age}
 
 
 def _holds(expression: Expression, values: dict[str, object]) -> bool:

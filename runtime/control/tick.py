@@ -187,6 +187,7 @@ class ControlLoop:
             stamp_s=observation.stamp_s,
             actions=actions,
             stale=tuple(sorted({*observation.missing, *observation.unknown_age, *self.conditions.unmet(observation)})),
+            readings=self.conditions.named(observation),
             degraded=tuple(f"{name}: {reason}" for name, reason in sorted(self.degraded.items())),
             shadow=self.shadow(),
         )

@@ -18,6 +18,7 @@ from runtime.gate.info import InfoBuilder
 from runtime.mqtt import Address, Connection, Will
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.systemd import Feeder, Notifier
+from sensors.config import fields_of
 
 SESSION_S = 86_400
 """How long the broker stores a stop that was sent while the gate was away."""
@@ -43,6 +44,7 @@ def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHos
         period_s=config.tick.period_s,
         now_s=time.monotonic(),
         mode=config.mode,
+        streams={name: fields for name, stream in config.streams.items() if (fields := fields_of(stream))},
     )
     gate.start_offline()
     if latched is not None:

@@ -115,8 +115,24 @@ def _proposal(body: dict[str, Any]) -> Proposal:
         tuple(stale),
         body["ready"],
         tuple(degraded),
+        _readings(body["readings"]),
         body["shadow"],
     )
+
+
+def _readings(body: Any) -> dict[str, dict[str, float]]:
+    """Return the readings; a number that is not finite is null in JSON and counts as unknown."""
+    if not isinstance(body, dict) or not all(isinstance(fields_, dict) for fields_ in body.values()):
+        raise ValueError("readings: expected an object of numbers for each stream")
+    if not all(map(_is_name, (*body, *(name for fields_ in body.values() for name in fields_)))):
+        raise ValueError(f"readings: expected names of at most {MAX_NAME} characters")
+    values = [value for fields_ in body.values() for value in fields_.values()]
+    if any(value is not None and type(value) not in {int, float} for value in values):
+        raise ValueError("readings: expected a number for each field")
+    return {
+        stream: {name: float(value) for name, value in fields_.items() if value is not None}
+        for stream, fields_ in body.items()
+    }
 
 
 def _is_name(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -530,6 +531,84 @@ def test_an_actuator_acts_while_its_conditions_hold() -> None:
     assert one(gate, 11.4, "valve", "ON", stale=("cam",)).sent
     assert one(gate, 11.5, "valve", "ON", stale=("room",)).rule == "stale"
     assert one(gate, 11.6, "valve", "ON", stale=(closed,)).rule == "stale"
+
+
+PLAIN = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF")
+
+
+def windowed(rule: str = "heater == 'ON' and window.open", **actuators: AnyActuator) -> Gate:
+    """A gate with a rule that names the stream window, armed, with the heater off."""
+    actuators = actuators or {"heater": PLAIN}
+    settings = GateSettings(forbid=(rule,), reconcile_s=0.0)
+    gate = AckedGate(actuators, settings, period_s=0.1, now_s=10.0, streams={"window": ("open",)})
+    gate.judge(dataclasses.replace(offer(10.0), readings={}), 10.0)
+    assert gate.armed
+    return gate
+
+
+def with_window(gate: Gate, now_s: float, actions: dict[str, Any], value: float | None, age_s: float = 0.0) -> Any:
+    readings = {} if value is None else {"window": {"open": value}}
+    return told(gate.judge(dataclasses.replace(offer(now_s - age_s, actions), readings=readings), now_s))
+
+
+def test_no_heating_while_the_window_is_open() -> None:
+    gate = windowed()
+    on: dict[str, Any] = {"heater": "ON"}
+    assert with_window(gate, 11.0, on, 1.0) == {"heater": (None, "forbidden", "none")}
+    assert with_window(gate, 11.1, on, 0.0) == {"heater": ("ON", None, "policy")}
+    proposal = dataclasses.replace(offer(11.2, on), readings={"window": {"open": 1.0}})
+    first, second = gate.judge(proposal, 11.2)
+    assert (first.value, first.rule, first.by, first.rule_changed) == ("OFF", "forbidden", "gate", True)
+    assert first.reason == "heater == 'ON' and window.open would hold"
+    assert (second.value, second.rule) == (None, "forbidden"), "the policy proposes it still"
+    assert gate.refused["heater", "forbidden"] == 3
+    assert with_window(gate, 11.3, {}, 1.0) == {"heater": (None, None, "none")}, "sent once"
+    assert with_window(gate, 11.4, {"heater": "OFF"}, 1.0) == {"heater": ("OFF", None, "policy")}
+    assert with_window(gate, 11.5, on, 0.0) == {"heater": ("ON", None, "policy")}
+
+
+@pytest.mark.parametrize(("value", "age_s"), [(None, 0.0), (0.0, 1.001), (math.nan, 0.0)])
+def test_a_window_that_is_unknown_counts_as_open(value: float | None, age_s: float) -> None:
+    gate = windowed(heater=PLAIN.model_copy(update={"ttl_ms": 60_000}))
+    assert with_window(gate, 11.1, {"heater": "ON"}, 0.0, 1.0) == {"heater": ("ON", None, "policy")}
+    assert with_window(gate, 12.2, {}, value, age_s) == {"heater": (None, None, "none")}
+    assert gate.last_command("heater") == ("OFF", "gate")
+    assert gate.override("heater", "ON", 5.0, 12.2).rule == "forbidden"
+
+
+def test_a_rule_with_telemetry_ends_the_hold_of_a_person_and_outlives_the_agent() -> None:
+    gate = windowed()
+    with_window(gate, 11.0, {}, 0.0)
+    assert gate.override("heater", "ON", 60.0, 11.0).sent
+    assert with_window(gate, 11.1, {}, 0.0) == {"heater": (None, None, "none")}
+    assert with_window(gate, 11.2, {}, 1.0) == {"heater": (None, None, "none")}
+    assert gate.holds["heater"] is None
+    assert gate.last_command("heater") == ("OFF", "gate")
+    with_window(gate, 11.3, {}, 0.0)
+    gate.lost(11.4)
+    gate.arm(11.4)
+    gate.judge(dataclasses.replace(offer(11.5), readings={}), 11.5)
+    assert gate.armed
+    assert gate.override("heater", "ON", 5.0, 11.5).rule == "forbidden", "what the lost agent saw does not count"
+
+
+def test_a_rule_with_telemetry_has_no_steps_out_and_takes_all_its_actuators_along() -> None:
+    arm = LOOSE.model_copy(update={"safe": (0.0,)})
+    gate = windowed("arm[0] > 0.5 and lamp == 'OFF' and window.open", arm=arm, lamp=PLAIN, other=PLAIN)
+    moved: dict[str, Any] = {"arm": (0.9,), "lamp": "OFF", "other": "ON"}
+    assert {n: r[2] for n, r in with_window(gate, 11.0, moved, 0.0).items()} == dict.fromkeys(moved, "policy")
+    after = with_window(gate, 12.0, {"arm": (0.8,)}, 1.0)
+    assert after["arm"] == (None, "forbidden", "none")
+    assert gate.last_command("arm") == ((0.0,), "gate")
+    assert gate.last_command("other") == ("ON", "policy")
+    assert with_window(gate, 12.1, {"arm": (0.4,)}, 1.0)["arm"] == ((0.4,), None, "policy"), "this is allowed"
+
+
+def test_while_disarmed_a_rule_with_telemetry_sends_nothing() -> None:
+    gate = windowed()
+    with_window(gate, 11.0, {"heater": "ON"}, 0.0)
+    gate.disarm(11.1)
+    assert with_window(gate, 11.2, {}, 1.0) == {"heater": (None, "disarmed", "none")}
 
 
 def test_missing_everything_from_the_start_acts_safe() -> None:

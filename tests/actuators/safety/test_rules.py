@@ -133,3 +133,46 @@ def test_only_the_components_that_a_rule_reads_are_sampled() -> None:
 def test_a_rule_about_an_actuator_that_is_not_configured_is_refused() -> None:
     with pytest.raises(ExpressionError, match="nose"):
         unsafe_rests(ACTUATORS, GateSettings(forbid=("nose == 'ON'",)))
+
+
+@pytest.mark.parametrize(
+    ("text", "window", "heater", "degree"),
+    [
+        ("heater == 'ON' and window.open", {"open": 1.0}, "ON", 1.0),
+        ("heater == 'ON' and window.open", {"open": 0.0}, "ON", None),
+        ("heater == 'ON' and window.open", {"open": 1.0}, "OFF", None),
+        ("heater == 'ON' and window.open", None, "ON", math.inf),
+        ("heater == 'ON' and window.open", None, "OFF", None),
+        ("window.open and heater == 'ON'", None, "OFF", None),
+        ("not (not window.open or heater != 'ON')", None, "OFF", None),
+        ("not (not window.open or heater != 'ON')", None, "ON", math.inf),
+        ("not (heater == 'ON' or window.open)", None, "ON", None),
+        ("window.open and heater == 'ON'", {"open": math.nan}, "ON", math.inf),
+        ("window.open + 1 and heater == 'ON'", {"open": math.inf}, "OFF", None),
+        ("window.open > 2 and heater == 'ON'", {"open": 5.0}, "ON", 1.0),
+    ],
+)
+def test_a_rule_with_telemetry_that_is_missing_holds_unless_the_actuators_exclude_it(
+    text: str, window: dict[str, float] | None, heater: str, degree: float | None
+) -> None:
+    rule = Rule(text, known_names(ACTUATORS), {"window": ("open",)})
+    assert (rule.names, rule.streams) == ({"heater"}, {"window"})
+    readings = {} if window is None else {"window": window, "heater": {"open": 7.0}}
+    found = rule.broken({"heater": [heater]}, readings)
+    assert (None if found is None else found.degree) == degree
+
+
+def test_an_actuator_that_holds_cannot_obey_a_rule_with_telemetry() -> None:
+    holding = ACTUATORS | {"heater": ACTUATORS["heater"].model_copy(update={"safe": "hold"})}
+    settings = GateSettings(
+        forbid=("heater == 'ON' and window.open", "heater == 'ON' and fan == 'OFF' and window.open")
+    )
+    problems = unsafe_rests(holding, settings, {"window": ("open",)})
+    assert problems[0].endswith("can hold at rest (heater may hold any value); give heater a safe value")
+    assert "(fan = 'OFF' while heater may hold any value)" in problems[1]
+    assert unsafe_rests(ACTUATORS, settings, {"window": ("open",)}) == {}
+
+
+def test_a_rule_names_an_actuator() -> None:
+    with pytest.raises(ExpressionError, match="names no actuator"):
+        Rule("window.open > 0", known_names(ACTUATORS), {"window": ("open",)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,21 @@ def test_what_does_not_hold_or_cannot_be_known_is_unmet() -> None:
     assert Conditions((), {}).unmet(seen()) == []
 
 
+def test_a_reading_of_unknown_age_meets_no_condition() -> None:
+    conditions = Conditions((CLOSED,), {"window": ("open",)}, ["window"])
+    old = dataclasses.replace(seen(window={"open": 0.0}), unknown_age=frozenset({"window"}))
+    assert conditions.unmet(old) == [CLOSED]
+    assert conditions.named(old) == {}
+
+
+def test_the_gate_gets_the_finite_numbers_of_the_streams_that_its_rules_name() -> None:
+    conditions = Conditions((), {}, ["window", "room"])
+    assert conditions.named(seen(window={"open": 1.0}, other={"x": 2.0}, room={"t": np.nan, "n": 1.0})) == {
+        "window": {"open": 1.0},
+        "room": {"n": 1.0},
+    }
+
+
 @pytest.mark.parametrize(
     ("requires", "forbid", "path", "word"),
     [
@@ -45,14 +61,23 @@ def test_what_does_not_hold_or_cannot_be_known_is_unmet() -> None:
         ("window.shut == 0", "", "actuators.heater.requires.0", "shut"),
         ("door.open == 0", "", "actuators.heater.requires.0", "door"),
         ("window.open ==", "", "actuators.heater.requires.0", ""),
-        ("window", "heater == 'ON' and window.open", "gate.forbid.0", "requires: ['window.open == 0']"),
+        ("window, window.open == 0", "heater == 'ON' and window.open", None, ""),
+        ("window", "heater == 'ON' and window.shut", "gate.forbid.0", "window has ['open']"),
+        ("window", "heater == 'ON' and door.open", "gate.forbid.0", "unknown name 'door'"),
+        ("window", "window.open > 0", "gate.forbid.0", "names no actuator"),
+        ("window", "heater == 'OFF' and window.open", "gate.forbid.0", "can hold at rest (heater = 'OFF')"),
+        ("window", "heater == 'ON' or window.open", "gate.forbid.0", "can hold at rest"),
+        ("window", "heater == 'On' and window.open", "gate.forbid.0", "never 'On'"),
+        ("window", "heater == 'ON' and 2 < window.open < 1", "gate.forbid.0", "can never hold"),
+        ("window", "heater == 'ON' and (window.open > 1 or window.open <= 1)", None, ""),
     ],
 )
 def test_settings(tmp_path: Path, requires: str, forbid: str, path: str | None, word: str) -> None:
     file = tmp_path / "home.yaml"
     file.write_text(SETTINGS.format(requires=requires, forbid=f'"{forbid}"' if forbid else ""))
     if path is None:
-        assert loader.load(file).config.actuators["heater"].requires == ("window", CLOSED)
+        config = loader.load(file).config
+        assert config.gate.forbid == ((forbid,) if forbid else ())
         return
     with pytest.raises(loader.ConfigError) as caught:
         loader.load(file)
