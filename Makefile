@@ -26,15 +26,15 @@ lint: $(VENV)/.test structure
 structure: $(VENV)/.test ## import cycles, folder sizes, module docstrings, README length: measured and bounded
 	$(BIN)/python tests/structure.py
 
-# two at a time with one thread each where a test computes; one after the other where it watches a running daemon's clock
-COMPUTED := tests/actuators tests/learners
+# two at a time with one thread each; one after the other where a test watches the clock of a whole running daemon
+WATCHED := tests/end_to_end tests/faults
 UNIT := $(BIN)/pytest -m "not slow" --cov
 
 unit: $(VENV)/.test
 	rm -f .coverage .coverage.*
 	failed=0; \
-	$(UNIT) -n 2 --dist loadfile --cov-report= $(COMPUTED) || failed=1; \
-	$(UNIT) --cov-append --cov-report=term --cov-fail-under=90 $(COMPUTED:%=--ignore=%) || failed=1; \
+	$(UNIT) -n 2 --dist loadfile --cov-report= $(WATCHED:%=--ignore=%) || failed=1; \
+	$(UNIT) --cov-append --cov-report=term --cov-fail-under=90 $(WATCHED) || failed=1; \
 	exit $$failed
 
 bench: $(VENV)/.test ## every benchmark: prints tables of ratios; the fine-tuning ones take hours
