@@ -22,6 +22,7 @@ from learners.rl.batch import Batch
 from learners.rl.crossq import Crossq
 from learners.rl.dqn import Dqn
 from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix
+from learners.rl.prior import Prior
 from learners.rl.sac import ActorCritic, Sac
 
 ENCODER_RATE = 3e-4
@@ -69,6 +70,7 @@ class Algorithm:
     def __init__(self, policy: Any, generator: torch.Generator, updates: int = 0) -> None:
         self.policy, self.generator, self.updates = policy, generator, updates
         self.parts = parts(policy.heads, generator)
+        self.prior: Prior | None = None
         encoder = [p for name, p in policy.named_parameters() if not name.startswith("heads.") and p.requires_grad]
         if policy.heads.bandit is not None:  # its posterior holds only for features that stay as they are
             encoder = []
@@ -79,6 +81,11 @@ class Algorithm:
         self.optimiser = Adam([*trained, Group(encoder, ENCODER_RATE)])
         # Switching modules between training and acting takes time; plain networks behave the same in both.
         self._needs_modes = bool(encoder) or any(isinstance(m, (BatchRenorm, nn.Dropout)) for m in policy.modules())
+
+    def adopt(self, updates: int = 0) -> None:
+        """Take the policy's present weights as a prior (`prior.py`) that has served `updates` updates; a bandit has none."""
+        if any(not isinstance(part, Bandit) for part in self.parts):
+            self.prior = Prior(self.policy, updates)
 
     def normalise(self, features: Features) -> None:
         """Merge the features of new ticks into the statistics of the inputs; a bandit's features must stay as they were."""
@@ -134,6 +141,9 @@ class Algorithm:
         self.updates += 1
         for part in self.parts:
             metrics.update(part.improve(contexts, batch, self.updates))
+        if self.prior is not None:
+            self.prior.updates += 1
+            self.prior = None if self.prior.outweighed else self.prior
         if self._follow is not None:
             self._follow(ENCODER_TRACK)
         if self._needs_modes:
@@ -142,13 +152,16 @@ class Algorithm:
 
     def _contexts(self, batch: Batch) -> Contexts:
         """Encode the batch; the next states by the slow copy, where there is one."""
+        prior = self.prior.opinion(batch) if self.prior is not None else None
         if self.target is None:
             with torch.no_grad():
                 now, upcoming = self.policy.encode(concat((batch.features, batch.next_features))).chunk(2)
-            return Contexts(now, upcoming)
+            return Contexts(now, upcoming, prior)
         with torch.no_grad():
             slow = self.target.encode(batch.next_features)
-        return Contexts(self.policy.encode(batch.features, generator=self.generator), slow)
+        with torch.set_grad_enabled(prior is None or not prior.fitting):
+            now = self.policy.encode(batch.features, generator=self.generator)
+        return Contexts(now, slow, prior)
 
     def exploration(self) -> dict[str, float]:
         """Return what the amount of exploration depends on beside the weights: `updates`, and `sac_temperature` or `crossq_temperature`."""
@@ -176,6 +189,9 @@ class Algorithm:
         state |= add_prefix("optimiser", self.optimiser.state_dict())
         if self.target is not None:
             state |= add_prefix("encoder", self.target.state_dict())
+        if self.prior is not None:
+            state |= add_prefix("prior", self.prior.policy.state_dict())
+            state["prior_updates"] = torch.tensor(self.prior.updates)
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -187,3 +203,7 @@ class Algorithm:
         self.optimiser.load_state_dict(strip_prefix("optimiser", state))
         if self.target is not None:
             self.target.load_state_dict(strip_prefix("encoder", state))
+        self.prior = None
+        if "prior_updates" in state:
+            self.prior = Prior(self.policy, int(state["prior_updates"]))
+            self.prior.policy.load_state_dict(strip_prefix("prior", state))

@@ -77,11 +77,21 @@ def double_target(
     return rewards_B.unsqueeze(-1) + discounts_B.unsqueeze(-1) * average(chosen)
 
 
-def large_margin(scores_Bn: Tensor, expert_B: Tensor, margin: float) -> Tensor:
-    """Return DQfD's loss B: max_a [Q(s, a) + margin (a != expert)] - Q(s, expert)."""
-    penalty_Bn = torch.full_like(scores_Bn, margin).scatter(-1, expert_B.unsqueeze(-1), 0.0)
+def large_margin(scores_Bn: Tensor, expert_B: Tensor, margin: float | Tensor) -> Tensor:
+    """Return DQfD's loss B: max_a [Q(s, a) + margin (a != expert)] - Q(s, expert); a margin may be B,1."""
+    penalty_Bn = (torch.zeros_like(scores_Bn) + margin).scatter(-1, expert_B.unsqueeze(-1), 0.0)
     best_B: Tensor = (scores_Bn + penalty_Bn).amax(-1)
     return best_B - scores_Bn.gather(-1, expert_B.unsqueeze(-1)).squeeze(-1)
+
+
+def prior_margin(scores_Bn: Tensor, prior_Bn: Tensor, largest: float) -> Tensor:
+    """Return the large-margin loss B towards the prior's choice; the margin is the prior's own lead over its second choice.
+
+    So there is no pull where the prior is indifferent.
+    """
+    best_B2, index_B2 = prior_Bn.topk(2, dim=-1)
+    lead_B1 = (best_B2[:, :1] - best_B2[:, 1:]).clamp(max=largest)
+    return large_margin(scores_Bn, index_B2[:, 0], lead_B1)
 
 
 class Dqn:
@@ -102,14 +112,17 @@ class Dqn:
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the temporal-difference loss plus the imitation loss, and metrics."""
         with torch.no_grad():
+            prior = contexts.prior
             target_BK = double_target(
-                self.head(contexts.upcoming),
+                [prior.upcoming[name].unsqueeze(-1) for name in self.names]
+                if prior is not None and prior.fitting
+                else self.head(contexts.upcoming),
                 self.target(contexts.upcoming),
                 batch.rewards,
                 batch.discounts,
                 [batch.masks.get(name) for name in self.names],
             )
-        losses, imitation, values = [], [], []
+        losses, imitation, values, pulls = [], [], [], []
         for name, q_BnK in zip(self.names, self.head(contexts.now), strict=True):
             action_B = batch.actions[name]
             taken_BK = q_BnK[torch.arange(len(action_B), device=action_B.device), action_B]
@@ -119,12 +132,19 @@ class Dqn:
             if name in batch.is_expert and bool(batch.is_expert[name].any()):
                 margin_B = large_margin(q_BnK.mean(-1), action_B, self.settings.margin)
                 imitation.append(expert_mean(margin_B, batch.is_expert[name]))
+            if prior is not None:
+                pulls.append(prior_margin(q_BnK.mean(-1), prior.now[name], self.settings.margin))
         loss = batch.weighted(average(losses))
         metrics = {"dqn_loss": loss.detach(), "dqn_value": average(values)}
         if imitation:
             cloning = average(imitation)
             metrics["dqn_imitation"] = cloning.detach()
             loss = loss + self.settings.imitation * cloning
+        if prior is not None:
+            pull = batch.weighted(average(pulls))
+            metrics["dqn_prior"] = pull.detach()
+            # times the number of quantiles, because the loss above is their sum
+            loss = loss + self.settings.imitation * prior.weight * self.head.quantiles * pull
         return loss, metrics
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:

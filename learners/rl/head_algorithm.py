@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from learners.rl.adam import Group
 from learners.rl.batch import Batch
+from learners.rl.prior import PriorOpinion
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Contexts:
 
     now: Tensor
     upcoming: Tensor
+    prior: PriorOpinion | None = None
+    """What the prior does in these states; None where the policy has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

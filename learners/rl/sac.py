@@ -28,6 +28,7 @@ from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group
 
 if TYPE_CHECKING:
     from learners.model.gaussian_actor import ContinuousHead
+    from learners.rl.prior import PriorOpinion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,7 @@ class ActorCritic:
         """Step the actor and the temperature, every `delay` updates."""
         project(self.head.critics)
         self.explore(batch)
-        if updates % self.settings.delay:
+        if updates % self.settings.delay or (contexts.prior is not None and contexts.prior.fitting):
             return {}
         context_BC = contexts.now.detach()
         action_BA, log_density_BA = self.head.actor.sample(context_BC, self.noise(len(batch)))
@@ -115,8 +116,9 @@ class ActorCritic:
         temperature = self.log_temperature.detach().exp()
         loss_B = temperature * log_density_B - self.judge(context_BC, action_BA)
         cloning = self.cloning(context_BC, batch, loss_B)
+        pull = self.pull(context_BC, batch, contexts.prior, loss_B)
         self.actor_optimiser.zero_grad()
-        (batch.weighted(loss_B) + cloning).backward()  # type: ignore[no-untyped-call] # torch ships it so
+        (batch.weighted(loss_B) + cloning + pull).backward()  # type: ignore[no-untyped-call] # torch ships it so
         self.actor_optimiser.step()
         project(self.head.actor)
         self.temperature_optimiser.zero_grad()
@@ -128,6 +130,7 @@ class ActorCritic:
             f"{p}_temperature": temperature,
             f"{p}_entropy": -log_density_B.detach().mean(),
             f"{p}_imitation": cloning.detach(),
+            **({f"{p}_prior": pull.detach()} if contexts.prior is not None else {}),
         }
 
     def set_temperature(self, temperature: float | None) -> None:
@@ -176,11 +179,23 @@ class ActorCritic:
             return torch.zeros((), device=context_BC.device)
         mean_BA, _ = self.head.actor(context_BC)
         error_BA = (torch.tanh(mean_BA) - self.executed(batch)).square()
-        scale = self.settings.imitation * (loss_B.detach().abs().mean() + 10 * self.log_temperature.detach().exp())
+        scale = self._cloning_scale(loss_B)
         parts = torch.split(error_BA, list(self.head.widths), dim=-1)
         return (
             scale * torch.stack([expert_mean(e_BA.mean(-1), t) for e_BA, t in zip(parts, experts, strict=True)]).mean()
         )
+
+    def pull(self, context_BC: Tensor, batch: Batch, prior: PriorOpinion | None, loss_B: Tensor) -> Tensor:
+        """Return the squared distance of the mean to the prior's, scaled as `cloning` and by the prior's weight; 0 without a prior."""
+        if prior is None:
+            return torch.zeros((), device=context_BC.device)
+        mean_BA, _ = self.head.actor(context_BC)
+        wanted_BA = torch.cat([prior.now[name] for name in self.names], dim=-1)
+        error_B = (torch.tanh(mean_BA) - wanted_BA).square().mean(-1)
+        return prior.weight * self._cloning_scale(loss_B) * batch.weighted(error_B)
+
+    def _cloning_scale(self, loss_B: Tensor) -> Tensor:
+        return self.settings.imitation * (loss_B.detach().abs().mean() + 10 * self.log_temperature.detach().exp())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return temperature and optimisers."""

@@ -117,7 +117,9 @@ class CandidateManager:
         self.live: tuple[str, Any] | None = None
         """The live version and its policy."""
         self._seen_live: str | None = None
-        """What LIVE named at the last call of `follow_rollback`."""
+        """What LIVE named at the last call of `follow_live`."""
+        self._followed = False
+        """`follow_live` was called before."""
         self.last_result: PromotionResult | None = None
         self.evaluation: EvaluationRun | None = None
         """The one that is running."""
@@ -165,15 +167,16 @@ class CandidateManager:
             self._conclude(result)
         return result
 
-    def follow_rollback(self) -> None:
-        """After a rollback, train on from the version that is live again instead of the one that failed.
+    def follow_live(self) -> None:
+        """Train on from the version that is live again after a rollback, and from one that a person imported.
 
-        Call it often: the version that failed is known from the call before.
+        Call it often: the version that was live before is known from the call before.
         """
         live = self.checkpoints.live()
         known = {self._seen_live, self.live[0] if self.live is not None else None}
-        self._seen_live = live.version
-        if live.version is not None and known & set(live.failed):
+        imported = self._followed and live.by == "import" and live.version != self._seen_live
+        self._seen_live, self._followed = live.version, True
+        if live.version is not None and (imported or known & set(live.failed)):
             with torch.random.fork_rng(devices=[]):
                 self._live_policy()
             if self.live is not None:

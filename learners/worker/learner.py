@@ -109,14 +109,15 @@ class Learner:
         return {"policy": shapes_of(self.policy.state_dict())}
 
     def load_weights(self, weights: dict[str, Tensor], exploration: Mapping[str, float] | None = None) -> None:
-        """Load a policy's weights and forget what belonged to the old ones (targets, moments of the optimiser).
+        """Load a policy's weights as a prior, and forget what belonged to the old ones (targets, moments of the optimiser).
 
-        A trained policy goes on exploring as it did: exploration never restarts. See `Algorithm.exploration`.
+        A trained policy goes on exploring as it did: exploration never restarts. See `Algorithm.exploration` and `Algorithm.adopt`.
         """
         self.policy.load_state_dict(weights)
         before = self.algorithm.exploration()
         self.algorithm = Algorithm(self.policy, self.algorithm.generator, self.algorithm.updates)
         self.algorithm.continue_exploration({**before, **(exploration or {})})
+        self.algorithm.adopt()
         self.policy.eval()
 
     def ingest(self, until: SnapshotId | None = None) -> int:

@@ -149,7 +149,7 @@ class LearnerLoop:
                 version, weights, metrics = loaded.manifest.version, loaded.tensors["policy"], loaded.manifest.metrics
                 self._attempt(lambda: self.learner.reset_to_version(version, weights, metrics))
             self._attempt(self.learner.save)
-        elif self._rolled_back_meanwhile():
+        elif self._changed_meanwhile():
             self._attempt(self._reset_to_live)
         position = self.learner.position
         self.outbox.post("learner_resumed", {"resumed": resumed, "update": position.update, "row": position.row})
@@ -185,7 +185,7 @@ class LearnerLoop:
     def step(self) -> None:
         """Do one round: ingest experience, update the policy for a while, and start or continue what is due."""
         settings = self.inputs.learner
-        self.candidates.follow_rollback()
+        self.candidates.follow_live()
         self.learner.follow_encoders(self.encoder_versions.followed(partial(self.outbox.post, "encoder_refused")))
         self.learner.ingest()
         done = self.learner.train(self.clock() + settings.update_every_s, clock=self.clock)
@@ -206,13 +206,13 @@ class LearnerLoop:
         elif self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:
             self.candidates.begin()
 
-    def _rolled_back_meanwhile(self) -> bool:
-        """Return whether a rollback is newer than the saved state: that state builds on the failed version."""
+    def _changed_meanwhile(self) -> bool:
+        """Return whether a rollback or an import is newer than the saved state, which builds on another version."""
         live, saved = self.checkpoints.live(), self.learner.state.list()
-        if not (live.version and live.failed and saved):
+        if not (live.version and saved) or live.changed_s <= saved[-1].created_s:
             return False
-        back = int(live.version.split("-")[0]) < int(live.failed[-1].split("-")[0])
-        return back and live.changed_s > saved[-1].created_s
+        back = bool(live.failed) and int(live.version.split("-")[0]) < int(live.failed[-1].split("-")[0])
+        return back or live.by == "import"
 
     def _reset_to_live(self) -> None:
         live = self.checkpoints.live().version

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from rl import ARM, CHOICE, OTHER, plain, random_batch
+from rl import ARM, CHOICE, OTHER, plain, random_batch, seen
 
 from actuators.actions import ActionSpace
 from learners.model.features import Features
@@ -17,6 +17,7 @@ from learners.rl.algorithm import Algorithm
 from learners.rl.batch import Batch
 from learners.rl.crossq import Crossq
 from learners.rl.dqn import Dqn
+from learners.rl.prior import FIT_UPDATES, LEAST, STRENGTH
 
 CASES = [
     ((CHOICE, OTHER), "auto", 0.9),
@@ -171,3 +172,78 @@ def test_a_batch_in_a_state_of_before_0_1_0_is_read() -> None:
     assert {name: value.tolist() for name, value in again.is_expert.items()} == {
         name: value.tolist() for name, value in batch.is_expert.items()
     }
+
+
+@pytest.mark.parametrize(("actuators", "algorithm"), [((CHOICE, OTHER), "auto"), ((ARM,), "sac"), ((ARM,), "crossq")])
+def test_an_adopted_policy_resumes_bit_for_bit(actuators: tuple, algorithm: str) -> None:  # type: ignore[type-arg]
+    policy = plain(*actuators, algorithm=algorithm)
+    batches = [random_batch(policy, 16, torch.Generator().manual_seed(i)) for i in range(6)]
+    whole = Algorithm(policy, torch.Generator().manual_seed(0))
+    whole.adopt(updates=FIT_UPDATES - 2)
+    for batch in batches[:3]:
+        whole.update(batch)
+    weights, state = {name: value.clone() for name, value in policy.state_dict().items()}, whole.state_dict()
+    for batch in batches[3:]:
+        whole.update(batch)
+    other = plain(*actuators, algorithm=algorithm, seed=7)
+    other.load_state_dict(weights)
+    resumed = Algorithm(other, torch.Generator().manual_seed(99))
+    resumed.load_state_dict(state)
+    for batch in batches[3:]:
+        resumed.update(batch)
+    assert resumed.prior is not None
+    assert resumed.prior.updates == FIT_UPDATES + 4
+    ours, theirs = policy.state_dict(), other.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_actor_of_an_adopted_policy_waits_for_its_critics() -> None:
+    policy = plain(ARM, algorithm="sac")
+    learning = Algorithm(policy, torch.Generator().manual_seed(0))
+    learning.adopt(updates=FIT_UPDATES - 5)
+    head = policy.heads.continuous
+    assert head is not None
+    actor, critics = ([p.clone() for p in part.parameters()] for part in (head.actor, head.critics))
+    for i in range(5):
+        learning.update(random_batch(policy, 16, torch.Generator().manual_seed(i)))
+    assert all(torch.equal(a, b) for a, b in zip(actor, head.actor.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(critics, head.critics.parameters(), strict=True))
+    learning.update(random_batch(policy, 16, torch.Generator().manual_seed(9)))
+    assert not all(torch.equal(a, b) for a, b in zip(actor, head.actor.parameters(), strict=True))
+
+
+def test_rewards_move_an_adopted_policy_only_against_its_prior() -> None:
+    """Misleading rewards of few transitions do not change what an adopted policy does; without the prior they do."""
+    agreed = {}
+    for adopted in (False, True):
+        policy = plain(CHOICE)
+        learning = Algorithm(policy, torch.Generator().manual_seed(0))
+        x_BW = torch.randn(256, 3, generator=torch.Generator().manual_seed(1))
+        steer = {"head": (x_BW[:, 0] > 0).long() * 2}
+        expert = {"head": torch.ones(256, dtype=torch.bool)}
+        for _ in range(200):
+            learning.update(Batch(seen(x_BW), seen(x_BW), steer, torch.zeros(256), torch.zeros(256), is_expert=expert))
+        learning = Algorithm(policy, torch.Generator().manual_seed(0))
+        if adopted:
+            learning.adopt()
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(150):
+            action = torch.randint(3, (64,), generator=generator)
+            rows = torch.randint(256, (64,), generator=generator)
+            noise = 0.2 * torch.randn(64, generator=generator)
+            learning.update(Batch(seen(x_BW[rows]), seen(x_BW[rows]), {"head": action}, noise, torch.zeros(64)))
+        chosen = policy.act(seen(x_BW), generator=generator, explore=False).values["head"]
+        agreed[adopted] = float((chosen == steer["head"]).float().mean())
+    assert agreed[True] > 0.95
+    assert agreed[False] < 0.8
+
+
+def test_a_prior_is_dropped_when_experience_outweighs_it() -> None:
+    policy = plain(CHOICE)
+    learning = Algorithm(policy, torch.Generator().manual_seed(0))
+    learning.adopt(updates=round(FIT_UPDATES + STRENGTH / LEAST))
+    assert learning.prior is not None
+    assert learning.prior.weight < 0.05
+    learning.update(random_batch(policy, 16, torch.Generator().manual_seed(1)))
+    assert learning.prior is None
+    assert "prior_updates" not in learning.state_dict()

@@ -161,12 +161,12 @@ def test_after_a_rollback_it_learns_on_from_the_version_that_came_back(tmp_path:
     one.learner.train(float("inf"), until=one.learner.position.update + 20)
     one.candidates.run()
     assert goes_live(one) != good
-    one.candidates.follow_rollback()  # as every step does
+    one.candidates.follow_live()  # as every step does
     one.checkpoints.rollback()
-    one.candidates.follow_rollback()
+    one.candidates.follow_live()
     expected = one.checkpoints.load(good).tensors["policy"]
     assert all(torch.equal(value, expected[name]) for name, value in one.learner.policy.state_dict().items())
-    one.candidates.follow_rollback()  # once is enough
+    one.candidates.follow_live()  # once is enough
     two = background(tmp_path)
     two.begin()
     learning.assert_identical(learning.weights(two.learner), learning.weights(one.learner))

@@ -42,7 +42,7 @@ def test_a_rollback_while_it_was_dead_is_followed(tmp_path: Path) -> None:
     once_more = background(tmp_path)
     once_more.learner.train(float("inf"), until=0)
     once_more.begin()  # it was saved since: nothing is taken up again
-    assert not once_more._rolled_back_meanwhile()
+    assert not once_more._changed_meanwhile()
     (again.checkpoints.folder / good / "manifest.sig").write_bytes(b"")
     again._reset_to_live()
     assert [event.kind for event in Outbox(tmp_path / "learner" / "outbox").collect()][-1] == "checkpoint_refused"
@@ -59,3 +59,25 @@ def test_the_newest_proposal_replaces_the_one_that_waits(tmp_path: Path) -> None
     one.checkpoints.promote(first)
     one.checkpoints.rollback(failing=second)
     assert one.checkpoints.proposed() is None, "a version that was taken back is not tried again"
+
+
+def test_an_imported_policy_is_the_prior_of_a_running_and_of_a_resumed_learner(tmp_path: Path) -> None:
+    learning.fill(tmp_path, 0, 300)
+    one = background(tmp_path)
+    one.begin()
+    one.step()
+    one.learner.save()
+    weights = {name: value + 0.5 for name, value in one.learner.policy.state_dict().items()}
+    imported = one.checkpoints.save({"policy": weights}, {})
+    one.checkpoints.promote(imported, by="import")
+    two = background(tmp_path)
+    two.begin()  # the import is newer than its saved state
+    one.candidates.follow_live()
+    for loop in (one, two):
+        found = loop.learner.policy.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in found.items())
+        assert loop.learner.algorithm.prior is not None
+    one.learner.train(float("inf"), until=one.learner.position.update + 5)
+    one.candidates.follow_live()  # once is enough
+    assert one.learner.algorithm.prior is not None
+    assert one.learner.algorithm.prior.updates == 5
