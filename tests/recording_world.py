@@ -135,7 +135,7 @@ class _Stage:
             inbox=self.inbox,
             engine=engine,
             gate=self,  # type: ignore[arg-type]
-            store=SimpleNamespace(append=lambda _: True),  # type: ignore[arg-type]
+            store=SimpleNamespace(hold=lambda _: True, release=lambda *_: True),  # type: ignore[arg-type]
             rewards=TickRewards(()),
             utterances=Utterances(),
             listeners=[self.reporter.ticked],

@@ -8,6 +8,7 @@ once a virtual second, as a daemon does that keeps up. An hour at 50 Hz takes mi
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -107,6 +108,10 @@ class VirtualDaemon:
     """Virtual seconds, return and length of every finished episode of a gymnasium plant."""
     acted: list[str] = field(default_factory=list)
     """Version of every tick."""
+    overruns: float = 0.0
+    """Share of ticks at which the command leaves one to two periods late."""
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
+    """Says which ticks are late."""
     _commands: CommandWriter = field(init=False)
     _begun_s: float = field(init=False)
 
@@ -129,6 +134,8 @@ class VirtualDaemon:
             index = await loop.pacer.next()
             result = await loop.tick(index)
             self.acted.append(result.decided.policy)
+            if self.chance.random() < self.overruns:
+                self._delay(self.chance.uniform(1, 2) * period_s)
             for name, outcome in (result.verdict.outcomes if result.verdict is not None else {}).items():
                 if outcome.value is not None:
                     command = self._commands.write(
@@ -147,6 +154,13 @@ class VirtualDaemon:
                 await self.parts.policy_updater.sync()
             if until():
                 return
+
+    def _delay(self, seconds: float) -> None:
+        """Let time pass within a tick, while the device's own clock goes on."""
+        until_s, quarter_s = self.clock.now_s + seconds, self.parts.config.tick.period_s / 4
+        while self.clock.now_s < until_s:
+            self.clock.now_s = min(until_s, self.clock.now_s + quarter_s)
+            self._deliver(self.plant.step(self.clock.wall()))
 
     def _deliver(self, messages: list[DeviceMessage]) -> None:
         base = f"reflexd/{self.parts.config.agent}/"

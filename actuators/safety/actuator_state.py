@@ -62,6 +62,8 @@ class Actuator:
     """The newest command is the safe action; it may still have to arrive."""
     reported: bool = False
     hold: Hold | None = None
+    overridden: Value | None = None
+    """What a person commanded since the last proposal; None while nothing was."""
     rule: str | None = None
     """The rule in force at the last proposal."""
     serial: int = 0

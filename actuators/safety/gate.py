@@ -102,6 +102,7 @@ class Gate:
         """Refusals by rule."""
         self.refused: Counter[tuple[str, str]] = Counter()
         """Refusals by actuator and rule."""
+        self._short_overrides: dict[str, Value] = {}
 
     # What can be read.
 
@@ -146,6 +147,11 @@ class Gate:
         """The override in force of each actuator, or None."""
         return {name: each.hold for name, each in self._actuators.items()}
 
+    @property
+    def short_overrides(self) -> dict[str, Value]:
+        """What a person commanded between the last two proposals, by actuator, where the hold was over by the newer one."""
+        return dict(self._short_overrides)
+
     def held_until_s(self, actuator: str) -> float | None:
         """Return when an operator's hold ends, or None."""
         hold = self._actuators[actuator].hold
@@ -180,6 +186,7 @@ class Gate:
             self._ready = self._ready and proposal.ready
         decisions = self.tick(now_s)
         self._readings = proposal.readings if 0 <= now_s - proposal.stamp_s <= MAX_READINGS_AGE_S else {}
+        self._short_overrides = self._take_short_overrides()
         decisions.extend(self._unknown(name) for name in proposal.actions if name not in self._actuators)
         decisions.extend(self._end_forbidden(now_s))
         for each in self._actuators.values():
@@ -211,6 +218,7 @@ class Gate:
         if not 0 <= hold_s <= MAX_HOLD_S:
             return self._refuse(each, Refusal("wrong_type", f"hold_s must be between 0 and {MAX_HOLD_S:g}"))
         decision = self._command(each, checked, "override", now_s)
+        each.overridden = decision.value if decision.sent else each.overridden
         if decision.sent or decision.rule in TRANSIENT_RULES:
             each.hold = Hold(checked, now_s + hold_s)
         return decision
@@ -362,6 +370,17 @@ class Gate:
                 self._actuators[name].mode = min(self._configured, MODES[MODES.index(mode)], key=MODES.index)
 
     # How it is decided.
+
+    def _take_short_overrides(self) -> dict[str, Value]:
+        """Return `short_overrides` at a new proposal, and forget what was commanded before it."""
+        found = {
+            name: each.overridden
+            for name, each in self._actuators.items()
+            if each.overridden is not None and each.hold is None
+        }
+        for each in self._actuators.values():
+            each.overridden = None
+        return found
 
     def _judge(self, each: Actuator, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
         offered = each.name in proposal.actions

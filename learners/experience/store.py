@@ -20,10 +20,11 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from actuators.actions import Value
 from learners.config import ExperienceSettings
 from learners.experience.records import Credit, Label, Mark, Raw, SourceExclusion
 from learners.experience.transition import Outcome, Transition
@@ -90,17 +91,22 @@ class Store:
         return self._put(transition)
 
     def hold(self, transition: Transition) -> bool:
-        """Remember a tick once its own reward is known; `release` names that. What arrives for it meanwhile is stored after it."""
+        """Remember a tick once `release` says what followed it. What arrives for it meanwhile is stored after it."""
         self.release(0.0)
         self._held = transition
         return not self._closing.is_set()
 
-    def release(self, reward: float) -> bool:
-        """Store the held tick with its own reward; False when there is none, or it was dropped."""
+    def release(self, reward: float, overridden: Mapping[str, Value] | None = None) -> bool:
+        """Store the held tick; False when there is none, or it was dropped.
+
+        Args:
+            reward: its own.
+            overridden: what a person commanded before the next tick, by actuator: the action of this tick.
+        """
         held, self._held = self._held, None
         if held is None:
             return False
-        stored = self._put(replace(held, reward=reward))
+        stored = self._put(replace(held.overridden(overridden or {}), reward=reward))
         waiting, self._behind = self._behind, []
         for item in waiting:
             self._put(item)

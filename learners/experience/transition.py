@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -76,6 +76,13 @@ class Transition:
     failure: bool = False
     """The episode ended well, or badly; `done` implies neither."""
     value: float = 0.0
+
+    def overridden(self, values: Mapping[str, Value]) -> Transition:
+        """Return this tick with what a person commanded before the next one as its actions."""
+        if not values:
+            return self
+        by: dict[str, By] = {**self.by, **dict.fromkeys(values, "override")}
+        return replace(self, actions={**self.actions, **values}, by=by, intervention=True)
 
     def credited(self, actuator: str) -> Value | None:
         """Return the action of an actuator that training credits with the reward; None if neither policy nor person acted.

@@ -133,6 +133,7 @@ class ControlLoop:
         decided = await self.engine.decide(observation, explore=explore)
         decision = f"{self.session}-{index}"
         verdict, latency_s = await self._act(observation, decided, decision)
+        self.store.release(earned or 0.0, verdict.overridden if verdict is not None else {})
         executed, by = executed_actions(decided.actions, verdict)
         now_s = self.clock.now()
         stamp_unix_s = self.wall() - (now_s - observation.stamp_s)
@@ -146,7 +147,7 @@ class ControlLoop:
             by=by,
             stamp_unix_s=stamp_unix_s,
             latency_s=latency_s,
-            stored=self.store.hold(transition) if self.rewards else self.store.append(transition),
+            stored=self.store.hold(transition),
             reward=earned,
             mode=self.mode,
             explore=explore,
@@ -159,12 +160,10 @@ class ControlLoop:
         return result
 
     def _earned(self, observation: Observation) -> float | None:
-        """Compute what the decision before has earned, and store it with that; None without such rewards or decision."""
+        """Compute what the decision before has earned; None without such rewards or decision."""
         if not self.rewards or self._executed is None:
             return None
-        earned = self.rewards.at(observation, self._executed)
-        self.store.release(earned)
-        return earned
+        return self.rewards.at(observation, self._executed)
 
     async def _activate(self, index: int) -> ArmRecord | None:
         """Let the version act that the live experiment names for this tick."""

@@ -215,7 +215,15 @@ class GateHost:
         refused, restarts = self.refused(), dict(self.restarts)
         events = {kind: count for kind in COUNTED if (count := self.publisher.counts[kind])}
         verdict = ipc.GateVerdict(
-            proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes, refused, restarts, events
+            proposal.decision,
+            gate.armed,
+            gate.stopped,
+            gate.modes,
+            outcomes,
+            refused,
+            restarts,
+            events,
+            gate.short_overrides,
         )
         try:
             assert self._end is not None

@@ -55,6 +55,8 @@ class GateVerdict:
     """How often each child was started again."""
     events: dict[str, int] = field(default_factory=dict)
     """How often the gate published each of `host.COUNTED` since the daemon's start."""
+    overridden: dict[str, Value] = field(default_factory=dict)
+    """What a person commanded since the proposal before, by actuator, where the hold was over by this one."""
 
 
 def pack(message: Proposal | GateVerdict) -> bytes:
@@ -80,6 +82,7 @@ def unpack(data: bytes) -> Proposal | GateVerdict:
     if kind == "GateVerdict":
         try:
             body["outcomes"] = {name: Outcome(**_outcome(entry)) for name, entry in body["outcomes"].items()}
+            body["overridden"] = {name: _value(value) for name, value in body.get("overridden", {}).items()}
             return GateVerdict(**body)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"malformed verdict: {error}") from None

@@ -66,7 +66,7 @@ async def test_lateness_counts_from_the_deadline() -> None:
         inbox=inbox,
         engine=Engine(clock),  # type: ignore[arg-type]
         gate=Gate(),  # type: ignore[arg-type]
-        store=SimpleNamespace(append=lambda _: True),  # type: ignore[arg-type]
+        store=SimpleNamespace(hold=lambda _: True, release=lambda *_: True),  # type: ignore[arg-type]
         rewards=TickRewards(()),
         utterances=Utterances(),
         listeners=[results.append, reporter.ticked],

@@ -198,6 +198,19 @@ async def test_override_yields_and_is_told(tmp_path: Path, broker: Mosquitto) ->
     assert (second["sent"], second["rule"]) == (False, "unknown_choice")
 
 
+async def test_an_override_that_is_over_before_the_next_proposal_is_in_its_verdict(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.moving("left")
+        await world.send(TOPICS("override", "head"), {"value": "right", "hold_s": 0})
+        await eventually(lambda: world.commands()[-1]["policy"] == "override")
+        await eventually(lambda: world.host.gate.held_until_s("head") is None)
+        verdict = await world.propose({"head": "left"})
+        assert verdict.overridden == {"head": "right"}
+        assert (await world.propose({"head": "left"})).overridden == {}
+
+
 async def test_an_override_and_a_stop_are_answered_by_the_gate(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker, gate={"reconcile_s": 0.1, "arm": "request"}) as world:
 
