@@ -82,6 +82,8 @@ class Options:
     augment: bool = True
     flip: bool = False
     """Pictures: mirrored ones mean the same."""
+    tiles: int = 1
+    """Pictures: rows and columns of overlapping tiles that are read besides the whole picture; 1 for the picture alone."""
     case: bool = True
     """Tags: give a lower-casing model the capitalisation through its token types."""
     max_new_tokens: int = 64

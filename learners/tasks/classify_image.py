@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 
 from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Recipe
 from learners.tasks.classify_text import Classifier
-from learners.tasks.images import PictureProcessor, read_picture
+from learners.tasks.images import PictureProcessor, read_picture, tiles_of
 
 
 class ClassifyPictures(Classifier):
@@ -30,28 +30,47 @@ class ClassifyPictures(Classifier):
     )
 
     def load_processor(self, source: Path | str) -> PictureProcessor:
-        """Size and normalisation."""
+        """Load the model's own image processor."""
         return PictureProcessor.from_pretrained(source)
 
     @property
     def varying(self) -> bool:
-        """Pictures are changed a little in every epoch."""
-        return self.options.augment
+        """Pictures are changed a little in every epoch, or show another tile."""
+        return self.options.augment or self.options.tiles > 1
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Return one feature."""
+        """Return the picture and its tiles, all of them for prediction, a random one in each epoch of training."""
         picture = example.get("picture")
         if isinstance(picture, EncodedMedia):
             picture = picture.decode()["picture"]
         if picture is None:
             raise DataError(f"an example without `picture`: {dict(example)}")
         image = read_picture(Path(picture)) if isinstance(picture, str | Path) else picture
+        parts = tiles_of(image, self.options.tiles)
+        if rng is not None and len(parts) > 1:
+            parts = [parts[int(rng.integers(len(parts)))]]
         rng = rng if self.options.augment else None
-        feature: Feature = {"pixel_values": self.processor(image, rng, flip=self.options.flip)}
-        return [feature | {"labels": self.target(example)} if "label" in example else feature]
+        target = {"labels": self.target(example)} if "label" in example else {}
+        return [{"pixel_values": self.processor(part, rng, flip=self.options.flip)} | target for part in parts]
+
+    def length(self, feature: Feature) -> int:
+        """Return the number of pixels: a processor that does not resize returns pictures of several sizes."""
+        high, wide = feature["pixel_values"].shape[-2:]
+        return int(high) << 20 | int(wide)
+
+    @property
+    def pads_change_outputs(self) -> bool:
+        """Pictures are never padded; only those of one size share a batch."""
+        return True
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Return pixels [B, 3, Y, X] and targets."""
+        """Return pixels [B, 3, Y, X] and targets.
+
+        Raises:
+            DataError: the pictures have several sizes, because the model's processor does not resize them.
+        """
+        if len(sizes := {tuple(feature["pixel_values"].shape[-2:]) for feature in features}) > 1:
+            raise DataError(f"the model's processor leaves pictures in the sizes {sorted(sizes)}; give all one size")
         batch = {"pixel_values": torch.stack([feature["pixel_values"] for feature in features])}
         if "labels" in features[0]:
             batch["labels"] = self.targets([feature["labels"] for feature in features])

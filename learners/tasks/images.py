@@ -1,70 +1,102 @@
-"""Convert image files and frames to normalised squares, the input of the models, and augment them for training.
-
-Reads `preprocessor_config.json` (size, mean, deviation) without transformers, because its processors require torchvision.
+"""Convert image files and frames to the input of the models, by each model's own processor, and augment them for training.
 
 Shapes: C colours (3), Y and X of a picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils.hub import cached_file
 
+from learners.model.encoders.image_processor import load_image_processor
 from learners.tasks.base import DataError
 from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_file
 
-CONFIG = "preprocessor_config.json"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm"})
 MAX_PIXELS = 100_000_000
+OVERLAP = 0.25
+"""Share of a tile that its neighbour shows too."""
+DETAIL = 2
+"""How many times the model's resolution a picture has at most when it is changed."""
+PROBE = 64
+"""Edge of the picture that shows which size the processor makes."""
 BRIGHTNESS, SHIFT, SCALE = 0.2, 0.08, 0.15
 
 
 class PictureProcessor:
-    """Size and normalisation of a model's pictures; saved as transformers has it."""
+    """A model's own image processor; a picture is changed for training, and cut into tiles, before the processor reads it.
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = dict(settings)
-        size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size", 224)
-        self.high, self.wide = _size(size)
-        self.mean_C11 = torch.tensor(settings.get("image_mean", [0.5] * 3)).view(3, 1, 1)
-        self.std_C11 = torch.tensor(settings.get("image_std", [0.5] * 3)).view(3, 1, 1)
+    Args:
+        processor: of transformers, with its PIL backend.
+
+    Raises:
+        ValueError: it makes other inputs than pixels, for instance patches.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        probe = self._read(np.zeros((PROBE, PROBE, 3), np.uint8))
+        if probe.dim() != 3 or len(probe) != 3:
+            shape = list(probe.shape)
+            raise ValueError(f"{type(processor).__name__} makes inputs of shape {shape}; tasks read pixels [3, Y, X]")
+        self.high, self.wide = probe.shape[1:]
 
     @classmethod
     def from_pretrained(cls, source: Path | str) -> PictureProcessor:
-        """Read the settings of a folder or id."""
-        path = Path(source) / CONFIG if Path(source).is_dir() else Path(str(cached_file(str(source), CONFIG)))
-        return cls(orjson.loads(path.read_bytes()))
+        """Load the processor of a folder or id.
+
+        Raises:
+            OSError: it has none.
+            ValueError: its processor is not installed.
+        """
+        return cls(load_image_processor(source))
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the settings."""
-        (folder / CONFIG).write_bytes(orjson.dumps(self.settings, option=orjson.OPT_INDENT_2))
+        """Write the settings as transformers has them."""
+        self.processor.save_pretrained(folder)
 
     def __call__(
         self, image_YXC: NDArray[np.uint8], rng: np.random.Generator | None = None, *, flip: bool = False
     ) -> Tensor:
-        """Return a uint8 RGB image as float32 [C, high, wide], normalised; `rng` augments it."""
-        pixels_CYX = torch.from_numpy(np.array(image_YXC)).permute(2, 0, 1)[None].float() / 255
-        pixels_CYX = F.interpolate(pixels_CYX, (self.high, self.wide), mode="bilinear", antialias=True)[0].clamp(0, 1)
-        if rng is not None:
-            pixels_CYX = changed(pixels_CYX, rng, flip=flip)
-        return (pixels_CYX - self.mean_C11) / self.std_C11
+        """Return a uint8 RGB image as float32 [C, high, wide], by the processor's settings; `rng` augments it."""
+        return self._read(image_YXC if rng is None else self._changed(image_YXC, rng, flip=flip))
+
+    def _read(self, image_YXC: NDArray[np.uint8]) -> Tensor:
+        made = self.processor(np.ascontiguousarray(image_YXC), return_tensors="pt", input_data_format="channels_last")
+        pixels: Tensor = made["pixel_values"][0]
+        return pixels.float()
+
+    def _changed(self, image_YXC: NDArray[np.uint8], rng: np.random.Generator, *, flip: bool) -> NDArray[np.uint8]:
+        """Change a picture at no more than twice the resolution that the model sees."""
+        pixels_CYX = torch.from_numpy(np.array(image_YXC)).permute(2, 0, 1).float() / 255
+        scale = DETAIL * max(self.high, self.wide) / min(pixels_CYX.shape[1:])
+        if scale < 1:
+            size = [max(1, round(edge * scale)) for edge in pixels_CYX.shape[1:]]
+            pixels_CYX = F.interpolate(pixels_CYX[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+        moved_CYX = changed(pixels_CYX, rng, flip=flip)
+        moved: NDArray[np.uint8] = (moved_CYX * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return moved
 
 
-def _size(size: Any) -> tuple[int, int]:
-    if isinstance(size, Mapping):
-        edge = size.get("shortest_edge", 224)
-        return int(size.get("height", edge)), int(size.get("width", edge))
-    return int(size), int(size)
+def tiles_of(image_YXC: NDArray[np.uint8], count: int) -> list[NDArray[np.uint8]]:
+    """Return the whole picture, and `count` rows and columns of tiles that overlap by a quarter; the picture alone for 1."""
+    if count == 1:
+        return [image_YXC]
+    spans = [_spans(edge, count) for edge in image_YXC.shape[:2]]
+    return [image_YXC, *(image_YXC[top:bottom, left:right] for top, bottom in spans[0] for left, right in spans[1])]
+
+
+def _spans(edge: int, count: int) -> list[tuple[int, int]]:
+    size = math.ceil(edge / (1 + (count - 1) * (1 - OVERLAP)))
+    return [(round(at), round(at) + size) for at in np.linspace(0, edge - size, count)]
 
 
 def changed(pixels_CYX: Tensor, rng: np.random.Generator, *, flip: bool) -> Tensor:

@@ -106,6 +106,9 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
 @click.option("--max-length", type=int, help="Tokens that the model reads at once; default: by the kind of task.")
 @click.option("--max-new-tokens", type=int, help="Length limit of generated text, in tokens; default: 64.")
 @click.option("--window-s", type=float, help="Seconds of sound that the model hears at once; default: by the sounds.")
+@click.option(
+    "--tiles", type=int, help="Pictures: rows and columns of tiles that are read besides the whole; default: 1, none."
+)
 @click.option("--adapter", is_flag=True, default=None, help="With --mode lora: store the adapter and its base as well.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
 @click.option("--patience", type=int, help="Epochs without a better validation metric after which training stops.")
@@ -132,6 +135,7 @@ def finetune(train_file: Path, **options: Any) -> None:
         "max_length",
         "max_new_tokens",
         "window_s",
+        "tiles",
         "threshold",
     )
     for name in positive:

@@ -29,6 +29,7 @@ from learners.config import EncoderSettings
 from learners.model.encoders import modulation_spectrum, utterance
 from learners.model.encoders.base import Encoder, Inputs, Run
 from learners.model.encoders.bundled import resolve
+from learners.model.encoders.image_processor import load_image_processor, scaling
 from learners.model.encoders.preprocess import HOP, RATE_HZ, Mel, normalised, resize, tokenize, upload, window
 from learners.model.encoders.towers import (
     AudioTower,
@@ -95,18 +96,22 @@ class VisionEncoder(_Tower):
 
     modality: Modality = "image"
 
-    def __init__(self, model: Any, options: Mapping[str, Any], tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, options: Mapping[str, Any], processor: Any, tokens: int, device: torch.device
+    ) -> None:
         self.size = picture_size(options, model.config)
-        mean, std = (list(options.get(key, [0.5] * 3)) for key in ("image_mean", "image_std"))
+        mean, std, self._flips = scaling(processor) if processor is not None else ([0.5] * 3, [0.5] * 3, False)
         tower = VisionTower(model, tokens, self.size, mean, std)
         self.columns = tower.columns.shape[1]
         for convolution in (m for m in tower.modules() if isinstance(m, nn.Conv2d)):
             convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
-        super().__init__(tower, tokens, tower.width, device, {"size": self.size, "mean": mean, "std": std})
+        shaping = {"size": self.size, "mean": mean, "std": std} | ({"channels": "BGR"} if self._flips else {})
+        super().__init__(tower, tokens, tower.width, device, shaping)
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
         """Return pictures as uint8 B,3,Y,X."""
-        return (resize([r.image for r in readings if isinstance(r, Frame)], self.size, self.device),)
+        pixels_BCYX = resize([r.image for r in readings if isinstance(r, Frame)], self.size, self.device)
+        return (pixels_BCYX.flip(1) if self._flips else pixels_BCYX,)
 
     def examples(self) -> list[Inputs]:
         """Return one picture with smooth structure."""
@@ -129,7 +134,9 @@ class AudioEncoder(_Tower):
             tower = AudioTower(whisper_encoder(model, frames), tokens, torch.zeros(1, bands, frames))
         else:
             tower = AudioTower(model, tokens, torch.zeros(1, self.samples))
-        super().__init__(tower, tokens, tower.width, device, {"samples": self.samples})
+        self._normalises = getattr(extractor, "do_normalize", None) is not False
+        shaping = {"samples": self.samples} | ({} if self._normalises else {"normalised": False})
+        super().__init__(tower, tokens, tower.width, device, shaping)
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
         """Return log-mel energies B,M,F, or normalised samples B,N.
@@ -144,7 +151,9 @@ class AudioEncoder(_Tower):
 
     def _features(self, sound_BN: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:
         x_BN = upload(sound_BN, self.device)
-        return normalised(x_BN) if self.mel is None else self.mel(x_BN)
+        if self.mel is not None:
+            return self.mel(x_BN)
+        return normalised(x_BN) if self._normalises else x_BN
 
     def examples(self) -> list[Inputs]:
         """Return one rising tone."""
@@ -178,7 +187,8 @@ class LanguageEncoder(_Tower):
 
 def picture_size(options: Mapping[str, Any], config: Any) -> tuple[int, int]:
     """Return height and width of the training pictures, from the preprocessor's options or the configuration."""
-    size = options.get("crop_size") or options.get("size") or getattr(config, "vision_config", config).image_size
+    crop = options.get("crop_size") if options.get("do_center_crop") is not False else None
+    size = crop or options.get("size") or getattr(config, "vision_config", config).image_size
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
         return (edge, edge) if edge else (size["height"], size["width"])
@@ -209,11 +219,12 @@ def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window
     model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
     config, name = model.config, getattr(model, "main_input_name", "")
     if name == "pixel_values" or hasattr(config, "vision_config"):
-        return VisionEncoder(model, _options(BaseImageProcessor.get_image_processor_dict, source), tokens, device)
+        options = _options(BaseImageProcessor.get_image_processor_dict, source)
+        return VisionEncoder(model, options, load_image_processor(source) if options else None, tokens, device)
     if name == "input_features":
         return AudioEncoder(model, _whisper_extractor(source), tokens, window_s, device)
-    if name == "input_values":
-        return AudioEncoder(model, None, tokens, window_s, device)
+    if name == "input_values" and config.model_type != "audio-spectrogram-transformer":
+        return AudioEncoder(model, _sample_extractor(source), tokens, window_s, device)
     if name == "input_ids" and hasattr(config, "hidden_size"):
         return LanguageEncoder(model, AutoTokenizer.from_pretrained(source), _limit(source, config), device)
     raise UnknownArchitecture(
@@ -241,6 +252,14 @@ def _whisper_extractor(source: Path | str) -> Any:
     from transformers import WhisperFeatureExtractor  # noqa: PLC0415 - seconds to import, for one kind of model only
 
     return WhisperFeatureExtractor(**_options(FeatureExtractionMixin.get_feature_extractor_dict, source))
+
+
+def _sample_extractor(source: Path | str) -> Any:
+    """Return the extractor of a model that reads samples; None where it has none."""
+    from transformers import Wav2Vec2FeatureExtractor  # noqa: PLC0415 - as above
+
+    options = _options(FeatureExtractionMixin.get_feature_extractor_dict, source)
+    return Wav2Vec2FeatureExtractor(**options) if options else None
 
 
 def _limit(source: Path | str, config: Any) -> int:
