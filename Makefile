@@ -70,10 +70,12 @@ clean: ## remove the virtual environment and every build product
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# first what builds packages from source: a build environment of pip's own would be filled without hashes
-$(VENV)/.run: pyproject.toml constraints-build.txt constraints.txt constraints-cuda.txt | $(VENV)/bin/python debian-run
+# first what builds packages from source: a build environment of pip's own would be filled without hashes. Then the small build
+# of torch, where pip has been given one (find-links, or another index); elsewhere constraints.txt brings the one with CUDA.
+$(VENV)/.run: pyproject.toml constraints-build.txt constraints-cpu.txt constraints.txt constraints-cuda.txt | $(VENV)/bin/python debian-run
 	@echo "Installing reflexd and its models into $(VENV); the first time takes a few minutes."
 	$(HASHED) constraints-build.txt
+	$(HASHED) constraints-cpu.txt 2>/dev/null || true
 	$(HASHED) constraints.txt
 	! $(NEEDS_CUDA) || $(HASHED) constraints-cuda.txt
 	$(PIP) --editable .

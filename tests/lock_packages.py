@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
     "constraints-build.txt": "What builds the packages without a wheel and installs this project. `make lock` wrote it.",
+    "constraints-cpu.txt": "A build of torch without CUDA, taken where pip finds it. `make lock` wrote it.",
     "constraints.txt": "Exact versions and hashes of what `make run` installs. `make lock` wrote it; ranges are in pyproject.toml.",
     "constraints-cuda.txt": "What torch needs beside constraints.txt where its build is for CUDA. `make lock` wrote it.",
     "constraints-test.txt": "What `make test` installs beside constraints.txt. `make lock` wrote it.",
@@ -25,8 +26,8 @@ BUILD = ("setuptools", "setuptools-scm", "wheel")
 """`seqeval` asks for `setuptools-scm` while it is built."""
 RUN, TEST = ("chat", "simulation", "embedded"), ("export", "fleet", "test")
 CUDA = re.compile(r"^(cuda|nvidia|triton)\b")
-ELSEWHERE = {"torch": ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",)}
-"""Hashes of files outside the package index: torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl."""
+ELSEWHERE = {"torch==2.13.0+cpu": ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",)}
+"""Builds that the package index does not have. This one is for Python 3.11 on x86_64 with manylinux_2_28."""
 ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+)")
 
 
@@ -52,10 +53,13 @@ def compiled(*arguments: str, pins: Path, given: str = "") -> dict[str, str]:
     return entries(done.stdout)
 
 
-def with_other_hashes(name: str, lines: str) -> str:
-    """Add the hashes of files that the index does not have."""
-    hashes = [f"--hash=sha256:{each}" for each in ELSEWHERE.get(name, ()) if each not in lines]
-    return lines.rstrip("\n") + "".join(f" \\\n    {each}" for each in hashes) + "\n"
+def without_cuda(torch: str) -> dict[str, str]:
+    """Return the lines of the builds of this version of torch that the index does not have."""
+    found = {pin: hashes for pin, hashes in ELSEWHERE.items() if torch.startswith(pin.split("+")[0] + " ")}
+    return {
+        pin.split("==")[0]: " \\\n    ".join((pin, *(f"--hash=sha256:{h}" for h in hashes))) + "\n"
+        for pin, hashes in found.items()
+    }
 
 
 def locked(*, upgrade: bool) -> dict[str, dict[str, str]]:
@@ -77,11 +81,10 @@ def locked(*, upgrade: bool) -> dict[str, dict[str, str]]:
         build = compiled("-", pins=file, given="\n".join(BUILD))
     bundled = "\n".join(project["optional-dependencies"]["bundled"])
     run |= compiled("--no-deps", "-", pins=Path("/dev/null"), given=bundled)
-    run = {name: with_other_hashes(name, lines) for name, lines in run.items()}
     cuda = {name: lines for name, lines in run.items() if CUDA.match(name)}
     run = {name: lines for name, lines in run.items() if name not in cuda}
     test = {name: lines for name, lines in everything.items() if name not in run and name not in cuda}
-    return dict(zip(FILES, (build, run, cuda, test), strict=True))
+    return dict(zip(FILES, (build, without_cuda(run["torch"]), run, cuda, test), strict=True))
 
 
 def main() -> None:
