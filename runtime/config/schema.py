@@ -88,12 +88,13 @@ class Credentials(Settings):
 
     stop: str | None = Field(
         None,
-        description="user of the second listener to the stop, with the same password. Without it, and with `requests`, there is "
-        "no second listener",
+        description="user of the connection for the stop alone, with the same password: of the gate's second listener, or of the "
+        "dashboard. Without it, the gate has no second listener where `requests` is set, and the dashboard sends the stop on its "
+        "first connection",
     )
 
     def for_stop(self) -> Credentials:
-        """Return the user of the second listener to the stop."""
+        """Return the user of the connection for the stop."""
         return self if self.stop is None else Credentials(username=self.stop, password=self.password)
 
     def for_requests(self) -> Credentials:

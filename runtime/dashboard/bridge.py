@@ -1,7 +1,8 @@
-"""Connect the page to the broker twice: once for control, once for images and sound while a browser shows them.
+"""Connect the page to the broker: once for control, once for the stop, once for images and sound while a browser shows them.
 
 Messages go into the state, commands go to the broker. While a browser shows streams, the bridge publishes `preview/subscribe` every 2 s:
-the agent previews these streams and no others. The state of the connection is a section of the state like any other.
+the agent previews these streams and no others. The state of the connection is a section of the state like any other. The connection
+of the stop receives its own responses and nothing else, so that no flood of messages delays a press.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from runtime.config.schema import Credentials
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Connection, Message, MqttLost
 from runtime.mqtt.models import wild
@@ -28,6 +30,15 @@ RETAINED = ("status", "info", "act/+/state", "hold/+")
 LIVE = ("health", "decision", "event", "reward", "proposal/+", "task/+", "act/+/set")
 
 
+def has_own_stop(login: Credentials | None) -> bool:
+    """Return whether the stop can have its own connection.
+
+    A broker that uses the user name as client id would end the session of `control` for a second one of the same user. `stop`
+    therefore names a user of its own.
+    """
+    return login is None or login.stop is not None
+
+
 class Unreachable(Exception):  # noqa: N818 - reads as what happened
     """Broker or agent did not respond; `str` names which."""
 
@@ -41,12 +52,15 @@ class MqttBridge:
     state: ViewState
     watched: Callable[[], list[str]]
     control: Connection = field(init=False)
+    stop: Connection = field(init=False)
+    """Sends the stop. It is `control` where the broker would take both for one client."""
     watch_changed: asyncio.Event = field(default_factory=asyncio.Event)
     instance: str = field(default_factory=lambda: secrets.token_hex(6))
     _extra: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.control = self._connection("page", on_connection_change=self._link)
+        self.stop = self._connection("page-stop") if has_own_stop(self.address.credentials) else self.control
         for name in RETAINED:
             self.control.subscribe(self.topics(name), self._take, retained="send")
         for name in LIVE:
@@ -61,12 +75,16 @@ class MqttBridge:
         address = self.address
         if what == "media" and address.credentials is not None:
             address = replace(address, credentials=address.credentials.for_media())
+        if what == "page-stop" and address.credentials is not None:
+            address = replace(address, credentials=address.credentials.for_stop())
         return Connection(address, identifier, on_connection_change=on_connection_change, max_packet=MAX_PACKET)
 
     async def run(self) -> None:
-        """Keep both connections until cancelled."""
+        """Keep the connections until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.control.run(), name="page control")
+            if self.stop is not self.control:
+                group.create_task(self.stop.run(), name="page stop")
             group.create_task(self._watching(), name="page watch")
             group.create_task(self._report_trouble(), name="page trouble")
 
@@ -152,15 +170,17 @@ class MqttBridge:
     async def request(self, parts: tuple[str, ...], body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Publish on the topic below the agent's own that `parts` name; return the `data` of the response.
 
+        The stop has its own connection, and takes the one for control only while its own is down.
+
         Raises:
             Unreachable: no broker, no response, or the reason for a refusal.
         """
         what = " ".join(parts)
-        reply_to = self.topics("response", "page", self.instance)
+        is_stop = parts == ("stop",) and self.stop.connected
+        line = self.stop if is_stop else self.control
+        reply_to = self.topics("response", "page-stop" if is_stop else "page", self.instance)
         try:
-            answer = await self.control.request(
-                self.topics(*parts), encode(body), reply_to=reply_to, timeout_s=timeout_s
-            )
+            answer = await line.request(self.topics(*parts), encode(body), reply_to=reply_to, timeout_s=timeout_s)
             response = parse(answer.payload, 1_048_576)
         except MqttLost as lost:
             raise Unreachable(f"{what}: not sent: {lost}") from None

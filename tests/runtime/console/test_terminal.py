@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from io import StringIO
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def shipped(tmp_path: Path) -> Iterator[Mosquitto]:
     passwords.touch()
     tool = shutil.which("mosquitto_passwd")
     assert tool, "mosquitto_passwd is missing: apt-get install mosquitto"
-    for user in [*LOGINS.values(), "page-media"]:
+    for user in [*LOGINS.values(), "page-media", "page-stop"]:
         subprocess.run([tool, "-b", str(passwords), user, canaries.MQTT], check=True, capture_output=True)
     shutil.copy(FOLDER / "acl", folder / "acl")
     port = free_port()
@@ -70,6 +71,7 @@ def shipped(tmp_path: Path) -> Iterator[Mosquitto]:
 
 def logins(port: int) -> str:
     own = {client: {"username": user, "password": canaries.MQTT} for client, user in LOGINS.items()}
+    own["dashboard"] |= {"media": "page-media", "stop": "page-stop"}
     return json.dumps({"url": f"mqtt://127.0.0.1:{port}", **own})
 
 
@@ -84,11 +86,14 @@ async def test_the_page_and_every_tool_stay_connected_with_the_shipped_broker(
         subscribe(loaded, "status", LatestMessages()),
         connect(loaded, "request"),
     )
-    async with running(top), running(once), running(request), running(bridge.control):
+    links = (top, once, request, bridge.control, bridge.stop, bridge._connection("media"))
+    async with AsyncExitStack() as all_of_them:
+        for link in links:
+            await all_of_them.enter_async_context(running(link))
         for _ in range(15):
-            await bridge.control.publish("reflexd/demo/stop", b'{"engaged": true}')
+            await bridge.stop.publish("reflexd/demo/stop", b'{"engaged": true}')
             await request.publish("reflexd/demo/request/explain", b"{}")
-        assert all(link.connects == 1 and link.connected for link in (top, once, request, bridge.control))
+        assert all(link.connects == 1 and link.connected for link in links)
 
 
 async def test_of_two_tops_with_one_login_one_ends_and_names_the_reason(tmp_path: Path, shipped: Mosquitto) -> None:

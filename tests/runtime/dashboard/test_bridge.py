@@ -12,14 +12,17 @@ import aiohttp
 import canaries
 import pytest
 from wire_helpers import address
+from wire_helpers import running as connected
 
 from fakes import Mosquitto, free_port, listening
 from fakes_agent import FakeAgent, running
 from runtime.config.loader import load
+from runtime.config.schema import Credentials
 from runtime.dashboard.__main__ import main, until_signal
 from runtime.dashboard.bridge import MqttBridge, Unreachable
 from runtime.dashboard.state import ViewState
-from runtime.mqtt.topics import Topics
+from runtime.mqtt import Address, Connection
+from runtime.mqtt.topics import Topics, encode
 
 
 async def comes(condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
@@ -99,6 +102,43 @@ async def test_commands_are_answered_refused_or_time_out_in_words(broker: Mosqui
     async with linked(broker, []) as (bridge, _):
         with pytest.raises(Unreachable, match="no agent took it"):
             await bridge.request(("request", "checkpoints"), {}, 0.3)
+
+
+async def test_a_stop_needs_no_other_connection_than_its_own(broker: Mosquitto) -> None:
+    topics = Topics("demo")
+    bridge = MqttBridge(Address("127.0.0.1", broker.port), topics, ViewState(topics), list)
+    engaged = {"stopped": True, "armed": False}
+    async with running(broker.url):
+        async with connected(bridge.stop):  # whatever floods the other one, or keeps it from the broker
+            assert await bridge.request(("stop",), {"engaged": True}, 10) == engaged
+            with pytest.raises(Unreachable, match="not sent"):
+                await bridge.request(("request", "checkpoints"), {}, 1)
+        async with connected(bridge.control):  # while it has none of its own
+            assert await bridge.request(("stop",), {"engaged": True}, 10) == engaged
+
+
+async def test_a_flood_of_what_the_page_shows_is_not_before_the_stop(broker: Mosquitto) -> None:
+    topics = Topics("demo")
+    bridge = MqttBridge(Address("127.0.0.1", broker.port), topics, ViewState(topics), list)
+    flood = Connection(Address("127.0.0.1", broker.port), "flood", max_outgoing=500)
+    async with running(broker.url), connected(bridge.stop), connected(bridge.control), connected(flood):
+        for k in range(500):
+            flood.enqueue("reflexd/demo/event", encode({"type": "t", "stamp": k, "data": {"filling": "x" * 2_000}}))
+        assert (await bridge.request(("stop",), {"engaged": True}, 10))["stopped"] is True
+        assert list(bridge.stop._inbound.subscriptions) == [f"reflexd/demo/response/page-stop/{bridge.instance}"]
+
+
+@pytest.mark.parametrize(
+    ("login", "own"), [({}, False), ({"media": "page-media"}, False), ({"stop": "page-stop"}, True)]
+)
+def test_a_login_without_a_user_for_the_stop_has_one_connection(login: dict[str, str], own: bool) -> None:
+    topics = Topics("demo")
+    user = Credentials.model_validate({"username": "page", "password": canaries.MQTT} | login)
+    bridge = MqttBridge(Address("127.0.0.1", 1, user), topics, ViewState(topics), list)
+    assert (bridge.stop is not bridge.control) is own
+    if own:
+        assert bridge.stop.address.credentials is not None
+        assert bridge.stop.address.credentials.username == "page-stop"
 
 
 async def test_whatever_is_retained_the_page_goes_on(broker: Mosquitto) -> None:
