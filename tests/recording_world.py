@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import orjson
 import tinymodels
 import torch
 from prometheus_client import CollectorRegistry
@@ -29,7 +30,7 @@ from runtime.control.inbox import Inbox
 from runtime.control.tick import ControlLoop, Utterances
 from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.inference.build import build_engine
-from runtime.inference.engine import Engine
+from runtime.inference.engine import UNTRAINED, Engine
 from runtime.monitoring.metrics import Metrics
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.topics import Topics
@@ -67,12 +68,17 @@ def config_of(folder: Path) -> Config:
 
 
 class Silent:
-    """A connection that carries nothing."""
+    """A connection that carries nothing, and remembers the events."""
 
     connected, connects = False, 0
 
-    def enqueue(self, *_: object, **__: object) -> None:
-        """Drop it."""
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def enqueue(self, topic: str, payload: bytes, **_: object) -> None:
+        """Drop it, unless it is an event."""
+        if topic.endswith("/event"):
+            self.events.append(orjson.loads(payload))
 
 
 class World:
@@ -103,8 +109,8 @@ class World:
         """Start the agent once and make recordings, one after the other."""
         checkpoints = open_checkpoints(self.config.state_dir, self.config.promotion)
         engine = await asyncio.to_thread(build_engine, self.config, checkpoints)
-        await engine.switch(self.chance.choice(self.versions))
-        stage = _Stage(self, engine)
+        await engine.switch(self.chance.choice([*self.versions, UNTRAINED]))
+        stage = Stage(self, engine)
         for _ in range(recordings):
             await stage.ticks(self.chance.randrange(1, 15), begin=True)
             await stage.ticks(self.chance.randrange(8, 25))
@@ -117,7 +123,7 @@ class World:
         return await asyncio.to_thread(replay_file, path, self.config)
 
 
-class _Stage:
+class Stage:
     """One session."""
 
     def __init__(self, world: World, engine: Engine) -> None:
@@ -126,7 +132,8 @@ class _Stage:
         self.inbox = Inbox(world.config.streams)
         self.updater = EncoderUpdater(world.config, engine, lambda *_: None)
         metrics = Metrics(CollectorRegistry(), agent="a", version=version("reflexd"))
-        self.reporter = Reporter(Silent(), Topics("a"), metrics)  # type: ignore[arg-type]
+        self.link = Silent()
+        self.reporter = Reporter(self.link, Topics("a"), metrics)  # type: ignore[arg-type]
         self.control: Any = ControlLoop(
             session=f"{world.chance.randrange(1 << 40):x}",
             pacer=Pacer(PERIOD_S, self.clock),
@@ -140,7 +147,7 @@ class _Stage:
             utterances=Utterances(),
             listeners=[self.reporter.ticked],
         )
-        self.controller = RecordingController(world.config, self.control, self.reporter)
+        self.controller = RecordingController(world.config, self.control, self.reporter, self.clock.now)
         self.begun: asyncio.Task[Any] | None = None
         self.begin_at = (-1, 0)
 
@@ -175,7 +182,7 @@ class _Stage:
     def _sense(self) -> None:
         """New readings now and then; both streams go missing at times."""
         now_s, n = self.clock.now(), self.count
-        if n % 23 < 19:
+        if n % 23 < 19 and self.chance.random() < 0.7:
             values = np.array([np.sin(n / 5), self.chance.random()], np.float32)
             self.inbox.put(Telemetry("joints", now_s, n, ("q", "v"), values))
         if n % 31 < 20 and self.chance.random() < 0.3:
@@ -183,7 +190,7 @@ class _Stage:
 
     async def _change(self) -> None:
         """Swap the policy or the encoder between two ticks, at times both."""
-        if self.chance.random() < 0.08:
+        if self.chance.random() < 0.08 and self.world.versions:
             await self.engine.switch(self.chance.choice(self.world.versions))
         if self.chance.random() < 0.02 and self.world.swaps < 2:
             self.world.swaps += 1

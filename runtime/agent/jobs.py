@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 
 from runtime.agent.components import Components
-from runtime.mqtt.rpc import RequestFailed
 from runtime.process.http_server import serve_metrics
 from sensors.base import Sensor
 
@@ -19,7 +18,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
-    """Return every task of the agent by its name; each runs until cancelled, but for `recording` and `policy spec`."""
+    """Return every task of the agent by its name; each runs until cancelled, but for `policy spec`."""
     running: dict[str, Coroutine[Any, Any, None]] = {
         "control mqtt": parts.control.run(),
         "media mqtt": parts.media.run(),
@@ -32,6 +31,7 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         "encoders": parts.encoder_updater.run(),
         "learner events": parts.learner_events.run(),
         "requests": parts.requests.run(),
+        "recording": parts.requests.recording.run(),
         "policy spec": _write_spec(parts),
         "storage": parts.storage.run(),
         "health": parts.reporter.health(parts.health),
@@ -47,8 +47,6 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         running["home assistant"] = parts.announcer.run()
     if parts.config.metrics is not None:
         running["metrics"] = serve_metrics(parts.registry, partial(unready, parts), parts.config.metrics.listen)
-    if parts.config.record.enabled:
-        running["recording"] = _record(parts)
     return running
 
 
@@ -62,14 +60,6 @@ async def _write_spec(parts: Components) -> None:
             await asyncio.sleep(SPEC_RETRY_S)
         else:
             return
-
-
-async def _record(parts: Components) -> None:
-    """Start the recording that `record.enabled` asks for; `request/record` ends it."""
-    try:
-        await parts.requests.recording.begin()
-    except RequestFailed as failed:
-        _LOG.error("recording.failed", reason=str(failed))
 
 
 def unready(parts: Components) -> list[str]:

@@ -245,7 +245,12 @@ class RecordSettings(Settings):
     """Settings of session recordings (MCAP)."""
 
     enabled: bool = Field(False, description="start a recording when the agent starts; `reflexd record off` ends it")
-    max_gb: float = Field(2.0, gt=0, description="size in GB at which a recording ends")
+    max_gb: float = Field(2.0, gt=0, description="size in GB at which a recording ends, or of all recordings together")
+    when_full: Literal["end", "delete_oldest"] = Field(
+        "end",
+        description="at `max_gb`, `end` ends the recording. With `delete_oldest` the recording continues in another file at "
+        "each eighth of it, and the oldest files are deleted, so that all recordings together stay below it",
+    )
 
 
 class StorageSettings(Settings):

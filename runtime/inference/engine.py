@@ -214,7 +214,8 @@ class Engine:
     @torch.inference_mode()
     def _pack(self) -> EngineSnapshot:
         live = self._live
-        rows, continuous = self._past.pack(), live.policy.heads.continuous
+        rows = self._past.pack(states=live.version == UNTRAINED)
+        continuous = live.policy.heads.continuous
         rows |= {} if continuous is None else continuous.exploration_state()
         rows |= self._statistics.pack()
         # cloned: the first ticks of an episode appear in the history more than once, and safetensors refuses shared memory
@@ -228,7 +229,7 @@ class Engine:
         rows = {name: x.to(self.device) for name, x in safetensors.torch.load(data).items()}
         with torch.inference_mode():
             self._statistics.unpack(rows)
-            self._past.unpack(rows, self._live.fuse)
+            self._past.unpack(rows, self._live.fuse, states=self._live.version == UNTRAINED)
         continuous = self._live.policy.heads.continuous
         if continuous is not None:
             continuous.restore_exploration(rows)

@@ -1,7 +1,7 @@
 """Hold the observation history of a decision: the features of the last ticks and their fused states.
 
 Belongs to the inference thread. The features are stored; states follow from them and the acting weights, so that new weights
-fuse the history again, as they were trained. H ticks of history, D width of a state, B batch (1).
+fuse the history again, as they were trained. Those of untrained weights also depend on the input statistics of their tick. H ticks of history, D width of a state, B batch (1).
 """
 
 from __future__ import annotations
@@ -59,15 +59,17 @@ class ObservationHistory:
         """Return the features of the last H ticks, oldest first."""
         return tuple(self._features)
 
-    def pack(self) -> dict[str, Tensor]:
-        """Return the features as named tensors."""
+    def pack(self, *, states: bool) -> dict[str, Tensor]:
+        """Return the features as named tensors; with their states where these do not follow from features and weights alone."""
         rows = {f"{h}/tokens/{k}": x for h, f in enumerate(self._features) for k, x in f.tokens.items()}
         for h, features in enumerate(self._features):
             rows |= {f"{h}/present": features.present, f"{h}/ages": features.ages}
+        if states:
+            rows |= {f"{h}/state": state for h, state in enumerate(self._states)}
         return rows
 
-    def unpack(self, rows: Mapping[str, Tensor], fuse: Run) -> None:
-        """Restore what `pack` returned.
+    def unpack(self, rows: Mapping[str, Tensor], fuse: Run, *, states: bool) -> None:
+        """Restore what `pack` returned; with `states` its states where it has them.
 
         Raises:
             KeyError: a tensor of a tick is missing.
@@ -77,7 +79,8 @@ class ObservationHistory:
             tokens = {name: rows[f"{h}/tokens/{name}"] for name in self._names}
             features = Features(tokens, rows[f"{h}/present"], rows[f"{h}/ages"])
             self._features.append(features)
-            self._states.append(self._fused(features, fuse))
+            packed = rows.get(f"{h}/state") if states else None
+            self._states.append(self._fused(features, fuse) if packed is None else packed)
 
     def _fused(self, features: Features, fuse: Run) -> Tensor:
         return fuse(features.present, features.ages, *(features.tokens[name] for name in self._names))

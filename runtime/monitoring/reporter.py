@@ -101,6 +101,7 @@ class Reporter:
             "explore": ticked.explore,
             "encoders": ticked.decided.encoders,
             "ages_s": dict(observation.ages_s),
+            "fresh": sorted(observation.fresh),
             "used": {name: reading.seq for name, reading in observation.readings.items()},
             "outcomes": {name: asdict(outcome) for name, outcome in ticked.verdict.outcomes.items()}
             if ticked.verdict

@@ -2,13 +2,14 @@
 
 The tick hands over what it has; a thread encodes and writes. A full queue drops the newcomer and counts it. Every tick has a
 number, so that a replay finds a gap. A chunk is written at least every `CHUNK_S`: a crash costs no more. At the size limit, or
-when the disk refuses, the recording ends with an event. The file opens in Foxglove and with the `mcap` package; `reader.py`
-reads it back.
+when the disk refuses, the file ends with an event; `runtime/requests/record.py` continues in another file. The file opens in
+Foxglove and with the `mcap` package; `reader.py` reads it back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import queue
 import threading
 import time
@@ -70,13 +71,25 @@ class Recorder:
     max_bytes: int
     emit: Emit = lambda _kind, _data: None
     """Publishes `recording_full`, `recording_failed`, `recording_gap` and `recording_recovered`."""
+    before: Recorder | None = None
+    """The recorder that this one follows; it takes every record too, until this one's file is open: no tick is in neither."""
     dropped: int = 0
     """Records that are not in the file, for whatever reason."""
     written: int = 0
     begun: bool = False
     """The last tick was handed over: later ones bring only what is new, the first one every reading in use."""
+    size_bytes: int = 0
+    """Size of the file, without the chunk that is being filled."""
+    gap: bool = False
+    """Whether a tick is missing between two that are in the file."""
     ended: str = ""
     """Why the recording ended before `close`: the size limit, or an error of the disk."""
+    kind: str = ""
+    """`recording_full` or `recording_failed` for a recording that ended before `close`."""
+    disk_full: bool = False
+    """Whether it ended because the disk has no space."""
+    opened: threading.Event = field(default_factory=threading.Event)
+    """Set once the snapshot is in the file, or the recording has ended."""
     _after_tick: int = -1
     _held: dict[str, Reading] | None = field(default_factory=dict)
     """The newest readings of ticks that are in the snapshot already; None once a later tick is written."""
@@ -109,6 +122,8 @@ class Recorder:
 
     def put(self, item: TickRecord | Note) -> bool:
         """Take one record; False when it was dropped."""
+        if self.before is not None:
+            self.before.put(replace(item, decision=dict(item.decision)) if isinstance(item, TickRecord) else item)
         if isinstance(item, TickRecord):
             item.decision["record"], self._numbers = self._numbers, self._numbers + 1
         if self.ended:
@@ -119,7 +134,7 @@ class Recorder:
         except queue.Full:
             self.dropped += 1
             if isinstance(item, TickRecord):
-                self.begun = False  # its new readings are missing: the next tick brings all in use
+                self.begun, self.gap = False, True  # its new readings are missing: the next tick brings all in use
             self._losses.add("the disk is slower than the recording", 1)
             return False
         self._losses.succeeded()
@@ -136,11 +151,19 @@ class Recorder:
     def _run(self, attachments: dict[str, bytes]) -> None:
         try:
             with written(self.path, ReadingCodec(), MAIN, self.metadata, attachments) as channels:
+                self._flush(channels)
+                self.opened.set()
                 self._write(channels)
                 channels.note("end", {"written": str(self.written), "dropped": str(self.dropped)})
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - the disk, or the encoder: a recording never ends without an event
             self.written, self.dropped = self.written - self._unflushed, self.dropped + self._unflushed
+            self.disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if self.written == 0:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
             self._end("recording_failed", f"the recording cannot be written: {error}")
+        finally:
+            self.opened.set()
 
     def _write(self, channels: Channels) -> None:
         """Write records until `close`, or until the file is as large as it may be.
@@ -151,9 +174,10 @@ class Recorder:
         flushed_s = time.monotonic()
         while True:
             try:
-                item = self._queue.get(timeout=CHUNK_S)
+                item = self._queue.get(timeout=max(0.0, flushed_s + CHUNK_S - time.monotonic()))
             except queue.Empty:
                 self._flush(channels)
+                flushed_s = time.monotonic()
                 continue
             if item is None:
                 return
@@ -176,13 +200,15 @@ class Recorder:
         except (ValueError, TypeError) as error:  # of this record alone: it cannot be encoded
             self.written, self.dropped = self.written - 1, self.dropped + 1
             self._unflushed -= 1
+            if isinstance(item, TickRecord):
+                self.begun, self.gap = False, True
             self._losses.add(str(error), 1)
         if channels.bytes != size:  # the chunk was full
             self._unflushed = 0
 
     def _flush(self, channels: Channels) -> None:
         channels.flush()
-        self._unflushed = 0
+        self._unflushed, self.size_bytes = 0, channels.bytes
 
     def _after_snapshot(self, item: TickRecord | Note) -> TickRecord | Note | None:
         """Leave out ticks that are in the snapshot; their newest readings go with the first tick that is not."""
@@ -198,7 +224,7 @@ class Recorder:
 
     def _end(self, kind: str, reason: str) -> None:
         """End before anyone asked for it; what is queued and what comes later is dropped and counted."""
-        self.ended = reason
+        self.ended, self.kind = reason, kind
         with contextlib.suppress(queue.Empty):
             while True:
                 self.dropped += self._queue.get_nowait() is not None

@@ -121,7 +121,7 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
     if first is None:
         return report
     held: dict[str, Reading] = {}
-    gaps = _Gaps(engine.spec.history - 1, report)
+    gaps = _Gaps(engine, report)
     await _switch(engine, policy or first[1]["policy"], report)
     await engine.restore(recording.attachments())
     for fresh, recorded in track(itertools.chain([first], ticks), "replaying", total=None, disable=not progress):
@@ -140,11 +140,12 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
 class _Gaps:
     """Finds ticks that were dropped, by the numbers of the records."""
 
-    older: int
-    """Ticks before a decision that it depends on."""
+    engine: Engine
     report: ReplayReport
     _next: int | None = None
     _doubtful: int = 0
+    """Decisions to come that depend on a tick in a gap through the history."""
+    _any: bool = False
 
     def comparable(self, recorded: dict[str, Any]) -> bool:
         """Return whether a decision depends on no tick in a gap."""
@@ -152,13 +153,19 @@ class _Gaps:
         if number is not None:
             if self._next is not None and number != self._next:
                 self.report.notes.append(f"gap: {number - self._next} ticks before {recorded['id']} were dropped")
-                self._doubtful = self.older
+                self._doubtful, self._any = self.engine.spec.history, True
             self._next = number + 1
-        if self._doubtful:
-            self._doubtful -= 1
+        self._doubtful = max(0, self._doubtful - 1)
+        if self._doubtful or (self._any and self._remembers(recorded)):
             self.report.not_compared += 1
             return False
         return True
+
+    def _remembers(self, recorded: dict[str, Any]) -> bool:
+        """Return whether a decision depends on every tick before: by excursions, or by the statistics of untrained weights."""
+        head = self.engine.policy.heads.continuous
+        excursions = recorded["explore"] and head is not None and float(head.epsilon) > 0
+        return excursions or self.engine.version == UNTRAINED
 
 
 async def _recall(tuning: EncoderUpdater, encoders: dict[str, str], where: str) -> None:
@@ -200,7 +207,7 @@ def _observation(recorded: dict[str, Any], fresh: list[Reading], held: dict[str,
         readings,
         recorded["ages_s"],
         missing,
-        frozenset(reading.stream for reading in fresh),
+        frozenset(recorded.get("fresh", [reading.stream for reading in fresh])),
     )
 
 

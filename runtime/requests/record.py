@@ -1,13 +1,17 @@
-"""Start and end session recordings that can be replayed.
+"""Start and end session recordings that can be replayed, and continue in another file where one cannot go on.
 
-A recording contains the readings that ticks used and, attached, the observation history of the engine at its start.
+A recording contains the readings that ticks used and, attached, the observation history of the engine at its start. It goes on
+in another file, with a snapshot of its own, after a failed write, after a gap, and at its size limit where the settings say so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -20,14 +24,59 @@ from runtime.mqtt.topics import encode
 from runtime.recording.conditions import conditions
 from runtime.recording.recorder import FORMAT, Recorder
 
+CHECK_S = 0.5
+"""Seconds between two looks at the recording."""
+RETRY_S = 5.0
+"""Seconds between two attempts to continue after a failed write."""
+GAP_S = 60.0
+"""Least seconds of a file before a gap starts another: a slow disk must not be given many small files."""
+EVENT_S = 60.0
+"""Seconds between two events about the same refusing disk."""
+OPEN_S = 5.0
+"""Seconds that a file may take to open."""
+FILES = 8
+"""Files that `record.max_gb` holds where the oldest is deleted."""
+
+
+@dataclass(slots=True)
+class _Total:
+    """What the files of one recording hold that were closed."""
+
+    files: int = 0
+    written: int = 0
+    dropped: int = 0
+    path: str = ""
+    """The newest file that has records."""
+
+    def add(self, recorder: Recorder) -> None:
+        if recorder.written:
+            self.files, self.path = self.files + 1, str(recorder.path)
+        self.written += recorder.written
+        self.dropped += recorder.dropped
+
 
 @dataclass(slots=True)
 class RecordingController:
-    """Starts and ends recordings, one at a time."""
+    """Starts, continues and ends recordings, one at a time."""
 
     config: Config
     control_loop: ControlLoop
     reporter: Reporter
+    clock: Callable[[], float] = time.monotonic
+    _total: _Total = field(default_factory=_Total)
+    _began_s: float = 0.0
+    """When the file was opened, or the last attempt failed."""
+    _event_s: float = -EVENT_S
+    _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def run(self) -> None:
+        """Continue the recording where needed, until cancelled; start it first where `record.enabled` asks for it."""
+        wanted = self.config.record.enabled
+        while True:
+            if wanted and self.reporter.recorder is None:
+                wanted = not await self._begun()
+            await self.check()
+            await asyncio.sleep(RETRY_S if wanted else CHECK_S)
 
     async def begin(self) -> Answer:
         """Begin a new file under `state_dir/recordings`, at the border of two ticks.
@@ -38,8 +87,71 @@ class RecordingController:
         Raises:
             RequestFailed: there is a recording already, or its file cannot be written.
         """
-        if self.reporter.recorder is not None:
-            raise RequestFailed(f"a recording is under way: {self.reporter.recorder.path}")
+        async with self._changing:
+            if self.reporter.recorder is not None:
+                raise RequestFailed(f"a recording is under way: {self.reporter.recorder.path}")
+            self._total = _Total()
+            recorder = await self._start(None)
+        self.reporter.event("recording_started", {"path": str(recorder.path)})
+        return {"path": str(recorder.path)}
+
+    async def end(self) -> Answer:
+        """Close the file.
+
+        Raises:
+            RequestFailed: there is no recording.
+        """
+        async with self._changing:
+            recorder, self.reporter.recorder = self.reporter.recorder, None
+            if recorder is None:
+                raise RequestFailed("there is no recording to end")
+            await asyncio.to_thread(recorder.close)
+            self.control_loop.degraded.pop("recording", None)
+        self._total.add(recorder)
+        total = self._total
+        facts = {"path": str(recorder.path), "written": total.written, "dropped": total.dropped, "files": total.files}
+        if recorder.ended:
+            facts["reason"] = recorder.ended
+        self.reporter.event("recording_ended", facts)
+        return facts
+
+    async def check(self) -> None:
+        """Continue in another file if this one ended, has a gap, or is large enough; delete old files if the settings say so."""
+        async with self._changing:
+            recorder = self.reporter.recorder
+            reason = "" if recorder is None else self._reason_to_continue(recorder)
+            if recorder is None or not reason:
+                return
+            if self._deletes_oldest:
+                await asyncio.to_thread(self._delete_oldest, recorder)
+            self._began_s = self.clock()
+            try:
+                following = await self._start(recorder)
+            except RequestFailed as failed:
+                self._event("recording_failed", {"path": str(recorder.path), "reason": str(failed)})
+                return
+            await asyncio.to_thread(following.opened.wait, OPEN_S)
+            following.before = None
+            await asyncio.to_thread(recorder.close)
+            self._total.add(recorder)
+            if not following.ended:
+                self.control_loop.degraded.pop("recording", None)
+                self._event_s = -EVENT_S
+                data = {"path": str(following.path), "before": self._total.path, "reason": reason}
+                self.reporter.event("recording_continued", data | {"dropped": self._total.dropped})
+
+    async def _begun(self) -> bool:
+        try:
+            await self.begin()
+        except RequestFailed as failed:
+            self.control_loop.degraded["recording"] = str(failed)
+            self._event("recording_failed", {"path": str(self._folder), "reason": str(failed)})
+            return False
+        self.control_loop.degraded.pop("recording", None)
+        return True
+
+    async def _start(self, before: Recorder | None) -> Recorder:
+        """Start a recorder at a tick border; `before` records too until its file is open."""
         engine = self.control_loop.engine
         metadata = {
             "format": FORMAT,
@@ -49,8 +161,8 @@ class RecordingController:
             "spec": engine.spec.to_json().decode(),
             "seed": str(engine.seed),
         }
-        max_bytes = int(self.config.record.max_gb * 1e9)
-        recorder = Recorder(await asyncio.to_thread(self._free_path), metadata, max_bytes, self._emit)
+        limit = 2 * self._file_bytes if self._deletes_oldest else self._max_bytes
+        recorder = Recorder(await self._free_path(), metadata, limit, self._emit, before)
         self.reporter.recorder = recorder
         try:
             snapshot = await engine.snapshot()
@@ -61,39 +173,78 @@ class RecordingController:
             raise RequestFailed(f"cannot record to {recorder.path}: {error}") from None
         finally:
             if not recorder.started:
-                self.reporter.recorder = None
-        self.reporter.event("recording_started", {"path": str(recorder.path)})
-        return {"path": str(recorder.path)}
+                self.reporter.recorder = before
+        self._began_s = self.clock()
+        return recorder
 
-    async def end(self) -> Answer:
-        """Close the file.
+    def _reason_to_continue(self, recorder: Recorder) -> str:
+        """Return why another file is due, or nothing."""
+        waited_s = self.clock() - self._began_s
+        if recorder.kind == "recording_failed":
+            return recorder.ended if waited_s >= RETRY_S else ""
+        if self._deletes_oldest and (recorder.ended or recorder.size_bytes >= self._file_bytes):
+            return f"a file of {self._file_bytes / 1e9:g} GB is complete"
+        if recorder.gap and not recorder.ended and waited_s >= GAP_S:
+            return "records were missing"
+        return ""
 
-        Raises:
-            RequestFailed: there is no recording.
-        """
-        recorder, self.reporter.recorder = self.reporter.recorder, None
-        if recorder is None:
-            raise RequestFailed("there is no recording to end")
-        await asyncio.to_thread(recorder.close)
-        self.control_loop.degraded.pop("recording", None)
-        facts = {"path": str(recorder.path), "written": recorder.written, "dropped": recorder.dropped}
-        if recorder.ended:
-            facts["reason"] = recorder.ended
-        self.reporter.event("recording_ended", facts)
-        return facts
+    @property
+    def _folder(self) -> Path:
+        return self.config.state_dir / "recordings"
 
-    def _free_path(self) -> Path:
-        """Return a path that does not exist yet: two recordings may begin within one second."""
-        folder = self.config.state_dir / "recordings"
+    @property
+    def _max_bytes(self) -> int:
+        return int(self.config.record.max_gb * 1e9)
+
+    @property
+    def _deletes_oldest(self) -> bool:
+        return self.config.record.when_full == "delete_oldest"
+
+    @property
+    def _file_bytes(self) -> int:
+        """Size at which the next file begins, where the oldest is deleted."""
+        return self._max_bytes // FILES
+
+    def _delete_oldest(self, current: Recorder) -> None:
+        """Delete the oldest recordings until there is space for another file within `record.max_gb`; on a full disk one at least."""
+        sizes: dict[Path, os.stat_result] = {}
+        for path in self._folder.glob("*.mcap"):
+            with suppress(OSError):
+                sizes[path] = path.stat()
+        used, deleted = sum(stat.st_size for stat in sizes.values()), 0
+        for path in sorted(sizes.keys() - {current.path}, key=lambda one: (sizes[one].st_mtime, one.name)):
+            if used <= self._max_bytes - self._file_bytes and (deleted or not current.disk_full):
+                break
+            with suppress(OSError):
+                path.unlink()
+                used, deleted = used - sizes[path].st_size, deleted + 1
+        if deleted:
+            self.reporter.event("recordings_deleted", {"deleted": deleted, "used_bytes": used})
+
+    async def _free_path(self) -> Path:
+        """Return a path that does not exist yet: two recordings may begin within one second. Names sort by time."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{self.control_loop.session}"
-        paths = (folder / f"{name}{end}.mcap" for end in ("", *(f"-{n}" for n in range(2, 1_000))))
-        free = next((path for path in paths if not path.exists()), None)
+        paths = (self._folder / f"{name}{end}.mcap" for end in ("", *(f"_{n}" for n in range(2, 1_000))))
+        try:
+            free = await asyncio.to_thread(lambda: next((path for path in paths if not path.exists()), None))
+        except OSError as error:
+            raise RequestFailed(f"cannot record to {self._folder}: {error}") from None
         if free is None:
-            raise RequestFailed(f"{folder}: a thousand recordings began within one second")
+            raise RequestFailed(f"{self._folder}: a thousand recordings began within one second")
         return free
 
     def _emit(self, kind: str, data: dict[str, Any]) -> None:
         """Publish an event of the recorder, from any thread; a recording that ended without a request degrades the agent's status."""
+        if kind == "recording_full" and self._deletes_oldest:
+            return  # it continues
         if kind in ("recording_full", "recording_failed"):
             self.control_loop.degraded["recording"] = data["reason"]
+        self._event(kind, data)
+
+    def _event(self, kind: str, data: dict[str, Any]) -> None:
+        """Publish; a disk that goes on refusing is an event a minute."""
+        if kind == "recording_failed":
+            if self.clock() - self._event_s < EVENT_S:
+                return
+            self._event_s = self.clock()
         self.reporter.event(kind, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -211,16 +211,22 @@ async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
         ]
 
 
+async def _only(running: dict[str, Coroutine[Any, Any, None]], name: str) -> None:
+    """Run one job of the agent."""
+    wanted = running.pop(name)
+    for job in running.values():
+        job.close()
+    await wanted
+
+
 async def test_a_recording_starts_with_the_agent_where_the_settings_ask_for_it(tmp_path: Path) -> None:
     async with agent(tmp_path, Wall(), record=True) as parts:
-        running = jobs(parts)
-        starting = running.pop("recording")
-        for job in running.values():
-            job.close()
-        await starting
+        running = asyncio.create_task(_only(jobs(parts), "recording"))
+        await eventually(lambda: parts.reporter.recorder is not None and parts.reporter.recorder.started)
         for index in range(3):
             await parts.control_loop.tick(index)
         facts = await parts.requests.recording.end()
+        running.cancel()
     recording = Recording(Path(facts["path"]))
     assert recording.metadata()["agent"] == "small"
     assert len(list(recording.ticks())) == 3
@@ -228,11 +234,12 @@ async def test_a_recording_starts_with_the_agent_where_the_settings_ask_for_it(t
 
 async def test_a_recording_that_cannot_start_does_not_end_the_agent(tmp_path: Path) -> None:
     async with agent(tmp_path, Wall(), record=True) as parts:
-        running = jobs(parts)
-        starting = running.pop("recording")
-        for job in running.values():
-            job.close()
-        (tmp_path / "state" / "recordings").write_text("a file where the folder should be")
-        await starting
+        recordings = tmp_path / "state" / "recordings"
+        recordings.write_text("a file where the folder should be")
+        running = asyncio.create_task(_only(jobs(parts), "recording"))
+        await eventually(lambda: "recording" in parts.control_loop.degraded)
         assert parts.reporter.recorder is None
+        assert "cannot record to" in parts.control_loop.degraded["recording"]
         await parts.control_loop.tick(0)
+        assert not running.done(), "it is tried again"
+        running.cancel()
