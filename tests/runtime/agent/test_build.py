@@ -198,7 +198,7 @@ async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
             job.close()
         assert set(running) == {
             *("control mqtt", "media mqtt", "gate", "decoder", "tick", "policy", "experiments", "sources", "encoders"),
-            *("learner events", "requests", "health", "storage", "policy spec"),
+            *("learner events", "requests", "recording", "health", "storage", "policy spec"),
         }
         table = list(routes(parts, Topics("small")))
         verbs = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")
