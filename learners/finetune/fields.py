@@ -67,7 +67,7 @@ def to_row(body: Any, file: Path, line: int, *, place: str | None = None) -> Loc
     """
     where = place or f"{file}:{line}"
     if not isinstance(body, dict):
-        raise DataError(f"{where}: an object is wanted, got {type(body).__name__}")
+        raise DataError(f"{where}: an object is wanted, got {type(body).__name__}; write one object for each example")
     given = {str(key): value for key, value in body.items() if value is not None}
     names = fields_of(given, where)
     example: dict[str, Any] = {names[key]: value for key, value in given.items()}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
 from sensors.codecs import images_pillow
+from sensors.codecs.file_kinds import file_kind
 from sensors.drivers import opencv
 
 MAX_SCANS = 64
@@ -47,7 +48,9 @@ def read_header(payload: bytes) -> Header:
     elif payload.startswith(_PNG):
         header = Header("png", *_png_size(payload))
     else:
-        raise PayloadRefused("not_an_image", "neither JPEG nor PNG")
+        kind = file_kind(payload)
+        seen = "" if kind is None else f", but {kind}"
+        raise PayloadRefused("not_an_image", f"neither JPEG nor PNG{seen}; send the bytes of a JPEG or PNG file")
     if not header.width or not header.height:
         raise PayloadRefused("bad_header", f"a {header.kind} of {header.width} x {header.height} pixels")
     return header

@@ -7,6 +7,7 @@ that its owner kills when frames grow too old. Colour is RGB. Knows neither stre
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import tempfile
@@ -170,6 +171,7 @@ def capture(job: CaptureJob, outbox: FrameSink, stop: threading.Event) -> None:
         try:
             fps = source.get(cv2.CAP_PROP_FPS)
             fps = fps if SANE_FPS[0] < fps < SANE_FPS[1] else 0.0
+            codec = _codec(source.get(cv2.CAP_PROP_FOURCC))
             outbox.opened(fps)
             delivered = _play(source, job, outbox, stop, pace, fps)
         finally:
@@ -177,7 +179,9 @@ def capture(job: CaptureJob, outbox: FrameSink, stop: threading.Event) -> None:
         if stop.is_set() or not job.file:
             return
         if delivered == 0:
-            raise SensorLost("the file holds no picture that can be decoded")
+            raise SensorLost(
+                f"the file holds no picture that can be decoded{codec}; convert it, for instance to H.264 in MP4"
+            )
         if not job.loop:
             return
 
@@ -201,6 +205,12 @@ def _open(cv2: ModuleType, job: CaptureJob) -> Any:
         source.release()
         raise SensorLost(f"its pictures have {pixels:.0f} pixels; max_pixels allows {job.max_pixels}")
     return source
+
+
+def _codec(number: float) -> str:
+    """Name the codec by the four characters of its code, if they are printable."""
+    name = int(number).to_bytes(4, "little", signed=True).decode("latin-1").strip() if math.isfinite(number) else ""
+    return f" (codec {name})" if name and name.isascii() and name.isprintable() else ""
 
 
 @contextmanager

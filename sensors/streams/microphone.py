@@ -18,6 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
+from sensors.codecs.file_kinds import file_kind
 from sensors.config import MicrophoneSettings
 from sensors.drivers.portaudio import BLOCK_S, PlayJob, RecordJob
 from sensors.drivers.process import DriverMessage, Job
@@ -35,15 +36,6 @@ PAUSE_S = 2.0
 """A payload that is later than this follows a pause of its source."""
 SLEW = 1e-3
 """Share by which the sender's clock may differ; lateness that grows at this pace is no loss."""
-_CONTAINERS = {
-    b"RIFF": "WAV",
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"ID3": "MP3",
-    b"FORM": "AIFF",
-    b"\x1aE\xdf\xa3": "WebM",
-}
-"""First bytes of sound files; samples begin like one by chance once in 16 million payloads or more rarely."""
 _FILE = re.compile(r"\.(wav|flac|ogg|oga|opus|mp3|aiff?|au|w64)$", re.IGNORECASE)
 
 
@@ -212,10 +204,11 @@ def pcm(payload: bytes, rate_hz: int) -> NDArray[np.float32]:
     Raises:
         PayloadRefused: `empty`, `container`, `odd_length` or `too_large`.
     """
-    if kind := next((name for start, name in _CONTAINERS.items() if payload.startswith(start)), None):
+    if kind := file_kind(payload):
         raise PayloadRefused(
             "container",
-            f"the payload is a {kind} file; send its samples alone, 16-bit little-endian mono at {rate_hz} Hz",
+            f"the payload is {kind if kind == 'text' else f'a file of the kind {kind}'}; send its samples alone, 16-bit little-endian mono at "
+            f"{rate_hz} Hz",
         )
     if not payload:
         raise PayloadRefused("empty", "the payload is empty")
