@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,10 @@ GONE_PERIODS = 10
 MAX_REWARD = 10_000.0
 """Limit of a reward in the generated settings: an environment is trusted, and its rewards have any size."""
 SHOWN_EPISODES = 20
+CHOICE_BATCH, BATCH = {"batch": 64, "n_step": 3}, {"batch": 256, "n_step": 1}
+"""Of the learner, with and without a choice: the same as in lock-step."""
+REWARD_PERIODS = 3
+"""Periods until a reward has arrived: the environment steps when the command comes, or when its patience ends."""
 ENCODER = "vision"
 
 
@@ -217,7 +222,14 @@ def settings_of(env: gymnasium.Env[Any, Any], agent: str, rate_hz: float | None 
     extra: dict[str, Any] = {"encoders": {ENCODER: {"model": PICTURE_ENCODER}}} if pictures else {}
     policy = {"history": PICTURE_HISTORY if pictures else 1, "gamma": 0.99}
     extra |= {"rewards": [{"name": "environment", "kind": "topic", "clip": MAX_REWARD}]}
-    return body | extra | {"actuators": {one.name: _actuator(one) for one in acts.actuators}, "policy": policy}
+    actuators = {one.name: _actuator(one) for one in acts.actuators}
+    return body | extra | {"actuators": actuators, "policy": policy, "learner": _learner(acts.actuators, rate)}
+
+
+def _learner(actuators: Sequence[Actuator], rate_hz: float) -> dict[str, Any]:
+    """Return batch and n-step returns as `reflexd train` has them, and the delay of a reward that names its decision."""
+    sizes = CHOICE_BATCH if any(isinstance(one, Choice) for one in actuators) else BATCH
+    return {**sizes, "reward_delay_s": math.ceil(1_000 * REWARD_PERIODS / rate_hz) / 1_000}
 
 
 def _stream(space: spaces.Space[Any], rate_hz: float) -> dict[str, Any]:

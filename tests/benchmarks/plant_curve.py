@@ -72,10 +72,8 @@ def settings(environment: str, folder: Path, url: str, seed: int) -> Path:
         [sys.executable, "-m", "runtime.cli", "plant", environment, "--agent", "bench", "--mqtt", url, "--config"],
         check=True, capture_output=True, text=True, cwd=ROOT,
     ).stdout  # fmt: skip
-    config: dict[str, Any] = yaml.safe_load(printed) | {
-        "state_dir": str(folder / "state"),
-        "learner": {"seed": seed},
-    }
+    config: dict[str, Any] = yaml.safe_load(printed)
+    config |= {"state_dir": str(folder / "state"), "learner": {**config["learner"], "seed": seed}}
     path = folder / "settings.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from wire_world import Wire, comparable, lock_step
 
+from actuators.sim.registry import plant_settings
+from learners.gym.trainer import GymTrainer, TrainSettings
 from learners.rl.replay_buffer import ReplayBuffer
+from runtime.config.schema import Config
 
 TICKS = 700
 
@@ -46,6 +50,18 @@ def test_rows_and_batches_are_equal(tmp_path: Path, environment: str) -> None:
         trained_batch.next_features.tokens["state"][: len(usable)][usable & True],
         wired_batch.next_features.tokens["state"],
     )
+
+
+@pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1"])
+def test_the_printed_settings_train_as_lock_step_does(environment: str) -> None:
+    printed = Config.model_validate(plant_settings(environment, agent="wire"))
+    trainer = GymTrainer(lambda: gymnasium.make(environment), seed=0, settings=TrainSettings(memory_bytes=1 << 20))
+    learner = printed.learner
+    assert (learner.batch, learner.n_step) == (trainer.batch, trainer.replay.steps)
+    assert learner.updates_per_step == trainer.settings.updates_per_step
+    assert learner.demonstration_fraction == trainer.settings.demonstrations
+    assert (printed.policy.gamma, printed.policy.history) == (trainer.spec.gamma, trainer.spec.history)
+    assert learner.reward_delay_s * printed.tick.rate_hz == pytest.approx(3, abs=0.1)
 
 
 @pytest.mark.parametrize("overruns", [0.01, 0.05])
