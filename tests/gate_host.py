@@ -139,7 +139,7 @@ async def world_of(folder: Path, broker: Mosquitto, **changes: Any) -> AsyncIter
     async with running(world.outside), running(host.safety), running(host.connection):
         jobs = [
             asyncio.create_task(job)
-            for job in (host.run(), host.latches.run(), host.follow_stop_latch(), operators.serve_reloads())
+            for job in (host.run(), host.latches.run(), host.follow_stop_latch(), operators.serve())
         ]
         host.attach(gate_end)
         try:

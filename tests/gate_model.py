@@ -31,8 +31,8 @@ from runtime.gate.host import GateHost
 from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
 from runtime.gate.status import StatusPublisher
-from runtime.mqtt import Connection, Limit, publisher, subscriber
-from runtime.mqtt.models import PublishMessage
+from runtime.mqtt import Connection, Limit, connection, publisher, subscriber
+from runtime.mqtt.models import Message, PublishMessage
 from runtime.mqtt.topics import Topics
 from runtime.process.systemd import Notifier
 
@@ -187,6 +187,7 @@ class World:
         self.event_types: list[str] = []
         self._patches = [
             mock.patch.object(publisher, "publish", take),
+            mock.patch.object(connection, "publish", take),
             mock.patch.object(subscriber, "time", SimpleNamespace(monotonic=lambda: self.loop.now_s)),
             mock.patch.object(operator_commands, "REQUESTS", Limit(1e6, 1_000_000)),
             mock.patch.object(operator_commands, "OVERRIDES", Limit(1e6, 1_000_000)),
@@ -215,9 +216,7 @@ class World:
         return watched
 
     def close(self) -> None:
-        for line in (self.safety, self.requests):
-            self._drop(line)
-        self.loop.spin(8)
+        self._end_daemon()
         self.loop.close()
         asyncio.set_event_loop(None)
         for patch in self._patches:
@@ -242,6 +241,8 @@ class World:
         host.safety._sender.limit = host.connection._sender.limit = OUTGOING
         self.host, self.mode, self.lost = host, mode, 0
         self.operators = OperatorCommands(host, self._reload)
+        self.serving = self.loop.create_task(self.operators.serve())
+        self.arm_waits = False
         self.safety = Line(host.safety, Client(self._left))
         self.requests = Line(host.connection, Client(self._left))
         self.commanded: dict[str, Value] = {}
@@ -288,6 +289,12 @@ class World:
         self.latch.write("sent while the gate did not listen")
         self.kill(mode)
 
+    def _end_daemon(self) -> None:
+        self.serving.cancel()
+        self._drop(self.safety)
+        self._drop(self.requests)
+        self.loop.spin(8)
+
     def kill(self, mode: str) -> None:
         """kill -9 and a new start, in no time."""
         on_disk = (self.disk.content or {}).get("stopped") or self.latch.found is not None
@@ -295,9 +302,7 @@ class World:
         if unsaved_stop:
             self.check("stopped" not in self.event_types[self.stop_event :], "an announced stop was not on the disk")
             self.stop_in_force = False
-        self._drop(self.safety)
-        self._drop(self.requests)
-        self.loop.spin(8)
+        self._end_daemon()
         self.start(mode)
 
     # --- the broker
@@ -405,9 +410,10 @@ class World:
         if not ignored and not plain:
             self.stop_in_force = True
             self.stop_event = len(self.event_types)
-            self.granted = False
+            self.granted = self.arm_waits = False
         elif plain and not retain and not is_away and not resumed and self.stop_in_force:
-            self.stop_in_force, self.release_without_arm = False, True
+            self.stop_in_force, self.release_without_arm = False, not self.arm_waits
+            self.granted = self.granted or self.arm_waits
         self.arrive(self.safety, TOPICS("stop"), payload, retain=retain)
         if not is_away:
             self.check(self.host.gate.stopped == self.stop_in_force, "the stop is not what was last sent")
@@ -415,22 +421,20 @@ class World:
     def request(self, verb: str, payload: bytes, *, retain: bool = False) -> None:
         """Any request, from the page."""
         self.loop.spin()
-        if (
-            verb == "arm"
-            and payload in (b"", b"{}")
-            and not retain
-            and self.requests.group
-            and not self.host.gate.stopped
-        ):
-            self.granted, self.release_without_arm = True, False
+        is_exact = payload in (b"", b"{}") and not retain and self.requests.group
+        if verb == "arm" and is_exact:
+            self.arm_waits = self.host.gate.stopped
+            if not self.arm_waits:
+                self.granted, self.release_without_arm = True, False
         if verb == "disarm" and not retain and self.requests.group:
             self.disarmed()
-            self.granted = False
+            self.granted = self.arm_waits = False
         self.arrive(self.requests, TOPICS("request", verb), payload, retain=retain, response=TOPICS("response", "page"))
 
     def disarmed(self) -> None:
         """A cause of disarming: with `arm: request` the request to arm ends."""
         self.granted = self.granted and self.arm_setting == "auto"
+        self.arm_waits = self.arm_waits and self.arm_setting == "auto"
 
     def propose(
         self, actions: dict[str, Any], *, stale: tuple[str, ...] = (), ready: bool = True, age_s: float = 0.0
@@ -584,7 +588,8 @@ class World:
                 (self.disk.content or {}).get("modes") == data["modes"], "event `mode_changed` is not on the disk"
             )
 
-    def _answered(self, _request: object, payload: bytes, _fallback: str) -> None:
+    def _answered(self, request: Message, payload: bytes, _fallback: str) -> None:
+        self.arm_waits = self.arm_waits and not request.topic.endswith("/request/arm")
         if _json(payload).get("data") == {"armed": False}:
             self.check(self._on_disk("wanted", value=False), "a disarming was answered before it was on the disk")
 

@@ -94,6 +94,7 @@ class Gate:
         self._ready = False
         self._online = True
         self._wanted = settings.arm == "auto"
+        self._request_ended_s = -math.inf
         self.armed = False
         self.stopped = False
         self.repeats = 0
@@ -234,24 +235,37 @@ class Gate:
 
     def stop(self, now_s: float, *, engaged: bool) -> list[ActuatorDecision]:
         """Engage or release the software stop. Engaging sends every safe action; releasing moves nothing: that takes `arm`."""
-        self._wanted = self._wanted and not (engaged or self.stopped)  # releasing what was not engaged changes nothing
+        self._wanted = self._wanted and not self.stopped  # releasing what was not engaged changes nothing
         self.stopped = engaged
         if not engaged:
             return []
+        self.end_request(now_s)
         return self._disarm(Refusal("stopped", "the software stop is engaged"), now_s, everyone=True)
 
-    def arm(self, now_s: float) -> Refusal | None:
-        """Allow movement: at once, or as soon as the devices have reported and the agent is ready."""
+    def arm(self, now_s: float, asked_s: float = math.inf) -> Refusal | None:
+        """Allow movement: at once, or as soon as the devices have reported and the agent is ready.
+
+        Args:
+            now_s: the clock.
+            asked_s: when the request was received, where it had to wait. A stop or a disarming since then has ended it.
+        """
         if self.stopped:
             return Refusal("stopped", "release the stop first, then arm")
+        if asked_s < self._request_ended_s:
+            return Refusal("disarmed", "a stop or a disarming came after this request; send it again")
         self._wanted = True
         self._settle(now_s)
         return None
 
     def disarm(self, now_s: float) -> list[ActuatorDecision]:
         """Send the safe actions and allow no movement until an operator arms."""
-        self._wanted = False
+        self.end_request(now_s)
         return self._disarm(Refusal("disarmed", "disarmed by an operator"), now_s)
+
+    def end_request(self, now_s: float) -> None:
+        """End the operator's request to arm, and every one that was received before now."""
+        self._wanted = False
+        self._request_ended_s = now_s
 
     def lost(self, now_s: float) -> list[ActuatorDecision]:
         """Send the safe actions, because the agent has ended or is too late. `arm: auto` arms again when it is back."""
@@ -495,7 +509,8 @@ class Gate:
         With `arm: request`, an operator's request to arm ends with every disarming.
         """
         self.armed = False
-        self._wanted = self._wanted and self._settings.arm == "auto"
+        if self._settings.arm != "auto":
+            self.end_request(now_s)
         for each in self._actuators.values():
             each.hold = None
         chosen = [e for e in self._actuators.values() if everyone or e.commanded or e.mode != "shadow"]

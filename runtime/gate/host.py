@@ -9,6 +9,7 @@ little else, so that a safe action leaves within a millisecond. `operator_comman
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections import Counter
@@ -328,6 +329,7 @@ class GateHost:
         """Engage or release the software stop: safe actions first, then the disk, then the announcement."""
         was, now_s = self.gate.stopped, self.now()
         if engaged and was and now_s - self._stopped_s < STOP_AGAIN_S:
+            self.gate.end_request(now_s)
             decisions = []
         else:
             decisions = self.gate.stop(now_s, engaged=engaged)
@@ -355,9 +357,9 @@ class GateHost:
         self.apply(self.gate.end_hold(actuator, self.now()))
         self.holds.publish_changes(self.now())
 
-    def arm(self, saved: Saved | None = None) -> Refusal | None:
-        """Allow movement; returns why it is refused, or None."""
-        refusal = self.gate.arm(self.now())
+    def arm(self, saved: Saved | None = None, asked_s: float = math.inf) -> Refusal | None:
+        """Allow movement, as asked at a time of the monotonic clock; returns why it is refused, or None."""
+        refusal = self.gate.arm(self.now(), asked_s)
         if refusal is None:
             self.latches.changed(saved)
         return refusal

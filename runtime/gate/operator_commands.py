@@ -3,6 +3,10 @@
 A message on `stop` that is not exactly a release engages the stop. What allows movement (a release, arming, a mode, an
 override) must be exactly right, and is refused when the broker may have stored it. Each request is answered once, after what
 it changed is on the disk, with the data or with the reason why not.
+
+The stop has its own connection and a limit may delay a request, so messages may be handled in another order than they were sent.
+A request to arm that finds the stop engaged waits until the stop's connection has caught up. What allows movement is refused
+when a newer message that ends it was handled first.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from actuators.safety.gate import MODES
 from runtime.gate.host import GateHost
 from runtime.gate.latches import Saved
 from runtime.mqtt import Limit, Message, rpc
@@ -25,6 +30,10 @@ OVERRIDES = Limit(rate_hz=50.0, burst=50)
 """Overrides of one actuator that are read; between two of them the newest wins."""
 REQUESTS = Limit(rate_hz=20.0, burst=40)
 """Requests of one sender with one verb that are read; between two of them the newest wins."""
+CATCH_UP_S = 1.0
+"""A request to arm waits so long for the connection of the stop."""
+MAX_WAITING = 4
+"""Requests that wait, of a kind."""
 RELEASE_KEYS = {"engaged", "source"}
 SHOWN = 60
 """Characters of a malformed payload in a reason."""
@@ -93,7 +102,12 @@ class OperatorCommands:
         self.host = host
         self.reload = reload
         self._overridden: dict[str, dict[str, Any]] = {}
-        self._reloads: asyncio.Queue[Message | None] = asyncio.Queue(4)
+        self._reloads: asyncio.Queue[Message | None] = asyncio.Queue(MAX_WAITING)
+        self._arms: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING)
+        self._modes_s = float("-inf")
+        """When the newest request for a mode was received."""
+        self._ends_s: dict[str, float] = {}
+        """By actuator: when the newest request to end its override was received."""
         topics, subscribe = host.topics, host.connection.subscribe
         host.safety.subscribe(topics("stop"), self.stop, retained="send")
         subscribe(topics("override", "+"), self.override, limit=OVERRIDES)
@@ -131,6 +145,8 @@ class OperatorCommands:
             rpc.refuse_retained(message)
             asked = decode(ExactOverride, message.payload)
             self._known(name)
+            if message.stamp_s < self._ends_s.get(name, float("-inf")):
+                raise Refused("a request to end the override came after it; send it again")
         decision = host.override(name, asked.value, asked.hold_s)
         shown: dict[str, Any] = {"actuator": name, "value": asked.value, "hold_s": asked.hold_s, "source": asked.source}
         shown |= {"sent": decision.sent, "rule": decision.rule}
@@ -174,8 +190,26 @@ class OperatorCommands:
             if message is not None:
                 self._respond(message, rpc.error("a reload is under way"))
 
-    async def serve_reloads(self) -> None:
-        """Reload, one after the other, until cancelled."""
+    async def serve(self) -> None:
+        """Serve requests that wait, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve_reloads(), name="reloads")
+            group.create_task(self._serve_arms(), name="arms")
+
+    async def _serve_arms(self) -> None:
+        """Arm once a release that was sent before has been handled."""
+        while True:
+            message = await self._arms.get()
+            if not await self.host.safety.caught_up(CATCH_UP_S):
+                reason = "the connection of the stop does not respond, so a stop may be under way; send it again"
+                self._respond(message, rpc.error(reason))
+                continue
+            try:
+                self._arm_now(message)
+            except Refused as refusal:
+                self._respond(message, rpc.error(refusal))
+
+    async def _serve_reloads(self) -> None:
         while True:
             message = await self._reloads.get()
             try:
@@ -187,8 +221,17 @@ class OperatorCommands:
 
     def _arm(self, message: Message) -> None:
         decode(EmptyRequest, message.payload or b"{}")
+        if not self.host.gate.stopped:
+            self._arm_now(message)
+            return
+        try:
+            self._arms.put_nowait(message)  # a release may be under way on the other connection
+        except asyncio.QueueFull:
+            raise Refused("release the stop first, then arm") from None
+
+    def _arm_now(self, message: Message) -> None:
         answered = self._after_saving(message, "armed", self._armed)
-        refusal = self.host.arm(answered)
+        refusal = self.host.arm(answered, message.stamp_s)
         if refusal is not None:
             raise Refused(refusal.reason)
 
@@ -203,12 +246,17 @@ class OperatorCommands:
         asked = decode(ModeRequest, message.payload)
         if asked.actuator is not None:
             self._known(asked.actuator)
+        now = [mode for name, mode in self.host.gate.modes.items() if asked.actuator in (None, name)]
+        if message.stamp_s < self._modes_s and MODES.index(asked.mode) > min(map(MODES.index, now)):
+            raise Refused("a request for another mode came after it; send it again")
+        self._modes_s = max(self._modes_s, message.stamp_s)
         answered = self._after_saving(message, "the mode is changed", lambda: {"modes": self.host.gate.modes})
         self.host.set_mode(asked.mode, asked.actuator, answered)
 
     def _end_override(self, message: Message) -> None:
         name = decode(EndOverrideRequest, message.payload).actuator
         self._known(name)
+        self._ends_s[name] = message.stamp_s
         self.host.end_override(name)
         self._respond(message, rpc.ok({"actuator": name}))
 

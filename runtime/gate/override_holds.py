@@ -41,7 +41,7 @@ class HoldPublisher:
             known = self._published.get(name)
             if known is not None and known[0] == current[0] and not abs(current[1] - known[1]) >= STEP_S:
                 continue
-            self._published[name] = current
             until = None if hold is None else round(self.wall() + hold.until_s - now_s, 3)
             body = {"value": current[0], "until": until}
-            self.connection.enqueue(self.topics("hold", name), encode(body), qos=1, retain=True, keep="latest")
+            if self.connection.enqueue(self.topics("hold", name), encode(body), qos=1, retain=True, keep="latest"):
+                self._published[name] = current

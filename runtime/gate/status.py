@@ -184,9 +184,9 @@ class StatusPublisher:
     def _publish_info(self) -> None:
         current = (self.info, self.agent.policy, self.mode)
         if current != self._published_info and self.latches.is_saved:
-            self._published_info = current
             payload = encode(self.info.build(self.agent.policy, self.mode))
-            self.connection.enqueue(self.topics("info"), payload, qos=1, retain=True, keep="latest")
+            if self.connection.enqueue(self.topics("info"), payload, qos=1, retain=True, keep="latest"):
+                self._published_info = current
 
     async def _parted(self, status: bytes) -> bool:
         try:

@@ -35,9 +35,11 @@ class Newest(asyncio.Queue[aiomqtt.Message]):
     """A bounded queue in which the newest pushes the oldest out."""
 
     dropped = 0
+    arrived = 0
 
     def put_nowait(self, item: aiomqtt.Message) -> None:
         """Take an item; the oldest is dropped (and counted) where there is no room."""
+        self.arrived += 1
         if self.full():
             self.get_nowait()
             self.dropped += 1

@@ -50,6 +50,8 @@ SHORT_SESSIONS_S = 10.0
 """Longest pause while sessions do not last: two clients of one name must not end each other's sessions all the time."""
 AT_ONCE = 32
 """Messages handled in one turn of the loop."""
+TURN_S = 0.001
+"""Between two looks at whether messages have been handled."""
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class Connection:
     _trouble: Trouble = field(init=False)
     _up: asyncio.Event = field(default_factory=asyncio.Event)
     _greeted: bool = False
+    _handled: int = 0
 
     def __post_init__(self) -> None:
         self._queue = Newest(maxsize=self.max_incoming)
@@ -214,6 +217,21 @@ class Connection:
             topic = fallback
         return self.enqueue(topic, payload, qos=1, correlation=request.correlation)
 
+    async def caught_up(self, timeout_s: float) -> bool:
+        """Wait until what the broker had sent here before this call is handled; False when it was not in time.
+
+        The broker acknowledges an echo, and everything that it sent before the acknowledgement comes first on the same socket.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.publish(f"reflexd/echo/{self.identifier}", b"", timeout_s=timeout_s)
+                arrived = self._queue.arrived
+                while self._handled + self._queue.dropped < arrived:  # noqa: ASYNC110 - the queue announces nothing
+                    await asyncio.sleep(TURN_S)
+        except (MqttLost, TimeoutError):
+            return False
+        return True
+
     async def drained(self, timeout_s: float) -> bool:
         """Wait until everything posted was sent and acknowledged; False when it was not in time."""
         return await self._sender.drained(timeout_s)
@@ -323,13 +341,17 @@ class Connection:
 
     async def _receive(self, client: aiomqtt.Client) -> None:
         async for first in client.messages:
-            self._inbound.dispatch(first)
+            self._dispatch(first)
             for _ in range(AT_ONCE):
                 if self._queue.empty():
                     break
-                self._inbound.dispatch(self._queue.get_nowait())
+                self._dispatch(self._queue.get_nowait())
             await asyncio.sleep(0)  # a flood on this connection must not delay another one
         raise MqttLost("closed by the broker")
+
+    def _dispatch(self, message: aiomqtt.Message) -> None:
+        self._handled += 1
+        self._inbound.dispatch(message)
 
     async def _watch(self, client: aiomqtt.Client) -> None:
         """The echo. Its topic has no readers; the acknowledgement is the answer."""

@@ -139,7 +139,7 @@ class Supervisor:
                     start(self._host.run(), "gate"),
                     start(self._host.latches.run(), "latches"),
                     start(self._host.follow_stop_latch(), "stop latch"),
-                    start(operators.serve_reloads(), "reloads"),
+                    start(operators.serve(), "requests that wait"),
                     start(self._watch(), "watch"),
                 ]
                 for spec in self.table() if not self._ending.is_set() else ():

@@ -144,6 +144,12 @@ def undying_wish() -> Patch:
     )
 
 
+def undying_requests() -> Patch:
+    """A request to arm that waited counts whatever came after it."""
+    arm = Gate.arm
+    return lambda: mock.patch.object(Gate, "arm", lambda self, now_s, _asked_s=0.0: arm(self, now_s))
+
+
 MENDINGS: dict[str, Callable[[], Patch]] = {
     "none": lambda: ExitStack,
     "H1 a place of their own in the queue": common_queue,
@@ -156,6 +162,7 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "H4 no release from the broker's store": old_releases,
     "H5 rest is judged": unjudged_rest,
     "H7 a request to arm dies": undying_wish,
+    "a request to arm that waits ends with a stop or a disarming": undying_requests,
 }
 
 

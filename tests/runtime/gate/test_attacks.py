@@ -10,7 +10,9 @@ from gate_model import World
 
 from actuators.safety.decisions import Proposal
 from runtime.gate import ipc
+from runtime.mqtt import Message
 from runtime.mqtt import subscriber as subscriber_module
+from runtime.mqtt.topics import Refused
 
 STOP = b'{"engaged": true}'
 RELEASE = b'{"engaged": false}'
@@ -206,3 +208,73 @@ def test_an_answer_goes_nowhere_but_below_the_agents_own_response(world: World) 
     answers = [out.topic for out, _ in world.requests.client.under_way if b"unknown verb" in out.payload]
     assert answers == ["reflexd/model/response/warm"] * 4
     assert world.requests.connection.drops["forbidden response topic"] == 4
+
+
+@pytest.mark.parametrize("arm", ["auto", "request"])
+def test_a_release_and_an_arm_that_cross_are_obeyed_in_the_order_in_which_they_were_sent(arm: str) -> None:
+    made = World(arm)
+    made.report("arm", [0.0])
+    act(made, 10)
+    made.stop(STOP)
+    made.prompt = False  # the broker has not yet acknowledged the echo on the connection of the stop
+    made.request("arm", b"")
+    made.stop(RELEASE)
+    assert not made.host.gate.armed
+    made.prompt = True
+    act(made, 3)
+    assert made.host.gate.armed
+    made.close()
+
+
+@pytest.mark.parametrize("ended_by", ["disarm", "stop"])
+def test_a_request_to_arm_that_waits_ends_with_a_disarming(world: World, ended_by: str) -> None:
+    world.stop(STOP)
+    world.prompt = False
+    world.request("arm", b"")
+    world.wait(0.02)
+    if ended_by == "disarm":
+        world.request("disarm", b"")
+    else:
+        world.stop(STOP)
+    world.stop(RELEASE)
+    world.prompt = True
+    act(world, 5)
+    assert not world.host.gate.armed
+
+
+def test_an_arm_is_refused_while_the_connection_of_the_stop_does_not_respond(world: World) -> None:
+    world.stop(STOP)
+    world.prompt = False
+    world.request("arm", b"")
+    world.wait(1.2)
+    world.stop(RELEASE)
+    world.prompt = True
+    act(world, 5)
+    assert not world.host.gate.armed
+
+
+def test_what_a_limit_delayed_does_not_undo_what_came_after_it(world: World) -> None:
+    """A flood of requests: the newest one waits for a token, while one with another verb is handled at once."""
+    operators, now_s = world.operators, world.loop.now_s
+    topics = world.host.topics
+
+    def late(*parts: str, payload: bytes = b"{}") -> Message:
+        return Message(topics(*parts), payload, 1, retain=False, stamp_s=now_s)
+
+    act(world, 2)
+    world.request("disarm", b"{}")
+    operators.requested(late("request", "arm"))
+    act(world, 5)
+    assert not world.host.gate.armed
+    world.request("arm", b"{}")
+    act(world, 5)
+    assert world.host.gate.armed
+    world.request("mode", b'{"mode": "shadow", "actuator": "fan"}')
+    operators.requested(late("request", "mode", payload=b'{"mode": "autonomous"}'))
+    assert world.host.gate.modes["fan"] == "shadow"
+    operators.requested(late("request", "mode", payload=b'{"mode": "shadow", "actuator": "arm"}'))
+    assert world.host.gate.modes["arm"] == "shadow", "what is more careful counts whenever it comes"
+    world.request("end_override", b'{"actuator": "lamp"}')
+    with pytest.raises(Refused, match="end the override came after it"):
+        operators.override(late("override", "lamp", payload=b'{"value": "ON", "hold_s": 5}'))
+    assert world.host.gate.holds["lamp"] is None

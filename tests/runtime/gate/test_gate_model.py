@@ -114,6 +114,27 @@ class GateModel(RuleBasedStateMachine):
     def stop(self, payload: bytes, retain: bool) -> None:
         self.world.stop(payload, retain=retain)
 
+    @rule(
+        between=st.sampled_from(["", "", "disarm", "stop", "lose", "wait"]),
+        after=st.sampled_from(["", "disarm", "stop", "lose", "wait"]),
+    )
+    def a_release_and_an_arm_cross(self, between: str, after: str) -> None:
+        world = self.world
+        happens: dict[str, Callable[[], None]] = {
+            "": lambda: None,
+            "disarm": lambda: world.request("disarm", b""),
+            "stop": lambda: world.stop(b"ON"),
+            "lose": lambda: world.lose(world.safety),
+            "wait": lambda: world.wait(1.2),
+        }
+        world.prompt = False
+        world.request("arm", b"")
+        happens[between]()
+        world.stop(RELEASE)
+        happens[after]()
+        self.resume_the_broker()
+        self.tick({"arm": (1.0,)}, 3)
+
     @rule()
     def release_and_arm(self) -> None:
         self.world.wait(1.1)

@@ -162,6 +162,19 @@ async def test_stop_is_latched_through_a_restart_and_release_moves_nothing(tmp_p
         assert (await world.propose({"head": "left"})).outcomes["head"].sent
 
 
+async def test_a_release_and_an_arm_sent_at_once_arm(tmp_path: Path, broker: Mosquitto) -> None:
+    async with world_of(tmp_path, broker) as world:
+        for _ in range(20):
+            await world.send(TOPICS("stop"), {"engaged": True})
+            await eventually(lambda: world.host.gate.stopped)
+            world.outside.enqueue(TOPICS("stop"), b'{"engaged": false}', qos=1)
+            assert (await world.ask("arm"))["status"] == "ok"
+            await world.armed()
+            await world.send(TOPICS("stop"), {"engaged": True})
+            await eventually(lambda: world.host.gate.stopped)
+            assert "release the stop first" in (await world.ask("arm"))["error"]
+
+
 async def test_what_was_retained_is_ignored(tmp_path: Path, broker: Mosquitto) -> None:
     async with running(Connection(Address("127.0.0.1", broker.port), "past")) as past:
         await past.publish(TOPICS("stop"), b'{"engaged": false}', retain=True)
