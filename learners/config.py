@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -23,6 +24,46 @@ class EncoderSettings(Settings):
     plugin: str | None = Field(
         None, description="entry point in the group `reflexd.encoders`; its encoder replaces the transformers model"
     )
+
+
+TIME = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h)")
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3_600.0}
+EXPLORE_DECISIONS, EXPLORE_S = 2_000, 600.0
+"""Default of `policy.exploration.over`: decisions, and seconds where that is shorter."""
+
+
+class ExplorationSettings(Settings):
+    """How much the policy explores; nothing in the mode `assist`."""
+
+    initial: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="before training: the share of random choices, default 1. For continuous actuators a factor on the share of slow "
+        "excursions, which happen while rewards contain nothing but the cost of acting",
+    )
+    final: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="after training: the share of random choices, default 0.02. For continuous actuators a factor on the policy's own "
+        "noise, default 1. With 0, a trained policy does not explore",
+    )
+    over: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=f"^{TIME.pattern}$")] | None = Field(
+        None,
+        description="how long it takes from `initial` to `final`: a number of decisions that train, or a time such as `10 min`. Default: "
+        "2,000 decisions, or 10 minutes if that is shorter. An imported policy starts where its training has come to",
+    )
+
+    def decisions(self, rate_hz: float) -> int:
+        """Return `over` in decisions."""
+        if isinstance(self.over, int):
+            return self.over
+        if self.over is None:
+            return max(1, min(EXPLORE_DECISIONS, round(EXPLORE_S * rate_hz)))
+        found = TIME.fullmatch(self.over)
+        assert found is not None
+        return max(1, round(float(found[1]) * SECONDS[found[2]] * rate_hz))
 
 
 class PolicySettings(Settings):
@@ -63,6 +104,7 @@ class PolicySettings(Settings):
         "auto",
         description="`auto`: crossq for continuous actuators; for choices dqn, or bandit with `gamma: 0`",
     )
+    exploration: ExplorationSettings = Field(ExplorationSettings(), description="how much the policy explores")
     query_margin: float | None = Field(
         None,
         gt=0,

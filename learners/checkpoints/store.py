@@ -22,6 +22,7 @@ from typing import Any
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from torch import Tensor
 
 from learners.checkpoints.manifest import (
     JSON,
@@ -161,8 +162,18 @@ class Checkpoints:
                     found.append(read_manifest(path, self.public))
         return found
 
-    def import_version(self, directory: Path, public: Ed25519PublicKey) -> str:
-        """Take over a version made elsewhere (by `reflexd train`) under our own key; an operator vouches for `public`.
+    def import_version(
+        self,
+        directory: Path,
+        public: Ed25519PublicKey,
+        prepare: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
+    ) -> str:
+        """Store a version made elsewhere (by `reflexd train`) under our own key; an operator vouches for `public`.
+
+        Args:
+            directory: of the version.
+            public: the key that signed it.
+            prepare: changes the policy's weights before they are signed.
 
         Raises:
             CheckpointRefused: it is not whole, or not signed with that key.
@@ -170,7 +181,9 @@ class Checkpoints:
         loaded = load(directory, public)
         manifest = loaded.manifest
         return self.save(
-            loaded.tensors,
+            {**loaded.tensors, "policy": prepare(loaded.tensors["policy"])}
+            if "policy" in loaded.tensors
+            else loaded.tensors,
             loaded.documents,
             encoder_versions=manifest.encoder_versions,
             data=manifest.data,

@@ -23,6 +23,9 @@ LOG_STD = (-5.0, 2.0)
 EDGE = 0.999
 """Share of the range beyond which a motion counts as at its limit."""
 
+LEAST_NOISE = 1e-3
+"""Factor on the noise below which a motion has no useful density."""
+
 
 class SquashedGaussian(nn.Module):
     """The actor: a Gaussian squashed by tanh to (-1, 1)^A, with a standard deviation that depends on the context."""
@@ -102,6 +105,8 @@ class ContinuousHead(nn.Module):
         self.noise, self.wander = ColouredNoise(len(low_A), INDEPENDENT), ColouredNoise(len(low_A), SLOW)
         self.excursions = Excursions()
         self.register_buffer("epsilon", torch.zeros(()))
+        self.factors = (1.0, 1.0)
+        """On the share of excursions, and on the width of the noise."""
 
     def share_exploration(self, other: ContinuousHead) -> None:
         """Draw from the noise of `other` from now on, so that a change of weights does not interrupt it."""
@@ -146,8 +151,10 @@ class ContinuousHead(nn.Module):
         An excursion takes all actuators together, slowly wandering over their whole ranges. The density is that of the
         mixture: (1 - epsilon) policy + epsilon excursion.
         """
-        epsilon = float(self.epsilon)
-        mean_BA, log_std_BA = self.actor(context_BC)
+        epsilon = self.excursion_share
+        if epsilon == 0 and self.factors[1] == 0:
+            return self.act(context_BC, generator, 0.0)
+        mean_BA, log_std_BA = self.motion(context_BC)
         rows = len(mean_BA)
         wander_BA = self.wander(rows, generator, mean_BA.device)
         free_B = self.excursions(rows, epsilon, generator).to(mean_BA.device)
@@ -157,13 +164,23 @@ class ContinuousHead(nn.Module):
 
     def log_density(self, context_BC: Tensor, unit_BA: Tensor) -> Tensor:
         """Return the log density B,a of given motions in [-1, 1] in the actuators' units, as `explore` draws them."""
-        return self._mixture(unit_BA, *self.actor(context_BC))
+        return self._mixture(unit_BA, *self.motion(context_BC))
+
+    @property
+    def excursion_share(self) -> float:
+        """The share of time in excursions."""
+        return float(self.epsilon) * self.factors[0]
+
+    def motion(self, context_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation B,A as `explore` draws from them."""
+        mean_BA, log_std_BA = self.actor(context_BC)
+        return mean_BA, log_std_BA + math.log(max(self.factors[1], LEAST_NOISE))
 
     def _mixture(self, unit_BA: Tensor, mean_BA: Tensor, log_std_BA: Tensor) -> Tensor:
         own_Ba = self.by_actuator(unit_log_density(unit_BA, mean_BA, log_std_BA))
         standard_BA = torch.zeros_like(mean_BA)
         free_Ba = self.by_actuator(unit_log_density(unit_BA, standard_BA, standard_BA))
-        epsilon = float(self.epsilon)
+        epsilon = self.excursion_share
         weights = torch.tensor([1 - epsilon, epsilon], device=mean_BA.device).log().view(2, 1, 1)
         mixture_Ba = torch.logsumexp(torch.stack((own_Ba, free_Ba)) + weights, 0)
         return mixture_Ba - self.by_actuator(self.reach.log().unsqueeze(0))

@@ -22,11 +22,13 @@ from learners.model.exploration import draw, epsilon_greedy
 from learners.model.gaussian_actor import ContinuousHead
 from learners.model.linear_posterior import LinearPosterior
 from learners.model.networks import Norm, trunk
-from learners.model.spec import Algorithm
+from learners.model.spec import Algorithm, ExplorationSchedule
 
 MAX_LOG_DENSITY = 700.0
 """Of one actuator's motion; its exponential is just below the largest float64. A transition with an infinite probability
 cannot be stored."""
+FINAL_EPSILON = 0.02
+"""Value of `DuelingQuantiles.epsilon` at the end of training's schedule. It counts down from 1; `ExplorationSchedule` maps it."""
 DEFAULT_CONTINUOUS: Literal["sac", "crossq"] = "crossq"
 
 
@@ -67,6 +69,12 @@ class HeadOutput:
     value: Tensor
     scores: dict[str, Tensor] = field(default_factory=dict)
     choices: dict[str, Tensor] = field(default_factory=dict)
+
+
+def finish_exploration(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a policy's weights with the exploration of the end of training: a policy that works has explored enough."""
+    ends = {"heads.choice.epsilon": FINAL_EPSILON, "heads.continuous.epsilon": 0.0}
+    return {name: torch.full_like(value, ends[name]) if name in ends else value for name, value in weights.items()}
 
 
 def actuator_values(actions: ActionSpace, output: HeadOutput, row: int = 0) -> dict[str, Value]:
@@ -118,6 +126,7 @@ class Heads(nn.Module):
         quantiles: of the choice critic.
         critics: how many critics a continuous head has.
         norm: of the critics; by default LayerNorm, and batch renormalisation for CrossQ.
+        exploration: how much the heads explore.
     """
 
     def __init__(
@@ -131,8 +140,10 @@ class Heads(nn.Module):
         quantiles: int = 16,
         critics: int = 2,
         norm: Norm | None = None,
+        exploration: ExplorationSchedule | None = None,
     ) -> None:
         super().__init__()
+        self.exploration = exploration or ExplorationSchedule()
         self.actions, self.context_width, self.kinds = actions, context_width, kinds(algorithm, actions, gamma)
         sizes = tuple(len(a.choices) for a in actions.choices)
         self.choice: DuelingQuantiles | None = None
@@ -145,6 +156,7 @@ class Heads(nn.Module):
         if self.kinds.continuous is not None:
             usual: Norm = "batch" if self.kinds.continuous == "crossq" else "layer"
             self.continuous = ContinuousHead(context_width, actions.continuous, hidden, norm or usual, critics)
+            self.continuous.factors = (self.exploration.excursions, self.exploration.noise)
 
     @torch.no_grad()
     def act(
@@ -185,7 +197,7 @@ class Heads(nn.Module):
         """Fill in the choice actuators; return the value B of the choices taken."""
         taken: list[Tensor] = []
         for actuator, (scores_Bn, probabilities_Bn) in zip(
-            self.actions.choices, self._preferences(context_BC, explore, masks), strict=True
+            self.actions.choices, self.preferences(context_BC, explore, masks), strict=True
         ):
             index_B = draw(probabilities_Bn, generator)
             out.values[actuator.name], out.scores[actuator.name] = index_B, scores_Bn
@@ -194,7 +206,22 @@ class Heads(nn.Module):
             taken.append(scores_Bn.gather(-1, index_B.unsqueeze(-1)).squeeze(-1))
         return torch.stack(taken).mean(0)
 
-    def _preferences(
+    @property
+    def epsilon(self) -> float:
+        """The share of random choices, which follows from how far training has come."""
+        assert self.choice is not None
+        ahead = (float(self.choice.epsilon) - FINAL_EPSILON) / (1 - FINAL_EPSILON)
+        return self.exploration.random_choices(min(1.0, max(0.0, ahead)))
+
+    def exploration_share(self) -> float | None:
+        """Return how much the heads explore now: the share of random choices, else the factor on the noise; None for a bandit."""
+        if self.choice is not None:
+            return self.epsilon
+        if self.bandit is not None:
+            return 0.0 if self.exploration.none else None
+        return self.exploration.noise
+
+    def preferences(
         self,
         context_BC: Tensor,
         explore: bool | float,  # noqa: FBT001 - as in act
@@ -203,14 +230,14 @@ class Heads(nn.Module):
         """Return scores and probabilities, B,n each, for every choice actuator."""
         names = [a.name for a in self.actions.choices]
         if self.choice is not None:
-            epsilon = float(self.choice.epsilon) if explore is True else float(explore)
+            epsilon = self.epsilon if explore is True else float(explore)
             scores = [q_BnK.mean(-1) for q_BnK in self.choice(context_BC)]
             return [(s, epsilon_greedy(s, epsilon, masks.get(name))) for name, s in zip(names, scores, strict=True)]
         assert self.bandit is not None
         pairs: list[tuple[Tensor, Tensor]] = []
         for name, (mean_Bn, std_Bn) in zip(names, self.bandit(context_BC), strict=True):
             mask_Bn = masks.get(name)
-            if explore is False:
+            if explore is False or (explore is True and self.exploration.none):
                 pairs.append((mean_Bn, epsilon_greedy(mean_Bn, 0.0, mask_Bn)))
                 continue
             bound_Bn = self.bandit.probabilities(mean_Bn, std_Bn, mask_Bn)

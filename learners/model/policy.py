@@ -39,7 +39,14 @@ class Policy(nn.Module):
         self.context_width = (
             self.state_width * spec.history if spec.plain else self.state_width + (spec.width if older else 0)
         )
-        self.heads = Heads(spec.actions, self.context_width, spec.algorithm, gamma=spec.gamma, hidden=spec.hidden)
+        self.heads = Heads(
+            spec.actions,
+            self.context_width,
+            spec.algorithm,
+            gamma=spec.gamma,
+            hidden=spec.hidden,
+            exploration=spec.exploration,
+        )
 
     def normalisers(self) -> dict[str, Normaliser]:
         """Return the normaliser of each stream."""

@@ -57,6 +57,48 @@ class StreamSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplorationSchedule:
+    """How much a policy explores, from untrained to trained.
+
+    `initial`, `final`: for choices the share of random ones, default 1 and 0.02. For continuous actuators `initial` is a factor on the
+    share of excursions, and `final` one on the width of the policy's own noise; default 1. With `final` 0 a trained policy does not
+    explore. `updates`: of training, in which it goes from the one to the other.
+    """
+
+    initial: float | None = None
+    final: float | None = None
+    updates: int = 2_000
+
+    def __post_init__(self) -> None:
+        for name in ("initial", "final"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise SpecError(f"exploration: {name} is {value!r}; it must be between 0 and 1")
+        if self.updates < 1:
+            raise SpecError(f"exploration: updates is {self.updates!r}; it must be at least 1")
+
+    @property
+    def none(self) -> bool:
+        """Whether a trained policy does not explore."""
+        return self.final == 0
+
+    @property
+    def excursions(self) -> float:
+        """Factor on the share of excursions of continuous actuators."""
+        return 1.0 if self.initial is None else self.initial
+
+    @property
+    def noise(self) -> float:
+        """Factor on the width of the noise of continuous actuators."""
+        return 1.0 if self.final is None else self.final
+
+    def random_choices(self, ahead: float) -> float:
+        """Return the share of random choices; `ahead`: part of the schedule that is still ahead, from 1 to 0."""
+        initial, final = 1.0 if self.initial is None else self.initial, 0.02 if self.final is None else self.final
+        return final + (initial - final) * ahead
+
+
+@dataclass(frozen=True, slots=True)
 class PolicySpec:
     """Everything that decides a policy's shapes and what its heads learn with; the defaults are the settings'."""
 
@@ -74,6 +116,7 @@ class PolicySpec:
     algorithm: Algorithm = "auto"
     modality_dropout: float = 0.1
     feature_dropout: float = 0.3
+    exploration: ExplorationSchedule = ExplorationSchedule()
 
     def __post_init__(self) -> None:
         names = [stream.name for stream in self.streams]
@@ -149,6 +192,7 @@ class PolicySpec:
             if "fusion" in body:
                 body["fusion"] = FORMER_FUSIONS.get(body["fusion"], body["fusion"])
             body |= {"hidden": tuple(body["hidden"])} if "hidden" in body else {}
+            body |= {"exploration": ExplorationSchedule(**body["exploration"])} if "exploration" in body else {}
             body["actions"] = ActionSpace(tuple(_actuator_in(entry) for entry in body["actions"]))
             return cls(**body)
         except (TypeError, KeyError) as error:

@@ -19,11 +19,11 @@ from learners.model.networks import BatchRenorm, Tracker
 from learners.rl.adam import Adam, Group
 from learners.rl.bandit import Bandit
 from learners.rl.batch import Batch
-from learners.rl.crossq import Crossq
-from learners.rl.dqn import Dqn
+from learners.rl.crossq import Crossq, CrossqSettings
+from learners.rl.dqn import Dqn, DqnSettings
 from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix
 from learners.rl.prior import Prior
-from learners.rl.sac import ActorCritic, Sac
+from learners.rl.sac import ActorCritic, Sac, SacSettings
 
 ENCODER_RATE = 3e-4
 ENCODER_TRACK = 0.005
@@ -36,14 +36,17 @@ def parts(heads: Heads, generator: torch.Generator) -> list[HeadAlgorithm]:
     """Build the parts that the heads ask for."""
     choices = tuple(a.name for a in heads.actions.choices)
     continuous = tuple(a.name for a in heads.actions.continuous)
-    built: list[HeadAlgorithm] = []
+    updates, built = heads.exploration.updates, list[HeadAlgorithm]()
     if heads.choice is not None:
-        built.append(Dqn(heads.choice, choices))
+        built.append(Dqn(heads.choice, choices, DqnSettings(epsilon_updates=updates)))
     if heads.bandit is not None:
         built.append(Bandit(heads.bandit, choices))
     if heads.continuous is not None:
-        kind = Crossq if heads.kinds.continuous == "crossq" else Sac
-        built.append(kind(heads.continuous, continuous, generator))
+        if heads.kinds.continuous == "crossq":
+            settings = CrossqSettings(epsilon_updates=updates)
+            built.append(Crossq(heads.continuous, continuous, generator, settings))
+        else:
+            built.append(Sac(heads.continuous, continuous, generator, SacSettings(epsilon_updates=updates)))
     return built
 
 

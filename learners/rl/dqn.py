@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from learners.model.exploration import masked
+from learners.model.heads import FINAL_EPSILON
 from learners.model.networks import Tracker
 from learners.rl.adam import Group
 from learners.rl.batch import Batch, expert_mean
@@ -35,7 +36,7 @@ class DqnSettings(HeadSettings):
     """One set for every task."""
 
     rate: float = 5e-4
-    epsilon: float = 0.02
+    epsilon: float = FINAL_EPSILON
     margin: float = 0.8
 
 

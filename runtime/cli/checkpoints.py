@@ -162,11 +162,12 @@ def import_directory(
     from learners.checkpoints.manifest import CheckpointRefused
     from learners.checkpoints.signing import KeyRefused
     from learners.checkpoints.trust import TrustedKeys, signer
+    from learners.model.heads import finish_exploration
 
     trained = _trained_version(directory)
     try:
         public = signer(trained.resolve(), checkpoints.public, TrustedKeys(checkpoints.folder.parent), key, ask)
-        version = checkpoints.import_version(trained, public)
+        version = checkpoints.import_version(trained, public, finish_exploration)
         checkpoints.promote(version, by="import")
     except (CheckpointRefused, KeyRefused) as refusal:
         raise InvalidInput(str(refusal)) from None

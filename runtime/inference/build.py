@@ -23,7 +23,7 @@ from learners.model.backends.selection import BackendSettings
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.policy import Policy
-from learners.model.spec import PolicySpec, StreamSpec
+from learners.model.spec import ExplorationSchedule, PolicySpec, StreamSpec
 from learners.reencoding.encoder_versions import find_state
 from learners.reencoding.task_encoder import encoder_tasks
 from learners.torch_device import pick_device
@@ -137,6 +137,11 @@ def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
         algorithm=p.algorithm,
         modality_dropout=p.modality_dropout,
         feature_dropout=p.feature_dropout,
+        exploration=ExplorationSchedule(
+            p.exploration.initial,
+            p.exploration.final,
+            max(1, round(p.exploration.decisions(config.tick.rate_hz) * config.learner.updates_per_step)),
+        ),
     )
 
 

@@ -64,6 +64,7 @@ class Health:
             "reward_faults": dict(self.rewards.faults),
             "sources": self.sources.figures(),
             "policy": self.experiments.live,
+            "exploration": self.exploration(),
             "experiments": self.experiments.figures(),
             "mode": loop.mode,
             "armed": verdict.armed if verdict else False,
@@ -75,6 +76,17 @@ class Health:
             },
             "restarts": dict(verdict.restarts) if verdict else {},
         }
+
+    def exploration(self) -> float | None:
+        """Return how much the acting policy explores: the share of random choices, else the factor on its noise; None for a bandit.
+
+        It is 0 outside the mode `autonomous`.
+        """
+        loop = self.control_loop
+        if not loop.explore or loop.mode != "autonomous":
+            return 0.0
+        share = loop.engine.policy.heads.exploration_share()
+        return None if share is None else round(share, 4)
 
     def tick(self) -> dict[str, Any]:
         """Return the latency of recent ticks in ms, and how many were late."""

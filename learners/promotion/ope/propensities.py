@@ -1,8 +1,8 @@
 """Compute how a policy acts on given contexts: the probability of every choice, the density of a given motion, and draws.
 
 `Heads.act` draws one action and returns its probability; the evaluation on actions of another policy needs all of them. They
-include the exploration of the live policy. Its amount is part of the weights: epsilon of DQN and of the continuous head's
-excursions, the posterior's width of the bandit. The density of a motion is that of one tick. It ignores the dependence of
+include exploration. Its amount follows from the weights (epsilon of DQN and of the continuous head's excursions, the width of the
+bandit's posterior) and from `policy.exploration`. The density of a motion is that of one tick. It ignores the dependence of
 successive noise, so products over ticks are approximate for continuous actuators.
 
 Shapes: B contexts, n choices, A components of all continuous actuators, a continuous actuators, M draws.
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learners.model.exploration import epsilon_greedy
 from learners.model.gaussian_actor import ContinuousHead
 from learners.model.heads import Heads
 
@@ -33,14 +32,9 @@ class Preference:
 def preferences(heads: Heads, context_BC: Tensor) -> dict[str, Preference]:
     """Return the probability of every choice of every choice actuator."""
     found: dict[str, Preference] = {}
-    if heads.choice is not None:
-        epsilon = float(heads.choice.epsilon)
-        for actuator, q_BnK in zip(heads.actions.choices, heads.choice(context_BC), strict=True):
-            scores_Bn = q_BnK.mean(-1)
-            found[actuator.name] = Preference(scores_Bn, epsilon_greedy(scores_Bn, epsilon, None))
-    elif heads.bandit is not None:
-        for actuator, (mean_Bn, std_Bn) in zip(heads.actions.choices, heads.bandit(context_BC), strict=True):
-            found[actuator.name] = Preference(mean_Bn, heads.bandit.probabilities(mean_Bn, std_Bn))
+    if heads.actions.choices:
+        every = heads.preferences(context_BC, explore=True, masks={})
+        found |= {actuator.name: Preference(*one) for actuator, one in zip(heads.actions.choices, every, strict=True)}
     return found
 
 
@@ -53,9 +47,9 @@ def densities(head: ContinuousHead, context_BC: Tensor, unit_BA: Tensor) -> Tens
 @torch.no_grad()
 def motions(head: ContinuousHead, context_BC: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """M independent draws M,B,A in (-1, 1)."""
-    mean_BA, log_std_BA = head.actor(context_BC)
+    mean_BA, log_std_BA = head.motion(context_BC)
     noise_MBA = torch.randn(count, *mean_BA.shape, generator=generator)
-    free_MB1 = torch.rand(count, len(mean_BA), 1, generator=generator) < float(head.epsilon)
+    free_MB1 = torch.rand(count, len(mean_BA), 1, generator=generator) < head.excursion_share
     return torch.tanh(torch.where(free_MB1, noise_MBA, mean_BA + log_std_BA.exp() * noise_MBA))
 
 

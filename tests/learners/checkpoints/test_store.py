@@ -313,6 +313,10 @@ def test_a_foreign_version_is_imported_under_our_key(folder: Checkpoints, tmp_pa
         folder.import_version(theirs.folder / version, folder.public)
     ours = folder.import_version(theirs.folder / version, theirs.public)
     assert folder.load(ours).manifest.metrics == {"adopted_from": version}
+    calm = folder.import_version(
+        theirs.folder / version, theirs.public, lambda weights: dict.fromkeys(weights, torch.zeros(2))
+    )
+    assert all(torch.equal(x, torch.zeros(2)) for x in folder.load(calm).tensors["policy"].values())
 
 
 def test_the_key_is_made_once_readable_by_its_owner_alone(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from rl import ARM, CHOICE, OTHER
 from actuators.actions import ActionSpace, Continuous, Utterance
 from learners.model.exploration import ColouredNoise, Excursions, draw, epsilon_greedy, silent
 from learners.model.gaussian_actor import unit_log_density
-from learners.model.heads import Heads, Kinds, kinds
+from learners.model.heads import Heads, Kinds, finish_exploration, kinds
+from learners.model.spec import ExplorationSchedule, SpecError
 from learners.promotion.ope.propensities import taken
 
 BOTH = ActionSpace((CHOICE, ARM, OTHER))
@@ -219,3 +220,59 @@ def test_the_density_of_motions_integrates_to_one() -> None:
     for mean, log_std in ((0.0, 0.0), (3.0, -1.0), (-6.0, 0.5)):
         density = unit_log_density(grid, torch.tensor(mean).double(), torch.tensor(log_std).double()).exp()
         assert float(torch.trapezoid(density, grid)) == pytest.approx(1.0, abs=5e-3)
+
+
+@pytest.mark.parametrize(("algorithm", "gamma"), [("dqn", 0.9), ("bandit", 0.0), ("sac", 0.9)])
+def test_settings_limit_how_much_a_trained_policy_explores(algorithm: str, gamma: float) -> None:
+    torch.manual_seed(0)
+    still = ExplorationSchedule(initial=0.5, final=0.0)
+    made = Heads(BOTH, 4, algorithm, gamma=gamma, exploration=still).eval()  # type: ignore[arg-type]
+    made.load_state_dict({**made.state_dict(), **trained(made)})
+    context = torch.randn(50, 4, generator=generator(1))
+    best = made.act(context, generator=generator(), explore=False)
+    drawn = made.act(context, generator=generator(), explore=True)
+    assert all(torch.equal(drawn.values[name], best.values[name]) for name in ("head", "lamp", "arm"))
+    assert made.exploration_share() == 0
+
+
+def trained(made: Heads) -> dict[str, torch.Tensor]:
+    weights = {f"heads.{name}": value for name, value in made.state_dict().items()}
+    return {name.removeprefix("heads."): value for name, value in finish_exploration(weights).items()}
+
+
+def test_random_choices_follow_the_schedule_of_training() -> None:
+    torch.manual_seed(0)
+    made = Heads(BOTH, 4, "dqn", exploration=ExplorationSchedule(0.6, 0.1)).eval()
+    assert made.choice is not None
+    assert made.epsilon == pytest.approx(0.6), "untrained"
+    made.choice.epsilon.fill_(0.51)  # half of the way from 1 to .02
+    assert made.epsilon == pytest.approx(0.35)
+    made.load_state_dict({**made.state_dict(), **trained(made)})
+    assert made.epsilon == pytest.approx(0.1)
+    out = made.act(torch.zeros(4_000, 4), generator=generator(), explore=True)
+    assert float((out.values["head"] != out.scores["head"].argmax(-1)).float().mean()) == pytest.approx(
+        0.2 / 3, abs=0.02
+    )
+
+
+def test_a_narrow_noise_has_the_density_that_acting_logs() -> None:
+    torch.manual_seed(0)
+    made = Heads(ActionSpace((ARM,)), 4, exploration=ExplorationSchedule(0.0, 0.3)).eval()
+    assert made.continuous is not None
+    made.continuous.epsilon.fill_(0.5)
+    context = torch.randn(200, 4, generator=generator(1))
+    out, mean = (made.act(context, generator=generator(), explore=explore) for explore in (True, False))
+    wide = Heads(ActionSpace((ARM,)), 4).eval()
+    wide.load_state_dict(made.state_dict())
+    away = [
+        float((one.values["arm"] - mean.values["arm"]).abs().mean())
+        for one in (out, wide.act(context, generator=generator(), explore=True))
+    ]
+    assert away[0] < 0.6 * away[1]
+    torch.testing.assert_close(taken(made, context, out.values)["arm"], out.probabilities["arm"], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"initial": 1.5}, {"final": -0.1}, {"updates": 0}])
+def test_an_impossible_schedule_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(SpecError, match="exploration"):
+        ExplorationSchedule(**wrong)  # type: ignore[arg-type]

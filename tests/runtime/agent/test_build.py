@@ -191,6 +191,19 @@ async def test_a_signed_policy_is_never_read_with_reordered_choices(
         assert parts.engine.version == good
 
 
+async def test_the_settings_and_the_mode_decide_how_much_the_policy_explores(tmp_path: Path) -> None:
+    policy = {**SETTINGS.get("policy", {}), "exploration": {"initial": 0.3, "final": 0.1, "over": "1 min"}}
+    async with agent(tmp_path, Wall(), policy=policy) as parts:
+        assert parts.health.payload()["exploration"] == pytest.approx(0.3)
+        assert parts.engine.spec.exploration.updates == 60 * parts.config.tick.rate_hz
+        ticked = await parts.control_loop.tick(0)
+        assert ticked.explore
+        parts.control_loop.mode = "assist"
+        assert parts.health.payload()["exploration"] == 0
+        ticked = await parts.control_loop.tick(1)
+        assert not ticked.explore, "in assist the policy takes its best action"
+
+
 async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
     async with agent(tmp_path, Wall()) as parts:
         running = jobs(parts)

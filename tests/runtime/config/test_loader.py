@@ -11,7 +11,9 @@ import canaries
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from learners.config import ExplorationSettings
 from runtime.config import loader
 
 GOOD = """\
@@ -36,6 +38,7 @@ BROKEN = [
     ("agent: demo", "agent: demo\n\tmode: x", 2, "", "spaces instead of tabs"),
     ("agent: demo", "agent: demo\nagnet: x", 2, "agnet", "did you mean `agent`"),
     ("agent: demo", "agent: demo\nmode: fast", 2, "mode", "autonomous"),
+    ("agent: demo", "agent: demo\npolicy: {exploration: {final: 2}}", 2, "policy.exploration.final", "1"),
     ("agent: demo", "agent: demo\ntick: {rate_hz: 51}", 2, "tick.rate_hz", "50"),
     ("agent: demo", "agent: demo\ntick: {rate_hz: .inf}", 2, "tick.rate_hz", "number"),
     ("agent: demo", "agent: demo\ntick: 10", 2, "tick", "key: value"),
@@ -301,3 +304,17 @@ def test_rules_that_may_hold_are_accepted(tmp_path: Path, rule: str) -> None:
     except loader.ConfigError as error:
         assert "hold within" not in str(error)  # noqa: PT017 - a rule may forbid the safe values
         assert "always holds" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("over", "rate_hz", "decisions"),
+    [(None, 50, 2_000), (None, 1, 600), (500, 1, 500), ("10 min", 1, 600), ("1.5h", 2, 10_800), ("20 s", 50, 1_000)],
+)
+def test_exploration_lasts_decisions_or_time(over: int | str | None, rate_hz: float, decisions: int) -> None:
+    assert ExplorationSettings(over=over).decisions(rate_hz) == decisions
+
+
+@pytest.mark.parametrize("over", [0, "soon", "10 days", "-5 s"])
+def test_an_unknown_length_of_exploration_is_refused(over: int | str) -> None:
+    with pytest.raises(ValidationError, match="over"):
+        ExplorationSettings(over=over)
