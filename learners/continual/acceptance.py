@@ -5,12 +5,18 @@ A candidate is promoted if all of this is true on the operator's held-out file:
 1. On the classes that it trained on, it agrees with the file better than chance. For single labels, Wilson's lower bound of the
    agreement at 95 % is above the agreement of two independent raters with the same class frequencies, as in Cohen's kappa. For sets
    of labels, tags, spans, texts and turns see `chance.py`.
-2. On the whole file, its metric is at most `finetune.max_metric_drop` below that of the version before.
+2. On the whole file, it is not shown to be worse than the version before, and than the anchor, by more than
+   `finetune.max_metric_drop`: the upper bound of the paired difference at 97.5 % is above minus that drop. The anchor is the last version
+   that was shown to be better than the anchor before it, so small losses do not add up.
 3. On the classes that the version before knew, its metric is at most `finetune.max_forgetting` lower.
 
-Labels can only reject a candidate, and they do if they look like noise, for example because they are shuffled. This is so if the
-candidate agrees with the validation labels no better than chance. It is also so if the version before agrees with the labels of
-its own classes no better than chance, although the file confirms that version.
+A rule that only rejects what is shown to be worse selects little among equal candidates. So the file's metric stays honest, however often
+it is asked; a rule "at least as good on the file" accepts lucky candidates and wears the file out. A new anchor needs more confidence
+with every question. The figures contain the number of questions.
+
+Labels can only reject a candidate. They do if the candidate agrees with the validation labels no better than chance: nothing in them
+can be learned. They also do if the version before agrees with the labels of its own classes less than chance (upper bound), although
+the file confirms that version: they are turned round. Honest labels of hard cases agree at chance level and are not rejected.
 
 Without a file the result is inconclusive, and the candidate is not promoted.
 """
@@ -22,9 +28,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from scipy.special import stdtrit
+
 from learners.config import FinetuneSettings
 
 Z95 = 1.645
+LEAST_VALIDATION = 8
+"""Validation labels below which agreement at chance level says little of the labels."""
+CONFIDENCE = 0.975
+"""Of the paired bound on the held-out file, one-sided."""
 Outcome = Literal["promoted", "rejected", "inconclusive"]
 EVENTS: dict[Outcome, str] = {
     "promoted": "task_promoted",
@@ -73,14 +86,19 @@ class AcceptanceVerdict:
 
 def rejection_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
     """Return why a candidate is rejected, by its metrics on the held-out file; None if it passes."""
-    if (said := by_chance(figures, "labels_")) is not None:
+    if (said := below_chance(figures, "labels_")) is not None:
         return f"the new labels contradict what is known: {said}"
     if (said := by_chance(figures, "validation_")) is not None:
         return f"labels look like noise: validation agreement is at chance level: {said}"
     if (said := by_chance(figures, "")) is not None:
         return f"the candidate disagrees with the held-out file on the classes it was trained on: {said}"
-    if figures["all_after"] < figures["all_before"] - settings.max_metric_drop:
-        return f"worse on the held-out file: {figures['all_after']:.3f} after {figures['all_before']:.3f}"
+    for name, other in (("before", "the version before"), ("anchor", "the anchor")):
+        upper = figures.get(f"{name}_upper")
+        if upper is not None and upper < -settings.max_metric_drop:
+            return (
+                f"worse than {other} on the held-out file: {figures['all_after']:.3f} after {figures[f'all_{name}']:.3f}, "
+                f"difference at most {upper:+.3f}"
+            )
     return forgetting_reason(figures, settings)
 
 
@@ -99,6 +117,20 @@ def by_chance(figures: Mapping[str, Any], of: str) -> str | None:
     return f"agreement {figures[f'{of}agreement']:.3f} (at least {low:.3f}) against {chance:.3f} by chance"
 
 
+def below_chance(figures: Mapping[str, Any], of: str) -> str | None:
+    """Return a text with the numbers if an agreement is shown to be lower than chance; None otherwise."""
+    high, chance = figures.get(f"{of}agreement_high", 1.0), figures.get(f"{of}chance", 0.0)
+    if high >= chance:
+        return None
+    return f"agreement {figures[f'{of}agreement']:.3f} (at most {high:.3f}) against {chance:.3f} by chance"
+
+
+def labels_at_fault(figures: Mapping[str, Any]) -> bool:
+    """Return whether enough validation labels show that nothing in the labels can be learned, or that they are turned round."""
+    noise = by_chance(figures, "validation_") is not None and figures.get("validation_labels", 0.0) >= LEAST_VALIDATION
+    return noise or below_chance(figures, "labels_") is not None
+
+
 def inconclusive_reason(task: str, version: str) -> str:
     """Return the reason of an inconclusive result."""
     return (
@@ -108,7 +140,7 @@ def inconclusive_reason(task: str, version: str) -> str:
 
 
 def agreement(wanted: Sequence[str], found: Sequence[str]) -> dict[str, float]:
-    """Agreement, its lower bound (Wilson 1927, one-sided 95 %), and chance agreement (Cohen 1960).
+    """Agreement, its bounds (Wilson 1927, one-sided 95 % each), and chance agreement (Cohen 1960).
 
     With one label alone there is nothing to confuse: chance is then one half.
     """
@@ -119,4 +151,27 @@ def agreement(wanted: Sequence[str], found: Sequence[str]) -> dict[str, float]:
         chance = 0.5
     centre = agreed + Z95**2 / (2 * n)
     spread = Z95 * math.sqrt(agreed * (1 - agreed) / n + Z95**2 / (4 * n * n))
-    return {"agreement": agreed, "agreement_low": (centre - spread) / (1 + Z95**2 / n), "chance": chance}
+    scale = 1 + Z95**2 / n
+    return {
+        "agreement": agreed,
+        "agreement_low": (centre - spread) / scale,
+        "agreement_high": (centre + spread) / scale,
+        "chance": chance,
+    }
+
+
+def anchor_confidence(question: int) -> float:
+    """Return the confidence that a new anchor needs at the n-th question to a file, so that all questions together err in 5 %."""
+    return 1.0 - 0.05 * 6.0 / (math.pi * question) ** 2
+
+
+def paired_bounds(
+    after: Sequence[float], before: Sequence[float], confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return lower and upper bound of the mean of after - before, by Student's t on the same examples."""
+    differences = np.subtract(after, before)
+    count, mean = len(differences), float(np.mean(differences))
+    if count < 2:
+        return -math.inf, math.inf
+    spread = float(stdtrit(count - 1, confidence)) * float(np.std(differences, ddof=1)) / math.sqrt(count)
+    return mean - spread, mean + spread

@@ -4,8 +4,8 @@ When a candidate fails, the suspects are those of its sources that agree least w
 trained without a suspect (in the end, without all of them). If that candidate passes, it goes live.
 
 A source is blamed in two cases. The sign test on the operator's held-out examples finds the candidate with it worse (`ALPHA`).
-Or its labels agree with the passing candidate no better than chance. If all labels come from one source, no training without it
-is possible, and the version before takes the place of the passing candidate. A source with fewer than `MIN_LABELS` labels is not
+Or its labels are shown to agree with the passing candidate less than chance (upper bound). If all labels come from one source, no
+training without it is possible, and the version before takes the place of the passing candidate. A source with fewer than `MIN_LABELS` labels is not
 blamed, but the candidate is still rejected.
 """
 

@@ -31,13 +31,13 @@ FEWEST = 8
 OTHERS = 24
 """Targets of other examples that a prediction is compared with."""
 CONFIDENCE = 0.95
-"""Of the lower bound of the agreement."""
+"""Of each bound of the agreement, one-sided."""
 Scores = tuple[list[float], list[float]]
 """Of each example: its score, and its score by chance."""
 
 
 def compare_with_chance(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str, float]:
-    """Return `agreement`, its lower bound `agreement_low` and `chance`; nothing for too few examples.
+    """Return `agreement`, its bounds `agreement_low` and `agreement_high`, and `chance`; nothing for too few examples.
 
     Args:
         task: that predicted; it scores the answers of other examples where the kind is `turn`.
@@ -51,10 +51,11 @@ def compare_with_chance(task: Task, examples: Sequence[Example], found: Sequence
     reached, chance = (np.array(part) for part in scores)
     above = reached - chance
     spread = float(above.std(ddof=1)) / math.sqrt(len(above))
-    low = float(above.mean() - stats.t.ppf(CONFIDENCE, len(above) - 1) * spread)
+    away = float(stats.t.ppf(CONFIDENCE, len(above) - 1)) * spread
     return {
         "agreement": float(reached.mean()),
-        "agreement_low": float(chance.mean()) + low,
+        "agreement_low": float(chance.mean() + above.mean()) - away,
+        "agreement_high": float(chance.mean() + above.mean()) + away,
         "chance": float(chance.mean()),
     }
 

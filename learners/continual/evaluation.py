@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from learners.continual.acceptance import agreement, by_chance
+from learners.continual.acceptance import agreement, below_chance, by_chance, paired_bounds
 from learners.continual.chance import compare_with_chance
 from learners.continual.splits import Holdout, classes
 from learners.task_kinds import KINDS
@@ -19,7 +19,7 @@ from learners.tasks.base import Example, Prediction, Task, without_target
 
 @dataclass(frozen=True, slots=True)
 class CandidateMetrics:
-    """Figures of a candidate beside the version before, and the score of every held-out example."""
+    """Figures of a candidate beside the version before, and the score of every held-out example, in the order of the file."""
 
     figures: dict[str, float]
     after: list[float]
@@ -54,9 +54,14 @@ def evaluate_candidate(
             )
     about = [i for i, one in enumerate(examples) if not trained_classes or classes(one) & set(trained_classes)]
     figures |= agreed(candidate, [examples[i] for i in about], [found[i] for i in about])
-    return CandidateMetrics(
-        figures, each(candidate, examples, found), each(before, examples, old) if before and old is not None else None
-    )
+    place = {id(example): i for i, example in enumerate(examples)}
+    order = [place[id(example)] for example in holdout.examples]
+    after = each(candidate, examples, found)
+    earlier = each(before, examples, old) if before is not None and old is not None else None
+    if earlier is not None:
+        figures["before_lower"], figures["before_upper"] = paired_bounds(after, earlier)
+    in_order = [after[i] for i in order]
+    return CandidateMetrics(figures, in_order, None if earlier is None else [earlier[i] for i in order])
 
 
 def agreed(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str, float]:
@@ -76,7 +81,12 @@ def opinion(task: Task, examples: Sequence[Example], least: int) -> dict[str, fl
 
 
 def contradicts(task: Task, examples: Sequence[Example], least: int) -> bool:
-    """Return whether labels of a task's classes agree with it no better than chance; False for fewer than `least`."""
+    """Return whether labels of a task's classes are shown to agree with it less than chance; False for fewer than `least`."""
+    return below_chance(opinion(task, examples, least), "") is not None
+
+
+def knows_nothing_of(task: Task, examples: Sequence[Example], least: int) -> bool:
+    """Return whether a task agrees with examples of its classes no better than chance; False for fewer than `least`."""
     return by_chance(opinion(task, examples, least), "") is not None
 
 

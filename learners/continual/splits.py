@@ -12,9 +12,12 @@ An image or sound of the file that is published again as a label is not recognis
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import orjson
 
 from learners.continual.labels import Labelled
 from learners.finetune.datasets import read
@@ -78,6 +81,12 @@ class Holdout:
     def origin(self) -> Literal["none", "file"]:
         """Where the held-out figures come from."""
         return "none" if self.file is None else "file"
+
+    @property
+    def digest(self) -> str:
+        """Return a digest of the file's texts and targets, in their order; of no file without one."""
+        rows = [(normalized_text(row), str(row.get("label", "")), str(row.get("tags", ""))) for row in self.examples]
+        return hashlib.sha256(orjson.dumps(rows)).hexdigest()
 
     @property
     def examples(self) -> Examples:

@@ -8,7 +8,8 @@ unless a person promotes it.
 
 When a candidate fails, `attribution.py` searches the source of the labels that lowered the held-out metric. If a candidate
 trained without that source passes, it is promoted instead. A candidate that fails for forgetting alone, without such a source, is
-trained once more at a lower rate. Labels of a rejected candidate never train again.
+trained once more at a lower rate. Labels of a rejected candidate train again with the next ones, at most in `MAX_REJECTIONS` rejected
+candidates. Where they are at fault, or their source is blamed, they never do.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import (
     AcceptanceVerdict,
     Outcome,
+    anchor_confidence,
     forgetting_reason,
     inconclusive_reason,
+    labels_at_fault,
+    paired_bounds,
     rejection_reason,
 )
 from learners.continual.attribution import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
@@ -39,6 +44,7 @@ from learners.continual.evaluation import (
     contradicts,
     evaluate_candidate,
     known_classes,
+    knows_nothing_of,
     opinion,
     predict,
     score,
@@ -55,22 +61,37 @@ from learners.task_kinds import KINDS
 from learners.tasks.base import DataError, Task
 from learners.tasks.registry import open_task
 
+MAX_REJECTIONS = 3
+"""Rejected candidates after which a label never trains again."""
+
 
 @dataclass(slots=True)
 class TrainerState:
     """What a trainer stores between runs."""
 
     judged: int = 0
-    """The last label that was trained on or rejected."""
+    """The last label that was trained on, or that may not train again."""
     number: int = 0
     rejected: list[list[int]] = field(default_factory=list)
     """Ranges of rejected label numbers: first excluded, last included."""
     tried: int = 0
-    """The last label of a version with an inconclusive outcome."""
+    """The last label of a version that did not go live; a new run waits for more."""
+    questions: int = 0
+    """Candidates that the held-out file has evaluated."""
+    anchor: str = ""
+    """The last version that was shown to be better than the anchor before it; empty where there is none."""
+    anchor_scores: list[float] = field(default_factory=list)
+    """Of the anchor, for each example of the held-out file."""
+    file: str = ""
+    """Digest of the held-out file that `anchor_scores` and `questions` belong to."""
 
     def counts(self, label: Labelled) -> bool:
         """Return whether a label may train."""
-        return not any(low < label.id <= high for low, high in self.rejected)
+        return sum(low < label.id <= high for low, high in self.rejected) < MAX_REJECTIONS
+
+    def of_file(self, digest: str) -> TrainerState:
+        """Return the state for a held-out file: another file knows no anchor and was never asked."""
+        return self if self.file == digest else replace(self, file=digest, questions=0, anchor="", anchor_scores=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +204,7 @@ class ContinualTrainer:
         if not blamed and self._fails_only_by_forgetting(attempt):
             attempt = self._retry_gently(batch, holdout, before, attempt)
         attempt.figures["wall_s"] = time.monotonic() - start_s
-        return replace(self._decide(state, holdout, attempt, batch), blamed=blamed)
+        return self._decide(state, holdout, attempt, batch, blamed)
 
     def _before(self) -> Task | None:
         """Return the task that a candidate would replace; None for a head that never trained."""
@@ -236,11 +257,20 @@ class ContinualTrainer:
         if holdout.file is None:
             return Candidate(trained, figures, None)
         judged = evaluate_candidate(holdout, trained.task, before, {name for row in parts.new for name in classes(row)})
-        return Candidate(trained, figures | judged.figures, judged)
+        return Candidate(trained, figures | judged.figures | self._against_anchor(holdout, judged.after), judged)
+
+    def _against_anchor(self, holdout: Holdout, after: list[float]) -> dict[str, float]:
+        """Compare a candidate with the anchor, example by example; empty without an anchor."""
+        state = self.state.of_file(holdout.digest)
+        if len(state.anchor_scores) != len(after):
+            return {}
+        upper = paired_bounds(after, state.anchor_scores)[1]
+        lower = paired_bounds(after, state.anchor_scores, anchor_confidence(state.questions + 1))[0]
+        return {"all_anchor": float(np.mean(state.anchor_scores)), "anchor_lower": lower, "anchor_upper": upper}
 
     def _opinion(self, batch: LabelBatch, holdout: Holdout, before: Task | None) -> dict[str, float]:
         """Measure how well the version before agrees with the new labels; empty where the file contradicts that version."""
-        if before is None or contradicts(before, holdout.examples, MIN_LABELS):
+        if before is None or knows_nothing_of(before, holdout.examples, MIN_LABELS):
             return {}
         return opinion(before, [one.example for one in batch.new], MIN_LABELS)
 
@@ -295,28 +325,41 @@ class ContinualTrainer:
         return tuple(blamed)
 
     def _decide(
-        self, state: TrainerState, holdout: Holdout, attempt: Candidate, batch: LabelBatch
+        self,
+        state: TrainerState,
+        holdout: Holdout,
+        attempt: Candidate,
+        batch: LabelBatch,
+        blamed: tuple[dict[str, Any], ...],
     ) -> AcceptanceVerdict:
         learned, last = self._learned(state), max(one.id for one in batch.new)
         state.number += 1
+        if attempt.evaluated is not None:
+            state = state.of_file(holdout.digest)
+            state.questions += 1
+            attempt.figures["questions"] = float(state.questions)
         version: TaskVersion | None = None
         reason = rejection_reason(attempt.figures, self.finetune) if holdout.file is not None else ""
         outcome: Outcome = "inconclusive" if holdout.file is None else ("rejected" if reason else "promoted")
         if outcome == "rejected":
-            state.rejected.append([learned, last])
+            for_good = bool(blamed) or labels_at_fault(attempt.figures)
+            state.rejected += [[learned, last]] * (MAX_REJECTIONS if for_good else 1)
         else:
             write = partial(attempt.trained.describe, last=last, model=self.settings.model, figures=attempt.figures)
             version = self.versions.add(attempt.trained.task, state.number, write)
         if outcome == "promoted" and version is not None:
             self.versions.promote(version)
-        if version is not None and outcome == "inconclusive":
-            state.tried, reason = last, inconclusive_reason(self.name, version.name)
-        else:
             state.judged = last
+            if attempt.evaluated is not None and attempt.figures.get("anchor_lower", 1.0) > 0.0:
+                state.anchor, state.anchor_scores = version.name, attempt.evaluated.after
+        else:
+            state.tried = last
+        if version is not None and outcome == "inconclusive":
+            reason = inconclusive_reason(self.name, version.name)
         self._save_state(state)
         name = version.name if version is not None else None
         said = reason or "no worse on the held-out file, and the new labels can be learned"
-        return AcceptanceVerdict(self.name, outcome, said, name, attempt.figures, holdout.origin)
+        return AcceptanceVerdict(self.name, outcome, said, name, attempt.figures, holdout.origin, blamed)
 
 
 def newest(labels: Sequence[Labelled], per_source: int) -> list[Labelled]:

@@ -22,7 +22,9 @@ from scipy.stats import norm
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-from learners.experiments.alpha_budget import AlphaBudget  # noqa: E402 - the path comes first
+from learners.config import FinetuneSettings  # noqa: E402 - the path comes first
+from learners.continual.acceptance import anchor_confidence, paired_bounds, rejection_reason  # noqa: E402
+from learners.experiments.alpha_budget import AlphaBudget  # noqa: E402
 from learners.experiments.experiment_test import ExperimentTest, ExperimentVerdict  # noqa: E402
 from learners.experiments.guard import Guard  # noqa: E402
 from learners.experiments.paired_outcomes import HARMS, PairDifference  # noqa: E402
@@ -334,6 +336,42 @@ def ope(first: int, runs: int) -> None:
     row("candidate with an action that the log hardly contains: passed", "0", f"{passed} of {runs}")
 
 
+def finetunes(first: int, runs: int) -> None:
+    """200 equal fine-tunes against one file of 400 examples (four fifths of the answers as before), then a better one."""
+    settings = FinetuneSettings()
+    shown, better = [], []
+
+    def answers(rng: np.random.Generator, before: Array | None, share: float) -> Array:
+        fresh = (rng.random(400) < share).astype(np.float64)
+        return fresh if before is None else np.where(rng.random(400) < 0.8, before, fresh)
+
+    def passes(after: Array, live: Array, anchor: Array) -> bool:
+        figures = {
+            "all_after": after.mean(), "all_before": live.mean(), "all_anchor": anchor.mean(),
+            "before_upper": paired_bounds(after.tolist(), live.tolist())[1],
+            "anchor_upper": paired_bounds(after.tolist(), anchor.tolist())[1],
+        }  # fmt: skip
+        return rejection_reason(figures, settings) is None
+
+    for seed in range(first, first + runs):
+        rng = np.random.default_rng([seed, 10])
+        live = anchor = answers(rng, None, 0.8)
+        for question in range(1, 201):
+            after = answers(rng, live, 0.8)
+            if passes(after, live, anchor):
+                live = after
+                if paired_bounds(after.tolist(), anchor.tolist(), anchor_confidence(question))[0] > 0:
+                    anchor = after
+        shown.append(float(live.mean()))
+        better.append(passes(answers(rng, None, 0.82), live, anchor))
+    row(
+        "200 equal fine-tunes: the file says of the live one",
+        "within .01 of .80",
+        f"{np.mean(shown):.3f} (se {np.std(shown) / len(shown) ** 0.5:.3f})",
+    )
+    row("then one 2 points better: accepted", ">= 60 %", f"{np.mean(better):.0%}")
+
+
 def sources(first: int, runs: int) -> None:
     """Sources of rewards that rate the same thing, or not; two ticks a second for eight hours."""
     count = 8 * 3_600 * 2
@@ -378,7 +416,7 @@ def sources(first: int, runs: int) -> None:
 
 TRIALS: dict[str, Callable[[int, int], None]] = {
     "creep": creep, "noise": noise, "worse": worse, "slow": slow, "guard": guard, "disturbed": disturbed,
-    "ope": ope, "sources": sources,
+    "ope": ope, "finetunes": finetunes, "sources": sources,
 }  # fmt: skip
 
 
