@@ -120,13 +120,11 @@ def test_a_poisoned_wave_is_refused_with_its_numbers_and_changes_nothing(daemon:
     daemon.label([{**row, "label": label} for row, label in zip(rows, labels, strict=True)], source="mallory")
     told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
     assert told["type"] == "task_rejected", told
-    assert "contradict what is known" in told["data"]["reason"]
+    assert "labels look like noise" in told["data"]["reason"]
     assert told["data"]["labels_agreement_low"] <= told["data"]["labels_chance"]
     assert {"all_before", "all_after", "known_before", "known_after"} <= set(told["data"])
     answer = daemon.ask("please stop now")
     assert (answer["version"], answer["value"]) == (before, "halt")
-    quarantined = daemon.told("source_quarantined")
-    assert (quarantined["source"], quarantined["kind"], quarantined["task"]) == ("label:mallory", "labels", "intents")
 
 
 def test_what_nothing_can_judge_waits_for_a_person(daemon: labelling.Daemon) -> None:
