@@ -93,11 +93,15 @@ class EvaluationContext:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Whether one step passed, and the figures it rests on."""
+    """Whether one step passed, and the figures it rests on.
+
+    `inconclusive`: the step neither passed nor failed; the candidate is held to the live experiment.
+    """
 
     passed: bool
     figures: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    inconclusive: bool = False
 
 
 Working = Generator[bool, None, StepResult]

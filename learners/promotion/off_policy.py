@@ -5,8 +5,7 @@ action that a person, the gate or no one decided.
 
 `ope/evaluator.py` contains the estimator. The candidate was trained on most of these rows, so they flatter it, and no result proves that
 it is good. The step fails if even the upper confidence bound of candidate minus live is below minus `promotion.margin` (reward
-per tick). Anything else passes, and the figures say whether the log supports the
-candidate, contradicts it, or contains too little; the live experiment decides.
+per tick). Where the log contains too little, the step is inconclusive: it is no pass, and the candidate is held to the live experiment.
 """
 
 from __future__ import annotations
@@ -30,6 +29,12 @@ def ope(context: EvaluationContext) -> Working:
         reason = f"earns at least {-upper:.3f} less reward per tick than the live version; {settings.margin:g} less is allowed"
         return StepResult(passed=False, figures=found | {"finding": "worse"}, reason=reason)
     if judged.decides is None:
-        return StepResult(passed=True, figures=found | {"finding": "inconclusive", "note": judged.unknown})
+        found |= {"finding": "inconclusive", "note": judged.unknown}
+        return StepResult(
+            passed=False,
+            inconclusive=True,
+            figures=found,
+            reason=f"inconclusive, held to the live experiment: {judged.unknown}",
+        )
     finding = "not worse" if judged.decides.lower > -settings.margin else "possible"
     return StepResult(passed=True, figures=found | {"finding": finding})

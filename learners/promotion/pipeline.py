@@ -1,6 +1,7 @@
 """Run the promotion steps of one candidate in their order, a slice at a time, so that training goes on meanwhile.
 
-The first step that fails ends the evaluation, because a later one may need what it checked. `promotion.steps` names the steps; one
+The first step that fails ends the evaluation, because a later one may need what it checked. An inconclusive step does not: it is no
+pass, and the candidate is held to the live experiment. `promotion.steps` names the steps; one
 that is not in the registry (`steps.py`) is named as missing in the result, and the candidate is judged without it.
 """
 
@@ -26,13 +27,27 @@ class PromotionResult:
         """Whether every step passed."""
         return all(result.passed for result in self.results.values())
 
+    @property
+    def rejected(self) -> bool:
+        """Whether a step failed."""
+        return any(not result.passed and not result.inconclusive for result in self.results.values())
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The inconclusive steps."""
+        return tuple(name for name, result in self.results.items() if result.inconclusive)
+
     def fields(self) -> dict[str, Any]:
-        """Return the fields of the event."""
-        failed = next((name for name, result in self.results.items() if not result.passed), None)
+        """Return the fields of the event; `step` and `reason` are of the step that failed, else of the first inconclusive one."""
+        open_steps = [name for name, result in self.results.items() if not result.passed]
+        failed = next(
+            (name for name in open_steps if not self.results[name].inconclusive), next(iter(open_steps), None)
+        )
         return {
             "passed": self.passed,
             "step": failed,
             "reason": self.results[failed].reason if failed is not None else "",
+            "held": list(self.held),
             "steps": {name: {**result.figures, "passed": result.passed} for name, result in self.results.items()},
             "missing": list(self.missing),
         }
@@ -79,6 +94,6 @@ class EvaluationRun:
             if not isinstance(found, StepResult):
                 found = yield from found
             self.results[name] = found
-            if not found.passed:
+            if not found.passed and not found.inconclusive:
                 return
             yield True

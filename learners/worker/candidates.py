@@ -1,5 +1,7 @@
 """Candidates in the learner process: the learner writes one, evaluates it while training goes on, and proposes it or not.
 
+A candidate that no step rejects is proposed. An inconclusive step holds it to the live experiment; without experiments it is rejected.
+
 The agent decides: a proposed candidate waits there as the challenger of the live version.
 
 One evaluation runs at a time, a slice each round. It changes nothing in what the learner learns next. If another version goes live
@@ -192,8 +194,12 @@ class CandidateManager:
         version = self._candidate[0]
         self._candidate, self.last_result = ("", None), result
         fields = {"version": version, "live": self.live[0] if self.live else None, **result.fields()}
-        if not result.passed:
+        if result.rejected:
             self.outbox.post("policy_rejected", fields)
+            return
+        if result.held and not self.settings.experiments:
+            reason = f"{fields['reason']}; promotion.experiments is false, so nothing can decide"
+            self.outbox.post("policy_rejected", fields | {"reason": reason})
             return
         self.outbox.post("policy_proposed", fields)  # before the file: whoever sees the proposal finds the event
         try:

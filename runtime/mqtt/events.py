@@ -36,7 +36,7 @@ EVENTS: dict[str, str] = {
     "override": "An operator overrode an actuator, or the gate rejected the override.",
     "payload_refused": "A sensor refused a payload; `reason` names the field and what is wrong.",
     "policy_promoted": "A version is live; `why` says in one sentence what speaks for it.",
-    "policy_proposed": "A candidate passed every promotion step and waits for its experiment.",
+    "policy_proposed": "No promotion step rejected a candidate; it waits for its experiment. `held` names the inconclusive steps.",
     "policy_rejected": "A candidate failed a promotion step.",
     "policy_rolled_back": "An earlier version replaced the live version.",
     "policy_swapped": "The engine acts with another version from this tick on.",

@@ -63,7 +63,7 @@ TABLE: dict[str, Row] = {
     "override": ("plain", False, "A person set {actuator} to {value}."),
     "payload_refused": ("bad", True, "Stream {stream} refused a payload: {reason}."),
     "policy_promoted": ("good", True, "Policy {version} is live: {why}."),
-    "policy_proposed": ("plain", False, "Policy {version} passed every step and waits for its experiment."),
+    "policy_proposed": ("plain", False, "No step rejected policy {version}; it waits for its experiment."),
     "policy_rejected": ("plain", True, "Policy {version} was not promoted: {step} failed, {reason}."),
     "policy_rolled_back": ("bad", True, "Policy {version} was rolled back to {to} because of {why}."),
     "policy_swapped": ("plain", False, "The engine acts with policy {version}."),

@@ -72,7 +72,7 @@ class Tally:
     def add(self, verdict: PromotionResult, seconds: float) -> None:
         fields = verdict.fields()
         ope = fields["steps"].get("ope", {})
-        self.passed += verdict.passed
+        self.passed += not verdict.rejected
         self.failed.update([fields["step"]] if fields["step"] else [])
         self.decided.update([ope.get("estimator") or "inconclusive"])
         self.seconds.append(seconds)
@@ -205,9 +205,9 @@ def gate(seed_log: dict[str, Any]) -> demo.Judge:
         log = demo.Log(candidate.spec, 0, 0)
         verdict = evaluate(trial_of(candidate, live, log, rows, []), STEPS, BEFORE_SHADOW)
         seed_log.setdefault("tried", []).append(tick)
-        if verdict.passed:
+        if not verdict.rejected:
             seed_log.setdefault("passed", []).append(tick)
-        return verdict.passed
+        return not verdict.rejected
 
     return judge
 

@@ -14,8 +14,8 @@ export function stepTable(steps) {
 
 function stepRow(name, { passed, ...figures }) {
   const pick = (limits) => Object.entries(figures).filter(([key, value]) => LIMIT.test(key) === limits && value !== null).map(([key, value]) => `${readable(key)} ${flat(value)}`).join("; ");
-  const verdict = figures.applies === false ? "does not apply" : passed ? "yes" : "no";
-  return h("tr", { class: passed ? "" : "failed" }, h("th", { scope: "row" }, stepName(name)), h("td", {}, verdict), h("td", {}, pick(false)), h("td", {}, pick(true)));
+  const verdict = figures.applies === false ? "does not apply" : passed ? "yes" : figures.finding === "inconclusive" ? "inconclusive" : "no";
+  return h("tr", { class: passed || verdict === "inconclusive" ? "" : "failed" }, h("th", { scope: "row" }, stepName(name)), h("td", {}, verdict), h("td", {}, pick(false)), h("td", {}, pick(true)));
 }
 
 /** All other fields, one a row; an object becomes one row for each of its parts. */

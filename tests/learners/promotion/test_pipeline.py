@@ -48,10 +48,30 @@ def test_steps_run_in_order_until_one_fails() -> None:
     assert ran == ["a", "b"]
     assert not verdict.passed
     assert verdict.fields() == {
-        "passed": False, "step": "b", "reason": "no", "missing": ["x"],
+        "passed": False, "step": "b", "reason": "no", "missing": ["x"], "held": [],
         "steps": {"a": {"n": 1, "passed": True}, "b": {"n": 2, "passed": False}},
     }  # fmt: skip
     assert verdict.results["a"] == StepResult(passed=True, figures={"n": 1})
+
+
+def test_an_inconclusive_step_is_no_pass_and_ends_nothing() -> None:
+    def open_end(_: EvaluationContext) -> StepResult:
+        return StepResult(passed=False, inconclusive=True, reason="too little")
+
+    def fails(_: EvaluationContext) -> StepResult:
+        return StepResult(passed=False, reason="no")
+
+    def passes(_: EvaluationContext) -> StepResult:
+        return StepResult(passed=True)
+
+    held = evaluate(trial(), {"a": open_end, "b": passes}, ("a", "b"))
+    assert (held.passed, held.rejected, held.held) == (False, False, ("a",))
+    assert list(held.results) == ["a", "b"]
+    fields = held.fields()
+    assert (fields["passed"], fields["step"], fields["reason"], fields["held"]) == (False, "a", "too little", ["a"])
+    failed = evaluate(trial(), {"a": open_end, "b": fails}, ("a", "b"))
+    assert failed.rejected
+    assert (failed.fields()["step"], failed.fields()["reason"]) == ("b", "no")
 
 
 def test_a_sound_candidate_passes_both() -> None:

@@ -144,9 +144,10 @@ def test_before_anything_is_live_a_whole_fast_and_finite_candidate_passes() -> N
     assert [steps[name]["applies"] for name in ("held_out", "ope", "shadow")] == [False] * 3
 
 
-def test_a_good_candidate_passes_every_step() -> None:
+def test_a_good_candidate_is_held_where_the_log_contains_too_little() -> None:
     verdict = evaluate(trial(Scripted(nearly_right), Scripted(right), World(600, grows=3)), STEPS, ORDER)
-    assert verdict.passed, verdict
+    assert not verdict.rejected, verdict
+    assert verdict.held == ("ope",)
     steps = verdict.fields()["steps"]
     assert steps["sanity"]["agreement"]["head"] > 0.9
     assert steps["ope"]["finding"] == "inconclusive"  # it hardly differs, and what differs was hardly tried
@@ -173,6 +174,7 @@ def test_a_much_better_candidate_is_not_worse_after_a_few_hundred_ticks() -> Non
 
 def test_too_little_evidence_says_nothing_and_leaves_the_decision_to_the_experiment() -> None:
     finding = run("ope", trial(Scripted(right), Scripted(wrong), World(1_500), min_effective_samples=1e4))
+    assert (finding.passed, finding.inconclusive) == (False, True)
     assert finding.figures["finding"] == "inconclusive"
     assert finding.figures["note"].startswith("at most")
     assert finding.figures["estimator"] is None
@@ -187,7 +189,7 @@ def test_what_people_did_is_not_weighed() -> None:
     ]
     finding = run("ope", trial(Scripted(nearly_right), Scripted(right), world))
     assert (finding.figures["decisions"], finding.figures["own"]) == (590, 290)
-    assert finding.passed
+    assert finding.inconclusive
 
 
 def test_collapse_is_refused_unless_the_live_one_collapsed() -> None:

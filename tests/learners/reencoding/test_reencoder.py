@@ -257,7 +257,7 @@ def test_a_candidate_names_the_encoder_it_learned_with_and_the_live_policy_is_ju
     manager.begin()
     first = manager.resume()
     assert first is not None
-    assert first.passed
+    assert not first.rejected
     manager.checkpoints.promote(str(manager.checkpoints.proposed()), by="untrusted")
     for _ in range(20):
         background.step()
@@ -279,7 +279,7 @@ def test_a_candidate_names_the_encoder_it_learned_with_and_the_live_policy_is_ju
     ended = manager.resume()
     assert ended is not None
     assert manager.checkpoints.load(str(manager.checkpoints.proposed())).manifest.encoder_versions == {
-        "orders": new_version if ended.passed else old_version
+        "orders": new_version if not ended.rejected else old_version
     }
 
 

@@ -21,6 +21,7 @@ from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import LearnerConfig
+from learners.promotion.context import EvaluationContext, StepResult
 from learners.promotion.feeding_tasks import FeedingTasks, HeldOutComparison
 from learners.promotion.pipeline import PromotionResult
 from learners.worker.loop import LearnerLoop
@@ -66,7 +67,7 @@ def first_live(folder: Path, **promotion: Any) -> LearnerLoop:
     verdict = one.candidates.run()  # nothing to compare with, so nothing to wait for
     follow(one)
     assert verdict is not None
-    assert verdict.passed, verdict
+    assert not verdict.rejected, verdict
     return one
 
 
@@ -135,7 +136,7 @@ def test_a_good_candidate_is_proposed_after_its_shadow_while_training_goes_on(tm
         one.learner.train(time.monotonic() + 0.02)
 
     verdict = concluded(one, beside)
-    assert verdict.passed, verdict
+    assert not verdict.rejected, verdict
     assert one.learner.position.update > updates
     assert one.checkpoints.live().version == before, "the agent decides what goes live"
     assert one.checkpoints.proposed() == trial["version"] != before
@@ -271,3 +272,20 @@ def test_a_candidate_says_which_tasks_fed_it(tmp_path: Path, feeds: bool) -> Non
     proposed = one.checkpoints.proposed()
     manifest = next(m for m in one.checkpoints.list() if m.version == proposed)
     assert ("tasks" in manifest.data) is feeds
+
+
+def test_without_experiments_an_inconclusive_candidate_is_rejected(tmp_path: Path) -> None:
+    def unknown(_: EvaluationContext) -> StepResult:
+        return StepResult(passed=False, inconclusive=True, reason="too little")
+
+    for experiments, wanted in ((True, "policy_proposed"), (False, "policy_rejected")):
+        folder = tmp_path / str(experiments)
+        learning.fill(folder, 0, 300)
+        one = background(folder, steps=["ope"], experiments=experiments)
+        one.candidates.steps = {"ope": unknown}
+        one.begin()
+        one.step()
+        one.candidates.run()
+        kind, fields = events(folder)[-1]
+        assert (kind, fields["held"]) == (wanted, ["ope"])
+        assert (one.checkpoints.proposed() is None) is not experiments

@@ -69,7 +69,7 @@ def test_it_learns_proposes_and_says_so(tmp_path: Path) -> None:
     assert one.learner.position.update > 0
     verdict = one.candidates.run()
     assert verdict is not None
-    assert verdict.passed, verdict
+    assert not verdict.rejected, verdict
     live = one.checkpoints.proposed()
     assert live is not None
     assert one.checkpoints.live().version is None
@@ -195,7 +195,7 @@ def test_a_live_version_that_is_broken_is_an_event(tmp_path: Path) -> None:
     two.step()
     verdict = two.candidates.run()
     assert verdict is not None
-    assert verdict.passed
+    assert not verdict.rejected
     assert ("checkpoint_refused", "wrong_hash") in [(kind, fields.get("reason")) for kind, fields in events(tmp_path)]
 
 
