@@ -16,6 +16,7 @@ Shapes: K background, H history, n players, R rows (mixed windows).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,6 +33,8 @@ from learners.model.policy import Policy
 
 BUDGET = 1_024
 """Ticks that one explanation may fuse: .2 to .6 s of one core with the default policy and 3 to 30 streams."""
+LIMIT_S = 0.5
+"""Seconds after which a live daemon draws no further random order: on a busy machine the errors grow, not the wait."""
 BATCH_BYTES = 4 << 20
 """Features of one batch."""
 BATCH_ROWS = 256
@@ -63,6 +66,7 @@ def explain(
     background: Sequence[Sequence[Transition]],
     *,
     budget: int = BUDGET,
+    limit_s: float = math.inf,
 ) -> dict[str, StreamContribution]:
     """Compute the contribution of each stream to each actuator's executed action at the last tick of `window`.
 
@@ -71,10 +75,12 @@ def explain(
         window: that tick and up to `history - 1` before it, oldest first.
         background: windows of other ticks, K of them; the more, the finer the mean.
         budget: ticks that may be fused.
+        limit_s: seconds after which no further random order is drawn; the standard errors tell what that costs.
 
     Raises:
         NotExplainable: tokens are missing, or of another encoder version than the decision's.
     """
+    until_s = time.monotonic() + limit_s
     subject = _features(policy, window)
     if not background:
         raise NotExplainable("there are no other ticks to compare with yet")
@@ -84,7 +90,7 @@ def explain(
     players = [s for s in range(len(policy.spec.streams)) if bool(subject.present[0, :, s].any())]
     game = _Game(policy, subject, others, players, dict(window[-1].actions))
     exact = 2 ** len(players) * len(background) * policy.spec.history <= budget
-    found = _exact(game) if exact else _sampled(game, budget // policy.spec.history)
+    found = _exact(game) if exact else _sampled(game, budget // policy.spec.history, until_s)
     return {name: _part(policy, players, *values, exact=exact, name=name) for name, values in found.items()}
 
 
@@ -138,8 +144,11 @@ def _exact(game: _Game) -> dict[str, _Values]:
     return {name: (float(worth[-1]), float(worth[0]), shapley(worth), []) for name, worth in means.items()}
 
 
-def _sampled(game: _Game, rows: int) -> dict[str, _Values]:
-    """Estimate the values from random orders and their reverses, with one more player at each step, in at most `rows` rows."""
+def _sampled(game: _Game, rows: int, until_s: float) -> dict[str, _Values]:
+    """Estimate the values from random orders and their reverses, with one more player at each step.
+
+    Takes at most `rows` rows, and no further orders after `until_s` (monotonic), but two orders at least.
+    """
     n = len(game.players)
     pairs = max(2, (rows - 1) // (2 * n - 1))
     chance = np.random.default_rng(0)
@@ -149,19 +158,28 @@ def _sampled(game: _Game, rows: int) -> dict[str, _Values]:
     steps = np.arange(n)
     forward_PSn = ranks_Pn[:, None, :] < steps[:, None]
     reverse_PSn = (n - 1 - ranks_Pn)[:, None, :] < steps[1:, None]  # its empty set is the forward one's
-    shown_Rn = np.concatenate((forward_PSn, reverse_PSn), axis=1).reshape(-1, n)
-    shown_Rn = np.concatenate((shown_Rn, np.ones((1, n), bool)))
-    scores = game.scores(shown_Rn, np.append(np.repeat(backgrounds_P, 2 * n - 1), 0))
+    shown_PRn = np.concatenate((forward_PSn, reverse_PSn), axis=1)
+    whole = {name: float(values[0]) for name, values in game.scores(np.ones((1, n), bool), np.zeros(1, int)).items()}
+    at_once = max(2, game.batch_rows // (2 * n - 1))
+    worths: dict[str, list[NDArray[np.float64]]] = {name: [] for name in whole}
+    done = 0
+    while done < pairs and (done < 2 or time.monotonic() < until_s):
+        batch = slice(done, done + at_once)
+        shown_Rn = shown_PRn[batch].reshape(-1, n)
+        for name, values in game.scores(shown_Rn, np.repeat(backgrounds_P[batch], 2 * n - 1)).items():
+            worths[name].append(values.reshape(-1, 2 * n - 1))
+        done += at_once
+    ranks_Pn = ranks_Pn[:done]
     found: dict[str, _Values] = {}
-    for name, values in scores.items():
-        worth_PR, score = values[:-1].reshape(pairs, -1), float(values[-1])
-        last_P1 = np.full((pairs, 1), score)
+    for name, score in whole.items():
+        worth_PR = np.concatenate(worths[name])
+        last_P1 = np.full((len(worth_PR), 1), score)
         forward_PS = np.diff(np.concatenate((worth_PR[:, :n], last_P1), axis=1))
         reverse_PS = np.diff(np.concatenate((worth_PR[:, :1], worth_PR[:, n:], last_P1), axis=1))
         gains_Pn = (
             np.take_along_axis(forward_PS, ranks_Pn, 1) + np.take_along_axis(reverse_PS, n - 1 - ranks_Pn, 1)
         ) / 2
-        errors_n = gains_Pn.std(0, ddof=1) / math.sqrt(pairs)
+        errors_n = gains_Pn.std(0, ddof=1) / math.sqrt(len(gains_Pn))
         found[name] = (score, float(worth_PR[:, 0].mean()), gains_Pn.mean(0).tolist(), errors_n.tolist())
     return found
 
@@ -206,12 +224,17 @@ class _Game:
         """How many background windows there are."""
         return len(self.others.present)
 
+    @property
+    def batch_rows(self) -> int:
+        """How many rows are scored at once."""
+        spec = self.policy.spec
+        row_bytes = 4 * spec.history * sum(s.tokens * s.width for s in spec.streams)
+        return max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+
     @torch.no_grad()
     def scores(self, shown_Rn: NDArray[np.bool_], background_R: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Score each actuator's action for each row; one without a head is left out."""
-        spec = self.policy.spec
-        row_bytes = 4 * spec.history * sum(s.tokens * s.width for s in spec.streams)
-        size = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+        size = self.batch_rows
         judges = {name: judge for name, value in self.actions.items() if (judge := self._judge(name, value))}
         found: dict[str, list[Tensor]] = {name: [] for name in judges}
         for start in range(0, len(shown_Rn), size):

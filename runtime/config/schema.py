@@ -208,7 +208,8 @@ class EngineSettings(Settings):
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="number format of inference; `auto` allows bfloat16 if the processor has instructions for it",
+        description="number format of inference; `auto` runs encoders in float32, and a policy version in bfloat16 where that is "
+        "faster and changes no choice on recorded observations",
     )
     threads: int = Field(1, ge=1, le=64, description="CPU threads of inference")
     tolerance: float = Field(

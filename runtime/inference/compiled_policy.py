@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +19,16 @@ import torch
 from learners.checkpoints.manifest import GraphFiles, LoadedCheckpoint
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.openvino import LIBRARY
-from learners.model.backends.selection import BackendChoice, Inputs, NotCompiled, Run, build, calibrate, processor
+from learners.model.backends.selection import (
+    BackendChoice,
+    Inputs,
+    NotCompiled,
+    Run,
+    build,
+    calibrate,
+    in_float32,
+    processor,
+)
 from learners.model.compiled import POLICY, FlatPolicyModule, Window, digest, note_of, same_decisions
 from learners.model.policy import Policy
 
@@ -103,7 +112,7 @@ def compile_policy(
         verdict = stored.same_decisions
         if verdict is None:
             verdict = _remembered(calibrations, policy, version, choice, windows, run_of)
-        choice = choice if verdict else _full(choice)
+        choice = choice if verdict else in_float32(choice)
     run = run_of(choice)
     if not first:
         for folder in folders:
@@ -124,16 +133,9 @@ def _remembered(
     known = calibrations.recall(version, device)
     if known is None and windows and calibrations.convert_here:
         same = same_decisions(policy, run_of(choice), windows, calibrations.settings.tolerance)
-        known = choice if same else _full(choice)
+        known = choice if same else in_float32(choice)
         calibrations.remember(version, device, known)
     return known is not None and known.precision == choice.precision
-
-
-def _full(choice: BackendChoice) -> BackendChoice:
-    """Return the fastest backend in float32 among those measured."""
-    whole = [m for m in choice.measured if m.precision == "float32" and not m.failed]
-    best = min(whole, key=lambda m: m.ms, default=None)
-    return replace(choice, backend="torch" if best is None else best.backend, precision="float32")
 
 
 def _prune(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Answer `request/explain`: the contribution of each stream to a decision, ages, lineage, what was executed and by whom.
 
 Reads stored experience, not the running tick. The version that took the decision explains it, in one thread of low
-priority; the work is bounded by `learners.model.shapley.BUDGET`.
+priority; the work is bounded by `BUDGET` and `LIMIT_S` of `learners.model.shapley`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from learners.experience.transition import Transition
 from learners.ipc.policy_spec import spec_of_version
 from learners.model.policy import Policy
 from learners.model.policy import build as build_policy
-from learners.model.shapley import NotExplainable, explain, same_encoders
+from learners.model.shapley import LIMIT_S, NotExplainable, explain, same_encoders
 from runtime.inference.build import untrained
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.mqtt.rpc import Answer, RequestFailed
@@ -70,7 +70,7 @@ class Explainer:
             history = policy.spec.history
             window = _window(reader, row, history)
             background = _background(reader, row, history)
-        parts = explain(policy, window, background)
+        parts = explain(policy, window, background, limit_s=LIMIT_S)
         return _answer(row.transition, parts) | {"lineage": self._lineage(row.transition.policy)}
 
     def _policy(self, version: str) -> Policy:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from learners.model.backends.selection import (
     Run,
     build,
     calibrate,
+    in_float32,
     processor,
 )
 
@@ -95,7 +96,9 @@ class Calibrations:
     def runner(
         self, module: nn.Module, examples: Sequence[Inputs], version: str, *, shared: bool = False
     ) -> tuple[Run, BackendChoice]:
-        """Return the fastest allowed way to run the module; calibrate at most once for a version and machine.
+        """Return the fastest allowed way to run an encoder; calibrate at most once for a version and machine.
+
+        With the precision `auto` it runs in float32: no decisions on recorded observations have approved another one.
 
         `shared` says that these weights come with the program, so that other daemons will want the graph too.
 
@@ -104,13 +107,16 @@ class Calibrations:
             NotCompiled: nothing is stored, and this process may not convert.
         """
         device, folders = examples[0][0].device, self.folders(shared=shared)
+        settings = self.settings if self.settings.precision != "auto" else replace(self.settings, precision="float32")
         choice = self.recall(version, device)
         if choice is None:
             if not self.convert_here:
                 raise NotCompiled(f"{version}: no choice of a backend is stored")
-            choice = calibrate(module, examples, self.settings, version, folders)
+            choice = calibrate(module, examples, settings, version, folders)
             self.remember(version, device, choice)
-        settings, allowed = self.settings, self.convert_here
+        elif choice.precision != "float32" and self.settings.precision == "auto":
+            choice = in_float32(choice)  # chosen by an older program, by numbers alone
+        allowed = self.convert_here
         run = build(
             module,
             examples,

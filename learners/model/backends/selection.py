@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -185,6 +185,13 @@ def calibrate(
         )
     best = min(good, key=lambda m: m.ms)
     return BackendChoice(best.backend, best.precision, tuple(measured))
+
+
+def in_float32(choice: BackendChoice) -> BackendChoice:
+    """Return the fastest backend in float32 among those measured."""
+    whole = [m for m in choice.measured if m.precision == "float32" and not m.failed]
+    best = min(whole, key=lambda m: m.ms, default=None)
+    return replace(choice, backend="torch" if best is None else best.backend, precision="float32")
 
 
 def build(

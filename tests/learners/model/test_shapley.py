@@ -152,6 +152,18 @@ def test_sampled_values_are_the_exact_ones_within_their_errors_and_sum_exactly()
         assert all(0 < error < 0.5 for error in part.errors.values())
 
 
+def test_a_busy_machine_draws_fewer_orders_and_says_so_in_its_errors() -> None:
+    policy, window = _policy(10), [_many(10, 1)]
+    others = [[_many(10, 50 + k)] for k in range(8)]
+    calm = explain(policy, window, others, budget=4_000)["head"]
+    busy = explain(policy, window, others, budget=4_000, limit_s=0)["head"]
+    for part in (calm, busy):
+        assert part.method == "sampled"
+        assert sum(part.streams.values()) == pytest.approx(part.score - part.baseline, abs=1e-6)
+    assert sum(busy.errors.values()) > sum(calm.errors.values())
+    assert all(error < float("inf") for error in busy.errors.values())
+
+
 @pytest.mark.parametrize("count", [3, 10, 30])
 def test_the_work_is_bounded_whatever_the_number_of_streams(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = _policy(count)

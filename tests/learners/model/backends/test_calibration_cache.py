@@ -12,7 +12,7 @@ from torch import nn
 
 from learners.model.backends import calibration_cache, selection
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.selection import BackendChoice, BackendSettings, Measured
 
 CPU = torch.device("cpu")
 EXAMPLES = [(torch.ones(1, 4),)]
@@ -106,3 +106,17 @@ def test_the_longest_unused_graphs_go(tmp_path: Path) -> None:
     daemon.tidy()
     assert sorted(int(path.name) for path in folder.iterdir()) == list(range(3, calibration_cache.MOST_GRAPHS + 3))
     Calibrations(None, BackendSettings()).tidy()  # no cache, nothing to do
+
+
+def test_an_encoder_runs_in_float32_unless_the_settings_name_another_precision(tmp_path: Path) -> None:
+    """Tokens within the tolerance do not prove equal decisions; an older program chose bfloat16 by them."""
+    measured = (Measured("torch", "float32", 2.0, 1.0, 0.0), Measured("torch", "bfloat16", 1.0, 1.0, 0.004))
+    automatic = own(tmp_path, "auto", BackendSettings("torch", "auto"))
+    _, fresh = automatic.runner(module(), EXAMPLES, "new")
+    automatic.remember("old", CPU, BackendChoice("torch", "bfloat16", measured))
+    runner, old = automatic.runner(module(), EXAMPLES, "old")
+    assert (fresh.precision, old.precision) == ("float32", "float32")
+    assert torch.equal(runner(*EXAMPLES[0]), module()(*EXAMPLES[0]))
+    forced = own(tmp_path, "forced", BackendSettings("torch", "bfloat16"))
+    forced.remember("old", CPU, BackendChoice("torch", "bfloat16", measured))
+    assert forced.runner(module(), EXAMPLES, "old")[1].precision == "bfloat16"

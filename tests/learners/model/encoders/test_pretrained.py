@@ -283,9 +283,9 @@ class Unstable(nn.Module):
 
 
 @pytest.mark.skipif(not selection.has_bfloat16(), reason="the processor has no bfloat16")
-def test_bfloat16_beyond_the_tolerance_is_never_chosen(tmp_path: Path) -> None:
+def test_bfloat16_beyond_the_tolerance_is_never_chosen() -> None:
     example = (torch.randn(1, 8),)
-    _, choice = Calibrations(tmp_path, BackendSettings("torch")).runner(Unstable(), [example], "v")
+    choice = selection.calibrate(Unstable(), [example], BackendSettings("torch"), "v")
     assert choice.precision == "float32"
     assert next(m for m in choice.measured if m.precision == "bfloat16").difference > 0.02
     with pytest.raises(NoBackend, match="bfloat16: difference"):
