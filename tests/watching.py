@@ -164,6 +164,8 @@ class Stage:
         self.world, self.rng = Blind(seed), np.random.default_rng([seed, 7])
         self.now_s, self.count, self.sends, self.refusals = BEGUN_S, 0, sends, refusals or {}
         self.takeovers, self.mode = takeovers or {}, "autonomous"
+        self.short_takeovers = False
+        """A takeover is over before the next tick."""
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.gains: list[float] = []
         self.acted: list[str] = []
@@ -273,9 +275,10 @@ class Stage:
     def _ticked(self, version: str, turn: Turn, *, refused: bool, taken_over: bool = False) -> TickResult:
         decision = f"s-{self.count}"
         outcome = Outcome(False, "min_hold", "stay", "none") if refused else Outcome(True, None, turn, "policy")
-        if taken_over:
+        if taken_over and not self.short_takeovers:
             outcome = Outcome(True, None, turn, "override")
-        verdict = GateVerdict(decision, True, False, {"head": self.mode}, {"head": outcome})
+        overridden = {"head": turn} if taken_over and self.short_takeovers else {}
+        verdict = GateVerdict(decision, True, False, {"head": self.mode}, {"head": outcome}, overridden=overridden)
         decided = InferenceResult(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
         observation = Observation(self.count, self.now_s, {}, {})
         executed, by = executed_actions(decided.actions, verdict)

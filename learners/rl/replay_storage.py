@@ -59,6 +59,7 @@ class ReplayStorage:
         self.reward_N = np.zeros(n, np.float32)
         self.done_N, self.truncated_N = np.zeros(n, bool), np.zeros(n, bool)
         self.outcome_N = np.zeros(n, bool)  # the episode ended well or badly
+        self.intervention_N = np.zeros(n, bool)  # an operator moved something, perhaps what is not learned
         self.session_N, self.tick_N = np.full(n, -1, np.int64), np.zeros(n, np.int64)
         self.number_N = np.full(n, -1, np.int64)  # the store's row number
         self._where: dict[int, int] = {}  # row number -> position
@@ -74,6 +75,7 @@ class ReplayStorage:
                 self.done_N,
                 self.truncated_N,
                 self.outcome_N,
+                self.intervention_N,
             ),
             *(self.session_N, self.tick_N, self.number_N),
         ]
@@ -88,6 +90,7 @@ class ReplayStorage:
         self._write_actions(at, transition)
         self.reward_N[at], self.done_N[at] = transition.reward, transition.done
         self.truncated_N[at], self.outcome_N[at] = transition.truncated, transition.failure or transition.success
+        self.intervention_N[at] = transition.intervention
         return special or self.special(at)
 
     def move(self, at: int, to: int) -> None:
@@ -116,8 +119,9 @@ class ReplayStorage:
         self.reward_N[at], self.done_N[at] = after["reward"], bool(after["done"])
         self.truncated_N[at] = bool(after.get("truncated", 0))
         self.outcome_N[at] = bool(after["failure"] or after.get("success", 0))
-        if after["demonstration"] or (after["intervention"] and not self.is_expert_NU[at].any()):
+        if after["demonstration"] or (after["intervention"] and not self.intervention_N[at]):
             self.is_expert_NU[at] = self.acted_NU[at] & self.executed_NU[at]
+        self.intervention_N[at] = bool(after["intervention"])
         return True
 
     def find(self, number: int) -> int | None:

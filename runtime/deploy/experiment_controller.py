@@ -218,9 +218,10 @@ class ExperimentController:
         assignment, phase = self._now.assignment, self.phase
         if phase is None or assignment is None or phase.number != self._now.experiment or verdict is None:
             return
-        if not (acted or held or stopped):
+        taken_over = held or bool(verdict.overridden)
+        if not (acted or taken_over or stopped):
             return
-        outcome = TickOutcome(takeover=held, stop=stopped, refusal=refused)
+        outcome = TickOutcome(takeover=taken_over, stop=stopped, refusal=refused)
         phase.add(result.decision, assignment, outcome, hold=held)
 
     def credit(self, source: str, value: float, decision: str | None, *, done: bool, failure: bool = False) -> None:

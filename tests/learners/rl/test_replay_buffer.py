@@ -319,6 +319,20 @@ def test_late_changes_reach_the_row_wherever_it_is() -> None:
     assert not memory.change(9_999, after)
 
 
+def test_a_late_reward_makes_no_demonstration_of_what_the_policy_did() -> None:
+    """A person spoke instead of the policy; what the policy moved at that tick is still its own."""
+    memory = replay()
+    moved = tick(1).actions
+    said = {"head": "policy", "arm": "policy", "say": "override"}
+    for n in range(3):
+        memory.append(tick(n, actions={**moved, "say": "stop"}, by=said, intervention=True), number=n)
+    after = {"reward": 3.0, "done": 0, "intervention": 1, "demonstration": 0, "failure": 0}
+    assert memory.change(1, after)
+    assert memory.strata().demonstrations == 0
+    assert memory.change(1, {**after, "demonstration": 1})
+    assert memory.strata().demonstrations == 1
+
+
 def test_an_equal_replay_can_be_filled_again() -> None:
     def feed(memory: ReplayBuffer, start: int, stop: int) -> dict[int, Transition]:
         made = {}

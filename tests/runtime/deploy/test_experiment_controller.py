@@ -282,11 +282,14 @@ async def test_while_the_policy_may_not_act_nothing_alternates(tmp_path: Path) -
     assert all(arm.assignment is None for arm in stage.arms[-500:])
 
 
-async def test_takeovers_are_outcomes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("short", [False, True])
+async def test_takeovers_are_outcomes(tmp_path: Path, *, short: bool) -> None:
     stage = await trusted(tmp_path, 13, takeovers={"equal": 0.5})
+    stage.short_takeovers = short
     stage.experiments.trust.pace = len(SHARES) - 1
     ended = await verdict(stage, "equal")
     assert ended["outcome"] != "live"
+    assert ended["reason"] == "more takeovers than the champion"
     assert stage.checkpoints.live().version == stage.version["good"]
 
 
