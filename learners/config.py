@@ -331,7 +331,7 @@ class PromotionSettings(Settings):
         "good; 0 switches the guard off",
     )
     max_pairs: int = Field(
-        200,
+        1_000,
         ge=8,
         description="pairs of blocks after which an experiment without a proof ends, and the live version remains",
     )

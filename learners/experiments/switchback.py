@@ -46,6 +46,8 @@ class Assignment:
     washout: bool
     kind: Kind
     unit: int
+    other: Arm | None = None
+    """The other version of the pair; None in a plain slot."""
 
 
 @dataclass(slots=True)
@@ -77,6 +79,7 @@ class Switchback:
             washout=at < plan.washout_ticks,
             kind=slot.kind,
             unit=unit,
+            other=None if slot.kind == "plain" else slot.arms[1 - position],
         )
 
 

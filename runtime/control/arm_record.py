@@ -19,6 +19,8 @@ class ArmRecord:
     experiment: int | None = None
     """Number of the experiment; None where none is running."""
     assignment: Assignment | None = None
+    other: str | None = None
+    """The version that it is compared with in this pair."""
 
     def fields(self) -> dict[str, Any] | None:
         """Return the fields of the `decision` message; None outside an experiment."""

@@ -20,10 +20,13 @@ from runtime.control.conditions import Conditions
 from runtime.control.inbox import Inbox
 from runtime.gate import ipc
 from runtime.gate.client import GateLink
+from runtime.inference.comparison import OtherDecision
 from runtime.inference.engine import Engine, InferenceResult
 from runtime.process.pacing import Clock, Pacer
 from sensors.readings import Observation
 
+COMPARE_WITHIN = 0.25
+"""Share of a tick after which the other version of an experiment is not computed any more."""
 LATENCIES = 600
 """Ticks over which p50 and p99 are taken: a minute at 10 Hz."""
 
@@ -54,6 +57,8 @@ class TickResult:
     where there are none."""
     arm: ArmRecord | None = None
     """The place of this tick in the live experiment."""
+    other: OtherDecision | None = None
+    """What the version that it is compared with would have done; None where none is, or where time was short."""
 
 
 ChooseVersion = Callable[[int, Collection[str]], ArmRecord]
@@ -136,6 +141,7 @@ class ControlLoop:
         self.store.release(earned or 0.0, verdict.overridden if verdict is not None else {})
         executed, by = executed_actions(decided.actions, verdict)
         now_s = self.clock.now()
+        other = await self._compare(arm, now_s - observation.stamp_s)
         stamp_unix_s = self.wall() - (now_s - observation.stamp_s)
         transition = self._transition(observation, decided, decision, stamp_unix_s, verdict)
         result = TickResult(
@@ -152,6 +158,7 @@ class ControlLoop:
             mode=self.mode,
             explore=explore,
             arm=arm,
+            other=other,
             answered_s=0.0 if verdict is None else now_s - observation.stamp_s,
         )
         self._executed = executed
@@ -173,6 +180,12 @@ class ControlLoop:
         if arm.version != self.engine.version and arm.version in self.engine.loaded:
             await self.engine.activate(arm.version)
         return arm
+
+    async def _compare(self, arm: ArmRecord | None, spent_s: float) -> OtherDecision | None:
+        """Return what the other version of the pair would have done, after the command has left and if the tick has time for it."""
+        if arm is None or arm.other is None or spent_s > self.pacer.period_s * COMPARE_WITHIN:
+            return None
+        return await self.engine.compare(arm.other)
 
     async def _act(
         self, observation: Observation, decided: InferenceResult, decision: str

@@ -198,7 +198,9 @@ class ExperimentController:
         elif self.phase is not None and self.acting and not self.decided.is_set():
             found = self.phase.assign()
             if found is not None and found[0] in loaded:
-                self._now = ArmRecord(found[0], self.phase.number, found[1])
+                other = found[1].other
+                against = None if other is None else self.phase.version_of(other)
+                self._now = ArmRecord(found[0], self.phase.number, found[1], against)
         elif self.phase is not None and self.phase.verdict is not None and self.phase.plan.champion in loaded:
             self._now = ArmRecord(self.phase.plan.champion)
         return self._now

@@ -33,8 +33,10 @@ from learners.model.backends.selection import BackendChoice, EncoderNotCompiled,
 from learners.model.compiled import FlatPolicyModule, Window, example_inputs
 from learners.model.encoders.base import Encoder
 from learners.model.features import Features
+from learners.model.heads import HeadOutput
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
+from runtime.inference.comparison import OtherDecision, SecondPolicy, compare
 from runtime.inference.compiled_policy import NO_GRAPH, StoredGraph, compile_policy
 from runtime.inference.decision import InferenceResult, actions_of, choices_of
 from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
@@ -143,12 +145,16 @@ class Engine:
     """Observations of the last minutes, on which a reduced precision is judged."""
     _tick: int = -1
     """The last tick that was decided."""
+    _last: tuple[Tensor, HeadOutput] | None = None
+    """Context and output of the last decision, if it explored."""
+    _second: SecondPolicy = field(init=False)
 
     def __post_init__(self) -> None:
         threads = self.calibrations.settings.threads
         self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads,))
         self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads,))
         self._past = ObservationHistory(self.spec)
+        self._second = SecondPolicy(self.spec.history)
         self._statistics = InputStatistics(self.spec, self.device)
         self.policy = self.policy.to(self.device).eval()
         self._spare = [copy.deepcopy(self.policy)]
@@ -196,6 +202,14 @@ class Engine:
         """Compute the actions for an observation in the inference thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._inference, self._decide, observation, explore)
+
+    async def compare(self, version: str) -> OtherDecision | None:
+        """Return what another loaded version would have done at the last tick.
+
+        None if it is not loaded, has other encoders, or the policy did not explore.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._inference, self._compare, version)
 
     async def snapshot(self) -> EngineSnapshot:
         """Return everything the next decision depends on besides its observation: what a recording needs at its begin."""
@@ -460,6 +474,7 @@ class Engine:
                 self._windows.append(self._past.window())
             generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + observation.tick)
             out = live.policy.heads.act(context_BC, generator=generator, explore=explore)
+            self._last = (context_BC, out) if explore is True else None
             actions, scores = actions_of(self.spec, out)
             choices = choices_of(self.spec, out)
         tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in self.spec.names}
@@ -470,6 +485,18 @@ class Engine:
         return InferenceResult(
             live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders
         )
+
+    @torch.inference_mode()
+    def _compare(self, version: str) -> OtherDecision | None:
+        live, other = self._live, self._versions.get(version)
+        if other is None or other is live or self._last is None:
+            return None
+        if any(encoder.version != live.encoders[name].version for name, encoder in other.encoders.items()):
+            return None
+        with self._stream:
+            context_BC, out = self._last
+            theirs_BC = self._second.context(version, other.policy, other.fuse, self._past.window(), self._tick)
+            return compare(version, other.policy.heads, theirs_BC, live.policy.heads, context_BC, out)
 
     def _numbers(self, reading: Telemetry) -> NDArray[np.float32]:
         return policy_numbers(reading.fields, reading.values, self.field_kinds.get(reading.stream, {}))

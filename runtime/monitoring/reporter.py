@@ -139,4 +139,5 @@ def decision_body(ticked: TickResult) -> dict[str, Any]:
         "missing": sorted(observation.missing),
         "latency_ms": round(ticked.latency_s * 1e3, 3),
         "experiment": ticked.arm.fields() if ticked.arm is not None else None,
+        "other": ticked.other.fields() if ticked.other is not None else None,
     }

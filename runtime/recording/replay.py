@@ -164,7 +164,7 @@ class _Gaps:
     def _remembers(self, recorded: dict[str, Any]) -> bool:
         """Return whether a decision depends on every tick before: by excursions, or by the statistics of untrained weights."""
         head = self.engine.policy.heads.continuous
-        excursions = recorded["explore"] and head is not None and float(head.epsilon) > 0
+        excursions = recorded["explore"] and head is not None and head.excursion_share > 0
         return excursions or self.engine.version == UNTRAINED
 
 

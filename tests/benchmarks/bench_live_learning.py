@@ -4,7 +4,8 @@
     python tests/benchmarks/bench_live_learning.py --minutes 68 --seeds 0 1 2
 
 With --policy the output of `reflexd train` is imported first, as `reflexd checkpoints import` does. Prints the events of promotion,
-the mean return of the episodes of every minute, and the lowest mean of any 5 minutes.
+the mean return of the episodes of every minute, and the lowest mean of any 5 minutes. Counts collapses: minutes with a mean below 400
+after the goal was reached. --ungated makes every candidate live at once, for comparison.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from runtime.cli.checkpoints import import_directory  # noqa: E402
 from runtime.config.loader import load  # noqa: E402
 
 WINDOW_S = 300.0
+FALLEN = 400.0
 
 
 def means(daemon: VirtualDaemon) -> list[tuple[int, float]]:
@@ -51,6 +53,15 @@ def lowest(daemon: VirtualDaemon, since_s: float, window_s: float = WINDOW_S) ->
     return min(found, default=None)
 
 
+def collapses(daemon: VirtualDaemon, since_s: float) -> tuple[int, int]:
+    """Return how many minutes after `since_s` had a mean below `FALLEN`, and the longest row of them."""
+    count = longest = row = 0
+    for minute, mean in means(daemon):
+        row = row + 1 if mean < FALLEN and (minute - 1) * 60.0 >= since_s else 0
+        count, longest = count + (row > 0), max(longest, row)
+    return count, longest
+
+
 async def run(seed: int, given: argparse.Namespace) -> None:
     """One run."""
     began_s = time.monotonic()
@@ -63,6 +74,8 @@ async def run(seed: int, given: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         changes: dict[str, Any] = {"learner": {"updates_per_step": given.updates_per_step}}
+        if given.ungated:
+            changes["promotion"] = {"experiments": False, "steps": ["integrity"]}
         async with virtual_daemon(
             Path(folder), given.env, seed=seed, prepare=prepare if given.policy else None, **changes
         ) as daemon:
@@ -81,10 +94,11 @@ async def run(seed: int, given: argparse.Namespace) -> None:
             )  # fmt: skip
             since_s = 0.0 if given.policy else (reached if reached is not None else 8 * 60.0)
             low = lowest(daemon, since_s)
+            fell, longest = collapses(daemon, since_s)
             print(
                 f"{given.env}, seed {seed}: {given.goal:g} over 20 episodes after "
                 f"{'never' if reached is None else f'{reached / 60:.1f} min'}; lowest mean of 5 minutes since "
-                f"{since_s / 60:.1f} min: {'none' if low is None else f'{low:.0f}'}; {time.monotonic() - began_s:.0f} s",
+                f"{since_s / 60:.1f} min: {'none' if low is None else f'{low:.0f}'}; {fell} minutes below {FALLEN:g}, at most {longest} in a row; {time.monotonic() - began_s:.0f} s",
                 flush=True,
             )
 
@@ -97,6 +111,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="of virtual time")
     parser.add_argument("--goal", type=float, default=475.0, help="mean return of 20 episodes that counts as solved")
     parser.add_argument("--updates-per-step", type=float, default=1.0, help="`learner.updates_per_step`")
+    parser.add_argument("--ungated", action="store_true", help="no steps and no experiments: every candidate goes live")
     given = parser.parse_args()
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))

@@ -71,6 +71,11 @@ async def test_a_worse_challenger_never_goes_live_and_acts_little(tmp_path: Path
     assert ended["outcome"] in ("out", "cap")
     assert stage.checkpoints.live().version == stage.version["good"]
     assert stage.acted[count:].count(name) <= 0.25 * len(stage.acted[count:])
+    both = {stage.version["good"], stage.version[name]}
+    for arm in (one for one in stage.arms if one.assignment is not None and one.version in both):
+        assert arm.assignment is not None
+        assert (arm.other is None) == (arm.assignment.pair is None), "a pair compares two versions, a plain block none"
+        assert arm.other is None or {arm.version, arm.other} == both
     assert "not live" in stage.experiments.trust.notes[stage.version[name]]
     stage.events.clear()
     stage.propose(name)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
 from policy_files import load, save
@@ -465,3 +466,42 @@ async def test_a_swap_goes_on_with_the_noise_and_a_snapshot_after_it_is_exact(tm
     assert await explore(other, range(22, 40)) == rest
     for engine in (one, other, plain):
         engine.close()
+
+
+async def test_the_other_version_of_an_experiment_says_what_it_would_have_done(tmp_path: Path) -> None:
+    one, plain = explorer(), explorer()
+    torch.manual_seed(5)
+    second = Policy(one.spec).eval()
+    (tmp_path / "v2").mkdir()
+    save(second, tmp_path / "v2")
+    await load_beside(one, tmp_path / "v2")
+    decided, others = [], []
+    for tick in range(12):
+        view = seen(tick, orders=text("orders", "abcdefgh"[tick % 8 :]), x=tick / 50)
+        decided.append((await one.decide(view, explore=True)).actions_message())
+        if tick != 6:  # there was no time
+            others.append(await one.compare("v2"))
+    assert decided == await explore(plain, range(12)), "the comparison draws nothing"
+    last = others[-1]
+    assert last is not None
+    states = torch.stack([second.fuse(features) for features in one._past.window()], dim=1)
+    context = second.context(states)
+    best = second.heads.act(context, generator=torch.Generator(), explore=False)
+    choice = ARM.choices[0]
+    assert last.policy == "v2"
+    assert last.actions["head"]["value"] == choice.choices[int(best.values["head"][0])]
+    every = second.heads.preferences(context, explore=True, masks={})[0][1][0]
+    assert last.actions["head"]["probability"] == pytest.approx(float(every.max()), rel=1e-5)
+    assert last.taken["head"] == pytest.approx(
+        float(every[choice.choices.index(decided[-1]["head"]["value"])]), rel=1e-5
+    )
+    assert last.actions["head"]["acting"] == pytest.approx(
+        decided[-1]["head"]["probabilities"][last.actions["head"]["value"]], rel=1e-5
+    )
+    assert last.actions["arm"]["value"] == pytest.approx(tuple(best.values["arm"][0].tolist()), rel=1e-5)
+    assert orjson.loads(orjson.dumps(last.fields()))["taken"]["arm"] > 0
+    assert await one.compare("v3") is None, "it is not loaded"
+    await one.decide(seen(12, orders=text("orders", "a"), x=0.1), explore=False)
+    assert await one.compare("v2") is None, "without exploration there are no probabilities"
+    one.close()
+    plain.close()
