@@ -185,6 +185,11 @@ class World:
         self.boots = 0
         self.broken: list[str] = []
         self.event_types: list[str] = []
+        self.listeners: list[Callable[[PublishMessage], None]] = []
+        """Called with each message of the gate that the broker accepts."""
+        self.retained: dict[str, PublishMessage] = {}
+        self.stepped_s = 0.0
+        """By how much the wall clock was set since the holds were published."""
         self._patches = [
             mock.patch.object(publisher, "publish", take),
             mock.patch.object(connection, "publish", take),
@@ -291,8 +296,8 @@ class World:
 
     def _end_daemon(self) -> None:
         self.serving.cancel()
-        self._drop(self.safety)
-        self._drop(self.requests)
+        self.drop(self.safety)
+        self.drop(self.requests)
         self.loop.spin(8)
 
     def kill(self, mode: str) -> None:
@@ -331,14 +336,14 @@ class World:
         """The connection ends; what was under way may or may not have arrived."""
         if line.group is None:
             return
-        self._drop(line)
+        self.drop(line)
         line.connection._greeted = False
         if line is self.safety:
             self.disarmed()
         line.connection.on_connection_change(False, "lost")
         self.settle_loop()
 
-    def _drop(self, line: Line) -> None:
+    def drop(self, line: Line) -> None:
         if line.group is None:
             return
         line.connection._leave()
@@ -364,6 +369,10 @@ class World:
         self.loop.spin(2)
 
     def _carried_out(self, out: PublishMessage) -> None:
+        if out.retain:
+            self.retained[out.topic] = out
+        for hear in self.listeners:
+            hear(out)
         level = out.topic.split("/")
         if len(level) == 5 and level[2] == "act":
             body = orjson.loads(out.payload)
@@ -372,11 +381,8 @@ class World:
 
     # --- what arrives
 
-    def arrive(
-        self, line: Line, topic: str, payload: bytes, *, retain: bool = False, response: str | None = None
-    ) -> None:
+    def arrive(self, line: Line, topic: str, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
         """A message for the gate; the broker stores QoS 1 messages of the safety connection while it is away."""
-        properties = SimpleNamespace(ResponseTopic=response, CorrelationData=b"c") if response else None
 
         def dispatch() -> None:
             raw = SimpleNamespace(
@@ -399,7 +405,7 @@ class World:
 
         self.loop.run_until_complete(run())
 
-    def stop(self, payload: bytes, *, retain: bool = False) -> None:
+    def stop(self, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
         """Any message on `stop`."""
         self.loop.spin()  # what has left already has left
         body = _json(payload)
@@ -414,12 +420,12 @@ class World:
         elif plain and not retain and not is_away and not resumed and self.stop_in_force:
             self.stop_in_force, self.release_without_arm = False, not self.arm_waits
             self.granted = self.granted or self.arm_waits
-        self.arrive(self.safety, TOPICS("stop"), payload, retain=retain)
+        self.arrive(self.safety, TOPICS("stop"), payload, retain=retain, properties=properties)
         if not is_away:
             self.check(self.host.gate.stopped == self.stop_in_force, "the stop is not what was last sent")
 
-    def request(self, verb: str, payload: bytes, *, retain: bool = False) -> None:
-        """Any request, from the page."""
+    def request(self, verb: str, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
+        """Any request."""
         self.loop.spin()
         is_exact = payload in (b"", b"{}") and not retain and self.requests.group
         if verb == "arm" and is_exact:
@@ -429,7 +435,8 @@ class World:
         if verb == "disarm" and not retain and self.requests.group:
             self.disarmed()
             self.granted = self.arm_waits = False
-        self.arrive(self.requests, TOPICS("request", verb), payload, retain=retain, response=TOPICS("response", "page"))
+        properties = properties or SimpleNamespace(ResponseTopic=TOPICS("response", "other"), CorrelationData=b"c")
+        self.arrive(self.requests, TOPICS("request", verb), payload, retain=retain, properties=properties)
 
     def disarmed(self) -> None:
         """A cause of disarming: with `arm: request` the request to arm ends."""

@@ -24,10 +24,13 @@ from actuators.safety import limits  # noqa: E402
 from actuators.safety.actuator_state import Actuator  # noqa: E402
 from actuators.safety.gate import Gate  # noqa: E402
 from actuators.safety.limits import Refusal  # noqa: E402
+from runtime.dashboard.bridge import MqttBridge  # noqa: E402
 from runtime.gate import operator_commands  # noqa: E402
 from runtime.gate.host import GateHost  # noqa: E402
 from runtime.gate.latches import LatchWriter  # noqa: E402
+from runtime.mqtt import Connection  # noqa: E402
 from runtime.mqtt.publisher import Sender  # noqa: E402
+from runtime.mqtt.topics import encode  # noqa: E402
 
 MOST = 100_000
 STEPS_A_RUN = 50
@@ -150,6 +153,30 @@ def undying_requests() -> Patch:
     return lambda: mock.patch.object(Gate, "arm", lambda self, now_s, _asked_s=0.0: arm(self, now_s))
 
 
+def page_without_answers() -> Patch:
+    """The page shows a press as done once it has left."""
+
+    async def request(
+        self: MqttBridge, parts: tuple[str, ...], body: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
+        del timeout_s
+        self.control.enqueue(self.topics(*parts), encode(body), qos=1)
+        return {"stopped": body.get("engaged", False), "armed": True, "sent": True, "modes": {"arm": body.get("mode")}}
+
+    return lambda: mock.patch.object(MqttBridge, "request", request)
+
+
+def holds_sent_once() -> Patch:
+    """A hold that a full queue dropped counts as published."""
+    enqueue = Connection.enqueue
+
+    def dropped(self: Connection, topic: str, payload: bytes, **more: Any) -> bool:
+        enqueue(self, topic, payload, **more)
+        return True
+
+    return lambda: mock.patch.object(Connection, "enqueue", dropped)
+
+
 MENDINGS: dict[str, Callable[[], Patch]] = {
     "none": lambda: ExitStack,
     "H1 a place of their own in the queue": common_queue,
@@ -163,6 +190,8 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "H5 rest is judged": unjudged_rest,
     "H7 a request to arm dies": undying_wish,
     "a request to arm that waits ends with a stop or a disarming": undying_requests,
+    "H8 the page shows what the gate answered": page_without_answers,
+    "H8 a hold is published until the queue has room": holds_sent_once,
 }
 
 

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
+from gate_clients import Clients
 from gate_model import SETTINGS, World
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from runtime.mqtt.models import PublishMessage
 
 STEPS = int(os.environ.get("GATE_MODEL_STEPS", "2000"))
 STEPS_A_RUN = 50
@@ -27,6 +30,7 @@ ODD: st.SearchStrategy[Any] = st.sampled_from(
 )
 STOPS = [b'{"engaged": true}', b"ON", b"{}", b"\xff", b'{"engaged": "true"}']
 RELEASE = b'{"engaged": false}'
+ODD_PAYLOADS = st.sampled_from([b"", b"{", b"7", b"[]", b"\xff", b'{"state": 7}', b'{"streams": []}', b'{"value": {}}'])
 FRAMES = [b"", b"{", b"[]", b'{"kind": "Proposal"}', b'{"kind": "GateVerdict"}', b"\xff" * 100]
 
 
@@ -36,8 +40,11 @@ class GateModel(RuleBasedStateMachine):
     @initialize(arm=st.sampled_from(["auto", "request"]), mode=MODES)
     def begin(self, arm: str, mode: str) -> None:
         self.world = World(arm, mode)
+        self.clients = Clients(self.world)
 
     def teardown(self) -> None:
+        if hasattr(self, "clients"):
+            self.clients.close()
         if hasattr(self, "world"):
             self.world.close()
 
@@ -235,6 +242,37 @@ class GateModel(RuleBasedStateMachine):
     @rule(by_s=st.sampled_from([-3_600.0, -1.0, 1.0, 3_600.0]))
     def step_the_clock(self, by_s: float) -> None:
         self.world.wall_s += by_s
+        self.world.stepped_s += abs(by_s)
+
+    # the page and `reflexd top`
+
+    @rule()
+    def press_stop(self) -> None:
+        self.clients.press_stop()
+
+    @rule()
+    def press_release_and_arm(self) -> None:
+        self.clients.press_release_and_arm()
+
+    @rule(name=NAMES, value=st.one_of(NUMBER.map(lambda x: [x]), SWITCH))
+    def press_override(self, name: str, value: Any) -> None:
+        self.clients.press_override(name, value)
+
+    @rule(mode=MODES)
+    def press_mode(self, mode: str) -> None:
+        self.clients.press_mode(mode)
+
+    @rule(which=st.integers(0, 2))
+    def a_client_loses_the_broker(self, which: int) -> None:
+        self.clients.lose(which)
+
+    @rule(topic=st.sampled_from(["info", "status", "health", "decision", "event"]), payload=ODD_PAYLOADS)
+    def odd_messages_reach_page_and_top(self, topic: str, payload: bytes) -> None:
+        self.clients.hear(PublishMessage(f"reflexd/model/{topic}", payload, 1, True, None))
+
+    @rule()
+    def look_at_page_and_top(self) -> None:
+        self.clients.look()
 
     @rule(seconds=st.sampled_from([0.01, 0.05, 0.2, 0.3, 1.0]))
     def wait(self, seconds: float) -> None:
