@@ -48,7 +48,8 @@ bench-demo: $(VENV)/.test ## learning curve of the demo, as numbers and runs/dem
 soak: $(VENV)/.test ## 15 minutes at three times the rate with a broker that goes away and policies that change: what grows?
 	$(BIN)/python tests/benchmarks/soak.py --out runs/soak
 
-fuzz: $(VENV)/.test ## a million steps of the model of the gate, 100,000 rows of experience (GATE_MODEL_STEPS, ROW_CASES)
+fuzz: $(VENV)/.test ## every parser for 25 s (FUZZ_SECONDS, FUZZ_SEED), a million steps of the model of the gate, 100,000 rows of experience
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-25} $(BIN)/pytest -q -s --timeout 0 tests/corpus/test_fuzz_parsers.py
 	GATE_MODEL_STEPS=$${GATE_MODEL_STEPS:-1000000} $(BIN)/pytest -q --timeout 0 tests/runtime/gate/test_gate_model.py
 	ROW_CASES=$${ROW_CASES:-100000} $(BIN)/pytest -q --timeout 0 tests/learners/test_rows_say_what_happened.py
 

@@ -234,7 +234,7 @@ def _parse(version: str, content: bytes) -> Manifest:
     except (TypeError, AttributeError) as error:
         raise CheckpointRefused(version, "bad_manifest", str(error)) from None
     if not sound:
-        raise CheckpointRefused(version, "bad_manifest", f"not a file list: {sorted(manifest.files)}")
+        raise CheckpointRefused(version, "bad_manifest", f"not a file list: {str(manifest.files)[:200]}")
     if manifest.version != version:
         raise CheckpointRefused(version, "wrong_version", f"the manifest is of {manifest.version}")
     return manifest

@@ -6,6 +6,9 @@ environment takes them), `rewards_i` and `dones_i`.
 
 from __future__ import annotations
 
+import io
+import lzma
+import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -115,14 +118,33 @@ def save(path: Path, episodes: list[DemonstrationEpisode]) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type] # the names are no keyword of savez
 
 
+_DAMAGED = (
+    *(
+        ValueError,
+        EOFError,
+        BadZipFile,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        OSError,
+        OverflowError,
+        IndexError,
+        SyntaxError,
+    ),
+    *(MemoryError, struct.error, zlib.error, lzma.LZMAError),
+)
+"""What numpy and the decompressors raise for a damaged file."""
+
+
 def load(path: Path) -> list[DemonstrationEpisode]:
     """Read episodes; pickled objects are refused.
 
     Raises:
         ValueError: it is no `.npz`, an array is missing, or the lengths do not fit each other.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+        with np.load(content, allow_pickle=False) as data:
             count = sum(name.startswith("observations_") for name in data.files)
             arrays = [
                 [np.asarray(data[f"{name}_{i}"]) for name in ("observations", "actions", "rewards", "dones")]
@@ -130,7 +152,7 @@ def load(path: Path) -> list[DemonstrationEpisode]:
             ]
     except KeyError as error:
         raise ValueError(f"{path}: {error}; write the four arrays of every episode") from None
-    except (ValueError, EOFError, BadZipFile, AttributeError, TypeError, NotImplementedError, zlib.error) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{path}: no file of episodes ({type(error).__name__}); write one with numpy.savez_compressed"
         ) from None

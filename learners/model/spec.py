@@ -195,7 +195,7 @@ class PolicySpec:
             body |= {"exploration": ExplorationSchedule(**body["exploration"])} if "exploration" in body else {}
             body["actions"] = ActionSpace(tuple(_actuator_in(entry) for entry in body["actions"]))
             return cls(**body)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise SpecError(f"policy spec: {error}") from None
 
 

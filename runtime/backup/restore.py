@@ -112,7 +112,12 @@ def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead
                     else:
                         found[name] = _extract(archive, member, content, folder, found)
                     progress(min(file.tell(), total), total)
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+        except (
+            tarfile.TarError,
+            EOFError,
+            zlib.error,
+            TypeError,
+        ) as error:  # tarfile fails with TypeError in a cut head
             raise BackupError(f"{archive}: damaged after {name!r} ({error}); nothing was restored") from None
     if head is None or sums is None:
         raise BackupError(f"{archive}: it ends after {name!r} without {TAIL}: the file was cut; nothing was restored")

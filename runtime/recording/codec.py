@@ -79,7 +79,10 @@ class ReadingCodec:
         Raises:
             ValueError: a message that is not one of ours.
         """
-        reading = self._decode(stream, schema, body)
+        try:
+            reading = self._decode(stream, schema, body)
+        except (LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{stream}: a damaged reading ({type(error).__name__}: {error})") from None
         return replace(reading, stamp_source=body.get("stamp_source", "arrival"))
 
     def _decode(self, stream: str, schema: str, body: dict[str, Any]) -> Reading:

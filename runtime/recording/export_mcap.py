@@ -17,7 +17,7 @@ from learners.experience.reader import Reader, Rewarded
 from learners.experience.records import Raw
 from learners.experience.transition import Transition
 from runtime.recording.codec import ReadingCodec, picture
-from runtime.recording.reader import Recording
+from runtime.recording.reader import Recording, RecordingError
 from runtime.recording.recorder import MAIN, Channels, Note, TickRecord, written
 from sensors.codecs.sounds import decode_sound
 from sensors.readings import Reading, Sound, Telemetry, Text
@@ -75,7 +75,12 @@ def _first_stamp(recording: Recording) -> float:
 
 
 def _stamp_ns(body: Mapping[str, Any]) -> int:
-    return int(body["timestamp"]["sec"]) * 10**9 + int(body["timestamp"]["nsec"])
+    try:
+        return int(body["timestamp"]["sec"]) * 10**9 + int(body["timestamp"]["nsec"])
+    except (LookupError, TypeError, ValueError):
+        raise RecordingError(
+            f"a message with the timestamp {str(body.get('timestamp'))[:100]}, which is none"
+        ) from None
 
 
 def _slice(
@@ -88,7 +93,10 @@ def _slice(
     for topic, schema, body in recording.messages():
         stamp_ns = _stamp_ns(body)
         if topic.startswith("/in/"):
-            fresh.append(codec.decode(topic.removeprefix("/in/"), schema, body))
+            try:
+                fresh.append(codec.decode(topic.removeprefix("/in/"), schema, body))
+            except ValueError as error:
+                raise RecordingError(f"{recording.path}: {error}") from None
             held[fresh[-1].stream] = fresh[-1]
         elif topic != "/decision":
             if stamp_ns / 1e9 in window:

@@ -86,7 +86,7 @@ class Recording:
         began = False
         with self.path.open("rb") as file:
             try:
-                reader = StreamReader(file, emit_chunks=True, record_size_limit=MAX_RECORD_BYTES)
+                reader = StreamReader(file, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
                 for record in reader.records:
                     if isinstance(record, Chunk):
                         return
@@ -105,23 +105,42 @@ class Recording:
             return file.read() == MAGIC
 
     def ticks(self) -> Iterator[tuple[list[Reading], dict[str, Any]]]:
-        """Yield each tick in order: the readings that were new, and the decision as recorded."""
+        """Yield each tick in order: the readings that were new, and the decision as recorded.
+
+        Raises:
+            RecordingError: a message is none of ours.
+        """
         codec = ReadingCodec()
         fresh: list[Reading] = []
         for topic, schema, body in self.messages():
             if topic.startswith("/in/"):
-                fresh.append(codec.decode(topic.removeprefix("/in/"), schema, body))
+                try:
+                    fresh.append(codec.decode(topic.removeprefix("/in/"), schema, body))
+                except ValueError as error:
+                    raise RecordingError(f"{self.path}: {error}") from None
             elif topic == "/decision":
                 yield fresh, body
                 fresh = []
 
+    def _body(self, topic: str, data: bytes) -> dict[str, Any]:
+        body = orjson.loads(data)
+        if not isinstance(body, dict):
+            raise RecordingError(f"{self.path}: a message on {topic} is no JSON object")
+        return body
+
     def messages(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yield topic, schema and body of every message in the order it was written, up to the last whole chunk."""
+        """Yield topic, schema and body of every message in the order it was written, up to the last whole chunk.
+
+        Raises:
+            RecordingError: a message is no JSON object.
+        """
         with self.path.open("rb") as file:
             try:
-                reader = NonSeekingReader(file, record_size_limit=MAX_RECORD_BYTES)
+                reader = NonSeekingReader(file, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
                 for schema, channel, message in reader.iter_messages(log_time_order=False):
                     if channel.message_encoding == "json" and schema is not None:
-                        yield channel.topic, schema.name, orjson.loads(message.data)
+                        yield channel.topic, schema.name, self._body(channel.topic, message.data)
+            except RecordingError:
+                raise
             except DAMAGED as error:
                 _LOG.warning("recording_cut_off", path=str(self.path), reason=str(error))

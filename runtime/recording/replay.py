@@ -109,6 +109,12 @@ def _same_spec(recorded: str, spec: PolicySpec) -> bool:
         return False
 
 
+def _check_decision(recording: Recording, recorded: dict[str, Any]) -> None:
+    missing = {"id", "policy", "explore"} - recorded.keys()
+    if missing:
+        raise RecordingError(f"{recording.path}: a decision without {sorted(missing)}; it is none of reflexd")
+
+
 async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | None, *, progress: bool) -> ReplayReport:
     report, engine, metadata = ReplayReport(), tuning.engine, recording.metadata()
     report.notes += differences(parse(metadata.get("conditions", "{}").encode()), conditions(tuning.config, engine))
@@ -122,9 +128,11 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
         return report
     held: dict[str, Reading] = {}
     gaps = _Gaps(engine, report)
+    _check_decision(recording, first[1])
     await _switch(engine, policy or first[1]["policy"], report)
     await engine.restore(recording.attachments())
     for fresh, recorded in track(itertools.chain([first], ticks), "replaying", total=None, disable=not progress):
+        _check_decision(recording, recorded)
         await _switch(engine, policy or recorded["policy"], report)
         await _recall(tuning, recorded.get("encoders", {}), recorded["id"])
         held |= {reading.stream: reading for reading in fresh}

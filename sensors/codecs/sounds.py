@@ -31,7 +31,7 @@ def decode_sound(data: bytes, max_s: float = MAX_SOUND_S) -> tuple[NDArray[np.fl
         PayloadRefused: `undecodable`, `bad_header`, `too_long`, `empty` or `not_finite`.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(_with_length(data))) as file:
+        with soundfile.SoundFile(_Bytes(_with_length(data))) as file:
             rate_hz, channels = int(file.samplerate), int(file.channels)
             if channels > MAX_CHANNELS or not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
                 raise PayloadRefused(
@@ -47,6 +47,15 @@ def decode_sound(data: bytes, max_s: float = MAX_SOUND_S) -> tuple[NDArray[np.fl
     if not np.isfinite(samples).all():
         raise PayloadRefused("not_finite", "the sound holds samples that are not finite")
     return samples, rate_hz
+
+
+class _Bytes(io.BytesIO):
+    """Bytes for libsndfile, which asks for places before the begin when a header lies; Python would print a traceback."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move there, at the least to the begin."""
+        start = (0, self.tell(), self.getbuffer().nbytes)[whence]
+        return super().seek(max(0, start + offset))
 
 
 def encode_sound(samples: NDArray[np.float32], rate_hz: int) -> bytes:
@@ -85,6 +94,8 @@ def _mono(file: soundfile.SoundFile, limit: int, max_s: float) -> NDArray[np.flo
         total += len(block)
         if total > limit:
             raise PayloadRefused("too_long", f"the sound lasts longer than {max_s:g} s")
+        if not np.isfinite(block).all():
+            raise PayloadRefused("not_finite", "the sound holds samples that are not finite")
         blocks.append(block.mean(axis=1, dtype=np.float32))
         energies += np.square(block, dtype=np.float64).sum(axis=0)
         mean_energy += float(np.square(blocks[-1], dtype=np.float64).sum())
