@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from learners.export.lerobot_writer import DatasetWriter, ExportNeeds
 ACTIONS = ActionSpace(
     (Choice("head", ("left", "stay", "right")), Continuous("arm", (-1, -1), (1, 1)), Utterance("say", "t"))
 )
+READ = Path(__file__).parents[2] / "benchmarks" / "read_lerobot.py"
 STREAMS = ("front", "orders", "joints")
 
 
@@ -158,6 +161,18 @@ def test_the_files_have_the_formats_columns_and_types(tmp_path: Path) -> None:
     assert [row["complementary_info.is_intervention"] for row in rows].index(True) == 4
     assert rows[4]["complementary_info.by"] == [1, 2], "policy and override"
     assert (rows[7]["next.reward"], rows[7]["next.done"], rows[7]["index"]) == (7.0, False, 7)
+
+
+def test_lerobot_itself_reads_every_frame(tmp_path: Path) -> None:
+    """`LEROBOT_PYTHON` names an interpreter with lerobot, which needs another torch than this project."""
+    python = os.environ.get("LEROBOT_PYTHON", sys.executable)
+    found = subprocess.run([python, "-c", "import lerobot"], check=False, capture_output=True)
+    if found.returncode:
+        pytest.skip("no lerobot: set LEROBOT_PYTHON")
+    written(tmp_path / "d")
+    ran = subprocess.run([python, READ, tmp_path / "d"], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "3 episodes, 15 frames at 10 Hz" in ran.stdout
 
 
 def test_tasks_episodes_and_statistics(tmp_path: Path) -> None:
