@@ -99,6 +99,8 @@ class Recorder:
     _losses: WriteFailures = field(init=False)
     _queue: queue.Queue[TickRecord | Note | None] = field(default_factory=lambda: queue.Queue(QUEUE))
     _thread: threading.Thread | None = None
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+    """Held while records are counted as dropped: by the loop that puts them, and by the thread that writes."""
 
     def __post_init__(self) -> None:
         self._losses = WriteFailures(self.emit, "recording_gap", "recording_recovered")
@@ -126,13 +128,17 @@ class Recorder:
             self.before.put(replace(item, decision=dict(item.decision)) if isinstance(item, TickRecord) else item)
         if isinstance(item, TickRecord):
             item.decision["record"], self._numbers = self._numbers, self._numbers + 1
-        if self.ended:
-            self.dropped += 1
+        with self._counting:  # nothing enters the queue after `_end` has emptied it
+            has_ended, is_full = bool(self.ended), False
+            try:
+                if not has_ended:
+                    self._queue.put_nowait(item)
+            except queue.Full:
+                is_full = True
+            self.dropped += has_ended or is_full
+        if has_ended:
             return False
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:
-            self.dropped += 1
+        if is_full:
             if isinstance(item, TickRecord):
                 self.begun, self.gap = False, True  # its new readings are missing: the next tick brings all in use
             self._losses.add("the disk is slower than the recording", 1)
@@ -156,7 +162,8 @@ class Recorder:
                 self._write(channels)
                 channels.note("end", {"written": str(self.written), "dropped": str(self.dropped)})
         except Exception as error:  # noqa: BLE001 - the disk, or the encoder: a recording never ends without an event
-            self.written, self.dropped = self.written - self._unflushed, self.dropped + self._unflushed
+            with self._counting:
+                self.written, self.dropped = self.written - self._unflushed, self.dropped + self._unflushed
             self.disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if self.written == 0:
                 with contextlib.suppress(OSError):
@@ -198,7 +205,8 @@ class Recorder:
         try:
             channels.write(item)
         except (ValueError, TypeError) as error:  # of this record alone: it cannot be encoded
-            self.written, self.dropped = self.written - 1, self.dropped + 1
+            with self._counting:
+                self.written, self.dropped = self.written - 1, self.dropped + 1
             self._unflushed -= 1
             if isinstance(item, TickRecord):
                 self.begun, self.gap = False, True
@@ -224,10 +232,11 @@ class Recorder:
 
     def _end(self, kind: str, reason: str) -> None:
         """End before anyone asked for it; what is queued and what comes later is dropped and counted."""
-        self.ended, self.kind = reason, kind
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.dropped += self._queue.get_nowait() is not None
+        with self._counting:
+            self.ended, self.kind = reason, kind
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self.dropped += self._queue.get_nowait() is not None
         data = {"path": str(self.path), "reason": reason, "written": self.written, "dropped": self.dropped}
         self.emit(kind, data)
 

@@ -108,6 +108,22 @@ async def test_an_untrained_head_only_asks_and_a_promoted_one_speaks(tmp_path: P
     assert runner.counts["done"] == 3
 
 
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a"), ("b", "c"), ("x", "y", "z"), ()])
+async def test_a_version_keeps_its_labels_by_name_in_whatever_order_the_settings_list_them(
+    tmp_path: Path, order: tuple[str, ...]
+) -> None:
+    tasks = {"intents": settings(tmp_path, labels=order)}
+    version = add_version(tmp_path, 1, ("a", "b", "c"))
+    wanted = open_task("text-classification", version.path).predict([{"text": "go now"}])[0].probabilities
+    heard = Heard()
+    runner = TaskRunner(tasks, heard.callbacks())
+    runner.set_version("intents", version)
+    async with running(runner):
+        say(runner, "go now")
+        await heard.until(lambda: heard.results)
+    assert heard.results[0].payload["probabilities"] == pytest.approx(wanted, abs=1e-4)
+
+
 async def test_only_the_newest_reading_waits(tmp_path: Path) -> None:
     heard = Heard()
     settings(tmp_path)

@@ -1,0 +1,125 @@
+"""What the operator sees when descriptors run out, when the network swallows packets, and when two daemons have one name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+from faults.harness import agent_row, device_on, end_daemon, start_daemon, under_test, write_config
+
+from fakes import Mosquitto, eventually, free_port
+
+
+async def test_descriptors_that_run_out_stop_no_movement_and_the_broker_is_found_again(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    async with under_test(tmp_path, broker) as (daemon, device):
+        await device.moving()
+        pid = daemon.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = psutil.Process(pid).num_fds()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))  # no number is free: those in use stay open
+        await device.moving()
+        broker.stop()
+        broker.start()
+        gone_s = time.monotonic()
+        await eventually(lambda: "mqtt.unreachable" in daemon.log.read_text(), "the reason in the log", 30)
+        moves = device.moves()
+        await asyncio.sleep(1.0)
+        assert device.moves() == moves, "nothing moves without a broker"
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        await device.moving()
+        print(f"descriptors exhausted: moving again {time.monotonic() - gone_s:.1f} s after the broker came back")
+        assert daemon.process.poll() is None
+        assert psutil.Process(pid).num_fds() <= used + 4
+    assert "Traceback" not in daemon.log.read_text()
+
+
+class Wire:
+    """A proxy before a broker that can swallow what is sent, in both directions, with every connection open."""
+
+    def __init__(self, broker_port: int) -> None:
+        self.port = free_port()
+        self.swallows = False
+        self._to = broker_port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            while data := await reader.read(65_536):
+                if not self.swallows:
+                    writer.write(data)
+                    await writer.drain()
+        if not self.swallows:
+            writer.transport.abort()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._writers += [writer, there_writer]
+        for pair in ((reader, there_writer), (there_reader, writer)):
+            task = asyncio.create_task(self._pump(*pair))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Listen."""
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        try:
+            yield
+        finally:
+            server.close()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for writer in self._writers:
+                writer.transport.abort()
+
+
+async def test_a_half_open_connection_is_noticed_and_replaced(tmp_path: Path, broker: Mosquitto) -> None:
+    wire = Wire(broker.port)
+    config = write_config(tmp_path, f"mqtt://127.0.0.1:{wire.port}")
+    async with wire.open(), device_on(broker.port) as device:
+        daemon = start_daemon(tmp_path, config, [agent_row()])
+        try:
+            await device.moving()
+            wire.swallows = True
+            begun_s = time.monotonic()
+            await eventually(lambda: "broker_lost" in daemon.log.read_text(), "the loss in the log", 60)
+            lost_s = time.monotonic() - begun_s
+            moves = device.moves()
+            wire.swallows = False
+            await device.moving()
+            print(f"half-open connection: noticed after {lost_s:.1f} s")
+            assert moves < device.moves()
+            assert max(device.ages_s) <= 0.3, "no command is carried out late"
+        finally:
+            await asyncio.to_thread(end_daemon, daemon)
+
+
+async def test_two_daemons_of_one_name_say_so_once_and_rarely(tmp_path: Path, broker: Mosquitto) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    async with device_on(broker.port):
+        daemons = []
+        try:
+            for folder in folders:
+                folder.mkdir()
+                daemons.append(start_daemon(folder, write_config(folder, broker.url), [agent_row()]))
+            begun_s = time.monotonic()
+
+            def named() -> bool:
+                return any("give each daemon its own name" in each.log.read_text() for each in daemons)
+
+            await eventually(named, "the reason in a log", 60)
+            print(f"two daemons of one name: named after {time.monotonic() - begun_s:.1f} s")
+            for each in daemons:
+                assert each.log.read_text().count('"level":"warning"') < 40
+        finally:
+            for each in daemons:
+                await asyncio.to_thread(end_daemon, each)
