@@ -205,5 +205,6 @@ def options_of(settings: TaskSettings) -> dict[str, Any]:
     Labels are not smoothed: with the few examples a class that people give, it costs accuracy (docs/decisions/0025-head-first-labels.md).
     """
     told: dict[str, Any] = {"label_smoothing": 0.0}
-    told |= {"multi_label": settings.multi_label, "max_new_tokens": settings.max_new_tokens, "system": settings.system}
+    told |= {"multi_label": settings.multi_label} if settings.multi_label else {}  # else the folder says which it is
+    told |= {"max_new_tokens": settings.max_new_tokens, "system": settings.system}
     return Options.known(told)

@@ -142,9 +142,15 @@ class TaskRunner:
         self._wake = asyncio.Event()
         self._stopping = False
 
-    def set_version(self, task: str, version: TaskVersion) -> None:
-        """Use this version from the next reading on; called by the follower of the task's live pointer."""
-        self._versions[task] = version
+    def set_version(self, task: str, version: TaskVersion | None) -> bool:
+        """Use this version from the next reading on, None for the pretrained model; False if it was in use already."""
+        if self._versions.get(task) == version:
+            return False
+        if version is None:
+            del self._versions[task]
+        else:
+            self._versions[task] = version
+        return True
 
     def offer(self, readings: Mapping[str, Reading], fresh: frozenset[str], decision: str | None) -> None:
         """Store the fresh readings that tasks read; called on the loop at every tick."""

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 from safetensors import SafetensorError
 
-from learners.files import draft_folder, publish_folder, write_atomically
+from learners.files import draft_folder, publish_folder, sync_directory, write_atomically
 from learners.tasks.base import Task
 
 KEEP = 3
@@ -131,6 +131,11 @@ class TaskVersionStore:
             return None
         self._point(there[earlier[-1]], earlier[:-1])
         return there[earlier[-1]]
+
+    def withdraw(self) -> None:
+        """Make no version live, so that the task returns to its pretrained model; versions stay on disk."""
+        (self.folder / CURRENT).unlink(missing_ok=True)
+        sync_directory(self.folder)
 
     def _point(self, version: TaskVersion, earlier: list[str]) -> None:
         body = {"version": version.name, "folder": version.path.name, "was_live": earlier[-KEEP:]}

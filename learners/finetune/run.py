@@ -32,7 +32,7 @@ from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved
 from learners.tasks.classify_text import Classifier
 from learners.tasks.heads import set_prior
 from learners.tasks.pooling import MARK
-from learners.tasks.registry import check_modality, open_task, task_class
+from learners.tasks.registry import check_modality, open_task, task_class, unfit_reason
 from learners.torch_device import pick_device
 
 
@@ -68,7 +68,7 @@ def _opening(model: str) -> Iterator[None]:
     """Turn what libraries raise for a missing, damaged or unfit model into one line."""
     try:
         yield
-    except (DataError, BundledError):
+    except (DataError, BundledError, ModelError):
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -137,6 +137,7 @@ def finetune(
         annotate(draft, tuned, describe(tuned, model, mode, chosen), settings, used)
     report = _report(tuned, splits, model, mode)
     report["notes"] = [note for some in splits.all() for note in getattr(some, "notes", ())]
+    report["notes"] += [*fresh.notes, *cuts(fresh, splits, paths)]
     if earlier and earlier_data:
         report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
     report["unknown_labels"] = {
@@ -176,6 +177,20 @@ def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:
             f"{paths['train']}: all {len(read[0])} examples have the label {found.pop()!r}; add examples of another class"
         )
     return Splits(*read)
+
+
+def cuts(task: Task, splits: Splits, paths: Mapping[str, Path | str]) -> list[str]:
+    """Return a sentence for each split of which the task leaves a part unread."""
+    found = []
+    for name, path in paths.items():
+        examples = getattr(splits, name)
+        shares = [share for example in examples if (share := task.unread(example)) > 0]
+        if shares:
+            found.append(
+                f"{path}: {len(shares)} of {len(examples)} examples are longer than the task reads; on average "
+                f"{sum(shares) / len(shares):.0%} of each is cut"
+            )
+    return found
 
 
 def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
@@ -245,8 +260,13 @@ def build(
     with _opening(model):
         source = resolve(model)
         told = saved(source).get("options", {})
+        if isinstance(source, Path) and (reason := unfit_reason(kind, source)) is not None:
+            raise ModelError(f"{model}: {reason}")
     if hasattr(cls, "fitting_window_s") and "window_s" not in options and "window_s" not in told:
         options = {**options, "window_s": cls.fitting_window_s(train)}
+    if hasattr(cls, "fitting_new_tokens") and not {"max_new_tokens"} & {*options, *told}:
+        with _opening(model):
+            options = {**options, "max_new_tokens": cls.fitting_new_tokens(source, train)}
     if "threshold" in options:
         options = {"tune_threshold": False, **options}
     if any(not example["answers"] for example in train if "answers" in example):

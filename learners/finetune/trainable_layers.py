@@ -50,6 +50,10 @@ def prepare(
             # peft asks transformers 5 for an attribute under its old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             wrapped: nn.Module = peft.get_peft_model(model, config)
+        for module in wrapped.modules():
+            base = getattr(module, "base_layer", None)
+            if isinstance(base, nn.Conv1d):  # Whisper asks its convolutions how far they step
+                module.stride, module.kernel_size = base.stride, base.kernel_size  # type: ignore[assignment]
         return wrapped
     for name in heads:
         model.get_submodule(name).requires_grad_(requires_grad=True)
@@ -70,7 +74,7 @@ def lora_targets(model: nn.Module) -> list[str]:
     names = []
     for name, module in model.named_modules():
         dense = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-        dense = dense or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        dense = dense or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1)
         in_head = any(name == head or name.startswith(head + ".") for head in heads)
         if dense and not in_head and id(module.weight) not in tied:
             names.append(name)

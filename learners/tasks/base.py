@@ -25,7 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from learners.files import write_atomically
 from learners.task_kinds import FORMER_KINDS, KINDS, KindDeclaration, TaskKind
-from learners.tasks.heads import quiet, with_labels
+from learners.tasks.heads import output_layer, quiet, with_labels
 from learners.tasks.pooling import add_layer, declared, without_layer
 from sensors.codecs.readings import decode_media
 
@@ -141,6 +141,8 @@ class Task(ABC):
 
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         self.source, self.options, self.labels = source, options, tuple(labels)
+        self.notes: list[str] = []
+        """What a person should know about how the model was opened; the report has them."""
         self.new_head = False
         """Whether the head was initialised at random, and not loaded with the model."""
         self.processor = self.load_processor(source)
@@ -156,6 +158,8 @@ class Task(ABC):
     def open(cls, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Self:
         """Load the task from a transformers id or folder, or from a folder of `save`, with its options as defaults."""
         saved = saved_options(source)
+        if "multi_label" not in saved and _config(source).get("problem_type") == "multi_label_classification":
+            saved["multi_label"] = True
         return cls(source, replace(Options(**{**cls.recipe.options, **saved}), **options), labels)
 
     @abstractmethod
@@ -188,13 +192,20 @@ class Task(ABC):
             known = [str(config.id2label[i]) for i in sorted(config.id2label)] if config.id2label else []
             if known == list(wanted):
                 return self.auto.from_pretrained(source, config=config, dtype=torch.float32)
-            if (Path(source) / NAME).is_file():
-                old = self.auto.from_pretrained(source, config=config, dtype=torch.float32)
-                return with_labels(old, wanted)
+            if (Path(source) / NAME).is_file() or set(known) & set(wanted):
+                old, loaded = self.auto.from_pretrained(
+                    source, config=config, dtype=torch.float32, output_loading_info=True
+                )
+                if not any(name.startswith(output_layer(old)) for name in _drawn(loaded)):
+                    return with_labels(old, wanted)
             config.id2label = dict(enumerate(wanted))
             config.label2id = {name: i for i, name in enumerate(wanted)}
             self.new_head = True
-            made = self.auto.from_pretrained(source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+            made, loaded = self.auto.from_pretrained(
+                source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+            if not any(name.startswith(output_layer(made)) for name in _drawn(loaded)):
+                made.get_submodule(output_layer(made)).reset_parameters()  # it was a head for other labels
             if self.pools and declared(source):
                 add_layer(made)
             return made
@@ -254,6 +265,11 @@ class Task(ABC):
         """Whether features of an example differ from epoch to epoch."""
         return False
 
+    def unread(self, example: Example) -> float:
+        """Return the share of an example that is cut, because it is longer than all that the task reads; 0 if nothing is."""
+        del example
+        return 0.0
+
     def length(self, feature: Feature) -> int:
         """Return the length by which batches are grouped."""
         return len(feature.get("input_ids", ()))
@@ -306,6 +322,11 @@ class Task(ABC):
         write_atomically(folder / NAME, orjson.dumps(body, option=orjson.OPT_INDENT_2), durable=False)
 
 
+def _drawn(loaded: Mapping[str, Any]) -> set[str]:
+    """Return the names of the weights that were drawn at random, because the folder lacks them or has other sizes."""
+    return {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}
+
+
 def without_target(example: Example) -> dict[str, Any]:
     """Return an example without its label or tags: a head need not know every label that is measured."""
     return {name: value for name, value in example.items() if name not in ("label", "tags")}
@@ -318,6 +339,12 @@ def saved(source: Path | str) -> dict[str, Any]:
     if kinds := FORMER_KINDS.get(str(body.get("kind"))):
         body["kind"] = kinds[FORMER_MODALITIES.index(body.get("modality", "text"))] if len(kinds) > 1 else kinds[0]
     return body
+
+
+def _config(source: Path | str) -> dict[str, Any]:
+    """Return the configuration of a model's folder; empty where there is none."""
+    path = Path(source) / "config.json"
+    return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
 
 
 def saved_options(source: Path | str) -> dict[str, Any]:

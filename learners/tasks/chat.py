@@ -89,6 +89,10 @@ class Chat(TextTask):
         cut = slice(-self.options.max_length, None)
         return [{"input_ids": whole[cut], "labels": targets[cut], "turns": turns}]
 
+    def unread(self, example: Example) -> float:
+        """Return the share of a dialogue that is cut at its beginning."""
+        return self.share_above(len(self.ids(self.turns(example), ask=False)), self.options.max_length)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each assistant token given all before it."""
         sums_B, counts_B = self._losses(model, batch)
@@ -147,9 +151,12 @@ class Chat(TextTask):
 
     def _prompt(self, turns: list[Turn]) -> list[int]:
         keep = 1 if turns[0]["role"] == "system" else 0
-        while len(ids := self.ids(turns, ask=True)) > self.options.max_length and len(turns) > keep + 1:
+        most = self.options.max_length
+        if self.positions is not None:  # the answer needs positions too
+            most = max(1, min(most, self.positions - self.options.max_new_tokens))
+        while len(ids := self.ids(turns, ask=True)) > most and len(turns) > keep + 1:
             del turns[keep]
-        return ids[-self.options.max_length :]
+        return ids[-most:]
 
     def _stops(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id if self.model.generation_config else None

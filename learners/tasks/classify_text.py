@@ -23,8 +23,10 @@ from transformers import AutoModelForSequenceClassification
 
 from learners.tasks.base import Batch, DataError, Example, Feature, Options, Prediction, Recipe, Task
 from learners.tasks.heads import log_frequencies
-from learners.tasks.text_base import TextTask, cross_entropy, inputs, macro_f1
+from learners.tasks.text_base import MOST_WINDOWS, TextTask, cross_entropy, inputs, macro_f1
 
+ONE, MANY = "single_label_classification", "multi_label_classification"
+"""What a model's configuration calls its labels."""
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Those that are tried for several labels."""
 
@@ -38,6 +40,7 @@ class Classifier(Task):
         super().__init__(source, options, labels)
         if options.multi_label:
             self.selection = "f1"
+        self.model.config.problem_type = MANY if options.multi_label else ONE  # pipelines of transformers read it
 
     def tie_break(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
         """Return the mean log-likelihood of all labels, for several labels: F1 says nothing before the first hit."""
@@ -158,6 +161,24 @@ class ClassifyText(TextTask, Classifier):
         options={"max_length": 128, "label_smoothing": 0.1},
     )
 
+    def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
+        super().__init__(source, options, labels)
+        if self.model.config.pad_token_id is None:  # decoders classify by the last token before the padding
+            self.model.config.pad_token_id = self.processor.pad_token_id
+
+    def load_processor(self, source: Path | str) -> Any:
+        """Load the tokenizer; one without a token for padding gets its end of a text for it.
+
+        Raises:
+            ValueError: it has neither.
+        """
+        tokenizer = super().load_processor(source)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if tokenizer.pad_token_id is None:
+            raise ValueError(f"{source}: its tokenizer has no token for padding, for the end or for unknown words")
+        return tokenizer
+
     def targets(self, rows: Sequence[Any]) -> Tensor:
         """Classes [B], or 0/1 rows [B, L]."""
         return Classifier.targets(self, rows)
@@ -171,6 +192,13 @@ class ClassifyText(TextTask, Classifier):
         features = self.text_windows(texts[0]) if len(texts) == 1 else [self.text_feature(*texts)]
         target = {"labels": self.target(example)} if "label" in example else {}
         return [feature | target for feature in features]
+
+    def unread(self, example: Example) -> float:
+        """Return the share of a pair above `max_length`, or of a text behind its last window."""
+        texts = [str(example[name]) for name in ("text", "text_pair") if example.get(name) is not None]
+        length, count = self.options.max_length, self.pieces(*texts)
+        step = max(1, length - min(length // 4, max(0, length - 8)) - self.processor.num_special_tokens_to_add())
+        return self.share_above(count, length if len(texts) > 1 else length + (MOST_WINDOWS - 1) * step)
 
 
 def labels(example: Example) -> tuple[str, ...]:

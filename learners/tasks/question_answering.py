@@ -46,11 +46,17 @@ class Answer(TextTask):
         """Return one feature for each window; the target of a window without the answer is its first token."""
         del rng
         encoded = self.processor(
-            str(example["question"]), str(example["context"]), truncation="only_second",
+            self._question(str(example["question"])), str(example["context"]), truncation="only_second",
             max_length=self.options.max_length, stride=min(STRIDE, self.options.max_length // 4),
             return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
         return [self._window(encoded, i, example) for i in range(len(encoded["input_ids"]))]
+
+    def _question(self, question: str) -> str:
+        """Return at most half a window of a question, so that each window has room for the context."""
+        offsets = self.processor(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        most = max(1, self.options.max_length // 2 - self.processor.num_special_tokens_to_add(pair=True))
+        return question if len(offsets) <= most else question[: offsets[most - 1][1]]
 
     def _window(self, encoded: Any, i: int, example: Example) -> Feature:
         feature: Feature = {name: encoded[name][i] for name in ("input_ids", "token_type_ids") if name in encoded}

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig
+
 import learners.tasks
 from learners.task_kinds import FORMER_KINDS, KINDS
 from learners.tasks.base import DataError, Example, Options, Task, saved
+from learners.tasks.heads import quiet
 
 
 @functools.cache
@@ -52,6 +55,35 @@ def check_modality(cls: type[Task], examples: Sequence[Example]) -> None:
     if held != modality:
         fitting = sorted(name for name, other in KINDS.items() if other.modality == held)
         raise DataError(f"{cls.kind} reads a {modality}; these examples hold a {held}: use {' or '.join(fitting)}")
+
+
+def unfit_reason(kind: str, source: Path | str) -> str | None:
+    """Return why models of this architecture cannot do this kind of task, in one sentence; None if they can.
+
+    Reads the configuration only, so a model that fits may still be damaged.
+
+    Raises:
+        ValueError: there is no such task, or transformers cannot read the configuration.
+        OSError: there is no configuration.
+    """
+    cls = task_class(kind)
+    with quiet():
+        config = AutoConfig.from_pretrained(source)
+    if (refusal := _refusal(kind, cls, config)) is None:
+        return None
+    fitting = sorted(name for name, other in known().items() if _refusal(name, other, config) is None)
+    return f"{config.model_type} {refusal}" + (f"; it can do {', '.join(fitting)}" if fitting else "")
+
+
+def _refusal(kind: str, cls: type[Task], config: PreTrainedConfig) -> str | None:
+    if type(config) not in cls.auto._model_mapping:
+        return f"has no head for {kind}"
+    if kind != "text-generation":
+        return None
+    if config.is_encoder_decoder:
+        return f"is an encoder with a decoder, and {kind} needs a decoder alone"
+    gaps: Any = MODEL_FOR_MASKED_LM_MAPPING  # made for filling gaps: each token sees those after it
+    return f"reads texts in both directions, and {kind} needs a causal model" if type(config) in gaps else None
 
 
 def open_task(kind: str, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Task:

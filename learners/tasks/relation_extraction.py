@@ -53,11 +53,13 @@ class Relate(TextTask):
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return one feature, with the positions of the three places."""
         del rng
-        text, starts = mark(str(example.get("text", "")))
+        text, starts = self._around(*mark(str(example.get("text", ""))))
         encoded = self.processor(text, truncation=True, max_length=self.options.max_length)
-        places = [0, *(encoded.char_to_token(start) for start in starts)]
+        # a model without a first token for the whole text reads it at its end
+        whole = 0 if self.processor.cls_token_id is not None else len(encoded["input_ids"]) - 1
+        places = [whole, *(encoded.char_to_token(start) for start in starts)]
         if None in places:
-            raise DataError(f"a marked span lies beyond {self.options.max_length} pieces: raise max_length: {text}")
+            raise DataError(f"the marked spans are more than {self.options.max_length} pieces apart: {text}")
         feature: Feature = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
         feature["places"] = places
         if "label" in example:
@@ -65,6 +67,23 @@ class Relate(TextTask):
                 raise DataError(f"relation {example['label']!r} is not among {list(self.labels)}")
             feature["labels"] = self.labels.index(example["label"])
         return [feature]
+
+    def _around(self, text: str, starts: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+        """Return a text as it is, or, if it is longer than the model, the part of it that has both marks in its middle."""
+        offsets = self.processor(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        room = self.options.max_length - self.processor.num_special_tokens_to_add()
+        if len(offsets) <= room:
+            return text, starts
+        low, high = (next(i for i, (_, end) in enumerate(offsets) if end > start) for start in sorted(starts))
+        first = max(0, min(len(offsets) - room, (low + high + 1 - room) // 2))
+        if low < first or high >= first + room:
+            raise DataError(f"the marked spans are more than {room} pieces apart: {text}")
+        begin, end = offsets[first][0], offsets[first + room - 1][1]
+        return text[begin:end], (starts[0] - begin, starts[1] - begin)
+
+    def unread(self, example: Example) -> float:
+        """Return the share of a text outside the part around its marks."""
+        return self.share_above(self.pieces(mark(str(example["text"]))[0]), self.options.max_length)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Return a padded batch with places [B, P]."""

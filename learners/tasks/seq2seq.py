@@ -6,16 +6,20 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe
+from learners.tasks.base import Batch, DataError, Example, Feature, Options, Prediction, Recipe
 from learners.tasks.text_base import TextTask, cross_entropy
+
+SPARE = 8
+"""Tokens that a generated text may be longer than the longest target."""
 
 
 class Rewrite(TextTask):
@@ -43,6 +47,19 @@ class Rewrite(TextTask):
             feature["labels"] = target["input_ids"]
         return [feature]
 
+    @classmethod
+    def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:
+        """Return the tokens of the longest target, so that what is learned can be generated; at least the default."""
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        longest = max((len(tokenizer(text_target=str(e["target"]))["input_ids"]) for e in examples), default=0)
+        most = int(cls.recipe.options["max_length"])
+        return max(Options().max_new_tokens, min(longest + SPARE, most))
+
+    def unread(self, example: Example) -> float:
+        """Return the share of source and target above `max_length`."""
+        counts = [self.pieces(str(example[name])) for name in ("source", "target") if name in example]
+        return max(self.share_above(count, self.options.max_length) for count in counts)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy over target tokens; the model shifts the targets itself."""
         logits_BTV = model(**batch).logits
@@ -51,7 +68,12 @@ class Rewrite(TextTask):
     def outputs(self, model: Any, batch: Batch) -> list[Any]:
         """Generated texts."""
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        ids_BT = model.generate(**given, max_new_tokens=self.options.max_new_tokens, do_sample=False, num_beams=1)
+        most = (
+            self.options.max_new_tokens
+            if self.positions is None
+            else min(self.options.max_new_tokens, self.positions - 1)
+        )
+        ids_BT = model.generate(**given, max_new_tokens=most, do_sample=False, num_beams=1)
         return list(self.processor.batch_decode(ids_BT, skip_special_tokens=True))
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-from learners.tasks.base import IGNORED, Batch, Feature, Task, pad
+from learners.tasks.base import IGNORED, Batch, Feature, Options, Task, pad
 
 MOST_WINDOWS = 64
 """Windows of one text."""
 
 
 class TextTask(Task):
-    """A task with token ids as features."""
+    """A task with token ids as features.
+
+    `options.max_length` never exceeds the positions of the model: `notes` says where it was lowered.
+    """
+
+    def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
+        super().__init__(source, options, labels)
+        self.positions = positions(self.model)
+        if self.positions is not None and self.options.max_length > self.positions:
+            self.notes.append(
+                f"max_length {self.options.max_length} is above the {self.positions} positions of the model, which are used"
+            )
+            self.options = replace(self.options, max_length=self.positions)
 
     def load_processor(self, source: Path | str) -> Any:
         """Load the tokenizer; it must be a fast one, which reports the positions of its pieces."""
@@ -62,10 +75,30 @@ class TextTask(Task):
             {name: encoded[name][at] for name in names} for at in range(min(MOST_WINDOWS, len(encoded["input_ids"])))
         ]
 
+    def pieces(self, *texts: str) -> int:
+        """Return the number of pieces of one text or a pair, with the special ones."""
+        return len(self.processor(*texts, verbose=False)["input_ids"])
+
+    def share_above(self, count: int, most: int) -> float:
+        """Return the share of `count` pieces that is above `most`."""
+        return max(0, count - most) / max(count, 1)
+
     def text_feature(self, *texts: str) -> Feature:
         """Return ids and token types of one text or a pair, cut to `max_length`."""
         encoded = self.processor(*texts, truncation=True, max_length=self.options.max_length)
         return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+
+
+def positions(model: Any) -> int | None:
+    """Return the number of tokens that a model can place; None for one without such a limit."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is None or most <= 0:
+        return None
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            return table.num_embeddings - table.padding_idx - 1  # RoBERTa and its kin count from behind the padding
+    return int(most)
 
 
 def inputs(batch: Batch) -> Batch:

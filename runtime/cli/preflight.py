@@ -7,11 +7,12 @@ closed at once. Models are looked up, not loaded.
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,6 +22,7 @@ from actuators.expressions import ExpressionError
 from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, ROOM, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
+from learners.config import TaskSettings
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.rewards import RewardUnknown, build_rewards
@@ -38,6 +40,19 @@ from sensors.streams.registry import build as build_sensor
 Found = Iterator[tuple[Steps, str, str]]
 """Path into the settings, what is wrong, and the remedy."""
 GPU_TIMEOUT_S = 60.0
+TASKS_TIMEOUT_S = 180.0
+"""It imports transformers, which takes seconds, and longer on a busy machine."""
+_ASK_TASKS = """\
+import json, sys
+from learners.tasks.registry import unfit_reason
+found = {}
+for name, kind, model in json.loads(sys.argv[1]):
+    try:
+        found[name] = unfit_reason(kind, model)
+    except (OSError, ValueError) as error:
+        found[name] = str(error).strip().partition("\\n")[0]
+print(json.dumps({name: reason for name, reason in found.items() if reason}))
+"""
 
 
 def problems_and_warnings(path: Path, *, ports: bool) -> tuple[list[Problem], list[Problem], LoadedConfig | None]:
@@ -148,6 +163,24 @@ def _tasks(config: Config) -> Found:
                 f"{task.model} is a model of {is_of}; {task.kind} needs one of {wanted}",
                 "name another model or kind",
             )
+        elif (problem := packages.unfit(task.model, task.kind)) is not None:
+            yield ("tasks", name, "kind"), problem, "name another model or kind"
+    folders = {name: task for name, task in config.tasks.items() if (Path(task.model) / "config.json").is_file()}
+    for name, reason in _unfit(folders).items() if folders else ():
+        yield ("tasks", name, "kind"), f"{folders[name].model}: {reason}", "name another model or kind"
+
+
+def _unfit(tasks: Mapping[str, TaskSettings]) -> dict[str, str]:
+    """Ask a process of its own which architectures cannot do their task: neither `check` nor the supervisor holds torch."""
+    pairs = [[name, task.kind, str(Path(task.model).absolute())] for name, task in tasks.items()]
+    ask = [sys.executable, "-c", _ASK_TASKS, json.dumps(pairs)]
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter and a fixed text
+            ask, capture_output=True, text=True, timeout=TASKS_TIMEOUT_S, check=False
+        )
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (subprocess.TimeoutExpired, IndexError, ValueError):  # the run reports what it cannot open
+        return {}
 
 
 def _policy(config: Config) -> Found:

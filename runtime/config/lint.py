@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from actuators.config import AnyActuator
+from learners.task_kinds import KINDS
 from runtime.config.errors import Problem, Steps, dotted
 from runtime.config.loader import LoadedConfig
 
 
 def lint(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """List the warnings about a settings file."""
-    return [*_dangerous(path, loaded), *_unjudged(path, loaded)]
+    return [*_dangerous(path, loaded), *_unjudged(path, loaded), *_shared_encoders(path, loaded)]
 
 
 HEATS_OR_MOVES = frozenset(
@@ -109,6 +110,27 @@ def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
             "the gate arms without a person, and the machine acts although every stream may be stale: none is required",
             "mark a stream with `required: true`, or write `arm: request`",
         )
+
+
+def _shared_encoders(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
+    """Yield a warning for each task that would fine-tune an encoder if another task did not."""
+    config = loaded.config
+    first: dict[str, str] = {}
+    for name, task in config.tasks.items():
+        stream = config.streams.get(task.stream or "")
+        encoder = stream.encoder if stream is not None else None
+        settings = config.encoders.get(encoder or "")
+        fits = KINDS[task.kind].classifies and settings is not None and settings.model == task.model
+        if encoder is None or settings is None or not (settings.follow_task and fits):
+            continue
+        if (other := first.setdefault(encoder, name)) != name:
+            yield Problem(
+                path,
+                loaded.lines.get(("tasks", name), 1),
+                f"tasks.{name}",
+                f"the encoder {encoder} follows tasks.{other} alone; what this task learns does not reach it",
+                f"write tasks.{name} before tasks.{other}, or give its stream an encoder of its own",
+            )
 
 
 def _words(name: str, actuator: AnyActuator) -> set[str]:

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class LiveVersion:
+    """What a task's pointer names; no version before the first, and after that was rolled back."""
+
+    version: TaskVersion | None
+
+
 @dataclass(slots=True)
 class TaskUpdater:
     """Gives the runner each new live version once."""
@@ -28,11 +35,11 @@ class TaskUpdater:
     folder: Path
     """`state_dir/learner/tasks`."""
     runner: TaskRunner
-    _pointers: list[PointerFollower[TaskVersion]] = field(init=False)
+    _pointers: list[PointerFollower[LiveVersion]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._pointers = [
-            PointerFollower(TaskVersionStore(self.folder / task).live, partial(self._activate, task))
+            PointerFollower(partial(_live, TaskVersionStore(self.folder / task)), partial(self._activate, task))
             for task in self.runner.tasks
         ]
 
@@ -46,6 +53,9 @@ class TaskUpdater:
         """Read every pointer once; True when a task has another version now."""
         return any([await pointer.sync() for pointer in self._pointers])
 
-    async def _activate(self, task: str, version: TaskVersion) -> bool:
-        self.runner.set_version(task, version)
-        return True
+    async def _activate(self, task: str, live: LiveVersion) -> bool:
+        return self.runner.set_version(task, live.version)
+
+
+def _live(versions: TaskVersionStore) -> LiveVersion:
+    return LiveVersion(versions.live())

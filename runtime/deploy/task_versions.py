@@ -14,6 +14,9 @@ from typing import Any
 from learners.continual.versions import TaskVersion, TaskVersionStore
 from runtime.config.schema import Config
 
+PRETRAINED = "pretrained"
+"""Where the first version of a task is rolled back to."""
+
 
 class TaskRefused(ValueError):  # noqa: N818 - reads as what happened
     """A version of a task cannot be promoted or rolled back; `str` gives the reason and the versions on disk."""
@@ -48,17 +51,19 @@ class TaskVersions:
         return {"task": task, "version": wanted, "before": before.name if before is not None else None}
 
     def rollback(self, task: str) -> dict[str, Any]:
-        """Return to the version that was live before.
+        """Return to the version that was live before; before the first version, this is the pretrained model.
 
         Raises:
-            TaskRefused: no such task, or nothing was live before.
+            TaskRefused: no such task, or no version is live.
         """
         versions = self._of(task)
         before = versions.live()
+        if before is None:
+            raise TaskRefused(f"task {task} has nothing to roll back to: no version is live")
         now = versions.rollback()
-        if now is None or before is None:
-            raise TaskRefused(f"task {task} has nothing to roll back to")
-        return {"task": task, "version": before.name, "to": now.name}
+        if now is None:
+            versions.withdraw()
+        return {"task": task, "version": before.name, "to": now.name if now is not None else PRETRAINED}
 
     def rows(self, task: str) -> dict[str, Any]:
         """List the live version and all on disk, oldest first, with their figures.

@@ -77,7 +77,7 @@ EVENTS: dict[str, str] = {
     "task_promoted": "A fine-tuned version is live.",
     "task_reading_failed": "A task could not use a reading; published at most every 10 s for each task, with the count.",
     "task_rejected": "A fine-tuned version was rejected.",
-    "task_rolled_back": "An operator rolled a task back to the version before.",
+    "task_rolled_back": "An operator rolled a task back to the version before, or the first version to the pretrained model.",
     "transition_rejected": "An item of experience is incomplete and was not stored.",
     "unknown_decision": "A reward names a decision that is not stored.",
 }

