@@ -413,6 +413,7 @@ class World:
         ignored = (not payload and retain) or (plain and retain)
         is_away = self.safety.group is None
         resumed = self.loop.now_s - self.safety.connection._inbound.resumed_s < subscriber.RESUMED_S
+        resumed = resumed or self.host.has_stalled(self.loop.now_s)
         if not ignored and not plain:
             self.stop_in_force = True
             self.stop_event = len(self.event_types)
@@ -428,6 +429,7 @@ class World:
         """Any request."""
         self.loop.spin()
         is_exact = payload in (b"", b"{}") and not retain and self.requests.group
+        is_exact = is_exact and not self.host.has_stalled(self.loop.now_s)
         if verb == "arm" and is_exact:
             self.arm_waits = self.host.gate.stopped
             if not self.arm_waits:
@@ -490,6 +492,11 @@ class World:
             self.known[name] = truth
 
     # --- time
+
+    def freeze(self, seconds: float) -> None:
+        """The process of the gate does not run, as after SIGSTOP; what arrives meanwhile is read before anything else."""
+        self.loop.now_s += seconds
+        self.wall_s += seconds
 
     def wait(self, seconds: float) -> None:
         """Time passes in ticks of 10 ms."""

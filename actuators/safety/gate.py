@@ -365,9 +365,13 @@ class Gate:
         return self._go_safe(resting, "mode", f"the mode is now {mode}", now_s)
 
     def configure(self, mode: Mode, now_s: float) -> list[ActuatorDecision]:
-        """Take a new configured mode, for every actuator."""
-        self._configured = mode
-        return self.set_mode(mode, now_s)
+        """Take a new configured mode; an actuator for which an operator requested a more careful one keeps that."""
+        restricted, self._configured = self.restricted, mode
+        decisions = []
+        for name in self._actuators:
+            new = min(mode, restricted.get(name, mode), key=MODES.index)
+            decisions.extend(self.set_mode(new, now_s, name))
+        return decisions
 
     def restore(self, latches: Mapping[str, object]) -> None:
         """Take the latches of the run before. Anything unreadable counts as stopped.

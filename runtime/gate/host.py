@@ -49,6 +49,10 @@ REPORTS = Limit(rate_hz=250.0, burst=250)
 """Reports of one device that are read; between two of them the newest wins."""
 STOP_AGAIN_S = 0.1
 """Safe actions are sent again at most so often while stop messages go on."""
+STALL_S = 1.0
+"""After a pause of this process of so long, the messages that waited meanwhile are of unknown age."""
+AFTER_STALL_S = 0.5
+"""They are read within this time."""
 LATCH_POLL_S = 0.25
 """How often the latch of the second listener is read."""
 SECOND_LISTENER = "the second listener received it"
@@ -89,6 +93,10 @@ class GateHost:
     """By actuator: the gate's number of a command by its `seq`."""
     _proposals: dict[str, Any] = field(default_factory=dict)
     _stopped_s: float = float("-inf")
+    _ticked_s: float = math.inf
+    _stalled_s: float = float("-inf")
+    _dropped: int = 0
+    """Messages on the connection of the stop that nothing has read."""
     _shadow: bool = False
     """The newest proposal asked for mode shadow; each such request acts once, so that an operator can change the mode."""
     topics: Topics = field(init=False)
@@ -380,6 +388,8 @@ class GateHost:
         if mode is not None:
             self.apply(self.gate.configure(mode, self.now()))
             self.latches.changed()
+            if self.gate.restricted:
+                self.publisher.event("mode_restricted", {"modes": self.gate.restricted, "configured": mode})
 
     def _after_saving(self, kind: str, data: Callable[[], dict[str, Any] | None], saved: Saved | None) -> None:
         """Publish the event, unless its data is None, once the latches are on the disk, and before that why they are not."""
@@ -426,11 +436,24 @@ class GateHost:
         if self.ending:
             return
         now_s = self.now()
+        self.has_stalled(now_s)
+        self._ticked_s = now_s
         if now_s >= self.gate.deadline_s:
             self._lost("silent")
+        if self.safety.dropped_incoming > self._dropped:
+            self._dropped = self.safety.dropped_incoming
+            self.stop(
+                engaged=True, reason="too many messages on `stop` at once: one that was dropped may have been a stop"
+            )
         self.apply(self.gate.tick(now_s))
         self.publisher.publish_changes()
         self.holds.publish_changes(now_s)
+
+    def has_stalled(self, now_s: float) -> bool:
+        """Return whether this process has just not run for `STALL_S`, so that messages may have waited for it."""
+        if now_s - self._ticked_s > STALL_S:
+            self._stalled_s = now_s
+        return now_s - self._stalled_s < AFTER_STALL_S
 
     def on_connect(self) -> None:
         """After every connect: safe actions first, then the status; the devices must report again."""

@@ -34,6 +34,8 @@ CATCH_UP_S = 1.0
 """A request to arm waits so long for the connection of the stop."""
 MAX_WAITING = 4
 """Requests that wait, of a kind."""
+STORED = 100
+"""Messages on `stop` that the broker stored, after which it may have dropped one; brokers store 100 or more."""
 RELEASE_KEYS = {"engaged", "source"}
 SHOWN = 60
 """Characters of a malformed payload in a reason."""
@@ -104,6 +106,8 @@ class OperatorCommands:
         self._overridden: dict[str, dict[str, Any]] = {}
         self._reloads: asyncio.Queue[Message | None] = asyncio.Queue(MAX_WAITING)
         self._arms: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING)
+        self._stored = 0
+        """Messages on `stop` in a row that the broker may have stored."""
         self._modes_s = float("-inf")
         """When the newest request for a mode was received."""
         self._ends_s: dict[str, float] = {}
@@ -119,12 +123,17 @@ class OperatorCommands:
         Raises:
             Refused: a release that may be old.
         """
+        host = self.host
+        self._stored = self._stored + 1 if message.resumed else 0
+        if self._stored == STORED:
+            host.stop(engaged=True, reason=f"the broker stored {STORED} messages on `stop`: it may have dropped a stop")
         with self._refusing(message):
             read = read_stop(message)
+            if read is not None and not read[0]:
+                self._refuse_old()
         if read is None:
             return
         engaged, reason = read
-        host = self.host
         if not engaged and host.gate.stopped:  # a retained stop would engage again at the next connect
             host.safety.enqueue(host.topics("stop"), b"", qos=1, retain=True)
 
@@ -145,6 +154,7 @@ class OperatorCommands:
             rpc.refuse_retained(message)
             asked = decode(ExactOverride, message.payload)
             self._known(name)
+            self._refuse_old()
             if message.stamp_s < self._ends_s.get(name, float("-inf")):
                 raise Refused("a request to end the override came after it; send it again")
         decision = host.override(name, asked.value, asked.hold_s)
@@ -221,6 +231,7 @@ class OperatorCommands:
 
     def _arm(self, message: Message) -> None:
         decode(EmptyRequest, message.payload or b"{}")
+        self._refuse_old()
         if not self.host.gate.stopped:
             self._arm_now(message)
             return
@@ -247,8 +258,10 @@ class OperatorCommands:
         if asked.actuator is not None:
             self._known(asked.actuator)
         now = [mode for name, mode in self.host.gate.modes.items() if asked.actuator in (None, name)]
-        if message.stamp_s < self._modes_s and MODES.index(asked.mode) > min(map(MODES.index, now)):
-            raise Refused("a request for another mode came after it; send it again")
+        if MODES.index(asked.mode) > min(map(MODES.index, now)):
+            self._refuse_old()
+            if message.stamp_s < self._modes_s:
+                raise Refused("a request for another mode came after it; send it again")
         self._modes_s = max(self._modes_s, message.stamp_s)
         answered = self._after_saving(message, "the mode is changed", lambda: {"modes": self.host.gate.modes})
         self.host.set_mode(asked.mode, asked.actuator, answered)
@@ -263,6 +276,15 @@ class OperatorCommands:
     def _reload(self, message: Message) -> None:
         decode(EmptyRequest, message.payload or b"{}")
         self.ask_reload(message)
+
+    def _refuse_old(self) -> None:
+        """Refuse what allows movement while its age is unknown, because it may have waited for this process.
+
+        Raises:
+            Refused: this process has just not run.
+        """
+        if self.host.has_stalled(self.host.now()):
+            raise Refused("the gate has just not run, so the age of this message is unknown: send it again")
 
     def _known(self, actuator: str) -> None:
         configured = self.host.config.actuators

@@ -103,6 +103,11 @@ class Connection:
         """Why there is no connection, or why it does not last, with the remedy; None while it is in order."""
         return self._trouble.reason
 
+    @property
+    def dropped_incoming(self) -> int:
+        """How many messages were dropped before anything read them, because too many came at once."""
+        return self._queue.dropped
+
     async def up(self) -> None:
         """Wait for the connection."""
         await self._up.wait()

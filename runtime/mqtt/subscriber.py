@@ -25,7 +25,9 @@ log = structlog.get_logger(__name__)
 RESUMED_S = 1.0
 """After a session was resumed, messages that the broker stored arrive within this time."""
 MAX_SENDERS = 64
-"""Senders of one filter that are limited apart; further ones share one limit."""
+"""Senders of one filter that are limited apart; further ones share one limit of each topic, and of all topics at the end."""
+SHARED = "#"
+"""In place of a topic; no topic of a message has this name."""
 Sender = tuple[str, str]
 """The topic and the response topic: MQTT does not name who published."""
 
@@ -38,6 +40,11 @@ class Bucket:
     tokens: float
     filled_s: float
     waiting: Message | None = None
+
+    def is_full(self, now_s: float) -> bool:
+        """Return whether it has every token and nothing waits."""
+        tokens = self.tokens + (now_s - self.filled_s) * self.limit.rate_hz
+        return self.waiting is None and tokens >= self.limit.burst
 
     def take(self, now_s: float) -> float:
         """Take a token and return 0, or return the seconds until there is one."""
@@ -145,7 +152,12 @@ class Receiver:
         buckets = self._buckets.setdefault(subscription.filter, {})
         key = (message.topic, message.response_topic or "")
         if key not in buckets and len(buckets) >= MAX_SENDERS:
-            key = ("", "")
+            for idle in [name for name, bucket in buckets.items() if bucket.is_full(message.stamp_s)]:
+                del buckets[idle]  # a new one would be the same
+        if key not in buckets and len(buckets) >= MAX_SENDERS:
+            key = (message.topic, SHARED)
+        if key not in buckets and len(buckets) >= 2 * MAX_SENDERS:
+            key = (SHARED, SHARED)
         return buckets.setdefault(key, Bucket(limit, limit.burst, message.stamp_s))
 
     def _release(self, subscription: Subscription, bucket: Bucket) -> None:

@@ -1201,7 +1201,10 @@ def test_new_settings_change_the_mode_of_every_actuator_at_once() -> None:
     assert gate.restricted == {"lamp": "shadow"}
     rested = gate.configure("assist", 11.5)
     assert told(rested) == {"head": ("stay", "mode", "gate")}
-    assert gate.modes == {"head": "assist", "lamp": "assist"}
+    assert gate.modes == {"head": "assist", "lamp": "shadow"}
+    assert gate.restricted == {"lamp": "shadow"}, "an operator's request holds through a reload, as through a restart"
+    gate.set_mode("assist", 11.5, "lamp")
+    assert gate.configure("assist", 11.5) == []
     assert gate.restricted == {}
     assert gate.latches["configured"] == "assist"
     assert gate.override("head", "left", 0.0, 11.6).sent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -204,7 +205,8 @@ def test_a_flood_is_cut_down_and_the_newest_wins(world: World) -> None:
 def test_an_answer_goes_nowhere_but_below_the_agents_own_response(world: World) -> None:
     world.prompt = False
     for topic in ("zigbee2mqtt/door/set", "reflexd/other/response/x", "reflexd/model/act/arm/set", "reflexd/echo/x"):
-        world.arrive(world.requests, "reflexd/model/request/warm", b"{}", response=topic)
+        properties = SimpleNamespace(ResponseTopic=topic, CorrelationData=b"c")
+        world.arrive(world.requests, "reflexd/model/request/warm", b"{}", properties=properties)
     answers = [out.topic for out, _ in world.requests.client.under_way if b"unknown verb" in out.payload]
     assert answers == ["reflexd/model/response/warm"] * 4
     assert world.requests.connection.drops["forbidden response topic"] == 4

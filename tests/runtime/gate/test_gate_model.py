@@ -274,6 +274,19 @@ class GateModel(RuleBasedStateMachine):
     def look_at_page_and_top(self) -> None:
         self.clients.look()
 
+    @rule(what=st.sampled_from(["stop", "release", "arm", "autonomous"]))
+    def the_gate_freezes(self, what: str) -> None:
+        world = self.world
+        world.freeze(2.0)
+        happens: dict[str, Callable[[], None]] = {
+            "stop": lambda: world.stop(b"ON"),
+            "release": lambda: world.stop(RELEASE),
+            "arm": lambda: world.request("arm", b""),
+            "autonomous": lambda: world.request("mode", b'{"mode": "autonomous"}'),
+        }
+        happens[what]()
+        self.tick({"arm": (1.0,)}, 2)
+
     @rule(seconds=st.sampled_from([0.01, 0.05, 0.2, 0.3, 1.0]))
     def wait(self, seconds: float) -> None:
         self.world.wait(seconds)
