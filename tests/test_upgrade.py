@@ -36,7 +36,8 @@ from learners.model.backends.selection import BackendChoice, BackendSettings
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.source_consistency import Quarantine
 from learners.worker.journal import Journal, JournalEntry
-from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
+from runtime.deploy.experiment_controller import ExperimentController
+from runtime.deploy.experiment_rules import ExperimentRules
 from runtime.gate import latches
 from runtime.recording.reader import Recording, RecordingError
 

@@ -14,8 +14,6 @@ Events: `experiment_started`, `experiment_ended`, `policy_promoted`, `policy_tru
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,18 +27,20 @@ from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE, Checkpo
 from learners.experiments.alpha_budget import AlphaBudget
 from learners.experiments.experiment_test import ExperimentVerdict
 from learners.experiments.guard import RAISED_SHARE, Guard, GuardAlarm
-from learners.experiments.paired_outcomes import Silence, TickOutcome
-from learners.experiments.plan import Arm, ExperimentPlan, block_design, margin
+from learners.experiments.paired_outcomes import TickOutcome
+from learners.experiments.plan import Arm
 from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.source_consistency import Quarantine
 from runtime.control.arm_record import ArmRecord
 from runtime.control.attribution import attribution
 from runtime.control.tick import TickResult
 from runtime.deploy.experiment_phase import SHARES, ExperimentPhase
+from runtime.deploy.experiment_report import guard_figures, look_figures, running_figures
+from runtime.deploy.experiment_rules import ExperimentRules
 from runtime.deploy.fall_check import ALONE_S, FallCheck
 from runtime.deploy.first_proof import FirstProof
 from runtime.deploy.trust import Trust
-from runtime.deploy.unit_levels import UnitLevels
+from runtime.deploy.unit_levels import RunningBlock, UnitLevels
 from runtime.inference.engine import UNTRAINED
 from runtime.process.events import Emit
 from runtime.process.state_file import StateFile, StateUnreadable
@@ -49,42 +49,10 @@ SAVE_EVERY_S = 5.0
 FORMAT = 1
 REQUESTED_SHARE = 0.5
 """Share of a version that a person made live, while it is compared with the trusted one."""
-LONGEST_BLOCK_S = 5.0
-"""Longest block of the first proof and of the guard's watch over the live version alone."""
-WEAKER_BLOCK_S = 60.0
-"""Length of a block where the arms may not alternate."""
-ACTION_LAG_TICKS = 1
 MOST_LATE_S = 600.0
 """Longest wait for late rewards."""
 LATE_MARGIN = 1.5
 """Pairs stay open for this multiple of the lateness seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentRules:
-    """What the settings say about experiments.
-
-    Args:
-        period_s: of a tick.
-        gamma: discount of a tick.
-        settle_s: how late a reward may be at first; later rewards raise it.
-        silence: what a tick without a reward means.
-        anchor_share: share of blocks of the anchor beside a live version that is only as good.
-        cap_pairs: pairs after which the champion remains.
-        false_alarms_per_month: of the guard.
-        alternate: the arms may alternate at every block.
-        enabled: without it every candidate that passes the filters goes live, and nothing is compared.
-    """
-
-    period_s: float = 0.1
-    gamma: float = 0.99
-    settle_s: float = 1.0
-    silence: Silence = "zero"
-    anchor_share: float = 0.05
-    cap_pairs: int = 200
-    false_alarms_per_month: float = 1.0
-    alternate: bool = True
-    enabled: bool = True
 
 
 @dataclass(slots=True)
@@ -121,9 +89,7 @@ class ExperimentController:
     """The policy may act now."""
     _now: ArmRecord = field(default_factory=lambda: ArmRecord(UNTRAINED))
     _alarm: GuardAlarm | None = None
-    _block: list[float] = field(default_factory=list)
-    """Rewards of the running block of one version."""
-    _block_version: str = ""
+    _block: RunningBlock = field(default_factory=RunningBlock)
     _dones: set[str] = field(default_factory=set)
     _tick: int = 0
     _announced: str = ""
@@ -134,7 +100,7 @@ class ExperimentController:
     _crashed: bool = False
 
     def __post_init__(self) -> None:
-        self.guard = self._new_guard()
+        self.guard = self.rules.guard(self.levels)
         path = self.state_dir / EXPERIMENTS_FILE
         self.file = StateFile(path, self._dump, self._restore, SAVE_EVERY_S, self.emit, durable=False)
 
@@ -212,7 +178,7 @@ class ExperimentController:
         held = "override" in result.by.values()
         stopped = self.acting and verdict is not None and verdict.stopped
         mode = result.mode
-        if mode != self.mode and self.phase is not None and self.phase.plan.weaker != self._weaker(mode):
+        if mode != self.mode and self.phase is not None and self.phase.plan.weaker != self.rules.weaker(mode):
             self._cancel("the mode changed")
         self.mode = mode
         modes = ("autonomous", "assist")
@@ -262,7 +228,7 @@ class ExperimentController:
             if fell:
                 phase.test.verdict = ExperimentVerdict("out", "rewards fell at once, before and after")
         phase.reference_share = self._reference_share()
-        for pair in phase.complete(self._late_units(phase.plan)):
+        for pair in phase.complete(self.rules.late_units(phase.plan, self.levels, self.late_s)):
             self._alarm = self._alarm or self.guard.pair(pair)
         if phase.plan.challenger is not None and phase.verdict is None and self.waiting is not None and phase.give_up():
             phase.test.verdict = ExperimentVerdict("cap", f"no gain in {phase.test.pairs} pairs, and a newer one waits")
@@ -271,7 +237,11 @@ class ExperimentController:
 
     def _watch(self, entries: list[LedgerEntry], ended: list[tuple[str, float]]) -> None:
         """Give the units of the version that acts to the guard, and to the first proof while nothing is trusted."""
-        units = ended if self._episodic() else self._blocks(entries)
+        units = (
+            ended
+            if self.rules.episodic(self.levels)
+            else self._block.add(entries, self.rules.block_of_one_version(), self.quarantine.names)
+        )
         for version, value in units:
             if version == self.live and self.trust.anchor is not None:
                 self.guard.block(value, {})
@@ -279,22 +249,6 @@ class ExperimentController:
                 self.proof.add(version, value, untrained=version == UNTRAINED)
                 if version != UNTRAINED and self.proof.found() is not None:
                     self.decided.set()
-
-    def _blocks(self, entries: list[LedgerEntry]) -> list[tuple[str, float]]:
-        """Return the mean rewards of blocks of ticks in which one version acted."""
-        design = block_design(self.rules.gamma, action_lag_ticks=ACTION_LAG_TICKS)
-        size = max(1, min(design.block_ticks, round(LONGEST_BLOCK_S / self.rules.period_s)))
-        found = []
-        for entry in entries:
-            if not entry.acted:
-                continue
-            if entry.version != self._block_version:
-                self._block, self._block_version = [], entry.version
-            self._block.append(entry.total(self.quarantine.names) or 0.0)
-            if len(self._block) >= size:
-                found.append((entry.version, sum(self._block) / len(self._block)))
-                self._block = []
-        return found
 
     # ------------------------------------------------------------------ between ticks
 
@@ -397,40 +351,17 @@ class ExperimentController:
             phase is None
             or phase.plan.champion != self.live
             or phase.plan.anchor != reference
-            or phase.plan.episodic != self._episodic()
+            or phase.plan.episodic != self.rules.episodic(self.levels)
         )
 
     def _begin(
         self, champion: str, challenger: str | None, anchor: str | None, share: float, *, requested: bool = False
     ) -> None:
-        episodic, weaker = self._episodic(), self._weaker(self.mode)
-        design = block_design(self.rules.gamma, action_lag_ticks=ACTION_LAG_TICKS, episodic=episodic)
-        block, washout = design.block_ticks, design.washout_ticks
-        if self.rules.gamma <= 0 and not episodic:
-            block, washout = 1, 0
-        if weaker and not episodic:
-            block = max(block, round(WEAKER_BLOCK_S / self.rules.period_s))
-        level = self.levels.of(champion, episodic=episodic)
-        base = self.levels.of(UNTRAINED, episodic=episodic)
-        gain = 0.0 if level is None else level.mean - (base.mean if base is not None else 0.0)
         self.trust.experiments += 1
         number = self.trust.experiments
-        plan = ExperimentPlan(
-            champion=champion,
-            challenger=challenger,
-            anchor=anchor,
-            metric="return" if episodic else "reward",
-            block_ticks=block,
-            washout_ticks=washout,
-            share=share,
-            delta=0.0 if level is None else margin(abs(gain), level.deviation),
-            alpha=self.alpha.next_alpha(),
-            cap_pairs=self.rules.cap_pairs,
-            seed=_seed(champion, challenger, number),
-            episodic=episodic,
-            weaker=weaker,
-            anchor_share=self.rules.anchor_share,
-            tick_s=self.rules.period_s,
+        versions = (champion, challenger, anchor)
+        plan = self.rules.plan(
+            versions, number, levels=self.levels, mode=self.mode, share=share, alpha=self.alpha.next_alpha()
         )
         arm: Arm = "challenger" if requested else "champion"
         self.phase = ExperimentPhase(number, plan, self.rules.silence, arm, alone=requested)
@@ -448,7 +379,7 @@ class ExperimentController:
         requested, passed = phase.acts_in_plain == "challenger", verdict.outcome == "live"
         if passed and not requested:
             by = "better" if verdict.better else "as good"
-            await self._promote(challenger, f"{by}: {sentence}", by="experiment", figures=_figures(phase))
+            await self._promote(challenger, f"{by}: {sentence}", by="experiment", figures=look_figures(phase))
         moved: Live | CheckpointRefused | None = None
         if requested and verdict.outcome == "out":
             moved = await asyncio.to_thread(self._move_back, challenger, plan.champion)
@@ -459,7 +390,7 @@ class ExperimentController:
         if passed and verdict.new_anchor:
             self.trust.choose(challenger, "proof")
         fields = {"number": phase.number, "version": challenger, "champion": plan.champion, "outcome": verdict.outcome}
-        self.emit("experiment_ended", {**fields, "reason": verdict.reason, "result": sentence, **_figures(phase)})
+        self.emit("experiment_ended", {**fields, "reason": verdict.reason, "result": sentence, **look_figures(phase)})
         if moved is not None:
             self._publish_rollback(challenger, moved, {"by": "experiment", "why": verdict.reason, "result": sentence})
         elif requested and passed:
@@ -548,7 +479,9 @@ class ExperimentController:
         version = phase.plan.challenger
         self.trust.note(version, f"not decided: {reason}")
         fields = {"number": phase.number, "version": version, "champion": phase.plan.champion, "outcome": "cap"}
-        self.emit("experiment_ended", {**fields, "reason": reason, "result": phase.test.sentence(), **_figures(phase)})
+        self.emit(
+            "experiment_ended", {**fields, "reason": reason, "result": phase.test.sentence(), **look_figures(phase)}
+        )
 
     # ------------------------------------------------------------------ what follows from the state
 
@@ -568,25 +501,8 @@ class ExperimentController:
             return RAISED_SHARE if self.guard.suspicious and self.rules.anchor_share > 0 else 0.0
         return self.guard.anchor_share
 
-    def _episodic(self) -> bool:
-        return self.levels.episodic and self.rules.gamma > 0
-
-    def _weaker(self, mode: str) -> bool:
-        return not self.rules.alternate or mode == "assist"
-
-    def _late_units(self, plan: ExperimentPlan) -> int:
-        late_s = max(self.rules.settle_s, self.late_s)
-        unit_s = self.rules.period_s * (max(1.0, self.levels.length) if plan.episodic else 1.0)
-        return max(1, math.ceil(late_s / unit_s)) if late_s > 0 else 0
-
-    def _new_guard(self) -> Guard:
-        design = block_design(self.rules.gamma, action_lag_ticks=ACTION_LAG_TICKS)
-        units = self.levels.length if self._episodic() else design.block_ticks
-        pair_s = 2 * max(1.0, units) * self.rules.period_s
-        return Guard(pair_s, self.rules.false_alarms_per_month, self.rules.anchor_share)
-
     def _renew_guard(self) -> None:
-        self.guard, self._block = self._new_guard(), []
+        self.guard, self._block = self.rules.guard(self.levels), RunningBlock()
 
     # ------------------------------------------------------------------ what people and files see
 
@@ -600,30 +516,15 @@ class ExperimentController:
 
     def figures(self) -> dict[str, Any]:
         """Return the state for `health`, the page and `reflexd checkpoints`."""
-        phase = self.phase
-        running = None
-        if phase is not None and phase.plan.challenger is not None:
-            running = {
-                "number": phase.number,
-                "challenger": phase.plan.challenger,
-                "champion": phase.plan.champion,
-                "share": phase.share,
-                "result": phase.test.sentence(),
-                **_figures(phase),
-            }
         return {
             "live": self.live,
             "trusted": self.trust.anchor is not None,
             "anchor": self.trust.anchor,
             "why": self.sentence(),
-            "experiment": running,
+            "experiment": running_figures(self.phase),
             "waiting": self.waiting,
             "alpha": {"next": round(self.alpha.next_alpha(), 5), "experiments": self.alpha.experiments},
-            "guard": {
-                "pairs": self.guard.pairs,
-                "suspicious": self.guard.suspicious,
-                "excluded_failure_rate": self.guard.excluded_rate("failure"),
-            },
+            "guard": guard_figures(self.guard),
         }
 
     def _dump(self) -> dict[str, Any]:
@@ -654,7 +555,7 @@ class ExperimentController:
         phase = None if body["phase"] is None else ExperimentPhase.of(body["phase"], self.rules.silence)
         late_s, waiting = float(body["late_s"]), body["waiting"]
         self.trust, self.levels, self.alpha, self.proof, self.phase = trust, levels, alpha, proof, phase
-        self.guard = self._new_guard()
+        self.guard = self.rules.guard(self.levels)
         self.guard.restore(body["guard"])
         self.late_s, self.waiting = late_s, waiting
         self._crashed = bool(body.get("running"))
@@ -667,27 +568,6 @@ _TRUSTED_BY = {
     "import": "live and trusted: a person imported it",
     "upgrade": "live and trusted: it was live before the program was upgraded",
 }
-
-
-def _figures(phase: ExperimentPhase) -> dict[str, Any]:
-    """Return the numbers of the last look."""
-    test = phase.test
-    look = test.looks[-1] if test.looks else None
-    found: dict[str, Any] = {"pairs": test.pairs, "alpha": round(phase.plan.alpha, 5), "delta": phase.plan.delta}
-    if look is not None:
-        numbers = {"mean": look.mean, "lower": look.lower, "upper": look.upper}
-        found |= {name: _finite(value) for name, value in numbers.items()}
-    return found | {"weaker": phase.plan.weaker}
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, 5)
-
-
-def _seed(champion: str, challenger: str | None, number: int) -> int:
-    """Derive the seed of the coins from the hashes of the weights, which are in the versions' names."""
-    text = f"{champion} {challenger} {number}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
 
 
 def _on_probation(state_dir: Path) -> str | None:

@@ -138,3 +138,25 @@ def _level(levels: OrderedDict[str, Level], version: str) -> Level:
             oldest = next(name for name in levels if name != "untrained")
             del levels[oldest]
     return levels[version]
+
+
+@dataclass(slots=True)
+class RunningBlock:
+    """Collects the rewards of a block of ticks in which one version acts."""
+
+    version: str = ""
+    rewards: list[float] = field(default_factory=list)
+
+    def add(self, entries: Iterable[LedgerEntry], size: int, without: frozenset[str]) -> list[tuple[str, float]]:
+        """Take settled decisions, oldest first; return version and mean reward of each block of `size` ticks that became complete."""
+        found = []
+        for entry in entries:
+            if not entry.acted:
+                continue
+            if entry.version != self.version:
+                self.version, self.rewards = entry.version, []
+            self.rewards.append(entry.total(without) or 0.0)
+            if len(self.rewards) >= size:
+                found.append((entry.version, sum(self.rewards) / len(self.rewards)))
+                self.rewards = []
+        return found

@@ -12,8 +12,9 @@ from watching import Script, Stage
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE
 from runtime.cli import checkpoints
-from runtime.deploy.experiment_controller import ExperimentController, ExperimentRules
+from runtime.deploy.experiment_controller import ExperimentController
 from runtime.deploy.experiment_phase import SHARES
+from runtime.deploy.experiment_rules import ExperimentRules
 
 GOOD = Script(errors=0.12)
 POLICIES = {

@@ -1,0 +1,47 @@
+"""Describe experiments for events, `health` and the page."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from learners.experiments.guard import Guard
+from runtime.deploy.experiment_phase import ExperimentPhase
+
+
+def running_figures(phase: ExperimentPhase | None) -> dict[str, Any] | None:
+    """Return the figures of the experiment that runs; None where no challenger is on trial."""
+    if phase is None or phase.plan.challenger is None:
+        return None
+    return {
+        "number": phase.number,
+        "challenger": phase.plan.challenger,
+        "champion": phase.plan.champion,
+        "share": phase.share,
+        "result": phase.test.sentence(),
+        **look_figures(phase),
+    }
+
+
+def guard_figures(guard: Guard) -> dict[str, Any]:
+    """Return the figures of the guard."""
+    return {
+        "pairs": guard.pairs,
+        "suspicious": guard.suspicious,
+        "excluded_failure_rate": guard.excluded_rate("failure"),
+    }
+
+
+def look_figures(phase: ExperimentPhase) -> dict[str, Any]:
+    """Return the numbers of the last look."""
+    test = phase.test
+    look = test.looks[-1] if test.looks else None
+    found: dict[str, Any] = {"pairs": test.pairs, "alpha": round(phase.plan.alpha, 5), "delta": phase.plan.delta}
+    if look is not None:
+        numbers = {"mean": look.mean, "lower": look.lower, "upper": look.upper}
+        found |= {name: _finite(value) for name, value in numbers.items()}
+    return found | {"weaker": phase.plan.weaker}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 5)
