@@ -15,12 +15,13 @@ from types import SimpleNamespace
 import aiomqtt
 import canaries
 import pytest
+from embedded_brokers import EmbeddedBroker, settings
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from wire_helpers import Collector, address, running
 
-from fakes import eventually, free_port, listening, wait_for
-from runtime.config.schema import Credentials, MqttSettings
+from fakes import eventually, free_port
+from runtime.config.schema import Credentials
 from runtime.mqtt import Address, Connection, Will
 from runtime.process import child
 from runtime.supervisor import broker, broker_iotcore
@@ -29,37 +30,18 @@ from runtime.supervisor.children import environment
 MEGABYTE = 1_048_576
 
 
-def settings(port: int, **more: object) -> MqttSettings:
-    return MqttSettings.model_validate({"url": f"embedded://127.0.0.1:{port}"} | more)
-
-
-class Running:
-    """An embedded broker as a process."""
-
-    def __init__(self, kind: broker.Kind, folder: Path, port: int, **more: object) -> None:
-        prepared = broker.prepare(settings(port, **more), folder, kind)
-        self.port = port
-        self.process = subprocess.Popen(prepared.command, env=environment())
-        wait_for(lambda: listening(port), f"{kind} listening")
-        assert broker.accepts("127.0.0.1", port)
-
-    def end(self) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=10)
-
-
 @pytest.fixture(params=["mosquitto", "iotcore"])
-def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
-    made = Running(request.param, tmp_path, free_port())
+def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    made = EmbeddedBroker(request.param, tmp_path, free_port())
     yield made
     made.end()
 
 
-def connect(embedded: Running, name: str, **more: object) -> Connection:
+def connect(embedded: EmbeddedBroker, name: str, **more: object) -> Connection:
     return Connection(address(embedded.port), name, **more)  # type: ignore[arg-type]
 
 
-async def test_qos_0_and_1_in_order(embedded: Running) -> None:
+async def test_qos_0_and_1_in_order(embedded: EmbeddedBroker) -> None:
     got = Collector()
     reader = connect(embedded, "reader")
     reader.subscribe("a/+", got)
@@ -71,7 +53,7 @@ async def test_qos_0_and_1_in_order(embedded: Running) -> None:
     assert {m.qos for m in got.messages if m.topic == "a/1"} == {1}  # iotcore delivers QoS 0 at QoS 1, too
 
 
-async def test_properties_travel(embedded: Running) -> None:
+async def test_properties_travel(embedded: EmbeddedBroker) -> None:
     seen = Collector()
     server = connect(embedded, "server")
     server.subscribe("request/x", lambda m: (seen(m), server.reply(m, b"answer", "fallback"))[0])
@@ -82,7 +64,7 @@ async def test_properties_travel(embedded: Running) -> None:
     assert seen.messages[0].correlation == answer.correlation
 
 
-async def test_retained_is_kept_replaced_and_cleared(embedded: Running) -> None:
+async def test_retained_is_kept_replaced_and_cleared(embedded: EmbeddedBroker) -> None:
     async with running(connect(embedded, "writer")) as writer:
         await writer.publish("s", b"one", retain=True)
         await writer.publish("s", b"two", retain=True)
@@ -102,7 +84,7 @@ async def test_retained_is_kept_replaced_and_cleared(embedded: Running) -> None:
     assert [m.payload for m in empty.messages] == [b"live"]
 
 
-async def test_retained_is_not_sent_to_who_ignores_it(embedded: Running) -> None:
+async def test_retained_is_not_sent_to_who_ignores_it(embedded: EmbeddedBroker) -> None:
     async with running(connect(embedded, "writer")) as writer:
         await writer.publish("cmd", b"old", retain=True)
         got = Collector()
@@ -114,7 +96,7 @@ async def test_retained_is_not_sent_to_who_ignores_it(embedded: Running) -> None
     assert all(m.retain for m in got.messages[:-1])  # a broker without Retain Handling marks it, and handlers refuse it
 
 
-async def test_the_will(embedded: Running) -> None:
+async def test_the_will(embedded: EmbeddedBroker) -> None:
     got = Collector()
     watcher = connect(embedded, "watcher")
     watcher.subscribe("status", got)
@@ -129,7 +111,7 @@ async def test_the_will(embedded: Running) -> None:
     assert got.messages[0].payload == b"offline"
 
 
-async def test_a_shared_subscription_gives_each_message_once(embedded: Running) -> None:
+async def test_a_shared_subscription_gives_each_message_once(embedded: EmbeddedBroker) -> None:
     one, two = Collector(), Collector()
     first, second = connect(embedded, "first"), connect(embedded, "second")
     first.subscribe("$share/group/work", one)
@@ -143,7 +125,7 @@ async def test_a_shared_subscription_gives_each_message_once(embedded: Running) 
     assert two.messages
 
 
-async def test_a_megabyte(embedded: Running) -> None:
+async def test_a_megabyte(embedded: EmbeddedBroker) -> None:
     got = Collector()
     reader = connect(embedded, "reader")
     reader.subscribe("big", got)
@@ -156,7 +138,7 @@ async def test_a_megabyte(embedded: Running) -> None:
 
 
 async def test_an_expired_message_is_not_delivered(tmp_path: Path) -> None:
-    made = Running("mosquitto", tmp_path, free_port())
+    made = EmbeddedBroker("mosquitto", tmp_path, free_port())
     try:
         connect_properties = Properties(PacketTypes.CONNECT)
         connect_properties.SessionExpiryInterval = 60
@@ -182,7 +164,7 @@ async def test_an_expired_message_is_not_delivered(tmp_path: Path) -> None:
 
 async def test_users_of_the_settings_may_enter_and_nobody_else(tmp_path: Path) -> None:
     port = free_port()
-    made = Running(
+    made = EmbeddedBroker(
         "mosquitto",
         tmp_path,
         port,
@@ -209,11 +191,11 @@ async def test_users_of_the_settings_may_enter_and_nobody_else(tmp_path: Path) -
 
 async def test_mosquitto_keeps_what_is_retained_over_a_restart(tmp_path: Path) -> None:
     port = free_port()
-    made = Running("mosquitto", tmp_path, port)
+    made = EmbeddedBroker("mosquitto", tmp_path, port)
     async with running(connect(made, "writer")) as writer:
         await writer.publish("s", b"kept", retain=True)
     made.end()
-    made = Running("mosquitto", tmp_path, port)
+    made = EmbeddedBroker("mosquitto", tmp_path, port)
     got = Collector()
     reader = connect(made, "reader")
     reader.subscribe("s", got, retained="send")
