@@ -50,6 +50,7 @@ from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.promotion_history import PromotionHistory
 from runtime.deploy.task_updater import TaskUpdater
 from runtime.deploy.task_versions import TaskVersions
+from runtime.drift.watch import DriftWatch
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.raw_capture import RawCapture, streams_to_keep
@@ -169,12 +170,16 @@ async def build(
 
     viewer = Viewer(Previews(), media, topics, decoders)
     raw_capture = RawCapture(store, streams_to_keep(config), decoders)
+    drift = DriftWatch(
+        config.drift, tuple(config.streams), lambda: experiments.live, state_dir, emit, wall, checkpoints
+    )
     listeners: list[TickListener] = [
         reporter.ticked,
         outcomes.ticked,
         RewardFaultReporter(rewards, emit, clock.now).ticked,
         FrozenReporter(inbox.frozen, emit).ticked,
         raw_capture.ticked,
+        drift.ticked,
         queries.ticked,
         viewer.ticked,
     ]
@@ -197,7 +202,7 @@ async def build(
         conditions=_conditions(config),
         choose=experiments.choose,
         mode=config.mode,
-        shadow=lambda: policy_updater.is_untried,
+        shadow=lambda: policy_updater.is_untried or drift.is_careful,
     )
     storage = StorageMonitor(
         state_dir,
@@ -221,6 +226,7 @@ async def build(
         experiments=experiments,
         sources=sources,
         storage=storage,
+        drift=drift,
         progress_file=state_dir / "learner" / "progress.json",
         learner_enabled=config.learner.enabled,
         wall=wall,
@@ -231,6 +237,7 @@ async def build(
         checkpoints=checkpoints,
         tasks=TaskVersions.of(config),
         sources=sources,
+        drift=drift,
         emit=emit,
         explainer=Explainer(state_dir / "experience", checkpoints, engine, config.learner.seed),
         recording=RecordingController(config, control_loop, reporter),
@@ -238,7 +245,6 @@ async def build(
         history=history.newest,
         task_updater=task_updater,
     )
-    discovery = Discovery(config, installed_version("reflexd"))
     parts = Components(
         config=config,
         control=control,
@@ -264,10 +270,13 @@ async def build(
         gate=gate,
         control_loop=control_loop,
         storage=storage,
+        drift=drift,
         write_spec=partial(write_policy_spec, state_dir, engine.spec),
         health=health,
         requests=requests,
-        announcer=Announcer(discovery, control, health, gate) if config.discovery else None,
+        announcer=Announcer(Discovery(config, installed_version("reflexd")), control, health, gate)
+        if config.discovery
+        else None,
     )
     subscribe(parts, topics)
     return parts

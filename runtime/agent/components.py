@@ -19,6 +19,7 @@ from runtime.deploy.experiment_controller import ExperimentController
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.task_updater import TaskUpdater
+from runtime.drift.watch import DriftWatch
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
@@ -65,6 +66,7 @@ class Components:
     gate: GateLink
     control_loop: ControlLoop
     storage: StorageMonitor
+    drift: DriftWatch
     write_spec: Callable[[], bool]
     """Writes the policy spec for the learner."""
     health: Health
@@ -81,5 +83,6 @@ class Components:
             self.reporter.recorder.close()
         self.experiments.close(clean=clean)
         self.sources.file.write()
+        self.drift.file.write()
         self.store.close()
         self.engine.close()

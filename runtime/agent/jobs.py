@@ -28,6 +28,8 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         "policy": parts.policy_updater.run(),
         "experiments": parts.experiments.file.run(),
         "sources": parts.sources.file.run(),
+        "drift": parts.drift.run(),
+        "drift references": parts.drift.file.run(),
         "encoders": parts.encoder_updater.run(),
         "learner events": parts.learner_events.run(),
         "requests": parts.requests.run(),

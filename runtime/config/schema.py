@@ -265,6 +265,25 @@ class StorageSettings(Settings):
     )
 
 
+class DriftSettings(Settings):
+    """Settings of the watch over streams that no longer look as they did."""
+
+    enabled: bool = Field(True, description="compare every stream with its own past, once a second")
+    react: Literal["event", "ask", "shadow", "version_before"] = Field(
+        "event",
+        description="what a drift does: `event` publishes it; `ask` also waits for a person to accept it on the page; `shadow` "
+        "keeps the policy from acting while it lasts; `version_before` takes the live version back once",
+    )
+    false_alarms_per_week: float = Field(
+        1.0, gt=0, le=100, description="false alarms of all streams together that are allowed in a week"
+    )
+    accept_after_s: float = Field(
+        86_400,
+        ge=0,
+        description="a drift that lasts this long is the new reference; 0 is never, and so is `react: ask`",
+    )
+
+
 class PlantSettings(Settings):
     """Settings of a simulated device that the supervisor runs as a process behind the broker."""
 
@@ -325,6 +344,7 @@ class Config(Settings):
     )
     record: RecordSettings = Field(RecordSettings(), description="recordings of sessions")
     storage: StorageSettings = Field(StorageSettings(), description="the disk space of `state_dir`")
+    drift: DriftSettings = Field(DriftSettings(), description="the watch over streams that no longer look as they did")
     plant: PlantSettings | None = Field(
         None, description="a simulated device that the supervisor starts; default: none"
     )

@@ -98,6 +98,7 @@ class RequestCommand(ClientCommand):
         "reload",
         "record",
         "finetune",
+        "accept_drift",
     ]
     data: dict[str, Any] = Field(default_factory=dict, max_length=16)
 

@@ -21,6 +21,7 @@ from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop
 from runtime.deploy.experiment_controller import ExperimentController
+from runtime.drift.watch import DriftWatch
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.monitoring.storage import StorageMonitor
@@ -44,6 +45,7 @@ class Health:
     experiments: ExperimentController
     sources: SourceQuarantine
     storage: StorageMonitor
+    drift: DriftWatch
     progress_file: Path
     learner_enabled: bool
     wall: Callable[[], float]
@@ -63,6 +65,7 @@ class Health:
             "feedback": dict(self.feedback.counts),
             "reward_faults": dict(self.rewards.faults),
             "sources": self.sources.figures(),
+            "drift": self.drift.figures(),
             "policy": self.experiments.live,
             "exploration": self.exploration(),
             "experiments": self.experiments.figures(),

@@ -1,4 +1,4 @@
-"""Handle the agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune, release.
+"""Handle the agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune, release, accept_drift.
 
 A request is untrusted. The agent answers it once, with the data or with the reason why not; the work runs off the loop. Any
 error of a handler is an answer. Rollbacks, explanations and all other requests wait in lanes of their own. Retained requests
@@ -20,6 +20,7 @@ from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.store import Checkpoints, Live
 from runtime.deploy.task_updater import TaskUpdater
 from runtime.deploy.task_versions import TaskRefused, TaskVersions
+from runtime.drift.watch import DriftWatch
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.mqtt import Connection, Message, rpc
 from runtime.mqtt.rpc import Answer, RequestFailed
@@ -74,6 +75,12 @@ class SourceName(Payload):
     source: str = Field(max_length=128)
 
 
+class StreamName(Payload):
+    """Payload of accept_drift."""
+
+    stream: str = Field(max_length=64)
+
+
 @dataclass(slots=True)
 class Requests:
     """Takes requests from the connection and answers those of one lane one after the other. Create it in the running loop."""
@@ -83,6 +90,7 @@ class Requests:
     checkpoints: Checkpoints
     tasks: TaskVersions
     sources: SourceQuarantine
+    drift: DriftWatch
     emit: Emit
     explainer: Explainer
     recording: RecordingController
@@ -103,6 +111,7 @@ class Requests:
             "record": self._record,
             "finetune": self._finetune,
             "release": self._release,
+            "accept_drift": self._accept_drift,
         }
         lanes = (
             RequestLane({"rollback": self._rollback}, REFUSALS, URGENT_S, MAX_WAITING),
@@ -212,6 +221,12 @@ class Requests:
         if not self.sources.release(source):
             raise RequestFailed(f"{source!r} is not quarantined; health names those that are")
         return {"source": source, "state": "released"}
+
+    async def _accept_drift(self, payload: bytes) -> Answer:
+        stream = decode(StreamName, payload).stream
+        if not self.drift.accept(stream):
+            raise RequestFailed(f"{stream!r} does not drift; health names those that do")
+        return {"stream": stream, "state": "accepted"}
 
 
 def _row(manifest: Manifest) -> Answer:

@@ -78,6 +78,8 @@ function listLosses() {
     for (const [cause, n] of Object.entries(stream.drops ?? {})) lines[`${name}: ${cause}`] = n;
     if (typeof stream.last_refusal === "string") lines[`${name}: last refused for ${stream.last_refusal}`] = undefined;
   }
+  const drift = health().drift?.policy;
+  if (drift) lines[`policy: unlike before since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`] = undefined;
   for (const [rule, n] of Object.entries(health().gate?.refusals ?? {})) lines[`gate refused: ${rule}`] = n;
   for (const [cause, n] of Object.entries(section("refused") ?? {})) lines[`malformed message: ${cause}`] = n;
   const keys = Object.keys(lines).length ? Object.keys(lines) : ["nothing"];

@@ -1,8 +1,8 @@
 // Streams: pictures while the page is visible, loudness, recognised text, texts and numbers, each with its age.
 import { clock, forgetChanged, h, keyed, number, setText, seconds, shown } from "./dom.js";
-import { age, info, missing } from "./derived.js";
+import { age, health, info, missing } from "./derived.js";
 import { sparkline } from "./charts.js";
-import { onPicture, section, watch } from "./socket.js";
+import { onPicture, section, send, watch } from "./socket.js";
 
 const visible = new Set();
 const root = () => document.getElementById("streams");
@@ -28,10 +28,12 @@ function make(name, stream) {
   const body = { camera, microphone, text, telemetry }[stream.kind] ?? telemetry;
   const made = body(name, stream);
   const mark = h("span", { class: "badge" });
+  const drift = h("p", { class: "drift", hidden: true });
+  const usual = h("button", { type: "button", class: "button small operator", hidden: true, onclick: () => send({ do: "request", verb: "accept_drift", data: { stream: name } }, `What ${name} delivers now counts as usual`) }, "This is usual now");
   const element = h("article", { class: `card stream ${stream.kind}`, "data-stream": name, "aria-label": `${stream.kind} ${name}` },
-    h("header", { class: "row" }, h("h3", {}, name), h("span", { class: "kind" }, stream.required ? `${stream.kind}, required` : stream.kind), mark), made.body);
+    h("header", { class: "row" }, h("h3", {}, name), h("span", { class: "kind" }, stream.required ? `${stream.kind}, required` : stream.kind), mark), drift, usual, made.body);
   observer.observe(element);
-  return { element, mark, about: stream, refresh: made.refresh };
+  return { element, mark, drift, usual, about: stream, refresh: made.refresh };
 }
 
 function refresh(name, view) {
@@ -41,6 +43,9 @@ function refresh(name, view) {
   view.mark.className = `badge ${gone && (view.about.required || !unused) ? "bad" : unused ? "" : "good"}`;
   setText(view.mark, unused ? "nothing received yet" : gone ? `missing, ${seconds(old)}` : seconds(old));
   view.element.classList.toggle("gone", gone && (view.about.required || !unused));
+  const drift = health().drift?.[name];
+  view.drift.hidden = view.usual.hidden = !drift;
+  if (drift) setText(view.drift, `Looks unlike before since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`);
   view.refresh?.((section("streams") ?? {})[name] ?? {});
 }
 

@@ -36,7 +36,7 @@ from runtime.requests.finetune import FinetuneQueue
 from runtime.requests.handlers import Requests
 from runtime.requests.record import RecordingController
 
-VERBS = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")
+VERBS = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift")
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
 SPEC = PolicySpec(
     streams=(StreamSpec("joints", "telemetry", 1, 2), StreamSpec("more", "telemetry", 1, 2)),
@@ -136,6 +136,7 @@ class World:
             recording=RecordingController(self.config, self.ticker, reporter),  # type: ignore[arg-type]
             finetuning=FinetuneQueue(self.config),
             sources=SimpleNamespace(release=lambda source: source == "kept"),  # type: ignore[arg-type]
+            drift=SimpleNamespace(accept=lambda stream: stream == "front"),  # type: ignore[arg-type]
         )
         return made, reporter
 

@@ -77,6 +77,7 @@ class Bench:
             recording=FakeRecording(),
             finetuning=FakeQueue(),
             sources=SimpleNamespace(release=lambda source: source == "kept"),
+            drift=SimpleNamespace(accept=lambda stream: stream == "front"),
         )
 
     async def ask(self, verb: str, payload: bytes = b"") -> dict[str, Any]:
@@ -138,6 +139,7 @@ async def test_a_task_s_versions_are_listed_promoted_and_rolled_back(tmp_path: P
         ("explain", b'{"decision": "unknown"}', "not in the record"),
         ("record", b"NaN", "JSON"),
         ("release", b'{"source": "free"}', "not quarantined"),
+        ("accept_drift", b'{"stream": "room"}', "'room' does not drift"),
     ],
 )
 async def test_what_cannot_be_done_is_answered_with_the_reason(
@@ -154,8 +156,9 @@ async def test_the_other_verbs_reach_their_parts(tmp_path: Path) -> None:
     assert (await bench.ask("record", b'{"on": false}'))["data"] == {"on": False}
     assert (await bench.ask("finetune", b'{"task": "intents"}'))["data"] == {"task": "intents"}
     assert (await bench.ask("release", b'{"source": "kept"}'))["data"] == {"source": "kept", "state": "released"}
+    assert (await bench.ask("accept_drift", b'{"stream": "front"}'))["data"] == {"stream": "front", "state": "accepted"}
     assert set(bench.requests.verbs) == {
-        *("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release"),
+        *("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift"),
     }  # fmt: skip
 
 
