@@ -33,7 +33,7 @@ def load_key(state_dir: Path, credentials: Path | None = None) -> Ed25519Private
         credentials: systemd's `$CREDENTIALS_DIRECTORY`, if the service has one.
 
     Raises:
-        KeyRefused: not an Ed25519 key, or readable by others.
+        KeyRefused: not an Ed25519 key, readable by others, or of another owner.
     """
     given = credentials / CREDENTIAL if credentials is not None else None
     if given is not None and given.exists():
@@ -41,7 +41,12 @@ def load_key(state_dir: Path, credentials: Path | None = None) -> Ed25519Private
     path = state_dir / "keys" / f"{CREDENTIAL}.pem"
     if not path.exists():
         _make(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
+    about = path.stat()
+    mode = stat.S_IMODE(about.st_mode)
+    if about.st_uid not in {0, os.geteuid()}:
+        raise KeyRefused(
+            f"{path} belongs to user {about.st_uid}, who may know or change it; delete it and a new one is made"
+        )
     if mode & 0o077:
         raise KeyRefused(f"{path} has mode {mode:04o}: others may read it; run `chmod 600 {path}` or delete it")
     return _read(path)

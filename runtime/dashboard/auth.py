@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+import os
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -234,12 +235,18 @@ def token_file(path: Path) -> str:
 
     Raises:
         OSError: the file can be neither read nor made.
-        ValueError: the token in the file is too short to be a secret.
+        ValueError: the token is too short to be a secret, or another user may have written it.
     """
     token = secrets.token_urlsafe(32)
     try:
         write_atomically(path, f"{token}\n".encode(), mode=0o600, overwrite=False)
     except FileExistsError:
+        about = path.stat()
+        if about.st_mode & 0o022 or about.st_uid not in {0, os.geteuid()}:
+            raise ValueError(
+                f"{path} may have been written by another user (mode {about.st_mode & 0o777:04o}, owner {about.st_uid}); "
+                "remove it and a new token is made"
+            ) from None
         token = path.read_text().strip()
         if len(token) < MIN_TOKEN:
             raise ValueError(

@@ -330,6 +330,11 @@ def test_the_key_is_made_once_readable_by_its_owner_alone(tmp_path: Path) -> Non
     with pytest.raises(KeyRefused, match="chmod 600"):
         load_key(tmp_path)
     path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+        with pytest.raises(KeyRefused, match="belongs to user 65534"):
+            load_key(tmp_path)
+        os.chown(path, 0, 0)
     path.write_bytes(b"nonsense")
     with pytest.raises(KeyRefused, match="not an unencrypted PEM"):
         load_key(tmp_path)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,36 @@ def test_a_broken_file_is_set_aside_and_what_reads_is_carried_over(tmp_path: Pat
     if damage in ("page", "truncated"):
         assert fields["salvaged"] > 200
         assert fields["lost"] == 400 - fields["salvaged"] or damage == "truncated"
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_damaged_raw_readings_leave_the_experience_alone(tmp_path: Path, events: Events, running: bool) -> None:
+    store = Store(tmp_path, settings(raw_retention_s=600), on_event=lambda kind, fields: events.append((kind, fields)))
+    for n in range(50):
+        store.append(tick(n))
+        store.add_raw(Raw("front", time.time(), "jpeg", bytes(5_000)))
+    assert store.flush()
+    if not running:
+        store.close()
+    path = tmp_path / "raw.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path.write_bytes(path.read_bytes()[:100] + np.random.default_rng(0).bytes(path.stat().st_size - 100))
+    if not running:
+        store = Store(
+            tmp_path, settings(raw_retention_s=600), on_event=lambda kind, fields: events.append((kind, fields))
+        )
+    for n in range(50, 60):
+        store.append(tick(n))
+        store.add_raw(Raw("front", time.time(), "jpeg", bytes(5_000)))
+        store.flush()
+    store.close()
+    with Reader(tmp_path) as reader:
+        assert [row.transition.tick for row in reader.rows(0, 1_000)] == list(range(60))
+    assert {Path(fields["path"]).name.split(".")[0] for kind, fields in events if kind == "experience_corrupt"} <= {
+        "raw"
+    }
+    assert not list(tmp_path.glob("experience.broken*"))
 
 
 def test_a_flipped_byte_inside_a_row_costs_that_row_alone(tmp_path: Path) -> None:

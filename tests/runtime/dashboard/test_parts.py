@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 import struct
 from pathlib import Path
@@ -168,6 +169,19 @@ def test_the_token_file_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("short")
     with pytest.raises(ValueError, match="fewer than 16"):
         token_file(tmp_path / "token")
+
+
+def test_a_token_that_another_user_may_have_written_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    token_file(path)
+    path.chmod(0o666)
+    with pytest.raises(ValueError, match="may have been written by another user"):
+        token_file(path)
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+        with pytest.raises(ValueError, match="owner 65534"):
+            token_file(path)
 
 
 # --- curves
