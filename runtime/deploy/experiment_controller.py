@@ -34,7 +34,7 @@ from learners.safeguards.source_consistency import Quarantine
 from runtime.control.arm_record import ArmRecord
 from runtime.control.attribution import attribution
 from runtime.control.tick import TickResult
-from runtime.deploy.experiment_phase import SHARES, ExperimentPhase
+from runtime.deploy.experiment_phase import SHARES, ExperimentPhase, LossBudget
 from runtime.deploy.experiment_report import guard_figures, look_figures, running_figures
 from runtime.deploy.experiment_rules import ExperimentRules
 from runtime.deploy.fall_check import ALONE_S, FallCheck
@@ -82,6 +82,8 @@ class ExperimentController:
     falls: FallCheck = field(default_factory=FallCheck)
     proof: FirstProof = field(default_factory=FirstProof)
     """Until something is trusted."""
+    budget: LossBudget = field(default_factory=LossBudget)
+    """What experiments have cost."""
     late_s: float = 0.0
     """How late rewards were lately."""
     mode: str = "autonomous"
@@ -364,7 +366,8 @@ class ExperimentController:
             versions, number, levels=self.levels, mode=self.mode, share=share, alpha=self.alpha.next_alpha()
         )
         arm: Arm = "challenger" if requested else "champion"
-        self.phase = ExperimentPhase(number, plan, self.rules.silence, arm, alone=requested)
+        self.budget.gain, self.budget.deviation = self.rules.gain(champion, self.levels)
+        self.phase = ExperimentPhase(number, plan, self.rules.silence, arm, self.budget, alone=requested)
         self.phase.reference_share = self._reference_share()
         if challenger is not None:
             self.trust.note(challenger, f"on trial against {champion}")
@@ -558,6 +561,9 @@ class ExperimentController:
         self.guard = self.rules.guard(self.levels)
         self.guard.restore(body["guard"])
         self.late_s, self.waiting = late_s, waiting
+        if phase is not None:
+            phase.budget = self.budget
+            self.budget.gain, self.budget.deviation = self.rules.gain(phase.plan.champion, levels)
         self._crashed = bool(body.get("running"))
 
 

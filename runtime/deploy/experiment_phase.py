@@ -4,6 +4,9 @@ A phase compares a challenger with the champion, or only the champion with its r
 follows what the pairs show so far, so that a bad challenger costs little. The coin of each pair stays fair, so the test holds at any
 share. A challenger that looks clearly worse is given up without a proof, because the champion needs none to remain.
 
+Experiments together may cost at most `LOSS_SHARE` of the champion's gain (`LossBudget`). After a loss, the champion acts alone until it
+has earned the loss back at that rate. A challenger without a loss is never delayed.
+
 Knows no file, no clock and no engine.
 """
 
@@ -21,16 +24,56 @@ from learners.experiments.plan import Arm, ExperimentPlan
 from learners.experiments.switchback import Assignment, Switchback
 
 SHARES = (0.05, 0.2, 0.5)
+NEVER = 1e-12
+"""Share of a challenger that waits."""
 LEAST_PAIRS = 3
 """Pairs before the share follows them."""
 WORSE, CLEARLY_WORSE = -1.0, -2.5
 """Standard errors of the mean difference: below the first the share is the smallest, below the second the experiment ends."""
 CLEAR_PAIRS = 5
 """Pairs that such an end needs."""
+FAR_PAIRS, FAR_DEVIATIONS, FAR_GAIN = 2, 4.0, 0.2
+"""A challenger is given up after so few pairs if each is below by more than this many deviations of the champion's units, and by this
+share of its gain."""
+LOSS_SHARE = 0.02
+"""Share of the champion's gain that experiments may cost."""
 GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits."""
 DECISIONS = 20_000
 """Decisions of which the unit is remembered for late rewards."""
+
+
+@dataclass(slots=True)
+class LossBudget:
+    """What experiments have cost and the champion has not earned back yet, over all experiments."""
+
+    gain: float = 0.0
+    """Of the champion over the untrained policy, per unit; 0 where it is unknown, and nothing is limited."""
+    deviation: float = 0.0
+    """Of a unit of the champion."""
+    debt: float = 0.0
+
+    def unit(self) -> None:
+        """Count one unit that acted."""
+        self.debt = max(0.0, self.debt - LOSS_SHARE * self.gain)
+
+    def pair(self, difference: float, units: int) -> None:
+        """Count a pair with a challenger: mean difference of a unit, and units of its block.
+
+        A loss counts as far as it exceeds what the champion's own spread explains, so that noise delays no experiment.
+        """
+        spread = math.sqrt(2.0) * self.deviation
+        cost = max(0.0, -difference - spread) if difference < 0 else -difference
+        self.debt = max(0.0, self.debt + cost * units)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the champion has to act alone now."""
+        return self.gain > 0 and self.debt > 0
+
+    def is_far(self, difference: float) -> bool:
+        """Return whether a pair is so far below that few of them suffice."""
+        return self.gain > 0 and difference < -max(FAR_DEVIATIONS * self.deviation, FAR_GAIN * self.gain)
 
 
 @dataclass(slots=True)
@@ -42,12 +85,14 @@ class ExperimentPhase:
         plan: registered before its first block.
         silence: what a tick without a reward means.
         acts_in_plain: who acts in blocks that belong to no pair: the champion, or a challenger that a person made live.
+        budget: what experiments may cost.
     """
 
     number: int
     plan: ExperimentPlan
     silence: Silence = "zero"
     acts_in_plain: Arm = "champion"
+    budget: LossBudget = field(default_factory=LossBudget)
     alone: bool = False
     """A version that a person made live acts alone at first."""
     unit: int = 0
@@ -63,6 +108,8 @@ class ExperimentPhase:
     _schedule: Switchback = field(init=False)
     _units: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _current: Assignment | None = None
+    _challenged: int = -1
+    """The last pair with a challenger that has begun; -1 before the first one."""
 
     def __post_init__(self) -> None:
         self.share, self.reference_share = self.plan.share, self.plan.anchor_share
@@ -86,10 +133,21 @@ class ExperimentPhase:
         """Return the version that acts in the present unit and its assignment; None before the first unit."""
         if self.alone or not self.begun:
             return None
-        self._schedule.plan = replace(self.plan, share=self.share)
+        self._schedule.plan = replace(self.plan, share=NEVER if self._waits() else self.share)
         one = self._schedule.assignment(self.unit, opponent=self.test.opponent, anchor_share=self.reference_share)
         self._current = one
+        if one.kind == "challenge" and one.pair is not None:
+            self._challenged = one.pair
         return self.version_of(self.acts_in_plain if one.kind == "plain" else one.arm), one
+
+    def _waits(self) -> bool:
+        """Return whether the champion acts alone: to earn a loss back, or until the first pairs are known."""
+        if self.acts_in_plain != "champion":
+            return False
+        open_until = (
+            (self._challenged + 1) * self.plan.pair_units + self.pairs.late_units if self._challenged >= 0 else 0
+        )
+        return self.budget.exhausted or (len(self.differences) < FAR_PAIRS and self.unit < open_until)
 
     def add(self, decision: str, assignment: Assignment, outcome: TickOutcome, *, hold: bool) -> None:
         """Take one tick; `hold` where a person acts, so that the block lasts until the policy acts again."""
@@ -100,6 +158,7 @@ class ExperimentPhase:
         self.pairs.add(assignment, outcome)
         if not self.plan.episodic and not hold:
             self.unit = assignment.unit + 1
+            self.budget.unit()
 
     def credit(self, decision: str, source: str, value: float) -> None:
         """Add a reward to the unit of its decision, however late."""
@@ -121,6 +180,7 @@ class ExperimentPhase:
         if self.begun and self._current is not None and self._current.unit == self.unit:
             self.pairs.add(self._current, TickOutcome(done=True, failure=failure))
             self.unit += 1
+            self.budget.unit()
         self.begun = True
 
     def complete(self, late_units: int) -> list[PairDifference]:
@@ -131,6 +191,7 @@ class ExperimentPhase:
             self.test.update(pair)
             if pair.kind == "challenge" and pair.reward is not None:
                 self.differences.append(pair.reward)
+                self.budget.pair(pair.reward, self.plan.block_ticks)
         if found:
             self._follow_estimate()
         return found
@@ -149,6 +210,9 @@ class ExperimentPhase:
     def _follow_estimate(self) -> None:
         """Choose the share by the mean difference so far, in standard errors; end what looks clearly worse."""
         count = len(self.differences)
+        far = count >= FAR_PAIRS and all(map(self.budget.is_far, self.differences))
+        if far and self.acts_in_plain == "champion" and self.test.verdict is None:
+            self.test.verdict = ExperimentVerdict("out", f"far below the champion in {count} pairs")
         if count < LEAST_PAIRS:
             return
         mean = sum(self.differences) / count

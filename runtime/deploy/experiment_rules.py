@@ -74,6 +74,14 @@ class ExperimentRules:
         pair_s = 2 * max(1.0, units) * self.period_s
         return Guard(pair_s, self.false_alarms_per_month, self.anchor_share)
 
+    def gain(self, version: str, levels: UnitLevels) -> tuple[float, float]:
+        """Return what a version earns per unit more than the untrained policy (its size), and its deviation; 0 where unknown."""
+        episodic = self.episodic(levels)
+        level, base = levels.of(version, episodic=episodic), levels.of(UNTRAINED, episodic=episodic)
+        if level is None:
+            return 0.0, 0.0
+        return abs(level.mean - (base.mean if base is not None else 0.0)), level.deviation
+
     def plan(
         self,
         versions: tuple[str, str | None, str | None],
@@ -102,9 +110,7 @@ class ExperimentRules:
             block, washout = 1, 0
         if weaker and not episodic:
             block = max(block, round(WEAKER_BLOCK_S / self.period_s))
-        level = levels.of(champion, episodic=episodic)
-        base = levels.of(UNTRAINED, episodic=episodic)
-        gain = 0.0 if level is None else level.mean - (base.mean if base is not None else 0.0)
+        gain, deviation = self.gain(champion, levels)
         return ExperimentPlan(
             champion=champion,
             challenger=challenger,
@@ -113,7 +119,7 @@ class ExperimentRules:
             block_ticks=block,
             washout_ticks=washout,
             share=share,
-            delta=0.0 if level is None else margin(abs(gain), level.deviation),
+            delta=margin(gain, deviation),
             alpha=alpha,
             cap_pairs=self.cap_pairs,
             seed=_seed(champion, challenger, number),
