@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mcap.stream_reader import StreamReader
 from zstandard import ZstdError
 
 from runtime.recording.codec import ReadingCodec
-from runtime.recording.recorder import FORMAT, MAIN
+from runtime.recording.recorder import DIGEST, FORMAT, MAIN, digest_of
 from sensors.readings import Reading
 
 _LOG = structlog.get_logger(__name__)
@@ -53,6 +53,8 @@ class Recording:
     """A recording being read."""
 
     path: Path
+    damage: list[str] = field(default_factory=list)
+    """Why the last reading of messages ended before the end of the file."""
 
     def metadata(self) -> dict[str, str]:
         """Return what was noted at its start.
@@ -74,8 +76,17 @@ class Recording:
         return metadata
 
     def attachments(self) -> dict[str, bytes]:
-        """Return the attached files by name."""
-        return {record.name: record.data for record in self._head() if isinstance(record, Attachment)}
+        """Return the attached files by name.
+
+        Raises:
+            RecordingError: one is not what was recorded.
+        """
+        found = {record.name: record.data for record in self._head() if isinstance(record, Attachment)}
+        stated = self.metadata()
+        for name, data in found.items():
+            if stated.get(f"{DIGEST}{name}", digest_of(data)) != digest_of(data):
+                raise RecordingError(f"{self.path}: its snapshot is damaged ({name}): no decision can be replayed")
+        return found
 
     def _head(self) -> Iterator[Any]:
         """Yield what comes before the first chunk of messages.
@@ -143,4 +154,5 @@ class Recording:
             except RecordingError:
                 raise
             except DAMAGED as error:
-                _LOG.warning("recording_cut_off", path=str(self.path), reason=str(error))
+                self.damage.append(str(error) or type(error).__name__)
+                _LOG.warning("recording_cut_off", path=str(self.path), reason=self.damage[0])

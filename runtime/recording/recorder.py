@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import queue
 import threading
 import time
@@ -32,6 +33,8 @@ FORMAT = "1"
 """Of what is recorded: topics, schemas of `codec.py`, metadata and attachments."""
 MAIN = "reflexd"
 """Name of the metadata of a recording that can be replayed."""
+DIGEST = "sha256 "
+"""Prefix of the metadata that hold the digest of an attachment: readers of MCAP check no other sum of it."""
 QUEUE = 256
 CHUNK = 1 << 17
 """Bytes of a chunk."""
@@ -113,6 +116,7 @@ class Recorder:
             after_tick: the last tick in the snapshot; it and earlier ones are left out.
         """
         private_folder(self.path.parent)
+        self.metadata |= {f"{DIGEST}{name}": digest_of(data) for name, data in attachments.items()}
         self._after_tick = after_tick
         self._thread = threading.Thread(target=self._run, args=(attachments,), name="recorder", daemon=True)
         self._thread.start()
@@ -239,6 +243,11 @@ class Recorder:
                     self.dropped += self._queue.get_nowait() is not None
         data = {"path": str(self.path), "reason": reason, "written": self.written, "dropped": self.dropped}
         self.emit(kind, data)
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest by which a damaged attachment is noticed."""
+    return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager

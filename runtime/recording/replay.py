@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import track
+from safetensors import SafetensorError
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import open_checkpoints
@@ -87,13 +88,12 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
     engine = build_engine(config, checkpoints)
     try:
-        if not _same_spec(metadata.get("spec", ""), engine.spec):
-            raise RecordingError(
-                f"{path}: recorded with other streams, actuators or policy settings; give the file it was made with: --config"
-            )
+        _check_spec(path, metadata.get("spec", ""), engine.spec)
         tuning = EncoderUpdater(config, engine, lambda _kind, _data: None)
         return asyncio.run(_replay(recording, tuning, policy, progress=progress))
-    except (LookupError, TypeError, AttributeError) as error:
+    except (RecordingError, CheckpointRefused):
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise RecordingError(
             f"{path}: a message is damaged or of another version ({type(error).__name__}: {error})"
         ) from error
@@ -101,12 +101,16 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
         engine.close()
 
 
-def _same_spec(recorded: str, spec: PolicySpec) -> bool:
-    """Return whether a recording was made with this spec, which it may state in former names."""
+def _check_spec(path: Path, recorded: str, spec: PolicySpec) -> None:
+    """Refuse a recording that was not made with this spec, which it may state in former names."""
     try:
-        return PolicySpec.from_json(recorded) == spec
+        same = PolicySpec.from_json(recorded) == spec
     except SpecError:
-        return False
+        same = False
+    if not same:
+        raise RecordingError(
+            f"{path}: recorded with other streams, actuators or policy settings; give the file it was made with: --config"
+        )
 
 
 def _check_decision(recording: Recording, recorded: dict[str, Any]) -> None:
@@ -125,12 +129,16 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
     ticks = recording.ticks()
     first = next(ticks, None)
     if first is None:
+        report.notes.append("no decision can be read" + "".join(f": {reason}" for reason in recording.damage))
         return report
     held: dict[str, Reading] = {}
     gaps = _Gaps(engine, report)
     _check_decision(recording, first[1])
     await _switch(engine, policy or first[1]["policy"], report)
-    await engine.restore(recording.attachments())
+    try:
+        await engine.restore(recording.attachments())
+    except (SafetensorError, RuntimeError) as error:
+        raise RecordingError(f"{recording.path}: its snapshot is damaged: {error}") from error
     for fresh, recorded in track(itertools.chain([first], ticks), "replaying", total=None, disable=not progress):
         _check_decision(recording, recorded)
         await _switch(engine, policy or recorded["policy"], report)
@@ -139,7 +147,9 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
         decided = await engine.decide(_observation(recorded, fresh, held), explore=recorded["explore"])
         if gaps.comparable(recorded):
             _compare(report, recorded, decided)
-    if not recording.whole:
+    if recording.whole and recording.damage:
+        report.notes.append(f"damaged after {recorded['id']}: later decisions cannot be read ({recording.damage[0]})")
+    elif not recording.whole:
         report.notes.append(f"cut off after {recorded['id']}: the daemon was killed, or the disk was full")
     return report
 

@@ -294,3 +294,29 @@ def test_a_reading_bears_the_time_of_its_capture(tmp_path: Path) -> None:
     assert times["/decision"] == (10**18, 10**18)
     assert times["/in/joints"][0] == 10**18
     assert times["/in/joints"][1] == pytest.approx(10**18 - 10**8, abs=1000)
+
+
+def test_a_bit_that_flips_on_the_disk_is_noticed_and_never_replayed(tmp_path: Path) -> None:
+    path, damaged = tmp_path / "r.mcap", tmp_path / "damaged.mcap"
+    recorder = _recorder(path)
+    snapshot = bytes(range(256)) * 8
+    recorder.start({"state": snapshot})
+    for tick in range(40):
+        recorder.put(TickRecord(tick * 10**8, _readings(tick), {"id": f"s-{tick}", "tick": tick}))
+    recorder.close()
+    whole = path.read_bytes()
+    in_snapshot = bytearray(whole)
+    in_snapshot[whole.index(snapshot) + 900] ^= 4
+    damaged.write_bytes(in_snapshot)
+    with pytest.raises(RecordingError, match="its snapshot is damaged"):
+        Recording(damaged).attachments()
+    assert Recording(path).attachments() == {"state": snapshot}
+    for share in (0.3, 0.5, 0.7):
+        in_chunk = bytearray(whole)
+        in_chunk[int(len(whole) * share)] ^= 16
+        damaged.write_bytes(in_chunk)
+        recording = Recording(damaged)
+        ticks = [body["tick"] for _, body in recording.ticks()]
+        assert ticks == list(range(len(ticks)))
+        assert len(ticks) < 40
+        assert (recording.whole, len(recording.damage)) == (True, 1)

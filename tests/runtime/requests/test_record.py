@@ -210,3 +210,26 @@ async def test_untrained_weights_that_normalise_by_what_they_saw_replay_where_te
             report = await stage.world.replay(path)
             assert report.versions == [UNTRAINED]
             assert report.same, report.text()
+
+
+async def test_clocks_that_jump_and_a_swap_before_the_first_tick_change_nothing(tmp_path: Path) -> None:
+    async with stage_of(tmp_path, 11) as stage:
+        jump_s = [0.0]
+        stage.control.wall = lambda: 1e9 + stage.clock.now() + jump_s[0]
+        await stage.ticks(3)
+        await stage.controller.begin()
+        await stage.engine.switch(stage.world.versions[1])
+        for jump_s[0] in (0.0, -3_600.0, 7_200.0):
+            await stage.ticks(8)
+        await stage.controller.end()
+        (path,) = files(stage)
+        report = await stage.world.replay(path)
+        assert report.same, report.text()
+        assert (report.decisions, report.notes) == (24, [])
+        data = path.read_bytes()
+        damaged = path.with_name("damaged.mcap")
+        damaged.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+        report = await stage.world.replay(damaged)
+        assert report.same, report.text()
+        assert report.decisions < 24
+        assert "later decisions cannot be read" in report.notes[-1] or "no decision can be read" in report.notes[-1]
