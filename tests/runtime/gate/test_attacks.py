@@ -1,4 +1,50 @@
-"""Attacks and accidents that the gate once did not withstand, each with what is right, in the world of `gate_model.py`."""
+"""Attacks and accidents that the gate once did not withstand, each with what is right, in the world of `gate_model.py`.
+
+The gate and the page were first attacked with a series of scripts. What each of them did, and the test that covers it:
+
+- reports of a wrong width, a false place, 1e308; what rests against a rule: `test_no_report_switches_the_rate_limit_off`,
+  `test_the_fan_never_rests_while_the_heater_is_on`
+- shadow in the settings, a latch on a full disk, a stop while the gate is away, the gate killed while an arm moves:
+  `test_shadow_in_the_settings_is_shadow_whatever_is_latched`,
+  `test_a_stop_on_a_full_disk_holds_and_is_saved_as_soon_as_there_is_room`,
+  `test_a_stop_that_was_sent_while_the_gate_was_away_is_obeyed_and_a_release_is_not`,
+  `test_a_stop_that_the_broker_retained_is_obeyed_at_the_start_and_a_retained_release_is_not`,
+  `test_a_stop_sent_while_the_gate_is_dead_holds_after_its_restart`
+- every user on every topic, response topics as a way around the ACL, a session taken over:
+  `test_nobody_but_the_gate_writes_commands`, `test_each_user_writes_its_own_topics_only`,
+  `test_an_answer_goes_nowhere_but_below_the_agents_own_response`,
+  `test_nobody_takes_over_the_gates_session_by_its_identifier`
+- floods before a stop, of every topic and quality of service: `test_a_flood_is_cut_down_and_the_newest_wins`,
+  `test_a_full_queue_swallows_no_safe_action_no_stop_and_no_status`; times are measured by `bench_stop.py`
+- the page without a daemon, foreign hosts and origins, wrong tokens from many addresses, too many viewers, odd commands and
+  odd retained `info`: `test_a_stop_that_no_gate_took_is_an_error`, `test_a_web_socket_from_another_site_is_refused`,
+  `test_logins_are_limited_and_say_when_to_come_back`,
+  `test_viewers_are_limited_in_all_and_by_address_and_never_keep_an_operator_out`,
+  `test_nonsense_on_the_web_socket_is_answered_and_survived`, `test_whatever_is_retained_the_page_goes_on`
+- odd rewards, labels, previews, requests, pictures and sounds at the real daemon, 10,000 at once:
+  `test_damaged_pictures_never_exceed_the_limit`, `test_endless_sources_are_bounded`
+- forged frames of the agent: `test_a_frame_with_one_wrong_field_is_no_heartbeat`,
+  `test_datagrams_that_are_no_proposal_end_nothing`
+- a broker that pauses while twelve actuators move and the agent dies:
+  `test_a_broker_that_pauses_while_the_agent_drains_has_the_safe_actions_afterwards`
+- one retained message that ended page and daemon: `test_a_child_that_is_not_essential_never_ends_the_daemon`
+- half-open connections at the page, a token or key that another user wrote: `test_connections_held_open_keep_nobody_out`,
+  `test_a_token_that_another_user_may_have_written_is_refused`, `test_the_key_is_made_once_readable_by_its_owner_alone`
+- a retained malformed report at the start, a forbidden zone entered by hand:
+  `test_a_malformed_report_that_the_broker_stored_does_not_either`, `test_a_forbidden_zone_is_left_step_by_step`
+- safe values that a rule forbids, alone or with what is held: `test_safe_values_that_a_rule_forbids`
+- checkpoints with odd types, NaN, links and pipes; a damaged pointer: `test_numbers_that_are_not_finite_are_neither_saved_nor_loaded`,
+  `test_with_a_damaged_pointer_only_a_version_that_passed_its_probation_acts`
+- a damaged database of raw readings: `test_damaged_raw_readings_leave_the_experience_alone`
+- each button of the page, twice and by two persons; refusals shown as success; holds; sliders; the confirmation of a proposal:
+  `test_override_mode_promote_rollback_label_and_text_reach_the_agent`, `test_a_refusal_of_the_gate_is_shown_as_one`,
+  `test_a_hold_shows_what_is_left_of_it_and_can_be_given_back`, `test_sliders_start_at_the_value_in_force`,
+  `test_the_confirm_button_is_not_replaced_while_it_is_pressed`, `test_the_stop_works_over_an_open_question`
+- the page offline, its broker gone, the agent frozen or gone: `test_a_lost_broker_is_said_within_two_seconds_and_its_return_too`,
+  `test_when_the_agent_is_gone_figures_are_old_and_no_stop_is_promised`
+- accessibility, width, zoom and keyboard: `test_no_serious_accessibility_finding_and_no_sideways_scrolling`,
+  `test_at_400_percent_zoom_the_content_has_room_and_the_stop_is_in_sight`
+"""
 
 from __future__ import annotations
 

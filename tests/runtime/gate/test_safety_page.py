@@ -100,3 +100,12 @@ def test_each_attack_names_a_test_that_exists() -> None:
     assert all(len(names) == 1 for names in named), [row for row, names in zip(rows, named, strict=True) if not names]
     tests = "\n".join(path.read_text() for path in (PAGE.parents[1] / "tests").rglob("test_*.py"))
     assert [name for (name,) in named if f"def {name}(" not in tests] == []
+
+
+def test_each_script_of_the_first_attack_has_tests_that_exist() -> None:
+    page = (Path(__file__).parent / "test_attacks.py").read_text().split('"""')[1]
+    faults = page.split("\n- ")[1:]
+    tests = "\n".join(path.read_text() for path in (PAGE.parents[1] / "tests").rglob("test_*.py"))
+    assert len(faults) >= 17
+    assert all(re.findall(r"`(test_\w+)`", fault) for fault in faults)
+    assert [name for name in re.findall(r"`(test_\w+)`", page) if f"def {name}(" not in tests] == []
