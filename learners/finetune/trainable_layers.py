@@ -17,6 +17,8 @@ from torch import nn
 from learners.config import Train
 from learners.tasks.heads import block_lists, following, head_modules
 
+ASK_CONVOLUTIONS = frozenset({"whisper"})
+"""Architectures with convolutions over time that cannot be wrapped."""
 TOP_SHARE = 1 / 3
 """Share of the layers that `top` trains, at least one of each list."""
 
@@ -49,11 +51,9 @@ def prepare(
         with warnings.catch_warnings():
             # peft asks transformers 5 for an attribute under its old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            # GPT-2's layers are transposed; peft says so, and treats them right
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
             wrapped: nn.Module = peft.get_peft_model(model, config)
-        for module in wrapped.modules():
-            base = getattr(module, "base_layer", None)
-            if isinstance(base, nn.Conv1d):  # Whisper asks its convolutions how far they step
-                module.stride, module.kernel_size = base.stride, base.kernel_size  # type: ignore[assignment]
         return wrapped
     for name in heads:
         model.get_submodule(name).requires_grad_(requires_grad=True)
@@ -72,9 +72,12 @@ def lora_targets(model: nn.Module) -> list[str]:
     heads = head_modules(model)
     tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     names = []
+    # their code asks each convolution how far it steps, which an adapter around it does not answer
+    bare = getattr(getattr(model, "config", None), "model_type", "") in ASK_CONVOLUTIONS
     for name, module in model.named_modules():
         dense = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-        dense = dense or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1)
+        convolves = isinstance(module, nn.Conv1d) and not bare
+        dense = dense or ((convolves or isinstance(module, nn.Conv2d)) and module.groups == 1)
         in_head = any(name == head or name.startswith(head + ".") for head in heads)
         if dense and not in_head and id(module.weight) not in tied:
             names.append(name)

@@ -115,8 +115,6 @@ def test_a_folder_of_several_labels_opens_as_one(tmp_path: Path) -> None:
 
 
 def test_convolutions_over_time_get_adapters(tmp_path: Path) -> None:
-    whisper = open_task("audio-classification", tinymodels.whisper(tmp_path / "w"), labels=("a", "b"))
-    assert {"encoder.conv1", "encoder.conv2"} <= set(lora_targets(whisper.model))
     wav2vec2 = open_task("audio-classification", tinymodels.wav2vec2(tmp_path / "v"), labels=("a", "b"))
     assert any("feature_extractor" in name for name in lora_targets(wav2vec2.model))
     gpt = open_task("text-generation", architectures.ARCHITECTURES["GPT-2"](tmp_path / "g"))
