@@ -29,6 +29,7 @@ MAX_LOG_DENSITY = 700.0
 cannot be stored."""
 FINAL_EPSILON = 0.02
 """Value of `DuelingQuantiles.epsilon` at the end of training's schedule. It counts down from 1; `ExplorationSchedule` maps it."""
+ROUNDING = 1e-6
 DEFAULT_CONTINUOUS: Literal["sac", "crossq"] = "crossq"
 
 
@@ -211,7 +212,7 @@ class Heads(nn.Module):
         """The share of random choices, which follows from how far training has come."""
         assert self.choice is not None
         ahead = (float(self.choice.epsilon) - FINAL_EPSILON) / (1 - FINAL_EPSILON)
-        return self.exploration.random_choices(min(1.0, max(0.0, ahead)))
+        return self.exploration.random_choices(0.0 if abs(ahead) < ROUNDING else ahead)
 
     def exploration_share(self) -> float | None:
         """Return how much the heads explore now: the share of random choices, else the factor on the noise; None for a bandit."""

@@ -93,9 +93,10 @@ class ExplorationSchedule:
         return 1.0 if self.final is None else self.final
 
     def random_choices(self, ahead: float) -> float:
-        """Return the share of random choices; `ahead`: part of the schedule that is still ahead, from 1 to 0."""
+        """Return the share of random choices; `ahead`: part of the schedule that is still ahead, from 1 to 0. Damaged weights give more."""
         initial, final = 1.0 if self.initial is None else self.initial, 0.02 if self.final is None else self.final
-        return final + (initial - final) * ahead
+        share = final + (initial - final) * ahead
+        return 0.0 if share < 0 else share
 
 
 @dataclass(frozen=True, slots=True)

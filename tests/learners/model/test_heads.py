@@ -276,3 +276,14 @@ def test_a_narrow_noise_has_the_density_that_acting_logs() -> None:
 def test_an_impossible_schedule_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SpecError, match="exploration"):
         ExplorationSchedule(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_amount_of_damaged_weights_raises_and_sound_ones_explore_as_they_say() -> None:
+    made = Heads(ActionSpace((CHOICE,)), 4, "dqn").eval()
+    assert made.choice is not None
+    for stored in (0.0, 0.02, 0.3, 1.0):
+        made.choice.epsilon.fill_(stored)
+        assert made.epsilon == pytest.approx(stored, abs=1e-6)
+    made.choice.epsilon.fill_(2.0)
+    with pytest.raises(RuntimeError):
+        made.act(torch.zeros(1, 4), generator=generator(), explore=True)
