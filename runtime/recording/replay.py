@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,12 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
 
 
 def _check_spec(path: Path, recorded: str, spec: PolicySpec) -> None:
-    """Refuse a recording that was not made with this spec, which it may state in former names."""
+    """Refuse a recording that was not made with this spec, which it may state in former names.
+
+    How much a version explores comes with its weights: another schedule for the learner changes no recorded decision.
+    """
     try:
-        same = PolicySpec.from_json(recorded) == spec
+        same = replace(PolicySpec.from_json(recorded), exploration=spec.exploration) == spec
     except SpecError:
         same = False
     if not same:
