@@ -209,8 +209,12 @@ class Heads(nn.Module):
 
     @property
     def epsilon(self) -> float:
-        """The share of random choices, which follows from how far training has come."""
-        assert self.choice is not None
+        """The share of random choices, which follows from how far training has come; 0 without a critic of choices.
+
+        A conversion to a graph reads every property, so it must have a value for any heads.
+        """
+        if self.choice is None:
+            return 0.0
         ahead = (float(self.choice.epsilon) - FINAL_EPSILON) / (1 - FINAL_EPSILON)
         return self.exploration.random_choices(0.0 if abs(ahead) < ROUNDING else ahead)
 

@@ -67,7 +67,8 @@ class ExplorationSchedule:
 
     initial: float | None = None
     final: float | None = None
-    updates: int = 2_000
+    updates: int = field(default=2_000, compare=False)
+    """They decide how fast training goes, and no action: a recording with another number is one of the same policy."""
 
     def __post_init__(self) -> None:
         for name in ("initial", "final"):

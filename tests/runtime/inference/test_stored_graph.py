@@ -265,3 +265,9 @@ def test_the_learners_comparison_decides_the_precision(tmp_path: Path, same: boo
         calibrations, policy, compiled.example_inputs(SPEC), first=False, stored=StoredGraph(files, same, "")
     )
     assert choice.precision == precision
+
+
+def test_a_bandit_has_a_graph_too() -> None:
+    bandit = replace(SPEC, gamma=0.0)
+    made = compile_candidate(bandit, Policy(bandit).state_dict(), Backend(backend="openvino"), [])
+    assert (made.problem, set(made.graphs)) == ("", {"policy"})
