@@ -314,6 +314,30 @@ def test_a_policy_command_ends_what_was_owed() -> None:
     assert gate.owed() == []
 
 
+@pytest.mark.parametrize("arm", ["auto", "request"])
+@pytest.mark.parametrize("ended_by", ["disarm", "end_request", "stop", "lost"])
+def test_a_request_to_arm_that_waited_ends_with_what_came_after_it(arm: str, ended_by: str) -> None:
+    settings = GateSettings.model_validate({"arm": arm, "reconcile_s": 0.0})
+    gate = AckedGate({"head": HEAD}, settings, period_s=0.1, now_s=10.0)
+    gate.judge(offer(10.0), 10.0)
+    assert gate.arm(10.0, 9.0) is None, "nothing has ended a request yet"
+    if ended_by == "stop":
+        gate.stop(11.0, engaged=True)
+        gate.stop(11.2, engaged=False)
+    else:
+        getattr(gate, ended_by)(11.0)
+    refused = gate.arm(11.5, 10.9)
+    if (arm, ended_by) == ("auto", "lost"):
+        assert refused is None, "armed without a request, nothing ends one"
+        return
+    assert refused == Refusal("disarmed", "a stop or a disarming came after this request; send it again")
+    assert gate.latches["wanted"] is False
+    assert gate.arm(11.5, 11.0) is None
+    assert gate.latches["wanted"] is True
+    gate.end_request(12.0)
+    assert gate.arm(12.5) is None, "one that did not wait"
+
+
 def test_arming_on_request_ends_with_every_disarming() -> None:
     for disarm in ("disarm", "lost", "go_safe", "disconnected"):
         gate = make(arm=False, head=HEAD)
