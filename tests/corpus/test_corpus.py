@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -61,7 +62,8 @@ class Listening(World):
     def ask(self, topic: str, payload: str) -> bytes:
         """The answer to a request."""
         before = len(self.answers)
-        self.arrive(self.requests, f"reflexd/model/{topic}", payload.encode(), response="reflexd/model/response/me")
+        asked = SimpleNamespace(ResponseTopic="reflexd/model/response/me", CorrelationData=b"c")
+        self.arrive(self.requests, f"reflexd/model/{topic}", payload.encode(), properties=asked)
         self.wait(0.05)
         assert len(self.answers) == before + 1
         return self.answers[-1]
