@@ -87,7 +87,7 @@ def relative_ms(times: list[float]) -> NDArray[np.float64]:
 def flash_file(folder: Path, seconds: int) -> Path:
     """A video with one white frame a second."""
     path = folder / "flash.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), float(FPS), (160, 120))
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), float(FPS), (160, 120))
     for number in range(seconds * FPS):
         writer.write(np.full((120, 160, 3), 255 if number % FPS == 0 else 0, np.uint8))
     writer.release()

@@ -102,7 +102,8 @@ class Client:
         else:
             properties = message.properties
             assert properties is not None
-            self.answers[int(properties.CorrelationData.decode())].append((time.monotonic(), body))
+            correlation: bytes = vars(properties)["CorrelationData"]
+            self.answers[int(correlation.decode())].append((time.monotonic(), body))
 
     def request(self, number: int, verb: str, payload: bytes) -> None:
         """Publish one request that names where its answer goes."""
