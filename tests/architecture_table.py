@@ -15,7 +15,8 @@ FLOW = (
     "learners/checkpoints", "learners/promotion", "learners/promotion/ope", "learners/experiments", "learners/safeguards",
     "learners/ipc",
     "learners/worker", "learners/gym", "learners/export", "runtime", "runtime/process", "runtime/config",
-    "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/supervisor", "runtime/control", "runtime/inference", "runtime/feedback", "runtime/drift",
+    "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/supervisor", "runtime/control", "runtime/inference",
+    "runtime/inference/arrays", "runtime/feedback", "runtime/drift",
     "runtime/deploy", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
     "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/cli",
 )  # fmt: skip

@@ -13,15 +13,20 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from torch import Tensor
+from numpy.typing import NDArray
 
+from learners.checkpoints.arrays import Shapes, WeightsRefused, check_shapes, unpack_arrays
 from learners.checkpoints.signing import verified
-from learners.checkpoints.tensors import Shapes, Tensors, WeightsRefused, check_shapes, pack, unpack
 from learners.files import write_synced
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learners.checkpoints.tensors import Tensors
 
 FORMAT = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
@@ -77,11 +82,13 @@ class LoadedCheckpoint:
 
     manifest: Manifest
     tensors: dict[str, dict[str, Tensor]]
-    """By file stem: `policy`, `learner`, ..."""
+    """By file stem: `policy`, `learner`, ...; empty where arrays were asked for."""
     documents: dict[str, Any]
     """By file stem: `spec`, `settings`, `position`, ..."""
     graphs: dict[str, GraphFiles] = field(default_factory=dict)
     """By file stem: `policy`; the document `graphs` describes each."""
+    arrays: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    """The same as `tensors`, where arrays were asked for."""
 
 
 def packed(
@@ -93,6 +100,8 @@ def packed(
         WeightsRefused: a tensor is not finite.
         ValueError: a file stem is not of lower-case letters, digits, _ and -.
     """
+    from learners.checkpoints.tensors import pack  # noqa: PLC0415 - torch: only for who writes weights
+
     files = {f"{stem}.safetensors": pack(group) for stem, group in tensors.items()}
     files |= {f"{stem}.json": orjson.dumps(value, option=JSON) for stem, value in documents.items()}
     for stem, graph in (graphs or {}).items():
@@ -139,6 +148,8 @@ def load(
     public: Ed25519PublicKey,
     shapes: Mapping[str, Shapes] | None = None,
     meaning: Mapping[str, Any] | None = None,
+    *,
+    as_arrays: bool = False,
 ) -> LoadedCheckpoint:
     """Load a version's directory, after every check.
 
@@ -147,6 +158,7 @@ def load(
         public: the key that must have signed it.
         shapes: those each tensor file must have.
         meaning: the streams and actions of today's settings (`PolicySpec.meaning`); a version for others is refused.
+        as_arrays: return weights as numpy arrays, without torch.
 
     Raises:
         CheckpointRefused: with the reason.
@@ -158,7 +170,7 @@ def load(
     for reason, names in (("missing_file", wanted - there), ("extra_file", there - wanted)):
         if names:
             raise CheckpointRefused(version, reason, ", ".join(sorted(names)))
-    tensors: dict[str, dict[str, Tensor]] = {}
+    weights: dict[str, dict[str, Any]] = {}
     documents: dict[str, Any] = {}
     graphs: dict[str, bytes] = {}
     for name, digest in manifest.files.items():
@@ -171,13 +183,16 @@ def load(
         elif kind in ("xml", "bin"):
             graphs[name] = content
         else:
-            tensors[stem] = _tensors(version, stem, content, (shapes or {}).get(stem))
-    absent = set(shapes or {}) - set(tensors)
+            weights[stem] = _weights(version, stem, content, (shapes or {}).get(stem), as_arrays=as_arrays)
+    absent = set(shapes or {}) - set(weights)
     if absent:
         raise CheckpointRefused(version, "missing_file", f"{', '.join(sorted(absent))}.safetensors is needed")
     if meaning is not None and "spec" in documents:
         _check_meaning(version, documents["spec"], meaning)
-    return LoadedCheckpoint(manifest, tensors, documents, _graphs(version, graphs))
+    found = _graphs(version, graphs)
+    if as_arrays:
+        return LoadedCheckpoint(manifest, {}, documents, found, weights)
+    return LoadedCheckpoint(manifest, weights, documents, found)
 
 
 def _check_meaning(version: str, spec: Any, meaning: Mapping[str, Any]) -> None:
@@ -261,11 +276,17 @@ def _document(version: str, name: str, content: bytes) -> Any:
         raise CheckpointRefused(version, "not_json", f"{name}: {error}") from None
 
 
-def _tensors(version: str, stem: str, content: bytes, shapes: Shapes | None) -> dict[str, Tensor]:
+def _weights(version: str, stem: str, content: bytes, shapes: Shapes | None, *, as_arrays: bool) -> dict[str, Any]:
     try:
-        tensors = unpack(content)
+        found = unpack_arrays(content) if as_arrays else _tensors(content)
         if shapes is not None:
-            check_shapes(tensors, shapes)
+            check_shapes(found, shapes)
     except WeightsRefused as refusal:
         raise CheckpointRefused(version, refusal.reason, f"{stem}.safetensors: {refusal}") from None
-    return tensors
+    return found
+
+
+def _tensors(content: bytes) -> dict[str, Any]:
+    from learners.checkpoints.tensors import unpack  # noqa: PLC0415 - torch: not for an agent that acts on graphs
+
+    return unpack(content)

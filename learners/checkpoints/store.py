@@ -18,12 +18,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from torch import Tensor
 
+from learners.checkpoints.arrays import Shapes
 from learners.checkpoints.manifest import (
     JSON,
     VERSION,
@@ -37,9 +37,13 @@ from learners.checkpoints.manifest import (
     write,
 )
 from learners.checkpoints.signing import credentials_folder, load_key
-from learners.checkpoints.tensors import Shapes, Tensors
 from learners.config import PromotionSettings
 from learners.files import locked, new_folder, private_folder, remove_abandoned_drafts, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learners.checkpoints.tensors import Tensors
 
 LIVE = "LIVE"
 CHALLENGER = "CHALLENGER"
@@ -153,6 +157,16 @@ class Checkpoints:
         """
         return load(self.folder / version, self.public, shapes, meaning)
 
+    def load_arrays(
+        self, version: str, shapes: Mapping[str, Shapes] | None = None, meaning: Mapping[str, Any] | None = None
+    ) -> LoadedCheckpoint:
+        """Do what `load` does, but return the weights as numpy arrays; no torch is imported.
+
+        Raises:
+            CheckpointRefused: with the reason.
+        """
+        return load(self.folder / version, self.public, shapes, meaning, as_arrays=True)
+
     def list(self) -> list[Manifest]:
         """Return the versions with a manifest that our key signed, oldest first; their files are not read."""
         found = []
@@ -217,7 +231,7 @@ class Checkpoints:
         Raises:
             CheckpointRefused: it may not be loaded.
         """
-        self.load(version, shapes)
+        self.load_arrays(version, shapes)
         with locked(self.folder):
             write_atomically(self.folder / CHALLENGER, orjson.dumps({"version": version, "at_s": self._clock()}))
 
@@ -249,12 +263,13 @@ class Checkpoints:
         meaning: Mapping[str, Any] | None = None,
         *,
         without: Collection[str] = (),
+        as_arrays: bool = False,
     ) -> LoadedCheckpoint | None:
         """Load the live version, else the newest one that acted and still loads; None if there is none.
 
         If the file LIVE itself is lost, the last version that passed its probation is loaded: another one may be untried
         or rolled back. `refused` is called with every version that was skipped, except
-        those in `without`.
+        those in `without`. `as_arrays` returns weights as `load_arrays` does.
         """
         live = self._live()
         if live is not None:
@@ -269,7 +284,7 @@ class Checkpoints:
                 continue
             tried.add(version)
             try:
-                return self.load(version, shapes, meaning)
+                return (self.load_arrays if as_arrays else self.load)(version, shapes, meaning)
             except CheckpointRefused as refusal:
                 refused(refusal)
         return None
@@ -293,7 +308,7 @@ class Checkpoints:
         Raises:
             CheckpointRefused: it may not be loaded, or was rolled back before.
         """
-        self.load(version, shapes)
+        self.load_arrays(version, shapes)
         with locked(self.folder):
             live = self.live()
             if version in live.failed:
@@ -329,7 +344,7 @@ class Checkpoints:
             earlier = [name for name in reversed(live.promoted) if name != live.version and name not in live.failed]
             for candidate in [to] if to is not None else earlier:
                 try:
-                    self.load(candidate)
+                    self.load_arrays(candidate)
                 except CheckpointRefused:
                     if to is not None:
                         raise

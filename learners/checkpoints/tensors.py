@@ -9,19 +9,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from learners.checkpoints.arrays import Shapes, WeightsRefused, check_shapes, shapes_of, unreadable
+
+__all__ = ["Shapes", "WeightsRefused", "check_shapes", "shapes_of"]
 Tensors = Mapping[str, Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-
-_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
-"""Openings of pickles of protocol 2 to 5 and of torch's zipped ones."""
-
-
-class WeightsRefused(ValueError):  # noqa: N818 - reads as what happened
-    """Tensors that may not be used; `reason` is `pickle`, `not_safetensors`, `not_finite` or `wrong_shapes`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 def pack(tensors: Tensors) -> bytes:
@@ -44,12 +35,7 @@ def unpack(data: bytes) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        # Only now: a header of 896 bytes makes a good safetensors file begin like a pickle too.
-        if data.startswith(_PICKLE):
-            raise WeightsRefused(
-                "pickle", "the file is a pickle, which may run code; only safetensors is read"
-            ) from None
-        raise WeightsRefused("not_safetensors", f"not a whole safetensors file: {error}") from None
+        raise unreadable(data, error) from None
     check_finite(tensors)
     return tensors
 
@@ -64,24 +50,3 @@ def check_finite(tensors: Tensors) -> None:
         bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
         if bad:
             raise WeightsRefused("not_finite", f"{name}: {bad} of {tensor.numel()} numbers are not finite")
-
-
-def check_shapes(tensors: Tensors, expected: Shapes) -> None:
-    """Check that the names and shapes are the required ones.
-
-    Raises:
-        WeightsRefused: naming the first difference.
-    """
-    if tensors.keys() != expected.keys():
-        names = sorted(tensors.keys() ^ expected.keys())
-        raise WeightsRefused("wrong_shapes", f"{len(names)} tensors are missing or unknown, first {names[0]!r}")
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != tuple(expected[name]):
-            raise WeightsRefused(
-                "wrong_shapes", f"{name}: {tuple(tensor.shape)} where {tuple(expected[name])} is needed"
-            )
-
-
-def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """Return the shapes for `check_shapes`."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

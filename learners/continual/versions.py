@@ -15,13 +15,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from safetensors import SafetensorError
 
 from learners.files import draft_folder, publish_folder, sync_directory, write_atomically
-from learners.tasks.base import Task
+
+if TYPE_CHECKING:
+    from learners.tasks.base import Task
 
 KEEP = 3
 CURRENT = "current.json"

@@ -8,9 +8,8 @@ Shapes: B batch, S streams, D state.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,12 +18,13 @@ from torch import Tensor, nn
 from learners.checkpoints.manifest import GraphFiles
 from learners.model.backends.openvino import LIBRARY, OpenVinoRun, convert, graph_files, read_graph
 from learners.model.backends.selection import Inputs, Run, compare, has_bfloat16, processor
+from learners.model.backends.stored_graph import DOCUMENT, POLICY, GraphNote, digest_of
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 
-POLICY, DOCUMENT = "policy", "graphs"
-"""The stem of the fused part's graph files in a checkpoint, and of the document that describes all graphs."""
+__all__ = ["DOCUMENT", "POLICY", "Inputs"]
+
 TOLERANCE = 1e-3
 """Largest difference of a graph in float32 from torch, over the largest absolute value of the state."""
 Window = Sequence[Features]
@@ -33,20 +33,6 @@ Window = Sequence[Features]
 
 class GraphDiffers(ValueError):  # noqa: N818 - reads as what happened
     """A converted graph does not compute what torch computes; `str` has the numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class GraphNote:
-    """The description of a graph in a checkpoint."""
-
-    library: str
-    """Version of OpenVINO that converted it; another one does not use it."""
-    difference: float
-    """From torch, in float32."""
-    same_decisions: dict[str, bool]
-    """By processor, whether greedy decisions in bfloat16 were those of float32 torch, where this was measured."""
-    windows: int = 0
-    """Recorded observations on which decisions were compared."""
 
 
 class FlatPolicyModule(nn.Module):
@@ -105,17 +91,6 @@ def compile_for_checkpoint(
     return files, asdict(GraphNote(LIBRARY, difference, same, len(windows)))
 
 
-def note_of(documents: Mapping[str, Any]) -> GraphNote | None:
-    """Return the description of the fused part's graph in a checkpoint; None where there is none that can be read."""
-    try:
-        body = documents[DOCUMENT][POLICY]
-        note = GraphNote(**body)
-    except (KeyError, TypeError):
-        return None
-    sound = isinstance(note.library, str) and isinstance(note.same_decisions, dict)
-    return note if sound else None
-
-
 @torch.inference_mode()
 def same_decisions(policy: Policy, run: Run, windows: Sequence[Window], tolerance: float) -> bool:
     """Return whether greedy decisions are those of float32 torch.
@@ -150,8 +125,5 @@ def _agree(policy: Policy, run: Run, exact: Run, window: Window, tolerance: floa
 
 def digest(policy: Policy) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 over the spec and every weight by name."""
-    found = hashlib.sha256(policy.spec.to_json())
-    for name, tensor in sorted(policy.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in policy.state_dict().items()}
+    return digest_of(policy.spec.to_json(), weights)

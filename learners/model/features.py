@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learners.model.recorded_arrays import recorded_arrays
 from learners.model.spec import PolicySpec
 
 
@@ -88,19 +88,6 @@ def recorded(
     Raises:
         ValueError: remembered tokens have another shape than the spec says (another encoder or setting made them).
     """
-    features = blank(spec, len(tokens))
-    for s, stream in enumerate(spec.streams):
-        out_BTW = features.tokens[stream.name].numpy()
-        for b, arrays in enumerate(tokens):
-            array = arrays.get(stream.name)
-            if array is None or not present[b].get(stream.name, False):
-                continue
-            if array.shape != out_BTW.shape[1:]:
-                raise ValueError(
-                    f"{stream.name}: remembered tokens {array.shape}, the policy wants {out_BTW.shape[1:]}; "
-                    "re-encode the experience or start a new state_dir"
-                )
-            np.copyto(out_BTW[b], array)
-            features.present[b, s] = True
-            features.ages[b, s] = ages_s[b].get(stream.name, 0.0)
-    return features
+    arrays = recorded_arrays(spec, tokens, present, ages_s)
+    tensors = {name: torch.from_numpy(x) for name, x in arrays.tokens.items()}
+    return Features(tensors, torch.from_numpy(arrays.present), torch.from_numpy(arrays.ages))

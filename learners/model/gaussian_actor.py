@@ -18,13 +18,11 @@ from torch.nn import functional as F
 from actuators.actions import Continuous
 from learners.model.exploration import INDEPENDENT, SLOW, ColouredNoise, Excursions
 from learners.model.networks import Norm, trunk
+from learners.model.spec import LEAST_NOISE
 
 LOG_STD = (-5.0, 2.0)
 EDGE = 0.999
 """Share of the range beyond which a motion counts as at its limit."""
-
-LEAST_NOISE = 1e-3
-"""Factor on the noise below which a motion has no useful density."""
 
 
 class SquashedGaussian(nn.Module):
@@ -175,6 +173,23 @@ class ContinuousHead(nn.Module):
         """Return mean and log standard deviation B,A as `explore` draws from them."""
         mean_BA, log_std_BA = self.actor(context_BC)
         return mean_BA, log_std_BA + math.log(max(self.factors[1], LEAST_NOISE))
+
+    def log_density_before_squashing(
+        self, context_BC: Tensor, actuators: tuple[Continuous, ...], name: str, value: tuple[float, ...]
+    ) -> Tensor | None:
+        """Return the log density B of one actuator's action before squashing; None without such an actuator."""
+        mean_BA, log_std_BA = self.actor(context_BC)
+        start = 0
+        for actuator in actuators:
+            part = slice(start, start + len(actuator.low))
+            if actuator.name == name:
+                unit_A = (torch.tensor(value) - self.centre[part]) / self.reach[part]
+                raw_A = torch.atanh(unit_A.clamp(-EDGE, EDGE))
+                z_BA = (raw_A - mean_BA[:, part]) / log_std_BA[:, part].exp()
+                log_BA: Tensor = -0.5 * z_BA.square() - log_std_BA[:, part] - 0.5 * math.log(2 * math.pi)
+                return log_BA.sum(-1)
+            start = part.stop
+        return None
 
     def _mixture(self, unit_BA: Tensor, mean_BA: Tensor, log_std_BA: Tensor) -> Tensor:
         own_Ba = self.by_actuator(unit_log_density(unit_BA, mean_BA, log_std_BA))

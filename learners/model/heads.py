@@ -22,14 +22,11 @@ from learners.model.exploration import draw, epsilon_greedy
 from learners.model.gaussian_actor import ContinuousHead
 from learners.model.linear_posterior import LinearPosterior
 from learners.model.networks import Norm, trunk
-from learners.model.spec import Algorithm, ExplorationSchedule
+from learners.model.spec import FINAL_EPSILON, Algorithm, ExplorationSchedule
 
 MAX_LOG_DENSITY = 700.0
 """Of one actuator's motion; its exponential is just below the largest float64. A transition with an infinite probability
 cannot be stored."""
-FINAL_EPSILON = 0.02
-"""Value of `DuelingQuantiles.epsilon` at the end of training's schedule. It counts down from 1; `ExplorationSchedule` maps it."""
-ROUNDING = 1e-6
 DEFAULT_CONTINUOUS: Literal["sac", "crossq"] = "crossq"
 
 
@@ -213,10 +210,7 @@ class Heads(nn.Module):
 
         A conversion to a graph reads every property, so it must have a value for any heads.
         """
-        if self.choice is None:
-            return 0.0
-        ahead = (float(self.choice.epsilon) - FINAL_EPSILON) / (1 - FINAL_EPSILON)
-        return self.exploration.random_choices(0.0 if abs(ahead) < ROUNDING else ahead)
+        return 0.0 if self.choice is None else self.exploration.random_choices_at(float(self.choice.epsilon))
 
     def exploration_share(self) -> float | None:
         """Return how much the heads explore now: the share of random choices, else the factor on the noise; None for a bandit."""
@@ -225,6 +219,13 @@ class Heads(nn.Module):
         if self.bandit is not None:
             return 0.0 if self.exploration.none else None
         return self.exploration.noise
+
+    def choice_scores(self, context_BC: Tensor) -> list[Tensor]:
+        """Return the value B,n of each choice, for every choice actuator."""
+        if self.choice is not None:
+            return [q_BnK.mean(-1) for q_BnK in self.choice(context_BC)]
+        assert self.bandit is not None
+        return [mean_Bn for mean_Bn, _ in self.bandit(context_BC)]
 
     def preferences(
         self,
@@ -236,7 +237,7 @@ class Heads(nn.Module):
         names = [a.name for a in self.actions.choices]
         if self.choice is not None:
             epsilon = self.epsilon if explore is True else float(explore)
-            scores = [q_BnK.mean(-1) for q_BnK in self.choice(context_BC)]
+            scores = self.choice_scores(context_BC)
             return [(s, epsilon_greedy(s, epsilon, masks.get(name))) for name, s in zip(names, scores, strict=True)]
         assert self.bandit is not None
         pairs: list[tuple[Tensor, Tensor]] = []

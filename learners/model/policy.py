@@ -13,15 +13,18 @@ Shapes: B batch, H history (oldest first), S streams, T tokens, W their width, D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from learners.model.features import Features
 from learners.model.fusion import Adapter, Fusion, masked
 from learners.model.heads import HeadOutput, Heads
 from learners.model.normalizer import Normaliser
+from learners.model.recorded_arrays import FeatureArrays
 from learners.model.spec import PolicySpec
 
 
@@ -115,6 +118,33 @@ class Policy(nn.Module):
         if len(features.lead) == 1:
             return self.context(states.unsqueeze(1).expand(-1, self.spec.history, -1))
         return self.context(states.reshape(*features.lead, -1))
+
+    @torch.no_grad()
+    def contexts(self, windows: FeatureArrays) -> NDArray[np.float32]:
+        """Return the contexts R,C of windows [R, H], as `learners.model.shapley` needs them."""
+        tokens = {name: torch.from_numpy(x) for name, x in windows.tokens.items()}
+        context_RC = self.encode(Features(tokens, torch.from_numpy(windows.present), torch.from_numpy(windows.ages)))
+        found: NDArray[np.float32] = context_RC.numpy()
+        return found
+
+    @torch.no_grad()
+    def action_scores(self, context_RC: NDArray[np.float32], index: int) -> NDArray[Any]:
+        """Return the critic's value R,n of each choice of the choice actuator with this number."""
+        scores = self.heads.choice_scores(torch.from_numpy(context_RC))[index]
+        return scores.numpy()
+
+    @torch.no_grad()
+    def action_log_density(
+        self, context_RC: NDArray[np.float32], name: str, value: tuple[float, ...]
+    ) -> NDArray[Any] | None:
+        """Return the log density R of a continuous action before squashing; None without such an actuator."""
+        head = self.heads.continuous
+        if head is None:
+            return None
+        log_R = head.log_density_before_squashing(
+            torch.from_numpy(context_RC), self.spec.actions.continuous, name, value
+        )
+        return None if log_R is None else log_R.numpy()
 
     def act(self, features: Features, *, generator: torch.Generator, explore: bool | float = False) -> HeadOutput:
         """Return actions for recorded features, [B] or [B, H], outside the control loop."""

@@ -19,17 +19,15 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from actuators.actions import Choice, Value
 from learners.experience.transition import Transition
-from learners.model.features import Features, concat, recorded
-from learners.model.policy import Policy
+from learners.model.recorded_arrays import FeatureArrays, recorded_arrays
+from learners.model.spec import PolicySpec
 
 BUDGET = 1_024
 """Ticks that one explanation may fuse: .2 to .6 s of one core with the default policy and 3 to 30 streams."""
@@ -38,6 +36,23 @@ LIMIT_S = 0.5
 BATCH_BYTES = 4 << 20
 """Features of one batch."""
 BATCH_ROWS = 256
+
+
+class Explainable(Protocol):
+    """A policy as arrays; one in torch and one on graphs implement it."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Of the policy."""
+
+    def contexts(self, windows: FeatureArrays) -> NDArray[np.float32]:
+        """Return the contexts R,C of windows [R, H]."""
+
+    def action_scores(self, context_RC: NDArray[np.float32], index: int) -> NDArray[Any]:
+        """Return the critic's value R,n of each choice of the choice actuator with this number."""
+
+    def action_log_density(self, context_RC: NDArray[np.float32], name: str, value: tuple[float, ...]) -> Any:
+        """Return the log density R of a continuous action before squashing; None without such an actuator."""
 
 
 class NotExplainable(ValueError):  # noqa: N818 - reads as what happened
@@ -61,7 +76,7 @@ class StreamContribution:
 
 
 def explain(
-    policy: Policy,
+    policy: Explainable,
     window: Sequence[Transition],
     background: Sequence[Sequence[Transition]],
     *,
@@ -86,7 +101,7 @@ def explain(
         raise NotExplainable("there are no other ticks to compare with yet")
     for each in (window, *background):
         _check_versions(window[-1], each)
-    others = concat([_features(policy, each) for each in background])
+    others = _joined([_features(policy, each) for each in background])
     players = [s for s in range(len(policy.spec.streams)) if bool(subject.present[0, :, s].any())]
     game = _Game(policy, subject, others, players, dict(window[-1].actions))
     exact = 2 ** len(players) * len(background) * policy.spec.history <= budget
@@ -113,7 +128,7 @@ _Values = tuple[float, float, list[float], list[float]]
 
 
 def _part(
-    policy: Policy,
+    policy: Explainable,
     players: Sequence[int],
     score: float,
     baseline: float,
@@ -197,24 +212,32 @@ def shapley(values: NDArray[np.float64]) -> list[float]:
     return parts
 
 
-def _features(policy: Policy, window: Sequence[Transition]) -> Features:
+def _features(policy: Explainable, window: Sequence[Transition]) -> FeatureArrays:
     """A window as features [1, H]; a short one repeats its oldest tick."""
     if not window:
         raise NotExplainable("the decision is not in the record any more")
     spec = policy.spec
     padded = [window[0]] * (spec.history - len(window)) + list(window)[-spec.history :]
-    flat = recorded(spec, [t.tokens for t in padded], [t.present for t in padded], [t.ages_s for t in padded])
-    return flat.map(lambda x: x.unsqueeze(0))
+    flat = recorded_arrays(spec, [t.tokens for t in padded], [t.present for t in padded], [t.ages_s for t in padded])
+    return FeatureArrays({name: x[None] for name, x in flat.tokens.items()}, flat.present[None], flat.ages[None])
+
+
+def _joined(items: Sequence[FeatureArrays]) -> FeatureArrays:
+    """Join along the first dimension."""
+    tokens = {name: np.concatenate([one.tokens[name] for one in items]) for name in items[0].tokens}
+    return FeatureArrays(
+        tokens, np.concatenate([one.present for one in items]), np.concatenate([one.ages for one in items])
+    )
 
 
 @dataclass(slots=True)
 class _Game:
     """Scores windows in which some players show the decision's ticks and the others those of a background window."""
 
-    policy: Policy
-    subject: Features
+    policy: Explainable
+    subject: FeatureArrays
     """[1, H]."""
-    others: Features
+    others: FeatureArrays
     """[K, H]."""
     players: Sequence[int]
     actions: Mapping[str, Value]
@@ -231,56 +254,44 @@ class _Game:
         row_bytes = 4 * spec.history * sum(s.tokens * s.width for s in spec.streams)
         return max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
 
-    @torch.no_grad()
     def scores(self, shown_Rn: NDArray[np.bool_], background_R: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Score each actuator's action for each row; one without a head is left out."""
         size = self.batch_rows
         judges = {name: judge for name, value in self.actions.items() if (judge := self._judge(name, value))}
-        found: dict[str, list[Tensor]] = {name: [] for name in judges}
+        found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in judges}
         for start in range(0, len(shown_Rn), size):
             batch = slice(start, start + size)
-            shown, background = torch.from_numpy(shown_Rn[batch]), torch.from_numpy(background_R[batch])
-            context_RC = self.policy.encode(self._mixed(shown, background))
+            context_RC = self.policy.contexts(self._mixed(shown_Rn[batch], background_R[batch]))
             for name, judge in judges.items():
-                found[name].append(judge(context_RC).double())
-        return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+                found[name].append(judge(context_RC).astype(np.float64))
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
-    def _mixed(self, shown_Rn: Tensor, background_R: Tensor) -> Features:
+    def _mixed(self, shown_Rn: NDArray[np.bool_], background_R: NDArray[np.int64]) -> FeatureArrays:
         """The windows [R, H]."""
         spec = self.policy.spec
-        shown_RS = torch.ones(len(shown_Rn), len(spec.streams), dtype=torch.bool)
+        shown_RS = np.ones((len(shown_Rn), len(spec.streams)), bool)
         shown_RS[:, list(self.players)] = shown_Rn
         tokens = {
-            name: torch.where(
-                shown_RS[:, s].view(-1, 1, 1, 1), self.subject.tokens[name], self.others.tokens[name][background_R]
+            name: np.where(
+                shown_RS[:, s].reshape(-1, 1, 1, 1), self.subject.tokens[name], self.others.tokens[name][background_R]
             )
             for s, name in enumerate(spec.names)
         }
-        shown_R1S = shown_RS.unsqueeze(1)
-        present = torch.where(shown_R1S, self.subject.present, self.others.present[background_R])
-        return Features(tokens, present, torch.where(shown_R1S, self.subject.ages, self.others.ages[background_R]))
+        shown_R1S = shown_RS[:, None]
+        present = np.where(shown_R1S, self.subject.present, self.others.present[background_R])
+        return FeatureArrays(tokens, present, np.where(shown_R1S, self.subject.ages, self.others.ages[background_R]))
 
-    def _judge(self, name: str, value: Value) -> Callable[[Tensor], Tensor] | None:
+    def _judge(self, name: str, value: Value) -> Callable[[NDArray[np.float32]], NDArray[Any]] | None:
         """What scores one actuator's action from a context; None for an actuator without a head."""
-        policy = self.policy
-        choices = {a.name: (n, a) for n, a in enumerate(policy.heads.actions.choices)}
+        policy, actions = self.policy, self.policy.spec.actions
+        choices = {a.name: (n, a) for n, a in enumerate(actions.choices)}
         if name in choices and isinstance(value, str):
             index, actuator = choices[name]
             position = _position(actuator, value)
-            return lambda context_RC: _choice_scores(policy, context_RC, index)[:, position]
-        if policy.heads.continuous is not None and isinstance(value, tuple):
+            return lambda context_RC: policy.action_scores(context_RC, index)[:, position]
+        if actions.continuous and isinstance(value, tuple):
             return lambda context_RC: _log_density(policy, context_RC, name, value)
         return None
-
-
-def _choice_scores(policy: Policy, context_BC: Tensor, index: int) -> Tensor:
-    heads = policy.heads
-    if heads.choice is not None:
-        quantiles_BnK: Tensor = heads.choice(context_BC)[index]
-        return quantiles_BnK.mean(-1)
-    assert heads.bandit is not None
-    scores_Bn: Tensor = heads.bandit(context_BC)[index][0]
-    return scores_Bn
 
 
 def _position(actuator: Choice, value: str) -> int:
@@ -289,20 +300,11 @@ def _position(actuator: Choice, value: str) -> int:
     return actuator.choices.index(value)
 
 
-def _log_density(policy: Policy, context_BC: Tensor, name: str, value: tuple[float, ...]) -> Tensor:
+def _log_density(
+    policy: Explainable, context_RC: NDArray[np.float32], name: str, value: tuple[float, ...]
+) -> NDArray[Any]:
     """Log density of one continuous action before squashing: a monotone measure of how much the policy wants it."""
-    head = policy.heads.continuous
-    assert head is not None
-    mean_BA, log_std_BA = head.actor(context_BC)
-    start = 0
-    for actuator in policy.heads.actions.continuous:
-        width = len(actuator.low)
-        if actuator.name == name:
-            part = slice(start, start + width)
-            unit_A = (torch.tensor(value) - head.centre[part]) / head.reach[part]
-            raw_A = torch.atanh(unit_A.clamp(-0.999, 0.999))
-            z_BA = (raw_A - mean_BA[:, part]) / log_std_BA[:, part].exp()
-            log_BA: Tensor = -0.5 * z_BA.square() - log_std_BA[:, part] - 0.5 * math.log(2 * math.pi)
-            return log_BA.sum(-1)
-        start += width
-    raise NotExplainable(f"{name}: the policy has no such actuator")
+    found: NDArray[Any] | None = policy.action_log_density(context_RC, name, value)
+    if found is None:
+        raise NotExplainable(f"{name}: the policy has no such actuator")
+    return found

@@ -16,6 +16,11 @@ Modality = Literal["image", "audio", "text", "telemetry"]
 Algorithm = Literal["auto", "dqn", "sac", "crossq", "bandit"]
 Fusing = Literal["latent-attention", "low-rank-bilinear"]
 FORMAT = 1
+FINAL_EPSILON = 0.02
+"""Value of a choice critic's `epsilon` at the end of training's schedule. It counts down from 1; `ExplorationSchedule` maps it."""
+ROUNDING = 1e-6
+LEAST_NOISE = 1e-3
+"""Factor on the noise below which a motion has no useful density."""
 FORMER_MODALITIES: dict[str, Modality] = {"vision": "image", "hearing": "audio", "language": "text"}
 """Names in a `spec.json` written before 0.1.0, and what they are called now."""
 FORMER_FUSIONS: dict[str, Fusing] = {"bottleneck": "latent-attention", "matching": "low-rank-bilinear"}
@@ -92,6 +97,11 @@ class ExplorationSchedule:
     def noise(self) -> float:
         """Factor on the width of the noise of continuous actuators."""
         return 1.0 if self.final is None else self.final
+
+    def random_choices_at(self, epsilon: float) -> float:
+        """Return the share of random choices where a critic's `epsilon` has come, from 1 to `FINAL_EPSILON`."""
+        ahead = (epsilon - FINAL_EPSILON) / (1 - FINAL_EPSILON)
+        return self.random_choices(0.0 if abs(ahead) < ROUNDING else ahead)
 
     def random_choices(self, ahead: float) -> float:
         """Return the share of random choices; `ahead`: part of the schedule that is still ahead, from 1 to 0. Damaged weights give more."""

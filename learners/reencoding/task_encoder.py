@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from learners.config import EncoderSettings, TaskSettings
-from learners.model.encoders.base import Encoder
 from learners.task_kinds import KINDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learners.model.encoders.base import Encoder
 
 
 def encoder_tasks(
@@ -94,6 +97,8 @@ def _fitting(there: Tensor, own: Tensor, name: str, folder: Path) -> Tensor:
     if name.endswith("embed_positions.weight") and there.dim() == own.dim() == 2 and len(there) > len(own):
         there = there[: len(own)]
     if name.endswith("embed_positions.weight") and there.dim() == own.dim() == 2 and len(there) < len(own):
+        import torch  # noqa: PLC0415 - who has tensors has imported it
+
         there = torch.cat(
             [there.to(own.dtype), own[len(there) :].cpu()]
         )  # the task heard less: later positions never trained

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from learners.model.exploration import masked
-from learners.model.heads import FINAL_EPSILON
 from learners.model.networks import Tracker
+from learners.model.spec import FINAL_EPSILON
 from learners.rl.adam import Group
 from learners.rl.batch import Batch, expert_mean
 from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix

@@ -203,6 +203,11 @@ class MqttSettings(Settings):
 class EngineSettings(Settings):
     """Settings of inference."""
 
+    runtime: Literal["auto", "compiled", "torch"] = Field(
+        "auto",
+        description="what the agent acts with: `compiled` runs graphs in OpenVINO and imports no torch; `torch` runs torch, "
+        "on a GPU with CUDA graphs; `auto` is `compiled` where the settings allow it",
+    )
     backend: Literal["auto", "torch", "openvino"] = Field(
         "auto", description="library that runs the models; `auto` measures and selects the fastest within `tolerance`"
     )

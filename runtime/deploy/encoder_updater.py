@@ -16,18 +16,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from learners.continual.versions import TaskVersion, TaskVersionStore
-from learners.model.backends.selection import NotCompiled
+from learners.model.backends.choice import NotCompiled
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from runtime.config.schema import Config
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.inference.graph_compiler import CompilationFailed
 from runtime.process.events import Emit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 POLL_S = 0.5
 

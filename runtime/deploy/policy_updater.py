@@ -85,7 +85,7 @@ class PolicyUpdater:
             refused[refusal.version] = refusal
 
         loaded = self.checkpoints.load_live(
-            refuse, self.engine.shapes, self.engine.spec.meaning(), without=frozenset(refused)
+            refuse, self.engine.shapes, self.engine.spec.meaning(), without=frozenset(refused), as_arrays=True
         )
         return loaded.manifest.version if loaded is not None else None
 

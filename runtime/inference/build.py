@@ -1,6 +1,7 @@
 """Build the engine from the settings: encoders, the policy's spec, untrained weights, backends.
 
-Takes seconds: it loads pretrained models and may calibrate backends. Knows no connection and no store.
+Takes seconds where models are loaded, calibrated or prepared. Knows no connection and no store. Imports torch only for an engine
+in torch.
 """
 
 from __future__ import annotations
@@ -8,31 +9,35 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping
 from functools import partial
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
-import torch
-from torch import Tensor
 
 from actuators.actions import action_space
 from learners.checkpoints.store import Checkpoints
-from learners.continual.versions import TaskVersionStore
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
+from learners.model.backends.choice import BackendSettings, NotCompiled
 from learners.model.backends.openvino import OpenVinoRun
-from learners.model.backends.selection import BackendSettings
-from learners.model.encoders.base import Encoder
-from learners.model.encoders.pretrained import load as load_encoder
-from learners.model.policy import Policy
-from learners.model.spec import ExplorationSchedule, PolicySpec, StreamSpec
-from learners.reencoding.encoder_versions import find_state
+from learners.model.spec import ExplorationSchedule, Modality, PolicySpec, StreamSpec
 from learners.reencoding.task_encoder import encoder_tasks
-from learners.torch_device import pick_device
 from runtime.config.schema import Config
+from runtime.inference.compiled_engine import CompiledEngine
 from runtime.inference.engine import Engine
 from runtime.inference.graph_compiler import EncoderSource, GraphCompiler
+from runtime.inference.prepared import NotPrepared, Preparation, graph_settings
 from runtime.process.events import Emit
 from sensors.config import MODALITIES, field_kinds_of, policy_fields_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learners.model.encoders.base import Encoder
+    from runtime.inference.torch_engine import TorchEngine
+
+Runtime = Literal["auto", "compiled", "torch"]
 _LOG = structlog.get_logger(__name__)
 
 
@@ -40,13 +45,124 @@ class ModelConfigError(ValueError):
     """A stream and its encoder do not fit; `str` names both and what would fit."""
 
 
-def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
+class Encoding(Protocol):
+    """What the policy's spec needs to know of an encoder."""
+
+    modality: Modality
+    tokens: int
+    width: int
+
+
+def build_engine(config: Config, checkpoints: Checkpoints, *, runtime: Runtime | None = None) -> Engine:
     """Build the engine with untrained weights; a checkpoint is loaded into it afterwards.
+
+    Args:
+        config: the settings.
+        checkpoints: from which versions are loaded.
+        runtime: in place of `engine.runtime`, for a replay.
+
+    Raises:
+        ModelConfigError: a stream and its encoder do not fit, or `engine.runtime: compiled` is not possible.
+        BundledError, UnknownArchitecture, OSError: a model cannot be had.
+    """
+    wanted = runtime or config.engine.runtime
+    reason = needs_torch(config) if wanted != "torch" else "engine.runtime is torch"
+    engine: Engine | None = None
+    if reason is None:
+        try:
+            engine = _compiled_engine(config, checkpoints)
+        except (NotPrepared, NotCompiled) as problem:
+            reason = str(problem)
+            _LOG.warning("engine.in_torch", reason=reason)
+    if engine is None:
+        if wanted == "compiled":
+            raise ModelConfigError(f"engine.runtime: compiled is not possible: {reason}; write auto")
+        engine = _torch_engine(config, checkpoints)
+    engine.calibrations.tidy()
+    chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
+    _LOG.info(
+        "engine.ready",
+        runtime=engine.runtime,
+        device=engine.device_name,
+        backends=chosen,
+        streams=list(engine.spec.names),
+    )
+    return engine
+
+
+def needs_torch(config: Config) -> str | None:
+    """Return why these settings need an engine in torch; None where graphs can run them."""
+    if config.device.startswith("cuda") or (config.device == "auto" and _has_gpu()):
+        return "the device is a GPU"
+    if config.engine.backend == "torch":
+        return "engine.backend is torch"
+    routes = {name: stream.encoder for name, stream in config.streams.items()}
+    for name in sorted({route for route in routes.values() if route is not None}):
+        if config.encoders[name].plugin is not None:
+            return f"encoder {name} is a plug-in"
+    following = encoder_tasks(config.encoders, config.tasks, routes)
+    return f"encoder {min(following)} follows a task" if following else None
+
+
+def _has_gpu() -> bool:
+    """Return whether torch could find a GPU; it is not imported for the answer."""
+    return not installed_version("torch").endswith("+cpu") and Path("/dev/nvidiactl").exists()
+
+
+def _compiled_engine(config: Config, checkpoints: Checkpoints) -> CompiledEngine:
+    """Build the engine on graphs; a process prepares what is missing.
+
+    Raises:
+        NotPrepared, NotCompiled: something runs in torch only, or cannot be stored.
+    """
+    routes = {name: s.encoder for name, s in config.streams.items() if s.encoder is not None}
+    shared = shared_cache()
+    calibrations = Calibrations(config.state_dir, graph_settings(config.engine), shared)
+    preparation = Preparation(config.state_dir, shared, calibrations)
+    try:
+        encoders = {
+            name: preparation.encoder(
+                name, settings, config.policy.tokens, encoder_window_s(config.streams.values(), name)
+            )
+            for name, settings in config.encoders.items()
+            if name in routes.values()
+        }
+        spec = build_spec(config, encoders)
+
+        def build() -> CompiledEngine:
+            return CompiledEngine(
+                spec,
+                preparation.untrained(spec, config.learner.seed),
+                encoders,
+                routes,
+                calibrations,
+                checkpoints.load_arrays,
+                seed=zlib.crc32(config.agent.encode()),
+                field_kinds={name: field_kinds_of(stream) for name, stream in config.streams.items()},
+            )
+
+        try:
+            return build()
+        except NotCompiled:
+            preparation.compile_untrained(spec, config.learner.seed)
+            return build()
+    finally:
+        preparation.close()
+
+
+def _torch_engine(config: Config, checkpoints: Checkpoints) -> TorchEngine:
+    """Build the engine in torch.
 
     Raises:
         ModelConfigError: a stream and its encoder do not fit.
         BundledError, UnknownArchitecture, OSError: a model cannot be had.
     """
+    import torch  # noqa: PLC0415 - not for an agent that acts on graphs
+
+    from learners.model.encoders.pretrained import load as load_encoder  # noqa: PLC0415 - as above
+    from learners.torch_device import pick_device  # noqa: PLC0415 - as above
+    from runtime.inference.torch_engine import TorchEngine, untrained  # noqa: PLC0415 - as above
+
     torch.set_num_threads(config.engine.threads)
     device = pick_device(config.device)
     used = {stream.encoder for stream in config.streams.values() if stream.encoder is not None}
@@ -61,7 +177,7 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
     wanted = BackendSettings(
         config.engine.backend, config.engine.precision, config.engine.threads, config.engine.tolerance
     )
-    engine = Engine(
+    engine = TorchEngine(
         policy=untrained(spec, config.learner.seed),
         encoders=encoders,
         routes={name: s.encoder for name, s in config.streams.items() if s.encoder is not None},
@@ -73,13 +189,10 @@ def build_engine(config: Config, checkpoints: Checkpoints) -> Engine:
         seed=zlib.crc32(config.agent.encode()),
     )
     _free_modules(engine, encoder_tasks(config.encoders, config.tasks, engine.routes))
-    engine.calibrations.tidy()
-    chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
-    _LOG.info("engine.ready", device=str(device), backends=chosen, streams=list(spec.names))
     return engine
 
 
-def _free_modules(engine: Engine, following: Collection[str]) -> None:
+def _free_modules(engine: TorchEngine, following: Collection[str]) -> None:
     """Free the torch modules of encoders that run as a graph and get no other weights: 100 MB in the demo."""
     for name, encoder in engine.encoders.items():
         if name not in following and isinstance(encoder.run, OpenVinoRun):
@@ -88,6 +201,9 @@ def _free_modules(engine: Engine, following: Collection[str]) -> None:
 
 def find_encoder(config: Config, name: str, version: str, base: Encoder) -> dict[str, Tensor] | None:
     """Return the weights of an encoder in a version, out of the versions of the task that it follows; None if none has them."""
+    from learners.continual.versions import TaskVersionStore  # noqa: PLC0415 - only an engine in torch follows tasks
+    from learners.reencoding.encoder_versions import find_state  # noqa: PLC0415 - as above
+
     routes = {stream: settings.encoder for stream, settings in config.streams.items()}
     task = encoder_tasks(config.encoders, config.tasks, routes).get(name)
     if task is None:
@@ -113,14 +229,7 @@ def graph_compiler(config: Config, engine: Engine, emit: Emit) -> GraphCompiler:
     return GraphCompiler(config.state_dir, engine.calibrations.settings, engine.spec.to_json(), sources, emit)
 
 
-def untrained(spec: PolicySpec, seed: int) -> Policy:
-    """Make the weights a daemon starts with; the same at every start, so that an untrained decision can be explained later."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Policy(spec).eval()
-
-
-def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
+def build_spec(config: Config, encoders: Mapping[str, Encoding]) -> PolicySpec:
     """Return the policy's spec for these settings."""
     p = config.policy
     return PolicySpec(
@@ -145,7 +254,7 @@ def build_spec(config: Config, encoders: Mapping[str, Encoder]) -> PolicySpec:
     )
 
 
-def _stream(name: str, config: Config, encoders: Mapping[str, Encoder]) -> StreamSpec:
+def _stream(name: str, config: Config, encoders: Mapping[str, Encoding]) -> StreamSpec:
     settings = config.streams[name]
     if fields := policy_fields_of(settings):
         return StreamSpec(name, "telemetry", 1, len(fields), fields=fields)

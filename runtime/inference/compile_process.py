@@ -1,49 +1,141 @@
-"""Compile one graph and end: `python -m runtime.inference.compile_process`, with the work as JSON on standard input.
+"""Compile graphs and end: `python -m runtime.inference.compile_process`, with work as lines of JSON on standard input.
 
-`graph_compiler.py` starts it. The graph and the choice of a backend lie in the cache folders afterwards. On an error the last
-line on standard error is the reason.
+`graph_compiler.py` starts it while the agent acts, `prepared.py` before. Graphs and choices of backends lie in the cache
+folders afterwards. Each line is answered on standard output by `{"error": reason}`, empty without one. On an error the last line
+on standard error is the reason too.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import torch
 
-from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.manifest import load as load_version
 from learners.checkpoints.signing import credentials_folder, load_key
-from learners.checkpoints.tensors import shapes_of
+from learners.checkpoints.tensors import pack, shapes_of
 from learners.config import EncoderSettings
 from learners.continual.versions import TaskVersionStore
+from learners.files import write_atomically
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
-from learners.model.backends.selection import BackendSettings, NoBackend, NotCompiled
+from learners.model.backends.selection import BackendSettings
 from learners.model.compiled import example_inputs
 from learners.model.policy import Policy, build
 from learners.model.spec import PolicySpec
 from learners.reencoding.encoder_versions import find_state
 from runtime.inference.compiled_policy import compile_policy
+from runtime.inference.prepared import FILTERS, TOKENIZER, EncoderRecord, NotPrepared, write_record
+from runtime.inference.torch_engine import untrained
 from runtime.process import child
 
 
 def main() -> int:
     """Run the process; return its exit code."""
     child.set_process_title("compiler")
-    work = orjson.loads(sys.stdin.buffer.read())
+    code = 0
+    for line in sys.stdin.buffer:
+        reason = _done(orjson.loads(line))
+        code = 1 if reason else 0
+        if reason:
+            sys.stderr.write(f"{reason}\n")
+        with suppress(BrokenPipeError):
+            sys.stdout.buffer.write(orjson.dumps({"error": reason}) + b"\n")
+            sys.stdout.flush()
+    return code
+
+
+def _done(work: Mapping[str, Any]) -> str:
+    """Do one piece of work; return why it failed, or nothing."""
     settings = BackendSettings(**work["settings"])
     torch.set_num_threads(settings.threads)
-    calibrations = Calibrations(Path(work["state_dir"]), settings, shared_cache())
+    shared = Path(work["shared"]) if "shared" in work else shared_cache()
+    calibrations = Calibrations(Path(work["state_dir"]), settings, shared)
+    kinds = {"encoder": prepare_encoder, "untrained": prepare_untrained}
     try:
-        compile_encoder(work, calibrations) if "encoder" in work else compile_version(work, calibrations)
-    except (CheckpointRefused, NoBackend, NotCompiled, OSError, ValueError, RuntimeError) as error:
-        sys.stderr.write(f"{' '.join(str(error).split()) or type(error).__name__}\n")
-        return 1
-    return 0
+        if "prepare" in work:
+            kinds[work["prepare"]](work, calibrations)
+        elif "encoder" in work:
+            compile_encoder(work, calibrations)
+        else:
+            compile_version(work, calibrations)
+    except Exception as error:  # noqa: BLE001 - whatever a library raises on a model is the answer
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def prepare_encoder(work: Mapping[str, Any], calibrations: Calibrations) -> None:
+    """Measure and convert a pretrained encoder, and describe it.
+
+    Raises:
+        NotPrepared: it has a form that only torch runs.
+        NoBackend: its graph differs too much from torch.
+        OSError: the model cannot be read, or nothing can be written.
+    """
+    from learners.model.encoders.pretrained import load  # noqa: PLC0415 - transformers: seconds that a policy does not need
+
+    settings = EncoderSettings.model_validate(work["encoder"])
+    encoder = load(settings, work["tokens"], torch.device("cpu"), window_s=work["window_s"])
+    record, files = described(encoder)
+    assert encoder.module is not None
+    calibrations.runner(encoder.module, encoder.examples(), encoder.version, shared=True)
+    write_record([Path(place) for place in work["places"]], record, files)
+
+
+def described(encoder: Any) -> tuple[EncoderRecord, dict[str, bytes]]:
+    """Return the description of an encoder and the files that reading its inputs needs.
+
+    Raises:
+        NotPrepared: it has a form that only torch runs.
+    """
+    from learners.model.encoders.pretrained import AudioEncoder, LanguageEncoder, VisionEncoder  # noqa: PLC0415 - as above
+
+    base = EncoderRecord("", encoder.modality, encoder.version, encoder.tokens, encoder.width, encoder.tokens)
+    if isinstance(encoder, VisionEncoder):
+        return replace(base, kind="picture", columns=encoder.columns, size=encoder.size, flips=encoder.flips), {}
+    if isinstance(encoder, AudioEncoder):
+        if encoder.mel is None:
+            return replace(base, kind="waveform", samples=encoder.samples, normalises=encoder.normalises), {}
+        buffer = io.BytesIO()
+        np.save(buffer, encoder.mel.filters.numpy())
+        return replace(base, kind="mel", samples=encoder.samples), {FILTERS: buffer.getvalue()}
+    if isinstance(encoder, LanguageEncoder) and hasattr(encoder.tokenizer, "backend_tokenizer"):
+        content = encoder.tokenizer.backend_tokenizer.to_str().encode()
+        pad = int(encoder.tokenizer.pad_token_id or 0)
+        return replace(base, kind="text", limit=encoder.limit, pad=pad), {TOKENIZER: content}
+    raise NotPrepared(f"{type(encoder).__name__} has no form without torch")
+
+
+def prepare_untrained(work: Mapping[str, Any], calibrations: Calibrations) -> None:
+    """Store the untrained weights of a spec, and convert their fused part.
+
+    Raises:
+        NoBackend: its graph differs too much from torch.
+        OSError: nothing can be written.
+    """
+    spec = PolicySpec.from_json(work["spec"])
+    policy = untrained(spec, work["seed"])
+    if not spec.plain:
+        compile_policy(calibrations, policy, example_inputs(spec), first=True)
+    content, problem = pack(policy.state_dict()), None
+    for place in (Path(place) for place in work["places"]):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place.with_name(f"{place.name}.safetensors"), content, durable=False)
+        except OSError as error:
+            problem = error
+        else:
+            return
+    if problem is not None:
+        raise problem
 
 
 def compile_version(work: Mapping[str, Any], calibrations: Calibrations) -> None:

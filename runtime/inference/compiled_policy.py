@@ -11,54 +11,20 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from learners.checkpoints.manifest import GraphFiles, LoadedCheckpoint
+from learners.checkpoints.manifest import GraphFiles
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.openvino import LIBRARY
-from learners.model.backends.selection import (
-    BackendChoice,
-    Inputs,
-    NotCompiled,
-    Run,
-    build,
-    calibrate,
-    in_float32,
-    processor,
-)
-from learners.model.compiled import POLICY, FlatPolicyModule, Window, digest, note_of, same_decisions
+from learners.model.backends.choice import in_float32
+from learners.model.backends.selection import BackendChoice, Inputs, NotCompiled, Run, build, calibrate
+from learners.model.backends.stored_graph import FIRST, LATER, NO_GRAPH, StoredGraph
+from learners.model.compiled import FlatPolicyModule, Window, digest, same_decisions
 from learners.model.policy import Policy
 
 MAX_GRAPHS = 3
 """Graphs of checkpoints on disk: the live one, the one before it, and one that was rolled back."""
-FIRST, LATER = "untrained", "policy"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredGraph:
-    """The fused part's graph in a checkpoint, if this program can use it."""
-
-    files: GraphFiles | None = None
-    same_decisions: bool | None = None
-    """Whether bfloat16 decides as float32 on this processor; None where the learner did not measure it."""
-    reason: str = "the checkpoint has no graph"
-    """Why there is none to use."""
-
-    @classmethod
-    def of(cls, loaded: LoadedCheckpoint) -> StoredGraph:
-        """Return the graph of a verified checkpoint."""
-        files, note = loaded.graphs.get(POLICY), note_of(loaded.documents)
-        if files is None or note is None:
-            return cls()
-        if note.library != LIBRARY:
-            return cls(reason=f"its graph is of OpenVINO {note.library}, this is {LIBRARY}")
-        return cls(files, note.same_decisions.get(processor()), "")
-
-
-NO_GRAPH = StoredGraph()
 
 
 def compile_policy(

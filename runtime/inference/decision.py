@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from actuators.actions import Action
-from learners.model.heads import HeadOutput, actuator_values
+from actuators.actions import Action, Choice, Continuous, Value
 from learners.model.spec import PolicySpec
+
+
+class HeadRow(Protocol):
+    """The heads' output for one context: arrays or tensors with one row, as `learners.model.heads.HeadOutput` has them."""
+
+    @property
+    def values(self) -> Any:
+        """By actuator: the index of the choice [1], or the vector [1, A] in the actuator's units."""
+
+    @property
+    def probabilities(self) -> Any:
+        """By actuator [1]."""
+
+    @property
+    def value(self) -> Any:
+        """The expected return [1]."""
+
+    @property
+    def scores(self) -> Any:
+        """By choice actuator [1, n]."""
+
+    @property
+    def choices(self) -> Any:
+        """By choice actuator, the probability of each choice [1, n]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +66,20 @@ class InferenceResult:
         }
 
 
-def actions_of(spec: PolicySpec, out: HeadOutput) -> tuple[dict[str, Action], dict[str, list[float]]]:
-    """Convert the first row of the heads' output to actions, and to the critic's value of each choice."""
-    values = actuator_values(spec.actions, out)
-    actions = {name: Action(value, float(out.probabilities[name][0])) for name, value in values.items()}
+def actions_of(spec: PolicySpec, out: HeadRow) -> tuple[dict[str, Action], dict[str, list[float]]]:
+    """Convert the heads' output to actions, and to the critic's value of each choice."""
+    learned: list[Choice | Continuous] = [*spec.actions.choices, *spec.actions.continuous]
+    actions = {one.name: Action(_value(one, out), float(out.probabilities[one.name][0])) for one in learned}
     return actions, {name: row[0].tolist() for name, row in out.scores.items()}
 
 
-def choices_of(spec: PolicySpec, out: HeadOutput) -> dict[str, dict[str, float]]:
-    """Return the first row's probability of every choice, by actuator and choice."""
+def _value(actuator: Choice | Continuous, out: HeadRow) -> Value:
+    row = out.values[actuator.name][0]
+    return actuator.choices[int(row)] if isinstance(actuator, Choice) else tuple(row.tolist())
+
+
+def choices_of(spec: PolicySpec, out: HeadRow) -> dict[str, dict[str, float]]:
+    """Return the probability of every choice, by actuator and choice."""
     return {
         a.name: dict(zip(a.choices, out.choices[a.name][0].tolist(), strict=True))
         for a in spec.actions.choices

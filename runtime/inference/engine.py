@@ -5,51 +5,42 @@ batch), fuses, stores the history and runs the heads. The engine holds several l
 a version in a loader thread and compiles it at low priority while ticks go on. `activate` moves the pointer in the inference
 thread: a tick never sees a mix of two versions, and a return to a loaded version takes one tick. Tokens are rounded to float16
 before they are used, so that the stored tokens are exactly those of the decision.
+
+This module imports no torch. `compiled_engine.py` runs graphs, `torch_engine.py` runs torch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import safetensors.torch
-import torch
+import safetensors.numpy
 from numpy.typing import NDArray
-from torch import Tensor
 
-from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
-from learners.checkpoints.tensors import Shapes, shapes_of
+from learners.checkpoints.manifest import CheckpointRefused
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.cuda import CudaGraphRun, stream_of
-from learners.model.backends.selection import BackendChoice, EncoderNotCompiled, NotCompiled, Run
-from learners.model.compiled import FlatPolicyModule, Window, example_inputs
-from learners.model.encoders.base import Encoder
-from learners.model.features import Features
-from learners.model.heads import HeadOutput
-from learners.model.policy import Policy
+from learners.model.backends.choice import BackendChoice, EncoderNotCompiled, NotCompiled
 from learners.model.spec import PolicySpec
-from runtime.inference.comparison import OtherDecision, SecondPolicy, compare
-from runtime.inference.compiled_policy import NO_GRAPH, StoredGraph, compile_policy
-from runtime.inference.decision import InferenceResult, actions_of, choices_of
+from runtime.inference.arrays.history import Fuse, ObservationHistory, TickFeatures
+from runtime.inference.arrays.input_statistics import InputStatistics
+from runtime.inference.comparison import OtherDecision, SecondPolicy
+from runtime.inference.decision import HeadRow, InferenceResult, actions_of, choices_of
 from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
-from runtime.inference.history import ObservationHistory
-from runtime.inference.input_statistics import InputStatistics
 from sensors.codecs.telemetry_numbers import policy_numbers
 from sensors.config import AngleField, EnumField
 from sensors.readings import Observation, Reading, Telemetry
 
 __all__ = ["UNTRAINED", "Engine", "EngineSnapshot", "InferenceResult"]
 
-WINDOWS, WINDOW_EVERY = 64, 16
-"""Number of recorded observations, and the ticks between two of them: a minute and a half at 10 Hz."""
 UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
 MOST_LOADED = 4
@@ -62,14 +53,22 @@ ENCODER_FILE = "encoder-"
 _Prepared = TypeVar("_Prepared")
 
 
+class Versioned(Protocol):
+    """What the engine itself needs of an encoder."""
+
+    version: str
+
+
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class LoadedVersion:
     """Everything of one version that a tick uses; the engine replaces it as a whole."""
 
     version: str
-    policy: Policy
-    encoders: dict[str, Encoder]
-    fuse: Run
+    policy: Any
+    """As the kind of engine has it."""
+    encoders: dict[str, Any]
+    """By their name in the settings; each is `Versioned`."""
+    fuse: Fuse
 
 
 @dataclass(slots=True)
@@ -93,105 +92,148 @@ class EngineSnapshot:
     """The version of every encoder by its name."""
 
 
-@dataclass(slots=True)
-class Engine:
+class Engine(ABC):
     """The policy and its encoders, acting.
 
     Args:
-        policy: the weights to start with.
-        encoders: by their name in the settings.
+        spec: of the policy.
+        encoders: those to start with, by their name in the settings.
         routes: which encoder reads each stream; telemetry has none.
         calibrations: chooses backends and remembers them.
-        load_weights: reads and verifies a version's weights, which must have the given shapes and meaning; `load` raises what it raises.
-        find_encoder: finds the weights of the encoder versions that a policy's manifest names.
         version: name of the weights to start with.
-        device: where the policy lives.
         seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
+        field_kinds: by telemetry stream, the fields that are no plain numbers.
     """
 
-    policy: Policy
-    encoders: dict[str, Encoder]
-    routes: Mapping[str, str]
-    calibrations: Calibrations
-    load_weights: Callable[[str, Mapping[str, Shapes], Mapping[str, Any]], LoadedCheckpoint]
-    find_encoder: Callable[[str, str, Encoder], Mapping[str, Tensor] | None] = lambda _name, _version, _base: None
-    """Returns the weights of an encoder in a version, given the encoder in another one; None if they are not on disk."""
-    version: str = UNTRAINED
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    seed: int = 0
-    choices: dict[str, BackendChoice] = field(default_factory=dict)
-    """What runs each encoder, and the fused part under `policy`."""
-    field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] = field(default_factory=dict)
-    """By telemetry stream, the fields that are no plain numbers."""
-    compiler: GraphCompiler | None = None
-    """Compiles what a checkpoint or an encoder lacks in another process. Without one, this process converts."""
-    fuse_history_as_batch: bool = False
-    """Whether new weights fuse the history in one batch. Only a replay of recordings that state no conditions sets it."""
-    _live: _Loaded = field(init=False)
-    _pretrained: dict[str, Encoder] = field(init=False)
-    """The encoders of the start, as the settings name them."""
-    _versions: dict[str, _Loaded] = field(init=False)
-    """The loaded versions by name, the acting one among them; the inference thread alone changes it."""
-    _spare: list[Policy] = field(init=False)
-    """Modules of released versions; the next load replaces their weights. A copy takes up to 70 ms of the interpreter lock."""
-    _cache: dict[str, _Cached] = field(default_factory=dict)
-    _past: ObservationHistory = field(init=False)
-    _statistics: InputStatistics = field(init=False)
-    _inference: ThreadPoolExecutor = field(init=False)
-    _loader: ThreadPoolExecutor = field(init=False)
-    _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _stream: Any = field(init=False)
-    _windows: deque[Window] = field(default_factory=lambda: deque(maxlen=WINDOWS))
-    """Observations of the last minutes, on which a reduced precision is judged."""
-    _tick: int = -1
-    """The last tick that was decided."""
-    _last: tuple[Tensor, HeadOutput] | None = None
-    """Context and output of the last decision, if it explored."""
-    _second: SecondPolicy = field(init=False)
+    runtime: str
+    """`compiled` or `torch`: what runs the models and draws the actions."""
+    device_name = "cpu"
+    """Where the policy lives."""
 
-    def __post_init__(self) -> None:
-        threads = self.calibrations.settings.threads
-        self._inference = ThreadPoolExecutor(1, "inference", _prepare_thread, (threads,))
-        self._loader = ThreadPoolExecutor(1, "loader", _prepare_thread, (threads,))
-        self._past = ObservationHistory(self.spec)
-        self._second = SecondPolicy(self.spec.history)
-        self._statistics = InputStatistics(self.spec, self.device)
-        self.policy = self.policy.to(self.device).eval()
-        self._spare = [copy.deepcopy(self.policy)]
-        self._live = self._inference.submit(self._first).result()
+    def __init__(
+        self,
+        spec: PolicySpec,
+        encoders: dict[str, Any],
+        routes: Mapping[str, str],
+        calibrations: Calibrations,
+        *,
+        version: str = UNTRAINED,
+        seed: int = 0,
+        field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] | None = None,
+    ) -> None:
+        self.spec, self.encoders, self.routes, self.calibrations = spec, encoders, routes, calibrations
+        self.version, self.seed, self.field_kinds = version, seed, field_kinds or {}
+        self.choices: dict[str, BackendChoice] = {}
+        """What runs each encoder, and the fused part under `policy`."""
+        self.compiler: GraphCompiler | None = None
+        """Compiles what a checkpoint or an encoder lacks in another process. Without one, this process converts."""
+        self.fuse_history_as_batch = False
+        """Whether new weights fuse the history in one batch. Only a replay of recordings that state no conditions sets it."""
+        threads = calibrations.settings.threads
+        self._inference = ThreadPoolExecutor(1, "inference", self._prepare_thread, (threads,))
+        self._loader = ThreadPoolExecutor(1, "loader", self._prepare_thread, (threads,))
+        self._cache: dict[str, _Cached] = {}
+        self._past = ObservationHistory(spec)
+        self._statistics = InputStatistics(spec)
+        self._loading = asyncio.Lock()
+        self._stream: AbstractContextManager[Any] = nullcontext()
+        self._second = SecondPolicy(spec.history)
+        self._last: tuple[NDArray[np.float32], Any] | None = (
+            None  # states and output of the last decision, if it explored
+        )
+        self._tick = -1  # the last one that was decided
+        self._live = self._inference.submit(self._begin).result()
         self._pretrained = dict(self.encoders)
+        """The encoders of the start, as the settings name them."""
         self._versions = {self.version: self._live}
+        """The loaded versions by name, the acting one among them; the inference thread alone changes it."""
 
-    def _first(self) -> _Loaded:
-        self._stream = stream_of(self.device)
-        encoders = {name: self._ready(name, encoder, first=True) for name, encoder in self.encoders.items()}
-        fuse = self._fuse_run(self.policy, first=True)
-        if self.version == UNTRAINED:
-            fuse = self._statistics.applied_to(fuse)
-        return _Loaded(self.version, self.policy, encoders, fuse)
+    def _begin(self) -> LoadedVersion:
+        first = self._first()
+        fuse = self._statistics.applied_to(first.fuse) if self.version == UNTRAINED else first.fuse
+        return replace(first, fuse=fuse)
+
+    @abstractmethod
+    def _prepare_thread(self, threads: int) -> None:
+        """Set what belongs to a thread of inference or loading.
+
+        Both threads have the priority of the process. A thread of lower priority could lose its core while it holds the
+        interpreter lock, and the tick would wait for it. Graphs are compiled at low priority, without that lock (`OpenVinoRun`).
+        """
+
+    @abstractmethod
+    def _first(self) -> LoadedVersion:
+        """Make the version to start with, in the inference thread."""
+
+    @abstractmethod
+    def _prepare(self, version: str) -> LoadedVersion:
+        """Read a version and compile it, in the loader thread.
+
+        Raises:
+            CheckpointRefused: it may not be loaded.
+            NotCompiled: a graph is missing.
+        """
+
+    @abstractmethod
+    def _encode(self, encoder: Any, readings: Sequence[Reading]) -> NDArray[np.float16]:
+        """Return the tokens [B, T, W] of readings of one modality."""
+
+    @abstractmethod
+    def _act(
+        self,
+        live: LoadedVersion,
+        states_BHD: NDArray[np.float32],
+        tick: int,
+        explore: bool | float,  # noqa: FBT001 - as in decide
+    ) -> HeadRow:
+        """Draw an action for each actuator."""
+
+    @abstractmethod
+    def _compared(
+        self,
+        other: LoadedVersion,
+        theirs_BHD: NDArray[np.float32],
+        live: LoadedVersion,
+        ours_BHD: NDArray[np.float32],
+        out: Any,
+    ) -> OtherDecision:
+        """Return what a version would have done, given its states, and the states and output of the acting one."""
+
+    @abstractmethod
+    def _exploration_state(self) -> dict[str, NDArray[Any]]:
+        """Return what the next draw depends on, by name."""
+
+    @abstractmethod
+    def _restore_exploration(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Continue from what `_exploration_state` returned; further names are ignored."""
+
+    @abstractmethod
+    def _released(self, loaded: LoadedVersion) -> None:
+        """Reuse what a released version held."""
 
     @property
-    def spec(self) -> PolicySpec:
-        """The spec of the policy."""
-        return self.policy.spec
-
-    @property
+    @abstractmethod
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The shapes that a checkpoint's files must hold."""
-        return {"policy": shapes_of(self._live.policy.state_dict())}
+
+    @property
+    @abstractmethod
+    def untrained_digest(self) -> str:
+        """The digest of the weights to start with; only for these."""
+
+    @abstractmethod
+    def exploration_share(self) -> float | None:
+        """Return how much the acting policy explores: the share of random choices, else the factor on its noise; None for a bandit."""
+
+    @property
+    @abstractmethod
+    def has_excursions(self) -> bool:
+        """Whether exploration of the acting policy depends on all ticks before."""
 
     @property
     def encoder_versions(self) -> dict[str, str]:
         """The version of the encoder behind each stream."""
         return {stream: self._live.encoders[name].version for stream, name in self.routes.items()}
-
-    def frozen_policy(self) -> Policy:
-        """Copy the acting policy, for work outside the tick."""
-        live = self._live
-        policy = copy.deepcopy(live.policy)
-        if live.version == UNTRAINED:
-            self._statistics.copy_to(policy)
-        return policy.cpu()
 
     def close(self) -> None:
         """End both threads; a running decision is completed first."""
@@ -225,28 +267,20 @@ class Engine:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._inference, self._unpack, files[HISTORY_FILE])
 
-    @torch.inference_mode()
     def _pack(self) -> EngineSnapshot:
         live = self._live
-        rows = self._past.pack(states=live.version == UNTRAINED)
-        continuous = live.policy.heads.continuous
-        rows |= {} if continuous is None else continuous.exploration_state()
-        rows |= self._statistics.pack()
-        # cloned: the first ticks of an episode appear in the history more than once, and safetensors refuses shared memory
-        data = safetensors.torch.save(
-            {name: x.cpu().contiguous().clone() for name, x in rows.items()} or {"empty": torch.zeros(1)}
+        rows = self._past.pack(states=live.version == UNTRAINED) | self._exploration_state() | self._statistics.pack()
+        data = safetensors.numpy.save(
+            {name: x.copy(order="C") for name, x in rows.items()} or {"empty": np.zeros(1, np.float32)}
         )
         encoders = {name: encoder.version for name, encoder in live.encoders.items()}
         return EngineSnapshot({HISTORY_FILE: data}, self._tick, live.version, encoders)
 
     def _unpack(self, data: bytes) -> None:
-        rows = {name: x.to(self.device) for name, x in safetensors.torch.load(data).items()}
-        with torch.inference_mode():
-            self._statistics.unpack(rows)
-            self._past.unpack(rows, self._live.fuse, states=self._live.version == UNTRAINED)
-        continuous = self._live.policy.heads.continuous
-        if continuous is not None:
-            continuous.restore_exploration(rows)
+        rows = safetensors.numpy.load(data)
+        self._statistics.unpack(rows)
+        self._past.unpack(rows, self._live.fuse, states=self._live.version == UNTRAINED)
+        self._restore_exploration(rows)
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -328,7 +362,7 @@ class Engine:
         await self.load(version)
         await self.activate(version)
 
-    async def load_encoder(self, name: str, state: Mapping[str, Tensor]) -> bool:
+    async def load_encoder(self, name: str, state: Mapping[str, Any]) -> bool:
         """Load other weights into an encoder of the acting version between two ticks; False where it has them already.
 
         This is for an untrained policy and for replays: a trained policy acts with the encoders of its manifest. Cached tokens of the older weights are not used again: current readings are encoded again, and the history is cleared.
@@ -345,76 +379,30 @@ class Engine:
             await loop.run_in_executor(self._inference, self._take, name, tuned)
         return True
 
-    def _take(self, name: str, tuned: Encoder) -> None:
+    @abstractmethod
+    def _with_state(self, name: str, base: Any, state: Mapping[str, Any]) -> Any:
+        """Return a copy of an encoder with other weights, or the acting encoder where it has the same.
+
+        Raises:
+            RuntimeError: the weights do not fit, or this engine changes no weights of encoders.
+        """
+
+    def _take(self, name: str, tuned: Any) -> None:
         """Replace an encoder of the acting version between two ticks."""
         self.encoders = {**self.encoders, name: tuned}
         self._live = self._versions[self._live.version] = replace(self._live, encoders=self.encoders)
         self._past.clear()
 
-    def _prepare(self, version: str) -> _Loaded:
-        """Read a checkpoint into weights of its own and compile them."""
-        weights = self.load_weights(version, self.shapes, self.spec.meaning())
-        acting = self._live.policy
-        policy = self._spare.pop() if self._spare else copy.deepcopy(acting)
-        policy.load_state_dict(weights.tensors["policy"])
-        head, mine = acting.heads.continuous, policy.heads.continuous
-        if head is not None and mine is not None:
-            mine.share_exploration(head)
-        encoders = {name: self._encoder_of(name, base, weights) for name, base in self._pretrained.items()}
-        stored = StoredGraph.of(weights)
-        try:
-            return _Loaded(version, policy, encoders, self._fuse_run(policy, stored=stored))
-        except NotCompiled as missing:
-            raise NotCompiled(stored.reason or str(missing)) from None
-
-    def _add(self, loaded: _Loaded) -> None:
+    def _add(self, loaded: LoadedVersion) -> None:
         self._versions[loaded.version] = loaded
 
     def _remove(self, version: str) -> None:
         if version == self._live.version:
             raise ValueError(f"policy version {version} acts; activate another one before its release")
         released = self._versions.pop(version, None)
-        if released is not None and not self._spare:
-            self._spare.append(released.policy)
+        if released is not None:
+            self._released(released)
 
-    def _encoder_of(self, name: str, base: Encoder, weights: LoadedCheckpoint) -> Encoder:
-        """Return the encoder that a checkpoint was trained with: by its own weights, else by the version in its manifest.
-
-        A checkpoint that names none acts with the pretrained encoder.
-
-        Raises:
-            CheckpointRefused: that version is not on disk.
-        """
-        if (state := weights.tensors.get(ENCODER_FILE + name)) is not None:
-            return self._with_state(name, base, state)
-        manifest = weights.manifest
-        routed = {stream for stream, route in self.routes.items() if route == name}
-        wanted = {version for stream, version in manifest.encoder_versions.items() if stream in routed}
-        if not wanted:
-            return base
-        loaded = (base, *(one.encoders[name] for one in self._versions.values()))
-        if (known := next((one for one in loaded if {one.version} == wanted), None)) is not None:
-            return known
-        found = self.find_encoder(name, next(iter(wanted)), base) if len(wanted) == 1 else None
-        tuned = self._with_state(name, base, found) if found is not None else base
-        if {tuned.version} != wanted:
-            detail = (
-                f"it was trained with version {' and '.join(sorted(wanted))} of encoder {name}, which is not on disk"
-            )
-            raise CheckpointRefused(manifest.version, "encoder_missing", detail)
-        return tuned
-
-    def _with_state(self, name: str, base: Encoder, state: Mapping[str, Tensor]) -> Encoder:
-        """Return a copy with other weights on its backend, or the acting encoder where it has the same."""
-        if base.module is None:
-            raise RuntimeError(f"encoder {name}: it has no module that could take weights")
-        tuned = copy.copy(base)
-        tuned.module = copy.deepcopy(base.module)
-        tuned.load_state(state)
-        acting = self._live.encoders[name]
-        return acting if acting.version == tuned.version else self._ready(name, tuned)
-
-    @torch.inference_mode()
     def _flip(self, version: str) -> None:
         """Activate loaded weights between two ticks; they fuse the history again, as they were trained."""
         live = self._versions[version]
@@ -422,43 +410,12 @@ class Engine:
             return
         if any(encoder.version != self._live.encoders[name].version for name, encoder in live.encoders.items()):
             self._past.clear()
-        self._live, self.policy, self.encoders = live, live.policy, live.encoders
-        if self.fuse_history_as_batch:
-            self._past.fuse_again_as_batch(live.policy)
-        else:
-            self._past.fuse_again(live.fuse)
+        self._live, self.encoders = live, live.encoders
+        self._fuse_history_again(live)
 
-    def _ready(self, name: str, encoder: Encoder, *, first: bool = False) -> Encoder:
-        """Compile the encoder for its fastest backend; graphs of the `first` weights are shared with other daemons."""
-        if encoder.module is not None:
-            try:
-                encoder.run, self.choices[name] = self.calibrations.runner(
-                    encoder.module, encoder.examples(), encoder.version, shared=first
-                )
-            except NotCompiled as missing:
-                raise EncoderNotCompiled(name, encoder.version, str(missing)) from None
-        return encoder
+    def _fuse_history_again(self, live: LoadedVersion) -> None:
+        self._past.fuse_again(live.fuse)
 
-    def _fuse_run(self, policy: Policy, *, first: bool = False, stored: StoredGraph = NO_GRAPH) -> Run:
-        """Compile the fused part for its fastest backend; a plain policy is a few additions and stays in torch."""
-        if self.spec.plain:
-            return FlatPolicyModule(policy).eval()
-        if self.device.type == "cuda":
-            return CudaGraphRun(FlatPolicyModule(policy).eval(), self._example())
-        run, self.choices["policy"] = compile_policy(
-            self.calibrations,
-            policy,
-            self._example(),
-            first=first,
-            windows=tuple(self._windows.copy()),
-            stored=stored,
-        )
-        return run
-
-    def _example(self) -> tuple[Tensor, ...]:
-        return tuple(x.to(self.device) for x in example_inputs(self.spec))
-
-    @torch.inference_mode()
     def _decide(self, observation: Observation, explore: bool | float) -> InferenceResult:  # noqa: FBT001 - as in decide
         start = time.perf_counter()
         live = self._live
@@ -469,12 +426,8 @@ class Engine:
             if live.version == UNTRAINED:
                 self._statistics.observe(features, observation.fresh & observation.readings.keys())
             states_BHD = self._past.take(features, live.fuse)
-            context_BC = live.policy.context(states_BHD)
-            if observation.tick % WINDOW_EVERY == 0:
-                self._windows.append(self._past.window())
-            generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + observation.tick)
-            out = live.policy.heads.act(context_BC, generator=generator, explore=explore)
-            self._last = (context_BC, out) if explore is True else None
+            out = self._act(live, states_BHD, observation.tick, explore)
+            self._last = (states_BHD, out) if explore is True else None
             actions, scores = actions_of(self.spec, out)
             choices = choices_of(self.spec, out)
         tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in self.spec.names}
@@ -486,7 +439,6 @@ class Engine:
             live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders
         )
 
-    @torch.inference_mode()
     def _compare(self, version: str) -> OtherDecision | None:
         live, other = self._live, self._versions.get(version)
         if other is None or other is live or self._last is None:
@@ -494,14 +446,14 @@ class Engine:
         if any(encoder.version != live.encoders[name].version for name, encoder in other.encoders.items()):
             return None
         with self._stream:
-            context_BC, out = self._last
-            theirs_BC = self._second.context(version, other.policy, other.fuse, self._past.window(), self._tick)
-            return compare(version, other.policy.heads, theirs_BC, live.policy.heads, context_BC, out)
+            states_BHD, out = self._last
+            theirs_BHD = self._second.states(version, self.spec.names, other.fuse, self._past.window(), self._tick)
+            return self._compared(other, theirs_BHD, live, states_BHD, out)
 
     def _numbers(self, reading: Telemetry) -> NDArray[np.float32]:
         return policy_numbers(reading.fields, reading.values, self.field_kinds.get(reading.stream, {}))
 
-    def _perceive(self, live: _Loaded, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
+    def _perceive(self, live: LoadedVersion, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
         """Encode new readings, streams that share an encoder in one batch; return these streams and the seconds of each encoder."""
         work: dict[str, list[Reading]] = defaultdict(list)
         for name, reading in observation.readings.items():
@@ -515,31 +467,20 @@ class Engine:
         took_s: dict[str, float] = {}
         for route, readings in work.items():
             encoder, start = live.encoders[route], time.perf_counter()
-            tokens_BTW = encoder.encode(encoder.prepare(readings)).half().cpu().numpy()
+            tokens_BTW = self._encode(encoder, readings)
             for reading, tokens_TW in zip(readings, tokens_BTW, strict=True):
                 self._cache[reading.stream] = _Cached(reading, encoder.version, tokens_TW)
             took_s[route] = time.perf_counter() - start
         return tuple(reading.stream for readings in work.values() for reading in readings), took_s
 
-    def _features(self, observation: Observation) -> Features:
-        """Return the features [1] of this tick; missing streams are zeros."""
-        tokens: dict[str, Tensor] = {}
+    def _features(self, observation: Observation) -> TickFeatures:
+        """Return the features of this tick; missing streams are zeros."""
+        tokens: dict[str, NDArray[np.float32]] = {}
         present = [name in observation.readings for name in self.spec.names]
         for stream, there in zip(self.spec.streams, present, strict=True):
             if there:
-                array = np.asarray(self._cache[stream.name].tokens_TW, np.float32)
-                tokens[stream.name] = torch.tensor(array).unsqueeze(0)
+                tokens[stream.name] = np.array(self._cache[stream.name].tokens_TW, np.float32)[None]
             else:
-                tokens[stream.name] = torch.zeros(1, stream.tokens, stream.width)
+                tokens[stream.name] = np.zeros((1, stream.tokens, stream.width), np.float32)
         ages = [observation.ages_s.get(name, float("inf")) for name in self.spec.names]
-        return Features(tokens, torch.tensor([present]), torch.tensor([ages], dtype=torch.float32)).to(self.device)
-
-
-def _prepare_thread(threads: int) -> None:
-    """Set what belongs to a thread: its torch threads, and no denormals, which made one model 14 times slower.
-
-    Both threads have the priority of the process. A thread of lower priority could lose its core while it holds the interpreter
-    lock, and the tick would wait for it. Graphs are compiled at low priority, without that lock (`OpenVinoRun`).
-    """
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+        return TickFeatures(tokens, np.array([present]), np.array([ages], np.float32))

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from learners.config import EncoderSettings
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.choice import BackendSettings
 from runtime.process.child import with_parent_death
 from runtime.process.events import Emit
 

@@ -88,7 +88,7 @@ class Health:
         loop = self.control_loop
         if not loop.explore or loop.mode != "autonomous":
             return 0.0
-        share = loop.engine.policy.heads.exploration_share()
+        share = loop.engine.exploration_share()
         return None if share is None else round(share, 4)
 
     def tick(self) -> dict[str, Any]:

@@ -11,10 +11,8 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
 import orjson
-import torch
 
-from learners.model.backends.selection import processor
-from learners.model.compiled import digest
+from learners.model.backends.choice import processor
 from runtime.config.schema import Config
 from runtime.inference.engine import UNTRAINED, Engine
 
@@ -24,6 +22,7 @@ _WORDS = {
     "agent": "the agent was renamed",
     "settings": f"the settings under {', '.join(sorted(_SETTINGS))} are others",
     "untrained": "the untrained weights are others (learner.seed, or the program's version)",
+    "runtime": "other generators and rounding (engine.runtime)",
     "device": "another device",
     "threads": "another number of threads",
     "processor": "another machine: the processor differs",
@@ -34,13 +33,14 @@ def conditions(config: Config, engine: Engine) -> dict[str, str]:
     """Return what decisions of this engine depend on, by name."""
     found = {
         "agent": config.agent,
-        "settings": _digest(config.model_dump_json(include=_SETTINGS).encode()),
-        "device": str(engine.device),
+        "settings": _digest(config.model_dump_json(include=_SETTINGS, exclude={"engine": {"runtime"}}).encode()),
+        "runtime": engine.runtime,
+        "device": engine.device_name,
         "threads": str(engine.calibrations.settings.threads),
         "processor": processor(),
     }
     if engine.version == UNTRAINED:
-        found["untrained"] = digest(engine.policy)
+        found["untrained"] = engine.untrained_digest
     for name, choice in sorted(engine.choices.items()):
         found[f"backend of {name}"] = f"{choice.backend} {choice.precision}"
     for name in LIBRARIES:
@@ -61,7 +61,7 @@ def _installed(name: str) -> str:
     try:
         return installed_version(name)
     except PackageNotFoundError:
-        return torch.__version__ if name == "torch" else "none"
+        return "none"
 
 
 def _digest(data: bytes) -> str:

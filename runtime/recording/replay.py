@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from learners.checkpoints.store import open_checkpoints
 from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
-from runtime.inference.build import build_engine
+from runtime.inference.build import Runtime, build_engine
 from runtime.inference.engine import MOST_LOADED, UNTRAINED, Engine, InferenceResult
 from runtime.mqtt.topics import parse
 from runtime.recording.conditions import conditions, differences
@@ -86,7 +87,7 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
     recording = Recording(path)
     metadata = recording.metadata()
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
-    engine = build_engine(config, checkpoints)
+    engine = build_engine(config, checkpoints, runtime=_runtime(metadata))
     try:
         _check_spec(path, metadata.get("spec", ""), engine.spec)
         tuning = EncoderUpdater(config, engine, lambda _kind, _data: None)
@@ -99,6 +100,15 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
         ) from error
     finally:
         engine.close()
+
+
+def _runtime(metadata: Mapping[str, str]) -> Runtime:
+    """Return what decided in the recording; recordings that do not state it were decided in torch."""
+    try:
+        stated = parse(metadata.get("conditions", "{}").encode()).get("runtime", "torch")
+    except (ValueError, AttributeError):  # damaged, as the replay itself says
+        return "torch"
+    return "auto" if stated == "compiled" else "torch"
 
 
 def _check_spec(path: Path, recorded: str, spec: PolicySpec) -> None:
@@ -184,8 +194,7 @@ class _Gaps:
 
     def _remembers(self, recorded: dict[str, Any]) -> bool:
         """Return whether a decision depends on every tick before: by excursions, or by the statistics of untrained weights."""
-        head = self.engine.policy.heads.continuous
-        excursions = recorded["explore"] and head is not None and head.excursion_share > 0
+        excursions = recorded["explore"] and self.engine.has_excursions
         return excursions or self.engine.version == UNTRAINED
 
 

@@ -14,17 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
 from learners.ipc.policy_spec import spec_of_version
-from learners.model.policy import Policy
-from learners.model.policy import build as build_policy
-from learners.model.shapley import LIMIT_S, NotExplainable, explain, same_encoders
-from runtime.inference.build import untrained
+from learners.model.backends.choice import NotCompiled
+from learners.model.shapley import LIMIT_S, Explainable, NotExplainable, explain, same_encoders
+from runtime.inference.compiled_engine import CompiledEngine
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.mqtt.rpc import Answer, RequestFailed
 
@@ -56,7 +53,7 @@ class Explainer:
         """
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, self._explain, decision)
-        except (NotExplainable, CheckpointRefused, ValueError) as error:
+        except (NotExplainable, CheckpointRefused, NotCompiled, ValueError) as error:
             raise RequestFailed(f"{decision}: {error}") from None
 
     def _explain(self, decision: str) -> Answer:
@@ -73,15 +70,28 @@ class Explainer:
         parts = explain(policy, window, background, limit_s=LIMIT_S)
         return _answer(row.transition, parts) | {"lineage": self._lineage(row.transition.policy)}
 
-    def _policy(self, version: str) -> Policy:
-        if version == self.engine.version:
-            return self.engine.frozen_policy()
+    def _policy(self, version: str) -> Explainable:
+        """Return the version that decided, on a graph of its own or in torch, as the engine runs."""
+        engine = self.engine
+        return engine.explaining(version) if isinstance(engine, CompiledEngine) else self._in_torch(version)
+
+    def _in_torch(self, version: str) -> Explainable:
+        import torch  # noqa: PLC0415 - this agent has imported it
+
+        from learners.model.policy import build  # noqa: PLC0415 - as above
+        from runtime.inference.torch_engine import TorchEngine, untrained  # noqa: PLC0415 - as above
+
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+        engine = self.engine
+        if version == engine.version and isinstance(engine, TorchEngine):
+            return engine.frozen_policy()
         if version == UNTRAINED:
-            return untrained(self.engine.spec, self.seed)
+            return untrained(engine.spec, self.seed)
         loaded = self.checkpoints.load(version)
-        spec = spec_of_version(loaded) or self.engine.spec
+        spec = spec_of_version(loaded) or engine.spec
         try:
-            return build_policy(spec, loaded.tensors["policy"])
+            return build(spec, loaded.tensors["policy"])
         except RuntimeError as error:
             raise RequestFailed(f"{version}: its weights do not fit its spec: {str(error).splitlines()[0]}") from None
 
@@ -96,9 +106,7 @@ class Explainer:
 
 
 def _yield_to_others() -> None:
-    """Give the thread a low priority and one core."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    """Give the thread a low priority."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 

@@ -24,6 +24,20 @@ from fakes import connect_when_up, end, free_port
 START_S = 150.0
 """For the first start on a busy machine: models are converted and backends calibrated."""
 
+LIST_MODULES = """
+import atexit, sys
+from pathlib import Path
+
+def write():
+    title = Path("/proc/self/cmdline").read_bytes().strip(bytes(1)).decode()
+    if title.startswith("reflexd: "):
+        name = title.removeprefix("reflexd: ").replace(" ", "-")
+        Path({folder!r}, "modules-" + name).write_text(" ".join(sorted(sys.modules)))
+
+atexit.register(write)
+"""
+"""Python reads it at the start of every process: each one lists its modules when it ends."""
+
 
 class Watcher:
     """A plain MQTT client that keeps every message."""
@@ -68,8 +82,14 @@ class Daemon:
         self.config = folder / "demo.yaml"
         self.config.write_text(yaml.safe_dump(settings))
         self.log = (folder / "log").open("w+")
+        (folder / "site").mkdir()
+        (folder / "site" / "sitecustomize.py").write_text(LIST_MODULES.format(folder=str(folder)))
+        path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", str(Path.cwd()))])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "runtime.cli", "run", str(self.config)], stderr=self.log, stdout=self.log
+            [sys.executable, "-m", "runtime.cli", "run", str(self.config)],
+            stderr=self.log,
+            stdout=self.log,
+            env=os.environ | {"PYTHONPATH": path},
         )
 
     def verb(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -184,3 +204,11 @@ def test_sigterm_ends_it_in_order(daemon: Daemon, watcher: Watcher) -> None:
     daemon.process.send_signal(signal.SIGTERM)
     assert watcher.wait("status", lambda body: body["state"] == "offline")
     assert daemon.process.wait(60) == 0
+
+
+def test_the_agent_that_ran_until_now_imported_neither_torch_nor_transformers(daemon: Daemon) -> None:
+    """It acted on promoted versions, wrote a recording and explained a decision; the learner shows that the list is whole."""
+    agent, learner = (set((daemon.folder / f"modules-{name}").read_text().split()) for name in ("agent", "learner"))
+    assert "runtime.inference.compiled_engine" in agent
+    assert not {"torch", "transformers"} & agent
+    assert "torch" in learner

@@ -25,6 +25,7 @@ from fakes import end, free_port
 from learners.checkpoints.store import open_checkpoints
 from runtime.config.loader import load
 from runtime.inference.build import build_engine
+from runtime.inference.torch_engine import untrained
 
 BASE = "reflexd/small"
 START_S = 150.0
@@ -130,7 +131,7 @@ def test_it_is_back_out_in_ten_seconds_and_a_crash_loop_too(config: Path) -> Non
     loaded = load(config).config
     checkpoints = open_checkpoints(loaded.state_dir, loaded.promotion)
     engine = build_engine(loaded, checkpoints)
-    state, spec = engine.policy.state_dict(), json.loads(engine.spec.to_json())
+    state, spec = untrained(engine.spec, 0).state_dict(), json.loads(engine.spec.to_json())
     engine.close()
     good, bad, crashing = (
         checkpoints.save(

@@ -22,6 +22,7 @@ from learners.checkpoints.store import Checkpoints, open_checkpoints
 from learners.experience import schema
 from runtime.config.loader import load
 from runtime.inference.build import build_engine
+from runtime.inference.torch_engine import untrained
 
 START_S = 150.0
 BASE = "reflexd/old"
@@ -46,7 +47,7 @@ def make_strange(config: Path, state: Path) -> tuple[str, str]:
     loaded = load(config).config
     checkpoints = open_checkpoints(loaded.state_dir, loaded.promotion)
     engine = build_engine(loaded, checkpoints)
-    weights, spec = engine.policy.state_dict(), json.loads(engine.spec.to_json())
+    weights, spec = untrained(engine.spec, 0).state_dict(), json.loads(engine.spec.to_json())
     engine.close()
     good, strange = (checkpoints.save({"policy": weights}, {"spec": spec}) for _ in range(2))
     for version in (good, strange):

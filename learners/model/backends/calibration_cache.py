@@ -12,27 +12,28 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import torch
-from torch import nn
 
 from learners.files import cache_dir, locked, write_atomically
-from learners.model.backends.openvino import LIBRARY
-from learners.model.backends.selection import (
+from learners.model.backends.choice import (
     BackendChoice,
     BackendSettings,
-    Inputs,
+    HasDeviceType,
     Measured,
     NotCompiled,
-    Run,
-    build,
-    calibrate,
     in_float32,
     processor,
 )
+from learners.model.backends.openvino import LIBRARY
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from learners.model.backends.selection import Inputs, Run
 
 FILE, GRAPHS = "engine.json", "openvino"
 MOST_CHOICES = 256
@@ -70,11 +71,11 @@ class Calibrations:
         places = [self._shared, self._own] if shared else [self._own]
         return tuple(place / GRAPHS for place in places if place is not None)
 
-    def _key(self, version: str, device: torch.device) -> str:
-        libraries = f"torch {torch.__version__} openvino {LIBRARY}"
+    def _key(self, version: str, device: HasDeviceType) -> str:
+        libraries = f"torch {installed_version('torch')} openvino {LIBRARY}"
         return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.settings)).decode()}"
 
-    def recall(self, version: str, device: torch.device) -> BackendChoice | None:
+    def recall(self, version: str, device: HasDeviceType) -> BackendChoice | None:
         """Return the stored choice; None without one, or where the file is unreadable. Copies it from the cache to the state."""
         key = self._key(version, device)
         for place in self._places:
@@ -88,7 +89,7 @@ class Calibrations:
             return choice
         return None
 
-    def remember(self, version: str, device: torch.device, choice: BackendChoice) -> None:
+    def remember(self, version: str, device: HasDeviceType, choice: BackendChoice) -> None:
         """Store one choice in both places."""
         for place in self._places:
             _write(place, self._key(version, device), choice)
@@ -106,6 +107,8 @@ class Calibrations:
             NoBackend: none of them runs within the tolerance.
             NotCompiled: nothing is stored, and this process may not convert.
         """
+        from learners.model.backends.selection import build, calibrate  # noqa: PLC0415 - torch: not for who only reads
+
         device, folders = examples[0][0].device, self.folders(shared=shared)
         settings = self.settings if self.settings.precision != "auto" else replace(self.settings, precision="float32")
         choice = self.recall(version, device)

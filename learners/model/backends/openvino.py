@@ -1,10 +1,11 @@
 """Convert torch modules to OpenVINO graphs, store and run them. The only importer of openvino.
 
-Graphs are stored because a conversion takes seconds. `selection.py` decides whether a graph is fast and exact enough.
+Only a conversion imports torch: an agent that reads graphs needs none. Graphs are stored because a conversion takes seconds. `selection.py` decides whether a graph is fast and exact enough.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import sys
@@ -15,10 +16,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
 from learners.checkpoints.manifest import GraphFiles
 from learners.files import new_folder
@@ -27,8 +27,13 @@ from learners.files import new_folder
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402 - after the line above
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 Precision = Literal["float32", "bfloat16"]
 LIBRARY: str = openvino.__version__
+MADV_DONTNEED = 4
+GRAPH_WEIGHTS = "/graph.bin"
 NICE = 10
 """Of a compilation beside the ticks; the learner has more."""
 
@@ -66,6 +71,7 @@ class OpenVinoRun:
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # the learner and the broker need the cores too
+            "CPU_DENORMALS_OPTIMIZATION": True,  # they made one model 14 times slower
         }
         if background:  # this thread waits without the interpreter lock, at its own priority
             with ThreadPoolExecutor(1, "compile", _lower_priority) as thread:
@@ -74,13 +80,40 @@ class OpenVinoRun:
             self._compiled = _core().compile_model(graph, "CPU", options)
         self._request = self._compiled.create_infer_request()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run on the inputs' own memory; return a copy of the output."""
-        held = [tensor.contiguous() for tensor in inputs]  # the request reads them without a copy
-        for i, tensor in enumerate(held):
-            self._request.set_input_tensor(i, openvino.Tensor(tensor.numpy(), shared_memory=True))
+    def arrays(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        """Run on the inputs' own memory, which must be contiguous; return a copy of the output."""
+        for i, array in enumerate(inputs):
+            self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
         self._request.infer()
-        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+        out: NDArray[Any] = self._request.get_output_tensor(0).data.copy()
+        return out
+
+    def warm_up(self, *inputs: NDArray[Any]) -> None:
+        """Run once, so that OpenVINO makes its own copies of the weights, and release the memory of the graph file."""
+        self.arrays(*inputs)
+        _drop_read_pages()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run on tensors of the CPU."""
+        import torch  # noqa: PLC0415 - only for callers that have torch already
+
+        return torch.from_numpy(self.arrays(*(tensor.contiguous().numpy() for tensor in inputs)))
+
+
+def _drop_read_pages() -> None:
+    """Release the memory of weights that OpenVINO mapped from graph files: it has its own copies (100 MB in the demo).
+
+    A page that is needed again is read from its file.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for line in maps.read_text().splitlines():
+        span, rights, *_, path = line.split(maxsplit=5) if line.count(" ") > 5 else (line, "", "")
+        if path.endswith(GRAPH_WEIGHTS) and rights.startswith("r--"):
+            start, end = (int(number, 16) for number in span.split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 def _lower_priority() -> None:
@@ -114,6 +147,8 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
     Raises:
         RuntimeError: a construct the converter does not know.
     """
+    import torch  # noqa: PLC0415 - only a conversion needs it
+
     # the converter of OpenVINO 2026 traces with what torch 2.13 calls deprecated; the two are pinned together
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -125,6 +160,8 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
 
 def _forget_traces() -> None:
     """Release the traced module: torch would hold each one for ever, with its type (9 MB for the demo's policy)."""
+    import torch  # noqa: PLC0415 - only a conversion needs it
+
     torch._C._jit_clear_class_registry()  # what torch's own tests do between two of them
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol
 
 from learners.model.spec import Modality
 from sensors.readings import Reading
 
-Inputs = tuple[Tensor, ...]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-Run = Callable[..., Tensor]
+Inputs = tuple["Tensor", ...]
+Run = Callable[..., "Tensor"]
 
 
 class Encoder(Protocol):

@@ -100,18 +100,18 @@ class VisionEncoder(_Tower):
         self, model: Any, options: Mapping[str, Any], processor: Any, tokens: int, device: torch.device
     ) -> None:
         self.size = picture_size(options, model.config)
-        mean, std, self._flips = scaling(processor) if processor is not None else ([0.5] * 3, [0.5] * 3, False)
+        mean, std, self.flips = scaling(processor) if processor is not None else ([0.5] * 3, [0.5] * 3, False)
         tower = VisionTower(model, tokens, self.size, mean, std)
         self.columns = tower.columns.shape[1]
         for convolution in (m for m in tower.modules() if isinstance(m, nn.Conv2d)):
             convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
-        shaping = {"size": self.size, "mean": mean, "std": std} | ({"channels": "BGR"} if self._flips else {})
+        shaping = {"size": self.size, "mean": mean, "std": std} | ({"channels": "BGR"} if self.flips else {})
         super().__init__(tower, tokens, tower.width, device, shaping)
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
         """Return pictures as uint8 B,3,Y,X."""
         pixels_BCYX = resize([r.image for r in readings if isinstance(r, Frame)], self.size, self.device)
-        return (pixels_BCYX.flip(1) if self._flips else pixels_BCYX,)
+        return (pixels_BCYX.flip(1) if self.flips else pixels_BCYX,)
 
     def examples(self) -> list[Inputs]:
         """Return one picture with smooth structure."""
@@ -134,8 +134,8 @@ class AudioEncoder(_Tower):
             tower = AudioTower(whisper_encoder(model, frames), tokens, torch.zeros(1, bands, frames))
         else:
             tower = AudioTower(model, tokens, torch.zeros(1, self.samples))
-        self._normalises = getattr(extractor, "do_normalize", None) is not False
-        shaping = {"samples": self.samples} | ({} if self._normalises else {"normalised": False})
+        self.normalises = getattr(extractor, "do_normalize", None) is not False
+        shaping = {"samples": self.samples} | ({} if self.normalises else {"normalised": False})
         super().__init__(tower, tokens, tower.width, device, shaping)
 
     def prepare(self, readings: Sequence[Reading]) -> Inputs:
@@ -153,7 +153,7 @@ class AudioEncoder(_Tower):
         x_BN = upload(sound_BN, self.device)
         if self.mel is not None:
             return self.mel(x_BN)
-        return normalised(x_BN) if self._normalises else x_BN
+        return normalised(x_BN) if self.normalises else x_BN
 
     def examples(self) -> list[Inputs]:
         """Return one rising tone."""

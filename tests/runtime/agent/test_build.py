@@ -24,6 +24,7 @@ from runtime.agent.jobs import jobs, unready
 from runtime.agent.subscriptions import routes
 from runtime.config.loader import load
 from runtime.gate import ipc
+from runtime.inference.torch_engine import untrained
 from runtime.mqtt.topics import Topics
 from runtime.recording.reader import Recording
 
@@ -86,7 +87,8 @@ async def agent(
 
 
 def version(parts: Components, shift: float) -> str:
-    state = {name: x + shift if x.is_floating_point() else x for name, x in parts.engine.policy.state_dict().items()}
+    weights = untrained(parts.engine.spec, 0).state_dict()
+    state = {name: x + shift if x.is_floating_point() else x for name, x in weights.items()}
     return parts.checkpoints.save({"policy": state}, {"spec": orjson.loads(parts.engine.spec.to_json())})
 
 

@@ -24,7 +24,7 @@ from runtime.control.inbox import Inbox
 from runtime.control.tick import Utterances
 from runtime.deploy.task_updater import TaskUpdater
 from runtime.inference.build import build_spec
-from runtime.inference.engine import Engine
+from runtime.inference.torch_engine import TorchEngine
 from runtime.mqtt.topics import Topics
 from sensors.base import Sensor
 from sensors.config import TelemetrySettings
@@ -96,12 +96,12 @@ class Link:
         return True
 
 
-def engine_of(config: Config) -> Engine:
+def engine_of(config: Config) -> TorchEngine:
     torch.manual_seed(0)
     spec = build_spec(
         config.model_copy(update={"policy": config.policy.model_copy(update={"width": 32, "history": 1})}), {}
     )
-    return Engine(Policy(spec), {}, {}, Calibrations(None, BackendSettings("torch", "float32")), lambda _: None)  # type: ignore[arg-type,return-value]
+    return TorchEngine(Policy(spec), {}, {}, Calibrations(None, BackendSettings("torch", "float32")), lambda _: None)  # type: ignore[arg-type,return-value]
 
 
 async def test_an_answer_is_seen_at_the_next_tick_and_counts(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.inference.build import find_encoder, graph_compiler
 from runtime.inference.compiled_policy import compile_policy
-from runtime.inference.engine import Engine
+from runtime.inference.torch_engine import TorchEngine
 from sensors.readings import Observation, Text
 
 CPU = torch.device("cpu")
@@ -56,14 +56,14 @@ def config_of(tmp_path: Path, model: Path, **task: Any) -> Config:
     )
 
 
-def engine_of(config: Config) -> Engine:
+def engine_of(config: Config) -> TorchEngine:
     torch.manual_seed(0)
     encoder = load(config.encoders["language"], 1, CPU)
     actions = ActionSpace((Choice("head", ("a", "b")),))
     stream = StreamSpec("orders", "text", 1, encoder.width)
     spec = PolicySpec(streams=(stream,), actions=actions, width=32, history=2)
     calibrations = Calibrations(None, BackendSettings("torch", "float32"))
-    return Engine(Policy(spec), {"language": encoder}, {"orders": "language"}, calibrations, lambda _: None)  # type: ignore[arg-type,return-value]
+    return TorchEngine(Policy(spec), {"language": encoder}, {"orders": "language"}, calibrations, lambda _: None)  # type: ignore[arg-type,return-value]
 
 
 def promote(config: Config, number: int) -> Path:
@@ -141,7 +141,7 @@ async def test_a_trained_policy_keeps_its_encoder_over_a_promotion_a_restart_and
     first, second = (save_policy(checkpoints, engine, {"orders": version}) for version in (pretrained, tuned))
     acted: list[tuple[str, str]] = []
 
-    async def live_through(engine: Engine, live: str, said: list[tuple[str, Any]]) -> None:
+    async def live_through(engine: TorchEngine, live: str, said: list[tuple[str, Any]]) -> None:
         checkpoints.promote(live)
         updater = policy_updater(tmp_path, checkpoints, engine)
         await updater.start()
@@ -205,20 +205,20 @@ def test_a_task_version_that_a_policy_acts_with_is_not_deleted(tmp_path: Path) -
     assert [folder.is_dir() for folder in folders] == [True, False, False, False, True, True, True]
 
 
-def paired_engine(config: Config, checkpoints: Checkpoints) -> Engine:
+def paired_engine(config: Config, checkpoints: Checkpoints) -> TorchEngine:
     engine = engine_of(config)
     engine.load_weights, engine.find_encoder = checkpoints.load, partial(find_encoder, config)
     return engine
 
 
-def find_version(config: Config, engine: Engine, folder: Path) -> str:
+def find_version(config: Config, engine: TorchEngine, folder: Path) -> str:
     """Return the encoder version that a task version makes."""
     encoder = load(config.encoders["language"], 1, CPU)
     encoder.load_state(state_of(config.encoders["language"], engine.encoders["language"], folder))
     return encoder.version
 
 
-def save_policy(checkpoints: Checkpoints, engine: Engine, encoders: dict[str, str]) -> str:
+def save_policy(checkpoints: Checkpoints, engine: TorchEngine, encoders: dict[str, str]) -> str:
     torch.manual_seed(len(checkpoints.list()))
     policy = Policy(engine.spec)
     return checkpoints.save(
@@ -227,7 +227,7 @@ def save_policy(checkpoints: Checkpoints, engine: Engine, encoders: dict[str, st
 
 
 def policy_updater(
-    folder: Path, checkpoints: Checkpoints, engine: Engine, said: list[tuple[str, Any]] | None = None
+    folder: Path, checkpoints: Checkpoints, engine: TorchEngine, said: list[tuple[str, Any]] | None = None
 ) -> PolicyUpdater:
     def emit(kind: str, data: dict[str, Any]) -> None:
         if said is not None:

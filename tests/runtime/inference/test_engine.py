@@ -26,7 +26,8 @@ from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.inference.engine import ENCODER_FILE, MOST_LOADED, Engine
+from runtime.inference.engine import ENCODER_FILE, MOST_LOADED
+from runtime.inference.torch_engine import TorchEngine as Engine
 from sensors.readings import Observation, Reading, Telemetry, Text
 
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
@@ -484,7 +485,7 @@ async def test_the_other_version_of_an_experiment_says_what_it_would_have_done(t
     assert decided == await explore(plain, range(12)), "the comparison draws nothing"
     last = others[-1]
     assert last is not None
-    states = torch.stack([second.fuse(features) for features in one._past.window()], dim=1)
+    states = torch.stack([second.fuse(one._tensors(features)) for features in one._past.window()], dim=1)
     context = second.context(states)
     best = second.heads.act(context, generator=torch.Generator(), explore=False)
     choice = ARM.choices[0]

@@ -15,9 +15,9 @@ from learners.experience.transition import Transition, encode
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.inference.build import untrained
 from runtime.inference.decision import InferenceResult
-from runtime.inference.engine import HISTORY_FILE, Engine
+from runtime.inference.engine import HISTORY_FILE
+from runtime.inference.torch_engine import TorchEngine, untrained
 from sensors.readings import Observation, Telemetry
 
 KINDS: dict[str, tuple[list[float], list[float]]] = {
@@ -36,8 +36,8 @@ def no_version(_version: str, _shapes: Any) -> Any:
     raise AssertionError("no version to load")
 
 
-def engine(folder: Path) -> Engine:
-    return Engine(untrained(SPEC, 0), {}, {}, Calibrations(folder, BackendSettings(backend="torch")), no_version)
+def engine(folder: Path) -> TorchEngine:
+    return TorchEngine(untrained(SPEC, 0), {}, {}, Calibrations(folder, BackendSettings(backend="torch")), no_version)
 
 
 def seen(tick: int, values: np.ndarray[Any, Any]) -> Observation:

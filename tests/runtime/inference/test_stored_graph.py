@@ -28,8 +28,8 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.worker.compilation import compile_candidate
 from runtime.inference.compiled_policy import StoredGraph, compile_policy
-from runtime.inference.engine import Engine
 from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
+from runtime.inference.torch_engine import TorchEngine
 from sensors.readings import Observation, Telemetry
 
 SPEC = PolicySpec(
@@ -80,10 +80,10 @@ def save(checkpoints: Checkpoints, seed: int, *, graph: bool, library: str | Non
     return checkpoints.save({"policy": state}, documents | made.documents, graphs=made.graphs)
 
 
-def agent(folder: Path, checkpoints: Checkpoints, compiler: GraphCompiler | None = None) -> Engine:
+def agent(folder: Path, checkpoints: Checkpoints, compiler: GraphCompiler | None = None) -> TorchEngine:
     """An engine that acts: from here on it may not convert."""
     torch.manual_seed(0)
-    engine = Engine(Policy(SPEC), {}, {}, Calibrations(folder, SETTINGS), checkpoints.load)
+    engine = TorchEngine(Policy(SPEC), {}, {}, Calibrations(folder, SETTINGS), checkpoints.load)
     engine.calibrations.convert_here, engine.compiler = False, compiler
     return engine
 

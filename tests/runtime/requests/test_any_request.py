@@ -28,7 +28,7 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.config.schema import Config
 from runtime.deploy.task_versions import TaskVersions
-from runtime.inference.engine import Engine
+from runtime.inference.torch_engine import TorchEngine
 from runtime.mqtt import Message
 from runtime.mqtt.topics import Topics
 from runtime.requests.explain import Explainer
@@ -119,7 +119,7 @@ class World:
         assert store.flush()
         store.close()
         calibrations = Calibrations(None, BackendSettings("torch", "float32"))
-        self.engine = Engine(Policy(SPEC), {}, {}, calibrations, self.checkpoints.load)
+        self.engine = TorchEngine(Policy(SPEC), {}, {}, calibrations, self.checkpoints.load)
         self.config = config_of(folder)
         self.ticker = SimpleNamespace(session="s", engine=self.engine, degraded={})
 

@@ -1,0 +1,1 @@
+"""The models in numpy, without torch: inputs of encoders, history, input statistics, heads, and draws."""

@@ -1,0 +1,232 @@
+"""Draw actions in numpy from the outputs of a policy's networks, with exactly known probabilities. Imports no torch.
+
+The distributions are those of `learners.model.heads` and `learners.model.gaussian_actor`, which train and evaluate the policy;
+`tests/runtime/inference/test_sampling.py` compares both. Each tick has a generator of its own, so that a replay can
+begin at any tick: Philox (Salmon et al. 2011), with the seed as its key and the tick as its counter.
+
+Shapes: n choices of an actuator, A all continuous components together, a continuous actuators, K time constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr
+
+from actuators.actions import Continuous
+
+INDEPENDENT = (1.0,)
+SLOW = (16.0, 64.0)
+"""Time constants of excursions in ticks, as in `learners.model.exploration`."""
+EXCURSION = 256.0
+"""Ticks of an excursion on average."""
+EDGE = 0.999
+"""Share of the range beyond which a motion counts as at its limit."""
+MAX_LOG_DENSITY = 700.0
+"""Of one actuator's motion; its exponential is just below the largest float64."""
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+def generator_of(seed: int, tick: int) -> np.random.Generator:
+    """Return the generator of a tick; those of different ticks or seeds share no number."""
+    return np.random.Generator(np.random.Philox(key=seed & (2**128 - 1), counter=tick << 64))
+
+
+@dataclass(slots=True)
+class ArrayOutput:
+    """The output of the heads for one context; the fields are those of `learners.model.heads.HeadOutput`, with one row."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    probabilities: dict[str, Any] = field(default_factory=dict)
+    value: Floats = field(default_factory=lambda: np.zeros(1, np.float32))
+    scores: dict[str, Floats] = field(default_factory=dict)
+    choices: dict[str, Floats] = field(default_factory=dict)
+
+
+def epsilon_greedy(scores_n: Floats, epsilon: float) -> Floats:
+    """Return the probabilities n: the best choice, with `epsilon` spread evenly over all."""
+    uniform = np.float32(1.0) / np.float32(len(scores_n))
+    chosen_n = np.full(len(scores_n), np.float32(epsilon) * uniform, np.float32)
+    chosen_n[int(scores_n.argmax())] += np.float32(1.0 - epsilon)
+    return chosen_n
+
+
+def softmax(x_n: Doubles) -> Floats:
+    """Return the probabilities n that are proportional to exp(x)."""
+    raised_n = np.exp(x_n - x_n.max())
+    probabilities_n: Floats = (raised_n / raised_n.sum()).astype(np.float32)
+    return probabilities_n
+
+
+def draw_index(probabilities_n: Floats, chance: np.random.Generator) -> int:
+    """Draw one choice; one of probability 0 is never drawn."""
+    total_n = np.cumsum(probabilities_n, dtype=np.float64)
+    index = int(np.searchsorted(total_n, chance.random() * total_n[-1], side="right"))
+    return min(index, int(np.flatnonzero(probabilities_n)[-1]))
+
+
+class ArrayNoise:
+    """Unit-variance noise of A numbers, correlated over successive calls.
+
+    Args:
+        width: A.
+        time_constants: in ticks; 1 means independent.
+    """
+
+    def __init__(self, width: int, time_constants: Sequence[float]) -> None:
+        self._width = width
+        self._keep_K = np.array([0.0 if t <= 1 else 1 - 1 / t for t in time_constants], np.float32)
+        self._fresh_K: Floats = np.sqrt(np.float32(1) - np.square(self._keep_K))
+        self.state_1AK: Floats | None = None
+
+    def __call__(self, chance: np.random.Generator) -> Floats:
+        """Draw the next A."""
+        fresh_1AK = chance.standard_normal((1, self._width, len(self._keep_K)), np.float32)
+        if self.state_1AK is None or self.state_1AK.shape != fresh_1AK.shape:
+            self.state_1AK = fresh_1AK
+        else:
+            self.state_1AK = self._keep_K * self.state_1AK + self._fresh_K * fresh_1AK
+        noise_A: Floats = self.state_1AK[0].sum(-1) / np.float32(len(self._keep_K) ** 0.5)
+        return noise_A
+
+
+class Exploration:
+    """The memory of exploration, which all versions of a policy share.
+
+    Args:
+        width: A.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.noise, self.wander = ArrayNoise(width, INDEPENDENT), ArrayNoise(width, SLOW)
+        self._free: bool | None = None
+
+    def is_free(self, epsilon: float, chance: np.random.Generator) -> bool:
+        """Return whether an excursion acts at this tick: stretches of `EXCURSION` ticks, a share `epsilon` of the time."""
+        fresh, ends = chance.random(2, np.float32)
+        if self._free is None or ends < 1 / EXCURSION:
+            self._free = bool(fresh < epsilon)
+        return self._free
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what the next draw depends on, by name; empty before the first draw."""
+        rows = {"noise": self.noise.state_1AK, "wander": self.wander.state_1AK}
+        found: dict[str, NDArray[Any]] = {name: x.copy() for name, x in rows.items() if x is not None}
+        return found if self._free is None else found | {"free": np.array([self._free])}
+
+    def restore(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Continue from what `state` returned; further names are ignored."""
+        self.noise.state_1AK, self.wander.state_1AK = rows.get("noise"), rows.get("wander")
+        free = rows.get("free")
+        self._free = None if free is None else bool(free[0])
+
+
+def squashed_log_density(raw_A: Doubles, noise_A: Doubles, log_std_A: Doubles) -> Doubles:
+    """Log density of tanh(raw): Gaussian minus the log of tanh's slope, 2 (log 2 - raw - softplus(-2 raw)), stable."""
+    gaussian_A = -0.5 * np.square(noise_A) - log_std_A - 0.5 * math.log(2 * math.pi)
+    density_A: Doubles = gaussian_A - 2 * (math.log(2) - raw_A - np.logaddexp(0.0, -2 * raw_A))
+    return density_A
+
+
+def unit_log_density(unit_A: Floats, mean_A: Floats, log_std_A: Floats) -> Doubles:
+    """Return the log density A of actions in [-1, 1]; beyond +-`EDGE` it is constant, with the probability of that end."""
+    unit, mean, log_std = (x.astype(np.float64) for x in (unit_A, mean_A, log_std_A))
+    raw_A, edge, width = np.arctanh(np.clip(unit, -EDGE, EDGE)), math.atanh(EDGE), math.log(1 - EDGE)
+    std_A = np.exp(log_std)
+    high_A, low_A = log_ndtr((mean - edge) / std_A) - width, log_ndtr((-mean - edge) / std_A) - width
+    inside_A = squashed_log_density(raw_A, (raw_A - mean) / std_A, log_std)
+    edge32 = np.float32(EDGE)
+    return np.where(unit_A >= edge32, high_A, np.where(unit_A <= -edge32, low_A, inside_A))
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Draws the action of all continuous actuators together.
+
+    Args:
+        actuators: in the order of the policy.
+    """
+
+    actuators: tuple[Continuous, ...]
+
+    @property
+    def widths(self) -> list[int]:
+        """Components of each actuator."""
+        return [len(one.low) for one in self.actuators]
+
+    def _ranges(self) -> tuple[Floats, Floats]:
+        low_A = np.array([x for one in self.actuators for x in one.low], np.float32)
+        high_A = np.array([x for one in self.actuators for x in one.high], np.float32)
+        return (high_A + low_A) / np.float32(2), (high_A - low_A) / np.float32(2)
+
+    def to_units(self, unit_A: Floats) -> Floats:
+        """Convert (-1, 1) to actuator units, never outside the limits by rounding."""
+        centre_A, reach_A = self._ranges()
+        return np.clip(centre_A + reach_A * unit_A, centre_A - reach_A, centre_A + reach_A)
+
+    def from_units(self, value_A: Floats) -> Floats:
+        """Convert actuator units to [-1, 1]."""
+        centre_A, reach_A = self._ranges()
+        unit_A: Floats = np.clip((value_A - centre_A) / reach_A, np.float32(-1), np.float32(1))
+        return unit_A
+
+    def draw(
+        self,
+        mean_A: Floats,
+        log_std_A: Floats,
+        epsilon: float,
+        explore: bool | float,  # noqa: FBT001 - as in Engine.decide
+        memory: Exploration,
+        chance: np.random.Generator,
+    ) -> tuple[Floats, Doubles]:
+        """Return the action A in (-1, 1) and the log density a of each actuator's part in its units.
+
+        Args:
+            mean_A: before squashing.
+            log_std_A: likewise.
+            epsilon: share of excursions.
+            explore: True: noise and excursions. A number widens the noise; 0 or False gives the mean: log density 0.
+            memory: of exploration.
+            chance: the only source of chance.
+        """
+        reach_a = self._by_actuator(np.log(self._ranges()[1].astype(np.float64)))
+        if explore is not True:
+            if float(explore) == 0.0:
+                return np.tanh(mean_A), np.zeros(len(self.actuators))
+            widened_A = log_std_A + np.float32(math.log(float(explore)))
+            unit_A = np.tanh(mean_A + np.exp(widened_A) * memory.noise(chance))
+            own_A = unit_log_density(self.from_units(self.to_units(unit_A)), mean_A, widened_A)
+            return unit_A, self._by_actuator(own_A) - reach_a
+        wander_A, free = memory.wander(chance), memory.is_free(epsilon, chance)
+        raw_A = mean_A + np.exp(log_std_A) * memory.noise(chance)
+        unit_A = np.tanh(wander_A if free else raw_A)
+        stored_A = self.from_units(self.to_units(unit_A))  # as it is read from the store, in the units in float32
+        return unit_A, self.mixture(stored_A, mean_A, log_std_A, epsilon)
+
+    def mixture(self, unit_A: Floats, mean_A: Floats, log_std_A: Floats, epsilon: float) -> Doubles:
+        """Return the log density a of each actuator's part of a motion in [-1, 1], in its units, excursions included."""
+        own_a = self._by_actuator(unit_log_density(unit_A, mean_A, log_std_A))
+        standard_A = np.zeros_like(mean_A)
+        free_a = self._by_actuator(unit_log_density(unit_A, standard_A, standard_A))
+        with np.errstate(divide="ignore"):  # the log of a share of 0
+            shares = np.log(np.array([1 - epsilon, epsilon]))
+        reach_a = self._by_actuator(np.log(self._ranges()[1].astype(np.float64)))
+        both_a: Doubles = np.logaddexp(own_a + shares[0], free_a + shares[1]) - reach_a
+        return both_a
+
+    def fill(self, out: ArrayOutput, unit_A: Floats, log_density_a: Doubles) -> None:
+        """Write values and densities of each actuator."""
+        parts = np.split(self.to_units(unit_A), np.cumsum(self.widths)[:-1])
+        for one, value_A, log_density in zip(self.actuators, parts, log_density_a, strict=True):
+            out.values[one.name] = value_A[None]
+            out.probabilities[one.name] = np.exp(np.minimum(log_density, MAX_LOG_DENSITY))[None]
+
+    def _by_actuator(self, x_A: Doubles) -> Doubles:
+        return np.array([part.sum() for part in np.split(x_A, np.cumsum(self.widths)[:-1])])

@@ -1,0 +1,256 @@
+"""The engine on graphs: OpenVINO runs encoders and the fused part, numpy runs the heads and draws the actions. No torch.
+
+A version needs a graph of its fused part: of its checkpoint, else one that the compiler process made.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.checkpoints.arrays import shapes_of
+from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
+from learners.ipc.policy_spec import spec_of_version
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.choice import CPU, BackendChoice, NotCompiled, readable_graph
+from learners.model.backends.openvino import OpenVinoRun
+from learners.model.backends.stored_graph import FIRST, LATER, NO_GRAPH, StoredGraph, digest_of
+from learners.model.spec import PolicySpec
+from runtime.inference.arrays.history import Fuse
+from runtime.inference.arrays.policy import ArrayPolicy, Weights
+from runtime.inference.arrays.sampling import ArrayOutput, Exploration, generator_of
+from runtime.inference.comparison import OtherDecision
+from runtime.inference.decision import actions_of
+from runtime.inference.engine import ENCODER_FILE, UNTRAINED, Engine, LoadedVersion
+from runtime.inference.prepared import ArrayEncoder, stored_graph
+from sensors.config import AngleField, EnumField
+from sensors.readings import Reading
+
+
+class CompiledEngine(Engine):
+    """The policy and its encoders as graphs.
+
+    Args:
+        spec: of the policy.
+        weights: to start with.
+        encoders: by their name in the settings.
+        routes: which encoder reads each stream; telemetry has none.
+        calibrations: reads choices and graphs.
+        load_weights: reads and verifies a version's weights as arrays; `load` raises what it raises.
+        version: name of the weights to start with.
+        seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
+        field_kinds: by telemetry stream, the fields that are no plain numbers.
+
+    Raises:
+        NotCompiled: there is no graph of the weights to start with.
+    """
+
+    runtime = "compiled"
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        weights: Weights,
+        encoders: dict[str, ArrayEncoder],
+        routes: Mapping[str, str],
+        calibrations: Calibrations,
+        load_weights: Callable[..., LoadedCheckpoint],
+        *,
+        version: str = UNTRAINED,
+        seed: int = 0,
+        field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] | None = None,
+    ) -> None:
+        self.load_weights, self._weights = load_weights, weights
+        self._memory = Exploration(sum(len(a.low) for a in spec.actions.continuous))
+        self._explained: tuple[str, ArrayPolicy] | None = None
+        """The version that explained last, with a graph of its own: a request of OpenVINO serves one thread."""
+        calibrations.convert_here = False
+        super().__init__(spec, encoders, routes, calibrations, version=version, seed=seed, field_kinds=field_kinds)
+
+    def _prepare_thread(self, threads: int) -> None:
+        """OpenVINO has threads of its own, and flushes denormals itself."""
+
+    def _first(self) -> LoadedVersion:
+        for name, encoder in self.encoders.items():
+            choice = self.calibrations.recall(encoder.version, CPU)
+            if choice is not None:
+                self.choices[name] = choice
+        policy = self._policy(self._weights, first=True)
+        return LoadedVersion(self.version, policy, self.encoders, policy.fuse)
+
+    def _policy(
+        self, weights: Weights, *, first: bool = False, stored: StoredGraph = NO_GRAPH, spec: PolicySpec | None = None
+    ) -> ArrayPolicy:
+        """Return a version with its graph compiled and warmed up.
+
+        Raises:
+            NotCompiled: there is none.
+        """
+        spec = spec or self.spec
+        if spec.plain:
+            return ArrayPolicy(spec, weights, None)
+        run, self.choices["policy"] = graph_run(self.calibrations, spec, weights, first=first, stored=stored)
+        return ArrayPolicy(spec, weights, run)
+
+    def _prepare(self, version: str) -> LoadedVersion:
+        loaded = self.load_weights(version, self.shapes, self.spec.meaning())
+        self._check_encoders(loaded)
+        stored = StoredGraph.of(loaded)
+        try:
+            policy = self._policy(loaded.arrays["policy"], stored=stored)
+        except NotCompiled as missing:
+            raise NotCompiled(stored.reason or str(missing)) from None
+        return LoadedVersion(version, policy, dict(self._pretrained), policy.fuse)
+
+    def _check_encoders(self, loaded: LoadedCheckpoint) -> None:
+        """Check that the checkpoint was trained with the encoders that are here.
+
+        Raises:
+            CheckpointRefused: it was trained with others.
+        """
+        manifest = loaded.manifest
+        for name, encoder in self._pretrained.items():
+            if ENCODER_FILE + name in loaded.arrays:
+                detail = f"it brings weights of encoder {name}, which only engine.runtime: torch can load"
+                raise CheckpointRefused(manifest.version, "encoder_missing", detail)
+            routed = {stream for stream, route in self.routes.items() if route == name}
+            wanted = {version for stream, version in manifest.encoder_versions.items() if stream in routed}
+            if wanted - {encoder.version}:
+                detail = f"it was trained with version {' and '.join(sorted(wanted))} of encoder {name}, which is not on disk"
+                raise CheckpointRefused(manifest.version, "encoder_missing", detail)
+
+    @property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The shapes that a checkpoint's files must hold."""
+        return {"policy": shapes_of(self._weights)}
+
+    @property
+    def untrained_digest(self) -> str:
+        """The digest of the weights to start with."""
+        return digest_of(self.spec.to_json(), self._weights)
+
+    def exploration_share(self) -> float | None:
+        """Return how much the acting policy explores: the share of random choices, else the factor on its noise; None for a bandit."""
+        policy: ArrayPolicy = self._live.policy
+        return policy.exploration_share()
+
+    @property
+    def has_excursions(self) -> bool:
+        """Whether exploration of the acting policy depends on all ticks before."""
+        policy: ArrayPolicy = self._live.policy
+        return policy.excursion_share > 0
+
+    def explaining(self, version: str) -> ArrayPolicy:
+        """Return a version for work outside the tick, in one other thread; the last one is held.
+
+        Raises:
+            CheckpointRefused: it may not be loaded.
+            NotCompiled: it has no graph for this machine.
+        """
+        if self._explained is None or self._explained[0] != version:
+            self._explained = (version, self._for_explaining(version))
+        policy = self._explained[1]
+        if version == UNTRAINED and self._live.version == UNTRAINED:
+            statistics = copy.deepcopy(self._statistics)
+            policy = ArrayPolicy(policy.spec, policy.weights, statistics.applied_to(policy.fuse))
+        return policy
+
+    def _for_explaining(self, version: str) -> ArrayPolicy:
+        if version == UNTRAINED:
+            return self._policy(self._weights, first=True)
+        loaded = self.load_weights(version)
+        return self._policy(
+            loaded.arrays["policy"], stored=StoredGraph.of(loaded), spec=spec_of_version(loaded) or self.spec
+        )
+
+    def _encode(self, encoder: ArrayEncoder, readings: Sequence[Reading]) -> NDArray[np.float16]:
+        return encoder.encode(readings).astype(np.float16)
+
+    def _act(
+        self,
+        live: LoadedVersion,
+        states_BHD: NDArray[np.float32],
+        tick: int,
+        explore: bool | float,  # noqa: FBT001 - as in decide
+    ) -> ArrayOutput:
+        policy: ArrayPolicy = live.policy
+        return policy.act(states_BHD, generator_of(self.seed, tick), self._memory, explore=explore)
+
+    def _compared(
+        self,
+        other: LoadedVersion,
+        theirs_BHD: NDArray[np.float32],
+        live: LoadedVersion,
+        ours_BHD: NDArray[np.float32],
+        out: Any,
+    ) -> OtherDecision:
+        theirs, ours = other.policy, live.policy
+        best = theirs.act(theirs_BHD, generator_of(0, 0), Exploration(0), explore=False)
+        own, by_acting = (p.taken(s, best.values) for p, s in ((theirs, theirs_BHD), (ours, ours_BHD)))
+        values = {name: action.value for name, action in actions_of(self.spec, best)[0].items()}
+        actions = {n: {"value": v, "probability": own[n], "acting": by_acting[n]} for n, v in values.items()}
+        return OtherDecision(other.version, actions, theirs.taken(theirs_BHD, out.values))
+
+    def _exploration_state(self) -> dict[str, NDArray[Any]]:
+        return self._memory.state()
+
+    def _restore_exploration(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        self._memory.restore(rows)
+
+    def _released(self, loaded: LoadedVersion) -> None:
+        """A graph holds nothing that another version could use."""
+
+    def _with_state(self, name: str, base: Any, state: Mapping[str, Any]) -> Any:
+        raise RuntimeError(
+            f"encoder {name}: only engine.runtime: torch loads {len(state)} other weights into {base.version}"
+        )
+
+
+def graph_run(
+    calibrations: Calibrations, spec: PolicySpec, weights: Weights, *, first: bool, stored: StoredGraph = NO_GRAPH
+) -> tuple[Fuse, BackendChoice]:
+    """Return the fused part of a policy on its graph, warmed up, and the choice of its precision.
+
+    A reduced precision runs only where the learner, or the compiler process, found that these weights decide alike in it.
+
+    Args:
+        calibrations: reads choices and graphs.
+        spec: of the policy.
+        weights: by name.
+        first: these are the weights a daemon starts with.
+        stored: the graph of the checkpoint.
+
+    Raises:
+        NotCompiled: there is no graph for this machine.
+    """
+    version = f"{FIRST if first else LATER}-{digest_of(spec.to_json(), weights)}"
+    choice = calibrations.recall(hashlib.sha256(spec.to_json()).hexdigest()[:16], CPU)
+    if choice is None or choice.backend != "openvino":
+        raise NotCompiled(f"{version}: no choice of a graph is stored")
+    if choice.precision != "float32" and calibrations.settings.precision == "auto":
+        verdict = stored.same_decisions
+        if verdict is None:
+            known = calibrations.recall(version, CPU)
+            verdict = known is not None and known.precision == choice.precision
+        choice = choice if verdict else replace(choice, precision="float32")
+    folders = calibrations.folders(shared=first)
+    try:
+        graph = readable_graph(version, stored.files) if stored.files is not None else stored_graph(version, folders)
+    except NotCompiled as unreadable:
+        if stored.files is None:
+            raise
+        try:
+            graph = stored_graph(version, folders)
+        except NotCompiled:
+            raise unreadable from None
+    run = OpenVinoRun(graph, choice.precision, calibrations.settings.threads, background=not first)
+    tokens = [np.zeros((1, s.tokens, s.width), np.float32) for s in spec.streams]
+    count = len(spec.streams)
+    run.warm_up(np.ones((1, count), bool), np.full((1, count), 0.1, np.float32), *tokens)
+    return run.arrays, choice
