@@ -3,10 +3,15 @@
 rtsp_flashes.py PORT: rtsp://127.0.0.1:PORT/test. Prints `ready` once it listens, then the monotonic time of each white frame.
 """
 
+import argparse
 import sys
 import time
 
-import gi
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("port", help="port on the loopback address")
+ARGUMENTS = PARSER.parse_args()  # before gi, which only Debian's python has
+
+import gi  # noqa: E402
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
@@ -51,12 +56,12 @@ def main() -> None:
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
-    server.set_service(sys.argv[1])
+    server.set_service(ARGUMENTS.port)
     factory = Factory()
     factory.connect("media-configure", lambda one, media: one.do_configure(media))
     server.get_mount_points().add_factory("/test", factory)
     if not server.attach(None):
-        sys.exit(f"port {sys.argv[1]} is taken")
+        sys.exit(f"port {ARGUMENTS.port} is taken")
     print("ready", flush=True)
     GLib.MainLoop().run()
 

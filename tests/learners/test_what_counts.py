@@ -285,6 +285,11 @@ def test_training_sees_the_history_that_acting_saw(where: str) -> None:
     policy, rng = Policy(spec).eval(), np.random.default_rng(0)
     replay, window, past = ReplayBuffer(spec, max_bytes=1 << 22), FrameWindow(spec), ObservationHistory(spec)
     acting, k = [], 0
+    module = FlatPolicyModule(policy)
+
+    def fuse(*arrays: Any) -> Any:
+        return module(*(torch.as_tensor(array) for array in arrays)).detach().numpy()
+
     for episode in range(2):
         window.restart()
         for step in range(6):
@@ -293,7 +298,7 @@ def test_training_sees_the_history_that_acting_saw(where: str) -> None:
                 acting.append(policy.encode(window.remember(view).features()))
             else:
                 features = recorded(spec, [view], [{"view": True}], [{"view": 0.0}])
-                acting.append(policy.context(past.take(features, FlatPolicyModule(policy))))
+                acting.append(policy.context(torch.from_numpy(past.take(features, fuse))))
             session = str(episode) if where == "lock-step" else "s"
             there, ages = {"view": True}, {"view": 0.0}
             row = Transition(session, k, str(k), 0.0, "p", view, {}, there, ages, {"a": "l"}, done=step == 5)

@@ -14,7 +14,7 @@ import transformers as hf
 from torch import nn
 
 from learners.config import EncoderSettings
-from learners.model.backends import calibration_cache, selection
+from learners.model.backends import selection
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.cuda import CudaGraphRun
 from learners.model.backends.selection import BackendSettings, NoBackend
@@ -256,7 +256,7 @@ def test_a_choice_is_remembered_and_used_again(folders: Path, tmp_path: Path, mo
     def forbidden(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(calibration_cache, "calibrate", forbidden)
+    monkeypatch.setattr(selection, "calibrate", forbidden)
     _, again = Calibrations(tmp_path, BackendSettings(tolerance=0.05)).runner(
         encoder.module, encoder.examples(), encoder.version
     )
