@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -36,8 +37,10 @@ from learners.model.backends.selection import BackendChoice, BackendSettings
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.source_consistency import Quarantine
 from learners.worker.journal import Journal, JournalEntry
+from runtime.config.schema import DriftSettings
 from runtime.deploy.experiment_controller import ExperimentController
 from runtime.deploy.experiment_rules import ExperimentRules
+from runtime.drift.watch import DriftWatch
 from runtime.gate import latches
 from runtime.recording.reader import Recording, RecordingError
 
@@ -180,6 +183,15 @@ def quarantine(_folder: Path) -> None:
     Quarantine().restore(written)
     with pytest.raises(ValueError, match="format"):
         Quarantine().restore(written | {"format": written["format"] + 1})
+
+
+@shows("drift.json")
+def drift(folder: Path) -> None:
+    said: list[str] = []
+    state: Any = (DriftSettings(), ("s",), lambda: "v", folder, lambda kind, _: said.append(kind), time.time, None)
+    (folder / "drift.json").write_bytes(b'{"format": 2}')
+    assert DriftWatch(*state).figures() == {}
+    assert said == ["drift_state_unreadable"]
 
 
 @shows("engine.json")

@@ -25,7 +25,7 @@ from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.tensors import pack, shapes_of
 from learners.config import EncoderSettings
 from learners.continual.versions import TaskVersionStore
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.selection import BackendSettings
 from learners.model.compiled import example_inputs
@@ -128,7 +128,7 @@ def prepare_untrained(work: Mapping[str, Any], calibrations: Calibrations) -> No
     content, problem = pack(policy.state_dict()), None
     for place in (Path(place) for place in work["places"]):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(place.parent)
             write_atomically(place.with_name(f"{place.name}.safetensors"), content, durable=False)
         except OSError as error:
             problem = error

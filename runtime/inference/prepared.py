@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from learners.checkpoints.arrays import WeightsRefused, unpack_arrays
 from learners.config import EncoderSettings
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.choice import CPU, BackendSettings, NotCompiled, in_float32
 from learners.model.backends.openvino import OpenVinoRun, graph_of
@@ -376,7 +376,7 @@ def write_record(places: Sequence[Path], record: EncoderRecord, files: Mapping[s
     problem: OSError | None = None
     for folder in places:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
             for name, content in files.items():
                 write_atomically(folder / name, content, durable=False)
             write_atomically(folder / RECORD, orjson.dumps(asdict(record)), durable=False)
