@@ -34,7 +34,7 @@ def run(own: Calibrations, version: str = "v", *, shared: bool = True) -> torch.
 def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was converted and measured."""
     done: list[str] = []
-    convert, calibrate = selection.convert, calibration_cache.calibrate
+    convert, calibrate = selection.convert, selection.calibrate
 
     def converting(*given: Any) -> Any:
         done.append("converted")
@@ -45,7 +45,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return calibrate(*given)
 
     monkeypatch.setattr(selection, "convert", converting)
-    monkeypatch.setattr(calibration_cache, "calibrate", calibrating)
+    monkeypatch.setattr(selection, "calibrate", calibrating)
     return done
 
 
