@@ -167,6 +167,8 @@ class Stage:
         self.takeovers, self.mode = takeovers or {}, "autonomous"
         self.short_takeovers = False
         """A takeover is over before the next tick."""
+        self.corrected: dict[str, Any] = {}
+        """What the gate reports with its next verdict."""
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.gains: list[float] = []
         self.acted: list[str] = []
@@ -278,7 +280,9 @@ class Stage:
         outcome = Outcome(False, "min_hold", "stay", "none") if refused else Outcome(True, None, turn, "policy")
         if taken_over and not self.short_takeovers:
             outcome = Outcome(True, None, turn, "override")
-        overridden = {"head": turn} if taken_over and self.short_takeovers else {}
+        overridden, self.corrected = self.corrected, {}
+        if taken_over and self.short_takeovers:
+            self.corrected = {"head": turn}  # the gate reports it with the next verdict
         verdict = GateVerdict(decision, True, False, {"head": self.mode}, {"head": outcome}, overridden=overridden)
         decided = InferenceResult(version, {"head": Action(turn, 1.0)}, 0.0, {}, {}, {}, 0.0)
         observation = Observation(self.count, self.now_s, {}, {})

@@ -63,7 +63,12 @@ def unpack_arrays(data: bytes) -> dict[str, NDArray[Any]]:
         bad = int(np.count_nonzero(~_finite(array, found[name]["dtype"])))
         if bad:
             raise WeightsRefused("not_finite", f"{name}: {bad} of {array.size} numbers are not finite")
-    return arrays
+    return {name: _float32(array) if found[name]["dtype"] == "BF16" else array for name, array in arrays.items()}
+
+
+def _float32(bfloat16: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers from their upper halves."""
+    return (bfloat16.astype(np.uint32) << 16).view(np.float32)
 
 
 def _finite(array: NDArray[Any], kind: str) -> NDArray[np.bool_]:

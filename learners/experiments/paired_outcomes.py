@@ -23,6 +23,8 @@ from learners.experiments.switchback import Assignment, Kind
 
 Silence = Literal["zero", "unknown"]
 HARMS = ("takeover", "stop", "refusal", "failure")
+RECENT_UNITS = 8
+"""Units whose rewards can still be taken back."""
 MOST_OPEN_BLOCKS = 4_096
 """Blocks that wait for late rewards; further ones displace the oldest, which is counted."""
 OWN = "tick"
@@ -115,6 +117,8 @@ class PairedOutcomes:
     worst: float | None = None
     """Lowest reward of a tick, or return of an episode, so far."""
     _open: OrderedDict[int, BlockOutcome] = field(default_factory=OrderedDict)
+    _recent: OrderedDict[int, list[tuple[str, float]]] = field(default_factory=OrderedDict)
+    """Rewards of the newest units, by source, as long as a person's command may still become known."""
 
     def add(self, assignment: Assignment, outcome: TickOutcome) -> None:
         """Add one tick; its rewards may also arrive later, by `credit`."""
@@ -136,6 +140,29 @@ class PairedOutcomes:
             if not self.plan.episodic:
                 return  # rewards of a tick in which something else acted are not the policy's
         self._add_rewards(block, outcome.rewards)
+        self._remember(unit, outcome.rewards)
+
+    def correct(self, assignment: Assignment) -> None:
+        """Note that a person replaced the action of a tick already added: its rewards are not the policy's."""
+        block, unit = self._open.get(assignment.block), assignment.unit
+        if assignment.pair is None or assignment.washout or block is None or unit not in block.units:
+            return
+        if not self.plan.episodic and unit in block.rescued_units:
+            return
+        self._add_harms(block, unit, TickOutcome(takeover=True))
+        block.rescued_units.add(unit)
+        for source, value in self._recent.pop(unit, []):
+            block.sums[source] -= value
+            block.counts[source] -= 1
+            if not block.counts[source]:
+                del block.sums[source], block.counts[source]
+
+    def _remember(self, unit: int, rewards: Mapping[str, float]) -> None:
+        if self.plan.episodic:
+            return
+        self._recent.setdefault(unit, []).extend(rewards.items())
+        while len(self._recent) > RECENT_UNITS:
+            self._recent.popitem(last=False)
 
     def credit(self, unit: int, source: str, value: float) -> bool:
         """Add a late reward to the unit of its decision; return False if its pair is closed or does not count it."""
@@ -144,6 +171,7 @@ class PairedOutcomes:
             self.counts["late"] += 1
             return False
         self._add_rewards(block, {source: value})
+        self._remember(unit, {source: value})
         return True
 
     def void(self, block: int) -> None:

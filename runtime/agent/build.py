@@ -161,12 +161,12 @@ async def build(
         {} if task_updater is None else {"task_promoted": task_updater.sync}
     )  # whoever reads it gets the new version
     learner_events = LearnerEvents(outbox, emit, {"source_quarantined": sources.report}, answers)
+    engine.compiler = graph_compiler(config, engine, emit)  # the live version may lack a graph of this library
     policy_updater = PolicyUpdater(checkpoints, engine, experiments, learner_events, emit)
     await policy_updater.start()
     encoder_updater = EncoderUpdater(config, engine, emit)
     await encoder_updater.start()
     engine.calibrations.convert_here = False  # from here on ticks pass, and a conversion would delay them
-    engine.compiler = graph_compiler(config, engine, emit)
 
     viewer = Viewer(Previews(), media, topics, decoders)
     raw_capture = RawCapture(store, streams_to_keep(config), decoders)

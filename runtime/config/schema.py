@@ -277,7 +277,7 @@ class DriftSettings(Settings):
     react: Literal["event", "ask", "shadow", "version_before"] = Field(
         "event",
         description="what a drift does: `event` publishes it; `ask` also waits for a person to accept it on the page; `shadow` "
-        "keeps the policy from acting while it lasts; `version_before` takes the live version back once",
+        "sets the mode to shadow until a person sets another; `version_before` takes the live version back once",
     )
     false_alarms_per_week: float = Field(
         1.0, gt=0, le=100, description="false alarms of all streams together that are allowed in a week"

@@ -29,6 +29,7 @@ from learners.experiments.experiment_test import ExperimentVerdict
 from learners.experiments.guard import RAISED_SHARE, Guard, GuardAlarm
 from learners.experiments.paired_outcomes import TickOutcome
 from learners.experiments.plan import Arm
+from learners.experiments.switchback import Assignment
 from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.source_consistency import Quarantine
 from runtime.control.arm_record import ArmRecord
@@ -90,6 +91,8 @@ class ExperimentController:
     acting: bool = False
     """The policy may act now."""
     _now: ArmRecord = field(default_factory=lambda: ArmRecord(UNTRAINED))
+    _counted: tuple[int, Assignment] | None = None
+    """Experiment and assignment of the tick before, where it was counted."""
     _alarm: GuardAlarm | None = None
     _block: RunningBlock = field(default_factory=RunningBlock)
     _dones: set[str] = field(default_factory=set)
@@ -186,12 +189,16 @@ class ExperimentController:
         modes = ("autonomous", "assist")
         self.acting = verdict is not None and verdict.armed and not verdict.stopped and mode in modes
         assignment, phase = self._now.assignment, self.phase
+        before, self._counted = self._counted, None
+        counted = phase is not None and before is not None and before[0] == phase.number
+        if phase is not None and before is not None and counted and verdict is not None and verdict.overridden:
+            phase.correct(before[1])  # a person's command since the tick before
         if phase is None or assignment is None or phase.number != self._now.experiment or verdict is None:
             return
-        taken_over = held or bool(verdict.overridden)
-        if not (acted or taken_over or stopped):
+        if not (acted or held or stopped):
             return
-        outcome = TickOutcome(takeover=taken_over, stop=stopped, refusal=refused)
+        outcome = TickOutcome(takeover=held, stop=stopped, refusal=refused)
+        self._counted = (phase.number, assignment)
         phase.add(result.decision, assignment, outcome, hold=held)
 
     def credit(self, source: str, value: float, decision: str | None, *, done: bool, failure: bool = False) -> None:

@@ -166,6 +166,10 @@ class ExperimentPhase:
         if unit is not None:
             self.pairs.credit(unit, source, value)
 
+    def correct(self, assignment: Assignment) -> None:
+        """Note that a person replaced the action of a tick already added."""
+        self.pairs.correct(assignment)
+
     def failed(self, decision: str) -> None:
         """Add a failure that became known after its decision."""
         if self._current is not None and self._units.get(decision) == self._current.unit:

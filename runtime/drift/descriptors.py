@@ -82,12 +82,12 @@ def _of_picture(image: NDArray[np.uint8]) -> dict[str, float]:
     small = image[::EVERY_PIXEL, ::EVERY_PIXEL].astype(np.float32)
     grey = small.mean(axis=2)
     fine = image[: image.shape[0] // 2 * 2 : 4, : image.shape[1] // 2 * 2, 1].astype(np.int16)
-    steps = np.abs(fine[:, 1::2] - fine[:, ::2]) if fine.shape[1] > 1 else np.zeros(1)
+    steps = np.abs(fine[:, 1::2] - fine[:, ::2])
     return {
         "brightness": float(grey.mean()),
         "contrast": float(grey.std()),
         "warmth": float((small[..., 0] - small[..., 2]).mean()),
-        "sharpness": float(steps.mean()),
+        "sharpness": float(steps.mean()) if steps.size else 0.0,
     }
 
 

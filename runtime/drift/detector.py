@@ -35,6 +35,10 @@ USUAL_P = 0.1
 """Median p-value of the last minute above which a drift has ended."""
 EXPLAINED = 10
 """Newest vectors that are compared with the reference to name what differs."""
+NOISE_CORRELATION = 0.05
+"""Correlations below it are the noise of 300 vectors."""
+TINY = 1e-6
+"""Share of its size below which a number counts as constant: the rounding of its source."""
 SURE_Z = 3.0
 """Standard deviations above which a single number explains a drift."""
 
@@ -47,17 +51,25 @@ def bet(p: float) -> float:
 
 
 def correlation_time(x_ND: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return by number how many vectors carry the information of one independent vector, at least 1."""
+    """Return by number how many vectors carry the information of one independent vector, at least 1; N for one that never changed."""
+    count = len(x_ND)
     centred = x_ND - x_ND.mean(axis=0)
-    variance = (centred**2).mean(axis=0) + 1e-12
-    times, open_D = np.ones(x_ND.shape[1]), np.ones(x_ND.shape[1], bool)
-    for lag in range(1, len(x_ND) // 4):
-        correlation = (centred[lag:] * centred[:-lag]).mean(axis=0) / variance
-        open_D &= correlation > 0.05
-        if not open_D.any():
-            break
-        times += 2 * correlation * open_D
-    return times
+    spectrum = np.abs(np.fft.rfft(centred, 2 * count, axis=0)) ** 2
+    sums = np.fft.irfft(spectrum, axis=0)[: count // 4]
+    lags = (count - np.arange(len(sums)))[:, None]
+    constant_D = centred.std(axis=0) <= TINY * (1 + np.abs(x_ND).max(axis=0))
+    correlation = (sums / lags) / np.where(constant_D, 1.0, sums[0] / count)
+    open_LD = np.logical_and.accumulate(correlation > NOISE_CORRELATION, axis=0)
+    times: NDArray[np.float64] = 1 + 2 * (correlation[1:] * open_LD[1:]).sum(axis=0)
+    return np.where(constant_D, float(count), times)
+
+
+def known(x_ND: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which numbers went from one side of their mean to the other often enough to say how they change."""
+    above = x_ND > x_ND.mean(axis=0)
+    crossings = (above[1:] != above[:-1]).sum(axis=0)
+    enough: NDArray[np.bool_] = (crossings >= LEARN_TIMES) & (correlation_time(x_ND) * LEARN_TIMES <= len(x_ND))
+    return enough
 
 
 @dataclass(slots=True)
@@ -69,6 +81,8 @@ class _Scale:
     block: int
     mean_D: NDArray[np.float64]
     std_D: NDArray[np.float64]
+    known_D: NDArray[np.bool_]
+    """Numbers that changed often enough in the reference to say how they change."""
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros((MOST, 2)))
     """Of the reference's blocks: the largest distance of a number, and the sum of squares."""
     count: int = 0
@@ -83,6 +97,8 @@ class _Scale:
     @classmethod
     def fitted(cls, x_ND: NDArray[np.float64], *, whiten: bool) -> _Scale:
         """Take centre, scale and correlation from the first vectors."""
+        times_D = correlation_time(x_ND)
+        known_D = known(x_ND)
         phi_D = np.zeros(x_ND.shape[1])
         if whiten:
             centred = x_ND - x_ND.mean(axis=0)
@@ -91,13 +107,13 @@ class _Scale:
             x_ND = x_ND[1:] - phi_D * x_ND[:-1]
             block = BLOCK
         else:
-            longest = float(np.quantile(correlation_time(x_ND), 0.75))
+            longest = float(np.quantile(times_D[known_D], 0.75)) if known_D.any() else 1.0
             block = int(np.clip(math.ceil(2 * longest), BLOCK, LONGEST_BLOCK))
         count = len(x_ND) // block
         means = x_ND[: count * block].reshape(count, block, -1).mean(axis=1)
         std_D = np.maximum(means.std(axis=0), x_ND.std(axis=0) / math.sqrt(block))
-        floor = 1e-6 * (1 + np.abs(x_ND).max(axis=0))  # a constant number may change by its rounding
-        return cls(phi_D, block, means.mean(axis=0), np.maximum(std_D, floor))
+        floor = TINY * (1 + np.abs(x_ND).max(axis=0))
+        return cls(phi_D, block, means.mean(axis=0), np.maximum(std_D, floor), known_D)
 
     def add(self, x_D: NDArray[np.float64], rng: np.random.Generator, *, drifting: bool) -> bool:
         """Take one vector; True where it ended a block."""
@@ -109,8 +125,10 @@ class _Scale:
         self._block.append(x_D)
         if len(self._block) < self.block:
             return False
-        z_D = (np.mean(self._block, axis=0) - self.mean_D) / self.std_D
+        z_D = ((np.mean(self._block, axis=0) - self.mean_D) / self.std_D)[self.known_D]
         self._block.clear()
+        if not len(z_D):
+            return False
         score = (float(np.abs(z_D).max()), float((z_D**2).sum()))
         if self.count >= LEAST:
             self._test(score, rng)
@@ -146,6 +164,7 @@ class _Scale:
             "block": self.block,
             "mean": self.mean_D.tolist(),
             "std": self.std_D.tolist(),
+            "known": self.known_D.tolist(),
             "scores": self.scores[: self.count].tolist(),
         }
 
@@ -159,14 +178,15 @@ class _Scale:
         phi, mean, std = (np.array(data[name], np.float64) for name in ("phi", "mean", "std"))
         known = np.array(data["scores"], np.float64).reshape(-1, 2)[:MOST]
         block = int(data["block"])
-        widths = {phi.shape, mean.shape, std.shape}
+        known_D = np.array(data["known"], bool)
+        widths = {phi.shape, mean.shape, std.shape, known_D.shape}
         if len(widths) != 1 or phi.ndim != 1 or not 1 <= block <= LONGEST_BLOCK or not (std > 0).all():
             raise ValueError("the reference of a stream does not fit together")
         if not all(np.isfinite(x).all() for x in (phi, mean, std, known)):
             raise ValueError("the reference of a stream is not finite")
         scores = np.zeros((MOST, 2))
         scores[: len(known)] = known
-        return cls(phi, block, mean, std, scores, len(known))
+        return cls(phi, block, mean, std, known_D, scores, len(known))
 
 
 @dataclass(slots=True)
@@ -200,7 +220,13 @@ class DriftDetector:
         return max((scale.evidence / self._limit(scale) for scale in self._scales), default=0.0)
 
     def add(self, values_D: NDArray[np.float64]) -> bool:
-        """Take one vector a second; True where `drifting` changed."""
+        """Take one vector a second; True where `drifting` changed.
+
+        Raises:
+            ValueError: it has another width than the reference.
+        """
+        if self._level is not None and values_D.shape != self._level[0].shape:
+            raise ValueError("the vector has another width than the reference")
         self._newest.append(values_D)
         if not self._scales:
             self._first.append(values_D)
@@ -225,8 +251,7 @@ class DriftDetector:
 
     def _is_enough(self, first_ND: NDArray[np.float64]) -> bool:
         """Return whether a slow source has shown enough of itself."""
-        slow = float(np.quantile(correlation_time(first_ND), 0.75))
-        return len(first_ND) >= min(LEARN_MOST, LEARN_TIMES * slow)
+        return len(first_ND) >= LEARN_MOST or bool(known(first_ND).all())
 
     def explanation(self) -> dict[str, float]:
         """Return how many standard deviations the newest seconds lie from the reference, by named number, the farthest first."""
@@ -259,8 +284,8 @@ class DriftDetector:
         level = [x.tolist() for x in self._level]
         return {"names": list(self.names), "level": level, "scales": [scale.dump() for scale in self._scales]}
 
-    def restore(self, data: dict[str, Any]) -> None:
-        """Take what `dump` returned, if it is of the same numbers.
+    def restore(self, data: dict[str, Any], width: int) -> None:
+        """Take what `dump` returned, if it is of the same numbers and of vectors of `width`.
 
         Raises:
             KeyError, TypeError, ValueError: it is something else.
@@ -268,7 +293,12 @@ class DriftDetector:
         if tuple(data["names"]) != self.names:
             return
         scales = tuple(_Scale.restored(scale) for scale in data["scales"])
+        if len(scales) != 2 or len({scale.mean_D.shape for scale in scales}) != 1:
+            raise ValueError("a reference has two scales of one width")
         mean_D, std_D = (np.array(x, np.float64) for x in data["level"])
-        if any(x.shape != scales[0].mean_D.shape or not np.isfinite(x).all() for x in (mean_D, std_D)):
+        if any(
+            x.shape != (width,) or scales[0].mean_D.shape != (width,) or not np.isfinite(x).all()
+            for x in (mean_D, std_D)
+        ):
             raise ValueError("the level of a stream does not fit its reference")
         self._level, self._scales = (mean_D, np.maximum(std_D, 1e-12)), scales

@@ -33,6 +33,7 @@ POLICY = "policy"
 """The source that holds the policy's own figures."""
 WEEK_S = 7 * 86_400.0
 MOST_WORDS = 3
+LARGEST = 1e100
 
 
 @dataclass(slots=True)
@@ -40,12 +41,15 @@ class _Source:
     """One stream, or the policy."""
 
     detector: DriftDetector
+    width: int
+    """Numbers of a vector."""
     next_s: float
     last_seq: int = -1
     encoder: str = ""
     """Version of the encoder whose tokens the reference holds."""
+    since_s: float = 0.0
+    """Begin of the drift, on the clock of the ticks."""
     since_unix_s: float = 0.0
-    """Begin of the drift."""
     words: str = ""
 
 
@@ -74,9 +78,13 @@ class DriftWatch:
     _sources: dict[str, _Source] = field(default_factory=dict)
     _stored: dict[str, Any] = field(default_factory=dict)
     """References of the file that no reading has claimed yet."""
+    skipped: int = 0
+    """Vectors that were not finite."""
     _version: str | None = None
     _returned: bool = False
-    """The live version was taken back once since it acts."""
+    """A version was taken back, and no other promoted since."""
+    _expected: str | None = None
+    """The version to which the watch itself returned."""
     _alarm: asyncio.Queue[str] = field(default_factory=lambda: asyncio.Queue(1))
 
     def __post_init__(self) -> None:
@@ -96,11 +104,12 @@ class DriftWatch:
             except (CheckpointRefused, OSError) as refusal:
                 self.emit("rollback_failed", {"version": version, "why": why, "reason": str(refusal)})
             else:
+                self._expected = live.version
                 self.emit("policy_rolled_back", {"version": version, "to": live.version, "by": "drift", "why": why})
 
     @property
     def is_careful(self) -> bool:
-        """Whether nothing may act because a stream drifts: `react: shadow`."""
+        """Whether a stream drifts and `react: shadow`: the gate then sets the mode to shadow, until a person sets another."""
         return self.settings.react == "shadow" and any(s.detector.drifting for s in self._sources.values())
 
     def ticked(self, result: TickResult) -> None:
@@ -141,37 +150,43 @@ class DriftWatch:
 
     def _take(self, name: str, observation: Observation, described: Description, encoder: str) -> _Source:
         source = self._sources.get(name)
-        if source is None or source.encoder != encoder or source.detector.names != described.names:
-            source = self._sources[name] = self._new(name, described.names, encoder, observation.stamp_s)
+        same = source is not None and source.width == len(described.values_D)
+        if source is None or not same or source.encoder != encoder or source.detector.names != described.names:
+            source = self._sources[name] = self._new(name, described, encoder, observation.stamp_s)
         source.next_s = max(source.next_s + SAMPLE_S, observation.stamp_s)
         detector = source.detector
+        if not np.isfinite(described.values_D).all() or np.abs(described.values_D).max(initial=0.0) > LARGEST:
+            self.skipped += 1
+            return source
         if detector.add(described.values_D):
-            self._changed(name, source)
-        elif detector.drifting and self._accepts_by_itself(source):
+            self._changed(name, source, observation.stamp_s)
+        elif detector.drifting and self._accepts_by_itself(source, observation.stamp_s):
             self._renew(name, "time")
         self.file.changed()
         return source
 
-    def _new(self, name: str, names: tuple[str, ...], encoder: str, now_s: float) -> _Source:
+    def _new(self, name: str, described: Description, encoder: str, now_s: float) -> _Source:
         sources = len(self.streams) + 1
         seed = zlib.crc32(name.encode())
         apart_s = WEEK_S * sources / self.settings.false_alarms_per_week
-        detector = DriftDetector(names, apart_s, np.random.default_rng(seed))
+        detector, width = DriftDetector(described.names, apart_s, np.random.default_rng(seed)), len(described.values_D)
         stored = self._stored.pop(name, None)
-        if stored is not None and stored["encoder"] == encoder:
+        if stored is not None:
             try:
-                detector.restore(stored["reference"])
-            except (KeyError, TypeError, ValueError) as error:
+                if stored["encoder"] == encoder:
+                    detector.restore(stored["reference"], width)
+            except (LookupError, TypeError, ValueError) as error:
                 self.emit("drift_state_unreadable", {"reason": f"{name}: {error}"})
         # sources take their turns at different ticks of a second
-        return _Source(detector, now_s + seed % 1_000 / 1_000 * SAMPLE_S, encoder=encoder)
+        return _Source(detector, width, now_s + seed % 1_000 / 1_000 * SAMPLE_S, encoder=encoder)
 
-    def _changed(self, name: str, source: _Source) -> None:
+    def _changed(self, name: str, source: _Source, now_s: float) -> None:
         if not source.detector.drifting:
-            self.emit("drift_ended", {"stream": name, "seconds": round(self.wall() - source.since_unix_s)})
+            self.emit("drift_ended", {"stream": name, "seconds": round(now_s - source.since_s)})
             return
         differs = source.detector.explanation()
         words = [in_words(number, z) for number, z in differs.items()][:MOST_WORDS]
+        source.since_s = now_s
         source.since_unix_s, source.words = self.wall(), ", ".join(words) or DIFFERENT
         self.emit(
             "drift_noticed",
@@ -181,9 +196,9 @@ class DriftWatch:
             self._returned = True
             self._alarm.put_nowait(name)
 
-    def _accepts_by_itself(self, source: _Source) -> bool:
+    def _accepts_by_itself(self, source: _Source, now_s: float) -> bool:
         limit_s = self.settings.accept_after_s
-        return self.settings.react != "ask" and limit_s > 0 and self.wall() - source.since_unix_s >= limit_s
+        return self.settings.react != "ask" and limit_s > 0 and now_s - source.since_s >= limit_s
 
     def _renew(self, name: str, by: str) -> None:
         self.emit("drift_accepted", {"stream": name, "by": by})
@@ -192,7 +207,9 @@ class DriftWatch:
 
     def _forget(self, version: str) -> None:
         """Learn every reference again: another version acts."""
-        self._version, self._returned = version, False
+        self._version = version
+        if version != self._expected:
+            self._returned = False
         self._sources, self._stored = {}, {}
 
     def _dump(self) -> dict[str, Any]:

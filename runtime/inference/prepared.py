@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import orjson
+import structlog
 from numpy.typing import NDArray
 
 from learners.checkpoints.arrays import WeightsRefused, unpack_arrays
@@ -34,6 +35,7 @@ from runtime.inference.arrays import inputs as array_inputs
 from runtime.process.child import with_parent_death
 from sensors.readings import Frame, Reading, Sound, Text
 
+_LOG = structlog.get_logger(__name__)
 FORMAT = 1
 """Raised when a description has other fields."""
 FOLDER = "prepared"
@@ -230,7 +232,8 @@ class Preparation:
             for place in (self.state_dir, self.shared):
                 try:
                     return self._read(place / FOLDER / key)
-                except (OSError, ValueError, TypeError, KeyError, NotCompiled):
+                except Exception as error:  # noqa: BLE001 - of several libraries: a damaged file is made again
+                    _LOG.info("engine.not_prepared", encoder=name, reason=f"{type(error).__name__}: {error}")
                     continue
             self._run({
                 "prepare": "encoder", "encoder": settings.model_dump(mode="json"), "tokens": tokens, "window_s": window_s,
@@ -263,7 +266,7 @@ class Preparation:
         self._run({"prepare": "untrained", "spec": spec.to_json().decode(), "seed": seed}, key)
 
     def _key(self, *parts: Any) -> str:
-        versions = [installed_version(name) for name in ("torch", "transformers", "openvino")]
+        versions = [installed_version(name) for name in ("reflexd", "torch", "transformers", "openvino")]
         return _short(orjson.dumps([FORMAT, *parts, versions]).decode())
 
     def _read(self, folder: Path) -> ArrayEncoder:
@@ -378,8 +381,8 @@ def write_record(places: Sequence[Path], record: EncoderRecord, files: Mapping[s
         try:
             private_folder(folder)
             for name, content in files.items():
-                write_atomically(folder / name, content, durable=False)
-            write_atomically(folder / RECORD, orjson.dumps(asdict(record)), durable=False)
+                write_atomically(folder / name, content)
+            write_atomically(folder / RECORD, orjson.dumps(asdict(record)))
         except OSError as error:
             problem = error
         else:

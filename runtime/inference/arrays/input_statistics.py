@@ -21,6 +21,8 @@ PREFIX = "statistics/"
 MEMORY = 1_000
 """Readings that the statistics remember: no weights depend on them yet, so they may follow quickly."""
 CLIP, EPS = 10.0, np.float32(1e-6)
+LARGEST = np.float32(1e18)
+"""Larger readings count as this: their squares would be infinite, and every later decision not a number."""
 KEYS = ("count", "mean", "scatter")
 
 
@@ -53,7 +55,7 @@ class RunningStatistics:
         if remaining < self.count:
             self.scatter = self.scatter * np.float32(remaining / self.count)
         total = remaining + 1.0
-        shift_W = x_W - self.mean
+        shift_W = np.clip(x_W, -LARGEST, LARGEST) - self.mean
         self.scatter = self.scatter + np.square(shift_W) * np.float32(remaining / total)
         self.mean = self.mean + shift_W * np.float32(1.0 / total)
         self.count = total

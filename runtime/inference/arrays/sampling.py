@@ -51,10 +51,18 @@ class ArrayOutput:
 
 
 def epsilon_greedy(scores_n: Floats, epsilon: float) -> Floats:
-    """Return the probabilities n: the best choice, with `epsilon` spread evenly over all."""
+    """Return the probabilities n: the best choice, with `epsilon` spread evenly over all.
+
+    Raises:
+        ValueError: damaged weights: `epsilon` makes a probability negative, or a score is not finite.
+    """
+    if not np.isfinite(scores_n).all():
+        raise ValueError("the scores of the choices are not finite")
     uniform = np.float32(1.0) / np.float32(len(scores_n))
     chosen_n = np.full(len(scores_n), np.float32(epsilon) * uniform, np.float32)
     chosen_n[int(scores_n.argmax())] += np.float32(1.0 - epsilon)
+    if not (chosen_n >= 0).all():
+        raise ValueError(f"the amount of exploration is no probability: {epsilon:g}")
     return chosen_n
 
 
@@ -66,7 +74,13 @@ def softmax(x_n: Doubles) -> Floats:
 
 
 def draw_index(probabilities_n: Floats, chance: np.random.Generator) -> int:
-    """Draw one choice; one of probability 0 is never drawn."""
+    """Draw one choice; one of probability 0 is never drawn.
+
+    Raises:
+        ValueError: a probability is not finite or negative: no decision is drawn from damaged weights.
+    """
+    if not (np.isfinite(probabilities_n).all() and (probabilities_n >= 0).all()):
+        raise ValueError("the probabilities of the choices are not finite")
     total_n = np.cumsum(probabilities_n, dtype=np.float64)
     index = int(np.searchsorted(total_n, chance.random() * total_n[-1], side="right"))
     return min(index, int(np.flatnonzero(probabilities_n)[-1]))

@@ -7,12 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from drifting import Senses
 
 from learners.checkpoints.manifest import CheckpointRefused
 from runtime.config.schema import DriftSettings
+from runtime.drift.descriptors import describe
 from runtime.drift.watch import FILE, DriftWatch
+from sensors.readings import Frame
 
 LEARNED_S = 900
 FOUND_S = 60
@@ -182,6 +185,21 @@ def test_references_survive_a_restart_and_a_broken_file_is_named(tmp_path: Path)
     (tmp_path / FILE).write_bytes(b'{"version": 1}')
     world.started()
     assert [kind for kind, _ in world.take()] == ["drift_state_unreadable"]
+    for reference in (b"{}", b'{"encoder": "", "reference": {"names": ["temperature"], "scales": []}}', b"3"):
+        (tmp_path / FILE).write_bytes(b'{"version": "third", "sources": {"meter": ' + reference + b"}}")
+        world.watch = world.started()
+        world.run(2)
+        assert [kind for kind, _ in world.take()] == ["drift_state_unreadable"]
+
+
+def test_a_reading_that_is_not_finite_is_counted_and_left_out(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.senses.offset = 1e200
+    world.run(5)
+    assert world.watch.skipped >= 4
+    assert "meter" not in world.watch.figures()
+    one = np.zeros((1, 8, 3), np.uint8)
+    assert np.isfinite(describe(Frame("f", 0.0, 0, one), None).values_D).all()
 
 
 def test_switched_off_it_watches_nothing(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from learners.model.shapley import explain
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.arrays import sampling
 from runtime.inference.arrays.policy import ArrayPolicy
-from runtime.inference.arrays.sampling import Exploration, draw_index, generator_of
+from runtime.inference.arrays.sampling import Exploration, draw_index, epsilon_greedy, generator_of
 from runtime.inference.compiled_engine import graph_run
 
 JOINTS = StreamSpec("joints", "telemetry", 1, 3)
@@ -225,3 +225,18 @@ def test_exploration_resumes_where_it_was() -> None:
             memory.wander(generator_of(0, tick))
             memory.is_free(0.5, generator_of(0, tick))
     assert {k: v.tolist() for k, v in one.state().items()} == {k: v.tolist() for k, v in other.state().items()}
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 2.0, float("nan")])
+def test_an_amount_of_exploration_that_is_no_probability_raises(epsilon: float) -> None:
+    with pytest.raises(ValueError, match="no probability"):
+        epsilon_greedy(np.zeros(3, np.float32), epsilon)
+
+
+@pytest.mark.parametrize("damaged", [float("nan"), float("inf"), -0.5])
+def test_nothing_is_drawn_from_damaged_weights(damaged: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        draw_index(np.array([0.5, damaged], np.float32), generator_of(0, 0))
+    if damaged > 0 or damaged != damaged:  # noqa: PLR0124 - NaN
+        with pytest.raises(ValueError, match="not finite"):
+            epsilon_greedy(np.array([0.5, damaged], np.float32), 0.1)
