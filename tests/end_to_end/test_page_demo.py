@@ -212,7 +212,7 @@ def test_versions_are_promoted_and_rolled_back(page: Page) -> None:
 
 def test_a_decision_is_explained_with_bars(page: Page) -> None:
     page.locator(".decisions button").nth(2).click()
-    expect(page.locator("#explanation .shapley li")).to_have_count(4)
+    expect(page.locator("#explanation .shapley li")).to_have_count(4, timeout=30_000)
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
