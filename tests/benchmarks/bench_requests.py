@@ -38,6 +38,7 @@ from fakes import connect_when_up, end, free_port, wait_for  # noqa: E402 - afte
 from learners.checkpoints.store import open_checkpoints  # noqa: E402 - after the path
 from runtime.config.loader import load  # noqa: E402 - after the path
 from runtime.inference.build import build_engine  # noqa: E402 - after the path
+from runtime.inference.torch_engine import untrained  # noqa: E402
 
 AGENT = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")
 GATE = ("arm", "disarm", "mode", "reload", "end_override")
@@ -72,7 +73,8 @@ def prepare(path: Path) -> list[str]:
     config = load(path).config
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
     engine = build_engine(config, checkpoints)
-    versions = [checkpoints.save({"policy": engine.policy.state_dict()}, {}) for _ in range(3)]
+    weights = untrained(engine.spec, 0).state_dict()
+    versions = [checkpoints.save({"policy": weights}, {}) for _ in range(3)]
     checkpoints.promote(versions[0])
     engine.close()
     return versions
