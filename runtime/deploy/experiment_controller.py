@@ -550,6 +550,7 @@ class ExperimentController:
             "guard": self.guard.dump(),
             "proof": self.proof.dump(),
             "late_s": self.late_s,
+            "debt": self.budget.debt,
             "phase": self.phase.dump() if challenged and self.phase is not None else None,
         }
 
@@ -564,6 +565,10 @@ class ExperimentController:
         proof = FirstProof.of(body["proof"])
         phase = None if body["phase"] is None else ExperimentPhase.of(body["phase"], self.rules.silence)
         late_s, waiting = float(body["late_s"]), body["waiting"]
+        debt = float(body.get("debt", 0.0))
+        if not 0 <= debt < float("inf"):
+            raise ValueError(f"debt {debt}: a finite number of at least 0 is expected")
+        self.budget.debt = debt
         self.trust, self.levels, self.alpha, self.proof, self.phase = trust, levels, alpha, proof, phase
         self.guard = self.rules.guard(self.levels)
         self.guard.restore(body["guard"])

@@ -37,6 +37,8 @@ FAR_PAIRS, FAR_DEVIATIONS, FAR_GAIN = 2, 4.0, 0.2
 share of its gain."""
 LOSS_SHARE = 0.02
 """Share of the champion's gain that experiments may cost."""
+MOST_UNITS_ALONE = 36_000
+"""Units after which the champion has earned every loss back: an hour at 10 Hz."""
 GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits."""
 DECISIONS = 20_000
@@ -64,7 +66,13 @@ class LossBudget:
         """
         spread = math.sqrt(2.0) * self.deviation
         cost = max(0.0, -difference - spread) if difference < 0 else -difference
-        self.debt = max(0.0, self.debt + cost * units)
+        if math.isfinite(cost):
+            self.debt = min(max(0.0, self.debt + cost * units), MOST_UNITS_ALONE * LOSS_SHARE * self.gain)
+
+    @property
+    def units_alone(self) -> int:
+        """Units in which the champion acts alone until it has earned the loss back."""
+        return math.ceil(self.debt / (LOSS_SHARE * self.gain)) if self.exhausted else 0
 
     @property
     def exhausted(self) -> bool:
@@ -195,7 +203,8 @@ class ExperimentPhase:
             self.test.update(pair)
             if pair.kind == "challenge" and pair.reward is not None:
                 self.differences.append(pair.reward)
-                self.budget.pair(pair.reward, self.plan.block_ticks)
+                if self.acts_in_plain == "champion":
+                    self.budget.pair(pair.reward, self.plan.block_ticks)
         if found:
             self._follow_estimate()
         return found

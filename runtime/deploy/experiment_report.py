@@ -18,6 +18,7 @@ def running_figures(phase: ExperimentPhase | None) -> dict[str, Any] | None:
         "challenger": phase.plan.challenger,
         "champion": phase.plan.champion,
         "share": phase.share,
+        "units_alone": phase.budget.units_alone,
         "result": phase.test.sentence(),
         **look_figures(phase),
     }

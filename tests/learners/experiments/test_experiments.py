@@ -359,3 +359,28 @@ def test_the_memory_of_the_alpha_budget_is_paid_for() -> None:
                 for i, (share, size) in enumerate(shares[: end + 1])
             )
             assert total <= 1.0
+
+
+@pytest.mark.parametrize("credited", ["with the tick", "before the command is known", "after it"])
+def test_a_correction_known_one_tick_later_takes_the_reward_back_and_counts_as_a_takeover(credited: str) -> None:
+    each_tick = plan(block_ticks=1, washout_ticks=0)
+    outcomes, schedule = PairedOutcomes(each_tick), Switchback(each_tick)
+    found: dict[str, list[PairDifference]] = {}
+    for corrected in (False, True):
+        outcomes, schedule = PairedOutcomes(each_tick), Switchback(each_tick)
+        for unit in range(80):
+            one = schedule.assignment(unit)
+            bad = one.arm == "challenger"
+            reward = 1.0 if corrected or not bad else 0.0  # the person's action earns what the champion's does
+            at_once = credited == "with the tick"
+            outcomes.add(one, TickOutcome({"r": reward} if at_once else {}))
+            if credited == "before the command is known":
+                outcomes.credit(unit, "r", reward)
+            if corrected and bad:
+                outcomes.correct(one)
+            if credited == "after it":
+                outcomes.credit(unit, "r", reward)
+        found[str(corrected)] = [one for one in outcomes.complete(80) if one.kind == "challenge"]
+    assert {one.harms["takeover"] for one in found["False"]} == {0.0}
+    assert {one.harms["takeover"] for one in found["True"]} == {1.0}
+    assert all(one.reward is None or one.reward <= 0 for one in found["True"])

@@ -9,7 +9,7 @@ import pytest
 
 from learners.experiments.paired_outcomes import TickOutcome
 from learners.experiments.plan import ExperimentPlan
-from runtime.deploy.experiment_phase import SHARES, ExperimentPhase, LossBudget
+from runtime.deploy.experiment_phase import MOST_UNITS_ALONE, SHARES, ExperimentPhase, LossBudget
 
 TICK_S = 0.02
 
@@ -92,3 +92,14 @@ def test_a_version_that_a_person_made_live_is_not_delayed_by_the_budget() -> Non
     phase.begun = True
     acted = {episode(phase, n, {"live": 5.0, "c3": 5.0})[0] for n in range(30)}
     assert acted == {"live", "c3"}
+
+
+@pytest.mark.parametrize("difference", [-1e9, float("-inf"), float("nan")])
+def test_no_loss_keeps_the_champion_alone_for_ever(difference: float) -> None:
+    budget = LossBudget(0.001, 0.0)
+    budget.pair(difference, 200)
+    assert budget.units_alone <= MOST_UNITS_ALONE
+    for _ in range(budget.units_alone):
+        budget.unit()
+    assert not budget.exhausted
+    assert budget.units_alone == 0
