@@ -232,8 +232,12 @@ class Preparation:
             for place in (self.state_dir, self.shared):
                 try:
                     return self._read(place / FOLDER / key)
-                except Exception as error:  # noqa: BLE001 - of several libraries: a damaged file is made again
-                    _LOG.info("engine.not_prepared", encoder=name, reason=f"{type(error).__name__}: {error}")
+                except (FileNotFoundError, NotCompiled):
+                    continue
+                except Exception as error:  # noqa: BLE001 - of several libraries: a damaged file is named and made again
+                    _LOG.warning(
+                        "engine.prepared_file_damaged", encoder=name, reason=f"{type(error).__name__}: {error}"
+                    )
                     continue
             self._run({
                 "prepare": "encoder", "encoder": settings.model_dump(mode="json"), "tokens": tokens, "window_s": window_s,

@@ -104,3 +104,9 @@ def test_a_damaged_description_is_made_again(tmp_path: Path, monkeypatch: pytest
     weights.write_bytes(weights.read_bytes()[:-3])
     build_engine(config, checkpoints).close()
     assert b"version" in record.read_bytes()
+    others = sorted(path for path in record.parent.iterdir() if path.is_file() and path != record)
+    assert others
+    for damaged in others:  # a power cut can leave each of them empty
+        damaged.write_bytes(b"")
+        build_engine(config, checkpoints).close()
+        assert damaged.stat().st_size > 0
