@@ -68,6 +68,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., float], int, int]] = {
 }
 """Name: the function, the fewest and the most arguments."""
 
+_CALLABLE = {name: _arithmetic(function) for name, (function, _, _) in FUNCTIONS.items()}
+
 CONSTANTS = {"pi": math.pi}
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -136,8 +138,7 @@ class Expression:
         def look_up(name: ast.Name) -> Any:
             return _find(values, *self._references[name.id])
 
-        functions = {name: _arithmetic(function) for name, (function, _, _) in FUNCTIONS.items()}
-        evaluator = simpleeval.SimpleEval(operators=_OPERATORS, functions=functions, names=look_up)
+        evaluator = simpleeval.SimpleEval(operators=_OPERATORS, functions=_CALLABLE, names=look_up)
         try:
             return _number(evaluator.eval(self.text, previously_parsed=node))
         except ExpressionError as error:

@@ -59,6 +59,8 @@ SETTINGS: dict[str, Any] = {
 FORBID = ("heater == 'ON' and fan == 'OFF'", "arm[0] > 0.5 and lamp == 'ON'")
 STEP = 1.0 * 2 * PERIOD_S + 1e-6
 """The largest step: a rate of 1 a second, for at most two periods."""
+INSTANT_S = 1e-6
+"""Between two messages: no two have one time of arrival."""
 BOUND_S = 0.5
 """Without proposals: the period, the dead-man and a few repeats."""
 
@@ -74,6 +76,8 @@ class Loop(asyncio.SelectorEventLoop):
     def spin(self, turns: int = 4) -> None:
         """Run what is ready."""
         for _ in range(turns):
+            if not self._ready and not (self._scheduled and self._scheduled[0].when() <= self.now_s):
+                return
             self.call_soon(self.stop)
             self.run_forever()
 
@@ -385,6 +389,7 @@ class World:
         """A message for the gate; the broker stores QoS 1 messages of the safety connection while it is away."""
 
         def dispatch() -> None:
+            self.loop.now_s += INSTANT_S
             raw = SimpleNamespace(
                 topic=aiomqtt.Topic(topic), payload=payload, qos=1, retain=retain, properties=properties
             )

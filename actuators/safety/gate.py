@@ -251,7 +251,7 @@ class Gate:
         """
         if self.stopped:
             return Refusal("stopped", "release the stop first, then arm")
-        if asked_s < self._request_ended_s:
+        if asked_s <= self._request_ended_s:
             return Refusal("disarmed", "a stop or a disarming came after this request; send it again")
         self._wanted = True
         self._settle(now_s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 import orjson
@@ -61,7 +61,8 @@ class GateVerdict:
 
 def pack(message: Proposal | GateVerdict) -> bytes:
     """Return a message as one datagram."""
-    data = orjson.dumps({"kind": type(message).__name__, **asdict(message)})
+    content = {each.name: getattr(message, each.name) for each in fields(message)}
+    data = orjson.dumps({"kind": type(message).__name__, **content})
     if len(data) > MAX_MESSAGE:
         raise ValueError(f"a {type(message).__name__} of {len(data)} bytes; at most {MAX_MESSAGE}")
     return data
