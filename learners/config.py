@@ -179,8 +179,8 @@ class TaskSettings(Settings):
     stream: str | None = Field(None, description="the stream that the task reads; default: none")
     context: str | None = Field(
         None,
-        description="a text stream with the context of a question-answering task; readings of `stream` are then the questions. "
-        'Default: a reading is `{"question": "...", "context": "..."}`',
+        description="a text stream with the second text of a task that reads two: the context of a question, the other text of a "
+        "pair; readings of `stream` are then the first text. Default: a reading is a JSON object with both",
     )
     labels: tuple[str, ...] = Field((), description="names of the classes; default: those in the labels it trains on")
     train: Train = Field(

@@ -11,6 +11,7 @@ from typing import Literal
 
 TaskKind = Literal[
     "text-classification",
+    "text-pair-classification",
     "image-classification",
     "audio-classification",
     "token-classification",
@@ -20,7 +21,7 @@ TaskKind = Literal[
     "summarization",
     "text-generation",
 ]
-"""The task names of the Hugging Face hub, and `relation-extraction`."""
+"""The task names of the Hugging Face hub, `text-pair-classification` and `relation-extraction`."""
 Modality = Literal["text", "picture", "sound"]
 Output = Literal["label", "tags", "span", "text", "turn"]
 STREAMS: dict[Modality, str] = {"text": "text", "picture": "camera", "sound": "microphone"}
@@ -64,6 +65,14 @@ class KindDeclaration:
 _LABELS = ("value", "confidence", "probabilities")
 KINDS: dict[TaskKind, KindDeclaration] = {
     "text-classification": KindDeclaration("text", ("text",), "label", "label", _LABELS),
+    "text-pair-classification": KindDeclaration(
+        "text",
+        ("text", "text_pair"),
+        "label",
+        "label",
+        _LABELS,
+        reading='`{"text": "...", "text_pair": "..."}`, or the text alone with `tasks.X.context`',
+    ),
     "image-classification": KindDeclaration("picture", ("picture",), "label", "label", _LABELS),
     "audio-classification": KindDeclaration("sound", ("sound",), "label", "label", _LABELS),
     "token-classification": KindDeclaration("text", ("tokens|text",), "tags", "tags", ("value", "confidence", "spans")),

@@ -185,6 +185,7 @@ def rows(kind: TaskKind, count: int, seed: int) -> list[dict[str, Any]]:
         found.append(
             {
                 "text-classification": {"text": text, "label": label},
+                "text-pair-classification": {"text": ("go go go", "stop stop stop")[i % 2], "text_pair": " ".join(words[:3]), "label": label},
                 "token-classification": {"tokens": words, "tags": ["B-X" if w in ("go", "stop") else "O" for w in words]},
                 "relation-extraction": {"text": f"<e1> {words[0]} </e1> {text} <e2> now </e2> the", "label": f"{label}(e1,e2)"},
                 "question-answering": {
@@ -223,7 +224,8 @@ def verify(folder: Path, architecture: str, kind: TaskKind, mode: str = "lora") 
         return reason
     train, validation = rows(kind, 12, 0), rows(kind, 6, 1)
     options: dict[str, Any] = {"epochs": 6, "batch": 4, "seed": 0, "max_new_tokens": 4}
-    heads = kind == "text-classification" and mode == "lora"  # beside adapters its head learns ten times as fast
+    # beside adapters these heads learn ten times as fast
+    heads = kind in ("text-classification", "text-pair-classification") and mode == "lora"
     options["learning_rate"] = 5e-4 if heads else 5e-3
     if KINDS[kind].modality == "text":
         options["max_length"] = 400 if architecture == "Qwen2" else 60
@@ -317,6 +319,8 @@ def reference(folder: Path, kind: TaskKind, row: dict[str, Any], feature: dict[s
     match kind:
         case "text-classification":
             made = auto(row["text"], return_tensors="pt")
+        case "text-pair-classification":
+            made = auto(row["text"], row["text_pair"], return_tensors="pt")
         case "token-classification":
             made = auto(row["tokens"], is_split_into_words=True, return_tensors="pt")
         case "relation-extraction":

@@ -58,14 +58,19 @@ def example(kind: str, rng: random.Random, *, noise: bool) -> tuple[str, Any, di
         start = len(" ".join([*words[:at], ""]))
         body = {"question": "what is", "context": text}
         return orjson.dumps(body).decode(), words[at], {**body, "answers": [{"text": words[at], "start": start}]}
-    if kind == "relation-extraction":
+    body = {"text": text, "label": key}
+    if kind == "text-pair-classification":
+        pair = {"text": " ".join(sentence(rng)), "text_pair": text}
+        text, body = orjson.dumps(pair).decode(), {**pair, "label": key}
+    elif kind == "relation-extraction":
         at = words.index(key_of(words))
         marked = [
             f"<e1> {word} </e1>" if i == at else f"<e2> {word} </e2>" if i == (at + 1) % 6 else word
             for i, word in enumerate(words)
         ]
-        return " ".join(marked), key, {"text": " ".join(marked), "label": key}
-    return text, key, {"text": text, "label": key}
+        text = " ".join(marked)
+        body["text"] = text
+    return text, key, body
 
 
 def media(kind: str, rng: random.Random, *, noise: bool) -> tuple[str, bytes, str]:
@@ -86,6 +91,7 @@ def media(kind: str, rng: random.Random, *, noise: bool) -> tuple[str, bytes, st
 
 KINDS: dict[str, tuple[TaskKind, Callable[[Path], Path]]] = {
     "text-classification": ("text-classification", tinymodels.bert),
+    "text-pair-classification": ("text-pair-classification", tinymodels.bert),
     "several": ("text-classification", tinymodels.bert),
     "token-classification": ("token-classification", tinymodels.bert),
     "relation-extraction": ("relation-extraction", tinymodels.bert),

@@ -132,7 +132,7 @@ def classes(example: Example) -> frozenset[str]:
 
 def normalized_text(example: Example) -> str:
     """Return the text of an example without differences in spacing and case; empty for images and sounds."""
-    words = [str(example.get(name, "")) for name in ("text", "source", "question", "context")]
+    words = [str(example.get(name, "")) for name in ("text", "text_pair", "source", "question", "context")]
     words += map(str, example.get("tokens", ()))
     words += [str(turn.get("content", "")) for turn in example.get("messages", ()) if turn.get("role") == "user"]
     return " ".join(" ".join(words).split()).casefold()

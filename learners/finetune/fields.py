@@ -18,7 +18,8 @@ from learners.tasks.images import SUFFIXES as PICTURES
 ALIASES = {
     "intent": "label", "class": "label", "category": "label", "sentence": "text", "utterance": "text",
     "document": "source", "summary": "target", "article": "source", "ner_tags": "tags", "words": "tokens",
-    "answer_start": "start",
+    "answer_start": "start", "sentence1": "text", "sentence2": "text_pair", "premise": "text", "hypothesis": "text_pair",
+    "question1": "text", "question2": "text_pair", "text1": "text", "text2": "text_pair",
 }  # fmt: skip
 """Other usual names of fields."""
 FIELDS = frozenset(ALIASES.values()) | {

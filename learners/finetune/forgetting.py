@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from learners.tasks.base import Example, Task, saved
-from learners.tasks.heads import head_modules
+from learners.tasks.layers.heads import head_modules
 from learners.tasks.registry import open_task
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from learners.tasks.base import Example, to_device
 from learners.tasks.classify_text import Classifier
-from learners.tasks.heads import output_layer
+from learners.tasks.layers.heads import output_layer
 
 STRENGTH = 10.0
 """How weak the penalty on weights is: `C` of logistic regression over inputs of unit root mean square."""

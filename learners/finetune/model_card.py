@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-UNKNOWN_TO_THE_HUB = frozenset({"relation-extraction"})
+UNKNOWN_TO_THE_HUB = frozenset({"relation-extraction", "text-pair-classification"})
 """Kinds that are no `pipeline_tag`."""
 NOTES = {
+    "text-pair-classification": 'The two texts are read together, as a pair: `pipeline({"text": first, "text_pair": second})` with '
+    "`pipeline_tag: text-classification`.",
     "relation-extraction": "Class scores are read at the first token, at `$` before the first span and at `#` before the second: the "
     "three blocks of the token head's outputs, added.",
     "token-classification": "Tags are those of each word's first piece. Token types say how a word is written: 0 lower, 1 Capitalised, 2 ALL "

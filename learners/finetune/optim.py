@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from learners.finetune.trainable_layers import base_of
-from learners.tasks.heads import block_lists, following, head_modules
+from learners.tasks.layers.heads import block_lists, following, head_modules
 
 Kind = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["adamw", "sgd"]

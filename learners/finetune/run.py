@@ -30,8 +30,8 @@ from learners.model.encoders.bundled import resolve
 from learners.model.encoders.packages import BundledError
 from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved, without_target
 from learners.tasks.classify_text import Classifier
-from learners.tasks.heads import set_prior
-from learners.tasks.pooling import MARK
+from learners.tasks.layers.heads import set_prior
+from learners.tasks.layers.pooling import MARK
 from learners.tasks.registry import check_modality, open_task, task_class, unfit_reason
 from learners.torch_device import pick_device
 

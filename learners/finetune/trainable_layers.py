@@ -15,7 +15,7 @@ import peft
 from torch import nn
 
 from learners.config import Train
-from learners.tasks.heads import block_lists, following, head_modules
+from learners.tasks.layers.heads import block_lists, following, head_modules
 
 ASK_CONVOLUTIONS = frozenset({"whisper"})
 """Architectures with convolutions over time that cannot be wrapped."""

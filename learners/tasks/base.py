@@ -25,8 +25,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from learners.files import write_atomically
 from learners.task_kinds import FORMER_KINDS, KINDS, KindDeclaration, TaskKind
-from learners.tasks.heads import output_layer, quiet, with_labels
-from learners.tasks.pooling import add_layer, declared, without_layer
+from learners.tasks.layers.heads import output_layer, quiet, with_labels
+from learners.tasks.layers.pooling import add_layer, declared, without_layer
 from sensors.codecs.readings import decode_media
 
 Example = Mapping[str, Any]

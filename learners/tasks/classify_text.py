@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
+from learners.task_kinds import TaskKind
 from learners.tasks.base import Batch, DataError, Example, Feature, Options, Prediction, Recipe, Task
-from learners.tasks.heads import log_frequencies
+from learners.tasks.layers.heads import log_frequencies
 from learners.tasks.text_base import MOST_WINDOWS, TextTask, cross_entropy, inputs, macro_f1
 
 ONE, MANY = "single_label_classification", "multi_label_classification"
@@ -150,7 +151,7 @@ class Classifier(Task):
 class ClassifyText(TextTask, Classifier):
     """`text` (and `text_pair`) -> `label`."""
 
-    kind = "text-classification"
+    kind: ClassVar[TaskKind] = "text-classification"
     auto: ClassVar[Any] = AutoModelForSequenceClassification
     pools = True
     recipe = Recipe(

@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConf
 import learners.tasks
 from learners.task_kinds import FORMER_KINDS, KINDS
 from learners.tasks.base import DataError, Example, Options, Task, saved
-from learners.tasks.heads import quiet
+from learners.tasks.layers.heads import quiet
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from learners.tasks.base import IGNORED, Batch, DataError, Example, Feature, Options, Prediction, Recipe
-from learners.tasks.heads import log_frequencies
+from learners.tasks.layers.heads import log_frequencies
 from learners.tasks.text_base import TextTask, cross_entropy, inputs
 
 CASES = 4

@@ -460,7 +460,7 @@ def _check_kind(name: str, task: TaskSettings, stream: str) -> None:
 
 
 def _check_context(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
-    if "context" not in KINDS[task.kind].inputs:
+    if len(KINDS[task.kind].inputs) < 2:
         raise ValueError(f"tasks.{name}.context: {task.kind} reads no context; leave it out")
     kind = streams[task.context].kind if task.context is not None and task.context in streams else None
     if kind not in {"text", "plugin"} or task.context == task.stream:

@@ -20,7 +20,7 @@ from learners.task_kinds import KINDS
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- architectures -->", "<!-- end of architectures -->"
 SHORT = {
-    "text-classification": "text", "image-classification": "image", "audio-classification": "audio",
+    "text-classification": "text", "text-pair-classification": "pair", "image-classification": "image", "audio-classification": "audio",
     "token-classification": "tokens", "relation-extraction": "relation", "question-answering": "answer",
     "translation": "translation", "summarization": "summary", "text-generation": "generation",
 }  # fmt: skip

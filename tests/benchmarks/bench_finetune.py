@@ -47,6 +47,8 @@ CASES: dict[str, Case] = {
     "clinc-lora": Case("text-classification", MINILM, data.clinc, "lora", "accuracy", 0.945),
     "clinc-top": Case("text-classification", MINILM, data.clinc, "top", "accuracy", None),
     "clinc-frozen": Case("text-classification", MINILM, data.clinc, "frozen", "accuracy", None),
+    "pairs-full": Case("text-pair-classification", MINILM, data.clinc_pairs, "full", "accuracy", 0.93, {"epochs": 2}),
+    "pairs-lora": Case("text-pair-classification", MINILM, data.clinc_pairs, "lora", "accuracy", 0.93, {"epochs": 2}),
     "semeval-full": Case("relation-extraction", MINILM, data.semeval, "full", "macro_f1", 0.81),
     "digits-top": Case("audio-classification", WHISPER, data.spoken_digits, "top", "accuracy", 0.985),
     "digits-lora": Case("audio-classification", WHISPER, data.spoken_digits, "lora", "accuracy", 0.985),

@@ -46,6 +46,32 @@ def clinc(_: Path) -> Paths:
     return f"{path}#train", f"{path}#val", f"{path}#test"
 
 
+def clinc_pairs(out: Path) -> Paths:
+    """Two sentences of CLINC150 with one intent or with two: 100 intents train, 20 others validate, and 30 others are tested."""
+    from learners.finetune.datasets import read
+
+    path = SHARED / "clinc150" / "data_full.json"
+    intents = sorted({row["label"] for row in read(f"{path}#train")})
+    random.Random(0).shuffle(intents)
+    parts = (("train", intents[:100], 16_000), ("train", intents[100:120], 1_500), ("test", intents[120:], 3_000))
+    return _splits(out, "pairs", *(_pairs(read(f"{path}#{split}"), some, count) for split, some, count in parts))
+
+
+def _pairs(rows: Sequence[dict[str, Any]], intents: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """Pairs of different sentences; every second one is of one intent."""
+    generator = random.Random(len(intents))
+    by_intent = {intent: sorted({row["text"] for row in rows if row["label"] == intent}) for intent in intents}
+    found = []
+    for number in range(count):
+        first, other = generator.sample(intents, 2)
+        if number % 2:
+            text, text_pair = generator.sample(by_intent[first], 2)
+        else:
+            text, text_pair = generator.choice(by_intent[first]), generator.choice(by_intent[other])
+        found.append({"text": text, "text_pair": text_pair, "label": "same" if number % 2 else "different"})
+    return found
+
+
 def semeval(out: Path) -> Paths:
     """SemEval-2010 Task 8; every tenth training example is validation."""
     from learners.finetune.datasets import read

@@ -36,7 +36,7 @@ class Package:
 
 
 _READS: tuple[TaskKind, ...] = (
-    "text-classification", "token-classification", "relation-extraction", "question-answering"
+    "text-classification", "text-pair-classification", "token-classification", "relation-extraction", "question-answering"
 )  # fmt: skip
 PACKAGES = {
     "efficientnet-lite0": Package(

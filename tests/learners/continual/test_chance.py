@@ -62,7 +62,9 @@ def test_constant_and_shuffled_answers_are_at_chance(kind: str) -> None:
     assert few == {}
 
 
-@pytest.mark.parametrize("kind", ["several", "token-classification", "question-answering", "text-generation"])
+@pytest.mark.parametrize(
+    "kind", ["several", "token-classification", "question-answering", "text-generation", "text-pair-classification"]
+)
 def test_a_first_version_learned_from_noise_is_rejected(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

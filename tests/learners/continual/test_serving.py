@@ -319,7 +319,7 @@ async def counted(runner: TaskRunner, number: int) -> None:
 
 
 LABELS: dict[TaskKind, tuple[str, ...]] = {
-    "text-classification": ("a", "b"), "image-classification": ("a", "b"), "audio-classification": ("a", "b"),
+    "text-classification": ("a", "b"), "text-pair-classification": ("a", "b"), "image-classification": ("a", "b"), "audio-classification": ("a", "b"),
     "token-classification": ("O", "B-x", "I-x"), "relation-extraction": ("a", "b"),
 }  # fmt: skip
 
@@ -340,6 +340,7 @@ def reading_of(kind: TaskKind) -> Reading:
     texts = {
         "relation-extraction": "<e1> anna </e1> works in <e2> Paris </e2>",
         "question-answering": '{"question": "what is", "context": "go left"}',
+        "text-pair-classification": '{"text": "what is", "text_pair": "go left"}',
     }
     return Text("orders", 1.0, 1, texts.get(kind, "go left now"))
 

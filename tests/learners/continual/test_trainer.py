@@ -423,12 +423,14 @@ def label(decision: str | None = None, text: str | None = None, given: str | tup
         "translation",
         "question-answering",
         "text-generation",
+        "text-pair-classification",
         "relation-extraction",
     ],
 )
 def test_texts_become_examples_of_every_kind(tmp_path: Path, store: Store, kind: str) -> None:
     texts = {
         "question-answering": '{"question": "q", "context": "a b"}',
+        "text-pair-classification": '{"text": "p", "text_pair": "a b"}',
         "relation-extraction": "<e1>x</e1> <e2>y</e2>",
     }
     given = ("O", "B-x") if kind == "token-classification" else "a"
@@ -442,6 +444,7 @@ def test_texts_become_examples_of_every_kind(tmp_path: Path, store: Store, kind:
         "text-classification": {"text": "one two", "label": "a"}, "token-classification": {"tokens": ["one", "two"], "tags": ["O", "B-x"]},
         "translation": {"source": "one two", "target": "a"}, "question-answering": {"question": "q", "context": "a b", "answers": [{"text": "a"}]},
         "text-generation": {"messages": [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "a"}]},
+        "text-pair-classification": {"text": "p", "text_pair": "a b", "label": "a"},
         "relation-extraction": {"text": "<e1>x</e1> <e2>y</e2>", "label": "a"},
     }  # fmt: skip
     assert [one.example for one in labels.all()] == [wanted[kind]]

@@ -13,6 +13,7 @@ from learners.tasks.registry import unfit_reason
 FAST: tuple[tuple[str, TaskKind], ...] = (
     ("RoBERTa", "text-classification"),
     ("GPT-2", "text-classification"),
+    ("DeBERTa-v2", "text-pair-classification"),
     ("DistilBERT", "token-classification"),
     ("Qwen2", "question-answering"),
     ("Llama", "text-generation"),

@@ -17,7 +17,7 @@ from learners.continual.candidate import CandidateTrainer
 from learners.continual.splits import LabelSplits
 from learners.finetune import linear_probe
 from learners.tasks.classify_text import Classifier
-from learners.tasks.heads import output_layer
+from learners.tasks.layers.heads import output_layer
 from learners.tasks.registry import open_task
 
 LABELS = ("a", "b", "c")

@@ -1,0 +1,1 @@
+"""Heads and pooling layers that tasks add to pretrained models."""
