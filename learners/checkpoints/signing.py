@@ -19,9 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from learners.files import private_folder, write_atomically
 
 CREDENTIAL = "checkpoint-key"
+REFUSED_EXIT = 78
+"""Exit code of a process that cannot start with its key (EX_CONFIG in sysexits.h): the supervisor does not try it again."""
 
 
-class KeyRefused(Exception):  # noqa: N818 - reads as what happened
+class KeyRefused(ValueError):  # noqa: N818 - reads as what happened
     """The signing key cannot be used; `str` says which file, why, and the remedy."""
 
 

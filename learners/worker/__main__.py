@@ -5,6 +5,7 @@ The supervisor starts it through `runtime.process.child`, which sets its priorit
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import orjson
 from setproctitle import setproctitle
 
+from learners.checkpoints.signing import REFUSED_EXIT, KeyRefused
 from learners.ipc.settings import LearnerConfig
 from learners.worker.loop import serve
 from learners.worker.torch_limits import limit_torch
@@ -29,7 +31,11 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    serve(inputs, stop)
+    try:
+        serve(inputs, stop)
+    except KeyRefused as refused:
+        logging.getLogger(__name__).error("the learner cannot start: %s", refused)  # noqa: TRY400 - the text says all
+        return REFUSED_EXIT
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from learners.checkpoints.signing import REFUSED_EXIT, KeyRefused
 from runtime.config.loader import LoadedConfig, load
 from runtime.gate.client import GateGone
 from runtime.process import child, log
@@ -48,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     except* GateGone as gone:
         _LOG.error("agent.gate_gone", reason=str(gone.exceptions[0]))
         code = 1
+    except* KeyRefused as refused:
+        _LOG.error("agent.cannot_start", reason=str(refused.exceptions[0]))
+        code = REFUSED_EXIT
     return code
 
 

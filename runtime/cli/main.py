@@ -21,7 +21,20 @@ from runtime.cli.backup import backup, restore
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.discover import discover, new
 from runtime.cli.export import export
-from runtime.cli.options import FILE, REFUSED, load, load_or_demo, refuse, refusing, renamed, startable, takes_settings
+from runtime.cli.options import (
+    FILE,
+    REFUSED,
+    SEED,
+    AgentName,
+    Rate,
+    load,
+    load_or_demo,
+    refuse,
+    refusing,
+    renamed,
+    startable,
+    takes_settings,
+)
 from runtime.cli.service import service
 from runtime.cli.session import arm, disarm, explain, mode, record, replay, sources
 from runtime.cli.training import evaluate, finetune, train
@@ -214,14 +227,16 @@ def top(config: Path | None) -> None:
     epilog="reflexd plant CartPole-v1 --config > cart.yaml\nreflexd plant CartPole-v1 --settings cart.yaml",
 )
 @click.argument("environment", metavar="ENV")
-@click.option("--agent", default="demo", show_default=True, help="Name of the agent that controls the plant.")
+@click.option(
+    "--agent", type=AgentName(), default="demo", show_default=True, help="Name of the agent that controls the plant."
+)
 @click.option("--mqtt", "url", default="mqtt://127.0.0.1:1883", show_default=True, help="URL of the broker.")
 @click.option(
     "--settings", type=FILE, help="Settings file that names agent, broker and login, instead of both options."
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the environment.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the environment.")
 @click.option(
-    "--rate", "rate_hz", default=None, type=float, help="Steps per second; default: the environment's own rate."
+    "--rate", "rate_hz", default=None, type=Rate(), help="Steps per second; default: the environment's own rate."
 )
 @click.option(
     "--config", "as_config", is_flag=True, help="Print a settings file for an agent that controls ENV, and exit."

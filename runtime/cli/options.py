@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,14 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 ANY = click.Path(path_type=Path)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+
+SEED = click.IntRange(0, 2**31 - 1)
+"""What numpy, torch and gymnasium all accept."""
+
+MIN_RATE_HZ, MAX_RATE_HZ = 1e-3, 1e3
+"""Of a simulated device."""
+
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 def takes_settings(what: str = "the demo", *, required: bool = False) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -97,6 +106,31 @@ class TaskKinds(click.ParamType):  # type: ignore[type-arg] # generic only in th
         if kind not in KINDS:
             self.fail(f"{kind!r} is not one of {', '.join(KINDS)}", param, ctx)
         return kind
+
+
+class AgentName(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """A name that may be a part of topics, as `agent` in the settings."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name; another one ends the program with exit code 2."""
+        if _NAME.fullmatch(str(value)) is None:
+            self.fail(f"{str(value)[:80]!r} is no name; use 1 to 64 lower-case letters, digits, _ and -", param, ctx)
+        return str(value)
+
+
+class Rate(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """A rate in Hz, from `MIN_RATE_HZ` to `MAX_RATE_HZ`."""
+
+    name = "HZ"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the rate; another number, or none, ends the program with exit code 2."""
+        rate_hz = click.FLOAT.convert(value, param, ctx)
+        if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+            self.fail(f"{value} is not between {MIN_RATE_HZ:g} and {MAX_RATE_HZ:g} Hz", param, ctx)
+        return float(rate_hz)
 
 
 def load_or_demo(config: Path | None) -> LoadedConfig:

@@ -76,7 +76,7 @@ def preflight(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """Return everything that would keep a daemon with these settings from starting."""
     config = loaded.config
     checks: tuple[Callable[[Config], Found], ...] = (
-        _streams, _actuators, _rewards, _encoders, _tasks, _policy, _mirror, _device, _plant, _folder, _tls, _broker,
+        _streams, _actuators, _rewards, _encoders, _tasks, _policy, _mirror, _device, _plant, _folder, _key, _tls, _broker,
     )  # fmt: skip
     problems = []
     for check in checks:
@@ -266,6 +266,19 @@ def _folder(config: Config) -> Found:
         yield ("state_dir",), f"{there} is a file", "name a folder"
     elif not os.access(there, os.W_OK | os.X_OK):
         yield ("state_dir",), f"{there} cannot be written", "name a folder that this user can write"
+
+
+def _key(config: Config) -> Found:
+    """Refuse a signing key with which neither agent nor learner could start; one that this user may not read is not judged."""
+    path = config.state_dir / "keys" / "checkpoint-key.pem"
+    if not path.exists() or not os.access(path, os.R_OK) or path.stat().st_uid not in {0, os.geteuid()}:
+        return
+    from learners.checkpoints.signing import KeyRefused, load_key
+
+    try:
+        load_key(config.state_dir)
+    except KeyRefused as refused:
+        yield ("state_dir",), str(refused), ""
 
 
 def _tls(config: Config) -> Found:

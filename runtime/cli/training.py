@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.cli.options import ANY, FOLDER, TaskKinds, refusing
+from runtime.cli.options import ANY, FOLDER, SEED, TaskKinds, refusing
 
 if TYPE_CHECKING:
     from learners.model.spec import Algorithm
@@ -32,8 +32,10 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
 
 @click.command()
 @click.argument("environment", metavar="ENV")
-@click.option("--steps", default=20_000, show_default=True, help="Number of environment steps.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the environment and of the weights.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=20_000, show_default=True, help="Number of environment steps."
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the environment and of the weights.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for results.json, the curve and the checkpoint.")
 @click.option(
     "--algorithm",
@@ -113,7 +115,7 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
 @click.option("--patience", type=int, help="Epochs without a better validation metric after which training stops.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of new weights and of the order of examples."
+    "--seed", type=SEED, default=0, show_default=True, help="Seed of new weights and of the order of examples."
 )
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run from the folder OUT."

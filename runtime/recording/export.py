@@ -5,6 +5,7 @@ Reads a state folder, also one a daemon is writing to; changes nothing in it. Wh
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,11 @@ def export(config: Config, form: str, wish: ExportOptions, told: OnProgress = la
         return kinds[form](config, wish, told)
     except (ExportNeeds, RecordingError, SpecError, onnx.OnnxExportFailed) as error:
         raise NotExported(str(error)) from None
+    except sqlite3.Error as error:
+        raise NotExported(
+            f"{config.state_dir / 'experience'}: a database cannot be read: {error}; start the daemon once, it replaces a "
+            "damaged one, or restore a backup"
+        ) from None
 
 
 def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
@@ -81,7 +87,11 @@ def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
     except CheckpointRefused as refusal:
         raise NotExported(f"{refusal}; `reflexd checkpoints` lists what there is") from None
     spec = _spec(config, loaded)
-    policy = build(spec, loaded.tensors["policy"])
+    try:
+        policy = build(spec, loaded.tensors["policy"])
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0].rstrip(":")
+        raise NotExported(f"{version}: its weights do not fit its spec ({first}); export another --version") from None
     manifest = wish.out.with_suffix(".json")
     with new_file(wish.out) as draft:
         told = onnx.export(policy, draft, version=version, encoder_versions=dict(loaded.manifest.encoder_versions))

@@ -92,7 +92,9 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
         _check_spec(path, metadata.get("spec", ""), engine.spec)
         tuning = EncoderUpdater(config, engine, lambda _kind, _data: None)
         return asyncio.run(_replay(recording, tuning, policy, progress=progress))
-    except (RecordingError, CheckpointRefused):
+    except CheckpointRefused as refusal:
+        raise RecordingError(str(refusal)) from None
+    except RecordingError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise RecordingError(

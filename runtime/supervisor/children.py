@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 MAX_RESTARTS = 5
 WINDOW_S = 60.0
+CANNOT_START = 78
+"""Exit code of a child that no restart helps (EX_CONFIG in sysexits.h), such as `REFUSED_EXIT` of a refused signing key."""
 BACKOFF_S = (0.1, 5.0)
 KILL_S = 5.0
 """For the kernel to end a killed process."""
@@ -153,6 +155,8 @@ class Child:
         if self.stopping or self.planned:
             self.planned = False
             return
+        if code == CANNOT_START and self.spec.essential:
+            raise RestartLimitExceeded(f"{self.spec.name} cannot start; its log names the file and the remedy")
         now_s = time.monotonic()
         too_often = len(self._failures) == MAX_RESTARTS and now_s - self._failures[0] < WINDOW_S
         if too_often and self.spec.essential:

@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import learning
 import orjson
 import pytest
 import tinymodels
+import torch
 from click.testing import CliRunner, Result
 
+from learners.checkpoints.store import open_checkpoints
 from runtime.cli.main import main
+from runtime.config.loader import load
 
 CSV = "text,label\n" + "go now,move\nstop now,halt\n" * 6
 CONLL = "anna B-x\nworks O\n\nin O\nParis B-y\n"
@@ -52,6 +56,19 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     return folder / "o"
+
+
+def state_of(folder: Path) -> Path:
+    """Settings of a daemon with its state below `folder`."""
+    return put(
+        folder / "robot.yaml",
+        f"""agent: robot
+state_dir: {folder / "state"}
+mqtt: {{url: "mqtt://127.0.0.1:1"}}
+streams: {{joints: {{kind: telemetry, source: topic, fields: [a], max_age_s: 1}}}}
+actuators: {{head: {{kind: choice, choices: [left, stay, right], safe: stay}}}}
+""",
+    )
 
 
 FILES: dict[str, tuple[str, str | bytes, str]] = {
@@ -183,6 +200,57 @@ def test_demonstrations_that_are_no_episodes(tmp_path: Path) -> None:
         path = put(tmp_path / name, content)
         assert name in refused("train", "CartPole-v1", "--out", tmp_path / "o", "--demonstrations", path)
     assert "Nowhere" in refused("train", "Nowhere-v0", "--out", tmp_path / "o")
+
+
+KEYS = [b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", None]
+"""What is in place of the signing key; None is a folder."""
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_signing_key_that_cannot_be_used(tmp_path: Path, key: bytes | None) -> None:
+    config, place = state_of(tmp_path), tmp_path / "state" / "keys" / "checkpoint-key.pem"
+    if key is None:
+        place.mkdir(parents=True)
+    else:
+        put(place, key)
+    place.chmod(0o600 if key is not None else 0o700)
+    for verb in (
+        ("check", config),
+        ("checkpoints", "--config", config),
+        ("checkpoints", "--config", config, "promote", "000001-00000000"),
+        ("checkpoints", "--config", config, "import", tmp_path),
+        ("export", config, "--format", "onnx", "--out", tmp_path / "x.onnx"),
+    ):
+        assert "checkpoint-key.pem" in refused(*verb)
+
+
+def test_a_database_of_experience_that_is_damaged(tmp_path: Path) -> None:
+    config = state_of(tmp_path)
+    learning.fill(tmp_path / "state", 0, 20)
+    (tmp_path / "state" / "experience" / "raw.db").write_bytes(b"junk" * 1_000)
+    said = refused("export", config, "--format", "mcap", "--out", tmp_path / "x.mcap")
+    assert "experience: a database cannot be read: file is not a database; " in said
+    assert not (tmp_path / "x.mcap").exists()
+
+
+def test_a_signed_version_with_weights_of_another_shape(tmp_path: Path) -> None:
+    config = state_of(tmp_path)
+    versions = open_checkpoints(tmp_path / "state", load(config).config.promotion)
+    spec = orjson.loads(learning.SPEC.to_json())
+    versions.promote(versions.save({"policy": {"w": torch.zeros(2)}}, {"spec": spec}))
+    said = refused("export", config, "--format", "onnx", "--out", tmp_path / "x.onnx")
+    assert "its weights do not fit its spec" in said
+
+
+def test_numbers_and_names_that_no_verb_can_use(tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "o")
+    for given in (("--steps", "0"), ("--steps", "-5"), ("--seed", "-1"), ("--seed", "9" * 20)):
+        assert "is not in the range" in refused("train", "CartPole-v1", *out, *given)
+    for rate in ("0", "-1", "nan", "inf", "1e-300", "1e300"):
+        for more in ((), ("--config",)):
+            assert "is not between" in refused("plant", "CartPole-v1", "--rate", rate, *more)
+    for agent in ("", "a/b", "+", "#", "É", "x" * 65):
+        assert "is no name" in refused("plant", "CartPole-v1", "--agent", agent, "--config")
 
 
 def test_a_report_that_is_damaged(tmp_path: Path, tuned: Path) -> None:

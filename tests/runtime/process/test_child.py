@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,19 @@ import psutil
 import pytest
 
 from fakes import eventually, wait_for
+from learners.checkpoints.signing import REFUSED_EXIT
 from runtime.config.loader import load
 from runtime.config.schema import Config
 from runtime.process import child
-from runtime.supervisor.children import Child, RestartLimitExceeded, Spec, environment, exit_reason, table
+from runtime.supervisor.children import (
+    CANNOT_START,
+    Child,
+    RestartLimitExceeded,
+    Spec,
+    environment,
+    exit_reason,
+    table,
+)
 from sensors.drivers.parent_death import die_with
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,6 +109,37 @@ def test_an_idle_child_gives_way_from_its_first_moment() -> None:
     command = child.with_parent_death([sys.executable, "-c", code], priority="idle")
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert done.stdout == b"True\n"
+
+
+async def test_a_child_that_no_restart_helps_is_not_started_again() -> None:
+    assert CANNOT_START == REFUSED_EXIT
+    code = f"raise SystemExit({CANNOT_START})"
+    kept = Child(Spec("bad", (sys.executable, "-S", "-c", code)))
+    with pytest.raises(RestartLimitExceeded, match="bad cannot start; its log names the file"):
+        await kept.supervise()
+    assert kept.restarts == 0
+
+
+def test_the_agent_ends_at_once_with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
+    key = tmp_path / "state" / "keys" / "checkpoint-key.pem"
+    key.parent.mkdir(parents=True)
+    key.write_bytes(b"junk")
+    key.chmod(0o600)
+    config = tmp_path / "robot.yaml"
+    config.write_text(
+        f"agent: robot\nstate_dir: {tmp_path / 'state'}\n"
+        "streams: {joints: {kind: telemetry, source: topic, fields: [a]}}\n"
+        "actuators: {head: {kind: choice, choices: [left, stay], safe: stay}}\n"
+    )
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        command = [sys.executable, "-m", "runtime.agent", str(config), "--gate-fd", str(one.fileno())]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(), capture_output=True, pass_fds=[one.fileno()], check=False
+        )
+    assert done.returncode == CANNOT_START, done.stderr
+    assert b"agent.cannot_start" in done.stderr + done.stdout
+    assert b"Traceback" not in done.stderr
 
 
 async def test_a_failing_child_is_restarted_and_given_up() -> None:
