@@ -19,8 +19,9 @@ import aiomqtt
 import orjson
 
 from actuators.actions import Value
+from actuators.config import requirements
 from actuators.safety.decisions import Proposal
-from actuators.safety.gate import MODES
+from actuators.safety.gate import MAX_READINGS_AGE_S, MODES
 from actuators.safety.rules import Rule, known_names
 from actuators.wire import CommandWriter
 from runtime.config.schema import Config
@@ -35,32 +36,44 @@ from runtime.mqtt import Connection, Limit, connection, publisher, subscriber
 from runtime.mqtt.models import Message, PublishMessage
 from runtime.mqtt.topics import Topics
 from runtime.process.systemd import Notifier
+from sensors.config import fields_of
 
 TOPICS = Topics("model")
 PERIOD_S = 0.1
 OUTGOING = 10
 """Ordinary messages that may be under way: few, so that the queue fills soon."""
+TOO_WARM = "room.warmth < 30"
+"""A condition of the lamp; the agent names it among the stale streams while it does not hold."""
 SETTINGS: dict[str, Any] = {
     "agent": "model",
     "tick": {"rate_hz": 1 / PERIOD_S},
     "streams": {
         "eyes": {"kind": "telemetry", "source": "topic", "fields": ["a"], "required": True},
         "air": {"kind": "telemetry", "source": "topic", "fields": ["a"]},
+        "room": {"kind": "telemetry", "source": "topic", "fields": ["window", "load", "warmth"]},
     },
     "actuators": {
         "arm": {"kind": "continuous", "low": [-1], "high": [1], "max_rate": [1], "safe": [0], "out_of_range": "clamp"},
         "wheel": {"kind": "continuous", "low": [-1], "high": [1], "max_rate": [1], "out_of_range": "clamp"},
         "heater": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF"},
         "fan": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF", "requires": ["air"]},
-        "lamp": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF"},
+        "lamp": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF", "requires": [TOO_WARM]},
     },
     "learner": {"enabled": False},
 }
-FORBID = ("heater == 'ON' and fan == 'OFF'", "arm[0] > 0.5 and lamp == 'ON'")
+FORBID = (
+    "heater == 'ON' and fan == 'OFF'",
+    "arm[0] > 0.5 and lamp == 'ON'",
+    "heater == 'ON' and room.window > 0.5",
+    "(arm[0] > 0.2 or lamp == 'ON') and room.load > 0.5",
+)
+QUIET = {"room": {"window": 0.0, "load": 0.0}}
+"""Telemetry with which nothing is forbidden."""
 STEP = 1.0 * 2 * PERIOD_S + 1e-6
 """The largest step: a rate of 1 a second, for at most two periods."""
 INSTANT_S = 1e-6
 """Between two messages: no two have one time of arrival."""
+LONG_S = 0.2
 BOUND_S = 0.5
 """Without proposals: the period, the dead-man and a few repeats."""
 
@@ -213,7 +226,15 @@ class World:
         asyncio.set_event_loop(self.loop)
         self.stop_in_force = self.release_without_arm = False
         self.granted = arm == "auto"
-        self.rules = [Rule(text, known_names(self._config(mode).actuators)) for text in FORBID]
+        config = self._config(mode)
+        streams = {name: fields_of(each) for name, each in config.streams.items()}
+        self.rules = [Rule(text, known_names(config.actuators), streams) for text in FORBID]
+        self.requires = {
+            name: requirements(each.requires, frozenset(config.required_streams))
+            for name, each in config.actuators.items()
+        }
+        self.telemetry: dict[str, dict[str, float]] = QUIET
+        """What the agent reads; it sends it with each proposal."""
         self.start(mode)
 
     @staticmethod
@@ -254,6 +275,11 @@ class World:
         self.arm_waits = False
         self.safety = Line(host.safety, Client(self._left))
         self.requests = Line(host.connection, Client(self._left))
+        self.readings: dict[str, dict[str, float]] = {}
+        """What the gate may know of the telemetry."""
+        self.stale: frozenset[str] = frozenset()
+        self.ever: dict[str, Value] = {}
+        """The newest command of each actuator that left in this run of the daemon."""
         self.commanded: dict[str, Value] = {}
         self.session: dict[str, list[Value]] = {}
         self.reported: dict[str, Value] = {}
@@ -451,13 +477,33 @@ class World:
         self.arm_waits = self.arm_waits and self.arm_setting == "auto"
 
     def propose(
-        self, actions: dict[str, Any], *, stale: tuple[str, ...] = (), ready: bool = True, age_s: float = 0.0
+        self,
+        actions: dict[str, Any],
+        *,
+        stale: tuple[str, ...] = (),
+        ready: bool = True,
+        age_s: float = 0.0,
+        shadow: bool = False,
     ) -> None:
-        """One tick of the agent."""
+        """One tick of the agent, with its telemetry."""
         self.tick_number += 1
-        stamp_s = self.loop.now_s - age_s
-        proposal = Proposal(self.tick_number, f"d{self.tick_number}", "p", stamp_s, actions, stale, ready)
+        proposal = Proposal(
+            self.tick_number,
+            f"d{self.tick_number}",
+            "p",
+            self.loop.now_s - age_s,
+            actions,
+            stale,
+            ready,
+            readings=self.telemetry,
+            shadow=shadow,
+        )
+        is_recent = 0 <= self.loop.now_s - proposal.stamp_s <= MAX_READINGS_AGE_S
+        self.readings = self.telemetry if is_recent else {}
+        self.stale = frozenset(stale)
         self.frame(ipc.pack(proposal))
+        if self.turns is None and self.host.gate.armed:
+            self._check_telemetry()
 
     def frame(self, data: bytes) -> None:
         """Any bytes from the agent."""
@@ -504,10 +550,11 @@ class World:
         self.wall_s += seconds
 
     def wait(self, seconds: float) -> None:
-        """Time passes in ticks of 10 ms."""
-        for _ in range(max(1, round(seconds / 0.01))):
-            self.loop.now_s += 0.01
-            self.wall_s += 0.01
+        """Time passes in ticks of 10 ms, in a longer wait of 50 ms, as on a busy machine."""
+        tick_s = 0.01 if seconds < LONG_S else 0.05
+        for _ in range(max(1, round(seconds / tick_s))):
+            self.loop.now_s += tick_s
+            self.wall_s += tick_s
             self.host.tick()
             self.settle_loop()
 
@@ -515,6 +562,7 @@ class World:
         """Run what is ready, write the latches, and let a prompt broker deliver."""
         if self.host.gate.counters["lost"] != self.lost:
             self.lost = self.host.gate.counters["lost"]
+            self.readings = {}
             self.disarmed()
         if self.turns is not None:
             self.loop.spin(self.turns)
@@ -541,9 +589,9 @@ class World:
         for name, settings in SETTINGS["actuators"].items():
             if "safe" not in settings or not gate._actuators[name].commanded:
                 continue
-            safe = tuple(map(float, settings["safe"])) if isinstance(settings["safe"], list) else settings["safe"]
             self.check(
-                self.devices[name] == safe, f"{name} has {self.devices[name]} {BOUND_S} s after the last proposal"
+                self.devices[name] == _safe(name),
+                f"{name} has {self.devices[name]} {BOUND_S} s after the last proposal",
             )
 
     # --- what leaves
@@ -561,9 +609,11 @@ class World:
             self.check(self.granted, f"{policy} moves {name} although nothing was asked to arm since the disarming")
             if policy != "override":
                 self.check(self.host.gate.modes[name] == "autonomous", f"the policy moves {name} in another mode")
+                missing = self.stale & self.requires[name]
+                self.check(not missing, f"the policy moves {name} while {sorted(missing)} is stale or does not hold")
             self._check_step(name, value)
         self._check_rules(name, value)
-        self.commanded[name] = value
+        self.ever[name] = self.commanded[name] = value
         self.session.setdefault(name, []).append(value)
         self.known[name] = value
 
@@ -586,10 +636,22 @@ class World:
             others = {n: self._may_have(n) for n in rule.names if n != name}
             if not all(others.values()):
                 continue
-            would = rule.broken({**others, name: [value]})
+            would = rule.broken({**others, name: [value]}, self.readings)
+            if rule.streams:
+                self.check(would is None, f"{name} = {value} with {others} and {self.readings}: {rule.text} is broken")
+                continue
             now = rule.broken({**others, name: self._may_have(name) or [value]})
             left = would is None or (now is not None and would.degree < now.degree)
             self.check(left, f"{name} = {value} with {others}: {rule.text} is broken")
+
+    def _check_telemetry(self) -> None:
+        """After a tick, nothing that this gate has commanded breaks a rule with the telemetry of that tick."""
+        for rule in self.rules:
+            commanded = {name: [self.ever[name]] for name in rule.names if name in self.ever}
+            if rule.streams and commanded and self.safety.group is not None:
+                domains = {name: commanded.get(name, [_safe(name)]) for name in rule.names}
+                broken = rule.broken(domains, self.readings)
+                self.check(broken is None, f"{domains} stay with {self.readings}: {rule.text} is broken")
 
     def _may_have(self, name: str) -> list[Value]:
         return [v for v in (self.commanded.get(name), self.reported.get(name)) if v is not None][:1]
@@ -622,6 +684,11 @@ class World:
         if not condition:
             self.broken.append(promise)
             raise BrokenPromiseError(promise)
+
+
+def _safe(name: str) -> Value:
+    safe = SETTINGS["actuators"][name]["safe"]
+    return tuple(map(float, safe)) if isinstance(safe, list) else str(safe)
 
 
 def _value(value: Any) -> Value:

@@ -9,6 +9,7 @@ import sys
 import unittest
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,10 +21,12 @@ import structlog  # noqa: E402 - after the path
 from hypothesis import HealthCheck, Phase, seed, settings  # noqa: E402
 from test_gate_model import GateModel  # noqa: E402
 
+from actuators.safety import gate as gate_module  # noqa: E402
 from actuators.safety import limits  # noqa: E402
-from actuators.safety.actuator_state import Actuator  # noqa: E402
+from actuators.safety.actuator_state import Actuator, freshness_refusal  # noqa: E402
 from actuators.safety.gate import Gate  # noqa: E402
 from actuators.safety.limits import Refusal  # noqa: E402
+from actuators.safety.rules import Rule, Violation  # noqa: E402
 from runtime.dashboard.bridge import MqttBridge  # noqa: E402
 from runtime.gate import operator_commands  # noqa: E402
 from runtime.gate.host import GateHost  # noqa: E402
@@ -129,6 +132,36 @@ def unjudged_rest() -> Patch:
     return lambda: mock.patch.object(Gate, "_with_coupled", lambda _self, chosen: list(chosen))
 
 
+def telemetry_stops_nothing() -> Patch:
+    """Telemetry decides about new commands only."""
+    return lambda: mock.patch.object(Gate, "_end_forbidden", return_value=[])
+
+
+def old_telemetry() -> Patch:
+    """Telemetry of any age counts."""
+    return lambda: mock.patch.object(gate_module, "MAX_READINGS_AGE_S", float("inf"))
+
+
+def missing_telemetry_is_harmless() -> Patch:
+    """A rule without its telemetry does not hold."""
+    broken = Gate._broken
+
+    def known(self: Gate, rule: Rule, given: Any) -> Violation | None:
+        found = broken(self, rule, given)
+        return None if rule.streams and found is not None and found.degree == float("inf") else found
+
+    return lambda: mock.patch.object(Gate, "_broken", known)
+
+
+def stale_streams_are_harmless() -> Patch:
+    """A required stream or condition may be missing."""
+
+    def fresh(each: Actuator, proposal: Any, now_s: float) -> Refusal | None:
+        return freshness_refusal(each, replace(proposal, stale=()), now_s)
+
+    return lambda: mock.patch.object(gate_module, "freshness_refusal", fresh)
+
+
 def undying_wish() -> Patch:
     """A lost broker leaves the request to arm."""
     disconnected, go_safe = Gate.disconnected, Gate.go_safe
@@ -188,6 +221,10 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "H4 what may mean stop is a stop": exact_stops,
     "H4 no release from the broker's store": old_releases,
     "H5 rest is judged": unjudged_rest,
+    "telemetry ends what it forbids": telemetry_stops_nothing,
+    "old telemetry counts as missing": old_telemetry,
+    "missing telemetry forbids": missing_telemetry_is_harmless,
+    "a required stream or condition is there": stale_streams_are_harmless,
     "H7 a request to arm dies": undying_wish,
     "a request to arm that waits ends with a stop or a disarming": undying_requests,
     "H8 the page shows what the gate answered": page_without_answers,
