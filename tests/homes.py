@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from runtime.discovery.heard import Tree
+from runtime.discovery.topic_samples import Tree
 
 Home = dict[str, list[Any]]
 """Topic -> the payloads that came on it, oldest first: text, or a value that is sent as JSON."""

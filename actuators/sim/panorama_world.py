@@ -83,7 +83,7 @@ def _background() -> Image.Image:
 def spoken_words() -> dict[str, tuple[Samples, ...]]:
     """Load every recording of each word, 16 kHz."""
     words: defaultdict[str, list[Samples]] = defaultdict(list)
-    folder = files("actuators") / "words"
+    folder = files("actuators") / "sim" / "spoken_words"
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".wav"):
             with entry.open("rb") as stream, wave.open(stream) as sound:

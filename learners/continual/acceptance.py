@@ -4,7 +4,7 @@ A candidate is promoted if all of this is true on the operator's held-out file:
 
 1. On the classes that it trained on, it agrees with the file better than chance. For single labels, Wilson's lower bound of the
    agreement at 95 % is above the agreement of two independent raters with the same class frequencies, as in Cohen's kappa. For sets
-   of labels, tags, spans, texts and turns see `chance.py`.
+   of labels, tags, spans, texts and turns see `chance_agreement.py`.
 2. On the whole file, it is not shown to be worse than the version before, and than the anchor, by more than
    `finetune.max_metric_drop`: the upper bound of the paired difference at 97.5 % is above minus that drop. The anchor is the last version
    that was shown to be better than the anchor before it, so small losses do not add up.

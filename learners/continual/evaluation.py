@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from learners.continual.acceptance import agreement, below_chance, by_chance, paired_bounds
-from learners.continual.chance import compare_with_chance
+from learners.continual.chance_agreement import compare_with_chance
 from learners.continual.splits import Holdout, classes
 from learners.task_kinds import KINDS
 from learners.tasks.base import Example, Prediction, Task, without_target

@@ -6,7 +6,7 @@ training and selects the epoch. Only the operator's held-out file approves a can
 file the outcome is inconclusive. The version is then stored without going live, and its labels train again with the next ones
 unless a person promotes it.
 
-When a candidate fails, `attribution.py` searches the source of the labels that lowered the held-out metric. If a candidate
+When a candidate fails, `source_ablation.py` searches the source of the labels that lowered the held-out metric. If a candidate
 trained without that source passes, it is promoted instead. A candidate that fails for forgetting alone, without such a source, is
 trained once more at a lower rate. Labels of a rejected candidate train again with the next ones, at most in `MAX_REJECTIONS` rejected
 candidates. Where they are at fault, or their source is blamed, they never do.
@@ -36,7 +36,6 @@ from learners.continual.acceptance import (
     paired_bounds,
     rejection_reason,
 )
-from learners.continual.attribution import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
 from learners.continual.candidate import CandidateTrainer, TrainedCandidate, options_of
 from learners.continual.evaluation import (
     CandidateMetrics,
@@ -51,6 +50,7 @@ from learners.continual.evaluation import (
     sign_test,
 )
 from learners.continual.labels import Labelled, Labels
+from learners.continual.source_ablation import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
 from learners.continual.splits import Holdout, classes
 from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.experience.reader import Reader

@@ -14,7 +14,7 @@ from typing import Any, Self
 import orjson
 
 from learners.credit_assignment import MAX_DELAY_S, decision_in_force
-from learners.experience.labelled import LabelledReadings
+from learners.experience.labelled_readings import LabelledReadings
 from learners.experience.reader import raw_reading
 from learners.experience.records import Credit, Label, Mark, Raw
 from learners.experience.schema import RAW, connect

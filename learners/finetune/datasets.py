@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from learners.finetune import conll, fields, tables
-from learners.finetune.records import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
+from learners.finetune.text_files import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError, Task
 from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import parse_json

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from learners.finetune.records import LocatedExample, located
+from learners.finetune.text_files import LocatedExample, located
 from learners.tasks.audio import SUFFIXES as SOUNDS
 from learners.tasks.base import DataError, Task
 from learners.tasks.images import SUFFIXES as PICTURES

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from learners.finetune.fields import FIELDS, field_of, fields_of, to_row
-from learners.finetune.records import Examples, lines_of, read_text
+from learners.finetune.text_files import Examples, lines_of, read_text
 from learners.tasks.base import DataError
 
 DELIMITERS = (",", ";", "\t", "|")

@@ -24,10 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, find, make
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
-from learners.checkpoints.trust import fingerprint
+from learners.checkpoints.trusted_keys import fingerprint
 from learners.files import write_atomically
 from learners.gym.demonstrations import episodes_of
-from learners.gym.episodes import ReturnSummary
+from learners.gym.greedy_episodes import ReturnSummary
 from learners.gym.trainer import GymTrainer, TrainSettings
 from learners.model.spec import Algorithm as Name
 

@@ -19,7 +19,7 @@ from actuators.actions import Value
 from actuators.sim.gym_spaces import from_environment, to_environment
 from learners.experience.transition import Transition
 from learners.gym.demonstrations import DemonstrationEpisode
-from learners.gym.episodes import ReturnSummary, run_episodes
+from learners.gym.greedy_episodes import ReturnSummary, run_episodes
 from learners.gym.observations import FrameWindow, ObservationEncoder, Tokens
 from learners.model.encoders.base import Encoder
 from learners.model.features import concat, recorded

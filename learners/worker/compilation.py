@@ -14,8 +14,8 @@ from torch import Tensor
 from learners.checkpoints.manifest import GraphFiles
 from learners.experience.transition import Transition
 from learners.ipc.settings import Backend
-from learners.model.compiled import DOCUMENT, POLICY, GraphDiffers, Window, compile_for_checkpoint
 from learners.model.features import recorded
+from learners.model.fused_part import DOCUMENT, POLICY, GraphDiffers, Window, compile_for_checkpoint
 from learners.model.policy import build
 from learners.model.spec import PolicySpec
 

@@ -32,7 +32,7 @@ from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
 from learners.rl.mirror_augmentation import MirrorAugmentation
 from learners.rl.replay_buffer import BufferIndex, ReplayBuffer
 from learners.worker.journal import Journal, JournalEntry, Position, document, load_position
-from learners.worker.rest_context import RestContext
+from learners.worker.resting_ticks import RestingTicks
 
 MAX_BACKLOG_S = 60.0
 """Updates for this much experience may be pending; more are dropped."""
@@ -86,7 +86,7 @@ class Learner:
         self.draw = torch.Generator().manual_seed(settings.seed)
         self.mirror = MirrorAugmentation(spec, settings.mirror_augmentation) if settings.mirror_augmentation else None
         self.replay = self._empty()
-        self._rest = RestContext(spec.history - 1)
+        self._rest = RestingTicks(spec.history - 1)
         self._seen: list[Transition] = []
         """Ticks to merge into the statistics of the inputs."""
         self.position = Position()

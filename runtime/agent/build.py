@@ -35,7 +35,7 @@ from runtime.agent.components import Components
 from runtime.agent.subscriptions import subscribe
 from runtime.config.loader import LoadedConfig
 from runtime.config.schema import Config
-from runtime.control.conditions import Conditions
+from runtime.control.actuator_conditions import Conditions
 from runtime.control.frozen_streams import FrozenReporter
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder

@@ -15,7 +15,7 @@ from runtime.control.tick import TickResult, Utterances
 from runtime.feedback.queries import candidates
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics, encode
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from sensors.codecs.readings import summarize_reading
 from sensors.readings import Text
 from sensors.streams.task_output import TaskOutputSensor

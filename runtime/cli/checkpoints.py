@@ -161,7 +161,7 @@ def import_directory(
     """
     from learners.checkpoints.manifest import CheckpointRefused
     from learners.checkpoints.signing import KeyRefused
-    from learners.checkpoints.trust import TrustedKeys, signer
+    from learners.checkpoints.trusted_keys import TrustedKeys, signer
     from learners.model.heads import finish_exploration
 
     trained = _trained_version(directory)

@@ -18,10 +18,10 @@ from rich.table import Table
 
 from runtime.cli.options import refuse, refusing
 from runtime.config.schema import MqttSettings
-from runtime.discovery.found import FoundActuator, FoundStream, Proposals
-from runtime.discovery.heard import NoBroker, listen
-from runtime.discovery.plain import propose
+from runtime.discovery.plain_topics import propose
+from runtime.discovery.proposals import FoundActuator, FoundStream, Proposals
 from runtime.discovery.settings_text import Plan, settings_text
+from runtime.discovery.topic_samples import NoBroker, listen
 from runtime.mqtt import Address
 
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)

@@ -118,7 +118,7 @@ def demo(*, verbose: bool) -> None:
 
 def _run(path: Path, *, faults: tuple[str, ...], verbose: bool) -> int:
     """Run the daemon: with the console on a terminal, else with a log of JSON lines on standard error."""
-    from runtime.console.front import has_terminal, run_on_terminal
+    from runtime.console.foreground import has_terminal, run_on_terminal
 
     loaded = startable(path)
     if has_terminal() and not verbose:
@@ -166,7 +166,7 @@ def devices() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sensors.drivers.discovery import devices as find
+    from sensors.drivers.device_list import devices as find
 
     found = find()
     table = Table("kind", "source", "name", "detail")

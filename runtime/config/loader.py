@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from actuators.config import conditions_of
 from actuators.expressions import Expression, ExpressionError, Known
 from actuators.safety.rules import Rule, known_names, unsafe_rests
-from runtime.config import rules
+from runtime.config import forbid_lint
 from runtime.config.errors import Problem, Steps, dotted, explain
 from runtime.config.schema import Config
 from runtime.config.yaml_core import CoreLoader
@@ -252,7 +252,7 @@ def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
     broken = False
     for n, text in enumerate(config.gate.forbid):
         try:
-            rules.check_rule(Rule(text, actions, readings).expression, config.actuators)
+            forbid_lint.check_rule(Rule(text, actions, readings).expression, config.actuators)
         except ExpressionError as error:
             broken = True
             yield ("gate", "forbid", n), error
@@ -260,7 +260,7 @@ def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
     for n, reward in enumerate(config.rewards):
         if reward.kind == "expression":
             try:
-                rules.check_words(Expression(reward.value, {**readings, **actions}).text, config.actuators)
+                forbid_lint.check_words(Expression(reward.value, {**readings, **actions}).text, config.actuators)
             except ExpressionError as error:
                 yield ("rewards", n, "value"), error
     for n, problem in ({} if broken else unsafe_rests(config.actuators, config.gate, readings)).items():

@@ -24,7 +24,7 @@ from rich.text import Text
 from runtime.config.loader import LoadedConfig
 from runtime.console.client import NoAnswer, Tool, connect, connected, off
 from runtime.mqtt import Connection, Message
-from runtime.mqtt.published import DecisionMessage, EventMessage, HealthMessage, StatusMessage
+from runtime.mqtt.daemon_messages import DecisionMessage, EventMessage, HealthMessage, StatusMessage
 from runtime.mqtt.topics import Refused, Topics, parse
 
 MAX_HEALTH = 1_048_576

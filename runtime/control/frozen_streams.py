@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from sensors.config import AnyStream
 from sensors.readings import Frame, Reading, Sound, Telemetry
 

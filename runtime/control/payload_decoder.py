@@ -16,7 +16,7 @@ from functools import partial
 
 from runtime.control.sender_stamps import SenderStamps
 from runtime.mqtt import Message
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from sensors.base import PayloadRefused, TopicSensor
 from sensors.readings import Reading
 

@@ -15,8 +15,8 @@ from actuators.safety.decisions import Proposal
 from learners.experience.store import Store
 from learners.experience.transition import By, Transition
 from learners.rewards import TickRewards
+from runtime.control.actuator_conditions import Conditions
 from runtime.control.arm_record import ArmRecord
-from runtime.control.conditions import Conditions
 from runtime.control.inbox import Inbox
 from runtime.gate import ipc
 from runtime.gate.client import GateLink

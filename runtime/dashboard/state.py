@@ -18,8 +18,7 @@ from pydantic import BaseModel, ValidationError
 from runtime.dashboard.sections import Sections
 from runtime.dashboard.series import MAX_POINTS, Returns, TimeSeries
 from runtime.dashboard.streams import StreamViews
-from runtime.mqtt.models import wild
-from runtime.mqtt.published import (
+from runtime.mqtt.daemon_messages import (
     MAX_ENTRIES,
     DecisionMessage,
     EventMessage,
@@ -29,7 +28,8 @@ from runtime.mqtt.published import (
     ProposalMessage,
     StatusMessage,
 )
-from runtime.mqtt.sentences import sentence
+from runtime.mqtt.event_sentences import sentence
+from runtime.mqtt.models import wild
 from runtime.mqtt.topics import Refused, Reward, Topics, parse
 
 EVENTS = 100

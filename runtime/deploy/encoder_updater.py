@@ -27,7 +27,7 @@ from runtime.config.schema import Config
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.inference.graph_compiler import CompilationFailed
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 if TYPE_CHECKING:
     from torch import Tensor

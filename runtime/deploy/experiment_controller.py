@@ -2,7 +2,7 @@
 
 A candidate that passed the filters waits as the challenger; a newer one replaces it. The controller plans an experiment, says at each
 tick which version acts, joins outcomes to pairs, and carries out the verdict: it moves the LIVE pointer. Until there is something to
-protect (`first_proof.py`), versions follow freely ("not yet trusted"). The first proof makes the anchor.
+protect (`first_anchor.py`), versions follow freely ("not yet trusted"). The first proof makes the anchor.
 
 The state lies in `experiments.json` in the state folder. It survives a crash: the experiment goes on with the next pair. An agent that
 dies twice with a new version returns to the trusted one.
@@ -38,12 +38,12 @@ from runtime.control.tick import TickResult
 from runtime.deploy.experiment_phase import SHARES, ExperimentPhase, LossBudget
 from runtime.deploy.experiment_report import guard_figures, look_figures, running_figures
 from runtime.deploy.experiment_rules import ExperimentRules
-from runtime.deploy.fall_check import ALONE_S, FallCheck
-from runtime.deploy.first_proof import FirstProof
-from runtime.deploy.trust import Trust
-from runtime.deploy.unit_levels import RunningBlock, UnitLevels
+from runtime.deploy.first_anchor import FirstAnchor
+from runtime.deploy.reward_drop_check import ALONE_S, RewardDropCheck
+from runtime.deploy.reward_levels import RewardLevels, RunningBlock
+from runtime.deploy.trusted_version import Trust
 from runtime.inference.engine import UNTRAINED
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from runtime.process.state_file import StateFile, StateUnreadable
 
 SAVE_EVERY_S = 5.0
@@ -77,11 +77,11 @@ class ExperimentController:
     """The challenger that waits."""
     phase: ExperimentPhase | None = None
     trust: Trust = field(default_factory=Trust)
-    levels: UnitLevels = field(default_factory=UnitLevels)
+    levels: RewardLevels = field(default_factory=RewardLevels)
     alpha: AlphaBudget = field(default_factory=AlphaBudget)
     guard: Guard = field(init=False)
-    falls: FallCheck = field(default_factory=FallCheck)
-    proof: FirstProof = field(default_factory=FirstProof)
+    falls: RewardDropCheck = field(default_factory=RewardDropCheck)
+    proof: FirstAnchor = field(default_factory=FirstAnchor)
     """Until something is trusted."""
     budget: LossBudget = field(default_factory=LossBudget)
     """What experiments have cost."""
@@ -559,10 +559,10 @@ class ExperimentController:
             raise ValueError(f"format {body['format']!r}; this program reads {FORMAT}")
         trust, levels, alpha = (
             Trust.of(body["trust"]),
-            UnitLevels.restored(body["levels"]),
+            RewardLevels.restored(body["levels"]),
             AlphaBudget.of(body["alpha"]),
         )
-        proof = FirstProof.of(body["proof"])
+        proof = FirstAnchor.of(body["proof"])
         phase = None if body["phase"] is None else ExperimentPhase.of(body["phase"], self.rules.silence)
         late_s, waiting = float(body["late_s"]), body["waiting"]
         debt = float(body.get("debt", 0.0))

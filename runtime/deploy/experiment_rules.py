@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from learners.experiments.guard import Guard
 from learners.experiments.paired_outcomes import Silence
 from learners.experiments.plan import ExperimentPlan, block_design, margin
-from runtime.deploy.unit_levels import UnitLevels
+from runtime.deploy.reward_levels import RewardLevels
 from runtime.inference.engine import UNTRAINED
 
 LONGEST_BLOCK_S = 5.0
@@ -48,7 +48,7 @@ class ExperimentRules:
     alternate: bool = True
     enabled: bool = True
 
-    def episodic(self, levels: UnitLevels) -> bool:
+    def episodic(self, levels: RewardLevels) -> bool:
         """Return whether a unit is a whole episode."""
         return levels.episodic and self.gamma > 0
 
@@ -61,20 +61,20 @@ class ExperimentRules:
         design = block_design(self.gamma, action_lag_ticks=ACTION_LAG_TICKS)
         return max(1, min(design.block_ticks, round(LONGEST_BLOCK_S / self.period_s)))
 
-    def late_units(self, plan: ExperimentPlan, levels: UnitLevels, late_s: float) -> int:
+    def late_units(self, plan: ExperimentPlan, levels: RewardLevels, late_s: float) -> int:
         """Return for how many units a pair stays open for late rewards; `late_s`: how late they were lately."""
         late_s = max(self.settle_s, late_s)
         unit_s = self.period_s * (max(1.0, levels.length) if plan.episodic else 1.0)
         return max(1, math.ceil(late_s / unit_s)) if late_s > 0 else 0
 
-    def guard(self, levels: UnitLevels) -> Guard:
+    def guard(self, levels: RewardLevels) -> Guard:
         """Return a new guard, with thresholds for pairs of this length."""
         design = block_design(self.gamma, action_lag_ticks=ACTION_LAG_TICKS)
         units = levels.length if self.episodic(levels) else design.block_ticks
         pair_s = 2 * max(1.0, units) * self.period_s
         return Guard(pair_s, self.false_alarms_per_month, self.anchor_share)
 
-    def gain(self, version: str, levels: UnitLevels) -> tuple[float, float]:
+    def gain(self, version: str, levels: RewardLevels) -> tuple[float, float]:
         """Return what a version earns per unit more than the untrained policy (its size), and its deviation; 0 where unknown."""
         episodic = self.episodic(levels)
         level, base = levels.of(version, episodic=episodic), levels.of(UNTRAINED, episodic=episodic)
@@ -87,7 +87,7 @@ class ExperimentRules:
         versions: tuple[str, str | None, str | None],
         number: int,
         *,
-        levels: UnitLevels,
+        levels: RewardLevels,
         mode: str,
         share: float,
         alpha: float,

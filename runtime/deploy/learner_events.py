@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learners.ipc.outbox import Outbox
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 POLL_S = 0.5
 

@@ -18,7 +18,7 @@ from runtime.deploy.experiment_controller import ExperimentController
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 POLL_S = 0.2
 REMEDY = "restore the state from a backup (`reflexd restore`), or import a policy, then set the mode"

@@ -19,7 +19,7 @@ import orjson
 import structlog
 
 from learners.files import write_atomically
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 log = structlog.get_logger(__name__)
 

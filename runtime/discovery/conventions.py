@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from runtime.discovery.found import FoundActuator, FoundStream, LeftOut, Proposals, is_dangerous, is_diagnostic
-from runtime.discovery.heard import Heard, Tree
-from runtime.discovery.numbers import bare_numbers, bare_words, numeric_fields
+from runtime.discovery.payload_fields import bare_numbers, bare_words, numeric_fields
+from runtime.discovery.proposals import FoundActuator, FoundStream, LeftOut, Proposals, is_dangerous, is_diagnostic
+from runtime.discovery.topic_samples import TopicSamples, Tree
 
 LONG: dict[str, str] = {
     "stat_t": "state_topic", "cmd_t": "command_topic", "val_tpl": "value_template", "pl_on": "payload_on",
@@ -294,7 +294,7 @@ def esphome_and_statestream(tree: Tree, found: Proposals) -> None:
     }
 
 
-def _words(heard: Heard) -> tuple[str, str] | None:
+def _words(heard: TopicSamples) -> tuple[str, str] | None:
     for words in (("OFF", "ON"), ("off", "on")):
         if bare_words(heard.samples, words):
             return words
@@ -308,7 +308,7 @@ def _is_statestream(tree: Tree, topic: str) -> bool:
 def stream(
     name: str,
     topic: str,
-    heard: Heard,
+    heard: TopicSamples,
     why: str,
     places: dict[str, str],
     words: dict[str, tuple[str, ...]] | None = None,

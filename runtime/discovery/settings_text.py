@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime.discovery.found import FoundActuator, FoundStream
+from runtime.discovery.proposals import FoundActuator, FoundStream
 
 OLDEST_S = 3_600.0
 SAMPLE = 90

@@ -22,7 +22,7 @@ from runtime.config.schema import DriftSettings
 from runtime.control.tick import TickResult
 from runtime.drift.descriptors import DIFFERENT, Description, describe, in_words
 from runtime.drift.detector import DriftDetector
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from runtime.process.state_file import StateFile, StateUnreadable
 from sensors.readings import Observation
 

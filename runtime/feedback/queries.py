@@ -20,7 +20,7 @@ from actuators.actions import Value
 from learners.continual.ranking import likeliest
 from runtime.control.tick import TickResult
 from runtime.inference.engine import UNTRAINED
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from sensors.codecs.readings import summarize_reading
 
 ASK_EVERY_S = 10.0

@@ -18,7 +18,7 @@ from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.mqtt import topics
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 MAX_SOURCES = 64
 EVENT_EVERY_S = 1.0

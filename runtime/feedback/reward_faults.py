@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from learners.rewards import TickRewards
 from runtime.control.tick import TickResult
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 EVENT_EVERY_S = 60.0
 

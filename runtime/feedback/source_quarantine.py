@@ -19,7 +19,7 @@ from typing import Any
 from learners.experience.store import Store
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from learners.safeguards.source_consistency import Finding, Quarantine
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from runtime.process.state_file import StateFile, StateUnreadable
 
 FILE = "quarantine.json"

@@ -28,7 +28,7 @@ from runtime.inference.compiled_engine import CompiledEngine
 from runtime.inference.engine import Engine
 from runtime.inference.graph_compiler import EncoderSource, GraphCompiler
 from runtime.inference.prepared import NotPrepared, Preparation, graph_settings
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from sensors.config import MODALITIES, field_kinds_of, policy_fields_of
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from learners.continual.versions import TaskVersionStore
 from learners.files import private_folder, write_atomically
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.selection import BackendSettings
-from learners.model.compiled import example_inputs
+from learners.model.fused_part import example_inputs
 from learners.model.policy import Policy, build
 from learners.model.spec import PolicySpec
 from learners.reencoding.encoder_versions import find_state

@@ -18,9 +18,9 @@ from learners.checkpoints.arrays import shapes_of
 from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
 from learners.ipc.policy_spec import spec_of_version
 from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.checkpoint_graph import FIRST, LATER, NO_GRAPH, StoredGraph, digest_of
 from learners.model.backends.choice import CPU, BackendChoice, NotCompiled, readable_graph
 from learners.model.backends.openvino import OpenVinoRun
-from learners.model.backends.stored_graph import FIRST, LATER, NO_GRAPH, StoredGraph, digest_of
 from learners.model.spec import PolicySpec
 from runtime.inference.arrays.history import Fuse
 from runtime.inference.arrays.policy import ArrayPolicy, Weights

@@ -17,10 +17,10 @@ import torch
 
 from learners.checkpoints.manifest import GraphFiles
 from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.checkpoint_graph import FIRST, LATER, NO_GRAPH, StoredGraph
 from learners.model.backends.choice import in_float32
 from learners.model.backends.selection import BackendChoice, Inputs, NotCompiled, Run, build, calibrate
-from learners.model.backends.stored_graph import FIRST, LATER, NO_GRAPH, StoredGraph
-from learners.model.compiled import FlatPolicyModule, Window, digest, same_decisions
+from learners.model.fused_part import FlatPolicyModule, Window, digest, same_decisions
 from learners.model.policy import Policy
 
 MAX_GRAPHS = 3

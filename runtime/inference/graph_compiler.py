@@ -22,7 +22,7 @@ import orjson
 from learners.config import EncoderSettings
 from learners.model.backends.choice import BackendSettings
 from runtime.process.child import with_parent_death
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 TIMEOUT_S = 300.0
 MOST_REASON = 300

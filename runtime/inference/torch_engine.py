@@ -18,12 +18,12 @@ from torch import Tensor
 from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
 from learners.checkpoints.tensors import Shapes, shapes_of
 from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.checkpoint_graph import NO_GRAPH, StoredGraph
 from learners.model.backends.cuda import CudaGraphRun, stream_of
 from learners.model.backends.selection import EncoderNotCompiled, NotCompiled, Run
-from learners.model.backends.stored_graph import NO_GRAPH, StoredGraph
-from learners.model.compiled import FlatPolicyModule, Window, digest, example_inputs
 from learners.model.encoders.base import Encoder
 from learners.model.features import Features, stack
+from learners.model.fused_part import FlatPolicyModule, Window, digest, example_inputs
 from learners.model.heads import HeadOutput, Heads, actuator_values
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec

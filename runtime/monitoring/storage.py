@@ -32,7 +32,7 @@ from typing import Any
 from learners.checkpoints.store import Checkpoints
 from learners.experience.store import Store
 from learners.ipc.progress import read_progress
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 EVERY_S = 10.0
 AIM = 0.9

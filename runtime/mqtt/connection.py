@@ -26,6 +26,7 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, publish, shut, was_resumed
+from runtime.mqtt.connection_problem import ConnectionProblem
 from runtime.mqtt.models import (
     Address,
     Handler,
@@ -39,7 +40,6 @@ from runtime.mqtt.models import (
 )
 from runtime.mqtt.publisher import Done, Keep, Sender
 from runtime.mqtt.subscriber import Receiver
-from runtime.mqtt.trouble import Trouble
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ class Connection:
     _client: aiomqtt.Client | None = None
     _group: asyncio.TaskGroup | None = None
     _sender: Sender = field(init=False)
-    _trouble: Trouble = field(init=False)
+    _trouble: ConnectionProblem = field(init=False)
     _up: asyncio.Event = field(default_factory=asyncio.Event)
     _greeted: bool = False
     _handled: int = 0
@@ -88,7 +88,7 @@ class Connection:
     def __post_init__(self) -> None:
         self._queue = Newest(maxsize=self.max_incoming)
         self._inbound = Receiver(self.identifier, self.refused, self.drops)
-        self._trouble = Trouble(self.address, self.identifier)
+        self._trouble = ConnectionProblem(self.address, self.identifier)
         self._sender = Sender(self.max_outgoing, self.drops)
 
     # --- what the owner calls

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from learners.files import private_folder, write_atomically
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 
 
 class StateUnreadable(ValueError):  # noqa: N818 - reads as what happened

@@ -25,7 +25,7 @@ from mcap.writer import Writer
 
 from learners.files import private_folder
 from learners.write_failures import WriteFailures
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from runtime.recording.codec import SCHEMA_OF, SCHEMAS, ReadingCodec
 from sensors.readings import Reading
 

@@ -27,8 +27,8 @@ from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFoun
 from runtime.inference.build import Runtime, build_engine
 from runtime.inference.engine import MOST_LOADED, UNTRAINED, Engine, InferenceResult
 from runtime.mqtt.topics import parse
-from runtime.recording.conditions import conditions, differences
 from runtime.recording.reader import Recording, RecordingError
+from runtime.recording.replay_conditions import conditions, differences
 from sensors.readings import Observation, Reading
 
 DENSITY_TOLERANCE = 1e-6

@@ -25,11 +25,11 @@ from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.mqtt import Connection, Message, rpc
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import Payload, Refused, Topics, decode
-from runtime.process.events import Emit
+from runtime.process.emit import Emit
 from runtime.requests.explain import Explainer
 from runtime.requests.finetune import FinetuneQueue
-from runtime.requests.lane import Handler, RequestLane
 from runtime.requests.record import RecordingController
+from runtime.requests.request_queue import Handler, RequestQueue
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Requests:
     """Returns the newest verdicts on policy versions."""
     task_updater: TaskUpdater | None = None
     """Without tasks there is none."""
-    _lanes: dict[str, RequestLane] = field(init=False)
+    _lanes: dict[str, RequestQueue] = field(init=False)
     """By verb."""
     _urgent: ThreadPoolExecutor = field(init=False)
 
@@ -114,9 +114,9 @@ class Requests:
             "accept_drift": self._accept_drift,
         }
         lanes = (
-            RequestLane({"rollback": self._rollback}, REFUSALS, URGENT_S, MAX_WAITING),
-            RequestLane(usual, REFUSALS, USUAL_S, MAX_WAITING),
-            RequestLane({"explain": self._explain}, REFUSALS, EXPLAIN_S, MAX_WAITING),
+            RequestQueue({"rollback": self._rollback}, REFUSALS, URGENT_S, MAX_WAITING),
+            RequestQueue(usual, REFUSALS, USUAL_S, MAX_WAITING),
+            RequestQueue({"explain": self._explain}, REFUSALS, EXPLAIN_S, MAX_WAITING),
         )
         self._lanes = {verb: lane for lane in lanes for verb in lane.handlers}
 

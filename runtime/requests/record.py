@@ -21,8 +21,8 @@ from runtime.control.tick import ControlLoop
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import encode
-from runtime.recording.conditions import conditions
 from runtime.recording.recorder import FORMAT, Recorder
+from runtime.recording.replay_conditions import conditions
 
 CHECK_S = 0.5
 """Seconds between two looks at the recording."""

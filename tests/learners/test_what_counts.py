@@ -19,8 +19,8 @@ from actuators.safety.decisions import Mode
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.gym.observations import FrameWindow
-from learners.model.compiled import FlatPolicyModule
 from learners.model.features import Features, recorded
+from learners.model.fused_part import FlatPolicyModule
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm

@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, make
 from actuators.sim.gym_plant import GymPlant
-from learners.gym import episodes
+from learners.gym import greedy_episodes
 from learners.gym.train import train
 from learners.gym.trainer import TrainSettings
 from runtime.cli.main import main
@@ -155,7 +155,7 @@ def test_train_prints_the_fault_in_a_line(tmp_path: Path) -> None:
 
 
 def test_episodes_without_an_end_are_cut_in_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episodes, "MAX_STEPS", 50)
+    monkeypatch.setattr(greedy_episodes, "MAX_STEPS", 50)
     results = train("strange_envs:Endless-v0", 40, 0, tmp_path / "o", settings=SMALL, progress=False)
     assert results["final"]["mean"] == 50.0
     assert results["cut_episodes"] == 6

@@ -13,7 +13,7 @@ from PIL import Image
 from learners.config import ExperienceSettings, TaskSettings
 from learners.continual.labels import Labels
 from learners.experience import store as store_module
-from learners.experience.labelled import ALIKE, perceptual_hash
+from learners.experience.labelled_readings import ALIKE, perceptual_hash
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition
 from learners.tasks.base import EncodedMedia

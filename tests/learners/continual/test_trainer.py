@@ -17,7 +17,6 @@ from PIL import Image
 
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import agreement, anchor_confidence, paired_bounds, rejection_reason
-from learners.continual.attribution import single_source, sources_to_ablate
 from learners.continual.candidate import (
     GENTLE,
     WEIGH,
@@ -29,6 +28,7 @@ from learners.continual.candidate import (
 )
 from learners.continual.evaluation import each, sign_test
 from learners.continual.labels import Labelled, Labels
+from learners.continual.source_ablation import single_source, sources_to_ablate
 from learners.continual.trainer import ContinualTrainer, newest
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition

@@ -25,7 +25,7 @@ from learners.promotion.context import EvaluationContext, StepResult
 from learners.promotion.feeding_tasks import FeedingTasks, HeldOutComparison
 from learners.promotion.pipeline import PromotionResult
 from learners.worker.loop import LearnerLoop
-from runtime.mqtt.sentences import sentence
+from runtime.mqtt.event_sentences import sentence
 
 torch.set_num_threads(1)
 

@@ -17,7 +17,7 @@ from doors import reply, site
 from fakes import Mosquitto, free_port
 from learners.files import exclusive_lock
 from runtime.cli.main import main
-from runtime.mqtt.sentences import sentence
+from runtime.mqtt.event_sentences import sentence
 from runtime.supervisor.broker import installed
 
 AT_ONCE_S = 10.0

@@ -18,14 +18,14 @@ from click.testing import CliRunner
 from fakes import free_port
 from runtime.cli.main import main
 from runtime.config.loader import load
+from runtime.console.banner import LiveSeen, banner, event_line, line
 from runtime.console.log_file import OLD_FILES, LogFile
-from runtime.console.view import LiveSeen, banner, event_line, line
 from runtime.dashboard.auth import Access
 from runtime.dashboard.login_link import LASTS_S, create_link, page_address, redeem
 from runtime.mqtt import Message
+from runtime.mqtt.daemon_messages import EventMessage
+from runtime.mqtt.event_sentences import TABLE, sentence
 from runtime.mqtt.events import EVENTS
-from runtime.mqtt.published import EventMessage
-from runtime.mqtt.sentences import TABLE, sentence
 
 SETTINGS = """\
 agent: tester

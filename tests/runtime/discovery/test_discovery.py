@@ -18,10 +18,10 @@ from fakes import Mosquitto, free_port
 from runtime.cli.main import main
 from runtime.cli.preflight import problems_and_warnings
 from runtime.config.loader import load
-from runtime.discovery.found import Proposals
-from runtime.discovery.heard import MAX_TOPICS, Tree
-from runtime.discovery.plain import propose
+from runtime.discovery.plain_topics import propose
+from runtime.discovery.proposals import Proposals
 from runtime.discovery.settings_text import Plan, settings_text
+from runtime.discovery.topic_samples import MAX_TOPICS, Tree
 from sensors.streams.registry import build as build_sensor
 from sensors.streams.telemetry import TopicTelemetry
 

@@ -136,7 +136,7 @@ async def test_a_device_that_does_not_exist_is_said(room: Room, running: Running
 
 def test_devices_lists_it(room: Room) -> None:
     wait_for(lambda: room.listening, "PulseAudio does not listen")
-    look = "from sensors.drivers.discovery import devices; print([m.name for m in devices().microphones])"
+    look = "from sensors.drivers.device_list import devices; print([m.name for m in devices().microphones])"
     root = Path(__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, cwd=root, env=os.environ)
     assert b"'pulse'" in found.stdout

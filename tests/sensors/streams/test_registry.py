@@ -17,8 +17,7 @@ from sensing import Running
 from sensors import plugins
 from sensors.base import Sensor, SensorLost, TopicSensor
 from sensors.config import AnyStream
-from sensors.drivers import discovery as finder
-from sensors.drivers import portaudio
+from sensors.drivers import device_list, portaudio
 from sensors.readings import Text
 from sensors.streams import registry
 from sensors.streams.camera import CameraSensor, TopicCamera
@@ -145,14 +144,14 @@ def test_cameras_are_those_that_capture(tmp_path: Path, monkeypatch: pytest.Monk
         node = Path(f"/proc/self/fd/{descriptor}").readlink().name
         return struct.pack("16s32s32sIII3I", b"uvc", b"cam", b"usb", 0, 0xFFFFFFFF, capabilities[node], 0, 0, 0)
 
-    monkeypatch.setattr("sensors.drivers.discovery.fcntl.ioctl", answer)
+    monkeypatch.setattr("sensors.drivers.device_list.fcntl.ioctl", answer)
     monkeypatch.setattr(portaudio, "inputs", lambda: [portaudio.InputDevice(3, "mic", 2, 48_000.0)])
-    found = finder.devices(nodes, names)
+    found = device_list.devices(nodes, names)
     assert [(camera.number, camera.name, camera.usable) for camera in found.cameras] == [
         (0, "HD Webcam", True),
         (10, "video10", True),
     ]
-    assert found.microphones == (finder.MicrophoneDevice(3, "mic", 2, 48_000.0),)
+    assert found.microphones == (device_list.MicrophoneDevice(3, "mic", 2, 48_000.0),)
     assert found.problems == ()
 
 
@@ -164,6 +163,6 @@ def test_what_keeps_from_looking_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         raise SensorLost("PortAudio cannot be loaded")
 
     monkeypatch.setattr(portaudio, "inputs", missing)
-    found = finder.devices(tmp_path, tmp_path)
+    found = device_list.devices(tmp_path, tmp_path)
     assert [(camera.number, camera.usable) for camera in found.cameras] == [(1, False)]
     assert found.problems == ("PortAudio cannot be loaded",)

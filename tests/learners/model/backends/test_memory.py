@@ -9,7 +9,7 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.model.backends.openvino import OpenVinoRun, convert
-from learners.model.compiled import FlatPolicyModule
+from learners.model.fused_part import FlatPolicyModule
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 

@@ -15,7 +15,7 @@ from learners.model.encoders.modulation_spectrum import NAME, RATE_HZ, Modulatio
 from learners.model.encoders.pretrained import load
 from sensors.readings import Sound, Text
 
-WORDS = Path("actuators/words")
+WORDS = Path("actuators/sim/spoken_words")
 
 
 def _window(samples: np.ndarray, offset: int) -> Sound:

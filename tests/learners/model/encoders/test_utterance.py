@@ -18,7 +18,7 @@ from learners.model.encoders.pretrained import load
 from learners.model.encoders.utterance import NAME, UtteranceEncoder
 from sensors.readings import Sound, Text
 
-WORDS = Path("actuators/words")
+WORDS = Path("actuators/sim/spoken_words")
 ENCODER = UtteranceEncoder(7, 2.0)
 
 

@@ -15,9 +15,9 @@ from scipy import stats
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.checkpoint_graph import StoredGraph
 from learners.model.backends.choice import CPU, BackendChoice, BackendSettings, NotCompiled
-from learners.model.backends.stored_graph import StoredGraph
-from learners.model.compiled import compile_for_checkpoint
+from learners.model.fused_part import compile_for_checkpoint
 from learners.model.gaussian_actor import unit_log_density
 from learners.model.policy import Policy
 from learners.model.shapley import explain

@@ -21,7 +21,7 @@ class NoBroker(Exception):  # noqa: N818 - reads as what happened
 
 
 @dataclass(slots=True)
-class Heard:
+class TopicSamples:
     """What came on one topic."""
 
     samples: list[bytes] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Heard:
 class Tree:
     """Every topic that was heard."""
 
-    topics: dict[str, Heard] = field(default_factory=dict)
+    topics: dict[str, TopicSamples] = field(default_factory=dict)
     left_out: int = 0
     """Messages on topics beyond `MAX_TOPICS`, or too large to be read."""
 
@@ -62,7 +62,7 @@ class Tree:
         if len(payload) > MAX_PAYLOAD or (topic not in self.topics and len(self.topics) >= MAX_TOPICS):
             self.left_out += 1
             return
-        self.topics.setdefault(topic, Heard()).take(payload, now_s)
+        self.topics.setdefault(topic, TopicSamples()).take(payload, now_s)
 
     def text(self, topic: str) -> str | None:
         """Return the newest sample of a topic as text; None where there is none or it is no text."""

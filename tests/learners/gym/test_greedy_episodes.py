@@ -13,7 +13,7 @@ from rl import Corridor, Shrink, Tiles
 
 from actuators.sim.gym_spaces import action_space
 from learners.gym import demonstrations
-from learners.gym.episodes import ReturnSummary, run_episodes
+from learners.gym.greedy_episodes import ReturnSummary, run_episodes
 from learners.gym.observations import FrameWindow, ObservationEncoder
 from learners.model.heads import HeadOutput, actuator_values
 

@@ -22,7 +22,7 @@ VERSIONS = 4
 
 
 @dataclass(slots=True)
-class FallCheck:
+class RewardDropCheck:
     """Takes settled decisions; see the module."""
 
     seconds: OrderedDict[str, deque[float]] = field(default_factory=OrderedDict)

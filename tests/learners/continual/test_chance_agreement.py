@@ -10,7 +10,7 @@ from typing import Any
 import noise
 import pytest
 
-from learners.continual.chance import FEWEST, compare_with_chance
+from learners.continual.chance_agreement import FEWEST, compare_with_chance
 from learners.tasks.base import Prediction
 
 WORDS = noise.WORDS

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.deploy.unit_levels import Level
+from runtime.deploy.reward_levels import Level
 
 LEAST_UNITS = 5
 """Units of a version before it counts."""
@@ -35,7 +35,7 @@ FALL = 2.5
 
 
 @dataclass(slots=True)
-class FirstProof:
+class FirstAnchor:
     """See the module. A unit is a whole episode, or a block of ticks."""
 
     untrained: Level = field(default_factory=Level)
@@ -79,7 +79,7 @@ class FirstProof:
         return {"untrained": [one.count, one.mean, one.square], "versions": levels}
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> FirstProof:
+    def of(cls, body: Mapping[str, Any]) -> FirstAnchor:
         """Restore what `dump` returned.
 
         Raises:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints
-from learners.checkpoints.trust import TrustedKeys, fingerprint, read_public
+from learners.checkpoints.trusted_keys import TrustedKeys, fingerprint, read_public
 from runtime.cli.main import main
 
 SETTINGS = {

@@ -14,8 +14,8 @@ from rich.text import Text
 from runtime.config.schema import Config
 from runtime.console.status import COLOURS, STALE_S, LatestMessages, plain
 from runtime.mqtt import Message
-from runtime.mqtt.published import EventMessage
-from runtime.mqtt.sentences import Sentence, sentence
+from runtime.mqtt.daemon_messages import EventMessage
+from runtime.mqtt.event_sentences import Sentence, sentence
 
 RATE_S = 5.0
 """The rate on the line is counted over this time."""

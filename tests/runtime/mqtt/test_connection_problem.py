@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from fakes import Mosquitto, eventually, free_port
 from runtime.config.schema import Credentials
 from runtime.mqtt import Address, Connection, MqttLost
-from runtime.mqtt.trouble import Trouble
+from runtime.mqtt.connection_problem import ConnectionProblem
 
 ADDRESS = Address("127.0.0.1", 1883)
 
@@ -123,7 +123,7 @@ async def test_a_clean_stop_logs_no_loss(tmp_path: Path) -> None:
 
 def test_the_interval_grows_and_starts_again_after_a_steady_session() -> None:
     now = [0.0]
-    trouble = Trouble(ADDRESS, "x", lambda: now[0])
+    trouble = ConnectionProblem(ADDRESS, "x", lambda: now[0])
     logged = []
     for second in range(2_000):
         now[0] = float(second)
@@ -139,7 +139,7 @@ def test_the_interval_grows_and_starts_again_after_a_steady_session() -> None:
 
 @pytest.mark.parametrize("error", [TimeoutError(), OSError("odd"), MqttLost("closed by the broker")])
 def test_every_error_has_the_address_in_its_text(error: Exception) -> None:
-    trouble = Trouble(ADDRESS, "x")
+    trouble = ConnectionProblem(ADDRESS, "x")
     assert trouble.ended(error)
     assert trouble.reason is not None
     assert "127.0.0.1:1883" in trouble.reason

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import orjson
 
-from runtime.discovery.found import is_diagnostic
+from runtime.discovery.proposals import is_diagnostic
 
 MAX_FIELDS = 24
 MAX_DEPTH = 3

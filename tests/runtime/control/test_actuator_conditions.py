@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runtime.config import loader
-from runtime.control.conditions import Conditions
+from runtime.control.actuator_conditions import Conditions
 from sensors.readings import Observation, Telemetry
 
 CLOSED, WARM = "window.open == 0", "room.t / room.n > 5"

@@ -12,7 +12,7 @@ from dataclasses import replace
 from learners.experience.reader import Row
 
 
-class RestContext:
+class RestingTicks:
     """The last ticks at rest.
 
     Args:

@@ -20,7 +20,7 @@ from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.experience.transition import Transition
 from learners.ipc.settings import Backend
-from learners.model import compiled
+from learners.model import fused_part
 from learners.model.backends import openvino
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendChoice, BackendSettings, NotCompiled
@@ -76,7 +76,7 @@ def save(checkpoints: Checkpoints, seed: int, *, graph: bool, library: str | Non
     made = compile_candidate(SPEC, state, Backend(backend="openvino"), ticks(4))
     assert made.problem == ""
     if library is not None:
-        made.documents[compiled.DOCUMENT][compiled.POLICY]["library"] = library
+        made.documents[fused_part.DOCUMENT][fused_part.POLICY]["library"] = library
     return checkpoints.save({"policy": state}, documents | made.documents, graphs=made.graphs)
 
 
@@ -115,7 +115,7 @@ async def test_the_agent_acts_on_the_graph_of_the_checkpoint_and_converts_nothin
     await engine.switch(version)
     exact = Policy(SPEC).eval()
     exact.load_state_dict(weights(1))
-    module = compiled.FlatPolicyModule(exact).eval()
+    module = fused_part.FlatPolicyModule(exact).eval()
     previous = None
     for tick in range(100):
         decided = await engine.decide(seen(tick))
@@ -229,12 +229,14 @@ def test_a_signed_graph_that_the_library_cannot_read_is_compiled_anew(tmp_path: 
     policy = Policy(SPEC).eval()
     calibrations = Calibrations(tmp_path, SETTINGS)
     run, _ = compile_policy(
-        calibrations, policy, compiled.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken)
+        calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken)
     )
-    assert run(*compiled.example_inputs(SPEC)).shape == (1, policy.state_width)
+    assert run(*fused_part.example_inputs(SPEC)).shape == (1, policy.state_width)
     calibrations.convert_here = False
     with pytest.raises(NotCompiled, match="cannot be read"):
-        compile_policy(calibrations, policy, compiled.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken))
+        compile_policy(
+            calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken)
+        )
 
 
 def test_the_learner_compares_the_graph_with_torch_and_its_decisions_in_bfloat16(tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_the_learner_compares_the_graph_with_torch_and_its_decisions_in_bfloat16
     assert note["difference"] < 1e-5
     assert note["windows"] == 15
     assert note["library"] == openvino.LIBRARY
-    assert set(note["same_decisions"]) == ({compiled.processor()} if compiled.has_bfloat16() else set())
+    assert set(note["same_decisions"]) == ({fused_part.processor()} if fused_part.has_bfloat16() else set())
     assert compile_candidate(SPEC, weights(1), Backend(backend="torch"), ticks(60)).graphs == {}
     plain = PolicySpec(SPEC.streams[:1], SPEC.actions, history=2)
     assert plain.plain
@@ -260,9 +262,9 @@ def test_the_learners_comparison_decides_the_precision(tmp_path: Path, same: boo
     calibrations.remember(shape, torch.device("cpu"), BackendChoice("openvino", "bfloat16", ()))
     calibrations.convert_here = False
     policy = Policy(SPEC).eval()
-    files, _ = compiled.compile_for_checkpoint(policy, [], threads=1, tolerance=0.02)
+    files, _ = fused_part.compile_for_checkpoint(policy, [], threads=1, tolerance=0.02)
     _, choice = compile_policy(
-        calibrations, policy, compiled.example_inputs(SPEC), first=False, stored=StoredGraph(files, same, "")
+        calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph(files, same, "")
     )
     assert choice.precision == precision
 

@@ -23,7 +23,7 @@ DEPTH = 4
 
 
 @dataclass(slots=True)
-class RequestLane:
+class RequestQueue:
     """Answers the requests that wait in it.
 
     Args:

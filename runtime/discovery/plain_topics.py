@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from runtime.discovery.conventions import esphome_and_statestream, home_assistant, stream, tasmota, zigbee2mqtt
-from runtime.discovery.found import FoundActuator, LeftOut, Proposals, is_dangerous, is_diagnostic
-from runtime.discovery.heard import Heard, Tree
-from runtime.discovery.numbers import bare_numbers, bare_words, numeric_fields
+from runtime.discovery.payload_fields import bare_numbers, bare_words, numeric_fields
+from runtime.discovery.proposals import FoundActuator, LeftOut, Proposals, is_dangerous, is_diagnostic
+from runtime.discovery.topic_samples import TopicSamples, Tree
 
 OURS = "reflexd/"
 ENDS = ("state", "status", "value", "get")
@@ -33,7 +33,7 @@ def plain(tree: Tree, found: Proposals) -> None:
             _read(found, topic, tree.topics[topic])
 
 
-def _read(found: Proposals, topic: str, heard: Heard) -> None:
+def _read(found: Proposals, topic: str, heard: TopicSamples) -> None:
     name = found.unique(name_of(topic))
     fields = numeric_fields(heard.samples)
     last = topic.rsplit("/", maxsplit=1)[-1]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from learners.checkpoints.manifest import GraphFiles
+from learners.model.backends.checkpoint_graph import DOCUMENT, POLICY, GraphNote, digest_of
 from learners.model.backends.openvino import LIBRARY, OpenVinoRun, convert, graph_files, read_graph
 from learners.model.backends.selection import Inputs, Run, compare, has_bfloat16, processor
-from learners.model.backends.stored_graph import DOCUMENT, POLICY, GraphNote, digest_of
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec

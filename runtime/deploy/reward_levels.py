@@ -50,7 +50,7 @@ class Level:
 
 
 @dataclass(slots=True)
-class UnitLevels:
+class RewardLevels:
     """Takes settled decisions in order."""
 
     ticks: OrderedDict[str, Level] = field(default_factory=OrderedDict)
@@ -114,7 +114,7 @@ class UnitLevels:
         }
 
     @classmethod
-    def restored(cls, body: Mapping[str, Any]) -> UnitLevels:
+    def restored(cls, body: Mapping[str, Any]) -> RewardLevels:
         """Restore what `dump` returned.
 
         Raises:

@@ -31,7 +31,7 @@ MAX_CHAIN = 8
 
 
 @dataclass(slots=True)
-class Trouble:
+class ConnectionProblem:
     """The trouble of one connection.
 
     Args:

@@ -23,14 +23,14 @@ from rich.live import Live
 from rich.text import Text
 
 from runtime.config.loader import LoadedConfig
+from runtime.console.banner import LiveSeen, banner, event_line, line, said_line
 from runtime.console.client import NoAnswer
 from runtime.console.log_file import LogFile
 from runtime.console.status import plain, subscribe
-from runtime.console.view import LiveSeen, banner, event_line, line, said_line
 from runtime.dashboard.login_link import create_link
 from runtime.mqtt import Connection
-from runtime.mqtt.published import EventMessage
-from runtime.mqtt.sentences import Sentence
+from runtime.mqtt.daemon_messages import EventMessage
+from runtime.mqtt.event_sentences import Sentence
 from runtime.process import child
 from runtime.supervisor.children import environment
 
@@ -64,7 +64,7 @@ def run_on_terminal(path: Path, loaded: LoadedConfig, *, faults: tuple[str, ...]
         link = create_link(config.state_dir, config.dashboard.listen, time.time())
     console = Console(highlight=False)
     console.print(banner(config, path, link, log_file.path.absolute()), soft_wrap=True, end="")
-    front = Front(loaded, console, log_file)
+    front = Foreground(loaded, console, log_file)
     with log_file.path.open("ab") as output:
         more = [part for fault in faults for part in ("--fault", fault)]
         command = [sys.executable, "-m", "runtime.supervisor", str(path), *more]
@@ -82,7 +82,7 @@ def run_on_terminal(path: Path, loaded: LoadedConfig, *, faults: tuple[str, ...]
 
 
 @dataclass(slots=True)
-class Front:
+class Foreground:
     """The terminal of one run."""
 
     loaded: LoadedConfig
