@@ -31,6 +31,9 @@ structure: $(VENV)/.test ## import cycles, folder sizes, module docstrings, READ
 # two at a time with one thread each; one after the other where a test watches the clock of a whole running daemon
 WATCHED := tests/end_to_end tests/faults
 UNIT := $(BIN)/pytest -m "not slow" --cov
+# hundreds of child processes compile our modules once, not each for itself; sets have one order in all of them
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONHASHSEED := 0
 
 unit: $(VENV)/.test
 	rm -f .coverage .coverage.*

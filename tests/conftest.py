@@ -1,4 +1,4 @@
-"""Shared fixtures: a real broker of the test's own, one torch thread; no test may leave a task behind or tell a secret."""
+"""Shared fixtures: a real broker of the test's own, one torch thread, fixed seeds; no test may leave a task behind or tell a secret."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import asyncio
 import functools
 import inspect
 import os
+import random
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 from canary_watch import WATCH
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from fakes import Mosquitto
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# the same examples in every run, and no judgement of how quick the machine was; `--hypothesis-profile default` draws new ones
+hypothesis_settings.register_profile(
+    "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("fixed")
 
 GRACE_TURNS = 20
 """Turns of the loop in which cancelled tasks may finish."""
@@ -52,6 +62,20 @@ def one_torch_thread() -> Iterator[None]:
     _torch(lambda torch: torch.set_num_threads(1))
     yield
     _torch(lambda torch: torch.set_flush_denormal(False))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> Iterator[None]:
+    """Seed what draws without a generator of its own, before and after each test: its numbers depend on no other test."""
+    _seed()
+    yield
+    _seed()
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries draw from it
+    _torch(lambda torch: torch.manual_seed(0))
 
 
 def _torch(do: Callable[[Any], object]) -> None:

@@ -83,13 +83,13 @@ async def site(known: frozenset[str] | None = LOCAL) -> AsyncIterator[Site]:
 
 
 async def comes(hub: Hub, condition: Callable[[Hub], bool]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not condition(hub):  # noqa: ASYNC110 - the hub announces nothing to wait for
             await asyncio.sleep(0.005)
 
 
 async def reply(ws: aiohttp.ClientWebSocketResponse, number: int) -> dict[str, object]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             for entry in json.loads((await ws.receive()).data)["replies"]:
                 if entry.get("id") == number:

@@ -28,4 +28,4 @@ class EmbeddedBroker:
 
     def end(self) -> None:
         self.process.terminate()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)

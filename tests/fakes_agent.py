@@ -385,7 +385,7 @@ async def running(url: str, **more: Any) -> AsyncIterator[FakeAgent]:
     agent = FakeAgent(url, **more)
     task = asyncio.create_task(agent.run(), name="fake agent")
     try:
-        await asyncio.wait_for(agent.link.up(), 10)
+        await asyncio.wait_for(agent.link.up(), 60)
         yield agent
     finally:
         task.cancel()

@@ -91,7 +91,7 @@ class World:
         proposal = self.proposal(actions, **more)
         loop = asyncio.get_running_loop()
         self.agent.send(ipc.pack(proposal))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 verdict = ipc.unpack(await loop.sock_recv(self.agent, ipc.MAX_MESSAGE))
                 assert isinstance(verdict, ipc.GateVerdict)
@@ -100,7 +100,7 @@ class World:
 
     async def armed(self) -> None:
         """Tick until the gate is armed."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 if (await self.propose({})).armed:
                     return
@@ -108,7 +108,7 @@ class World:
 
     async def moving(self, value: str) -> None:
         """Tick until the head was told `value`; a slow machine may let the dead-man act in between."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (await self.propose({"head": value})).outcomes["head"].sent:  # noqa: ASYNC110 - the agent's own pace
                 await asyncio.sleep(0.02)
         await eventually(lambda: any(c["value"] == value for c in self.commands()))

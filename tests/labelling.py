@@ -108,7 +108,7 @@ class Daemon:
         """The next event of one of these kinds."""
         return self.wait("event", lambda body: body["type"] in kinds, timeout_s=timeout_s)
 
-    def told(self, kind: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    def told(self, kind: str, timeout_s: float = 90.0) -> dict[str, Any]:
         """The newest event of a kind, whenever it came; waits for the first."""
         deadline_s = time.monotonic() + timeout_s
         while not (found := [event for event in self.events if event["type"] == kind]):

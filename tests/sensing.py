@@ -51,7 +51,7 @@ class Witness:
         """Not lost at the moment: every loss was followed by a recovery."""
         return len(self.lost) == len(self.recovered)
 
-    async def until(self, condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], within_s: float = 60.0) -> None:
         async with asyncio.timeout(within_s):
             while not condition():
                 self._changed.clear()

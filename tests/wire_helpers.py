@@ -23,7 +23,7 @@ async def running(connection: Connection, *, wait: bool = True) -> AsyncIterator
     task = asyncio.create_task(connection.run())
     try:
         if wait:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await connection.up()
         yield connection
     finally:
@@ -42,7 +42,7 @@ class Collector:
         self.messages.append(message)
         self._more.set()
 
-    async def until(self, condition: Callable[[list[Message]], bool], timeout_s: float = 10.0) -> list[Message]:
+    async def until(self, condition: Callable[[list[Message]], bool], timeout_s: float = 60.0) -> list[Message]:
         async with asyncio.timeout(timeout_s):
             while not condition(self.messages):
                 self._more.clear()

@@ -144,10 +144,10 @@ def test_what_does_not_matter_need_not_be_known() -> None:
 @settings(deadline=None)
 @given(st.text("abjoints.q1[]'/+-*%()0123456789 eandorifls<>=,!", max_size=60))
 def test_any_text_is_refused_or_gives_a_finite_number_quickly(text: str) -> None:
-    start_s = time.perf_counter()
+    start_s = time.thread_time()
     with contextlib.suppress(ExpressionError):
         assert math.isfinite(Expression(text).evaluate(VALUES))
-    assert time.perf_counter() - start_s < 1.0
+    assert time.thread_time() - start_s < 1.0
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import canaries
 from canary_watch import WATCH
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fakes import free_port, listening, wait_for
 
@@ -28,6 +28,9 @@ FLAGS = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
+
+
+expect.set_options(timeout=60_000)  # a busy machine shows the same, later
 
 
 @contextmanager
@@ -58,7 +61,7 @@ def without_errors(page: Page) -> Iterator[Page]:
     assert problems == []
 
 
-def until(page: Page, expression: str, patience_s: float = 20.0) -> None:
+def until(page: Page, expression: str, patience_s: float = 60.0) -> None:
     """Wait for an expression to be true; the page's policy forbids what playwright's own way of waiting needs."""
     end_s = time.monotonic() + patience_s
     while not page.evaluate(expression):
@@ -92,7 +95,7 @@ def page_process(folder: Path, url: str, extra: str = "") -> Iterator[tuple[str,
         yield f"http://127.0.0.1:{port}", (folder / "state" / "token").read_text().strip()
     finally:
         process.terminate()
-        assert process.wait(timeout=20) == 0, (folder / "page.log").read_text()[-2_000:]
+        assert process.wait(timeout=60) == 0, (folder / "page.log").read_text()[-2_000:]
 
 
 @contextmanager
@@ -109,4 +112,4 @@ def agent_process(url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
-        process.wait(timeout=20)
+        process.wait(timeout=60)

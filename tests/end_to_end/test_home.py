@@ -86,13 +86,13 @@ def test_a_person_switches_the_lamp_and_the_policy_only_when_it_may(home: Zigbee
         return home.heard.get("reflexd/home/decision", {}).get("ages_ms", {}).get("motion") is not None
 
     wait_for(decided, "a decision that saw the motion sensor", START_S)
-    wait_for(lambda: any(t.startswith("homeassistant/device/") for t in home.heard), "its discovery", 30)
+    wait_for(lambda: any(t.startswith("homeassistant/device/") for t in home.heard), "its discovery", 60.0)
     first = home.heard["reflexd/home/decision"]["tick"]
-    wait_for(lambda: home.heard["reflexd/home/decision"]["tick"] >= first + 3, "three more decisions", 30)
+    wait_for(lambda: home.heard["reflexd/home/decision"]["tick"] >= first + 3, "three more decisions", 60.0)
     assert home.orders == [], "in shadow mode it only watches"
 
     home.say("reflexd/home/override/lamp", {"value": "ON", "hold_s": 2, "source": "hall"})
-    wait_for(lambda: bool(home.orders), "the person's order at the lamp", 30)
+    wait_for(lambda: bool(home.orders), "the person's order at the lamp", 60.0)
     assert home.orders[0] == {"state": "ON"}, "what Zigbee2MQTT takes, and nothing of ours"
     home.say("reflexd/home/override/lamp", {"value": "PURPLE", "source": "hall"})
 

@@ -68,7 +68,7 @@ def test_an_unsure_task_asks_and_the_answer_needs_its_id_alone(daemon: labelling
     daemon.client.publish(f"{labelling.BASE}/label", json.dumps(answer), 1)
     settings = TaskSettings(kind="text-classification", model="m", stream="orders")
     labels = Labels("moods", settings, Reader(daemon.state_dir / "experience"))
-    daemon.wait("decision", lambda _: bool(labels.all()), timeout_s=20)
+    daemon.wait("decision", lambda _: bool(labels.all()), timeout_s=60)
     assert [one.example for one in labels.all()] == [{"text": asked["text"], "label": "calm"}]
 
 
@@ -94,7 +94,7 @@ def test_the_streams_encoder_follows_its_task(daemon: labelling.Daemon) -> None:
     def remembered() -> bool:
         return reader.newest(1)[0].transition.encoder_versions == {"orders": swapped["version"]}
 
-    daemon.wait("decision", lambda _: remembered(), timeout_s=20)
+    daemon.wait("decision", lambda _: remembered(), timeout_s=60)
     # what the version before saw of the first orders is encoded again, from the readings that were kept
     daemon.wait("health", lambda body: body["learner"].get("reencoded", {}).get("done", 0) > 0, timeout_s=60)
 

@@ -175,7 +175,7 @@ def daemon(tmp_path: Path) -> Iterator[tuple[psutil.Process, Mosquitto, int]]:
             broker.stop()
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 90.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, what

@@ -25,7 +25,7 @@ from end_to_end.browser import (
 )
 from playwright.sync_api import Browser, Page, expect
 
-from fakes import Mosquitto
+from fakes import Contention, Mosquitto
 
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is missing: apt-get install chromium")
 
@@ -118,11 +118,11 @@ def test_stop_is_in_sight_safe_within_a_second_and_release_arms_nothing(page: Pa
     stop = page.get_by_role("button", name="Software stop")
     expect(stop).to_be_in_viewport()
     head = page.locator("[data-actuator=head]")
-    pressed = time.monotonic()
+    pressed, contention = time.monotonic(), Contention()
     stop.click()
-    expect(head).to_contain_text("by the gate (safe action)", timeout=1_000)
-    expect(head.locator(".big")).to_have_text("stay", timeout=1_000)
-    assert time.monotonic() - pressed < 1.0
+    expect(head).to_contain_text("by the gate (safe action)")
+    expect(head.locator(".big")).to_have_text("stay")
+    assert time.monotonic() - pressed < 1.0 + contention.s
     expect(page.get_by_role("alert")).to_contain_text("Stopped by software")
     expect(page.get_by_text("that one must be wired")).to_be_visible()
     page.get_by_role("button", name="Release stop").click()
@@ -207,13 +207,15 @@ def test_a_lost_broker_is_said_within_two_seconds_and_its_return_too(
 ) -> None:
     expect(page.locator("#pill")).to_contain_text("online")
     world[2].signal(signal.SIGSTOP)
-    frozen = time.monotonic()
+    frozen, contention = time.monotonic(), Contention()
     try:
-        expect(page.get_by_role("alert")).to_contain_text("the broker is silent", timeout=2_000)
-        assert time.monotonic() - frozen < 2.0
+        expect(page.get_by_role("alert")).to_contain_text("the broker is silent")
+        assert time.monotonic() - frozen < 2.0 + contention.s
     finally:
         world[2].signal(signal.SIGCONT)
-    expect(page.locator("#pill")).to_contain_text("online", timeout=2_000)
+    back, contention = time.monotonic(), Contention()
+    expect(page.locator("#pill")).to_contain_text("online")
+    assert time.monotonic() - back < 2.0 + contention.s
 
 
 def test_the_stop_works_over_an_open_question(page: Page) -> None:
@@ -222,7 +224,9 @@ def test_the_stop_works_over_an_open_question(page: Page) -> None:
     page.get_by_role("radio", name="Autonomous").click()
     expect(page.get_by_role("dialog")).to_be_visible()
     page.get_by_role("button", name="Software stop").click()
-    expect(page.locator("#pill")).to_contain_text("stopped", timeout=1_000)
+    pressed, contention = time.monotonic(), Contention()
+    expect(page.locator("#pill")).to_contain_text("stopped")
+    assert time.monotonic() - pressed < 1.0 + contention.s
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(page.locator("#toasts")).to_contain_text("the gate has taken the stop")
     page.get_by_role("button", name="Release stop").click()
@@ -328,7 +332,7 @@ def test_when_the_agent_is_gone_figures_are_old_and_no_stop_is_promised(
     expect(page.locator("#pill")).to_contain_text("online")
     agent.send_signal(signal.SIGSTOP)
     try:
-        expect(page.locator("body")).to_have_class(re.compile("old"), timeout=10_000)
+        expect(page.locator("body")).to_have_class(re.compile("old"))
         expect(page.locator("#glance")).to_contain_text(re.compile(r"as of \d"))
         assert page.locator("#glance .dotmark.good").count() == 0
         page.get_by_role("button", name="Software stop").click()
@@ -405,14 +409,14 @@ def test_the_settings_are_edited_checked_by_line_and_saved_with_the_version_befo
     assert VIEWER in before
     save = page.get_by_role("button", name="Save and reload")
     box.fill(box.input_value().replace("safe: a", "safe: c"))
-    expect(page.locator("#settings .finding.bad")).to_contain_text("Line 5: actuators.head", timeout=30_000)
+    expect(page.locator("#settings .finding.bad")).to_contain_text("Line 5: actuators.head")
     expect(page.locator("#settings .gutter .bad")).to_have_text("✗5\n")
     expect(save).to_be_disabled()
     box.fill(box.input_value().replace("safe: c", "safe: b"))
-    expect(page.locator("#settings-status")).to_contain_text("good", timeout=30_000)
+    expect(page.locator("#settings-status")).to_contain_text("good")
     save.click()
     page.get_by_role("dialog").get_by_role("button", name="Save").click()
-    expect(page.locator("#toasts")).to_contain_text("Saved and reloaded", timeout=60_000)
+    expect(page.locator("#toasts")).to_contain_text("Saved and reloaded")
     assert settings_of_the_page.read_text() == before.replace("safe: a", "safe: b")
     assert settings_of_the_page.with_name("page.previous.yaml").read_text() == before
     assert not list(settings_of_the_page.parent.glob(".*draft"))

@@ -57,10 +57,11 @@ class Device:
 
     def command(self, message: Message) -> None:
         self.raw.append(message)
-        command = self.inbox.accept(message.payload, retained=message.retain, now_s=time.time())
+        now_s = time.time()
+        command = self.inbox.accept(message.payload, retained=message.retain, now_s=now_s)
         if command is not None:
             self.done.append((message.stamp_s, command))
-            self.ages_s.append(time.time() - command.stamp_s)
+            self.ages_s.append(now_s - command.stamp_s)
             self.value = str(command.value)
             self.report(command)
 
@@ -76,7 +77,7 @@ class Device:
         goal = self.moves() + 4
         await eventually(lambda: self.moves() >= goal, "the policy moving the device")
 
-    async def safe_after(self, fault_s: float, timeout_s: float = 5.0) -> float:
+    async def safe_after(self, fault_s: float, timeout_s: float = 60.0) -> float:
         """Seconds from the fault to the safe value."""
         await eventually(lambda: self.first_safe(fault_s) is not None, "the safe value at the device", timeout_s)
         found = self.first_safe(fault_s)
@@ -133,7 +134,7 @@ def start_daemon(folder: Path, config: Path, rows: list[list[Any]] | None = None
     return Daemon(process, log, folder / "state")
 
 
-def end_daemon(daemon: Daemon, timeout_s: float = 20.0) -> int:
+def end_daemon(daemon: Daemon, timeout_s: float = 60.0) -> int:
     """SIGTERM and wait; returns the exit code."""
     return end(daemon.process, timeout_s)
 
@@ -151,7 +152,7 @@ async def device_on(port: int) -> AsyncIterator[Device]:
     connection.on_connect = device.report
     task = asyncio.create_task(connection.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await connection.up()
         yield device
     finally:

@@ -92,7 +92,7 @@ def test_a_full_disk_degrades_the_daemon_and_stops_nothing(tmp_path: Path, disk:
         reason = next(one for one in outside.status["reasons"] if one.startswith("storage: "))
         assert str(disk.folder) in reason
         commands = outside.commands
-        wait_for(lambda: outside.commands > commands + 30, "commands on a full disk", 30)
+        wait_for(lambda: outside.commands > commands + 30, "commands on a full disk", 60.0)
         disk.free()
         wait_for(lambda: outside.status.get("state") == "online", "the recovery", 60)
         kinds = [event["type"] for event in outside.events[before:]]

@@ -144,7 +144,7 @@ class Life:
         psutil.Process(self.pid(victim)).kill()
         if victim == "supervisor":
             self.daemon.wait(30)
-            psutil.wait_procs(family, timeout=30)
+            psutil.wait_procs(family, timeout=60)
             self.daemon = self.run("run", str(self.config))
 
     def learning(self) -> None:

@@ -28,7 +28,7 @@ async def test_descriptors_that_run_out_stop_no_movement_and_the_broker_is_found
         broker.stop()
         broker.start()
         gone_s = time.monotonic()
-        await eventually(lambda: "mqtt.unreachable" in daemon.log.read_text(), "the reason in the log", 30)
+        await eventually(lambda: "mqtt.unreachable" in daemon.log.read_text(), "the reason in the log", 60.0)
         moves = device.moves()
         await asyncio.sleep(1.0)
         assert device.moves() == moves, "nothing moves without a broker"

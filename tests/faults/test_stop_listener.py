@@ -56,9 +56,9 @@ async def test_a_stop_sent_while_the_gate_is_dead_holds_after_its_restart(tmp_pa
         device.statuses.clear()
         again = start_daemon(tmp_path, config, rows(config))
         try:
-            await eventually(lambda: device.statuses and device.statuses[-1]["state"] == "stopped", "stopped", 20)
+            await eventually(lambda: device.statuses and device.statuses[-1]["state"] == "stopped", "stopped", 60.0)
             assert "second listener" in device.statuses[-1]["reasons"][0]
-            await eventually(lambda: not first.is_running(), "the new listener in place of the old one", 20)
+            await eventually(lambda: not first.is_running(), "the new listener in place of the old one", 60.0)
             moved = device.moves()
             await device.connection.publish("reflexd/tester/request/arm", b"")
             await asyncio.sleep(0.5)  # ten ticks in which a policy might move

@@ -13,7 +13,7 @@ import pytest
 from faults.harness import Daemon, Device, agent_row, device_on, end_daemon, start_daemon, write_config
 from wire_helpers import Manager
 
-from fakes import Mosquitto, eventually
+from fakes import Contention, Mosquitto, eventually
 
 LIMIT_S = 1.5
 """WatchdogSec= of the unit in this test: food comes every fifth of it."""
@@ -40,7 +40,7 @@ class Meals:
     async def fed(self) -> None:
         """Until food has come after now."""
         since_s = time.monotonic()
-        await eventually(lambda: self.take() > since_s, "food for the watchdog", 30)
+        await eventually(lambda: self.take() > since_s, "food for the watchdog", 60.0)
 
     async def starved(self) -> None:
         """Until the manager would end the service."""
@@ -83,10 +83,10 @@ async def test_the_watchdog_starves_within_its_limit_and_is_fed_again(
         await device.moving()
         await meals.fed()
         await meals.fed()
-        begun_s = time.monotonic()
+        begun_s, contention = time.monotonic(), Contention()
         begin(daemon)
         await meals.starved()
-        assert meals.last_s - begun_s < ON_ITS_WAY_S
+        assert meals.last_s - begun_s < ON_ITS_WAY_S + contention.s
         end(daemon)
         await meals.fed()
         await device.moving()

@@ -47,7 +47,7 @@ class Heard:
         )
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
@@ -311,7 +311,7 @@ def failing(error: Exception) -> Callable[..., Any]:
 
 async def counted(runner: TaskRunner, number: int) -> None:
     """Wait until a runner has worked on so many readings, and the loop has run what it left there."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         # no event reports that a reading was counted
         while runner.counts.total() - runner.counts["dropped"] - runner.counts["unasked"] < number:  # noqa: ASYNC110
             await asyncio.sleep(0.005)

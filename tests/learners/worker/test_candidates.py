@@ -78,7 +78,7 @@ def negate(policy: Any) -> None:
 
 
 def concluded(
-    one: LearnerLoop, beside: Callable[[], object] = lambda: None, deadline_s: float = 60.0
+    one: LearnerLoop, beside: Callable[[], object] = lambda: None, deadline_s: float = 240.0
 ) -> PromotionResult:
     end = time.monotonic() + deadline_s
     verdict = None

@@ -292,7 +292,9 @@ def test_other_archives_are_refused(tmp_path: Path) -> None:
         restore(tmp_path / "empty", tmp_path / "new")
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(place=st.floats(0, 1), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_damaged_backup_changes_nothing(backup: Path, state: Path, place: float, bit: int, *, cut: bool) -> None:
     """One bit of the file or of what it unpacks to is another one, or the end is missing."""

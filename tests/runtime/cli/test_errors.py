@@ -14,7 +14,7 @@ from canaries import OPERATOR
 from click.testing import CliRunner, Result
 from doors import reply, site
 
-from fakes import Mosquitto, free_port
+from fakes import Contention, Mosquitto, free_port
 from learners.files import exclusive_lock
 from runtime.cli.main import main
 from runtime.mqtt.event_sentences import sentence
@@ -35,9 +35,9 @@ def settings(folder: Path, url: str, state: str = "state", more: str = "") -> st
 
 
 def reflexd(*words: str) -> Result:
-    begun_s = time.monotonic()
+    begun_s, contention = time.monotonic(), Contention()
     done = CliRunner().invoke(main, words)
-    assert time.monotonic() - begun_s < AT_ONCE_S
+    assert time.monotonic() - begun_s < AT_ONCE_S + contention.s
     assert "Traceback" not in done.output
     return done
 
@@ -105,7 +105,7 @@ async def test_bad_token_and_stale_browser() -> None:
         )
         ws = await page.talk(await page.sign_in(OPERATOR))
         await ws.send_json({"do": "of an older page", "id": 7})
-        answer = await asyncio.wait_for(reply(ws, 0), 20)
+        answer = await asyncio.wait_for(reply(ws, 0), 60)
         assert "reload the page" in answer["error"]
         await ws.close()
 

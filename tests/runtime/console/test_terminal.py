@@ -182,7 +182,7 @@ async def test_status_of_a_running_agent_and_of_none(
 ) -> None:
     loaded = settings(tmp_path, f"{{url: '{broker.url}'}}")
     async with fake_agent(broker.url) as agent:
-        waiting = asyncio.create_task(asyncio.to_thread(show_status, loaded, as_json=True, timeout_s=10))
+        waiting = asyncio.create_task(asyncio.to_thread(show_status, loaded, as_json=True, timeout_s=60))
         while not waiting.done():
             agent.link.enqueue(agent.topics("health"), encode({"tick": {"p50_ms": 1.5}, "mode": "shadow"}))
             await asyncio.wait([waiting], timeout=0.1)

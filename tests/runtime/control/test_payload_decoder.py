@@ -61,7 +61,7 @@ async def _offered(kind: str, payloads: list[bytes]) -> tuple[list[str], Payload
         for stamp, payload in enumerate(payloads[1:], start=1):
             intake.offer("s", message(payload, float(stamp)))
         sensor.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await arrived.wait()
         running.cancel()
         await asyncio.wait([running])

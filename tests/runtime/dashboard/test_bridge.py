@@ -41,7 +41,7 @@ async def linked(broker: Mosquitto, watched: list[str]) -> AsyncIterator[tuple[M
     bridge = MqttBridge(address(broker.port), topics, state, lambda: watched)
     task = asyncio.create_task(bridge.run())
     try:
-        await asyncio.wait_for(bridge.control.up(), 10)
+        await asyncio.wait_for(bridge.control.up(), 60)
         yield bridge, state
     finally:
         task.cancel()
@@ -198,7 +198,7 @@ async def test_the_process_serves_until_it_is_told_to_end_even_without_a_broker(
         answer = await http.post(f"{url}/login", data={"token": token.read_text().strip()})
         cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
         signal.raise_signal(signal.SIGTERM)
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait_for(serving, 60)
         assert not listening(port)
         stored = tmp_path / "state" / "dashboard-sessions.json"
         assert stored.stat().st_mode & 0o777 == 0o600
@@ -206,7 +206,7 @@ async def test_the_process_serves_until_it_is_told_to_end_even_without_a_broker(
         await comes(lambda: listening(port), "the page again")
         assert (await http.get(url, headers=cookie, allow_redirects=False)).status == 200, "the session survives"
         signal.raise_signal(signal.SIGTERM)
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait_for(serving, 60)
 
 
 def test_what_keeps_it_from_serving_is_said(

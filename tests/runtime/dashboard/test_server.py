@@ -129,7 +129,7 @@ async def test_a_session_that_ended_can_command_nothing_more() -> None:
         ws = await page.talk(cookie)
         await page.http.post(f"{page.url}/logout", headers={"Cookie": cookie, "Origin": page.url})
         await ws.send_json({"do": "stop", "engaged": True, "id": 1})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await ws.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
         assert page.bridge.sent == []
@@ -151,7 +151,7 @@ async def test_nonsense_on_the_web_socket_is_answered_and_survived(text: str) ->
         await ws.send_str(text)
         assert (await reply(ws, 0))["error"]
         await ws.send_bytes(b"binary is not expected")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await ws.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
         assert page.bridge.sent == []
@@ -162,7 +162,7 @@ async def test_a_huge_message_ends_only_its_own_connection() -> None:
         cookie = await page.sign_in(OPERATOR)
         ws, other = await page.talk(cookie), await page.talk(cookie)
         await ws.send_str("x" * 200_000)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await ws.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
         await other.send_json({"do": "reward", "value": 1, "id": 1})
@@ -177,7 +177,7 @@ async def test_pictures_go_only_to_those_who_look() -> None:
         await comes(page.hub, lambda hub: hub.watched == ["front"])
         page.hub.state.stream_views.pictures["front"] = b"\xff\xd8\xffpicture"
         page.hub.state.stream_views.picture_counts["front"] = 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (got := await looking.receive()).type is not aiohttp.WSMsgType.BINARY:
                 pass
         assert got.data == b"\x05front\xff\xd8\xffpicture"
@@ -201,7 +201,7 @@ async def test_a_browser_that_never_reads_is_dropped_and_the_others_go_on() -> N
         )
         await comes(page.hub, lambda hub: len(hub.clients) == 2)
         page.hub.state.set("info", [secrets.token_hex(8_000_000)])  # cannot be compressed
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while "info" not in json.loads((await other.receive()).data).get("values", {}):
                 pass
         await comes(page.hub, lambda hub: len(hub.clients) == 1)
@@ -240,7 +240,7 @@ async def test_one_operator_more_takes_the_place_of_the_oldest(monkeypatch: pyte
         oldest, middle = await page.talk(operator), await page.talk(operator)
         await comes(page.hub, lambda hub: len(hub.clients) == 2)
         newest = await page.talk(operator)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await oldest.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
         assert oldest.close_code == REPLACED
@@ -275,14 +275,14 @@ async def test_a_connection_without_a_whole_request_is_cut(monkeypatch: pytest.M
         for head in (b"", b"GET / HTTP/1.1\r\nHost: 127"):
             reader, writer = await asyncio.open_connection("127.0.0.1", page.port)
             writer.write(head)
-            assert await asyncio.wait_for(reader.read(), 10) == b""
+            assert await asyncio.wait_for(reader.read(), 60) == b""
             writer.close()
         reader, writer = await asyncio.open_connection("127.0.0.1", page.port)
         writer.write(
             b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n"
             b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken="
         )
-        assert b" 408 " in await asyncio.wait_for(reader.readline(), 10)
+        assert b" 408 " in await asyncio.wait_for(reader.readline(), 60)
         writer.close()
         await writer.wait_closed()
         assert asyncio.get_running_loop().time() - started < 8
@@ -346,7 +346,7 @@ async def test_a_browser_gets_differences_and_a_beat() -> None:
         page.hub.state.set("status", {"state": "online"})
 
         async def next_news() -> dict[str, object]:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 return dict(json.loads((await ws.receive()).data))
 
         while "status" not in str((await next_news()).get("values")):
@@ -415,7 +415,7 @@ def test_no_bytes_make_the_server_fail() -> None:
     @given(RAW)
     def attack(raw: bytes) -> None:
         with socket.create_connection(("127.0.0.1", port)) as out:
-            out.settimeout(5)
+            out.settimeout(60)
             out.sendall(raw)
             out.shutdown(socket.SHUT_WR)
             received = b""

@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties
 from fakes import Mosquitto, eventually
 from runtime.config.loader import ConfigError, load
 from runtime.gate import ipc
+from runtime.mqtt import Message
 
 STOP, RELEASE = b'{"engaged": true}', b'{"engaged": false}'
 
@@ -335,6 +336,12 @@ CHAIN = {
 }
 
 
+def last_values(messages: list[Message]) -> dict[str, str]:
+    """Each actuator's last command outside."""
+    sets = [each for each in messages if each.topic.endswith("/set")]
+    return {each.topic.split("/")[3]: orjson.loads(each.payload)["value"] for each in sets}
+
+
 async def test_a_chain_of_three_rules_comes_to_rest_in_an_order_that_breaks_none(
     tmp_path: Path, broker: Mosquitto
 ) -> None:
@@ -345,7 +352,7 @@ async def test_a_chain_of_three_rules_comes_to_rest_in_an_order_that_breaks_none
         everything = dict.fromkeys("abcd", "ON")
 
         async def on() -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while {world.host.gate.last_command(name)[0] for name in "abcd"} != {"ON"}:
                     await world.propose(everything)
                     await asyncio.sleep(0.01)
@@ -363,7 +370,7 @@ async def test_a_chain_of_three_rules_comes_to_rest_in_an_order_that_breaks_none
                 await world.ask("mode", mode="autonomous")
             if cause is not causes[2]:
                 await on()
-        await asyncio.sleep(0.1)
+        await eventually(lambda: set(last_values(world.messages).values()) == {"OFF"}, "the last commands outside")
         now = dict.fromkeys("abcd", "OFF")
         for message in world.messages:
             _, _, _, name, kind = (*message.topic.split("/"), "", "", "", "")[:5]

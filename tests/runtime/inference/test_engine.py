@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -313,13 +312,13 @@ async def test_a_flip_does_not_wait_for_a_load(engine: Engine, tmp_path: Path) -
 
     def slow(version: str, _shapes: Any, _meaning: Any) -> Any:
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         weights = {"policy": load_file(tmp_path / version / "policy.safetensors")}
         return SimpleNamespace(tensors=weights, graphs={}, documents={}, manifest=manifest(version))
 
     engine.load_weights = slow
     loading = asyncio.create_task(engine.load(two.name))
-    await asyncio.to_thread(reading.wait, 10)
+    await asyncio.to_thread(reading.wait, 60)
     await engine.activate(one.name)
     assert (await engine.decide(seen(0, orders=None))).policy == one.name
     go_on.set()
@@ -383,20 +382,19 @@ async def test_no_decision_waits_for_a_checkpoint_of_100_mb(tmp_path: Path) -> N
         return time.perf_counter() - start
 
     await decide()
-    busy: list[float] = []
-    loads: list[float] = []
+    shares: list[float] = []
     for _ in range(3):
         start = time.perf_counter()
         await engine.release(folder.name)
-        loading = asyncio.create_task(load_beside(engine, folder))
+        loading, busy = asyncio.create_task(load_beside(engine, folder)), []
         while not loading.done():
             busy.append(await decide())
         await loading
-        loads.append(time.perf_counter() - start)
+        assert len(busy) >= 2
+        shares.append(max(busy) / (time.perf_counter() - start))
     engine.close()
-    assert len(busy) >= 6
-    assert statistics.median(busy) < 0.5 * statistics.median(loads)
-    assert max(busy) < statistics.median(loads)  # a decision that waited for a load would have taken as long
+    # one that waited for a load would have taken as long, each time; another process may take the core away at one of them
+    assert min(shares) < 0.7, shares
 
 
 async def test_a_plain_policy_acts_without_fusion() -> None:

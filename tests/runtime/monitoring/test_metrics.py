@@ -224,7 +224,7 @@ def prometheus(tmp_path: Path) -> Iterator[tuple[int, int]]:
         yield port, target
     finally:
         process.kill()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
 
 
 async def test_a_real_prometheus_scrapes_and_an_alert_fires_when_a_stream_is_unplugged(
@@ -236,7 +236,7 @@ async def test_a_real_prometheus_scrapes_and_an_alert_fires_when_a_stream_is_unp
     async with serve(application(m.registry, list), f"127.0.0.1:{target}"), ClientSession() as http:
 
         async def until(path: str, wanted: str) -> str:
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(60):
                 while True:
                     try:
                         answer = await http.get(f"http://127.0.0.1:{port}/api/v1/{path}")

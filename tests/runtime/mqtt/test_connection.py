@@ -14,7 +14,7 @@ import canaries
 import pytest
 from wire_helpers import Collector, address, running
 
-from fakes import Mosquitto, eventually, free_port
+from fakes import Contention, Mosquitto, eventually, free_port
 from runtime.config.schema import MqttSettings
 from runtime.mqtt import Address, Connection, Message, MqttLost, Will
 from runtime.mqtt import client as own
@@ -164,7 +164,7 @@ async def test_a_frozen_broker_is_noticed_and_everything_restored(broker: Mosqui
     got = Collector()
     link.subscribe("in", got)
     async with running(link):
-        frozen_s = time.monotonic()
+        frozen_s, contention = time.monotonic(), Contention()
         broker.signal(signal.SIGSTOP)
         await eventually(lambda: not link.connected)
         noticed_s = time.monotonic() - frozen_s
@@ -178,8 +178,8 @@ async def test_a_frozen_broker_is_noticed_and_everything_restored(broker: Mosqui
             await got.until(lambda m: len(m) == 1)
     assert status.messages[0].payload == b"online"
     assert "silent" in changes[1][2]
-    assert noticed_s <= 3.0, noticed_s  # 1 s on a quiet machine: tests/benchmarks/bench_gate.py
-    assert back_s <= 5.0, back_s
+    assert noticed_s <= 3.0 + contention.s, noticed_s  # 1 s on a quiet machine: tests/benchmarks/bench_gate.py
+    assert back_s <= 5.0 + contention.s, back_s
 
 
 async def test_killed_broker_back_on_the_same_port(broker: Mosquitto) -> None:
@@ -292,10 +292,11 @@ async def test_posting_at_any_moment_of_a_loss_is_safe(broker: Mosquitto) -> Non
             await eventually(lambda: link.connected)
             broker.stop()
             end = time.monotonic() + 0.3
-            while time.monotonic() < end:  # in every turn of the loop, before, during and after the loss
+            while (
+                time.monotonic() < end or link.connected
+            ):  # in every turn of the loop, before, during and after the loss
                 posted += link.enqueue("t", b"x", qos=1)
                 await asyncio.sleep(0)
-            assert not link.connected
             broker.start()
         await eventually(lambda: link.connected)
         assert await link.drained(5)
@@ -320,7 +321,7 @@ async def test_a_cancellation_that_comes_with_the_answer_is_kept(faithful: bool)
     after: list[str] = []
 
     async def call() -> None:
-        await asyncio.wait_for(answered.wait(), timeout=5)
+        await asyncio.wait_for(answered.wait(), timeout=60)
 
     async def caller() -> None:
         await (own.faithful(call()) if faithful else call())

@@ -135,8 +135,8 @@ async def test_more_messages_under_way_than_the_broker_allows(embedded: Embedded
     link = Connection(address(embedded.port), "one", max_incoming=1_000)
     link.subscribe("t", got)
     async with running(link), running(Connection(address(embedded.port), "two")) as writer:
-        await asyncio.gather(*(writer.publish("t", str(n).encode(), timeout_s=20) for n in range(200)))
-        await got.until(lambda m: len(m) >= 200, 20)
+        await asyncio.gather(*(writer.publish("t", str(n).encode(), timeout_s=60) for n in range(200)))
+        await got.until(lambda m: len(m) >= 200, 60.0)
     assert sorted(int(m.payload) for m in got.messages) == list(range(200))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fakes import eventually, wait_for
+from fakes import Contention, eventually, wait_for
 from learners.checkpoints.signing import REFUSED_EXIT
 from runtime.config.loader import load
 from runtime.config.schema import Config
@@ -54,7 +54,7 @@ def test_children_die_with_a_killed_parent_and_a_foreign_binary_is_titled() -> N
         parent.kill()
         parent.wait()
         parent.stdout.close()  # type: ignore[union-attr]
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
 
 
@@ -185,9 +185,9 @@ async def test_stopping_ends_a_back_off_at_once() -> None:
     kept = Child(Spec("bad", (sys.executable, "-S", "-c", "raise SystemExit(9)"), grace_s=5))
     task = asyncio.create_task(kept.supervise())
     await eventually(lambda: kept.restarts == 4)
-    begun_s = time.monotonic()
+    begun_s, contention = time.monotonic(), Contention()
     await kept.stop()
-    assert time.monotonic() - begun_s < 0.8
+    assert time.monotonic() - begun_s < 0.8 + contention.s
     await task
 
 

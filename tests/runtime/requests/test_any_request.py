@@ -171,7 +171,9 @@ payloads = st.binary(max_size=20) | (bodies | st.lists(values, max_size=2) | val
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(st.tuples(st.sampled_from(VERBS), payloads), min_size=1, max_size=10), st.sampled_from(["", "dead"]))
 def test_every_request_is_answered_once_and_none_ends_the_agent(
     world: World, asked: list[tuple[str, bytes]], state: str
@@ -232,7 +234,7 @@ async def test_a_rollback_waits_for_no_explanation(world: World) -> None:
     running = asyncio.create_task(requests.run())
     for verb in ("explain", "explain", "rollback"):
         requests.take(Message(f"reflexd/demo/request/{verb}", b'{"decision": "x"}', 1, retain=False))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await link.more.wait()
     assert len(link.answers) == 1
     assert "no earlier version that acted is loadable" in link.answers[0]["error"]

@@ -84,7 +84,7 @@ class Bench:
         self.link.answered.clear()
         self.requests.take(Message(f"reflexd/demo/request/{verb}", payload, 1, retain=False))
         running = asyncio.create_task(self.requests.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.link.answered.wait()
         running.cancel()
         await asyncio.wait([running])

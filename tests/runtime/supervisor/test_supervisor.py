@@ -87,7 +87,7 @@ async def daemon(folder: Path, *rows: list[object], notifier: Notifier | None = 
     finally:
         if not task.done():
             made.handle_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await asyncio.wait([task])
 
 

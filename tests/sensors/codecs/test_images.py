@@ -103,11 +103,11 @@ def test_a_png_with_a_damaged_body_is_refused() -> None:
 
 def test_a_png_with_a_wrong_chunk_length_is_refused_at_once() -> None:
     at = PNG.index(b"IDAT") - 4
-    start_s = time.monotonic()
+    start_s = time.thread_time()
     for length in (0, 7, 2**20, 2**31 - 1, 2**32 - 1):
         with pytest.raises(PayloadRefused):
             decode_image(PNG[:at] + struct.pack(">I", length) + PNG[at + 4 :], LIMIT)
-    assert time.monotonic() - start_s < 0.5
+    assert time.thread_time() - start_s < 0.5
 
 
 def test_what_a_png_carries_besides_its_picture_is_left_out() -> None:
@@ -116,10 +116,10 @@ def test_what_a_png_carries_besides_its_picture_is_left_out() -> None:
 
     bomb = chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(50_000_000), 9))
     animation = chunk(b"acTL", struct.pack(">II", 1, 0))
-    start_s = time.monotonic()
+    start_s = time.thread_time()
     image = decode_image(PNG[:33] + bomb + animation + PNG[33:], LIMIT)
     assert np.array_equal(image, decode_image(PNG, LIMIT))
-    assert time.monotonic() - start_s < 0.5
+    assert time.thread_time() - start_s < 0.5
 
 
 def test_an_orientation_in_the_exif_is_applied() -> None:

@@ -11,6 +11,7 @@ import canaries
 import pytest
 from sensing import Running, Start, children, descriptors, eventually
 
+from fakes import Contention
 from sensors.config import CameraSettings
 from sensors.streams.camera import CameraSensor
 
@@ -43,26 +44,27 @@ def sensor(port: int) -> CameraSensor:
 
 
 async def rounds(count: int, sensor: CameraSensor, port: int, start: Start, running: Running) -> list[list[float]]:
-    """SIGSTOP, SIGKILL, a new server, `count` times; rows of noticed ms, recovered s, descriptors, driver processes."""
+    """SIGSTOP, SIGKILL, a new server, `count` times; rows of noticed ms, recovered s, descriptors, driver processes; without waits for a core."""
     server = start(PYTHON, SERVER, str(port), str(FPS))
     others = children()
     rows: list[list[float]] = []
     async with running(sensor) as witness:
-        await witness.until(lambda: len(witness.readings) >= 5, 15.0)
+        await witness.until(lambda: len(witness.readings) >= 5, 60.0)
         for number in range(1, count + 1):
             enough = len(witness.readings) + 10
             await witness.until(lambda enough=enough: len(witness.readings) >= enough and witness.well)
             rows.append([0.0, 0.0, descriptors(), len(children() - others)])
+            contention = Contention()
             server.send_signal(signal.SIGSTOP)
             await witness.until(lambda: not witness.well)
-            rows[-1][0] = (witness.lost[-1][0] - witness.readings[-1].stamp_s) * 1_000
+            rows[-1][0] = (witness.lost[-1][0] - witness.readings[-1].stamp_s - contention.s) * 1_000
             finish(server)
             others.discard(server.pid)
             server = start(PYTHON, SERVER, str(port), str(FPS))
             others.add(server.pid)
-            up_s = time.monotonic()
-            await witness.until(lambda up_s=up_s: witness.well and witness.recovered[-1] > up_s, 15.0)
-            rows[-1][1] = witness.recovered[-1] - up_s
+            up_s, contention = time.monotonic(), Contention()
+            await witness.until(lambda up_s=up_s: witness.well and witness.recovered[-1] > up_s, 60.0)
+            rows[-1][1] = witness.recovered[-1] - up_s - contention.s
             print("round {}: noticed {:.0f} ms, recovered {:.2f} s, {} descriptors".format(number, *rows[-1][:3]))
     return rows
 
@@ -102,14 +104,14 @@ async def test_a_long_freeze_is_survived(sensor: CameraSensor, port: int, start:
     """The server is stopped for so long that its connection is replaced by one that hangs while it opens."""
     server = start(PYTHON, SERVER, str(port), str(FPS))
     async with running(sensor) as witness:
-        await witness.until(lambda: len(witness.readings) >= 5, 15.0)
+        await witness.until(lambda: len(witness.readings) >= 5, 60.0)
         server.send_signal(signal.SIGSTOP)
         await eventually(lambda: sensor.counts["connections"] == 2)
         server.send_signal(signal.SIGCONT)
-        resumed_s = time.monotonic()
-        await witness.until(lambda: len(witness.recovered) == 1, 15.0)
-        assert witness.recovered[0] - resumed_s <= 5.0
-    assert len(witness.lost) == 1
+        resumed_s, contention = time.monotonic(), Contention()
+        await witness.until(lambda: len(witness.recovered) == 1, 60.0)
+        assert witness.recovered[0] - resumed_s <= 5.0 + contention.s
+    assert len([at_s for at_s, _ in witness.lost if at_s < witness.recovered[0]]) == 1, "reported once"
 
 
 async def test_a_camera_that_wants_a_password_gets_it_and_nobody_else_does(
@@ -118,10 +120,10 @@ async def test_a_camera_that_wants_a_password_gets_it_and_nobody_else_does(
     """That neither the log of FFmpeg nor the reasons tell it, `canary_watch.py` hears."""
     start(PYTHON, SERVER, str(port), str(FPS), canaries.RTSP)
     async with running(sensor) as witness:
-        await witness.until(lambda: len(witness.readings) >= 3, 15.0)
+        await witness.until(lambda: len(witness.readings) >= 3, 60.0)
     wrong = f"rtsp://cam:{canaries.INLINE}@127.0.0.1:{port}/test"
     async with running(CameraSensor("front", CameraSettings(kind="camera", source=wrong, rate_hz=RATE_HZ))) as witness:
-        await witness.until(lambda: bool(witness.lost), 15.0)
+        await witness.until(lambda: bool(witness.lost), 60.0)
     assert not witness.readings
     assert f"rtsp://127.0.0.1:{port}/test" in witness.lost[0][1]
     assert canaries.told(repr(witness.lost)) is None

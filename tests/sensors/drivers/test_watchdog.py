@@ -12,6 +12,7 @@ import orjson
 import pytest
 from sensing import Witness
 
+from fakes import Contention
 from sensors.base import SensorLost
 from sensors.drivers.process import DriverMessage
 from sensors.drivers.watchdog import Absent, Limits, Period, SourceWatchdog
@@ -69,7 +70,7 @@ class Bench:
         assert self.wires[-1].stopped
 
     async def wire(self, number: int) -> Wire:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(60):
             while len(self.wires) < number:  # noqa: ASYNC110 - the watcher announces nothing
                 await asyncio.sleep(0.002)
         return self.wires[number - 1]
@@ -94,9 +95,9 @@ async def test_silence_is_reported_once_then_replaced_then_recovered() -> None:
     async with Bench() as bench:
         wire = await bench.wire(1)
         wire.say("F")
-        fell_silent_s = time.monotonic()
+        fell_silent_s, contention = time.monotonic(), Contention()
         await bench.witness.until(lambda: len(bench.witness.lost) == 1)
-        assert 0.06 < bench.witness.lost[0][0] - fell_silent_s < 0.2
+        assert 0.06 < bench.witness.lost[0][0] - fell_silent_s < 0.2 + contention.s
         assert "fell silent" in bench.witness.lost[0][1]
         second = await bench.wire(2)
         assert wire.stopped

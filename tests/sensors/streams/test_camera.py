@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sensing import Running, Start, children, descriptors, eventually
 
+from fakes import Contention
 from sensors.base import Sensor, SensorLost
 from sensors.config import CameraSettings, public_source
 from sensors.drivers import opencv
@@ -73,6 +74,7 @@ def short_video(path: Path, frames: int, fps: float = 50.0) -> Path:
 async def test_a_file_plays_at_its_own_pace_and_rate_hz_says_how_many_are_seen(running: Running) -> None:
     sensor = camera(str(TREE), rate_hz=5)
     assert isinstance(sensor, Sensor)
+    contention = Contention()
     async with running(sensor) as witness:
         await witness.until(lambda: len(witness.readings) >= 6)
     frames = [reading for reading in witness.readings if isinstance(reading, Frame)]
@@ -80,17 +82,18 @@ async def test_a_file_plays_at_its_own_pace_and_rate_hz_says_how_many_are_seen(r
     assert frames[0].image.dtype == np.uint8
     assert [frame.seq for frame in frames[:6]] == [1, 2, 3, 4, 5, 6]
     gaps = np.diff([frame.stamp_s for frame in frames[:6]])
-    assert gaps.mean() == pytest.approx(0.2, abs=0.05)
-    assert max(np.subtract(witness.arrivals_s, [frame.stamp_s for frame in frames])) < 0.5
+    assert gaps.mean() == pytest.approx(0.2, abs=0.05 + contention.s / 5)
+    assert max(np.subtract(witness.arrivals_s, [frame.stamp_s for frame in frames])) < 0.5 + contention.s
 
 
 @needs_video
 async def test_a_rate_above_the_files_own_does_not_hurry_it(running: Running) -> None:
+    contention = Contention()
     async with running(camera(str(VTEST), rate_hz=50)) as witness:
         await witness.until(lambda: len(witness.readings) >= 8)
         assert witness.lost == []
     gaps = np.diff([reading.stamp_s for reading in witness.readings])
-    assert np.median(gaps) == pytest.approx(0.1, abs=0.02)
+    assert np.median(gaps) == pytest.approx(0.1, abs=0.02 + contention.s / 7)
 
 
 async def test_a_file_ends_or_loops(tmp_path: Path, running: Running) -> None:
@@ -189,11 +192,12 @@ def test_absent_sources_are_found_out_cheaply(source: int | str) -> None:
 def test_capture_keeps_the_pace_and_the_order_of_a_file(tmp_path: Path) -> None:
     sink = Sink(8)
     job = CaptureJob(str(short_video(tmp_path / "short.avi", 30)), 50.0, True, None, None, 10_000)
+    contention = Contention()
     opencv.capture(job, sink, sink.stop)
     assert sink.fps == 50.0
     brightness = [int(image.mean()) for image in sink.images]
     assert brightness == sorted(brightness)
-    assert np.median(np.diff(sink.stamps)) == pytest.approx(0.02, abs=0.01)
+    assert np.median(np.diff(sink.stamps)) == pytest.approx(0.02, abs=0.01 + contention.s / 7)
 
 
 def test_capture_refuses_large_pictures_and_files_without_any(tmp_path: Path) -> None:
@@ -356,7 +360,7 @@ def test_http_password_with_a_slash_is_escaped() -> None:
 async def test_absent_camera_is_reported_again_and_again_without_its_password(source: str, running: Running) -> None:
     sensor = camera(source)
     async with running(sensor) as witness:
-        await eventually(lambda: sensor.counts["failed"] >= 2, 20.0)
+        await eventually(lambda: sensor.counts["failed"] >= 2, 60.0)
     assert len(witness.lost) == 1
     assert "sEcr" not in witness.lost[0][1]
     assert "bug" not in witness.lost[0][1]
