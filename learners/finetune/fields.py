@@ -27,6 +27,9 @@ FIELDS = frozenset(ALIASES.values()) | {
 }  # fmt: skip
 TEXTS = ("text", "text_pair", "source", "target", "question", "context")
 MEDIA = ("picture", "sound")
+ROLES = ("system", "user", "assistant", "tool")
+"""Roles of a turn, as chat templates name them."""
+_EXAMPLES = {"role": '"role": "user" or "role": "assistant"', "content": '"content": "..."'}
 MOST = 5
 """Problems that one error names."""
 
@@ -239,10 +242,22 @@ def _messages(example: Mapping[str, Any]) -> str | None:
     if not isinstance(turns, list | tuple) or not turns:
         return '`messages` holds no turn; write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
     for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            return f'turn {number} of `messages` is wrong; write {{"role": "...", "content": "..."}}'
+        if (wrong := _turn(turn)) is not None:
+            return f"turn {number} of `messages` {wrong}"
     if not any(turn["role"] == "assistant" for turn in turns):
         return "`messages` has no turn of the assistant; only these are trained"
+    return None
+
+
+def _turn(turn: Any) -> str | None:
+    if not isinstance(turn, dict):
+        return f'is a {type(turn).__name__}; write {{"role": "user", "content": "..."}}'
+    for key in ("role", "content"):
+        if not isinstance(turn.get(key), str):
+            there = ", ".join(f"`{name}`" for name in turn) or "nothing"
+            return f"has no `{key}` that is a text, only {there}; add {_EXAMPLES[key]}"
+    if turn["role"] not in ROLES:
+        return f"has the role {turn['role']!r}; write one of {', '.join(ROLES)}"
     return None
 
 

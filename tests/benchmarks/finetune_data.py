@@ -53,7 +53,7 @@ def clinc_pairs(out: Path) -> Paths:
     path = SHARED / "clinc150" / "data_full.json"
     intents = sorted({row["label"] for row in read(f"{path}#train")})
     random.Random(0).shuffle(intents)
-    parts = (("train", intents[:100], 16_000), ("train", intents[100:120], 1_500), ("test", intents[120:], 3_000))
+    parts = (("train", intents[:100], 6_000), ("train", intents[100:120], 600), ("test", intents[120:], 2_000))
     return _splits(out, "pairs", *(_pairs(read(f"{path}#{split}"), some, count) for split, some, count in parts))
 
 
