@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 Arm = Literal["champion", "challenger", "anchor"]
 
+SHARES = (0.05, 0.2, 0.5)
+"""Shares of an experiment's blocks in which the challenger acts: doubtful, unproved, and as good as the champion so far."""
 RELATIVE_DELTA = 0.05
 """Share of the champion's gain that an equal version may lose."""
 LARGEST_DELTA_SD = 0.1

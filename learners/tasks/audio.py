@@ -8,14 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
 from learners.tasks.base import DataError
 from sensors.base import PayloadRefused
+from sensors.codecs.resampling import resampled
 from sensors.codecs.sounds import decode_sound
 
-RATE_HZ = 16_000
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus"})
 SPEED, GAIN_DB, NOISE_DB = 0.15, 6.0, (20.0, 50.0)
 
@@ -36,13 +35,6 @@ def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
         raise DataError(f"{path}: {reason}; delete it or convert it again") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; name a readable sound") from None
-
-
-def resampled(samples_N: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
-    """Resample the samples to 16 kHz."""
-    if rate_hz == RATE_HZ:
-        return samples_N
-    return np.asarray(soxr.resample(samples_N, rate_hz, RATE_HZ), np.float32)
 
 
 def duration_s(path: Path) -> float:

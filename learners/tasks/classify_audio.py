@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
-from learners.tasks.audio import RATE_HZ, changed, duration_s, read_sound, resampled
+from learners.tasks.audio import changed, duration_s, read_sound
 from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Options, Recipe
 from learners.tasks.classify_text import Classifier
+from sensors.codecs.resampling import RATE_HZ, resampled
 
 MOST_WINDOWS = 64
 """Windows of one sound, the newest."""

@@ -28,14 +28,14 @@ from learners.experiments.alpha_budget import AlphaBudget
 from learners.experiments.experiment_test import ExperimentVerdict
 from learners.experiments.guard import RAISED_SHARE, Guard, GuardAlarm
 from learners.experiments.paired_outcomes import TickOutcome
-from learners.experiments.plan import Arm
+from learners.experiments.plan import SHARES, Arm
 from learners.experiments.switchback import Assignment
 from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.source_consistency import Quarantine
 from runtime.control.arm_record import ArmRecord
 from runtime.control.attribution import attribution
 from runtime.control.tick import TickResult
-from runtime.deploy.experiment_phase import SHARES, ExperimentPhase, LossBudget
+from runtime.deploy.experiment_phase import ExperimentPhase, LossBudget
 from runtime.deploy.experiment_report import guard_figures, look_figures, running_figures
 from runtime.deploy.experiment_rules import ExperimentRules
 from runtime.deploy.first_anchor import FirstAnchor

@@ -20,10 +20,9 @@ from typing import Any
 
 from learners.experiments.experiment_test import ExperimentTest, ExperimentVerdict
 from learners.experiments.paired_outcomes import PairDifference, PairedOutcomes, Silence, TickOutcome
-from learners.experiments.plan import Arm, ExperimentPlan
+from learners.experiments.plan import SHARES, Arm, ExperimentPlan
 from learners.experiments.switchback import Assignment, Switchback
 
-SHARES = (0.05, 0.2, 0.5)
 NEVER = 1e-12
 """Share of a challenger that waits."""
 LEAST_PAIRS = 3

@@ -1,7 +1,7 @@
 """Microphones: a PortAudio device, a sound file in real time, or 16-bit PCM on a topic; always 16 kHz mono windows.
 
-A driver process reads devices and files (`sensors.drivers.portaudio`), and a watchdog judges them by age. soxr resamples as a
-stream: no clicks between blocks, about 10 ms of delay. Every `hop_s` the sensor publishes the last `window_s`, which begins
+A driver process reads devices and files (`sensors.drivers.portaudio`), and a watchdog judges them by age. Samples of any rate
+become windows in `sensors/codecs/resampling.py`. Every `hop_s` the sensor publishes the last `window_s`, which begins
 with silence until enough samples came. Does not tell speech from noise.
 """
 
@@ -14,11 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import soxr
-from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
-from sensors.codecs.file_kinds import file_kind
+from sensors.codecs.resampling import RATE_HZ, SoundWindow, pcm
 from sensors.config import MicrophoneSettings
 from sensors.drivers.portaudio import BLOCK_S, PlayJob, RecordJob
 from sensors.drivers.process import DriverMessage, Job
@@ -26,8 +24,6 @@ from sensors.drivers.sensor import DriverSensor
 from sensors.drivers.watchdog import Absent, Limits
 from sensors.readings import Sound
 
-RATE_HZ = 16_000
-MAX_PCM_S = 30.0
 LOST_S = 0.1
 """PCM payloads that stay later than this are late because samples were lost; the loss becomes silence."""
 SETTLE_S = 0.5
@@ -37,58 +33,6 @@ PAUSE_S = 2.0
 SLEW = 1e-3
 """Share by which the sender's clock may differ; lateness that grows at this pace is no loss."""
 _FILE = re.compile(r"\.(wav|flac|ogg|oga|opus|mp3|aiff?|au|w64)$", re.IGNORECASE)
-
-
-class SoundWindow:
-    """Keep the last `window_s` of a stream of samples of any rate, resampled to 16 kHz."""
-
-    def __init__(self, window_s: float, hop_s: float) -> None:
-        self._samples = np.zeros(max(1, round(window_s * RATE_HZ)), np.float32)
-        self._hop = max(1, round(hop_s * RATE_HZ))
-        self._since = 0
-        self._rate_hz = 0
-        self._resample: soxr.ResampleStream | None = None
-
-    def clear(self) -> None:
-        """Fill the window with silence, because the source was interrupted."""
-        self._samples[:] = 0.0
-        self._since = 0
-        self._rate_hz = 0
-        self._resample = None
-
-    def add(self, samples: NDArray[np.float32], rate_hz: int) -> bool:
-        """Append samples; return whether a hop or more has passed since `take`."""
-        if rate_hz != self._rate_hz:
-            self._rate_hz = rate_hz
-            self._resample = None
-            if rate_hz != RATE_HZ:
-                self._resample = soxr.ResampleStream(rate_hz, RATE_HZ, 1, dtype="float32", quality="HQ")
-        if self._resample is not None:
-            samples = self._resample.resample_chunk(samples)
-        self._append(samples)
-        return self._since >= self._hop
-
-    def silence(self, seconds: float, before_s: float = 0.0) -> None:
-        """Insert `seconds` of silence, at most a window, before the last `before_s`."""
-        size = len(self._samples)
-        place = size - min(size, round(before_s * RATE_HZ))
-        zeros = np.zeros(min(size, round(seconds * RATE_HZ)), np.float32)
-        self._samples = np.concatenate((self._samples[:place], zeros, self._samples[place:]))[-size:]
-        self._since += len(zeros)
-
-    def take(self) -> NDArray[np.float32]:
-        """Return a copy of the window, oldest sample first."""
-        self._since %= self._hop
-        return self._samples.copy()
-
-    def _append(self, samples: NDArray[np.float32]) -> None:
-        size = len(self._samples)
-        self._since += len(samples)
-        samples = samples[-size:]
-        keep = size - len(samples)
-        if len(samples):
-            self._samples[:keep] = self._samples[size - keep :]
-            self._samples[keep:] = samples
 
 
 class MicrophoneSensor(DriverSensor):
@@ -196,29 +140,6 @@ class TopicMicrophone:
             return None
         self._seq += 1
         return Sound(self.name, stamp_s, self._seq, self._window.take(), RATE_HZ)
-
-
-def pcm(payload: bytes, rate_hz: int) -> NDArray[np.float32]:
-    """Decode 16-bit little-endian PCM to float32 in [-1, 1).
-
-    Raises:
-        PayloadRefused: `empty`, `container`, `odd_length` or `too_large`.
-    """
-    if kind := file_kind(payload):
-        raise PayloadRefused(
-            "container",
-            f"the payload is {kind if kind == 'text' else f'a file of the kind {kind}'}; send its samples alone, 16-bit little-endian mono at "
-            f"{rate_hz} Hz",
-        )
-    if not payload:
-        raise PayloadRefused("empty", "the payload is empty")
-    if len(payload) % 2:
-        raise PayloadRefused("odd_length", f"{len(payload)} bytes are not a whole number of 16-bit samples")
-    if len(payload) > 2 * rate_hz * MAX_PCM_S:
-        raise PayloadRefused(
-            "too_large", f"{len(payload)} bytes; at most {MAX_PCM_S:.0f} s at {rate_hz} Hz are allowed"
-        )
-    return np.frombuffer(payload, "<i2").astype(np.float32) / np.float32(32_768.0)
 
 
 def job_of(settings: MicrophoneSettings) -> Job:

@@ -1,6 +1,6 @@
 """Every bundled encoder on every backend: milliseconds on one thread, cosine and largest difference from eager float32.
 
-    python tests/benchmarks/bench_backends.py [FOLDER_OR_ID ...]
+    python tests/benchmarks/bench_backends.py [FOLDER_OR_ID ...] [--rounds 15] [--only BACKEND ...]
 
 The difference is relative to the largest value of the reference. Backends alternate, so that load on the machine hits all.
 """
@@ -27,7 +27,14 @@ from learners.model.encoders.bundled import BundledError
 Run = Callable[..., Tensor]
 BUNDLED = ("bundled:efficientnet-lite0", "bundled:minilm-l6")
 RANDOM = "whisper-tiny, random weights"
-ROUNDS = 15
+BACKENDS = (
+    "torch eager float32",
+    "torch bfloat16 channels-last",
+    "torch compiled",
+    "ONNX Runtime float32",
+    "OpenVINO float32",
+    "OpenVINO bfloat16",
+)
 
 
 def onnx_run(module: nn.Module, example: tuple[Tensor, ...]) -> Run:
@@ -71,7 +78,7 @@ def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable
 
 
 @torch.inference_mode()
-def table(model: str, title: str = "") -> None:
+def table(model: str, rounds: int, only: list[str], title: str = "") -> None:
     """Measure and print one encoder."""
     encoder = pretrained.load(EncoderSettings(model=model), 4, torch.device("cpu"))
     module, example = encoder.module, encoder.examples()[-1]
@@ -79,6 +86,8 @@ def table(model: str, title: str = "") -> None:
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for name, make in makers(module, example).items():
+        if name not in only:
+            continue
         if "bfloat16" in name and not selection.has_bfloat16():
             failed[name] = "no bfloat16 here"
             continue
@@ -89,7 +98,7 @@ def table(model: str, title: str = "") -> None:
             runs.pop(name, None)
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in runs.items():
             start = time.perf_counter()
             run(*example)
@@ -119,19 +128,23 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="transformers folders or ids; default: the bundled ones")
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each backend")
+    parser.add_argument(
+        "--only", nargs="+", default=BACKENDS, choices=BACKENDS, metavar="BACKEND", help=f"of {', '.join(BACKENDS)}"
+    )
     warnings.simplefilter("ignore")  # exporters complain about their own internals
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     print(selection.processor())
-    models = parser.parse_args().models
-    for model in models or BUNDLED:
+    given = parser.parse_args()
+    for model in given.models or BUNDLED:
         try:
-            table(model)
+            table(model, given.rounds, given.only)
         except BundledError as error:
             print(f"\n{model}: {error}")
-    if not models:
+    if not given.models:
         with tempfile.TemporaryDirectory() as folder:
-            table(random_whisper(folder), RANDOM)
+            table(random_whisper(folder), given.rounds, given.only, RANDOM)
 
 
 if __name__ == "__main__":

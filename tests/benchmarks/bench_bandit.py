@@ -3,7 +3,7 @@
 Prints accuracy of what was done, exploration included: in the first pass and over all rounds, for each seed.
 Published beside it: LinUCB .862 / .931, the best Vowpal Wabbit of a grid .705 / .844.
 
-    python tests/benchmarks/bench_bandit.py [--seeds 3]
+    python tests/benchmarks/bench_bandit.py [--seeds 3] [--rounds 5391]
 """
 
 from __future__ import annotations
@@ -59,11 +59,13 @@ def play(seed: int, passes: int = 3, rounds: int | None = None) -> tuple[float, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="of each seed; default: all 5,391")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'seed':>4} {'first pass':>10} {'overall':>8} {'ms/round':>9}")
     figures = []
-    for seed in range(parser.parse_args().seeds):
-        figures.append(play(seed))
+    for seed in range(given.seeds):
+        figures.append(play(seed, rounds=given.rounds))
         print(f"{seed:>4} {figures[-1][0]:>10.3f} {figures[-1][1]:>8.3f} {figures[-1][2]:>9.2f}", flush=True)
     print(f"mean {np.mean([f[0] for f in figures]):>10.3f} {np.mean([f[1] for f in figures]):>8.3f}")
 

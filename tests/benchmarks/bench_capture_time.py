@@ -80,7 +80,7 @@ def onsets(found: list[Reading]) -> list[float]:
 
 def relative_ms(times: list[float]) -> NDArray[np.float64]:
     """Errors against the first onset and whole seconds, in ms."""
-    since_s = np.array(times) - times[0]
+    since_s = np.array(times) - (times[0] if times else 0.0)
     return 1e3 * (since_s - np.round(since_s))
 
 

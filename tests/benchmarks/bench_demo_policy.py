@@ -146,13 +146,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ticks", type=int, nargs="+", default=[3_000, 6_000])
     parser.add_argument("--updates", type=int, default=1_600)
+    parser.add_argument("--test-ticks", type=int, default=3_000, help="of the world that measures")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     config = load_settings(Path("configs/demo.yaml")).config
     encoders = encoders_of(config)
     spec = build_spec(config, encoders)
-    train, test = play(1, max(given.ticks), encoders, spec), play(99, 3_000, encoders, spec)
+    train, test = play(1, max(given.ticks), encoders, spec), play(99, given.test_ticks, encoders, spec)
     variants: dict[str, tuple[PolicySpec, bool, bool]] = {
         "as shipped": (spec, True, True),
         "not mirrored": (spec, False, True),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,12 +22,12 @@ OUT = "OUT"
 
 SIZES: dict[str, str] = {
     "bench_architectures": "--only ConvNeXT",
-    "bench_backends": "bundled:minilm-l6",
-    "bench_bandit": "--seeds 1",
-    "bench_capture_time": "2",
+    "bench_backends": "bundled:minilm-l6 --rounds 1 --only 'OpenVINO float32'",
+    "bench_bandit": "--seeds 1 --rounds 50",
+    "bench_capture_time": "3",
     "bench_daemon": "--rounds 1 --block 2 --swap-every 1 --warmup 2",
-    "bench_demo_policy": "--ticks 300 --updates 10",
-    "bench_demonstrations": "--seeds 0 --ticks 200 --every 200 --demonstrations 1",
+    "bench_demo_policy": "--ticks 100 --updates 2 --test-ticks 100",
+    "bench_demonstrations": "--seeds 0 --ticks 80 --every 80 --demonstrations 1",
     "bench_drift": "--trials 1 --reference 400 --weeks 0.001",
     "bench_experience": "200",
     "bench_explain": "1",
@@ -74,7 +75,7 @@ NEEDS_MORE = {
 def run(name: str, limit_s: float, threads: int) -> str | None:
     """Run one benchmark; return why it failed, with the end of its output, or None."""
     with tempfile.TemporaryDirectory(prefix="bench-quick-") as folder:
-        arguments = [folder if word == OUT else word for word in SIZES[name].split()]
+        arguments = [folder if word == OUT else word for word in shlex.split(SIZES[name])]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
         try:
@@ -93,7 +94,7 @@ def main() -> int:
     """Run them one after the other, print a line each, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all: {', '.join(SIZES)}")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds for each")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for each")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     given = parser.parse_args()
     if unknown := set(given.names) - set(SIZES):

@@ -15,11 +15,12 @@ from transformers import AutoModelForAudioClassification, AutoModelForImageClass
 from learners.config import Train
 from learners.finetune.run import Splits, tune
 from learners.finetune.trainer import TrainerSettings
-from learners.tasks.audio import RATE_HZ, read_sound
+from learners.tasks.audio import read_sound
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.classify_audio import ClassifySounds
 from learners.tasks.images import read_picture
 from learners.tasks.registry import check_modality, known, open_task, task_class
+from sensors.codecs.resampling import RATE_HZ
 
 
 def test_every_kind_of_the_settings_has_a_task() -> None:

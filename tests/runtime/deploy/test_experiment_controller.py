@@ -11,9 +11,9 @@ from watching import Script, Stage
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE
+from learners.experiments.plan import SHARES
 from runtime.cli import checkpoints
 from runtime.deploy.experiment_controller import ExperimentController
-from runtime.deploy.experiment_phase import SHARES
 from runtime.deploy.experiment_rules import ExperimentRules
 
 GOOD = Script(errors=0.12)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from learners.experiments.paired_outcomes import TickOutcome
-from learners.experiments.plan import ExperimentPlan
-from runtime.deploy.experiment_phase import MOST_UNITS_ALONE, SHARES, ExperimentPhase, LossBudget
+from learners.experiments.plan import SHARES, ExperimentPlan
+from runtime.deploy.experiment_phase import MOST_UNITS_ALONE, ExperimentPhase, LossBudget
 
 TICK_S = 0.02
 

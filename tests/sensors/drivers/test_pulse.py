@@ -16,9 +16,10 @@ import pytest
 from sensing import Running, Start, Witness, eventually
 
 from fakes import Contention, wait_for
+from sensors.codecs.resampling import RATE_HZ
 from sensors.config import MicrophoneSettings
 from sensors.readings import Sound
-from sensors.streams.microphone import RATE_HZ, MicrophoneSensor
+from sensors.streams.microphone import MicrophoneSensor
 
 TOOLS = ("pulseaudio", "pactl", "paplay")
 pytestmark = [

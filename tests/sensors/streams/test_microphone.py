@@ -19,12 +19,13 @@ from sensing import Running, outcome
 from fakes import Contention
 from sensors.base import PayloadRefused, Sensor, SensorLost, TopicSensor
 from sensors.codecs.file_kinds import file_kind
+from sensors.codecs.resampling import RATE_HZ, SoundWindow, pcm
 from sensors.config import MicrophoneSettings
 from sensors.drivers import portaudio
 from sensors.drivers.portaudio import PlayJob, RecordJob, SampleRing
 from sensors.drivers.watchdog import Limits
 from sensors.readings import Sound
-from sensors.streams.microphone import RATE_HZ, MicrophoneSensor, SoundWindow, TopicMicrophone, job_of, pcm
+from sensors.streams.microphone import MicrophoneSensor, TopicMicrophone, job_of
 
 VOICE = Path("/usr/share/sounds/alsa/Front_Center.wav")
 
