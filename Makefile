@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-bui
 HASHED := $(PIP) --require-hashes --requirement
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint structure unit fuzz bench bench-demo soak mutation docs lock wheel clean debian-run debian-test
+.PHONY: help run test lint structure unit fuzz bench bench-quick bench-demo soak mutation docs lock wheel clean debian-run debian-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ unit: $(VENV)/.test
 
 bench: $(VENV)/.test ## every benchmark: prints tables of ratios; the fine-tuning ones take hours
 	set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+bench-quick: $(VENV)/.test ## the body of every benchmark with tiny sizes: does it work? About half an hour
+	$(BIN)/python tests/benchmarks/quick.py
 
 bench-demo: $(VENV)/.test ## learning curve of the demo, as numbers and runs/demo/curve.png
 	$(BIN)/python tests/benchmarks/demo_curve.py --out runs/demo

@@ -1,4 +1,4 @@
-"""Every benchmark script starts: its imports resolve and `--help` describes it."""
+"""Every benchmark script starts: its imports resolve and `--help` describes it. `make bench-quick` runs their bodies."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ PARTS = {"handwritten.py", "read_lerobot.py"}
 SCRIPTS = sorted(
     path for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text() and path.name not in PARTS
 )
+
+
+def test_make_bench_quick_runs_every_benchmark_or_says_what_it_needs() -> None:
+    quick = runpy.run_path(str(FOLDER / "quick.py"))
+    programs = {path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text()} - {"quick"}
+    assert programs == set(quick["SIZES"]) | set(quick["NEEDS_MORE"])
+    assert not set(quick["SIZES"]) & set(quick["NEEDS_MORE"])
 
 
 def test_every_bench_script_is_a_program() -> None:
