@@ -56,7 +56,7 @@ class AcceptanceVerdict:
     version: str | None
     """The stored version: live, or waiting for an operator."""
     figures: dict[str, Any]
-    held_out: Literal["none", "file"]
+    held_out: Literal["none", "file", "labels"]
     """Where what judged came from."""
     blamed: tuple[dict[str, Any], ...] = ()
     """The sources of labels that lowered the held-out metric, each with the fields of `source_quarantined`."""

@@ -25,6 +25,8 @@ class CandidateMetrics:
     after: list[float]
     before: list[float] | None
     """None where there was no version before."""
+    predictions: list[Prediction]
+    """Of the candidate, in the order of the file."""
 
 
 def evaluate_candidate(
@@ -61,7 +63,8 @@ def evaluate_candidate(
     if earlier is not None:
         figures["before_lower"], figures["before_upper"] = paired_bounds(after, earlier)
     in_order = [after[i] for i in order]
-    return CandidateMetrics(figures, in_order, None if earlier is None else [earlier[i] for i in order])
+    predictions = [found[i] for i in order]
+    return CandidateMetrics(figures, in_order, None if earlier is None else [earlier[i] for i in order], predictions)
 
 
 def agreed(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str, float]:

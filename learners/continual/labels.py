@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,10 +52,17 @@ class Labels:
         return len(self.reader.labels(self.task, since))
 
     def all(self) -> list[Labelled]:
-        """Return every usable label, oldest first; a newer label of the same subject replaces the older one."""
+        """Return every usable label that may train, oldest first; a newer label of the same subject replaces the older one."""
         self.skipped.clear()
+        return self._usable(self.reader.labels(self.task))
+
+    def held_out(self) -> list[Labelled]:
+        """Return every usable label that an operator's labels put aside as the held-out file, oldest first."""
+        return self._usable(self.reader.labels(self.task, held_out=True))
+
+    def _usable(self, labels: Sequence[Label]) -> list[Labelled]:
         found: dict[str, Labelled] = {}
-        for label in self.reader.labels(self.task):
+        for label in labels:
             one = self._one(label)
             if one is not None:
                 found.pop(one.key, None)

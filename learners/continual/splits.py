@@ -1,7 +1,8 @@
 """Split examples into three disjoint parts: held-out (approves a version), validation (selects the epoch), and training.
 
-The held-out part is the operator's file `tasks.X.eval_file`, and nothing else. A client that publishes labels cannot change it,
-and labels with the same content as the file do not train. Without a file, the result of a fine-tune is inconclusive.
+The held-out part is the operator's file `tasks.X.eval_file`. Without one it is what `request/label_readings` puts aside of the
+labels that an operator gives on the page. A client that publishes labels cannot change either, and labels with the same content do
+not train. Without both, the result of a fine-tune is inconclusive.
 
 The validation part is a fixed share of the labels, selected by content. It never trains: it stops the training and selects the
 epoch. It comes from the sources of the training labels, so it can reject their labels as noise, but never approve a version.
@@ -55,11 +56,15 @@ class Holdout:
 
     Args:
         share: of the labels that is validation.
-        file: the examples of the file; None without one.
+        file: the examples of the file, or those that were put aside; None without both.
+        keys: of the labels that were put aside; labels of the same content do not train.
+        labels: numbers of the labels that were put aside, in the order of `file`.
     """
 
     share: float
     file: tuple[dict[str, Any], ...] | None = None
+    keys: frozenset[str] = frozenset()
+    labels: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, eval_file: str | None, share: float, kind: str | None = None) -> Holdout:
@@ -77,16 +82,26 @@ class Holdout:
             check(examples, task)
         return cls(share, tuple(examples))
 
+    @classmethod
+    def put_aside(cls, labels: Sequence[Labelled], share: float) -> Holdout:
+        """Build the splits from the labels that were put aside; without any, nothing is held out."""
+        if not labels:
+            return cls(share)
+        keys = frozenset(one.key for one in labels)
+        return cls(share, tuple(one.example for one in labels), keys, tuple(one.id for one in labels))
+
     @property
-    def origin(self) -> Literal["none", "file"]:
+    def origin(self) -> Literal["none", "file", "labels"]:
         """Where the held-out figures come from."""
-        return "none" if self.file is None else "file"
+        if self.file is None:
+            return "none"
+        return "labels" if self.keys else "file"
 
     @property
     def digest(self) -> str:
         """Return a digest of the file's texts and targets, in their order; of no file without one."""
         rows = [(normalized_text(row), str(row.get("label", "")), str(row.get("tags", ""))) for row in self.examples]
-        return hashlib.sha256(orjson.dumps(rows)).hexdigest()
+        return hashlib.sha256(orjson.dumps([rows, sorted(self.keys)] if self.keys else rows)).hexdigest()
 
     @property
     def examples(self) -> Examples:
@@ -103,6 +118,8 @@ class Holdout:
         for at, labels in enumerate((new, known)):
             for one in labels:
                 foreign = classes(one.example) - judged if judged else frozenset[str]()
+                if one.key in self.keys:
+                    continue
                 if foreign:
                     uncovered += [min(foreign)] if at == 0 else []
                 elif normalized_text(one.example) not in there:

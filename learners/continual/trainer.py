@@ -14,6 +14,7 @@ candidates. Where they are at fault, or their source is blamed, they never do.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ from learners.continual.evaluation import (
     score,
     sign_test,
 )
+from learners.continual.evaluation_report import write_evaluation
 from learners.continual.labels import Labelled, Labels
 from learners.continual.source_ablation import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
 from learners.continual.splits import Holdout, classes
@@ -168,6 +170,8 @@ class ContinualTrainer:
         Raises:
             DataError: the file of held-out examples cannot be read.
         """
+        if self.settings.eval_file is None:
+            return Holdout.put_aside(self.labels.held_out(), self.finetune.validation_fraction)
         return Holdout.of(self.settings.eval_file, self.finetune.validation_fraction, self.settings.kind)
 
     def due(self) -> bool:
@@ -359,7 +363,22 @@ class ContinualTrainer:
         self._save_state(state)
         name = version.name if version is not None else None
         said = reason or "no worse on the held-out file, and the new labels can be learned"
-        return AcceptanceVerdict(self.name, outcome, said, name, attempt.figures, holdout.origin, blamed)
+        verdict = AcceptanceVerdict(self.name, outcome, said, name, attempt.figures, holdout.origin, blamed)
+        self._write_evaluation(verdict, holdout, attempt, batch)
+        return verdict
+
+    def _write_evaluation(
+        self, verdict: AcceptanceVerdict, holdout: Holdout, attempt: Candidate, batch: LabelBatch
+    ) -> None:  # fmt: skip
+        """Leave for people what the candidate knows and what it gets wrong."""
+        facts = {
+            **{name: verdict.fields[name] for name in ("task", "verdict", "reason", "version", "held_out")},
+            "train": Counter(name for one in (*batch.new, *batch.known) for name in classes(one.example)),
+            "held_out_counts": Counter(name for one in holdout.examples for name in classes(one)),
+            "figures": {k: v for k, v in verdict.figures.items() if isinstance(v, float) and math.isfinite(v)},
+        }
+        found = attempt.evaluated.predictions if attempt.evaluated is not None else []
+        write_evaluation(self.versions.folder, facts, holdout.examples, found, holdout.labels)
 
 
 def newest(labels: Sequence[Labelled], per_source: int) -> list[Labelled]:

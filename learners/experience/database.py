@@ -14,6 +14,7 @@ from typing import Any, Self
 import orjson
 
 from learners.credit_assignment import MAX_DELAY_S, decision_in_force
+from learners.experience.label_table import LabelTable
 from learners.experience.labelled_readings import LabelledReadings
 from learners.experience.reader import raw_reading
 from learners.experience.records import Credit, Label, Mark, Raw
@@ -51,6 +52,8 @@ class Database:
         self._raw = connect(folder / "raw.db")
         self._raw.executescript(RAW)
         self._labelled = LabelledReadings(self._raw)
+        self.labels = LabelTable(self._db, self._raw, self._labelled)
+        """Labels that operators give, correct and remove."""
         self._uncopied: deque[tuple[int, Label]] = deque(maxlen=MOST_UNCOPIED)
         """Labels that came before their reading was stored, with their numbers."""
         self._blocks: dict[int, list[int]] = {}  # block -> [bytes, has reserved rows]
@@ -191,12 +194,7 @@ class Database:
 
     def add_label(self, label: Label) -> None:
         """Store one labelled example, with a copy of the readings that it is about."""
-        text = orjson.dumps(label.label).decode()
-        cursor = self._db.execute(
-            "INSERT INTO labels(task, label, text, decision, source, stamp_s) VALUES(?,?,?,?,?,?)",
-            (label.task, text, label.text, label.decision, label.source, label.stamp_s),
-        )
-        number = int(cursor.lastrowid or 0)
+        number = self.labels.insert(label)
         if label.text is None and label.streams and not self._copy(number, label):
             self._uncopied.append((number, label))
 

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learners.experience.records import Raw
 from sensors.codecs.readings import decode_media
@@ -51,6 +52,17 @@ def perceptual_hash(raw: Raw) -> bytes:
     return np.packbits(means[:, 1:] > means[:, :-1]).tobytes()
 
 
+def distances(hashes: Sequence[bytes], digest: bytes) -> NDArray[np.int64]:
+    """Return by how many bits each hash differs from another one, shape (number of hashes,)."""
+    bits = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), len(digest))
+    return np.asarray(np.bitwise_count(bits ^ np.frombuffer(digest, np.uint8)).sum(1), np.int64)
+
+
+def alike(encoding: str) -> int:
+    """Return by how many bits two readings of an encoding may differ and still count as one."""
+    return ALIKE if encoding in PICTURES else 0
+
+
 class LabelledReadings:
     """The copies in one `raw.db`; the caller holds the transaction."""
 
@@ -85,6 +97,39 @@ class LabelledReadings:
                 self.bytes += len(raw.data)
             self._db.execute("INSERT OR REPLACE INTO labelled VALUES(?,?,?)", (label, raw.stream, number))
 
+    def of(self, label: int) -> list[Raw]:
+        """Return the copies of a label's readings."""
+        found = self._db.execute(
+            "SELECT r.stream, r.stamp_s, r.encoding, r.data FROM labelled l JOIN labelled_readings r ON r.id = l.reading"
+            " WHERE l.label = ?",
+            (label,),
+        )
+        return [Raw(*row) for row in found]
+
+    def remove(self, label: int) -> None:
+        """Forget which readings a label is about; delete copies that no other label needs."""
+        numbers = [number for (number,) in self._db.execute("SELECT reading FROM labelled WHERE label = ?", (label,))]
+        self._db.execute("DELETE FROM labelled WHERE label = ?", (label,))
+        for number in numbers:
+            if self._db.execute("SELECT 1 FROM labelled WHERE reading = ? LIMIT 1", (number,)).fetchone() is None:
+                (size,) = self._db.execute(
+                    "SELECT length(data) FROM labelled_readings WHERE id = ?", (number,)
+                ).fetchone()
+                self._db.execute("DELETE FROM labelled_readings WHERE id = ?", (number,))
+                self.bytes -= size
+
+    def labels_like(self, task: str, raw: Raw) -> list[int]:
+        """Return the labels of a task, of any class, about readings that look like this one, oldest first."""
+        found = self._db.execute(
+            "SELECT l.label, r.hash FROM labelled l JOIN labelled_readings r ON r.id = l.reading"
+            " WHERE r.task = ? AND r.stream = ? AND r.encoding = ? ORDER BY l.label",
+            (task, raw.stream, raw.encoding),
+        ).fetchall()
+        if not found:
+            return []
+        near = distances([digest for _, digest in found], perceptual_hash(raw)) <= alike(raw.encoding)
+        return [int(label) for (label, _), is_near in zip(found, near, strict=True) if is_near]
+
     def _alike(self, task: str, of: str, raw: Raw, digest: bytes) -> int | None:
         """Return the number of a stored reading of the same class that looks like this one."""
         found = self._db.execute(
@@ -93,10 +138,9 @@ class LabelledReadings:
         ).fetchall()
         if not found:
             return None
-        bits = np.frombuffer(b"".join(other for _, other in found), np.uint8).reshape(len(found), -1)
-        apart = np.bitwise_count(bits ^ np.frombuffer(digest, np.uint8)).sum(1)
+        apart = distances([other for _, other in found], digest)
         nearest = int(apart.argmin())
-        return int(found[nearest][0]) if apart[nearest] <= (ALIKE if raw.encoding in PICTURES else 0) else None
+        return int(found[nearest][0]) if apart[nearest] <= alike(raw.encoding) else None
 
     def trim(self, max_bytes: int) -> int:
         """Delete copies until at most `max_bytes` are left; return how many went."""

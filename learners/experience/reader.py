@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 import orjson
 
-from learners.experience.records import Label, Raw
+from learners.experience.records import Label, Raw, StoredLabel
 from learners.experience.schema import SCHEMA
 from learners.experience.transition import Malformed, Transition, checksum, decode_body, decode_head
 
@@ -23,8 +23,17 @@ _COLUMNS = (
     "row, session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration, failure, truncated, success, value,"
     " crc, head, body"
 )
-READABLE = {SCHEMA: _COLUMNS, 3: _COLUMNS, 2: _COLUMNS.replace("failure, truncated, success", "0, 0, 0")}
+READABLE = {SCHEMA: _COLUMNS, 4: _COLUMNS, 3: _COLUMNS, 2: _COLUMNS.replace("failure, truncated, success", "0, 0, 0")}
 """The columns of a row by schema. A state directory that was not opened since an update is read as it is."""
+
+_FORMER_LABELS = (
+    "SELECT task, label, text, decision, source, stamp_s, id FROM labels WHERE task = ? AND id > ? AND 0 = ?"
+    " AND 'label:' || source NOT IN (SELECT source FROM sources WHERE quarantined) ORDER BY id"
+)
+_LABELS = _FORMER_LABELS.replace("AND 0 = ?", "AND held_out = ? AND removed_s IS NULL")
+_HISTORY = (
+    "SELECT task, label, text, decision, source, stamp_s, id, held_out, replaces, removed_s, removed_by FROM labels"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +161,77 @@ class Reader:
         """Return the sources of quarantined rewards."""
         return [source for (source,) in self._all("SELECT source FROM sources WHERE quarantined ORDER BY source", ())]
 
-    def labels(self, task: str, since: int = 0) -> list[Label]:
-        """Return labels of a task with `id > since`, oldest first, without those of quarantined sources (`label:SOURCE`)."""
+    def labels(self, task: str, since: int = 0, *, held_out: bool = False) -> list[Label]:
+        """Return the labels of a task that count, oldest first: no removed ones, and none of quarantined sources (`label:SOURCE`).
+
+        Args:
+            task: name of the task.
+            since: only labels with a larger number.
+            held_out: those that were put aside as the held-out file, instead of those that may train.
+        """
+        query = _LABELS if self._has_label_history() else _FORMER_LABELS
+        return [_read_label(row) for row in self._all(query, (task, since, int(held_out)))]
+
+    def label_history(self, task: str, count: int, before: int | None = None) -> list[StoredLabel]:
+        """Return the newest labels of a task with those that were corrected or removed, newest first.
+
+        Args:
+            task: name of the task.
+            count: at most so many.
+            before: only labels with a smaller number.
+        """
+        if not self._has_label_history():
+            return []
+        query = f"{_HISTORY} WHERE task = ? AND id < ? ORDER BY id DESC LIMIT ?"
+        found = self._all(query, (task, (1 << 62) if before is None else before, count))
+        return [_stored_label(row) for row in found]
+
+    def labels_by_number(self, task: str, numbers: Sequence[int]) -> list[StoredLabel]:
+        """Return labels of a task by their numbers, in that order; missing ones are left out."""
+        if not self._has_label_history():
+            return []
+        query = f"{_HISTORY} WHERE task = ? AND id = ?"
+        return [_stored_label(row) for number in numbers for row in self._all(query, (task, number))]
+
+    def label_counts(self, task: str) -> dict[str, tuple[int, int]]:
+        """Return for each class of a task how many labels may train and how many are put aside; for a set of labels its names joined."""
+        if not self._has_label_history():
+            return {}
+        query = "SELECT label, sum(held_out = 0), sum(held_out) FROM labels WHERE task = ? AND removed_s IS NULL GROUP BY label"
+        found = [(_label(orjson.loads(label)), train, aside) for label, train, aside in self._all(query, (task,))]
+        return {name if isinstance(name, str) else ", ".join(name): (train, aside) for name, train, aside in found}
+
+    def labelled_texts(self, task: str, texts: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """Return the newest label that counts, as number and class, of each text that has one."""
+        if not self._has_label_history():
+            return {}
         query = (
-            "SELECT task, label, text, decision, source, stamp_s, id FROM labels WHERE task = ? AND id > ?"
-            " AND 'label:' || source NOT IN (SELECT source FROM sources WHERE quarantined) ORDER BY id"
+            "SELECT id, label FROM labels WHERE task = ? AND text = ? AND removed_s IS NULL ORDER BY id DESC LIMIT 1"
         )
-        found = self._all(query, (task, since))
-        return [Label(row[0], _label(orjson.loads(row[1])), *row[2:]) for row in found]
+        rows = ((text, row) for text in texts for row in self._all(query, (task, text)))
+        return {text: (number, str(orjson.loads(label))) for text, (number, label) in rows}
+
+    def labelled_hashes(self, task: str, stream: str, limit: int) -> list[tuple[int, str, bytes]]:
+        """Return number, class and perceptual hash of the newest labels about readings of a stream, newest first."""
+        query = (
+            "SELECT l.label, r.class, r.hash FROM labelled l JOIN labelled_readings r ON r.id = l.reading"
+            " WHERE r.task = ? AND r.stream = ? ORDER BY l.label DESC LIMIT ?"
+        )
+        try:
+            found = self._kept(query, (task, stream, limit))
+        except sqlite3.OperationalError:  # an older program wrote the file
+            return []
+        return [(number, str(orjson.loads(name)), digest) for number, name, digest in found]
+
+    def raw_stamps(self, stream: str, limit: int) -> list[tuple[int, float]]:
+        """Return number and stamp (Unix seconds) of the newest raw readings of a stream, newest first."""
+        return self._kept("SELECT id, stamp_s FROM raw WHERE stream = ? ORDER BY stamp_s DESC LIMIT ?", (stream, limit))
+
+    def raw_by_number(self, numbers: Sequence[int]) -> dict[int, Raw]:
+        """Return raw readings by their numbers; deleted ones are left out."""
+        marks = ",".join("?" * len(numbers))
+        query = f"SELECT id, stream, stamp_s, encoding, data FROM raw WHERE id IN ({marks})"  # noqa: S608 - question marks
+        return {number: Raw(*found) for number, *found in self._kept(query, tuple(numbers))}
 
     def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
         """Raw readings of a stream with `start_s <= stamp_s < stop_s` (Unix)."""
@@ -264,10 +336,25 @@ class Reader:
 
     def _columns(self) -> str:
         """Return the columns of a row in the file that is open."""
+        return READABLE[self._current_schema()]
+
+    def _has_label_history(self) -> bool:
+        """Return whether the file that is open says which labels are put aside, corrected and removed."""
+        return self._current_schema() > 4
+
+    def _current_schema(self) -> int:
         db = self._connection()
         if db is not None and self._schema != SCHEMA:  # the writer may have migrated the file
             self._schema = db.execute("PRAGMA user_version").fetchone()[0]
-        return READABLE[self._schema]
+        return self._schema
+
+
+def _read_label(row: tuple[Any, ...]) -> Label:
+    return Label(row[0], _label(orjson.loads(row[1])), *row[2:7])
+
+
+def _stored_label(row: tuple[Any, ...]) -> StoredLabel:
+    return StoredLabel(_read_label(row), bool(row[7]), *row[8:])
 
 
 def _label(value: str | list[str]) -> str | tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from learners.experience.transition import Outcome
 
@@ -46,6 +47,67 @@ class Label:
     id: int = 0
     streams: tuple[str, ...] = ()
     """The streams of the task: their readings at `decision` are copied beside the label."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLabel:
+    """A label with its history, for people who correct it."""
+
+    label: Label
+    held_out: bool
+    """It is part of the held-out file and never trains."""
+    replaces: int | None
+    """The label that it corrects."""
+    removed_s: float | None
+    """Unix seconds of its correction or removal."""
+    removed_by: str | None
+
+    @property
+    def counts(self) -> bool:
+        """Whether nobody corrected or removed it."""
+        return self.removed_s is None
+
+
+Part = Literal["train", "held_out"]
+"""What becomes of a label of an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingLabels:
+    """One class for several stored readings of a stream, given by an operator.
+
+    Args:
+        readings: names of the readings (`reading_name`).
+        hold_out: whether some of the labels of each class become the held-out file.
+        outcome: filled when the labels are stored: the part of each reading; readings that are deleted are left out.
+    """
+
+    task: str
+    label: str
+    stream: str
+    readings: tuple[str, ...]
+    source: str
+    stamp_s: float
+    hold_out: bool
+    outcome: dict[str, Part] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCorrection:
+    """Another class for some labels of a task, or their removal (`label` is None), by an operator.
+
+    Args:
+        labels: numbers of the labels.
+        outcome: filled when the change is stored: the number of the new label, or None for a removal. Labels that do not exist
+            or were removed before are left out.
+    """
+
+    task: str
+    labels: tuple[int, ...]
+    label: str | None
+    source: str
+    stamp_s: float
+    outcome: dict[int, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

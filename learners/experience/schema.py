@@ -52,6 +52,13 @@ UPDATE transitions SET base_flags = 2 * truncated + 4 * success + 8 * failure
   + (done AND NOT EXISTS (SELECT 1 FROM rewards r WHERE r.row = transitions.row AND r.done))
   WHERE done OR truncated OR success OR failure;
 """,
+    # Labels that operators give on the page: some are put aside as the held-out file, and each can be corrected or removed.
+    """
+ALTER TABLE labels ADD COLUMN held_out INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE labels ADD COLUMN replaces INTEGER;
+ALTER TABLE labels ADD COLUMN removed_s REAL;
+ALTER TABLE labels ADD COLUMN removed_by TEXT;
+""",
 )
 """What brings a database from version n to n + 1; a fresh one takes every step."""
 SCHEMA = len(_STEPS)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from actuators.actions import Value
 from learners.config import ExperienceSettings
-from learners.experience.records import Credit, Label, Mark, Raw, SourceExclusion
+from learners.experience.records import Credit, Label, LabelCorrection, Mark, Raw, ReadingLabels, SourceExclusion
 from learners.experience.transition import Outcome, Transition
 from learners.experience.writer import Item, OnEvent, Writer
 from learners.files import private_folder
@@ -128,6 +128,10 @@ class Store:
     def add_label(self, label: Label) -> bool:
         """Store one labelled example for fine-tuning."""
         return self._put(label)
+
+    def edit_labels(self, edit: ReadingLabels | LabelCorrection, timeout_s: float = 10.0) -> bool:
+        """Store labels or corrections of an operator; True once they are committed and `edit.outcome` is filled. Blocks."""
+        return self._put(edit) and self.flush(timeout_s)
 
     def add_raw(self, raw: Raw) -> bool:
         """Keep an encoded frame or sound for `raw_retention_s`, for re-encoding after a fine-tune."""

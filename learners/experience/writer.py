@@ -16,12 +16,12 @@ from typing import Any
 
 from learners.config import ExperienceSettings
 from learners.experience.database import Database
-from learners.experience.records import Credit, Label, Mark, Raw, SourceExclusion
+from learners.experience.records import Credit, Label, LabelCorrection, Mark, Raw, ReadingLabels, SourceExclusion
 from learners.experience.recovery import damaged, quarantine_and_recover
 from learners.experience.transition import Transition
 from learners.write_failures import WriteFailures
 
-Item = Transition | Credit | Mark | Label | Raw | SourceExclusion
+Item = Transition | Credit | Mark | Label | ReadingLabels | LabelCorrection | Raw | SourceExclusion
 OnEvent = Callable[[str, dict[str, Any]], None]
 CLEAN = "closed-cleanly"
 RETRIES_S = (0.1, 0.5)
@@ -202,6 +202,10 @@ class Writer:
                 self._known(database.mark(item), item.decision, "mark")
             case Label():
                 database.add_label(item)
+            case ReadingLabels():
+                database.labels.label_readings(item)
+            case LabelCorrection():
+                database.labels.correct(item)
             case Raw():
                 database.add_raw(item)
             case SourceExclusion():

@@ -55,6 +55,7 @@ from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.raw_capture import RawCapture, streams_to_keep
 from runtime.feedback.receiver import Feedback
+from runtime.feedback.recent_results import RecentResults
 from runtime.feedback.reward_faults import RewardFaultReporter
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.client import GateLink
@@ -71,6 +72,7 @@ from runtime.process.log import Scrubber
 from runtime.process.pacing import MonotonicClock, Pacer
 from runtime.requests.explain import Explainer
 from runtime.requests.finetune import FinetuneQueue
+from runtime.requests.gallery import Gallery
 from runtime.requests.handlers import Requests
 from runtime.requests.record import RecordingController
 from sensors.base import Sensor, TopicSensor
@@ -154,7 +156,10 @@ async def build(
     engine = await asyncio.to_thread(build_engine, config, checkpoints)
     engine.seed = exploration_seed(config.agent, session)
     utterances = Utterances()
-    task_outputs = _task_outputs(config, control, topics, reporter, utterances, sensors)
+    gallery = Gallery(
+        state_dir / "experience", state_dir / "learner" / "tasks", config.tasks, store, RecentResults(), wall
+    )
+    task_outputs = _task_outputs(config, control, topics, reporter, utterances, sensors, gallery.results)
     task_updater = await _task_updater(state_dir, task_outputs)
     outbox = Outbox(state_dir / "learner" / "outbox")
     answers = (
@@ -169,7 +174,6 @@ async def build(
     engine.calibrations.convert_here = False  # from here on ticks pass, and a conversion would delay them
 
     viewer = Viewer(Previews(), media, topics, decoders)
-    raw_capture = RawCapture(store, streams_to_keep(config), decoders)
     drift = DriftWatch(
         config.drift, tuple(config.streams), lambda: experiments.live, state_dir, emit, wall, checkpoints
     )
@@ -178,7 +182,7 @@ async def build(
         outcomes.ticked,
         RewardFaultReporter(rewards, emit, clock.now).ticked,
         FrozenReporter(inbox.frozen, emit).ticked,
-        raw_capture.ticked,
+        RawCapture(store, streams_to_keep(config), decoders).ticked,
         drift.ticked,
         queries.ticked,
         viewer.ticked,
@@ -242,6 +246,7 @@ async def build(
         explainer=Explainer(state_dir / "experience", checkpoints, engine, config.learner.seed),
         recording=RecordingController(config, control_loop, reporter),
         finetuning=FinetuneQueue(config),
+        gallery=gallery,
         history=history.newest,
         task_updater=task_updater,
     )
@@ -361,10 +366,11 @@ def _task_outputs(
     reporter: Reporter,
     utterances: Utterances,
     sensors: Mapping[str, Sensor | TopicSensor],
+    results: RecentResults,
 ) -> TaskOutputs | None:
     if not config.tasks:
         return None
     from runtime.agent.task_outputs import TaskOutputs  # noqa: PLC0415 - a second of imports that only tasks need
 
     fed = {name: sensor for name, sensor in sensors.items() if isinstance(sensor, TaskOutputSensor)}
-    return TaskOutputs(config, control, topics, reporter.event, utterances, fed=fed)
+    return TaskOutputs(config, control, topics, reporter.event, utterances, fed=fed, results=results)

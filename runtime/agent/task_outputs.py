@@ -13,6 +13,7 @@ from learners.continual.serving import Callbacks, Question, Result, Speech, Task
 from runtime.config.schema import Config
 from runtime.control.tick import TickResult, Utterances
 from runtime.feedback.queries import candidates
+from runtime.feedback.recent_results import RecentResults
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.emit import Emit
@@ -32,6 +33,8 @@ class TaskOutputs:
     utterances: Utterances
     fed: Mapping[str, TaskOutputSensor] = field(default_factory=dict)
     """By task, the stream it feeds: one token of the fusion, as the policy sees it at the next tick."""
+    results: RecentResults = field(default_factory=RecentResults)
+    """Remembers results for people who label."""
     runner: TaskRunner = field(init=False)
     _generated: dict[str, str] = field(default_factory=dict)
     """By task, the text generated so far."""
@@ -42,9 +45,14 @@ class TaskOutputs:
 
     def ticked(self, ticked: TickResult) -> None:
         """Offer the fresh readings of this tick to the tasks."""
+        self.results.ticked(ticked.decision, ticked.stamp_unix_s)
         self.runner.offer(ticked.observation.readings, ticked.observation.fresh, ticked.decision)
 
     def _result(self, result: Result) -> None:
+        prediction = result.prediction
+        self.results.add(
+            result.task, result.decision, prediction.value, prediction.confidence, dict(prediction.probabilities)
+        )
         if result.task in self.fed:
             self.fed[result.task].take(result.prediction.probabilities, result.stamp_s)
         self.link.enqueue(self.topics("task", result.task), encode(result.payload), qos=1)

@@ -34,7 +34,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("override/<actuator>", "in, QoS 1", "a person's command for `hold_s` seconds; the policy yields and imitates it later. The gate answers like a request if the message names a response topic"),
     ("hold/<actuator>", "out, retained, QoS 1", 'the override in force: `{"value","until"}`, `until` in Unix seconds; both are null without an override'),
     ("stop", "in, QoS 1", "engages or releases the software stop, which survives restarts. After a release nothing moves until `request/arm`. The gate answers as for an override"),
-    ("request/<verb>", "in, QoS 1", '`arm`, `disarm`, `mode`, `end_override`, `promote`, `rollback`, `explain`, `checkpoints`, `reload`, `record`, `finetune`, `release`, `accept_drift`; answered on the MQTT 5 response topic with the same correlation data, else on `response/<verb>`: `{"status":"ok"/"error","data"?,"error"?}`'),
+    ("request/<verb>", "in, QoS 1", '`arm`, `disarm`, `mode`, `end_override`, `promote`, `rollback`, `explain`, `checkpoints`, `reload`, `record`, `finetune`, `release`, `accept_drift`, `readings`, `label_readings`, `labels`, `correct_labels`; answered on the MQTT 5 response topic with the same correlation data, else on `response/<verb>`: `{"status":"ok"/"error","data"?,"error"?}`'),
     ("response/<verb>", "out, QoS 1", "the answer to a request without a response topic"),
     ("act/<actuator>/set", "out, QoS 1, with expiry, never retained", "a command to the device; only the gate writes it"),
     ("act/<actuator>/state", "in, retained by the device", "the state of the device, and its acknowledgement of a command"),

@@ -14,7 +14,10 @@ from runtime.mqtt.topics import Refused, Topics, encode
 Answer = dict[str, Any]
 
 GATE_VERBS = ("arm", "disarm", "mode", "end_override", "reload")
-AGENT_VERBS = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift")
+AGENT_VERBS = (
+    *("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift"),
+    *("readings", "label_readings", "labels", "correct_labels"),
+)
 
 
 class RequestFailed(Exception):  # noqa: N818 - reads as what happened

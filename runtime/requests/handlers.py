@@ -1,4 +1,4 @@
-"""Handle the agent's part of `request/<verb>`: promote, rollback, checkpoints, explain, record, finetune, release, accept_drift.
+"""Handle the agent's part of `request/<verb>`: `rpc.AGENT_VERBS`.
 
 A request is untrusted. The agent answers it once, with the data or with the reason why not; the work runs off the loop. Any
 error of a handler is an answer. Rollbacks, explanations and all other requests wait in lanes of their own. Retained requests
@@ -28,6 +28,13 @@ from runtime.mqtt.topics import Payload, Refused, Topics, decode
 from runtime.process.emit import Emit
 from runtime.requests.explain import Explainer
 from runtime.requests.finetune import FinetuneQueue
+from runtime.requests.gallery import (
+    CorrectLabelsRequest,
+    Gallery,
+    LabelReadingsRequest,
+    LabelsRequest,
+    ReadingsRequest,
+)
 from runtime.requests.record import RecordingController
 from runtime.requests.request_queue import Handler, RequestQueue
 
@@ -95,6 +102,7 @@ class Requests:
     explainer: Explainer
     recording: RecordingController
     finetuning: FinetuneQueue
+    gallery: Gallery
     history: Callable[[int], list[dict[str, Any]]] = lambda _count: []
     """Returns the newest verdicts on policy versions."""
     task_updater: TaskUpdater | None = None
@@ -117,6 +125,17 @@ class Requests:
             RequestQueue({"rollback": self._rollback}, REFUSALS, URGENT_S, MAX_WAITING),
             RequestQueue(usual, REFUSALS, USUAL_S, MAX_WAITING),
             RequestQueue({"explain": self._explain}, REFUSALS, EXPLAIN_S, MAX_WAITING),
+            RequestQueue(
+                {
+                    "readings": self._readings,
+                    "label_readings": self._label_readings,
+                    "labels": self._labels,
+                    "correct_labels": self._correct_labels,
+                },
+                REFUSALS,
+                USUAL_S,
+                MAX_WAITING,
+            ),
         )
         self._lanes = {verb: lane for lane in lanes for verb in lane.handlers}
 
@@ -227,6 +246,18 @@ class Requests:
         if not self.drift.accept(stream):
             raise RequestFailed(f"{stream!r} does not drift; health names those that do")
         return {"stream": stream, "state": "accepted"}
+
+    async def _readings(self, payload: bytes) -> Answer:
+        return await self.gallery.readings(decode(ReadingsRequest, payload))
+
+    async def _label_readings(self, payload: bytes) -> Answer:
+        return await self.gallery.label_readings(decode(LabelReadingsRequest, payload))
+
+    async def _labels(self, payload: bytes) -> Answer:
+        return await self.gallery.labels(decode(LabelsRequest, payload))
+
+    async def _correct_labels(self, payload: bytes) -> Answer:
+        return await self.gallery.correct_labels(decode(CorrectLabelsRequest, payload))
 
 
 def _row(manifest: Manifest) -> Answer:

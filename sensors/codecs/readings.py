@@ -62,9 +62,9 @@ def summarize_reading(reading: Reading) -> dict[str, Any]:
     return facts(reading)
 
 
-def thumbnail(frame: Frame) -> bytes:
-    """Encode a frame as a JPEG that is at most `WIDTH` pixels wide; takes a few milliseconds."""
-    step = max(1, math.ceil(frame.image.shape[1] / WIDTH))
+def thumbnail(frame: Frame, width: int = WIDTH) -> bytes:
+    """Encode a frame as a JPEG that is at most `width` pixels wide; takes a few milliseconds."""
+    step = max(1, math.ceil(frame.image.shape[1] / width))
     return opencv.encode(np.ascontiguousarray(frame.image[::step, ::step]))
 
 

@@ -225,7 +225,10 @@ async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
             ),
         }
         table = list(routes(parts, Topics("small")))
-        verbs = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift")
+        verbs = (
+            *("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift"),
+            *("readings", "label_readings", "labels", "correct_labels"),
+        )
         below = ("in/joints", "reward", "label", "preview/subscribe", *(f"request/{verb}" for verb in verbs))
         assert sorted(route.topic for route in table) == sorted(f"reflexd/small/{topic}" for topic in below)
         assert all(route.connection is parts.control for route in table), "media is for what may be large"

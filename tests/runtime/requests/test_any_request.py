@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import Checkpoints
+from learners.config import TaskSettings
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations
@@ -28,15 +29,21 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.config.schema import Config
 from runtime.deploy.task_versions import TaskVersions
+from runtime.feedback.recent_results import RecentResults
 from runtime.inference.torch_engine import TorchEngine
 from runtime.mqtt import Message
 from runtime.mqtt.topics import Topics
 from runtime.requests.explain import Explainer
 from runtime.requests.finetune import FinetuneQueue
+from runtime.requests.gallery import Gallery
 from runtime.requests.handlers import Requests
 from runtime.requests.record import RecordingController
 
-VERBS = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift")
+VERBS = (
+    *("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift"),
+    *("readings", "label_readings", "labels", "correct_labels"),
+)
+TASKS = {"intents": TaskSettings(kind="text-classification", model="m", stream="orders")}
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
 SPEC = PolicySpec(
     streams=(StreamSpec("joints", "telemetry", 1, 2), StreamSpec("more", "telemetry", 1, 2)),
@@ -113,11 +120,10 @@ class World:
         self.wide = self.checkpoints.save({"policy": Policy(wider).state_dict()}, documents)
         self.strange = self.checkpoints.save({"policy": {"w": torch.ones(3)}}, {})
         self.checkpoints.promote(self.wide)
-        store = Store(folder / "experience")
+        store = self.store = Store(folder / "experience")
         for number in range(100):
             store.append(tick(number, (self.wide, self.strange, "untrained", "gone")[number % 4]))
         assert store.flush()
-        store.close()
         calibrations = Calibrations(None, BackendSettings("torch", "float32"))
         self.engine = TorchEngine(Policy(SPEC), {}, {}, calibrations, self.checkpoints.load)
         self.config = config_of(folder)
@@ -135,6 +141,7 @@ class World:
             explainer=explain,
             recording=RecordingController(self.config, self.ticker, reporter),  # type: ignore[arg-type]
             finetuning=FinetuneQueue(self.config),
+            gallery=Gallery(self.folder / "experience", self.folder / "tasks", TASKS, self.store, RecentResults()),
             sources=SimpleNamespace(release=lambda source: source == "kept"),  # type: ignore[arg-type]
             drift=SimpleNamespace(accept=lambda stream: stream == "front"),  # type: ignore[arg-type]
         )
@@ -146,6 +153,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made = World(tmp_path_factory.mktemp("world"))
     yield made
     made.engine.close()
+    made.store.close()
 
 
 async def ask(requests: Requests, link: Link, asked: list[tuple[str, bytes]]) -> list[dict[str, Any]]:
@@ -165,7 +173,13 @@ async def ask(requests: Requests, link: Link, asked: list[tuple[str, bytes]]) ->
 
 names = st.sampled_from(["s-0", "s-1", "s-2", "s-3", "s-99", "newest", "intents", "kept", "..", "\0", "x" * 128])
 values = st.none() | st.booleans() | st.integers(-2, 2**65) | st.floats(allow_nan=False) | st.text(max_size=8) | names
-bodies = st.dictionaries(st.sampled_from(["version", "task", "decision", "on", "source", "x"]), values, max_size=3)
+bodies = st.dictionaries(
+    st.sampled_from(
+        ["version", "task", "decision", "on", "source", "x", "readings", "label", "labels", "numbers", "count"]
+    ),
+    values,
+    max_size=3,
+)
 payloads = st.binary(max_size=20) | (bodies | st.lists(values, max_size=2) | values).map(
     lambda x: json.dumps(x).encode()
 )

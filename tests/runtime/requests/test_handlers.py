@@ -76,6 +76,7 @@ class Bench:
             explainer=FakeExplainer(),
             recording=FakeRecording(),
             finetuning=FakeQueue(),
+            gallery=SimpleNamespace(),
             sources=SimpleNamespace(release=lambda source: source == "kept"),
             drift=SimpleNamespace(accept=lambda stream: stream == "front"),
         )
