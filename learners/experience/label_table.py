@@ -15,7 +15,7 @@ from learners.experience.labelled_readings import LabelledReadings
 from learners.experience.records import Label, LabelCorrection, Raw, ReadingLabels
 
 HOLD_OUT_EVERY = 4
-"""Of so many labels of a class, one is put aside: the second, the sixth, and so on."""
+"""One label of each class is put aside among this many: the second, the sixth, the tenth."""
 
 
 def reading_name(number: int, stamp_s: float) -> str:

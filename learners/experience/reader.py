@@ -177,7 +177,7 @@ class Reader:
 
         Args:
             task: name of the task.
-            count: at most so many.
+            count: the most labels that are returned.
             before: only labels with a smaller number.
         """
         if not self._has_label_history():

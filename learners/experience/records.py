@@ -64,7 +64,7 @@ class StoredLabel:
 
     @property
     def counts(self) -> bool:
-        """Whether nobody corrected or removed it."""
+        """Whether it was neither corrected nor removed."""
         return self.removed_s is None
 
 

@@ -1,4 +1,4 @@
-"""Remember what tasks said of recent readings, so that a person can label the most uncertain ones first. In memory, bounded."""
+"""Remember the results of tasks for recent readings, so that a person can label the most uncertain ones first. In memory, bounded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_RESULTS = 8_192
 
 @dataclass(frozen=True, slots=True)
 class RecentResult:
-    """What a task said of one reading."""
+    """The result of a task for one reading."""
 
     value: str
     confidence: float
@@ -46,6 +46,6 @@ class RecentResults:
             results.popitem(last=False)
 
     def of(self, task: str, stamp_s: float) -> RecentResult | None:
-        """Return what a task said of the reading that was stored with this stamp; None where it said nothing."""
+        """Return the result of a task for the reading that was stored with this stamp; None without a result."""
         results = self._results.get(task)
         return None if results is None else results.get(stamp_s)

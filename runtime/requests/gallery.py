@@ -127,7 +127,7 @@ class Gallery:
         versions: `state_dir/learner/tasks`.
         tasks: settings of the tasks by name.
         store: the writer of the experience.
-        results: what the tasks said of recent readings.
+        results: of the tasks for recent readings.
         wall: Unix seconds.
     """
 
