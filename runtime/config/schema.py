@@ -251,7 +251,12 @@ class RecordSettings(Settings):
     """Settings of session recordings (MCAP)."""
 
     enabled: bool = Field(False, description="start a recording when the agent starts; `reflexd record off` ends it")
-    max_gb: float = Field(2.0, gt=0, description="size in GB at which a recording ends, or of all recordings together")
+    max_gb: float = Field(
+        0.5,
+        gt=0,
+        description="size in GB at which a recording ends, or of all recordings together; at most `storage.max_gb`. The default "
+        "is half of `storage.max_gb` where that is less",
+    )
     when_full: Literal["end", "delete_oldest"] = Field(
         "end",
         description="at `max_gb`, `end` ends the recording. With `delete_oldest` the recording continues in another file at "
@@ -359,6 +364,23 @@ class Config(Settings):
     def required_streams(self) -> frozenset[str]:
         """The streams that must be fresh before an actuator moves."""
         return frozenset(name for name, stream in self.streams.items() if stream.required)
+
+    @property
+    def recording_bytes(self) -> int:
+        """The limit of recordings: `record.max_gb`, whose default is half of `storage.max_gb` at most."""
+        chosen_gb = self.record.max_gb
+        if "max_gb" not in self.record.model_fields_set:
+            chosen_gb = min(chosen_gb, self.storage.max_gb / 2)
+        return int(chosen_gb * 1e9)
+
+    @model_validator(mode="after")
+    def _recordings_fit(self) -> Self:
+        if "max_gb" in self.record.model_fields_set and self.record.max_gb > self.storage.max_gb:
+            raise ValueError(
+                f"record.max_gb: {self.record.max_gb:g} is above storage.max_gb ({self.storage.max_gb:g}), the limit of the whole "
+                "state_dir, and a running recording is never deleted; lower it, or raise storage.max_gb"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

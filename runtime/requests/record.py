@@ -194,7 +194,7 @@ class RecordingController:
 
     @property
     def _max_bytes(self) -> int:
-        return int(self.config.record.max_gb * 1e9)
+        return self.config.recording_bytes
 
     @property
     def _deletes_oldest(self) -> bool:
