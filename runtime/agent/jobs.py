@@ -69,9 +69,11 @@ def unready(parts: Components) -> list[str]:
     loop, verdict = parts.control_loop, parts.gate.latest
     stale = parts.inbox.stale(loop.clock.now())
     reasons = [f"stream {name} is stale" for name in stale if name in parts.inbox.required]
+    trouble = parts.control.trouble
     if not parts.control.connected:
-        trouble = parts.control.trouble
         reasons.append("no connection to the broker" + (f": {trouble}" if trouble else ""))
+    elif trouble:
+        reasons.append(trouble)
     if verdict is None:
         reasons.append("the gate has not answered any tick yet")
     elif not verdict.armed and parts.config.gate.arm == "auto" and loop.mode == "autonomous":

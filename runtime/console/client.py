@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 from runtime.config.loader import LoadedConfig
@@ -21,6 +22,10 @@ SHORT_SESSIONS = 3
 """Consecutive connections shorter than `STEADY_S` after which two clients seem to end each other's sessions."""
 CONNECT_S = 3.0
 """For the broker to accept the connection."""
+REASON_S = 10.0
+"""For the reason why it does not."""
+LOOK_S = 0.1
+"""Between two looks at the reason."""
 STATUS_S = 0.5
 """For the retained status to arrive; a client without the right to read it sends its request all the same."""
 Tool = Literal["status", "top", "request"]
@@ -109,16 +114,19 @@ async def _ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], timeout_s:
 
 
 async def connected(link: Connection, loaded: LoadedConfig, timeout_s: float) -> None:
-    """Wait for the connection, for `CONNECT_S` at most.
+    """Wait for the connection, for `CONNECT_S`, and for up to `REASON_S` until the reason of a failure is known.
 
     Raises:
         NoAnswer: there is no broker; the text says why and how to start the daemon.
     """
-    try:
-        async with asyncio.timeout(min(timeout_s, CONNECT_S)):
-            await link.up()
-    except TimeoutError:
-        raise NoAnswer(f"{off(loaded)} (no broker: {link.trouble or 'no answer'})") from None
+    begun_s = time.monotonic()
+    while not link.connected:
+        waited_s = time.monotonic() - begun_s
+        if waited_s >= min(timeout_s, CONNECT_S if link.trouble else REASON_S):
+            raise NoAnswer(f"{off(loaded)} (no broker: {link.trouble or 'no answer'})")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await link.up()
 
 
 def off(loaded: LoadedConfig) -> str:

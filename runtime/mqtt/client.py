@@ -181,13 +181,13 @@ async def connect(client: aiomqtt.Client) -> None:
 async def shut(client: aiomqtt.Client) -> None:
     """Close what aiomqtt leaves open when a connect fails half-way or the broker is silent."""
     client._client._sock_close()
+    for future in (client._connected, client._disconnected):
+        if future.done() and not future.cancelled():
+            future.exception()  # retrieved, so that asyncio does not complain
     housekeeping = client._misc_task
     if housekeeping is not None and not housekeeping.done():
         housekeeping.cancel()
         await asyncio.wait([housekeeping])
-    for future in (client._connected, client._disconnected):
-        if future.done() and not future.cancelled():
-            future.exception()  # retrieved, so that asyncio does not complain
 
 
 def cancelled() -> bool:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import structlog
-from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from fakes import Mosquitto, eventually, free_port
-from runtime.config.schema import Credentials
 from runtime.mqtt import Address, Connection, MqttLost
 from runtime.mqtt.connection_problem import ConnectionProblem
 
@@ -57,39 +53,14 @@ async def test_a_closed_port_is_logged_once_with_its_remedy() -> None:
     assert f"127.0.0.1:{port}" in warnings(logs)[0]["reason"]
 
 
-async def test_a_wrong_login_is_named_without_its_password(tmp_path: Path) -> None:
-    passwords, port = tmp_path / "passwords", free_port()
-    passwords.touch()
-    passwords.chmod(0o644)
-    await asyncio.to_thread(subprocess.run, ["mosquitto_passwd", "-b", str(passwords), "anna", "right"], check=True)
-    extra = f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\nuser root\n"
-    broker = Mosquitto(tmp_path, port, extra).start()
-    try:
-        login = Credentials(username="anna", password=SecretStr("canary-wrong"))
-        reason = await trouble_of(Address("127.0.0.1", port, login))
-    finally:
-        broker.stop()
-    assert "refuses the login (user anna)" in reason
-    assert "canary" not in reason
+async def test_a_plain_connection_to_a_port_of_another_protocol_is_named() -> None:
+    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
 
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho leaves a refused TLS socket to gc
-async def test_a_certificate_of_another_authority_is_named(tmp_path: Path) -> None:
-    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1", "-nodes"]
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    command = [*make, "-keyout", str(key), "-out", str(certificate), *subject]
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
-    extra = f"listener {port} 127.0.0.1\nallow_anonymous true\ncertfile {certificate}\nkeyfile {key}\nuser root\n"
-    broker = Mosquitto(tmp_path, port, extra).start()
-    try:
-        reason = await trouble_of(Address("127.0.0.1", port, tls=ssl.create_default_context()))
-        assert "has a certificate that is refused: self-signed certificate" in reason
-        assert "mqtt.ca" in reason
-        plain = await trouble_of(Address("127.0.0.1", port, keepalive_s=1))
-        assert f"127.0.0.1:{port}" in plain
-    finally:
-        broker.stop()
+    port = free_port()
+    async with await asyncio.start_server(talk, "127.0.0.1", port):
+        assert f"127.0.0.1:{port}" in await trouble_of(Address("127.0.0.1", port, keepalive_s=1))
 
 
 async def test_two_clients_of_one_name_are_named_and_slow_down(tmp_path: Path) -> None:
