@@ -367,7 +367,7 @@ class Config(Settings):
 
     @property
     def recording_bytes(self) -> int:
-        """The limit of recordings: `record.max_gb`, whose default is half of `storage.max_gb` at most."""
+        """The limit of recordings: `record.max_gb`. Its default is at most half of `storage.max_gb`."""
         chosen_gb = self.record.max_gb
         if "max_gb" not in self.record.model_fields_set:
             chosen_gb = min(chosen_gb, self.storage.max_gb / 2)
