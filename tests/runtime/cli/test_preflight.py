@@ -93,26 +93,29 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert "device: cuda:2: torch finds 2 GPUs; write auto or cpu" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("architecture", "kind", "wanted"),
-    [
-        ("BERT", "translation", "bert has no head for translation; it can do question-answering, "),
-        ("BERT", "text-generation", "bert reads texts in both directions, and text-generation needs a causal model"),
-        ("BART", "text-generation", "bart is an encoder with a decoder, and text-generation needs a decoder alone"),
-        ("BERT", "text-classification", ""),
-        ("", "summarization", "bundled:minilm-l6 cannot do summarization; it can do text-classification, "),
-    ],
-)
-def test_an_architecture_that_cannot_do_a_task_is_refused(
-    tmp_path: Path, architecture: str, kind: str, wanted: str
-) -> None:
-    model = str(architectures.ARCHITECTURES[architecture](tmp_path / "m")) if architecture else "bundled:minilm-l6"
-    task = f"tasks: {{{{t: {{{{kind: {kind}, model: '{model}', stream: orders}}}}}}}}\n"
-    done = verb("check", written(tmp_path, "", task))
-    assert done.exit_code == (2 if wanted else 0), done.output
-    assert wanted in done.stderr
-    if wanted:
-        assert ":10: tasks.t.kind: " in done.stderr
+FITTING = [
+    ("BERT", "translation", "bert has no head for translation; it can do question-answering, "),
+    ("BERT", "text-generation", "bert reads texts in both directions, and text-generation needs a causal model"),
+    ("BART", "text-generation", "bart is an encoder with a decoder, and text-generation needs a decoder alone"),
+    ("BERT", "text-classification", ""),
+    ("", "summarization", "bundled:minilm-l6 cannot do summarization; it can do text-classification, "),
+]
+
+
+def test_an_architecture_that_cannot_do_a_task_is_refused(tmp_path: Path) -> None:
+    """All in one file: each `check` of tasks starts a process that imports transformers."""
+    models = {name: str(architectures.ARCHITECTURES[name](tmp_path / name)) for name in ("BERT", "BART")}
+    lines = ["tasks:\n"]
+    for number, (architecture, kind, _) in enumerate(FITTING):
+        model = models.get(architecture, "bundled:minilm-l6")
+        lines.append(f"  t{number}: {{{{kind: {kind}, model: '{model}', stream: orders}}}}\n")
+    done = verb("check", written(tmp_path, "", "".join(lines)))
+    assert done.exit_code == 2, done.output
+    for number, (_, _, wanted) in enumerate(FITTING):
+        place = f":{11 + number}: tasks.t{number}.kind: "
+        said = [line for line in done.stderr.splitlines() if place in line]
+        assert len(said) == bool(wanted), done.stderr
+        assert all(wanted in line for line in said), done.stderr
 
 
 def test_a_port_that_is_taken_is_a_warning_and_ends_run(tmp_path: Path) -> None:
