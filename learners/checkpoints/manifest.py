@@ -42,7 +42,7 @@ class CheckpointRefused(Exception):  # noqa: N818 - reads as what happened
 
     `reason` is one of: bad_name, missing, not_a_directory, not_a_file, no_manifest, unsigned, wrong_signature, bad_manifest,
     unknown_format, wrong_version, missing_file, extra_file, wrong_hash, pickle, not_safetensors, not_json, not_finite,
-    wrong_shapes, other_meaning, failed_before, encoder_missing, not_compiled.
+    wrong_shapes, other_meaning, failed_before, encoder_missing, not_compiled, needs_torch.
     """
 
     def __init__(self, version: str, reason: str, detail: str) -> None:

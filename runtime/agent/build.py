@@ -6,7 +6,6 @@ topic goes to which handler.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 import uuid
@@ -59,7 +58,7 @@ from runtime.feedback.recent_results import RecentResults
 from runtime.feedback.reward_faults import RewardFaultReporter
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.client import GateLink
-from runtime.inference.build import build_engine, graph_compiler
+from runtime.inference.build import build_acting_engine
 from runtime.monitoring.health import Health
 from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.monitoring.metrics import Metrics
@@ -153,7 +152,7 @@ async def build(
         wall=wall,
     )
 
-    engine = await asyncio.to_thread(build_engine, config, checkpoints)
+    engine = await build_acting_engine(config, checkpoints, emit)
     engine.seed = exploration_seed(config.agent, session)
     utterances = Utterances()
     gallery = Gallery(
@@ -166,7 +165,6 @@ async def build(
         {} if task_updater is None else {"task_promoted": task_updater.sync}
     )  # whoever reads it gets the new version
     learner_events = LearnerEvents(outbox, emit, {"source_quarantined": sources.report}, answers)
-    engine.compiler = graph_compiler(config, engine, emit)  # the live version may lack a graph of this library
     policy_updater = PolicyUpdater(checkpoints, engine, experiments, learner_events, emit)
     await policy_updater.start()
     encoder_updater = EncoderUpdater(config, engine, emit)

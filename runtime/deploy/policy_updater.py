@@ -25,6 +25,8 @@ REMEDY = "restore the state from a backup (`reflexd restore`), or import a polic
 REMEDIES = {
     "wrong_signature": "put keys/checkpoint-key.pem back from a backup (`reflexd restore`) and restart, or import a policy and set "
     "the mode",
+    "not_compiled": "make room on the disk and restart, or set engine.runtime: auto, which acts in torch",
+    "needs_torch": "set engine.runtime: auto and restart, or promote a version with the encoders of the settings",
     "other_meaning": "restore the settings with which it was trained, or set the mode to let an untrained policy learn",
     "wrong_shapes": "restore the settings with which it was trained, or set the mode to let an untrained policy learn",
 }

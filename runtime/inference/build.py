@@ -6,6 +6,7 @@ in torch.
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import structlog
 
 from actuators.actions import action_space
+from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.seal import Refused
 from learners.checkpoints.store import Checkpoints
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
@@ -25,7 +28,7 @@ from learners.model.spec import ExplorationSchedule, Modality, PolicySpec, Strea
 from learners.reencoding.task_encoder import encoder_tasks
 from runtime.config.schema import Config
 from runtime.inference.compiled_engine import CompiledEngine
-from runtime.inference.engine import Engine
+from runtime.inference.engine import NEEDS_TORCH, Engine
 from runtime.inference.graph_compiler import EncoderSource, GraphCompiler
 from runtime.inference.prepared import NotPrepared, Preparation, graph_settings
 from runtime.process.emit import Emit
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from runtime.inference.torch_engine import TorchEngine
 
 Runtime = Literal["auto", "compiled", "torch"]
+TORCH_REMEDY = "none needed: the agent acts in torch, with more memory and a slower start; mend what the reason names, then restart"
 _LOG = structlog.get_logger(__name__)
 
 
@@ -53,13 +57,26 @@ class Encoding(Protocol):
     width: int
 
 
-def build_engine(config: Config, checkpoints: Checkpoints, *, runtime: Runtime | None = None) -> Engine:
+def log_only(_kind: str, _fields: Mapping[str, object]) -> None:
+    """Publish no event: a verb has no connection, and the log has the same."""
+
+
+def build_engine(
+    config: Config,
+    checkpoints: Checkpoints,
+    *,
+    runtime: Runtime | None = None,
+    emit: Emit = log_only,
+    hold_modules: bool = False,
+) -> Engine:
     """Build the engine with untrained weights; a checkpoint is loaded into it afterwards.
 
     Args:
         config: the settings.
         checkpoints: from which versions are loaded.
         runtime: in place of `engine.runtime`, for a replay.
+        emit: publishes an event, from any thread.
+        hold_modules: an engine in torch holds its encoders' modules, because checkpoints bring weights for them.
 
     Raises:
         ModelConfigError: a stream and its encoder do not fit, or `engine.runtime: compiled` is not possible.
@@ -70,14 +87,15 @@ def build_engine(config: Config, checkpoints: Checkpoints, *, runtime: Runtime |
     engine: Engine | None = None
     if reason is None:
         try:
-            engine = _compiled_engine(config, checkpoints)
+            engine = _compiled_engine(config, checkpoints, _refuser(emit))
         except (NotPrepared, NotCompiled) as problem:
             reason = str(problem)
-            _LOG.warning("engine.in_torch", reason=reason)
+            if wanted == "auto":
+                _say_torch(emit, reason)
     if engine is None:
         if wanted == "compiled":
             raise ModelConfigError(f"engine.runtime: compiled is not possible: {reason}; write auto")
-        engine = _torch_engine(config, checkpoints)
+        engine = _torch_engine(config, checkpoints, _refuser(emit), hold_modules=hold_modules)
     engine.calibrations.tidy()
     chosen = {name: f"{c.backend} {c.precision}" for name, c in engine.choices.items()}
     _LOG.info(
@@ -88,6 +106,54 @@ def build_engine(config: Config, checkpoints: Checkpoints, *, runtime: Runtime |
         streams=list(engine.spec.names),
     )
     return engine
+
+
+async def build_acting_engine(config: Config, checkpoints: Checkpoints, emit: Emit) -> Engine:
+    """Build the engine and load the live version into it; build it in torch where only torch can run that version.
+
+    A version that is refused for another reason is left to who follows the live pointer.
+
+    Args:
+        config: the settings.
+        checkpoints: from which versions are loaded.
+        emit: publishes an event, from any thread.
+
+    Raises:
+        ModelConfigError, BundledError, UnknownArchitecture, OSError: as `build_engine`.
+    """
+    engine = await asyncio.to_thread(build_engine, config, checkpoints, emit=emit)
+    engine.compiler = graph_compiler(config, engine, emit)  # the live version may lack a graph of this library
+    live = await asyncio.to_thread(lambda: checkpoints.live().version)
+    if engine.runtime != "compiled" or config.engine.runtime != "auto" or live is None:
+        return engine
+    try:
+        await engine.load(live)
+    except CheckpointRefused as refusal:
+        if refusal.reason not in {NEEDS_TORCH, "not_compiled"}:
+            return engine
+        _say_torch(emit, f"{live}: {refusal.detail}")
+        engine.close()
+        changed = refusal.reason == NEEDS_TORCH
+        engine = await asyncio.to_thread(
+            partial(build_engine, config, checkpoints, runtime="torch", emit=emit, hold_modules=changed)
+        )
+        engine.compiler = graph_compiler(config, engine, emit)
+    return engine
+
+
+def _say_torch(emit: Emit, reason: str) -> None:
+    _LOG.warning("engine.in_torch", reason=reason)
+    emit("engine_in_torch", {"reason": reason, "remedy": TORCH_REMEDY})
+
+
+def _refuser(emit: Emit) -> Refused:
+    """Return what logs and publishes that a cached graph is not used."""
+
+    def refused(folder: str, reason: str) -> None:
+        _LOG.warning("engine.graph_refused", folder=folder, reason=reason)
+        emit("graph_refused", {"folder": folder, "reason": reason})
+
+    return refused
 
 
 def needs_torch(config: Config) -> str | None:
@@ -109,7 +175,7 @@ def _has_gpu() -> bool:
     return not installed_version("torch").endswith("+cpu") and Path("/dev/nvidiactl").exists()
 
 
-def _compiled_engine(config: Config, checkpoints: Checkpoints) -> CompiledEngine:
+def _compiled_engine(config: Config, checkpoints: Checkpoints, refused: Refused) -> CompiledEngine:
     """Build the engine on graphs; a process prepares what is missing.
 
     Raises:
@@ -117,7 +183,7 @@ def _compiled_engine(config: Config, checkpoints: Checkpoints) -> CompiledEngine
     """
     routes = {name: s.encoder for name, s in config.streams.items() if s.encoder is not None}
     shared = shared_cache()
-    calibrations = Calibrations(config.state_dir, graph_settings(config.engine), shared)
+    calibrations = Calibrations(config.state_dir, graph_settings(config.engine), shared, refused=refused)
     preparation = Preparation(config.state_dir, shared, calibrations)
     try:
         encoders = {
@@ -150,7 +216,9 @@ def _compiled_engine(config: Config, checkpoints: Checkpoints) -> CompiledEngine
         preparation.close()
 
 
-def _torch_engine(config: Config, checkpoints: Checkpoints) -> TorchEngine:
+def _torch_engine(
+    config: Config, checkpoints: Checkpoints, refused: Refused, *, hold_modules: bool = False
+) -> TorchEngine:
     """Build the engine in torch.
 
     Raises:
@@ -181,14 +249,15 @@ def _torch_engine(config: Config, checkpoints: Checkpoints) -> TorchEngine:
         policy=untrained(spec, config.learner.seed),
         encoders=encoders,
         routes={name: s.encoder for name, s in config.streams.items() if s.encoder is not None},
-        calibrations=Calibrations(config.state_dir, wanted, shared_cache()),
+        calibrations=Calibrations(config.state_dir, wanted, shared_cache(), refused=refused),
         load_weights=checkpoints.load,
         field_kinds={name: field_kinds_of(stream) for name, stream in config.streams.items()},
         find_encoder=partial(find_encoder, config),
         device=device,
         seed=zlib.crc32(config.agent.encode()),
     )
-    _free_modules(engine, encoder_tasks(config.encoders, config.tasks, engine.routes))
+    if not hold_modules:
+        _free_modules(engine, encoder_tasks(config.encoders, config.tasks, engine.routes))
     return engine
 
 
@@ -226,7 +295,7 @@ def graph_compiler(config: Config, engine: Engine, emit: Emit) -> GraphCompiler:
         )
         for name, task in encoder_tasks(config.encoders, config.tasks, routes).items()
     }
-    return GraphCompiler(config.state_dir, engine.calibrations.settings, engine.spec.to_json(), sources, emit)
+    return GraphCompiler(config.state_dir, engine.calibrations, engine.spec.to_json(), sources, emit)
 
 
 def build_spec(config: Config, encoders: Mapping[str, Encoding]) -> PolicySpec:

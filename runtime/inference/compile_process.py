@@ -25,7 +25,6 @@ from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.tensors import pack, shapes_of
 from learners.config import EncoderSettings
 from learners.continual.versions import TaskVersionStore
-from learners.files import private_folder, write_atomically
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.selection import BackendSettings
 from learners.model.fused_part import example_inputs
@@ -33,7 +32,16 @@ from learners.model.policy import Policy, build
 from learners.model.spec import PolicySpec
 from learners.reencoding.encoder_versions import find_state
 from runtime.inference.compiled_policy import compile_policy
-from runtime.inference.prepared import FILTERS, TOKENIZER, EncoderRecord, NotPrepared, write_record
+from runtime.inference.prepared import (
+    FILTERS,
+    FOLDER,
+    TOKENIZER,
+    WEIGHTS,
+    EncoderRecord,
+    NotPrepared,
+    record_file,
+    write_sealed,
+)
 from runtime.inference.torch_engine import untrained
 from runtime.process import child
 
@@ -58,7 +66,8 @@ def _done(work: Mapping[str, Any]) -> str:
     settings = BackendSettings(**work["settings"])
     torch.set_num_threads(settings.threads)
     shared = Path(work["shared"]) if "shared" in work else shared_cache()
-    calibrations = Calibrations(Path(work["state_dir"]), settings, shared)
+    spare = None if work.get("spare") is None else Path(work["spare"])
+    calibrations = Calibrations(Path(work["state_dir"]), settings, shared, spare=spare)
     kinds = {"encoder": prepare_encoder, "untrained": prepare_untrained}
     try:
         if "prepare" in work:
@@ -87,7 +96,7 @@ def prepare_encoder(work: Mapping[str, Any], calibrations: Calibrations) -> None
     record, files = described(encoder)
     assert encoder.module is not None
     calibrations.runner(encoder.module, encoder.examples(), encoder.version, shared=True)
-    write_record([Path(place) for place in work["places"]], record, files)
+    write_sealed(calibrations.sealed(FOLDER, shared=True), work["key"], files | record_file(record))
 
 
 def described(encoder: Any) -> tuple[EncoderRecord, dict[str, bytes]]:
@@ -125,17 +134,7 @@ def prepare_untrained(work: Mapping[str, Any], calibrations: Calibrations) -> No
     policy = untrained(spec, work["seed"])
     if not spec.plain:
         compile_policy(calibrations, policy, example_inputs(spec), first=True)
-    content, problem = pack(policy.state_dict()), None
-    for place in (Path(place) for place in work["places"]):
-        try:
-            private_folder(place.parent)
-            write_atomically(place.with_name(f"{place.name}.safetensors"), content, durable=False)
-        except OSError as error:
-            problem = error
-        else:
-            return
-    if problem is not None:
-        raise problem
+    write_sealed(calibrations.sealed(FOLDER, shared=True), work["key"], {WEIGHTS: pack(policy.state_dict())})
 
 
 def compile_version(work: Mapping[str, Any], calibrations: Calibrations) -> None:

@@ -27,7 +27,7 @@ from runtime.inference.arrays.policy import ArrayPolicy, Weights
 from runtime.inference.arrays.sampling import ArrayOutput, Exploration, generator_of
 from runtime.inference.comparison import OtherDecision
 from runtime.inference.decision import actions_of
-from runtime.inference.engine import ENCODER_FILE, UNTRAINED, Engine, LoadedVersion
+from runtime.inference.engine import ENCODER_FILE, NEEDS_TORCH, UNTRAINED, Engine, LoadedVersion
 from runtime.inference.prepared import ArrayEncoder, stored_graph
 from sensors.config import AngleField, EnumField
 from sensors.readings import Reading
@@ -81,32 +81,32 @@ class CompiledEngine(Engine):
             choice = self.calibrations.recall(encoder.version, CPU)
             if choice is not None:
                 self.choices[name] = choice
-        policy = self._policy(self._weights, first=True)
-        return LoadedVersion(self.version, policy, self.encoders, policy.fuse)
+        policy, choice = self._policy(self._weights, first=True)
+        return LoadedVersion(self.version, policy, self.encoders, policy.fuse, choice)
 
     def _policy(
         self, weights: Weights, *, first: bool = False, stored: StoredGraph = NO_GRAPH, spec: PolicySpec | None = None
-    ) -> ArrayPolicy:
-        """Return a version with its graph compiled and warmed up.
+    ) -> tuple[ArrayPolicy, BackendChoice | None]:
+        """Return a version with its graph compiled and warmed up, and what runs the graph.
 
         Raises:
             NotCompiled: there is none.
         """
         spec = spec or self.spec
         if spec.plain:
-            return ArrayPolicy(spec, weights, None)
-        run, self.choices["policy"] = graph_run(self.calibrations, spec, weights, first=first, stored=stored)
-        return ArrayPolicy(spec, weights, run)
+            return ArrayPolicy(spec, weights, None), None
+        run, choice = graph_run(self.calibrations, spec, weights, first=first, stored=stored)
+        return ArrayPolicy(spec, weights, run), choice
 
     def _prepare(self, version: str) -> LoadedVersion:
         loaded = self.load_weights(version, self.shapes, self.spec.meaning())
         self._check_encoders(loaded)
         stored = StoredGraph.of(loaded)
         try:
-            policy = self._policy(loaded.arrays["policy"], stored=stored)
+            policy, choice = self._policy(loaded.arrays["policy"], stored=stored)
         except NotCompiled as missing:
             raise NotCompiled(stored.reason or str(missing)) from None
-        return LoadedVersion(version, policy, dict(self._pretrained), policy.fuse)
+        return LoadedVersion(version, policy, dict(self._pretrained), policy.fuse, choice)
 
     def _check_encoders(self, loaded: LoadedCheckpoint) -> None:
         """Check that the checkpoint was trained with the encoders that are here.
@@ -117,8 +117,8 @@ class CompiledEngine(Engine):
         manifest = loaded.manifest
         for name, encoder in self._pretrained.items():
             if ENCODER_FILE + name in loaded.arrays:
-                detail = f"it brings weights of encoder {name}, which only engine.runtime: torch can load"
-                raise CheckpointRefused(manifest.version, "encoder_missing", detail)
+                detail = f"it brings weights of encoder {name}; the daemon loads them in torch at its next start, if engine.runtime allows it"
+                raise CheckpointRefused(manifest.version, NEEDS_TORCH, detail)
             routed = {stream for stream, route in self.routes.items() if route == name}
             wanted = {version for stream, version in manifest.encoder_versions.items() if stream in routed}
             if wanted - {encoder.version}:
@@ -163,11 +163,10 @@ class CompiledEngine(Engine):
 
     def _for_explaining(self, version: str) -> ArrayPolicy:
         if version == UNTRAINED:
-            return self._policy(self._weights, first=True)
+            return self._policy(self._weights, first=True)[0]
         loaded = self.load_weights(version)
-        return self._policy(
-            loaded.arrays["policy"], stored=StoredGraph.of(loaded), spec=spec_of_version(loaded) or self.spec
-        )
+        spec = spec_of_version(loaded) or self.spec
+        return self._policy(loaded.arrays["policy"], stored=StoredGraph.of(loaded), spec=spec)[0]
 
     def _encode(self, encoder: ArrayEncoder, readings: Sequence[Reading]) -> NDArray[np.float16]:
         return encoder.encode(readings).astype(np.float16)

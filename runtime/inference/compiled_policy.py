@@ -82,7 +82,7 @@ def compile_policy(
     run = run_of(choice)
     if not first:
         for folder in folders:
-            _prune(folder)
+            _prune(folder.path)
     return run, choice
 
 

@@ -48,6 +48,8 @@ MOST_LOADED = 4
 HISTORY_FILE = "history.safetensors"
 ENCODER_FILE = "encoder-"
 """Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
+NEEDS_TORCH = "needs_torch"
+"""The reason of a refusal: only an engine in torch that holds the modules of its encoders can run the version."""
 
 
 _Prepared = TypeVar("_Prepared")
@@ -69,6 +71,8 @@ class LoadedVersion:
     encoders: dict[str, Any]
     """By their name in the settings; each is `Versioned`."""
     fuse: Fuse
+    choice: BackendChoice | None = None
+    """What runs the fused part; None where no backend was chosen."""
 
 
 @dataclass(slots=True)
@@ -124,7 +128,7 @@ class Engine(ABC):
         self.spec, self.encoders, self.routes, self.calibrations = spec, encoders, routes, calibrations
         self.version, self.seed, self.field_kinds = version, seed, field_kinds or {}
         self.choices: dict[str, BackendChoice] = {}
-        """What runs each encoder, and the fused part under `policy`."""
+        """What runs each encoder, and the fused part of the acting version under `policy`."""
         self.compiler: GraphCompiler | None = None
         """Compiles what a checkpoint or an encoder lacks in another process. Without one, this process converts."""
         self.fuse_history_as_batch = False
@@ -150,8 +154,14 @@ class Engine(ABC):
 
     def _begin(self) -> LoadedVersion:
         first = self._first()
+        self._note_choice(first)
         fuse = self._statistics.applied_to(first.fuse) if self.version == UNTRAINED else first.fuse
         return replace(first, fuse=fuse)
+
+    def _note_choice(self, acting: LoadedVersion) -> None:
+        """Show what runs the version that acts; a version that is only loaded, or explains, changes nothing."""
+        if acting.choice is not None:
+            self.choices["policy"] = acting.choice
 
     @abstractmethod
     def _prepare_thread(self, threads: int) -> None:
@@ -239,6 +249,7 @@ class Engine(ABC):
         """End both threads; a running decision is completed first."""
         self._loader.shutdown(wait=True)
         self._inference.shutdown(wait=True)
+        self.calibrations.close()
 
     async def decide(self, observation: Observation, *, explore: bool | float = False) -> InferenceResult:
         """Compute the actions for an observation in the inference thread."""
@@ -411,6 +422,7 @@ class Engine(ABC):
         if any(encoder.version != self._live.encoders[name].version for name, encoder in live.encoders.items()):
             self._past.clear()
         self._live, self.encoders = live, live.encoders
+        self._note_choice(live)
         self._fuse_history_again(live)
 
     def _fuse_history_again(self, live: LoadedVersion) -> None:

@@ -20,11 +20,12 @@ from typing import Any
 import orjson
 
 from learners.config import EncoderSettings
-from learners.model.backends.choice import BackendSettings
+from learners.model.backends.calibration_cache import Calibrations
 from runtime.process.child import with_parent_death
 from runtime.process.emit import Emit
 
-TIMEOUT_S = 300.0
+TIMEOUT_S = 900.0
+"""On a busy machine the process, at the lowest priority, gets little of the processor."""
 MOST_REASON = 300
 """Characters of the process's last line that an error quotes."""
 
@@ -50,7 +51,7 @@ class GraphCompiler:
 
     Args:
         state_dir: the daemon's folder.
-        settings: the settings under `engine`.
+        calibrations: have the settings under `engine`, and make a folder for a graph that `state_dir` does not take.
         spec: of the policy, as JSON.
         encoders: those that follow a task, by name.
         emit: publishes an event.
@@ -58,7 +59,7 @@ class GraphCompiler:
     """
 
     state_dir: Path
-    settings: BackendSettings
+    calibrations: Calibrations
     spec: bytes
     encoders: Mapping[str, EncoderSource]
     emit: Emit
@@ -92,10 +93,14 @@ class GraphCompiler:
         await self._run(body, {"encoder": name, "version": version, "reason": reason})
 
     async def _run(self, work: Mapping[str, Any], fields: dict[str, Any]) -> None:
-        body = orjson.dumps({"state_dir": str(self.state_dir), "settings": asdict(self.settings), **work})
         command = with_parent_death([sys.executable, "-m", "runtime.inference.compile_process"], priority="nice")
         async with self._turn:
             begun_s = time.monotonic()
+            spare = self.calibrations.make_spare()
+            body = orjson.dumps({
+                "state_dir": str(self.state_dir), "spare": None if spare is None else str(spare),
+                "settings": asdict(self.calibrations.settings), **work,
+            })  # fmt: skip
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -115,6 +120,7 @@ class GraphCompiler:
                     with suppress(ProcessLookupError):
                         process.kill()
                     await process.wait()
+                self.calibrations.drop_spare()
         if process.returncode != 0:
             lines = errors.decode(errors="replace").strip().splitlines() or [f"it ended with {process.returncode}"]
             raise CompilationFailed(f"the compiler process failed: {lines[-1][:MOST_REASON]}")

@@ -1,30 +1,35 @@
 """Find what an agent on graphs starts with, and let a process prepare what is missing. Imports no torch.
 
 Prepared are encoders (a description, their graph, and what they need to read text or sound) and the untrained weights of a
-policy with their graph. They lie in the cache that all daemons of this user share; where it cannot be written, in `state_dir`.
+policy with their graph. They lie in the cache that all daemons of this user share; where it cannot be written, in `state_dir`,
+else in a folder for temporary files. Each is sealed (`learners/checkpoints/seal.py`). What is not as it was sealed is removed
+and prepared again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
-import structlog
 from numpy.typing import NDArray
 
-from learners.checkpoints.arrays import WeightsRefused, unpack_arrays
+from learners.checkpoints.arrays import unpack_arrays
+from learners.checkpoints.seal import SealBroken, SealedFolder, check_seal, write_seal
 from learners.config import EncoderSettings
-from learners.files import private_folder, write_atomically
+from learners.files import draft_folder, private_folder, publish_folder
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.choice import CPU, BackendSettings, NotCompiled, in_float32
 from learners.model.backends.openvino import OpenVinoRun, graph_of
@@ -35,15 +40,19 @@ from runtime.inference.arrays import inputs as array_inputs
 from runtime.process.child import with_parent_death
 from sensors.readings import Frame, Reading, Sound, Text
 
-_LOG = structlog.get_logger(__name__)
-FORMAT = 1
+FORMAT = 2
 """Raised when a description has other fields."""
 FOLDER = "prepared"
-RECORD, TOKENIZER, FILTERS = "encoder.json", "tokenizer.json", "filters.npy"
+RECORD, TOKENIZER, FILTERS, WEIGHTS = "encoder.json", "tokenizer.json", "filters.npy", "weights.safetensors"
 MOST_PREPARED = 48
 """Encoders and untrained weights in one folder; the oldest go, and are prepared again where they are needed."""
+PREPARE_S = 900.0
+"""For one encoder or the untrained weights. A process that needs longer is ended; the largest model in the tests needs 60 s."""
 FREQUENCIES, BANDS = 24, 40
 """Of the built-in modulation spectrum: frequencies, and the least number of mel bands."""
+
+
+_Read = TypeVar("_Read")
 
 
 class NotPrepared(Exception):  # noqa: N818 - reads as what happened
@@ -198,18 +207,21 @@ class Preparation:
         state_dir: the daemon's folder.
         shared: the folder of all daemons of this user.
         calibrations: reads choices and graphs.
+        limit_s: for one encoder or the untrained weights; then the process is killed.
     """
 
     state_dir: Path
     shared: Path
     calibrations: Calibrations
+    limit_s: float = PREPARE_S
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def close(self) -> None:
         """End the process, and remove what was not prepared lately."""
-        for place in (self.state_dir, self.shared):
+        self.calibrations.drop_spare()
+        for place in self._folders():
             with suppress(OSError):  # another daemon tidies too
-                known = sorted((place / FOLDER).iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+                known = sorted(place.path.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
                 for old in known[MOST_PREPARED:]:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
         if self._process is not None:
@@ -227,22 +239,15 @@ class Preparation:
         found = built_in(settings.model, tokens, window_s) if settings.plugin is None else None
         if found is not None:
             return found
-        for _ in range(2):
-            key = self._key("encoder", settings.model_dump(mode="json"), tokens, window_s, _source(settings.model))
-            for place in (self.state_dir, self.shared):
-                try:
-                    return self._read(place / FOLDER / key)
-                except (FileNotFoundError, NotCompiled):
-                    continue
-                except Exception as error:  # noqa: BLE001 - of several libraries: a damaged file is named and made again
-                    _LOG.warning(
-                        "engine.prepared_file_damaged", encoder=name, reason=f"{type(error).__name__}: {error}"
-                    )
-                    continue
-            self._run({
-                "prepare": "encoder", "encoder": settings.model_dump(mode="json"), "tokens": tokens, "window_s": window_s,
-            }, key)  # fmt: skip
-        raise NotPrepared(f"encoder {name}: its files change while they are read, or no cache folder can be written")
+        work = {"encoder": settings.model_dump(mode="json"), "tokens": tokens, "window_s": window_s}
+        for prepared in (False, True):
+            key = self._key("encoder", *work.values(), _source(settings.model))
+            for place in self._folders():
+                if (encoder := self._sealed(place, key, self._read)) is not None:
+                    return encoder
+            if not prepared:
+                self._run({"prepare": "encoder", **work}, key)
+        raise NotPrepared(f"encoder {name}: its files change while they are read")
 
     def untrained(self, spec: PolicySpec, seed: int) -> dict[str, NDArray[Any]]:
         """Return the weights a daemon starts with.
@@ -251,14 +256,31 @@ class Preparation:
             NotPrepared: they cannot be made.
         """
         key = self._key("untrained", spec.to_json().decode(), seed)
-        for _ in range(2):
-            for place in (self.state_dir, self.shared):
-                try:
-                    return unpack_arrays((place / FOLDER / f"{key}.safetensors").read_bytes())
-                except (OSError, WeightsRefused):
-                    continue
-            self._run({"prepare": "untrained", "spec": spec.to_json().decode(), "seed": seed}, key)
-        raise NotPrepared("the untrained weights cannot be stored: no cache folder can be written")
+        for prepared in (False, True):
+            for place in self._folders():
+                weights = self._sealed(place, key, lambda folder: unpack_arrays((folder / WEIGHTS).read_bytes()))
+                if weights is not None:
+                    return weights
+            if not prepared:
+                self.compile_untrained(spec, seed)
+        raise NotPrepared("the untrained weights change while they are read")
+
+    def _folders(self) -> tuple[SealedFolder, ...]:
+        return self.calibrations.sealed(FOLDER, shared=True)
+
+    def _sealed(self, place: SealedFolder, key: str, read: Callable[[Path], _Read]) -> _Read | None:
+        """Return what `read` makes of a sealed folder; None where it is absent, or damaged and now removed."""
+        folder = place.path / key
+        try:
+            check_seal(folder, key, place.key)
+            return read(folder)
+        except (FileNotFoundError, NotCompiled):
+            return None
+        except Exception as error:  # noqa: BLE001 - of several libraries: a damaged file is named and made again
+            name = "" if isinstance(error, SealBroken) else f"{type(error).__name__}: "
+            place.refused(str(folder), f"{name}{error}"[:200])
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
 
     def compile_untrained(self, spec: PolicySpec, seed: int) -> None:
         """Convert the fused part of the untrained weights.
@@ -304,27 +326,40 @@ class Preparation:
         Raises:
             NotPrepared: it could not, with its reason.
         """
-        places = [str(self.shared / FOLDER / key), str(self.state_dir / FOLDER / key)]
+        spare = self.calibrations.make_spare()
         body = {
-            "state_dir": str(self.state_dir), "shared": str(self.shared), "places": places,
-            "settings": asdict(self.calibrations.settings), **work,
+            "state_dir": str(self.state_dir), "shared": str(self.shared), "spare": None if spare is None else str(spare),
+            "key": key, "settings": asdict(self.calibrations.settings), **work,
         }  # fmt: skip
         if self._process is None:
             command = with_parent_death([sys.executable, "-m", "runtime.inference.compile_process"])
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
-        answer = _asked(self._process.stdin, self._process.stdout, orjson.dumps(body))
+            try:
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)  # noqa: S603 - our own module
+            except OSError as error:
+                raise NotPrepared(f"the compiler process cannot be started: {error.strerror}") from None
+        answer = _asked(self._process, orjson.dumps(body), self.limit_s)
         if answer:
             raise NotPrepared(answer)
 
 
-def _asked(to: IO[bytes] | None, back: IO[bytes] | None, work: bytes) -> str:
-    """Send one line and return the error in the answer; empty where there is none."""
+def _asked(process: subprocess.Popen[bytes], work: bytes, limit_s: float) -> str:
+    """Send one line and return the error in the answer; empty where there is none. A process that is late is killed."""
+    to, back = process.stdin, process.stdout
     assert to is not None
     assert back is not None
+    deadline_s, line = time.monotonic() + limit_s, b""
     try:
         to.write(work + b"\n")
-        to.flush()
-        return str(orjson.loads(back.readline())["error"])
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([back], [], [], max(0.0, deadline_s - time.monotonic()))
+            if not ready:
+                process.kill()
+                return f"the compiler process did not answer within {limit_s:g} s"
+            part = back.read(io.DEFAULT_BUFFER_SIZE)
+            if not part:
+                break
+            line += part
+        return str(orjson.loads(line)["error"])
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
         return "the compiler process ended without an answer"
 
@@ -356,7 +391,7 @@ def encoder_run(calibrations: Calibrations, version: str) -> OpenVinoRun:
     )
 
 
-def stored_graph(version: str, folders: Sequence[Path]) -> Any:
+def stored_graph(version: str, folders: Sequence[SealedFolder]) -> Any:
     """Return a graph from the cache.
 
     Raises:
@@ -374,19 +409,26 @@ def graph_settings(engine: Any) -> BackendSettings:
     return BackendSettings("openvino", engine.precision, engine.threads, engine.tolerance)
 
 
-def write_record(places: Sequence[Path], record: EncoderRecord, files: Mapping[str, bytes]) -> None:
-    """Write the description of an encoder, and its files before it, into the first place that can be written.
+def record_file(record: EncoderRecord) -> dict[str, bytes]:
+    """Return the file that describes an encoder."""
+    return {RECORD: orjson.dumps(asdict(record))}
+
+
+def write_sealed(places: Sequence[SealedFolder], name: str, files: Mapping[str, bytes]) -> None:
+    """Write a sealed folder into the first place that can be written; one of this name is replaced.
 
     Raises:
         OSError: none can be.
     """
     problem: OSError | None = None
-    for folder in places:
+    for place in places:
         try:
-            private_folder(folder)
-            for name, content in files.items():
-                write_atomically(folder / name, content)
-            write_atomically(folder / RECORD, orjson.dumps(asdict(record)))
+            private_folder(place.path)
+            with draft_folder(place.path, name, mode=0o700) as draft:
+                for file, content in files.items():
+                    (draft / file).write_bytes(content)
+                write_seal(draft, name, place.key)
+                publish_folder(draft, place.path / name, replace=True)
         except OSError as error:
             problem = error
         else:

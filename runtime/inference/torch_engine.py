@@ -20,7 +20,7 @@ from learners.checkpoints.tensors import Shapes, shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import NO_GRAPH, StoredGraph
 from learners.model.backends.cuda import CudaGraphRun, stream_of
-from learners.model.backends.selection import EncoderNotCompiled, NotCompiled, Run
+from learners.model.backends.selection import BackendChoice, EncoderNotCompiled, NotCompiled, Run
 from learners.model.encoders.base import Encoder
 from learners.model.features import Features, stack
 from learners.model.fused_part import FlatPolicyModule, Window, digest, example_inputs
@@ -31,7 +31,7 @@ from learners.promotion.ope.propensities import taken
 from runtime.inference.arrays.history import Fuse, TickFeatures
 from runtime.inference.comparison import OtherDecision
 from runtime.inference.compiled_policy import compile_policy
-from runtime.inference.engine import ENCODER_FILE, UNTRAINED, Engine, LoadedVersion
+from runtime.inference.engine import ENCODER_FILE, NEEDS_TORCH, UNTRAINED, Engine, LoadedVersion
 from sensors.config import AngleField, EnumField
 from sensors.readings import Reading
 
@@ -125,7 +125,8 @@ class TorchEngine(Engine):
     def _first(self) -> LoadedVersion:
         self._stream = stream_of(self.device)
         encoders = {name: self._ready(name, encoder, first=True) for name, encoder in self.encoders.items()}
-        return LoadedVersion(self.version, self.policy, encoders, self._fuse_run(self.policy, first=True))
+        fuse, choice = self._fuse_run(self.policy, first=True)
+        return LoadedVersion(self.version, self.policy, encoders, fuse, choice)
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -194,7 +195,8 @@ class TorchEngine(Engine):
         encoders = {name: self._encoder_of(name, base, weights) for name, base in self._pretrained.items()}
         stored = StoredGraph.of(weights)
         try:
-            return LoadedVersion(version, policy, encoders, self._fuse_run(policy, stored=stored))
+            fuse, choice = self._fuse_run(policy, stored=stored)
+            return LoadedVersion(version, policy, encoders, fuse, choice)
         except NotCompiled as missing:
             raise NotCompiled(stored.reason or str(missing)) from None
 
@@ -211,6 +213,9 @@ class TorchEngine(Engine):
             CheckpointRefused: that version is not on disk.
         """
         if (state := weights.tensors.get(ENCODER_FILE + name)) is not None:
+            if base.module is None:
+                detail = f"it brings weights of encoder {name}, whose module was freed; restart to load it"
+                raise CheckpointRefused(weights.manifest.version, NEEDS_TORCH, detail)
             return self._with_state(name, base, state)
         manifest = weights.manifest
         routed = {stream for stream, route in self.routes.items() if route == name}
@@ -272,17 +277,19 @@ class TorchEngine(Engine):
                 raise EncoderNotCompiled(name, encoder.version, str(missing)) from None
         return encoder
 
-    def _fuse_run(self, policy: Policy, *, first: bool = False, stored: StoredGraph = NO_GRAPH) -> Fuse:
+    def _fuse_run(
+        self, policy: Policy, *, first: bool = False, stored: StoredGraph = NO_GRAPH
+    ) -> tuple[Fuse, BackendChoice | None]:
         """Compile the fused part for its fastest backend; a plain policy is a few additions and stays in torch."""
         if self.spec.plain:
-            return self._on_arrays(FlatPolicyModule(policy).eval())
+            return self._on_arrays(FlatPolicyModule(policy).eval()), None
         if self.device.type == "cuda":
-            return self._on_arrays(CudaGraphRun(FlatPolicyModule(policy).eval(), self._example()))
+            return self._on_arrays(CudaGraphRun(FlatPolicyModule(policy).eval(), self._example())), None
         windows: list[Window] = [[self._tensors(tick) for tick in window] for window in self._windows.copy()]
-        run, self.choices["policy"] = compile_policy(
+        run, choice = compile_policy(
             self.calibrations, policy, self._example(), first=first, windows=windows, stored=stored
         )
-        return self._on_arrays(run)
+        return self._on_arrays(run), choice
 
     def _on_arrays(self, run: Run) -> Fuse:
         def fuse(*arrays: NDArray[Any]) -> NDArray[np.float32]:

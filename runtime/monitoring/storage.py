@@ -53,6 +53,7 @@ PARTS: Mapping[str, str] = {
     "recordings": "recordings",
     "learner": "learner",
     "openvino": "graphs",
+    "prepared": "graphs",
     "engine.json": "graphs",
     "log": "logs",
     "logs": "logs",

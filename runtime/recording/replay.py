@@ -24,7 +24,7 @@ from learners.checkpoints.store import open_checkpoints
 from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
-from runtime.inference.build import Runtime, build_engine
+from runtime.inference.build import Runtime, build_engine, graph_compiler
 from runtime.inference.engine import MOST_LOADED, UNTRAINED, Engine, InferenceResult
 from runtime.mqtt.topics import parse
 from runtime.recording.reader import Recording, RecordingError
@@ -88,10 +88,12 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
     metadata = recording.metadata()
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
     engine = build_engine(config, checkpoints, runtime=_runtime(metadata))
+    compiled: list[str] = []
+    engine.compiler = graph_compiler(config, engine, lambda _kind, fields: compiled.append(str(fields["reason"])))
     try:
         _check_spec(path, metadata.get("spec", ""), engine.spec)
         tuning = EncoderUpdater(config, engine, lambda _kind, _data: None)
-        return asyncio.run(_replay(recording, tuning, policy, progress=progress))
+        report = asyncio.run(_replay(recording, tuning, policy, progress=progress))
     except CheckpointRefused as refusal:
         raise RecordingError(str(refusal)) from None
     except RecordingError:
@@ -102,6 +104,8 @@ def replay_file(path: Path, config: Config, *, policy: str | None = None, progre
         ) from error
     finally:
         engine.close()
+    report.notes += [f"a graph was compiled: {reason}" for reason in dict.fromkeys(compiled)]
+    return report
 
 
 def _runtime(metadata: Mapping[str, str]) -> Runtime:

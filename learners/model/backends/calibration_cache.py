@@ -1,14 +1,20 @@
 """Cache which backend runs a module, and converted graphs, so that later starts need not measure again.
 
 There are two places. `state_dir` belongs to one daemon: `engine.json` and `openvino/`. The user's cache, next to the bundled
-models, is shared by all daemons: it stores what comes with the program (pretrained encoders, initial policy weights). A choice
-is valid for a module's version, the processor and its instructions, the libraries, and the settings under `engine`. When one of
-them differs, the backends are measured again. A cache that cannot be written costs time only.
+models, is shared by all daemons: it stores what comes with the program (pretrained encoders, initial policy weights). A third one,
+in the folder for temporary files, is used where neither can be written. A choice is valid for a module's version, the processor
+and its instructions, the libraries, and the settings under `engine`. When one of them differs, the backends are measured again.
+
+Every graph is sealed (`learners/checkpoints/seal.py`): in `state_dir` by a signature, in the shared cache by hashes. The shared cache is not used where
+another user could have changed it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -18,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from learners.files import cache_dir, locked, write_atomically
+from learners.checkpoints.seal import Key, Refused, SealedFolder, owned_by_this_user
+from learners.checkpoints.signing import credentials_folder, load_key
+from learners.files import cache_dir, locked, private_folder, write_atomically
 from learners.model.backends.choice import (
     BackendChoice,
     BackendSettings,
@@ -53,23 +61,93 @@ class Calibrations:
         state_dir: the daemon's own folder; None remembers nothing there.
         settings: the settings under `engine`.
         shared: a folder for all daemons of this user; None where there is none.
+        spare: a folder for graphs that no other place took; `make_spare` makes it later.
+        refused: receives every graph, and the shared cache, that is not used, with the reason.
     """
 
-    def __init__(self, state_dir: Path | None, settings: BackendSettings, shared: Path | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        state_dir: Path | None,
+        settings: BackendSettings,
+        shared: Path | None = None,
+        *,
+        spare: Path | None = None,
+        refused: Refused = lambda _folder, _reason: None,
+    ) -> None:
+        self.settings, self.refused, self.spare = settings, refused, spare
+        if shared is not None and (reason := owned_by_this_user(shared)):
+            refused(str(shared), reason)
+            shared = None
         self.convert_here = True
         """Whether this process may measure and convert. The agent sets it to False before its first tick."""
-        self._places = [place for place in (state_dir, shared) if place is not None]
         self._own, self._shared = state_dir, shared
+        self._key_of_state: Key | None = None
 
-    def folders(self, *, shared: bool = False) -> tuple[Path, ...]:
+    @property
+    def _places(self) -> list[Path]:
+        return [place for place in (self._own, self._shared, self.spare) if place is not None]
+
+    def folders(self, *, shared: bool = False) -> tuple[SealedFolder, ...]:
         """List the folders to search for graphs; a new graph goes to the first that can be written.
 
         Args:
             shared: they are of weights that come with the program.
+
+        Raises:
+            KeyRefused: the key that signs checkpoints cannot be used.
         """
-        places = [self._shared, self._own] if shared else [self._own]
-        return tuple(place / GRAPHS for place in places if place is not None)
+        return self.sealed(GRAPHS, shared=shared)
+
+    def sealed(self, name: str, *, shared: bool = False) -> tuple[SealedFolder, ...]:
+        """List the folders of this name, the shared one first, the spare one last.
+
+        Raises:
+            KeyRefused: the key that signs checkpoints cannot be used.
+        """
+        found = []
+        if shared and self._shared is not None:
+            found.append(SealedFolder(self._shared / name, None, self._refuse))
+        found += [
+            SealedFolder(p / name, self._signing_key(), self._refuse) for p in (self._own, self.spare) if p is not None
+        ]
+        return tuple(found)
+
+    def make_spare(self) -> Path | None:
+        """Make the folder for graphs that no other place takes; None where it cannot be made.
+
+        It has one name for each state folder, so that an agent that is killed leaves one folder at most.
+        """
+        if self.spare is None and self._own is not None:
+            name = hashlib.sha256(str(self._own.absolute()).encode()).hexdigest()[:12]
+            folder = Path(tempfile.gettempdir()) / f"reflexd-graphs-{os.geteuid()}-{name}"
+            with suppress(OSError):
+                private_folder(folder)
+                reason = "it is a link" if folder.is_symlink() else owned_by_this_user(folder)
+                if reason:
+                    self.refused(str(folder), reason)
+                else:
+                    self.spare = folder
+        return self.spare
+
+    def drop_spare(self) -> None:
+        """Remove the folder that `make_spare` made if nothing is in it."""
+        if self.spare is not None:
+            with suppress(OSError):
+                self.spare.rmdir()
+                self.spare = None
+
+    def close(self) -> None:
+        """Remove the folder that `make_spare` made; graphs in use stay mapped."""
+        if self.spare is not None:
+            shutil.rmtree(self.spare, ignore_errors=True)
+
+    def _refuse(self, folder: str, reason: str) -> None:
+        self.refused(folder, reason)
+
+    def _signing_key(self) -> Key | None:
+        if self._key_of_state is None and self._own is not None:
+            self._key_of_state = load_key(self._own, credentials_folder())
+        return self._key_of_state
 
     def _key(self, version: str, device: HasDeviceType) -> str:
         libraries = f"torch {installed_version('torch')} openvino {LIBRARY}"
@@ -90,9 +168,11 @@ class Calibrations:
         return None
 
     def remember(self, version: str, device: HasDeviceType, choice: BackendChoice) -> None:
-        """Store one choice in both places."""
-        for place in self._places:
-            _write(place, self._key(version, device), choice)
+        """Store one choice in both places; in the spare one where neither can be written."""
+        key = self._key(version, device)
+        written = [_write(place, key, choice) for place in (self._own, self._shared) if place is not None]
+        if self.spare is not None and not any(written):
+            _write(self.spare, key, choice)
 
     def runner(
         self, module: nn.Module, examples: Sequence[Inputs], version: str, *, shared: bool = False
@@ -154,9 +234,9 @@ def _entries(file: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _write(place: Path, key: str, choice: BackendChoice) -> None:
-    """Add one entry to the file, atomically; ignore a folder that cannot be written."""
-    with suppress(OSError):
+def _write(place: Path, key: str, choice: BackendChoice) -> bool:
+    """Add one entry to the file, atomically; False where the folder cannot be written."""
+    try:
         place.mkdir(parents=True, exist_ok=True)
         with locked(place):
             known = _entries(place / FILE)
@@ -164,3 +244,6 @@ def _write(place: Path, key: str, choice: BackendChoice) -> None:
             known[key] = asdict(choice)
             newest = dict(list(known.items())[-MOST_CHOICES:])
             write_atomically(place / FILE, orjson.dumps(newest, option=orjson.OPT_INDENT_2), durable=False)
+    except OSError:
+        return False
+    return True

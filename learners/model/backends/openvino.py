@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from learners.checkpoints.manifest import GraphFiles
-from learners.files import new_folder
+from learners.checkpoints.seal import SEAL, SealBroken, SealedFolder, check_seal, write_seal
+from learners.files import new_folder, private_folder
 
 # None makes openvino use its own silent stub: the real one reports every use to its maker, from a fork of this process
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -166,40 +167,46 @@ def _forget_traces() -> None:
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
 
 
-def graph_of(version: str, folders: Sequence[Path], make: Callable[[], Any]) -> Any:
+def graph_of(version: str, folders: Sequence[SealedFolder], make: Callable[[], Any]) -> Any:
     """Return the graph from the first of `folders` that has it; else convert, and store it in the first writable one.
 
-    Its name contains `version`, so a graph of other weights is never used; an unreadable one is converted again.
+    Its name contains `version`, so a graph of other weights is never used. One whose files are not those that were sealed, or
+    that the library cannot read, is removed and converted again.
     """
     name = f"{version}-ov{LIBRARY.partition('-')[0]}"
     for folder in folders:
-        if (graph := _read(folder / name)) is not None:
+        if (graph := _read(folder, name)) is not None:
             return graph
     graph = make()
     # read back: the first start computes with the same file as every later one
-    return next((stored for folder in folders if (stored := _store(graph, folder / name)) is not None), graph)
+    return next((stored for folder in folders if (stored := _store(graph, folder, name)) is not None), graph)
 
 
-def _read(folder: Path) -> Any:
+def _read(place: SealedFolder, name: str) -> Any:
     """Read the graph in a folder; None where there is no readable one."""
-    if not (folder / "graph.xml").is_file():
+    folder = place.path / name
+    if not folder.is_dir():
         return None
-    with suppress(OSError):
-        os.utime(folder)  # used now: the longest unused are removed first
     try:
+        check_seal(folder, name, place.key)
+        with suppress(OSError):
+            os.utime(folder)  # used now: the longest unused are removed first
         return _core().read_model(folder / "graph.xml")
-    except RuntimeError:
+    except FileNotFoundError:  # another process removed it
+        return None
+    except (SealBroken, RuntimeError, OSError) as error:
+        place.refused(str(folder), str(error).strip().splitlines()[0][:200])
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
-def _store(graph: Any, target: Path) -> Any:
+def _store(graph: Any, place: SealedFolder, name: str) -> Any:
     """Store a graph and read it back; None where the folder cannot be written. Another process may have stored it first."""
-    try:
-        with new_folder(target) as draft:
+    with suppress(OSError):
+        private_folder(place.path)
+        with new_folder(place.path / name, mode=0o700) as draft:
             openvino.save_model(graph, draft / "graph.xml", compress_to_fp16=False)
-            if not (target / "graph.xml").is_file():
-                shutil.rmtree(target, ignore_errors=True)  # damaged: without its graph
-    except OSError:
-        return _read(target)
-    return _read(target)
+            write_seal(draft, name, place.key)
+            if not (place.path / name / SEAL).is_file():
+                shutil.rmtree(place.path / name, ignore_errors=True)  # damaged: without its seal
+    return _read(place, name)

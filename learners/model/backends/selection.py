@@ -14,13 +14,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from learners.checkpoints.manifest import GraphFiles
+from learners.checkpoints.seal import SealedFolder
 from learners.model.backends.choice import (
     FAR,
     Backend,
@@ -103,7 +103,11 @@ def candidates(settings: BackendSettings, device: torch.device) -> list[tuple[Ba
 
 @torch.inference_mode()
 def calibrate(
-    module: nn.Module, examples: Sequence[Inputs], settings: BackendSettings, version: str, folders: Sequence[Path] = ()
+    module: nn.Module,
+    examples: Sequence[Inputs],
+    settings: BackendSettings,
+    version: str,
+    folders: Sequence[SealedFolder] = (),
 ) -> BackendChoice:
     """Measure every candidate and choose.
 
@@ -139,7 +143,7 @@ def build(
     precision: Precision,
     threads: int,
     version: str,
-    folders: Sequence[Path] = (),
+    folders: Sequence[SealedFolder] = (),
     *,
     files: GraphFiles | None = None,
     convert_here: bool = True,

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import tinymodels
+import torch
 
+from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import open_checkpoints
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.choice import BackendSettings
 from learners.model.backends.openvino import OpenVinoRun
+from learners.model.encoders.pretrained import load as load_encoder
+from learners.model.spec import PolicySpec, StreamSpec
 from runtime.config.schema import Config
-from runtime.inference.build import ModelConfigError, build_engine, needs_torch
+from runtime.inference.build import ModelConfigError, build_acting_engine, build_engine, needs_torch
+from runtime.inference.prepared import NotPrepared, Preparation
+from runtime.inference.torch_engine import TorchEngine
 from sensors.readings import Observation, Text
+
+CPU = torch.device("cpu")
 
 
 def config_of(folder: Path, *, follow: bool, backend: str, runtime: str = "auto") -> Config:
-    model = str(tinymodels.bert(folder / "model"))
+    model = str(folder / "model" if (folder / "model").exists() else tinymodels.bert(folder / "model"))
     tasks: dict[str, Any] = {"intents": {"kind": "text-classification", "stream": "orders", "model": model}}
     return Config.model_validate(
         {
@@ -52,16 +65,22 @@ async def test_the_torch_module_of_an_encoder_is_freed_where_a_graph_runs_and_no
     engine.close()
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and a cache, in which the encoder is prepared once."""
+    return tmp_path_factory.mktemp("world")
+
+
 def seen(tick: int, words: str) -> Observation:
     return Observation(tick, float(tick), {"orders": Text("orders", 0.0, tick, words)}, {"orders": 0.1}, frozenset())
 
 
 async def test_an_engine_on_graphs_decides_as_one_in_torch_and_a_second_start_prepares_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.inference.build.shared_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr("runtime.inference.build.shared_cache", lambda: world / "cache")
     decided: dict[str, list[Any]] = {}
-    config = config_of(tmp_path, follow=False, backend="openvino", runtime="compiled")
+    config = config_of(world, follow=False, backend="openvino", runtime="compiled")
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
     for runtime in ("compiled", "torch"):
         engine = build_engine(config, checkpoints, runtime="compiled" if runtime == "compiled" else "torch")
@@ -92,21 +111,77 @@ def test_settings_that_need_torch_say_why(tmp_path: Path, follow: bool, backend:
         build_engine(config, open_checkpoints(config.state_dir, config.promotion))
 
 
-def test_a_damaged_description_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path / "cache"
+def test_a_damaged_description_is_made_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = world / "cache"
     monkeypatch.setattr("runtime.inference.build.shared_cache", lambda: cache)
-    config = config_of(tmp_path, follow=False, backend="openvino", runtime="compiled")
+    config = config_of(world, follow=False, backend="openvino", runtime="compiled")
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
     build_engine(config, checkpoints).close()
     (record,) = (cache / "prepared").glob("*/encoder.json")
-    (weights,) = (cache / "prepared").glob("*.safetensors")
-    record.write_bytes(b"{}")
-    weights.write_bytes(weights.read_bytes()[:-3])
-    build_engine(config, checkpoints).close()
-    assert b"version" in record.read_bytes()
-    others = sorted(path for path in record.parent.iterdir() if path.is_file() and path != record)
-    assert others
-    for damaged in others:  # a power cut can leave each of them empty
-        damaged.write_bytes(b"")
-        build_engine(config, checkpoints).close()
-        assert damaged.stat().st_size > 0
+    (weights,) = (cache / "prepared").glob("*/weights.safetensors")
+    tokenizer = record.with_name("tokenizer.json")
+    for damaged in ({record: b"{}", weights: weights.read_bytes()[:-3]}, {tokenizer: b""}):  # as after a power cut
+        for file, content in damaged.items():
+            file.write_bytes(content)
+        events: list[tuple[str, str]] = []
+        build_engine(config, checkpoints, emit=partial(_reason, events)).close()
+        assert events == [("graph_refused", f"{file.name} is not the file that was sealed") for file in damaged]
+        assert all(file.read_bytes() != content for file, content in damaged.items())
+
+
+def _reason(events: list[tuple[str, str]], kind: str, fields: Mapping[str, Any]) -> None:
+    events.append((kind, fields["reason"]))
+
+
+def test_a_compiler_that_is_late_or_cannot_be_started_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = PolicySpec(
+        (StreamSpec("joints", "telemetry", 1, 2),), ActionSpace((Choice("head", ("a", "b")),)), width=16, heads=2
+    )
+    calibrations = Calibrations(tmp_path / "state", BackendSettings("openvino", "float32"), tmp_path / "cache")
+    late = Preparation(tmp_path / "state", tmp_path / "cache", calibrations, limit_s=0.01)
+    with pytest.raises(NotPrepared, match=r"did not answer within 0\.01 s"):
+        late.untrained(spec, 0)
+    late.close()
+    monkeypatch.setattr("runtime.inference.prepared.sys.executable", str(tmp_path / "absent"))
+    absent = Preparation(tmp_path / "state", tmp_path / "cache", calibrations)
+    with pytest.raises(NotPrepared, match="cannot be started: No such file"):
+        absent.untrained(spec, 0)
+    absent.close()
+
+
+async def test_an_agent_that_cannot_run_graphs_acts_in_torch_and_says_why(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First no compiler process starts; then graphs run, but the live version brings weights of an encoder."""
+    monkeypatch.setattr("runtime.inference.build.shared_cache", lambda: tmp_path / "absent")
+    config = config_of(world, follow=False, backend="openvino")
+    checkpoints = open_checkpoints(config.state_dir, config.promotion)
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    def emit(kind: str, fields: Mapping[str, Any]) -> None:
+        events.append((kind, dict(fields)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("runtime.inference.prepared.sys.executable", str(tmp_path / "absent"))
+        engine = await build_acting_engine(config, checkpoints, emit)
+    assert [(kind, fields["reason"]) for kind, fields in events] == [
+        ("engine_in_torch", "the compiler process cannot be started: No such file or directory")
+    ]
+    assert isinstance(engine, TorchEngine)
+    weights, encoder = engine.policy.state_dict(), load_encoder(config.encoders["language"], config.policy.tokens, CPU)
+    engine.close()
+    events.clear()
+    monkeypatch.setattr("runtime.inference.build.shared_cache", lambda: world / "cache")
+    assert encoder.module is not None
+    state = {name: x + 0.125 for name, x in encoder.module.state_dict().items() if x.is_floating_point()}
+    files = {"policy": weights, "encoder-language": encoder.module.state_dict() | state}
+    version = checkpoints.save(files, {"spec": orjson.loads(engine.spec.to_json())})
+    checkpoints.promote(version)
+    engine = await build_acting_engine(config, checkpoints, emit)
+    (kind, fields) = events[-1]
+    assert (kind, len(events)) == ("engine_in_torch", 1)
+    assert fields["reason"].startswith(f"{version}: it brings weights of encoder language")
+    await engine.switch(version)
+    assert (await engine.decide(seen(0, "go left"))).policy == version
+    assert engine.encoders["language"].version != encoder.version
+    engine.close()

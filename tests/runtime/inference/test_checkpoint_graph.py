@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from watching import KEY
 
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.checkpoints.manifest import CheckpointRefused, GraphFiles, LoadedCheckpoint
+from learners.checkpoints.seal import SealBroken, check_seal, owned_by_this_user
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.experience.transition import Transition
@@ -85,11 +87,14 @@ def agent(folder: Path, checkpoints: Checkpoints, compiler: GraphCompiler | None
     torch.manual_seed(0)
     engine = TorchEngine(Policy(SPEC), {}, {}, Calibrations(folder, SETTINGS), checkpoints.load)
     engine.calibrations.convert_here, engine.compiler = False, compiler
+    if compiler is not None:
+        compiler.calibrations = engine.calibrations
     return engine
 
 
 def compiler_of(folder: Path, events: list[tuple[str, dict[str, Any]]]) -> GraphCompiler:
-    return GraphCompiler(folder, SETTINGS, SPEC.to_json(), {}, lambda kind, data: events.append((kind, data)))
+    calibrations = Calibrations(folder, SETTINGS)
+    return GraphCompiler(folder, calibrations, SPEC.to_json(), {}, lambda kind, data: events.append((kind, data)))
 
 
 def seen(tick: int) -> Observation:
@@ -162,21 +167,102 @@ async def test_a_graph_that_is_missing_is_compiled_in_a_process_and_an_event_say
     engine.close()
 
 
-async def test_without_room_on_the_disk_the_version_is_refused_and_the_acting_one_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spare", [True, False])
+async def test_without_room_in_the_state_the_graph_is_in_the_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, spare: bool
+) -> None:
     checkpoints = versions(tmp_path)
     version = save(checkpoints, 1, graph=False)
     events: list[tuple[str, dict[str, Any]]] = []
     engine = agent(tmp_path, checkpoints, compiler_of(tmp_path, events))
-    graphs = tmp_path / "openvino"
+    graphs, temporary = tmp_path / "openvino", tmp_path / "temporary"
     shutil.rmtree(graphs)
     graphs.write_bytes(b"a file where the folder should be")
-    with pytest.raises(CheckpointRefused, match="no graph of this version is on disk") as refused:
-        await engine.load(version)
-    assert refused.value.reason == "not_compiled"
-    assert events == []
-    assert (await engine.decide(seen(0))).policy == "untrained"
-    assert engine.loaded == {"untrained"}
+    if spare:
+        temporary.mkdir()
+    else:
+        temporary.write_bytes(b"no folder either")
+    monkeypatch.setattr("learners.model.backends.calibration_cache.tempfile.gettempdir", lambda: str(temporary))
+    if spare:
+        await engine.switch(version)
+        assert [(kind, fields["version"]) for kind, fields in events] == [("graph_compiled", version)]
+        assert len(list(temporary.glob("*/openvino/*/seal.json"))) == 1
+    else:
+        with pytest.raises(CheckpointRefused, match="no graph of this version is on disk") as refused:
+            await engine.load(version)
+        assert (refused.value.reason, events, engine.loaded) == ("not_compiled", [], {"untrained"})
+    assert (await engine.decide(seen(0))).policy == (version if spare else "untrained")
     engine.close()
+    assert not spare or list(temporary.iterdir()) == []
+
+
+def test_a_cached_graph_that_was_changed_is_not_used_and_is_made_again(tmp_path: Path) -> None:
+    refused: list[tuple[str, str]] = []
+    policy, examples = Policy(SPEC).eval(), compiled.example_inputs(SPEC)
+
+    def built(state: Path, shared: Path) -> Calibrations:
+        found = Calibrations(state, SETTINGS, shared, refused=lambda folder, reason: refused.append((folder, reason)))
+        compile_policy(found, policy, examples, first=True)
+        return found
+
+    def changed(file: Path) -> None:
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+
+    one, shared = tmp_path / "one", tmp_path / "shared"
+    built(one, shared)
+    (folder,) = (shared / "openvino").iterdir()
+    for damage, reason in (
+        (lambda: changed(folder / "graph.bin"), "graph.bin is not the file that was sealed"),
+        (lambda: changed(folder / "graph.xml"), "graph.xml is not the file that was sealed"),
+        (lambda: (folder / "more").write_bytes(b""), "more is not the file that was sealed"),
+        (lambda: (folder / "seal.json").write_bytes(b"{}"), "no readable seal.json"),
+        ((folder / "seal.json").unlink, "no readable seal.json"),
+    ):
+        damage()
+        built(one, shared)
+        assert refused == [(str(folder), reason)]
+        refused.clear()
+    built(one, shared)
+    assert refused == []
+
+
+def test_a_graph_in_the_state_needs_the_signature_of_this_daemon(tmp_path: Path) -> None:
+    refused: list[str] = []
+    policy, examples = Policy(SPEC).eval(), compiled.example_inputs(SPEC)
+
+    def built(state: Path) -> None:
+        calibrations = Calibrations(state, SETTINGS, refused=lambda _folder, reason: refused.append(reason))
+        compile_policy(calibrations, policy, examples, first=False)
+
+    built(tmp_path / "mine")
+    built(tmp_path / "theirs")
+    (mine,), (theirs,) = ((tmp_path / name / "openvino").iterdir() for name in ("mine", "theirs"))
+    built(tmp_path / "mine")
+    assert refused == []
+    shutil.rmtree(mine)
+    shutil.copytree(theirs, mine)
+    built(tmp_path / "mine")
+    assert refused == ["its seal is not signed by this daemon's key"]
+    later = mine.with_name(mine.name.replace("policy-", "policy-f"))
+    mine.rename(later)
+    with pytest.raises(SealBroken, match="its seal is of policy-"):
+        check_seal(later, later.name)
+
+
+def test_a_shared_cache_that_others_may_write_is_not_used(tmp_path: Path) -> None:
+    refused: list[str] = []
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    calibrations = Calibrations(
+        tmp_path / "state", SETTINGS, shared, refused=lambda folder, reason: refused.append(f"{folder}: {reason}")
+    )
+    assert [folder.path for folder in calibrations.folders(shared=True)] == [tmp_path / "state" / "openvino"]
+    assert refused == [f"{shared}: others may write to it (mode 0777); run `chmod go-w {shared}`"]
+    if os.geteuid() == 0:
+        shared.chmod(0o700)
+        os.chown(shared, 12_345, -1)
+        assert owned_by_this_user(shared) == "it belongs to user 12345, not to 0"
 
 
 async def test_a_compiler_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
