@@ -198,7 +198,7 @@ async def test_without_room_in_the_state_the_graph_is_in_the_folder_for_temporar
 
 def test_a_cached_graph_that_was_changed_is_not_used_and_is_made_again(tmp_path: Path) -> None:
     refused: list[tuple[str, str]] = []
-    policy, examples = Policy(SPEC).eval(), compiled.example_inputs(SPEC)
+    policy, examples = Policy(SPEC).eval(), fused_part.example_inputs(SPEC)
 
     def built(state: Path, shared: Path) -> Calibrations:
         found = Calibrations(state, SETTINGS, shared, refused=lambda folder, reason: refused.append((folder, reason)))
@@ -228,7 +228,7 @@ def test_a_cached_graph_that_was_changed_is_not_used_and_is_made_again(tmp_path:
 
 def test_a_graph_in_the_state_needs_the_signature_of_this_daemon(tmp_path: Path) -> None:
     refused: list[str] = []
-    policy, examples = Policy(SPEC).eval(), compiled.example_inputs(SPEC)
+    policy, examples = Policy(SPEC).eval(), fused_part.example_inputs(SPEC)
 
     def built(state: Path) -> None:
         calibrations = Calibrations(state, SETTINGS, refused=lambda _folder, reason: refused.append(reason))
