@@ -170,8 +170,8 @@ def _forget_traces() -> None:
 def graph_of(version: str, folders: Sequence[SealedFolder], make: Callable[[], Any]) -> Any:
     """Return the graph from the first of `folders` that has it; else convert, and store it in the first writable one.
 
-    Its name contains `version`, so a graph of other weights is never used. One whose files are not those that were sealed, or
-    that the library cannot read, is removed and converted again.
+    Its name contains `version`, so a graph of other weights is never used. A graph with other files than
+    those that were sealed, and one that the library cannot read, is removed and converted again.
     """
     name = f"{version}-ov{LIBRARY.partition('-')[0]}"
     for folder in folders:
