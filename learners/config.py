@@ -100,9 +100,10 @@ class PolicySettings(Settings):
     feature_dropout: float = Field(
         0.3, ge=0, lt=1, description="share of an encoder's features that training masks in each batch"
     )
-    algorithm: Literal["auto", "dqn", "sac", "crossq", "bandit"] = Field(
+    algorithm: Literal["auto", "dqn", "sac", "crossq", "xqc", "bandit"] = Field(
         "auto",
-        description="`auto`: crossq for continuous actuators; for choices dqn, or bandit with `gamma: 0`",
+        description="`auto`: crossq for continuous actuators; for choices dqn, or bandit with `gamma: 0`. `xqc`: one categorical "
+        "critic with normalised returns for both kinds",
     )
     exploration: ExplorationSettings = Field(ExplorationSettings(), description="how much the policy explores")
     query_margin: float | None = Field(

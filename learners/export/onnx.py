@@ -54,7 +54,7 @@ class Served(nn.Module):
         out: list[Tensor] = []
         values: list[Tensor] = []
         if heads.choice is not None:
-            out += [q_BnK.mean(-1) for q_BnK in heads.choice(context_BC)]
+            out += heads.choice.scores(context_BC)
         elif heads.bandit is not None:
             out += [mean_Bn for mean_Bn, _ in heads.bandit(context_BC)]
         if out:

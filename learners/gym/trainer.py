@@ -215,6 +215,8 @@ class GymTrainer:
         if step < self.warmup:
             return
         for _ in range(self.settings.updates_per_step):
+            if self.algorithm.needs_return_scale:
+                self.algorithm.rescale(self.replay.return_scale())
             self.metrics = self.algorithm.update(self.replay.sample(self.batch, self.generator))
 
     def _observe(self) -> None:

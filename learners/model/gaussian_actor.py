@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actuators.actions import Continuous
+from learners.model.categorical import BINS, expectation
 from learners.model.exploration import INDEPENDENT, SLOW, ColouredNoise, Excursions
-from learners.model.networks import Norm, trunk
+from learners.model.networks import Norm, UnitLinear, trunk
 from learners.model.spec import LEAST_NOISE
 
 LOG_STD = (-5.0, 2.0)
@@ -82,6 +83,29 @@ class Critics(nn.Module):
         return torch.stack([member(x_BI).squeeze(-1) for member in self.members])
 
 
+class CategoricalCritics(nn.Module):
+    """N independent critics of context and action, each with a categorical distribution over the scaled return (XQC)."""
+
+    scale: Tensor
+
+    def __init__(self, context: int, width: int, hidden: tuple[int, ...], count: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            nn.Sequential(trunk(context + width, hidden, "unit"), UnitLinear(hidden[-1], BINS, bias=True))
+            for _ in range(count)
+        )
+        self.register_buffer("scale", torch.ones(()))
+
+    def logits(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
+        """Return N,B,K logits of the return of actions in (-1, 1), divided by `scale`."""
+        x_BI = torch.cat((context_BC, action_BA), dim=-1)
+        return torch.stack([member(x_BI) for member in self.members])
+
+    def forward(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
+        """Return N,B values of actions in (-1, 1), in units of the rewards."""
+        return self.scale * expectation(self.logits(context_BC, action_BA))
+
+
 class ContinuousHead(nn.Module):
     """Actor and critics of all continuous actuators together, and the map between (-1, 1) and their units."""
 
@@ -99,7 +123,11 @@ class ContinuousHead(nn.Module):
         self.register_buffer("reach", (high_A - low_A) / 2, persistent=False)
         self.widths = tuple(len(a.low) for a in actuators)
         self.actor = SquashedGaussian(context, len(low_A), hidden, "none" if norm == "layer" else norm)
-        self.critics = Critics(context, len(low_A), hidden, norm, critics)
+        self.critics: Critics | CategoricalCritics = (
+            CategoricalCritics(context, len(low_A), hidden, critics)
+            if norm == "unit"
+            else Critics(context, len(low_A), hidden, norm, critics)
+        )
         self.noise, self.wander = ColouredNoise(len(low_A), INDEPENDENT), ColouredNoise(len(low_A), SLOW)
         self.excursions = Excursions()
         self.register_buffer("epsilon", torch.zeros(()))

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice, Continuous, Value
+from learners.model.categorical import BINS, expectation
 from learners.model.exploration import draw, epsilon_greedy
 from learners.model.gaussian_actor import ContinuousHead
 from learners.model.linear_posterior import LinearPosterior
-from learners.model.networks import Norm, trunk
+from learners.model.networks import Norm, UnitLinear, trunk
 from learners.model.spec import FINAL_EPSILON, Algorithm, ExplorationSchedule
 
 MAX_LOG_DENSITY = 700.0
@@ -34,18 +35,20 @@ DEFAULT_CONTINUOUS: Literal["sac", "crossq"] = "crossq"
 class Kinds:
     """Which algorithm serves which kind of actuator; None where there is no actuator of that kind."""
 
-    choice: Literal["dqn", "bandit"] | None
-    continuous: Literal["sac", "crossq"] | None
+    choice: Literal["dqn", "c51", "bandit"] | None
+    continuous: Literal["sac", "crossq", "xqc"] | None
 
 
 def kinds(algorithm: Algorithm, actions: ActionSpace, gamma: float) -> Kinds:
     """Resolve `auto`: DQN for choices, or the bandit when gamma is 0; `DEFAULT_CONTINUOUS` for continuous actuators.
 
-    A named algorithm chooses for its own kind and leaves the other to `auto`.
+    A named algorithm chooses for its own kind and leaves the other to `auto`; `xqc` serves both.
     """
     if algorithm == "bandit" and gamma != 0:
         raise ValueError(f"policy.algorithm: bandit learns from one-step feedback and needs gamma: 0, not {gamma}")
     one_step = algorithm == "bandit" or (algorithm in ("auto", "sac", "crossq") and gamma == 0)
+    if algorithm == "xqc":
+        return Kinds("c51" if actions.choices else None, "xqc" if actions.continuous else None)
     continuous = algorithm if algorithm in ("sac", "crossq") else DEFAULT_CONTINUOUS
     return Kinds(
         ("bandit" if one_step else "dqn") if actions.choices else None, continuous if actions.continuous else None
@@ -111,6 +114,38 @@ class DuelingQuantiles(nn.Module):
         value_B1K, *advantages = torch.split(parts_BxK, [1, *self.sizes], dim=1)
         return [value_B1K + (a_BnK - a_BnK.mean(1, keepdim=True)) for a_BnK in advantages]
 
+    def scores(self, context_BC: Tensor) -> list[Tensor]:
+        """Return the values B,n of each branch."""
+        return [q_BnK.mean(-1) for q_BnK in self(context_BC)]
+
+
+class DuelingCategorical(nn.Module):
+    """A dueling critic with a categorical distribution over the scaled return of each choice, one branch for each actuator.
+
+    Bellemare et al. 2017 (C51) with the network of XQC (Palenicek et al. 2025).
+    """
+
+    epsilon: Tensor
+    scale: Tensor
+
+    def __init__(self, context: int, sizes: tuple[int, ...], hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.trunk = trunk(context, hidden, "unit")
+        self.out = UnitLinear(hidden[-1], (1 + sum(sizes)) * BINS, bias=True)  # the value first, then every advantage
+        self.register_buffer("epsilon", torch.ones(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, context_BC: Tensor) -> list[Tensor]:
+        """Return the logits B,n,K of each branch, over returns divided by `scale`."""
+        parts_BxK = self.out(self.trunk(context_BC)).unflatten(-1, (-1, BINS))
+        value_B1K, *advantages = torch.split(parts_BxK, [1, *self.sizes], dim=1)
+        return [value_B1K + (a_BnK - a_BnK.mean(1, keepdim=True)) for a_BnK in advantages]
+
+    def scores(self, context_BC: Tensor) -> list[Tensor]:
+        """Return the values B,n of each branch, in units of the rewards."""
+        return [self.scale * expectation(logits_BnK) for logits_BnK in self(context_BC)]
+
 
 class Heads(nn.Module):
     """All heads of one policy.
@@ -144,15 +179,18 @@ class Heads(nn.Module):
         self.exploration = exploration or ExplorationSchedule()
         self.actions, self.context_width, self.kinds = actions, context_width, kinds(algorithm, actions, gamma)
         sizes = tuple(len(a.choices) for a in actions.choices)
-        self.choice: DuelingQuantiles | None = None
+        self.choice: DuelingQuantiles | DuelingCategorical | None = None
         self.bandit: LinearPosterior | None = None
         self.continuous: ContinuousHead | None = None
         if self.kinds.choice == "dqn":
             self.choice = DuelingQuantiles(context_width, sizes, hidden, quantiles, norm or "layer")
+        elif self.kinds.choice == "c51":
+            self.choice = DuelingCategorical(context_width, sizes, hidden)
         elif self.kinds.choice == "bandit":
             self.bandit = LinearPosterior(context_width, sizes)
         if self.kinds.continuous is not None:
-            usual: Norm = "batch" if self.kinds.continuous == "crossq" else "layer"
+            norms: dict[str, Norm] = {"crossq": "batch", "xqc": "unit", "sac": "layer"}
+            usual = norms[self.kinds.continuous]
             self.continuous = ContinuousHead(context_width, actions.continuous, hidden, norm or usual, critics)
             self.continuous.factors = (self.exploration.excursions, self.exploration.noise)
 
@@ -223,7 +261,7 @@ class Heads(nn.Module):
     def choice_scores(self, context_BC: Tensor) -> list[Tensor]:
         """Return the value B,n of each choice, for every choice actuator."""
         if self.choice is not None:
-            return [q_BnK.mean(-1) for q_BnK in self.choice(context_BC)]
+            return self.choice.scores(context_BC)
         assert self.bandit is not None
         return [mean_Bn for mean_Bn, _ in self.bandit(context_BC)]
 

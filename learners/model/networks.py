@@ -5,6 +5,7 @@ Sources:
 - LayerNorm critics as in RLPD (Ball et al. 2023).
 - Batch renormalisation (Ioffe 2017) on the input and after every activation, as in CrossQ (Bhatt et al. 2024).
 - Hyperspherical normalisation as in SimBaV2 (Lee et al. 2025).
+- Batch normalisation before every activation and weights on the unit sphere, as in XQC (Palenicek et al. 2025).
 
 Knows neither actions nor losses.
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Norm = Literal["none", "layer", "batch", "sphere"]
+Norm = Literal["none", "layer", "batch", "sphere", "unit"]
 
 
 class BatchRenorm(nn.Module):
@@ -117,10 +118,66 @@ class SphereTrunk(nn.Module):
         return out_BH * scale
 
 
+class UnitLinear(nn.Module):
+    """A linear map with rows on the unit sphere (XQC, section 4); `project` restores them after each optimiser step."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, width_in: int, width_out: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(width_out, width_in), dim=1))
+        self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
+
+    def forward(self, x_BI: Tensor) -> Tensor:
+        """Map B,I to B,O."""
+        return F.linear(x_BI, self.weight, self.bias)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Scale every row to norm 1."""
+        self.weight.div_(torch.linalg.vector_norm(self.weight, dim=1, keepdim=True).clamp_(min=1e-8))
+
+
+class UnitBatchNorm(nn.Module):
+    """Batch normalisation of B,H; gain and shift together have the norm sqrt(H) (FlashSAC, Kim et al. 2026).
+
+    In `eval()` it uses running statistics, so that one observation has a defined output.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, width: int, *, momentum: float = 0.01, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("var", torch.ones(width))
+        self.momentum, self.eps = momentum, eps
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        """Normalise; in training also move the running statistics."""
+        training = self.training and len(x_BH) > 1
+        return F.batch_norm(
+            x_BH, self.mean, self.var, self.weight, self.bias, training=training, momentum=self.momentum, eps=self.eps
+        )
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Scale gain and shift to their common norm."""
+        factor = (len(self.weight) / (self.weight.square().sum() + self.bias.square().sum()).clamp_(min=1e-8)).sqrt_()
+        self.weight.mul_(factor)
+        self.bias.mul_(factor)
+
+
 def trunk(width_in: int, hidden: Sequence[int], norm: Norm = "layer") -> nn.Module:
     """Build the hidden layers: B,I -> B,hidden[-1]."""
     if norm == "sphere":
         return SphereTrunk(width_in, hidden[-1], blocks=max(1, len(hidden) - 1))
+    if norm == "unit":
+        sizes = zip((width_in, *hidden[:-1]), hidden, strict=True)
+        units = [part for i, o in sizes for part in (UnitLinear(i, o), UnitBatchNorm(o), nn.ReLU())]
+        return nn.Sequential(UnitBatchNorm(width_in), *units)
     layers: list[nn.Module] = [BatchRenorm(width_in)] if norm == "batch" else []
     for size_in, size_out in zip((width_in, *hidden[:-1]), hidden, strict=True):
         layers.append(nn.Linear(size_in, size_out))
@@ -135,7 +192,7 @@ def trunk(width_in: int, hidden: Sequence[int], norm: Norm = "layer") -> nn.Modu
 def project(module: nn.Module) -> None:
     """Put every sphere-constrained weight of `module` back on its sphere."""
     for part in module.modules():
-        if isinstance(part, SphereLinear):
+        if isinstance(part, (SphereLinear, UnitLinear, UnitBatchNorm)):
             part.project()
 
 

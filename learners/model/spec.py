@@ -13,7 +13,7 @@ import orjson
 from actuators.actions import ActionSpace, Actuator, Choice, Continuous, Utterance
 
 Modality = Literal["image", "audio", "text", "telemetry"]
-Algorithm = Literal["auto", "dqn", "sac", "crossq", "bandit"]
+Algorithm = Literal["auto", "dqn", "sac", "crossq", "xqc", "bandit"]
 Fusing = Literal["latent-attention", "low-rank-bilinear"]
 FORMAT = 1
 FINAL_EPSILON = 0.02

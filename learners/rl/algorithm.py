@@ -14,17 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from learners.model.features import Features, concat
-from learners.model.heads import Heads
-from learners.model.networks import BatchRenorm, Tracker
+from learners.model.heads import DuelingCategorical, Heads
+from learners.model.networks import BatchRenorm, Tracker, UnitBatchNorm
 from learners.rl.adam import Adam, Group
 from learners.rl.bandit import Bandit
 from learners.rl.batch import Batch
+from learners.rl.categorical import C51, CategoricalSettings, Xqc, XqcSettings
 from learners.rl.crossq import Crossq, CrossqSettings
 from learners.rl.dqn import Dqn, DqnSettings
 from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix
 from learners.rl.prior import Prior
 from learners.rl.sac import ActorCritic, Sac, SacSettings
 
+MODAL = (BatchRenorm, UnitBatchNorm, nn.Dropout)
+"""Layers that differ between training and acting."""
+RESCALE_EVERY = 250
+"""Updates between two measurements of the deviation of returns; early ones follow each doubling."""
 ENCODER_RATE = 3e-4
 ENCODER_TRACK = 0.005
 WARMUP, CHOICE_WARMUP = 1_000, 256
@@ -38,11 +43,16 @@ def parts(heads: Heads, generator: torch.Generator) -> list[HeadAlgorithm]:
     continuous = tuple(a.name for a in heads.actions.continuous)
     updates, built = heads.exploration.updates, list[HeadAlgorithm]()
     if heads.choice is not None:
-        built.append(Dqn(heads.choice, choices, DqnSettings(epsilon_updates=updates)))
+        if isinstance(heads.choice, DuelingCategorical):
+            built.append(C51(heads.choice, choices, CategoricalSettings(epsilon_updates=updates)))
+        else:
+            built.append(Dqn(heads.choice, choices, DqnSettings(epsilon_updates=updates)))
     if heads.bandit is not None:
         built.append(Bandit(heads.bandit, choices))
     if heads.continuous is not None:
-        if heads.kinds.continuous == "crossq":
+        if heads.kinds.continuous == "xqc":
+            built.append(Xqc(heads.continuous, continuous, generator, XqcSettings(epsilon_updates=updates)))
+        elif heads.kinds.continuous == "crossq":
             settings = CrossqSettings(epsilon_updates=updates)
             built.append(Crossq(heads.continuous, continuous, generator, settings))
         else:
@@ -83,7 +93,7 @@ class Algorithm:
         trained = [group for part in self.parts for group in part.groups()]
         self.optimiser = Adam([*trained, Group(encoder, ENCODER_RATE)])
         # Switching modules between training and acting takes time; plain networks behave the same in both.
-        self._needs_modes = bool(encoder) or any(isinstance(m, (BatchRenorm, nn.Dropout)) for m in policy.modules())
+        self._needs_modes = bool(encoder) or any(isinstance(m, MODAL) for m in policy.modules())
 
     def adopt(self, updates: int = 0) -> None:
         """Take the policy's present weights as a prior (`prior.py`) that has served `updates` updates; a bandit has none."""
@@ -115,6 +125,19 @@ class Algorithm:
             if isinstance(part, Bandit):
                 with torch.no_grad():
                     part.correct(self.policy, batch, number, change)
+
+    @property
+    def needs_return_scale(self) -> bool:
+        """Whether the next update should follow `rescale` with the present deviation of returns."""
+        n = self.updates
+        is_due = n % RESCALE_EVERY == 0 or (n < RESCALE_EVERY and n & (n - 1) == 0)
+        return is_due and any(isinstance(part, (C51, Xqc)) for part in self.parts)
+
+    def rescale(self, deviation: float) -> None:
+        """Divide rewards by this deviation of returns from now on (`ReplayBuffer.return_scale`)."""
+        for part in self.parts:
+            if isinstance(part, (C51, Xqc)):
+                part.rescale(deviation)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Train on one batch; return the metrics, named `part.metric`.
@@ -178,7 +201,7 @@ class Algorithm:
         """Explore as little as `found` (see `exploration`) and the weights' own epsilon say; names that are absent change nothing."""
         updates = [self.updates, int(found.get("updates", 0))]
         for part in self.parts:
-            if isinstance(part, Dqn):
+            if isinstance(part, (Dqn, C51)):
                 updates.append(part.updates_so_far())
             if isinstance(part, ActorCritic):
                 part.set_temperature(found.get(f"{part.prefix}_temperature"))

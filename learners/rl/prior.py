@@ -91,8 +91,8 @@ class Prior:
         context_BC, heads = self.policy.encode(features), self.policy.heads
         found: dict[str, Tensor] = {}
         if heads.choice is not None:
-            for actuator, scores_BnK in zip(heads.actions.choices, heads.choice(context_BC), strict=True):
-                found[actuator.name] = scores_BnK.mean(-1)
+            scores = heads.choice_scores(context_BC)
+            found |= {actuator.name: s_Bn for actuator, s_Bn in zip(heads.actions.choices, scores, strict=True)}
         if heads.continuous is not None:
             mean_BA, _ = heads.continuous.actor(context_BC)
             parts = torch.split(torch.tanh(mean_BA), list(heads.continuous.widths), dim=-1)

@@ -40,6 +40,10 @@ MOST_DRAWS = 8
 """No transition of a stratum is drawn more than this many times as often as any other: a single override is no half of a batch."""
 RESERVE = 0.2
 """Share of the memory for the reserve ring."""
+HEADROOM = 4.0
+"""Deviations within which the returns seen so far lie; a categorical critic covers more, for a policy that improves."""
+RETURN_ROWS = 65_536
+"""Newest transitions that the deviation of returns is measured on."""
 LEAD_UP = 8
 """Transitions before a reserved one that are stored with it, in addition to its history."""
 
@@ -248,6 +252,30 @@ class ReplayBuffer:
         found_B = np.where(at_B < self._main.stop, uniform * each, 0.0) + is_expert_B + is_ending_B
         weights: NDArray[np.float32] = (wanted_B / found_B).astype(np.float32)
         return weights
+
+    def return_scale(self) -> float:
+        """Return what returns are divided by, so that values fit the support of a categorical critic; 1 without any reward.
+
+        It is the larger of the deviation of the discounted returns and of their largest magnitude over `HEADROOM`, over the newest
+        `RETURN_ROWS` transitions.
+        """
+        at = self._main.order()[-RETURN_ROWS:]
+        if not len(at):
+            return 1.0
+        acted = self._columns.acted_NU[at].any(-1)
+        reward = self._columns.reward_N[at].astype(np.float64)
+        reward = np.where(acted, reward - (reward.mean() if self.centre else 0.0), 0.0)
+        going = self._follows_N[at] & ~self._columns.done_N[at] & ~self._columns.truncated_N[at] & acted
+        going[-1] = False
+        total, keep, step = reward, np.where(going, self.spec.gamma, 0.0), 1
+        while step < len(at) and keep.max() > 1e-3:  # sums of twice as many rewards each time
+            total = total + keep * np.concatenate((total[step:], np.zeros(step)))
+            keep = keep * np.concatenate((keep[step:], np.zeros(step)))
+            step *= 2
+        total = total[acted]
+        if not len(total):
+            return 1.0
+        return float(max(total.std(), np.abs(total).max() / HEADROOM)) or 1.0
 
     def ordered(self, start: int, stop: int, *, steps: int | None = None) -> Batch | None:
         """Return what can be drawn of the transitions number `start` to `stop` (as in `added`); None if nothing."""

@@ -385,6 +385,8 @@ class Learner:
                 self.algorithm.observe(batch.to(self.device), self.replay.numbers(start, start + settled, steps=1))
 
     def _update(self) -> None:
+        if self.algorithm.needs_return_scale:
+            self.algorithm.rescale(self.replay.return_scale())
         batch = self.replay.sample(self.batch, self.draw)
         if self.mirror is not None:
             batch = self.mirror(batch, self.draw)

@@ -39,7 +39,7 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
 @click.option("--out", type=FOLDER, required=True, help="Folder for results.json, the curve and the checkpoint.")
 @click.option(
     "--algorithm",
-    type=click.Choice(["auto", "dqn", "sac", "crossq"]),
+    type=click.Choice(["auto", "dqn", "sac", "crossq", "xqc"]),
     default="auto",
     show_default=True,
     help="Learning algorithm, as `policy.algorithm` in the settings.",

@@ -4,7 +4,7 @@ It computes what `learners.model.policy` and its heads compute in `eval()`, from
 `tests/runtime/inference/arrays/test_array_policy.py` compares both on every kind of policy. Sums use `einsum`, which is exact to the
 last bit whatever the number of threads.
 
-Shapes: B batch, H history, D state, C context, n choices of an actuator, A all continuous components, K quantiles.
+Shapes: B batch, H history, D state, C context, n choices of an actuator, A all continuous components, K quantiles or bins.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ LOW_STD, HIGH_STD = -5.0, 2.0
 """Range of the actor's log standard deviation."""
 CLIP = np.float32(2.0)
 """Of a bandit's features."""
+BINS, LIMIT = 101, 5.0
+"""Bins of a categorical critic, and the magnitude of the outermost ones, as in `learners.model.categorical`."""
 WIDTH, TEMPERATURE = 0.15, 0.02
 """How far above the mean a bandit judges a choice, in deviations, and the temperature of its softmax."""
 
@@ -56,6 +58,8 @@ class Network:
     def __init__(self, weights: Weights, trunk: str, out: str) -> None:
         numbers = {name.removeprefix(trunk).split(".")[1] for name in weights if name.startswith(trunk + ".")}
         self._layers = [_group(weights, f"{trunk}.{number}") for number in sorted(numbers, key=int)]
+        if any("bias" not in layer for layer in self._layers):
+            self._layers = without_normalisation(self._layers)
         self._out = _group(weights, out)
 
     def __call__(self, x_BI: Floats) -> Floats:
@@ -71,6 +75,35 @@ class Network:
             else:
                 x_BI = np.maximum(layer_norm(x_BI, layer), np.float32(0))
         return linear(x_BI, self._out)
+
+
+def without_normalisation(layers: list[dict[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+    """Return layers of linear maps alone: the input's normalisation and the one after each map become part of the map."""
+    first, *rest = layers
+    gain_I, shift_I = _affine(first)
+    joined: list[dict[str, NDArray[Any]]] = []
+    for map_, norm in zip(rest[::2], rest[1::2], strict=True):
+        gain_O, shift_O = _affine(norm)
+        weight_OI = map_["weight"]
+        bias_O = gain_O * np.einsum("oi,i->o", weight_OI, shift_I) + shift_O
+        joined.append({"weight": gain_O[:, None] * weight_OI * gain_I, "bias": bias_O})
+        gain_I, shift_I = np.ones_like(gain_O), np.zeros_like(shift_O)
+    return joined
+
+
+def _affine(norm: Weights) -> tuple[Floats, Floats]:
+    """Return gain and shift of batch normalisation with running statistics."""
+    gain = (norm["weight"] / np.sqrt(norm["var"] + RENORM_EPS)).astype(np.float32)
+    shift = (norm["bias"] - gain * norm["mean"]).astype(np.float32)
+    return gain, shift
+
+
+def expected_return(logits: Floats) -> Floats:
+    """Return the mean of categorical distributions with logits ...,K."""
+    power = np.exp(logits - logits.max(-1, keepdims=True))
+    power /= power.sum(-1, keepdims=True)
+    mean: Floats = np.einsum("...k,k->...", power, np.linspace(-LIMIT, LIMIT, BINS, dtype=np.float32))
+    return mean
 
 
 def linear(x_BI: Floats, layer: Weights) -> Floats:
@@ -131,6 +164,8 @@ class ArrayPolicy:
         self._sizes = [len(a.choices) for a in spec.actions.choices]
         self._choice, self._posterior, self._actor = None, None, None
         self._critics: list[Network] = []
+        scales = (weights.get(f"heads.{name}.scale") for name in ("choice", "continuous.critics"))
+        self._choice_scale, self._critic_scale = (None if s is None else np.float32(s) for s in scales)
         if any(name.startswith("heads.choice.") for name in weights):
             self._choice = Network(weights, "heads.choice.trunk", "heads.choice.out")
         if any(name.startswith("heads.bandit.") for name in weights):
@@ -170,7 +205,10 @@ class ArrayPolicy:
         parts_BxK = out_BxK.reshape(len(out_BxK), 1 + sum(self._sizes), -1)
         value_B1K = parts_BxK[:, :1]
         advantages = np.split(parts_BxK[:, 1:], np.cumsum(self._sizes)[:-1], axis=1)
-        return [(value_B1K + (a_BnK - a_BnK.mean(1, keepdims=True))).mean(-1) for a_BnK in advantages]
+        rows = [value_B1K + (a_BnK - a_BnK.mean(1, keepdims=True)) for a_BnK in advantages]
+        if self._choice_scale is not None:
+            return [self._choice_scale * expected_return(row_BnK) for row_BnK in rows]
+        return [row_BnK.mean(-1) for row_BnK in rows]
 
     def actor(self, context_BC: Floats) -> tuple[Floats, Floats]:
         """Return mean and log standard deviation of the motion before squashing, B,A each."""
@@ -248,10 +286,16 @@ class ArrayPolicy:
             unit_A, log_density_a = self.motion.draw(mean_BA[0], log_std_BA[0], epsilon, explore, memory, chance)
             self.motion.fill(out, unit_A, log_density_a)
             x_BI = np.concatenate((context_BC, unit_A[None]), axis=-1)
-            estimates.append(float(np.mean([float(critic(x_BI)[0, 0]) for critic in self._critics])))
+            estimates.append(float(np.mean([self._judge(critic, x_BI) for critic in self._critics])))
         if estimates:
             out.value = np.array([np.mean(estimates)], np.float32)
         return out
+
+    def _judge(self, critic: Network, x_BI: Floats) -> float:
+        """Return the value of one motion, in units of the rewards."""
+        if self._critic_scale is None:
+            return float(critic(x_BI)[0, 0])
+        return float(self._critic_scale * expected_return(critic(x_BI))[0])
 
     def taken(self, states_BHD: Floats, values: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         """Return the probability, or density, of given actions of every actuator as the policy explores, B = 1."""

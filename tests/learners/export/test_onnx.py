@@ -32,6 +32,7 @@ STREAMS = (
 KINDS: dict[str, dict[str, Any]] = {
     "latent-attention, dqn and crossq, history": {"history": 3},
     "low-rank-bilinear, bandit": {"fusion": "low-rank-bilinear", "gamma": 0.0, "history": 1},
+    "latent-attention, xqc": {"algorithm": "xqc", "history": 1},
     "one telemetry stream": {"streams": STREAMS[2:], "history": 2, "algorithm": "sac"},
 }
 

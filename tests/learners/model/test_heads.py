@@ -32,6 +32,7 @@ def generator(seed: int = 0) -> torch.Generator:
         ("auto", 0.0, Kinds("bandit", "crossq")),
         ("sac", 0.9, Kinds("dqn", "sac")),
         ("crossq", 0.9, Kinds("dqn", "crossq")),
+        ("xqc", 0.9, Kinds("c51", "xqc")),
         ("dqn", 0.0, Kinds("dqn", "crossq")),
         ("bandit", 0.0, Kinds("bandit", "crossq")),
     ],

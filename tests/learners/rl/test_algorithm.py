@@ -25,6 +25,8 @@ CASES = [
     ((ARM,), "crossq", 0.9),
     ((CHOICE, ARM), "auto", 0.9),
     ((CHOICE, ARM), "auto", 0.0),
+    ((CHOICE, OTHER), "xqc", 0.9),
+    ((CHOICE, ARM), "xqc", 0.9),
 ]
 
 
@@ -174,7 +176,9 @@ def test_a_batch_in_a_state_of_before_0_1_0_is_read() -> None:
     }
 
 
-@pytest.mark.parametrize(("actuators", "algorithm"), [((CHOICE, OTHER), "auto"), ((ARM,), "sac"), ((ARM,), "crossq")])
+@pytest.mark.parametrize(
+    ("actuators", "algorithm"), [((CHOICE, OTHER), "auto"), ((ARM,), "sac"), ((CHOICE, ARM), "xqc")]
+)
 def test_an_adopted_policy_resumes_bit_for_bit(actuators: tuple, algorithm: str) -> None:  # type: ignore[type-arg]
     policy = plain(*actuators, algorithm=algorithm)
     batches = [random_batch(policy, 16, torch.Generator().manual_seed(i)) for i in range(6)]

@@ -1,4 +1,4 @@
-"""The policy in numpy decides as the one in torch: contexts, scores, densities and probabilities, on six kinds of policy."""
+"""The policy in numpy decides as the one in torch: contexts, scores, densities and probabilities, on eight kinds of policy."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ SPECS = {
     "plain crossq": PolicySpec((JOINTS,), ActionSpace((ARM, WHEELS)), algorithm="crossq", **SMALL),
     "fused choice": PolicySpec((ORDERS, JOINTS), ActionSpace((HEAD, LAMP)), **SMALL),
     "fused sac and choice": PolicySpec((ORDERS, JOINTS), ActionSpace((HEAD, ARM, WHEELS)), algorithm="sac", **SMALL),
+    "fused xqc": PolicySpec((ORDERS, JOINTS), ActionSpace((HEAD, LAMP, ARM, WHEELS)), algorithm="xqc", **SMALL),
+    "plain xqc": PolicySpec((JOINTS,), ActionSpace((HEAD, ARM, WHEELS)), algorithm="xqc", **SMALL),
     "bandit": PolicySpec((ORDERS, JOINTS), ActionSpace((HEAD, LAMP)), gamma=0.0, **SMALL),
     "low-rank-bilinear": PolicySpec(
         (PLACES, ORDERS, JOINTS), ActionSpace((HEAD,)), fusion="low-rank-bilinear", **SMALL | {"history": 1}

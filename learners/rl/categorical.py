@@ -1,0 +1,237 @@
+"""Learn categorical critics on networks of unit norm, for choices (C51) and for continuous actuators (XQC).
+
+Both share the network, the scaled returns, the loss, the slow target and the settings. Present and next states pass the critic
+in one batch, so that both have the same batch statistics. After each step the weights return to the unit sphere. Rewards are
+divided by the deviation of returns, so that their scale does not matter.
+
+Sources:
+
+- XQC: Palenicek et al. 2025 (arXiv 2509.25174), on CrossQ (Bhatt et al. 2024).
+- C51: Bellemare et al. 2017; double: van Hasselt et al. 2016; branches with a common target: Tavakoli et al. 2018, equation 5.
+
+Shapes: B batch, n choices of one actuator, K bins, A all continuous components, N critics.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from learners.model.categorical import bins, cross_entropy, expectation
+from learners.model.categorical import project as onto_bins
+from learners.model.exploration import masked
+from learners.model.gaussian_actor import CategoricalCritics
+from learners.model.networks import Tracker, UnitBatchNorm, project
+from learners.model.spec import FINAL_EPSILON
+from learners.rl.adam import Group
+from learners.rl.batch import Batch, expert_mean
+from learners.rl.dqn import average, large_margin, prior_margin
+from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
+from learners.rl.sac import ActorCritic, SacSettings
+
+if TYPE_CHECKING:
+    from learners.model.gaussian_actor import ContinuousHead
+    from learners.model.heads import DuelingCategorical
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoricalSettings(HeadSettings):
+    """Settings of choices: one set for every task."""
+
+    rate: float = 1e-3
+    epsilon: float = FINAL_EPSILON
+    margin: float = 0.2
+    """Of the imitation loss, in deviations of returns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XqcSettings(SacSettings):
+    """Settings of continuous actuators: one set for every task."""
+
+    rate: float = 1e-3
+    delay: int = 3
+    temperature: float = 0.01
+
+
+def bootstrapped(
+    next_BK: Tensor, rewards_B: Tensor, discounts_B: Tensor, cost_B: Tensor | float, scale: Tensor
+) -> Tensor:
+    """Return the target distribution B,K of r / scale + discount (Z' - cost).
+
+    Args:
+        next_BK: probabilities of the scaled return Z' of the next state.
+        rewards_B: in units of the rewards.
+        discounts_B: 0 where the episode ended.
+        cost_B: scaled cost of the next action (temperature times log density), or 0.
+        scale: deviation of returns.
+    """
+    offset_B = rewards_B / scale - discounts_B * cost_B
+    return onto_bins(next_BK, offset_B.unsqueeze(-1) + discounts_B.unsqueeze(-1) * bins(next_BK))
+
+
+class C51:
+    """Learns the choice head.
+
+    Args:
+        head: the online critic.
+        names: of the choice actuators, in the order of the branches.
+        settings: the hyperparameters.
+    """
+
+    def __init__(
+        self, head: DuelingCategorical, names: tuple[str, ...], settings: CategoricalSettings | None = None
+    ) -> None:
+        self.settings = settings or CategoricalSettings()
+        self.head, self.names = head, names
+        self.target = copy.deepcopy(head).requires_grad_(False).train()
+        self._follow = Tracker(self.target, head)
+
+    def rescale(self, deviation: float) -> None:
+        """Divide rewards by this deviation of returns from now on."""
+        self.head.scale.fill_(deviation)
+
+    def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the cross-entropy of the taken choices, with the imitation losses, and metrics."""
+        prior, rows = contexts.prior, len(batch)
+        joint_BC = torch.cat((contexts.now, contexts.upcoming))
+        online = [logits.split(rows) for logits in self.head(joint_BC)]
+        with torch.no_grad():
+            target_BK = self._target(contexts, batch, [upcoming for _, upcoming in online])
+        losses, imitation, values, pulls = [], [], [], []
+        every_B = torch.arange(rows, device=joint_BC.device)
+        for name, (logits_BnK, _) in zip(self.names, online, strict=True):
+            action_B = batch.actions[name]
+            taken_BK = logits_BnK[every_B, action_B]
+            loss_B = cross_entropy(taken_BK, target_BK)
+            losses.append(loss_B * batch.acted[name] if name in batch.acted else loss_B)
+            values.append(expectation(taken_BK.detach()).mean() * self.head.scale)
+            if name in batch.is_expert and bool(batch.is_expert[name].any()):
+                margin_B = large_margin(expectation(logits_BnK), action_B, self.settings.margin)
+                imitation.append(expert_mean(margin_B, batch.is_expert[name]))
+            if prior is not None:
+                scaled_Bn = prior.now[name] / self.head.scale
+                pulls.append(prior_margin(expectation(logits_BnK), scaled_Bn, self.settings.margin))
+        loss = batch.weighted(average(losses))
+        metrics = {"c51_loss": loss.detach(), "c51_value": average(values)}
+        if imitation:
+            cloning = average(imitation)
+            metrics["c51_imitation"] = cloning.detach()
+            loss = loss + self.settings.imitation * cloning
+        if prior is not None:
+            pull = batch.weighted(average(pulls))
+            metrics["c51_prior"] = pull.detach()
+            loss = loss + self.settings.imitation * prior.weight * pull
+        return loss, metrics
+
+    def _target(self, contexts: Contexts, batch: Batch, online: list[Tensor]) -> Tensor:
+        """Return the target distribution B,K, common to all branches: the online critic chooses, the slow one evaluates."""
+        prior, rows = contexts.prior, len(batch)
+        slow = self.target(torch.cat((contexts.now, contexts.upcoming)))
+        every_B = torch.arange(rows, device=contexts.now.device)
+        chosen: list[Tensor] = []
+        for name, online_BnK, slow_BnK in zip(self.names, online, slow, strict=True):
+            fitting = prior is not None and prior.fitting
+            scores_Bn = prior.upcoming[name] if prior is not None and fitting else expectation(online_BnK)
+            best_B = masked(scores_Bn, batch.masks.get(name)).argmax(-1)
+            chosen.append(torch.softmax(slow_BnK[rows:][every_B, best_B], dim=-1))
+        return bootstrapped(average(chosen), batch.rewards, batch.discounts, 0.0, self.head.scale)
+
+    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """Project the weights, move the target, and reduce epsilon."""
+        del contexts, batch
+        project(self.head)
+        self._follow(self.settings.track)
+        left = max(0.0, 1 - updates / self.settings.epsilon_updates)
+        self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
+        return {}
+
+    def updates_so_far(self) -> int:
+        """Return after how many updates epsilon has the value that the weights hold."""
+        spread = 1 - self.settings.epsilon
+        left = min(1.0, max(0.0, (float(self.head.epsilon) - self.settings.epsilon) / spread))
+        return round((1 - left) * self.settings.epsilon_updates)
+
+    def groups(self) -> list[Group]:
+        """Return the critic."""
+        return [group(self.head, self.settings.rate, self.settings.beta1)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the target critic."""
+        return add_prefix("target", self.target.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what `state_dict` returned."""
+        self.target.load_state_dict(strip_prefix("target", state))
+
+
+class Xqc(ActorCritic):
+    """Learns the continuous head: soft actor-critic with two categorical critics and slow targets."""
+
+    prefix = "xqc"
+
+    def __init__(
+        self,
+        head: ContinuousHead,
+        names: tuple[str, ...],
+        generator: torch.Generator,
+        settings: XqcSettings | None = None,
+    ) -> None:
+        super().__init__(head, names, settings or XqcSettings(), generator)
+        assert isinstance(head.critics, CategoricalCritics)
+        self.critics = head.critics
+        self._norms: list[nn.Module] = [m for m in head.critics.modules() if isinstance(m, UnitBatchNorm)]
+        self.target = copy.deepcopy(head.critics).requires_grad_(False).train()
+        self._follow = Tracker(self.target, head.critics)
+
+    def rescale(self, deviation: float) -> None:
+        """Divide rewards by this deviation of returns from now on."""
+        self.critics.scale.fill_(deviation)
+
+    def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the critics' cross-entropy, summed over critics, from one joint pass, and metrics."""
+        rows = len(batch)
+        with torch.no_grad():
+            self.head.actor.eval()
+            next_BA, log_density_BA = self.head.actor.sample(contexts.upcoming, self.noise(rows))
+            self.head.actor.train()
+            joint = (torch.cat((contexts.now, contexts.upcoming)), torch.cat((self.executed(batch), next_BA)))
+            next_NBK = self.target.logits(*joint)[:, rows:]
+            lowest_B = expectation(next_NBK).argmin(0)
+            next_BK = torch.softmax(next_NBK[lowest_B, torch.arange(rows, device=lowest_B.device)], dim=-1)
+            cost_B = self.log_temperature.exp() * log_density_BA.sum(-1)
+            target_BK = bootstrapped(next_BK, batch.rewards, batch.discounts, cost_B, self.critics.scale)
+        both_NBK = self.critics.logits(torch.cat((contexts.now, contexts.upcoming)), joint[1])
+        now_NBK = both_NBK[:, :rows]
+        loss_B = cross_entropy(now_NBK, target_BK).sum(0)
+        acted_B = self.acted(batch)
+        loss = batch.weighted(loss_B if acted_B is None else loss_B * acted_B)
+        value = expectation(now_NBK.detach()).mean() * self.critics.scale
+        return loss, {"xqc_loss": loss.detach(), "xqc_value": value}
+
+    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """Step the actor, then let the target critics follow."""
+        metrics = super().improve(contexts, batch, updates)
+        self._follow(self.settings.track)
+        return metrics
+
+    def judge(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
+        """Return the value B that the actor climbs, in deviations of returns."""
+        return super().judge(context_BC, action_BA) / self.critics.scale
+
+    def _mode(self, *, training: bool) -> None:
+        """Switch the batch normalisation of the critics."""
+        for part in self._norms:
+            part.training = training
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return temperature, optimisers and target critics."""
+        return super().state_dict() | add_prefix("target", self.target.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.target.load_state_dict(strip_prefix("target", state))
