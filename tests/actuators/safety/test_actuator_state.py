@@ -118,6 +118,10 @@ def test_a_proposal_names_the_streams_and_the_age_it_was_refused_for() -> None:
         "expired", "observed 600 ms ago; at most 300"
     )
     assert freshness_refusal(it, Proposal(0, "d", "p", 1.0, stale=("c",)), 1.0) is None
+    it = actuator(requires=("a", "a.x < 1", "a.y < 1"))
+    assert freshness_refusal(it, Proposal(0, "d", "p", 1.0, stale=("a.y < 1", "a.x < 1")), 1.0) == Refusal(
+        "stale", "a.x < 1, a.y < 1 does not hold"
+    )
 
 
 @pytest.mark.parametrize(

@@ -630,6 +630,90 @@ def test_a_rule_with_telemetry_has_no_steps_out_and_takes_all_its_actuators_alon
     assert with_window(gate, 12.1, {"arm": (0.4,)}, 1.0)["arm"] == ((0.4,), None, "policy"), "this is allowed"
 
 
+def test_with_telemetry_no_step_is_a_step_out_of_a_forbidden_zone() -> None:
+    arm = LOOSE.model_copy(update={"safe": (0.0,)})
+    settings = GateSettings(forbid=("arm[0] > 0.2 and window.open",), reconcile_s=0.0)
+    gate = Gate({"arm": arm}, settings, period_s=0.1, now_s=10.0, streams={"window": ("open",)})
+    gate.go_safe(10.0)
+    with_window(gate, 10.0, {}, 0.0)
+    assert with_window(gate, 10.1, {"arm": (0.9,)}, 0.0)["arm"][2] == "policy"
+    assert with_window(gate, 10.2, {"arm": (0.5,)}, 1.0)["arm"] == (None, "forbidden", "none")
+    assert gate.last_command("arm") == ((0.0,), "gate"), "less far inside, and inside nevertheless"
+
+
+def test_each_rule_with_telemetry_counts_and_one_without_ends_nothing() -> None:
+    settings = GateSettings(
+        forbid=("lamp == 'ON' and window.open > 5", "valve == 'ON' and fan == 'OFF'", "heater == 'ON' and window.open"),
+        reconcile_s=0.0,
+    )
+    names = ("lamp", "heater", "fan", "valve")
+    gate = AckedGate(dict.fromkeys(names, PLAIN), settings, period_s=0.1, now_s=10.0, streams={"window": ("open",)})
+    with_window(gate, 10.0, {}, 0.0)
+    with_window(gate, 10.1, {"fan": "ON"}, 0.0)
+    with_window(gate, 10.2, {"valve": "ON", "lamp": "ON", "heater": "ON"}, 0.0)
+    assert gate.reconciled("fan", "OFF", 10.3) is None, "someone switched it off by hand"
+    proposal = dataclasses.replace(offer(10.4), readings={"window": {"open": 1.0}})
+    decisions = gate.judge(proposal, 10.4)
+    assert [(each.actuator, each.value) for each in decisions if each.sent] == [("heater", "OFF")]
+
+
+def test_what_rests_along_with_a_rule_with_telemetry_is_no_new_refusal() -> None:
+    forbid = ("heater == 'ON' and window.open", "heater == 'OFF' and fan == 'ON'")
+    gate = AckedGate(
+        {"heater": PLAIN, "fan": PLAIN},
+        GateSettings(forbid=forbid, reconcile_s=0.0),
+        period_s=0.1,
+        now_s=10.0,
+        streams={"window": ("open",)},
+    )
+    with_window(gate, 10.0, {}, 0.0)
+    with_window(gate, 10.1, {"heater": "ON"}, 0.0)
+    with_window(gate, 10.2, {"fan": "ON"}, 0.0)
+    proposal = dataclasses.replace(offer(10.3), readings={"window": {"open": 1.0}})
+    sent = [(each.actuator, each.value, each.rule_changed) for each in gate.judge(proposal, 10.3) if each.sent]
+    assert sent == [("fan", "OFF", False), ("heater", "OFF", True)]
+    assert sent[0][2] is False
+
+
+def test_rest_before_the_first_proposal_takes_telemetry_as_unknown() -> None:
+    forbid = ("heater == 'ON' and window.open",)
+    gate = Gate({"heater": PLAIN}, GateSettings(forbid=forbid), now_s=10.0, streams={"window": ("open",)})
+    assert [(each.actuator, each.value) for each in gate.go_safe(10.0)] == [("heater", "OFF")]
+
+
+def test_a_release_of_a_stop_that_is_not_engaged_changes_nothing() -> None:
+    gate = make(head=HEAD)
+    assert gate.stop(10.1, engaged=False) == []
+    gate.lost(10.2)
+    one(gate, 10.3, "head", "left")
+    assert gate.armed, "`arm: auto` arms again"
+    gate.disarm(10.4)
+    assert gate.stop(10.5, engaged=False) == []
+    one(gate, 10.6, "head", "left")
+    assert not gate.armed, "an operator has disarmed"
+    assert gate.latches["wanted"] is False
+
+
+def test_an_override_that_began_and_ended_between_two_proposals_is_named_once() -> None:
+    gate = make(head=HEAD, lamp=LAMP)
+    assert gate.short_overrides == {}
+    one(gate, 10.5, "head", "stay")
+    assert gate.override("head", "left", 0.0, 10.6).sent
+    assert gate.override("head", "up", 0.0, 10.6).rule == "unknown_choice"
+    assert gate.override("lamp", "ON", 5.0, 10.6).sent
+    assert gate.override("lamp", "OFF", 5.0, 10.61).rule == "min_hold", "nothing was sent"
+    gate.tick(10.65)
+    one(gate, 10.7, "head", "stay")
+    assert gate.short_overrides == {"head": "left"}, "that of the lamp is still in force"
+    one(gate, 10.8, "head", "stay")
+    assert gate.short_overrides == {}
+    assert gate.override("lamp", "OFF", 0.0, 11.11).sent
+    assert gate.override("lamp", "ON", 0.0, 11.12).rule == "min_hold"
+    gate.end_hold("lamp", 11.13)
+    one(gate, 11.2, "head", "stay")
+    assert gate.short_overrides == {"lamp": "OFF"}, "what was sent, not what was refused after it"
+
+
 def test_while_disarmed_a_rule_with_telemetry_sends_nothing() -> None:
     gate = windowed()
     with_window(gate, 11.0, {"heater": "ON"}, 0.0)

@@ -162,6 +162,26 @@ def test_a_rule_with_telemetry_that_is_missing_holds_unless_the_actuators_exclud
     assert (None if found is None else found.degree) == degree
 
 
+@pytest.mark.parametrize(
+    ("text", "degree"),
+    [
+        ("not (heater == 'ON' and window.open < 0.5)", math.inf),
+        ("not (heater == 'OFF' or window.open < 0.5)", math.inf),
+        ("(heater == 'OFF' or fan == 'ON') and window.open", None),
+        ("(heater == 'ON' or fan == 'ON') and window.open", math.inf),
+        ("not (heater == 'ON' and fan == 'OFF') and window.open", None),
+        ("not (heater == 'ON' and fan == 'ON') and window.open", math.inf),
+        ("window.open and not (a[0] * 1e308 * 1e308)", math.inf),
+        ("window.open and not (a[0] * 2)", None),
+    ],
+)
+def test_parts_of_a_rule_are_true_false_or_unknown(text: str, degree: float | None) -> None:
+    rule = Rule(text, known_names(ACTUATORS), {"window": ("open",)})
+    values: dict[str, Any] = {"heater": ["ON"], "fan": ["OFF"], "a": [(1.0,)]}
+    found = rule.broken({name: values[name] for name in rule.names})
+    assert (None if found is None else found.degree) == degree
+
+
 def test_an_actuator_that_holds_cannot_obey_a_rule_with_telemetry() -> None:
     holding = ACTUATORS | {"heater": ACTUATORS["heater"].model_copy(update={"safe": "hold"})}
     settings = GateSettings(
