@@ -59,8 +59,8 @@ soak: $(VENV)/.test ## 15 minutes at three times the rate with a broker that goe
 
 fuzz: $(VENV)/.test ## every parser for 25 s (FUZZ_SECONDS, FUZZ_SEED), a million steps of the model of the gate, 100,000 rows of experience
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-25} $(BIN)/pytest -q -s --timeout 0 tests/corpus/test_fuzz_parsers.py
-	set -e; for seed in $${GATE_MODEL_SEEDS:-1 2 3 4 5 6 7 8 9 10}; do echo "model of the gate, seed $$seed"; \
-	  GATE_MODEL_SEED=$$seed GATE_MODEL_STEPS=$${GATE_MODEL_STEPS:-100000} $(BIN)/pytest -q --timeout 0 tests/runtime/gate/test_gate_model.py; done
+	set -e; for seed in $${GATE_MODEL_SEEDS:-$$(seq 1 50)}; do echo "model of the gate, seed $$seed"; \
+	  GATE_MODEL_SEED=$$seed GATE_MODEL_STEPS=$${GATE_MODEL_STEPS:-20000} $(BIN)/pytest -q --timeout 0 tests/runtime/gate/test_gate_model.py; done
 	ROW_CASES=$${ROW_CASES:-100000} $(BIN)/pytest -q --timeout 0 tests/learners/test_rows_say_what_happened.py
 
 mutation: $(VENV)/.test ## mutation score of the gate (at least 97 %)

@@ -612,7 +612,7 @@ class World:
                 missing = self.stale & self.requires[name]
                 self.check(not missing, f"the policy moves {name} while {sorted(missing)} is stale or does not hold")
             self._check_step(name, value)
-        self._check_rules(name, value)
+        self._check_rules(name, value, policy)
         self.ever[name] = self.commanded[name] = value
         self.session.setdefault(name, []).append(value)
         self.known[name] = value
@@ -629,7 +629,7 @@ class World:
         near = any(abs(value[0] - start[0]) <= STEP for start in starts)
         self.check(near, f"{name} steps from {starts} to {value}")
 
-    def _check_rules(self, name: str, value: Value) -> None:
+    def _check_rules(self, name: str, value: Value, policy: str) -> None:
         for rule in self.rules:
             if name not in rule.names:
                 continue
@@ -637,12 +637,13 @@ class World:
             if not all(others.values()):
                 continue
             would = rule.broken({**others, name: [value]}, self.readings)
-            if rule.streams:
-                self.check(would is None, f"{name} = {value} with {others} and {self.readings}: {rule.text} is broken")
-                continue
-            now = rule.broken({**others, name: self._may_have(name) or [value]})
+            now = rule.broken({**others, name: self._may_have(name) or [value]}, self.readings)
             left = would is None or (now is not None and would.degree < now.degree)
-            self.check(left, f"{name} = {value} with {others}: {rule.text} is broken")
+            if (
+                rule.streams
+            ):  # there are no steps out of the zone; the gate brings one actuator after the other out of it
+                left = would is None or (policy == "gate" and now is not None and would.degree <= now.degree)
+            self.check(left, f"{name} = {value} with {others} and {self.readings}: {rule.text} is broken")
 
     def _check_telemetry(self) -> None:
         """After a tick, nothing that this gate has commanded breaks a rule with the telemetry of that tick."""

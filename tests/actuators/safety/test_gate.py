@@ -634,7 +634,7 @@ def test_with_telemetry_no_step_is_a_step_out_of_a_forbidden_zone() -> None:
     arm = LOOSE.model_copy(update={"safe": (0.0,)})
     settings = GateSettings(forbid=("arm[0] > 0.2 and window.open",), reconcile_s=0.0)
     gate = Gate({"arm": arm}, settings, period_s=0.1, now_s=10.0, streams={"window": ("open",)})
-    gate.go_safe(10.0)
+    gate.acknowledged("arm", gate.go_safe(10.0)[0].serial)
     with_window(gate, 10.0, {}, 0.0)
     assert with_window(gate, 10.1, {"arm": (0.9,)}, 0.0)["arm"][2] == "policy"
     assert with_window(gate, 10.2, {"arm": (0.5,)}, 1.0)["arm"] == (None, "forbidden", "none")
@@ -678,6 +678,7 @@ def test_what_rests_along_with_a_rule_with_telemetry_is_no_new_refusal() -> None
 def test_rest_before_the_first_proposal_takes_telemetry_as_unknown() -> None:
     forbid = ("heater == 'ON' and window.open",)
     gate = Gate({"heater": PLAIN}, GateSettings(forbid=forbid), now_s=10.0, streams={"window": ("open",)})
+    assert gate.short_overrides == {}
     assert [(each.actuator, each.value) for each in gate.go_safe(10.0)] == [("heater", "OFF")]
 
 
