@@ -122,7 +122,7 @@ class Daemon:
         """Publish labelled orders, a little below the quota of one source."""
         for row in rows:
             body = {"task": task, "text": row["text"], "label": row["label"]} | ({"source": source} if source else {})
-            self.client.publish(f"{BASE}/label", json.dumps(body), 1).wait_for_publish(10)
+            self.client.publish(f"{BASE}/label", json.dumps(body), 1).wait_for_publish(60)
             threading.Event().wait(0.012)
 
     def ask(self, text: str, version: str | None = None) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Daemon:
             number = int(str(body["decision"]).rpartition("-")[2])
             return number >= decided and version in (None, body["version"])
 
-        return self.wait("task/intents", about_it, timeout_s=30)
+        return self.wait("task/intents", about_it, timeout_s=90)
 
     def request(self, verb: str, **body: str) -> None:
         """Ask for something; events tell what came of it."""

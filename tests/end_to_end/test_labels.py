@@ -138,8 +138,8 @@ def test_what_nothing_can_judge_waits_for_a_person(daemon: labelling.Daemon) -> 
     assert told["data"]["validation"] >= 0.9
     version = told["data"]["version"]
     daemon.request("promote", task="moods", version=version)
-    promoted = daemon.event("task_promoted", timeout_s=30)["data"]
+    promoted = daemon.event("task_promoted", timeout_s=90)["data"]
     assert (promoted["version"], promoted["by"]) == (version, "request")
     daemon.client.publish(f"{labelling.BASE}/in/orders", b"is the red please", 1)
-    answer = daemon.wait("task/moods", lambda body: body["version"] == version, timeout_s=30)
+    answer = daemon.wait("task/moods", lambda body: body["version"] == version, timeout_s=90)
     assert answer["value"] == "cross"
