@@ -130,6 +130,7 @@ class CandidateTrainer:
             "validation": tuned.run.best,
             "epochs": float(len(tuned.run.history)),
             "uncovered": float(len(parts.uncovered)),
+            "repeated": float(parts.repeated),
         }
         return TrainedCandidate(tuned, settings, mode, figures)
 

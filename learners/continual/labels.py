@@ -2,7 +2,8 @@
 
 A label names a text, or a decision; the reading of that decision is then the example. The store copied it beside the label. A label
 that came when the raw reading was already deleted is counted and skipped. Whether an example is for validation depends on its content
-alone. The selection is therefore the same in every run, and no sentence is in both parts.
+alone, or on the time of its picture or sound. The selection is therefore the same in every run. No sentence is in both parts, and no
+two moments of one scene.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from learners.tasks.base import DataError, EncodedMedia
 
 WIDTH = 16
 """Hex digits of a key."""
+BLOCK_S = 5.0
+"""Pictures and sounds of one stream within such a block are either all validation or all training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,12 @@ class Labelled:
     key: str
     example: dict[str, Any]
     source: str = "default"
+    block: str = ""
+    """Digest of the stream and the block of time of a picture or sound; empty for texts."""
 
     def held(self, share: float) -> bool:
         """Return whether an example belongs to the validation part, which never trains."""
-        return int(self.key, 16) < share * float(16**WIDTH)
+        return int(self.block or self.key, 16) < share * float(16**WIDTH)
 
 
 @dataclass(slots=True)
@@ -81,13 +86,15 @@ class Labels:
         subject: dict[str, Any] | None = {"text": label.text} if label.text is not None else self._recorded(label)
         if subject is None:
             return None
-        body = subject["raw"].data if "raw" in subject else "\0".join(subject.values()).encode()
+        raw = subject.get("raw")
+        body = raw.data if raw is not None else "\0".join(subject.values()).encode()
+        block = _digest(f"{raw.stream} {raw.stamp_s // BLOCK_S:.0f}".encode()) if raw is not None else ""
         try:
             example = self._example(subject, label)
         except (ValueError, KeyError):
             self.skipped["unusable"] += 1
             return None
-        return Labelled(label.id, hashlib.sha256(body).hexdigest()[:WIDTH], example, label.source)
+        return Labelled(label.id, _digest(body), example, label.source, block)
 
     def _recorded(self, label: Label) -> dict[str, Any] | None:
         """Return the reading of the task's stream that the decision used, and that of its context stream."""
@@ -131,6 +138,10 @@ class Labels:
             case "turn":
                 return {"messages": [*inputs["messages"], {"role": "assistant", "content": str(given)}]}
         return inputs | {"label": given}
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:WIDTH]
 
 
 def _subject(raw: Raw, context: Raw | None) -> dict[str, Any]:

@@ -7,20 +7,23 @@ not train. Without both, the result of a fine-tune is inconclusive.
 The validation part is a fixed share of the labels, selected by content. It never trains: it stops the training and selects the
 epoch. It comes from the sources of the training labels, so it can reject their labels as noise, but never approve a version.
 
+Pictures and sounds of one stream within five seconds of each other are in the same part, because they are nearly equal.
+
 If the file has classes, labels of other classes do not train and are counted as uncovered, because nothing could evaluate them.
-An image or sound of the file that is published again as a label is not recognised.
+An image or sound of the file that is published again as a label is recognised by `near_duplicates.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 
 from learners.continual.labels import Labelled
+from learners.continual.near_duplicates import NearDuplicates
 from learners.finetune.datasets import read
 from learners.finetune.fields import check
 from learners.tasks.base import Example
@@ -43,6 +46,8 @@ class LabelSplits:
     """Validation, of those known before."""
     uncovered: tuple[str, ...] = ()
     """Classes of new labels that the file says nothing of, one entry a label."""
+    repeated: int = 0
+    """New labels of what the file contains."""
 
     @property
     def validation(self) -> Examples:
@@ -59,19 +64,21 @@ class Holdout:
         file: the examples of the file, or those that were put aside; None without both.
         keys: of the labels that were put aside; labels of the same content do not train.
         labels: numbers of the labels that were put aside, in the order of `file`.
+        media: the pictures and sounds of `file`.
     """
 
     share: float
     file: tuple[dict[str, Any], ...] | None = None
     keys: frozenset[str] = frozenset()
     labels: tuple[int, ...] = ()
+    media: NearDuplicates = field(default_factory=NearDuplicates, compare=False)
 
     @classmethod
     def of(cls, eval_file: str | None, share: float, kind: str | None = None) -> Holdout:
         """Build the splits from the settings; with a task's kind, check that the file's examples have what the task needs.
 
         Raises:
-            DataError: the file cannot be read, there is nothing in it, or its examples are not of the task.
+            DataError: the file or one of its pictures or sounds cannot be read, it is empty, or it is not of the task.
         """
         if eval_file is None:
             return cls(share)
@@ -80,7 +87,7 @@ class Holdout:
             task = task_class(kind)
             check_modality(task, examples)
             check(examples, task)
-        return cls(share, tuple(examples))
+        return cls(share, tuple(examples), media=NearDuplicates(examples))
 
     @classmethod
     def put_aside(cls, labels: Sequence[Labelled], share: float) -> Holdout:
@@ -88,7 +95,8 @@ class Holdout:
         if not labels:
             return cls(share)
         keys = frozenset(one.key for one in labels)
-        return cls(share, tuple(one.example for one in labels), keys, tuple(one.id for one in labels))
+        examples = tuple(one.example for one in labels)
+        return cls(share, examples, keys, tuple(one.id for one in labels), NearDuplicates(examples))
 
     @property
     def origin(self) -> Literal["none", "file", "labels"]:
@@ -99,9 +107,10 @@ class Holdout:
 
     @property
     def digest(self) -> str:
-        """Return a digest of the file's texts and targets, in their order; of no file without one."""
+        """Return a digest of the file's content and targets, in their order; of no file without one."""
         rows = [(normalized_text(row), str(row.get("label", "")), str(row.get("tags", ""))) for row in self.examples]
-        return hashlib.sha256(orjson.dumps([rows, sorted(self.keys)] if self.keys else rows)).hexdigest()
+        media = self.media.digest if any("picture" in row or "sound" in row for row in self.examples) else b""
+        return hashlib.sha256(orjson.dumps([rows, sorted(self.keys)] if self.keys else rows) + media).hexdigest()
 
     @property
     def examples(self) -> Examples:
@@ -115,6 +124,7 @@ class Holdout:
         train: tuple[Examples, Examples] = ([], [])
         validation: tuple[Examples, Examples] = ([], [])
         uncovered: list[str] = []
+        repeated = 0
         for at, labels in enumerate((new, known)):
             for one in labels:
                 foreign = classes(one.example) - judged if judged else frozenset[str]()
@@ -122,9 +132,11 @@ class Holdout:
                     continue
                 if foreign:
                     uncovered += [min(foreign)] if at == 0 else []
-                elif normalized_text(one.example) not in there:
+                elif normalized_text(one.example) in there or self.media.has(one.key, one.example):
+                    repeated += at == 0
+                else:
                     (validation if one.held(self.share) else train)[at].append(one.example)
-        return LabelSplits(*train, *validation, tuple(uncovered))
+        return LabelSplits(*train, *validation, tuple(uncovered), repeated)
 
     def apart(self, known: Collection[str] | None) -> tuple[Examples, Examples]:
         """Return the file's examples of new classes, and those of classes that the live version knows (the forgetting set).

@@ -250,6 +250,7 @@ class ContinualTrainer:
         if len(parts.new) < 2:
             uncovered = sorted(set(parts.uncovered))
             why = f"; the held-out file has no example of {uncovered[:8]}" if uncovered else ""
+            why += f"; {parts.repeated} are of what the held-out file contains" if parts.repeated else ""
             raise DataError(f"task {self.name}: {len(parts.new)} labels to train on; more are needed{why}")
         trained = self.candidate_trainer.train(
             self.versions.live(), parts, batch.number, batch.tell, batch.stop, gently=gently

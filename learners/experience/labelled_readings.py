@@ -34,22 +34,32 @@ ALIKE = 10
 
 
 def perceptual_hash(raw: Raw) -> bytes:
-    """Return 256 bits that describe a reading: of a picture whether brightness rises to the right, else a digest.
-
-    dHash (Krawetz 2013): a picture of 16 x 17 mean brightnesses; small changes of light, noise and compression change few bits.
-    """
+    """Return 256 bits that describe a reading: `picture_bits` of a picture, else a digest."""
     try:
         picture = decode_media(raw.encoding, raw.data)["picture"] if raw.encoding in PICTURES else None
     except ValueError:  # the label's reader counts it
         picture = None
     if picture is None:
         return hashlib.sha256(raw.encoding.encode() + b"\0" + raw.data).digest()
-    grey_YX = np.asarray(picture, np.float32).mean(-1)
+    return picture_bits(picture)
+
+
+def picture_bits(picture_YXC: NDArray[np.uint8]) -> bytes:
+    """Return 256 bits that describe a picture: whether brightness rises to the right.
+
+    dHash (Krawetz 2013): a picture of 16 x 17 mean brightnesses; small changes of light, noise and compression change few bits.
+    """
+    means = brightness(picture_YXC)
+    return np.packbits(means[:, 1:] > means[:, :-1]).tobytes()
+
+
+def brightness(picture_YXC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the mean brightness of 16 x 17 parts of a picture, 0 to 255."""
+    grey_YX = np.asarray(picture_YXC, np.float32).mean(-1)
     high, wide = grey_YX.shape
     grey_YX = np.kron(grey_YX, np.ones((-(-EDGE // high), -(-(EDGE + 1) // wide)), np.float32))
     rows = (np.array_split(row, EDGE + 1, axis=1) for row in np.array_split(grey_YX, EDGE, axis=0))
-    means = np.array([[block.mean() for block in row] for row in rows])
-    return np.packbits(means[:, 1:] > means[:, :-1]).tobytes()
+    return np.array([[block.mean() for block in row] for row in rows], np.float32)
 
 
 def distances(hashes: Sequence[bytes], digest: bytes) -> NDArray[np.int64]:

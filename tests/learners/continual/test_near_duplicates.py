@@ -1,0 +1,96 @@
+"""A picture or sound of the held-out file is recognised when it comes back as a label; others are not."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+from PIL import Image
+
+from learners.continual.labels import BLOCK_S, Labelled
+from learners.continual.near_duplicates import NearDuplicates, fingerprint, same_sound
+from learners.continual.splits import Holdout
+from learners.tasks.base import DataError, EncodedMedia
+from sensors.codecs.resampling import RATE_HZ
+
+
+def utterance(seed: int, seconds: float = 1.5) -> NDArray[np.float32]:
+    """A voice of harmonics that glides from vowel to vowel."""
+    rng = np.random.default_rng(seed)
+    n = int(seconds * RATE_HZ)
+    knots = np.linspace(0, n, 7)
+    pitch = np.interp(np.arange(n), knots, rng.uniform(90, 250, 7))
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE_HZ
+    loud = [np.interp(np.arange(n), knots, rng.uniform(0, 1, 7)) for _ in range(20)]
+    sound = sum(gain * np.sin(k * phase) / k for k, gain in enumerate(loud, 1))
+    return np.asarray(0.1 * sound + rng.normal(0, 1e-3, n), np.float32)
+
+
+def scene(seed: int) -> NDArray[np.uint8]:
+    small = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return np.asarray(small.resize((96, 72), Image.Resampling.BICUBIC))
+
+
+def changed_copies(sound_N: NDArray[np.float32], seed: int) -> list[NDArray[np.float32]]:
+    """The sound at another volume, begun later, with noise 30 dB below it."""
+    rng = np.random.default_rng(seed)
+    noise_N = rng.normal(0, float(np.std(sound_N)) * 10 ** (-30 / 20), len(sound_N)).astype(np.float32)
+    return [0.3 * sound_N, sound_N[int(rng.integers(1, len(sound_N) // 5)) :], sound_N + noise_N]
+
+
+def test_a_sound_is_recognised_louder_later_and_with_noise_and_no_other_is() -> None:
+    sounds = [utterance(seed, 0.6 + 0.1 * (seed % 12)) for seed in range(40)]
+    prints = [fingerprint(sound) for sound in sounds]
+    for seed, sound in enumerate(sounds):
+        assert all(same_sound(fingerprint(copy), prints[seed]) for copy in changed_copies(sound, seed))
+    pairs = [(a, b) for a in range(40) for b in range(a)]
+    assert not [pair for pair in pairs if same_sound(prints[pair[0]], prints[pair[1]])]
+    assert not same_sound(fingerprint(sounds[0][:900]), prints[0]), "two frames say nothing"
+    assert not len(fingerprint(np.zeros(0, np.float32)))
+
+
+def test_what_the_file_holds_never_trains(tmp_path: Path) -> None:
+    """The file's pictures come back compressed, its sounds from another rate; the labels of the rest train."""
+    Image.fromarray(scene(1)).save(tmp_path / "one.png")
+    out = io.BytesIO()
+    Image.fromarray(scene(1)).save(out, "JPEG", quality=60)
+    again, other = EncodedMedia("jpeg", out.getvalue()), scene(2)
+    darker = np.asarray(scene(1) * 0.8, np.uint8)
+    holdout = Holdout(0.0, ({"picture": str(tmp_path / "one.png"), "label": "a"},), media=NearDuplicates([
+        {"picture": str(tmp_path / "one.png")}]))  # fmt: skip
+    labels = [
+        Labelled(n, f"{n:016x}", {"picture": picture, "label": "a"}) for n, picture in enumerate([again, other, darker])
+    ]
+    parts = holdout.parts(labels, [])
+    assert parts.new == [labels[1].example, labels[2].example], "the same scene in another light is another picture"
+    assert parts.repeated == 1
+
+    soundfile.write(tmp_path / "one.wav", utterance(3), RATE_HZ)
+    media = NearDuplicates([{"sound": str(tmp_path / "one.wav")}])
+    assert media.has("a", {"sound": np.repeat(utterance(3), 2), "rate_hz": 2 * RATE_HZ})
+    assert not media.has("b", {"sound": utterance(4)})
+    assert not media.has("c", {"text": "go"})
+
+
+def test_another_file_of_pictures_is_another_file(tmp_path: Path) -> None:
+    digests = set()
+    for seed in (1, 2, 1):
+        Image.fromarray(scene(seed)).save(tmp_path / "one.png")
+        (tmp_path / "held.jsonl").write_text('{"picture": "one.png", "label": "a"}\n' * 2)
+        digests.add(Holdout.of(str(tmp_path / "held.jsonl"), 0.2).digest)
+    assert len(digests) == 2
+    (tmp_path / "one.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"one\.png"):
+        Holdout.of(str(tmp_path / "held.jsonl"), 0.2)
+
+
+def test_moments_of_one_scene_are_in_one_part() -> None:
+    block = "f" * 16
+    labels = [Labelled(n, f"{n}" * 16, {"text": str(n), "label": "a"}, block=block) for n in range(8)]
+    assert not any(label.held(0.5) for label in labels)
+    assert all(label.held(1.0) for label in labels)
+    assert BLOCK_S > 0.0
