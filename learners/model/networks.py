@@ -189,11 +189,18 @@ def trunk(width_in: int, hidden: Sequence[int], norm: Norm = "layer") -> nn.Modu
     return nn.Sequential(*layers)
 
 
-def project(module: nn.Module) -> None:
-    """Put every sphere-constrained weight of `module` back on its sphere."""
-    for part in module.modules():
-        if isinstance(part, (SphereLinear, UnitLinear, UnitBatchNorm)):
-            part.project()
+Constrained = SphereLinear | UnitLinear | UnitBatchNorm
+
+
+def constrained(module: nn.Module) -> list[Constrained]:
+    """Return the layers of `module` that `project` restores."""
+    return [part for part in module.modules() if isinstance(part, (SphereLinear, UnitLinear, UnitBatchNorm))]
+
+
+def project(layers: Sequence[Constrained]) -> None:
+    """Put every constrained weight back on its sphere."""
+    for layer in layers:
+        layer.project()
 
 
 class Tracker:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from learners.model.features import Features, concat
 from learners.model.heads import DuelingCategorical, Heads
-from learners.model.networks import BatchRenorm, Tracker, UnitBatchNorm
+from learners.model.networks import BatchRenorm, Tracker, UnitBatchNorm, UnitLinear
 from learners.rl.adam import Adam, Group
 from learners.rl.bandit import Bandit
 from learners.rl.batch import Batch
@@ -27,7 +27,9 @@ from learners.rl.prior import Prior
 from learners.rl.sac import ActorCritic, Sac, SacSettings
 
 MODAL = (BatchRenorm, UnitBatchNorm, nn.Dropout)
-"""Layers that differ between training and acting."""
+"""Layers of heads that differ between training and acting."""
+MODELESS = (nn.Linear, UnitLinear, nn.ReLU, nn.GELU, nn.LayerNorm, nn.Sequential, nn.ModuleList)
+"""Layers that do not; setting the mode of every layer took longer than a small network's forward pass."""
 RESCALE_EVERY = 250
 """Updates between two measurements of the deviation of returns; early ones follow each doubling."""
 ENCODER_RATE = 3e-4
@@ -92,8 +94,10 @@ class Algorithm:
         self._follow = Tracker(self.target, policy) if self.target is not None else None
         trained = [group for part in self.parts for group in part.groups()]
         self.optimiser = Adam([*trained, Group(encoder, ENCODER_RATE)])
+        policy.eval()
         # Switching modules between training and acting takes time; plain networks behave the same in both.
         self._needs_modes = bool(encoder) or any(isinstance(m, MODAL) for m in policy.modules())
+        self._modal = [m for m in policy.modules() if not isinstance(m, MODELESS)]
 
     def adopt(self, updates: int = 0) -> None:
         """Take the policy's present weights as a prior (`prior.py`) that has served `updates` updates; a bandit has none."""
@@ -147,8 +151,7 @@ class Algorithm:
         """
         if self._follow is not None:
             self._follow.copy_buffers()
-        if self._needs_modes:
-            self.policy.train()
+        self._mode(training=True)
         contexts = self._contexts(batch)
         losses, metrics = [], {}
         for part in self.parts:
@@ -172,9 +175,14 @@ class Algorithm:
             self.prior = None if self.prior.outweighed else self.prior
         if self._follow is not None:
             self._follow(ENCODER_TRACK)
-        if self._needs_modes:
-            self.policy.eval()
+        self._mode(training=False)
         return {name: float(value) for name, value in metrics.items()}
+
+    def _mode(self, *, training: bool) -> None:
+        """Switch what behaves differently in training."""
+        if self._needs_modes:
+            for module in self._modal:
+                module.training = training
 
     def _contexts(self, batch: Batch) -> Contexts:
         """Encode the batch; the next states by the slow copy, where there is one."""

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learners.model.categorical import bins, cross_entropy, expectation
 from learners.model.categorical import project as onto_bins
 from learners.model.exploration import masked
 from learners.model.gaussian_actor import CategoricalCritics
-from learners.model.networks import Tracker, UnitBatchNorm, project
+from learners.model.networks import Tracker, constrained, project
 from learners.model.spec import FINAL_EPSILON
 from learners.rl.adam import Group
 from learners.rl.batch import Batch, expert_mean
@@ -89,6 +89,7 @@ class C51:
         self.head, self.names = head, names
         self.target = copy.deepcopy(head).requires_grad_(False).train()
         self._follow = Tracker(self.target, head)
+        self._spheres = constrained(head)
 
     def rescale(self, deviation: float) -> None:
         """Divide rewards by this deviation of returns from now on."""
@@ -143,7 +144,7 @@ class C51:
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Project the weights, move the target, and reduce epsilon."""
         del contexts, batch
-        project(self.head)
+        project(self._spheres)
         self._follow(self.settings.track)
         left = max(0.0, 1 - updates / self.settings.epsilon_updates)
         self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
@@ -183,7 +184,6 @@ class Xqc(ActorCritic):
         super().__init__(head, names, settings or XqcSettings(), generator)
         assert isinstance(head.critics, CategoricalCritics)
         self.critics = head.critics
-        self._norms: list[nn.Module] = [m for m in head.critics.modules() if isinstance(m, UnitBatchNorm)]
         self.target = copy.deepcopy(head.critics).requires_grad_(False).train()
         self._follow = Tracker(self.target, head.critics)
 
@@ -195,9 +195,7 @@ class Xqc(ActorCritic):
         """Return the critics' cross-entropy, summed over critics, from one joint pass, and metrics."""
         rows = len(batch)
         with torch.no_grad():
-            self.head.actor.eval()
-            next_BA, log_density_BA = self.head.actor.sample(contexts.upcoming, self.noise(rows))
-            self.head.actor.train()
+            next_BA, log_density_BA = self.act_on(contexts.upcoming)
             joint = (torch.cat((contexts.now, contexts.upcoming)), torch.cat((self.executed(batch), next_BA)))
             next_NBK = self.target.logits(*joint)[:, rows:]
             lowest_B = expectation(next_NBK).argmin(0)
@@ -221,11 +219,6 @@ class Xqc(ActorCritic):
     def judge(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
         """Return the value B that the actor climbs, in deviations of returns."""
         return super().judge(context_BC, action_BA) / self.critics.scale
-
-    def _mode(self, *, training: bool) -> None:
-        """Switch the batch normalisation of the critics."""
-        for part in self._norms:
-            part.training = training
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return temperature, optimisers and target critics."""

@@ -45,9 +45,7 @@ class Crossq(ActorCritic):
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the critics' squared error, summed over critics, from one joint forward pass."""
         with torch.no_grad():
-            self.head.actor.eval()
-            next_BA, log_density_BA = self.head.actor.sample(contexts.upcoming, self.noise(len(batch)))
-            self.head.actor.train()
+            next_BA, log_density_BA = self.act_on(contexts.upcoming)
         both_NB = self.head.critics(
             torch.cat((contexts.now, contexts.upcoming)), torch.cat((self.executed(batch), next_BA))
         )

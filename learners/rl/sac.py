@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.model.exploration import silent
-from learners.model.networks import BatchRenorm, Tracker, project
+from learners.model.networks import BatchRenorm, Tracker, UnitBatchNorm, constrained, project
 from learners.rl.adam import Adam, Group
 from learners.rl.batch import Batch, expert_mean
 from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
@@ -72,7 +72,9 @@ class ActorCritic:
         self.head, self.names, self.settings, self.generator = head, names, settings, generator
         self.target_entropy = settings.entropy * sum(head.widths)
         self._critic_parameters = list(head.critics.parameters())
-        self._renorms = [m for m in head.critics.modules() if isinstance(m, BatchRenorm)]
+        self._norms = [m for m in head.critics.modules() if isinstance(m, (BatchRenorm, UnitBatchNorm))]
+        self._actor_norms = [m for m in head.actor.modules() if isinstance(m, (BatchRenorm, UnitBatchNorm))]
+        self._spheres = constrained(head.critics), constrained(head.actor)
         start = torch.tensor(float(settings.temperature), device=head.centre.device).log()
         self.log_temperature = nn.Parameter(start)
         self.actor_optimiser = Adam([group(head.actor, settings.rate, settings.beta1)])
@@ -106,7 +108,7 @@ class ActorCritic:
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Step the actor and the temperature, every `delay` updates."""
-        project(self.head.critics)
+        project(self._spheres[0])
         self.explore(batch)
         if updates % self.settings.delay or (contexts.prior is not None and contexts.prior.fitting):
             return {}
@@ -120,7 +122,7 @@ class ActorCritic:
         self.actor_optimiser.zero_grad()
         (batch.weighted(loss_B) + cloning + pull).backward()  # type: ignore[no-untyped-call] # torch ships it so
         self.actor_optimiser.step()
-        project(self.head.actor)
+        project(self._spheres[1])
         self.temperature_optimiser.zero_grad()
         temperature_loss(self.log_temperature, log_density_B, self.target_entropy).backward()  # type: ignore[no-untyped-call] # as above
         self.temperature_optimiser.step()
@@ -165,8 +167,17 @@ class ActorCritic:
 
     def _mode(self, *, training: bool) -> None:
         """Switch what behaves differently in training; LayerNorm critics have nothing of the kind."""
-        for part in self._renorms:
+        for part in self._norms:
             part.training = training
+
+    def act_on(self, context_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actor's actions B,A and their log density as in acting: with running statistics."""
+        for part in self._actor_norms:
+            part.training = False
+        sampled = self.head.actor.sample(context_BC, self.noise(len(context_BC)))
+        for part in self._actor_norms:
+            part.training = True
+        return sampled
 
     def cloning(self, context_BC: Tensor, batch: Batch, loss_B: Tensor) -> Tensor:
         """Return the cloning loss: squared distance of the mean to expert actions, scaled as TD3+BC to the critics' size.
