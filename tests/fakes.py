@@ -62,10 +62,18 @@ def end(process: subprocess.Popen[Any], timeout_s: float = 60.0) -> int:
         raise
 
 
+def _holds(condition: Callable[[], bool]) -> bool:
+    """Whether it holds; `messages[-1]` before the first message does not."""
+    try:
+        return condition()
+    except LookupError:
+        return False
+
+
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:
     """Poll a condition outside the loop; fails with `what` when it does not come true in time."""
     end = time.monotonic() + timeout_s
-    while not condition():
+    while not _holds(condition):
         if time.monotonic() > end:
             raise TimeoutError(f"{what} did not happen within {timeout_s} s")
         time.sleep(0.005)
@@ -74,7 +82,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = DEADLI
 async def eventually(condition: Callable[[], bool], what: str = "it", timeout_s: float = DEADLINE_S) -> float:
     """Wait in the loop until a condition holds; returns the seconds it took, and fails when it never does."""
     begun = time.monotonic()
-    while not condition():
+    while not _holds(condition):
         if time.monotonic() - begun > timeout_s:
             raise TimeoutError(f"{what} did not happen within {timeout_s} s")
         await asyncio.sleep(0.002)

@@ -115,7 +115,7 @@ class World:
 
     async def ask(self, verb: str, **body: Any) -> dict[str, Any]:
         answer = await self.outside.request(
-            TOPICS("request", verb), encode(body) if body else b"", reply_to=TOPICS("response", "me"), timeout_s=5
+            TOPICS("request", verb), encode(body) if body else b"", reply_to=TOPICS("response", "me"), timeout_s=60
         )
         data: dict[str, Any] = orjson.loads(answer.payload)
         return data

@@ -75,7 +75,7 @@ def children() -> set[int]:
     return found
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     """For what nothing announces, such as the end of a process: looked at every 10 ms."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - a process's end sets no event

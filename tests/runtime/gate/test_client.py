@@ -30,7 +30,7 @@ async def test_a_verdict_finds_its_proposal_past_an_older_one() -> None:
         end = GateLink(agent)
         listening = asyncio.create_task(end.listen())
         answering = asyncio.create_task(_answer(gate, "d0", "d1"))
-        verdict = await end.propose(Proposal(1, "d1", "p", 0.0, {"head": "left"}), patience_s=5)
+        verdict = await end.propose(Proposal(1, "d1", "p", 0.0, {"head": "left"}), patience_s=60)
         assert verdict is not None
         assert verdict.decision == "d1"
         assert end.latest == verdict

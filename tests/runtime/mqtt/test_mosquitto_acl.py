@@ -71,7 +71,7 @@ def client(broker: Mosquitto, user: str, password: str | None = None, identifier
         password=password or f"{canaries.MQTT}-{user}",
         identifier=identifier or f"any-{user}",
         protocol=aiomqtt.ProtocolVersion.V5,
-        timeout=5,
+        timeout=60,
     )
 
 
