@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fakes import Mosquitto, eventually
-from runtime.agent.build import CONTROL_PACKET, MEDIA_PACKET
+from runtime.agent.build_steps import CONTROL_PACKET, MEDIA_PACKET
 from runtime.mqtt import Address, Connection
 
 PICTURE = os.urandom(3_300_000)
