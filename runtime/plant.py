@@ -21,7 +21,7 @@ from actuators.sim.plant import Plant, PlantFault
 from actuators.sim.registry import build_plant, plant_settings
 from actuators.wire import DeviceMessage
 from runtime.config.loader import load
-from runtime.config.schema import MqttSettings
+from runtime.config.mqtt_settings import MqttSettings
 from runtime.mqtt import Address, Connection, Message
 from runtime.process import child, log
 from runtime.process.pacing import MonotonicClock, Pacer

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from fakes import listening, wait_for
-from runtime.config.schema import MqttSettings
+from runtime.config.mqtt_settings import MqttSettings
 from runtime.supervisor import broker
 from runtime.supervisor.children import environment
 

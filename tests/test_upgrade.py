@@ -22,9 +22,10 @@ from mcap.writer import Writer
 
 from actuators.config import ChoiceSettings, GateSettings
 from actuators.safety.gate import Gate
+from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_FILE
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
-from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE, Checkpoints
+from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings
 from learners.continual.versions import TaskVersionStore
 from learners.experience import schema

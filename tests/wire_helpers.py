@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import canaries
 
-from runtime.config.schema import Credentials
+from runtime.config.mqtt_settings import Credentials
 from runtime.mqtt import Address, Connection, Message
 
 

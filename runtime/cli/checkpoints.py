@@ -118,7 +118,7 @@ def show_task(versions: TaskVersions, task: str) -> None:
 
 def show(checkpoints: Checkpoints) -> None:
     """Print one line for each version, oldest first, with the reason why it is live or not."""
-    from learners.checkpoints.store import notes_of_experiments
+    from learners.checkpoints.experiment_records import notes_of_experiments
 
     live, notes = checkpoints.live(), notes_of_experiments(checkpoints.folder.parent)
     table = Table("version", "state", "made", "parent", "figures", "why")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.cli.options import refuse, refusing
-from runtime.config.schema import MqttSettings
+from runtime.config.mqtt_settings import MqttSettings
 from runtime.discovery.plain_topics import propose
 from runtime.discovery.proposals import FoundActuator, FoundStream, Proposals
 from runtime.discovery.settings_text import Plan, settings_text

@@ -6,12 +6,9 @@ Knows neither YAML nor files: `loader.py` reads those.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from actuators.config import AnyActuator, GateSettings, conditions_of
 from actuators.wire import command_topic, state_topic
@@ -26,32 +23,13 @@ from learners.config import (
     TaskSettings,
     TopicReward,
 )
-from learners.task_kinds import KINDS, reading
-from sensors.config import PREFIX, AnyStream, Name, Settings, fields_of
+from runtime.config.field_types import GivenPath, Listen
+from runtime.config.mqtt_settings import Client, MqttSettings
+from runtime.config.task_streams import check_task, with_fed_streams
+from sensors.config import AnyStream, Name, Settings, fields_of
 
 RESERVED = "subscribe"
 """No stream can have this name: `preview/subscribe` is the topic of preview requests."""
-SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
-
-
-def _given(path: object) -> object:
-    if isinstance(path, str) and not path.strip():
-        raise ValueError("the path is empty; write one, as .reflexd/NAME")
-    return path
-
-
-GivenPath = Annotated[Path, BeforeValidator(_given)]
-"""A path that is not empty: an empty one would mean the working directory."""
-
-
-def _port(listen: str) -> str:
-    if int(listen.rpartition(":")[2]) > 65_535:
-        raise ValueError("the port must be between 0 and 65535")
-    return listen
-
-
-Listen = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$"), AfterValidator(_port)]
-"""HOST:PORT; port 0 is any free one."""
 
 
 class TickSettings(Settings):
@@ -63,141 +41,6 @@ class TickSettings(Settings):
     def period_s(self) -> float:
         """Seconds from one deadline to the next."""
         return 1.0 / self.rate_hz
-
-
-Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "device"]
-"""The clients of the broker; each may have its own login."""
-
-
-class Credentials(Settings):
-    """The login of one client of the broker."""
-
-    username: str = Field(description="user name")
-    password: SecretStr | None = Field(None, description="password; default: none")
-    media: str | None = Field(
-        None,
-        description="user of the second connection, for images and sound, with the same password. It is needed if the broker "
-        "uses the user name as client id (`use_username_as_clientid`)",
-    )
-
-    requests: str | None = Field(
-        None,
-        description="user of the gate's second connection, for requests and reports, with the same password. It is needed if "
-        "the broker uses the user name as client id",
-    )
-
-    stop: str | None = Field(
-        None,
-        description="user of the connection for the stop alone, with the same password: of the gate's second listener, or of the "
-        "dashboard. Without it, the gate has no second listener where `requests` is set, and the dashboard sends the stop on its "
-        "first connection",
-    )
-
-    def for_stop(self) -> Credentials:
-        """Return the user of the connection for the stop."""
-        return self if self.stop is None else Credentials(username=self.stop, password=self.password)
-
-    def for_requests(self) -> Credentials:
-        """Return the user of the gate's second connection."""
-        return self if self.requests is None else Credentials(username=self.requests, password=self.password)
-
-    def for_media(self) -> Credentials:
-        """Return the user of the second connection."""
-        return self if self.media is None else Credentials(username=self.media, password=self.password)
-
-
-class MqttSettings(Settings):
-    """Settings of the connection to the broker."""
-
-    url: str = Field(
-        "embedded://127.0.0.1:1883",
-        description="`mqtt://HOST:PORT`, `mqtts://HOST:PORT` (TLS), or `embedded://HOST:PORT` for a broker that the daemon starts",
-    )
-    username: str | None = Field(None, description="user of every client without a login below")
-    password: SecretStr | None = Field(None, description="password of that user")
-    ca: GivenPath | None = Field(
-        None, description="file of the certificate authority that signed the broker's certificate"
-    )
-    cert: GivenPath | None = Field(None, description="file of the client certificate")
-    key: GivenPath | None = Field(None, description="file of the client certificate's key")
-    gate: Credentials | None = Field(
-        None, description="login of the gate, the only user that may write actuator topics; default: `username` above"
-    )
-    agent: Credentials | None = Field(None, description="login of the agent; default: `username` above")
-    dashboard: Credentials | None = Field(None, description="login of the dashboard; default: `username` above")
-    status: Credentials | None = Field(
-        None,
-        description="login of `reflexd status`. Each tool needs its own login if the broker uses the user name as client id",
-    )
-    top: Credentials | None = Field(None, description="login of `reflexd top`")
-    request: Credentials | None = Field(
-        None, description="login of verbs that send a request, such as `reflexd explain`"
-    )
-    device: Credentials | None = Field(None, description="login of the simulated device (`plant:`)")
-    keepalive_s: int = Field(
-        2, ge=1, le=600, description="MQTT keep-alive; a broker that stops answering is detected within half of it"
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in SCHEMES or not parts.hostname:
-            raise ValueError("write embedded://HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT")
-        if parts.username or parts.password:
-            raise ValueError("put the user under username: and password:, not into the URL")
-        if parts.port is not None and not 0 < parts.port < 65_536:
-            raise ValueError("the port must be between 1 and 65535")
-        return url
-
-    @property
-    def scheme(self) -> str:
-        """`mqtt`, `mqtts` or `embedded`."""
-        return urlsplit(self.url).scheme
-
-    @property
-    def host(self) -> str:
-        """The broker's host."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The broker's port."""
-        parts = urlsplit(self.url)
-        return parts.port or SCHEMES[parts.scheme]
-
-    @property
-    def logins(self) -> dict[Client, Credentials]:
-        """The logins of single clients, by client."""
-        own: dict[Client, Credentials | None] = {
-            "gate": self.gate,
-            "agent": self.agent,
-            "dashboard": self.dashboard,
-            "status": self.status,
-            "top": self.top,
-            "request": self.request,
-            "device": self.device,
-        }
-        return {client: login for client, login in own.items() if login is not None}
-
-    def credentials(self, client: Client) -> Credentials | None:
-        """Return the login of a client; None for a broker without logins.
-
-        Raises:
-            ValueError: other clients have logins, and this one has none. It must not use theirs: if the broker uses the
-                user name as client id, two clients with one login end each other's sessions.
-        """
-        logins = self.logins
-        if client in logins:
-            return logins[client]
-        if self.username is not None:
-            return Credentials(username=self.username, password=self.password)
-        if logins:
-            raise ValueError(
-                f"mqtt.{client}: missing, while mqtt.{', mqtt.'.join(logins)} have a login of their own; "
-                f"add mqtt.{client}: {{username, password}}, or mqtt.username for all others"
-            )
-        return None
 
 
 class EngineSettings(Settings):
@@ -451,77 +294,13 @@ class Config(Settings):
                     f"actuators.{name}.requires: {sorted(unknown)} are not under streams: {sorted(self.streams)}"
                 )
         for name, task in self.tasks.items():
-            _check_task(name, task, self.streams)
+            check_task(name, task, self.streams)
         self._check_ports()
         self._check_topics()
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise ValueError("rewards: each name may be used once")
         return self
-
-
-def _check_task(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
-    if task.stream is not None and task.stream not in streams:
-        raise ValueError(f"tasks.{name}.stream: {task.stream!r} is not under streams: {sorted(streams)}")
-    if task.stream is not None:
-        _check_kind(name, task, streams[task.stream].kind)
-    if task.context is not None:
-        _check_context(name, task, streams)
-    if task.feeds_policy:
-        _check_fed(name, task, streams)
-
-
-def _check_kind(name: str, task: TaskSettings, stream: str) -> None:
-    """Check that a task can read a stream of this kind; a plug-in may deliver any kind."""
-    declared = KINDS[task.kind]
-    reads = declared.stream
-    if stream not in {reads, "plugin"}:
-        fitting = reading(stream)
-        remedy = f"; write {fitting[0]}" if fitting and declared.classifies else ""
-        raise ValueError(f"tasks.{name}.kind: {task.kind} reads a {reads} stream; {task.stream} is {stream}{remedy}")
-
-
-def _check_context(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
-    if len(KINDS[task.kind].inputs) < 2:
-        raise ValueError(f"tasks.{name}.context: {task.kind} reads no context; leave it out")
-    kind = streams[task.context].kind if task.context is not None and task.context in streams else None
-    if kind not in {"text", "plugin"} or task.context == task.stream:
-        texts = sorted(known for known, stream in streams.items() if stream.kind == "text" and known != task.stream)
-        raise ValueError(f"tasks.{name}.context: {task.context!r} is no other text stream; there are {texts}")
-
-
-def _check_fed(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
-    if not (KINDS[task.kind].classifies and task.stream and task.labels):
-        raise ValueError(
-            f"tasks.{name}.feeds_policy: only a classification task with a `stream` and fixed `labels` can feed the policy"
-        )
-    if getattr(streams[name], "source", None) != f"{PREFIX}{name}":
-        raise ValueError(f"tasks.{name}.feeds_policy: a stream already has this name; rename one of them")
-
-
-def with_fed_streams(body: dict[str, Any]) -> dict[str, Any]:
-    """Add a telemetry stream to the raw settings for each task that feeds the policy; the model reports malformed settings.
-
-    Such a stream has the task's name and labels, and the same time limit as the stream that the task reads.
-    """
-    tasks, streams = body.get("tasks"), body.get("streams")
-    if not isinstance(tasks, dict) or not isinstance(streams, dict):
-        return body
-    raw = {name: task.model_dump() if isinstance(task, TaskSettings) else task for name, task in tasks.items()}
-    made = {
-        name: _fed_stream(name, task, streams)
-        for name, task in raw.items()
-        if isinstance(task, dict) and task.get("feeds_policy") and task.get("labels") and name not in streams
-    }
-    return {**body, "streams": {**streams, **made}} if made else body
-
-
-def _fed_stream(name: str, task: dict[str, Any], streams: dict[str, Any]) -> dict[str, Any]:
-    read = streams.get(str(task.get("stream")))
-    read = read.model_dump() if isinstance(read, Settings) else read
-    known = read if isinstance(read, dict) else {}
-    limit = known.get("ttl_s", 60.0) if known.get("kind") == "text" else known.get("max_age_s", 1.0)
-    return {"kind": "telemetry", "source": f"{PREFIX}{name}", "fields": list(task["labels"]), "max_age_s": limit}
 
 
 NAME = re.compile(r"^[a-z0-9_-]{1,64}$")

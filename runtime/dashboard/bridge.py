@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runtime.config.schema import Credentials
+from runtime.config.mqtt_settings import Credentials
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Connection, Message, MqttLost
 from runtime.mqtt.models import wild

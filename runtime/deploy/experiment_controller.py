@@ -22,8 +22,9 @@ from typing import Any
 
 import orjson
 
+from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_FILE
 from learners.checkpoints.manifest import CheckpointRefused
-from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE, Checkpoints, Live
+from learners.checkpoints.store import Checkpoints, Live
 from learners.experiments.alpha_budget import AlphaBudget
 from learners.experiments.experiment_test import ExperimentVerdict
 from learners.experiments.guard import RAISED_SHARE, Guard, GuardAlarm

@@ -14,7 +14,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from runtime.config.schema import Client, Credentials, MqttSettings
+from runtime.config.mqtt_settings import Client, Credentials, MqttSettings
 
 
 class MqttLost(ConnectionError):  # noqa: N818 - reads as what happened

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from learners.files import private_folder, write_atomically
-from runtime.config.schema import Credentials, MqttSettings
+from runtime.config.mqtt_settings import Credentials, MqttSettings
 from runtime.process import child
 
 MAX_PACKET = 16_777_216

@@ -41,7 +41,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from actuators.sim import panorama_plant  # noqa: E402 - after the path
 from fakes import connect_when_up, free_port  # noqa: E402 - after the path
-from runtime.config.schema import MqttSettings  # noqa: E402 - after the path
+from runtime.config.mqtt_settings import MqttSettings  # noqa: E402 - after the path
 from runtime.plant import serve  # noqa: E402 - after the path
 
 START_S = 180.0

@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from learners.checkpoints import store as module
+from learners.checkpoints.experiment_records import versions_that_passed
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
-from learners.checkpoints.store import Checkpoints, Live, open_checkpoints, versions_that_passed
+from learners.checkpoints.store import Checkpoints, Live, open_checkpoints
 from learners.checkpoints.tensors import WeightsRefused, pack, shapes_of, unpack
 from learners.config import PromotionSettings
 

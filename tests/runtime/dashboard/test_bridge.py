@@ -18,7 +18,7 @@ from wire_helpers import running as connected
 from fakes import Contention, Mosquitto, free_port, listening
 from fakes_agent import FakeAgent, running
 from runtime.config.loader import load
-from runtime.config.schema import Credentials
+from runtime.config.mqtt_settings import Credentials
 from runtime.dashboard.__main__ import main, until_signal
 from runtime.dashboard.bridge import MqttBridge, Unreachable
 from runtime.dashboard.state import ViewState

@@ -9,8 +9,8 @@ import orjson
 import pytest
 from watching import Script, Stage
 
+from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_FILE
 from learners.checkpoints.manifest import CheckpointRefused
-from learners.checkpoints.store import EXPERIMENTS_FILE, PROBATION_FILE
 from learners.experiments.plan import SHARES
 from runtime.cli import checkpoints
 from runtime.deploy.experiment_controller import ExperimentController

@@ -11,7 +11,8 @@ import pytest
 import torch
 from learning import made
 
-from learners.checkpoints.store import EXPERIMENTS_FILE, Checkpoints, open_checkpoints
+from learners.checkpoints.experiment_records import EXPERIMENTS_FILE
+from learners.checkpoints.store import Checkpoints, open_checkpoints
 from learners.config import ExperienceSettings, PromotionSettings
 from learners.experience.store import Store
 from runtime.monitoring.storage import StorageMonitor, measure, probe

@@ -15,7 +15,7 @@ import pytest
 from wire_helpers import Collector, address, running
 
 from fakes import Contention, Mosquitto, eventually, free_port
-from runtime.config.schema import MqttSettings
+from runtime.config.mqtt_settings import MqttSettings
 from runtime.mqtt import Address, Connection, Message, MqttLost, Will
 from runtime.mqtt import client as own
 from runtime.mqtt.topics import Refused

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from wire_helpers import running
 
 from fakes import Mosquitto, eventually, free_port
-from runtime.config.schema import Credentials
+from runtime.config.mqtt_settings import Credentials
 from runtime.mqtt import Address, Connection, Message
 
 FOLDER = Path(__file__).parents[3] / "configs" / "mosquitto"

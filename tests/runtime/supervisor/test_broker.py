@@ -21,7 +21,7 @@ from paho.mqtt.properties import Properties
 from wire_helpers import Collector, address, running
 
 from fakes import eventually, free_port
-from runtime.config.schema import Credentials
+from runtime.config.mqtt_settings import Credentials
 from runtime.mqtt import Address, Connection, Will
 from runtime.process import child
 from runtime.supervisor import broker, broker_iotcore

@@ -1,0 +1,147 @@
+"""Settings of the connection to the broker, and the login of each client."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from runtime.config.field_types import GivenPath
+from sensors.config import Settings
+
+SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
+"""Default port of each scheme of `mqtt.url`."""
+Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "device"]
+"""The clients of the broker; each may have its own login."""
+
+
+class Credentials(Settings):
+    """The login of one client of the broker."""
+
+    username: str = Field(description="user name")
+    password: SecretStr | None = Field(None, description="password; default: none")
+    media: str | None = Field(
+        None,
+        description="user of the second connection, for images and sound, with the same password. It is needed if the broker "
+        "uses the user name as client id (`use_username_as_clientid`)",
+    )
+
+    requests: str | None = Field(
+        None,
+        description="user of the gate's second connection, for requests and reports, with the same password. It is needed if "
+        "the broker uses the user name as client id",
+    )
+
+    stop: str | None = Field(
+        None,
+        description="user of the connection for the stop alone, with the same password: of the gate's second listener, or of the "
+        "dashboard. Without it, the gate has no second listener where `requests` is set, and the dashboard sends the stop on its "
+        "first connection",
+    )
+
+    def for_stop(self) -> Credentials:
+        """Return the user of the connection for the stop."""
+        return self if self.stop is None else Credentials(username=self.stop, password=self.password)
+
+    def for_requests(self) -> Credentials:
+        """Return the user of the gate's second connection."""
+        return self if self.requests is None else Credentials(username=self.requests, password=self.password)
+
+    def for_media(self) -> Credentials:
+        """Return the user of the second connection."""
+        return self if self.media is None else Credentials(username=self.media, password=self.password)
+
+
+class MqttSettings(Settings):
+    """Settings of the connection to the broker."""
+
+    url: str = Field(
+        "embedded://127.0.0.1:1883",
+        description="`mqtt://HOST:PORT`, `mqtts://HOST:PORT` (TLS), or `embedded://HOST:PORT` for a broker that the daemon starts",
+    )
+    username: str | None = Field(None, description="user of every client without a login below")
+    password: SecretStr | None = Field(None, description="password of that user")
+    ca: GivenPath | None = Field(
+        None, description="file of the certificate authority that signed the broker's certificate"
+    )
+    cert: GivenPath | None = Field(None, description="file of the client certificate")
+    key: GivenPath | None = Field(None, description="file of the client certificate's key")
+    gate: Credentials | None = Field(
+        None, description="login of the gate, the only user that may write actuator topics; default: `username` above"
+    )
+    agent: Credentials | None = Field(None, description="login of the agent; default: `username` above")
+    dashboard: Credentials | None = Field(None, description="login of the dashboard; default: `username` above")
+    status: Credentials | None = Field(
+        None,
+        description="login of `reflexd status`. Each tool needs its own login if the broker uses the user name as client id",
+    )
+    top: Credentials | None = Field(None, description="login of `reflexd top`")
+    request: Credentials | None = Field(
+        None, description="login of verbs that send a request, such as `reflexd explain`"
+    )
+    device: Credentials | None = Field(None, description="login of the simulated device (`plant:`)")
+    keepalive_s: int = Field(
+        2, ge=1, le=600, description="MQTT keep-alive; a broker that stops answering is detected within half of it"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES or not parts.hostname:
+            raise ValueError("write embedded://HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT")
+        if parts.username or parts.password:
+            raise ValueError("put the user under username: and password:, not into the URL")
+        if parts.port is not None and not 0 < parts.port < 65_536:
+            raise ValueError("the port must be between 1 and 65535")
+        return url
+
+    @property
+    def scheme(self) -> str:
+        """`mqtt`, `mqtts` or `embedded`."""
+        return urlsplit(self.url).scheme
+
+    @property
+    def host(self) -> str:
+        """The broker's host."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The broker's port."""
+        parts = urlsplit(self.url)
+        return parts.port or SCHEMES[parts.scheme]
+
+    @property
+    def logins(self) -> dict[Client, Credentials]:
+        """The logins of single clients, by client."""
+        own: dict[Client, Credentials | None] = {
+            "gate": self.gate,
+            "agent": self.agent,
+            "dashboard": self.dashboard,
+            "status": self.status,
+            "top": self.top,
+            "request": self.request,
+            "device": self.device,
+        }
+        return {client: login for client, login in own.items() if login is not None}
+
+    def credentials(self, client: Client) -> Credentials | None:
+        """Return the login of a client; None for a broker without logins.
+
+        Raises:
+            ValueError: other clients have logins, and this one has none. It must not use theirs: if the broker uses the
+                user name as client id, two clients with one login end each other's sessions.
+        """
+        logins = self.logins
+        if client in logins:
+            return logins[client]
+        if self.username is not None:
+            return Credentials(username=self.username, password=self.password)
+        if logins:
+            raise ValueError(
+                f"mqtt.{client}: missing, while mqtt.{', mqtt.'.join(logins)} have a login of their own; "
+                f"add mqtt.{client}: {{username, password}}, or mqtt.username for all others"
+            )
+        return None

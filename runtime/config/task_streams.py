@@ -1,0 +1,79 @@
+"""Check the streams that tasks read, and add the stream of each task that feeds the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from learners.config import TaskSettings
+from learners.task_kinds import KINDS, reading
+from sensors.config import PREFIX, AnyStream, Settings
+
+
+def check_task(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
+    """Check a task against the streams that it names.
+
+    Raises:
+        ValueError: a stream is missing, of a kind that the task does not read, or has a taken name.
+    """
+    if task.stream is not None and task.stream not in streams:
+        raise ValueError(f"tasks.{name}.stream: {task.stream!r} is not under streams: {sorted(streams)}")
+    if task.stream is not None:
+        _check_kind(name, task, streams[task.stream].kind)
+    if task.context is not None:
+        _check_context(name, task, streams)
+    if task.feeds_policy:
+        _check_fed(name, task, streams)
+
+
+def _check_kind(name: str, task: TaskSettings, stream: str) -> None:
+    """Check that a task can read a stream of this kind; a plug-in may deliver any kind."""
+    declared = KINDS[task.kind]
+    reads = declared.stream
+    if stream not in {reads, "plugin"}:
+        fitting = reading(stream)
+        remedy = f"; write {fitting[0]}" if fitting and declared.classifies else ""
+        raise ValueError(f"tasks.{name}.kind: {task.kind} reads a {reads} stream; {task.stream} is {stream}{remedy}")
+
+
+def _check_context(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
+    if len(KINDS[task.kind].inputs) < 2:
+        raise ValueError(f"tasks.{name}.context: {task.kind} reads no context; leave it out")
+    kind = streams[task.context].kind if task.context is not None and task.context in streams else None
+    if kind not in {"text", "plugin"} or task.context == task.stream:
+        texts = sorted(known for known, stream in streams.items() if stream.kind == "text" and known != task.stream)
+        raise ValueError(f"tasks.{name}.context: {task.context!r} is no other text stream; there are {texts}")
+
+
+def _check_fed(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
+    if not (KINDS[task.kind].classifies and task.stream and task.labels):
+        raise ValueError(
+            f"tasks.{name}.feeds_policy: only a classification task with a `stream` and fixed `labels` can feed the policy"
+        )
+    if getattr(streams[name], "source", None) != f"{PREFIX}{name}":
+        raise ValueError(f"tasks.{name}.feeds_policy: a stream already has this name; rename one of them")
+
+
+def with_fed_streams(body: dict[str, Any]) -> dict[str, Any]:
+    """Add a telemetry stream to the raw settings for each task that feeds the policy; the model reports malformed settings.
+
+    Such a stream has the task's name and labels, and the same time limit as the stream that the task reads.
+    """
+    tasks, streams = body.get("tasks"), body.get("streams")
+    if not isinstance(tasks, dict) or not isinstance(streams, dict):
+        return body
+    raw = {name: task.model_dump() if isinstance(task, TaskSettings) else task for name, task in tasks.items()}
+    made = {
+        name: _fed_stream(name, task, streams)
+        for name, task in raw.items()
+        if isinstance(task, dict) and task.get("feeds_policy") and task.get("labels") and name not in streams
+    }
+    return {**body, "streams": {**streams, **made}} if made else body
+
+
+def _fed_stream(name: str, task: dict[str, Any], streams: dict[str, Any]) -> dict[str, Any]:
+    read = streams.get(str(task.get("stream")))
+    read = read.model_dump() if isinstance(read, Settings) else read
+    known = read if isinstance(read, dict) else {}
+    limit = known.get("ttl_s", 60.0) if known.get("kind") == "text" else known.get("max_age_s", 1.0)
+    return {"kind": "telemetry", "source": f"{PREFIX}{name}", "fields": list(task["labels"]), "max_age_s": limit}
