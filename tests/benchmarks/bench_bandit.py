@@ -1,7 +1,7 @@
 """One-step feedback on real digits: 5,391 rounds (three shuffled passes), 64 features, ten choices, reward 1 if right.
 
 Prints accuracy of what was done, exploration included: in the first pass and over all rounds, for each seed.
-Published beside it: LinUCB .862 / .931, the best Vowpal Wabbit of a grid .705 / .844.
+Published: LinUCB .862 / .931, the best Vowpal Wabbit of a grid .705 / .844.
 
     python tests/benchmarks/bench_bandit.py [--seeds 3] [--rounds 5391]
 """

@@ -118,7 +118,7 @@ class Listener:
 
 
 def settings(folder: Path, port: int, *, finetune: bool) -> Path:
-    """The demo's settings on our broker, with a learner that always has updates to make and promotes nothing by itself."""
+    """The demo's settings on our broker, with a learner that always has updates to make and never promotes a candidate."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     config["mqtt"]["url"] = f"mqtt://127.0.0.1:{port}"
     config["state_dir"] = str(folder / "state")

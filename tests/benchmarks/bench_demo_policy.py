@@ -39,7 +39,7 @@ from runtime.inference.build import build_spec
 from sensors.readings import Frame, Reading, Sound, Text
 
 IN_SIGHT_DEG = 100.0
-TAUGHT = 0.35
+ORACLE_SHARE = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def play(seed: int, ticks: int, encoders: dict[str, Encoder], spec: PolicySpec) 
         in_sight.append(abs(world.world.distance_deg()) < IN_SIGHT_DEG)
         spoken.append(world.world.spoken)
         tokens = tokens_of(observation, encoders)
-        action = best[-1] if draw.random() < TAUGHT else int(draw.integers(len(turns)))
+        action = best[-1] if draw.random() < ORACLE_SHARE else int(draw.integers(len(turns)))
         observation, reward, _, over, _ = world.step(np.int64(action))
         transitions.append(
             Transition(

@@ -79,13 +79,13 @@ class Learning:
         context = self.policy.encode(recorded(self.spec, [tokens], [present], [ages]))
         return int(self.policy.heads.act(context, generator=self.generator, explore=explore).values["head"])
 
-    def remember(self, tokens: dict[str, Any], action: int, reward: float, *, over: bool, taught: bool) -> None:
+    def remember(self, tokens: dict[str, Any], action: int, reward: float, *, over: bool, demonstration: bool) -> None:
         self.ticks += 1
         present, ages = dict.fromkeys(self.spec.names, True), dict.fromkeys(self.spec.names, 0.05)
         self.replay.append(
             Transition(
                 "s", self.ticks, str(self.ticks), 0.0, "p", tokens=tokens, present=present, ages_s=ages,
-                actions={"head": self.turns[action]}, reward=reward, done=over, demonstration=taught,
+                actions={"head": self.turns[action]}, reward=reward, done=over, demonstration=demonstration,
             )
         )  # fmt: skip
 
@@ -116,7 +116,7 @@ def teach(learning: Learning, episodes: int, seed: int, encode: Callable[[dict[s
         while not over:
             tokens, action = encode(observation), world.oracle()
             observation, reward, _, over, _ = world.step(np.int64(action))
-            learning.remember(tokens, action, reward, over=over, taught=True)
+            learning.remember(tokens, action, reward, over=over, demonstration=True)
         observation, _ = world.reset()
     return learning.ticks
 
@@ -132,7 +132,7 @@ def run(
         tokens = encode(observation)
         action = learning.act(tokens, explore=True)
         observation, reward, _, over, _ = world.step(np.int64(action))
-        learning.remember(tokens, action, reward, over=over, taught=False)
+        learning.remember(tokens, action, reward, over=over, demonstration=False)
         if over:
             observation, _ = world.reset()
         if tick >= WARMUP:
@@ -160,16 +160,20 @@ def main() -> None:
     floor = rollout(EVALUATION_WORLD, EVALUATED, lambda *_: int(draw.integers(3)))
     ceiling = rollout(EVALUATION_WORLD, EVALUATED, lambda world, _: world.oracle())
     for seed in given.seeds:
-        for taught in (given.demonstrations, 0):
+        for count in (given.demonstrations, 0):
             learning = Learning(spec, config, seed)
-            extra = teach(learning, taught, seed, encode) if taught else 0
+            extra = teach(learning, count, seed, encode) if count else 0
             scores = [
                 (tick, (mean - floor) / (ceiling - floor))
                 for tick, mean in run(learning, seed, given.ticks, given.every, encode)
             ]
             reached = next((tick for tick, score in scores if score >= given.threshold), None)
-            told = "never" if reached is None else f"{reached} ticks ({reached + extra} with the demonstrations)"
-            sys.stdout.write(f"seed {seed}, {taught} demonstrations ({extra} ticks): {given.threshold} after {told}\n")
+            reached_after = (
+                "never" if reached is None else f"{reached} ticks ({reached + extra} with the demonstrations)"
+            )
+            sys.stdout.write(
+                f"seed {seed}, {count} demonstrations ({extra} ticks): {given.threshold} after {reached_after}\n"
+            )
             sys.stdout.write("  " + " ".join(f"{tick}:{score:.2f}" for tick, score in scores) + "\n")
             sys.stdout.flush()
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_filters.py [--encoders cheap|real] [--seeds 10] [--ticks 4400] [--cache DIR] [--curves 2]
 
-A learner learns the demo in lock-step, its latest version always acting (see demo_logs.py); the log is kept in `--cache`. A
+A learner learns the demo in lock-step, its latest version always acting (see demo_logs.py); the log is stored in `--cache`. A
 trial takes a moment of the log: the version that acted until then is live, the ticks before are what was recorded, the
 hundred ticks after are the shadow's. Every candidate goes through the real steps in their order:
 
@@ -137,7 +137,7 @@ def noisy(policy: Policy, scale: float, seed: int) -> Policy:
 class Bench:
     """The trials over all logs."""
 
-    senses: demo.Senses
+    inputs: demo.DemoInput
     logs: list[demo.Log]
     played: int
     tallies: dict[str, Tally] = field(default_factory=lambda: {kind: Tally() for kind in KINDS})
@@ -146,7 +146,7 @@ class Bench:
     def worth(self, log: demo.Log, key: str, policy: Policy) -> float:
         """The reward a tick of a policy as it acts, in the worlds of this log's trials."""
         if (log.seed, key) not in self.returns:
-            rewards = demo.played(policy, self.senses, 10_000 + log.seed, self.played)
+            rewards = demo.played(policy, self.inputs, 10_000 + log.seed, self.played)
             self.returns[log.seed, key] = float(rewards.mean())
         return self.returns[log.seed, key]
 
@@ -178,7 +178,7 @@ class Bench:
             self.judge("better", log, tick, newest)
         for scale in (0.5, 1.0, 2.0, 4.0):
             damaged = noisy(newest, scale, tick)
-            loss = float(demo.played(damaged, self.senses, 10_000 + log.seed, self.played).mean()) - base
+            loss = float(demo.played(damaged, self.inputs, 10_000 + log.seed, self.played).mean()) - base
             if loss <= -2 * SETTINGS.margin:
                 self.judge("damaged", log, tick, damaged)
                 return
@@ -189,12 +189,12 @@ class Bench:
             if tally.count:
                 table.add_row(
                     kind, str(tally.count), f"{tally.passed} ({100 * tally.passed / tally.count:.0f} %)",
-                    told(tally.failed), told(tally.decided), f"{np.median(tally.seconds):.2f}",
+                    counted(tally.failed), counted(tally.decided), f"{np.median(tally.seconds):.2f}",
                 )  # fmt: skip
         return table
 
 
-def told(counter: Counter[str]) -> str:
+def counted(counter: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counter.most_common())
 
 
@@ -212,7 +212,7 @@ def gate(seed_log: dict[str, Any]) -> demo.Judge:
     return judge
 
 
-def curve(make: Callable[[], demo.Senses], seeds: int, ticks: int, console: Console) -> Table:
+def curve(make: Callable[[], demo.DemoInput], seeds: int, ticks: int, console: Console) -> Table:
     """Reward a tick while learning, in five parts, without and with the gate."""
     table = Table("learning", "seed", *(f"part {n + 1}" for n in range(5)), "promoted", "first at tick")
     with Progress(console=console) as progress:
@@ -220,13 +220,13 @@ def curve(make: Callable[[], demo.Senses], seeds: int, ticks: int, console: Cons
         means: dict[str, list[Any]] = {}
         for seed in range(seeds):
             for name, every, gated in PACES:
-                kept: dict[str, Any] = {}
-                judge = gate(kept) if gated else (lambda *_: True)
+                record: dict[str, Any] = {}
+                judge = gate(record) if gated else (lambda *_: True)
                 log = demo.run(make(), seed, ticks, every=every, judge=judge, tell=lambda _: progress.advance(job))
                 rewards = np.array([t.reward for t in log.transitions])
                 parts = [float(part.mean()) for part in np.array_split(rewards, 5)]
                 means.setdefault(name, []).append(parts)
-                tried, acted = len(kept.get("tried", log.weights)), list(log.acted)
+                tried, acted = len(record.get("tried", log.weights)), list(log.acted)
                 table.add_row(
                     name, str(seed), *(f"{part:.3f}" for part in parts), f"{len(acted)} of {tried}",
                     str(acted[0]) if acted else "",
@@ -236,10 +236,10 @@ def curve(make: Callable[[], demo.Senses], seeds: int, ticks: int, console: Cons
     return table
 
 
-def logs(given: argparse.Namespace, make: Callable[[], demo.Senses], console: Console) -> list[demo.Log]:
+def logs(given: argparse.Namespace, make: Callable[[], demo.DemoInput], console: Console) -> list[demo.Log]:
     """One log a seed, from the cache where it is there."""
-    senses = make()
-    spec = demo.PolicySpec(senses.streams, demo.ACTIONS, history=senses.history, gamma=demo.GAMMA)
+    inputs = make()
+    spec = demo.PolicySpec(inputs.streams, demo.ACTIONS, history=inputs.history, gamma=demo.GAMMA)
     shapes = [(name, tuple(x.shape)) for name, x in Policy(spec).state_dict().items()]
     key = hashlib.sha256(repr((spec, shapes, given.ticks)).encode()).hexdigest()[:12]
     given.cache.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def logs(given: argparse.Namespace, make: Callable[[], demo.Senses], console: Co
         for seed in range(given.seeds):
             path = given.cache / f"{given.encoders}-{key}-{seed}.pkl"
             if not path.exists():
-                log = demo.run(senses, seed, given.ticks, tell=lambda _: progress.advance(job))
+                log = demo.run(inputs, seed, given.ticks, tell=lambda _: progress.advance(job))
                 path.write_bytes(pickle.dumps(log))
             else:
                 progress.advance(job, given.ticks)
@@ -268,11 +268,11 @@ def main() -> None:
     parser.add_argument("--curves", type=int, default=2, help="seeds of the second table; 0: none")
     given = parser.parse_args()
     if given.every % PACES[0][1]:
-        parser.error(f"--every: weights are kept every {PACES[0][1]} ticks, so write a multiple of it")
+        parser.error(f"--every: weights are stored every {PACES[0][1]} ticks, so write a multiple of it")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console(width=160)
-    make: Callable[[], demo.Senses] = demo.Cheap if given.encoders == "cheap" else demo.Real
+    make: Callable[[], demo.DemoInput] = demo.Cheap if given.encoders == "cheap" else demo.Real
     bench = Bench(make(), logs(given, make, console), given.played)
     moments = list(bench.moments(given.every))
     with Progress(console=console) as progress:

@@ -1,4 +1,4 @@
-"""What fine-tuning forgets, when an encoder is taught one task after another; labels in waves are bench_waves.py's.
+"""What fine-tuning forgets, when an encoder learns one task after another; labels in waves are bench_waves.py's.
 
     .venv/bin/python tests/benchmarks/bench_forgetting.py [--only encoder|chat] [--per-class 20] [--sentences 600]
 
@@ -35,12 +35,12 @@ OPTIONS = {"epochs": 4, "patience": 4}
 def per_class(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The first `count` of every label."""
     seen: dict[str, int] = {}
-    kept = []
+    chosen = []
     for row in rows:
         seen[row["label"]] = seen.get(row["label"], 0) + 1
         if seen[row["label"]] <= count:
-            kept.append(row)
-    return kept
+            chosen.append(row)
+    return chosen
 
 
 def encoder(out: Path, count: int, sentences: int) -> Table:

@@ -6,7 +6,7 @@ seed learns five times from nothing: from the honest source alone; with the host
 flipped fifth only shrinks what is learned from and turns no choice round; a shouting one does.
 
 Real: the world's movement and rewards, messages through `Feedback`, `SourceQuarantine` with its `Quarantine`, the experience store, and the
-learner (deep Q-learning, an update a tick). Not the demo's: the policy is small and is told where the picture is, as two numbers of
+learner (deep Q-learning, an update a tick). Not the demo's: the policy is small and reads where the picture is, as two numbers of
 telemetry, and time is virtual. Exit code 1 when the return loses more than 5 %, or the source is not the one that is named.
 """
 
@@ -69,9 +69,9 @@ SHOUTS = 5.0
 ARMS = {
     "honest alone": (0.0, True),
     "hostile, watched": (1.0, True),
-    "hostile, nobody watches": (1.0, False),
+    "hostile, not watched": (1.0, False),
     "shouting, watched": (SHOUTS, True),
-    "shouting, nobody watches": (SHOUTS, False),
+    "shouting, not watched": (SHOUTS, False),
 }
 """How loud the hostile source is, and whether anybody watches."""
 PROMISED = ("hostile, watched", "shouting, watched")

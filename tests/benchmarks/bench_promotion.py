@@ -251,14 +251,14 @@ KINDS = ("slow drift", "seasons", "rare failures", "delayed rewards", "two tasks
 def disturbed(first: int, runs: int) -> None:
     """A version that loses 3 deviations, and an equal one, in worlds that change: share in which it goes live or stays."""
     for kind in KINDS:
-        kept, false, times = 0, 0, []
+        not_rejected, false, times = 0, 0, []
         for seed in range(first, first + runs):
             rng = np.random.default_rng([seed, 7])
             pairs = 60
             world = worlds(rng, kind, pairs * PAIR_S)
             scale = np.where(np.arange(pairs) >= pairs // 2, 100.0, 1.0) if kind == "scale x100" else np.ones(pairs)
             outcome, _, used = alone(seed, differences(rng, pairs, -3.0 * scale, world=world), delta=0.05)
-            kept += outcome != "out"
+            not_rejected += outcome != "out"
             times.append(used)
             equal, _, _ = alone(seed, differences(rng, pairs, 0.0, world=world), delta=0.05)
             false += equal == "out"
@@ -266,7 +266,7 @@ def disturbed(first: int, runs: int) -> None:
         row(
             f"{kind}: 3 sd worse not out; equal out",
             "<= 5 %; alpha 5 %",
-            f"{kept / runs:.0%}; {false / runs:.0%}; 95 % out within {np.quantile(times, 0.95):.0f} pairs ({evidence:.0f} s of counted ticks)",
+            f"{not_rejected / runs:.0%}; {false / runs:.0%}; 95 % out within {np.quantile(times, 0.95):.0f} pairs ({evidence:.0f} s of counted ticks)",
         )
 
 
@@ -401,9 +401,9 @@ def sources(first: int, runs: int) -> None:
             series, rules = make(rng, ar1(rng, count, 0.9))
             court, found = Quarantine(rules), None
             for n in range(count):
-                said = {source: float(values[n]) for source, values in series.items() if not np.isnan(values[n])}
+                rewards = {source: float(values[n]) for source, values in series.items() if not np.isnan(values[n])}
                 for finding in court.observe(
-                    LedgerEntry(str(n), 1e6 + n / 2, "v", acted=True, refused=False, rewards=said)
+                    LedgerEntry(str(n), 1e6 + n / 2, "v", acted=True, refused=False, rewards=rewards)
                 ):
                     if finding.kind == "contradicts":
                         found = finding.source

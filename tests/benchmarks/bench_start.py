@@ -2,7 +2,7 @@
 
 `python tests/benchmarks/bench_start.py [ROUNDS]`. The demo on ports of its own; each round once with an empty `state_dir` and once
 again with what the first start left there. `--empty-cache` begins with an empty model cache as well: conversion and
-calibration then happen in the first start, as they do where nobody prepared the models.
+calibration then happen in the first start, as they do on a machine without prepared models.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("rounds", nargs="?", type=int, default=3)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml")
     parser.add_argument("--empty-cache", action="store_true", help="begin each round with an empty model cache")
-    parser.add_argument("--log", action="store_true", help="show what the daemon said")
+    parser.add_argument("--log", action="store_true", help="show the log of the daemon")
     given = parser.parse_args()
     print(f"load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     found: dict[str, list[tuple[float, float]]] = {"empty state_dir": [], "again": []}

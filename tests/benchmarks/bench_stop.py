@@ -213,10 +213,10 @@ def flood(port: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--gate-fd", type=int)
-    parser.add_argument("--flood", type=int)
+    parser.add_argument("--gate-fd", type=int, help=argparse.SUPPRESS)  # this file's own children
+    parser.add_argument("--flood", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.gate_fd is not None:
         agent(given.gate_fd)

@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_train.py --plot docs/images/train-curves.png
     python tests/benchmarks/bench_train.py --compare HalfCheetah-v5 --minutes 5
 
-Rows print the final deterministic evaluation (100 episodes) of each seed beside what was published.
+Rows print the final deterministic evaluation (100 episodes) of each seed next to the published ones.
 `--plot` draws the evaluations of all that is under `--out`, and prints the rows. A comparison runs
 CrossQ, SAC and SAC on unit spheres (SimBaV2's normalisation) for the same CPU time and prints how far each came.
 """

@@ -1,4 +1,4 @@
-"""300 labelled orders in three waves of different intents, then a poisoned one: what is learned, kept, refused; what ticks cost.
+"""300 labelled orders in three waves of different intents, then a poisoned one: what is learned, retained, rejected; what ticks cost.
 
     .venv/bin/python tests/benchmarks/bench_waves.py [--daemon] [--seeds 0 1 2] [--replay 1 0] [--folder DIR]
 
@@ -6,7 +6,7 @@ Each wave brings five new intents of CLINC150, twenty orders each; which fifteen
 first wave's intents with their labels shuffled. The held-out file that judges is CLINC150's validation split (20 orders an intent), what
 is printed is measured on its test split (30 an intent): neither is ever published.
 
-With `--daemon` everything is real: supervisor, agent, learner and broker; labels go over MQTT, the daemon fine-tunes by itself, a few orders
+With `--daemon` everything is real: supervisor, agent, learner and broker; labels go over MQTT, the daemon fine-tunes automatically, a few orders
 are asked over MQTT after each wave, and ticks are counted from `decision` messages, while it fine-tunes and while it rests. Without,
 the same fine-tuning runs on the same store in this process: a minute a seed. `--replay 0` opens the margins too, to show what would
 be forgotten. Seeds of 100 and more are for trying things out.
@@ -64,7 +64,7 @@ Rows = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Told:
+class Published:
     """What became of a wave: the event's type and data."""
 
     kind: str
@@ -96,7 +96,7 @@ def plan(folder: Path, seed: int) -> Plan:
     labels = [row["label"] for row in poison]
     generator.shuffle(labels)
     waves.append([{**row, "label": label} for row, label in zip(poison, labels, strict=True)])
-    eval_file = folder / "heldout.jsonl"
+    eval_file = folder / "held_out.jsonl"
     eval_file.write_bytes(b"\n".join(orjson.dumps(row) for row in validation if row["label"] in names))
     return Plan(waves, asked, eval_file)
 
@@ -137,13 +137,13 @@ class InProcess:
     def __exit__(self, *_: object) -> None:
         self.store.close()
 
-    def publish(self, rows: Rows) -> Told:
+    def publish(self, rows: Rows) -> Published:
         """Learn a wave."""
         for row in rows:
             self.store.add_label(Label("intents", row["label"], row["text"]))
         self.store.flush()
         verdict = self.online.run()
-        return Told(verdict.event, verdict.fields)
+        return Published(verdict.event, verdict.fields)
 
     def asked(self, made: Plan, number: int) -> str:
         """Nothing is asked here."""
@@ -190,15 +190,15 @@ class Running:
     def __exit__(self, *details: object) -> None:
         self.daemon.__exit__(*details)
 
-    def publish(self, rows: Rows) -> Told:
+    def publish(self, rows: Rows) -> Published:
         """Publish a wave and wait for what comes of it."""
         at = len(self.daemon.ticks)
         self.daemon.label(rows)
-        told = self.daemon.event(
+        published = self.daemon.event(
             "task_promoted", "task_rejected", "task_awaiting_approval", "finetune_skipped", timeout_s=LIMIT_S
         )
         self.busy, self.missed = self.busy + len(self.daemon.ticks) - at, self.missed + self.daemon.missed(at)
-        return Told(told["type"], told["data"])
+        return Published(published["type"], published["data"])
 
     def asked(self, made: Plan, number: int) -> str:
         """How many of a few orders are answered rightly on `task/intents`."""
@@ -237,13 +237,13 @@ def run(folder: Path, seed: int, replay: float | None, given: argparse.Namespace
         waves = {"at once": [row for wave in made.waves[:-1] for row in wave]}
     with world:
         for number, (name, rows) in enumerate(waves.items(), 1):
-            told = world.publish(rows)
-            scores, figures = score(world.versions, made.asked), told.figures
+            published = world.publish(rows)
+            scores, figures = score(world.versions, made.asked), published.figures
             yield [
                 str(seed),
                 "default" if replay is None else f"{replay:g}",
                 name,
-                told.kind.removeprefix("task_"),
+                published.kind.removeprefix("task_"),
                 *(f"{s:.3f}" for s in scores),
                 f"{sum(scores) / len(scores):.3f}",
                 world.asked(made, number),
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--rest-s", type=float, default=20.0)
     parser.add_argument("--priority", default="idle", choices=["idle", "nice", "normal"])
     parser.add_argument("--set", nargs="*", default=[], metavar="FINETUNE=VALUE")
-    parser.add_argument("--folder", type=Path, help="kept afterwards; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="stays afterwards; default: a temporary one")
     given = parser.parse_args()
     torch.set_num_threads(1)
     heads = [

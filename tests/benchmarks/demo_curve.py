@@ -1,7 +1,7 @@
 """How the demo learns: its score over time, as numbers, a table and a plot.
 
 `python tests/benchmarks/demo_curve.py --minutes 10 --seeds 0 1 2 3 --out runs/demo`. Score = (policy - random) / (oracle - random) of
-the mean reward of the last minute; oracle and random are scripted heads beside it in the same world (topic `plant`).
+the mean reward of the last minute; oracle and random are scripted heads in the same world at the same time (topic `plant`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def settings(seed: int, folder: Path, port: int, *, simulated_overrides: bool) -
 
 
 def run(seed: int, folder: Path, minutes: float, *, simulated_overrides: bool) -> None:
-    """One run from nothing; what the world said of it, once a second, is in `curve.jsonl`."""
+    """One run from nothing; the score that the world publishes once a second is in `curve.jsonl`."""
     port = free_port()
     rows: list[dict[str, Any]] = []
     config = settings(seed, folder, port, simulated_overrides=simulated_overrides)

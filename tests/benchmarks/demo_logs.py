@@ -1,11 +1,11 @@
-"""The demo in lock-step, as logs to judge policies on: what was seen, done, with which probability, and what came of it.
+"""The demo in lock-step, as logs to evaluate policies on: what was seen, done, with which probability, and what came of it.
 
-A policy learns the demo's world with one update a tick, as the daemon would, and its latest version acts. Kept are every
-transition and the weights every so many ticks, so that a trial can take any moment of it: the version that acted, the ticks
-it was judged on, and candidates.
+A policy learns the demo's world with one update a tick, as the daemon would, and its latest version acts. It stores every
+transition and the weights every few ticks, so that a trial can take any moment of it: the version that acted, the ticks
+it was evaluated on, and candidates.
 
-`Cheap` senses give the world's truth as one telemetry stream (the way to the photograph that is asked for): minutes of
-learning in seconds. `Real` senses are the demo's own: picture, sound and text through the encoders of `configs/demo.yaml`.
+`Cheap` inputs give the world's truth as one telemetry stream (the way to the photograph that is asked for): minutes of
+learning in seconds. `Real` inputs are the demo's own: picture, sound and text through the encoders of `configs/demo.yaml`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ GAMMA = 0.8
 Tokens = dict[str, NDArray[Any]]
 
 
-class Senses(Protocol):
+class DemoInput(Protocol):
     """Makes tokens of what the world shows."""
 
     streams: tuple[StreamSpec, ...]
@@ -55,7 +55,7 @@ class Senses(Protocol):
 
 
 class Unseen(Panorama):
-    """The same world where nobody looks or listens: several times faster."""
+    """The same world without pictures and sound: several times faster."""
 
     def _hear(self, count: int) -> None:
         del count
@@ -143,7 +143,7 @@ Judge = Callable[[Policy, Policy | None, list[Transition], int], bool]
 
 
 def run(
-    senses: Senses,
+    inputs: DemoInput,
     seed: int,
     ticks: int,
     *,
@@ -152,19 +152,19 @@ def run(
     tell: Callable[[int], None] = lambda _: None,
     gamma: float = GAMMA,
 ) -> Log:
-    """Learn for so many ticks; a candidate every `every` of them, which acts if `judge` says so."""
+    """Learn for `ticks` ticks; a candidate every `every` of them, which acts if `judge` returns true."""
     torch.manual_seed(seed)
-    spec = PolicySpec(senses.streams, ACTIONS, history=senses.history, gamma=gamma)
+    spec = PolicySpec(inputs.streams, ACTIONS, history=inputs.history, gamma=gamma)
     learner = Policy(spec).eval()
     algorithm = Algorithm(learner, torch.Generator().manual_seed(seed))
     acting, live = copy.deepcopy(learner), None
     draw, explore = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     replay = ReplayBuffer(spec, max_bytes=1 << 30, max_rows=round(1.3 * ticks))
     log = Log(spec, seed, every)
-    env, past = senses.world(), Past(spec)
+    env, window = inputs.world(), HistoryWindow(spec)
     seen: Mapping[str, Any] = env.reset(seed=seed)[0]
     for tick in range(1, ticks + 1):
-        made = step(env, senses, seen, acting, past, explore, tick)
+        made = step(env, inputs, seen, acting, window, explore, tick)
         seen = made.seen
         log.transitions.append(made.transition)
         replay.append(made.transition, tick)
@@ -180,7 +180,7 @@ def run(
     return log
 
 
-class Past:
+class HistoryWindow:
     """The newest observations, as the engine keeps them."""
 
     def __init__(self, spec: PolicySpec) -> None:
@@ -208,17 +208,17 @@ class Made:
 
 def step(
     env: Panorama,
-    senses: Senses,
+    inputs: DemoInput,
     seen: Mapping[str, Any],
     acting: Policy,
-    past: Past,
+    window: HistoryWindow,
     generator: torch.Generator,
     tick: int,
     explore: bool | float = True,
 ) -> Made:
     """Decide, act and remember."""
-    tokens = senses(env, seen)
-    out = acting.act(past.features(tokens), generator=generator, explore=explore)
+    tokens = inputs(env, seen)
+    out = acting.act(window.features(tokens), generator=generator, explore=explore)
     choice = int(out.values["head"][0])
     seen, reward, _, over, _ = env.step(np.int64(choice))
     if over:
@@ -234,15 +234,15 @@ def step(
 
 
 def played(
-    policy: Policy, senses: Senses, seed: int, ticks: int, *, explore: bool | float = True
+    policy: Policy, inputs: DemoInput, seed: int, ticks: int, *, explore: bool | float = True
 ) -> NDArray[np.float64]:
     """The rewards of a policy that acts in a world of its own."""
-    env, past = senses.world(), Past(policy.spec)
+    env, window = inputs.world(), HistoryWindow(policy.spec)
     generator = torch.Generator().manual_seed(seed)
     seen: Mapping[str, Any] = env.reset(seed=seed)[0]
     rewards = []
     for tick in range(ticks):
-        made = step(env, senses, seen, policy, past, generator, tick, explore)
+        made = step(env, inputs, seen, policy, window, generator, tick, explore)
         seen = made.seen
         rewards.append(made.transition.reward)
     return np.array(rewards)

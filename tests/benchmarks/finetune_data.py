@@ -143,7 +143,7 @@ def _orders() -> list[tuple[str, str, str, str]]:
 
 
 def orders_translated(out: Path) -> Paths:
-    """English orders into French ones, whose adjectives follow: `bring two red cup` -> `apporte deux gobelet rouge`."""
+    """English orders into French ones, with the adjective after the noun: `bring two red cup` -> `apporte deux gobelet rouge`."""
     rows = [
         {"source": " ".join(o), "target": f"{VERBS[o[0]]} {NUMBERS[o[1]]} {THINGS[o[3]]} {COLOURS[o[2]]}"}
         for o in _orders()
@@ -159,7 +159,7 @@ def orders_summarized(out: Path) -> Paths:
 
 
 def order_questions(out: Path) -> Paths:
-    """What a context says of a kind of word: `what colour` of `cup two now bring red`, whose words stand in any order."""
+    """Find the word of a kind in a context of words in any order: `what colour` of `cup two now bring red`."""
     generator = random.Random(1)
     rows = []
     for verb, number, colour, thing in _orders():
@@ -173,7 +173,7 @@ def order_questions(out: Path) -> Paths:
 
 
 def words_tokenizer(special: Sequence[str], *, bert: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer whose vocabulary is the words of the rule-made sets."""
+    """A tokenizer with the words of the rule-made sets as its vocabulary."""
     other = ["please", "the", "now", "because", "is", "wanted", "what", "number", "colour", "thing"]
     words = [
         *VERBS,

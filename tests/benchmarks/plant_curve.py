@@ -2,7 +2,7 @@
 
     python tests/benchmarks/plant_curve.py --env CartPole-v1 --seeds 0 1 --minutes 30
 
-Nothing is told but what `reflexd plant ENV --config` prints and the seed. Prints a line for each version that goes live and each that comes
+The daemon gets only what `reflexd plant ENV --config` prints and the seed. Prints a line for each version that goes live and each that comes
 back out, the mean return of the last 20 episodes (explored, as it acts) minute by minute, and when that first reached `--goal`; a run goes
 on for `--hold` minutes after that, and ends early when they are over.
 """
@@ -51,9 +51,9 @@ class Seen:
             if body["episodes_in_mean"] == EPISODES:
                 self.means.append((at_s, body["mean_return"]))
         elif body["type"] in SHOWN:
-            told = f"{at_s / 60:5.1f} min  {body['type']} {body['data'].get('version', '')}"
-            self.events.append(told)
-            sys.stdout.write(told + "\n")
+            line = f"{at_s / 60:5.1f} min  {body['type']} {body['data'].get('version', '')}"
+            self.events.append(line)
+            sys.stdout.write(line + "\n")
             sys.stdout.flush()
 
     def reached(self, goal: float) -> float | None:
@@ -122,8 +122,8 @@ def main() -> None:
     for seed in given.seeds:
         seen = run(given.env, seed, given.minutes, given.goal, given.hold)
         at_s = seen.reached(given.goal)
-        told = "not reached" if at_s is None else f"reached after {at_s / 60:.1f} minutes"
-        sys.stdout.write(f"{given.env}, seed {seed}: mean return {given.goal:g} of {EPISODES} episodes {told}\n")
+        outcome = "not reached" if at_s is None else f"reached after {at_s / 60:.1f} minutes"
+        sys.stdout.write(f"{given.env}, seed {seed}: mean return {given.goal:g} of {EPISODES} episodes {outcome}\n")
         sys.stdout.write("  by minute: " + " ".join(f"{minute}:{mean:.0f}" for minute, mean in seen.minutes()) + "\n")
         sys.stdout.flush()
 

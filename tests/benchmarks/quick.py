@@ -64,7 +64,7 @@ SIZES: dict[str, str] = {
 """Arguments of each benchmark."""
 NEEDS_MORE = {
     "bench_windows": "data sets that are not in this repository",
-    "record_teacher": "the output folder of a training",
+    "record_demonstrations": "the output folder of a training",
     "read_lerobot": "an environment of its own with lerobot",
     "handwritten": "a daemon that runs",
     "rtsp_flashes": "a port on which a client waits",

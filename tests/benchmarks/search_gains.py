@@ -1,4 +1,4 @@
-"""Find a linear feedback for an environment with continuous actions: where the gains of a scripted teacher come from.
+"""Find a linear feedback for an environment with continuous actions: where the gains of a scripted controller come from.
 
     python tests/benchmarks/search_gains.py Hopper-v5 --seed 1 --iterations 140
 

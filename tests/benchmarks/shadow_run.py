@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> int:
 
 
 def started(running: ExitStack, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """A child that is told to end, and waited for, when the stack closes."""
+    """Start a child; the stack sends it SIGTERM and waits for it when it closes."""
     child = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
     running.callback(child.wait, 60)
     running.callback(child.send_signal, signal.SIGTERM)

@@ -1,6 +1,6 @@
 """Record what a trained policy does, as demonstrations for `reflexd train --demonstrations FILE`.
 
-    python tests/benchmarks/record_teacher.py Hopper-v5 runs/hopper0 --episodes 20 --out runs/hopper.npz
+    python tests/benchmarks/record_demonstrations.py Hopper-v5 runs/hopper0 --episodes 20 --out runs/hopper.npz
 
 Plays the checkpoint that `reflexd train` left below a folder, greedily, on seeds that no evaluation uses; prints the mean return.
 """
