@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     child.set_process_title("plant")
     config = loaded.config
     if config.plant is None:
-        _LOG.error("plant.none", reason=f"{path} has no plant:")
+        _LOG.error("plant.missing", reason=f"{path} has no section plant:")
         return 2
     plant = build_plant(
         config.plant.environment,

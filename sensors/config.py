@@ -90,7 +90,7 @@ class StreamSettings(Settings):
             return self
         if not str(getattr(self, "source", "topic")).startswith("topic"):
             raise ValueError(
-                f"stamp: {self.stamp!r} is of a message over MQTT; this stream's source is none, so write `arrival`"
+                f"stamp: {self.stamp!r} needs messages over MQTT, and this stream has another source; write `arrival`"
             )
         if not self.stamp.startswith(PROPERTY) and getattr(self, "kind", "") != "telemetry":
             raise ValueError(

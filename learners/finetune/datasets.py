@@ -102,7 +102,7 @@ def split_of(path: Path, split: str) -> Examples:
         body = body[split]
     name = f"{path}#{split}" if split else str(path)
     if not isinstance(body, list):
-        raise DataError(f"{path}#{split}: a list of examples is wanted")
+        raise DataError(f"{path}#{split}: expected a list of examples")
     pairs = ({"text": row[0], "label": row[1]} if isinstance(row, list) and len(row) == 2 else row for row in body)
     return Examples(
         fields.to_row(row, path, number, place=f"{name}: example {number}") for number, row in enumerate(pairs, 1)

@@ -86,7 +86,7 @@ def recorded(
     """Return features [B] of B stored ticks (the fields of `Transition`); a stream without tokens is missing.
 
     Raises:
-        ValueError: remembered tokens have another shape than the spec says (another encoder or setting made them).
+        ValueError: stored tokens have another shape than the spec says (another encoder or setting made them).
     """
     arrays = recorded_arrays(spec, tokens, present, ages_s)
     tensors = {name: torch.from_numpy(x) for name, x in arrays.tokens.items()}

@@ -33,7 +33,7 @@ def recorded_arrays(
     """Return features [B] of B stored ticks (the fields of `Transition`); a stream without tokens is missing.
 
     Raises:
-        ValueError: remembered tokens have another shape than the spec says (another encoder or setting made them).
+        ValueError: stored tokens have another shape than the spec says (another encoder or setting made them).
     """
     rows, count = len(tokens), len(spec.streams)
     found = {s.name: np.zeros((rows, s.tokens, s.width), np.float32) for s in spec.streams}
@@ -46,7 +46,7 @@ def recorded_arrays(
                 continue
             if array.shape != out_BTW.shape[1:]:
                 raise ValueError(
-                    f"{stream.name}: remembered tokens {array.shape}, the policy wants {out_BTW.shape[1:]}; "
+                    f"{stream.name}: stored tokens {array.shape}, the policy needs {out_BTW.shape[1:]}; "
                     "re-encode the experience or start a new state_dir"
                 )
             np.copyto(out_BTW[b], array)

@@ -34,7 +34,7 @@ def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
     except PayloadRefused as reason:
         raise DataError(f"{path}: {reason}; delete it or convert it again") from None
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; name a readable sound") from None
+        raise DataError(f"{path}: {error.strerror or error}; name a readable sound file") from None
 
 
 def duration_s(path: Path) -> float:

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         asyncio.run(run(loaded, end, given.fault))
     except* GateGone as gone:
-        _LOG.error("agent.gate_gone", reason=str(gone.exceptions[0]))
+        _LOG.error("agent.gate_lost", reason=str(gone.exceptions[0]))
         code = 1
     except* KeyRefused as refused:
         _LOG.error("agent.cannot_start", reason=str(refused.exceptions[0]))

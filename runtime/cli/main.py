@@ -132,7 +132,7 @@ def _run(path: Path, *, faults: tuple[str, ...], verbose: bool) -> int:
 @takes_settings()
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the settings file instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print problems and warnings as JSON.")
-@click.option("--no-ports", is_flag=True, help="Do not try whether the ports are free.")
+@click.option("--no-ports", is_flag=True, help="Skip the check that the ports are free.")
 @refusing
 def check(config: Path | None, *, schema: bool, as_json: bool, no_ports: bool) -> None:
     """Validate CONFIG; exit code 2 with file:line, path and remedy for everything that is wrong."""

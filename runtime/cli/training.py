@@ -105,9 +105,9 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
 @click.option(
     "--threshold", type=float, help="Probability from which one of several labels counts; default: by validation."
 )
-@click.option("--max-length", type=int, help="Tokens that the model reads at once; default: by the kind of task.")
+@click.option("--max-length", type=int, help="Tokens in one input of the model; default: by the kind of task.")
 @click.option("--max-new-tokens", type=int, help="Length limit of generated text, in tokens; default: 64.")
-@click.option("--window-s", type=float, help="Seconds of sound that the model hears at once; default: by the sounds.")
+@click.option("--window-s", type=float, help="Seconds of sound in one input of the model; default: by the sounds.")
 @click.option(
     "--tiles", type=int, help="Pictures: rows and columns of tiles that are read besides the whole; default: 1, none."
 )

@@ -153,7 +153,7 @@ class StatusPublisher:
                     await asyncio.sleep(AGAIN_S)
                     await self.safety.up()
                 return
-        log.warning("gate.no_farewell", waited_s=FAREWELL_S)
+        log.warning("gate.offline_not_published", waited_s=FAREWELL_S)
 
     def _stopped(self) -> tuple[str, tuple[str, ...]]:
         why = f": {self.stop_reason}" if self.stop_reason else ""

@@ -139,7 +139,7 @@ class StopListener:
             await asyncio.sleep(POLL_S)
             if orphaned_s is None and not self.has_parent():
                 orphaned_s = self.clock()
-                _LOG.warning("stop_listener.alone", listens_s=ORPHAN_S)
+                _LOG.warning("stop_listener.gate_gone", listens_s=ORPHAN_S)
         self.ended.set()
 
     def _connection_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's callback
@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> int:
         with suppress(KeyboardInterrupt):
             asyncio.run(listen(loaded.config, lambda: os.getppid() == given.parent))
     except (OSError, ValueError) as error:
-        _LOG.error("stop_listener.cannot_begin", reason=str(error))
+        _LOG.error("stop_listener.start_failed", reason=str(error))
         return 1
     return 0
 

@@ -155,4 +155,4 @@ class Recording:
                 raise
             except DAMAGED as error:
                 self.damage.append(str(error) or type(error).__name__)
-                _LOG.warning("recording_cut_off", path=str(self.path), reason=self.damage[0])
+                _LOG.warning("recording.cut_off", path=str(self.path), reason=self.damage[0])

@@ -92,10 +92,10 @@ async def run(
             supervisor = Supervisor(config, path, text, chosen, notifier or Notifier.from_environment(), scrubber)
             return await supervisor.run()
     except (broker.ExposedError, SettingsUnusable, WireError) as error:
-        log.error("supervisor.cannot_begin", reason=str(error))  # noqa: TRY400 - the reason is whole
+        log.error("supervisor.start_failed", reason=str(error))  # noqa: TRY400 - the reason is whole
         return MEND_SETTINGS
     except (broker.BrokerError, BusyError, OSError) as error:
-        log.error("supervisor.cannot_begin", reason=str(error))  # noqa: TRY400 - the reason is whole
+        log.error("supervisor.start_failed", reason=str(error))  # noqa: TRY400 - the reason is whole
         return CANNOT_BEGIN
     finally:
         with suppress(PermissionError):
@@ -235,7 +235,7 @@ class Supervisor:
         self._host.publisher.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
 
     def _give_up(self, reason: str) -> None:
-        log.error("supervisor.gives_up", reason=reason)
+        log.error("supervisor.restart_limit", reason=reason)
         self._host.publisher.event("child_restart_limit", {"reason": reason})
         self.begin_shutdown(reason, 1)
 
@@ -246,7 +246,7 @@ class Supervisor:
             heard_s, agent = self._host.agent.spoke_s, self._child("agent")
             if heard_s is not None and agent is not None and time.monotonic() - heard_s > HUNG_S:
                 self._host.agent.spoke_s = None
-                log.error("supervisor.agent_hangs", silent_s=HUNG_S)
+                log.error("supervisor.agent_unresponsive", silent_s=HUNG_S)
                 agent.kill()
 
     def _child(self, name: str) -> Child | None:

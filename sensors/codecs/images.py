@@ -131,7 +131,7 @@ def _essential(payload: bytes) -> bytes:
         if kind == b"IEND":
             return b"".join(chunks)
         at = end
-    raise PayloadRefused("truncated", "a PNG cut before its end")
+    raise PayloadRefused("truncated", "the PNG is truncated")
 
 
 def _jpeg_size(payload: bytes) -> tuple[int, int]:

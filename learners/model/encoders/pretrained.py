@@ -146,7 +146,7 @@ class AudioEncoder(_Tower):
         """
         sounds = [r for r in readings if isinstance(r, Sound)]
         if wrong := next((s for s in sounds if s.rate_hz != RATE_HZ), None):
-            raise ValueError(f"{wrong.stream}: sound at {wrong.rate_hz} Hz; the encoder hears {RATE_HZ}")
+            raise ValueError(f"{wrong.stream}: sound at {wrong.rate_hz} Hz; the encoder needs {RATE_HZ} Hz")
         return (self._features(window([s.samples for s in sounds], self.samples)),)
 
     def _features(self, sound_BN: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:

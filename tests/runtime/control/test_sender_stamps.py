@@ -117,7 +117,7 @@ def test_readings_name_the_source_of_their_stamp() -> None:
 def test_settings_that_name_no_stamp_are_refused() -> None:
     with pytest.raises(ValidationError, match="which only telemetry has"):
         STREAM.validate_python({"kind": "text", "source": "topic", "stamp": "t"})
-    with pytest.raises(ValidationError, match="is of a message over MQTT"):
+    with pytest.raises(ValidationError, match="needs messages over MQTT"):
         STREAM.validate_python({"kind": "camera", "source": 0, "stamp": "property:t"})
 
 
