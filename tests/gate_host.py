@@ -106,6 +106,12 @@ class World:
                     return
                 await asyncio.sleep(0.02)
 
+    async def ticks_of(self, count: int) -> None:
+        """Propose nothing a number of times."""
+        for _ in range(count):
+            await self.propose({})
+            await asyncio.sleep(0.02)
+
     async def moving(self, value: str) -> None:
         """Tick until the head was told `value`; a slow machine may let the dead-man act in between."""
         async with asyncio.timeout(60):

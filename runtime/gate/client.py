@@ -67,7 +67,7 @@ class GateLink:
         """
         loop = asyncio.get_running_loop()
         while True:
-            data = await loop.sock_recv(self._end, ipc.MAX_MESSAGE)
+            data = await loop.sock_recv(self._end, ipc.MAX_MESSAGE + 1)
             if not data:
                 raise GateGone("the gate closed its end of the socket")
             message = ipc.unpack(data)

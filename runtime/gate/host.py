@@ -162,7 +162,7 @@ class GateHost:
             if self._end is None:
                 return
             try:
-                data = self._end.recv(ipc.MAX_MESSAGE)
+                data = self._end.recv(ipc.MAX_MESSAGE + 1)  # a longer one is cut
             except BlockingIOError:
                 return
             except OSError:

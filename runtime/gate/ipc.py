@@ -74,6 +74,8 @@ def unpack(data: bytes) -> Proposal | GateVerdict:
     Raises:
         ValueError: it is none of ours.
     """
+    if len(data) > MAX_MESSAGE:
+        raise ValueError(f"longer than {MAX_MESSAGE} bytes")
     body = orjson.loads(data)
     if not isinstance(body, dict):
         raise ValueError("not an object")  # noqa: TRY004 - one kind of error for every malformed message

@@ -125,8 +125,9 @@ class LatchWriter:
                     saved(self.error)
             await asyncio.wait({writing})
         finally:
-            if not writing.done():  # this task was cancelled
-                writing.cancel()
+            if not writing.done():  # this task was cancelled; `finish` writes again, after this write
+                self._waiting = waiting + self._waiting
+                self._dirty.set()
                 await asyncio.wait({writing})
         error = writing.exception()
         if error is None:

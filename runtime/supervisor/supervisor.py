@@ -149,6 +149,7 @@ class Supervisor:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
+                await self._host.latches.finish()  # a stop of the last moment
                 if self._broker is not None:
                     await self._broker.stop()
         finally:

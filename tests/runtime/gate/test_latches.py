@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,31 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
         latches.save(path, {"stopped": False})
     assert latches.load(path) == {"stopped": True}
     assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_a_write_that_was_cancelled_is_made_up_for_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop of the last moment: the writer's task is cancelled while the disk works."""
+    path, slow, real = tmp_path / "latches.json", threading.Event(), latches.save
+    begun = threading.Event()
+
+    def save(path: Path, content: Mapping[str, object]) -> None:
+        begun.set()
+        assert slow.wait(60)
+        real(path, content)
+
+    monkeypatch.setattr(latches, "save", save)
+    stopped, heard = [False], list[str]()
+    writer = latches.LatchWriter(path, lambda: {"stopped": stopped[0]})
+    writer.changed(lambda error: heard.append(f"first {error}"))
+    running = asyncio.create_task(writer.run())
+    await asyncio.to_thread(begun.wait, 60)
+    stopped[0] = True
+    writer.changed(lambda error: heard.append(f"stop {error}"))
+    running.cancel()
+    slow.set()
+    await asyncio.wait([running])
+    await writer.finish()
+    assert latches.load(path) == {"stopped": True}
+    assert heard == ["first None", "stop None"]
