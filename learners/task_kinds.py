@@ -6,8 +6,9 @@ page and the table in docs/fine-tuning.md read it. Imports no torch, so settings
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 TaskKind = Literal[
     "text-classification",
@@ -109,3 +110,14 @@ FORMER_KINDS: dict[str, tuple[TaskKind, ...]] = {
 def reading(stream: str) -> list[TaskKind]:
     """Return the kinds that read a kind of stream."""
     return [kind for kind, declared in KINDS.items() if declared.stream == stream]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionOfExample:
+    """The prediction of one example: `value` is compared by metrics, `confidence` is in [0, 1], or None."""
+
+    value: Any
+    confidence: float | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the published result (spans, positions)."""

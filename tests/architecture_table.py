@@ -16,7 +16,7 @@ FLOW = (
     "learners/ipc",
     "learners/worker", "learners/gym", "learners/export", "runtime", "runtime/process", "runtime/config",
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/supervisor", "runtime/control", "runtime/inference",
-    "runtime/inference/arrays", "runtime/feedback", "runtime/drift",
+    "runtime/inference/arrays", "runtime/feedback", "runtime/drift", "runtime/models",
     "runtime/deploy", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
     "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/cli",
 )  # fmt: skip

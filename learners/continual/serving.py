@@ -15,16 +15,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from learners.config import TaskSettings
 from learners.continual.candidate import options_of
 from learners.continual.ranking import likeliest
 from learners.continual.reading_inputs import inputs_of_reading
+from learners.continual.results import Callbacks, Offered, Question, Result, Speech
 from learners.continual.versions import TaskVersion
 from learners.model.encoders.bundled import resolve
 from learners.task_kinds import KINDS
-from learners.tasks.base import DataError, Prediction, Task, saved
+from learners.tasks.base import DataError, Task, saved
 from learners.tasks.registry import open_task
 from sensors.readings import Reading
 
@@ -34,72 +34,6 @@ MAX_REASON = 500
 """Characters of a reported reason."""
 REPORT_EVERY_S = 10.0
 """Between two reports that readings of one task failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The result of a task for a reading; `payload` is what `task/<name>` carries."""
-
-    task: str
-    stream: str
-    stamp_s: float
-    """When the reading was captured, monotonic."""
-    version: str
-    prediction: Prediction
-    took_s: float
-    decision: str | None = None
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        """The result as JSON takes it."""
-        p = self.prediction
-        return {
-            "value": p.value, "confidence": p.confidence, "probabilities": likeliest(p.probabilities), **p.details,
-            "stream": self.stream, "version": self.version, "decision": self.decision, "took_ms": round(self.took_s * 1e3, 1),
-        }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A reading a task is unsure of; the answer arrives on `label` with `id`, the decision that saw it."""
-
-    id: str
-    task: str
-    reading: Reading
-    confidence: float
-    candidates: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Speech:
-    """A piece of an answer; the last one of an answer is empty."""
-
-    task: str
-    piece: str
-    final: bool
-
-
-@dataclass(slots=True)
-class Callbacks:
-    """Receivers of everything that a runner makes; all are called on the event loop."""
-
-    result: Callable[[Result], None]
-    question: Callable[[Question], None]
-    speech: Callable[[Speech], None]
-    failed: Callable[[str, str], None]
-    """A task's name and why its model cannot be used."""
-    refused: Callable[[str, str, int], None]
-    """A task's name, why its newest reading failed, and how many readings failed since the last report."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """A reading that waits for its task."""
-
-    reading: Reading
-    context: Reading | None
-    """The newest reading of the task's context stream."""
-    decision: str | None
 
 
 @dataclass(slots=True)
@@ -156,9 +90,13 @@ class TaskRunner:
         """Store the fresh readings that tasks read; called on the loop at every tick."""
         for name, settings in self.tasks.items():
             if settings.stream in fresh and (reading := readings.get(settings.stream or "")) is not None:
-                self.counts["dropped"] += name in self._waiting
-                self._waiting[name] = Offered(reading, readings.get(settings.context or ""), decision)
-                self._wake.set()
+                self.submit(name, Offered(reading, readings.get(settings.context or ""), decision))
+
+    def submit(self, name: str, offered: Offered) -> None:
+        """Store one reading for a task in place of one that waits."""
+        self.counts["dropped"] += name in self._waiting
+        self._waiting[name] = offered
+        self._wake.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -171,6 +109,7 @@ class TaskRunner:
                     while self._waiting:
                         name = next(iter(self._waiting))
                         await loop.run_in_executor(pool, self._work, loop, name, self._waiting.pop(name))
+                        self.callbacks.finished(name)
             finally:
                 self._stopping = True
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from learners.files import write_atomically
-from learners.task_kinds import FORMER_KINDS, KINDS, KindDeclaration, TaskKind
+from learners.task_kinds import FORMER_KINDS, KINDS, KindDeclaration, PredictionOfExample, TaskKind
 from learners.tasks.layers.heads import output_layer, quiet, with_labels
 from learners.tasks.layers.pooling import add_layer, declared, without_layer
 from sensors.codecs.readings import decode_media
@@ -114,15 +114,8 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The prediction of one example: `value` is compared by metrics, `confidence` is in [0, 1], or None."""
-
-    value: Any
-    confidence: float | None = None
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the published result (spans, positions)."""
+Prediction = PredictionOfExample
+"""Defined where the agent can import it without torch."""
 
 
 class Task(ABC):

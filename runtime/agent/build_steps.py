@@ -9,9 +9,10 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +25,7 @@ from learners.ipc.outbox import Outbox
 from learners.rewards import TickRewards, build_rewards, known
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, source_rules
+from runtime.agent.task_outputs import TaskOutputs
 from runtime.config.loader import LoadedConfig
 from runtime.config.schema import Config
 from runtime.control.actuator_conditions import Conditions
@@ -52,6 +54,8 @@ from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.client import GateLink
 from runtime.inference.build import build_acting_engine
 from runtime.inference.engine import Engine
+from runtime.models.client import ModelsClient
+from runtime.models.messages import socket_path
 from runtime.monitoring.health import Health
 from runtime.monitoring.metrics import Metrics
 from runtime.monitoring.previews import Previews, Viewer
@@ -72,10 +76,6 @@ from sensors.streams.fault_injection import apply_fault, parse_fault
 from sensors.streams.registry import build as build_sensor
 from sensors.streams.task_output import TaskOutputSensor
 
-if TYPE_CHECKING:
-    from runtime.agent.task_outputs import TaskOutputs
-
-
 CONTROL_PACKET = 2_097_152
 """Largest packet in bytes of texts, telemetry, rewards, labels and requests; the broker drops larger ones."""
 MEDIA_PACKET = 16_777_216
@@ -94,6 +94,8 @@ class AgentContext:
     """Unix seconds."""
     session: str
     clock: MonotonicClock = field(default_factory=MonotonicClock)
+    degraded: dict[str, str] = field(default_factory=dict)
+    """Reasons for a degraded status, by the component that has them."""
 
     @property
     def config(self) -> Config:
@@ -306,6 +308,7 @@ def build_control_loop(
         conditions=_conditions(config),
         choose=feedback.experiments.choose,
         mode=config.mode,
+        degraded=context.degraded,
         shadow=lambda: models.policy_updater.is_untried or drift.is_careful,
     )
 
@@ -463,8 +466,6 @@ def _task_outputs(
 ) -> TaskOutputs | None:
     if not context.config.tasks:
         return None
-    from runtime.agent.task_outputs import TaskOutputs  # noqa: PLC0415 - a second of imports that only tasks need
-
     fed = {name: sensor for name, sensor in sensors.items() if isinstance(sensor, TaskOutputSensor)}
     return TaskOutputs(
         context.config,
@@ -472,6 +473,7 @@ def _task_outputs(
         context.topics,
         publishing.reporter.event,
         utterances,
+        partial(ModelsClient, path=socket_path(context.state_dir), degraded=context.degraded),
         fed=fed,
         results=results,
     )

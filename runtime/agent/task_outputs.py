@@ -5,15 +5,17 @@ Runs outside the tick. Generated text waits in `Utterances` until the next tick 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from learners.continual.serving import Callbacks, Question, Result, Speech, TaskRunner
+from learners.config import TaskSettings
+from learners.continual.results import Callbacks, Question, Result, Speech
 from runtime.config.schema import Config
 from runtime.control.tick import TickResult, Utterances
 from runtime.feedback.queries import candidates
 from runtime.feedback.recent_results import RecentResults
+from runtime.models.client import Runner
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.emit import Emit
@@ -31,17 +33,19 @@ class TaskOutputs:
     topics: Topics
     emit: Emit
     utterances: Utterances
+    runner_of: Callable[[Mapping[str, TaskSettings], Callbacks], Runner]
+    """Makes what runs the models."""
     fed: Mapping[str, TaskOutputSensor] = field(default_factory=dict)
     """By task, the stream it feeds: one token of the fusion, as the policy sees it at the next tick."""
     results: RecentResults = field(default_factory=RecentResults)
     """Remembers results for people who label."""
-    runner: TaskRunner = field(init=False)
+    runner: Runner = field(init=False)
     _generated: dict[str, str] = field(default_factory=dict)
     """By task, the text generated so far."""
 
     def __post_init__(self) -> None:
         callbacks = Callbacks(self._result, self._question, self._speech, self._failed, self._refused)
-        self.runner = TaskRunner(self.config.tasks, callbacks)
+        self.runner = self.runner_of(self.config.tasks, callbacks)
 
     def ticked(self, ticked: TickResult) -> None:
         """Offer the fresh readings of this tick to the tasks."""

@@ -10,13 +10,10 @@ import asyncio
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from learners.continual.versions import TaskVersion, TaskVersionStore
 from runtime.deploy.pointer_follower import PointerFollower
-
-if TYPE_CHECKING:
-    from learners.continual.serving import TaskRunner  # a second of imports that only tasks need
+from runtime.models.client import Runner
 
 POLL_S = 0.2
 
@@ -34,7 +31,7 @@ class TaskUpdater:
 
     folder: Path
     """`state_dir/learner/tasks`."""
-    runner: TaskRunner
+    runner: Runner
     _pointers: list[PointerFollower[LiveVersion]] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -69,6 +69,9 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         learner = [*python, "learners.worker", str(settings)]
         # at once: its imports alone would hold up the agent's on few cores
         specs.append(Spec("learner", tuple(child.with_parent_death(learner, priority=config.learner.priority))))
+    if any(task.stream is not None for task in config.tasks.values()):
+        models = child.with_parent_death([*python, "runtime.models", str(path)])
+        specs.append(Spec("models", tuple(models), grace_s=3.0, essential=False))
     if config.dashboard is not None:
         specs.append(
             Spec(

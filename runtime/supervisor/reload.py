@@ -12,7 +12,7 @@ from runtime.config.schema import Config
 RESTART_REQUIRED = ("agent", "state_dir", "tick", "mqtt", "actuators", "gate", "plant", "metrics")
 """Settings that the gate, the broker or the plant were built from."""
 LIVE = {"dashboard": ("dashboard",), "mode": (), "storage": ("agent",)}
-"""Settings that only some children have; any other one restarts agent and learner."""
+"""Settings that only some children have; any other one restarts agent, learner and models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,4 +33,8 @@ def compare(old: Config, new: Config) -> Changes:
     required = [key for key in changed if key in RESTART_REQUIRED]
     if old.required_streams != new.required_streams:
         required.append("streams")
-    return Changes(changed, required, {name for key in changed for name in LIVE.get(key, ("agent", "learner"))})
+    if bool(old.tasks) != bool(new.tasks):
+        required.append("tasks")
+    return Changes(
+        changed, required, {name for key in changed for name in LIVE.get(key, ("agent", "learner", "models"))}
+    )

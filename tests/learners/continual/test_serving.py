@@ -15,7 +15,8 @@ import tinymodels
 
 from learners.config import TaskSettings
 from learners.continual.reading_inputs import inputs_of_reading
-from learners.continual.serving import Callbacks, Question, Result, Speech, TaskRunner
+from learners.continual.results import Callbacks, Question, Result, Speech
+from learners.continual.serving import TaskRunner
 from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.task_kinds import KINDS, TaskKind
 from learners.tasks.base import DataError

@@ -13,6 +13,7 @@ import tinymodels
 import torch
 
 from fakes import eventually
+from learners.continual.serving import TaskRunner
 from learners.continual.versions import TaskVersionStore
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
@@ -117,7 +118,9 @@ async def test_an_answer_is_seen_at_the_next_tick_and_counts(tmp_path: Path) -> 
     assert isinstance(sensor, TaskOutputSensor)
     assert isinstance(sensor, Sensor)
     link = Link()
-    language = TaskOutputs(config, link, Topics("a"), lambda *_: None, Utterances(), fed={"intents": sensor})  # type: ignore[arg-type]
+    language = TaskOutputs(
+        config, link, Topics("a"), lambda *_: None, Utterances(), TaskRunner, fed={"intents": sensor}
+    )  # type: ignore[arg-type]
     assert await TaskUpdater(versions.folder.parent, language.runner).sync()
     sensor.take({"move": 1.0}, 0.0)
     assert sensor.drops == {"not_running": 1}

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from learners.continual.serving import Question, Speech
+from learners.continual.results import Question, Speech
+from learners.continual.serving import TaskRunner
+from learners.task_kinds import PredictionOfExample
 from runtime.agent.task_outputs import TaskOutputs
 from runtime.config.loader import load
 from runtime.control.tick import Utterances
@@ -52,6 +54,8 @@ class FakeLink:
 class FakeResult:
     task: str = "assistant"
     payload: dict[str, Any] = field(default_factory=lambda: {"value": "stop"})
+    prediction: PredictionOfExample = field(default_factory=lambda: PredictionOfExample("stop"))
+    decision: str | None = None
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def parts(tmp_path: Path) -> tuple[TaskOutputs, FakeLink, list[tuple[str, dict[s
     path.write_text(SETTINGS.format(folder=tmp_path))
     link, events = FakeLink(), []
     config = load(path).config
-    language = TaskOutputs(config, link, Topics("demo"), lambda k, d: events.append((k, d)), Utterances())  # type: ignore[arg-type]
+    language = TaskOutputs(config, link, Topics("demo"), lambda k, d: events.append((k, d)), Utterances(), TaskRunner)  # type: ignore[arg-type]
     return language, link, events
 
 

@@ -1,0 +1,159 @@
+"""Run the models of tasks in a process of their own: `python -m runtime.models CONFIG`. The supervisor starts it.
+
+It connects to the agent's socket, again whenever the agent is gone, and answers one reading after the other. It has no connection
+to the broker and writes no state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+
+from learners.config import TaskSettings
+from learners.continual.results import Callbacks, Question, Result, Speech
+from learners.continual.serving import TaskRunner
+from learners.continual.versions import TaskVersion
+from runtime.config.loader import load
+from runtime.models.messages import BadMessage, Header, offered_of, packed, peer, receive, socket_path
+from runtime.process import child
+from runtime.process.log import configure
+
+_LOG = structlog.get_logger(__name__)
+BEAT_S, RETRY_S = 1.0, 0.2
+NICE = 5
+"""Below the agent and the gate, above the learner."""
+
+
+class ModelsServer:
+    """Runs the tasks and answers one agent.
+
+    Args:
+        tasks: by name.
+    """
+
+    def __init__(self, tasks: Mapping[str, TaskSettings]) -> None:
+        callbacks = Callbacks(
+            self._result, self._question, self._speech, self._failed, self._refused, finished=self._finished
+        )
+        self.runner = TaskRunner(tasks, callbacks)
+        self._writer: asyncio.StreamWriter | None = None
+        self._reported: Counter[str] = Counter()
+
+    async def serve(self, path: Path) -> None:
+        """Connect, answer and connect again, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.runner.run())
+            group.create_task(self._beat())
+            while True:
+                with suppress(OSError, asyncio.IncompleteReadError):
+                    await self._answer(path)
+                await asyncio.sleep(RETRY_S)
+
+    async def _answer(self, path: Path) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        if peer(writer.get_extra_info("socket"))[1] != os.geteuid():
+            _LOG.warning("models.foreign_socket", path=str(path))
+            writer.close()
+            return
+        self._writer = writer
+        try:
+            while True:
+                header, body = await receive(reader)
+                self._take(header, body)
+        except BadMessage as error:
+            _LOG.warning("models.bad_message", reason=str(error))
+        finally:
+            self._writer = None
+            writer.close()
+
+    def _take(self, header: Header, body: bytes) -> None:
+        """Do what the agent asks.
+
+        Raises:
+            BadMessage: it is not a request of ours.
+        """
+        task, do = header.get("task"), header.get("do")
+        if not isinstance(task, str) or task not in self.runner.tasks:
+            raise BadMessage(f"no task {str(task)[:64]!r}")
+        if do == "offer":
+            self.runner.submit(task, offered_of(header, body))
+        elif do == "version":
+            version: Any = header.get("version")
+            try:
+                live = None if version is None else TaskVersion(str(version["name"]), Path(version["path"]))
+            except (LookupError, TypeError) as error:
+                raise BadMessage(f"a damaged version ({type(error).__name__})") from None
+            self.runner.set_version(task, live)
+        else:
+            raise BadMessage(f"a request of the kind {str(do)[:64]!r}")
+
+    async def _beat(self) -> None:
+        while True:
+            self._send({"is": "beat"})
+            await asyncio.sleep(BEAT_S)
+
+    def _send(self, header: Header) -> None:
+        """Send an answer; one that no agent waits for is dropped."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(packed(header))
+        except (BadMessage, TypeError) as error:  # a model's output that is too long or no JSON
+            _LOG.warning("models.answer_dropped", reason=str(error))
+
+    def _finished(self, task: str) -> None:
+        counts = {cause: count - self._reported[cause] for cause, count in self.runner.counts.items()}
+        self._reported = self.runner.counts.copy()
+        self._send({"is": "done", "task": task, "counts": {cause: count for cause, count in counts.items() if count}})
+
+    def _result(self, result: Result) -> None:
+        self._send({
+            "is": "result", "task": result.task, "stream": result.stream, "stamp_s": result.stamp_s,
+            "version": result.version, "took_s": result.took_s, "decision": result.decision,
+            "prediction": asdict(result.prediction),
+        })  # fmt: skip
+
+    def _question(self, question: Question) -> None:
+        self._send({
+            "is": "question", "task": question.task, "id": question.id, "confidence": question.confidence,
+            "candidates": dict(question.candidates),
+        })  # fmt: skip
+
+    def _speech(self, speech: Speech) -> None:
+        self._send({"is": "speech", "task": speech.task, "piece": speech.piece, "final": speech.final})
+
+    def _failed(self, task: str, reason: str) -> None:
+        self._send({"is": "failed", "task": task, "reason": reason})
+
+    def _refused(self, task: str, reason: str, count: int) -> None:
+        self._send({"is": "refused", "task": task, "reason": reason, "count": count})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until the supervisor ends the process; return its exit code."""
+    parser = argparse.ArgumentParser(prog="runtime.models")
+    parser.add_argument("config", type=Path)
+    given = parser.parse_args(arguments)
+    child.set_process_title("models")
+    with suppress(OSError):
+        os.nice(NICE)
+    loaded = load(given.config)
+    configure(verbose=False, secrets=loaded.secrets)
+    torch.set_num_threads(loaded.config.engine.threads)
+    asyncio.run(ModelsServer(loaded.config.tasks).serve(socket_path(loaded.config.state_dir)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

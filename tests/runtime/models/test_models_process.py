@@ -1,0 +1,245 @@
+"""Models run in another process: its answers arrive, and its death, hang, slowness or garbage costs the agent two readings a task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import tinymodels
+
+from fakes import eventually
+from learners.config import TaskSettings
+from learners.continual.results import Callbacks, Offered, Question, Result, Speech
+from learners.continual.versions import TaskVersionStore
+from learners.tasks.registry import open_task
+from runtime.config.schema import Config
+from runtime.models.__main__ import ModelsServer
+from runtime.models.client import HUNG_S, SILENT_S, START_S, ModelsClient
+from runtime.models.messages import (
+    LENGTHS,
+    MOST_BODY,
+    BadMessage,
+    offered_message,
+    offered_of,
+    packed,
+    receive,
+    socket_path,
+)
+from runtime.supervisor.children import table
+from sensors.readings import Frame, Sound, Telemetry, Text
+
+SLOW = """
+import os, socket, struct, sys, time
+link = socket.socket(socket.AF_UNIX)
+link.connect(sys.argv[1])
+body = b'{"is": "beat"}'
+while True:
+    link.sendall(struct.pack(">II", len(body), 0) + body)
+    time.sleep(0.02)
+"""
+"""A process that lives, and never answers a reading."""
+
+
+@dataclass
+class World:
+    client: ModelsClient
+    path: Path
+    heard: list[Any] = field(default_factory=list)
+    degraded: dict[str, str] = field(default_factory=dict)
+    clock: list[float] = field(default_factory=list)
+    """Its last entry is now."""
+
+    def later(self, seconds: float) -> None:
+        self.clock.append(self.clock[-1] + seconds)
+
+    def say(self, text: str) -> None:
+        self.client.offer({"orders": Text("orders", 1.0, 1, text)}, frozenset({"orders"}), "s-1")
+
+
+@contextlib.asynccontextmanager
+async def world_of(folder: Path, **fields: Any) -> AsyncIterator[World]:
+    """A client that runs."""
+    given: dict[str, Any] = {"kind": "text-classification", "stream": "orders", "model": "m", "labels": ("a", "b")}
+    heard: list[Any] = []
+
+    def take(*said: Any) -> None:
+        heard.append(said[0] if len(said) == 1 else said)
+
+    path, degraded, clock = socket_path(folder), dict[str, str](), [100.0]
+    callbacks = Callbacks(take, take, take, take, take)
+    client = ModelsClient(
+        {"intents": TaskSettings(**(given | fields))}, callbacks, path, degraded, clock=lambda: clock[-1]
+    )
+    world = World(client, path, heard, degraded, clock)
+    running = asyncio.create_task(client.run())
+    await eventually(path.exists, "the socket")
+    try:
+        yield world
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+    assert not path.exists()
+
+
+def slow(path: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-S", "-c", SLOW, str(path)])
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
+
+async def test_readings_go_to_the_process_and_results_and_questions_come_back(tmp_path: Path) -> None:
+    model = str(tinymodels.bert(tmp_path / "model"))
+    task = open_task("text-classification", Path(model), labels=("a", "b", "c"))
+    version = TaskVersionStore(tmp_path / "tasks" / "intents").add(task, 1)
+    wanted = task.predict([{"text": "go now"}])[0]
+    async with world_of(tmp_path, model=model, query_confidence=1.0) as world:
+        assert world.client.set_version("intents", version)
+        assert not world.client.set_version("intents", version)
+        server = asyncio.create_task(ModelsServer(world.client.tasks).serve(world.path))
+        world.say("go now")
+        await eventually(lambda: world.client.counts["done"] == 1, "the answer")
+        result, question = world.heard
+        assert isinstance(result, Result)
+        assert (result.version, result.decision, result.stream) == (version.name, "s-1", "orders")
+        assert result.prediction.value == wanted.value
+        assert dict(result.prediction.probabilities) == pytest.approx(dict(wanted.probabilities))
+        assert isinstance(question, Question)
+        assert (question.id, question.reading) == ("s-1", Text("orders", 1.0, 1, "go now"))
+        world.client.offer({"orders": Telemetry("orders", 1.0, 1, ("x",), np.zeros(1))}, frozenset({"orders"}), "s-2")
+        assert world.client._waiting == {}
+        server.cancel()
+        await asyncio.wait([server])
+        await eventually(lambda: "models" in world.degraded, "a degraded daemon")
+        assert world.degraded["models"] == "the models process is not connected; tasks have no results"
+
+
+async def test_the_newest_reading_waits_for_a_slow_process_and_one_that_hangs_is_killed(tmp_path: Path) -> None:
+    async with world_of(tmp_path) as world:
+        world.later(START_S - 1)
+        await asyncio.sleep(0)
+        assert world.degraded == {}, "it may still start"
+        process = slow(world.path)
+        try:
+            await eventually(lambda: world.client.connected, "the connection")
+            for text in ("one", "two", "three", "four"):
+                world.say(text)
+            assert world.client._away["intents"].reading == Text("orders", 1.0, 1, "one")
+            assert world.client._waiting["intents"].reading == Text("orders", 1.0, 1, "four")
+            assert world.client.counts["dropped"] == 2
+            stop(process)
+            world.later(SILENT_S + 5)
+            await eventually(lambda: "silent for 20 s" in world.degraded.get("models", ""), "a degraded daemon")
+            world.later(HUNG_S)
+            await eventually(lambda: process.poll() == -signal.SIGKILL, "the end of the process")
+            assert world.client.counts["lost"] == 1
+            assert "is not connected" in world.degraded["models"]
+            process = slow(world.path)
+            await eventually(lambda: world.client._away.get("intents") is not None, "the reading that waited")
+            await eventually(lambda: "models" not in world.degraded, "a daemon in order")
+            process.kill()
+            await eventually(lambda: "models" in world.degraded, "a degraded daemon after a kill")
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("garbage", [
+    b"GET / HTTP/1.1\r\n\r\n", LENGTHS.pack(1, MOST_BODY + 1) + b"x", LENGTHS.pack(3, 0) + b"[1]", LENGTHS.pack(3, 0) + b"{x}",
+    packed({"is": "result", "task": "intents"}), packed({"is": "done", "task": "other", "counts": {}}), packed({}),
+    packed({"is": "done", "task": "intents", "counts": 3}), packed({"is": "what", "task": "intents"}),
+])  # fmt: skip
+async def test_garbage_ends_the_connection_and_nothing_else(tmp_path: Path, garbage: bytes) -> None:
+    async with world_of(tmp_path) as world:
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(str(world.path))
+        await eventually(lambda: world.client.connected, "the connection")
+        link.sendall(garbage)
+        await eventually(lambda: world.client.counts["garbage"] == 1 and not world.client.connected, "the end of it")
+        link.close()
+        assert world.heard == []
+
+
+async def test_speech_failures_and_refusals_are_passed_on(tmp_path: Path) -> None:
+    async with world_of(tmp_path) as world:
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        header, _ = await receive(reader)
+        assert header == {"do": "version", "task": "intents", "version": None}
+        common = {"task": "intents"}
+        for answer in (
+            {"is": "speech", "piece": "Hel", "final": False},
+            {"is": "failed", "reason": "no such model"},
+            {"is": "refused", "reason": "no spans", "count": 3},
+            {"is": "done", "counts": {"failed": 2, "invented": 1}},
+        ):
+            writer.write(packed(common | answer))
+        await eventually(lambda: world.client.counts["failed"] == 2, "the answers")
+        said = [Speech("intents", "Hel", final=False), ("intents", "no such model"), ("intents", "no spans", 3)]
+        assert world.heard == said
+        writer.close()
+
+
+def picture(stream: str) -> Frame:
+    return Frame(stream, 1.5, 3, np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8))
+
+
+def sound(stream: str) -> Sound:
+    return Sound(stream, 1.5, 3, np.linspace(-1, 1, 90, dtype=np.float32), 8_000)
+
+
+@pytest.mark.parametrize("make", [picture, sound, lambda stream: Text(stream, 1.5, 3, "läuft")])
+def test_a_reading_crosses_without_loss_and_a_damaged_one_is_refused(make: Callable[[str], Any]) -> None:
+    reading = make("front")
+    message = offered_message("intents", Offered(reading, Text("orders", 2.0, 4, "go"), "s-7"))
+    head, body = LENGTHS.unpack(message[: LENGTHS.size])
+    assert len(message) == LENGTHS.size + head + body
+    header, data = orjson.loads(message[LENGTHS.size : LENGTHS.size + head]), message[LENGTHS.size + head :]
+    back = offered_of(header, data)
+    assert (back.context, back.decision) == (Text("orders", 2.0, 4, "go"), "s-7")
+    for name in ("image", "samples", "text"):
+        assert np.array_equal(getattr(back.reading, name, 0), getattr(reading, name, 0))
+    for broken, bytes_ in (
+        (header, data[:-1]),
+        (header, data + b"x"),
+        (header | {"reading": {**header["reading"], "is": "other"}}, data),
+        (header | {"reading": None}, data),
+        (header | {"reading": {**header["reading"], "shape": [1 << 40, 1, 3], "count": -1, "bytes": "x"}}, data),
+    ):
+        with pytest.raises(BadMessage):
+            offered_of(broken, bytes_)
+
+
+def test_the_supervisor_starts_it_where_a_task_reads_a_stream(tmp_path: Path) -> None:
+    body: dict[str, Any] = {
+        "agent": "a", "state_dir": tmp_path, "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "language"}},
+        "encoders": {"language": {"model": "m"}}, "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
+    }  # fmt: skip
+    for tasks, expected in (
+        ({}, False),
+        ({"intents": {"kind": "text-classification", "stream": "orders", "model": "m"}}, True),
+        ({"intents": {"kind": "text-classification", "model": "m"}}, False),
+    ):
+        specs = {spec.name: spec for spec in table(Config.model_validate(body | {"tasks": tasks}), tmp_path / "s.yaml")}
+        assert ("models" in specs) == expected
+        assert not expected or not specs["models"].essential
+
+
+def test_a_long_folder_has_its_socket_elsewhere(tmp_path: Path) -> None:
+    assert socket_path(tmp_path) == tmp_path / "models.sock" or len(str(tmp_path)) > 80
+    long = socket_path(tmp_path / ("x" * 120))
+    assert long.name.startswith("reflexd-models-")
+    assert long != socket_path(tmp_path / ("y" * 120))
