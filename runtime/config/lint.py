@@ -17,7 +17,16 @@ from runtime.config.loader import LoadedConfig
 
 def lint(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """List the warnings about a settings file."""
-    return [*_dangerous(path, loaded), *_unjudged(path, loaded), *_shared_encoders(path, loaded)]
+    return [
+        *_dangerous(path, loaded),
+        *_unmeasured(path, loaded),
+        *_unjudged(path, loaded),
+        *_shared_encoders(path, loaded),
+    ]
+
+
+MEASURED_HZ, MEASURED_STREAMS = 50.0, 64
+"""Up to here docs/benchmarks.md has figures of ticks that are missed and of their latency."""
 
 
 HEATS_OR_MOVES = frozenset(
@@ -110,6 +119,22 @@ def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
             "the gate arms without a person, and the machine acts although every stream may be stale: none is required",
             "mark a stream with `required: true`, or write `arm: request`",
         )
+
+
+def _unmeasured(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
+    """Yield a warning for a rate and a number of streams for which no benchmark shows that ticks are in time."""
+    config = loaded.config
+    rate_hz, count = config.tick.rate_hz, len(config.streams)
+    remedy = "watch the latency and `missed` in `health`, and lower it if ticks are missed"
+    if rate_hz > MEASURED_HZ:
+        message = (
+            f"{rate_hz:g} Hz leaves {1_000 / rate_hz:.1f} ms for a tick; the benchmarks end at {MEASURED_HZ:g} Hz, and a "
+            "busy machine misses ticks"
+        )
+        yield Problem(path, loaded.line(("tick", "rate_hz")), "tick.rate_hz", message, remedy)
+    if count > MEASURED_STREAMS:
+        message = f"{count} streams, each of which costs a part of every tick; the benchmarks end at {MEASURED_STREAMS}"
+        yield Problem(path, loaded.line(("streams",)), "streams", message, remedy)
 
 
 def _shared_encoders(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:

@@ -32,10 +32,16 @@ RESERVED = "subscribe"
 """No stream can have this name: `preview/subscribe` is the topic of preview requests."""
 
 
+MOST_HZ = 250.0
+"""Above `lint.MEASURED_HZ`, `reflexd check` warns."""
+MOST_STREAMS = 512
+"""Above `lint.MEASURED_STREAMS`, `reflexd check` warns."""
+
+
 class TickSettings(Settings):
     """Settings of the control loop."""
 
-    rate_hz: float = Field(10.0, gt=0, le=50, description="decisions per second")
+    rate_hz: float = Field(10.0, gt=0, le=MOST_HZ, description="decisions per second")
 
     @property
     def period_s(self) -> float:
@@ -170,7 +176,9 @@ class Config(Settings):
     state_dir: GivenPath = Field(description="folder of experience, checkpoints, recordings and latches")
     mqtt: MqttSettings = Field(MqttSettings(), description="the connection to the broker")
     streams: dict[Name, AnyStream] = Field(
-        min_length=1, max_length=64, description="the inputs of the policy, by name: at least 1, at most 64"
+        min_length=1,
+        max_length=MOST_STREAMS,
+        description=f"the inputs of the policy, by name: at least 1, at most {MOST_STREAMS}",
     )
     encoders: dict[Name, EncoderSettings] = Field(
         default_factory=dict, description="the models that turn readings into tokens, by name"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_ENTRIES = 64
+MAX_ENTRIES, MAX_STREAMS = 64, 512
 """Streams, actuators or tasks of one agent that a client shows."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Short = Annotated[str, Field(max_length=256)]
@@ -72,7 +72,7 @@ class Info(Published):
     rate_hz: float | None = Field(None, gt=0)
     mode: Short | None = None
     policy: Short | None = None
-    streams: dict[Name, StreamInfo] = Field({}, max_length=MAX_ENTRIES)
+    streams: dict[Name, StreamInfo] = Field({}, max_length=MAX_STREAMS)
     actuators: dict[Name, ActuatorInfo] = Field({}, max_length=MAX_ENTRIES)
     tasks: dict[Name, TaskInfo] = Field({}, max_length=MAX_ENTRIES)
 
@@ -81,7 +81,7 @@ class StatusMessage(Published):
     """`status`."""
 
     state: Short
-    reasons: list[Short] = Field([], max_length=MAX_ENTRIES)
+    reasons: list[Short] = Field([], max_length=MAX_STREAMS)
 
 
 class TickHealth(Published):
@@ -98,7 +98,7 @@ class StreamHealth(Published):
 
     age_s: float | None = None
     stale: bool = False
-    drops: dict[Short, int] = Field({}, max_length=MAX_ENTRIES)
+    drops: dict[Short, int] = Field({}, max_length=MAX_STREAMS)
     last_refusal: Short | None = None
     stamp_source: Short | None = None
     """Where the time of capture is from: `arrival`, `sender` or `device`."""
@@ -114,7 +114,7 @@ class HealthMessage(Published):
     """`health`."""
 
     tick: TickHealth = TickHealth()
-    streams: dict[Name, StreamHealth] = Field({}, max_length=MAX_ENTRIES)
+    streams: dict[Name, StreamHealth] = Field({}, max_length=MAX_STREAMS)
     learner: dict[Short, Any] = Field({}, max_length=MAX_ENTRIES)
     gate: GateHealth = GateHealth()
     policy: Short | None = None
@@ -141,10 +141,10 @@ class DecisionMessage(Published):
     mode: Short | None = None
     actions: dict[Name, ActionMessage] = Field({}, max_length=MAX_ENTRIES)
     value: float | None = None
-    ages_ms: dict[Name, float | None] = Field({}, max_length=MAX_ENTRIES)
+    ages_ms: dict[Name, float | None] = Field({}, max_length=MAX_STREAMS)
     skew_ms: float | None = None
     """How far apart the readings of the decision were captured."""
-    missing: list[Name] = Field([], max_length=MAX_ENTRIES)
+    missing: list[Name] = Field([], max_length=MAX_STREAMS)
     latency_ms: float | None = None
 
 

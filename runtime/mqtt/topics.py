@@ -158,4 +158,4 @@ def encode(value: BaseModel | dict[str, Any]) -> bytes:
 class PreviewRequest(Payload):
     """`preview/subscribe`: a request for previews of some streams."""
 
-    streams: list[str] = Field(max_length=64)
+    streams: list[str] = Field(max_length=512)

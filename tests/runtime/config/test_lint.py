@@ -98,3 +98,23 @@ def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path)
     assert (code, "nothing to roll back to" in said) == (1, True)
     assert "reads policies" in verb("import", str(tmp_path))[1]
     assert verb("promote", first.name) == (0, f"{first.name} is live\n")
+
+
+def test_check_warns_of_a_rate_and_of_streams_beyond_what_was_measured(tmp_path: Path) -> None:
+    held = tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})
+    file = written(tmp_path, str(held))
+    body = yaml.safe_load(file.read_text())
+    sensor = {"kind": "telemetry", "source": "topic", "fields": ["x"]}
+    for rate_hz, count, warned in (
+        (50, 63, []),
+        (250, 63, ["tick.rate_hz: 250 Hz leaves 4.0 ms"]),
+        (10, 511, ["streams: 512 str"]),
+    ):
+        streams = body["streams"] | {f"sensor-{number}": sensor for number in range(count)}
+        file.write_text(yaml.safe_dump(body | {"tick": {"rate_hz": rate_hz}, "streams": streams}, sort_keys=False))
+        code, said = checked(file)
+        assert (code, len(said.splitlines())) == (0, len(warned))
+        assert all(text in said for text in warned)
+    for wrong in ({"tick": {"rate_hz": 251}}, {"streams": streams | {"sensor-511": sensor}}):
+        file.write_text(yaml.safe_dump(body | {"streams": streams} | wrong))
+        assert checked(file)[0] == 2

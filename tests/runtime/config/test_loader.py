@@ -39,7 +39,7 @@ BROKEN = [
     ("agent: demo", "agent: demo\nagnet: x", 2, "agnet", "did you mean `agent`"),
     ("agent: demo", "agent: demo\nmode: fast", 2, "mode", "autonomous"),
     ("agent: demo", "agent: demo\npolicy: {exploration: {final: 2}}", 2, "policy.exploration.final", "1"),
-    ("agent: demo", "agent: demo\ntick: {rate_hz: 51}", 2, "tick.rate_hz", "50"),
+    ("agent: demo", "agent: demo\ntick: {rate_hz: 251}", 2, "tick.rate_hz", "250"),
     ("agent: demo", "agent: demo\ntick: {rate_hz: .inf}", 2, "tick.rate_hz", "number"),
     ("agent: demo", "agent: demo\ntick: 10", 2, "tick", "key: value"),
     ("agent: demo", "agent: demo\nmqtt: {url: 'http://x'}", 2, "mqtt.url", "embedded://"),

@@ -401,7 +401,7 @@ ODD_INFO: list[object] = [
     {"streams": {"a": {"kind": "camera", "source": 5}}},
     {"streams": {"a": None}},
     {"streams": {"": {"kind": "text"}}},
-    {"streams": {str(i): {"kind": "text"} for i in range(65)}},
+    {"streams": {str(i): {"kind": "text"} for i in range(513)}},
     {"actuators": {"a": {"kind": "choice"}}},
     {"actuators": {"a": {"kind": "continuous", "low": [0], "high": []}}},
     {"actuators": {"a": {"kind": "text", "topic": ["x"]}}},
