@@ -1,6 +1,7 @@
 """What learning, swaps and a fine-tune cost the ticks of the real daemon, as an MQTT client sees them.
 
-`python tests/benchmarks/bench_daemon.py [--rounds 10] [--block 15] [--finetune] [--quiet-page]`. The demo as shipped runs as a
+`python tests/benchmarks/bench_daemon.py [--quick] [--rounds 10] [--block 20] [--finetune] [--quiet-page]`. `--quick` takes less
+than ten minutes and needs no person: after `--limit` seconds no further block begins, and the table shows what was measured. The demo as shipped runs as a
 whole daemon: supervisor, agent, learner, dashboard and plant in a process tree of their own, on a real mosquitto. Blocks take
 turns: learner stopped by a signal (off), learner with more updates than it can make (full), the same with another policy
 version live every `--swap-every` seconds (swap), and, with `--finetune`, a fine-tune of a text task that runs in it (finetune).
@@ -234,7 +235,14 @@ async def run(given: argparse.Namespace, folder: Path) -> tuple[Listener, Usage,
         kinds = ["off", "full", "swap", *(["finetune"] if given.finetune else [])]
         for number in range(given.rounds):
             for kind in kinds if number % 2 == 0 else reversed(kinds):
-                await block(given, kind, tree, listener, usage, versions)
+                if time.monotonic() - begun_s + SETTLE_S + given.block > given.limit:
+                    print(f"no time for a block {kind} of round {number + 1}", file=sys.stderr)
+                    continue
+                try:
+                    await block(given, kind, tree, listener, usage, versions)
+                except (KeyError, psutil.Error) as error:
+                    listener.kind = ""
+                    print(f"a block {kind} ended early: {type(error).__name__} {error}", file=sys.stderr)
         failed = False
     finally:
         for task in beside:
@@ -243,12 +251,26 @@ async def run(given: argparse.Namespace, folder: Path) -> tuple[Listener, Usage,
             processes(psutil.Process(daemon.pid))["learner"].send_signal(signal.SIGCONT)
         with contextlib.suppress(ProcessLookupError):
             daemon.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(daemon.wait(), 60)
+        await ended(daemon)
         listener.close()
         broker.stop()
         if failed:
             print((folder / "log").read_text()[-3000:], file=sys.stderr)
     return listener, usage, first_s
+
+
+async def ended(daemon: asyncio.subprocess.Process) -> None:
+    """Wait for the daemon's end; kill its whole tree where it does not come within a minute."""
+    with contextlib.suppress(psutil.Error):
+        tree = [*psutil.Process(daemon.pid).children(recursive=True), psutil.Process(daemon.pid)]
+        try:
+            await asyncio.wait_for(daemon.wait(), 60)
+        except TimeoutError:
+            print("the daemon did not end within 60 s and was killed", file=sys.stderr)
+            for process in tree:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            await daemon.wait()
 
 
 async def scrape(url: str) -> None:
@@ -313,7 +335,11 @@ def figures(block: Block) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10, help="of all kinds of block")
+    parser.add_argument("--quick", action="store_true", help="4 rounds, less than ten minutes with the start")
+    parser.add_argument(
+        "--limit", type=float, help="seconds after which no block begins; default: none, 520 with --quick"
+    )
+    parser.add_argument("--rounds", type=int, help="of all kinds of block; default: 10, 4 with --quick")
     parser.add_argument("--block", type=float, default=20.0, help="seconds of one block")
     parser.add_argument("--swap-every", type=float, default=10.0, help="seconds between two swaps")
     parser.add_argument("--warmup", type=float, default=20.0, help="seconds before the first block: the learner begins")
@@ -323,14 +349,19 @@ def main() -> int:
     )
     parser.add_argument("--quiet-page", action="store_true", help="open no page")
     given = parser.parse_args()
+    given.rounds = given.rounds or (4 if given.quick else 10)
+    given.limit = given.limit or (520.0 if given.quick else float("inf"))
     with tempfile.TemporaryDirectory(prefix="bench-daemon-") as name:
         listener, usage, first_s = asyncio.run(run(given, Path(name)))
-    table = {kind: figures(block) for kind, block in listener.blocks.items() if kind}
+    table = {kind: figures(block) for kind, block in listener.blocks.items() if kind and block.ticks}
+    if not {"off", "swap"} <= table.keys():
+        print(f"no ticks in the blocks off and swap, only in {sorted(table)}; events: {dict(listener.events)}")
+        return 1
     names = next(iter(table.values()))
     print(f"{'block':10}" + "".join(f"{name:>8}" for name in names) + f"{'p99/off':>9}")
     for kind, row in table.items():
         cells = "".join(f"{value:8.2f}" if isinstance(value, float) else f"{value:8d}" for value in row.values())
-        print(f"{kind:10}{cells}{row['p99'] / table['off']['p99']:9.2f}")
+        print(f"{kind:10}{cells}{row['p99'] / table.get('off', row)['p99']:9.2f}")
     print(f"\n{'process':12}{'RSS MB':>9}" + "".join(f"{f'CPU {kind}':>14}" for kind in table))
     for name, rss in sorted(usage.rss_mb.items()):
         cells = "".join(f"{np.mean(usage.cpu.get((kind, name), [0.0])):14.1%}" for kind in table)
