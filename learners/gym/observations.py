@@ -54,13 +54,20 @@ class ObservationEncoder:
         self.encoder = encoder
 
     def specify(
-        self, env: gymnasium.Env[Any, Any], *, gamma: float, algorithm: Algorithm, width: int = 256
+        self,
+        env: gymnasium.Env[Any, Any],
+        *,
+        gamma: float,
+        algorithm: Algorithm,
+        width: int = 256,
+        hidden: tuple[int, ...] = (256, 256),
     ) -> PolicySpec:
         """Return the spec of a policy for an environment: one state is enough unless there are pictures."""
         return PolicySpec(
             tuple(self._stream(name, space) for name, space in self.streams.items()),
             action_space(env.action_space),
             width=width,
+            hidden=hidden,
             history=PICTURE_HISTORY if self.pictures else 1,
             gamma=gamma,
             algorithm=algorithm,

@@ -61,9 +61,7 @@ def train(
     """
     began_s = time.monotonic()
     torch.set_flush_denormal(True)
-    trainer = GymTrainer(
-        _maker(environment), seed=seed, settings=replace(settings or TrainSettings(), algorithm=algorithm)
-    )
+    trainer = GymTrainer(_maker(environment), seed=seed, settings=_settings(settings or TrainSettings(), algorithm))
     demonstrated = (
         trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
     )
@@ -73,12 +71,14 @@ def train(
         with _bar(progress, environment, steps) as bar:
             trainer.report, tick = bar
             trainer.run(steps, tick)
+        trained_s = time.monotonic() - began_s
         step, final = trainer.deliver()
     except EnvironmentFault as fault:
-        stopped = fault
+        stopped, trained_s = fault, time.monotonic() - began_s
         step, final = trainer.salvage()
         if not step:  # nothing was learned
             raise
+    step_count = steps if stopped is None else step
     results = {
         "environment": environment,
         "algorithm": trainer.algorithm_name,
@@ -86,6 +86,8 @@ def train(
         "seed": seed,
         "updates": trainer.algorithm.updates,
         "wall_s": time.monotonic() - began_s,
+        "env_steps_per_s": step_count / trained_s,
+        "updates_per_s": trainer.algorithm.updates / trained_s,
         "evaluations": trainer.evaluations,
         "final": final.as_dict() if final is not None else None,
         "cut_episodes": trainer.cut_episodes,
@@ -97,6 +99,11 @@ def train(
     if stopped is not None:
         raise EnvironmentFault(f"{stopped}. The policy as it was after {step} steps is in {out}") from stopped
     return results
+
+
+def _settings(settings: TrainSettings, algorithm: Name) -> TrainSettings:
+    """Return the settings with a named algorithm; `auto` leaves the one that they have."""
+    return settings if algorithm == "auto" else replace(settings, algorithm=algorithm)
 
 
 SELECTION = "highest mean on 30 further episodes among the four best evaluations; the final episodes took no part"

@@ -41,6 +41,8 @@ class TrainSettings:
     algorithm: Name = "auto"
     width: int = 256
     """Of the fusion, where there are pictures."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Units of each hidden layer in every actor and critic."""
     batch: int = 256
     choice_batch: int = 64
     steps: int = 1
@@ -94,7 +96,9 @@ class GymTrainer:
         self.generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # initial weights
         self.observation_encoder = ObservationEncoder(self.env.observation_space, encoder)
-        self.spec = self.observation_encoder.specify(self.env, gamma=s.gamma, algorithm=s.algorithm, width=s.width)
+        self.spec = self.observation_encoder.specify(
+            self.env, gamma=s.gamma, algorithm=s.algorithm, width=s.width, hidden=s.hidden
+        )
         self.policy = Policy(self.spec).eval()
         self.algorithm = Algorithm(self.policy, self.generator)
         choices = bool(self.spec.actions.choices)

@@ -37,7 +37,7 @@ from runtime.cli.options import (
 )
 from runtime.cli.service import service
 from runtime.cli.session import arm, disarm, explain, mode, record, replay, sources
-from runtime.cli.training import evaluate, finetune, train
+from runtime.cli.training import compare, evaluate, finetune, train
 
 
 class CommandWithExamples(click.Command):
@@ -288,6 +288,7 @@ for _command in (
     mode,
     train,
     finetune,
+    compare,
     evaluate,
     explain,
     record,

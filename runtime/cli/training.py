@@ -1,4 +1,4 @@
-"""Define the verbs that train: train, finetune, evaluate."""
+"""Define the verbs that train: train, compare, finetune, evaluate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
-from runtime.cli.options import ANY, FOLDER, SEED, TaskKinds, refusing
+from runtime.cli.options import ANY, FILE, FOLDER, SEED, TaskKinds, refusing
+from runtime.config.yaml_core import CoreLoader
 
 if TYPE_CHECKING:
     from learners.model.spec import Algorithm
@@ -36,7 +38,19 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     "--steps", type=click.IntRange(min=1), default=20_000, show_default=True, help="Number of environment steps."
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the environment and of the weights.")
+@click.option(
+    "--seeds",
+    metavar="LIST",
+    help="Several seeds, such as 0-9 or 0,3,7: one process each, at most one on each core, below OUT/seed-N.",
+)
 @click.option("--out", type=FOLDER, required=True, help="Folder for results.json, the curve and the checkpoint.")
+@click.option(
+    "--set",
+    "values",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of the daemon for this training, such as learner.batch=128 or policy.hidden=[64,64]. Repeat the option.",
+)
 @click.option(
     "--algorithm",
     type=click.Choice(["auto", "dqn", "sac", "crossq", "xqc"]),
@@ -52,15 +66,32 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     help="Start from demonstrations: a number of scripted episodes, if the environment has a script, or a file of episodes.",
 )
 @refusing
-def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorithm, demonstrations: int | Path) -> None:
+def train(
+    environment: str,
+    steps: int,
+    seed: int,
+    seeds: str | None,
+    out: Path,
+    values: tuple[str, ...],
+    algorithm: Algorithm,
+    demonstrations: int | Path,
+) -> None:
     """Train a policy on the gymnasium environment ENV, in lock-step: the environment waits for each update.
 
     `reflexd checkpoints import` makes the resulting checkpoint live in a daemon.
 
     Example: reflexd train CartPole-v1 --steps 20000 --seed 0 --out runs/cart
     """
+    from learners.gym.set_values import with_values
     from learners.gym.train import train as train_in
+    from learners.gym.trainer import TrainSettings
 
+    settings = with_values(TrainSettings(), dict(map(_named_value, values)))
+    if seeds is not None:
+        options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(demonstrations)]
+        options += [part for value in values for part in ("--set", value)]
+        _train_seeds(environment, seeds, out, options)
+        return
     results = train_in(
         environment,
         steps=steps,
@@ -68,6 +99,7 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
         out=out,
         algorithm=algorithm,
         demonstrations=demonstrations,
+        settings=settings,
     )
     final = results["final"]
     if cut := results["cut_episodes"]:
@@ -79,6 +111,65 @@ def train(environment: str, steps: int, seed: int, out: Path, algorithm: Algorit
         f"{environment}: mean return {final['mean']:.1f} ± {final['std']:.1f} over {final['episodes']} episodes; {results['wall_s']:.0f} s; {out}/results.json"
     )
     click.echo(f"signed with the key {results['key']}; `reflexd checkpoints import {out}` asks for it once")
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    """Return name and value of `NAME=VALUE`; the value is YAML.
+
+    Raises:
+        ValueError: there is no `=`, or the value is not YAML.
+    """
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"--set {text}: write NAME=VALUE, for example learner.batch=128")
+    try:
+        return name.strip(), yaml.load(value, Loader=CoreLoader)  # noqa: S506 - it is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {text}: the value is not YAML: {error}") from None
+
+
+def _train_seeds(environment: str, seeds: str, out: Path, options: list[str]) -> None:
+    """Train every seed in a process of its own, and print the comparison; exit code 1 if a seed failed."""
+    from learners.gym.comparison import groups
+    from learners.gym.seeds import parse, train_seeds
+
+    def command(seed: int) -> list[str]:
+        folder = str(out / f"seed-{seed}")
+        words = [sys.executable, "-m", "runtime.cli", "train", environment]
+        return [*words, "--seed", str(seed), "--out", folder, *options]
+
+    def report(seed: int, code: int, line: str) -> None:
+        click.echo(f"seed {seed}: {'done' if code == 0 else f'failed with exit code {code}: {line}'}", err=True)
+
+    failed = train_seeds(parse(seeds), command, report)
+    if any(out.glob("seed-*/results.json")):
+        for group in groups([out]):
+            click.echo(group.row(None))
+    if failed:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=FOLDER)
+@click.option("--least", type=float, help="Final mean return below which a seed counts as failed.")
+@click.option("--plot", type=FILE, help="PNG with the learning curves.")
+@refusing
+def compare(folders: tuple[Path, ...], least: float | None, plot: Path | None) -> None:
+    """Compare trainings over their seeds: mean, interquartile mean with a 95 % bootstrap interval, and failed seeds.
+
+    Each DIR is an output folder of `reflexd train`, or a folder of such folders.
+
+    Example: reflexd compare runs/before runs/after --least 450 --plot curves.png
+    """
+    from learners.gym.comparison import groups
+    from learners.gym.comparison import plot as draw
+
+    compared = groups(folders)
+    for group in compared:
+        click.echo(group.row(least))
+    if plot is not None:
+        draw(plot, compared)
+        click.echo(f"plot: {plot}")
 
 
 @click.command()
