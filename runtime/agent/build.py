@@ -21,6 +21,7 @@ from runtime.agent.subscriptions import subscribe
 from runtime.config.loader import LoadedConfig
 from runtime.gate.client import GateLink
 from runtime.monitoring.home_assistant import Announcer, Discovery
+from runtime.process.pacing import MonotonicClock
 
 
 async def build(
@@ -43,7 +44,8 @@ async def build(
     Raises:
         ValueError: settings that fail only when they are used, such as a fault for an unknown stream.
     """
-    context = steps.AgentContext(loaded, decoders, wall, session=uuid.uuid4().hex[:12])
+    clock = MonotonicClock.for_period(loaded.config.tick.period_s)
+    context = steps.AgentContext(loaded, decoders, wall, session=uuid.uuid4().hex[:12], clock=clock)
     config, gate = context.config, GateLink(gate_end)
 
     publishing = steps.build_publishing(context)

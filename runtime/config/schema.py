@@ -41,7 +41,12 @@ MOST_STREAMS = 512
 class TickSettings(Settings):
     """Settings of the control loop."""
 
-    rate_hz: float = Field(10.0, gt=0, le=MOST_HZ, description="decisions per second")
+    rate_hz: float = Field(
+        10.0,
+        gt=0,
+        le=MOST_HZ,
+        description="decisions per second; above 50, the last 0.5 ms before each tick are a busy wait",
+    )
 
     @property
     def period_s(self) -> float:

@@ -349,6 +349,7 @@ def main() -> int:
     )
     parser.add_argument("--quiet-page", action="store_true", help="open no page")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the daemon ends with this program
     given.rounds = given.rounds or (4 if given.quick else 10)
     given.limit = given.limit or (520.0 if given.quick else float("inf"))
     with tempfile.TemporaryDirectory(prefix="bench-daemon-") as name:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes import FakeClock
-from runtime.process.pacing import MonotonicClock, Pacer
+from runtime.process.pacing import SPIN_S, MonotonicClock, Pacer
 
 
 async def _run(pacer: Pacer, clock: FakeClock, work_s: list[float]) -> list[tuple[int, float]]:
@@ -60,3 +60,21 @@ async def test_the_real_clock_returns_at_once_for_the_past() -> None:
     before = clock.now()
     await clock.sleep_until(before - 1)
     assert clock.now() >= before
+
+
+async def test_a_short_period_ends_with_a_busy_wait_that_lets_the_loop_run() -> None:
+    assert (MonotonicClock.for_period(0.1).spin_s, MonotonicClock.for_period(0.004).spin_s) == (0.0, SPIN_S)
+    clock, ran = MonotonicClock(spin_s=60.0), 0
+
+    async def other() -> None:
+        nonlocal ran
+        while True:
+            ran += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(other())
+    deadline_s = clock.now() + 0.02
+    await clock.sleep_until(deadline_s)
+    assert clock.now() >= deadline_s
+    assert ran > 1
+    beside.cancel()
