@@ -14,27 +14,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from learners.ipc.outbox import Outbox
 from learners.ipc.progress import read_progress
 from learners.ipc.requests import FinetuneRequests
 from learners.ipc.settings import LearnerConfig
 
+if TYPE_CHECKING:
+    from learners.continual.trainer import ContinualTrainer
+
 STORAGE = 74
 """Exit code of a fine-tune if the disk refused its result (EX_IOERR of sysexits.h)."""
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL when the learner ends."""
-
-
-class Schedulable(Protocol):
-    """What the runner asks of a task's `ContinualTrainer`."""
-
-    def due(self) -> bool:
-        """Say whether a fine-tune is due."""
-
-    def restart_timer(self) -> None:
-        """Count the time to the next fine-tune from now."""
 
 
 def finetune_command(task: str) -> list[str]:
@@ -60,7 +53,7 @@ class FinetuneRunner:
     def __init__(
         self,
         inputs: LearnerConfig,
-        tasks: Mapping[str, Schedulable],
+        tasks: Mapping[str, ContinualTrainer],
         outbox: Outbox,
         *,
         command: Callable[[str], Sequence[str]] = finetune_command,

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
-from sensors.drivers.process import DriverMessage, Job, pack_job, read_message
+from sensors.drivers.messages import DriverMessage, read_message
+from sensors.drivers.process import Job, pack_job
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _BUFFER = 4 << 20

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused, SensorLost
+from sensors.drivers.messages import MessageSender
 
 MAX_PIXELS = 2**27
 """OpenCV's own last line of defence; each stream's `max_pixels` is checked before it."""
@@ -40,19 +41,6 @@ _STATUS_REASONS = {
     461: "the camera offers no transport over TCP (461); enable RTP over TCP in its settings",
 }
 SANE_FPS = (0.1, 240.0)
-
-
-class FrameSink(Protocol):
-    """Receiver of the frames that a driver process captures; never blocks."""
-
-    def frame(self, stamp_s: float, image: NDArray[np.uint8]) -> None:
-        """Take a new picture, RGB uint8 (height, width, 3); an unsent older one is dropped and counted."""
-
-    def opened(self, fps: float) -> None:
-        """Report that the source is open; `fps` is the rate it claims, 0 when it claims none."""
-
-    def drop(self, cause: str) -> None:
-        """Count something that was not delivered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +145,7 @@ class SourceClock:
         return source_s + self._offset_s
 
 
-def capture(job: CaptureJob, outbox: FrameSink, stop: threading.Event) -> None:
+def capture(job: CaptureJob, outbox: MessageSender, stop: threading.Event) -> None:
     """Deliver frames until the source ends (returns) or fails.
 
     Raises:
@@ -245,7 +233,7 @@ def _why(output: bytes) -> str:
 
 
 def _play(
-    source: Any, job: CaptureJob, outbox: FrameSink, stop: threading.Event, pace: FrameRateLimit, fps: float
+    source: Any, job: CaptureJob, outbox: MessageSender, stop: threading.Event, pace: FrameRateLimit, fps: float
 ) -> int:
     """Grab until the end and return the number of frames. A file plays in real time: frame n is due at n / fps."""
     start_s = time.monotonic()
@@ -267,7 +255,7 @@ def _play(
     return grabbed
 
 
-def _offer(source: Any, job: CaptureJob, outbox: FrameSink, stamp_s: float) -> None:
+def _offer(source: Any, job: CaptureJob, outbox: MessageSender, stamp_s: float) -> None:
     taken, image = source.retrieve()
     if not taken or image is None or image.size == 0:
         outbox.drop("undecodable")

@@ -11,25 +11,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sensors.base import SensorLost
+from sensors.drivers.messages import MessageSender
 
 BLOCK_S = 0.02
 """Length of one message of samples."""
-
-
-class AudioSink(Protocol):
-    """Receiver of the samples that a driver process records."""
-
-    def sound(self, stamp_s: float, rate_hz: int, samples: NDArray[np.float32]) -> None:
-        """Take float32 mono samples; the last one was captured at `stamp_s`, monotonic seconds."""
-
-    def drop(self, cause: str) -> None:
-        """Count something that was not delivered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +87,7 @@ def load() -> ModuleType:
     return module
 
 
-def record(job: RecordJob, outbox: AudioSink, stop: threading.Event) -> None:
+def record(job: RecordJob, outbox: MessageSender, stop: threading.Event) -> None:
     """Deliver the samples of the device until `stop` is set.
 
     Raises:
@@ -132,7 +123,7 @@ def _rate(sounddevice: ModuleType, job: RecordJob) -> int:
 
 
 def _empty(
-    stream: Any, ring: SampleRing, rate_hz: int, outbox: AudioSink, troubles: list[str], stop: threading.Event
+    stream: Any, ring: SampleRing, rate_hz: int, outbox: MessageSender, troubles: list[str], stop: threading.Event
 ) -> None:
     while not stop.wait(BLOCK_S / 2):
         samples = ring.take()
@@ -147,7 +138,7 @@ def _empty(
             outbox.drop("ring_overflow")
 
 
-def play(job: PlayJob, outbox: AudioSink, stop: threading.Event) -> None:
+def play(job: PlayJob, outbox: MessageSender, stop: threading.Event) -> None:
     """Deliver a file's sound in real time, its channels averaged; return at its end.
 
     Raises:
@@ -164,7 +155,7 @@ def play(job: PlayJob, outbox: AudioSink, stop: threading.Event) -> None:
         raise SensorLost(f"{job.path} cannot be read as sound: {error}") from error
 
 
-def _play(file: Any, job: PlayJob, outbox: AudioSink, stop: threading.Event) -> None:
+def _play(file: Any, job: PlayJob, outbox: MessageSender, stop: threading.Event) -> None:
     rate_hz = int(file.samplerate)
     block = max(1, round(rate_hz * BLOCK_S))
     start_s, sent = time.monotonic(), 0

@@ -12,7 +12,8 @@ from functools import partial
 
 from sensors.base import PayloadRefused, Publish
 from sensors.drivers.handle import DriverProcess
-from sensors.drivers.process import DriverMessage, Job
+from sensors.drivers.messages import DriverMessage
+from sensors.drivers.process import Job
 from sensors.drivers.watchdog import Limits, SourceWatchdog
 from sensors.readings import Reading
 

@@ -12,25 +12,16 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from sensors.base import SensorLost, call_threadsafe
-from sensors.drivers.process import DriverMessage
-
-
-class DriverConnection(Protocol):
-    """One driver process on one source."""
-
-    def messages(self) -> Generator[DriverMessage]:
-        """Yield its messages until it ends; blocks."""
-
-    def stop(self) -> None:
-        """End `messages`; callable from any thread, more than once."""
+from sensors.drivers.handle import DriverProcess
+from sensors.drivers.messages import DriverMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +101,7 @@ class SourceWatchdog:
     def __init__(
         self,
         name: str,
-        connect: Callable[[], DriverConnection],
+        connect: Callable[[], DriverProcess],
         limits: Limits,
         *,
         probe: Callable[[], None] = lambda: None,
@@ -181,7 +172,7 @@ class SourceWatchdog:
 
     def _read(
         self,
-        connection: DriverConnection,
+        connection: DriverProcess,
         loop: asyncio.AbstractEventLoop,
         done: asyncio.Future[SensorLost],
         recovered: Callable[[], None],

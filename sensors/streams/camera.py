@@ -21,8 +21,8 @@ import numpy as np
 from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_image
 from sensors.config import CameraSettings, public_source, split_address
+from sensors.drivers.messages import DriverMessage
 from sensors.drivers.opencv import CaptureJob
-from sensors.drivers.process import DriverMessage
 from sensors.drivers.sensor import DriverSensor
 from sensors.drivers.watchdog import Absent, Limits
 from sensors.readings import Frame

@@ -18,8 +18,9 @@ import numpy as np
 from sensors.base import PayloadRefused
 from sensors.codecs.resampling import RATE_HZ, SoundWindow, pcm
 from sensors.config import MicrophoneSettings
+from sensors.drivers.messages import DriverMessage
 from sensors.drivers.portaudio import BLOCK_S, PlayJob, RecordJob
-from sensors.drivers.process import DriverMessage, Job
+from sensors.drivers.process import Job
 from sensors.drivers.sensor import DriverSensor
 from sensors.drivers.watchdog import Absent, Limits
 from sensors.readings import Sound

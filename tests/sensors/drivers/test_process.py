@@ -20,9 +20,10 @@ from fakes import wait_for
 from sensors.base import SensorLost
 from sensors.drivers import opencv, process
 from sensors.drivers.handle import DriverProcess
+from sensors.drivers.messages import HEADER, DriverMessage, MessageSender, read_message
 from sensors.drivers.opencv import CaptureJob
 from sensors.drivers.portaudio import PlayJob, RecordJob
-from sensors.drivers.process import HEADER, DriverMessage, FrameSender, pack_job, read_message, serve, unpack_job
+from sensors.drivers.process import pack_job, serve, unpack_job
 
 ROOT = Path(__file__).parents[3]
 
@@ -55,7 +56,7 @@ def test_jobs_survive_the_way(job: process.Job) -> None:
 def test_the_newest_frame_wins_and_the_others_are_counted(ends: tuple[socket.socket, socket.socket]) -> None:
     mine, theirs = ends
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
-    mailbox = FrameSender(theirs)
+    mailbox = MessageSender(theirs)
     mailbox.opened(25.0)
     for number in range(5):  # the first one or two leave; the rest wait, for the reader sleeps
         mailbox.frame(float(number), np.full((100, 100, 3), number, np.uint8))
@@ -74,7 +75,7 @@ def test_the_newest_frame_wins_and_the_others_are_counted(ends: tuple[socket.soc
 def test_nobody_listening_stops_the_mailbox() -> None:
     mine, theirs = socket.socketpair()
     mine.close()
-    mailbox = FrameSender(theirs)
+    mailbox = MessageSender(theirs)
     mailbox.drop("undecodable")
     mailbox.close()
     theirs.close()

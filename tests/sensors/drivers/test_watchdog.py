@@ -14,7 +14,7 @@ from sensing import Witness
 
 from fakes import Contention
 from sensors.base import SensorLost
-from sensors.drivers.process import DriverMessage
+from sensors.drivers.messages import DriverMessage
 from sensors.drivers.watchdog import Absent, Limits, Period, SourceWatchdog
 
 QUICK = Limits(
