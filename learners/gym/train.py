@@ -93,7 +93,7 @@ def train(
         "cut_episodes": trainer.cut_episodes,
         "stopped": str(stopped) if stopped is not None else None,
         "delivered": {"step": step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
-        "settings": asdict(trainer.settings),
+        "settings": asdict(trainer.settings) | {"hidden": list(trainer.settings.hidden)},
     }
     _write(out, trainer, results)
     if stopped is not None:
