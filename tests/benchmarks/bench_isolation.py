@@ -201,7 +201,9 @@ def report(found: dict[str, list[float]], missed: dict[str, int], updates: dict[
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seconds", nargs="?", type=float, default=10.0, help="of each measurement")
-    seconds = parser.parse_args().seconds
+    parser.add_argument(
+        "minutes", nargs="?", type=float, default=10.0, help="of all blocks together; each kind has at least one"
+    )
+    minutes = parser.parse_args().minutes
     with tempfile.TemporaryDirectory() as where:
-        asyncio.run(measure(seconds, Path(where)))
+        asyncio.run(measure(minutes, Path(where)))

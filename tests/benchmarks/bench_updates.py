@@ -27,6 +27,7 @@ from learners.model.heads import Heads
 from learners.rl.algorithm import Algorithm
 
 FILL = 5_000
+ENVIRONMENTS = ("CartPole-v1", "HalfCheetah-v5")
 
 
 def ours(environment: str, algorithm: str, *, plain: bool) -> Callable[[int], None]:
@@ -96,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--only", nargs="+", default=ENVIRONMENTS, choices=ENVIRONMENTS, help="environments to measure")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -107,7 +109,7 @@ def main() -> None:
         ("HalfCheetah-v5", "sac", False),
         ("HalfCheetah-v5", "crossq", False),
     )
-    for environment, algorithm, plain in rows:
+    for environment, algorithm, plain in (row for row in rows if row[0] in arguments.only):
         sides = (theirs(environment, "dqn" if algorithm == "dqn" else "sac"), ours(environment, algorithm, plain=plain))
         for side in sides:
             side(20)

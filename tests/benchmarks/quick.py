@@ -50,7 +50,7 @@ SIZES: dict[str, str] = {
     "bench_storage": "4",
     "bench_tick": "1 4",
     "bench_train": "--compare Pendulum-v1 --minutes 0.05",
-    "bench_updates": "--rounds 1 --updates 2",
+    "bench_updates": "--rounds 1 --updates 2 --only CartPole-v1",
     "bench_waves": "--replay 0.0 --set epochs=1",
     "bench_wire": "1",
     "bench_wire_learning": "--steps 200 --seeds 0 --out OUT",

@@ -100,7 +100,7 @@ def main() -> None:
     best: tuple[float, Floats, Floats] | None = None
     for number in track(range(1, given.iterations + 1), given.environment, transient=True):
         weights = improve(env, weights, moments, draw)
-        if number % CHECK_EVERY == 0:
+        if number % CHECK_EVERY == 0 or number == given.iterations:
             gains, offset = plain(weights, moments)
             returns = [play(env, gains, offset, FIRST_SEED + i, 0.0, []) for i in range(CHECKED)]
             sys.stdout.write(f"iteration {number}, {moments.count} steps: {np.mean(returns):.0f}\n")
