@@ -58,7 +58,7 @@ def test_published_here(broker):
     connect_when_up(client, broker.port, 5)
     client.publish("event", MQTT, 1).wait_for_publish(5)
     client.disconnect(); client.loop_stop()
-def test_published_by_a_child_for_nobody(broker):
+def test_published_by_a_child_for_no_one(broker):
     subprocess.run(["mosquitto_pub", "-p", str(broker.port), "-t", "event", "-m", MQTT, "-q", "1"], check=True)
     wait_for(lambda: len(WATCH.heard) > 0, "the ear")
 

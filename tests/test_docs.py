@@ -139,7 +139,7 @@ def messages() -> Iterator[tuple[str, str]]:
                 yield words[words.index("-t") + 1].partition("/demo/")[2], words[words.index("-m") + 1]
 
 
-def test_every_message_that_people_are_told_to_publish_is_taken() -> None:
+def test_every_message_that_people_are_asked_to_publish_is_taken() -> None:
     found = list(messages())
     assert len(found) >= 5
     for topic, payload in found:

@@ -39,7 +39,7 @@ def test_package_of_module_and_of_init() -> None:
     assert structure.package_of("runtime.plant", folders) == "runtime"
 
 
-def test_broken_bound_is_said_in_its_row() -> None:
+def test_broken_bound_is_reported_in_its_row() -> None:
     assert structure.Figure("README lines", 251, 250).row().endswith("BROKEN")
     assert structure.Figure("README lines", 250, 250).row().endswith("ok")
 

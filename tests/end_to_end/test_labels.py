@@ -99,7 +99,7 @@ def test_the_streams_encoder_follows_its_task(daemon: labelling.Daemon) -> None:
     daemon.wait("health", lambda body: body["learner"].get("reencoded", {}).get("done", 0) > 0, timeout_s=60)
 
 
-def test_a_second_wave_is_learned_and_the_first_is_kept(daemon: labelling.Daemon) -> None:
+def test_a_second_wave_is_learned_and_the_first_is_retained(daemon: labelling.Daemon) -> None:
     daemon.label(tinymodels.orders(90, 2, LATER))
     told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
     assert told["type"] == "task_promoted", told

@@ -212,7 +212,7 @@ async def test_a_hanging_child_is_killed_after_its_grace(tmp_path: Path, broker:
     assert "child.killed" in daemon.log.read_text()
 
 
-async def test_a_signal_to_everybody_at_once_restarts_nobody(tmp_path: Path, broker: Mosquitto) -> None:
+async def test_a_signal_to_everybody_at_once_restarts_no_one(tmp_path: Path, broker: Mosquitto) -> None:
     async with under_test(tmp_path, broker, [agent_row(), ["other", False, SLEEPER]]) as (daemon, device):
         await device.moving()
         parent = psutil.Process(daemon.process.pid)

@@ -90,7 +90,7 @@ class Daemon:
 
 @pytest.mark.parametrize("rewards", [False, True])
 @pytest.mark.parametrize(("hold_s", "overridden"), [(0.0, [AT]), (0.02, [AT]), (0.3, [AT + 1, AT + 2, AT + 3])])
-async def test_an_override_is_recorded_and_taught_at_its_ticks(
+async def test_an_override_is_recorded_and_learned_at_its_ticks(
     tmp_path: Path, hold_s: float, overridden: list[int], *, rewards: bool
 ) -> None:
     rows = await Daemon(tmp_path, rewards=rewards).run(hold_s)

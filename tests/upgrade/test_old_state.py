@@ -128,7 +128,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgraded]:
     assert code == 0
 
 
-def test_nothing_was_refused_or_begun_anew(daemon: Upgraded) -> None:
+def test_nothing_was_refused_or_begun_again(daemon: Upgraded) -> None:
     assert {kind for kind, _ in daemon.events} & LOSSES == set(), daemon.events
 
 
@@ -138,7 +138,7 @@ def test_the_policy_that_was_live_decides(daemon: Upgraded) -> None:
     assert pointer == daemon.expected["live"]
 
 
-def test_the_stop_and_the_modes_are_kept(daemon: Upgraded) -> None:
+def test_the_stop_and_the_modes_are_stored(daemon: Upgraded) -> None:
     assert daemon.status["state"] == "stopped"
     assert {body["policy"] for _, body in daemon.commands} <= {"gate"}
     assert {decision["mode"] for decision in daemon.decisions[1:]} == {"assist"}, "the arm was put into it"
@@ -175,7 +175,7 @@ def test_the_task_and_the_encoder_that_follows_it_are_the_tuned_ones(daemon: Upg
     assert daemon.answers[-1]["version"] == version
 
 
-def test_every_tick_reward_label_and_reading_is_kept(daemon: Upgraded) -> None:
+def test_every_tick_reward_label_and_reading_is_retained(daemon: Upgraded) -> None:
     expected = daemon.expected
     with closing(Reader(daemon.folder / "state" / "experience")) as reader:
         last = expected["rows"][-1]["row"]
@@ -234,7 +234,7 @@ def test_the_experience_of_before_can_be_exported(tmp_path: Path) -> None:
     assert info["total_frames"] == len(expected["rows"])
 
 
-def test_todays_settings_are_valid_and_old_ones_are_told_apart(tmp_path: Path) -> None:
+def test_todays_settings_are_valid_and_old_ones_are_distinguished(tmp_path: Path) -> None:
     """What was renamed since is named with its path; where nothing was, the old file still is one."""
     folder, _ = unpack(tmp_path)
     (folder / "config.yaml").write_text((HERE / "config.yaml").read_text())

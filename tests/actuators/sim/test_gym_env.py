@@ -135,7 +135,7 @@ def test_what_is_no_environment_is_refused_by_train_and_plant(tmp_path: Path, na
         assert reason in done.output
 
 
-def test_what_was_learned_until_a_fault_is_kept(tmp_path: Path) -> None:
+def test_what_was_learned_until_a_fault_is_retained(tmp_path: Path) -> None:
     gymnasium.register("Late-v0", Late)
     with pytest.raises(EnvironmentFault, match=r"step 4 of episode 8: the reward is inf.*after 80 steps is in"):
         train("Late-v0", 200, 0, tmp_path / "o", settings=SMALL, progress=False)

@@ -70,7 +70,7 @@ def test_a_centred_picture_is_in_the_middle_of_the_view() -> None:
         assert np.abs(right[:, :60] - card[:, :60]).mean() < 25, "what is to the right is seen on the right"
 
 
-def test_orders_come_by_turns_and_are_drawn_anew() -> None:
+def test_orders_come_by_turns_and_are_drawn_again() -> None:
     world = World(0)
     texts, targets, places = set(), set(), set()
     for _ in range(40):

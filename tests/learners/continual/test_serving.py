@@ -140,7 +140,7 @@ async def test_only_the_newest_reading_waits(tmp_path: Path) -> None:
     assert runner.counts["dropped"] == 4
 
 
-async def test_a_model_that_cannot_load_is_said_once(tmp_path: Path) -> None:
+async def test_a_model_that_cannot_load_is_reported_once(tmp_path: Path) -> None:
     heard = Heard()
     tasks = {
         "bad": settings(tmp_path, model="bundled:nothing"),

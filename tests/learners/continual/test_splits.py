@@ -181,7 +181,7 @@ def test_what_an_example_says_and_is() -> None:
     assert classes({"source": "a", "target": "b"}) == frozenset()
 
 
-def test_a_file_that_is_not_there_is_said_and_nothing_is_judged(tmp_path: Path, store: Store) -> None:
+def test_a_file_that_is_not_there_is_reported_and_nothing_is_judged(tmp_path: Path, store: Store) -> None:
     publish(store, tinymodels.orders(30, 1, INTENTS))
     one = tuner(tmp_path, tmp_path / "gone.jsonl")
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):

@@ -91,7 +91,7 @@ class Hopeless(Careless):
 
 
 @pytest.mark.parametrize(("kind", "outcome"), [(Careless, "promoted"), (Hopeless, "rejected")])
-def test_what_only_forgets_is_taught_once_more_gently(
+def test_what_only_forgets_is_trained_once_more_gently(
     tmp_path: Path, store: Store, kind: type[CandidateTrainer], outcome: str
 ) -> None:
     tuner = online(tmp_path)
@@ -118,7 +118,7 @@ def test_the_gentle_try_learns_slower(tmp_path: Path, store: Store) -> None:
     assert rates[1] == GENTLE * rates[0]
 
 
-def test_waves_are_learned_kept_and_a_poisoned_one_is_refused(tmp_path: Path, store: Store) -> None:
+def test_waves_are_learned_retained_and_a_poisoned_one_is_refused(tmp_path: Path, store: Store) -> None:
     tuner = online(tmp_path)
     publish(store, tinymodels.orders(60, 1, FIRST))
     first = tuner.run()
@@ -230,7 +230,7 @@ def test_examples_are_scored_one_by_one(tmp_path: Path) -> None:
     assert each(say, [{"source": "a", "target": "red cup"}], [Prediction("red cup")]) == [1.0]
 
 
-def test_one_source_cannot_fill_a_lesson(tmp_path: Path, store: Store) -> None:
+def test_one_source_cannot_fill_a_training_run(tmp_path: Path, store: Store) -> None:
     labels = [Labelled(n, "0", {}, source) for n, source in enumerate(["loud", "anna", "loud", "loud", "anna"])]
     assert [one.id for one in newest(labels, 2)] == [1, 2, 3, 4]
     tuner = online(tmp_path, per_source=10, validation_fraction=0.01)
@@ -275,7 +275,7 @@ def test_it_waits_for_time_and_labels(tmp_path: Path, store: Store) -> None:
     assert not tuner.due(), "the pause begins anew"
 
 
-def test_too_few_labels_are_said(tmp_path: Path, store: Store) -> None:
+def test_too_few_labels_are_reported(tmp_path: Path, store: Store) -> None:
     tuner = online(tmp_path)
     with pytest.raises(DataError, match="none of its new labels"):
         tuner.run()
@@ -374,7 +374,7 @@ def test_replay_takes_labels_evenly() -> None:
     assert replay(rows, 0, 0) == []
 
 
-def test_every_earlier_class_is_rehearsed_as_much_as_a_new_one_is_taught() -> None:
+def test_every_earlier_class_is_rehearsed_as_much_as_a_new_one_is_trained() -> None:
     new = [{"label": label} for label in "ab" for _ in range(8)]
     known = [{"label": label} for label in "cdef" for _ in range(20)]
     assert rehearsal_count(new, known, 1.0) == 4 * 8

@@ -90,7 +90,7 @@ def test_episodes_follow_ticks_and_not_the_clock(tmp_path: Path, rate_hz: float)
     assert numbers(episodes(tmp_path)[0]) == [list(range(1, 101))]
 
 
-def test_an_actuator_goes_on_with_what_it_was_told_and_ticks_before_are_left_out(tmp_path: Path) -> None:
+def test_an_actuator_goes_on_with_what_it_was_commanded_and_ticks_before_are_left_out(tmp_path: Path) -> None:
     ticks = [tick(1, actions={}), tick(2), tick(3, actions={"head": "left"}), tick(4, actions={})]
     remember(tmp_path, [*ticks, tick(5, "z", actions={})], [])
     found, walk = episodes(tmp_path)

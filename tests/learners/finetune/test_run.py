@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path, files: dict[str, P
     assert [h["loss"] for h in a["history"]] != [h["loss"] for h in c["history"]]
 
 
-def test_options_nobody_knows_are_refused(tmp_path: Path, files: dict[str, Path]) -> None:
+def test_options_no_one_knows_are_refused(tmp_path: Path, files: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r"unknown options \['speed'\]"):
         run(tmp_path, files, mode="full", speed=3)
 
@@ -141,7 +141,7 @@ def test_json_lines_tables_and_splits(tmp_path: Path) -> None:
         ("a.xls", b"", "is not read"), ("a.jsonl", b"", "no examples"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_said(tmp_path: Path, name: str, content: bytes, wanted: str) -> None:
+def test_what_cannot_be_read_is_reported(tmp_path: Path, name: str, content: bytes, wanted: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=wanted):
         datasets.read(tmp_path / name)

@@ -101,7 +101,7 @@ def test_top_takes_no_decoder_for_what_follows_the_encoder() -> None:
     assert not any(name in ("model.decoder", "model.decoder.layers.0", "lm_head", "model.shared") for name in names)
 
 
-def test_nothing_to_train_is_said(tmp_path: Path) -> None:
+def test_nothing_to_train_is_reported(tmp_path: Path) -> None:
     task = open_task("text-generation", tinymodels.llama(tmp_path))
     with pytest.raises(ValueError, match="has no head of its own"):
         prepare(task.model, "frozen")

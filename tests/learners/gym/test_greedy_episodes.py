@@ -42,7 +42,7 @@ def test_scripted_teachers_are_good(environment: str, least: float) -> None:
     assert np.mean([sum(e.rewards) for e in episodes]) > least
 
 
-def test_episodes_are_kept_in_files(tmp_path: Path) -> None:
+def test_episodes_are_stored_in_files(tmp_path: Path) -> None:
     env = gymnasium.make("MountainCarContinuous-v0")
     episodes = demonstrations.episodes_of("MountainCarContinuous-v0", env, 2)
     path = tmp_path / "episodes.npz"

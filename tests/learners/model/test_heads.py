@@ -290,7 +290,7 @@ def test_the_amount_of_damaged_weights_raises_and_sound_ones_explore_as_they_say
         made.act(torch.zeros(1, 4), generator=generator(), explore=True)
 
 
-def test_policies_whose_training_has_another_length_are_the_same_policy() -> None:
+def test_policies_with_training_of_another_length_are_the_same_policy() -> None:
     """A recording of before states no length, and the settings always give one."""
     assert (
         ExplorationSchedule(0.5, 0.1, 100) == ExplorationSchedule(0.5, 0.1, 2_000) != ExplorationSchedule(0.5, 0.2, 100)

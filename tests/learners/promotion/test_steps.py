@@ -277,7 +277,7 @@ def test_a_trial_that_waits_ends_when_its_time_is_over() -> None:
     assert pytest.approx(len(pauses), abs=2) == 30
 
 
-def test_motions_are_told_by_how_much_they_vary() -> None:
+def test_motions_are_distinguished_by_how_much_they_vary() -> None:
     from actuators.actions import ActionSpace, Choice, Continuous
     from learners.model.spec import PolicySpec
     from learners.promotion.ope.greedy_actions import agreement, collapsed, outside, shares

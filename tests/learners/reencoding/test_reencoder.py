@@ -377,7 +377,7 @@ def entries(recoded: TokenStore) -> list[Any]:
     return [(one.row, one.version) for one in recoded.between(0, recoded.last())]
 
 
-def test_what_nobody_holds_any_more_is_forgotten_and_numbers_never_come_twice(tmp_path: Path) -> None:
+def test_what_no_one_holds_any_more_is_forgotten_and_numbers_never_come_twice(tmp_path: Path) -> None:
     recoded = TokenStore(tmp_path / "reencoded.db")
     row = StoredTokens(1, "orders", "a", np.ones((1, 4), np.float16))
     assert recoded.last() == 0

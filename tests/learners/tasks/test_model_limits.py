@@ -35,7 +35,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize("architecture", ["BERT", "RoBERTa", "GPT-2"])
-def test_a_length_above_the_positions_is_lowered_and_said(tmp_path: Path, architecture: str) -> None:
+def test_a_length_above_the_positions_is_lowered_and_reported(tmp_path: Path, architecture: str) -> None:
     source = architectures.ARCHITECTURES[architecture](tmp_path / "model")
     task = open_task("text-classification", source, labels=("a", "b"), max_length=500)
     assert task.options.max_length == 64  # RoBERTa has 65 and begins behind the number of its padding

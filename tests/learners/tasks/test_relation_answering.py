@@ -17,7 +17,7 @@ from learners.tasks.relation_extraction import mark, official_f1
 TEXT = "the <e1>cup</e1> is in <e2>Paris</e2> now"
 
 
-def test_marks_are_where_they_are_said_to_be() -> None:
+def test_marks_are_where_they_are_stated() -> None:
     text, (first, second) = mark(TEXT)
     assert (text[first], text[second]) == ("$", "#")
     for wrong in ("no marks", "<e1>a</e1> only", "<e1>a</e1><e1>b</e1>"):

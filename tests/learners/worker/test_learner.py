@@ -122,7 +122,7 @@ def test_nothing_is_owed_before_the_warm_up_and_debts_are_bounded(tmp_path: Path
     assert one.train(-1.0) == 0
 
 
-def test_a_store_that_began_anew_is_followed(tmp_path: Path) -> None:
+def test_a_store_that_began_again_is_followed(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 100)
     one = learning.make_learner(tmp_path)
     one.ingest()

@@ -302,7 +302,7 @@ def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_it_serves_one_spec_after_another_until_told_to_stop(tmp_path: Path) -> None:
+def test_it_serves_one_spec_after_another_until_asked_to_stop(tmp_path: Path) -> None:
     """With the real policy, in a thread of this process."""
     stop = threading.Event()
     learning.fill(tmp_path, 0, 200)

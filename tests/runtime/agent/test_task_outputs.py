@@ -94,7 +94,7 @@ async def test_speech_waits_for_the_gate_as_a_whole_beginning(parts: Any) -> Non
     assert not link.posted
 
 
-async def test_raw_readings_are_kept_where_they_are_needed(parts: Any) -> None:
+async def test_raw_readings_are_stored_where_they_are_needed(parts: Any) -> None:
     assert streams_to_keep(parts[0].config) == {"orders", "front"}
 
 
@@ -109,7 +109,7 @@ def test_every_kind_of_reading_has_its_encoding() -> None:
     assert kept[0] == "flac"
 
 
-def test_a_kept_sound_reads_back(tmp_path: Path) -> None:
+def test_a_stored_sound_reads_back(tmp_path: Path) -> None:
     samples = np.sin(np.arange(1_600) / 10).astype(np.float32) * 0.5
     kept = encode_reading(Sound("room", 0.0, 0, samples))
     assert kept is not None

@@ -98,7 +98,7 @@ def test_recordings_are_contained_on_request(state: Path, tmp_path: Path) -> Non
     assert (tmp_path / "new/recordings/one.mcap").read_bytes() == b"made again"
 
 
-def test_nobody_else_can_read_a_backup_or_what_it_restores(backup: Path, tmp_path: Path) -> None:
+def test_no_one_else_can_read_a_backup_or_what_it_restores(backup: Path, tmp_path: Path) -> None:
     restore(backup, tmp_path / "new")
     for path in (backup, tmp_path / "new", *(tmp_path / "new").rglob("*")):
         assert path.stat().st_mode & 0o077 == 0, path
@@ -148,7 +148,7 @@ def test_a_folder_that_is_written_to_gives_whole_files_and_whole_transactions(st
             assert version.name in ("LIVE", "000001-aa") or len(list(version.iterdir())) == 4
 
 
-def test_a_damaged_database_is_left_out_by_name_and_the_rest_is_kept(state: Path, tmp_path: Path) -> None:
+def test_a_damaged_database_is_left_out_by_name_and_the_rest_is_retained(state: Path, tmp_path: Path) -> None:
     (state / "experience/raw.db").write_bytes(b"this is no database" * 100)
     done = create(state, "a", tmp_path / "one.backup")
     assert [reason.split(":")[0] for reason in done.left_out] == ["experience/raw.db"]

@@ -22,7 +22,7 @@ PASSWORD = "hunter2-in-a-url"
         (["CartPole-v1", "--settings", "missing.yaml"], "missing.yaml:1"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_a_line(arguments: list[str], said: str) -> None:
+def test_what_cannot_be_used_is_reported_in_a_line(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(main, ["plant", *arguments])
     assert done.exit_code == 2
     assert isinstance(done.exception, SystemExit), done.exception

@@ -73,7 +73,7 @@ def test_a_unit_systemd_does_not_take_or_that_is_too_open_is_refused() -> None:
         )
 
 
-def test_what_could_not_work_is_said_with_the_remedy(tmp_path: Path) -> None:
+def test_what_could_not_work_is_reported_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(SETTINGS.replace("state_dir: robot", "state_dir: /srv/robot"))
     found = "\n".join(objections(path, Path("/home/me/venv/bin/reflexd"), ("no-colon",)))

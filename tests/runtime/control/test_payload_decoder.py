@@ -81,7 +81,7 @@ async def test_sound_chunks_keep_their_order_up_to_the_bound() -> None:
     assert intake.drops["s"]["backlog"] == 2
 
 
-async def test_a_refused_payload_stops_nothing_and_its_reason_is_kept() -> None:
+async def test_a_refused_payload_stops_nothing_and_its_reason_is_retained() -> None:
     got, intake = await _offered("microphone", [b"0", b"bad", b"", b"3"])
     assert got == ["0", "3"]
     assert intake.refusals == {"s": "bad: a bad one"}

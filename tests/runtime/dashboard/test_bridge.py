@@ -188,7 +188,7 @@ def settings_file(tmp_path: Path, port: int, more: str = "") -> Path:
     return path
 
 
-async def test_the_process_serves_until_it_is_told_to_end_even_without_a_broker(tmp_path: Path) -> None:
+async def test_the_process_serves_until_it_is_asked_to_end_even_without_a_broker(tmp_path: Path) -> None:
     port = free_port()
     config = load(settings_file(tmp_path, port)).config
     assert config.dashboard is not None
@@ -212,7 +212,7 @@ async def test_the_process_serves_until_it_is_told_to_end_even_without_a_broker(
         await asyncio.wait_for(serving, 60)
 
 
-def test_what_keeps_it_from_serving_is_said(
+def test_what_keeps_it_from_serving_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the process's own logging would go on writing to this test's captured stream

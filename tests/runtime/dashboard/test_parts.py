@@ -255,7 +255,7 @@ def test_raw_sound_is_shown_as_loudness_in_dbfs() -> None:
     assert made.sections["streams"]["room"]["level_db"] == -90.0
 
 
-def test_pictures_texts_and_numbers_are_kept_as_facts() -> None:
+def test_pictures_texts_and_numbers_are_stored_as_facts() -> None:
     made = state()
     made.take("reflexd/demo/in/front", b"\xff\xd8\xff first")
     made.take("reflexd/demo/in/front", b"\xff\xd8\xff too soon")
@@ -501,7 +501,7 @@ def test_what_a_browser_puts_together_is_what_there_is(steps: list[str]) -> None
                 assert have == list(sections.get("l", []))
 
 
-def test_senses_ignore_streams_nobody_declared() -> None:
+def test_stream_views_ignore_streams_no_one_declared() -> None:
     assert not StreamViews().take("in", "unknown", b"x", 0.0)
 
 

@@ -443,7 +443,7 @@ def test_no_file_of_the_page_has_a_script_or_style_inside() -> None:
             assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", text), name
 
 
-def test_settings_that_cannot_serve_are_said(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_cannot_serve_are_reported(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["/nonexistent.yaml"]) == 2
     assert "nonexistent" in capsys.readouterr().err

@@ -252,7 +252,7 @@ async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stay
     engine.close()
 
 
-async def test_an_encoder_that_nothing_would_train_is_said(tmp_path: Path) -> None:
+async def test_an_encoder_that_nothing_would_train_is_reported(tmp_path: Path) -> None:
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"), kind="token-classification")
     engine, said = engine_of(config), []
     await EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data))).run()
@@ -261,7 +261,7 @@ async def test_an_encoder_that_nothing_would_train_is_said(tmp_path: Path) -> No
     engine.close()
 
 
-def test_whose_task_teaches_which_encoder() -> None:
+def test_which_task_trains_which_encoder() -> None:
     encoders = {
         "language": EncoderSettings(model="m", follow_task=True),
         "other": EncoderSettings(model="m", follow_task=True),

@@ -308,7 +308,7 @@ async def test_without_experiments_what_passes_the_steps_goes_live(tmp_path: Pat
     assert "experiment_started" not in stage.kinds()
 
 
-def test_a_broken_file_is_said_and_the_live_version_trusted(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_and_the_live_version_trusted(tmp_path: Path) -> None:
     stage = stage_of(tmp_path, 15)
     stage.checkpoints.promote(stage.version["good"])
     (tmp_path / EXPERIMENTS_FILE).write_bytes(orjson.dumps({"format": 1}))

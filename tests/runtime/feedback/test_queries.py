@@ -87,7 +87,7 @@ def test_it_asks_when_it_is_less_sure_than_usual_and_not_too_often() -> None:
     assert one.executed("s-3", "head") is None
 
 
-def test_it_does_not_ask_untrained_or_where_others_act_or_when_nobody_wants_it() -> None:
+def test_it_does_not_ask_untrained_or_where_others_act_or_when_no_one_wants_it() -> None:
     for changed in ({"policy": "untrained"}, {"by": "override"}, {"by": "gate"}):
         one, events = asking()
         usual(one)
@@ -108,7 +108,7 @@ def test_readings_are_shown_as_a_person_can_take_them() -> None:
     assert summarize_reading(joints) == {"values": {"q": 0.5}}
 
 
-def test_a_confirmed_decision_becomes_a_demonstration_and_another_answer_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_confirmed_decision_becomes_a_demonstration_and_another_answer_gets_a_remedy(tmp_path: Path) -> None:
     one, events = asking()
     usual(one)
     one.ticked(ticked(MIN_MARGINS, 0.001))

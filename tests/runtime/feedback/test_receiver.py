@@ -170,7 +170,7 @@ def test_labels_need_a_known_task_and_a_subject() -> None:
     assert {data["cause"] for _, data in bench.events} == causes
 
 
-def test_a_full_store_is_said_aloud() -> None:
+def test_a_full_store_is_reported() -> None:
     bench = _bench()
     bench.store.full = True
     bench.feedback.reward(b'{"value": 1.0}')
@@ -197,7 +197,7 @@ def test_any_payload_is_taken_or_counted(payload: bytes) -> None:
     )
 
 
-def test_taken_rewards_are_told_and_those_of_quarantined_sources_are_only_stored() -> None:
+def test_taken_rewards_are_reported_and_those_of_quarantined_sources_are_only_stored() -> None:
     bench = _bench(clip=2.0)
     bench.sources.quarantined = frozenset({"liar", "label:liar"})
     bench.feedback.reward(b'{"value": 3.0, "decision": "a-1", "source": "world"}')

@@ -84,14 +84,14 @@ async def test_state_survives_a_restart_and_a_person_releases(tmp_path: Path) ->
     assert [kind for kind, _ in events] == ["source_quarantined", "source_released"]
 
 
-def test_a_broken_file_is_said(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported(tmp_path: Path) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     (tmp_path / FILE).write_bytes(b"[]")
     assert sources(tmp_path, KeptStore(), events).names() == frozenset()
     assert [kind for kind, _ in events] == ["quarantine_state_unreadable"]
 
 
-async def test_two_of_equal_weight_are_said_once_in_a_while(tmp_path: Path) -> None:
+async def test_two_of_equal_weight_are_reported_once_in_a_while(tmp_path: Path) -> None:
     def both(_stage: Stage, decision: str, gain: float) -> list[dict[str, Any]]:
         return [{"value": sign * gain, "decision": decision, "source": name} for name, sign in (("a", 1), ("b", -1))]
 

@@ -12,7 +12,7 @@ def refused(rule: str | None = "overridden", actuator: str = "head", *, rule_cha
     return ActuatorDecision(actuator, None, rule, "none", "a person acts", rule_changed=rule_changed)
 
 
-def test_the_first_is_told_at_once_and_the_same_again_with_its_count() -> None:
+def test_the_first_is_reported_at_once_and_the_same_again_with_its_count() -> None:
     throttle = EventThrottle()
     told = [throttle.event(refused(), n * 0.1) for n in range(250)]  # 25 s at 10 Hz
     said = [(n / 10, data["count"]) for n, data in enumerate(told) if data is not None]
@@ -20,7 +20,7 @@ def test_the_first_is_told_at_once_and_the_same_again_with_its_count() -> None:
     assert told[0] == {"actuator": "head", "rule": "overridden", "reason": "a person acts", "count": 1}
 
 
-def test_other_rules_and_actuators_are_told_for_themselves() -> None:
+def test_other_rules_and_actuators_are_reported_for_themselves() -> None:
     throttle = EventThrottle()
     assert throttle.event(refused(), 0.0)
     assert throttle.event(refused("stale"), 0.1)

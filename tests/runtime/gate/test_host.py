@@ -196,7 +196,7 @@ async def test_what_was_retained_is_ignored(tmp_path: Path, broker: Mosquitto) -
         await eventually(lambda: world.host.gate.stopped)
 
 
-async def test_override_yields_and_is_told(tmp_path: Path, broker: Mosquitto) -> None:
+async def test_override_yields_and_is_reported(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker) as world:
         await world.armed()
         await world.send(TOPICS("override", "head"), {"value": "right", "hold_s": 30, "source": "anna"})
@@ -373,7 +373,7 @@ async def test_the_end_rests_and_says_so(tmp_path: Path, broker: Mosquitto) -> N
         assert world.commands()[-1]["value"] == "stay"
 
 
-async def test_latches_that_cannot_be_written_are_said(
+async def test_latches_that_cannot_be_written_are_reported(
     tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world_of(tmp_path, broker) as world:

@@ -292,7 +292,7 @@ async def test_modes_that_flip_leave_the_same_on_the_disk_and_in_force(tmp_path:
         await eventually(lambda: world.host.latches.on_disk["modes"] == dict(world.host.gate.modes))
 
 
-async def test_a_device_that_never_does_what_it_is_told_gets_no_more_commands_than_ticks(
+async def test_a_device_that_never_does_what_it_is_commanded_gets_no_more_commands_than_ticks(
     tmp_path: Path, broker: Mosquitto
 ) -> None:
     async with world_of(tmp_path, broker) as world:

@@ -36,7 +36,7 @@ def test_at_most_four_a_second_whatever_the_ticks() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b'{"streams": "front"}', b'{"streams": [1]}'])
-def test_a_malformed_wish_to_look_is_refused(payload: bytes) -> None:
+def test_a_malformed_preview_request_is_refused(payload: bytes) -> None:
     with pytest.raises(Refused):
         Previews().watch(payload, 0.0)
 

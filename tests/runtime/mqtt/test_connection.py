@@ -56,7 +56,7 @@ async def test_what_was_read_is_acknowledged_at_once(broker: Mosquitto) -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
 
 
-async def test_retained_is_ignored_or_sent_as_told(broker: Mosquitto) -> None:
+async def test_retained_is_ignored_or_sent_as_asked(broker: Mosquitto) -> None:
     async with running(connection(broker, "writer")) as writer:
         await writer.publish("cmd", b"old", retain=True)
         await writer.publish("state", b"known", retain=True)
@@ -316,7 +316,7 @@ async def test_a_filter_added_while_connected(broker: Mosquitto) -> None:
 
 
 @pytest.mark.parametrize("faithful", [True, False])
-async def test_a_cancellation_that_comes_with_the_answer_is_kept(faithful: bool) -> None:
+async def test_a_cancellation_that_comes_with_the_answer_is_retained(faithful: bool) -> None:
     answered = asyncio.Event()
     after: list[str] = []
 

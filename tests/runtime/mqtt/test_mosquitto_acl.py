@@ -152,7 +152,7 @@ async def test_each_user_writes_its_own_topics_only(guarded: Mosquitto, user: st
     assert (await write(guarded, user, topic) != NOT_AUTHORIZED) is may
 
 
-async def test_without_a_password_nobody_gets_in(guarded: Mosquitto) -> None:
+async def test_without_a_password_no_one_gets_in(guarded: Mosquitto) -> None:
     with pytest.raises(MqttError):
         async with client(guarded, "gate", password="guess"):
             pass

@@ -81,7 +81,7 @@ def test_ready_after_the_first_full_tick_and_food_only_from_ticks(manager: Manag
     assert rest == ["WATCHDOG=1"] * 4
 
 
-def test_ready_is_said_when_nobody_watches(manager: Manager) -> None:
+def test_ready_is_notified_without_a_watchdog(manager: Manager) -> None:
     feeder = Feeder(Notifier(manager.address), frozenset())
     assert feeder.ticked(ready=True, stale=(), now_s=0.0, status="ticking")
     assert feeder.ticked(ready=True, stale=(), now_s=9.0, status="ticking")

@@ -195,7 +195,7 @@ def test_a_dataset_takes_pictures_and_texts_from_raw_readings_and_recordings(con
     assert info["robot_type"] == "arm"
 
 
-def test_pictures_that_are_not_kept_are_said(config: Path) -> None:
+def test_pictures_that_are_not_stored_are_reported(config: Path) -> None:
     lived(config)
     assert "no pictures of front are stored; `reflexd record on` records them" in export(config, "lerobot", "d")[1]
     assert "no experience in this state_dir and window" in export(config, "lerobot", "e", "--since", "2100-01-01")[1]

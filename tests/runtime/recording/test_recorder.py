@@ -78,7 +78,7 @@ def test_every_reading_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert recording.attachments() == {"state": b"\x01\x02"}
 
 
-def test_overlapping_sound_is_kept_once(tmp_path: Path) -> None:
+def test_overlapping_sound_is_stored_once(tmp_path: Path) -> None:
     codec = ReadingCodec()
     first, second = (codec.encode(_readings(tick)[1]) for tick in (0, 1))
     assert len(second["data"]) * 15 < len(first["data"])

@@ -64,7 +64,7 @@ async def test_properties_travel(embedded: EmbeddedBroker) -> None:
     assert seen.messages[0].correlation == answer.correlation
 
 
-async def test_retained_is_kept_replaced_and_cleared(embedded: EmbeddedBroker) -> None:
+async def test_retained_is_stored_replaced_and_cleared(embedded: EmbeddedBroker) -> None:
     async with running(connect(embedded, "writer")) as writer:
         await writer.publish("s", b"one", retain=True)
         await writer.publish("s", b"two", retain=True)
@@ -162,7 +162,7 @@ async def test_an_expired_message_is_not_delivered(tmp_path: Path) -> None:
         made.end()
 
 
-async def test_users_of_the_settings_may_enter_and_nobody_else(tmp_path: Path) -> None:
+async def test_users_of_the_settings_may_enter_and_no_one_else(tmp_path: Path) -> None:
     port = free_port()
     made = EmbeddedBroker(
         "mosquitto",

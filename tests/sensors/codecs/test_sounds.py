@@ -51,7 +51,7 @@ def test_wav_of_a_recorder_that_was_cut_off_keeps_its_samples(claimed: int) -> N
     assert len(samples) == len(tone())
 
 
-def test_wav_whose_chunks_end_with_the_file_is_empty_when_it_says_so() -> None:
+def test_wav_with_chunks_that_end_with_the_file_is_empty_when_it_says_so() -> None:
     data = wav(np.empty(0, np.float32))
     assert cause(data) == "empty"
     assert cause(data + b"LIST\x04\x00\x00\x00INFO") == "empty"

@@ -72,7 +72,7 @@ def test_the_newest_frame_wins_and_the_others_are_counted(ends: tuple[socket.soc
     assert messages[-1].kind == "X"
 
 
-def test_nobody_listening_stops_the_mailbox() -> None:
+def test_no_one_listening_stops_the_mailbox() -> None:
     mine, theirs = socket.socketpair()
     mine.close()
     mailbox = MessageSender(theirs)
@@ -114,7 +114,7 @@ def test_a_video_and_a_sound_are_served_to_their_end(
     assert {message.first for message in sounds} == {8_000}
 
 
-def test_an_unforeseen_error_is_told(
+def test_an_unforeseen_error_is_reported(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

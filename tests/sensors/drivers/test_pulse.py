@@ -130,7 +130,7 @@ async def test_a_sound_server_that_dies_is_noticed_and_found_again(room: Room, r
         await witness.until(lambda: hears(witness, 660.0) and witness.well, 60.0)
 
 
-async def test_a_device_that_does_not_exist_is_said(room: Room, running: Running) -> None:
+async def test_a_device_that_does_not_exist_is_reported(room: Room, running: Running) -> None:
     async with running(microphone("no such microphone")) as witness:
         await witness.until(lambda: bool(witness.lost))
         assert "cannot be used" in witness.lost[0][1]

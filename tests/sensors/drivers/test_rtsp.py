@@ -114,7 +114,7 @@ async def test_a_long_freeze_is_survived(sensor: CameraSensor, port: int, start:
     assert len([at_s for at_s, _ in witness.lost if at_s < witness.recovered[0]]) == 1, "reported once"
 
 
-async def test_a_camera_that_wants_a_password_gets_it_and_nobody_else_does(
+async def test_a_camera_that_wants_a_password_gets_it_and_no_one_else_does(
     sensor: CameraSensor, port: int, start: Start, running: Running
 ) -> None:
     """That neither the log of FFmpeg nor the reasons tell it, `canary_watch.py` hears."""

@@ -149,7 +149,7 @@ async def test_a_connection_that_never_delivers_is_reported_and_replaced() -> No
         assert bench.watcher.counts == {"connections": 2, "replaced": 1, "failed": 1}
 
 
-async def test_errors_and_deaths_are_told_and_followed_by_a_new_connection() -> None:
+async def test_errors_and_deaths_are_reported_and_followed_by_a_new_connection() -> None:
     async with Bench() as bench:
         (await bench.wire(1)).say("E", b"the driver found no video there")
         await bench.witness.until(lambda: len(bench.witness.lost) == 1)

@@ -107,7 +107,7 @@ async def test_a_file_ends_or_loops(tmp_path: Path, running: Running) -> None:
         assert witness.lost == []
 
 
-async def test_what_is_not_there_is_said_and_found_when_it_comes(tmp_path: Path, running: Running) -> None:
+async def test_what_is_not_there_is_reported_and_found_when_it_comes(tmp_path: Path, running: Running) -> None:
     path = tmp_path / "later.avi"
     async with running(camera(str(path), rate_hz=50, loop=True)) as witness:
         await witness.until(lambda: bool(witness.lost))
@@ -172,7 +172,9 @@ async def test_a_lying_mjpeg_camera_harms_only_its_driver(
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - theirs < 1_000_000
 
 
-async def test_an_http_server_without_video_is_said(tmp_path: Path, port: int, start: Start, running: Running) -> None:
+async def test_an_http_server_without_video_is_reported(
+    tmp_path: Path, port: int, start: Start, running: Running
+) -> None:
     server = (
         "import http.server,sys;s=http.server.ThreadingHTTPServer(('127.0.0.1',int(sys.argv[1])),"
         "http.server.BaseHTTPRequestHandler);print('ready',flush=True);s.serve_forever()"
@@ -406,7 +408,7 @@ def answering(status: str, method: str) -> int:
         ("503 Service Unavailable", "DESCRIBE", "status 503"),
     ],
 )
-async def test_refusals_of_a_camera_are_told_apart(status: str, method: str, reason: str, running: Running) -> None:
+async def test_refusals_of_a_camera_are_distinguished(status: str, method: str, reason: str, running: Running) -> None:
     port = answering(status, method)
     async with running(camera(f"rtsp://cam:sEcr/t@127.0.0.1:{port}/1")) as witness:
         await witness.until(lambda: bool(witness.lost), within_s=20.0)

@@ -132,7 +132,7 @@ def test_any_text_is_a_fault_or_refused(text: str) -> None:
     assert said if fault is None else fault.kind in KINDS
 
 
-def test_off_begins_and_ends_when_told() -> None:
+def test_off_begins_and_ends_on_command() -> None:
     out, faulty = fed("front=off@1+1", [0.0, 0.9, 1.0, 1.9, 2.0])
     assert out == [(0.0, 0.0), (0.9, 1.0), None, None, (2.0, 4.0)]
     assert faulty.drops == {"fault_off": 2}

@@ -146,7 +146,7 @@ def test_refused_sound_is_counted() -> None:
         ("file:voice", PlayJob("voice", loop=False)),
     ],
 )
-def test_sources_are_told_apart(source: int | str, job: RecordJob | PlayJob) -> None:
+def test_sources_are_distinguished(source: int | str, job: RecordJob | PlayJob) -> None:
     assert job_of(settings(source)) == job
 
 
@@ -176,7 +176,7 @@ async def test_a_voice_ends_when_it_is_not_looped(running: Running) -> None:
     assert max(float(np.abs(reading.samples).max()) for reading in witness.readings if isinstance(reading, Sound)) > 0.1
 
 
-async def test_a_missing_sound_file_is_said(running: Running) -> None:
+async def test_a_missing_sound_file_is_reported(running: Running) -> None:
     async with running(MicrophoneSensor("room", settings("/nowhere.wav"))) as witness:
         await witness.until(lambda: bool(witness.lost))
         assert "no such file" in witness.lost[0][1]
@@ -308,7 +308,7 @@ def test_a_device_without_the_rate_is_opened_at_its_own(monkeypatch: pytest.Monk
     assert {rate for _, rate, _ in sink.blocks} == {48_000}
 
 
-def test_a_device_that_does_not_open_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_does_not_open_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", PortAudio(opens=False))  # type: ignore[arg-type]
     sink = Sink()
     with pytest.raises(SensorLost, match="Device unavailable"):

@@ -155,7 +155,7 @@ def test_cameras_are_those_that_capture(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.problems == ()
 
 
-def test_what_keeps_from_looking_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_keeps_from_looking_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "video0").touch()  # a file is no V4L2 device
     (tmp_path / "video1").symlink_to(tmp_path / "nowhere")
 

@@ -64,7 +64,7 @@ def test_an_empty_state_finds_what_another_daemon_measured_and_remembers_it_itse
     assert Calibrations(tmp_path / "two", BackendSettings("openvino", "float32")).recall("v", CPU) is not None
 
 
-def test_other_settings_versions_and_processors_are_measured_anew(
+def test_other_settings_versions_and_processors_are_measured_again(
     tmp_path: Path, work: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(own(tmp_path, "one"))
@@ -89,7 +89,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, work: li
     assert work == ["calibrated", "converted"]
 
 
-def test_a_graph_that_does_not_read_is_made_anew(tmp_path: Path, work: list[str]) -> None:
+def test_a_graph_that_does_not_read_is_made_again(tmp_path: Path, work: list[str]) -> None:
     first = run(own(tmp_path, "one"))
     (graph,) = (tmp_path / "cache" / "openvino").glob("*/graph.xml")
     graph.write_text("<torn")

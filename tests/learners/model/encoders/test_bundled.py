@@ -169,7 +169,7 @@ def test_port_names_that_are_unknown_are_refused() -> None:
         efficientnet_lite.from_port({"_other.weight": torch.zeros(1)})
 
 
-def test_the_bundled_whisper_equals_ctranslate2_and_writes_down_what_is_said(cache: Path) -> None:
+def test_the_bundled_whisper_equals_ctranslate2_and_writes_down_what_is_spoken(cache: Path) -> None:
     import ctranslate2
     import soundfile
     import soxr

@@ -42,7 +42,7 @@ def tokens(sound: Sound) -> torch.Tensor:
     return ENCODER.encode(ENCODER.prepare([sound]))[0]
 
 
-def test_words_of_one_voice_are_told_by_another_place_and_loudness() -> None:
+def test_words_of_one_voice_are_distinguished_in_another_place_and_loudness() -> None:
     rng = np.random.default_rng(0)
     known = [(word, tokens(room((samples, 0.3))).flatten()) for word, samples in recordings()]
     right = 0
@@ -53,7 +53,7 @@ def test_words_of_one_voice_are_told_by_another_place_and_loudness() -> None:
     assert right >= 0.95 * len(known)
 
 
-def test_words_are_told_across_voices() -> None:
+def test_words_are_distinguished_across_voices() -> None:
     """Leave one recording out: the nearest other one is mostly the same word."""
     known = [(word, tokens(room((samples, 0.3))).flatten()) for word, samples in recordings()]
     right = 0
@@ -63,7 +63,7 @@ def test_words_are_told_across_voices() -> None:
     assert right >= 0.8 * len(known)
 
 
-def test_the_newest_whole_word_counts_and_one_that_is_being_said_waits() -> None:
+def test_the_newest_whole_word_counts_and_one_that_is_being_spoken_waits() -> None:
     words = dict(recordings())
     cat, coffee = words["cat"], words["coffee"]
     alone = tokens(room((coffee, 0.9)))
@@ -80,7 +80,7 @@ def test_silence_and_a_click_are_nothing() -> None:
     assert not tokens(room((click, 1.0))).any()
 
 
-def test_the_length_of_an_utterance_is_told_in_seconds() -> None:
+def test_the_length_of_an_utterance_is_given_in_seconds() -> None:
     tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ // 2) / RATE_HZ)).astype(np.float32)
     assert tokens(room((tone, 0.5)))[0, -2] == pytest.approx(0.5, abs=0.03)
 
