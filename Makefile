@@ -63,7 +63,7 @@ fuzz: $(VENV)/.test ## every parser for 25 s (FUZZ_SECONDS, FUZZ_SEED), a millio
 	  GATE_MODEL_SEED=$$seed GATE_MODEL_STEPS=$${GATE_MODEL_STEPS:-20000} $(BIN)/pytest -q --timeout 0 tests/runtime/gate/test_gate_model.py; done
 	ROW_CASES=$${ROW_CASES:-100000} $(BIN)/pytest -q --timeout 0 tests/learners/test_rows_say_what_happened.py
 
-mutation: $(VENV)/.test ## mutation score of the gate (at least 97 %)
+mutation: $(VENV)/.test ## mutation score of the gate (at least 97 %) and of what carries its commands (95 %)
 	bash tests/actuators/safety/mutation.sh
 
 docs: $(VENV)/.test ## rewrite docs/topics.md and docs/settings.md from the code
