@@ -5,7 +5,6 @@ The gate's host calls it at every tick and after every connect. It knows neither
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,21 +26,27 @@ class HoldPublisher:
     connection: Connection
     topics: Topics
     wall: Callable[[], float] = time.time
-    _published: dict[str, tuple[Value | None, float]] = field(default_factory=dict)
-    """By actuator: the value and the monotonic end of the published hold; None and infinity without a hold."""
+    _published: dict[str, tuple[Value | None, float | None]] = field(default_factory=dict)
+    """By actuator: the value and the end (Unix seconds) of the published hold; both None without a hold."""
 
     def invalidate(self) -> None:
         """Publish every actuator's hold at the next call: the broker may have lost what it retained."""
         self._published.clear()
 
     def publish_changes(self, now_s: float) -> None:
-        """Publish each hold that began, ended, changed its value or moved its end."""
+        """Publish each hold that began, ended, changed its value, or has another end, also by a step of the wall clock."""
         for name, hold in self.gate.holds.items():
-            current = (None, math.inf) if hold is None else (hold.value, hold.until_s)
-            known = self._published.get(name)
-            if known is not None and known[0] == current[0] and not abs(current[1] - known[1]) >= STEP_S:
-                continue
+            value = None if hold is None else hold.value
             until = None if hold is None else round(self.wall() + hold.until_s - now_s, 3)
-            body = {"value": current[0], "until": until}
+            if name in self._published and _same(self._published[name], (value, until)):
+                continue
+            body = {"value": value, "until": until}
             if self.connection.enqueue(self.topics("hold", name), encode(body), qos=1, retain=True, keep="latest"):
-                self._published[name] = current
+                self._published[name] = (value, until)
+
+
+def _same(known: tuple[Value | None, float | None], now: tuple[Value | None, float | None]) -> bool:
+    """Return whether two holds have one value and nearly one end."""
+    if known[0] != now[0] or (known[1] is None) != (now[1] is None):
+        return False
+    return known[1] is None or now[1] is None or abs(known[1] - now[1]) < STEP_S

@@ -54,10 +54,16 @@ class Device:
     raw: list[Message] = field(default_factory=list)
     ages_s: list[float] = field(default_factory=list)
     """Age of each command when it was carried out."""
+    clock_off_s: float = 0.0
+    """What the device's clock is ahead of the true one."""
+
+    def wall_s(self) -> float:
+        """Unix seconds by the device's clock."""
+        return time.time() + self.clock_off_s
 
     def command(self, message: Message) -> None:
         self.raw.append(message)
-        now_s = time.time()
+        now_s = self.wall_s()
         command = self.inbox.accept(message.payload, retained=message.retain, now_s=now_s)
         if command is not None:
             self.done.append((message.stamp_s, command))
