@@ -6,6 +6,7 @@ Reads the figures of the other components; measures nothing but memory.
 from __future__ import annotations
 
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ class Health:
     learner_enabled: bool
     wall: Callable[[], float]
     """Unix seconds."""
+    clock: Callable[[], float] = time.monotonic
+    _progress: tuple[int, float] | None = None
+    """When the learner's progress was last written by the file system, and seen here, by `clock`."""
 
     def payload(self) -> dict[str, Any]:
         """Return the `health` message; takes milliseconds, so call it off the event loop."""
@@ -142,11 +146,17 @@ class Health:
         return progress
 
     def _age_s(self) -> float:
+        """Return the age of the progress; only the first look trusts the wall clock, which may step."""
         try:
-            written = self.progress_file.stat().st_mtime
+            written_ns = self.progress_file.stat().st_mtime_ns
         except OSError:
             return float("inf")
-        return max(0.0, self.wall() - written)
+        now_s = self.clock()
+        if self._progress is None:
+            self._progress = (written_ns, now_s - max(0.0, self.wall() - written_ns / 1e9))
+        elif self._progress[0] != written_ns:
+            self._progress = (written_ns, now_s)
+        return now_s - self._progress[1]
 
     def experience(self) -> dict[str, Any]:
         """Return how many transitions are stored, and what was dropped by cause."""

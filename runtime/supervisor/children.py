@@ -68,7 +68,8 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         settings = config.state_dir / "learner" / "settings.json"
         learner = [*python, "learners.worker", str(settings)]
         # at once: its imports alone would hold up the agent's on few cores
-        specs.append(Spec("learner", tuple(child.with_parent_death(learner, priority=config.learner.priority))))
+        command = tuple(child.with_parent_death(learner, priority=config.learner.priority))
+        specs.append(Spec("learner", command, essential=False))  # the policy acts on without it
     if any(task.stream is not None for task in config.tasks.values()):
         models = child.with_parent_death([*python, "runtime.models", str(path)])
         specs.append(Spec("models", tuple(models), grace_s=3.0, essential=False))
@@ -162,6 +163,7 @@ class Child:
             raise RestartLimitExceeded(f"{self.spec.name} cannot start; its log names the file and the remedy")
         now_s = time.monotonic()
         too_often = len(self._failures) == MAX_RESTARTS and now_s - self._failures[0] < WINDOW_S
+        too_often = too_often or code == CANNOT_START
         if too_often and self.spec.essential:
             raise RestartLimitExceeded(
                 f"{self.spec.name} failed {MAX_RESTARTS + 1} times within {WINDOW_S:.0f} s, last with {exit_reason(code)}"

@@ -1,4 +1,4 @@
-"""kill -9 of the agent, the learner or the supervisor of a daemon that learns from a real plant, again and again.
+"""Faults of the processes of a daemon that learns from a real plant: kill -9, SIGSTOP, and a limit on their memory.
 
 What the experience had taken before a kill is there after it; the daemon acts again with the version that was live, and the learner
 goes on from where it had saved. A killed supervisor is started again, as systemd does.
@@ -7,13 +7,13 @@ goes on from where it had saved. A killed supervisor is started again, as system
 from __future__ import annotations
 
 import random
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import Mosquitto, connect_when_up
+from fakes import Mosquitto, connect_when_up, free_port
 from learners.experience.reader import Reader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +58,7 @@ class Life:
             "state_dir": str(self.state),
             "mqtt": {"url": broker.url, **canaries.LOGIN},
             "gate": {"arm": "auto"},
+            "dashboard": {"listen": f"127.0.0.1:{free_port()}"},
             "promotion": {"steps": ["integrity", "latency"], "experiments": False},
             "learner": {
                 "batch": 32, "warmup": 40, "update_every_s": 0.2, "promote_every_s": 2, "save_every_s": 1,
@@ -154,10 +155,16 @@ class Life:
         until(lambda: self.updates() > at, self.told)
 
 
-@pytest.fixture
-def life(tmp_path: Path, broker: Mosquitto) -> Iterator[Life]:
-    with ExitStack() as stack:
-        yield stack.enter_context(Life(tmp_path, broker))
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    """One daemon for all tests of this file: its start and its first version take most of the time."""
+    folder = tmp_path_factory.mktemp("life")
+    broker = Mosquitto(folder).start()
+    try:
+        with Life(folder, broker) as one:
+            yield one
+    finally:
+        broker.stop()
 
 
 def survive(life: Life, victims: list[str], rng: random.Random) -> int:
@@ -186,6 +193,63 @@ def survive(life: Life, victims: list[str], rng: random.Random) -> int:
 
 def test_each_process_is_killed_once(life: Life) -> None:
     assert survive(life, list(VICTIMS), random.Random(0)) == 0
+
+
+def acts_on(life: Life, while_s: float) -> float:
+    """Return the longest time between two decisions within `while_s`, and after it until the next one."""
+    longest_s, end_s = 0.0, time.monotonic() + while_s
+    while time.monotonic() < end_s:
+        begun_s, seen = time.monotonic(), len(life.decided(0))
+        until(lambda seen=seen: life.decided(seen), life.told)
+        longest_s = max(longest_s, time.monotonic() - begun_s)
+    return longest_s
+
+
+def lost_rows(life: Life, acknowledged: dict[int, str]) -> int:
+    after = life.rows()
+    return sum(after.get(row) != decision for row, decision in acknowledged.items())
+
+
+@pytest.mark.parametrize("victim", ["learner", "dashboard"])
+def test_a_frozen_learner_or_page_stops_no_decision(life: Life, victim: str) -> None:
+    life.learning()
+    acknowledged, restarts = life.rows(), life.count("child_restarted")
+    process = psutil.Process(life.pid(victim))
+    process.suspend()
+    try:
+        updates = life.updates()
+        gap_s = acts_on(life, 2.0)
+        assert victim != "learner" or life.updates() == updates
+    finally:
+        process.resume()
+    life.learning()
+    lost = lost_rows(life, acknowledged)
+    print(f"SIGSTOP of the {victim}: longest time between two decisions {gap_s:.2f} s; {lost} transitions lost")
+    assert lost == 0
+    assert gap_s < 10
+    assert life.count("child_restarted") == restarts
+
+
+def test_a_learner_without_memory_is_started_again_and_stops_no_decision(life: Life) -> None:
+    life.learning()
+    acknowledged, restarts, resumed = life.rows(), life.count("child_restarted"), life.count("learner_resumed")
+    resource.prlimit(life.pid("learner"), resource.RLIMIT_AS, (1, 1))  # it gets no memory any more
+    begun_s = time.monotonic()
+    until(lambda: life.count("child_restarted") > restarts, life.told)
+    named_s = time.monotonic() - begun_s
+    gap_s = acts_on(life, 1.0)
+    until(lambda: life.count("learner_resumed") > resumed, life.told)
+    life.learning()
+    lost = lost_rows(life, acknowledged)
+    last = [event["data"] for event in life.events if event["type"] == "child_restarted"][-1]
+    print(
+        f"learner without memory: named after {named_s:.1f} s, longest time between two decisions {gap_s:.2f} s, "
+        f"learns again after {time.monotonic() - begun_s:.0f} s; {lost} transitions lost"
+    )
+    assert last["child"] == "learner"
+    assert lost == 0
+    assert gap_s < 10
+    assert not [event for event in life.events if event["type"] in BROKEN]
 
 
 @pytest.mark.slow

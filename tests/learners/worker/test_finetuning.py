@@ -125,7 +125,8 @@ def test_the_loop_goes_on_during_a_long_fine_tune_and_health_says_finetuning(tmp
     bench = Bench(tmp_path, SLOW, {"slow": FakeTask(is_due=True)})
     loop.finetuning = bench.runner
     file = tmp_path / "learner" / "progress.json"
-    health: Any = SimpleNamespace(learner_enabled=True, progress_file=file, wall=time.time)
+    health: Any = SimpleNamespace(learner_enabled=True, progress_file=file, wall=time.time, clock=time.monotonic)
+    health._progress = None
     health._age_s = lambda: Health._age_s(health)
     try:
         loop.begin()

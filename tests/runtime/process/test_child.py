@@ -167,6 +167,7 @@ async def test_a_child_that_is_not_essential_never_ends_the_daemon() -> None:
     specs = {spec.name: spec.essential for spec in table(settings_with_a_page(), Path("x.yaml"))}
     assert specs["agent"]
     assert not specs["dashboard"]
+    assert not specs["learner"]
 
 
 def settings_with_a_page() -> Config:
