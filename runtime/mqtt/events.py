@@ -51,7 +51,7 @@ EVENTS: dict[str, str] = {
     "policy_trusted": "A version is the first that is worth protecting; from now on only a proof replaces it.",
     "policy_untrained": "There is no trained policy; random weights act.",
     "quarantine_state_unreadable": "`quarantine.json` is unreadable; no source is quarantined.",
-    "recording_continued": "A recording continues in another file: after a failed write, after a gap, or because a file was complete.",
+    "recording_continued": "A recording continues in another file: after a failed write, after a gap, because a file was complete, or because the agent was restarted.",
     "recording_ended": "A recording ended.",
     "recording_failed": "The disk refused a recording; the daemon tries another file every 5 s.",
     "recording_full": "A recording reached `record.max_gb`; it ended.",

@@ -2,6 +2,8 @@
 
 A recording contains the readings that ticks used and, attached, the observation history of the engine at its start. It goes on
 in another file, with a snapshot of its own, after a failed write, after a gap, and at its size limit where the settings say so.
+It also goes on when the supervisor has restarted the agent, for new settings or after a crash: a note on the disk says that a
+recording is under way.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
+from learners.files import write_atomically
 from runtime.config.schema import Config
 from runtime.control.tick import ControlLoop
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.rpc import Answer, RequestFailed
-from runtime.mqtt.topics import encode
+from runtime.mqtt.topics import Refused, encode, parse
 from runtime.recording.recorder import FORMAT, Recorder
 from runtime.recording.replay_conditions import conditions
 
@@ -34,6 +37,8 @@ EVENT_S = 60.0
 """Seconds between two events about the same refusing disk."""
 OPEN_S = 5.0
 """Seconds that a file may take to open."""
+NOTE = "under-way.json"
+"""Beside the recordings while there is one: its path, and the process of the daemon."""
 FILES = 8
 """Files that `record.max_gb` holds where the oldest is deleted."""
 
@@ -70,16 +75,26 @@ class RecordingController:
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
-        """Continue the recording where needed, until cancelled; start it first where `record.enabled` asks for it."""
-        wanted = self.config.record.enabled
+        """Continue the recording where needed, until cancelled.
+
+        It is started first where `record.enabled` asks for it, or where the agent before was recording in the same daemon.
+        """
+        before, same_daemon = await asyncio.to_thread(self._interrupted)
+        wanted = self.config.record.enabled or same_daemon
+        if before and not wanted:
+            await asyncio.to_thread(self._note, None)
+            self.reporter.event("recording_ended", {"path": before, "reason": "the daemon was restarted"})
         while True:
             if wanted and self.reporter.recorder is None:
-                wanted = not await self._begun()
+                wanted = not await self._begun(before)
             await self.check()
             await asyncio.sleep(RETRY_S if wanted else CHECK_S)
 
-    async def begin(self) -> Answer:
+    async def begin(self, before: str = "") -> Answer:
         """Begin a new file under `state_dir/recordings`, at the border of two ticks.
+
+        Args:
+            before: the file of the agent before this one, which was restarted while it recorded.
 
         Every tick that finishes from now on is queued. The recorder leaves out those that are in the engine's snapshot, so
         a tick that was decided and not yet reported is never in both.
@@ -92,7 +107,11 @@ class RecordingController:
                 raise RequestFailed(f"a recording is under way: {self.reporter.recorder.path}")
             self._total = _Total()
             recorder = await self._start(None)
-        self.reporter.event("recording_started", {"path": str(recorder.path)})
+        if before:
+            data = {"path": str(recorder.path), "before": before, "reason": "the agent was restarted", "dropped": 0}
+            self.reporter.event("recording_continued", data)
+        else:
+            self.reporter.event("recording_started", {"path": str(recorder.path)})
         return {"path": str(recorder.path)}
 
     async def end(self) -> Answer:
@@ -106,6 +125,7 @@ class RecordingController:
             if recorder is None:
                 raise RequestFailed("there is no recording to end")
             await asyncio.to_thread(recorder.close)
+            await asyncio.to_thread(self._note, None)
             self.control_loop.degraded.pop("recording", None)
         self._total.add(recorder)
         total = self._total
@@ -140,9 +160,9 @@ class RecordingController:
                 data = {"path": str(following.path), "before": self._total.path, "reason": reason}
                 self.reporter.event("recording_continued", data | {"dropped": self._total.dropped})
 
-    async def _begun(self) -> bool:
+    async def _begun(self, before: str) -> bool:
         try:
-            await self.begin()
+            await self.begin(before)
         except RequestFailed as failed:
             self.control_loop.degraded["recording"] = str(failed)
             self._event("recording_failed", {"path": str(self._folder), "reason": str(failed)})
@@ -174,8 +194,28 @@ class RecordingController:
         finally:
             if not recorder.started:
                 self.reporter.recorder = before
+        await asyncio.to_thread(self._note, recorder.path)
         self._began_s = self.clock()
         return recorder
+
+    def _note(self, path: Path | None) -> None:
+        """Note the recording that is under way, or that there is none; a disk that refuses the note ends no recording."""
+        note = self._folder / NOTE
+        with suppress(OSError):
+            if path is None:
+                note.unlink(missing_ok=True)
+            else:
+                write_atomically(note, encode({"path": str(path), "daemon": os.getppid()}), mode=0o600)
+
+    def _interrupted(self) -> tuple[str, bool]:
+        """Return the recording that the agent before did not end, and whether it was an agent of this daemon."""
+        try:
+            note = parse((self._folder / NOTE).read_bytes())
+        except (OSError, Refused):
+            return "", False
+        if not isinstance(note, dict) or not isinstance(note.get("path"), str):
+            return "", False
+        return note["path"], note.get("daemon") == os.getppid()
 
     def _reason_to_continue(self, recorder: Recorder) -> str:
         """Return why another file is due, or nothing."""
@@ -237,6 +277,8 @@ class RecordingController:
         """Publish an event of the recorder, from any thread; a recording that ended without a request degrades the agent's status."""
         if kind == "recording_full" and self._deletes_oldest:
             return  # it continues
+        if kind == "recording_full":
+            self._note(None)  # a restarted agent does not begin it again
         if kind in ("recording_full", "recording_failed"):
             self.control_loop.degraded["recording"] = data["reason"]
         self._event(kind, data)

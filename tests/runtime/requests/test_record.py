@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from disks import small_disk
 from mcap.reader import make_reader
@@ -21,7 +22,7 @@ from learners.checkpoints.store import open_checkpoints
 from runtime.inference.build import build_engine
 from runtime.inference.engine import UNTRAINED
 from runtime.recording.reader import Recording
-from runtime.requests.record import GAP_S, RETRY_S
+from runtime.requests.record import GAP_S, NOTE, RETRY_S
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +140,59 @@ async def test_the_oldest_files_go_first_where_the_settings_say_so(tmp_path: Pat
             assert report.same, report.text()
 
 
+@asynccontextmanager
+async def running(stage: Stage) -> AsyncIterator[None]:
+    """What the agent does about recordings from its start on."""
+    task = asyncio.create_task(stage.controller.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_recording_goes_on_when_the_agent_is_restarted_and_not_in_another_daemon(tmp_path: Path) -> None:
+    world = World(tmp_path, 6)
+    await asyncio.to_thread(world.prepare)
+
+    async def agent(*, other_daemon: bool = False) -> tuple[Stage, list[dict[str, Any]]]:
+        """Start the agent, let it record for some ticks, and end it in the middle of one, as SIGTERM does."""
+        if other_daemon:
+            note = world.config.state_dir / "recordings" / NOTE
+            note.write_bytes(orjson.dumps(orjson.loads(note.read_bytes()) | {"daemon": 1}))
+        engine = await asyncio.to_thread(
+            build_engine, world.config, open_checkpoints(world.config.state_dir, world.config.promotion)
+        )
+        stage = Stage(world, engine)
+        async with running(stage):
+            if not files(stage):
+                await stage.controller.begin()
+            kinds = ("recording_started", "recording_continued", "recording_ended")
+            await eventually(lambda: events(stage, *kinds), "what became of the recording")
+            ticking = asyncio.create_task(stage.ticks(1_000))
+            await eventually(lambda: stage.count > 20, "some ticks")
+            ticking.cancel()
+            await asyncio.wait([ticking])
+        if stage.reporter.recorder is not None:
+            await asyncio.to_thread(stage.reporter.recorder.close)
+        engine.close()
+        return stage, events(stage, "recording_continued", "recording_ended")
+
+    first, none = await agent()
+    second, (went_on,) = await agent()
+    assert none == []
+    assert (went_on["before"], went_on["reason"]) == (str(files(first)[0]), "the agent was restarted")
+    third, (ended,) = await agent(other_daemon=True)
+    assert ended == {"path": went_on["path"], "reason": "the daemon was restarted"}
+    assert third.reporter.recorder is None
+    assert not (world.config.state_dir / "recordings" / NOTE).exists()
+    assert len(files(second)) == 2
+    for path in files(second):
+        report = await world.replay(path)
+        assert report.same, report.text()
+        assert report.decisions == len(ticks(path)) > 10
+
+
 async def test_at_the_limit_a_recording_ends_and_stays_ended_by_default(tmp_path: Path) -> None:
     async with stage_of(tmp_path, 5, max_gb=0.00001) as stage:
         await stage.controller.begin()
@@ -151,6 +205,7 @@ async def test_at_the_limit_a_recording_ends_and_stays_ended_by_default(tmp_path
         assert "limit" in stage.control.degraded["recording"]
         facts = await stage.controller.end()
         assert facts["files"] == 1
+        assert not (tmp_path / "state" / "recordings" / NOTE).exists(), "a restarted agent does not begin it again"
         assert facts["dropped"] > 0
         assert "limit" in facts["reason"]
         assert "recording" not in stage.control.degraded
