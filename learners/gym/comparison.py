@@ -40,7 +40,7 @@ class SeedResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SeedGroup:
     """The seeds of one environment, algorithm and number of steps below one folder."""
 
     name: str
@@ -110,17 +110,17 @@ def _read(path: Path) -> SeedResult:
         raise ValueError(f"{path}: not a result of `reflexd train`: {error!r}") from None
 
 
-def groups(folders: Sequence[Path]) -> list[Group]:
+def groups(folders: Sequence[Path]) -> list[SeedGroup]:
     """Return the trainings below the folders, grouped by folder, environment, algorithm and steps."""
     found: dict[str, list[SeedResult]] = {}
     for folder in folders:
         for one in read(folder):
             name = f"{folder.name}: {one.environment} {one.algorithm} {one.steps} steps"
             found.setdefault(name, []).append(one)
-    return [Group(name, tuple(sorted(results, key=lambda one: one.seed))) for name, results in found.items()]
+    return [SeedGroup(name, tuple(sorted(results, key=lambda one: one.seed))) for name, results in found.items()]
 
 
-def plot(path: Path, compared: Sequence[Group]) -> None:
+def plot(path: Path, compared: Sequence[SeedGroup]) -> None:
     """Write a PNG with one panel for each environment: the mean of the seeds' evaluations, and the middle half of them."""
     environments = list(dict.fromkeys(group.results[0].environment for group in compared))
     figure, panels = plt.subplots(len(environments), 1, figsize=(7, 3.5 * len(environments)), squeeze=False)
@@ -135,7 +135,7 @@ def plot(path: Path, compared: Sequence[Group]) -> None:
     plt.close(figure)
 
 
-def _curve(axes: Any, group: Group) -> None:
+def _curve(axes: Any, group: SeedGroup) -> None:
     curves = [dict(one.curve) for one in group.results if one.curve]
     if not curves:
         return
