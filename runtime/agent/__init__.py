@@ -1,1 +1,1 @@
-"""The agent process: build, components, jobs, subscriptions, entry point."""
+"""The agent process: build and its steps, components, jobs, subscriptions, entry point."""

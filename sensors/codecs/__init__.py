@@ -1,1 +1,1 @@
-"""Untrusted bytes to readings, and readings to bytes or a short summary."""
+"""Untrusted bytes to readings, sound of any rate to 16 kHz, and readings to bytes or a short summary."""
