@@ -154,7 +154,7 @@ class ModelsClient:
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)
             self._drop()
         if silent_s >= SILENT_S:
-            state = "is not connected" if self._writer is None else f"is silent for {silent_s:.0f} s"
+            state = "is not connected" if self._writer is None else f"is silent for more than {SILENT_S:.0f} s"
             self.degraded["models"] = f"the models process {state}; tasks have no results"
         else:
             self.degraded.pop("models", None)
