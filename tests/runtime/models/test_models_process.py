@@ -143,7 +143,9 @@ async def test_the_newest_reading_waits_for_a_slow_process_and_one_that_hangs_is
             assert world.client.counts["dropped"] == 2
             stop(process)
             world.later(SILENT_S + 5)
-            await eventually(lambda: "silent for more than 15 s" in world.degraded.get("models", ""), "a degraded daemon")
+            await eventually(
+                lambda: "silent for more than 15 s" in world.degraded.get("models", ""), "a degraded daemon"
+            )
             world.later(HUNG_S)
             await eventually(lambda: process.poll() == -signal.SIGKILL, "the end of the process")
             assert world.client.counts["lost"] == 1
