@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-bui
 HASHED := $(PIP) --require-hashes --requirement
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint structure unit fuzz bench bench-quick bench-demo soak mutation docs lock wheel clean debian-run debian-test
+.PHONY: help run test lint structure unit fuzz bench bench-quick bench-demo soak mutation docs lock wheel deb clean debian-run debian-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,9 @@ lock: $(VENV)/.test ## rewrite the constraints files for pyproject.toml, with th
 
 wheel: $(VENV)/.test ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation --outdir dist .
+
+deb: wheel ## dist/*.deb: the wheel, the hashes of its packages, the systemd unit and a settings file in shadow mode
+	bash configs/deb.sh "$$(ls -t dist/reflexd-*.whl | head -1)" dist
 
 clean: ## remove the virtual environment and every build product
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* mutants runs

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from runtime.config.schema import Config
 from runtime.dashboard.auth import Role
 from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.settings_file import MAX_TEXT, SettingsFile, SettingsRefused
+from runtime.dashboard.task_settings import with_class, with_task
 from runtime.mqtt.topics import Topics, encode
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
-READING_VERBS = frozenset({"explain", "checkpoints"})
+PersonName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,32}$")]
+READING_VERBS = frozenset({"explain", "checkpoints", "readings", "labels"})
 SOURCE = "dashboard"
 ANSWER_S = 10.0
 GATE_S = 1.5
@@ -99,8 +103,40 @@ class RequestCommand(ClientCommand):
         "record",
         "finetune",
         "accept_drift",
+        "readings",
+        "labels",
     ]
     data: dict[str, Any] = Field(default_factory=dict, max_length=16)
+
+
+class LabelReadingsCommand(ClientCommand):
+    """A person names the class of stored readings."""
+
+    do: Literal["label_readings"]
+    task: Name
+    label: str = Field(max_length=200)
+    readings: list[Annotated[str, Field(max_length=64)]] = Field(max_length=200)
+    by: PersonName = ""
+
+
+class CorrectLabelsCommand(ClientCommand):
+    """A person corrects labels, or removes them (`label` is None)."""
+
+    do: Literal["correct_labels"]
+    task: Name
+    labels: list[int] = Field(max_length=200)
+    label: str | None = Field(None, max_length=200)
+    by: PersonName = ""
+
+
+class EditTaskCommand(ClientCommand):
+    """A person creates a task in the settings file, or adds a class to one."""
+
+    do: Literal["edit_task"]
+    what: Literal["create", "add_class"]
+    task: Name
+    stream: Name = "-"
+    label: str = Field("", max_length=200)
 
 
 class SettingsCommand(ClientCommand):
@@ -120,6 +156,9 @@ AnyCommand = Annotated[
     | LabelCommand
     | TextCommand
     | RequestCommand
+    | LabelReadingsCommand
+    | CorrectLabelsCommand
+    | EditTaskCommand
     | SettingsCommand,
     Field(discriminator="do"),
 ]
@@ -160,13 +199,8 @@ class CommandPublisher:
         if not allowed(role, command):
             raise Forbidden("a viewer may look only; sign in with the operator's token to do this")
         match command:
-            case RequestCommand():
-                return await self.bridge.request(("request", command.verb), command.data, ANSWER_S)
-            case StopCommand():
-                return await self.bridge.request(("stop",), {"engaged": command.engaged}, GATE_S)
-            case OverrideCommand():
-                body = {"value": command.value, "hold_s": command.hold_s, "source": SOURCE}
-                return await self.bridge.request(("override", command.actuator), body, GATE_S)
+            case SettingsCommand() | EditTaskCommand():
+                return await self._settings(command)
             case RewardCommand():
                 await self._publish("reward", value=command.value, decision=command.decision, source=SOURCE)
             case LabelCommand():
@@ -175,13 +209,17 @@ class CommandPublisher:
                     self.answered(command.question)
             case TextCommand():
                 await self._publish("in", command.stream, text=command.text)
-            case SettingsCommand():
-                return await self._settings(command)
+            case SubscribePreviews():
+                pass
+            case _:
+                return await self.bridge.request(*_request(command))
         return {}
 
-    async def _settings(self, command: SettingsCommand) -> dict[str, Any]:
+    async def _settings(self, command: SettingsCommand | EditTaskCommand) -> dict[str, Any]:
         if self.settings is None:
             raise SettingsRefused("this page has no settings file")
+        if isinstance(command, EditTaskCommand):
+            return await self.settings.edit_task(partial(_edited, command))
         match command.what:
             case "read":
                 return await self.settings.read()
@@ -193,6 +231,35 @@ class CommandPublisher:
     async def _publish(self, *parts: str, **body: Any) -> None:
         given = {key: value for key, value in body.items() if value is not None}
         await self.bridge.publish(self.topics(*parts), encode(given), 1)
+
+
+def _request(
+    command: RequestCommand | StopCommand | OverrideCommand | LabelReadingsCommand | CorrectLabelsCommand,
+) -> tuple[tuple[str, ...], dict[str, Any], float]:
+    """Return topic, body and patience of a command that is answered."""
+    match command:
+        case RequestCommand():
+            return ("request", command.verb), command.data, ANSWER_S
+        case StopCommand():
+            return ("stop",), {"engaged": command.engaged}, GATE_S
+        case OverrideCommand():
+            body = {"value": command.value, "hold_s": command.hold_s, "source": SOURCE}
+            return ("override", command.actuator), body, GATE_S
+        case _:
+            body = command.model_dump(exclude={"id", "do", "by"}) | {"source": _source(command.by)}
+            return ("request", command.do), body, ANSWER_S
+
+
+def _edited(command: EditTaskCommand, text: str, config: Config) -> str:
+    """Return the text of the settings file with the task or class of a command."""
+    if command.what == "create":
+        return with_task(text, config, command.task, command.stream)
+    return with_class(text, config, command.task, command.label)
+
+
+def _source(person: str) -> str:
+    """Return the source of what a person does here; the page always says that it comes from the page."""
+    return f"{SOURCE}:{person}" if person else SOURCE
 
 
 def _label(command: LabelCommand) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from runtime.process.http_server import SHIELD, network, protect, put_headers
 
 HEADERS = SHIELD | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "media-src blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
 MAX_COMMAND = 196_608

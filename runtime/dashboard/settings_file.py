@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learners.files import write_atomically
 from runtime.config.loader import ConfigError, load
+from runtime.config.schema import Config
+from runtime.dashboard.task_settings import TaskNotAdded
 
 CHECK_S = 30.0
 MAX_TEXT = 90_000
@@ -123,6 +126,24 @@ class SettingsFile:
         except OSError as error:
             raise SettingsRefused(f"not saved: {error.filename or self.path}: {error.strerror}") from None
         return {"digest": self._digest(), "previous": str(self._previous)}
+
+    async def edit_task(self, edit: Callable[[str, Config], str]) -> dict[str, Any]:
+        """Write a change of the tasks that passes the check.
+
+        Args:
+            edit: returns the changed text of the file, of which it gets the text and the settings (`task_settings.py`).
+
+        Raises:
+            SettingsRefused: editing is switched off, the change is refused, or the file cannot be written.
+        """
+        self._refuse_if_not_editable()
+        text, digest = await asyncio.to_thread(self._content), self._digest()
+        try:
+            loaded = await asyncio.to_thread(load, self.path)
+            changed = edit(text, loaded.config)
+        except (ConfigError, TaskNotAdded) as error:
+            raise SettingsRefused(f"not saved: {error}") from None
+        return await self.save(changed, digest)
 
     @property
     def _previous(self) -> Path:

@@ -29,6 +29,7 @@ from learners.experience.labelled_readings import alike, distances, perceptual_h
 from learners.experience.reader import Reader
 from learners.experience.records import LabelCorrection, Raw, ReadingLabels, StoredLabel
 from learners.experience.store import Store
+from learners.ipc.progress import read_progress
 from learners.task_kinds import KINDS
 from runtime.feedback.recent_results import RecentResult, RecentResults
 from runtime.mqtt.rpc import Answer, RequestFailed
@@ -297,6 +298,7 @@ class Gallery:
             "counts": {name: {"train": train, "held_out": aside} for name, (train, aside) in sorted(counts.items())},
             "labels": rows,
             "evaluation": read_evaluation(self.versions / request.task),
+            "progress": read_progress(self.versions.parent / "finetuning.json"),
         }
 
 

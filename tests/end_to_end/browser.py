@@ -78,13 +78,15 @@ def serious_findings(page: Page) -> list[tuple[str, list[str]]]:
 
 
 @contextmanager
-def page_process(folder: Path, url: str, extra: str = "") -> Iterator[tuple[str, str]]:
+def page_process(
+    folder: Path, url: str, extra: str = "", streams: str = "{joints: {kind: telemetry, fields: [a]}}"
+) -> Iterator[tuple[str, str]]:
     """The page as its own process; gives its address and the operator's token, which it made itself."""
     port = free_port()
     config = folder / "page.yaml"
     config.write_text(
         f"agent: demo\nstate_dir: {folder}/state\nmqtt: {{url: '{url}', {canaries.LOGIN_YAML}}}\n"
-        "streams: {joints: {kind: telemetry, fields: [a]}}\nactuators: {head: {kind: choice, choices: [a, b], safe: a}}\n"
+        f"streams: {streams}\nactuators: {{head: {{kind: choice, choices: [a, b], safe: a}}}}\n"
         f"dashboard: {{listen: '127.0.0.1:{port}', viewer_token: {canaries.VIEWER}}}\n{extra}"
     )
     with (folder / "page.log").open("wb") as log:

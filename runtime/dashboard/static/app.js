@@ -3,6 +3,7 @@ import * as actuators from "./actuators.js";
 import * as events from "./events.js";
 import * as explanation from "./explanation.js";
 import * as feedback from "./feedback.js";
+import * as gallery from "./gallery.js";
 import * as header from "./header.js";
 import * as healthPanel from "./health.js";
 import * as learning from "./learning.js";
@@ -12,7 +13,7 @@ import * as summary from "./summary.js";
 import { trouble } from "./derived.js";
 import { connect, onChange, operator } from "./socket.js";
 
-const parts = Object.entries({ header, summary, streams, actuators, explanation, feedback, healthPanel, learning, settings, events });
+const parts = Object.entries({ header, summary, streams, actuators, explanation, feedback, gallery, healthPanel, learning, settings, events });
 const broken = new Set();
 for (const [, part] of parts) part.mount();
 
