@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig
 
+import learners.model.encoders.bundled  # registers architectures that transformers does not know
 import learners.tasks
 from learners.task_kinds import FORMER_KINDS, KINDS
 from learners.tasks.base import DataError, Example, Options, Task, saved

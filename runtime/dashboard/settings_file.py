@@ -27,7 +27,8 @@ from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config
 from runtime.dashboard.task_settings import TaskNotAdded
 
-CHECK_S = 30.0
+CHECK_S = 200.0
+"""The check of a model in a folder imports transformers, which takes a minute on a busy machine."""
 MAX_TEXT = 90_000
 """Characters of a settings file that can be edited here."""
 SHORTEST_SECRET = 4

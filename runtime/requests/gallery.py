@@ -53,8 +53,9 @@ MAX_STAMPS = 50_000
 """Stored readings of a stream that one listing may choose from."""
 LOOK_AT = 400
 """Readings, evenly over the time that is stored, that one listing compares with each other."""
+LOOK_AT_LEAST = 96
 LOOK_S = 2.0
-"""Seconds that one listing may compare; what it looked at is remembered for the next one."""
+"""Seconds after which one listing compares no more than `LOOK_AT_LEAST`; what it looked at is remembered for the next one."""
 MAX_HASHES = 20_000
 MAX_LABELLED = 20_000
 NICE = 10
@@ -242,7 +243,7 @@ class Gallery:
                 if number in found:
                     looked_at += 1
                     self._fold(groups, number, found[number], self.results.of(task, found[number].stamp_s))
-            if time.monotonic() > end_s:
+            if looked_at >= LOOK_AT_LEAST and time.monotonic() > end_s:
                 break
         return groups, looked_at
 

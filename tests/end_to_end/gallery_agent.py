@@ -18,7 +18,6 @@ import orjson
 from PIL import Image
 
 from learners.config import ExperienceSettings, FinetuneSettings
-from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Raw, Store
 from runtime.config.loader import load
@@ -51,6 +50,8 @@ class GalleryAgent:
     url: str
     settings: Path
     folder: Path
+    model: str
+    """Replaces the model of every task."""
     topics: Topics = field(default_factory=lambda: Topics("demo"))
     tasks: dict[str, Any] = field(default_factory=dict)
     link: Connection = field(init=False)
@@ -80,7 +81,7 @@ class GalleryAgent:
 
     def _hello(self) -> None:
         config: Config = load(self.settings).config
-        self.tasks.update(config.tasks)
+        self.tasks.update({name: each.model_copy(update={"model": self.model}) for name, each in config.tasks.items()})
         self.link.enqueue(self.topics("status"), encode({"state": "online", "reasons": []}), qos=1, retain=True)
         info = {**describe(config, version="0.1.0", policy="untrained"), "mode": "shadow"}
         self.link.enqueue(self.topics("info"), encode(info), qos=1, retain=True)
@@ -94,6 +95,8 @@ class GalleryAgent:
         return {"task": task, "state": "asked"}
 
     async def _train(self, task: str) -> None:
+        from learners.continual.trainer import ContinualTrainer
+
         settings = FinetuneSettings(min_labels=1, epochs=20)
         reader = Reader(self.folder / "experience")
         trainer = ContinualTrainer(task, self.tasks[task], settings, self.folder / "learner" / "tasks", reader)
@@ -107,13 +110,13 @@ class GalleryAgent:
 
 
 @contextlib.contextmanager
-def gallery_agent(url: str, settings: Path, folder: Path) -> Iterator[GalleryAgent]:
+def gallery_agent(url: str, settings: Path, folder: Path, model: str) -> Iterator[GalleryAgent]:
     """The agent in a thread of its own."""
     ready, found = threading.Event(), list[GalleryAgent]()
     loop, ends = asyncio.new_event_loop(), asyncio.Event()
 
     async def live() -> None:
-        agent = GalleryAgent(url, settings, folder)
+        agent = GalleryAgent(url, settings, folder, model)
         found.append(agent)
         running = [asyncio.create_task(agent.link.run()), asyncio.create_task(agent.requests.run())]
         ready.set()
