@@ -25,6 +25,8 @@ PersonName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,32}$")]
 READING_VERBS = frozenset({"explain", "checkpoints", "readings", "labels"})
 SOURCE = "dashboard"
 ANSWER_S = 10.0
+GALLERY_S = 25.0
+"""The agent compares pictures at low priority."""
 GATE_S = 1.5
 """The gate responds within milliseconds; where it does not, a person must know at once."""
 
@@ -239,7 +241,8 @@ def _request(
     """Return topic, body and patience of a command that is answered."""
     match command:
         case RequestCommand():
-            return ("request", command.verb), command.data, ANSWER_S
+            patience_s = GALLERY_S if command.verb in {"readings", "labels"} else ANSWER_S
+            return ("request", command.verb), command.data, patience_s
         case StopCommand():
             return ("stop",), {"engaged": command.engaged}, GATE_S
         case OverrideCommand():
@@ -247,7 +250,7 @@ def _request(
             return ("override", command.actuator), body, GATE_S
         case _:
             body = command.model_dump(exclude={"id", "do", "by"}) | {"source": _source(command.by)}
-            return ("request", command.do), body, ANSWER_S
+            return ("request", command.do), body, GALLERY_S
 
 
 def _edited(command: EditTaskCommand, text: str, config: Config) -> str:

@@ -58,7 +58,7 @@ LOOK_S = 2.0
 """Seconds after which one listing compares no more than `LOOK_AT_LEAST`; what it looked at is remembered for the next one."""
 MAX_HASHES = 20_000
 MAX_LABELLED = 20_000
-NICE = 10
+NICE = 5
 Name = Annotated[str, Field(max_length=64)]
 Class = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$")]
 Source = Annotated[str, Field(max_length=80, pattern=r"^[a-z0-9_:-]{1,80}$")]

@@ -69,11 +69,11 @@ def until(page: Page, expression: str, patience_s: float = 60.0) -> None:
         page.wait_for_timeout(50)
 
 
-def serious_findings(page: Page) -> list[tuple[str, list[str]]]:
-    """What axe finds serious or critical with everything unfolded: rule and elements. The page must bypass its CSP."""
+def serious_findings(page: Page, within: str = "html") -> list[tuple[str, list[str]]]:
+    """What axe finds serious or critical in an element with everything unfolded: rule and elements. The page must bypass its CSP."""
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     page.add_script_tag(content=(files("axe_playwright_python") / "axe.min.js").read_text())
-    found = page.evaluate("axe.run()")["violations"]
+    found = page.evaluate("(within) => axe.run(within)", within)["violations"]
     return [(f["id"], [n["html"][:150] for n in f["nodes"]]) for f in found if f["impact"] in {"serious", "critical"}]
 
 

@@ -94,6 +94,10 @@ async function list() {
   for (const name of picked) if (!shown.readings.some((one) => one.name === name)) picked.delete(name);
   const compared = shown.looked_at < shown.stored ? `, ${shown.looked_at} of them compared` : "";
   setText(status, shown.stored ? `${shown.unlabelled} different readings without a label; ${shown.stored} readings are stored${compared}.` : `Nothing of ${shown.stream} is stored yet.`);
+  showTiles();
+}
+
+function showTiles() {
   revoke(tiles);
   tiles.replaceChildren(...shown.readings.map(tile));
   update();
@@ -171,8 +175,11 @@ async function submit(name) {
   } catch (error) {
     return toast(error.message, true);
   }
+  // what is labelled goes at once, so that the next selection is made among the others while the list is loaded again
+  if (!labelled.checked) shown.readings = shown.readings.filter((one) => !picked.has(one.name));
   picked.clear();
   label.value = "";
+  showTiles();
   return Promise.all([list(), loadLabels(facts.labels.length)]);
 }
 
