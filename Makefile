@@ -28,8 +28,8 @@ lint: $(VENV)/.test structure
 structure: $(VENV)/.test ## import cycles, folder sizes, module docstrings, README length: measured and bounded
 	$(BIN)/python tests/structure.py
 
-# one thread each: three at a time, because many wait; whole daemons two at a time; the rest of tests/faults, which watches the
-# clocks of gates and supervisors, one after the other
+# two at a time with one thread each; the rest of tests/faults, which watches the clocks of gates and supervisors, one after the
+# other. Never three: children of idle priority (compilers, learners) would starve beside two busy workers
 LEARNING := tests/faults/test_disk_full.py tests/faults/test_kill_daemon.py tests/faults/test_kill_learning.py
 UNIT := $(BIN)/pytest -m "not slow" --cov
 # hundreds of child processes compile our modules once, not each for itself; sets have one order in all of them
@@ -40,7 +40,7 @@ export PYTHONHASHSEED := 0
 unit: $(VENV)/.test
 	rm -f .coverage .coverage.*
 	failed=0; \
-	$(UNIT) -n 3 --dist loadfile --cov-report= --ignore=tests/end_to_end --ignore=tests/faults || failed=1; rm -f .coverage.*; \
+	$(UNIT) -n 2 --dist loadfile --cov-report= --ignore=tests/end_to_end --ignore=tests/faults || failed=1; rm -f .coverage.*; \
 	$(UNIT) -n 2 --dist loadfile --cov-append --cov-report= tests/end_to_end $(LEARNING) || failed=1; rm -f .coverage.*; \
 	$(UNIT) --cov-append --cov-report=term --cov-fail-under=90 tests/faults $(LEARNING:%=--ignore=%) || failed=1; \
 	exit $$failed
