@@ -28,6 +28,7 @@ SIZES: dict[str, str] = {
     "bench_daemon": "--rounds 1 --block 2 --swap-every 1 --warmup 2",
     "bench_demo_policy": "--ticks 100 --updates 2 --test-ticks 100",
     "bench_demonstrations": "--seeds 0 --ticks 80 --every 80 --demonstrations 1",
+    "bench_dialogues": "--seeds 1 --epochs 1",
     "bench_drift": "--trials 1 --reference 400 --weeks 0.001",
     "bench_experience": "200",
     "bench_explain": "1",
