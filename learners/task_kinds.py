@@ -21,6 +21,7 @@ TaskKind = Literal[
     "translation",
     "summarization",
     "text-generation",
+    "automatic-speech-recognition",
 ]
 """The task names of the Hugging Face hub, `text-pair-classification` and `relation-extraction`."""
 Modality = Literal["text", "picture", "sound"]
@@ -92,6 +93,9 @@ KINDS: dict[TaskKind, KindDeclaration] = {
     "summarization": KindDeclaration("text", ("source",), "target", "text", ("value",), pretrained=True),
     "text-generation": KindDeclaration(
         "text", ("messages",), "messages", "turn", (), reading="the user's turn", pretrained=True
+    ),
+    "automatic-speech-recognition": KindDeclaration(
+        "sound", ("sound",), "target", "text", ("value", "confidence", "words", "no_speech"), pretrained=True
     ),
 }
 """Kind -> its declaration."""

@@ -133,16 +133,58 @@ class MicrophoneSettings(StreamSettings):
     loop: bool = Field(False, description="play a file again from its start when it ends")
 
 
+SPEECH = "speech:"
+"""Prefix of the source of a text stream that hears a microphone stream."""
+
+
 class TextSettings(StreamSettings):
-    """Lines of text: an MQTT topic, standard input or a followed file."""
+    """Lines of text: an MQTT topic, standard input or a followed file; or utterances that a model hears on a microphone stream."""
 
     kind: Literal["text"]
     source: str = Field(
         "topic",
-        description="`topic` (`in/<stream>`), `topic:NAME` (another topic), `stdin`, or `file:PATH`, which is read as it grows",
+        description="`topic` (`in/<stream>`), `topic:NAME` (another topic), `stdin`, `file:PATH`, which is read as it grows, or "
+        "`speech:STREAM`, the words that are spoken on a microphone stream",
     )
     ttl_s: Positive = Field(60.0, description="how long a text stays valid; it is missing afterwards")
     max_chars: int = Field(2_000, gt=0, le=100_000, description="largest length of a text, in characters")
+    model: str = Field(
+        "bundled:whisper-tiny.en",
+        min_length=1,
+        description="with `speech:STREAM`: the model that transcribes, `bundled:NAME`, a transformers id or a folder",
+    )
+    language: str | None = Field(
+        None,
+        pattern="^[a-z]{2,3}$",
+        description="with `speech:STREAM`: the language that is spoken, as `en`. Default: the only one of the model, or the one that it "
+        "detects",
+    )
+    no_speech_threshold: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="with `speech:STREAM`: probability of no speech above which an utterance is left out",
+    )
+    max_utterance_s: Positive = Field(
+        15.0, ge=1.0, le=30.0, description="with `speech:STREAM`: a longer utterance is cut into pieces of this length"
+    )
+
+    @property
+    def microphone(self) -> str:
+        """The microphone stream that is transcribed; empty for any other source."""
+        return self.source.removeprefix(SPEECH) if self.source.startswith(SPEECH) else ""
+
+    @model_validator(mode="after")
+    def _speech(self) -> Self:
+        if self.source == SPEECH:
+            raise ValueError(
+                "source: speech: names no stream; write `speech:STREAM` with the name of a microphone stream"
+            )
+        if not self.microphone:
+            for name in ("model", "language", "no_speech_threshold", "max_utterance_s"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"{name}: only a stream with the source `speech:STREAM` has it; leave it out")
+        return self
 
 
 PREFIX = "task:"

@@ -46,6 +46,8 @@ class Sound:
     samples: NDArray[np.float32]
     rate_hz: int = 16_000
     stamp_source: StampSource = "arrival"
+    new: int | None = None
+    """Samples at the end that the window before did not hold; None where the source does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ class Text:
     seq: int
     text: str
     stamp_source: StampSource = "arrival"
+    start_s: float | None = None
+    """When an utterance that was transcribed began; `stamp_s` is its end."""
+    confidence: float | None = None
+    """Of a transcript, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,10 @@ def rows(kind: TaskKind, count: int, seed: int) -> list[dict[str, Any]]:
                 "text-generation": {
                     "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "go stop"}]
                 },
+                "automatic-speech-recognition": {
+                    "sound": np.sin(np.arange(16_000) * (0.05, 0.5)[i % 2]).astype(np.float32) * 0.2,
+                    "target": ("go", "stop")[i % 2],
+                },
                 "image-classification": {
                     "picture": generator.integers(0, 100, (40 + i, 50, 3), dtype=np.uint8) + np.uint8(100 * (i % 2)),
                     "label": label,

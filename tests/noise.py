@@ -75,8 +75,9 @@ def example(kind: str, rng: random.Random, *, noise: bool) -> tuple[str, Any, di
 
 def media(kind: str, rng: random.Random, *, noise: bool) -> tuple[str, bytes, str]:
     """A picture of one colour, or a tone of one pitch; noise: of another one than its label."""
-    given, shown = rng.choice("abc"), rng.choice("abc")
-    of = "abc".index(shown if noise else given)
+    names = list(TURNS) if kind == "automatic-speech-recognition" else list("abc")
+    given, shown = rng.choice(names), rng.choice(names)
+    of = names.index(shown if noise else given)
     generator = np.random.default_rng(rng.randrange(1 << 30))
     out = io.BytesIO()
     if kind == "image-classification":
@@ -101,6 +102,7 @@ KINDS: dict[str, tuple[TaskKind, Callable[[Path], Path]]] = {
     "text-generation": ("text-generation", tinymodels.llama),
     "image-classification": ("image-classification", tinymodels.efficientnet),
     "audio-classification": ("audio-classification", tinymodels.wav2vec2),
+    "automatic-speech-recognition": ("automatic-speech-recognition", tinymodels.speech),
 }
 """By name, the kind of task and the maker of its model; `several` is a text classification with several labels."""
 
@@ -112,13 +114,19 @@ def first_version(folder: Path, name: str, seed: int, *, noise: bool, labels: in
     model, held = folder / "model", folder / "held.jsonl"
     maker(model)
     store = Store(folder / "experience")
-    if kind in ("image-classification", "audio-classification"):
+    if kind in ("image-classification", "audio-classification", "automatic-speech-recognition"):
         held = folder / "held"
         suffix = ".png" if kind == "image-classification" else ".flac"
         for number in range(60):
             _, data, given = media(kind, rng, noise=False)
             (held / given).mkdir(parents=True, exist_ok=True)
             (held / given / f"{number}{suffix}").write_bytes(data)
+        if kind == "automatic-speech-recognition":  # the folders' names are the words
+            paths = sorted(held.rglob("*.flac"))
+            held = folder / "held.jsonl"
+            held.write_bytes(
+                b"\n".join(orjson.dumps({"sound": str(path), "target": path.parent.name}) for path in paths)
+            )
         for number in range(labels):
             encoding, data, given = media(kind, rng, noise=noise)
             store.append(Transition("s", number, f"d{number}", 100.0 + number, "p", ages_s={"o": 0.0}))

@@ -22,6 +22,7 @@ from transformers import (
     Wav2Vec2Model,
     WhisperConfig,
     WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
     WhisperModel,
 )
 
@@ -95,6 +96,21 @@ def whisper(folder: Path) -> Path:
         suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
     return save(folder, WhisperModel(config), WhisperFeatureExtractor())
+
+
+def speech(folder: Path, words: Sequence[str] = WORDS) -> Path:
+    """A Whisper that hears one second and writes words."""
+    torch.manual_seed(0)
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    made = tokenizer(tuple(names.values()), words, None, **names)
+    config = WhisperConfig(
+        vocab_size=len(made), num_mel_bins=80, d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=50,
+        max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    made.save_pretrained(folder)
+    return save(folder, WhisperForConditionalGeneration(config), WhisperFeatureExtractor(chunk_length=1))
 
 
 def wav2vec2(folder: Path) -> Path:

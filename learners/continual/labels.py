@@ -121,7 +121,8 @@ class Labels:
             media = EncodedMedia(subject["raw"].encoding, subject["raw"].data)
             if modality not in media.decode():
                 raise DataError(f"a label for {kind} is about a {modality}, not about {sorted(media.decode())}")
-            return {modality: media, "label": given}
+            target = KINDS[kind].target
+            return {modality: media, target: given if target == "label" else str(given)}
         if modality != "text":
             raise DataError(f"a label for {kind} is about a {modality}, not about a text")
         inputs = inputs_of_text(kind, subject["text"], subject.get("context"))

@@ -82,6 +82,8 @@ def to_row(body: Any, file: Path, line: int, *, place: str | None = None) -> Loc
             example[name] = str(example[name])
     _media(example, file.parent)
     _answer(example, where)
+    if "sound" in example and "target" not in example and "text" in example:
+        example["target"] = example.pop("text")  # the text of a sound is its transcript
     return LocatedExample(example, place or file, 0 if place else line)
 
 

@@ -87,6 +87,8 @@ class Options:
     case: bool = True
     """Tags: give a lower-casing model the capitalisation through its token types."""
     max_new_tokens: int = 64
+    language: str | None = None
+    """Speech: the language that is spoken, as `en`; None where the model knows one language, or detects it."""
     system: str | None = None
     """Chat: the system prompt."""
 

@@ -82,6 +82,7 @@ async def build(
         policy_updater=models.policy_updater,
         encoder_updater=models.encoder_updater,
         task_outputs=models.task_outputs,
+        speech=steps.build_speech(context, publishing, perception),
         task_updater=models.task_updater,
         viewer=publishing.viewer,
         gate=gate,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -74,7 +74,12 @@ from runtime.requests.record import RecordingController
 from sensors.base import Sensor, TopicSensor
 from sensors.streams.fault_injection import apply_fault, parse_fault
 from sensors.streams.registry import build as build_sensor
+from sensors.streams.speech import SpeechText
 from sensors.streams.task_output import TaskOutputSensor
+
+if TYPE_CHECKING:
+    from runtime.agent.speech_outputs import SpeechOutputs
+
 
 CONTROL_PACKET = 2_097_152
 """Largest packet in bytes of texts, telemetry, rewards, labels and requests; the broker drops larger ones."""
@@ -254,6 +259,19 @@ async def load_models(
     return LiveModels(
         engine, policy_updater, encoder_updater, learner_events, utterances, gallery, task_outputs, task_updater
     )
+
+
+def build_speech(context: AgentContext, publishing: Publishing, perception: Perception) -> SpeechOutputs | None:
+    """Connect the text streams that hear a microphone stream with it; None where there are none."""
+    hearing = {name: sensor for name, sensor in perception.sensors.items() if isinstance(sensor, SpeechText)}
+    if not hearing:
+        return None
+    from runtime.agent.speech_outputs import SpeechOutputs  # noqa: PLC0415 - a second of imports that only speech needs
+
+    outputs = SpeechOutputs(context.config, publishing.control, context.topics, publishing.reporter.event, hearing)
+    for source in outputs.runner.sources:
+        perception.inbox.listen(source, outputs.runner.take)
+    return outputs
 
 
 def build_drift_watch(context: AgentContext, publishing: Publishing, feedback: FeedbackChain) -> DriftWatch:

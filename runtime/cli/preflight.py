@@ -76,7 +76,7 @@ def preflight(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """Return everything that would keep a daemon with these settings from starting."""
     config = loaded.config
     checks: tuple[Callable[[Config], Found], ...] = (
-        _streams, _actuators, _rewards, _encoders, _tasks, _policy, _mirror, _device, _plant, _folder, _key, _tls, _broker,
+        _streams, _actuators, _rewards, _encoders, _tasks, _speech, _policy, _mirror, _device, _plant, _folder, _key, _tls, _broker,
     )  # fmt: skip
     problems = []
     for check in checks:
@@ -168,6 +168,17 @@ def _tasks(config: Config) -> Found:
     folders = {name: task for name, task in config.tasks.items() if (Path(task.model) / "config.json").is_file()}
     for name, reason in _unfit(folders).items() if folders else ():
         yield ("tasks", name, "kind"), f"{folders[name].model}: {reason}", "name another model or kind"
+
+
+def _speech(config: Config) -> Found:
+    """Models that cannot transcribe, as far as their names say so."""
+    for name, stream in config.streams.items():
+        if stream.kind != "text" or not stream.microphone:
+            continue
+        if (problem := packages.missing(stream.model)) is not None:
+            yield ("streams", name, "model"), problem, ""
+        elif (problem := packages.unfit(stream.model, "automatic-speech-recognition")) is not None:
+            yield ("streams", name, "model"), problem, "name a model that transcribes, as bundled:whisper-tiny.en"
 
 
 def _unfit(tasks: Mapping[str, TaskSettings]) -> dict[str, str]:

@@ -291,12 +291,22 @@ class Config(Settings):
                     raise ValueError(f"actuators.{name}.{what}: {taken[use]} has the same topic {where} and content")
                 taken[use] = name
 
+    def _check_speech(self, name: str, source: str) -> None:
+        heard = self.streams.get(source)
+        if heard is None or heard.kind not in ("microphone", "plugin"):
+            there = sorted(other for other, stream in self.streams.items() if stream.kind == "microphone")
+            raise ValueError(f"streams.{name}.source: {source!r} is no microphone stream; there are {there}")
+        if name in self.tasks:
+            raise ValueError(f"streams.{name}: tasks.{name} publishes on task/{name}, too; rename one of them")
+
     @model_validator(mode="after")
     def _references(self) -> Self:
         for name, stream in self.streams.items():
             if name == RESERVED:
                 raise ValueError(f"streams.{name}: the topic preview/{name} has another use; choose another name")
             self._check_encoder(name, stream)
+            if stream.kind == "text" and stream.microphone:
+                self._check_speech(name, stream.microphone)
         for name, actuator in self.actuators.items():
             if actuator.kind == "text" and actuator.task not in self.tasks:
                 raise ValueError(f"actuators.{name}.task: {actuator.task!r} is not under tasks: {sorted(self.tasks)}")

@@ -7,7 +7,7 @@ thread; it is one assignment under the interpreter's lock. Knows nothing of tens
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,11 +51,18 @@ class Inbox:
         self._align = align
         self._slots = {name: _Slot(limit_s=age_limit_s(settings)) for name, settings in streams.items()}
         self.frozen = FrozenStreams(streams)
+        self._listeners: dict[str, Callable[[Reading], None]] = {}
         self._required = frozenset(name for name, settings in streams.items() if settings.required)
+
+    def listen(self, stream: str, listener: Callable[[Reading], None]) -> None:
+        """Call `listener` with every reading of a stream, those too that no tick uses; it must not block."""
+        self._listeners[stream] = listener
 
     def put(self, reading: Reading) -> None:
         """Store a reading; an older one that no tick used is dropped and counted as `superseded`."""
         self.frozen.put(reading)
+        if (listener := self._listeners.get(reading.stream)) is not None:
+            listener(reading)
         slot = self._slots[reading.stream]
         current = slot.reading
         if current is not None:

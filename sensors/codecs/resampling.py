@@ -26,13 +26,16 @@ class SoundWindow:
         self._samples = np.zeros(max(1, round(window_s * RATE_HZ)), np.float32)
         self._hop = max(1, round(hop_s * RATE_HZ))
         self._since = 0
+        self._pending = 0
+        self.new = 0
+        """Samples at the end of the window last taken that the one before it did not hold."""
         self._rate_hz = 0
         self._resample: soxr.ResampleStream | None = None
 
     def clear(self) -> None:
         """Fill the window with silence, because the source was interrupted."""
         self._samples[:] = 0.0
-        self._since = 0
+        self._since = self._pending = 0
         self._rate_hz = 0
         self._resample = None
 
@@ -55,15 +58,18 @@ class SoundWindow:
         zeros = np.zeros(min(size, round(seconds * RATE_HZ)), np.float32)
         self._samples = np.concatenate((self._samples[:place], zeros, self._samples[place:]))[-size:]
         self._since += len(zeros)
+        self._pending += len(zeros)
 
     def take(self) -> NDArray[np.float32]:
         """Return a copy of the window, oldest sample first."""
         self._since %= self._hop
+        self.new, self._pending = min(self._pending, len(self._samples)), 0
         return self._samples.copy()
 
     def _append(self, samples: NDArray[np.float32]) -> None:
         size = len(self._samples)
         self._since += len(samples)
+        self._pending += len(samples)
         samples = samples[-size:]
         keep = size - len(samples)
         if len(samples):

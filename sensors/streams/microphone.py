@@ -71,7 +71,8 @@ class MicrophoneSensor(DriverSensor):
             raise PayloadRefused("not_finite", "the source delivers samples that are not finite")
         if not self._window.add(samples, message.first):
             return None
-        return Sound(self.name, message.stamp_s, self._next(), self._window.take(), RATE_HZ, "device")
+        samples = self._window.take()
+        return Sound(self.name, message.stamp_s, self._next(), samples, RATE_HZ, "device", self._window.new)
 
 
 class LossEstimator:
@@ -140,7 +141,8 @@ class TopicMicrophone:
         if not self._window.add(samples, self._rate_hz):
             return None
         self._seq += 1
-        return Sound(self.name, stamp_s, self._seq, self._window.take(), RATE_HZ)
+        samples = self._window.take()
+        return Sound(self.name, stamp_s, self._seq, samples, RATE_HZ, new=self._window.new)
 
 
 def job_of(settings: MicrophoneSettings) -> Job:

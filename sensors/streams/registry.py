@@ -24,6 +24,7 @@ from sensors.plugins import PluginError, load_plugin
 from sensors.streams.camera import CameraSensor, TopicCamera
 from sensors.streams.microphone import MicrophoneSensor, TopicMicrophone
 from sensors.streams.plugin import CheckedSensor, CheckedTopicSensor
+from sensors.streams.speech import SpeechText
 from sensors.streams.task_output import TaskOutputSensor
 from sensors.streams.telemetry import TopicTelemetry
 from sensors.streams.text import FollowedText, StdinText, TopicText
@@ -82,11 +83,13 @@ def _text(name: str, settings: TextSettings, clock: Callable[[], float]) -> Sens
     source = settings.source
     if is_topic(source):
         return TopicText(name, topic_of(source), settings.max_chars)
+    if settings.microphone:
+        return SpeechText(name, settings.max_chars)
     if source == "stdin":
         return StdinText(name, settings.max_chars, clock=clock)
     if source.startswith("file:") and len(source) > len("file:"):
         return FollowedText(name, Path(source.removeprefix("file:")), settings.max_chars, clock=clock)
-    raise ValueError(f"streams.{name}.source: {source!r}; write topic, topic:NAME, stdin or file:PATH")
+    raise ValueError(f"streams.{name}.source: {source!r}; write topic, topic:NAME, stdin, file:PATH or speech:STREAM")
 
 
 def _telemetry(name: str, settings: TelemetrySettings) -> Sensor | TopicSensor:

@@ -23,6 +23,7 @@ SHORT = {
     "text-classification": "text", "text-pair-classification": "pair", "image-classification": "image", "audio-classification": "audio",
     "token-classification": "tokens", "relation-extraction": "relation", "question-answering": "answer",
     "translation": "translation", "summarization": "summary", "text-generation": "generation",
+    "automatic-speech-recognition": "speech",
 }  # fmt: skip
 
 

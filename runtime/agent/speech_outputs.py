@@ -1,0 +1,58 @@
+"""Connect microphone streams with the text streams that hear them, and publish each transcript on `task/<stream>`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from learners.speech.runner import Heard, SpeechCallbacks, SpeechRunner
+from runtime.config.schema import Config
+from runtime.mqtt import Connection
+from runtime.mqtt.topics import Topics, encode
+from runtime.process.emit import Emit
+from sensors.config import TextSettings
+from sensors.streams.speech import SpeechText
+
+
+@dataclass(slots=True)
+class SpeechOutputs:
+    """Passes each transcript to its stream and its topic. Create it inside the running loop."""
+
+    config: Config
+    link: Connection
+    topics: Topics
+    emit: Emit
+    sensors: Mapping[str, SpeechText]
+    """By text stream, what publishes its readings."""
+    wall: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+    runner: SpeechRunner = field(init=False)
+
+    def __post_init__(self) -> None:
+        streams = {
+            name: stream
+            for name, stream in self.config.streams.items()
+            if isinstance(stream, TextSettings) and name in self.sensors
+        }
+        self.runner = SpeechRunner(streams, SpeechCallbacks(self._heard, self._refused, self._failed))
+
+    def _heard(self, heard: Heard) -> None:
+        transcript = heard.transcript
+        self.sensors[heard.stream].take(transcript.text, heard.start_s, heard.end_s, transcript.confidence)
+        unix_s = self.wall() - self.clock()
+        body = {
+            "value": transcript.text, "confidence": round(transcript.confidence, 4),
+            "no_speech": round(transcript.no_speech, 4), "start": heard.start_s + unix_s, "end": heard.end_s + unix_s,
+            "words": [
+                {"word": one["word"], "confidence": round(one["confidence"], 4)} for one in transcript.words
+            ],
+            "stream": heard.source, "version": heard.model, "took_ms": round(heard.took_s * 1e3, 1),
+        }  # fmt: skip
+        self.link.enqueue(self.topics("task", heard.stream), encode(body), qos=1)
+
+    def _refused(self, stream: str, reason: str) -> None:
+        self.sensors[stream].drops[reason] += 1
+
+    def _failed(self, stream: str, reason: str) -> None:
+        self.emit("task_failed", {"task": stream, "reason": reason})

@@ -1,0 +1,158 @@
+"""Speech becomes text: utterances are cut where a voice is, words are transcribed, and what a model invents is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fakes import eventually
+from learners.model.encoders.packages import BundledError
+from learners.model.encoders.silero_vad import FRAME, RATE_HZ
+from learners.speech.runner import Heard, SpeechCallbacks, SpeechRunner
+from learners.speech.transcription import Transcriber
+from learners.speech.utterances import SpokenUtterance, UtteranceCutter, VoiceActivity
+from learners.tasks.audio import read_sound
+from sensors.config import TextSettings
+from sensors.readings import Sound
+
+SOUNDS = Path("/usr/share/sounds/alsa")
+needs_sounds = pytest.mark.skipif(not SOUNDS.is_dir(), reason="apt-get install alsa-utils")
+Samples = NDArray[np.float32]
+
+
+def loud(samples: Samples) -> list[float]:
+    """A detector that takes loud frames for speech."""
+    return [float(np.abs(frame).max() > 0.5) for frame in samples.reshape(-1, FRAME)]
+
+
+def tone(seconds: float, level: float) -> Samples:
+    return np.full(round(seconds * RATE_HZ), level, np.float32)
+
+
+def cut(cutter: UtteranceCutter, sound: Samples, start_s: float = 0.0, hop: int = 1_600) -> list[tuple[float, float]]:
+    """Feed the sound in pieces; return the stamps of the utterances."""
+    found = []
+    for at in range(0, len(sound), hop):
+        piece = sound[at : at + hop]
+        found += cutter.add(piece, start_s + (at + len(piece)) / RATE_HZ)
+    return [(one.start_s, one.end_s) for one in found]
+
+
+def test_an_utterance_has_a_little_sound_around_it_and_true_stamps() -> None:
+    sound = np.concatenate((tone(1, 0), tone(1, 1), tone(0.3, 0), tone(0.5, 1), tone(2, 0)))
+    ((start_s, end_s),) = cut(UtteranceCutter(loud, 10), sound, start_s=100.0)
+    assert start_s == pytest.approx(100.744, abs=0.05)
+    assert end_s == pytest.approx(103.056, abs=0.05), "a pause of 0.3 s does not end it"
+
+
+def test_long_speech_is_cut_a_click_is_none_and_a_gap_ends_an_utterance() -> None:
+    long = UtteranceCutter(loud, 2.0)
+    spans = cut(long, np.concatenate((tone(5, 1), tone(1, 0))))
+    assert [round(end - start) for start, end in spans] == [2, 2, 1]
+    click = UtteranceCutter(loud, 10)
+    assert cut(click, np.concatenate((tone(0.1, 1), tone(2, 0)))) == []
+    assert click.counts == {"too_short": 1}
+    broken = UtteranceCutter(loud, 10)
+    cut(broken, tone(1, 1))
+    assert len(broken.add(tone(0.1, 0), 9.0)) == 1
+    assert broken.counts == {"interrupted": 1}
+    assert broken.flush() == []
+
+
+def bundled_voice() -> VoiceActivity:
+    try:
+        return VoiceActivity()
+    except BundledError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def transcriber() -> Transcriber:
+    try:
+        return Transcriber("bundled:whisper-tiny.en")
+    except BundledError as error:
+        pytest.skip(str(error))
+
+
+@needs_sounds
+def test_a_voice_is_detected_in_pieces_as_in_the_whole() -> None:
+    sound = read_sound(SOUNDS / "Front_Center.wav")
+    sound = sound[: len(sound) // FRAME * FRAME]
+    whole, pieces = bundled_voice()(sound), bundled_voice()
+    found = [one for at in range(0, len(sound), 3 * FRAME) for one in pieces(sound[at : at + 3 * FRAME])]
+    assert np.allclose(found, whole, atol=1e-5)
+    assert max(whole) > 0.9
+    quiet = bundled_voice()(np.zeros(FRAME * 30, np.float32))
+    assert max(quiet) < 0.3
+
+
+@needs_sounds
+def test_words_are_transcribed_and_inventions_refused(transcriber: Transcriber) -> None:
+    spoken = transcriber.transcribe(read_sound(SOUNDS / "Front_Center.wav"))
+    assert spoken.text == "Front, center."
+    assert [one["word"] for one in spoken.words] == ["Front,", "center."]
+    assert 0.4 < spoken.confidence <= 1.0
+    assert spoken.refused is None
+    noise = transcriber.transcribe(read_sound(SOUNDS / "Noise.wav"))
+    assert (noise.text, noise.words) == ("", ())
+    assert noise.refused in ("no_speech", "improbable", "no_words")
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "no_speech", "refused"),
+    [
+        ("go left", 0.9, 0.1, None),
+        ("go left", 0.9, 0.7, "no_speech"),
+        ("go left", 0.3, 0.1, "improbable"),
+        ("you and you and " * 20, 0.9, 0.1, "repeats"),
+        (" [Music] ♪ (wind) ...", 0.9, 0.1, "no_words"),
+    ],
+)
+def test_each_guard(
+    transcriber: Transcriber, text: str, confidence: float, no_speech: float, refused: str | None
+) -> None:
+    assert transcriber._refusal(text, confidence, no_speech) == refused
+
+
+@needs_sounds
+async def test_a_microphone_stream_becomes_a_text_stream(transcriber: Transcriber) -> None:
+    del transcriber  # skips where the model is not installed
+    heard: list[Heard] = []
+    failed: list[tuple[str, str]] = []
+    settings = TextSettings(kind="text", source="speech:room")
+    callbacks = SpeechCallbacks(heard.append, lambda *_: None, lambda *one: failed.append(one))
+    runner = SpeechRunner({"orders": settings}, callbacks)
+    assert runner.sources == ("room",)
+    working = asyncio.create_task(runner.run())
+    await asyncio.sleep(0)
+    sound = np.concatenate((np.zeros(RATE_HZ, np.float32), read_sound(SOUNDS / "Front_Left.wav")))
+    window = np.zeros(2 * RATE_HZ, np.float32)
+    for number, at in enumerate(range(0, len(sound), 1_600)):
+        piece = sound[at : at + 1_600]
+        window = np.concatenate((window, piece))[-2 * RATE_HZ :]
+        runner.take(Sound("room", 50.0 + (at + len(piece)) / RATE_HZ, number, window, RATE_HZ, new=len(piece)))
+    await eventually(lambda: bool(heard or failed), timeout_s=120)
+    working.cancel()
+    assert not failed
+    one = heard[0]
+    assert (one.stream, one.source, one.transcript.text) == ("orders", "room", "Front, left.")
+    assert 50.5 < one.start_s < one.end_s < 50.1 + len(sound) / RATE_HZ
+
+
+async def test_a_model_that_cannot_be_opened_is_reported_once(tmp_path: Path) -> None:
+    failed: list[tuple[str, str]] = []
+    settings = TextSettings(kind="text", source="speech:room", model=str(tmp_path))
+    runner = SpeechRunner(
+        {"orders": settings},
+        SpeechCallbacks(lambda _: None, lambda *_: None, lambda *one: failed.append(one)),
+    )
+    loop = asyncio.get_running_loop()
+    for _ in range(2):
+        runner._transcribe(loop, "orders", SpokenUtterance(tone(1, 0), 0.0, 1.0))
+    await asyncio.sleep(0)
+    assert [stream for stream, _ in failed] == ["orders"]
+    assert runner.counts["no_model"] == 1
