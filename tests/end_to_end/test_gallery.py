@@ -35,8 +35,10 @@ def world(tmp_path: Path) -> Iterator[World]:
         ):
             settings = tmp_path / "page.yaml"
             with gallery_agent(broker.url, settings, tmp_path / "state", model) as agent:
+                expect.set_options(timeout=120_000)
                 yield address, token, settings, agent
     finally:
+        expect.set_options(timeout=5_000)
         broker.stop()
 
 
@@ -59,34 +61,39 @@ def label_by_colour(page: Page, name: str) -> None:
 
 
 def test_three_classes_are_taught_by_clicking_and_go_live(world: World) -> None:
-    address, token, settings, agent = world
-    agent.see([tint for tint in TINTS for _ in range(12)])
-    with chromium() as browser, without_errors(browser.new_context(bypass_csp=True).new_page()) as page:
-        overheard(page).set_default_timeout(60_000)
-        expect.set_options(timeout=120_000)
-        page.add_init_script(CLICKS)
-        page.goto(f"{address}/login#token={token}")
-        page.get_by_text("Teach by clicking").click()
-        page.get_by_text("New task").click()
-        page.get_by_label("Name", exact=True).fill("parts")
-        page.get_by_role("button", name="Create task").click()
-        page.get_by_role("dialog").get_by_role("button", name="Create").click()
-        expect(page.locator("#toasts")).to_contain_text("The task parts is created")
-        assert yaml.safe_load(settings.read_text())["tasks"]["parts"]["kind"] == "image-classification"
-        until_tiles(page, 36)
-        for left, name in zip((24, 12, 0), reversed(TINTS), strict=True):  # the newest come first
-            label_by_colour(page, name)
-            until_tiles(page, left)
-        page.get_by_role("button", name="Train", exact=True).click()
-        expect(page.locator("#gallery-accuracy")).to_contain_text("held-out readings")
-        said = page.locator("#gallery-accuracy").inner_text()
-        assert int(re.search(r"(\d+) % right of 9", said)[1]) >= 90, said  # type: ignore[index]
-        assert "promoted" in said
-        expect(page.locator("#gallery tbody tr")).to_have_count(3)
-        assert page.evaluate("window.clicks") <= 60
-        correct_and_remove(page)
-        assert serious_findings(page, "#gallery") == []
-    viewer_changes_nothing(world)
+    world[3].see([tint for tint in TINTS for _ in range(12)])
+    with chromium() as browser:
+        with without_errors(browser.new_context(bypass_csp=True).new_page()) as page:
+            teach(page, world)
+        viewer_changes_nothing(browser.new_page(), world)
+
+
+def teach(page: Page, world: World) -> None:
+    """Create the task, label, train, see the figures, correct and remove."""
+    address, token, settings, _ = world
+    overheard(page).set_default_timeout(60_000)
+    page.add_init_script(CLICKS)
+    page.goto(f"{address}/login#token={token}")
+    page.get_by_text("Teach by clicking").click()
+    page.get_by_text("New task").click()
+    page.get_by_label("Name", exact=True).fill("parts")
+    page.get_by_role("button", name="Create task").click()
+    page.get_by_role("dialog").get_by_role("button", name="Create").click()
+    expect(page.locator("#toasts")).to_contain_text("The task parts is created")
+    assert yaml.safe_load(settings.read_text())["tasks"]["parts"]["kind"] == "image-classification"
+    until_tiles(page, 36)
+    for left, name in zip((24, 12, 0), reversed(TINTS), strict=True):  # the newest come first
+        label_by_colour(page, name)
+        until_tiles(page, left)
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.locator("#gallery-accuracy")).to_contain_text("held-out readings")
+    said = page.locator("#gallery-accuracy").inner_text()
+    assert int(re.search(r"(\d+) % right of 9", said)[1]) >= 90, said  # type: ignore[index]
+    assert "promoted" in said
+    expect(page.locator("#gallery tbody tr")).to_have_count(3)
+    assert page.evaluate("window.clicks") <= 60
+    correct_and_remove(page)
+    assert serious_findings(page, "#gallery") == []
 
 
 def correct_and_remove(page: Page) -> None:
@@ -104,20 +111,18 @@ def correct_and_remove(page: Page) -> None:
     expect(page.locator("#gallery .labels li strong").first).to_have_text("<img src=x onerror=alert(1)>")
 
 
-def viewer_changes_nothing(world: World) -> None:
+def viewer_changes_nothing(page: Page, world: World) -> None:
     """A viewer sees readings and labels; each command that changes one is refused."""
-    with chromium() as browser:
-        page = browser.new_page()
-        page.goto(f"{world[0]}/login#token={VIEWER}")
-        page.get_by_text("Teach by clicking").click()
-        expect(page.get_by_role("button", name="Train", exact=True)).to_be_hidden()
-        for body in (
-            '{do: "label_readings", task: "parts", label: "x", readings: ["1-1"]}',
-            '{do: "correct_labels", task: "parts", labels: [1]}',
-            '{do: "edit_task", what: "create", task: "x", stream: "front"}',
-            '{do: "request", verb: "finetune", data: {task: "parts"}}',
-        ):
-            answer = page.evaluate(
-                f"async () => (await import('/static/socket.js')).command({body}).catch((e) => e.message)"
-            )
-            assert "viewer may look only" in answer
+    page.goto(f"{world[0]}/login#token={VIEWER}")
+    page.get_by_text("Teach by clicking").click()
+    expect(page.get_by_role("button", name="Train", exact=True)).to_be_hidden()
+    for body in (
+        '{do: "label_readings", task: "parts", label: "x", readings: ["1-1"]}',
+        '{do: "correct_labels", task: "parts", labels: [1]}',
+        '{do: "edit_task", what: "create", task: "x", stream: "front"}',
+        '{do: "request", verb: "finetune", data: {task: "parts"}}',
+    ):
+        answer = page.evaluate(
+            f"async () => (await import('/static/socket.js')).command({body}).catch((e) => e.message)"
+        )
+        assert "viewer may look only" in answer
