@@ -160,6 +160,7 @@ async def test_the_other_verbs_reach_their_parts(tmp_path: Path) -> None:
     assert (await bench.ask("accept_drift", b'{"stream": "front"}'))["data"] == {"stream": "front", "state": "accepted"}
     assert set(bench.requests.verbs) == {
         *("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release", "accept_drift"),
+        *("correct_labels", "labels", "label_readings", "readings"),
     }  # fmt: skip
 
 
