@@ -169,9 +169,9 @@ def test_the_scale_is_measured_at_each_doubling_and_then_regularly() -> None:
     assert not Algorithm(plain(CHOICE), torch.Generator()).needs_return_scale
 
 
-@pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_motions_are_learned_for_any_scale_of_rewards(scale: float) -> None:
-    """One step, reward -(a - .5)^2 at every scale: the mean motion is .5, and its value is that of the rewards."""
+def test_motions_are_learned_from_large_rewards() -> None:
+    """One step, reward -100 (a - .5)^2: the mean motion is .5, and its value is that of the rewards."""
+    scale = 100.0
     arm = Continuous("arm", (-1.0,), (1.0,))
     torch.manual_seed(0)
     policy = Policy(
