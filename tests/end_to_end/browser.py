@@ -30,7 +30,9 @@ FLAGS = [
 ]
 
 
-expect.set_options(timeout=60_000)  # a busy machine shows the same, later
+PATIENCE_MS = 60_000
+"""A busy machine shows the same, later."""
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @contextmanager

@@ -10,7 +10,16 @@ import pytest
 import tinymodels
 import yaml
 from canaries import VIEWER
-from end_to_end.browser import CHROMIUM, chromium, overheard, page_process, serious_findings, until, without_errors
+from end_to_end.browser import (
+    CHROMIUM,
+    PATIENCE_MS,
+    chromium,
+    overheard,
+    page_process,
+    serious_findings,
+    until,
+    without_errors,
+)
 from end_to_end.gallery_agent import TINTS, GalleryAgent, gallery_agent
 from playwright.sync_api import Page, expect
 
@@ -38,7 +47,7 @@ def world(tmp_path: Path) -> Iterator[World]:
                 expect.set_options(timeout=120_000)
                 yield address, token, settings, agent
     finally:
-        expect.set_options(timeout=5_000)
+        expect.set_options(timeout=PATIENCE_MS)
         broker.stop()
 
 
