@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, UtteranceSettings
 from actuators.device import MAX_BOOTS, DeviceInbox, parse_command
-from actuators.wire import CommandWriter, DeviceReport, WireError, parse_json, parse_state, state_payload
+from actuators.wire import (
+    CommandWriter,
+    DeviceReport,
+    WireError,
+    check_state_value,
+    parse_json,
+    parse_state,
+    state_payload,
+    state_topic,
+)
 
 BASE = "reflexd/demo"
 HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay", ttl_ms=300)
@@ -261,3 +270,97 @@ def test_whatever_arrives_nothing_is_executed_twice(messages: list[tuple[int, st
 def test_numbers_in_commands() -> None:
     assert parse_command(command(value=[1, -0.5])).value == (1.0, -0.5)
     assert parse_command(command(value=[])).value == ()
+
+
+def test_the_newest_number_of_each_actuator() -> None:
+    head = ChoiceSettings(kind="choice", choices=("left", "stay"), safe="stay")
+    writer = CommandWriter("reflexd/a", {"head": head, "tail": head}, "b")
+    assert (writer.last("head"), writer.last("tail")) == (0, 0)
+    writer.write("head", "left", decision=None, policy="gate", stamp_s=1.0)
+    writer.write("tail", "left", decision=None, policy="gate", stamp_s=1.0)
+    assert (writer.last("head"), writer.last("tail")) == (1, 2)
+
+
+def test_where_a_device_reports() -> None:
+    head = ChoiceSettings(kind="choice", choices=("left", "stay"), safe="stay")
+    assert state_topic("reflexd/a", "head", head) == "reflexd/a/act/head/state"
+    assert state_topic("reflexd/a", "head", head.model_copy(update={"state_topic": "z/head"})) == "z/head"
+
+
+def test_a_state_value_is_a_key_or_a_pointer() -> None:
+    check_state_value("state")
+    check_state_value("/a/0/b~1c")
+    with pytest.raises(WireError, match=r"^'/a~2' is not a JSON pointer: .*; write ~0 for ~ and ~1 for /$"):
+        check_state_value("/a~2")
+
+
+def test_bytes_that_are_no_text_are_no_word() -> None:
+    head = ChoiceSettings(kind="choice", choices=("left", "stay"), safe="stay")
+    with pytest.raises(WireError, match=r"^neither JSON nor UTF-8$"):
+        parse_state(head, b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    ("where", "payload", "message"),
+    [
+        ("x", b'{"y": 1}', "the report has no 'x'; set state_value to the key of the value"),
+        ("/a/x", b'{"a": {}}', "the report has no '/a/x'; set state_value to the key of the value"),
+        ("/a/x", b'{"a": "word"}', "the report has no '/a/x'; set state_value to the key of the value"),
+        ("x", b'{"x": null}', "the value must be a string, a number or a list of numbers"),
+        ("x", b'{"x": []}', "the value must be a string, a number or a list of numbers"),
+    ],
+)
+def test_a_report_without_a_value_names_the_setting(where: str, payload: bytes, message: str) -> None:
+    arm = ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), safe=(0.0,), state_value=where)
+    with pytest.raises(WireError) as refused:
+        parse_state(arm, payload)
+    assert str(refused.value) == message
+
+
+def test_a_long_repeated_key_is_shown_in_part() -> None:
+    key = "k" * 70
+    with pytest.raises(WireError) as refused:
+        parse_json(f'{{"{key}": 1, "{key}": 2}}'.encode())
+    assert str(refused.value) == f"the key {'k' * 64!r} appears twice in one object"
+
+
+EVERY_FIELD = (
+    '{"v": %s, "d": "${decision}", "b": "${boot}", "s": ${seq}, "t": ${stamp}, "l": ${ttl_ms}, "p": "${policy}"}'
+)
+
+
+@pytest.mark.parametrize("indent", ["", "  "])
+def test_a_template_may_name_every_field(indent: str) -> None:
+    head = ChoiceSettings(
+        kind="choice", choices=("left", "stay"), safe="stay", payload=indent + EVERY_FIELD % '"${value}"'
+    )
+    arm = ContinuousSettings(
+        kind="continuous", low=(-1.0, -1.0), high=(1.0, 1.0), safe=(0.0, 0.0), payload=indent + EVERY_FIELD % "${value}"
+    )
+    writer = CommandWriter("reflexd/a", {"head": head, "arm": arm}, "boot")
+    sent = [
+        writer.write(name, value, decision="d", policy="p", stamp_s=1.5, ttl_ms=300).payload
+        for name, value in (("head", 'le"ft'), ("arm", (0.5, 1.0)))
+    ]
+    rest = {"d": "d", "b": "boot", "t": 1.5, "l": 300, "p": "p"}
+    assert [orjson.loads(each) for each in sent] == [
+        {"v": 'le"ft', "s": 1, **rest},
+        {"v": [0.5, 1.0], "s": 2, **rest},
+    ]
+
+
+def test_a_template_that_is_no_json_names_the_actuator_and_the_remedy() -> None:
+    head = ChoiceSettings(kind="choice", choices=("left", "stay"), safe="stay", payload='{"v": ${value}}')
+    with pytest.raises(
+        WireError,
+        match=r"^actuators\.head\.payload: not JSON when filled in \(.+\); put quotes around words, as in "
+        r'"\$\{value\}", and none around numbers$',
+    ):
+        CommandWriter("reflexd/a", {"head": head}, "b")
+
+
+def test_the_limit_of_a_report_is_exact() -> None:
+    fits = b'"' + b"x" * 65_534 + b'"'
+    assert parse_json(fits) == "x" * 65_534
+    with pytest.raises(WireError, match=r"^65537 bytes of JSON; the limit is 65536 bytes$"):
+        parse_json(b" " + fits)

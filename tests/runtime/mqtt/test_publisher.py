@@ -141,6 +141,20 @@ async def test_an_urgent_message_overtakes_what_is_under_way(broker: Broker) -> 
         assert broker.taken[-1] == "3"
 
 
+async def test_a_safe_action_that_waits_leaves_after_the_one_before_whatever_else_is_under_way(broker: Broker) -> None:
+    async with session(broker):
+        broker.newest("1")
+        await turns()
+        for payload in ("safe", "safe 2", "safe 3", "safe 4"):
+            broker.newest(payload, urgent=True)
+            await turns()
+        assert broker.taken == ["1", "safe"]
+        assert broker.drops == {"superseded": 2}
+        broker.waiting.pop().set_result(None)
+        await turns()
+        assert broker.taken == ["1", "safe", "safe 4"], "the first one is under way still"
+
+
 async def test_an_urgent_message_overtakes_what_is_not_sent_yet(broker: Broker) -> None:
     async with session(broker):
         broker.newest("1")
@@ -149,6 +163,7 @@ async def test_an_urgent_message_overtakes_what_is_not_sent_yet(broker: Broker) 
         assert broker.taken == ["safe"]
         assert broker.results == [("1", "unsent")]
         assert broker.sender.sending == 1
+        assert broker.sender._slots["arm"].unstarted == set()
         await broker.answers()
         assert broker.results == [("1", "unsent"), ("safe", "acknowledged")]
         broker.newest("2")
@@ -204,6 +219,11 @@ async def test_each_failure_is_counted_by_its_cause(
         assert broker.results == [("1", delivery)]
         assert broker.drops == {cause: 1}
         assert broker.sender.sending == 0
+        broker.newest("2")
+        await turns()
+        await broker.answers(error)
+        assert broker.results[1:] == [("2", delivery)]
+        assert broker.drops == {cause: 2}
         events: dict[str, dict[str, Any]] = {each["event"]: dict(each) for each in logs}
         if cause == "refused by the broker":
             assert events["mqtt.publish_refused"] == {
@@ -226,12 +246,13 @@ async def test_each_failure_is_counted_by_its_cause(
 
 async def test_refusals_are_logged_at_the_first_and_then_rarely(broker: Broker) -> None:
     async with session(broker):
-        with capture_logs() as logs:
-            for _ in range(101):
-                broker.newest("1")
-                await turns()
-                await broker.answers(PublishRefused("no"))
-        assert len(logs) == 2
+        for least, most, logged in ((1, 99, 1), (100, 100, 1), (101, 101, 0)):
+            with capture_logs() as logs:
+                for _ in range(least, most + 1):
+                    broker.newest("1")
+                    await turns()
+                    await broker.answers(PublishRefused("no"))
+            assert len(logs) == logged
         assert broker.drops["refused by the broker"] == 101
         broker.drops["refused by the broker"] = 9_999
         with capture_logs() as logs:
@@ -274,7 +295,8 @@ async def test_messages_are_stored_for_the_next_session_in_order(broker: Broker)
     async with session(broker):
         sender = broker.sender
         assert sender.keep(message("dropped"), "no") is False
-        assert broker.drops == {"disconnected": 1}
+        assert sender.keep(message("dropped too"), "no") is False
+        assert broker.drops == {"disconnected": 2}
         assert sender.keep(message("old", "status"), "latest")
         assert sender.keep(message("event 1", "event"), "all")
         assert sender.keep(message("new", "status"), "latest")
