@@ -47,6 +47,7 @@ SIZES: dict[str, str] = {
     "bench_promotion": "--runs 1",
     "bench_replay": "2",
     "bench_requests": "20",
+    "bench_speech": "--minutes 1",
     "bench_start": "1",
     "bench_stop": "--runs 2",
     "bench_storage": "4",
