@@ -52,6 +52,9 @@ INVALID_ACTION_RULES = frozenset({"wrong_type", "not_finite", "unknown_choice"})
 TRANSIENT_RULES = frozenset({"too_soon", "min_hold", "unacknowledged"})
 """Refusals that pass with time: an override starts nevertheless, and acts as soon as it may."""
 
+ENDED = Refusal("disarmed", "the daemon is ending")
+"""Why nothing moves after `Gate.end`."""
+
 
 class Gate:
     """Every actuator behind one set of checks.
@@ -95,6 +98,7 @@ class Gate:
         self._online = True
         self._wanted = settings.arm == "auto"
         self._request_ended_s = -math.inf
+        self._ended = False
         self.armed = False
         self.stopped = False
         self.repeats = 0
@@ -251,6 +255,8 @@ class Gate:
         """
         if self.stopped:
             return Refusal("stopped", "release the stop first, then arm")
+        if self._ended:
+            return ENDED
         if asked_s <= self._request_ended_s:
             return Refusal("disarmed", "a stop or a disarming came after this request; send it again")
         self._wanted = True
@@ -278,6 +284,11 @@ class Gate:
     def go_safe(self, now_s: float, reason: str = "start or end of the daemon") -> list[ActuatorDecision]:
         """Send the safe actions at the host's own start and end; disarms until `tick` arms again."""
         return self._disarm(Refusal("disarmed", reason), now_s)
+
+    def end(self, now_s: float, reason: str) -> list[ActuatorDecision]:
+        """Send the safe actions at the end of the daemon; after it nothing arms, and no override acts."""
+        self._ended = True
+        return self.go_safe(now_s, reason)
 
     def start_offline(self) -> None:
         """Start without a broker: nothing arms before `connected`."""
@@ -427,6 +438,8 @@ class Gate:
     def _barred(self) -> Refusal | None:
         if self.stopped:
             return Refusal("stopped", "the software stop is engaged")
+        if self._ended:
+            return ENDED
         if not self.armed:
             return Refusal("disarmed", "not armed")
         return None
@@ -590,7 +603,7 @@ class Gate:
 
     def _settle(self, now_s: float) -> None:
         """Arm once it is asked for and possible."""
-        possible = self._ready and self._online and not self.stopped and self.is_reconciled(now_s)
+        possible = self._ready and self._online and not (self.stopped or self._ended) and self.is_reconciled(now_s)
         self.armed = self.armed or (self._wanted and possible)
 
 

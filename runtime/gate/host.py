@@ -479,7 +479,7 @@ class GateHost:
     async def go_safe(self, reason: str) -> None:
         """End all movement; returns once the devices have the safe actions, or `REST_S` is over."""
         self.ending = True
-        self.apply(self.gate.go_safe(self.now(), reason))
+        self.apply(self.gate.end(self.now(), reason))
         self.publisher.event("daemon_stopping", {"reason": reason})
         until_s = self.now() + REST_S
         while self.gate.owed() and self.now() < until_s:

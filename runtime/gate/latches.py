@@ -73,6 +73,8 @@ class LatchWriter:
         self._stop_latch = StopLatch.of(path.parent)
         self._dirty = asyncio.Event()
         self._waiting: list[Saved] = []
+        self._writing = asyncio.Lock()
+        """Two writes at once could end in the other order, and the older one would stay."""
 
     @property
     def is_saved(self) -> bool:
@@ -116,6 +118,10 @@ class LatchWriter:
         return self._succeeded(latches, waiting)
 
     async def _write(self) -> bool:
+        async with self._writing:
+            return await self._write_alone()
+
+    async def _write_alone(self) -> bool:
         latches, waiting = self._begin()
         writing = asyncio.ensure_future(asyncio.to_thread(self._save, latches))
         try:

@@ -269,6 +269,8 @@ class OperatorCommands:
     def _end_override(self, message: Message) -> None:
         name = decode(EndOverrideRequest, message.payload).actuator
         self._known(name)
+        if self.host.ending:
+            raise Refused("the daemon is ending; every override has ended")
         self._ends_s[name] = message.stamp_s
         self.host.end_override(name)
         self._respond(message, rpc.ok({"actuator": name}))

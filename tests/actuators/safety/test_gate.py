@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -839,6 +839,26 @@ def test_the_hosts_own_rest_arms_again() -> None:
     assert not gate.armed
     assert one(gate, 11.1, "head", "left").sent
     assert gate.go_safe(11.2, "why")[0].reason == "why"
+
+
+@pytest.mark.parametrize("arm", ["auto", "request"])
+def test_nothing_arms_after_the_end(arm: Literal["auto", "request"]) -> None:
+    gate = AckedGate({"head": HEAD}, GateSettings(arm=arm, reconcile_s=0.0), ["cam"], period_s=0.1, now_s=10.0)
+    gate.judge(offer(10.0), 10.0)
+    assert gate.arm(10.0) is None
+    assert gate.armed
+    assert told(gate.end(11.0, "SIGTERM")) == {"head": ("stay", "disarmed", "gate")}
+    gate.end_hold("head", 11.1)
+    gate.connected(11.1)
+    gate.tick(11.2)
+    refusal = gate.arm(11.2)
+    assert refusal is not None
+    assert refusal.reason == "the daemon is ending"
+    decision = gate.override("head", "left", 2.0, 11.3)
+    assert (decision.value, decision.rule, decision.reason) == (None, "disarmed", "the daemon is ending")
+    assert one(gate, 11.4, "head", "left").rule == "disarmed"
+    assert not gate.armed
+    assert gate.stop(11.5, engaged=True)[0].value == "stay", "a stop counts to the last"
 
 
 def test_a_lost_broker_disarms_and_everything_is_asked_anew() -> None:

@@ -67,3 +67,34 @@ async def test_a_write_that_was_cancelled_is_made_up_for_at_the_end(
     await writer.finish()
     assert latches.load(path) == {"stopped": True}
     assert heard == ["first None", "stop None"]
+
+
+async def test_the_last_write_waits_for_one_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop during the shutdown, while the disk still works at an older write."""
+    path, slow, begun, real = tmp_path / "latches.json", threading.Event(), threading.Event(), latches.save
+    stopped, at_once, most = [False], 0, 0
+
+    def save(path: Path, content: Mapping[str, object]) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        begun.set()
+        if not content["stopped"]:
+            assert slow.wait(60)
+        real(path, content)
+        at_once -= 1
+
+    monkeypatch.setattr(latches, "save", save)
+    writer = latches.LatchWriter(path, lambda: {"stopped": stopped[0]})
+    writer.changed()
+    running = asyncio.create_task(writer.run())
+    await asyncio.to_thread(begun.wait, 60)
+    stopped[0] = True
+    writer.changed()
+    last = asyncio.create_task(writer.finish())
+    await asyncio.sleep(0)  # the older write is under way
+    asyncio.get_running_loop().call_later(0.05, slow.set)
+    await last
+    running.cancel()
+    await asyncio.wait([running])
+    assert (latches.load(path), most) == ({"stopped": True}, 1)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
@@ -15,7 +16,7 @@ from actuators.config import AnyActuator, ChoiceSettings
 from actuators.wire import CommandWriter
 from runtime.gate import ipc
 from runtime.gate.info import InfoBuilder
-from runtime.mqtt import Limit, Message
+from runtime.mqtt import Limit, Message, rpc
 from runtime.mqtt.models import Subscription
 from runtime.mqtt.subscriber import MAX_SENDERS, Receiver
 
@@ -43,6 +44,30 @@ def act(world: World, times: int = 1, actions: dict[str, object] = ON) -> None:
 
 def reasons(world: World) -> str:
     return " ".join(world.host.publisher.status()[1])
+
+
+# --- the end of the daemon
+
+
+def test_no_request_moves_anything_after_the_last_safe_actions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = list[dict[str, Any]]()
+    monkeypatch.setattr(rpc, "respond", lambda _connection, _topics, _message, answer: answers.append(answer))
+    host = world.host
+    host.ending = True
+    host.apply(host.gate.end(host.now(), "SIGTERM received"))
+    world.wait(0.05)
+    world.request("end_override", b'{"actuator": "heater"}')
+    world.request("arm", b"")
+    world.arrive(
+        world.requests,
+        TOPICS("override", "heater"),
+        b'{"value": "ON", "hold_s": 9}',
+        properties=SimpleNamespace(ResponseTopic=TOPICS("response", "other"), CorrelationData=b"c"),
+    )
+    act(world, 5)
+    assert [("the daemon is ending" in str(answer)) for answer in answers] == [True] * 3
+    assert not host.gate.armed
+    assert world.devices["heater"] == "OFF"
 
 
 # --- a process that did not run
