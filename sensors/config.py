@@ -182,7 +182,7 @@ class TextSettings(StreamSettings):
             )
         if not self.microphone:
             for name in ("model", "language", "no_speech_threshold", "max_utterance_s"):
-                if name in self.model_fields_set:
+                if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: only a stream with the source `speech:STREAM` has it; leave it out")
         return self
 

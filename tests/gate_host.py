@@ -98,12 +98,12 @@ class World:
                 if verdict.decision == proposal.decision:
                     return verdict
 
-    async def armed(self) -> None:
-        """Tick until the gate is armed."""
+    async def armed(self, *, ask_again: bool = False) -> None:
+        """Tick until the gate is armed; on a busy machine the dead-man may act in between, and a request to arm ends with it."""
         async with asyncio.timeout(60):
-            while True:
-                if (await self.propose({})).armed:
-                    return
+            while not (await self.propose({})).armed:
+                if ask_again:
+                    await self.ask("arm")
                 await asyncio.sleep(0.02)
 
     async def ticks_of(self, count: int) -> None:

@@ -56,7 +56,7 @@ TABLE: dict[str, Row] = {
     "feedback_rejected": ("bad", True, "A reward or label was rejected: {reason}."),
     "finetune_skipped": ("plain", False, "Task {task} was not fine-tuned: {reason}."),
     "graph_compiled": ("plain", False, "A graph was compiled within {seconds} s: {reason}."),
-    "graph_refused": ("bad", False, "{folder} is not used: {reason}."),
+    "graph_refused": ("bad", False, "The graph in {folder} is not used: {reason}."),
     "engine_in_torch": ("bad", False, "The agent runs torch, not graphs: {reason}."),
     "graph_missing": ("plain", False, "Version {version} carries no graph: {reason}."),
     "label_requested": ("plain", True, "A label is requested for {task}: answer on the page."),

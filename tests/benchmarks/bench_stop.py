@@ -56,7 +56,7 @@ streams:
   eyes: {{kind: telemetry, source: topic, fields: [a], required: true}}
 actuators:
 {actuators}
-gate: {{reconcile_s: 0.2}}
+gate: {{reconcile_s: 0.2, deadman_ms: 60}}
 learner: {{enabled: false}}
 dashboard: {{listen: "127.0.0.1:{page}", token: {token}}}
 """

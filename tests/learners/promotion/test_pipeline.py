@@ -107,6 +107,9 @@ class _Infinite(torch.nn.Module):
     def forward(self, context: torch.Tensor) -> list[torch.Tensor]:
         return [q * torch.inf for q in self.inner(context)]
 
+    def scores(self, context: torch.Tensor) -> list[torch.Tensor]:
+        return [q * torch.inf for q in self.inner.scores(context)]
+
 
 def test_a_slow_candidate_fails_by_its_own_cpu_time() -> None:
     class Slow(learning.SmallPolicy):

@@ -39,6 +39,9 @@ class Scores(nn.Module):
     def forward(self, context_BC: Tensor) -> list[Tensor]:
         return [context_BC.unsqueeze(-1)]
 
+    def scores(self, context_BC: Tensor) -> list[Tensor]:
+        return [context_BC]
+
 
 class Scripted(nn.Module):
     """Scores of `learning.made`'s three choices by a rule on its two numbers."""

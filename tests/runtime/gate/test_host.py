@@ -158,7 +158,7 @@ async def test_stop_is_latched_through_a_restart_and_release_moves_nothing(tmp_p
         await eventually(lambda: world.events("stop_released") == [{}])
         assert not (await world.propose({"head": "left"})).armed
         assert (await world.ask("arm"))["status"] == "ok"
-        await world.armed()
+        await world.armed(ask_again=True)
         assert (await world.propose({"head": "left"})).outcomes["head"].sent
 
 
@@ -237,7 +237,7 @@ async def test_an_override_and_a_stop_are_answered_by_the_gate(tmp_path: Path, b
         disarmed = (await press("override", "head", value="left", hold_s=2))["data"]
         assert (disarmed["sent"], disarmed["rule"], disarmed["reason"]) == (False, "disarmed", "not armed")
         assert (await world.ask("arm"))["status"] == "ok"
-        await world.armed()
+        await world.armed(ask_again=True)
         moved = (await press("override", "head", value="left", hold_s=2))["data"]
         assert (moved["sent"], moved["value"], moved["hold_s"]) == (True, "left", 2)
         assert "hold_s" in (await press("override", "head", value="left", hold_s=-1))["error"]
@@ -280,7 +280,7 @@ async def test_requests_are_answered(tmp_path: Path, broker: Mosquitto) -> None:
         await world.propose({})
         assert not (await world.propose({"head": "left"})).armed
         assert (await world.ask("arm"))["status"] == "ok"
-        await world.armed()
+        await world.armed(ask_again=True)
         assert (await world.ask("mode", mode="assist", actuator="head"))["data"]["modes"]["head"] == "assist"
         await eventually(lambda: world.of("info")[-1]["mode"] == "assist")
         async with asyncio.timeout(60):  # on a busy machine the dead-man may act in between, and arming ends with it

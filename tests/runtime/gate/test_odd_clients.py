@@ -45,8 +45,7 @@ async def release_and_arm(world: World) -> None:
     await eventually(lambda: world.host.latches.has("stopped", value=True), "the stop on the disk")
     await world.outside.publish(TOPICS("stop"), RELEASE)
     await eventually(lambda: not world.host.gate.stopped, "the release")
-    await world.ask("arm")
-    await world.armed()
+    await world.armed(ask_again=True)
 
 
 # --- clients

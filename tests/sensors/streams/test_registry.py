@@ -59,7 +59,7 @@ def test_settings_become_sensors(settings: dict[str, object], kind: type, topic:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"kind": "text", "source": "nowhere"}, "write topic, topic:NAME, stdin or file:PATH"),
+        ({"kind": "text", "source": "nowhere"}, "write topic, topic:NAME, stdin, file:PATH or speech:STREAM"),
         ({"kind": "text", "source": "file:"}, "write topic"),
         ({"kind": "telemetry", "source": "rtsp://x", "fields": ["a"]}, "write topic or topic:NAME"),
         ({"kind": "camera", "source": "topic:yard/#"}, "without"),
