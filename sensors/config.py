@@ -216,6 +216,8 @@ class EnumField(Settings):
         return words
 
 
+FieldName = Annotated[str, Field(max_length=256)]
+"""Of one number; a longer place in the object goes under `paths`."""
 FieldKind = Annotated[AngleField | EnumField, Field(discriminator="kind")]
 
 
@@ -228,7 +230,7 @@ class TelemetrySettings(StreamSettings):
         description="`topic` (`in/<stream>`) or `topic:NAME` (another topic); `tasks.NAME.feeds_policy` creates a stream with "
         "the source `task:NAME`",
     )
-    fields: tuple[str, ...] = Field(
+    fields: tuple[FieldName, ...] = Field(
         min_length=1,
         max_length=4_096,
         description="names of the numbers: keys of the object, or JSON pointers with a leading /. With one field, a message may be the "
@@ -263,7 +265,7 @@ class PluginStreamSettings(StreamSettings):
 
     kind: Literal["plugin"]
     plugin: str = Field(description="name of the entry point")
-    fields: tuple[str, ...] = Field(
+    fields: tuple[FieldName, ...] = Field(
         (),
         max_length=4_096,
         description="names of the numbers that a telemetry plug-in delivers, in order; it then needs no encoder",

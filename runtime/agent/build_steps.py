@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 from prometheus_client import CollectorRegistry
 
 from actuators.config import conditions_of
-from actuators.expressions import Expression
 from learners.checkpoints.store import Checkpoints, open_checkpoints
 from learners.config import TopicReward
 from learners.experience.store import Store
@@ -26,6 +25,7 @@ from learners.rewards import TickRewards, build_rewards, known
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, source_rules
 from runtime.agent.task_outputs import TaskOutputs
+from runtime.config.frame_size import named_fields
 from runtime.config.loader import LoadedConfig
 from runtime.config.schema import Config
 from runtime.control.actuator_conditions import Conditions
@@ -406,8 +406,8 @@ def build_requests(
 def _conditions(config: Config) -> Conditions:
     texts = {text for actuator in config.actuators.values() for text in conditions_of(actuator.requires)}
     readings = known(config.streams, {})
-    named = (Expression(text).names for text in config.gate.forbid)
-    return Conditions(sorted(texts), readings, frozenset().union(*named).intersection(readings) - set(config.actuators))
+    streams = readings.keys() - config.actuators.keys()
+    return Conditions(sorted(texts), readings, named_fields(config.gate.forbid, streams))
 
 
 def exploration_seed(agent: str, session: str) -> int:

@@ -24,6 +24,7 @@ from learners.config import (
     TopicReward,
 )
 from runtime.config.field_types import GivenPath, Listen
+from runtime.config.frame_size import check_frames
 from runtime.config.mqtt_settings import Client, MqttSettings
 from runtime.config.task_streams import check_task, with_fed_streams
 from sensors.config import AnyStream, Name, Settings, fields_of
@@ -320,6 +321,7 @@ class Config(Settings):
             check_task(name, task, self.streams)
         self._check_ports()
         self._check_topics()
+        check_frames(self.streams, self.actuators, self.gate.forbid)
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise ValueError("rewards: each name may be used once")

@@ -22,15 +22,17 @@ class Conditions:
     Args:
         texts: the expressions.
         known: the names that they may use, with the fields of each.
-        streams: the streams with readings that the gate needs.
+        named: the readings that the gate needs: stream and field.
 
     Raises:
         ExpressionError: an expression cannot be used.
     """
 
-    def __init__(self, texts: Iterable[str], known: Known, streams: Iterable[str] = ()) -> None:
+    def __init__(self, texts: Iterable[str], known: Known, named: Iterable[tuple[str, str]] = ()) -> None:
         self._expressions = {text: Expression(text, known) for text in texts}
-        self._streams = frozenset(streams)
+        self._named: dict[str, list[str]] = {}
+        for stream, field in sorted(named):
+            self._named.setdefault(stream, []).append(field)
 
     def unmet(self, observation: Observation) -> list[str]:
         """Return the conditions that do not hold, or that cannot be evaluated because a stream is missing."""
@@ -40,13 +42,14 @@ class Conditions:
         return [text for text, expression in self._expressions.items() if not _holds(expression, values)]
 
     def named(self, observation: Observation) -> dict[str, dict[str, float]]:
-        """Return the finite numbers of the streams that the gate needs: stream -> field -> number."""
-        if not self._streams:
+        """Return the finite numbers that the gate needs: stream -> field -> number."""
+        if not self._named:
             return {}
         values = _of_known_age(observation)
         return {
-            name: {field: value for field, value in values[name].items() if math.isfinite(value)}
-            for name in sorted(self._streams.intersection(values))
+            name: {field: values[name][field] for field in fields if math.isfinite(values[name].get(field, math.nan))}
+            for name, fields in self._named.items()
+            if name in values
         }
 
 

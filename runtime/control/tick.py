@@ -200,7 +200,7 @@ class ControlLoop:
             actions=actions,
             stale=tuple(sorted({*observation.missing, *observation.unknown_age, *self.conditions.unmet(observation)})),
             readings=self.conditions.named(observation),
-            degraded=tuple(f"{name}: {reason}" for name, reason in sorted(self.degraded.items())),
+            degraded=tuple(ipc.shortened(f"{name}: {reason}") for name, reason in sorted(self.degraded.items())),
             shadow=self.shadow(),
         )
         latency_s = self.clock.now() - min(observation.stamp_s, self.pacer.deadline(observation.tick))

@@ -35,6 +35,8 @@ from runtime.mqtt.topics import Refused, Reward, Topics, parse
 EVENTS = 100
 QUESTIONS = 20
 MAX_JSON = 262_144
+MAX_JSON_OF_STREAMS = 2_097_152
+"""Of `info` and `health`, which have an entry for each of up to 512 streams: as much as the page's connection takes."""
 MAX_CAUSES = 64
 """Causes of refused messages that are counted one by one."""
 DECISION_EVERY_S = 0.2
@@ -98,9 +100,9 @@ class ViewState:
             case ["status"]:
                 self.set("status", {**_model(StatusMessage, payload), "at": self.wall()})
             case ["info"]:
-                self._info(Info.model_validate(parse(payload, MAX_JSON)))
+                self._info(Info.model_validate(parse(payload, MAX_JSON_OF_STREAMS)))
             case ["health"]:
-                self._health(_model(HealthMessage, payload))
+                self._health(_model(HealthMessage, payload, MAX_JSON_OF_STREAMS))
             case ["decision"]:
                 self._decision(_model(DecisionMessage, payload))
             case ["event"]:
@@ -195,8 +197,8 @@ class ViewState:
             self.sections.put("actuators", name, {**known.get(name, {}), what: {**value, "at": self.wall()}})
 
 
-def _model(model: type[M], payload: bytes) -> dict[str, Any]:
-    return model.model_validate(parse(payload, MAX_JSON)).model_dump()
+def _model(model: type[M], payload: bytes, limit: int = MAX_JSON) -> dict[str, Any]:
+    return model.model_validate(parse(payload, limit)).model_dump()
 
 
 def _object(payload: bytes, *, plain: bool = False) -> dict[str, Any]:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import structlog
+
 from actuators.safety.decisions import Proposal
 from runtime.gate import ipc
+
+log = structlog.get_logger(__name__)
 
 
 class GateGone(ConnectionError):  # noqa: N818 - reads as what happened
@@ -25,7 +29,8 @@ class GateLink:
         self._waiting: dict[str, asyncio.Future[ipc.GateVerdict]] = {}
         self.latest: ipc.GateVerdict | None = None
         self.unsent = 0
-        """Proposals that found the gate's buffer full: the gate is stuck."""
+        """Proposals that found the gate's buffer full (the gate is stuck), or that no message can hold."""
+        self._oversized = False
         self.unanswered = 0
         """Number of proposals without a verdict in time."""
 
@@ -49,11 +54,17 @@ class GateLink:
             self._waiting.pop(proposal.decision, None)
 
     def send(self, proposal: Proposal) -> bool:
-        """Send without waiting for a verdict; False when the gate's buffer is full."""
+        """Send without waiting for a verdict; False when the gate's buffer is full, or no message can hold the proposal."""
         try:
             self._end.send(ipc.pack(proposal))
         except BlockingIOError:
             self.unsent += 1
+            return False
+        except ValueError as error:
+            self.unsent += 1
+            if not self._oversized:
+                log.warning("gate.proposal_not_sent", reason=str(error))
+            self._oversized = True
             return False
         except OSError as error:
             raise GateGone(f"the gate's socket: {error}") from None

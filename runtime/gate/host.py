@@ -237,8 +237,11 @@ class GateHost:
         try:
             assert self._end is not None
             self._end.send(ipc.pack(verdict))
-        except OSError:  # full: the agent is stuck; closed: end-of-file follows
+        except (OSError, ValueError) as error:  # full: the agent is stuck; closed: end-of-file follows; or too large
             self.counts["unsent verdict"] += 1
+            if isinstance(error, ValueError) and self.counts["oversized verdict"] == 0:
+                log.warning("gate.verdict_not_sent", reason=str(error))
+            self.counts["oversized verdict"] += isinstance(error, ValueError)
             return
         self.feeder.ticked(
             ready=proposal.ready, stale=proposal.stale, now_s=self.now(), status=f"policy {self.agent.policy}: ticking"

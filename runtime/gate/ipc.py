@@ -17,9 +17,10 @@ import orjson
 
 from actuators.actions import Value
 from actuators.safety.decisions import By, Proposal
+from runtime.config.frame_size import MAX_FRAME
 
-MAX_MESSAGE = 262_144
-"""Bytes of the largest message; larger ones are refused by the sender."""
+MAX_MESSAGE = MAX_FRAME
+"""Bytes of the largest message; larger ones are refused by the sender. `reflexd check` refuses settings that could need one."""
 MAX_NAME = 256
 """Characters of a name, a decision's identifier or a policy version."""
 RESERVED = frozenset(get_args(By))
@@ -59,10 +60,23 @@ class GateVerdict:
     """What a person commanded since the proposal before, by actuator, where the hold was over by this one."""
 
 
+def shortened(text: str) -> str:
+    """Return a text of any length and content as one that a message may contain."""
+    valid = text.encode(errors="replace").decode()  # a path may hold bytes that are no UTF-8
+    return valid if len(valid) <= MAX_NAME else valid[: MAX_NAME - 1] + "…"
+
+
 def pack(message: Proposal | GateVerdict) -> bytes:
-    """Return a message as one datagram."""
+    """Return a message as one datagram.
+
+    Raises:
+        ValueError: it is too large, or not valid as JSON.
+    """
     content = {each.name: getattr(message, each.name) for each in fields(message)}
-    data = orjson.dumps({"kind": type(message).__name__, **content})
+    try:
+        data = orjson.dumps({"kind": type(message).__name__, **content})
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"a {type(message).__name__} that is no JSON: {error}") from None
     if len(data) > MAX_MESSAGE:
         raise ValueError(f"a {type(message).__name__} of {len(data)} bytes; at most {MAX_MESSAGE}")
     return data

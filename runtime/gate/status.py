@@ -146,7 +146,7 @@ class StatusPublisher:
 
     async def publish_offline(self, reason: str) -> None:
         """Publish the last status until the broker has it, or `FAREWELL_S` is over; then the broker publishes the will."""
-        payload = encode({"state": "offline", "reasons": [reason]})
+        payload = encode({"state": "offline", "reasons": [reason[:MAX_REASON]]})
         with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 while not await self._parted(payload):
@@ -172,7 +172,7 @@ class StatusPublisher:
         if current[0] == "stopped" and not self.latches.has("stopped", value=True):
             return  # announced once it is on the disk
         self._published = current
-        payload = encode({"state": current[0], "reasons": list(current[1])})
+        payload = encode({"state": current[0], "reasons": [reason[:MAX_REASON] for reason in current[1]]})
         done = partial(self._delivered, current)
         self.safety.send_newest("status", self.topics("status"), payload, done, urgent=True, retain=True)
         self.feeder.notifier.status(f"{current[0]}: {', '.join(current[1]) or 'ok'}")

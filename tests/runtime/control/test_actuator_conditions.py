@@ -40,18 +40,16 @@ def test_what_does_not_hold_or_cannot_be_known_is_unmet() -> None:
 
 
 def test_a_reading_of_unknown_age_meets_no_condition() -> None:
-    conditions = Conditions((CLOSED,), {"window": ("open",)}, ["window"])
+    conditions = Conditions((CLOSED,), {"window": ("open",)}, [("window", "open")])
     old = dataclasses.replace(seen(window={"open": 0.0}), unknown_age=frozenset({"window"}))
     assert conditions.unmet(old) == [CLOSED]
     assert conditions.named(old) == {}
 
 
-def test_the_gate_gets_the_finite_numbers_of_the_streams_that_its_rules_name() -> None:
-    conditions = Conditions((), {}, ["window", "room"])
-    assert conditions.named(seen(window={"open": 1.0}, other={"x": 2.0}, room={"t": np.nan, "n": 1.0})) == {
-        "window": {"open": 1.0},
-        "room": {"n": 1.0},
-    }
+def test_the_gate_gets_the_finite_numbers_that_its_rules_name() -> None:
+    conditions = Conditions((), {}, [("room", "t"), ("room", "n"), ("window", "open"), ("door", "open")])
+    read = seen(window={"open": 1.0, "mains": 5.0}, other={"x": 2.0}, room={"t": np.nan, "n": 1.0})
+    assert conditions.named(read) == {"window": {"open": 1.0}, "room": {"n": 1.0}}
 
 
 @pytest.mark.parametrize(

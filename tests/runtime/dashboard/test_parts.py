@@ -412,6 +412,15 @@ ODD_INFO: list[object] = [
 ]
 
 
+def test_the_info_and_health_of_as_many_streams_as_the_settings_allow_are_shown() -> None:
+    made = state()
+    names = [f"{n:03d}" + "x" * 61 for n in range(512)]
+    tell(made, "info", {"streams": {n: {"kind": "text", "source": f"topic:{n * 8}"} for n in names}})
+    tell(made, "health", {"streams": {n: {"drops": {n: 1, n[::-1]: 2}, "last_refusal": "x" * 256} for n in names}})
+    assert (len(made.sections["info"]["streams"]), len(made.sections["health"]["streams"])) == (512, 512)
+    assert not made.refused
+
+
 @pytest.mark.parametrize("body", ODD_INFO)
 def test_an_odd_info_is_refused_and_the_last_good_one_stays(body: object) -> None:
     made = state()

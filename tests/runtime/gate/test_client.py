@@ -67,3 +67,22 @@ def test_foreign_datagrams_are_refused() -> None:
         ipc.unpack(b'{"kind":"Other"}')
     with pytest.raises(ValueError, match="at most"):
         ipc.pack(Proposal(1, "d", "p", 0.0, {"say": "x" * ipc.MAX_MESSAGE}))
+
+
+@pytest.mark.parametrize("text", ["x" * ipc.MAX_MESSAGE, "\udcff"])
+async def test_a_proposal_that_no_message_can_hold_is_counted(text: str) -> None:
+    gate, agent = ipc.pair()
+    with gate, agent:
+        end = GateLink(agent)
+        assert await end.propose(Proposal(1, "d1", "p", 0.0, {"say": text}), patience_s=60) is None
+        assert end.unsent == 1
+        assert end.send(Proposal(2, "d2", "p", 0.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "short"), [("full", "full"), ("x" * 257, "x" * 255 + "…"), ("x" * 256, "x" * 256), ("/\udcff", "/?")]
+)
+def test_a_reason_of_any_length_and_content_fits_into_a_message(text: str, short: str) -> None:
+    assert ipc.shortened(text) == short
+    proposal = Proposal(1, "d", "p", 0.0, degraded=(ipc.shortened(text),))
+    assert ipc.unpack(ipc.pack(proposal)) == proposal
