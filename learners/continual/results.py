@@ -52,6 +52,8 @@ class Speech:
     task: str
     piece: str
     final: bool
+    lost: bool = False
+    """Whether the process that generated the answer ended; what it generated of it is discarded."""
 
 
 @dataclass(slots=True)
@@ -77,3 +79,5 @@ class Offered:
     context: Reading | None
     """The newest reading of the task's context stream."""
     decision: str | None
+    number: int = 0
+    """Of the offer to another process; its answers carry it."""

@@ -32,6 +32,8 @@ TURNS = 16
 """Turns a chat remembers."""
 MAX_REASON = 500
 """Characters of a reported reason."""
+RETRY_S = 60.0
+"""Between two tries to load a model that could not be loaded."""
 REPORT_EVERY_S = 10.0
 """Between two reports that readings of one task failed."""
 
@@ -71,7 +73,12 @@ class TaskRunner:
         self._versions: dict[str, TaskVersion] = {}
         """By task, the version to use; without one, the pretrained model of the settings."""
         self._loaded: dict[str, ServedModel] = {}
-        self._broken: dict[str, str | None] = {}
+        self._broken: dict[str, tuple[str, float]] = {}
+        """By task, the version that could not be loaded, and when."""
+        self.current: Offered | None = None
+        """The reading that the worker works on."""
+        self._progressed_s = clock()
+        """When that began, or when its last piece of speech was generated."""
         self._asked_s: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -98,6 +105,14 @@ class TaskRunner:
         self._waiting[name] = offered
         self._wake.set()
 
+    def clear(self) -> None:
+        """Forget the readings that wait."""
+        self._waiting.clear()
+
+    def busy_s(self) -> float:
+        """Return for how long the worker has worked on its reading without a piece of speech; 0 where it has none."""
+        return 0.0 if self.current is None else self._clock() - self._progressed_s
+
     async def run(self) -> None:
         """Work until cancelled."""
         loop = asyncio.get_running_loop()
@@ -108,8 +123,10 @@ class TaskRunner:
                     self._wake.clear()
                     while self._waiting:
                         name = next(iter(self._waiting))
-                        await loop.run_in_executor(pool, self._work, loop, name, self._waiting.pop(name))
+                        self._progressed_s, self.current = self._clock(), self._waiting.pop(name)
+                        await loop.run_in_executor(pool, self._work, loop, name, self.current)
                         self.callbacks.finished(name)
+                        self.current = None
             finally:
                 self._stopping = True
 
@@ -177,6 +194,7 @@ class TaskRunner:
             for piece in loaded.task.stream([*loaded.turns, turn]):  # type: ignore[attr-defined]
                 if self._stopping:
                     return
+                self._progressed_s = self._clock()
                 made.append(piece)
                 speak(Speech(name, piece, final=False))
         finally:  # after an error too: the next text begins another answer
@@ -186,15 +204,16 @@ class TaskRunner:
     def _ready(self, loop: asyncio.AbstractEventLoop, name: str) -> ServedModel | None:
         """Return the task's model in its version, loaded when that changes.
 
-        None without a trained version and without `labels`. A version that cannot be loaded is reported once, and the version
-        before it goes on.
+        None without a trained version and without `labels`. A version that cannot be loaded is reported once and tried again after
+        `RETRY_S`; the version before it goes on.
         """
         live = self._versions.get(name)
         wanted = live.name if live is not None else "pretrained"
         loaded = self._loaded.get(name)
         if loaded is not None and loaded.version == wanted:
             return loaded
-        if name in self._broken and self._broken[name] == wanted:
+        broken, tried_s = self._broken.get(name, ("", float("-inf")))
+        if broken == wanted and self._clock() - tried_s < RETRY_S:
             return loaded
         settings = self.tasks[name]
         try:
@@ -206,8 +225,9 @@ class TaskRunner:
             labels = tuple(document.get("labels", ())) or settings.labels
             task = open_task(settings.kind, source, labels=labels, **options_of(settings))
         except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
-            self._broken[name] = wanted
-            loop.call_soon_threadsafe(self.callbacks.failed, name, str(error) or type(error).__name__)
+            self._broken[name] = (wanted, self._clock())
+            if broken != wanted:
+                loop.call_soon_threadsafe(self.callbacks.failed, name, str(error) or type(error).__name__)
             return loaded
         self._loaded[name] = ServedModel(task, wanted, trained)
         return self._loaded[name]

@@ -72,6 +72,7 @@ from runtime.requests.gallery import Gallery
 from runtime.requests.handlers import Requests
 from runtime.requests.record import RecordingController
 from sensors.base import Sensor, TopicSensor
+from sensors.config import TextSettings
 from sensors.streams.fault_injection import apply_fault, parse_fault
 from sensors.streams.registry import build as build_sensor
 from sensors.streams.speech import SpeechText
@@ -485,13 +486,17 @@ def _task_outputs(
     if not context.config.tasks:
         return None
     fed = {name: sensor for name, sensor in sensors.items() if isinstance(sensor, TaskOutputSensor)}
+    max_age_s = {
+        name: stream.ttl_s if isinstance(stream, TextSettings) else stream.max_age_s
+        for name, stream in context.config.streams.items()
+    }
     return TaskOutputs(
         context.config,
         publishing.control,
         context.topics,
         publishing.reporter.event,
         utterances,
-        partial(ModelsClient, path=socket_path(context.state_dir), degraded=context.degraded),
+        partial(ModelsClient, path=socket_path(context.state_dir), degraded=context.degraded, max_age_s=max_age_s),
         fed=fed,
         results=results,
     )

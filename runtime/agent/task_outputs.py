@@ -76,6 +76,9 @@ class TaskOutputs:
 
     def _speech(self, speech: Speech) -> None:
         """Queue the text generated so far for the next tick: a device always gets it from its beginning."""
+        if speech.lost:
+            self._generated.pop(speech.task, None)
+            return
         text = self._generated.get(speech.task, "") + speech.piece
         self._generated[speech.task] = "" if speech.final else text
         for name, actuator in self.config.actuators.items():

@@ -32,6 +32,9 @@ from runtime.inference.prepared import ArrayEncoder, stored_graph
 from sensors.config import AngleField, EnumField
 from sensors.readings import Reading
 
+MOST_REASON = 200
+"""Characters of an error of OpenVINO that another one quotes."""
+
 
 class CompiledEngine(Engine):
     """The policy and its encoders as graphs.
@@ -226,7 +229,7 @@ def graph_run(
         stored: the graph of the checkpoint.
 
     Raises:
-        NotCompiled: there is no graph for this machine.
+        NotCompiled: there is no graph for this machine, or the library cannot run it.
     """
     version = f"{FIRST if first else LATER}-{digest_of(spec.to_json(), weights)}"
     choice = calibrations.recall(hashlib.sha256(spec.to_json()).hexdigest()[:16], CPU)
@@ -239,17 +242,25 @@ def graph_run(
             verdict = known is not None and known.precision == choice.precision
         choice = choice if verdict else replace(choice, precision="float32")
     folders = calibrations.folders(shared=first)
-    try:
-        graph = readable_graph(version, stored.files) if stored.files is not None else stored_graph(version, folders)
-    except NotCompiled as unreadable:
-        if stored.files is None:
-            raise
-        try:
-            graph = stored_graph(version, folders)
-        except NotCompiled:
-            raise unreadable from None
-    run = OpenVinoRun(graph, choice.precision, calibrations.settings.threads, background=not first)
     tokens = [np.zeros((1, s.tokens, s.width), np.float32) for s in spec.streams]
     count = len(spec.streams)
-    run.warm_up(np.ones((1, count), bool), np.full((1, count), 0.1, np.float32), *tokens)
-    return run.arrays, choice
+    inputs = (np.ones((1, count), bool), np.full((1, count), 0.1, np.float32), *tokens)
+
+    def started(graph: Any) -> Fuse:
+        try:
+            run = OpenVinoRun(graph, choice.precision, calibrations.settings.threads, background=not first)
+            run.warm_up(*inputs)
+        except RuntimeError as error:  # OpenVINO reads graphs that it cannot compile, or that take other inputs
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise NotCompiled(f"{version}: its graph does not run: {reason[:MOST_REASON]}") from None
+        return run.arrays
+
+    if stored.files is None:
+        return started(stored_graph(version, folders)), choice
+    try:
+        return started(readable_graph(version, stored.files)), choice
+    except NotCompiled as unusable:
+        try:
+            return started(stored_graph(version, folders)), choice
+        except NotCompiled:
+            raise unusable from None

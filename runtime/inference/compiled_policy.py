@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -106,6 +107,7 @@ def _remembered(
 
 def _prune(folder: Path) -> None:
     """Delete all graphs but those used last."""
-    known = sorted(folder.glob(f"{LATER}-*-ov*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in known[MAX_GRAPHS:]:
-        shutil.rmtree(old)
+    with suppress(OSError):  # another process prunes too, or the folder cannot be written
+        known = sorted(folder.glob(f"{LATER}-*-ov*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in known[MAX_GRAPHS:]:
+            shutil.rmtree(old)

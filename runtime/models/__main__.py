@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,9 @@ from runtime.process.log import configure
 
 _LOG = structlog.get_logger(__name__)
 BEAT_S, RETRY_S = 1.0, 0.2
+HUNG_S, MOST_WORK_S = 60.0, 600.0
+"""The process ends itself after `HUNG_S` without a beat. It no longer beats for itself where one reading takes longer than
+`MOST_WORK_S`; a piece of speech begins that time again."""
 NICE = 5
 """Below the agent and the gate, above the learner."""
 
@@ -40,13 +44,14 @@ class ModelsServer:
 
     Args:
         tasks: by name.
+        live_on: postpones the end that the process set itself; called at every beat while the models make progress.
     """
 
-    def __init__(self, tasks: Mapping[str, TaskSettings]) -> None:
+    def __init__(self, tasks: Mapping[str, TaskSettings], live_on: Callable[[], None] = lambda: None) -> None:
         callbacks = Callbacks(
             self._result, self._question, self._speech, self._failed, self._refused, finished=self._finished
         )
-        self.runner = TaskRunner(tasks, callbacks)
+        self.runner, self._live_on = TaskRunner(tasks, callbacks), live_on
         self._writer: asyncio.StreamWriter | None = None
         self._reported: Counter[str] = Counter()
 
@@ -75,6 +80,7 @@ class ModelsServer:
             _LOG.warning("models.bad_message", reason=str(error))
         finally:
             self._writer = None
+            self.runner.clear()  # the agent counts them as lost
             writer.close()
 
     def _take(self, header: Header, body: bytes) -> None:
@@ -101,6 +107,8 @@ class ModelsServer:
     async def _beat(self) -> None:
         while True:
             self._send({"is": "beat"})
+            if self.runner.busy_s() < MOST_WORK_S:
+                self._live_on()
             await asyncio.sleep(BEAT_S)
 
     def _send(self, header: Header) -> None:
@@ -112,10 +120,18 @@ class ModelsServer:
         except (BadMessage, TypeError) as error:  # a model's output that is too long or no JSON
             _LOG.warning("models.answer_dropped", reason=str(error))
 
+    @property
+    def _number(self) -> int:
+        """The number of the offer that the runner works on; its callbacks come before the next one."""
+        return 0 if self.runner.current is None else self.runner.current.number
+
     def _finished(self, task: str) -> None:
         counts = {cause: count - self._reported[cause] for cause, count in self.runner.counts.items()}
         self._reported = self.runner.counts.copy()
-        self._send({"is": "done", "task": task, "counts": {cause: count for cause, count in counts.items() if count}})
+        self._send({
+            "is": "done", "task": task, "number": self._number,
+            "counts": {cause: count for cause, count in counts.items() if count},
+        })  # fmt: skip
 
     def _result(self, result: Result) -> None:
         self._send({
@@ -126,12 +142,14 @@ class ModelsServer:
 
     def _question(self, question: Question) -> None:
         self._send({
-            "is": "question", "task": question.task, "id": question.id, "confidence": question.confidence,
-            "candidates": dict(question.candidates),
+            "is": "question", "task": question.task, "number": self._number, "id": question.id,
+            "confidence": question.confidence, "candidates": dict(question.candidates),
         })  # fmt: skip
 
     def _speech(self, speech: Speech) -> None:
-        self._send({"is": "speech", "task": speech.task, "piece": speech.piece, "final": speech.final})
+        self._send({
+            "is": "speech", "task": speech.task, "number": self._number, "piece": speech.piece, "final": speech.final,
+        })  # fmt: skip
 
     def _failed(self, task: str, reason: str) -> None:
         self._send({"is": "failed", "task": task, "reason": reason})
@@ -140,18 +158,24 @@ class ModelsServer:
         self._send({"is": "refused", "task": task, "reason": reason, "count": count})
 
 
+def _live_on() -> None:
+    """End the process after `HUNG_S`, with the stacks of its threads in the log, unless this is called again."""
+    faulthandler.dump_traceback_later(HUNG_S, exit=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run until the supervisor ends the process; return its exit code."""
     parser = argparse.ArgumentParser(prog="runtime.models")
     parser.add_argument("config", type=Path)
     given = parser.parse_args(arguments)
     child.set_process_title("models")
+    _live_on()
     with suppress(OSError):
         os.nice(NICE)
     loaded = load(given.config)
     configure(verbose=False, secrets=loaded.secrets)
     torch.set_num_threads(loaded.config.engine.threads)
-    asyncio.run(ModelsServer(loaded.config.tasks).serve(socket_path(loaded.config.state_dir)))
+    asyncio.run(ModelsServer(loaded.config.tasks, _live_on).serve(socket_path(loaded.config.state_dir)))
     return 0
 
 

@@ -8,6 +8,7 @@ is silent makes the daemon `degraded: models`. After `HUNG_S` it is killed, and 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +26,7 @@ from learners.config import TaskSettings
 from learners.continual.results import Callbacks, Offered, Question, Result, Speech
 from learners.continual.versions import TaskVersion
 from learners.files import private_folder
-from learners.task_kinds import PredictionOfExample
+from learners.task_kinds import KINDS, PredictionOfExample
 from runtime.models.messages import BadMessage, Header, offered_message, packed, peer, receive
 from sensors.readings import Frame, Reading, Sound, Text
 
@@ -34,6 +36,10 @@ START_S = 60.0
 SILENT_S, HUNG_S = 15.0, 60.0
 """Without a message: until the daemon is degraded, and until the process is killed. It sends one every second."""
 CHECK_S = 0.5
+STUCK_S = 60.0
+"""Without an answer to a reading on its way, until the daemon is degraded; a piece of speech is an answer."""
+WARN_EVERY_S = 10.0
+"""Between two log lines about answers that cannot be read."""
 MOST_TEXT = 500
 CAUSES = frozenset({"done", "waiting", "unusable", "failed", "unasked", "dropped"})
 
@@ -61,6 +67,7 @@ class ModelsClient:
         callbacks: receive results, questions, speech and failures.
         path: of the socket.
         degraded: the agent's reasons for a degraded status; the key `models` belongs to this component.
+        max_age_s: by stream, the age at which a reading that waited for a connection is dropped.
         clock: monotonic seconds.
     """
 
@@ -71,12 +78,16 @@ class ModelsClient:
         path: Path,
         degraded: MutableMapping[str, str],
         *,
+        max_age_s: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tasks, self.callbacks, self.degraded = dict(tasks), callbacks, degraded
         self.counts: Counter[str] = Counter()
-        """As those of `TaskRunner`; `lost` are readings on their way to a process that ended."""
-        self._path, self._clock = path, clock
+        """As those of `TaskRunner`; `lost` are readings on their way to a process that ended, `expired` those that waited too long
+        for one, `stale` answers to readings of a former connection, `garbage` answers that cannot be read."""
+        self._path, self._max_age_s, self._clock = path, dict(max_age_s or {}), clock
+        self._numbers = itertools.count(time.monotonic_ns())
+        """Of offers; a process that answers an agent before this one has other numbers."""
         self._versions: dict[str, TaskVersion] = {}
         self._waiting: dict[str, Offered] = {}
         self._away: dict[str, Offered] = {}
@@ -85,6 +96,9 @@ class ModelsClient:
         self._process: int | None = None
         """A pidfd of the connected process."""
         self._heard_s = clock() + START_S - SILENT_S
+        self._answered_s = clock()
+        """When a reading was sent while none was on its way, or an answer arrived."""
+        self._warned_s = float("-inf")
 
     @property
     def connected(self) -> bool:
@@ -133,12 +147,13 @@ class ModelsClient:
             private_folder(self._path.parent)
             self._path.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX)
-            before = os.umask(0o177)
             try:
                 listener.bind(str(self._path))
-            finally:
-                os.umask(before)
-            return await asyncio.start_unix_server(self._connected, sock=listener)
+                self._path.chmod(0o600)  # before it listens; a umask would change files that other threads make
+                return await asyncio.start_unix_server(self._connected, sock=listener)
+            except OSError:
+                listener.close()
+                raise
         except OSError as error:
             self.degraded["models"] = f"the socket {self._path} cannot be made: {error.strerror}"
             return None
@@ -156,6 +171,9 @@ class ModelsClient:
         if silent_s >= SILENT_S:
             state = "is not connected" if self._writer is None else f"is silent for more than {SILENT_S:.0f} s"
             self.degraded["models"] = f"the models process {state}; tasks have no results"
+        elif self._away and self._clock() - self._answered_s >= STUCK_S:
+            names = ", ".join(sorted(self._away))
+            self.degraded["models"] = f"the models process has not answered for more than {STUCK_S:.0f} s ({names})"
         else:
             self.degraded.pop("models", None)
 
@@ -170,6 +188,7 @@ class ModelsClient:
         self._writer, self._heard_s = writer, self._clock()
         with suppress(OSError):
             self._process = os.pidfd_open(pid)
+        self._expire()
         for task in self.tasks:
             self._send_version(task)
             self._send(task)
@@ -177,27 +196,47 @@ class ModelsClient:
             while self._writer is writer:
                 header, _ = await receive(reader)
                 self._heard_s = self._clock()
-                self._take(header)
+                try:
+                    self._take(header)
+                except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                    self._count_garbage(error)  # one odd answer costs itself, no other task
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        except (BadMessage, LookupError, TypeError, ValueError, AttributeError) as error:
-            self.counts["garbage"] += 1
-            _LOG.warning("models.bad_message", reason=f"{type(error).__name__}: {error}"[:MOST_TEXT])
+        except BadMessage as error:
+            self._count_garbage(error)
         finally:
             writer.close()
             if self._writer is writer:
                 self._drop()
                 self._heard_s = min(self._heard_s, self._clock() - SILENT_S)  # degraded at once
 
+    def _count_garbage(self, error: Exception) -> None:
+        self.counts["garbage"] += 1
+        if self._clock() - self._warned_s >= WARN_EVERY_S:
+            self._warned_s = self._clock()
+            _LOG.warning("models.bad_message", reason=f"{type(error).__name__}: {error}"[:MOST_TEXT])
+
+    def _expire(self) -> None:
+        """Drop the readings that waited for a connection longer than their stream permits."""
+        now_s = self._clock()
+        for task, offered in list(self._waiting.items()):
+            if now_s - offered.reading.stamp_s > self._max_age_s.get(offered.reading.stream, float("inf")):
+                del self._waiting[task]
+                self.counts["expired"] += 1
+
     def _drop(self) -> None:
-        """Forget the connection; readings on their way are lost."""
+        """Forget the connection; readings on their way are lost, and so are halves of answers."""
         if self._writer is not None:
             self._writer.close()
         if self._process is not None:
             os.close(self._process)
         self._writer, self._process = None, None
         self.counts["lost"] += len(self._away)
+        lost = list(self._away)
         self._away.clear()
+        for task in lost:
+            if KINDS[self.tasks[task].kind].output == "turn":
+                self.callbacks.speech(Speech(task, "", final=True, lost=True))
 
     def _send_version(self, task: str) -> None:
         if self._writer is not None:
@@ -209,10 +248,12 @@ class ModelsClient:
         """Send the reading that waits, if none of this task is on its way."""
         if self._writer is None or task in self._away or task not in self._waiting:
             return
-        offered = self._away[task] = self._waiting.pop(task)
+        if not self._away:
+            self._answered_s = self._clock()
+        offered = self._away[task] = replace(self._waiting.pop(task), number=next(self._numbers))
         try:
             self._writer.write(offered_message(task, offered))
-        except BadMessage as error:
+        except (BadMessage, TypeError, ValueError, OverflowError) as error:  # a plug-in's reading with odd fields
             del self._away[task]
             self.counts["unusable"] += 1
             self.callbacks.refused(task, str(error), 1)
@@ -221,33 +262,47 @@ class ModelsClient:
         """Pass on one answer.
 
         Raises:
-            LookupError, TypeError, ValueError: it is not one of ours.
+            LookupError, TypeError, ValueError, AttributeError, OverflowError: it is not one of ours.
         """
         kind = header["is"]
         if kind == "beat":
             return
+        self._answered_s = self._clock()
         task = str(header["task"])
         if task not in self.tasks:
             raise BadMessage(f"no task {task[:64]!r}")
-        if kind == "done":
-            for cause, count in dict(header["counts"]).items():
-                self.counts[str(cause) if cause in CAUSES else "garbage"] += int(count)
-            self._away.pop(task, None)
-            self._send(task)
+        if kind in {"done", "question", "speech"}:
+            offered = self._away.get(task)
+            if offered is None or header["number"] != offered.number:
+                self.counts["stale"] += 1
+            else:
+                self._take_of(task, offered, kind, header)
         elif kind == "result":
             self.callbacks.result(_result(task, header))
-        elif kind == "question" and task in self._away:
-            candidates = {str(label): float(chance) for label, chance in dict(header["candidates"]).items()}
-            asked = Question(str(header["id"]), task, self._away[task].reading, float(header["confidence"]), candidates)
-            self.callbacks.question(asked)
-        elif kind == "speech":
-            self.callbacks.speech(Speech(task, str(header["piece"]), final=bool(header["final"])))
         elif kind == "failed":
             self.callbacks.failed(task, str(header["reason"])[:MOST_TEXT])
         elif kind == "refused":
             self.callbacks.refused(task, str(header["reason"])[:MOST_TEXT], int(header["count"]))
         else:
             raise BadMessage(f"an answer of the kind {str(kind)[:64]!r}")
+
+    def _take_of(self, task: str, offered: Offered, kind: str, header: Header) -> None:
+        """Pass on one answer to the reading that is on its way.
+
+        Raises:
+            LookupError, TypeError, ValueError, OverflowError: it is not one of ours.
+        """
+        if kind == "done":
+            del self._away[task]
+            self._send(task)
+            for cause, count in dict(header["counts"]).items():
+                self.counts[str(cause) if cause in CAUSES else "garbage"] += int(count)
+        elif kind == "question":
+            candidates = {str(label): float(chance) for label, chance in dict(header["candidates"]).items()}
+            asked = Question(str(header["id"]), task, offered.reading, float(header["confidence"]), candidates)
+            self.callbacks.question(asked)
+        else:
+            self.callbacks.speech(Speech(task, str(header["piece"]), final=bool(header["final"])))
 
 
 def _result(task: str, header: Header) -> Result:

@@ -80,10 +80,18 @@ async def receive(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
 
 
 def offered_message(task: str, offered: Offered) -> bytes:
-    """Return the message that asks for the result of a reading."""
+    """Return the message that asks for the result of a reading.
+
+    Raises:
+        BadMessage: it is too long.
+        TypeError, ValueError, OverflowError: the reading has a field that JSON does not take.
+    """
     reading, first = _outward(offered.reading)
     context, second = (None, b"") if offered.context is None else _outward(offered.context)
-    header = {"do": "offer", "task": task, "decision": offered.decision, "reading": reading, "context": context}
+    header = {
+        "do": "offer", "task": task, "decision": offered.decision, "number": offered.number,
+        "reading": reading, "context": context,
+    }  # fmt: skip
     return packed(header, first + second)
 
 
@@ -99,21 +107,22 @@ def offered_of(header: Header, body: bytes) -> Offered:
         if header["context"] is not None:
             context, rest = _inward(header["context"], rest)
         decision = None if header["decision"] is None else str(header["decision"])
+        number = int(header["number"])
     except (LookupError, TypeError, ValueError) as error:
         raise BadMessage(f"a damaged reading ({type(error).__name__}: {error})") from None
     if rest:
         raise BadMessage(f"{len(rest)} bytes more than the reading has")
-    return Offered(reading, context, decision)
+    return Offered(reading, context, decision, number)
 
 
 def _outward(reading: Reading) -> tuple[Header, bytes]:
-    about: Header = {"stream": reading.stream, "stamp_s": reading.stamp_s, "seq": reading.seq}
+    about: Header = {"stream": reading.stream, "stamp_s": float(reading.stamp_s), "seq": int(reading.seq)}
     match reading:
         case Frame():
             return about | {"is": "frame", "shape": list(reading.image.shape)}, reading.image.tobytes()
         case Sound():
             samples = reading.samples.astype(np.float32, copy=False)
-            return about | {"is": "sound", "rate_hz": reading.rate_hz, "count": len(samples)}, samples.tobytes()
+            return about | {"is": "sound", "rate_hz": int(reading.rate_hz), "count": len(samples)}, samples.tobytes()
         case Text():
             data = reading.text.encode()
             return about | {"is": "text", "bytes": len(data)}, data

@@ -119,8 +119,8 @@ class Calibrations:
         """
         if self.spare is None and self._own is not None:
             name = hashlib.sha256(str(self._own.absolute()).encode()).hexdigest()[:12]
-            folder = Path(tempfile.gettempdir()) / f"reflexd-graphs-{os.geteuid()}-{name}"
-            with suppress(OSError):
+            with suppress(OSError):  # also where no folder for temporary files can be written
+                folder = Path(tempfile.gettempdir()) / f"reflexd-graphs-{os.geteuid()}-{name}"
                 private_folder(folder)
                 reason = "it is a link" if folder.is_symlink() else owned_by_this_user(folder)
                 if reason:

@@ -14,6 +14,7 @@ import pytest
 import tinymodels
 
 from learners.config import TaskSettings
+from learners.continual import serving
 from learners.continual.reading_inputs import inputs_of_reading
 from learners.continual.results import Callbacks, Question, Result, Speech
 from learners.continual.serving import TaskRunner
@@ -281,6 +282,29 @@ async def test_a_damaged_version_is_reported_and_the_one_before_goes_on(tmp_path
         await heard.until(lambda: len(heard.results) == 2)
     assert [task for task, _ in heard.failures] == ["intents"]
     assert heard.results[0].version == heard.results[1].version
+
+
+async def test_a_model_that_could_not_be_loaded_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, now = Heard(), [100.0]
+    runner = TaskRunner({"intents": settings(tmp_path)}, heard.callbacks(), clock=lambda: now[-1])
+    loop, opened = asyncio.get_running_loop(), list[str]()
+
+    def cannot(kind: str, *_: Any, **__: Any) -> Any:
+        opened.append(kind)
+        raise OSError("no memory")
+
+    monkeypatch.setattr(serving, "open_task", cannot)
+    for later_s, tries in ((0.0, 1), (serving.RETRY_S - 1, 1), (1.0, 2)):
+        now.append(now[-1] + later_s)
+        assert runner._ready(loop, "intents") is None
+        assert len(opened) == tries
+    monkeypatch.undo()
+    now.append(now[-1] + serving.RETRY_S)
+    assert runner._ready(loop, "intents") is not None
+    await asyncio.sleep(0)
+    assert heard.failures == [("intents", "no memory")], "reported once"
 
 
 async def test_a_chat_that_fails_forgets_the_turn_and_ends_its_answer(tmp_path: Path) -> None:

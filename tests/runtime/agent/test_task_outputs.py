@@ -91,6 +91,10 @@ async def test_speech_waits_for_the_gate_as_a_whole_beginning(parts: Any) -> Non
     language._speech(Speech("assistant", "", final=True))
     language._speech(Speech("assistant", "Bye", final=False))
     assert language.utterances.take()["say"] == "Bye"
+    language._speech(Speech("assistant", "", final=True, lost=True))
+    assert language.utterances.take() == {}, "half an answer is not proposed again"
+    language._speech(Speech("assistant", "It is", final=False))
+    assert language.utterances.take()["say"] == "It is"
     assert not link.posted
 
 

@@ -70,6 +70,20 @@ def test_the_graphs_of_old_checkpoints_go_and_the_first_stays(tmp_path: Path) ->
     assert any(compiled_policy.digest(policy(0)) in name for name in kept)
 
 
+def test_graphs_that_cannot_be_removed_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(compiled_policy.MAX_GRAPHS + 1):
+        (tmp_path / f"{compiled_policy.LATER}-{number}-ov1").mkdir()
+    removed: list[Path] = []
+
+    def refuse(folder: Path) -> None:
+        removed.append(folder)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(compiled_policy.shutil, "rmtree", refuse)
+    compiled_policy._prune(tmp_path)
+    assert len(removed) == 1
+
+
 def windows(count: int) -> list[tuple[Features, ...]]:
     """Recorded observations."""
     chance = torch.Generator().manual_seed(1)

@@ -25,8 +25,8 @@ from learners.continual.results import Callbacks, Offered, Question, Result, Spe
 from learners.continual.versions import TaskVersionStore
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
-from runtime.models.__main__ import ModelsServer
-from runtime.models.client import HUNG_S, SILENT_S, START_S, ModelsClient
+from runtime.models.__main__ import MOST_WORK_S, ModelsServer
+from runtime.models.client import HUNG_S, SILENT_S, START_S, STUCK_S, ModelsClient
 from runtime.models.messages import (
     LENGTHS,
     MOST_BODY,
@@ -160,11 +160,15 @@ async def test_the_newest_reading_waits_for_a_slow_process_and_one_that_hangs_is
             process.wait()
 
 
-@pytest.mark.parametrize("garbage", [
-    b"GET / HTTP/1.1\r\n\r\n", LENGTHS.pack(1, MOST_BODY + 1) + b"x", LENGTHS.pack(3, 0) + b"[1]", LENGTHS.pack(3, 0) + b"{x}",
-    packed({"is": "result", "task": "intents"}), packed({"is": "done", "task": "other", "counts": {}}), packed({}),
-    packed({"is": "done", "task": "intents", "counts": 3}), packed({"is": "what", "task": "intents"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        LENGTHS.pack(1, MOST_BODY + 1) + b"x",
+        LENGTHS.pack(3, 0) + b"[1]",
+        LENGTHS.pack(3, 0) + b"{x}",
+    ],
+)
 async def test_garbage_ends_the_connection_and_nothing_else(tmp_path: Path, garbage: bytes) -> None:
     async with world_of(tmp_path) as world:
         link = socket.socket(socket.AF_UNIX)
@@ -176,12 +180,161 @@ async def test_garbage_ends_the_connection_and_nothing_else(tmp_path: Path, garb
         assert world.heard == []
 
 
+def numbered(answer: dict[str, Any], header: Any) -> bytes:
+    """An answer to the reading of an offer."""
+    return packed({"task": "intents", "number": header["number"]} | answer)
+
+
+async def offer_of(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The next reading that the client sends."""
+    while True:
+        header, _ = await receive(reader)
+        if header["do"] == "offer":
+            return header
+
+
+ODD = [
+    {"is": "result", "task": "intents"}, {"is": "done", "task": "other", "counts": {}}, {}, {"is": "what", "task": "intents"},
+    {
+        "is": "result", "task": "intents", "stream": "orders", "stamp_s": 1.0, "version": "v", "took_s": 0.1, "decision": None,
+        "prediction": {"value": "a", "confidence": 0.5, "probabilities": {"a": float("nan")}, "details": {}},
+    },
+]  # fmt: skip
+
+
+async def test_an_odd_answer_is_counted_and_the_connection_stays(tmp_path: Path) -> None:
+    async with world_of(tmp_path) as world:
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        world.say("one")
+        header = await offer_of(reader)
+        world.say("two")
+        for odd in ODD:
+            writer.write(packed(odd))
+        writer.write(numbered({"is": "done", "counts": 3}, header))
+        assert (await offer_of(reader))["number"] != header["number"], "the next reading goes out"
+        await eventually(lambda: world.client.counts["garbage"] == len(ODD) + 1, "all of them")
+        assert world.client.connected
+        assert world.heard == []
+        writer.close()
+
+
+async def test_answers_to_a_reading_of_a_former_connection_are_ignored(tmp_path: Path) -> None:
+    async with world_of(tmp_path) as world:
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        world.say("one")
+        first = await offer_of(reader)
+        writer.close()
+        await eventually(lambda: not world.client.connected, "the end of the connection")
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        world.say("two")
+        second = await offer_of(reader)
+        asked = {"is": "question", "id": "s", "confidence": 0.3, "candidates": {}}
+        done = {"is": "done", "counts": {"done": 1}}
+        for header in (first, second):
+            writer.write(numbered(asked, header) + numbered(done, header))
+        writer.write(numbered(asked, second))
+        await eventually(lambda: world.client.counts["stale"] == 3, "the answers")
+        (question,) = world.heard
+        assert question.reading.text == "two"
+        assert world.client.counts["done"] == 1
+        assert world.client.connected
+        writer.close()
+
+
+async def test_a_server_forgets_what_waits_when_its_agent_goes_and_numbers_its_answers(tmp_path: Path) -> None:
+    async with world_of(tmp_path) as world:
+        server = ModelsServer(world.client.tasks)
+        answering = asyncio.create_task(server._answer(world.path))
+        world.say("one")
+        await eventually(lambda: "intents" in server.runner._waiting, "the reading")
+        number = world.client._away["intents"].number
+        assert server.runner._waiting["intents"].number == number
+        server.runner.current = server.runner._waiting["intents"]
+        server._finished("intents")
+        await eventually(lambda: not world.client._away, "the answer")
+        assert world.client.counts["stale"] == 0
+        answering.cancel()
+        await asyncio.wait([answering])
+        assert server.runner._waiting == {}
+
+
+async def test_half_an_answer_ends_with_its_process(tmp_path: Path) -> None:
+    async with world_of(tmp_path, kind="text-generation", labels=()) as world:
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        world.say("where is the door?")
+        header = await offer_of(reader)
+        writer.write(numbered({"is": "speech", "piece": "The door is ", "final": False}, header))
+        await eventually(lambda: len(world.heard) == 1, "the first half")
+        writer.close()
+        await eventually(lambda: len(world.heard) == 2, "the end")
+        assert world.heard[1] == Speech("intents", "", final=True, lost=True)
+
+
+async def test_a_reading_of_numpy_numbers_crosses_and_an_odd_one_is_refused(tmp_path: Path) -> None:
+    async with world_of(tmp_path) as world:
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        await eventually(lambda: world.client.connected, "the connection")
+        odd = Text("orders", 1.0, 1, "\ud800")
+        world.client.offer({"orders": odd}, frozenset({"orders"}), "s-1")
+        assert world.client.counts["unusable"] == 1
+        assert world.client._away == {}
+        numpy: Any = Text("orders", np.float64(1.5), np.int64(2), "go")  # type: ignore[arg-type]
+        world.client.offer({"orders": numpy}, frozenset({"orders"}), "s-2")
+        sent = (await offer_of(reader))["reading"]
+        assert (sent["stamp_s"], sent["seq"]) == (1.5, 2)
+        writer.close()
+
+
+async def test_a_reading_that_waited_too_long_for_a_process_is_dropped(tmp_path: Path) -> None:
+    async with world_of(tmp_path) as world:
+        world.client._max_age_s = {"orders": 60.0}
+        world.say("stop in 1999")
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        await eventually(lambda: world.client.connected, "the connection")
+        assert world.client.counts["expired"] == 1
+        world.client.offer({"orders": Text("orders", 90.0, 2, "go")}, frozenset({"orders"}), "s-2")
+        assert (await offer_of(reader))["reading"]["seq"] == 2
+        writer.close()
+
+
+async def test_a_model_that_does_not_answer_degrades_the_daemon_and_its_process_ends_itself(tmp_path: Path) -> None:
+    async with world_of(tmp_path) as world:
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        world.say("one")
+        header = await offer_of(reader)
+        world.later(STUCK_S + 1)
+        world.client._heard_s = world.clock[-1]  # it beats
+        world.client._watch()
+        assert "has not answered for more than 60 s (intents)" in world.degraded["models"]
+        writer.write(numbered({"is": "done", "counts": {"done": 1}}, header))
+        await eventually(lambda: world.client.counts["done"] == 1, "the answer")
+        world.client._watch()
+        assert world.degraded == {}
+        writer.close()
+
+
+async def test_a_server_lives_on_only_while_its_models_make_progress(tmp_path: Path) -> None:
+    beats: list[float] = []
+    given: dict[str, Any] = {"kind": "text-classification", "stream": "orders", "model": "m", "labels": ("a", "b")}
+    server = ModelsServer({"intents": TaskSettings(**given)}, lambda: beats.append(0.0))
+    now = [100.0]
+    server.runner._clock = lambda: now[-1]
+    server.runner.current, server.runner._progressed_s = Offered(Text("orders", 1.0, 1, "x"), None, None), 100.0
+    for now_s, lives in ((100.0, 1), (100.0 + MOST_WORK_S, 1), (101.0, 2)):
+        now.append(now_s)
+        beating = asyncio.create_task(server._beat())
+        await asyncio.sleep(0)
+        beating.cancel()
+        assert len(beats) == lives
+
+
 async def test_speech_failures_and_refusals_are_passed_on(tmp_path: Path) -> None:
     async with world_of(tmp_path) as world:
         reader, writer = await asyncio.open_unix_connection(world.path)
         header, _ = await receive(reader)
         assert header == {"do": "version", "task": "intents", "version": None}
-        common = {"task": "intents"}
+        world.say("one")
+        common = {"task": "intents", "number": (await offer_of(reader))["number"]}
         for answer in (
             {"is": "speech", "piece": "Hel", "final": False},
             {"is": "failed", "reason": "no such model"},

@@ -89,6 +89,16 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, work: li
     assert work == ["calibrated", "converted"]
 
 
+def test_a_machine_without_a_folder_for_temporary_files_has_no_spare_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(calibration_cache.tempfile, "gettempdir", full)
+    assert own(tmp_path, "one").make_spare() is None
+
+
 def test_a_graph_that_does_not_read_is_made_again(tmp_path: Path, work: list[str]) -> None:
     first = run(own(tmp_path, "one"))
     (graph,) = (tmp_path / "cache" / "openvino").glob("*/graph.xml")

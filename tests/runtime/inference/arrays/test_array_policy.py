@@ -17,6 +17,7 @@ from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import StoredGraph
 from learners.model.backends.choice import CPU, BackendChoice, BackendSettings, NotCompiled
+from learners.model.backends.openvino import convert, graph_files
 from learners.model.fused_part import compile_for_checkpoint
 from learners.model.gaussian_actor import unit_log_density
 from learners.model.policy import Policy
@@ -184,6 +185,17 @@ def test_a_policy_without_a_graph_is_refused(tmp_path: Path) -> None:
     calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
     with pytest.raises(NotCompiled, match="no choice of a graph"):
         graph_run(calibrations, spec, arrays(trained(spec, 0)), first=False)
+
+
+def test_a_graph_that_reads_but_does_not_run_is_not_used(tmp_path: Path) -> None:
+    spec = SPECS["fused choice"]
+    policy = trained(spec, 0)
+    on_graph(policy, tmp_path)
+    calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
+    graph = convert(torch.nn.Linear(4, 3).eval(), (torch.ones(1, 4),))  # it has one input
+    other = StoredGraph(graph_files(graph), None, "")
+    with pytest.raises(NotCompiled, match="its graph does not run"):
+        graph_run(calibrations, spec, arrays(policy), first=False, stored=other)
 
 
 def test_choices_are_drawn_by_their_probabilities_and_never_one_of_zero() -> None:
