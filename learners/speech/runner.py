@@ -13,10 +13,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+
+import torch
 
 from learners.model.encoders.silero_vad import RATE_HZ
 from learners.speech.transcription import Transcriber, Transcript
 from learners.speech.utterances import Samples, SpokenUtterance, UtteranceCutter, VoiceActivity
+from sensors.codecs.resampling import SoundWindow
 from sensors.config import TextSettings
 from sensors.readings import Reading, Sound
 
@@ -26,6 +30,10 @@ MOST_REASONS = 64
 """Reasons of failures that are remembered, so that each is reported once."""
 ENDED_S = 1.0
 """Without new sound for this long, the present utterance ends."""
+RETRY_S = 60.0
+"""Between two tries to open a model that could not be opened."""
+LONGEST_S = 30.0
+"""Of a piece of sound at another rate than 16 kHz; the window that resamples it holds no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +65,26 @@ class SpeechCallbacks:
 class _Source:
     """The sound of one microphone stream that waits, and the utterance that it is in."""
 
-    waiting: deque[tuple[Samples, float]] = field(default_factory=lambda: deque(maxlen=WAITING))
+    waiting: deque[tuple[Samples, int, float]] = field(default_factory=lambda: deque(maxlen=WAITING))
+    """Samples, their rate in Hz, and the stamp of their end."""
     cutter: UtteranceCutter | None = None
     last_s: float | None = None
     """The stamp of the newest window."""
+    arrived_s: float = 0.0
+    """When it arrived."""
+    at_16_khz: SoundWindow | None = None
+    """Resamples sound of another rate, without clicks between its pieces."""
+
+    def next(self) -> tuple[Samples, float]:
+        """Return the oldest piece that waits, at 16 kHz, and the stamp of its end."""
+        samples, rate_hz, end_s = self.waiting.popleft()
+        if rate_hz == RATE_HZ:
+            return samples, end_s
+        if self.at_16_khz is None:
+            self.at_16_khz = SoundWindow(LONGEST_S, LONGEST_S)
+        self.at_16_khz.add(samples, rate_hz)
+        window = self.at_16_khz.take()
+        return window[len(window) - self.at_16_khz.new :], end_s
 
 
 class SpeechRunner:
@@ -69,7 +93,8 @@ class SpeechRunner:
     Args:
         streams: their settings, by name.
         callbacks: where results go.
-        clock: seconds, to measure how long a transcript takes.
+        threads: of torch in the worker thread; None leaves torch's own number.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -77,17 +102,21 @@ class SpeechRunner:
         streams: Mapping[str, TextSettings],
         callbacks: SpeechCallbacks,
         *,
+        threads: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.streams, self.callbacks = dict(streams), callbacks
         self.counts: Counter[str] = Counter()
         """`done`, `dropped` (sound that the worker had no time for), and why utterances were refused."""
-        self._clock = clock
+        self._threads, self._clock = threads, clock
         self._sources = {settings.microphone: _Source() for settings in streams.values()}
-        self._models: dict[str, Transcriber | None] = {}
+        self._models: dict[str, Transcriber] = {}
+        self._tried_s: dict[str, float] = {}
+        """By stream, when its model could not be opened."""
         self._reported: set[tuple[str, str]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
+        self._stopping = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -101,33 +130,37 @@ class SpeechRunner:
             return
         new = len(reading.samples) if reading.new is None else min(reading.new, len(reading.samples))
         if reading.new is None and source.last_s is not None:
-            new = min(new, max(0, round((reading.stamp_s - source.last_s) * RATE_HZ)))
-        source.last_s = reading.stamp_s
+            new = min(new, max(0, round((reading.stamp_s - source.last_s) * reading.rate_hz)))
+        source.last_s, source.arrived_s = reading.stamp_s, self._clock()
         self.counts["dropped"] += len(source.waiting) == WAITING
-        source.waiting.append((reading.samples[len(reading.samples) - new :], reading.stamp_s))
+        piece = reading.samples[len(reading.samples) - new :].copy()  # a view would hold the whole window
+        source.waiting.append((piece, reading.rate_hz, reading.stamp_s))
         self._loop.call_soon_threadsafe(self._wake.set)
 
     async def run(self) -> None:
         """Work until cancelled."""
         self._loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="speech") as pool:
-            try:
-                while True:
-                    ended = False
-                    try:
-                        await asyncio.wait_for(self._wake.wait(), ENDED_S)
-                    except TimeoutError:
-                        ended = True
-                    self._wake.clear()
-                    await self._loop.run_in_executor(pool, self._work, self._loop, ended)
-            finally:
-                self._loop = None
+        prepare = None if self._threads is None else partial(torch.set_num_threads, self._threads)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="speech", initializer=prepare)
+        try:
+            while True:
+                ended = False
+                try:
+                    await asyncio.wait_for(self._wake.wait(), ENDED_S)
+                except TimeoutError:
+                    ended = True
+                self._wake.clear()
+                await self._loop.run_in_executor(pool, self._work, self._loop, ended)
+        finally:
+            self._loop, self._stopping = None, True
+            pool.shutdown(wait=False, cancel_futures=True)  # the loop does not wait for an utterance
 
     def _work(self, loop: asyncio.AbstractEventLoop, ended: bool) -> None:  # noqa: FBT001 - run_in_executor takes no keywords
         """Cut and transcribe what waits, in the worker thread."""
         for name, source in self._sources.items():
+            silent = ended or self._clock() - source.arrived_s >= ENDED_S  # another microphone may still be heard
             try:
-                found = self._cut(source, ended=ended)
+                found = self._cut(source, ended=silent)
             except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
                 source.waiting.clear()
                 self.counts["failed"] += 1
@@ -136,6 +169,8 @@ class SpeechRunner:
                 continue
             for utterance in found:
                 for stream in self._streams_of(name):
+                    if self._stopping:
+                        return
                     self._transcribe(loop, stream, utterance)
 
     def _streams_of(self, source: str) -> list[str]:
@@ -149,7 +184,7 @@ class SpeechRunner:
             source.cutter = UtteranceCutter(VoiceActivity(), longest_s)
         found: list[SpokenUtterance] = []
         while source.waiting:
-            found += source.cutter.add(*source.waiting.popleft())
+            found += source.cutter.add(*source.next())
         if ended:
             found += source.cutter.flush()
         self.counts["too_short"] = sum(one.cutter.counts["too_short"] for one in self._sources.values() if one.cutter)
@@ -181,9 +216,11 @@ class SpeechRunner:
         loop.call_soon_threadsafe(self.callbacks.heard, heard)
 
     def _model(self, stream: str, settings: TextSettings) -> Transcriber | None:
-        """Return the stream's model, opened at its first utterance; None after it could not be opened."""
+        """Return the stream's model, opened at its first utterance; None for `RETRY_S` after it could not be opened."""
         if stream not in self._models:
-            self._models[stream] = None
+            if self._clock() - self._tried_s.get(stream, float("-inf")) < RETRY_S:
+                return None
+            self._tried_s[stream] = self._clock()
             self._models[stream] = Transcriber(
                 settings.model, language=settings.language, no_speech_threshold=settings.no_speech_threshold
             )

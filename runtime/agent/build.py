@@ -55,7 +55,10 @@ async def build(
     drift = steps.build_drift_watch(context, publishing, feedback)
     control_loop = steps.build_control_loop(context, publishing, perception, feedback, models, drift, gate)
     storage = steps.build_storage_monitor(context, publishing, feedback, control_loop)
-    health = steps.build_health(context, perception, feedback, control_loop, storage, drift)
+    speech = steps.build_speech(context, publishing, perception)
+    health = steps.build_health(
+        context, perception, feedback, control_loop, storage, drift, models.task_outputs, speech
+    )
     requests = steps.build_requests(context, publishing, feedback, models, control_loop, drift)
     announcer = None
     if config.discovery:
@@ -82,7 +85,7 @@ async def build(
         policy_updater=models.policy_updater,
         encoder_updater=models.encoder_updater,
         task_outputs=models.task_outputs,
-        speech=steps.build_speech(context, publishing, perception),
+        speech=speech,
         task_updater=models.task_updater,
         viewer=publishing.viewer,
         gate=gate,

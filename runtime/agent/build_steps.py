@@ -357,6 +357,8 @@ def build_health(
     control_loop: ControlLoop,
     storage: StorageMonitor,
     drift: DriftWatch,
+    tasks: TaskOutputs | None,
+    speech: SpeechOutputs | None,
 ) -> Health:
     """Build what composes the `health` message."""
     return Health(
@@ -374,6 +376,9 @@ def build_health(
         progress_file=context.state_dir / "learner" / "progress.json",
         learner_enabled=context.config.learner.enabled,
         wall=context.wall,
+        model_counts={
+            name: part.runner.counts for name, part in (("tasks", tasks), ("speech", speech)) if part is not None
+        },
     )
 
 

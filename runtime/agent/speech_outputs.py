@@ -35,7 +35,9 @@ class SpeechOutputs:
             for name, stream in self.config.streams.items()
             if isinstance(stream, TextSettings) and name in self.sensors
         }
-        self.runner = SpeechRunner(streams, SpeechCallbacks(self._heard, self._refused, self._failed))
+        self.runner = SpeechRunner(
+            streams, SpeechCallbacks(self._heard, self._refused, self._failed), threads=self.config.engine.threads
+        )
 
     def _heard(self, heard: Heard) -> None:
         transcript = heard.transcript

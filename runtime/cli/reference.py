@@ -24,7 +24,7 @@ from sensors.codecs.json_payload import MAX_DEPTH
 TOPICS: tuple[tuple[str, str, str], ...] = (
     ("status", "out, retained, QoS 1, also the will", "the daemon's state: `starting`, `online`, `degraded`, `stopped` or `offline`, with reasons for people"),
     ("info", "out, retained, QoS 1", "program version, digest of the settings, streams, actuators with limits, tasks, live policy version, mode"),
-    ("health", "out, every 10 s", "tick time p50 and p99 in ms, overruns; age, staleness and drops of each stream; memory; state and metrics of the learner; live policy version, `exploration`, mode, armed, stopped"),
+    ("health", "out, every 10 s", "tick time p50 and p99 in ms, overruns; age, staleness and drops of each stream; memory; counts of tasks and speech (`models`); state and metrics of the learner; live policy version, `exploration`, mode, armed, stopped"),
     ("decision", "out, each tick, QoS 0", '`{"id","tick","stamp","policy","mode","actions":{name:{"value","probability","probabilities"?}},"value","reward","ages_ms","skew_ms","missing","latency_ms","experiment","other"}`; in an experiment, `experiment` has arm, block, pair, coin and wash-out, and `other` what the other version would have done: value, probability, and the probability of each action under the version that did not take it'),
     ("event", "out, QoS 1", '`{"type","stamp","data"}`; [types](#event-types)'),
     ("proposal/<actuator>", "out, QoS 1", "the action that the policy proposes in mode `assist`; a person confirms it on `override/<actuator>`"),

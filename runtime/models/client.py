@@ -48,6 +48,7 @@ class Runner(Protocol):
     """What runs tasks: `ModelsClient`, or `TaskRunner` in this process."""
 
     tasks: dict[str, TaskSettings]
+    counts: Counter[str]
 
     def set_version(self, task: str, version: TaskVersion | None) -> bool:
         """Use this version from the next reading on; False if it was in use already."""

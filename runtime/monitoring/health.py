@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Health:
     wall: Callable[[], float]
     """Unix seconds."""
     clock: Callable[[], float] = time.monotonic
+    model_counts: Mapping[str, Counter[str]] = field(default_factory=dict)
+    """What `tasks` and `speech` did with readings, by cause; without a task or a text stream from speech, there is no entry."""
     _progress: tuple[int, float] | None = None
     """When the learner's progress was last written by the file system, and seen here, by `clock`."""
 
@@ -68,6 +70,7 @@ class Health:
             "storage": self.storage.figures(),
             "feedback": dict(self.feedback.counts),
             "reward_faults": dict(self.rewards.faults),
+            "models": self.models(),
             "sources": self.sources.figures(),
             "drift": self.drift.figures(),
             "policy": self.experiments.live,
@@ -83,6 +86,11 @@ class Health:
             },
             "restarts": dict(verdict.restarts) if verdict else {},
         }
+
+    def models(self) -> dict[str, dict[str, int]]:
+        """Return how many readings tasks and speech to text used or lost, by cause."""
+        counts = {name: counter.copy() for name, counter in self.model_counts.items()}  # a worker thread counts too
+        return {name: {cause: count for cause, count in one.items() if count} for name, one in counts.items()}
 
     def exploration(self) -> float | None:
         """Return how much the acting policy explores: the share of random choices, else the factor on its noise; None for a bandit.

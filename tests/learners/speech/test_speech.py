@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from numpy.typing import NDArray
 from fakes import eventually
 from learners.model.encoders.packages import BundledError
 from learners.model.encoders.silero_vad import FRAME, RATE_HZ
+from learners.speech import runner as speech_runner
 from learners.speech.runner import Heard, SpeechCallbacks, SpeechRunner
 from learners.speech.transcription import Transcriber
 from learners.speech.utterances import SpokenUtterance, UtteranceCutter, VoiceActivity
@@ -141,6 +146,85 @@ async def test_a_microphone_stream_becomes_a_text_stream(transcriber: Transcribe
     one = heard[0]
     assert (one.stream, one.source, one.transcript.text) == ("orders", "room", "Front, left.")
     assert 50.5 < one.start_s < one.end_s < 50.1 + len(sound) / RATE_HZ
+
+
+def runner_of(*sources: str, clock: Callable[[], float] = time.monotonic) -> SpeechRunner:
+    """A runner that no one listens to."""
+    streams = {f"of-{source}": TextSettings(kind="text", source=f"speech:{source}") for source in sources}
+    return SpeechRunner(streams, SpeechCallbacks(lambda _: None, lambda *_: None, lambda *_: None), clock=clock)
+
+
+async def test_a_cancelled_runner_does_not_wait_for_an_utterance(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end, transcribed = threading.Event(), threading.Event(), list[str]()
+
+    def transcribe(_self: Any, _loop: Any, stream: str, _utterance: Any) -> None:
+        transcribed.append(stream)
+        begun.set()
+        may_end.wait(60)
+
+    monkeypatch.setattr(SpeechRunner, "_transcribe", transcribe)
+    two = [SpokenUtterance(tone(1, 0), 0.0, 1.0)] * 2
+    monkeypatch.setattr(SpeechRunner, "_cut", lambda *_, **__: two)
+    runner = runner_of("room")
+    working = asyncio.create_task(runner.run())
+    runner._wake.set()
+    await eventually(begun.is_set, "the first utterance")
+    working.cancel()
+    try:
+        await asyncio.wait([working])
+        assert not may_end.is_set(), "the loop did not wait"
+    finally:
+        may_end.set()
+    workers = [thread for thread in threading.enumerate() if thread.name.startswith("speech")]
+    for thread in workers:
+        thread.join(60)
+    assert transcribed == ["of-room"], "the second utterance is not begun"
+
+
+async def test_sound_that_waits_holds_its_new_samples_alone_and_has_16_khz() -> None:
+    runner = runner_of("room")
+    runner._loop = asyncio.get_running_loop()
+    source = runner._sources["room"]
+    window = np.sin(np.arange(2 * 48_000) * 2 * np.pi * 440 / 48_000).astype(np.float32)
+    for number in range(10):
+        runner.take(Sound("room", 50.0 + number / 10, number, window, 48_000, new=4_800))
+    assert source.waiting[0][0].base is None, "no view of the window"
+    pieces = [source.next() for _ in range(10)]
+    assert pieces[-1][1] == 50.9
+    sound = np.concatenate([samples for samples, _ in pieces])
+    assert len(sound) == pytest.approx(RATE_HZ, rel=0.05)
+    assert np.argmax(np.abs(np.fft.rfft(sound[-8_000:]))) * 2 == pytest.approx(440, abs=4)
+
+
+async def test_an_utterance_ends_where_its_microphone_is_lost_and_another_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, ends = [100.0], list[bool]()
+    runner, loop = runner_of("room", "hall", clock=lambda: now[-1]), asyncio.get_running_loop()
+    monkeypatch.setattr(SpeechRunner, "_cut", lambda _self, _source, *, ended: ends.append(ended) or [])
+    for source in runner._sources.values():
+        source.arrived_s = 100.0
+    runner._work(loop, False)
+    now.append(101.0)
+    runner._sources["hall"].arrived_s = 101.0
+    runner._work(loop, False)
+    assert ends == [False, False, True, False]
+
+
+def test_a_model_that_could_not_be_opened_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    runner = runner_of("room", clock=lambda: now[-1])
+    settings = TextSettings(kind="text", source="speech:room", model=str(tmp_path))
+    with pytest.raises(Exception, match="config"):
+        runner._model("of-room", settings)
+    now.append(100.0 + speech_runner.RETRY_S - 1)
+    assert runner._model("of-room", settings) is None
+    now.append(100.0 + speech_runner.RETRY_S)
+    opened: Any = object()
+    monkeypatch.setattr(speech_runner, "Transcriber", lambda *_, **__: opened)
+    assert runner._model("of-room", settings) is opened
 
 
 async def test_a_model_that_cannot_be_opened_is_reported_once(tmp_path: Path) -> None:
