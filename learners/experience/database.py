@@ -63,6 +63,8 @@ class Database:
         self.broken = False
         """Whether a transaction could not be rolled back: close these connections and open others."""
         try:
+            highest = self._db.execute("SELECT coalesce(max(id), 0) FROM labels").fetchone()[0]
+            self._labelled.remove_after(highest)
             self._count()
         except sqlite3.Error:
             self.close()

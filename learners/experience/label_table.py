@@ -2,7 +2,7 @@
 
 A label is never overwritten. A correction adds a new label that names the one it replaces, and a removal notes who removed it and
 when. Some labels of each class are put aside: they are the held-out file of a task without `eval_file` and never train. A reading
-that looks like a labelled one is put on the same side. Used by `database.py` alone; the caller holds the transaction.
+of equal bytes, and the same picture of the same class, is put on the same side. Used by `database.py` alone; the caller holds the transaction.
 """
 
 from __future__ import annotations
@@ -109,6 +109,6 @@ class LabelTable:
 
     def _like(self, label: Label, raw: Raw) -> list[int]:
         if label.text is None:
-            return self._labelled.labels_like(label.task, raw)
+            return self._labelled.labels_like(label.task, orjson.dumps(label.label).decode(), raw)
         query = "SELECT id FROM labels WHERE task = ? AND text = ? ORDER BY id"
         return [number for (number,) in self._db.execute(query, (label.task, label.text))]

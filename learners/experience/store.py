@@ -43,6 +43,8 @@ _TRIM_EVERY_S = 5.0
 class _Flush:
     done: threading.Event
     lost: threading.Event
+    losses: int
+    """Batches that were lost before what this mark acknowledges was queued."""
 
     def answer(self, *, lost: bool) -> None:
         """Wake the thread that waits."""
@@ -131,7 +133,8 @@ class Store:
 
     def edit_labels(self, edit: ReadingLabels | LabelCorrection, timeout_s: float = 10.0) -> bool:
         """Store labels or corrections of an operator; True once they are committed and `edit.outcome` is filled. Blocks."""
-        return self._put(edit) and self.flush(timeout_s)
+        losses = self._writer.losses
+        return self._put(edit) and self._flush(timeout_s, losses)
 
     def add_raw(self, raw: Raw) -> bool:
         """Keep an encoded frame or sound for `raw_retention_s`, for re-encoding after a fine-tune."""
@@ -147,7 +150,10 @@ class Store:
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until everything queued before is committed; True is the acknowledgement."""
-        mark = _Flush(threading.Event(), threading.Event())
+        return self._flush(timeout_s, self._writer.losses)
+
+    def _flush(self, timeout_s: float, losses: int) -> bool:
+        mark = _Flush(threading.Event(), threading.Event(), losses)
         deadline = time.monotonic() + timeout_s
         try:
             self._items.put(mark, timeout=timeout_s)
@@ -194,7 +200,7 @@ class Store:
                 stored = self._writer.commit(items, trim=trim)
                 for item in batch:
                     if isinstance(item, _Flush):
-                        item.answer(lost=not stored)
+                        item.answer(lost=not stored or self._writer.losses > item.losses)
             if trim:
                 trimmed_s = time.monotonic()
         self._writer.close()

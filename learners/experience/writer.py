@@ -59,6 +59,8 @@ class Writer:
         self.folder, self.drops = folder, drops
         self.committed = 0
         """Transitions on disk since the start."""
+        self.losses = 0
+        """Batches that were lost since the start."""
         self._settings, self._on_event, self._clock, self._pause = settings, on_event, clock, pause
         self.max_bytes = int(settings.max_gb * 1e9)
         """Size at which the oldest rows are deleted; another thread may change it."""
@@ -103,6 +105,7 @@ class Writer:
                 break
             self._pause(pause_s)
         self._lost = True
+        self.losses += bool(items)
         self.drops["disk"] += len(items)
         self._failures.add(reason, len(items))
         self._pause(FAILING_PAUSE_S)

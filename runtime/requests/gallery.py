@@ -1,6 +1,6 @@
 """Answer what the page needs to label by clicking: recent readings of a task's stream, and the labels that operators give them.
 
-`readings` lists stored raw readings, near duplicates folded into one (perceptual hash), the newest or the most uncertain first.
+`readings` lists stored raw readings, near duplicates folded into one, the newest or the most uncertain first.
 `label_readings`, `labels` and `correct_labels` store, list, correct and remove labels; an answer is sent once the change is on disk.
 All work runs in one thread of low priority and is bounded in readings, bytes and seconds.
 """
@@ -25,8 +25,8 @@ from pydantic import Field
 from learners.config import TaskSettings
 from learners.continual.evaluation_report import read_evaluation
 from learners.experience.label_table import reading_name
-from learners.experience.labelled_readings import alike, distances, perceptual_hash
 from learners.experience.reader import Reader
+from learners.experience.reading_similarity import distances, signature
 from learners.experience.records import LabelCorrection, Raw, ReadingLabels, StoredLabel
 from learners.experience.store import Store
 from learners.ipc.progress import read_progress
@@ -57,7 +57,7 @@ LOOK_AT_LEAST = 96
 LOOK_S = 2.0
 """Seconds after which one listing compares no more than `LOOK_AT_LEAST`; what it looked at is remembered for the next one."""
 MAX_HASHES = 20_000
-MAX_LABELLED = 20_000
+MAX_LABELLED = 4_000
 NICE = 5
 Name = Annotated[str, Field(max_length=64)]
 Class = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$")]
@@ -252,7 +252,7 @@ class Gallery:
         if groups:
             near = distances([group.digest for group in groups], digest)
             nearest = int(near.argmin())
-            if near[nearest] <= alike(raw.encoding):
+            if near[nearest] <= 1.0:
                 group = groups[nearest]
                 group.count += 1
                 if result is not None and result.confidence < group.confidence:
@@ -264,7 +264,7 @@ class Gallery:
         name = reading_name(number, raw.stamp_s)
         digest = self._hashes.get(name)
         if digest is None:
-            digest = self._hashes[name] = perceptual_hash(raw)
+            digest = self._hashes[name] = signature(raw)
             if len(self._hashes) > MAX_HASHES:
                 self._hashes.popitem(last=False)
         return digest
@@ -323,7 +323,7 @@ def _yield_to_others() -> None:
 
 
 def _add_labels(reader: Reader, task: str, stream: str, groups: Sequence[_Group]) -> None:
-    """Note for each group the newest label about a reading like it."""
+    """Note for each group the label about the nearest reading like it, the newest of several."""
     texts = {group.raw.data.decode(errors="replace"): group for group in groups if group.raw.encoding == "utf-8"}
     for text, label in reader.labelled_texts(task, list(texts)).items():
         texts[text].label = label
@@ -332,9 +332,10 @@ def _add_labels(reader: Reader, task: str, stream: str, groups: Sequence[_Group]
         return
     digests = [digest for _, _, digest in known]
     for group in groups:
-        near = distances(digests, group.digest) <= alike(group.raw.encoding)
-        if near.any():
-            number, name, _ = known[int(near.argmax())]
+        apart = distances(digests, group.digest)
+        nearest = int(apart.argmin())
+        if apart[nearest] <= 1.0:
+            number, name, _ = known[nearest]
             group.label = (number, name)
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from learners.config import ExperienceSettings, TaskSettings
 from learners.continual.labels import Labels
 from learners.experience import store as store_module
-from learners.experience.labelled_readings import ALIKE, perceptual_hash
 from learners.experience.reader import Reader
+from learners.experience.reading_similarity import DIGEST, distances, signature
 from learners.experience.store import Label, Raw, Store, Transition
 from learners.tasks.base import EncodedMedia
 
@@ -102,9 +102,9 @@ def test_a_label_before_its_reading_is_copied_when_that_is_stored(tmp_path: Path
     camera.store.close()
 
 
-def test_a_picture_like_one_of_its_class_is_stored_once(tmp_path: Path, camera: Camera) -> None:
-    for noise in range(6):
-        camera.label(camera.see(picture(1, noise)), "a")
+def test_equal_pictures_of_a_class_are_stored_once(tmp_path: Path, camera: Camera) -> None:
+    for _ in range(6):
+        camera.label(camera.see(picture(1)), "a")
     camera.label(camera.see(picture(1, 7)), "b")
     camera.label(camera.see(picture(2)), "a")
     found = usable(tmp_path).all()
@@ -133,15 +133,15 @@ def test_above_the_budget_the_largest_class_gives_way(tmp_path: Path, camera: Ca
     camera.store.close()
 
 
-def test_the_hash_forgives_noise_and_tells_pictures_apart() -> None:
-    def bits(a: bytes, b: bytes) -> int:
-        hashes = [int.from_bytes(perceptual_hash(Raw("front", 0.0, "jpeg", data))) for data in (a, b)]
-        return (hashes[0] ^ hashes[1]).bit_count()
+def test_a_signature_forgives_noise_and_separates_pictures() -> None:
+    def apart(a: bytes, b: bytes) -> float:
+        one, other = (signature(Raw("front", 0.0, "jpeg", data)) for data in (a, b))
+        return float(distances([one], other)[0])
 
-    assert max(bits(picture(1, 0), picture(1, noise)) for noise in range(1, 9)) <= ALIKE
-    assert min(bits(picture(1), picture(other)) for other in range(2, 60)) > 4 * ALIKE
+    assert max(apart(picture(1, 0), picture(1, noise)) for noise in range(1, 9)) <= 1.0
+    assert min(apart(picture(1), picture(other)) for other in range(2, 60)) > 4.0
     tiny = io.BytesIO()
-    Image.new("RGB", (3, 2)).save(tiny, "PNG")
-    assert len(perceptual_hash(Raw("front", 0.0, "png", tiny.getvalue()))) == 32
-    assert perceptual_hash(Raw("front", 0.0, "jpeg", b"torn")) != perceptual_hash(Raw("front", 0.0, "jpeg", b"other"))
-    assert perceptual_hash(Raw("room", 0.0, "utf-8", b"go")) == perceptual_hash(Raw("room", 1.0, "utf-8", b"go"))
+    Image.new("RGB", (3, 2), (200, 100, 50)).save(tiny, "PNG")
+    assert len(signature(Raw("front", 0.0, "png", tiny.getvalue()))) == DIGEST + 16 * 16 * 3
+    assert signature(Raw("front", 0.0, "jpeg", b"torn")) != signature(Raw("front", 0.0, "jpeg", b"other"))
+    assert signature(Raw("room", 0.0, "utf-8", b"go")) == signature(Raw("room", 1.0, "utf-8", b"go"))
