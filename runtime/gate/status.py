@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -91,6 +91,8 @@ class StatusPublisher:
     """Events by type."""
     stop_reason: str = ""
     """Why the software stop is engaged, where that is not an operator's plain message."""
+    failing: Callable[[], Iterable[str]] = tuple
+    """Returns the processes of the daemon that failed too often and are tried again now and then."""
     _published: tuple[str, tuple[str, ...]] | None = None
     _published_info: tuple[InfoBuilder, str, str] | None = None
     _armed: bool = False
@@ -130,6 +132,7 @@ class StatusPublisher:
             reasons.append(self.safety.trouble)
         if self.latches.error is not None:
             reasons.append(f"latches not saved: {self.latches.error}; trying again")
+        reasons.extend(f"the process {name} fails again and again" for name in self.failing())
         if not agent.was_ready:
             return "starting", ("the agent is not ready yet", *reasons)
         if not agent.ready:

@@ -29,7 +29,7 @@ from runtime.monitoring.storage import StorageMonitor
 from sensors.base import Sensor, TopicSensor
 
 PROGRESS_STALE_S = 30.0
-"""Age of the progress file after which the learner is reported as `dead`."""
+"""Age of the progress file, or time without one, after which the learner is reported as `dead`."""
 
 
 @dataclass(slots=True)
@@ -56,6 +56,8 @@ class Health:
     """What `tasks` and `speech` did with readings, by cause; without a task or a text stream from speech, there is no entry."""
     _progress: tuple[int, float] | None = None
     """When the learner's progress was last written by the file system, and seen here, by `clock`."""
+    _awaited_s: float | None = None
+    """Since when there is no progress of the learner, by `clock`."""
 
     def payload(self) -> dict[str, Any]:
         """Return the `health` message; takes milliseconds, so call it off the event loop."""
@@ -148,7 +150,9 @@ class Health:
             return {"state": "off"}
         progress = read_progress(self.progress_file)
         if progress is None:
-            return {"state": "starting"}
+            now_s = self.clock()
+            self._awaited_s = now_s if self._awaited_s is None else self._awaited_s
+            return {"state": "starting" if now_s - self._awaited_s <= PROGRESS_STALE_S else "dead"}
         if self._age_s() > PROGRESS_STALE_S:
             progress["state"] = "dead"
         return progress

@@ -38,9 +38,22 @@ EVENT_S = 60.0
 OPEN_S = 5.0
 """Seconds that a file may take to open."""
 NOTE = "under-way.json"
-"""Beside the recordings while there is one: its path, and the process of the daemon."""
+"""Beside the recordings while there is one: its path, and which daemon began it."""
 FILES = 8
 """Files that `record.max_gb` holds where the oldest is deleted."""
+
+
+def daemon_identity() -> list[str]:
+    """Return what no other daemon has: the process of the supervisor, when it started, and the boot of the machine.
+
+    The process alone is not enough: in a container it is 1 after each restart.
+
+    Raises:
+        OSError: `/proc` cannot be read.
+    """
+    process = str(os.getppid())
+    started = Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[19]
+    return [process, started, Path("/proc/sys/kernel/random/boot_id").read_text().strip()]
 
 
 @dataclass(slots=True)
@@ -205,7 +218,7 @@ class RecordingController:
             if path is None:
                 note.unlink(missing_ok=True)
             else:
-                write_atomically(note, encode({"path": str(path), "daemon": os.getppid()}), mode=0o600)
+                write_atomically(note, encode({"path": str(path), "daemon": daemon_identity()}), mode=0o600)
 
     def _interrupted(self) -> tuple[str, bool]:
         """Return the recording that the agent before did not end, and whether it was an agent of this daemon."""
@@ -215,7 +228,10 @@ class RecordingController:
             return "", False
         if not isinstance(note, dict) or not isinstance(note.get("path"), str):
             return "", False
-        return note["path"], note.get("daemon") == os.getppid()
+        try:
+            return note["path"], note.get("daemon") == daemon_identity()
+        except OSError:
+            return note["path"], False
 
     def _reason_to_continue(self, recorder: Recorder) -> str:
         """Return why another file is due, or nothing."""

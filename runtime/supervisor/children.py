@@ -70,7 +70,7 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         # at once: its imports alone would hold up the agent's on few cores
         command = tuple(child.with_parent_death(learner, priority=config.learner.priority))
         specs.append(Spec("learner", command, essential=False))  # the policy acts on without it
-    if any(task.stream is not None for task in config.tasks.values()):
+    if has_live_tasks(config):
         models = child.with_parent_death([*python, "runtime.models", str(path)])
         specs.append(Spec("models", tuple(models), grace_s=3.0, essential=False))
     if config.dashboard is not None:
@@ -85,6 +85,11 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     if config.plant is not None:
         specs.append(Spec("plant", tuple(child.with_parent_death([*python, "runtime.plant", str(path)])), grace_s=3.0))
     return specs
+
+
+def has_live_tasks(config: Config) -> bool:
+    """Return whether the daemon has a process for the models of tasks: where a task reads a stream."""
+    return any(task.stream is not None for task in config.tasks.values())
 
 
 def environment() -> dict[str, str]:
@@ -115,6 +120,7 @@ class Child:
     """The next end is a restart on purpose: no failure."""
     restarts: int = 0
     _pidfd: int | None = None
+    _too_often_s: float = float("-inf")
     _failures: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RESTARTS))
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -123,11 +129,17 @@ class Child:
         """Run it, again and again, until `stop`.
 
         Raises:
-            GaveUp: it failed too often.
+            RestartLimitExceeded: it is essential and failed too often.
+            OSError: it is essential and cannot be started.
         """
         try:
             while not self.stopping:
-                await self._failed(await self._once())
+                try:
+                    code = await self._once()
+                except OSError as error:
+                    await self._not_started(error)
+                else:
+                    await self._failed(code)
         finally:
             self.kill()
             self._done.set()
@@ -146,8 +158,14 @@ class Child:
         finally:
             self.unlink()
         log.info("child.started", child=self.spec.name, pid=self.process.pid)
-        with suppress(ProcessLookupError):  # it has ended already, and asyncio has reaped it
+        try:
             self._pidfd = os.pidfd_open(self.process.pid)
+        except ProcessLookupError:  # it has ended already, and asyncio has reaped it
+            pass
+        except OSError:  # it could not be signalled
+            self.process.kill()
+            await self.process.wait()
+            raise
         try:
             return await self.process.wait()
         finally:
@@ -174,12 +192,36 @@ class Child:
         delay_s = self.patience_s if too_often else min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** (recent - 1))
         log.warning("child.failed", child=self.spec.name, ended=exit_reason(code), restart_in_s=round(delay_s, 2))
         self.restarted(self.spec.name, code, self.restarts)
+        if too_often:
+            self._too_often_s = now_s
+        await self._rest(delay_s)
+
+    async def _not_started(self, error: OSError) -> None:
+        """Wait for the machine to have processes, memory or descriptors again."""
+        if self.spec.essential:
+            raise error
+        log.warning("child.not_started", child=self.spec.name, reason=str(error), restart_in_s=self.patience_s)
+        self._too_often_s = time.monotonic()
+        await self._rest(self.patience_s)
+
+    async def _rest(self, delay_s: float) -> None:
+        """Wait before the next attempt, until `restart` or `stop`."""
+        self._wake.clear()
+        if self.stopping:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._wake.wait()
 
+    def is_failing(self) -> bool:
+        """Return whether it failed too often, or could not be started, and has not run for long since."""
+        return time.monotonic() - self._too_often_s < self.patience_s + WINDOW_S
+
     def restart(self) -> None:
-        """End the child and start it again, for new settings."""
+        """End the child and start it again, for new settings; one that waits for its next attempt is started at once."""
+        if self._pidfd is None:
+            self._wake.set()
+            return
         self.planned = True
         self._signal(signal.SIGTERM)
 

@@ -126,6 +126,7 @@ class Supervisor:
         """Start, run, end."""
         prepared = broker.prepare(self.config.mqtt, self.config.state_dir) if self._embedded else None
         self._host = build_host(self.config, self.notifier, self._info())
+        self._host.publisher.failing = self._failing
         operators = OperatorCommands(self._host, self.reload)
         self._signals(operators)
         try:
@@ -234,6 +235,9 @@ class Supervisor:
     def _restarted(self, name: str, code: int, restarts: int) -> None:
         self._host.restarts[name] = restarts
         self._host.publisher.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
+
+    def _failing(self) -> list[str]:
+        return [each.spec.name for each in self.children if each.is_failing()]
 
     def _give_up(self, reason: str) -> None:
         log.error("supervisor.restart_limit", reason=reason)

@@ -46,6 +46,12 @@ def reasons(world: World) -> str:
     return " ".join(world.host.publisher.status()[1])
 
 
+def test_a_process_that_fails_again_and_again_is_in_the_status(world: World) -> None:
+    assert world.host.publisher.status()[0] == "online"
+    world.host.publisher.failing = lambda: ["learner"]
+    assert world.host.publisher.status() == ("degraded", ("the process learner fails again and again",))
+
+
 # --- the end of the daemon
 
 

@@ -1,14 +1,28 @@
-"""The `health` message has what the models did with readings."""
+"""The `health` message has what the models did with readings, and what becomes of the learner."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from runtime.monitoring.health import Health
+from fakes import FakeClock
+from runtime.monitoring.health import PROGRESS_STALE_S, Health
 
 
 def test_the_counts_of_tasks_and_speech_are_published_without_zeros() -> None:
     parts: Any = SimpleNamespace(model_counts={"tasks": Counter(done=3, lost=1, dropped=0), "speech": Counter()})
     assert Health.models(parts) == {"tasks": {"done": 3, "lost": 1}, "speech": {}}
+
+
+def test_a_learner_that_never_writes_progress_is_dead_after_a_while(tmp_path: Path) -> None:
+    clock = FakeClock(100.0)
+    health: Any = SimpleNamespace(
+        learner_enabled=True, progress_file=tmp_path / "progress.json", clock=clock.now, _awaited_s=None
+    )
+    assert Health.learner(health) == {"state": "starting"}
+    clock.advance(PROGRESS_STALE_S)
+    assert Health.learner(health) == {"state": "starting"}
+    clock.advance(1.0)
+    assert Health.learner(health) == {"state": "dead"}

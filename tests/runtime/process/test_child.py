@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +22,7 @@ from learners.checkpoints.signing import REFUSED_EXIT
 from runtime.config.loader import load
 from runtime.config.schema import Config
 from runtime.process import child
+from runtime.supervisor import children
 from runtime.supervisor.children import (
     CANNOT_START,
     Child,
@@ -168,6 +172,50 @@ async def test_a_child_that_is_not_essential_never_ends_the_daemon() -> None:
     assert specs["agent"]
     assert not specs["dashboard"]
     assert not specs["learner"]
+
+
+@pytest.mark.parametrize("cause", ["create_subprocess_exec", "pidfd_open"])
+async def test_a_machine_without_resources_does_not_end_the_daemon_because_of_a_helper(
+    monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    """Too many processes or descriptors, or too little memory: the helper is tried again, and starts when it can."""
+    attempts = 0
+
+    def refuse(*_args: Any, **_options: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    kept = Child(Spec("models", ("sleep", "60"), grace_s=5, essential=False), patience_s=0.01)
+    with monkeypatch.context() as patch:
+        if cause == "pidfd_open":
+            patch.setattr(children, "os", SimpleNamespace(pidfd_open=refuse, environ=os.environ, pathsep=os.pathsep))
+        else:
+            patch.setattr(asyncio, cause, refuse)
+        task = asyncio.create_task(kept.supervise())
+        await eventually(lambda: attempts >= 3 or task.done())
+        assert kept.is_failing()
+        with pytest.raises(BlockingIOError):
+            await Child(Spec("agent", ("sleep", "60"))).supervise()
+    await eventually(lambda: kept._pidfd is not None)
+    await kept.stop()
+    await task
+
+
+async def test_a_restart_for_new_settings_does_not_wait_for_the_next_attempt(tmp_path: Path) -> None:
+    """A helper that fails too often waits for a minute; settings that mend it are taken at once."""
+    mended = tmp_path / "mended"
+    command = ("sh", "-c", f"[ -e {mended} ] && exec sleep 60; exit {CANNOT_START}")
+    kept = Child(Spec("models", command, grace_s=5, essential=False), patience_s=3_600.0)
+    task = asyncio.create_task(kept.supervise())
+    await eventually(lambda: kept.restarts == 1)
+    assert kept.is_failing()
+    mended.touch()
+    kept.restart()
+    await eventually(lambda: kept._pidfd is not None)
+    assert not kept.planned, "the next failure counts"
+    await kept.stop()
+    await task
 
 
 def settings_with_a_page() -> Config:

@@ -22,7 +22,7 @@ from learners.checkpoints.store import open_checkpoints
 from runtime.inference.build import build_engine
 from runtime.inference.engine import UNTRAINED
 from runtime.recording.reader import Recording
-from runtime.requests.record import GAP_S, NOTE, RETRY_S
+from runtime.requests.record import GAP_S, NOTE, RETRY_S, daemon_identity
 
 
 @pytest.fixture(autouse=True)
@@ -158,8 +158,9 @@ async def test_a_recording_goes_on_when_the_agent_is_restarted_and_not_in_anothe
     async def agent(*, other_daemon: bool = False) -> tuple[Stage, list[dict[str, Any]]]:
         """Start the agent, let it record for some ticks, and end it in the middle of one, as SIGTERM does."""
         if other_daemon:
+            boot = daemon_identity()[-1]  # in a container the next daemon has the same process id
             note = world.config.state_dir / "recordings" / NOTE
-            note.write_bytes(orjson.dumps(orjson.loads(note.read_bytes()) | {"daemon": 1}))
+            note.write_bytes(orjson.dumps(orjson.loads(note.read_bytes()) | {"daemon": [str(os.getppid()), "1", boot]}))
         engine = await asyncio.to_thread(
             build_engine, world.config, open_checkpoints(world.config.state_dir, world.config.promotion)
         )
