@@ -240,12 +240,16 @@ class Preparation:
         if found is not None:
             return found
         work = {"encoder": settings.model_dump(mode="json"), "tokens": tokens, "window_s": window_s}
+        downloads: str | None = None
         for prepared in (False, True):
-            key = self._key("encoder", *work.values(), _source(settings.model))
-            for place in self._folders():
-                if (encoder := self._sealed(place, key, self._read)) is not None:
-                    return encoder
+            source = _source(settings.model)
+            key = self._key("encoder", *work.values(), source)
+            for one in (key,) if downloads is None else (key, downloads):
+                for place in self._folders():
+                    if (encoder := self._sealed(place, one, self._read)) is not None:
+                        return encoder
             if not prepared:
+                downloads = key if source is None else None  # the process downloads the model, which changes its key
                 self._run({"prepare": "encoder", **work}, key)
         raise NotPrepared(f"encoder {name}: its files change while they are read")
 

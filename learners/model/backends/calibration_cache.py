@@ -82,6 +82,7 @@ class Calibrations:
         """Whether this process may measure and convert. The agent sets it to False before its first tick."""
         self._own, self._shared = state_dir, shared
         self._key_of_state: Key | None = None
+        self._foreign: set[Path] = set()
 
     @property
     def _places(self) -> list[Path]:
@@ -105,12 +106,20 @@ class Calibrations:
             KeyRefused: the key that signs checkpoints cannot be used.
         """
         found = []
-        if shared and self._shared is not None:
+        if shared and self._shared is not None and self._is_ours(self._shared / name):
             found.append(SealedFolder(self._shared / name, None, self._refuse))
         found += [
             SealedFolder(p / name, self._signing_key(), self._refuse) for p in (self._own, self.spare) if p is not None
         ]
         return tuple(found)
+
+    def _is_ours(self, folder: Path) -> bool:
+        """Return whether only this user could have changed a folder; report one that others could, once."""
+        reason = owned_by_this_user(folder)
+        if reason and folder not in self._foreign:
+            self._foreign.add(folder)
+            self.refused(str(folder), reason)
+        return not reason
 
     def make_spare(self) -> Path | None:
         """Make the folder for graphs that no other place takes; None where it cannot be made.

@@ -15,12 +15,14 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import open_checkpoints
+from learners.config import EncoderSettings
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.choice import BackendSettings
 from learners.model.backends.openvino import OpenVinoRun
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.config.schema import Config
+from runtime.inference import prepared
 from runtime.inference.build import ModelConfigError, build_acting_engine, build_engine, needs_torch
 from runtime.inference.prepared import NotPrepared, Preparation
 from runtime.inference.torch_engine import TorchEngine
@@ -185,3 +187,17 @@ async def test_an_agent_that_cannot_run_graphs_acts_in_torch_and_says_why(
     assert (await engine.decide(seen(0, "go left"))).policy == version
     assert engine.encoders["language"].version != encoder.version
     engine.close()
+
+
+def test_a_model_that_was_downloaded_to_prepare_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[Any] = [["files"], None]
+    monkeypatch.setattr(prepared, "_source", lambda _model: sources.pop())
+    calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
+    made: list[str] = []
+    found: Any = object()
+    monkeypatch.setattr(prepared.Preparation, "_run", lambda _self, _work, key: made.append(key))
+    monkeypatch.setattr(
+        prepared.Preparation, "_sealed", lambda _self, _place, key, _read: found if key in made else None
+    )
+    preparation = prepared.Preparation(tmp_path, tmp_path / "cache", calibrations)
+    assert preparation.encoder("language", EncoderSettings(model="someone/model"), 1, 2.0) is found

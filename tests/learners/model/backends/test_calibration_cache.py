@@ -99,6 +99,19 @@ def test_a_machine_without_a_folder_for_temporary_files_has_no_spare_one(
     assert own(tmp_path, "one").make_spare() is None
 
 
+def test_a_folder_in_the_shared_cache_that_others_may_write_is_not_used(tmp_path: Path) -> None:
+    refused: list[tuple[str, str]] = []
+    cache = tmp_path / "cache"
+    (cache / "openvino").mkdir(parents=True)
+    (cache / "openvino").chmod(0o777)
+    one = Calibrations(None, BackendSettings("openvino", "float32"), cache, refused=lambda *what: refused.append(what))
+    assert one.folders(shared=True) == one.folders(shared=True) == ()
+    assert [folder for folder, _ in refused] == [str(cache / "openvino")], "reported once"
+    assert "others may write" in refused[0][1]
+    (cache / "openvino").chmod(0o700)
+    assert len(one.folders(shared=True)) == 1
+
+
 def test_a_graph_that_does_not_read_is_made_again(tmp_path: Path, work: list[str]) -> None:
     first = run(own(tmp_path, "one"))
     (graph,) = (tmp_path / "cache" / "openvino").glob("*/graph.xml")
