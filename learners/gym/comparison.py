@@ -7,8 +7,8 @@ Source: Agarwal et al. 2021 (rliable).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import matplotlib as mpl
 import numpy as np
 import orjson
 from matplotlib import pyplot as plt
-from scipy import stats
+
+from learners.gym.results_file import NAME, NOT_ENDED
 
 mpl.use("Agg")
 
@@ -37,11 +38,13 @@ class SeedResult:
     curve: tuple[tuple[float, float], ...] = ()
     """Steps and mean return of each evaluation."""
     problem: str = ""
+    """Why it has no return."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class SeedGroup:
-    """The seeds of one environment, algorithm and number of steps below one folder."""
+    """The seeds of one environment, number of steps and set of settings below one folder."""
 
     name: str
     results: tuple[SeedResult, ...]
@@ -57,25 +60,33 @@ class SeedGroup:
 
     def row(self, least: float | None) -> str:
         """Return the group as a line of the table."""
-        failed = self.failed(least)
-        named = f"failed: {', '.join(str(one.seed) for one in failed)}" if failed else "none failed"
+        failed = [
+            f"{one.seed} ({NOT_ENDED})" if one.problem == NOT_ENDED else str(one.seed) for one in self.failed(least)
+        ]
+        named = f"failed: {', '.join(failed)}" if failed else "none failed"
+        ended = f"{self.name}  {len(self.scores)} of {len(self.results)} seeds ended"
         if not self.scores:
-            return f"{self.name}  {len(self.results)} seeds  no result  {named}"
+            return f"{ended}  no result  {named}"
         middle, low, high = interquartile_mean(self.scores)
         return (
-            f"{self.name}  {len(self.results)} seeds  mean {np.mean(self.scores):.1f}  IQM {middle:.1f} "
+            f"{ended}  mean {np.mean(self.scores):.1f}  IQM {middle:.1f} "
             f"[{low:.1f}, {high:.1f}]  lowest {min(self.scores):.1f}  {named}"
         )
 
 
 def interquartile_mean(scores: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Return the interquartile mean of the scores, and the bounds of its bootstrap interval."""
-    found = np.asarray(scores, dtype=float)
-    drawn = np.random.default_rng(seed).choice(found, (RESAMPLES, len(found)))
-    means = stats.trim_mean(drawn, 0.25, axis=1)
+    """Return the interquartile mean of the scores, and the bounds of its bootstrap interval.
+
+    A score that lies partly in the middle half counts with that part, so that any number of scores is cut by half.
+    """
+    found, count = np.asarray(scores, dtype=float), len(scores)
+    edges = np.clip(np.arange(count + 1) / count, 0.25, 0.75)
+    weights = np.diff(edges) * 2
+    drawn = np.random.default_rng(seed).choice(found, (RESAMPLES, count))
+    means = np.sort(drawn, axis=1) @ weights
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return float(stats.trim_mean(found, 0.25)), float(low), float(high)
+    return float(np.sort(found) @ weights), float(low), float(high)
 
 
 def read(folder: Path) -> list[SeedResult]:
@@ -84,15 +95,24 @@ def read(folder: Path) -> list[SeedResult]:
     Raises:
         ValueError: there is no `results.json`, or one is not of `reflexd train`.
     """
-    paths = sorted([*folder.glob("results.json"), *folder.glob("*/results.json")])
+    paths = sorted([*folder.glob(NAME), *folder.glob(f"*/{NAME}")])
     if not paths:
         raise ValueError(
             f"{folder}: no results.json here or one folder below; `reflexd train --out {folder}` writes it"
         )
-    return [_read(path) for path in paths]
+    return [read_one(path) for path in paths]
 
 
-def _read(path: Path) -> SeedResult:
+def read_one(path: Path) -> SeedResult:
+    """Return one training.
+
+    Args:
+        path: of its `results.json`.
+
+    Raises:
+        ValueError: the file is not of `reflexd train`.
+        OSError: the file cannot be read.
+    """
     try:
         body: dict[str, Any] = orjson.loads(path.read_bytes())
         final = body["final"]
@@ -105,19 +125,57 @@ def _read(path: Path) -> SeedResult:
             None if final is None or body.get("stopped") else float(final["mean"]),
             tuple((float(e["step"]), float(e["mean"])) for e in body["evaluations"]),
             str(body.get("stopped") or ""),
+            dict(body.get("settings") or {}),
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a result of `reflexd train`: {error!r}") from None
 
 
 def groups(folders: Sequence[Path]) -> list[SeedGroup]:
-    """Return the trainings below the folders, grouped by folder, environment, algorithm and steps."""
-    found: dict[str, list[SeedResult]] = {}
-    for folder in folders:
-        for one in read(folder):
-            name = f"{folder.name}: {one.environment} {one.algorithm} {one.steps} steps"
-            found.setdefault(name, []).append(one)
-    return [SeedGroup(name, tuple(sorted(results, key=lambda one: one.seed))) for name, results in found.items()]
+    """Return the trainings below the folders, grouped by folder, environment, steps and settings."""
+    resolved = dict.fromkeys(folder.resolve() for folder in folders)
+    return grouped((folder, one) for folder in resolved for one in read(folder))
+
+
+def grouped(results: Iterable[tuple[Path, SeedResult]]) -> list[SeedGroup]:
+    """Return groups of trainings, each named by its folder and by what differs between the groups of that folder.
+
+    Args:
+        results: each with the absolute folder to which it belongs.
+    """
+    found: dict[tuple[Path, str, int, str], list[SeedResult]] = {}
+    for folder, one in results:
+        # The settings decide the algorithm; a training that has not started knows it only as `auto`.
+        settings = orjson.dumps(one.settings, option=orjson.OPT_SORT_KEYS).decode() if one.settings else one.algorithm
+        found.setdefault((folder, one.environment, one.steps, settings), []).append(one)
+    folders = list(dict.fromkeys(key[0] for key in found))
+    names = {key: f"{_suffix(key[0], folders)}: {_task(members)}" for key, members in found.items()}
+    compared = []
+    for key, members in found.items():
+        alike = [found[other][0].settings for other, name in names.items() if name == names[key]]
+        name = " ".join([names[key], *_differences(members[0].settings, alike)])
+        compared.append(SeedGroup(name, tuple(sorted(members, key=lambda one: one.seed))))
+    return compared
+
+
+def _task(members: Sequence[SeedResult]) -> str:
+    """Return environment, algorithm and steps; the algorithm of a member that has started, if there is one."""
+    known = [one.algorithm for one in members if one.algorithm != "auto"]
+    return f"{members[0].environment} {known[0] if known else 'auto'} {members[0].steps} steps"
+
+
+def _suffix(folder: Path, folders: Sequence[Path]) -> str:
+    """Return the shortest last part of a path that no other folder has."""
+    parts = folder.parts
+    for count in range(1, len(parts)):
+        if all(other == folder or other.parts[-count:] != parts[-count:] for other in folders):
+            return str(Path(*parts[-count:]))
+    return str(folder)
+
+
+def _differences(settings: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return `NAME=VALUE` of each setting that is not the same in all of `alike`."""
+    return [f"{key}={value}" for key, value in settings.items() if any(other.get(key) != value for other in alike)]
 
 
 def plot(path: Path, compared: Sequence[SeedGroup]) -> None:

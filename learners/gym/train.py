@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, find, make
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import fingerprint
-from learners.files import write_atomically
 from learners.gym.demonstrations import episodes_of
 from learners.gym.greedy_episodes import ReturnSummary
+from learners.gym.results_file import settings_values, write_failed, write_not_ended, write_results
 from learners.gym.trainer import GymTrainer, TrainSettings
 from learners.model.spec import Algorithm as Name
 
@@ -61,10 +61,13 @@ def train(
     """
     began_s = time.monotonic()
     torch.set_flush_denormal(True)
-    trainer = GymTrainer(_maker(environment), seed=seed, settings=_settings(settings or TrainSettings(), algorithm))
+    trainer = GymTrainer(
+        _maker(environment), seed=seed, settings=with_algorithm(settings or TrainSettings(), algorithm)
+    )
     demonstrated = (
         trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
     )
+    write_not_ended(out, environment, steps, seed, trainer.settings, trainer.algorithm_name)
     stopped: EnvironmentFault | None = None
     final: ReturnSummary | None
     try:
@@ -77,6 +80,7 @@ def train(
         stopped, trained_s = fault, time.monotonic() - began_s
         step, final = trainer.salvage()
         if not step:  # nothing was learned
+            write_failed(out, str(fault))
             raise
     step_count = steps if stopped is None else step
     results = {
@@ -93,7 +97,7 @@ def train(
         "cut_episodes": trainer.cut_episodes,
         "stopped": str(stopped) if stopped is not None else None,
         "delivered": {"step": step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
-        "settings": asdict(trainer.settings) | {"hidden": list(trainer.settings.hidden)},
+        "settings": settings_values(trainer.settings),
     }
     _write(out, trainer, results)
     if stopped is not None:
@@ -101,7 +105,7 @@ def train(
     return results
 
 
-def _settings(settings: TrainSettings, algorithm: Name) -> TrainSettings:
+def with_algorithm(settings: TrainSettings, algorithm: Name) -> TrainSettings:
     """Return the settings with a named algorithm; `auto` leaves the one that they have."""
     return settings if algorithm == "auto" else replace(settings, algorithm=algorithm)
 
@@ -143,7 +147,7 @@ def _write(out: Path, trainer: GymTrainer, results: dict[str, Any]) -> None:
     checkpoints.promote(version)
     results["checkpoint"] = version
     results["key"] = fingerprint(checkpoints.public)
-    write_atomically(out / "results.json", orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    write_results(out, results)
     title = f"{results['environment']}, {results['algorithm']}, seed {results['seed']}"
     if final is not None:
         plot(out / "curve.png", title, trainer.evaluations, final)

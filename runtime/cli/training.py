@@ -14,6 +14,7 @@ from runtime.cli.options import ANY, FILE, FOLDER, SEED, TaskKinds, refusing
 from runtime.config.yaml_core import CoreLoader
 
 if TYPE_CHECKING:
+    from learners.gym.trainer import TrainSettings
     from learners.model.spec import Algorithm
 
 
@@ -84,13 +85,14 @@ def train(
     """
     from learners.gym.set_values import with_values
     from learners.gym.train import train as train_in
+    from learners.gym.train import with_algorithm
     from learners.gym.trainer import TrainSettings
 
     settings = with_values(TrainSettings(), dict(map(_named_value, values)))
     if seeds is not None:
         options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(demonstrations)]
         options += [part for value in values for part in ("--set", value)]
-        _train_seeds(environment, seeds, out, options)
+        _train_seeds(environment, seeds, out, steps, with_algorithm(settings, algorithm), options)
         return
     results = train_in(
         environment,
@@ -128,23 +130,30 @@ def _named_value(text: str) -> tuple[str, Any]:
         raise ValueError(f"--set {text}: the value is not YAML: {error}") from None
 
 
-def _train_seeds(environment: str, seeds: str, out: Path, options: list[str]) -> None:
-    """Train every seed in a process of its own, and print the comparison; exit code 1 if a seed failed."""
-    from learners.gym.comparison import groups
+def _train_seeds(
+    environment: str, seeds: str, out: Path, steps: int, settings: TrainSettings, options: list[str]
+) -> None:
+    """Train every seed in a process of its own, and print their comparison; exit code 1 if a seed failed."""
+    from learners.gym.comparison import grouped, read_one
+    from learners.gym.results_file import NAME, write_failed, write_not_ended
     from learners.gym.seeds import parse, train_seeds
 
+    folders = {seed: out / f"seed-{seed}" for seed in parse(seeds)}
+    for seed, folder in folders.items():
+        write_not_ended(folder, environment, steps, seed, settings)
+
     def command(seed: int) -> list[str]:
-        folder = str(out / f"seed-{seed}")
         words = [sys.executable, "-m", "runtime.cli", "train", environment]
-        return [*words, "--seed", str(seed), "--out", folder, *options]
+        return [*words, "--seed", str(seed), "--out", str(folders[seed]), *options]
 
     def report(seed: int, code: int, line: str) -> None:
+        if code:
+            write_failed(folders[seed], f"exit code {code}: {line}")
         click.echo(f"seed {seed}: {'done' if code == 0 else f'failed with exit code {code}: {line}'}", err=True)
 
-    failed = train_seeds(parse(seeds), command, report)
-    if any(out.glob("seed-*/results.json")):
-        for group in groups([out]):
-            click.echo(group.row(None))
+    failed = train_seeds(list(folders), command, report)
+    for group in grouped((out.resolve(), read_one(folder / NAME)) for folder in folders.values()):
+        click.echo(group.row(None))
     if failed:
         raise SystemExit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,22 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
+from learners.gym import seeds
 from learners.gym.comparison import groups, interquartile_mean
+from learners.gym.results_file import settings_values, write_failed, write_not_ended
 from learners.gym.seeds import parse, train_seeds
 from learners.gym.set_values import with_values
 from learners.gym.trainer import TrainSettings
 from runtime.cli.main import main
 
 
-def write(folder: Path, seed: int, score: float | None, algorithm: str = "xqc") -> None:
-    folder.mkdir(parents=True)
+def write(folder: Path, seed: int, score: float | None, algorithm: str = "xqc", settings: object = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     final = None if score is None else {"mean": score}
     body = {
         "environment": "CartPole-v1", "algorithm": algorithm, "steps": 100, "seed": seed, "final": final, "stopped": None,
         "evaluations": [{"step": 50, "mean": 20.0 + seed}, {"step": 100, "mean": score or 0.0}],
+        "settings": settings,
     }  # fmt: skip
     (folder / "results.json").write_bytes(orjson.dumps(body))
 
@@ -52,6 +56,7 @@ def test_the_interquartile_mean_leaves_outliers_out() -> None:
     assert middle == pytest.approx(3.5)
     assert low <= middle <= high
     assert interquartile_mean([5.0]) == (5.0, 5.0, 5.0)
+    assert interquartile_mean([1.0, 2.0, 900.0])[0] == pytest.approx((1 + 4 * 2 + 900) / 6)
     chance = np.random.default_rng(0)
     inside = 0
     for seed in range(100):
@@ -70,11 +75,60 @@ def test_compare_names_the_failed_seeds_and_draws(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     new, old, _ = done.output.splitlines()
-    assert "new: CartPole-v1 xqc 100 steps  3 seeds  mean 360.0" in new
+    assert "new: CartPole-v1 xqc 100 steps  3 of 3 seeds ended  mean 360.0" in new
     assert new.endswith("lowest 100.0  failed: 1")
     assert old.endswith("no result  failed: 0")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert [group.failed(None) for group in groups([tmp_path / "new"])] == [[]]
+
+
+def test_folders_of_one_name_and_other_settings_are_rows_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "before" / "cart" / "seed-0", 0, 100.0)
+    write(tmp_path / "after" / "cart" / "seed-0", 0, 200.0)
+    write(tmp_path / "mixed" / "a", 0, 1.0, settings={"batch": 32, "gamma": 0.9})
+    write(tmp_path / "mixed" / "b", 0, 2.0, settings={"batch": 64, "gamma": 0.9})
+    folders = [tmp_path / "before" / "cart", tmp_path / "after" / "cart", tmp_path / "mixed"]
+    task = "CartPole-v1 xqc 100 steps"
+    assert [(group.name, group.scores) for group in groups([*folders, folders[0]])] == [
+        (f"before/cart: {task}", [100.0]),
+        (f"after/cart: {task}", [200.0]),
+        (f"mixed: {task} batch=32", [1.0]),
+        (f"mixed: {task} batch=64", [2.0]),
+    ]
+    monkeypatch.chdir(folders[0])
+    assert [group.name for group in groups([Path()])] == [f"cart: {task}"]
+
+
+def test_a_seed_that_did_not_end_stays_in_the_comparison(tmp_path: Path) -> None:
+    settings = TrainSettings()
+    for seed in range(3):  # an earlier training
+        write(tmp_path / f"seed-{seed}", seed, 500.0)
+        write_not_ended(tmp_path / f"seed-{seed}", "CartPole-v1", 100, seed, settings)
+    write(tmp_path / "seed-0", 0, 400.0, "dqn", settings_values(settings))
+    write_failed(tmp_path / "seed-0", "too late: this one ended")
+    write_failed(tmp_path / "seed-2", "exit code 2: no memory")
+    (group,) = groups([tmp_path])
+    assert group.name.endswith(": CartPole-v1 dqn 100 steps")
+    assert [one.problem for one in group.results] == ["", "not ended", "exit code 2: no memory"]
+    assert "  1 of 3 seeds ended  mean 400.0" in group.row(None)
+    assert group.row(None).endswith("failed: 1 (not ended), 2")
+
+
+def test_only_the_requested_seeds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "seed-7", 7, 500.0)
+    write(tmp_path / "seed-1", 1, 500.0)
+
+    def fail(numbers: Sequence[int], _: object, report: Callable[[int, int, str], None]) -> list[int]:
+        for seed in numbers:
+            report(seed, 3, "no memory")
+        return list(numbers)
+
+    monkeypatch.setattr(seeds, "train_seeds", fail)
+    done = CliRunner().invoke(main, ["train", "CartPole-v1", "--seeds", "0-1", "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "0 of 2 seeds ended  no result  failed: 0, 1" in done.output
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
