@@ -151,7 +151,7 @@ def _train_seeds(
             write_failed(folders[seed], f"exit code {code}: {line}")
         click.echo(f"seed {seed}: {'done' if code == 0 else f'failed with exit code {code}: {line}'}", err=True)
 
-    failed = train_seeds(list(folders), command, report)
+    failed = train_seeds(list(folders), command, lambda seed: folders[seed] / "log", report)
     for group in grouped((out.resolve(), read_one(folder / NAME)) for folder in folders.values()):
         click.echo(group.row(None))
     if failed:

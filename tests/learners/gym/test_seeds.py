@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,21 +35,51 @@ def write(folder: Path, seed: int, score: float | None, algorithm: str = "xqc", 
 def test_seeds_are_listed_as_numbers_and_ranges() -> None:
     assert parse("0-3") == [0, 1, 2, 3]
     assert parse("7, 2,2-4") == [2, 3, 4, 7]
-    for wrong in ("", "3-1", "a", "1-", "-1", "0-5000", "0..3"):
+    for wrong in ("", "3-1", "a", "1-", "-1", "0-5000", "0..3", "2147483648"):
         with pytest.raises(ValueError, match="seeds"):
             parse(wrong)
 
 
-def test_a_failed_seed_stops_no_other() -> None:
+def test_a_failed_seed_stops_no_other(tmp_path: Path) -> None:
     told: dict[int, tuple[int, str]] = {}
-    program = "import sys; print('first'); print('last words'); sys.exit(int(sys.argv[1] == '1'))"
+    program = "import sys, os; print('first'); sys.stdout.flush(); os.write(1, b'l\\xe4st words\\n'); sys.exit(int(sys.argv[1] == '1'))"
 
     def report(seed: int, code: int, line: str) -> None:
         told[seed] = (code, line)
 
-    failed = train_seeds([0, 1, 2], lambda seed: [sys.executable, "-S", "-c", program, str(seed)], report, workers=2)
-    assert failed == [1]
-    assert told == {0: (0, "last words"), 1: (1, "last words"), 2: (0, "last words")}
+    def command(seed: int) -> list[str]:
+        return [sys.executable, "-S", "-c", program, str(seed)] if seed < 3 else ["/nowhere/program"]
+
+    failed = train_seeds([0, 1, 3, 2], command, lambda seed: tmp_path / str(seed) / "log", report, workers=2)
+    assert failed == [1, 3]
+    words = "l\ufffdst words"
+    assert told == {
+        0: (0, words),
+        1: (1, words),
+        2: (0, words),
+        3: (127, "/nowhere/program: No such file or directory"),
+    }
+    assert (tmp_path / "1" / "log").read_bytes() == b"first\nl\xe4st words\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["term", "int"]
+)
+def test_a_signal_ends_the_processes(tmp_path: Path, number: signal.Signals, raised: type[BaseException]) -> None:
+    """Each process sends the signal to this one, and would then run for a minute."""
+    told: dict[int, int] = {}
+    program = f"import os, time; os.kill(os.getppid(), {int(number)}); time.sleep(60)"
+    former = signal.getsignal(number)
+    with pytest.raises(raised):
+        train_seeds(
+            [0, 1],
+            lambda _: [sys.executable, "-S", "-c", program],
+            lambda seed: tmp_path / f"log-{seed}",
+            lambda seed, code, _: told.update({seed: code}),
+            workers=1,
+        )
+    assert told == {0: -signal.SIGTERM}
+    assert signal.getsignal(number) is former
 
 
 def test_the_interquartile_mean_leaves_outliers_out() -> None:
@@ -120,7 +151,7 @@ def test_only_the_requested_seeds_are_compared(tmp_path: Path, monkeypatch: pyte
     write(tmp_path / "seed-7", 7, 500.0)
     write(tmp_path / "seed-1", 1, 500.0)
 
-    def fail(numbers: Sequence[int], _: object, report: Callable[[int, int, str], None]) -> list[int]:
+    def fail(numbers: Sequence[int], _: object, __: object, report: Callable[[int, int, str], None]) -> list[int]:
         for seed in numbers:
             report(seed, 3, "no memory")
         return list(numbers)
