@@ -18,7 +18,8 @@ Labels can only reject a candidate. They do if the candidate agrees with the val
 can be learned. They also do if the version before agrees with the labels of its own classes less than chance (upper bound), although
 the file confirms that version: they are turned round. Honest labels of hard cases agree at chance level and are not rejected.
 
-Without a file the result is inconclusive, and the candidate is not promoted.
+Without a file the result is inconclusive, and the candidate is not promoted. The same holds where the held-out or
+validation labels are so few that even a candidate without a mistake would not be better than chance.
 """
 
 from __future__ import annotations
@@ -158,6 +159,26 @@ def agreement(wanted: Sequence[str], found: Sequence[str]) -> dict[str, float]:
         "agreement_high": (centre + spread) / scale,
         "chance": chance,
     }
+
+
+def more_needed(wanted: Sequence[str]) -> int:
+    """Return how many more examples of the same class frequencies a candidate without a mistake needs to be better than chance.
+
+    Wilson's lower bound of n right answers of n is n / (n + z^2). 0 where the examples suffice, or where there are none.
+    """
+    if not wanted:
+        return 0
+    chance = sum((wanted.count(label) / len(wanted)) ** 2 for label in set(wanted)) if len(set(wanted)) > 1 else 0.5
+    return max(0, math.floor(chance * Z95**2 / (1.0 - chance)) + 1 - len(wanted))
+
+
+def too_few_reason(task: str, version: str, missing: Mapping[str, int]) -> str:
+    """Return the reason of a result that is inconclusive because even a candidate without a mistake could not pass."""
+    needed = " and ".join(f"about {count} more {part} labels" for part, count in missing.items() if count)
+    return (
+        f"inconclusive: too few labels to test any candidate: {needed} of the trained classes are needed; label more, or"
+        f' promote it yourself: request/promote {{"task": "{task}", "version": "{version}"}}'
+    )
 
 
 def anchor_confidence(question: int) -> float:

@@ -77,6 +77,14 @@ def agreed(task: Task, examples: Sequence[Example], found: Sequence[Prediction])
     return agreement([wanted for wanted, _ in pairs], [given for _, given in pairs]) if pairs else {}
 
 
+def single_labels(task: Task, examples: Sequence[Example], about: Collection[str] = ()) -> list[str]:
+    """Return the label of each example, of some classes or of all; none for kinds of task with another target."""
+    if KINDS[task.kind].output != "label" or task.options.multi_label:
+        return []
+    labels = [e["label"] for e in examples if isinstance(e.get("label"), str)]
+    return [label for label in labels if not about or label in about]
+
+
 def opinion(task: Task, examples: Sequence[Example], least: int) -> dict[str, float]:
     """Return a task's agreement with labels of its classes; nothing if there are fewer than `least`."""
     about = [example for example in examples if classes(example) <= known_classes(task)]

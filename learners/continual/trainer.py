@@ -34,8 +34,10 @@ from learners.continual.acceptance import (
     forgetting_reason,
     inconclusive_reason,
     labels_at_fault,
+    more_needed,
     paired_bounds,
     rejection_reason,
+    too_few_reason,
 )
 from learners.continual.candidate import CandidateTrainer, TrainedCandidate, options_of
 from learners.continual.evaluation import (
@@ -49,6 +51,7 @@ from learners.continual.evaluation import (
     predict,
     score,
     sign_test,
+    single_labels,
 )
 from learners.continual.evaluation_report import write_evaluation
 from learners.continual.labels import Labelled, Labels
@@ -103,6 +106,15 @@ class Candidate:
     trained: TrainedCandidate
     figures: dict[str, Any]
     evaluated: CandidateMetrics | None
+    missing: dict[str, int] = field(default_factory=dict)
+    """Labels by part, `held-out` and `validation`, without which no candidate could be shown to be better than chance."""
+
+    @property
+    def conclusive(self) -> dict[str, Any]:
+        """The figures without an agreement that even a candidate without a mistake could not bring above chance."""
+        names = {"held-out": "agreement_low", "validation": "validation_agreement_low"}
+        void = {names[part] for part, count in self.missing.items() if count}
+        return {name: value for name, value in self.figures.items() if name not in void}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +215,7 @@ class ContinualTrainer:
         batch = self._batch(state, before, tell, stop)
         attempt = self._attempt(batch, holdout, before)
         blamed: tuple[dict[str, Any], ...] = ()
-        if attempt.evaluated is not None and rejection_reason(attempt.figures, self.finetune) is not None:
+        if attempt.evaluated is not None and rejection_reason(attempt.conclusive, self.finetune) is not None:
             attempt, blamed = self._attribute_failure(batch, holdout, before, attempt)
         if not blamed and self._fails_only_by_forgetting(attempt):
             attempt = self._retry_gently(batch, holdout, before, attempt)
@@ -234,13 +246,13 @@ class ContinualTrainer:
 
     def _fails_only_by_forgetting(self, attempt: Candidate) -> bool:
         """Return whether forgetting is the only reason against a candidate."""
-        said = rejection_reason(attempt.figures, self.finetune) if attempt.evaluated is not None else None
+        said = rejection_reason(attempt.conclusive, self.finetune) if attempt.evaluated is not None else None
         return said is not None and said == forgetting_reason(attempt.figures, self.finetune)
 
     def _retry_gently(self, batch: LabelBatch, holdout: Holdout, before: Task | None, failed: Candidate) -> Candidate:
         """Train a second candidate at a lower rate; return the better one, with what the first one lost."""
         second = self._attempt(batch, holdout, before, gently=True)
-        better = second if rejection_reason(second.figures, self.finetune) is None else failed
+        better = second if rejection_reason(second.conclusive, self.finetune) is None else failed
         better.figures.update(tries=2.0, known_after_first=failed.figures["known_after"])
         return better
 
@@ -261,8 +273,15 @@ class ContinualTrainer:
         figures |= {f"labels_{name}": value for name, value in self._opinion(batch, holdout, before).items()}
         if holdout.file is None:
             return Candidate(trained, figures, None)
-        judged = evaluate_candidate(holdout, trained.task, before, {name for row in parts.new for name in classes(row)})
-        return Candidate(trained, figures | judged.figures | self._against_anchor(holdout, judged.after), judged)
+        about = {name for row in parts.new for name in classes(row)}
+        judged = evaluate_candidate(holdout, trained.task, before, about)
+        missing = {
+            "held-out": more_needed(single_labels(trained.task, holdout.examples, about)),
+            "validation": more_needed(single_labels(trained.task, parts.tried)),
+        }
+        return Candidate(
+            trained, figures | judged.figures | self._against_anchor(holdout, judged.after), judged, missing
+        )
 
     def _against_anchor(self, holdout: Holdout, after: list[float]) -> dict[str, float]:
         """Compare a candidate with the anchor, example by example; empty without an anchor."""
@@ -291,20 +310,20 @@ class ContinualTrainer:
             except DataError:  # too little is left without them to learn or to judge from
                 continue
             assert other.evaluated is not None
-            if rejection_reason(other.figures, self.finetune) is None:
+            if rejection_reason(other.conclusive, self.finetune) is None:
                 harm = SourceImpact(
                     other.trained.task,
                     other.figures["all_after"],
                     sign_test(failed.evaluated.after, other.evaluated.after),
                 )
-                return other, self._blame(batch, group, failed.figures, harm)
+                return other, self._blame(batch, group, failed.conclusive, harm)
         source = single_source(batch.new)
         if source is None or before is None or failed.evaluated.before is None:
             return failed, ()
         harm = SourceImpact(
             before, failed.figures["all_before"], sign_test(failed.evaluated.after, failed.evaluated.before)
         )
-        return failed, self._blame(batch, (source,), failed.figures, harm)
+        return failed, self._blame(batch, (source,), failed.conclusive, harm)
 
     def _blame(
         self, batch: LabelBatch, group: Sequence[str], failed: dict[str, Any], harm: SourceImpact
@@ -344,10 +363,12 @@ class ContinualTrainer:
             state.questions += 1
             attempt.figures["questions"] = float(state.questions)
         version: TaskVersion | None = None
-        reason = rejection_reason(attempt.figures, self.finetune) if holdout.file is not None else ""
-        outcome: Outcome = "inconclusive" if holdout.file is None else ("rejected" if reason else "promoted")
+        reason = rejection_reason(attempt.conclusive, self.finetune) if holdout.file is not None else ""
+        outcome: Outcome = "rejected" if reason else "promoted"
+        if holdout.file is None or (not reason and any(attempt.missing.values())):
+            outcome = "inconclusive"
         if outcome == "rejected":
-            for_good = bool(blamed) or labels_at_fault(attempt.figures)
+            for_good = bool(blamed) or labels_at_fault(attempt.conclusive)
             state.rejected += [[learned, last]] * (MAX_REJECTIONS if for_good else 1)
         else:
             write = partial(attempt.trained.describe, last=last, model=self.settings.model, figures=attempt.figures)
@@ -360,7 +381,12 @@ class ContinualTrainer:
         else:
             state.tried = last
         if version is not None and outcome == "inconclusive":
-            reason = inconclusive_reason(self.name, version.name)
+            too_few = any(attempt.missing.values())
+            reason = (
+                too_few_reason(self.name, version.name, attempt.missing)
+                if too_few
+                else inconclusive_reason(self.name, version.name)
+            )
         self._save_state(state)
         name = version.name if version is not None else None
         said = reason or "no worse on the held-out file, and the new labels can be learned"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from learners.config import FinetuneSettings, TaskSettings
-from learners.continual.acceptance import agreement, anchor_confidence, paired_bounds, rejection_reason
+from learners.continual.acceptance import agreement, anchor_confidence, more_needed, paired_bounds, rejection_reason
 from learners.continual.candidate import (
     GENTLE,
     WEIGH,
@@ -292,6 +292,30 @@ def test_agreement_by_hand() -> None:
     # Wilson at z = 1.645, n = 4, p = .75: (.75 + .33825 - 1.645 * sqrt(.046875 + .042281)) / 1.67650
     assert figures["agreement_low"] == pytest.approx(0.3562, abs=2e-4)
     assert agreement(["a"] * 9, ["a"] * 9)["chance"] == 0.5, "one label alone: nothing to confuse"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "more"),
+    [("ab", 1), ("aab", 1), ("aabb", 0), ("abc", 0), ("aa", 1), ("aaa", 0), ("", 0), ("a" * 9 + "b", 3)],
+)
+def test_labels_that_even_a_candidate_without_a_mistake_needs(wanted: str, more: int) -> None:
+    if wanted:
+        figures = agreement(list(wanted), list(wanted))
+        assert (figures["agreement_low"] > figures["chance"]) == (more == 0)
+    assert more_needed(list(wanted)) == more
+
+
+def test_too_few_held_out_labels_are_inconclusive_and_exclude_no_label(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path, validation_fraction=0.01)
+    held = tmp_path / "held.jsonl"
+    held.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in (
+        {"text": "please go now", "label": "move"}, {"text": "please stop now", "label": "halt"})))  # fmt: skip
+    publish(store, tinymodels.orders(24, 1, FIRST))
+    verdict = tuner.run()
+    assert (verdict.outcome, verdict.blamed) == ("inconclusive", ()), verdict
+    assert "about 1 more held-out labels" in verdict.reason
+    assert tuner.versions.live() is None, "inconclusive is no pass"
+    assert tuner.state.rejected == []
 
 
 def test_refusals_in_their_order() -> None:
