@@ -47,7 +47,7 @@ class TrainSettings:
     choice_batch: int = 64
     steps: int = 1
     choice_steps: int = 3
-    """n of the n-step returns, without and with choice actuators."""
+    """n of the n-step returns, for critics without a slow target, and for choices and categorical critics."""
     warmup: int = WARMUP
     choice_warmup: int = CHOICE_WARMUP
     updates_per_step: int = 1
@@ -104,7 +104,7 @@ class GymTrainer:
         choices = bool(self.spec.actions.choices)
         self.batch = s.choice_batch if choices else s.batch
         self.warmup = s.choice_warmup if choices else s.warmup
-        steps = s.choice_steps if choices else s.steps
+        steps = s.choice_steps if choices or s.algorithm == "xqc" else s.steps
         self.replay = ReplayBuffer(
             self.spec, max_bytes=s.memory_bytes, steps=steps, demonstration_fraction=s.demonstrations
         )

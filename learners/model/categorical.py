@@ -37,7 +37,8 @@ def project(probabilities_BK: Tensor, values_BK: Tensor) -> Tensor:
     place_BK = ((values_BK + LIMIT) / WIDTH).clamp(0, BINS - 1)
     lower_BK = place_BK.floor()
     share_BK = place_BK - lower_BK
-    index_BK = lower_BK.long()
+    # a value that is not a number has no bin; its share keeps it, so the loss is not finite and the batch is skipped
+    index_BK = lower_BK.nan_to_num(0.0).long()
     out_BK = torch.zeros(len(probabilities_BK), BINS, device=probabilities_BK.device)
     out_BK.scatter_add_(-1, index_BK, probabilities_BK * (1 - share_BK))
     return out_BK.scatter_add_(-1, (index_BK + 1).clamp_(max=BINS - 1), probabilities_BK * share_BK)

@@ -55,22 +55,20 @@ class XqcSettings(SacSettings):
     rate: float = 1e-3
     delay: int = 3
     temperature: float = 0.01
+    track: float = 0.2
+    """Values follow with a time constant of 1 / (track (1 - discount)) updates; XQC's .005 is meant for a million of them."""
 
 
-def bootstrapped(
-    next_BK: Tensor, rewards_B: Tensor, discounts_B: Tensor, cost_B: Tensor | float, scale: Tensor
-) -> Tensor:
-    """Return the target distribution B,K of r / scale + discount (Z' - cost).
+def bootstrapped(next_BK: Tensor, rewards_B: Tensor, discounts_B: Tensor, scale: Tensor) -> Tensor:
+    """Return the target distribution B,K of r / scale + discount Z'; not finite where a reward or a discount is not.
 
     Args:
         next_BK: probabilities of the scaled return Z' of the next state.
         rewards_B: in units of the rewards.
         discounts_B: 0 where the episode ended.
-        cost_B: scaled cost of the next action (temperature times log density), or 0.
         scale: deviation of returns.
     """
-    offset_B = rewards_B / scale - discounts_B * cost_B
-    return onto_bins(next_BK, offset_B.unsqueeze(-1) + discounts_B.unsqueeze(-1) * bins(next_BK))
+    return onto_bins(next_BK, (rewards_B / scale).unsqueeze(-1) + discounts_B.unsqueeze(-1) * bins(next_BK))
 
 
 class C51:
@@ -139,7 +137,7 @@ class C51:
             scores_Bn = prior.upcoming[name] if prior is not None and fitting else expectation(online_BnK)
             best_B = masked(scores_Bn, batch.masks.get(name)).argmax(-1)
             chosen.append(torch.softmax(slow_BnK[rows:][every_B, best_B], dim=-1))
-        return bootstrapped(average(chosen), batch.rewards, batch.discounts, 0.0, self.head.scale)
+        return bootstrapped(average(chosen), batch.rewards, batch.discounts, self.head.scale)
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Project the weights, move the target, and reduce epsilon."""
@@ -195,13 +193,13 @@ class Xqc(ActorCritic):
         """Return the critics' cross-entropy, summed over critics, from one joint pass, and metrics."""
         rows = len(batch)
         with torch.no_grad():
-            next_BA, log_density_BA = self.act_on(contexts.upcoming)
+            next_BA, _ = self.act_on(contexts.upcoming)
             joint = (torch.cat((contexts.now, contexts.upcoming)), torch.cat((self.executed(batch), next_BA)))
             next_NBK = self.target.logits(*joint)[:, rows:]
             lowest_B = expectation(next_NBK).argmin(0)
             next_BK = torch.softmax(next_NBK[lowest_B, torch.arange(rows, device=lowest_B.device)], dim=-1)
-            cost_B = self.log_temperature.exp() * log_density_BA.sum(-1)
-            target_BK = bootstrapped(next_BK, batch.rewards, batch.discounts, cost_B, self.critics.scale)
+            # without the entropy of coming actions: its sum over time alone would fill the bins
+            target_BK = bootstrapped(next_BK, batch.rewards, batch.discounts, self.critics.scale)
         both_NBK = self.critics.logits(torch.cat((contexts.now, contexts.upcoming)), joint[1])
         now_NBK = both_NBK[:, :rows]
         loss_B = cross_entropy(now_NBK, target_BK).sum(0)

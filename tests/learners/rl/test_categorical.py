@@ -44,11 +44,9 @@ def test_a_projection_keeps_mass_and_mean() -> None:
 
 def test_a_target_is_reward_and_discounted_rest() -> None:
     next_BK = two_hot(torch.tensor([1.0, 1.0]))
-    target = bootstrapped(
-        next_BK, torch.tensor([4.0, 4.0]), torch.tensor([0.5, 0.0]), torch.tensor([0.2, 0.2]), torch.tensor(2.0)
-    )
-    # 4 / 2 + 0.5 (1 - 0.2), and nothing to come where the episode ended
-    torch.testing.assert_close(target @ bins(target), torch.tensor([2.4, 2.0]))
+    target = bootstrapped(next_BK, torch.tensor([4.0, 4.0]), torch.tensor([0.5, 0.0]), torch.tensor(2.0))
+    # 4 / 2 + 0.5 * 1, and nothing to come where the episode ended
+    torch.testing.assert_close(target @ bins(target), torch.tensor([2.5, 2.0]))
 
 
 def test_cross_entropy_is_least_at_the_target() -> None:
@@ -192,3 +190,10 @@ def test_motions_are_learned_from_large_rewards() -> None:
     out = policy.act(seen(torch.zeros(1, 3)), generator=torch.Generator())
     assert float(out.values["arm"]) == pytest.approx(0.5, abs=0.15)
     assert float(out.value) == pytest.approx(0.0, abs=0.15 * scale)
+
+
+def test_a_target_that_is_not_a_number_is_seen_in_the_loss() -> None:
+    even_BK = torch.full((2, len(bins(torch.zeros(1)))), 1 / 101)
+    target_BK = bootstrapped(even_BK, torch.tensor([torch.nan, 1.0]), torch.tensor([0.9, 0.9]), torch.tensor(1.0))
+    assert not target_BK[0].isfinite().all()
+    assert target_BK[1].sum() == pytest.approx(1.0, abs=1e-5)
