@@ -26,7 +26,8 @@ from runtime.recording.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parents[1]
 FOR_USERS = {
-    "learners/export/lerobot_writer.py", "learners/finetune/run.py", "learners/gym/train.py", "runtime/recording/export.py",
+    "learners/export/lerobot_writer.py", "learners/finetune/run.py", "learners/gym/results_file.py", "learners/gym/seeds.py",
+    "learners/gym/train.py", "runtime/recording/export.py",
     "runtime/cli/reference.py", "runtime/cli/service.py",
     "learners/model/backends/calibration_cache.py", "learners/model/encoders/bundled.py",
 }  # fmt: skip
