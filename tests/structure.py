@@ -64,8 +64,13 @@ def cycles(edges: Edges) -> list[list[str]]:
 
 
 def imports(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (importer, imported) for every module of the packages."""
-    graph = grimp.build_graph(*packages, cache_dir=None)
+    """Yield (importer, imported) for every module of the packages; folders of the same name in tests/ are not theirs."""
+    before = sys.path[:]
+    sys.path[:] = [str(ROOT), *(path for path in before if Path(path).resolve() != ROOT / "tests")]
+    try:
+        graph = grimp.build_graph(*packages, cache_dir=None)
+    finally:
+        sys.path[:] = before
     for module in graph.modules:
         for imported in graph.find_modules_directly_imported_by(module):
             yield module, imported
