@@ -246,7 +246,7 @@ class Database:
         """Forget old raw readings and, above `max_bytes`, the oldest blocks; returns how many rows went."""
         self._copy_late()
         self._trim_raw(now_s)
-        self._labelled.trim(int(self.max_bytes * LABELLED_SHARE))
+        self._labelled.trim(int(self.max_bytes * LABELLED_SHARE), self.labels.held_out)
         doomed = self._doomed()
         gone = 0
         for block in doomed:

@@ -2,7 +2,8 @@
 
 A label is never overwritten. A correction adds a new label that names the one it replaces, and a removal notes who removed it and
 when. Some labels of each class are put aside: they are the held-out file of a task without `eval_file` and never train. A reading
-of equal bytes, and the same picture of the same class, is put on the same side. Used by `database.py` alone; the caller holds the transaction.
+of equal bytes, and the same picture of the same class, is put on the same side. Only operators' labels decide on the side, so that
+a client of the topic `label` cannot. Used by `database.py` alone; the caller holds the transaction.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ class LabelTable:
     def __init__(self, db: sqlite3.Connection, raw: sqlite3.Connection, labelled: LabelledReadings) -> None:
         self._db, self._raw, self._labelled = db, raw, labelled
 
-    def insert(self, label: Label, *, held_out: bool = False, replaces: int | None = None) -> int:
+    def insert(
+        self, label: Label, *, held_out: bool = False, by_operator: bool = False, replaces: int | None = None
+    ) -> int:
         """Insert one label; return its number."""
         cursor = self._db.execute(
-            "INSERT INTO labels(task, label, text, decision, source, stamp_s, held_out, replaces) VALUES(?,?,?,?,?,?,?,?)",
+            "INSERT INTO labels(task, label, text, decision, source, stamp_s, held_out, by_operator, replaces)"
+            " VALUES(?,?,?,?,?,?,?,?,?)",
             (
                 *(
                     label.task,
@@ -42,7 +46,7 @@ class LabelTable:
                     label.source,
                     label.stamp_s,
                 ),
-                *(held_out, replaces),
+                *(held_out, by_operator, replaces),
             ),
         )
         return int(cursor.lastrowid or 0)
@@ -57,7 +61,7 @@ class LabelTable:
             text = raw.data.decode(errors="replace") if raw.encoding == "utf-8" else None
             label = Label(given.task, given.label, text, None, given.source, given.stamp_s)
             held_out = given.hold_out and self._is_held_out(label, raw)
-            number = self.insert(label, held_out=held_out)
+            number = self.insert(label, held_out=held_out, by_operator=True)
             if text is None:
                 self._labelled.add(number, given.task, orjson.dumps(given.label).decode(), [raw])
             given.outcome[name] = "held_out" if held_out else "train"
@@ -67,16 +71,16 @@ class LabelTable:
         correction.outcome.clear()
         for number in dict.fromkeys(correction.labels):
             found = self._db.execute(
-                "SELECT text, decision, held_out FROM labels WHERE id = ? AND task = ? AND removed_s IS NULL",
+                "SELECT text, decision, held_out, by_operator FROM labels WHERE id = ? AND task = ? AND removed_s IS NULL",
                 (number, correction.task),
             ).fetchone()
             if found is None:
                 continue
-            text, decision, held_out = found
+            text, decision, held_out, by_operator = found
             new = None
             if correction.label is not None:
                 label = Label(correction.task, correction.label, text, decision, correction.source, correction.stamp_s)
-                new = self.insert(label, held_out=bool(held_out), replaces=number)
+                new = self.insert(label, held_out=bool(held_out), by_operator=bool(by_operator), replaces=number)
                 self._labelled.add(
                     new, correction.task, orjson.dumps(correction.label).decode(), self._labelled.of(number)
                 )
@@ -86,6 +90,10 @@ class LabelTable:
                 (correction.stamp_s, correction.source, number),
             )
             correction.outcome[number] = new
+
+    def held_out(self) -> list[int]:
+        """Return the numbers of the labels that are put aside."""
+        return [number for (number,) in self._db.execute("SELECT id FROM labels WHERE held_out AND removed_s IS NULL")]
 
     def _reading(self, stream: str, name: str) -> Raw | None:
         """Return a stored reading by its name; None if it is deleted."""
@@ -99,11 +107,14 @@ class LabelTable:
     def _is_held_out(self, label: Label, raw: Raw) -> bool:
         """Return whether a label is put aside: as the labels of readings like it were, else one of every `HOLD_OUT_EVERY`."""
         for number in self._like(label, raw):
-            query = "SELECT held_out FROM labels WHERE id = ? AND removed_s IS NULL"
+            query = "SELECT held_out FROM labels WHERE id = ? AND by_operator AND removed_s IS NULL"
             known = self._db.execute(query, (number,)).fetchone()
             if known is not None:
                 return bool(known[0])
-        query = "SELECT count(*), sum(held_out) FROM labels WHERE task = ? AND label = ? AND removed_s IS NULL"
+        query = (
+            "SELECT count(*), sum(held_out) FROM labels"
+            " WHERE task = ? AND label = ? AND by_operator AND removed_s IS NULL"
+        )
         before, aside = self._db.execute(query, (label.task, orjson.dumps(label.label).decode())).fetchone()
         return bool((aside or 0) * HOLD_OUT_EVERY < before)
 

@@ -1,14 +1,16 @@
 """Copy the readings that labels are about beside the labels, because raw readings are stored for minutes only.
 
 The copies are in `raw.db`, in two tables of their own. Equal bytes of one task, stream and class are stored
-once. Above the budget, the oldest reading of the class with the most bytes goes first, so that
-a frequent class does not displace a rare one. Used by `database.py` alone; `reader.py` reads the tables.
+once. Above the budget, the oldest reading of the class with the most bytes goes first, so that a frequent class does not displace
+a rare one. Copies of labels that are put aside go last. Used by `database.py` alone; `reader.py` reads the tables.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import orjson
 
 from learners.experience.reading_similarity import DIGEST, content_digest, distances, signature
 from learners.experience.records import Raw
@@ -106,19 +108,30 @@ class LabelledReadings:
         ).fetchone()
         return int(found[0]) if found else None
 
-    def trim(self, max_bytes: int) -> int:
-        """Delete copies until at most `max_bytes` are left; return how many went."""
+    def trim(self, max_bytes: int, held_out: Callable[[], Sequence[int]]) -> int:
+        """Delete copies until at most `max_bytes` are left; return how many went.
+
+        Args:
+            max_bytes: of all copies.
+            held_out: returns the labels that are put aside; their copies are deleted last.
+        """
         gone = 0
-        while self.bytes > max_bytes:
-            largest = (
-                "SELECT task, class FROM labelled_readings GROUP BY task, class ORDER BY sum(length(data)) DESC LIMIT 1"
-            )
-            oldest = (
-                f"SELECT id, length(data) FROM labelled_readings WHERE (task, class) = ({largest}) ORDER BY id LIMIT 1"  # noqa: S608 - constants
-            )
-            number, size = self._db.execute(oldest).fetchone()
+        last = orjson.dumps(held_out()).decode() if self.bytes > max_bytes else "[]"
+        while self.bytes > max_bytes and (found := self._first_to_delete(last) or self._first_to_delete("[]")):
+            number, size = found
             self._db.execute("DELETE FROM labelled_readings WHERE id = ?", (number,))
             self._db.execute("DELETE FROM labelled WHERE reading = ?", (number,))
             self.bytes -= size
             gone += 1
         return gone
+
+    def _first_to_delete(self, held_out: str) -> tuple[int, int] | None:
+        """Return number and bytes of the oldest copy of the largest class, without those of some labels (a JSON list)."""
+        others = (
+            "FROM labelled_readings WHERE id NOT IN"
+            " (SELECT reading FROM labelled WHERE label IN (SELECT value FROM json_each(?)))"
+        )
+        largest = f"SELECT task, class {others} GROUP BY task, class ORDER BY sum(length(data)) DESC LIMIT 1"
+        query = f"SELECT id, length(data) {others} AND (task, class) = ({largest}) ORDER BY id LIMIT 1"
+        found: tuple[int, int] | None = self._db.execute(query, (held_out, held_out)).fetchone()
+        return found

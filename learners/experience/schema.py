@@ -58,6 +58,7 @@ ALTER TABLE labels ADD COLUMN held_out INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE labels ADD COLUMN replaces INTEGER;
 ALTER TABLE labels ADD COLUMN removed_s REAL;
 ALTER TABLE labels ADD COLUMN removed_by TEXT;
+ALTER TABLE labels ADD COLUMN by_operator INTEGER NOT NULL DEFAULT 0;
 """,
 )
 """What brings a database from version n to n + 1; a fresh one takes every step."""

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 from learners.config import ExperienceSettings, TaskSettings
 from learners.continual.labels import Labels
 from learners.continual.splits import Holdout
+from learners.experience import store as store_module
+from learners.experience.database import LABELLED_SHARE
 from learners.experience.label_table import reading_name
 from learners.experience.reader import Reader
-from learners.experience.store import Raw, Store
+from learners.experience.store import Label, Raw, Store
 from runtime.feedback.recent_results import RecentResults
 from runtime.mqtt.rpc import RequestFailed
 from runtime.mqtt.topics import Refused, decode
@@ -246,3 +248,34 @@ async def test_what_was_acknowledged_is_in_the_files_that_kill_9_leaves(world: W
             assert sum(reader.label_counts("parts")["cat"]) == count
             newest = reader.label_history("parts", 1)[0].label.id
             assert reader.labelled(newest).keys() == {"front"}
+
+
+async def test_a_client_of_the_topic_label_does_not_choose_what_is_held_out(world: World) -> None:
+    """Neither labels of the same class, nor of the same texts, sent before the operator's."""
+    for number in range(40):
+        assert world.store.add_label(Label("intents", "go", f"foreign {number}", source="mallory"))
+    for word in ("run", "walk", "drive", "fly", "swim", "hop", "climb", "crawl"):
+        world.see("orders", "utf-8", word.encode())
+        assert world.store.add_label(Label("intents", "go", word, source="mallory"))
+    names = [row["name"] for row in (await world.list("intents", labelled=True))["readings"]]
+    assert len(names) == 8
+    assert await world.label("go", names, "intents") == {"train": 6, "held_out": 2, "gone": []}
+
+
+async def test_copies_of_labels_that_are_put_aside_are_deleted_last(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_TRIM_EVERY_S", 0.0)
+    stamps = [world.see("front", "jpeg", picture(seed)) for seed in range(40)]
+    assert world.store.flush()
+    await world.label("cat", [reading_name(number, stamp_s) for number, stamp_s in enumerate(stamps, 1)])
+    aside, others = (world.reader.labels("parts", held_out=held_out) for held_out in (True, False))
+    assert (len(aside), len(others)) == (10, 30)
+    size = sum(len(world.reader.labelled(label.id)["front"].data) for label in aside)
+    world.store.limit(int(1.5 * size / LABELLED_SHARE))
+    world.see("front", "jpeg", picture(99))
+    assert world.store.flush()
+    world.see("front", "jpeg", picture(98))
+    assert world.store.flush()
+    assert all(world.reader.labelled(label.id) for label in aside)
+    assert 0 < sum(bool(world.reader.labelled(label.id)) for label in others) < 10, "the newest others, and no more"
