@@ -25,6 +25,8 @@ WIDTH = 16
 """Hex digits of a key."""
 BLOCK_S = 5.0
 """Pictures and sounds of one stream within such a block are either all validation or all training."""
+LEAST_BLOCKS = 20
+"""Fewer blocks cannot be shared out: each example is then selected by its own content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,9 @@ class Labelled:
     block: str = ""
     """Digest of the stream and the block of time of a picture or sound; empty for texts."""
 
-    def held(self, share: float) -> bool:
-        """Return whether an example belongs to the validation part, which never trains."""
-        return int(self.block or self.key, 16) < share * float(16**WIDTH)
+    def held(self, share: float, *, by_block: bool = False) -> bool:
+        """Return whether an example belongs to the validation part, which never trains; `by_block`: with its whole block."""
+        return int((by_block and self.block) or self.key, 16) < share * float(16**WIDTH)
 
 
 @dataclass(slots=True)

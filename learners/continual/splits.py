@@ -7,7 +7,8 @@ not train. Without both, the result of a fine-tune is inconclusive.
 The validation part is a fixed share of the labels, selected by content. It never trains: it stops the training and selects the
 epoch. It comes from the sources of the training labels, so it can reject their labels as noise, but never approve a version.
 
-Pictures and sounds of one stream within five seconds of each other are in the same part, because they are nearly equal.
+Pictures and sounds of one stream within five seconds of each other are in the same part, because they are nearly equal. This
+begins when the labels cover enough of such blocks.
 
 If the file has classes, labels of other classes do not train and are counted as uncovered, because nothing could evaluate them.
 An image or sound of the file that is published again as a label is recognised by `near_duplicates.py`.
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 import orjson
 
-from learners.continual.labels import Labelled
+from learners.continual.labels import LEAST_BLOCKS, Labelled
 from learners.continual.near_duplicates import NearDuplicates
 from learners.finetune.datasets import read
 from learners.finetune.fields import check
@@ -125,6 +126,7 @@ class Holdout:
         validation: tuple[Examples, Examples] = ([], [])
         uncovered: list[str] = []
         repeated = 0
+        by_block = len({one.block for one in (*new, *known)} - {""}) >= LEAST_BLOCKS
         for at, labels in enumerate((new, known)):
             for one in labels:
                 foreign = classes(one.example) - judged if judged else frozenset[str]()
@@ -135,7 +137,7 @@ class Holdout:
                 elif normalized_text(one.example) in there or self.media.has(one.key, one.example):
                     repeated += at == 0
                 else:
-                    (validation if one.held(self.share) else train)[at].append(one.example)
+                    (validation if one.held(self.share, by_block=by_block) else train)[at].append(one.example)
         return LabelSplits(*train, *validation, tuple(uncovered), repeated)
 
     def apart(self, known: Collection[str] | None) -> tuple[Examples, Examples]:

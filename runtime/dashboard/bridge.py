@@ -61,6 +61,8 @@ class MqttBridge:
     def __post_init__(self) -> None:
         self.control = self._connection("page", on_connection_change=self._link)
         self.stop = self._connection("page-stop") if has_own_stop(self.address.credentials) else self.control
+        for line, what in ((self.stop, "page-stop"), (self.control, "page")):
+            line.expect_answers(self.topics("response", what, self.instance))
         for name in RETAINED:
             self.control.subscribe(self.topics(name), self._take, retained="send")
         for name in LIVE:

@@ -195,17 +195,24 @@ class Connection:
         except aiomqtt.MqttError as error:
             raise MqttLost(f"{topic}: {error}") from None
 
+    def expect_answers(self, reply_to: str) -> None:
+        """Subscribe to a response topic at each connect, so that no request waits for the subscription."""
+        self._inbound.await_answers(reply_to)
+
     async def request(self, topic: str, payload: bytes, *, reply_to: str, timeout_s: float = 2.0) -> Message:
         """Publish a request and wait for the answer with the same correlation data on `reply_to`.
 
         Raises:
-            MqttLost: no connection.
+            MqttLost: no connection, or the broker did not acknowledge the subscription to `reply_to` in time.
             TimeoutError: no answer in time.
         """
         if not self.connected or self._client is None:
             raise MqttLost(f"no connection to {self.address.host}:{self.address.port}")
         if reply_to not in self._inbound.subscriptions:
-            await self._inbound.subscribe(self._client, [self._inbound.await_answers(reply_to)])
+            try:
+                await self._inbound.subscribe(self._client, [self._inbound.await_answers(reply_to)], timeout_s)
+            except aiomqtt.MqttError as error:
+                raise MqttLost(f"{reply_to}: {error}") from None
         correlation, future = self._inbound.question()
         try:
             self.enqueue(topic, payload, qos=1, response_topic=reply_to, correlation=correlation)

@@ -94,15 +94,17 @@ class Receiver:
         """Wait for this answer no longer."""
         del self._answers[correlation]
 
-    async def subscribe(self, client: aiomqtt.Client, subscriptions: list[Subscription]) -> None:
-        """Subscribe at the broker; a refusal is logged with its remedy.
+    async def subscribe(
+        self, client: aiomqtt.Client, subscriptions: list[Subscription], timeout_s: float | None = None
+    ) -> None:
+        """Subscribe at the broker; a refusal is logged with its remedy. Without `timeout_s` the client's own applies.
 
         Raises:
             aiomqtt.MqttError: no answer in time.
         """
         if not subscriptions:
             return
-        codes: Any = await faithful(client.subscribe([(s.filter, s.options) for s in subscriptions]))
+        codes: Any = await faithful(client.subscribe([(s.filter, s.options) for s in subscriptions], timeout=timeout_s))
         for subscription, code in zip(subscriptions, codes, strict=False):
             if code.value >= 0x80:
                 log.error(

@@ -60,7 +60,7 @@ def without_errors(page: Page) -> Iterator[Page]:
     yield page
     WATCH.take("the page", page.content())
     page.context.close()
-    assert problems == []
+    assert problems == [], problems
 
 
 def until(page: Page, expression: str, patience_s: float = 60.0) -> None:

@@ -9,6 +9,7 @@ const listed = [];
 const remembered = new Map();
 let explained = null;
 let busy = false;
+let next = null;
 let asked = 0;
 let list;
 let panel;
@@ -63,9 +64,14 @@ function summed(data) {
   return Object.entries(total).map(([stream, value]) => ({ stream, value }));
 }
 
+/** Asks for an explanation, one at a time; what a person chose meanwhile is asked next, the newest choice alone. */
 export async function explain(decision, quiet = false) {
-  if (busy) return;
+  if (busy) {
+    if (!quiet) next = decision;
+    return;
+  }
   busy = true;
+  if (!quiet) panel.replaceChildren(h("p", { class: "muted" }, `Explaining decision ${decision.id} …`));
   try {
     const data = await request("explain", { decision: decision.id });
     explained = { decision: decision.id, at: decision.stamp, bars: summed(data), data };
@@ -77,6 +83,9 @@ export async function explain(decision, quiet = false) {
     }
   } finally {
     busy = false;
+    const chosen = next;
+    next = null;
+    if (chosen) explain(chosen);
   }
 }
 

@@ -15,7 +15,6 @@ let timer = 0;
 let seenEvents = 0;
 const picked = new Set();
 const edited = new Set();
-const urls = new Map();
 
 export function mount() {
   tasks = h("select", { id: "gallery-task", onchange: () => { picked.clear(); edited.clear(); load(); } });
@@ -110,20 +109,25 @@ function tile(reading, index) {
 }
 
 function content(reading) {
-  if (reading.jpeg) return h("img", { src: url(reading.jpeg, "image/jpeg"), alt: "", width: 96 });
+  if (reading.jpeg) return image(reading.jpeg, { width: 96 });
   if (reading.text !== undefined) return h("q", {}, reading.text);
   return h("span", {}, reading.level_db !== undefined ? `${number(reading.seconds)} s, ${number(reading.level_db)} dB` : "no copy");
 }
 
-/** Address of bytes in base64; `revoke` ends it. */
+/** Address of bytes in base64; an image ends it when it is loaded, `revoke` that of a sound. */
 function url(base64, type) {
-  const made = URL.createObjectURL(new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type }));
-  urls.set(made, true);
-  return made;
+  return URL.createObjectURL(new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type }));
+}
+
+/** An image of bytes in base64. One that is removed while it loads would complain of a missing address. */
+function image(base64, more) {
+  const src = url(base64, "image/jpeg");
+  const end = () => URL.revokeObjectURL(src);
+  return h("img", { src, alt: "", onload: end, onerror: end, ...more });
 }
 
 function revoke(parent) {
-  for (const element of parent.querySelectorAll("[src^='blob:']")) { URL.revokeObjectURL(element.src); urls.delete(element.src); }
+  for (const element of parent.querySelectorAll("audio[src^='blob:']")) URL.revokeObjectURL(element.src);
 }
 
 function toggle(index, range) {

@@ -11,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 from PIL import Image
 
-from learners.continual.labels import BLOCK_S, Labelled
+from learners.continual.labels import LEAST_BLOCKS, Labelled
 from learners.continual.near_duplicates import NearDuplicates, fingerprint, same_sound
 from learners.continual.splits import Holdout
 from learners.tasks.base import DataError, EncodedMedia
@@ -88,9 +88,21 @@ def test_another_file_of_pictures_is_another_file(tmp_path: Path) -> None:
         Holdout.of(str(tmp_path / "held.jsonl"), 0.2)
 
 
-def test_moments_of_one_scene_are_in_one_part() -> None:
-    block = "f" * 16
-    labels = [Labelled(n, f"{n}" * 16, {"text": str(n), "label": "a"}, block=block) for n in range(8)]
-    assert not any(label.held(0.5) for label in labels)
-    assert all(label.held(1.0) for label in labels)
-    assert BLOCK_S > 0.0
+def test_moments_of_one_scene_are_in_one_part_where_there_are_enough_scenes() -> None:
+    rng = np.random.default_rng(0)
+    labels = [
+        Labelled(n, rng.bytes(8).hex(), {"text": str(n), "label": "a"}, block=f"{n // 4 * 7919 % 997:016x}"[::-1])
+        for n in range(4 * LEAST_BLOCKS)
+    ]
+    parts = Holdout(0.4).parts(labels, [])
+    sides = [{row["text"] for row in rows} for rows in (parts.new, parts.tried)]
+    assert all(sides)
+    for at in range(LEAST_BLOCKS):
+        scene_of = {str(n) for n in range(4 * at, 4 * at + 4)}
+        assert scene_of <= sides[0] or scene_of <= sides[1]
+    few = Holdout(0.4).parts(labels[: 4 * LEAST_BLOCKS - 4], [])
+    assert any(
+        {str(n) for n in range(4 * at, 4 * at + 4)} & {row["text"] for row in few.new}
+        and {str(n) for n in range(4 * at, 4 * at + 4)} & {row["text"] for row in few.tried}
+        for at in range(LEAST_BLOCKS - 1)
+    ), "with fewer scenes each example is selected by its content"
