@@ -146,7 +146,7 @@ class Client:
         self.under_way.append((out, future))
         await future
 
-    async def subscribe(self, filters: list[Any]) -> list[SimpleNamespace]:
+    async def subscribe(self, filters: list[Any], timeout: float | None = None) -> list[SimpleNamespace]:  # noqa: ASYNC109 - as aiomqtt names it
         return [SimpleNamespace(value=1) for _ in filters]
 
 
