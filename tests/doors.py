@@ -37,7 +37,7 @@ class FakeBridge:
     async def request(self, parts: tuple[str, ...], body: dict[str, object], timeout_s: float) -> dict[str, object]:
         encode(body)  # as the real one does: what cannot be encoded fails here too
         if self.refuses:
-            raise Unreachable(f"{' '.join(parts)}: no gate took it: no response within {timeout_s:g} s")
+            raise Unreachable(f"{' '.join(parts)}: no gate received it: no response within {timeout_s:g} s")
         if parts[0] == "request":
             self.asked.append((parts[1], body))
             return {"verb": parts[1]}

@@ -88,7 +88,7 @@ class AcceptanceVerdict:
 def rejection_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
     """Return why a candidate is rejected, by its metrics on the held-out file; None if it passes."""
     if (said := below_chance(figures, "labels_")) is not None:
-        return f"the new labels contradict what is known: {said}"
+        return f"the new labels contradict the live version: {said}"
     if (said := by_chance(figures, "validation_")) is not None:
         return f"labels look like noise: validation agreement is at chance level: {said}"
     if (said := by_chance(figures, "")) is not None:

@@ -215,7 +215,7 @@ def shapley(values: NDArray[np.float64]) -> list[float]:
 def _features(policy: Explainable, window: Sequence[Transition]) -> FeatureArrays:
     """A window as features [1, H]; a short one repeats its oldest tick."""
     if not window:
-        raise NotExplainable("the decision is not in the record any more")
+        raise NotExplainable("the decision is no longer stored")
     spec = policy.spec
     padded = [window[0]] * (spec.history - len(window)) + list(window)[-spec.history :]
     flat = recorded_arrays(spec, [t.tokens for t in padded], [t.present for t in padded], [t.ages_s for t in padded])

@@ -34,7 +34,7 @@ def ope(context: EvaluationContext) -> Working:
             passed=False,
             inconclusive=True,
             figures=found,
-            reason=f"inconclusive, held to the live experiment: {judged.unknown}",
+            reason=f"inconclusive, left to the live experiment: {judged.unknown}",
         )
     finding = "not worse" if judged.decides.lower > -settings.margin else "possible"
     return StepResult(passed=True, figures=found | {"finding": finding})

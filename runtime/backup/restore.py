@@ -124,7 +124,7 @@ def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead
     wrong = sorted(path for path in {*found, *sums.files} if found.get(path) != sums.files.get(path))
     if wrong:
         raise BackupError(
-            f"{archive}: {wrong[0]!r} is not what was backed up ({len(wrong)} such); nothing was restored"
+            f"{archive}: {wrong[0]!r} differs from its checksum ({len(wrong)} such files); nothing was restored"
         )
     return head, sums
 

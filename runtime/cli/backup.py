@@ -65,7 +65,7 @@ def backup(file: Path, config: Path | None, *, recordings: bool) -> None:
 @click.command()
 @click.argument("file", type=FILE)
 @takes_settings()
-@click.option("--replace", is_flag=True, help="Rename a state folder that is not empty, and restore beside it.")
+@click.option("--replace", is_flag=True, help="Rename a state folder that is not empty, and restore in its place.")
 @refusing
 def restore(file: Path, config: Path | None, *, replace: bool) -> None:
     """Restore the state of the daemon of CONFIG (default: the demo) from FILE, which `reflexd backup` wrote.
@@ -90,5 +90,5 @@ def restore(file: Path, config: Path | None, *, replace: bool) -> None:
     if done.head.agent != settings.agent:
         click.echo(f"the backup is of agent {done.head.agent}; these settings are of agent {settings.agent}", err=True)
     if done.set_aside is not None:
-        click.echo(f"the state from before: {done.set_aside}; delete it when you no longer need it", err=True)
+        click.echo(f"the earlier state is now {done.set_aside}; delete it when you no longer need it", err=True)
     click.echo(f"{settings.state_dir}: {done.files} files, {_size(done.bytes)}, as of {done.head.created}")

@@ -33,7 +33,7 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--filter", "topic_filter", default="#", show_default=True, help="Topics to listen to.")
 @click.option("--out", type=NEW_FILE, help="Settings file to write; default: only list what was found.")
 @click.option("--agent", default="home", show_default=True, help="Name of the agent in the file.")
-@click.option("--only", multiple=True, metavar="NAME", help="Take this stream or actuator only. Repeat for several.")
+@click.option("--only", multiple=True, metavar="NAME", help="Select only this stream or actuator. Repeat for several.")
 @click.option(
     "--actuator",
     "more",
@@ -46,7 +46,7 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--microphone", "microphones", multiple=True, metavar="SOURCE", help="A microphone, likewise.")
 @click.option("--username", help="User name for the broker.")
 @click.option("--password-env", metavar="NAME", help="Environment variable with the password; the file refers to it.")
-@click.option("--yes", is_flag=True, help="Take everything without asking.")
+@click.option("--yes", is_flag=True, help="Select everything, without questions.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @refusing
 def discover(

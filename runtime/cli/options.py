@@ -116,7 +116,9 @@ class AgentName(click.ParamType):  # type: ignore[type-arg] # generic only in th
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name; another one ends the program with exit code 2."""
         if _NAME.fullmatch(str(value)) is None:
-            self.fail(f"{str(value)[:80]!r} is no name; use 1 to 64 lower-case letters, digits, _ and -", param, ctx)
+            self.fail(
+                f"{str(value)[:80]!r} is not a valid name; use 1 to 64 lower-case letters, digits, _ and -", param, ctx
+            )
         return str(value)
 
 

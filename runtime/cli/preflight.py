@@ -318,7 +318,7 @@ def _pem(ca: Path | None, cert: Path | None, key: Path | None) -> Found:
     except (ssl.SSLError, OSError, ValueError) as error:
         yield (
             ("mqtt", "key" if key is not None else "cert"),
-            f"certificate and key do not fit each other or are not in PEM format ({error})",
+            f"certificate and key do not match or are not in PEM format ({error})",
             "name the certificate and its unencrypted key",
         )
 

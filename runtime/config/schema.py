@@ -60,7 +60,7 @@ class EngineSettings(Settings):
 
     runtime: Literal["auto", "compiled", "torch"] = Field(
         "auto",
-        description="what the agent acts with: `compiled` runs graphs in OpenVINO and imports no torch; `torch` runs torch, "
+        description="how the agent runs its models: `compiled` runs graphs in OpenVINO and imports no torch; `torch` runs torch, "
         "on a GPU with CUDA graphs; `auto` is `compiled` where the settings allow it",
     )
     backend: Literal["auto", "torch", "openvino"] = Field(
@@ -131,9 +131,9 @@ class StorageSettings(Settings):
 
 
 class DriftSettings(Settings):
-    """Settings of the watch over streams that no longer look as they did."""
+    """Settings of detection of drift in the streams."""
 
-    enabled: bool = Field(True, description="compare every stream with its own past, once a second")
+    enabled: bool = Field(True, description="compare every stream with its own earlier readings, once a second")
     react: Literal["event", "ask", "shadow", "version_before"] = Field(
         "event",
         description="what a drift does: `event` publishes it; `ask` also waits for a person to accept it on the page; `shadow` "
@@ -211,7 +211,7 @@ class Config(Settings):
     )
     record: RecordSettings = Field(RecordSettings(), description="recordings of sessions")
     storage: StorageSettings = Field(StorageSettings(), description="the disk space of `state_dir`")
-    drift: DriftSettings = Field(DriftSettings(), description="the watch over streams that no longer look as they did")
+    drift: DriftSettings = Field(DriftSettings(), description="detection of drift in the streams")
     plant: PlantSettings | None = Field(
         None, description="a simulated device that the supervisor starts; default: none"
     )

@@ -158,7 +158,7 @@ class Foreground:
         """Print how the daemon ended."""
         self._print_news()
         if code == 0:
-            self.console.print(plain("reflexd has ended; every actuator was sent its safe value."))
+            self.console.print(plain("reflexd has ended; the gate sent every actuator its safe value."))
             return
         for each in self.log_file.plain[-5:] if not self._problems else ():
             self.console.print(plain(each, 300))

@@ -187,7 +187,7 @@ class MqttBridge:
         except MqttLost as lost:
             raise Unreachable(f"{what}: not sent: {lost}") from None
         except TimeoutError:
-            taker = "no gate took it" if parts[0] in GATED or parts[-1] in GATED else "no agent took it"
+            taker = "no gate received it" if parts[0] in GATED or parts[-1] in GATED else "no agent received it"
             raise Unreachable(f"{what}: {taker}: no response within {timeout_s:g} s") from None
         except Refused as refusal:
             raise Unreachable(f"{what}: the response is malformed: {refusal}") from None

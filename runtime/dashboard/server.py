@@ -102,7 +102,7 @@ class Page:
             )
         if found is None:
             return web.json_response(
-                {"error": "that is not the token; `reflexd link` prints a link that signs you in"}, status=401
+                {"error": "wrong token; `reflexd link` prints a link that signs you in"}, status=401
             )
         response = web.json_response({"role": found[1]})
         response.set_cookie(
@@ -134,7 +134,7 @@ class Page:
         _check_origin(request, required=True)
         ws = web.WebSocketResponse(heartbeat=10.0, max_msg_size=MAX_COMMAND, compress=True)
         if not ws.can_prepare(request).ok:
-            raise web.HTTPUpgradeRequired(text="this is a web socket")
+            raise web.HTTPUpgradeRequired(text="this address takes WebSocket connections only")
         address = network(request.remote)
         refusal = self.hub.refusal(role, address)
         if refusal is not None:
@@ -162,7 +162,7 @@ class Page:
                 if self.role(request) is None:  # signed out in another tab, or the session is over
                     break
                 if not client.may_send(asyncio.get_running_loop().time()):
-                    client.replies.append({"id": 0, "error": "too many at once; wait a moment"})
+                    client.replies.append({"id": 0, "error": "too many commands at once; wait a moment"})
                     del client.replies[:-20]
                     continue
                 group.create_task(self._answer(client, message.data), name="command")
@@ -224,7 +224,7 @@ async def _token(request: web.Request) -> str:
         async with asyncio.timeout(FORM_S):
             form = await request.post()
     except (ValueError, LookupError):
-        raise web.HTTPBadRequest(text="not a form") from None
+        raise web.HTTPBadRequest(text="the body is not a form") from None
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="the form did not arrive in time") from None
     token = form.get("token")

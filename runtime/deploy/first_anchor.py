@@ -68,7 +68,13 @@ class FirstAnchor:
         long = newest.count >= LONG_UNITS
         if not fell and not long and not _stalled(list(judged.values())):
             return None
-        why = "a later version was worse" if fell else "it acts long" if long else "later versions were no better"
+        why = (
+            "a later version was worse"
+            if fell
+            else "it has acted long enough"
+            if long
+            else "later versions were no better"
+        )
         unit = f"{judged[best].mean:.4g} after {self.untrained.mean:.4g} of the untrained policy"
         return best, f"better than the untrained policy ({unit}, before and after), and {why}"
 

@@ -98,13 +98,13 @@ def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, sta
     if place is None:
         found.left_out.append(LeftOut(state, f"{name}: its value_template is more than a field"))
     elif heard is None:
-        found.left_out.append(LeftOut(state, f"{name}: nothing was heard on its topic"))
+        found.left_out.append(LeftOut(state, f"{name}: no message arrived on its topic"))
     elif place == "" and entity.get("platform") == "binary_sensor":
         off, on = str(entity.get("payload_off", "OFF")), str(entity.get("payload_on", "ON"))
         if bare_words(heard.samples, (off, on)):
             found.streams.append(stream(name, state, heard, why, {"state": ""}, {"state": (off, on)}))
         else:
-            found.left_out.append(LeftOut(state, f"{name}: what was heard is neither {off} nor {on}"))
+            found.left_out.append(LeftOut(state, f"{name}: its payload is neither {off} nor {on}"))
     elif place == "" and bare_numbers(heard.samples):
         found.streams.append(stream(name, state, heard, why, {_field(entity, "value"): ""}))
     elif place and place in numeric_fields(heard.samples).values():
@@ -112,7 +112,7 @@ def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, sta
             stream(name, state, heard, why, {_field(entity, place.strip("/").split("/")[-1].lower()): place})
         )
     else:
-        found.left_out.append(LeftOut(state, f"{name}: what was heard is not a number"))
+        found.left_out.append(LeftOut(state, f"{name}: its payload is not a number"))
 
 
 def _field(entity: dict[str, Any], otherwise: str) -> str:
@@ -142,7 +142,7 @@ def _moved(found: Proposals, entity: dict[str, Any], name: str, kind: str, comma
     )
     own = entity.get("command_template") is not None
     if kind not in {"switch", "light", "fan", "select", "number"} or is_dangerous(label, command):
-        found.left_out.append(LeftOut(command, f"{name}: a person decides over such a device; add it by hand"))
+        found.left_out.append(LeftOut(command, f"{name}: such a device can cause harm; add it by hand"))
     elif kind == "light" and entity.get("schema") == "json" and not own:
         report = state if isinstance(state, str) else None
         on_off = replace(device, choices=("OFF", "ON"), payload='{"state": "${value}"}', state_topic=report)
@@ -155,7 +155,7 @@ def _moved(found: Proposals, entity: dict[str, Any], name: str, kind: str, comma
     elif kind == "select" and isinstance(entity.get("options"), list) and len(entity["options"]) > 1:
         found.actuators.append(replace(device, choices=tuple(dict.fromkeys(map(str, entity["options"])))))
     else:
-        found.left_out.append(LeftOut(command, f"{name}: a {kind} needs limits that a person knows; add it by hand"))
+        found.left_out.append(LeftOut(command, f"{name}: a {kind} needs limits; add it by hand"))
 
 
 def zigbee2mqtt(tree: Tree, found: Proposals) -> None:
@@ -202,7 +202,7 @@ def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str
     if not int(feature.get("access", 1)) & 2:
         return
     if is_dangerous(device) or feature.get("of") not in {"switch", "light", "fan"}:
-        found.left_out.append(LeftOut(f"{state}/set", f"{device}: a person decides over such a device; add it by hand"))
+        found.left_out.append(LeftOut(f"{state}/set", f"{device}: such a device can cause harm; add it by hand"))
         return
     choices = (str(feature.get("value_off", "OFF")), str(feature.get("value_on", "ON")))
     payload = f'{{"{name}": "${{value}}"}}'
@@ -241,7 +241,7 @@ def tasmota(tree: Tree, found: Proposals) -> None:
                 found.streams.append(stream(found.unique(device), topic, heard, "Tasmota", _short(fields)))
         elif prefix == "stat" and re.fullmatch(r"POWER\d*", leaf) and bare_words(heard.samples, ("ON", "OFF")):
             if is_dangerous(device):
-                found.left_out.append(LeftOut(topic, f"{device}: a person decides over such a device; add it by hand"))
+                found.left_out.append(LeftOut(topic, f"{device}: such a device can cause harm; add it by hand"))
                 continue
             unique = found.unique(device if leaf == "POWER" else f"{device}_{leaf.lower()}")
             if any(each.name == device for each in found.streams):
@@ -282,11 +282,9 @@ def esphome_and_statestream(tree: Tree, found: Proposals) -> None:
             found.used.add(command)
             found.actuators.append(FoundActuator(unique, command, ("OFF", "ON"), state_topic=topic, why=why))
         elif kind in {"switch", "light", "fan", "number"}:
-            found.left_out.append(
-                LeftOut(topic, f"{name}: this {kind} cannot be commanded here, or a person decides over it")
-            )
+            found.left_out.append(LeftOut(topic, f"{name}: this {kind} has no command topic, or can cause harm"))
         else:
-            found.left_out.append(LeftOut(topic, f"{name}: what was heard is not a number"))
+            found.left_out.append(LeftOut(topic, f"{name}: its payload is not a number"))
     found.used |= {
         topic
         for topic in tree.topics

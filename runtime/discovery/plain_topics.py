@@ -46,9 +46,7 @@ def _read(found: Proposals, topic: str, heard: TopicSamples) -> None:
             stream(name, topic, heard, "a plain number", {last if last.isidentifier() else "value": ""})
         )
     elif any(bare_words(heard.samples, words) for words in SWITCHED):
-        reason = (
-            "it says ON or OFF, but where it takes commands was not heard; name it with --actuator NAME=COMMAND_TOPIC"
-        )
+        reason = "it reports ON or OFF, but no command topic was seen; name it with --actuator NAME=COMMAND_TOPIC"
         found.left_out.append(LeftOut(topic, reason))
     else:
         found.left_out.append(LeftOut(topic, "neither numbers nor a switch"))
@@ -61,9 +59,9 @@ def _commanded(tree: Tree, found: Proposals, topic: str) -> None:
     words = next((words for words in SWITCHED if bare_words(heard.samples, words)), None)
     report = next((t for t in (f"{device}/state", f"{device}/status", device) if t in tree.topics), None)
     if words is None or report is None or not bare_words(tree.topics[report].samples, words):
-        found.left_out.append(LeftOut(topic, "a command whose device does not report ON or OFF beside it"))
+        found.left_out.append(LeftOut(topic, "a command topic without a state topic that reports ON or OFF"))
     elif is_dangerous(topic):
-        found.left_out.append(LeftOut(topic, "a person decides over such a device; add it by hand"))
+        found.left_out.append(LeftOut(topic, "such a device can cause harm; add it by hand"))
     else:
         found.used.add(report)
         found.actuators.append(

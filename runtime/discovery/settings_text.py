@@ -76,7 +76,7 @@ def settings_text(plan: Plan) -> str:
 
 def _stream(found: FoundStream) -> list[str]:
     age_s = OLDEST_S if found.longest_s is None else min(OLDEST_S, max(5.0, math.ceil(3 * found.longest_s)))
-    how_often = "heard once" if found.longest_s is None else f"at least every {found.longest_s:.1f} s"
+    how_often = "one message" if found.longest_s is None else f"at least every {found.longest_s:.1f} s"
     parts = [
         "kind: telemetry",
         f"source: {_text('topic:' + found.topic)}",

@@ -1,1 +1,1 @@
-"""Notice when a stream no longer looks as it did: conformal tests of readings and tokens against a reference."""
+"""Detect drift in the streams: conformal tests of readings and tokens against a reference."""

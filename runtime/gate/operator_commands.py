@@ -286,7 +286,7 @@ class OperatorCommands:
             Refused: this process has just not run.
         """
         if self.host.has_stalled(self.host.now()):
-            raise Refused("the gate has just not run, so the age of this message is unknown: send it again")
+            raise Refused("the gate was suspended, so the age of this message is unknown: send it again")
 
     def _known(self, actuator: str) -> None:
         configured = self.host.config.actuators

@@ -132,7 +132,7 @@ class StatusPublisher:
             reasons.append(self.safety.trouble)
         if self.latches.error is not None:
             reasons.append(f"latches not saved: {self.latches.error}; trying again")
-        reasons.extend(f"the process {name} fails again and again" for name in self.failing())
+        reasons.extend(f"the process {name} fails repeatedly" for name in self.failing())
         if not agent.was_ready:
             return "starting", ("the agent is not ready yet", *reasons)
         if not agent.ready:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from runtime.inference.torch_engine import TorchEngine
 
 Runtime = Literal["auto", "compiled", "torch"]
-TORCH_REMEDY = "none needed: the agent acts in torch, with more memory and a slower start; mend what the reason names, then restart"
+TORCH_REMEDY = "none needed: the agent acts in torch, with more memory and a slower start; correct what the reason names, then restart"
 _LOG = structlog.get_logger(__name__)
 
 

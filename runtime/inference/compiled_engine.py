@@ -120,7 +120,7 @@ class CompiledEngine(Engine):
         manifest = loaded.manifest
         for name, encoder in self._pretrained.items():
             if ENCODER_FILE + name in loaded.arrays:
-                detail = f"it brings weights of encoder {name}; the daemon loads them in torch at its next start, if engine.runtime allows it"
+                detail = f"it contains weights of encoder {name}; the daemon loads them in torch at its next start, if engine.runtime allows it"
                 raise CheckpointRefused(manifest.version, NEEDS_TORCH, detail)
             routed = {stream for stream, route in self.routes.items() if route == name}
             wanted = {version for stream, version in manifest.encoder_versions.items() if stream in routed}

@@ -82,7 +82,7 @@ class GraphCompiler:
         """
         source = self.encoders.get(name)
         if source is None:
-            raise CompilationFailed(f"encoder {name} follows no task whose versions could be compiled")
+            raise CompilationFailed(f"encoder {name} does not follow a task, so no version can be compiled")
         body = {
             "encoder": source.settings.model_dump(mode="json"),
             "encoder_version": version,

@@ -378,6 +378,4 @@ class Connection:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
                 if self._inbound.heard_s < asked_s and not stalled:
                     self._leave()
-                    raise MqttLost(
-                        f"the broker is silent ({error}); look at the network, and whether the broker runs"
-                    ) from None
+                    raise MqttLost(f"the broker does not respond ({error}); check the network and the broker") from None

@@ -56,10 +56,10 @@ def export(config: Config, form: str, wish: ExportOptions, told: OnProgress = la
     """
     if not config.state_dir.is_dir():
         raise NotExported(
-            f"{config.state_dir}: not there; `reflexd run` makes it, or correct state_dir in the settings"
+            f"{config.state_dir}: does not exist; `reflexd run` creates it, or correct state_dir in the settings"
         )
     if wish.out.exists():
-        raise NotExported(f"{wish.out}: is there already; name another --out or delete it")
+        raise NotExported(f"{wish.out}: exists already; name another --out or delete it")
     wish.out.parent.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, Callable[[Config, ExportOptions, OnProgress], str]] = {
         "onnx": _onnx,
@@ -149,7 +149,9 @@ def _nothing(episodes: Episodes, shown: frozenset[str]) -> str:
     if episodes.tally.no_picture:
         return f"pictures of {', '.join(sorted(shown))} are not stored for any of these ticks; --no-pictures exports the rest"
     if episodes.tally.rows:
-        return f"{episodes.tally.rows} ticks, and nothing was done in any: arm the agent, or leave the mode shadow"
+        return (
+            f"{episodes.tally.rows} ticks, and no action was executed in any: arm the agent, or leave the mode shadow"
+        )
     return "there is no experience in this state_dir and window of time: run the daemon, or widen --since and --until"
 
 

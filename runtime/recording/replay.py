@@ -135,7 +135,7 @@ def _check_spec(path: Path, recorded: str, spec: PolicySpec) -> None:
 def _check_decision(recording: Recording, recorded: dict[str, Any]) -> None:
     missing = {"id", "policy", "explore"} - recorded.keys()
     if missing:
-        raise RecordingError(f"{recording.path}: a decision without {sorted(missing)}; it is none of reflexd")
+        raise RecordingError(f"{recording.path}: a decision without {sorted(missing)}; reflexd did not write it")
 
 
 async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | None, *, progress: bool) -> ReplayReport:
@@ -144,7 +144,7 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
     engine.fuse_history_as_batch = "conditions" not in metadata  # recorded by an older program
     named = zlib.crc32(tuning.config.agent.encode())  # the seed of older programs
     engine.seed = int(metadata.get("seed", named))
-    await _recall(tuning, parse(metadata.get("encoders", "{}").encode()), "at its begin")
+    await _recall(tuning, parse(metadata.get("encoders", "{}").encode()), "at its start")
     ticks = recording.ticks()
     first = next(ticks, None)
     if first is None:

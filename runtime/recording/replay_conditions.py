@@ -20,8 +20,8 @@ LIBRARIES = ("torch", "numpy", "openvino", "transformers", "opencv-python", "sox
 _SETTINGS = {"streams", "encoders", "actuators", "policy", "engine"}
 _WORDS = {
     "agent": "the agent was renamed",
-    "settings": f"the settings under {', '.join(sorted(_SETTINGS))} are others",
-    "untrained": "the untrained weights are others (learner.seed, or the program's version)",
+    "settings": f"the settings under {', '.join(sorted(_SETTINGS))} differ",
+    "untrained": "the untrained weights differ (learner.seed, or the program's version)",
     "runtime": "other generators and rounding (engine.runtime)",
     "device": "another device",
     "threads": "another number of threads",

@@ -61,7 +61,7 @@ class Explainer:
             row = reader.decision(decision)
             if row is None:
                 raise RequestFailed(
-                    f"{decision}: not in the record; it may be older than experience.max_gb keeps, or a typing error"
+                    f"{decision}: no stored decision has this id; it was deleted (experience.max_gb), or the id is mistyped"
                 )
             policy = self._policy(row.transition.policy)
             history = policy.spec.history

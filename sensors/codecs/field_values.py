@@ -31,7 +31,7 @@ def number_of(field: str, value: object, words: Sequence[str] = ()) -> float:
     """
     if words:
         if value not in words:
-            raise PayloadRefused("unknown_word", f"{field}: {str(value)[:64]!r} is none of {list(words)}")
+            raise PayloadRefused("unknown_word", f"{field}: {str(value)[:64]!r} is not one of {list(words)}")
         return float(words.index(str(value)))
     if isinstance(value, str):
         return _of_text(field, value)

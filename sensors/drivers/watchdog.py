@@ -227,7 +227,7 @@ class SourceWatchdog:
             if done.done():
                 break
             age_s = self._clock() - (start_s if self._newest_s is None else self._newest_s)
-            what = "nothing came" if self._newest_s is None else "it fell silent"
+            what = "no data" if self._newest_s is None else "no further data"
             if self.refusal is not None:
                 what = f"no usable data ({self.refusal})"
             if age_s >= self._report_after_s():

@@ -55,7 +55,7 @@ def until_tiles(page: Page, count: int) -> None:
     """Wait for a number of tiles; look again where a busy machine answered too late."""
     until(page, f"document.querySelectorAll('#gallery .tile[aria-pressed]').length === {count} || {LATE}", 120.0)
     if page.locator("#gallery .tile[aria-pressed]").count() != count:
-        page.get_by_role("button", name="Look again").click()
+        page.get_by_role("button", name="Refresh").click()
         until(page, f"document.querySelectorAll('#gallery .tile[aria-pressed]').length === {count}", 120.0)
 
 
@@ -113,7 +113,7 @@ def correct_and_remove(page: Page) -> None:
     expect(first).to_contain_text("red by dashboard")
     first.get_by_role("checkbox").check()
     page.get_by_role("button", name="Remove the ticked").click()
-    expect(page.locator("#gallery .labels .gone")).to_contain_text("taken back by dashboard:anna")
+    expect(page.locator("#gallery .labels .gone")).to_contain_text("removed by dashboard:anna")
     page.get_by_label("Class", exact=True).fill("<img src=x onerror=alert(1)>")
     page.locator("#gallery .tile[aria-pressed]").first.click()
     page.get_by_role("button", name="Label", exact=True).click()

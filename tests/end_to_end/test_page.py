@@ -92,7 +92,7 @@ def test_a_person_logs_in_by_hand_and_a_wrong_token_is_refused(
     expect(page).to_have_url(f"{world[0]}/login")
     page.get_by_label("Token").fill("wrong")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("alert")).to_contain_text("not the token")
+    expect(page.get_by_role("alert")).to_contain_text("wrong token")
     page.get_by_label("Token").fill(world[1])
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Software stop")).to_be_visible()
@@ -123,7 +123,7 @@ def test_stop_is_in_sight_safe_within_a_second_and_release_arms_nothing(page: Pa
     expect(head).to_contain_text("by the gate (safe action)")
     expect(head.locator(".big")).to_have_text("stay")
     assert time.monotonic() - pressed < 1.0 + contention.s
-    expect(page.get_by_role("alert")).to_contain_text("Stopped by software")
+    expect(page.get_by_role("alert")).to_contain_text("The software stop is engaged")
     expect(page.get_by_text("that one must be wired")).to_be_visible()
     page.get_by_role("button", name="Release stop").click()
     page.get_by_role("dialog").get_by_role("button", name="Release", exact=True).click()
@@ -154,7 +154,7 @@ def test_override_mode_promote_rollback_label_and_text_reach_the_agent(page: Pag
     question = page.locator("#teach .question").first
     question.get_by_role("button", name="look").click()
     expect(page.locator("#toasts")).to_contain_text("Answered: look")
-    page.get_by_text("Tell it something").click()
+    page.get_by_text("Send a text").click()
     page.get_by_label("Text", exact=True).first.fill("find the moon")
     page.keyboard.press("Enter")
     expect(page.locator("#glance")).to_contain_text("find the moon")
@@ -209,7 +209,7 @@ def test_a_lost_broker_is_said_within_two_seconds_and_its_return_too(
     world[2].signal(signal.SIGSTOP)
     frozen, contention = time.monotonic(), Contention()
     try:
-        expect(page.get_by_role("alert")).to_contain_text(re.compile("the broker is silent|does not answer"))
+        expect(page.get_by_role("alert")).to_contain_text(re.compile("the broker does not respond|does not answer"))
         assert time.monotonic() - frozen < 2.0 + contention.s
     finally:
         world[2].signal(signal.SIGCONT)
@@ -228,7 +228,7 @@ def test_the_stop_works_over_an_open_question(page: Page) -> None:
     expect(page.locator("#pill")).to_contain_text("stopped")
     assert time.monotonic() - pressed < 1.0 + contention.s
     expect(page.get_by_role("dialog")).to_be_hidden()
-    expect(page.locator("#toasts")).to_contain_text("the gate has taken the stop")
+    expect(page.locator("#toasts")).to_contain_text("the gate confirmed the stop")
     page.get_by_role("button", name="Release stop").click()
     expect(page.get_by_role("dialog")).to_contain_text("Release the software stop?")
     page.get_by_role("button", name="Software stop").click()  # not released, whatever the question was
@@ -336,7 +336,7 @@ def test_when_the_agent_is_gone_figures_are_old_and_no_stop_is_promised(
         expect(page.locator("#glance")).to_contain_text(re.compile(r"as of \d"))
         assert page.locator("#glance .dotmark.good").count() == 0
         page.get_by_role("button", name="Software stop").click()
-        expect(page.get_by_role("alert")).to_contain_text("THE STOP WAS NOT TAKEN (stop: no gate took it")
+        expect(page.get_by_role("alert")).to_contain_text("THE STOP WAS NOT CONFIRMED (stop: no gate received it")
     finally:
         agent.send_signal(signal.SIGCONT)
 

@@ -135,7 +135,7 @@ def test_a_person_logs_in_with_the_token_by_hand(browser: Browser, demo: Demo) -
     expect(page).to_have_url(f"{demo.address}/login")
     page.get_by_label("Token").fill("not the token at all")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("not the token")
+    expect(page.get_by_role("alert")).to_contain_text("wrong token")
     page.get_by_label("Token").fill(demo.token)
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Software stop")).to_be_visible(timeout=PATIENCE_MS)
@@ -161,7 +161,7 @@ def test_stop_release_arm_and_taking_over_reach_the_device(page: Page, demo: Dem
         page.get_by_role("button", name="Software stop").click()
         pressed_s = page.evaluate("Number(document.body.dataset.pressed)") / 1_000
         assert device.comes_to("stay", pressed_s) < 1.0 + contention.s
-        expect(page.get_by_role("alert")).to_contain_text("Stopped by software")
+        expect(page.get_by_role("alert")).to_contain_text("The software stop is engaged")
         page.get_by_role("button", name="Release stop").click()
         confirm(page, "Release")
         expect(page.locator("#pill")).to_contain_text("not armed")

@@ -90,7 +90,7 @@ class ModulationEncoder:
         Raises:
             ValueError: a checkpoint claims weights for it.
         """
-        raise ValueError(f"{NAME} has no weights, but the checkpoint brings some: {type(state).__name__}")
+        raise ValueError(f"{NAME} has no weights, but the checkpoint contains some: {type(state).__name__}")
 
 
 def fitted(reading: Reading, samples: int) -> NDArray[np.float32]:

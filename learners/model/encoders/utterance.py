@@ -80,4 +80,4 @@ class UtteranceEncoder:
         Raises:
             ValueError: a checkpoint claims weights for it.
         """
-        raise ValueError(f"{NAME} has no weights, but the checkpoint brings some: {type(state).__name__}")
+        raise ValueError(f"{NAME} has no weights, but the checkpoint contains some: {type(state).__name__}")

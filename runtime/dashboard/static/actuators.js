@@ -143,7 +143,7 @@ async function override(name, value, hold_s) {
 async function giveBack(name) {
   try {
     await request("end_override", { actuator: name });
-    outcome(name, "given back to the policy", "good");
+    outcome(name, "the override ended", "good");
   } catch (error) {
     outcome(name, error.message, "bad");
   }
@@ -207,7 +207,7 @@ function sliderInputs(name, about, act) {
     sliders.forEach(({ input, figure }, i) => setText(figure, known || moved.has(i) ? number(Number(input.value)) : "–"));
     const ready = known || moved.size === sliders.length;
     button.disabled = !ready;
-    setText(note, ready ? (moved.size ? "" : "at the value in force") : "The value in force is not known: move every slider first.");
+    setText(note, ready ? (moved.size ? "" : "at the value in force") : "The value in force is unknown: move every slider first.");
   }
   function refresh(open) {
     const value = inForce(name);

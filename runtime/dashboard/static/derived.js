@@ -55,14 +55,14 @@ export function mode() {
 
 /** Why what is shown may be old or cannot be steered; null when broker and agent are there and decide. */
 export function trouble() {
-  if (!state.connected) return state.reason || "This page has lost its server: start the daemon with `reflexd run FILE`. What you see is old.";
+  if (!state.connected) return state.reason || "The connection to the page's server is lost: start the daemon with `reflexd run FILE`. The page shows old values.";
   const link = section("link");
-  if (link && !link.connected) return `No connection to the broker: ${link.reason}. What you see is old, and nothing can be steered from here.`;
+  if (link && !link.connected) return `No connection to the broker: ${link.reason}. The page shows old values and cannot send commands.`;
   const status = section("status");
   if (!status) return "The agent has not published anything yet: start it with `reflexd run FILE`.";
-  if (status.state === "offline") return "The agent is offline: start it with `reflexd run FILE`. What you see is old.";
+  if (status.state === "offline") return "The agent is offline: start it with `reflexd run FILE`. The page shows old values.";
   const decision = lastDecision();
-  if (status.state !== "starting" && (!decision || now() - decision.stamp > 3)) return "The agent has made no decision for over 3 s. What you see is old.";
+  if (status.state !== "starting" && (!decision || now() - decision.stamp > 3)) return "The agent has made no decision for over 3 s. The page shows old values.";
   return null;
 }
 

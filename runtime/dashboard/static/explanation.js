@@ -18,7 +18,7 @@ export const lastExplanation = () => explained;
 
 export function mount() {
   list = h("ol", { class: "decisions", "aria-label": "Recent decisions, newest first; choose one to explain it" });
-  panel = h("div", { id: "explanation", class: "explanation", "aria-live": "polite" }, h("p", { class: "muted" }, "Choose a decision to see what each stream contributed."));
+  panel = h("div", { id: "explanation", class: "explanation", "aria-live": "polite" }, h("p", { class: "muted" }, "Choose a decision to see the contribution of each stream."));
   document.getElementById("why").append(panel, list);
 }
 
@@ -95,7 +95,7 @@ function show(decision) {
   panel.replaceChildren(
     h("p", { class: "row" }, h("strong", {}, `Decision ${decision.id}`), moment(decision.stamp)),
     ...parts.map(([name, part]) => actuatorPart(name, part, decision, data)),
-    parts.length ? "" : h("p", { class: "muted" }, "Nothing was done that could be explained."),
+    parts.length ? "" : h("p", { class: "muted" }, "No action was executed, so none can be explained."),
     h("p", { class: "muted small" }, facts(data, decision)),
     h("div", { class: "row operator" }, h("span", { class: "small muted" }, "Was it right?"), judge(decision, 1, "Good"), judge(decision, -1, "Bad")));
 }

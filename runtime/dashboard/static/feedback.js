@@ -12,7 +12,7 @@ let speaking;
 
 export function mount() {
   questions = h("div", { class: "stack" });
-  none = h("p", { class: "muted" }, "It has no question now.");
+  none = h("p", { class: "muted" }, "No open questions.");
   tasks = h("select", { id: "label-task" });
   streams = h("select", { id: "text-stream" });
   const options = h("datalist", { id: "label-options" });
@@ -33,11 +33,11 @@ export function mount() {
   });
   labelling.append(options);
   const line = h("input", { id: "text-line", required: true, maxlength: 2000, autocomplete: "off" });
-  speaking = form("Tell it something", [["Stream", streams], ["Text", line]], "Send", async () => {
+  speaking = form("Send a text", [["Stream", streams], ["Text", line]], "Send", async () => {
     await send({ do: "text", stream: streams.value, text: line.value }, "Sent");
     line.value = "";
   });
-  const judge = h("div", { class: "row operator" }, h("span", { class: "grow" }, "What it does now is"), reward(1, "Good"), reward(-1, "Bad"));
+  const judge = h("div", { class: "row operator" }, h("span", { class: "grow" }, "Rate the present action:"), reward(1, "Good"), reward(-1, "Bad"));
   document.getElementById("teach").append(none, questions, judge, speaking, labelling);
 }
 
@@ -48,7 +48,7 @@ function newest() {
 }
 
 function reward(value, text) {
-  return h("button", { type: "button", class: "button", "aria-label": `Reward: ${text}`, onclick: () => send({ do: "reward", value }, `Reward ${value > 0 ? "+" : ""}${value} given`) }, text);
+  return h("button", { type: "button", class: "button", "aria-label": `Reward: ${text}`, onclick: () => send({ do: "reward", value }, `Reward ${value > 0 ? "+" : ""}${value} sent`) }, text);
 }
 
 function form(title, fields, send, submit) {
@@ -67,7 +67,7 @@ export function render(changed) {
     tasks.dispatchEvent(new Event("change"));
   }
   const open = section("questions") ?? [];
-  setText(none, open.length > 2 ? `It has ${open.length} questions; these are the newest.` : open.length ? "It asks:" : "It has no question now.");
+  setText(none, open.length > 2 ? `${open.length} open questions; these are the newest.` : open.length ? "Open questions:" : "No open questions.");
   keyed(questions, open.slice(-2).reverse().map((q) => q.id), (id) => question(open.find((q) => q.id === id)));
 }
 

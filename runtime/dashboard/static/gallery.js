@@ -42,7 +42,7 @@ export function mount() {
     h("div", { class: "row wrap operator" }, editing, button("Correct the ticked", () => correct(editing.value)), button("Remove the ticked", () => correct(null)), button("Older", older)));
   root = h("details", { class: "hand", id: "gallery", ontoggle: () => root.open && load() }, h("summary", {}, "Teach by clicking"),
     create, field("Task", tasks),
-    h("div", { class: "row wrap" }, field("Show", order), h("label", { class: "row" }, labelled, h("span", {}, "with labelled ones")), button("Look again", list)),
+    h("div", { class: "row wrap" }, field("Show", order), h("label", { class: "row" }, labelled, h("span", {}, "with labelled ones")), button("Refresh", list)),
     status, tiles,
     h("div", { class: "stack tight operator" }, h("div", { class: "row wrap" }, button("Select all", () => pick(shown.readings.map((r) => r.name))), button("Select none", () => pick([]))), suggested, chosen, classes,
       h("div", { class: "row wrap" }, field("Class", label), give, field("Your name", who)), h("datalist", { id: "gallery-classes" })),
@@ -83,7 +83,7 @@ function load() {
 
 async function list() {
   if (!tasks.value) return;
-  setText(status, "looking …");
+  setText(status, "loading …");
   try {
     shown = await request("readings", { task: tasks.value, order: order.value, labelled: labelled.checked, count: 36 });
   } catch (error) {
@@ -92,7 +92,7 @@ async function list() {
   }
   for (const name of picked) if (!shown.readings.some((one) => one.name === name)) picked.delete(name);
   const compared = shown.looked_at < shown.stored ? `, ${shown.looked_at} of them compared` : "";
-  setText(status, shown.stored ? `${shown.unlabelled} different readings without a label; ${shown.stored} readings are stored${compared}.` : `Nothing of ${shown.stream} is stored yet.`);
+  setText(status, shown.stored ? `${shown.unlabelled} different readings without a label; ${shown.stored} readings are stored${compared}.` : `No reading of ${shown.stream} is stored yet.`);
   showTiles();
 }
 
@@ -153,7 +153,7 @@ function update() {
   const count = (name) => { const at = facts.counts[name] ?? { train: 0, held_out: 0 }; return `${name} (${at.train} + ${at.held_out})`; };
   fill(classes, known.slice(0, 48).map((name) => [name, count(name), () => submit(name)]));
   const values = [...new Set(shown.readings.filter((one) => one.value && !one.label).map((one) => one.value))].sort();
-  fill(suggested, values.slice(0, 24).map((name) => [name, `Select what it takes for ${name}`, () => pick(shown.readings.filter((one) => one.value === name && !one.label).map((one) => one.name))]));
+  fill(suggested, values.slice(0, 24).map((name) => [name, `Select all predicted as ${name}`, () => pick(shown.readings.filter((one) => one.value === name && !one.label).map((one) => one.name))]));
   document.getElementById("gallery-classes").replaceChildren(...known.map((value) => h("option", { value })));
   options(editing, known);
   give.disabled = !picked.size;
@@ -189,13 +189,13 @@ async function submit(name) {
 
 /** Adds a class to a task that declares its classes; agent and learner start again. */
 async function extend(name) {
-  if (!(await ask(`Add the class “${name}”?`, `It is written to tasks.${tasks.value}.labels. Agent and learner start again. Label the readings then.`, "Add class"))) return;
+  if (!(await ask(`Add the class “${name}”?`, `It is written to tasks.${tasks.value}.labels. Agent and learner restart. Label the readings then.`, "Add class"))) return;
   await change({ do: "edit_task", what: "add_class", task: tasks.value, label: name }, `${name} is a class of ${tasks.value} now`);
 }
 
 async function add() {
   if (!newTask.reportValidity() || !newTask.value) return;
-  if (!(await ask(`Create the task “${newTask.value}”?`, `It is written to the settings file and reads ${newStream.value}. Agent and learner start again; readings are stored from then on.`, "Create"))) return;
+  if (!(await ask(`Create the task “${newTask.value}”?`, `It is written to the settings file and reads ${newStream.value}. Agent and learner restart; readings are stored from then on.`, "Create"))) return;
   if (await change({ do: "edit_task", what: "create", task: newTask.value, stream: newStream.value }, `The task ${newTask.value} is created`)) newTask.value = "";
 }
 
@@ -259,7 +259,7 @@ function showLabels() {
 
 function row(one) {
   const part = one.held_out ? "put aside to test" : "trains";
-  const state = one.removed ? h("span", {}, `taken back by ${one.removed_by}, `, moment(one.removed)) : h("span", {}, part);
+  const state = one.removed ? h("span", {}, `removed by ${one.removed_by}, `, moment(one.removed)) : h("span", {}, part);
   const tick = one.removed || !operator() ? null : h("input", { type: "checkbox", "aria-label": `Label ${one.number}: ${one.label}`, onchange: (event) => (event.target.checked ? edited.add(one.number) : edited.delete(one.number)) });
   return h("li", { class: one.removed ? "gone" : null, "data-number": one.number }, tick, content(one), h("span", {}, h("strong", {}, [one.label].flat().join(", ")), ` by ${one.source}, `, moment(one.stamp), one.replaces ? `, instead of label ${one.replaces}` : "", " · ", state));
 }
@@ -285,9 +285,9 @@ async function evaluation(found) {
   report.replaceChildren(
     h("p", { id: "gallery-accuracy" }, h("strong", {}, head), `${String(found.verdict)}: ${String(found.reason)}`, " ", moment(found.stamp)),
     found.verdict === "inconclusive" && operator() ? h("button", { type: "button", class: "button small", onclick: () => live("promote", { version: found.version }) }, "Promote this version") : null,
-    found.verdict === "promoted" && operator() ? h("button", { type: "button", class: "button small", onclick: () => live("rollback", {}) }, "Back to the version before") : null,
+    found.verdict === "promoted" && operator() ? h("button", { type: "button", class: "button small", onclick: () => live("rollback", {}) }, "Return to the earlier version") : null,
     matrix(found) ?? "",
-    wrong.length ? h("p", { class: "small" }, "It gets wrong:") : "",
+    wrong.length ? h("p", { class: "small" }, "Wrong answers:") : "",
     h("ul", { class: "gallery" }, wrong.map((one) => { const seen = about.find((each) => each.number === one.label); return h("li", { class: "tile" }, seen ? content(seen) : null, h("span", { class: "small" }, `${one.predicted}, not ${one.is}`)); })),
   );
 }
@@ -295,13 +295,13 @@ async function evaluation(found) {
 function matrix(found) {
   if (!found.confusion) return null;
   const rows = found.confusion.map((counts, i) => h("tr", {}, h("th", { scope: "row" }, found.classes[i]), counts.map((n, j) => h("td", { class: i === j ? "right" : n ? "bad" : null }, String(n))), h("td", {}, String(found.train?.[found.classes[i]] ?? 0))));
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Confusion matrix" }, h("table", { class: "small" }, h("caption", {}, "Held-out readings: rows are right, columns are what the task says; the last column counts training labels."), h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "class"), found.classes.map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, "trained on"))), h("tbody", {}, rows)));
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Confusion matrix" }, h("table", { class: "small" }, h("caption", {}, "Held-out readings: rows are right, columns are predictions of the task; the last column counts training labels."), h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "class"), found.classes.map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, "trained on"))), h("tbody", {}, rows)));
 }
 
 async function live(verb, data) {
   try {
     await request(verb, { task: tasks.value, ...data });
-    toast(verb === "promote" ? "The version is live" : "The version before is live");
+    toast(verb === "promote" ? "The version is live" : "The earlier version is live");
   } catch (error) {
     toast(error.message, true);
   }

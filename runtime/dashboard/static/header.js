@@ -37,9 +37,9 @@ async function engage() {
   try {
     const data = await command({ do: "stop", engaged: true });
     if (!data.stopped) throw new Error("stop: the gate answered, but is not stopped");
-    toast("Stopped: the gate has taken the stop.");
+    toast("Stopped: the gate confirmed the stop.");
   } catch (error) {
-    failure = `THE STOP WAS NOT TAKEN (${error.message}). Use the wired emergency stop.`;
+    failure = `THE STOP WAS NOT CONFIRMED (${error.message}). Use the wired emergency stop.`;
     toast(failure, true);
   }
   render();
@@ -116,7 +116,7 @@ function banner(isStopped) {
   if (isStopped) failure = null;
   const since = decisionAge();
   let text = failure ?? (gone && since !== undefined ? `${gone} The newest decision is ${seconds(since)} old.` : gone);
-  if (!text && isStopped) text = "Stopped by software: every actuator was sent its safe value. Release it, then arm, to continue.";
+  if (!text && isStopped) text = "The software stop is engaged: the gate sent every actuator its safe value. Release it, then arm, to continue.";
   if (!text && section("status")?.state === "degraded") text = `Degraded: ${reasons.join("; ") || "no reason given"}`;
   element.hidden = !text;
   element.classList.toggle("bad", Boolean(failure ?? gone) || isStopped);

@@ -1,6 +1,6 @@
 // Is it well: latency against its budget, age of every stream against its limit, what was dropped and refused.
 import { chart } from "./charts.js";
-import { count, h, keyed, number, setText, seconds } from "./dom.js";
+import { clock, count, h, keyed, number, setText, seconds, shown } from "./dom.js";
 import { age, health, info, missing, recording } from "./derived.js";
 import { section, send } from "./socket.js";
 
@@ -79,7 +79,7 @@ function listLosses() {
     if (typeof stream.last_refusal === "string") lines[`${name}: last refused for ${stream.last_refusal}`] = undefined;
   }
   const drift = health().drift?.policy;
-  if (drift) lines[`policy: unlike before since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`] = undefined;
+  if (drift) lines[`policy: differs from its reference since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`] = undefined;
   for (const [rule, n] of Object.entries(health().gate?.refusals ?? {})) lines[`gate refused: ${rule}`] = n;
   for (const [cause, n] of Object.entries(section("refused") ?? {})) lines[`malformed message: ${cause}`] = n;
   const keys = Object.keys(lines).length ? Object.keys(lines) : ["nothing"];

@@ -8,7 +8,7 @@ import { fill } from "./health.js";
 import { promotions } from "./promotions.js";
 
 const CURVES = [["reward", "Reward per tick", "Mean reward of each span of time. It should rise, then stay."],
-  ["return", "Return", "Sum of the rewards of an episode, or of a minute where rewards never say that an episode is over. It should rise."],
+  ["return", "Return", "Sum of the rewards of an episode, or of a minute where rewards never end an episode. It should rise."],
   ["loss", "Loss", "Error of the critic's prediction. It falls at first, then follows the policy; alone it says little."],
   ["value", "Estimated value", "The return that the policy expects from here. Far above the real return it is too confident."]];
 const VERDICTS = ["policy_promoted", "policy_proposed", "policy_rejected", "policy_rolled_back", "policy_trusted", "experiment_ended"];

@@ -33,7 +33,7 @@ export function watch(streams) {
 
 /** Sends a command; resolves to the response's data, rejects with the reason. */
 export function command(body) {
-  if (!state.connected) return Promise.reject(new Error("not sent: the page has lost its server"));
+  if (!state.connected) return Promise.reject(new Error("not sent: no connection to the page's server"));
   const id = next++;
   socket.send(JSON.stringify({ ...body, id }));
   return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
@@ -108,7 +108,7 @@ export function connect() {
 /** Too many operators: a newer browser has this one's place. It returns when a person reloads the page. */
 function replaced() {
   state.connected = false;
-  state.reason = "Another browser has taken this page's place. Reload the page to return.";
+  state.reason = "A newer browser replaced this one. Reload the page to return.";
   notify(new Set(["connected"]));
 }
 

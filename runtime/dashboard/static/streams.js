@@ -45,7 +45,7 @@ function refresh(name, view) {
   view.element.classList.toggle("gone", gone && (view.about.required || !unused));
   const drift = health().drift?.[name];
   view.drift.hidden = view.usual.hidden = !drift;
-  if (drift) setText(view.drift, `Looks unlike before since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`);
+  if (drift) setText(view.drift, `Differs from its reference since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`);
   view.refresh?.((section("streams") ?? {})[name] ?? {});
 }
 

@@ -74,7 +74,7 @@ function certainty(decision, probability) {
 
 function why() {
   const explanation = lastExplanation();
-  if (!explanation) return ["", "Choose a decision", "to see what each stream contributed"];
+  if (!explanation) return ["", "Choose a decision", "to see the contribution of each stream"];
   const total = explanation.bars.reduce((sum, bar) => sum + Math.abs(bar.value), 0);
   if (!total) return ["warn", "No stream mattered", "the chosen decision would have been the same without them"];
   const [first, ...rest] = [...explanation.bars].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));

@@ -336,7 +336,7 @@ def test_refusals_in_their_order() -> None:
     noise = {name.replace("validation", "labels"): value for name, value in noise.items()}
     assert rejection_reason(fine | noise, settings) is None, "hard cases: at chance level, and not shown to be below"
     turned = noise | {"labels_agreement_high": 0.2}
-    assert "contradict what is known" in str(rejection_reason(fine | turned, settings))
+    assert "contradict the live version" in str(rejection_reason(fine | turned, settings))
     assert rejection_reason(fine | {"before_upper": 0.0, "anchor_upper": -0.009}, settings) is None
     assert "worse than the version before" in str(rejection_reason(fine | {"before_upper": -0.02}, settings))
     drifted = {"before_upper": 0.01, "anchor_upper": -0.02, "all_anchor": 0.9}

@@ -110,7 +110,7 @@ def test_a_short_window_is_padded_as_acting_does(policy: Policy) -> None:
 def test_what_cannot_be_explained_says_why(policy: Policy) -> None:
     with pytest.raises(NotExplainable, match="other ticks"):
         explain(policy, _windows(1)[0], [])
-    with pytest.raises(NotExplainable, match="not in the record"):
+    with pytest.raises(NotExplainable, match="no longer stored"):
         explain(policy, [], _windows(1))
     with pytest.raises(NotExplainable, match="choices"):
         explain(policy, [_tick(1, actions={"head": "up"})], _windows(1))

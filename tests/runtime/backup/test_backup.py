@@ -259,7 +259,7 @@ def member(
         (member("folder", tarfile.DIRTYPE), "not a plain file"),
         (member("good"), "contained twice"),
         (member("good/evil"), "a file and a folder at once"),
-        (member("extra"), "'extra' is not what was backed up"),
+        (member("extra"), "'extra' differs from its checksum"),
     ],
 )  # fmt: skip
 def test_a_hostile_backup_is_refused_and_nothing_is_left(
@@ -336,7 +336,7 @@ def test_the_verbs_back_up_and_restore_signed_policies(tmp_path: Path, monkeypat
     assert run(main, ["restore", "one.backup", "home.yaml"]).exit_code == 2
     restored = run(main, ["restore", "one.backup", "home.yaml", "--replace"])
     assert restored.exit_code == 0, restored.output
-    assert "the state from before" in restored.output
+    assert "the earlier state" in restored.output
     assert Path("state/keys/checkpoint-key.pem").read_bytes() == key
     missing = run(main, ["restore", "nothing", "home.yaml", "--replace"])
     assert (missing.exit_code, missing.output.strip()) == (2, "nothing: No such file or directory")

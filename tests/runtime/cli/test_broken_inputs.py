@@ -250,7 +250,7 @@ def test_numbers_and_names_that_no_verb_can_use(tmp_path: Path) -> None:
         for more in ((), ("--config",)):
             assert "is not between" in refused("plant", "CartPole-v1", "--rate", rate, *more)
     for agent in ("", "a/b", "+", "#", "É", "x" * 65):
-        assert "is no name" in refused("plant", "CartPole-v1", "--agent", agent, "--config")
+        assert "is not a valid name" in refused("plant", "CartPole-v1", "--agent", agent, "--config")
 
 
 def test_a_report_that_is_damaged(tmp_path: Path, tuned: Path) -> None:

@@ -100,9 +100,7 @@ def test_two_daemons(tmp_path: Path) -> None:
 async def test_bad_token_and_stale_browser() -> None:
     async with site() as page:
         refused = await page.http.post(f"{page.url}/login", data={"token": "wrong"})
-        assert (await refused.json())["error"] == (
-            "that is not the token; `reflexd link` prints a link that signs you in"
-        )
+        assert (await refused.json())["error"] == ("wrong token; `reflexd link` prints a link that signs you in")
         ws = await page.talk(await page.sign_in(OPERATOR))
         await ws.send_json({"do": "of an older page", "id": 7})
         answer = await asyncio.wait_for(reply(ws, 0), 60)
@@ -113,7 +111,7 @@ async def test_bad_token_and_stale_browser() -> None:
 def test_disk_full() -> None:
     said = sentence("storage_degraded", {"reason": "state/experience: No space left on device"}).text
     assert said.startswith(
-        "The disk refuses a file: state/experience: No space left on device. Free or repair the disk"
+        "A file cannot be written: state/experience: No space left on device. Free or repair the disk"
     )
 
 

@@ -98,7 +98,7 @@ def test_a_terminal_shows_a_banner_a_line_and_sentences_and_ctrl_c_reaches_the_d
     assert code == 0, shown
     assert re.search(r"page +http://127.0.0.1:\d+/login#token=once-\S{32}", shown)
     assert "Ctrl-C; the actuators get their safe values first" in shown
-    assert "every actuator was sent its safe value" in shown
+    assert "the gate sent every actuator its safe value" in shown
     assert "{" not in shown
     assert "Loading" not in shown
     records = [orjson.loads(text) for text in log.splitlines() if text.startswith("{")]
@@ -133,7 +133,7 @@ def test_sentences_say_what_happened_in_the_words_of_the_case() -> None:
         "A person rolled policy 8 back to 7."
     )
     assert sentence("reloaded", {"restart_required": ["tick"]}).text == (
-        "The settings were read. Restart the daemon to apply tick."
+        "The new settings are in force. Restart the daemon to apply tick."
     )
     assert sentence("sensor_lost", {"stream": "front\x1b[2J"}).text == "Stream front [2J stopped."
     assert sentence("of a plugin", {}).text == "Of a plugin."

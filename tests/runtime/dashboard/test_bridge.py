@@ -98,10 +98,10 @@ async def test_commands_are_answered_refused_or_time_out_in_words(broker: Mosqui
         with pytest.raises(Unreachable, match=r"request arm: refused: .*release it first"):
             await bridge.request(("request", "arm"), {}, 10)
         agent.responds = False
-        with pytest.raises(Unreachable, match=r"stop: no gate took it: no response within 0\.3 s"):
+        with pytest.raises(Unreachable, match=r"stop: no gate received it: no response within 0\.3 s"):
             await bridge.request(("stop",), {"engaged": True}, 0.3)
     async with linked(broker, []) as (bridge, _):
-        with pytest.raises(Unreachable, match="no agent took it"):
+        with pytest.raises(Unreachable, match="no agent received it"):
             await bridge.request(("request", "checkpoints"), {}, 0.3)
 
 

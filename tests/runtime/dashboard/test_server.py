@@ -337,7 +337,7 @@ async def test_a_stop_that_no_gate_took_is_an_error() -> None:
         page.bridge.refuses = True
         ws = await page.talk(await page.sign_in(OPERATOR))
         await ws.send_json({"do": "stop", "engaged": True, "id": 1})
-        assert "no gate took it" in str((await reply(ws, 1))["error"])
+        assert "no gate received it" in str((await reply(ws, 1))["error"])
 
 
 async def test_a_browser_gets_differences_and_a_beat() -> None:

@@ -49,7 +49,7 @@ def reasons(world: World) -> str:
 def test_a_process_that_fails_again_and_again_is_in_the_status(world: World) -> None:
     assert world.host.publisher.status()[0] == "online"
     world.host.publisher.failing = lambda: ["learner"]
-    assert world.host.publisher.status() == ("degraded", ("the process learner fails again and again",))
+    assert world.host.publisher.status() == ("degraded", ("the process learner fails repeatedly",))
 
 
 # --- the end of the daemon

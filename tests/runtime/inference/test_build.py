@@ -182,7 +182,7 @@ async def test_an_agent_that_cannot_run_graphs_acts_in_torch_and_says_why(
     engine = await build_acting_engine(config, checkpoints, emit)
     (kind, fields) = events[-1]
     assert (kind, len(events)) == ("engine_in_torch", 1)
-    assert fields["reason"].startswith(f"{version}: it brings weights of encoder language")
+    assert fields["reason"].startswith(f"{version}: it contains weights of encoder language")
     await engine.switch(version)
     assert (await engine.decide(seen(0, "go left"))).policy == version
     assert engine.encoders["language"].version != encoder.version

@@ -233,10 +233,10 @@ def test_the_live_policy_becomes_onnx_with_a_manifest(config: Path) -> None:
 
 def test_what_cannot_be_written_leaves_nothing(config: Path) -> None:
     code, said = export(config, "mcap", "x.mcap")
-    assert (code, "not there; `reflexd run` makes it" in said) == (2, True)
+    assert (code, "does not exist; `reflexd run` creates it" in said) == (2, True)
     lived(config)
     (config.parent / "there").write_bytes(b"")
-    assert "is there already" in export(config, "mcap", "there")[1]
+    assert "exists already" in export(config, "mcap", "there")[1]
     assert "no experience in this window" in export(config, "mcap", "x.mcap", "--since", "2100-01-01")[1]
     (config.parent / "state/recordings").mkdir()
     (config.parent / "state/recordings/r.mcap").write_bytes(b"no recording at all")

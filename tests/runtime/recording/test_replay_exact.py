@@ -46,7 +46,7 @@ async def test_what_is_different_here_is_named_before_decisions_are_compared(wor
     assert report.same, "the seed of exploration is the recorded one"
     assert [note.split(" (")[0] for note in report.notes] == [
         "the agent was renamed",
-        "the settings under actuators, encoders, engine, policy, streams are others",
+        "the settings under actuators, encoders, engine, policy, streams differ",
         "another number of threads",
     ]
     assert report.text().startswith("  note: the agent was renamed (recorded a, here other)\n")

@@ -45,7 +45,7 @@ def _checkpoints(folder: Path, count: int) -> tuple[Checkpoints, list[str]]:
 class FakeExplainer:
     async def explain(self, decision: str) -> dict[str, Any]:
         if decision == "unknown":
-            raise RequestFailed("unknown: not in the record")
+            raise RequestFailed("unknown: no stored decision")
         return {"decision": decision}
 
 
@@ -137,7 +137,7 @@ async def test_a_task_s_versions_are_listed_promoted_and_rolled_back(tmp_path: P
         ("rollback", b'{"task": "intents"}', "nothing to roll back to"),
         ("checkpoints", b'{"task": "../x"}', "is not under tasks"),
         ("explain", b"{}", "decision"),
-        ("explain", b'{"decision": "unknown"}', "not in the record"),
+        ("explain", b'{"decision": "unknown"}', "no stored decision"),
         ("record", b"NaN", "JSON"),
         ("release", b'{"source": "free"}', "not quarantined"),
         ("accept_drift", b'{"stream": "room"}', "'room' does not drift"),
