@@ -96,6 +96,10 @@ class Actuator:
             del self.chain[-2]
         return self.serial
 
+    def command(self, value: Value, by: By, now_s: float) -> ActuatorDecision:
+        """Note a command and return the decision to send it."""
+        return ActuatorDecision(self.name, value, None, by, serial=self.issue(value, by, now_s))
+
     def acknowledge(self, serial: int, *, by_device: bool) -> None:
         """Record that the broker or the device has the command with this number; earlier ones are no longer in force."""
         value = next((each.value for each in self.chain if each.serial == serial), None)
@@ -116,6 +120,23 @@ class Actuator:
         rests = self.in_safe_state and not safe_is_hold(self.settings)  # what holds has its last command that left
         if not rests and not any(each.serial > serial for each in self.chain):
             self.value = self.chain[-1].value if self.chain else self.confirmed
+
+    def report(self, value: object, now_s: float, *, retained: bool) -> Refusal | None:
+        """Take a device's report; return why it is not believed, or None.
+
+        A retained report is of unknown age: it counts only until the device reports or is commanded.
+        """
+        truth = report_of(self.settings, value)
+        if isinstance(truth, Refusal):
+            return truth
+        is_old = retained and (self.reported or bool(self.chain))
+        self.reported = True
+        if is_old:
+            return None
+        self.confirmed, self.inherited = truth, ()
+        if not self.pending and truth != self.value:
+            self.value, self.by, self.changed_s = truth, "none", now_s
+        return None
 
     def forget_commands(self) -> None:
         """A new session: the device is asked again, and what is owed to it is due."""
@@ -155,6 +176,11 @@ class Actuator:
         values: dict[Value | None, None] = dict.fromkeys(each.value for each in self.chain)
         known = (self.confirmed,) if self.confirmed is not None else self.inherited or domain(self.settings)
         return tuple(values | dict.fromkeys(known))
+
+    def last_command(self, now_s: float) -> limits.LastCommand:
+        """Return what pace and limits measure the next command against."""
+        steps = [(value, now_s - stamp_s) for value, stamp_s in self.steps_from()]
+        return limits.LastCommand(self.value, now_s - self.sent_s, now_s - self.changed_s, steps)
 
     def steps_from(self) -> Sequence[tuple[Value, float]]:
         """Return the values from which the next step is measured, each with when it was sent; none if the state is unknown.

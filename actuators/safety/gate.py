@@ -8,7 +8,8 @@ The host sends every `ActuatorDecision` with a value to the device, in order. It
 - an operator: `override`, `stop`, `arm`, `disarm`, `set_mode`;
 - the broker: `connected`, `disconnected`.
 
-The gate knows neither topics nor payloads.
+The gate knows neither topics nor payloads. Its parts: whether anything may move (`arming.py`), one value against its actuator
+(`limits.py`), all actuators against `forbid` (`forbidden_combinations.py`), safe actions (`safe_actions.py`).
 
 Rules, each counted: `unknown_actuator stopped disarmed mode overridden not_ready expired stale wrong_type not_finite
 out_of_range unknown_choice too_long too_soon min_hold too_fast unknown_state unacknowledged forbidden lost`.
@@ -22,25 +23,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from actuators.actions import Value
 from actuators.config import AnyActuator, GateSettings, requirements
 from actuators.expressions import Known
 from actuators.safety import limits
-from actuators.safety.actuator_state import (
-    MAX_PENDING,
-    REPEAT_S,
-    Actuator,
-    Hold,
-    freshness_refusal,
-    no_op,
-    report_of,
-)
+from actuators.safety.actuator_state import MAX_PENDING, Actuator, Hold, freshness_refusal, no_op
+from actuators.safety.arming import Arming
 from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
+from actuators.safety.forbidden_combinations import ForbiddenCombinations
 from actuators.safety.limits import Refusal
-from actuators.safety.rules import Readings, Rule, Violation, known_names, safe_is_hold
+from actuators.safety.refusal_counts import RefusalCounts
+from actuators.safety.safe_actions import SafeActions
 
 MAX_HOLD_S = 3_600.0
 MAX_READINGS_AGE_S = 1.0
@@ -51,9 +47,6 @@ INVALID_ACTION_RULES = frozenset({"wrong_type", "not_finite", "unknown_choice"})
 """Refusals that end the policy's last action too, and that do not count as a heartbeat."""
 TRANSIENT_RULES = frozenset({"too_soon", "min_hold", "unacknowledged"})
 """Refusals that pass with time: an override starts nevertheless, and acts as soon as it may."""
-
-ENDED = Refusal("disarmed", "the daemon is ending")
-"""Why nothing moves after `Gate.end`."""
 
 
 class Gate:
@@ -88,28 +81,37 @@ class Gate:
             name: Actuator(name, each, requirements(each.requires, needed), mode) for name, each in actuators.items()
         }
         self._settings = settings
-        self._rules = [Rule(text, known_names(actuators), streams) for text in settings.forbid]
-        self._readings: Readings = {}
+        self._forbidden = ForbiddenCombinations(settings.forbid, self._actuators, streams)
+        self._safe_actions = SafeActions(self._forbidden)
+        self._arming = Arming(wanted=settings.arm == "auto")
+        self._refusals = RefusalCounts(self._actuators)
         self._period_s = period_s
         self._since_s = now_s
         self._configured = mode
         self._alive_s: float | None = None
-        self._ready = False
-        self._online = True
-        self._wanted = settings.arm == "auto"
-        self._request_ended_s = -math.inf
-        self._ended = False
-        self.armed = False
-        self.stopped = False
-        self.repeats = 0
-        """Safe actions sent again because they were not acknowledged."""
-        self.counters: Counter[str] = Counter()
-        """Refusals by rule."""
-        self.refused: Counter[tuple[str, str]] = Counter()
-        """Refusals by actuator and rule."""
         self._short_overrides: dict[str, Value] = {}
 
     # What can be read.
+
+    @property
+    def armed(self) -> bool:
+        """Whether anything may move."""
+        return self._arming.armed
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the software stop is engaged."""
+        return self._arming.stopped
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Refusals by rule."""
+        return self._refusals.by_rule
+
+    @property
+    def refused(self) -> Counter[tuple[str, str]]:
+        """Refusals by actuator and rule."""
+        return self._refusals.by_actuator
 
     @property
     def modes(self) -> dict[str, Mode]:
@@ -133,10 +135,15 @@ class Gate:
         """What must survive a restart, as JSON: the stop, an operator's disarming, the modes and those of the settings."""
         return {
             "stopped": self.stopped,
-            "wanted": self._wanted,
+            "wanted": self._arming.wanted,
             "modes": dict(self.modes),
             "configured": self._configured,
         }
+
+    @property
+    def repeats(self) -> int:
+        """Safe actions sent again because they were not acknowledged."""
+        return self._safe_actions.repeats
 
     def last_command(self, actuator: str) -> tuple[Value | None, By]:
         """Return the actuator's value by its newest command or report, and who commands it now.
@@ -186,13 +193,13 @@ class Gate:
         nothing else is lost after `deadman_ms`. `now_s` must be read after the proposal was received.
         """
         if self.is_sound(proposal):
-            self._alive_s, self._ready = now_s, proposal.ready
+            self._alive_s, self._arming.ready = now_s, proposal.ready
         else:
-            self._ready = self._ready and proposal.ready
+            self._arming.ready = self._arming.ready and proposal.ready
         decisions = self.tick(now_s)
-        self._readings = proposal.readings if 0 <= now_s - proposal.stamp_s <= MAX_READINGS_AGE_S else {}
+        self._forbidden.readings = proposal.readings if 0 <= now_s - proposal.stamp_s <= MAX_READINGS_AGE_S else {}
         self._short_overrides = self._take_short_overrides()
-        decisions.extend(self._unknown(name) for name in proposal.actions if name not in self._actuators)
+        decisions.extend(self._refusals.unknown(name) for name in proposal.actions if name not in self._actuators)
         decisions.extend(self._end_forbidden(now_s))
         for each in self._actuators.values():
             decisions.extend(self._judge(each, proposal, now_s))
@@ -207,21 +214,21 @@ class Gate:
             if each.hold is not None and now_s >= each.hold.until_s:
                 each.hold = None
                 if each.mode != "autonomous":  # no one else commands it, and a device continues with its last command
-                    decisions.extend(self._go_safe([each], None, "the override has ended", now_s))
+                    decisions.extend(self._safe_actions.send([each], None, "the override has ended", now_s))
         decisions.extend(self.repeat(now_s))
-        self._settle(now_s)
+        self._arming.settle(reconciled=self.is_reconciled(now_s))
         return decisions
 
     def override(self, actuator: str, value: object, hold_s: float, now_s: float) -> ActuatorDecision:
         """Act for an operator, within the same limits; the policy yields for `hold_s` seconds (0: this once)."""
         each = self._actuators.get(actuator)
         if each is None:
-            return self._unknown(actuator)
-        checked = self._barred() or limits.check(each.settings, value)
+            return self._refusals.unknown(actuator)
+        checked = self._arming.refusal() or limits.check(each.settings, value)
         if isinstance(checked, Refusal):
-            return self._refuse(each, checked)
+            return self._refusals.refuse(each, checked)
         if not 0 <= hold_s <= MAX_HOLD_S:
-            return self._refuse(each, Refusal("wrong_type", f"hold_s must be between 0 and {MAX_HOLD_S:g}"))
+            return self._refusals.refuse(each, Refusal("wrong_type", f"hold_s must be between 0 and {MAX_HOLD_S:g}"))
         decision = self._command(each, checked, "override", now_s)
         each.overridden = decision.value if decision.sent else each.overridden
         if decision.sent or decision.rule in TRANSIENT_RULES:
@@ -232,15 +239,15 @@ class Gate:
         """End a person's override now, as if its time were over."""
         each = self._actuators.get(actuator)
         if each is None:
-            return [self._unknown(actuator)]
+            return [self._refusals.unknown(actuator)]
         if each.hold is not None:
             each.hold.until_s = min(each.hold.until_s, now_s)
         return self.tick(now_s)
 
     def stop(self, now_s: float, *, engaged: bool) -> list[ActuatorDecision]:
         """Engage or release the software stop. Engaging sends every safe action; releasing moves nothing: that takes `arm`."""
-        self._wanted = self._wanted and not self.stopped  # releasing what was not engaged changes nothing
-        self.stopped = engaged
+        self._arming.wanted = self._arming.wanted and not self.stopped  # releasing what was not engaged changes nothing
+        self._arming.stopped = engaged
         if not engaged:
             return []
         self.end_request(now_s)
@@ -253,14 +260,10 @@ class Gate:
             now_s: the clock.
             asked_s: when the request was received, where it had to wait. A stop or a disarming since then has ended it.
         """
-        if self.stopped:
-            return Refusal("stopped", "release the stop first, then arm")
-        if self._ended:
-            return ENDED
-        if asked_s <= self._request_ended_s:
-            return Refusal("disarmed", "a stop or a disarming came after this request; send it again")
-        self._wanted = True
-        self._settle(now_s)
+        refusal = self._arming.request(asked_s)
+        if refusal is not None:
+            return refusal
+        self._arming.settle(reconciled=self.is_reconciled(now_s))
         return None
 
     def disarm(self, now_s: float) -> list[ActuatorDecision]:
@@ -270,15 +273,14 @@ class Gate:
 
     def end_request(self, now_s: float) -> None:
         """End the operator's request to arm, and every one that was received before now."""
-        self._wanted = False
-        self._request_ended_s = now_s
+        self._arming.end_request(now_s)
 
     def lost(self, now_s: float) -> list[ActuatorDecision]:
         """Send the safe actions, because the agent has ended or is too late. `arm: auto` arms again when it is back."""
         self.counters["lost"] += 1
         self._alive_s = None
-        self._ready = False
-        self._readings = {}
+        self._arming.ready = False
+        self._forbidden.readings = {}
         return self._disarm(Refusal("lost", "agent heartbeat lost"), now_s)
 
     def go_safe(self, now_s: float, reason: str = "start or end of the daemon") -> list[ActuatorDecision]:
@@ -287,37 +289,30 @@ class Gate:
 
     def end(self, now_s: float, reason: str) -> list[ActuatorDecision]:
         """Send the safe actions at the end of the daemon; after it nothing arms, and no override acts."""
-        self._ended = True
+        self._arming.ended = True
         return self.go_safe(now_s, reason)
 
     def start_offline(self) -> None:
         """Start without a broker: nothing arms before `connected`."""
-        self._online = False
+        self._arming.online = False
 
     def disconnected(self, now_s: float) -> list[ActuatorDecision]:
         """Disarm, because the broker is lost; every device must be reconciled again after `connected`."""
-        self._online = False
+        self._arming.online = False
         return self._disarm(Refusal("disarmed", "no connection to the broker"), now_s)
 
     def connected(self, now_s: float) -> None:
         """The broker is (back) there: the devices must report again, and safe actions that did not arrive are due."""
-        self._online = True
+        self._arming.online = True
         self._since_s = now_s
         for each in self._actuators.values():
             each.forget_commands()
 
     def repeat(self, now_s: float) -> list[ActuatorDecision]:
         """Send the safe actions again that have not arrived."""
-        if not self._online:
+        if not self._arming.online:
             return []
-        decisions = []
-        for each in self._actuators.values():
-            if each.must_repeat(now_s):
-                self.repeats += 1
-                each.repeat_s = min(REPEAT_S[1], 2 * each.repeat_s)
-                reason = "the safe action was not acknowledged; sending it again"
-                decisions.append(replace(self._send(each, each.settings.safe, "gate", now_s), reason=reason))
-        return decisions
+        return self._safe_actions.repeat(self._actuators.values(), now_s)
 
     def acknowledged(self, actuator: str, serial: int, *, by_device: bool = False) -> None:
         """The broker, or the device, has this command: the gate's idea of the device follows it."""
@@ -351,29 +346,19 @@ class Gate:
         each = self._actuators.get(actuator)
         if each is None:
             return Refusal("unknown_actuator", f"{actuator[:64]!r} is not configured")
-        truth = report_of(each.settings, value)
-        if isinstance(truth, Refusal):
-            return truth
-        is_old = retained and (each.reported or bool(each.chain))
-        each.reported = True
-        if is_old:
-            return None
-        each.confirmed, each.inherited = truth, ()
-        if not each.pending and truth != each.value:
-            each.value, each.by, each.changed_s = truth, "none", now_s
-        return None
+        return each.report(value, now_s, retained=retained)
 
     def set_mode(self, mode: Mode, now_s: float, actuator: str | None = None) -> list[ActuatorDecision]:
         """Change the mode of one actuator, or of all. The policy's last action does not stay in force."""
         if actuator is not None and actuator not in self._actuators:
-            return [self._unknown(actuator)]
+            return [self._refusals.unknown(actuator)]
         resting = []
         for each in self._actuators.values():
             if actuator in (None, each.name) and mode != each.mode:
                 each.mode = mode
                 if mode != "autonomous" and each.hold is None and each.by == "policy":
                     resting.append(each)
-        return self._go_safe(resting, "mode", f"the mode is now {mode}", now_s)
+        return self._safe_actions.send(resting, "mode", f"the mode is now {mode}", now_s)
 
     def configure(self, mode: Mode, now_s: float) -> list[ActuatorDecision]:
         """Take a new configured mode; an actuator for which an operator requested a more careful one keeps that."""
@@ -390,9 +375,10 @@ class Gate:
         A mode that an operator asked for counts only where it is more careful than the configured one.
         """
         modes = latches.get("modes")
-        self.stopped = latches.get("stopped") is not False or not isinstance(modes, Mapping)
-        self.armed = False
-        self._wanted = self._wanted and latches.get("wanted") is True and not self.stopped
+        arming = self._arming
+        arming.stopped = latches.get("stopped") is not False or not isinstance(modes, Mapping)
+        arming.armed = False
+        arming.wanted = arming.wanted and latches.get("wanted") is True and not arming.stopped
         for name, mode in modes.items() if isinstance(modes, Mapping) else ():
             asked_for = mode != latches.get("configured")
             if name in self._actuators and mode in MODES and asked_for:
@@ -413,13 +399,15 @@ class Gate:
 
     def _judge(self, each: Actuator, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
         offered = each.name in proposal.actions
-        barred = self._barred()
+        barred = self._arming.refusal()
         if barred is not None:
-            return [self._refuse(each, barred)]
+            return [self._refusals.refuse(each, barred)]
         if each.hold is not None:
             return [self._continue(each, each.hold, now_s, offered=offered)]
         if each.mode != "autonomous":
-            return [self._refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else no_op(each)]
+            return [
+                self._refusals.refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else no_op(each)
+            ]
         return self._from_policy(each, proposal, now_s)
 
     def _from_policy(self, each: Actuator, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
@@ -433,91 +421,55 @@ class Gate:
             return [self._command(each, checked, "policy", now_s)]
         if checked.rule in INVALID_ACTION_RULES:
             return self._distrust(each, checked, now_s)
-        return [self._refuse(each, checked)]
-
-    def _barred(self) -> Refusal | None:
-        if self.stopped:
-            return Refusal("stopped", "the software stop is engaged")
-        if self._ended:
-            return ENDED
-        if not self.armed:
-            return Refusal("disarmed", "not armed")
-        return None
+        return [self._refusals.refuse(each, checked)]
 
     def _continue(self, each: Actuator, hold: Hold, now_s: float, *, offered: bool) -> ActuatorDecision:
         """Continue an operator's hold: approach what could not be reached at once."""
         decision = no_op(each) if each.value == hold.value else self._command(each, hold.value, "override", now_s)
         if not offered:
             return decision
-        refused = self._refuse(each, Refusal("overridden", "held by an operator override"))
+        refused = self._refusals.refuse(each, Refusal("overridden", "held by an operator override"))
         return replace(refused, value=decision.value, by=decision.by, serial=decision.serial)
 
     def _command(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
         """Command as much of the way to `value` as pace and rules allow."""
-        last = limits.LastCommand(
-            each.value,
-            now_s - each.sent_s,
-            now_s - each.changed_s,
-            [(value, now_s - stamp_s) for value, stamp_s in each.steps_from()],
+        paced = limits.pace(
+            each.settings, value, each.last_command(now_s), 2 * self._period_s, approach=by == "override"
         )
-        paced = limits.pace(each.settings, value, last, 2 * self._period_s, approach=by == "override")
         if not isinstance(paced, Refusal):
-            paced = self._forbid(each, paced) or paced
+            paced = self._forbidden.refusal(each, paced) or paced
         if not isinstance(paced, Refusal) and by == "policy" and each.has_already(paced, now_s):
             each.rule = None
             return no_op(each)
         if not isinstance(paced, Refusal) and each.pending >= MAX_PENDING:
             paced = Refusal("unacknowledged", f"{each.pending} commands await the broker's acknowledgement")
         if isinstance(paced, Refusal):
-            return self._refuse(each, paced)
+            return self._refusals.refuse(each, paced)
         each.rule = None
-        return self._send(each, paced, by, now_s)
-
-    def _forbid(self, each: Actuator, value: Value) -> Refusal | None:
-        """Refuse a value that a rule forbids, unless it is a step out of the forbidden zone."""
-        for rule in self._rules:
-            if each.name not in rule.names:
-                continue
-            would = self._broken(rule, {each.name: (value,)})
-            if would is None:
-                continue
-            now = None if rule.streams else self._broken(rule, {})
-            if now is None or not would.degree < now.degree < math.inf:  # from the unknown nothing is a step out
-                return Refusal("forbidden", would.reason)
-        return None
-
-    def _broken(self, rule: Rule, given: Mapping[str, Sequence[Value | None]]) -> Violation | None:
-        """Return the worst violation of a rule, with some values given and every possible one of the other actuators."""
-        domains = {name: given.get(name) or self._actuators[name].possible for name in rule.names}
-        return rule.broken(domains, self._readings)
+        return each.command(paced, by, now_s)
 
     def _end_forbidden(self, now_s: float) -> list[ActuatorDecision]:
         """Bring to their safe state the actuators of every rule that the telemetry of this tick makes true, or leaves open."""
-        if self._barred() is not None:
+        if self._arming.refusal() is not None:
             return []
         decisions = list[ActuatorDecision]()
-        for rule in self._rules:
-            found = self._broken(rule, {}) if rule.streams else None
-            if found is None:
-                continue
-            named = [self._actuators[name] for name in sorted(rule.names)]
+        for found, named in self._forbidden.broken_by_telemetry():
             chosen = [each for each in named if each.commanded and not each.in_safe_state]
-            changed = {e.name: self._refuse(e, Refusal("forbidden", found.reason)).rule_changed for e in chosen}
+            changed = {
+                e.name: self._refusals.refuse(e, Refusal("forbidden", found.reason)).rule_changed for e in chosen
+            }
             for each in chosen:
                 each.hold = None
-            rested = self._go_safe(chosen, "forbidden", found.reason, now_s)
+            rested = self._safe_actions.send(chosen, "forbidden", found.reason, now_s)
             decisions.extend(replace(d, rule_changed=changed.get(d.actuator, d.rule_changed)) for d in rested)
         return decisions
 
-    def _send(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
-        return ActuatorDecision(each.name, value, None, by, serial=each.issue(value, by, now_s))
-
     def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> list[ActuatorDecision]:
         """Refuse, and bring the actuator to its safe state if it is not there yet."""
-        decision = self._refuse(each, refusal)
+        decision = self._refusals.refuse(each, refusal)
         if each.in_safe_state:
             return [decision]
-        rested = self._go_safe([each], refusal.rule, refusal.reason, now_s)
+        rested = self._safe_actions.send([each], refusal.rule, refusal.reason, now_s)
         return [replace(d, rule_changed=decision.rule_changed) if d.actuator == each.name else d for d in rested]
 
     def _disarm(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[ActuatorDecision]:
@@ -525,88 +477,10 @@ class Gate:
 
         With `arm: request`, an operator's request to arm ends with every disarming.
         """
-        self.armed = False
+        self._arming.armed = False
         if self._settings.arm != "auto":
             self.end_request(now_s)
         for each in self._actuators.values():
             each.hold = None
         chosen = [e for e in self._actuators.values() if everyone or e.commanded or e.mode != "shadow"]
-        return self._go_safe(chosen, refusal.rule, refusal.reason, now_s)
-
-    def _go_safe(self, chosen: list[Actuator], rule: str | None, reason: str, now_s: float) -> list[ActuatorDecision]:
-        """Send safe actions, with those of other actuators where a rule forbids what would result, in a harmless order."""
-        group = self._with_coupled(chosen)
-        decisions = []
-        for each in self._in_order(group):
-            own = each in chosen
-            if not own and each.in_safe_state:
-                continue
-            if not own:
-                each.hold = None
-            why = reason if own else f"{', '.join(e.name for e in chosen)} at rest: a rule forbids the combination"
-            decisions.append(self._rest(each, rule if own else None, why, now_s))
-        return decisions
-
-    def _with_coupled(self, chosen: list[Actuator]) -> list[Actuator]:
-        """Return these actuators and all that must also be in their safe state."""
-        group = list(chosen)
-        grew = True
-        while grew:
-            grew = False
-            for rule in self._rules:
-                named = [self._actuators[name] for name in sorted(rule.names)]
-                missing = [each for each in named if each not in group and not safe_is_hold(each.settings)]
-                concerned = any(each in group for each in named)
-                if missing and concerned and self._broken(rule, _at_rest(group)) is not None:
-                    group.extend(missing)
-                    grew = True
-        return group
-
-    def _in_order(self, group: list[Actuator]) -> list[Actuator]:
-        """Return an order in which no intermediate combination is forbidden, if there is one."""
-        left, order = list(group), list[Actuator]()
-        while left:
-            for each in left:
-                after = _at_rest([*order, each])
-                if not any(each.name in rule.names and self._broken(rule, after) for rule in self._rules):
-                    break
-            else:
-                each = left[0]
-            left.remove(each)
-            order.append(each)
-        return order
-
-    def _rest(self, each: Actuator, rule: str | None, reason: str, now_s: float) -> ActuatorDecision:
-        each.in_safe_state = True
-        if safe_is_hold(each.settings):
-            return ActuatorDecision(each.name, None, rule, "none", reason, cancels=True)
-        return replace(self._send(each, each.settings.safe, "gate", now_s), rule=rule, reason=reason)
-
-    def _refuse(self, each: Actuator, refusal: Refusal) -> ActuatorDecision:
-        rule_changed = each.rule != refusal.rule
-        each.rule = refusal.rule
-        return self._count(
-            ActuatorDecision(each.name, None, refusal.rule, "none", refusal.reason, rule_changed), refusal.rule
-        )
-
-    def _unknown(self, name: str) -> ActuatorDecision:
-        reason = f"{name[:64]!r} is not configured; there are {sorted(self._actuators)}"
-        return self._count(
-            ActuatorDecision(name, None, "unknown_actuator", "none", reason, rule_changed=True), "unknown_actuator"
-        )
-
-    def _count(self, decision: ActuatorDecision, rule: str) -> ActuatorDecision:
-        self.counters[rule] += 1
-        if decision.actuator in self._actuators:  # unknown names come from outside and would grow without bound
-            self.refused[decision.actuator, rule] += 1
-        return decision
-
-    def _settle(self, now_s: float) -> None:
-        """Arm once it is asked for and possible."""
-        possible = self._ready and self._online and not (self.stopped or self._ended) and self.is_reconciled(now_s)
-        self.armed = self.armed or (self._wanted and possible)
-
-
-def _at_rest(group: list[Actuator]) -> dict[str, Sequence[Value | None]]:
-    """The safe value of each actuator that has one; what holds keeps what it has."""
-    return {each.name: (each.settings.safe,) for each in group if not safe_is_hold(each.settings)}
+        return self._safe_actions.send(chosen, refusal.rule, refusal.reason, now_s)

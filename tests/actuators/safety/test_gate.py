@@ -13,9 +13,11 @@ from actuators.actions import Value
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings, UtteranceSettings
 from actuators.expressions import ExpressionError
 from actuators.safety import limits
-from actuators.safety.decisions import ActuatorDecision, Proposal
-from actuators.safety.gate import Gate, known_names
+from actuators.safety.actuator_state import Actuator
+from actuators.safety.decisions import ActuatorDecision, By, Proposal
+from actuators.safety.gate import Gate
 from actuators.safety.limits import Refusal
+from actuators.safety.rules import known_names
 
 HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay")
 LAMP = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", min_hold_s=0.5, requires=())
@@ -33,13 +35,24 @@ def offer(
     return Proposal(0, "d", "p", stamp_s, actions or {}, stale, ready)
 
 
-class AckedGate(Gate):
-    """A gate whose commands are acknowledged at once."""
+class AckedActuator(Actuator):
+    """An actuator whose commands are acknowledged at once."""
 
-    def _send(self, *args: Any) -> ActuatorDecision:
-        decision = super()._send(*args)
-        self.acknowledged(decision.actuator, decision.serial)
-        return decision
+    __slots__ = ()
+
+    def issue(self, value: Value, by: By, now_s: float) -> int:
+        serial = super().issue(value, by, now_s)
+        self.acknowledge(serial, by_device=False)
+        return serial
+
+
+class AckedGate(Gate):
+    """A gate of such actuators."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        for each in self._actuators.values():
+            each.__class__ = AckedActuator
 
 
 def make(*, now_s: float = 10.0, arm: bool = True, **actuators: AnyActuator) -> Gate:

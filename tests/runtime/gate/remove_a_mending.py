@@ -24,6 +24,7 @@ from test_gate_model import GateModel  # noqa: E402
 from actuators.safety import gate as gate_module  # noqa: E402
 from actuators.safety import limits  # noqa: E402
 from actuators.safety.actuator_state import Actuator, freshness_refusal  # noqa: E402
+from actuators.safety.forbidden_combinations import ForbiddenCombinations  # noqa: E402
 from actuators.safety.gate import Gate  # noqa: E402
 from actuators.safety.limits import Refusal  # noqa: E402
 from actuators.safety.rules import Rule, Violation  # noqa: E402
@@ -129,7 +130,7 @@ def old_releases() -> Patch:
 
 def unjudged_rest() -> Patch:
     """An actuator rests alone."""
-    return lambda: mock.patch.object(Gate, "_with_coupled", lambda _self, chosen: list(chosen))
+    return lambda: mock.patch.object(ForbiddenCombinations, "with_coupled", lambda _self, chosen: list(chosen))
 
 
 def telemetry_stops_nothing() -> Patch:
@@ -144,13 +145,13 @@ def old_telemetry() -> Patch:
 
 def missing_telemetry_is_harmless() -> Patch:
     """A rule without its telemetry does not hold."""
-    broken = Gate._broken
+    broken = ForbiddenCombinations._broken
 
-    def known(self: Gate, rule: Rule, given: Any) -> Violation | None:
+    def known(self: ForbiddenCombinations, rule: Rule, given: Any) -> Violation | None:
         found = broken(self, rule, given)
         return None if rule.streams and found is not None and found.degree == float("inf") else found
 
-    return lambda: mock.patch.object(Gate, "_broken", known)
+    return lambda: mock.patch.object(ForbiddenCombinations, "_broken", known)
 
 
 def stale_streams_are_harmless() -> Patch:
@@ -168,9 +169,9 @@ def undying_wish() -> Patch:
 
     def keep(method: Any) -> Any:
         def kept(self: Gate, *args: Any) -> Any:
-            wanted = self._wanted
+            wanted = self._arming.wanted
             decisions = method(self, *args)
-            self._wanted = wanted
+            self._arming.wanted = wanted
             return decisions
 
         return kept

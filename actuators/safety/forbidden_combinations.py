@@ -1,0 +1,100 @@
+"""Ask the rules under `gate.forbid` about all actuators together: what is forbidden now, and in which order they go to rest.
+
+`rules.py` evaluates one rule on given values. This module knows which values each actuator may have now, and the telemetry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from actuators.actions import Value
+from actuators.expressions import Known
+from actuators.safety.actuator_state import Actuator
+from actuators.safety.limits import Refusal
+from actuators.safety.rules import Readings, Rule, Violation, known_names, safe_is_hold
+
+
+class ForbiddenCombinations:
+    """Every rule, with the actuators that it names.
+
+    Args:
+        forbid: the expressions; true means forbidden.
+        actuators: every actuator by name.
+        streams: telemetry fields by stream, for rules that name them.
+
+    Raises:
+        ExpressionError: an expression cannot be used.
+    """
+
+    def __init__(self, forbid: Sequence[str], actuators: Mapping[str, Actuator], streams: Known | None) -> None:
+        self._actuators = actuators
+        known = known_names({name: each.settings for name, each in actuators.items()})
+        self._rules = [Rule(text, known, streams) for text in forbid]
+        self.readings: Readings = {}
+        """The telemetry of the newest proposal, where it is fresh."""
+
+    def refusal(self, each: Actuator, value: Value) -> Refusal | None:
+        """Refuse a value that a rule forbids, unless it is a step out of the forbidden zone."""
+        for rule in self._rules:
+            if each.name not in rule.names:
+                continue
+            would = self._broken(rule, {each.name: (value,)})
+            if would is None:
+                continue
+            now = None if rule.streams else self._broken(rule, {})
+            if now is None or not would.degree < now.degree < math.inf:  # from the unknown nothing is a step out
+                return Refusal("forbidden", would.reason)
+        return None
+
+    def broken_by_telemetry(self) -> Iterator[tuple[Violation, list[Actuator]]]:
+        """Yield every rule that the telemetry of this tick makes true, or leaves open, with the actuators that it names.
+
+        Each rule is evaluated when it is asked for: what the caller changed before then counts.
+        """
+        for rule in self._rules:
+            found = self._broken(rule, {}) if rule.streams else None
+            if found is not None:
+                yield found, self._named(rule)
+
+    def with_coupled(self, chosen: list[Actuator]) -> list[Actuator]:
+        """Return these actuators and all that must also be in their safe state."""
+        group = list(chosen)
+        grew = True
+        while grew:
+            grew = False
+            for rule in self._rules:
+                named = self._named(rule)
+                missing = [each for each in named if each not in group and not safe_is_hold(each.settings)]
+                concerned = any(each in group for each in named)
+                if missing and concerned and self._broken(rule, _at_rest(group)) is not None:
+                    group.extend(missing)
+                    grew = True
+        return group
+
+    def in_order(self, group: list[Actuator]) -> list[Actuator]:
+        """Return an order of going to rest in which no intermediate combination is forbidden, if there is one."""
+        left, order = list(group), list[Actuator]()
+        while left:
+            for each in left:
+                after = _at_rest([*order, each])
+                if not any(each.name in rule.names and self._broken(rule, after) for rule in self._rules):
+                    break
+            else:
+                each = left[0]
+            left.remove(each)
+            order.append(each)
+        return order
+
+    def _named(self, rule: Rule) -> list[Actuator]:
+        return [self._actuators[name] for name in sorted(rule.names)]
+
+    def _broken(self, rule: Rule, given: Mapping[str, Sequence[Value | None]]) -> Violation | None:
+        """Return the worst violation of a rule, with some values given and every possible one of the other actuators."""
+        domains = {name: given.get(name) or self._actuators[name].possible for name in rule.names}
+        return rule.broken(domains, self.readings)
+
+
+def _at_rest(group: list[Actuator]) -> dict[str, Sequence[Value | None]]:
+    """The safe value of each actuator that has one; what holds keeps what it has."""
+    return {each.name: (each.settings.safe,) for each in group if not safe_is_hold(each.settings)}
