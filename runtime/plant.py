@@ -48,8 +48,8 @@ def broker(url: str) -> MqttSettings:
     try:
         return MqttSettings(url=url)
     except ValidationError as error:
-        said = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in error.errors())
-        raise ValueError(f"--mqtt: {said}; a login belongs into a file given with --settings") from None
+        problems = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in error.errors())
+        raise ValueError(f"--mqtt: {problems}; a login belongs into a file given with --settings") from None
 
 
 def print_config(environment: str, agent: str, url: str, rate_hz: float | None) -> None:

@@ -260,7 +260,7 @@ class FakeAgent:
 
     def _explanation(self, decision: str) -> dict[str, Any]:
         values = {"orders": 0.61, "front": 0.34, "room": -0.08, "joints": 0.05}
-        part = {"score": 1.42, "baseline": 0.5, "streams": values, "told": "q"}
+        part = {"score": 1.42, "baseline": 0.5, "streams": values, "score_kind": "q"}
         lineage = [self.live, "000006-aa10b2c3"]
         told = {"decision": decision, "policy": self.live, "lineage": lineage, "parts": {"head": part}}
         return {**told, "by": {"head": "policy"}, "reward": 0.4, "value": 1.4}

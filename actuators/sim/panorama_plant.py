@@ -26,7 +26,7 @@ TAKEOVER_SHARE = 0.5
 HOLD_S = 0.3
 """Of one takeover message; the next one comes every tick."""
 TEXT_EVERY_S = 2.0
-TOLD_EVERY_S = 1.0
+PUBLISH_EVERY_S = 1.0
 LONGEST_S = 1.0
 """A pause of the process counts as at most this much time in the world."""
 
@@ -55,7 +55,7 @@ class PanoramaPlant:
         self._from_deg = self.world.distance_deg()
         self._due = True
         """The command in force has not been rewarded yet."""
-        self._text_s = self._told_s = float("-inf")
+        self._text_s = self._published_s = float("-inf")
 
     def subscriptions(self) -> tuple[str, ...]:
         """List the topic of the head's commands."""
@@ -89,7 +89,7 @@ class PanoramaPlant:
                 self._interval(now_s, due=command.decision is None)
             if ended:
                 self._begin(now_s)
-            return out + self._streams(now_s) + self._take_over(now_s) + self._tell(now_s)
+            return out + self._streams(now_s) + self._take_over(now_s) + self._publish_state(now_s)
 
     def _start(self, now_s: float) -> list[DeviceMessage]:
         if self._start_s is not None:
@@ -155,10 +155,10 @@ class PanoramaPlant:
         body = {"value": turn, "hold_s": HOLD_S, "source": "world"}
         return [message(f"{self._base}/override/head", body, qos=1)]
 
-    def _tell(self, now_s: float) -> list[DeviceMessage]:
-        if now_s - self._told_s < TOLD_EVERY_S:
+    def _publish_state(self, now_s: float) -> list[DeviceMessage]:
+        if now_s - self._published_s < PUBLISH_EVERY_S:
             return []
-        self._told_s = now_s
+        self._published_s = now_s
         truth = panorama_world.describe(self.world) | {"takeover": self._taking_over, "stamp": now_s}
         drops = dict(self.device.inbox.drops)
         return [message(f"{self._base}/plant", truth | self._score.figures() | {"drops": drops})]

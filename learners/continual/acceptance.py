@@ -87,12 +87,12 @@ class AcceptanceVerdict:
 
 def rejection_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
     """Return why a candidate is rejected, by its metrics on the held-out file; None if it passes."""
-    if (said := below_chance(figures, "labels_")) is not None:
-        return f"the new labels contradict the live version: {said}"
-    if (said := by_chance(figures, "validation_")) is not None:
-        return f"labels look like noise: validation agreement is at chance level: {said}"
-    if (said := by_chance(figures, "")) is not None:
-        return f"the candidate disagrees with the held-out file on the classes it was trained on: {said}"
+    if (finding := below_chance(figures, "labels_")) is not None:
+        return f"the new labels contradict the live version: {finding}"
+    if (finding := by_chance(figures, "validation_")) is not None:
+        return f"labels look like noise: validation agreement is at chance level: {finding}"
+    if (finding := by_chance(figures, "")) is not None:
+        return f"the candidate disagrees with the held-out file on the classes it was trained on: {finding}"
     for name, other in (("before", "the version before"), ("anchor", "the anchor")):
         upper = figures.get(f"{name}_upper")
         if upper is not None and upper < -settings.max_metric_drop:

@@ -120,7 +120,7 @@ class CandidateTrainer:
         torch.manual_seed(self.seed + 2)
         task = self._open(live, [*train, *parts.validation])
         settings = self._how(task, len(parts.new), GENTLE if gently else 1.0)
-        splits = Splits(train, balanced(parts.tried, parts.kept, self.seed + number) or train)
+        splits = Splits(train, balanced(parts.tried, parts.known_validation, self.seed + number) or train)
         mode, rank = self.settings.train, self.settings.lora_rank
         tuned = tune(task, splits, settings, mode, rank=rank, tell=tell, stop=stop)
         figures: dict[str, Any] = {
@@ -188,16 +188,16 @@ def replay(examples: Sequence[dict[str, Any]], count: int, seed: int) -> Example
     return picked
 
 
-def balanced(tried: Examples, kept: Examples, seed: int) -> Examples:
+def balanced(tried: Examples, known: Examples, seed: int) -> Examples:
     """Validation in which new and earlier labels weigh alike, however many waves came before: the fewer are there several times.
 
     Counted one by one, a class that is new would matter less with every wave, and the best epoch would be the first.
     """
-    if not tried or not kept:
-        return [*tried, *kept]
-    kept = replay(kept, WEIGH * len(tried), seed)
-    times = max(1, round(len(kept) / len(tried)))
-    return [*tried * times, *kept * max(1, round(len(tried) / len(kept)))]
+    if not tried or not known:
+        return [*tried, *known]
+    known = replay(known, WEIGH * len(tried), seed)
+    times = max(1, round(len(known) / len(tried)))
+    return [*tried * times, *known * max(1, round(len(tried) / len(known)))]
 
 
 def options_of(settings: TaskSettings) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def options_of(settings: TaskSettings) -> dict[str, Any]:
 
     Labels are not smoothed: with the few examples a class that people give, it costs accuracy (docs/decisions/0025-head-first-labels.md).
     """
-    told: dict[str, Any] = {"label_smoothing": 0.0}
-    told |= {"multi_label": settings.multi_label} if settings.multi_label else {}  # else the folder says which it is
-    told |= {"max_new_tokens": settings.max_new_tokens, "system": settings.system}
-    return Options.known(told)
+    options: dict[str, Any] = {"label_smoothing": 0.0}
+    options |= {"multi_label": settings.multi_label} if settings.multi_label else {}  # else the folder says which it is
+    options |= {"max_new_tokens": settings.max_new_tokens, "system": settings.system}
+    return Options.known(options)

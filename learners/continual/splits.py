@@ -43,7 +43,7 @@ class LabelSplits:
     """May train again, as replay."""
     tried: Examples
     """Validation, of the new ones."""
-    kept: Examples
+    known_validation: Examples
     """Validation, of those known before."""
     uncovered: tuple[str, ...] = ()
     """Classes of new labels that the file says nothing of, one entry a label."""
@@ -53,7 +53,7 @@ class LabelSplits:
     @property
     def validation(self) -> Examples:
         """What chooses the epoch."""
-        return [*self.tried, *self.kept]
+        return [*self.tried, *self.known_validation]
 
 
 @dataclass(frozen=True, slots=True)

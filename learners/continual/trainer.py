@@ -246,8 +246,8 @@ class ContinualTrainer:
 
     def _fails_only_by_forgetting(self, attempt: Candidate) -> bool:
         """Return whether forgetting is the only reason against a candidate."""
-        said = rejection_reason(attempt.conclusive, self.finetune) if attempt.evaluated is not None else None
-        return said is not None and said == forgetting_reason(attempt.figures, self.finetune)
+        reason_text = rejection_reason(attempt.conclusive, self.finetune) if attempt.evaluated is not None else None
+        return reason_text is not None and reason_text == forgetting_reason(attempt.figures, self.finetune)
 
     def _retry_gently(self, batch: LabelBatch, holdout: Holdout, before: Task | None, failed: Candidate) -> Candidate:
         """Train a second candidate at a lower rate; return the better one, with what the first one lost."""
@@ -389,8 +389,8 @@ class ContinualTrainer:
             )
         self._save_state(state)
         name = version.name if version is not None else None
-        said = reason or "no worse on the held-out file, and the new labels can be learned"
-        verdict = AcceptanceVerdict(self.name, outcome, said, name, attempt.figures, holdout.origin, blamed)
+        reason_text = reason or "no worse on the held-out file, and the new labels can be learned"
+        verdict = AcceptanceVerdict(self.name, outcome, reason_text, name, attempt.figures, holdout.origin, blamed)
         self._write_evaluation(verdict, holdout, attempt, batch)
         return verdict
 
@@ -411,9 +411,9 @@ class ContinualTrainer:
 def newest(labels: Sequence[Labelled], per_source: int) -> list[Labelled]:
     """Return the newest `per_source` labels of each source, in their order."""
     seen: Counter[str] = Counter()
-    kept = []
+    newest_first = []
     for one in reversed(labels):
         seen[one.source] += 1
         if seen[one.source] <= per_source:
-            kept.append(one)
-    return kept[::-1]
+            newest_first.append(one)
+    return newest_first[::-1]

@@ -23,7 +23,7 @@ from learners.experience.transition import Malformed, Transition, checksum, deco
 
 BLOCK = 32
 """Rows that are stored or evicted together."""
-CHANGES_KEPT = 200_000
+MAX_CHANGES = 200_000
 LABELLED_SHARE = 0.25
 """Of `max_bytes`, what copies of labelled readings may take."""
 MOST_UNCOPIED = 1_000
@@ -259,7 +259,7 @@ class Database:
                 gone += cursor.rowcount if table == "transitions" else 0
             del self._blocks[block]
         if doomed:
-            self._db.execute("DELETE FROM changes WHERE id <= (SELECT max(id) FROM changes) - ?", (CHANGES_KEPT,))
+            self._db.execute("DELETE FROM changes WHERE id <= (SELECT max(id) FROM changes) - ?", (MAX_CHANGES,))
         return gone
 
     def compact(self) -> None:
@@ -334,18 +334,18 @@ class Database:
     def _doomed(self) -> list[int]:
         """Return the blocks to evict: ordinary ones oldest first; reserved ones only beyond the reserve."""
         excess = self.bytes - self.max_bytes
-        reserved = sum(size for size, kept in self._blocks.values() if kept)
+        reserved = sum(size for size, is_reserved in self._blocks.values() if is_reserved)
         doomed: list[int] = []
         newest = max(self._blocks, default=0)
         for block in sorted(self._blocks):
-            size, kept = self._blocks[block]
+            size, is_reserved = self._blocks[block]
             if excess <= 0 or block == newest:
                 break
-            if kept and reserved - size < self.reserve * self.max_bytes:
+            if is_reserved and reserved - size < self.reserve * self.max_bytes:
                 continue
             doomed.append(block)
             excess -= size
-            reserved -= size if kept else 0
+            reserved -= size if is_reserved else 0
         return doomed
 
     def _count(self) -> None:
@@ -356,4 +356,4 @@ class Database:
             f"SELECT row / {BLOCK}, sum(bytes), max({' | '.join(_RESERVED)})"  # noqa: S608 - constants
             f" FROM transitions GROUP BY row / {BLOCK}"
         )
-        self._blocks = {block: [size, kept] for block, size, kept in rows}
+        self._blocks = {block: [size, is_reserved] for block, size, is_reserved in rows}

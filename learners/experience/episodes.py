@@ -127,18 +127,18 @@ class Episodes:
 
     Args:
         reader: reads the experience.
-        `kept`: reads the raw readings.
+        `readings`: reads the raw readings.
         cameras: streams of which every step must have an image.
-        `told`: called with the number of rows read and of all rows.
+        `on_progress`: called with the number of rows read and of all rows.
         tally: counts what was used.
         longest: steps after which an episode is cut.
         window: Unix seconds, from and before.
     """
 
     reader: Reader
-    kept: ReadingSource
+    readings: ReadingSource
     cameras: frozenset[str] = frozenset()
-    told: Callable[[int, int], None] = lambda _done, _total: None
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None
     tally: ExportStats = field(default_factory=ExportStats)
     longest: int = LONGEST
     window: tuple[float, float] = (0.0, math.inf)
@@ -179,8 +179,8 @@ class Episodes:
             found = self.reader.rows(start, min(start + CHUNK, last + 1))
             rows = [row.transition for row in found if self.window[0] <= row.transition.stamp_s < self.window[1]]
             if rows:
-                yield from zip(rows, self.kept.at(rows), strict=True)
-            self.told(min(start + CHUNK, last + 1) - first, last + 1 - first)
+                yield from zip(rows, self.readings.at(rows), strict=True)
+            self.on_progress(min(start + CHUNK, last + 1) - first, last + 1 - first)
 
 
 def _apart(one: Transition, two: Transition) -> bool:

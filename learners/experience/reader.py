@@ -218,25 +218,25 @@ class Reader:
             " WHERE r.task = ? AND r.stream = ? ORDER BY l.label DESC LIMIT ?"
         )
         try:
-            found = self._kept(query, (task, stream, limit))
+            found = self._rows(query, (task, stream, limit))
         except sqlite3.OperationalError:  # an older program wrote the file
             return []
         return [(number, str(orjson.loads(name)), digest) for number, name, digest in found]
 
     def raw_stamps(self, stream: str, limit: int) -> list[tuple[int, float]]:
         """Return number and stamp (Unix seconds) of the newest raw readings of a stream, newest first."""
-        return self._kept("SELECT id, stamp_s FROM raw WHERE stream = ? ORDER BY stamp_s DESC LIMIT ?", (stream, limit))
+        return self._rows("SELECT id, stamp_s FROM raw WHERE stream = ? ORDER BY stamp_s DESC LIMIT ?", (stream, limit))
 
     def raw_by_number(self, numbers: Sequence[int]) -> dict[int, Raw]:
         """Return raw readings by their numbers; deleted ones are left out."""
         marks = ",".join("?" * len(numbers))
         query = f"SELECT id, stream, stamp_s, encoding, data FROM raw WHERE id IN ({marks})"  # noqa: S608 - question marks
-        return {number: Raw(*found) for number, *found in self._kept(query, tuple(numbers))}
+        return {number: Raw(*found) for number, *found in self._rows(query, tuple(numbers))}
 
     def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
         """Raw readings of a stream with `start_s <= stamp_s < stop_s` (Unix)."""
         query = "SELECT stream, stamp_s, encoding, data FROM raw WHERE stream = ? AND stamp_s >= ? AND stamp_s < ?"
-        return [Raw(*found) for found in self._kept(f"{query} ORDER BY stamp_s", (stream, start_s, stop_s))]
+        return [Raw(*found) for found in self._rows(f"{query} ORDER BY stamp_s", (stream, start_s, stop_s))]
 
     def labelled(self, label: int) -> dict[str, Raw]:
         """Return the copies of the readings that a label is about, by stream; empty if none were made or they are deleted."""
@@ -245,15 +245,15 @@ class Reader:
             " WHERE l.label = ?"
         )
         try:
-            return {found[0]: Raw(*found) for found in self._kept(query, (label,))}
+            return {found[0]: Raw(*found) for found in self._rows(query, (label,))}
         except sqlite3.OperationalError:  # an older program wrote the file, and no newer one has opened it
             return {}
 
     def raw_streams(self) -> frozenset[str]:
         """Return the streams with stored raw readings."""
-        return frozenset(stream for (stream,) in self._kept("SELECT DISTINCT stream FROM raw", ()))
+        return frozenset(stream for (stream,) in self._rows("SELECT DISTINCT stream FROM raw", ()))
 
-    def _kept(self, query: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         path = self.path.with_name("raw.db")
         if not path.exists():
             return []

@@ -41,15 +41,15 @@ def quarantine_and_recover(path: Path, reason: str, stamp_s: float) -> SetAside:
     The copy is written under another name and then renamed. A crash before that leaves the moved file complete and no file
     under the old name; the next start then creates an empty database.
     """
-    kept = _free_name(path, int(stamp_s))
+    moved = _free_name(path, int(stamp_s))
     for suffix in ("-wal", "-shm", ""):
         part = path.with_name(path.name + suffix)
         if part.exists():
-            part.rename(kept.with_name(kept.name + suffix))
+            part.rename(moved.with_name(moved.name + suffix))
     fresh = path.with_name(path.name)
     with closing(connect(fresh)) as new:
-        salvaged, lost = _copy(kept, new) if path.name == "experience.db" else (0, 0)
-    return SetAside(kept, reason, salvaged, lost)
+        salvaged, lost = _copy(moved, new) if path.name == "experience.db" else (0, 0)
+    return SetAside(moved, reason, salvaged, lost)
 
 
 def damaged(path: Path) -> str | None:
@@ -76,9 +76,9 @@ def _free_name(path: Path, stamp: int) -> Path:
     raise FileExistsError(f"{path.parent} holds 1000 files set aside in one second; move them away")
 
 
-def _copy(kept: Path, new: sqlite3.Connection) -> tuple[int, int]:
+def _copy(moved: Path, new: sqlite3.Connection) -> tuple[int, int]:
     try:
-        old = sqlite3.connect(f"file:{kept}?mode=ro", uri=True)
+        old = sqlite3.connect(f"file:{moved}?mode=ro", uri=True)
         old.execute("PRAGMA writable_schema = ON")  # else SQLite refuses a file shorter than its header says
         highest = _highest(old)
     except sqlite3.DatabaseError:

@@ -3,7 +3,7 @@
 The coin is fair and independent of everything else. So the noise of a pair difference D is as often positive as negative, whatever its
 distribution, its tails, its drift or its dependence on earlier pairs. If the true effect is m, then D - m is symmetric given the past,
 and 1 + tanh(lambda (D - m)) is a fair bet: its mean is exactly 1. The product of such factors is a wealth that rarely grows under m: it
-exceeds 1 / alpha at some moment with probability at most alpha (Ville). The lower bound is the lowest m whose wealth stayed below.
+exceeds 1 / alpha at some moment with probability at most alpha (Ville). The lower bound is the lowest m with a wealth that stayed below.
 
 No bound on rewards is assumed, and no moment has to exist. A pair adds at most a factor of 2 to a wealth, so an outlier proves nothing.
 An outlier against the claim costs in proportion to its size, so one catastrophe cancels many small gains. `lambda` is a
@@ -164,7 +164,7 @@ class ConfidenceSequence:
         return -self._bound(-1, self.alpha_upper)
 
     def _bound(self, sign: int, alpha: float) -> float:
-        """Return the lowest mean of sign * D whose wealth is below 1 / alpha, by bisection: the wealth falls with the mean."""
+        """Return the lowest mean of sign * D with a wealth below 1 / alpha, by bisection: the wealth falls with the mean."""
         scales_N = np.array(self._scales)
         bets = scales_N > 0.0
         values_N, scales_N = sign * np.array(self._values)[bets], scales_N[bets]

@@ -31,7 +31,7 @@ SUSPECTED = 4.0
 """Evidence for more harm above which a version does not go live, although it is no proof."""
 EACH_LOOK = 16
 """Pairs up to which each look computes the bounds; after that, looks at a tenth more pairs do, because evidence alone decides."""
-KEPT_LOOKS = 512
+MAX_LOOKS = 512
 FORMAT = 1
 
 
@@ -81,7 +81,7 @@ class ExperimentTest:
     opponent: Arm = "champion"
     """Whom new challenge slots compare the challenger with."""
     verdict: ExperimentVerdict | None = None
-    looks: deque[Look] = field(default_factory=lambda: deque(maxlen=KEPT_LOOKS))
+    looks: deque[Look] = field(default_factory=lambda: deque(maxlen=MAX_LOOKS))
     unknown: int = 0
     """Pairs without a known reward."""
     rewards: dict[Arm, ConfidenceSequence] = field(init=False)

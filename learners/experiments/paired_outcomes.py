@@ -24,7 +24,7 @@ from learners.experiments.switchback import Assignment, Kind
 Silence = Literal["zero", "unknown"]
 HARMS = ("takeover", "stop", "refusal", "failure")
 RECENT_UNITS = 8
-"""Units whose rewards can still be taken back."""
+"""Units with rewards that can still be retracted."""
 MOST_OPEN_BLOCKS = 4_096
 """Blocks that wait for late rewards; further ones displace the oldest, which is counted."""
 OWN = "tick"
@@ -175,7 +175,7 @@ class PairedOutcomes:
         return True
 
     def void(self, block: int) -> None:
-        """Discard an open block whose ticks are incomplete, for instance after a restart."""
+        """Discard an open block with incomplete ticks, for instance after a restart."""
         self._open.pop(block, None)
 
     def complete(self, unit: int) -> list[PairDifference]:

@@ -109,12 +109,12 @@ def _convert(module: Served, path: Path) -> None:
     spec = module.policy.spec
     batch = torch.export.Dim("batch", min=1, max=4096)
     dynamic = ({0: batch}, {0: batch}, tuple({0: batch} for _ in spec.streams))
-    said = io.StringIO()
+    output = io.StringIO()
     for name in ("onnxscript", "torch.onnx"):  # they tell of operators this policy has not
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         # the exporter tells its steps on standard output, and names deprecated parts of itself
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), torch.no_grad():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(output), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,

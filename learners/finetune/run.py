@@ -217,9 +217,9 @@ def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None 
         ValueError: the folder was not made by `finetune`, or for another task.
     """
     with _opening(model):
-        told = saved(resolve(model))
-    if told.get("kind") != task:
-        raise ValueError(f"{model}: fine-tuned for {told.get('kind', 'nothing')}, not for {task}")
+        record = saved(resolve(model))
+    if record.get("kind") != task:
+        raise ValueError(f"{model}: fine-tuned for {record.get('kind', 'nothing')}, not for {task}")
     with _opening(model):
         opened = open_task(task, resolve(model))
     examples = datasets.read(test, type(opened))
@@ -259,12 +259,12 @@ def build(
     torch.manual_seed(settings.seed)  # the new head
     with _opening(model):
         source = resolve(model)
-        told = saved(source).get("options", {})
+        record = saved(source).get("options", {})
         if isinstance(source, Path) and (reason := unfit_reason(kind, source)) is not None:
             raise ModelError(f"{model}: {reason}")
-    if hasattr(cls, "fitting_window_s") and "window_s" not in options and "window_s" not in told:
+    if hasattr(cls, "fitting_window_s") and "window_s" not in options and "window_s" not in record:
         options = {**options, "window_s": cls.fitting_window_s(train)}
-    if hasattr(cls, "fitting_new_tokens") and not {"max_new_tokens"} & {*options, *told}:
+    if hasattr(cls, "fitting_new_tokens") and not {"max_new_tokens"} & {*options, *record}:
         with _opening(model):
             options = {**options, "max_new_tokens": cls.fitting_new_tokens(source, train)}
     if "threshold" in options:

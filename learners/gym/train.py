@@ -123,11 +123,11 @@ def _warn_once() -> None:
     """MuJoCo says a warning for every environment that is made, ten of them an evaluation; here once."""
     import mujoco  # noqa: PLC0415 - only some environments need it
 
-    told: set[str] = set()
+    warned: set[str] = set()
 
     def warn(text: str) -> None:
-        if text not in told:
-            told.add(text)
+        if text not in warned:
+            warned.add(text)
             warnings.warn(f"MuJoCo: {text}", stacklevel=1)
 
     mujoco.set_mju_user_warning(warn)
@@ -166,10 +166,10 @@ def _bar(
         task = bar.add_task(environment, total=steps)
 
         def report(step: int, score: ReturnSummary) -> None:
-            told = f"{environment} {score.mean:.1f} ± {score.std:.1f}"
-            bar.update(task, completed=step, description=told)
+            line = f"{environment} {score.mean:.1f} ± {score.std:.1f}"
+            bar.update(task, completed=step, description=line)
             if show and not console.is_terminal:
-                console.print(f"{told} after {step} of {steps} steps", soft_wrap=True, highlight=False)
+                console.print(f"{line} after {step} of {steps} steps", soft_wrap=True, highlight=False)
 
         yield report, lambda step: bar.update(task, completed=step)
 

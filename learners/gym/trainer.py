@@ -109,7 +109,7 @@ class GymTrainer:
             self.spec, max_bytes=s.memory_bytes, steps=steps, demonstration_fraction=s.demonstrations
         )
         self.window = FrameWindow(self.spec)
-        self.kept: list[BestCheckpoint] = []
+        self.best_checkpoints: list[BestCheckpoint] = []
         self.evaluations: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
         self.cut_episodes = 0
@@ -237,9 +237,9 @@ class GymTrainer:
         self.evaluations.append({"step": step, **score.as_dict()})
         weights = {name: value.clone() for name, value in self.policy.state_dict().items()}
         # Of two that scored the same the later one has learned from more; sorting is stable.
-        self.kept = [BestCheckpoint(step, score.mean, weights), *self.kept]
-        self.kept.sort(key=lambda kept: kept.score, reverse=True)
-        del self.kept[self.settings.keep :]
+        self.best_checkpoints = [BestCheckpoint(step, score.mean, weights), *self.best_checkpoints]
+        self.best_checkpoints.sort(key=lambda best_checkpoints: best_checkpoints.score, reverse=True)
+        del self.best_checkpoints[self.settings.keep :]
         if self.report is not None:
             self.report(step, score)
         return score
@@ -267,20 +267,20 @@ class GymTrainer:
         """Load the stored policy that is best on fresh episodes; return its step and its final score."""
         episodes = self.settings.selection_episodes
         best: tuple[float, BestCheckpoint] | None = None
-        for kept in sorted(self.kept, key=lambda k: k.step, reverse=True):
-            self.policy.load_state_dict(kept.weights)
+        for best_checkpoints in sorted(self.best_checkpoints, key=lambda k: k.step, reverse=True):
+            self.policy.load_state_dict(best_checkpoints.weights)
             mean = ReturnSummary.of(self.play(SELECTION_SEED, episodes)).mean
             if best is None or mean > best[0]:
-                best = (mean, kept)
+                best = (mean, best_checkpoints)
         assert best is not None
         self.policy.load_state_dict(best[1].weights)
         return best[1].step, ReturnSummary.of(self.play(FINAL_SEED, self.settings.final_episodes))
 
     def salvage(self) -> tuple[int, ReturnSummary | None]:
         """Load the best stored policy without playing; return its step and its score, or the newest step without a score."""
-        if not self.kept:
+        if not self.best_checkpoints:
             return self._step, None
-        best = self.kept[0]
+        best = self.best_checkpoints[0]
         self.policy.load_state_dict(best.weights)
         found = next(e for e in self.evaluations if e["step"] == best.step)
         return best.step, ReturnSummary(

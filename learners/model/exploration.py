@@ -18,7 +18,7 @@ INDEPENDENT = (1.0,)
 SLOW = (16.0, 64.0)
 """Time constants of excursions, in ticks: they are to get somewhere (a car out of its valley: 16 of 20 episodes, none with
 independent noise)."""
-UNTOLD = 0.01
+UNEXPLAINED_SHARE = 0.01
 """Share of the rewards' variance that actions must leave unexplained for rewards to tell more than the cost of acting."""
 
 
@@ -35,7 +35,7 @@ def silent(rewards_B: Tensor, action_BA: Tensor) -> bool:
         return False
     weights_I1 = torch.linalg.lstsq(inputs_BI, centred_B1, driver="gelsd").solution
     left = float((centred_B1 - inputs_BI @ weights_I1).square().sum())
-    return left < UNTOLD * total
+    return left < UNEXPLAINED_SHARE * total
 
 
 class ColouredNoise:

@@ -33,12 +33,12 @@ class Matching(nn.Module):
 
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
-        self.seen, self.said = spec.pairs
+        self.seen, self.instructing = spec.pairs
         width = spec.width
         self.groups = GROUPS if width % GROUPS == 0 else 1
         self.normalise = nn.LayerNorm(width)
         self.key = nn.Linear(width, width)
-        self.query = nn.ModuleList(nn.Linear(width * spec.streams[i].tokens, width) for i in self.said)
+        self.query = nn.ModuleList(nn.Linear(width * spec.streams[i].tokens, width) for i in self.instructing)
         places = sum(spec.streams[i].tokens for i in self.seen)
         self.out = nn.Sequential(nn.Linear(places * self.groups, width), nn.LayerNorm(width))
 
@@ -53,7 +53,7 @@ class Matching(nn.Module):
         """Return the sum of the queries of all present streams, B,D."""
         asked = [
             query(F.layer_norm(adapted[i], adapted[i].shape[-1:]).flatten(1)) * present_BS[:, i : i + 1]
-            for query, i in zip(self.query, self.said, strict=True)
+            for query, i in zip(self.query, self.instructing, strict=True)
         ]
         return torch.stack(asked).sum(0)
 

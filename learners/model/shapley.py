@@ -68,7 +68,7 @@ class StreamContribution:
     """Mean score of the same action under the background."""
     streams: dict[str, float]
     """Shapley values; they sum to `score - baseline`."""
-    told: str
+    score_kind: str
     """What the score is: `q` (value of the choice) or `log_density` (of the continuous action)."""
     method: Literal["exact", "sampled"] = "exact"
     errors: dict[str, float] = field(default_factory=dict)
@@ -143,7 +143,7 @@ def _part(
         score=score,
         baseline=baseline,
         streams=dict.fromkeys(policy.spec.names, 0.0) | dict(zip(names, parts, strict=True)),
-        told="q" if any(a.name == name for a in policy.spec.actions.choices) else "log_density",
+        score_kind="q" if any(a.name == name for a in policy.spec.actions.choices) else "log_density",
         method="exact" if exact else "sampled",
         errors={} if exact else dict(zip(names, errors, strict=True)),
     )

@@ -152,8 +152,8 @@ class PolicySpec:
     def pairs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which streams have places to look at, and which ones speak, by number."""
         seen = tuple(i for i, s in enumerate(self.streams) if s.modality == "image" and s.tokens > 1)
-        said = tuple(i for i, s in enumerate(self.streams) if s.modality in ("audio", "text"))
-        return seen, said
+        instructing = tuple(i for i, s in enumerate(self.streams) if s.modality in ("audio", "text"))
+        return seen, instructing
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -95,10 +95,10 @@ class ShadowRun:
         ):
             rows += more
             start = rows[-1].row
-        kept = [row.transition for row in rows[: max(0, len(rows) - self.context.reward_delay_ticks)]]
-        if not kept:
+        settled = [row.transition for row in rows[: max(0, len(rows) - self.context.reward_delay_ticks)]]
+        if not settled:
             return OffPolicyResult(unknown="no new decision with a settled reward")
-        logged = self.context.logged(kept)
+        logged = self.context.logged(settled)
         evidence = yield from gather(self.context.candidate, self.live, logged)
         return judge(evidence, confidence=settings.confidence, min_effective_samples=settings.min_effective_samples)
 

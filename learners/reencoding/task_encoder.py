@@ -40,13 +40,13 @@ def encoder_tasks(
     return found
 
 
-def encoders_without_task(encoders: Mapping[str, EncoderSettings], taught: Mapping[str, str]) -> dict[str, str]:
+def encoders_without_task(encoders: Mapping[str, EncoderSettings], trained: Mapping[str, str]) -> dict[str, str]:
     """Return, for each encoder that should follow a task and has none, the reason."""
     return {
         name: f"encoders.{name}.follow_task: no classification task with model {encoder.model} reads a stream of this"
         " encoder; its weights stay as they are"
         for name, encoder in encoders.items()
-        if encoder.follow_task and name not in taught
+        if encoder.follow_task and name not in trained
     }
 
 

@@ -155,9 +155,9 @@ class Algorithm:
         contexts = self._contexts(batch)
         losses, metrics = [], {}
         for part in self.parts:
-            loss, told = part.loss(contexts, batch)
+            loss, figures = part.loss(contexts, batch)
             losses.append(loss)
-            metrics.update(told)
+            metrics.update(figures)
         if self.optimiser.groups:
             total = sum(losses[1:], losses[0])
             if not bool(total.isfinite()):

@@ -75,8 +75,8 @@ def _changed(tensors: Mapping[str, Tensor], changes: Mapping[str, Change], flip_
     return {name: _where(flip_B, changes[name](x), x) if name in changes else x for name, x in tensors.items()}
 
 
-def _where(flip_B: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
-    return torch.where(flip_B.view(-1, *[1] * (kept.dim() - 1)), changed, kept)
+def _where(flip_B: Tensor, changed: Tensor, unchanged: Tensor) -> Tensor:
+    return torch.where(flip_B.view(-1, *[1] * (unchanged.dim() - 1)), changed, unchanged)
 
 
 def _reverse(columns: int) -> Change:

@@ -188,7 +188,7 @@ class Quarantine:
 
     rules: Mapping[str, SourceRule] = field(default_factory=dict)
     own_rank: int | None = RANKS["program"]
-    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+    isolated: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Quarantined sources, with the finding."""
     released: set[str] = field(default_factory=set)
     """Sources a person vouched for: not judged any more."""
@@ -198,7 +198,7 @@ class Quarantine:
     @property
     def names(self) -> frozenset[str]:
         """Return the quarantined sources."""
-        return frozenset(self.kept)
+        return frozenset(self.isolated)
 
     def observe(self, entry: LedgerEntry, around: Callable[[], Iterable[LedgerEntry]] = tuple) -> list[Finding]:
         """Take a decision with everything that came for it; `around` gives others of the same time, asked where needed."""
@@ -216,7 +216,7 @@ class Quarantine:
         self, entry: LedgerEntry, source: str, around: Iterable[LedgerEntry], done: set[tuple[str, str]]
     ) -> list[Finding]:
         rule = self.rules.get(source)
-        if rule is None or rule.rates is None or source in self.kept:
+        if rule is None or rule.rates is None or source in self.isolated:
             return []
         found: list[Finding] = []
         others = self._others(entry, source, rule.rates)
@@ -242,7 +242,7 @@ class Quarantine:
             name: value
             for name, value in entry.rewards.items()
             if name != source
-            and name not in self.kept
+            and name not in self.isolated
             and (rule := self.rules.get(name)) is not None
             and rule.rates == rates
         }
@@ -276,13 +276,13 @@ class Quarantine:
 
     def keep(self, source: str, figures: dict[str, Any]) -> None:
         """Keep a source apart."""
-        self.kept[source] = figures
+        self.isolated[source] = figures
         self.released.discard(source)
         self._forget(source)
 
     def release(self, source: str) -> bool:
         """Release a source on a person's request; return False if it was not quarantined."""
-        if self.kept.pop(source, None) is None:
+        if self.isolated.pop(source, None) is None:
             return False
         self.released.add(source)
         self._forget(source)
@@ -294,7 +294,7 @@ class Quarantine:
 
     def dump(self) -> dict[str, Any]:
         """Return the state that survives a restart, as plain data; evidence is collected again."""
-        return {"format": FORMAT, "kept": self.kept, "released": sorted(self.released)}
+        return {"format": FORMAT, "kept": self.isolated, "released": sorted(self.released)}
 
     def restore(self, body: Mapping[str, Any]) -> None:
         """Restore what `dump` returned; also what the program before wrote.
@@ -304,5 +304,5 @@ class Quarantine:
         """
         if body["format"] not in (1, FORMAT):
             raise ValueError(f"format {body['format']!r}; this program reads 1 and {FORMAT}")
-        self.kept = {str(name): dict(figures) for name, figures in body["kept"].items()}
+        self.isolated = {str(name): dict(figures) for name, figures in body["kept"].items()}
         self.released = set(map(str, body["released"]))

@@ -88,7 +88,7 @@ class _Source:
 
 
 class SpeechRunner:
-    """All text streams of an agent whose source is speech.
+    """All text streams of an agent with the source `speech:STREAM`.
 
     Args:
         streams: their settings, by name.

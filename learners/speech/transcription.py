@@ -30,7 +30,7 @@ _SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]*\*|♪[^♪]*♪?")
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said: `words` have `word` and `confidence`; `refused` says why the text is empty, if a guard refused it."""
+    """The transcript: `words` have `word` and `confidence`; `refused` states why the text is empty, if a guard refused it."""
 
     text: str
     confidence: float

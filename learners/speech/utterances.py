@@ -42,7 +42,7 @@ class SpokenUtterance:
 
 
 class VoiceActivity:
-    """A `Detector`: the bundled Silero network, whose state lasts from one call to the next."""
+    """A `Detector`: the bundled Silero network, which keeps its state between calls."""
 
     def __init__(self) -> None:
         self._model: Any = SileroVadModel.from_pretrained(resolve("bundled:silero-vad"))  # opens in evaluation mode
@@ -127,9 +127,9 @@ class UtteranceCutter:
         spare = max(0, quiet - round(PAD_S * RATE_HZ / FRAME))
         self._frames, self._voiced, self._quiet = [], 0, 0
         self._before.extend(frames[len(frames) - spare :])
-        kept = frames[: len(frames) - spare]
+        spoken = frames[: len(frames) - spare]
         if voiced * FRAME < SHORTEST_S * RATE_HZ:
             self.counts["too_short"] += 1
             return None
         end_s -= spare * FRAME / RATE_HZ
-        return SpokenUtterance(np.concatenate(kept), end_s - len(kept) * FRAME / RATE_HZ, end_s)
+        return SpokenUtterance(np.concatenate(spoken), end_s - len(spoken) * FRAME / RATE_HZ, end_s)

@@ -137,16 +137,16 @@ class Chat(TextTask):
         ids_BT = torch.tensor([self._prompt(self.turns({"messages": turns}))], device=self.device)
         stops = self._stops()
         made: list[int] = []
-        said, cache = "", None
+        sent, cache = "", None
         for _ in range(self.options.max_new_tokens):
             token, cache = self._step(ids_BT, cache)
             if token in stops:
                 break
             made.append(token)
             text = self.processor.decode(made, skip_special_tokens=True)
-            if not text.endswith("\ufffd") and len(text) > len(said):  # half a character waits for its rest
-                yield text[len(said) :]
-                said = text
+            if not text.endswith("\ufffd") and len(text) > len(sent):  # half a character waits for its rest
+                yield text[len(sent) :]
+                sent = text
             ids_BT = torch.tensor([[token]], device=self.device)
 
     def _prompt(self, turns: list[Turn]) -> list[int]:

@@ -39,10 +39,10 @@ def checkpoints(context: click.Context, config: Path | None, task: str | None) -
         open_checkpoints(loaded.state_dir, loaded.promotion) if task is None else (TaskVersions.of(loaded), task)
     )
     if context.invoked_subcommand is None:
-        _said(lambda: show(context.obj) if task is None else show_task(*context.obj))
+        _checked(lambda: show(context.obj) if task is None else show_task(*context.obj))
 
 
-def _said(work: Callable[[], T]) -> T:
+def _checked(work: Callable[[], T]) -> T:
     """Return the result of `work`; turn a refusal into an error of the command line."""
     from learners.checkpoints.manifest import CheckpointRefused
     from runtime.deploy.task_versions import TaskRefused
@@ -61,9 +61,9 @@ def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str) -> Non
     """Make VERSION live, after its files and its signature are verified. No promotion step is run."""
     if isinstance(folder, tuple):
         versions, task = folder
-        version = _said(lambda: versions.promote(task, version))["version"]
+        version = _checked(lambda: versions.promote(task, version))["version"]
     else:
-        _said(lambda: folder.promote(version))
+        _checked(lambda: folder.promote(version))
     click.echo(f"{version} is live")
 
 
@@ -74,9 +74,9 @@ def rollback(folder: Checkpoints | tuple[TaskVersions, str]) -> None:
     """Mark the live version as failed, and make the version before it live."""
     if isinstance(folder, tuple):
         versions, task = folder
-        live = _said(lambda: versions.rollback(task))["to"]
+        live = _checked(lambda: versions.rollback(task))["to"]
     else:
-        live = _said(folder.rollback).version
+        live = _checked(folder.rollback).version
     click.echo(f"{live} is live")
 
 
@@ -109,10 +109,10 @@ def show_task(versions: TaskVersions, task: str) -> None:
     table = Table("version", "state", "made", "metrics")
     for row in body["versions"]:
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"]))
-        said = [
+        figures = [
             f"{split} {name} {value:.4g}" for split, found in row["metrics"].items() for name, value in found.items()
         ]
-        table.add_row(row["version"], "live" if row["version"] == body["live"] else "", made, ", ".join(said))
+        table.add_row(row["version"], "live" if row["version"] == body["live"] else "", made, ", ".join(figures))
     Console().print(table)
 
 

@@ -131,8 +131,8 @@ def _address(url: str, username: str | None, password_env: str | None) -> Addres
     try:
         settings = MqttSettings(url=url, username=username, password=password)
     except ValidationError as error:
-        said = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in error.errors())
-        raise ValueError(f"URL: {said}") from None
+        problems = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in error.errors())
+        raise ValueError(f"URL: {problems}") from None
     return Address.of(settings, "request")
 
 

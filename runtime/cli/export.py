@@ -64,13 +64,13 @@ def export(
     from runtime.recording.export_mcap import TimeWindow
 
     window = TimeWindow(since.timestamp() if since else 0.0, until.timestamp() if until else float("inf"))
-    wish = ExportOptions(out, version, recording, experience, window, pictures, task)
+    options = ExportOptions(out, version, recording, experience, window, pictures, task)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         job = bar.add_task(f"exporting {form}", total=None)
-        said = write(
+        summary = write(
             load_or_demo(config).config,
             form,
-            wish,
+            options,
             lambda done, total: bar.update(job, completed=done, total=total),
         )
-    click.echo(said)
+    click.echo(summary)

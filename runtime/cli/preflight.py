@@ -240,12 +240,12 @@ def _device(config: Config) -> Found:
         return
     ask = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     try:
-        said = subprocess.run(  # noqa: S603 - this interpreter and a fixed text
+        output = subprocess.run(  # noqa: S603 - this interpreter and a fixed text
             ask, capture_output=True, text=True, timeout=GPU_TIMEOUT_S, check=False
         ).stdout.strip()
     except subprocess.TimeoutExpired:
-        said = ""
-    count = int(said) if said.isdecimal() else 0
+        output = ""
+    count = int(output) if output.isdecimal() else 0
     if int(config.device.partition(":")[2] or 0) >= count:
         yield (
             ("device",),

@@ -148,9 +148,9 @@ def _table(schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _type(field: dict[str, Any]) -> str:
-    for key, said in _KINDS.items():
+    for key, texts in _KINDS.items():
         if key in field:
-            return said(field)
+            return texts(field)
     if field.get("format") == "path":
         return "path"
     if field.get("type") == "array":
@@ -192,8 +192,8 @@ def _limits(field: dict[str, Any]) -> str:
         ("exclusiveMaximum", "below"),
         ("maximum", "at most"),
     )
-    said = [f"{word} {field[key]:g}" for key, word in words if key in field]
-    return f" ({', '.join(said)})" if said else ""
+    texts = [f"{word} {field[key]:g}" for key, word in words if key in field]
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _title(name: str) -> str:

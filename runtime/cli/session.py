@@ -26,7 +26,7 @@ def picture(answer: Answer) -> None:
     for name, part in answer["parts"].items():
         by = answer["by"].get(name, "none")
         console.print(
-            f"\n{name} = {answer['actions'].get(name)}  by {by}, p {answer['probabilities'].get(name, 0):.3f}; {part['told']} {part['score']:.3f}, usual {part['baseline']:.3f}"
+            f"\n{name} = {answer['actions'].get(name)}  by {by}, p {answer['probabilities'].get(name, 0):.3f}; {part['score_kind']} {part['score']:.3f}, usual {part['baseline']:.3f}"
         )
         table = Table("stream", "part", "", "age ms", box=None)
         largest = max((abs(value) for value in part["streams"].values()), default=0.0) or 1.0

@@ -122,14 +122,14 @@ def _number(value: object) -> str:
 
 def event_line(event: EventMessage) -> Text | None:
     """Return an event as a line with its time of day; None for one that needs no attention."""
-    said = sentence(event.type, event.data)
-    return said_line(said, event.stamp) if said.notable else None
+    found = sentence(event.type, event.data)
+    return sentence_line(found, event.stamp) if found.notable else None
 
 
-def said_line(said: Sentence, stamp: float | None) -> Text:
+def sentence_line(found: Sentence, stamp: float | None) -> Text:
     """Return a sentence with the time of day before it."""
     try:
         clock = time.strftime("%H:%M:%S", time.localtime(stamp))
     except (OverflowError, ValueError, OSError):
         clock = "        "
-    return Text.assemble((f"{clock}  ", "dim"), Text.assemble(plain(said.text, 300), style=TONES[said.tone]))
+    return Text.assemble((f"{clock}  ", "dim"), Text.assemble(plain(found.text, 300), style=TONES[found.tone]))

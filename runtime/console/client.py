@@ -91,12 +91,12 @@ async def _ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], timeout_s:
     link = connect(loaded, "request")
     status: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
-    def told(message: Message) -> None:
+    def on_status(message: Message) -> None:
         body = parse(message.payload, MAX_ANSWER)
         if isinstance(body, dict) and not status.done():
             status.set_result(body)
 
-    link.subscribe(topics("status"), told, retained="send")
+    link.subscribe(topics("status"), on_status, retained="send")
     running = asyncio.create_task(link.run(), name="cli mqtt")
     try:
         await connected(link, loaded, timeout_s)

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from runtime.config.loader import LoadedConfig
-from runtime.console.banner import LiveSeen, banner, event_line, line, said_line
+from runtime.console.banner import LiveSeen, banner, event_line, line, sentence_line
 from runtime.console.client import NoAnswer
 from runtime.console.log_file import LogFile
 from runtime.console.status import plain, subscribe
@@ -152,7 +152,7 @@ class Foreground:
             if record.get("level") in {"error", "critical"}:
                 problem = str(record.get("reason") or record.get("exception") or record["event"])
                 self._problems.append(problem)
-                self.console.print(said_line(Sentence(problem, "bad", notable=True), time.time()))
+                self.console.print(sentence_line(Sentence(problem, "bad", notable=True), time.time()))
 
     def conclude(self, code: int) -> None:
         """Print how the daemon ended."""

@@ -151,8 +151,8 @@ class ViewState:
             self.set("decision", value)
 
     def _event(self, value: dict[str, Any]) -> None:
-        said = sentence(value["type"], value["data"])
-        self.sections.append("events", {**value, "at": self.wall(), "text": said.text, "tone": said.tone}, EVENTS)
+        words = sentence(value["type"], value["data"])
+        self.sections.append("events", {**value, "at": self.wall(), "text": words.text, "tone": words.tone}, EVENTS)
         if value["type"] == "label_requested":
             self.ask(value["data"])
 

@@ -24,10 +24,10 @@ from runtime.process.emit import Emit
 log = structlog.get_logger(__name__)
 
 FILE = "promotions.jsonl"
-KEPT = 500
+MAX_ENTRIES = 500
 MAX_ENTRY = 8_192
 """Bytes of one entry; the figures of a larger one are left out."""
-MAX_FILE = 2 * KEPT * MAX_ENTRY
+MAX_FILE = 2 * MAX_ENTRIES * MAX_ENTRY
 VERDICTS = frozenset(
     {
         "policy_promoted",
@@ -56,7 +56,7 @@ class PromotionHistory:
     wall: Callable[[], float] = time.time
     lost: int = 0
     """Entries that could not be written."""
-    _entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
+    _entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
@@ -77,7 +77,7 @@ class PromotionHistory:
             log.warning("promotions.unreadable", path=str(self.path), reason=str(error))
             return
         self._entries.extend(entry for entry in map(_entry, lines) if entry is not None)
-        if len(lines) > KEPT:
+        if len(lines) > MAX_ENTRIES:
             try:
                 write_atomically(self.path, b"".join(orjson.dumps(entry) + b"\n" for entry in self._entries))
             except OSError as error:

@@ -53,7 +53,7 @@ def _read(found: Proposals, topic: str, heard: TopicSamples) -> None:
 
 
 def _commanded(tree: Tree, found: Proposals, topic: str) -> None:
-    """A command topic that someone used, whose device reports beside it."""
+    """Propose a command topic that was used and that has a state topic of the same device."""
     found.used.add(topic)
     heard, device = tree.topics[topic], topic.rpartition("/")[0]
     words = next((words for words in SWITCHED if bare_words(heard.samples, words)), None)

@@ -36,7 +36,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
 }
 """What less and more of a number mean to a person; a telemetry field is `lower` or `higher`."""
 DIFFERENT = "different"
-"""What is said when only the tokens differ."""
+"""The text if only the tokens differ."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class _Source:
     next_s: float
     last_seq: int = -1
     encoder: str = ""
-    """Version of the encoder whose tokens the reference holds."""
+    """Version of the encoder that made the tokens of the reference."""
     since_s: float = 0.0
     """Begin of the drift, on the clock of the ticks."""
     since_unix_s: float = 0.0
@@ -113,7 +113,7 @@ class DriftWatch:
         return self.settings.react == "shadow" and any(s.detector.drifting for s in self._sources.values())
 
     def ticked(self, result: TickResult) -> None:
-        """Take one finished tick: a vector of every source whose second is over."""
+        """Process one finished tick: a vector of every source that is due, once a second."""
         if not self.settings.enabled:
             return
         version = self.live()

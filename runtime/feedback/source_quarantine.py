@@ -55,7 +55,7 @@ class SourceQuarantine:
         except StateUnreadable as error:
             self.emit("quarantine_state_unreadable", {"reason": str(error)})
             return
-        for source in self.quarantine.kept:
+        for source in self.quarantine.isolated:
             self.store.quarantine(source)
 
     def settled(self, entries: list[LedgerEntry]) -> None:
@@ -90,7 +90,7 @@ class SourceQuarantine:
 
     def figures(self) -> dict[str, Any]:
         """Return the quarantined and the released sources for `health`."""
-        return {"quarantined": sorted(self.quarantine.kept), "released": sorted(self.quarantine.released)}
+        return {"quarantined": sorted(self.quarantine.isolated), "released": sorted(self.quarantine.released)}
 
     def _act(self, findings: list[Finding]) -> None:
         for finding in findings:

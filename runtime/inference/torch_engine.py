@@ -214,7 +214,7 @@ class TorchEngine(Engine):
         """
         if (state := weights.tensors.get(ENCODER_FILE + name)) is not None:
             if base.module is None:
-                detail = f"it contains weights of encoder {name}, whose module was freed; restart to load it"
+                detail = f"it contains weights of encoder {name}, and its module was freed; restart to load it"
                 raise CheckpointRefused(weights.manifest.version, NEEDS_TORCH, detail)
             return self._with_state(name, base, state)
         manifest = weights.manifest

@@ -307,10 +307,10 @@ class ModelsClient:
 
 
 def _result(task: str, header: Header) -> Result:
-    told: dict[str, Any] = dict(header["prediction"])
-    confidence = None if told["confidence"] is None else float(told["confidence"])
-    chances = {str(label): float(chance) for label, chance in dict(told["probabilities"]).items()}
-    prediction = PredictionOfExample(told["value"], confidence, chances, dict(told["details"]))
+    fields: dict[str, Any] = dict(header["prediction"])
+    confidence = None if fields["confidence"] is None else float(fields["confidence"])
+    chances = {str(label): float(chance) for label, chance in dict(fields["probabilities"]).items()}
+    prediction = PredictionOfExample(fields["value"], confidence, chances, dict(fields["details"]))
     decision = None if header["decision"] is None else str(header["decision"])
     return Result(
         task, str(header["stream"]), float(header["stamp_s"]), str(header["version"]), prediction,

@@ -144,7 +144,7 @@ class Connection:
         """Send without waiting; False when it was dropped (and counted).
 
         Without a connection `keep` decides: `latest` keeps the newest of each topic for the next connect, `all` keeps every one
-        (the oldest of `KEPT` gives way), `no` drops.
+        (the oldest of `MAX_RETAINED` gives way), `no` drops.
         """
         outgoing = PublishMessage(topic, payload, qos, retain, properties(expiry_s, response_topic, correlation))
         return self._sender.send(outgoing) if self.connected else self._sender.keep(outgoing, keep)

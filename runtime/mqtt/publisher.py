@@ -22,7 +22,7 @@ from runtime.mqtt.models import PublishMessage
 
 log = structlog.get_logger(__name__)
 
-KEPT = 100
+MAX_RETAINED = 100
 """Number of messages that are stored for the next connect."""
 Keep = Literal["no", "latest", "all"]
 Delivery = Literal["acknowledged", "undelivered", "unsent"]
@@ -60,7 +60,7 @@ class Sender:
     _group: asyncio.TaskGroup | None = None
     _client: aiomqtt.Client | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
-    _kept: OrderedDict[str, PublishMessage] = field(default_factory=OrderedDict)
+    _retained: OrderedDict[str, PublishMessage] = field(default_factory=OrderedDict)
     _slots: dict[str, PublishSlot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -118,17 +118,17 @@ class Sender:
             self.drops["disconnected"] += 1
             return False
         key = outgoing.topic if keep == "latest" else uuid4().hex
-        self._kept.pop(key, None)
-        self._kept[key] = outgoing
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        self._retained.pop(key, None)
+        self._retained[key] = outgoing
+        if len(self._retained) > MAX_RETAINED:
+            self._retained.popitem(last=False)
             self.drops["disconnected"] += 1
         return True
 
     def catch_up(self) -> None:
         """Send the stored messages, in order."""
-        while self._kept:
-            self._start(self._kept.popitem(last=False)[1])
+        while self._retained:
+            self._start(self._retained.popitem(last=False)[1])
 
     async def drained(self, timeout_s: float) -> bool:
         """Wait until everything was sent and acknowledged; False when it was not in time."""

@@ -80,7 +80,7 @@ class Feeder:
     notifier: Notifier
     required: frozenset[str]
     """Streams without which the daemon is degraded; named in the manager's status line."""
-    told_ready: bool = False
+    ready_sent: bool = False
     fed_s: float = float("-inf")
 
     def ticked(self, *, ready: bool, stale: tuple[str, ...], now_s: float, status: str) -> bool:
@@ -90,8 +90,8 @@ class Feeder:
         missing = sorted(self.required.intersection(stale))
         if missing:
             status = f"degraded: no recent data from {', '.join(missing)}"
-        if not self.told_ready:
-            self.told_ready = True
+        if not self.ready_sent:
+            self.ready_sent = True
             self.notifier.ready(status)
         elif now_s - self.fed_s < (self.notifier.watchdog_s or 1.0) / 5:
             return False

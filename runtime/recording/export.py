@@ -48,8 +48,10 @@ class ExportOptions:
     task: str | None = None
 
 
-def export(config: Config, form: str, wish: ExportOptions, told: OnProgress = lambda _done, _total: None) -> str:
-    """Write `wish.out`; returns what was written, for a person.
+def export(
+    config: Config, form: str, options: ExportOptions, on_progress: OnProgress = lambda _done, _total: None
+) -> str:
+    """Write `options.out`; returns what was written, for a person.
 
     Raises:
         NotExported: there is nothing to export, or no room for it.
@@ -58,16 +60,16 @@ def export(config: Config, form: str, wish: ExportOptions, told: OnProgress = la
         raise NotExported(
             f"{config.state_dir}: does not exist; `reflexd run` creates it, or correct state_dir in the settings"
         )
-    if wish.out.exists():
-        raise NotExported(f"{wish.out}: exists already; name another --out or delete it")
-    wish.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.out.exists():
+        raise NotExported(f"{options.out}: exists already; name another --out or delete it")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, Callable[[Config, ExportOptions, OnProgress], str]] = {
         "onnx": _onnx,
         "lerobot": _lerobot,
         "mcap": _mcap,
     }
     try:
-        return kinds[form](config, wish, told)
+        return kinds[form](config, options, on_progress)
     except (ExportNeeds, RecordingError, SpecError, onnx.OnnxExportFailed) as error:
         raise NotExported(str(error)) from None
     except sqlite3.Error as error:
@@ -77,9 +79,9 @@ def export(config: Config, form: str, wish: ExportOptions, told: OnProgress = la
         ) from None
 
 
-def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
+def _onnx(config: Config, options: ExportOptions, _on_progress: OnProgress) -> str:
     checkpoints = open_checkpoints(config.state_dir, config.promotion)
-    version = wish.version or checkpoints.live().version
+    version = options.version or checkpoints.live().version
     if version is None:
         raise NotExported("no version is live: name one with --version; `reflexd checkpoints` lists them")
     try:
@@ -92,14 +94,14 @@ def _onnx(config: Config, wish: ExportOptions, _told: OnProgress) -> str:
     except RuntimeError as error:
         first = str(error).partition("\n")[0].rstrip(":")
         raise NotExported(f"{version}: its weights do not fit its spec ({first}); export another --version") from None
-    manifest = wish.out.with_suffix(".json")
-    with new_file(wish.out) as draft:
-        told = onnx.export(policy, draft, version=version, encoder_versions=dict(loaded.manifest.encoder_versions))
-    told["encoders"] = {
+    manifest = options.out.with_suffix(".json")
+    with new_file(options.out) as draft:
+        facts = onnx.export(policy, draft, version=version, encoder_versions=dict(loaded.manifest.encoder_versions))
+    facts["encoders"] = {
         name: config.encoders[s.encoder].model for name, s in config.streams.items() if s.encoder is not None
     }
-    write_atomically(manifest, orjson.dumps(told, option=orjson.OPT_INDENT_2))
-    return f"{version}: differs from torch by {told['difference']:.1g} at most; {wish.out}, {manifest}"
+    write_atomically(manifest, orjson.dumps(facts, option=orjson.OPT_INDENT_2))
+    return f"{version}: differs from torch by {facts['difference']:.1g} at most; {options.out}, {manifest}"
 
 
 def _spec(config: Config, loaded: LoadedCheckpoint) -> PolicySpec:
@@ -110,7 +112,7 @@ def _spec(config: Config, loaded: LoadedCheckpoint) -> PolicySpec:
     return spec
 
 
-def _lerobot(config: Config, wish: ExportOptions, told: OnProgress) -> str:
+def _lerobot(config: Config, options: ExportOptions, on_progress: OnProgress) -> str:
     spec = read_policy_spec(config.state_dir)
     if spec is None:
         raise NotExported("no policy spec is stored; run the daemon once, it writes the spec")
@@ -118,11 +120,13 @@ def _lerobot(config: Config, wish: ExportOptions, told: OnProgress) -> str:
     words = tuple(s.name for s in spec.streams if s.modality == "text")
     with Reader(config.state_dir / "experience") as reader:
         wanted = cameras.union(words)
-        kept = CombinedReadings(
+        readings = CombinedReadings(
             (StoredReadings(reader, wanted), RecordedReadings(config.state_dir / "recordings", wanted))
         )
-        shown = cameras & kept.streams if wish.pictures else frozenset[str]()
-        episodes = Episodes(reader, kept, shown, told, window=(wish.window.start_s, wish.window.stop_s))
+        shown = cameras & readings.streams if options.pictures else frozenset[str]()
+        episodes = Episodes(
+            reader, readings, shown, on_progress, window=(options.window.start_s, options.window.stop_s)
+        )
         walk = iter(episodes)
         first = next(walk, None)
         if first is None:
@@ -133,16 +137,16 @@ def _lerobot(config: Config, wish: ExportOptions, told: OnProgress) -> str:
             assert isinstance(picture, bytes)
             sizes[name] = size_of(picture)
         layout = Layout(spec.actions, _fields(config), spec.names, sizes, words)
-        with new_folder(wish.out) as draft:
-            task = wish.task or f"what {config.agent} does"
+        with new_folder(options.out) as draft:
+            task = options.task or f"what {config.agent} does"
             writer = DatasetWriter(draft, layout, max(1, round(config.tick.rate_hz)), config.agent, task)
             writer.add(first)
             for episode in walk:
                 writer.add(episode)
             writer.close()
-    left = sorted(cameras - shown) if wish.pictures else []
+    left = sorted(cameras - shown) if options.pictures else []
     hint = f"; no pictures of {', '.join(left)} are stored; `reflexd record on` records them" if left else ""
-    return f"{writer.episodes} episodes, {episodes.tally}{hint}; {wish.out}"
+    return f"{writer.episodes} episodes, {episodes.tally}{hint}; {options.out}"
 
 
 def _nothing(episodes: Episodes, shown: frozenset[str]) -> str:
@@ -159,24 +163,24 @@ def _fields(config: Config) -> dict[str, tuple[str, ...]]:
     return {name: policy_fields_of(s) for name, s in config.streams.items() if policy_fields_of(s)}
 
 
-def _mcap(config: Config, wish: ExportOptions, told: OnProgress) -> str:
+def _mcap(config: Config, options: ExportOptions, on_progress: OnProgress) -> str:
     folder = config.state_dir / "recordings"
-    if wish.recording is not None or (not wish.experience and any(folder.glob("*.mcap"))):
-        source = _recording(folder, wish.recording)
-        with new_file(wish.out) as draft:
-            count = copy_recording(source, draft, wish.window, told)
+    if options.recording is not None or (not options.experience and any(folder.glob("*.mcap"))):
+        source = _recording(folder, options.recording)
+        with new_file(options.out) as draft:
+            count = copy_recording(source, draft, options.window, on_progress)
             if count == 0:
                 raise NotExported(f"{source.name}: no decision in this window of time: widen --since and --until")
-        return f"{source.name}{'' if count < 0 else f', {count} decisions'}; {wish.out}"
-    with Reader(config.state_dir / "experience") as reader, new_file(wish.out) as draft:
+        return f"{source.name}{'' if count < 0 else f', {count} decisions'}; {options.out}"
+    with Reader(config.state_dir / "experience") as reader, new_file(options.out) as draft:
         count = from_experience(
-            reader, draft, wish.window, agent=config.agent, fields=_fields(config), on_progress=told
+            reader, draft, options.window, agent=config.agent, fields=_fields(config), on_progress=on_progress
         )
         if count == 0:
             raise NotExported(
                 "there is no experience in this window of time: run the daemon, or widen --since and --until"
             )
-    return f"{count} decisions from experience; {wish.out}"
+    return f"{count} decisions from experience; {options.out}"
 
 
 def _recording(folder: Path, name: str | None) -> Path:

@@ -192,9 +192,9 @@ class Recorder:
                 continue
             if item is None:
                 return
-            kept = self._after_snapshot(item)
-            if kept is not None:
-                self._encode(channels, kept)
+            record = self._after_snapshot(item)
+            if record is not None:
+                self._encode(channels, record)
             if time.monotonic() - flushed_s >= CHUNK_S:
                 self._flush(channels)
                 flushed_s = time.monotonic()

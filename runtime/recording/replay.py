@@ -263,8 +263,8 @@ def _equal(now: Any, recorded: Any) -> bool:
 def _compare(report: ReplayReport, recorded: dict[str, Any], decided: InferenceResult) -> None:
     report.decisions += 1
     now = {
-        name: {key: _plain(x) for key, x in told.items() if key in recorded["actions"].get(name, told)}
-        for name, told in decided.actions_message().items()
+        name: {key: _plain(x) for key, x in message.items() if key in recorded["actions"].get(name, message)}
+        for name, message in decided.actions_message().items()
     }  # recordings of before have no probabilities of all choices
     if not _equal(now, recorded["actions"]) or decided.value != recorded["value"]:
         report.different.append({"decision": recorded["id"], "recorded": recorded["actions"], "now": now})

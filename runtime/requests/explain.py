@@ -131,12 +131,12 @@ def _background(reader: Reader, row: Row, history: int) -> list[list[Transition]
 
 def _of_one_kind(last: Transition, ticks: list[Transition]) -> list[Transition]:
     """Return the end of a window that is of one session and of the same encoder versions as its last tick."""
-    kept: list[Transition] = []
+    transitions: list[Transition] = []
     for tick in reversed(ticks):
         if tick.session != last.session or not same_encoders(last, tick):
             break
-        kept.insert(0, tick)
-    return kept
+        transitions.insert(0, tick)
+    return transitions
 
 
 def _answer(transition: Transition, parts: dict[str, Any]) -> Answer:

@@ -69,29 +69,29 @@ def outside(spec: PolicySpec, values: Values) -> int:
 
 def shares(spec: PolicySpec, values: Values) -> dict[str, dict[str, float]]:
     """Return the share of each choice; for motions, under `deviation`, their mean deviation as a share of the range."""
-    told: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for actuator in spec.actions.choices:
         index_N = values[actuator.name].astype(int)
         counts = np.bincount(index_N, minlength=len(actuator.choices)) / max(1, len(index_N))
-        told[actuator.name] = {c: round(float(n), 4) for c, n in zip(actuator.choices, counts, strict=True)}
+        figures[actuator.name] = {c: round(float(n), 4) for c, n in zip(actuator.choices, counts, strict=True)}
     for motion in spec.actions.continuous:
-        told[motion.name] = {"deviation": round(_deviation(spec, motion.name, values), 5)}
-    return told
+        figures[motion.name] = {"deviation": round(_deviation(spec, motion.name, values), 5)}
+    return figures
 
 
 def collapsed(spec: PolicySpec, values: Values) -> dict[str, bool]:
     """Return, by actuator, whether it always takes the same action."""
-    told = {a.name: len(np.unique(values[a.name])) == 1 for a in spec.actions.choices}
-    return told | {a.name: _deviation(spec, a.name, values) < ONE_MOTION for a in spec.actions.continuous}
+    figures = {a.name: len(np.unique(values[a.name])) == 1 for a in spec.actions.choices}
+    return figures | {a.name: _deviation(spec, a.name, values) < ONE_MOTION for a in spec.actions.continuous}
 
 
 def agreement(spec: PolicySpec, one: Values, two: Values) -> dict[str, float]:
     """Share of equal choices; for motions 1 minus the mean distance as a share of the range."""
-    told = {a.name: float((one[a.name] == two[a.name]).mean()) for a in spec.actions.choices}
+    figures = {a.name: float((one[a.name] == two[a.name]).mean()) for a in spec.actions.choices}
     for motion in spec.actions.continuous:
         away = np.abs(one[motion.name] - two[motion.name]) / _range(spec, motion.name)
-        told[motion.name] = 1 - float(away.mean())
-    return {name: round(value, 4) for name, value in told.items()}
+        figures[motion.name] = 1 - float(away.mean())
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def _deviation(spec: PolicySpec, name: str, values: Values) -> float:

@@ -31,12 +31,12 @@ SLOPE = 0.5
 
 def declared(source: Path | str) -> bool:
     """Return whether a model declares mean pooling, in the format of sentence-transformers or of a bundle."""
-    return _said(source, "sentence.json").get("pooling") == "mean" or bool(
-        _said(source, "1_Pooling/config.json").get("pooling_mode_mean_tokens")
+    return _json_of(source, "sentence.json").get("pooling") == "mean" or bool(
+        _json_of(source, "1_Pooling/config.json").get("pooling_mode_mean_tokens")
     )
 
 
-def _said(source: Path | str, name: str) -> dict[str, Any]:
+def _json_of(source: Path | str, name: str) -> dict[str, Any]:
     """Read a JSON file of a folder or id; empty if there is none.
 
     Raises:

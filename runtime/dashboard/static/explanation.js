@@ -106,7 +106,7 @@ function actuatorPart(name, part, decision, data) {
   const value = data.actions?.[name] ?? decision.actions?.[name]?.value;
   const by = data.by?.[name] && data.by[name] !== "policy" ? ` (by ${data.by[name]})` : "";
   return h("div", { class: "stack tight" },
-    h("p", {}, h("strong", {}, `${name} ${shown(value)}${by}`), h("span", { class: "muted small" }, `  ${part.told === "q" ? "value" : "log density"} ${number(part.score)}, ${number(part.baseline)} without the streams`)),
+    h("p", {}, h("strong", {}, `${name} ${shown(value)}${by}`), h("span", { class: "muted small" }, `  ${part.score_kind === "q" ? "value" : "log density"} ${number(part.score)}, ${number(part.baseline)} without the streams`)),
     h("ul", { class: "shapley", "aria-label": `Contribution of each stream to ${name}` }, all.map((bar) => shapley(bar, largest, decision))));
 }
 

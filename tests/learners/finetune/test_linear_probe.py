@@ -107,7 +107,9 @@ def test_labels_of_people_are_learned_head_first_and_as_they_were_given(
     fit = linear_probe.fit_head
     monkeypatch.setattr("learners.finetune.run.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows))
     lesson = CandidateTrainer(settings, FinetuneSettings(batch=32), 0, {"epochs": 1, "learning_rate": 1e-9})
-    taught = lesson.train(None, LabelSplits(new=ROWS, known=[], tried=[], kept=[], uncovered=[]), 0, None, None)
+    taught = lesson.train(
+        None, LabelSplits(new=ROWS, known=[], tried=[], known_validation=[], uncovered=[]), 0, None, None
+    )
     assert fits == [len(ROWS)]
     assert taught.settings.head_rate == 1.0
     assert taught.task.options.label_smoothing == 0.0

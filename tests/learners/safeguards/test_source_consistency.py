@@ -113,7 +113,7 @@ def test_without_a_difference_of_authority_both_are_reported() -> None:
     for court in (ranked(one=1, two=1), ranked(one=2, two=None)):
         found = watch(court, walk(300), {"one": same, "two": flipped})
         assert {f.kind for _, f in found} == {"disagree"}
-        assert not court.kept
+        assert not court.isolated
 
 
 def test_honest_hours_earn_no_credit_for_later_lies() -> None:
@@ -172,7 +172,7 @@ def test_a_released_source_is_never_quarantined_again_and_all_survives_a_restart
     assert not again.release("liar")
     found = watch(again, walk(400), {"world": same, "liar": sometimes(flipped, 0.25)})
     assert {finding.kind for _, finding in found} == {"disagree"}
-    assert not again.kept
+    assert not again.isolated
     once_more = Quarantine()
     once_more.restore(again.dump())
     assert once_more.released == {"liar"}

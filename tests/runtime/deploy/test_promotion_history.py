@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from runtime.deploy.promotion_history import FILE, KEPT, PromotionHistory
+from runtime.deploy.promotion_history import FILE, MAX_ENTRIES, PromotionHistory
 
 
 def test_verdicts_survive_a_restart_and_other_events_are_left_out(tmp_path: Path) -> None:
@@ -31,12 +31,12 @@ def test_verdicts_survive_a_restart_and_other_events_are_left_out(tmp_path: Path
 def test_the_file_is_bounded_and_a_large_verdict_loses_its_figures(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as executor:
         history = PromotionHistory(tmp_path / FILE, executor, lambda: 1.0)
-        for number in range(KEPT + 50):
+        for number in range(MAX_ENTRIES + 50):
             history.note("policy_promoted", {"version": str(number)})
         history.note("policy_rejected", {"version": "large", "step": "ope", "steps": {"ope": "x" * 10_000}})
     again = PromotionHistory(tmp_path / FILE, executor)
     again.start()
-    assert len((tmp_path / FILE).read_bytes().splitlines()) == KEPT
+    assert len((tmp_path / FILE).read_bytes().splitlines()) == MAX_ENTRIES
     assert orjson.loads((tmp_path / FILE).read_bytes().splitlines()[-1])["data"] == {"version": "large", "step": "ope"}
 
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from runtime.mqtt import publisher
 from runtime.mqtt.client import PublishRefused
 from runtime.mqtt.models import PublishMessage
-from runtime.mqtt.publisher import KEPT, Sender
+from runtime.mqtt.publisher import MAX_RETAINED, Sender
 
 LIMIT = 3
 
@@ -311,12 +311,12 @@ async def test_messages_are_stored_for_the_next_session_in_order(broker: Broker)
 
 async def test_what_is_stored_is_bounded_and_the_oldest_goes(broker: Broker) -> None:
     async with session(broker):
-        for number in range(KEPT + 2):
+        for number in range(MAX_RETAINED + 2):
             assert broker.sender.keep(message(str(number)), "all")
         assert broker.drops == {"disconnected": 2}
         broker.sender.catch_up()
         await turns()
-        assert broker.taken == [str(number) for number in range(2, KEPT + 2)]
+        assert broker.taken == [str(number) for number in range(2, MAX_RETAINED + 2)]
 
 
 async def test_drained_once_everything_is_acknowledged(broker: Broker) -> None:
