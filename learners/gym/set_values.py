@@ -38,11 +38,13 @@ def with_values(settings: TrainSettings, values: Mapping[str, Any]) -> TrainSett
         values: by dotted name, such as `learner.batch`.
 
     Raises:
-        ValueError: lock-step training does not use a setting, or a value is invalid.
+        ValueError: lock-step training does not use a setting, or a value is missing or invalid.
     """
     for name, value in values.items():
         if name not in FIELDS:
             raise ValueError(f"--set {name}: lock-step training does not use it; it uses {', '.join(FIELDS)}")
+        if value is None:
+            raise ValueError(f"--set {name}: null is no value; leave the setting out to use its default")
         part, field = name.split(".")
         model = LearnerSettings if part == "learner" else PolicySettings
         try:

@@ -147,12 +147,20 @@ class Algorithm:
         """Train on one batch; return the metrics, named `part.metric`.
 
         Raises:
-            FloatingPointError: a loss is not finite; the weights have not changed.
+            FloatingPointError: a feature, an action or a loss is not finite; the weights have not changed.
         """
         if self._follow is not None:
             self._follow.copy_buffers()
         self._mode(training=True)
+        try:
+            return self._update(batch)
+        finally:
+            self._mode(training=False)
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """Train on one batch in the mode of training; return the metrics."""
         contexts = self._contexts(batch)
+        self._refuse_inputs(contexts, batch)
         losses, metrics = [], {}
         for part in self.parts:
             loss, figures = part.loss(contexts, batch)
@@ -175,8 +183,15 @@ class Algorithm:
             self.prior = None if self.prior.outweighed else self.prior
         if self._follow is not None:
             self._follow(ENCODER_TRACK)
-        self._mode(training=False)
         return {name: float(value) for name, value in metrics.items()}
+
+    def _refuse_inputs(self, contexts: Contexts, batch: Batch) -> None:
+        """Raise FloatingPointError if an input of the heads is not finite: batch normalisation would store it in its statistics."""
+        inputs = [contexts.now, contexts.upcoming, *(a for a in batch.actions.values() if a.is_floating_point())]
+        if not all(bool(tensor.isfinite().all()) for tensor in inputs):
+            raise FloatingPointError(
+                f"update {self.updates}: a feature or an action is not finite; the batch was skipped"
+            )
 
     def _mode(self, *, training: bool) -> None:
         """Switch what behaves differently in training."""

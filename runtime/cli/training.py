@@ -38,7 +38,7 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
 @click.option(
     "--steps", type=click.IntRange(min=1), default=20_000, show_default=True, help="Number of environment steps."
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the environment and of the weights.")
+@click.option("--seed", type=SEED, help="Seed of the environment and of the weights.  [default: 0]")
 @click.option(
     "--seeds",
     metavar="LIST",
@@ -70,7 +70,7 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
 def train(
     environment: str,
     steps: int,
-    seed: int,
+    seed: int | None,
     seeds: str | None,
     out: Path,
     values: tuple[str, ...],
@@ -88,7 +88,12 @@ def train(
     from learners.gym.train import with_algorithm
     from learners.gym.trainer import TrainSettings
 
-    settings = with_values(TrainSettings(), dict(map(_named_value, values)))
+    named = _named_values(values)
+    if algorithm != "auto" and "policy.algorithm" in named:
+        raise ValueError("--algorithm and --set policy.algorithm are the same setting; give one of them")
+    if seed is not None and seeds is not None:
+        raise ValueError("--seed and --seeds exclude each other; give one of them")
+    settings = with_values(TrainSettings(), named)
     if seeds is not None:
         options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(demonstrations)]
         options += [part for value in values for part in ("--set", value)]
@@ -97,7 +102,7 @@ def train(
     results = train_in(
         environment,
         steps=steps,
-        seed=seed,
+        seed=seed or 0,
         out=out,
         algorithm=algorithm,
         demonstrations=demonstrations,
@@ -115,6 +120,21 @@ def train(
     click.echo(f"signed with the key {results['key']}; `reflexd checkpoints import {out}` asks for it once")
 
 
+def _named_values(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Return the values of `NAME=VALUE` by name.
+
+    Raises:
+        ValueError: a name occurs twice, there is no `=`, or a value is not YAML.
+    """
+    named: dict[str, Any] = {}
+    for text in texts:
+        name, value = _named_value(text)
+        if name in named:
+            raise ValueError(f"--set {name}: given twice; give one value")
+        named[name] = value
+    return named
+
+
 def _named_value(text: str) -> tuple[str, Any]:
     """Return name and value of `NAME=VALUE`; the value is YAML.
 
@@ -127,7 +147,8 @@ def _named_value(text: str) -> tuple[str, Any]:
     try:
         return name.strip(), yaml.load(value, Loader=CoreLoader)  # noqa: S506 - it is a SafeLoader
     except yaml.YAMLError as error:
-        raise ValueError(f"--set {text}: the value is not YAML: {error}") from None
+        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+        raise ValueError(f"--set {text}: the value is not YAML: {problem}") from None
 
 
 def _train_seeds(

@@ -60,30 +60,36 @@ def run(names: list[str], seeds: list[int], out: Path) -> None:
     for name in names:
         for seed in seeds:
             train(name, ROWS[name].steps, seed, out / f"{name}-{seed}", progress=sys.stderr.isatty())
-            tell(name, out, [seed])
-        tell(name, out)
+            report(name, out, [seed])
+        report(name, out)
 
 
 def results(name: str, out: Path) -> dict[int, dict[str, Any]]:
-    """What each seed came to."""
+    """Return the results of each seed; those of a seed that has not ended have `final` null."""
     paths = {int(path.parent.name.rpartition("-")[2]): path for path in out.glob(f"{name}-*/results.json")}
     return {seed: orjson.loads(paths[seed].read_bytes()) for seed in sorted(paths)}
 
 
-def tell(name: str, out: Path, seeds: list[int] | None = None) -> None:
-    """A line for each of the seeds; without seeds one for all."""
+def report(name: str, out: Path, seeds: list[int] | None = None) -> None:
+    """Print a line for each of the seeds; without seeds one for all."""
     row, found = ROWS[name], results(name, out)
     for seed in seeds or ():
         one = found[seed]
+        if one["final"] is None:
+            print(f"{name:<26} seed {seed}  no result: {one['stopped']}", flush=True)
+            continue
         print(
             f"{name:<26} seed {seed}  {one['final']['mean']:>9.1f} ± {one['final']['std']:<8.1f} {one['algorithm']:<7}"
             f" from step {one['delivered']['step']:>6}  {one['wall_s']:>6.0f} s",
             flush=True,
         )
     if seeds is None:
-        means = [one["final"]["mean"] for one in found.values()]
+        means = [one["final"]["mean"] for one in found.values() if one["final"] is not None]
+        if not means:
+            print(f"{name:<26} none of {len(found)} seeds has a result", flush=True)
+            return
         print(
-            f"{name:<26} mean of {len(means)} {np.mean(means):>9.1f}, lowest {min(means):.1f}; "
+            f"{name:<26} mean of {len(means)} of {len(found)} {np.mean(means):>9.1f}, lowest {min(means):.1f}; "
             f"wanted {row.goal:g}; published {row.published:g} ({row.source})",
             flush=True,
         )
@@ -98,14 +104,15 @@ def plot(path: Path, out: Path) -> None:
     for name, axes in zip(names, panels.flat, strict=False):
         row = ROWS[name]
         for seed, one in results(name, out).items():
-            steps, means = zip(*((e["step"], e["mean"]) for e in one["evaluations"]), strict=True)
-            axes.plot(steps, means, linewidth=1, label=f"seed {seed}: delivers {one['final']['mean']:.5g}")
+            steps, means = [[e[key] for e in one["evaluations"]] for key in ("step", "mean")]
+            end = f"delivers {one['final']['mean']:.5g}" if one["final"] else one["stopped"]
+            axes.plot(steps, means, linewidth=1, label=f"seed {seed}: {end}")
         axes.axhline(row.goal, linestyle=":", color="black", label=f"wanted {row.goal:g}")
         axes.axhline(row.published, linestyle="--", color="grey", label=f"published {row.published:g} ({row.source})")
         axes.set(title=name, xlabel="steps", ylabel="return of 10 greedy episodes")
         axes.legend(fontsize=6)
-        tell(name, out, list(results(name, out)))
-        tell(name, out)
+        report(name, out, list(results(name, out)))
+        report(name, out)
     for axes in list(panels.flat)[len(names) :]:
         axes.remove()
     figure.savefig(path, dpi=110)

@@ -182,13 +182,23 @@ def test_settings_of_the_daemon_are_those_of_a_training() -> None:
         ("learner.batch", -1, "greater than or equal to 8"),
         ("learner.updates_per_step", 0.5, "whole number"),
         ("policy.algorithm", "magic", "Input should be"),
+        ("learner.warmup", None, "null is no value"),
     ):
         with pytest.raises(ValueError, match=problem):
             with_values(TrainSettings(), {name: value})
 
 
-def test_a_value_without_a_name_is_refused(tmp_path: Path) -> None:
-    for given, problem in (("learner.batch", "write NAME=VALUE"), ("policy.hidden=[1", "not YAML")):
-        done = CliRunner().invoke(main, ["train", "CartPole-v1", "--out", str(tmp_path / "run"), "--set", given])
+def test_contradictions_of_options_are_refused_in_one_line(tmp_path: Path) -> None:
+    for given, problem in (
+        (["--set", "learner.batch"], "write NAME=VALUE"),
+        (["--set", "policy.hidden=[1"], "not YAML"),
+        (["--set", "learner.warmup=null"], "--set learner.warmup: null is no value"),
+        (["--set", "learner.batch=64", "--set", "learner.batch=32"], "--set learner.batch: given twice"),
+        (["--set", "policy.algorithm=dqn", "--algorithm", "xqc"], "the same setting"),
+        (["--seed", "0", "--seeds", "1-2"], "--seed and --seeds exclude each other"),
+    ):
+        done = CliRunner().invoke(main, ["train", "CartPole-v1", "--out", str(tmp_path / "run"), *given])
         assert done.exit_code == 2
         assert problem in done.output
+        assert len(done.output.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

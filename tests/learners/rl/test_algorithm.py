@@ -91,6 +91,26 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     assert learning.updates == 2
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "xqc"])
+def test_inputs_that_are_not_finite_change_no_statistics(algorithm: str) -> None:
+    """Batch normalisation would store them, and would return no number from then on."""
+    policy = plain(CHOICE, ARM, algorithm=algorithm)
+    learning = Algorithm(policy, torch.Generator().manual_seed(0))
+    batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
+    learning.update(batch)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    (stream,) = policy.spec.names
+    for damaged in (batch.features.tokens[stream], batch.next_features.tokens[stream], batch.actions[ARM.name]):
+        former, damaged[3] = damaged[3].clone(), torch.nan
+        with pytest.raises(FloatingPointError, match="not finite; the batch was skipped"):
+            learning.update(batch)
+        damaged[3] = former
+        assert all(torch.equal(before[name], tensor) for name, tensor in policy.state_dict().items())
+        assert not any(module.training for module in policy.modules())
+    learning.update(batch)
+    assert learning.updates == 2
+
+
 def fused() -> Policy:
     torch.manual_seed(0)
     spec = PolicySpec(
