@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, unquote
 
@@ -185,6 +186,11 @@ class TextSettings(StreamSettings):
                 if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: only a stream with the source `speech:STREAM` has it; leave it out")
         return self
+
+
+def transcribed(streams: Mapping[str, StreamSettings]) -> dict[str, TextSettings]:
+    """Return the text streams that have a microphone stream as their source, by name."""
+    return {name: stream for name, stream in streams.items() if isinstance(stream, TextSettings) and stream.microphone}
 
 
 PREFIX = "task:"

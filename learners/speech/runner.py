@@ -1,8 +1,8 @@
-"""Turn the sound of microphone streams into text streams, outside the control loop: one worker thread.
+"""Turn the sound of microphone streams into text streams, in one worker thread. The models process runs it.
 
-`take` accepts the windows of a microphone from any thread and stores their new samples. The worker cuts utterances out of them and
-transcribes each. What it says goes to callbacks on the event loop. Where the worker falls behind, the oldest sound is dropped and
-counted. Knows neither MQTT nor the gate.
+The worker opens the models first, then waits for sound. `take` accepts the windows of a microphone from any thread and stores their
+new samples. The worker cuts utterances out of them, transcribes each, and passes the words to callbacks on the event loop. If the
+worker falls behind, the oldest sound is dropped and counted. Knows neither MQTT nor the gate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from functools import partial
 import torch
 
 from learners.model.encoders.silero_vad import RATE_HZ
-from learners.speech.transcription import Transcriber, Transcript
+from learners.speech.transcription import Transcriber
+from learners.speech.transcripts import Heard, SpeechCallbacks, count_new_samples
 from learners.speech.utterances import Samples, SpokenUtterance, UtteranceCutter, VoiceActivity
 from sensors.codecs.resampling import SoundWindow
 from sensors.config import TextSettings
@@ -26,39 +27,14 @@ from sensors.readings import Reading, Sound
 
 WAITING = 600
 """Pieces of sound that wait for the worker: a minute at ten a second."""
-MOST_REASONS = 64
-"""Reasons of failures that are remembered, so that each is reported once."""
 ENDED_S = 1.0
 """Without new sound for this long, the present utterance ends."""
+MOST_REASONS = 64
+"""Reasons of failures that are remembered, so that each is reported once."""
 RETRY_S = 60.0
 """Between two tries to open a model that could not be opened."""
 LONGEST_S = 30.0
 """Of a piece of sound at another rate than 16 kHz; the window that resamples it holds no more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """One transcribed utterance of a text stream; stamps are monotonic seconds."""
-
-    stream: str
-    source: str
-    model: str
-    transcript: Transcript
-    start_s: float
-    end_s: float
-    took_s: float
-
-
-@dataclass(slots=True)
-class SpeechCallbacks:
-    """Receivers of what a runner makes; all are called on the event loop."""
-
-    heard: Callable[[Heard], None]
-    """Words of an utterance."""
-    refused: Callable[[str, str], None]
-    """A stream, and why a guard refused an utterance of it."""
-    failed: Callable[[str, str], None]
-    """A stream, and why its model cannot be used."""
 
 
 @dataclass(slots=True)
@@ -93,7 +69,7 @@ class SpeechRunner:
     Args:
         streams: their settings, by name.
         callbacks: where results go.
-        threads: of torch in the worker thread; None leaves torch's own number.
+        threads: of torch in the worker thread; None leaves torch's number.
         clock: monotonic seconds.
     """
 
@@ -108,12 +84,15 @@ class SpeechRunner:
         self.streams, self.callbacks = dict(streams), callbacks
         self.counts: Counter[str] = Counter()
         """`done`, `dropped` (sound that the worker had no time for), and why utterances were refused."""
+        self.failures: dict[str, str] = {}
+        """By stream, why its model cannot be used now."""
         self._threads, self._clock = threads, clock
         self._sources = {settings.microphone: _Source() for settings in streams.values()}
         self._models: dict[str, Transcriber] = {}
         self._tried_s: dict[str, float] = {}
         """By stream, when its model could not be opened."""
         self._reported: set[tuple[str, str]] = set()
+        self._busy_since_s: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._stopping = False
@@ -128,21 +107,25 @@ class SpeechRunner:
         source = self._sources.get(reading.stream)
         if source is None or not isinstance(reading, Sound) or self._loop is None:
             return
-        new = len(reading.samples) if reading.new is None else min(reading.new, len(reading.samples))
-        if reading.new is None and source.last_s is not None:
-            new = min(new, max(0, round((reading.stamp_s - source.last_s) * reading.rate_hz)))
+        new = count_new_samples(reading, source.last_s)
         source.last_s, source.arrived_s = reading.stamp_s, self._clock()
         self.counts["dropped"] += len(source.waiting) == WAITING
         piece = reading.samples[len(reading.samples) - new :].copy()  # a view would hold the whole window
         source.waiting.append((piece, reading.rate_hz, reading.stamp_s))
         self._loop.call_soon_threadsafe(self._wake.set)
 
+    def busy_s(self) -> float:
+        """Return for how long the worker has opened models or worked on one utterance, in seconds; 0 while it waits for sound."""
+        since_s = self._busy_since_s
+        return 0.0 if since_s is None else self._clock() - since_s
+
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Open the models and work until cancelled."""
         self._loop = asyncio.get_running_loop()
         prepare = None if self._threads is None else partial(torch.set_num_threads, self._threads)
         pool = ThreadPoolExecutor(1, thread_name_prefix="speech", initializer=prepare)
         try:
+            await self._loop.run_in_executor(pool, self._open, self._loop)
             while True:
                 ended = False
                 try:
@@ -155,9 +138,22 @@ class SpeechRunner:
             self._loop, self._stopping = None, True
             pool.shutdown(wait=False, cancel_futures=True)  # the loop does not wait for an utterance
 
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Open all models, in the worker thread, so that the first utterance does not wait for them."""
+        for name, source in self._sources.items():
+            for stream in self._streams_of(name):
+                self._busy_since_s = self._clock()
+                try:
+                    source.cutter = source.cutter or self._new_cutter()
+                    self._model(stream, self.streams[stream])
+                except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
+                    self._fail(loop, stream, error)
+        self._busy_since_s = None
+
     def _work(self, loop: asyncio.AbstractEventLoop, ended: bool) -> None:  # noqa: FBT001 - run_in_executor takes no keywords
         """Cut and transcribe what waits, in the worker thread."""
         for name, source in self._sources.items():
+            self._busy_since_s = self._clock()
             silent = ended or self._clock() - source.arrived_s >= ENDED_S  # another microphone may still be heard
             try:
                 found = self._cut(source, ended=silent)
@@ -171,17 +167,22 @@ class SpeechRunner:
                 for stream in self._streams_of(name):
                     if self._stopping:
                         return
+                    self._busy_since_s = self._clock()
                     self._transcribe(loop, stream, utterance)
+        self._busy_since_s = None
 
     def _streams_of(self, source: str) -> list[str]:
         return [stream for stream, settings in self.streams.items() if settings.microphone == source]
+
+    def _new_cutter(self) -> UtteranceCutter:
+        longest_s = max(settings.max_utterance_s for settings in self.streams.values())
+        return UtteranceCutter(VoiceActivity(), longest_s)
 
     def _cut(self, source: _Source, *, ended: bool) -> list[SpokenUtterance]:
         if source.cutter is None:
             if not source.waiting:
                 return []
-            longest_s = max(settings.max_utterance_s for settings in self.streams.values())
-            source.cutter = UtteranceCutter(VoiceActivity(), longest_s)
+            source.cutter = self._new_cutter()
         found: list[SpokenUtterance] = []
         while source.waiting:
             found += source.cutter.add(*source.next())
@@ -209,6 +210,7 @@ class SpeechRunner:
             loop.call_soon_threadsafe(self.callbacks.refused, stream, transcript.refused)
             return
         self.counts["done"] += 1
+        self.failures.pop(stream, None)
         took_s = self._clock() - start_s
         heard = Heard(
             stream, settings.microphone, settings.model, transcript, utterance.start_s, utterance.end_s, took_s
@@ -216,7 +218,7 @@ class SpeechRunner:
         loop.call_soon_threadsafe(self.callbacks.heard, heard)
 
     def _model(self, stream: str, settings: TextSettings) -> Transcriber | None:
-        """Return the stream's model, opened at its first utterance; None for `RETRY_S` after it could not be opened."""
+        """Return the stream's model, opened when it is first asked for; None for `RETRY_S` after it could not be opened."""
         if stream not in self._models:
             if self._clock() - self._tried_s.get(stream, float("-inf")) < RETRY_S:
                 return None
@@ -228,7 +230,7 @@ class SpeechRunner:
 
     def _fail(self, loop: asyncio.AbstractEventLoop, stream: str, error: Exception) -> None:
         """Report what failed, once for each reason."""
-        reason = str(error) or type(error).__name__
+        reason = self.failures[stream] = str(error) or type(error).__name__
         if (stream, reason) not in self._reported:
             if len(self._reported) < MOST_REASONS:
                 self._reported.add((stream, reason))

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.model.encoders.bundled import resolve
+from learners.speech.transcripts import Transcript
 from learners.tasks.registry import open_task
 
 KIND = "automatic-speech-recognition"
@@ -26,17 +26,6 @@ MOST_COMPRESSION = 2.4
 """Bytes of a transcript for each byte of its compressed form above which it repeats itself."""
 _SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]*\*|♪[^♪]*♪?")
 """Names of sounds, as `[Music]`, `(applause)`, `*sigh*`, `♪ la la ♪`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """The transcript: `words` have `word` and `confidence`; `refused` states why the text is empty, if a guard refused it."""
-
-    text: str
-    confidence: float
-    no_speech: float
-    words: tuple[dict[str, Any], ...] = ()
-    refused: str | None = None
 
 
 class Transcriber:

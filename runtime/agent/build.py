@@ -51,11 +51,11 @@ async def build(
     publishing = steps.build_publishing(context)
     perception = steps.build_perception(context, publishing, faults)
     feedback = steps.build_feedback(context, publishing)
-    models = await steps.load_models(context, publishing, perception, feedback)
+    speech = steps.build_speech(context, publishing, perception)
+    models = await steps.load_models(context, publishing, perception, feedback, speech)
     drift = steps.build_drift_watch(context, publishing, feedback)
     control_loop = steps.build_control_loop(context, publishing, perception, feedback, models, drift, gate)
     storage = steps.build_storage_monitor(context, publishing, feedback, control_loop)
-    speech = steps.build_speech(context, publishing, perception)
     health = steps.build_health(
         context, perception, feedback, control_loop, storage, drift, models.task_outputs, speech
     )
@@ -85,7 +85,6 @@ async def build(
         policy_updater=models.policy_updater,
         encoder_updater=models.encoder_updater,
         task_outputs=models.task_outputs,
-        speech=speech,
         task_updater=models.task_updater,
         viewer=publishing.viewer,
         gate=gate,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +24,7 @@ from learners.ipc.outbox import Outbox
 from learners.rewards import TickRewards, build_rewards, known
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, source_rules
+from runtime.agent.speech_outputs import SpeechOutputs
 from runtime.agent.task_outputs import TaskOutputs
 from runtime.config.frame_size import named_fields
 from runtime.config.loader import LoadedConfig
@@ -77,10 +78,6 @@ from sensors.streams.fault_injection import apply_fault, parse_fault
 from sensors.streams.registry import build as build_sensor
 from sensors.streams.speech import SpeechText
 from sensors.streams.task_output import TaskOutputSensor
-
-if TYPE_CHECKING:
-    from runtime.agent.speech_outputs import SpeechOutputs
-
 
 CONTROL_PACKET = 2_097_152
 """Largest packet in bytes of texts, telemetry, rewards, labels and requests; the broker drops larger ones."""
@@ -229,7 +226,11 @@ def build_feedback(context: AgentContext, publishing: Publishing) -> FeedbackCha
 
 
 async def load_models(
-    context: AgentContext, publishing: Publishing, perception: Perception, feedback: FeedbackChain
+    context: AgentContext,
+    publishing: Publishing,
+    perception: Perception,
+    feedback: FeedbackChain,
+    speech: SpeechOutputs | None,
 ) -> LiveModels:
     """Build the engine and the tasks, and load the live versions; takes seconds, off the event loop."""
     config, emit = context.config, publishing.emit
@@ -244,7 +245,7 @@ async def load_models(
         RecentResults(),
         context.wall,
     )
-    task_outputs = _task_outputs(context, publishing, utterances, perception.sensors, gallery.results)
+    task_outputs = _task_outputs(context, publishing, utterances, perception.sensors, gallery.results, speech)
     task_updater = await _task_updater(context.state_dir, task_outputs)
     learner_events = LearnerEvents(
         Outbox(context.state_dir / "learner" / "outbox"),
@@ -267,11 +268,9 @@ def build_speech(context: AgentContext, publishing: Publishing, perception: Perc
     hearing = {name: sensor for name, sensor in perception.sensors.items() if isinstance(sensor, SpeechText)}
     if not hearing:
         return None
-    from runtime.agent.speech_outputs import SpeechOutputs  # noqa: PLC0415 - a second of imports that only speech needs
-
     outputs = SpeechOutputs(context.config, publishing.control, context.topics, publishing.reporter.event, hearing)
-    for source in outputs.runner.sources:
-        perception.inbox.listen(source, outputs.runner.take)
+    for source in outputs.client.sources:
+        perception.inbox.listen(source, outputs.client.take)
     return outputs
 
 
@@ -377,7 +376,8 @@ def build_health(
         learner_enabled=context.config.learner.enabled,
         wall=context.wall,
         model_counts={
-            name: part.runner.counts for name, part in (("tasks", tasks), ("speech", speech)) if part is not None
+            **({"tasks": tasks.runner.counts} if tasks is not None and tasks.config.tasks else {}),
+            **({"speech": speech.client.counts} if speech is not None else {}),
         },
     )
 
@@ -474,7 +474,7 @@ def _experiment_rules(config: Config) -> ExperimentRules:
 
 async def _task_updater(state_dir: Path, outputs: TaskOutputs | None) -> TaskUpdater | None:
     """Make what follows the tasks' live versions, and load these."""
-    if outputs is None:
+    if outputs is None or not outputs.config.tasks:
         return None
     updater = TaskUpdater(state_dir / "learner" / "tasks", outputs.runner)
     await updater.sync()
@@ -487,8 +487,10 @@ def _task_outputs(
     utterances: Utterances,
     sensors: Mapping[str, Sensor | TopicSensor],
     results: RecentResults,
+    speech: SpeechOutputs | None,
 ) -> TaskOutputs | None:
-    if not context.config.tasks:
+    """Build what uses the models process, for tasks and for speech to text; None where there is neither."""
+    if not context.config.tasks and speech is None:
         return None
     fed = {name: sensor for name, sensor in sensors.items() if isinstance(sensor, TaskOutputSensor)}
     max_age_s = {
@@ -501,7 +503,13 @@ def _task_outputs(
         context.topics,
         publishing.reporter.event,
         utterances,
-        partial(ModelsClient, path=socket_path(context.state_dir), degraded=context.degraded, max_age_s=max_age_s),
+        partial(
+            ModelsClient,
+            path=socket_path(context.state_dir),
+            degraded=context.degraded,
+            speech=None if speech is None else speech.client,
+            max_age_s=max_age_s,
+        ),
         fed=fed,
         results=results,
     )

@@ -35,7 +35,6 @@ from runtime.requests.handlers import Requests
 from sensors.base import Sensor, TopicSensor
 
 if TYPE_CHECKING:
-    from runtime.agent.speech_outputs import SpeechOutputs
     from runtime.agent.task_outputs import TaskOutputs
 
 
@@ -62,7 +61,6 @@ class Components:
     policy_updater: PolicyUpdater
     encoder_updater: EncoderUpdater
     task_outputs: TaskOutputs | None
-    speech: SpeechOutputs | None
     task_updater: TaskUpdater | None
     viewer: Viewer
     gate: GateLink

@@ -43,8 +43,6 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
             running[f"sensor {name}"] = _run_sensor(parts, sensor)
     if parts.task_outputs is not None:
         running["tasks"] = parts.task_outputs.runner.run()
-    if parts.speech is not None:
-        running["speech"] = parts.speech.runner.run()
     if parts.task_updater is not None:
         running["task versions"] = parts.task_updater.run()
     if parts.announcer is not None:

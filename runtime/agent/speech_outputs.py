@@ -1,4 +1,7 @@
-"""Connect microphone streams with the text streams that hear them, and publish each transcript on `task/<stream>`."""
+"""Connect microphone streams with the text streams that hear them, and publish each transcript on `task/<stream>`.
+
+The models process transcribes. This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from learners.speech.runner import Heard, SpeechCallbacks, SpeechRunner
+from learners.speech.transcripts import Heard, SpeechCallbacks
 from runtime.config.schema import Config
+from runtime.models.speech_client import SpeechClient
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.emit import Emit
-from sensors.config import TextSettings
+from sensors.config import transcribed
 from sensors.streams.speech import SpeechText
 
 
 @dataclass(slots=True)
 class SpeechOutputs:
-    """Passes each transcript to its stream and its topic. Create it inside the running loop."""
+    """Passes each transcript to its stream and its topic."""
 
     config: Config
     link: Connection
@@ -27,17 +31,13 @@ class SpeechOutputs:
     """By text stream, what publishes its readings."""
     wall: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
-    runner: SpeechRunner = field(init=False)
+    client: SpeechClient = field(init=False)
+    """Sends sound to the models process, over the socket of its `ModelsClient`."""
 
     def __post_init__(self) -> None:
-        streams = {
-            name: stream
-            for name, stream in self.config.streams.items()
-            if isinstance(stream, TextSettings) and name in self.sensors
-        }
-        self.runner = SpeechRunner(
-            streams, SpeechCallbacks(self._heard, self._refused, self._failed), threads=self.config.engine.threads
-        )
+        callbacks = SpeechCallbacks(self._heard, self._refused, self._failed)
+        streams = {name: one for name, one in transcribed(self.config.streams).items() if name in self.sensors}
+        self.client = SpeechClient(streams, callbacks)
 
     def _heard(self, heard: Heard) -> None:
         transcript = heard.transcript

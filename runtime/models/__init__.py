@@ -1,1 +1,1 @@
-"""The process that runs the models of tasks beside the agent, and the agent's end of the socket between the two."""
+"""The process that runs the models of tasks and of speech to text, and the agent's end of the socket between the two."""

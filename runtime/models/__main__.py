@@ -1,6 +1,6 @@
-"""Run the models of tasks in a process of their own: `python -m runtime.models CONFIG`. The supervisor starts it.
+"""Run the models of tasks and of speech to text in their own process: `python -m runtime.models CONFIG`. The supervisor starts it.
 
-It connects to the agent's socket, again whenever the agent is gone, and answers one reading after the other. It has no connection
+It connects to the agent's socket, again whenever the agent is gone, and answers one reading of tasks after the other; another thread transcribes sound. It has no connection
 to the broker and writes no state.
 """
 
@@ -25,40 +25,57 @@ from learners.config import TaskSettings
 from learners.continual.results import Callbacks, Question, Result, Speech
 from learners.continual.serving import TaskRunner
 from learners.continual.versions import TaskVersion
+from learners.speech.runner import SpeechRunner
+from learners.speech.transcripts import Heard, SpeechCallbacks
 from runtime.config.loader import load
-from runtime.models.messages import BadMessage, Header, offered_of, packed, peer, receive, socket_path
+from runtime.models.messages import BadMessage, Header, offered_of, packed, peer, receive, socket_path, sound_of
 from runtime.process import child
 from runtime.process.log import configure
+from sensors.config import TextSettings, transcribed
 
 _LOG = structlog.get_logger(__name__)
 BEAT_S, RETRY_S = 1.0, 0.2
 HUNG_S, MOST_WORK_S = 60.0, 600.0
-"""The process ends itself after `HUNG_S` without a beat. It no longer beats for itself where one reading takes longer than
-`MOST_WORK_S`; a piece of speech begins that time again."""
+"""The process ends itself after `HUNG_S` without a beat. It no longer beats for itself where one reading or utterance takes
+longer than `MOST_WORK_S`; a piece of a generated answer begins that time again."""
 NICE = 5
 """Below the agent and the gate, above the learner."""
 
 
 class ModelsServer:
-    """Runs the tasks and answers one agent.
+    """Runs the tasks, transcribes sound, and answers one agent.
 
     Args:
         tasks: by name.
+        streams: the settings of the text streams that have a microphone as their source, by name.
+        threads: of torch in the thread that transcribes; None leaves torch's number.
         live_on: postpones the end that the process set itself; called at every beat while the models make progress.
     """
 
-    def __init__(self, tasks: Mapping[str, TaskSettings], live_on: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskSettings],
+        live_on: Callable[[], None] = lambda: None,
+        *,
+        streams: Mapping[str, TextSettings] | None = None,
+        threads: int | None = None,
+    ) -> None:
         callbacks = Callbacks(
             self._result, self._question, self._speech, self._failed, self._refused, finished=self._finished
         )
         self.runner, self._live_on = TaskRunner(tasks, callbacks), live_on
+        heard = SpeechCallbacks(self._heard, self._speech_refused, self._speech_failed)
+        self.speech = SpeechRunner(streams or {}, heard, threads=threads)
         self._writer: asyncio.StreamWriter | None = None
         self._reported: Counter[str] = Counter()
+        self._reported_speech: Counter[str] = Counter()
 
     async def serve(self, path: Path) -> None:
         """Connect, answer and connect again, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.runner.run())
+            if self.speech.streams:
+                group.create_task(self.speech.run())
             group.create_task(self._beat())
             while True:
                 with suppress(OSError, asyncio.IncompleteReadError):
@@ -72,6 +89,8 @@ class ModelsServer:
             writer.close()
             return
         self._writer = writer
+        for stream, reason in list(self.speech.failures.items()):  # another agent does not know them
+            self._speech_failed(stream, reason)
         try:
             while True:
                 header, body = await receive(reader)
@@ -90,6 +109,9 @@ class ModelsServer:
             BadMessage: it is not a request of ours.
         """
         task, do = header.get("task"), header.get("do")
+        if do == "hear":
+            self.speech.take(sound_of(header, body))
+            return
         if not isinstance(task, str) or task not in self.runner.tasks:
             raise BadMessage(f"no task {str(task)[:64]!r}")
         if do == "offer":
@@ -107,7 +129,8 @@ class ModelsServer:
     async def _beat(self) -> None:
         while True:
             self._send({"is": "beat"})
-            if self.runner.busy_s() < MOST_WORK_S:
+            self._send_speech_counts()
+            if max(self.runner.busy_s(), self.speech.busy_s()) < MOST_WORK_S:
                 self._live_on()
             await asyncio.sleep(BEAT_S)
 
@@ -157,6 +180,24 @@ class ModelsServer:
     def _refused(self, task: str, reason: str, count: int) -> None:
         self._send({"is": "refused", "task": task, "reason": reason, "count": count})
 
+    def _heard(self, heard: Heard) -> None:
+        self._send({"is": "heard"} | asdict(heard))
+
+    def _speech_refused(self, stream: str, reason: str) -> None:
+        self._send({"is": "speech_refused", "stream": stream, "reason": reason})
+
+    def _speech_failed(self, stream: str, reason: str) -> None:
+        self._send({"is": "speech_failed", "stream": stream, "reason": reason})
+
+    def _send_speech_counts(self) -> None:
+        """Send what was counted since the last time; without an agent it waits for one."""
+        counts = self.speech.counts.copy()
+        new = {cause: count - self._reported_speech[cause] for cause, count in counts.items()}
+        new = {cause: count for cause, count in new.items() if count}
+        if new and self._writer is not None:
+            self._send({"is": "speech_counts", "counts": new})
+            self._reported_speech = counts
+
 
 def _live_on() -> None:
     """End the process after `HUNG_S`, with the stacks of its threads in the log, unless this is called again."""
@@ -174,8 +215,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.nice(NICE)
     loaded = load(given.config)
     configure(verbose=False, secrets=loaded.secrets)
-    torch.set_num_threads(loaded.config.engine.threads)
-    asyncio.run(ModelsServer(loaded.config.tasks, _live_on).serve(socket_path(loaded.config.state_dir)))
+    config, threads = loaded.config, loaded.config.engine.threads
+    torch.set_num_threads(threads)
+    server = ModelsServer(config.tasks, _live_on, streams=transcribed(config.streams), threads=threads)
+    asyncio.run(server.serve(socket_path(config.state_dir)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Let another process run the models of tasks: the agent's end of the socket. It imports no torch.
+"""Let another process run the models of tasks and of speech to text: the agent's end of the socket. It imports no torch.
 
 The agent listens; the process connects, again after each restart of either. At most one reading of each task is on its way, and
 the newest reading waits: a slow, hung or dead process costs memory of two readings a task, and no tick waits for it. A process that
@@ -28,6 +28,7 @@ from learners.continual.versions import TaskVersion
 from learners.files import private_folder
 from learners.task_kinds import KINDS, PredictionOfExample
 from runtime.models.messages import BadMessage, Header, offered_message, packed, peer, receive
+from runtime.models.speech_client import ANSWERS, SpeechClient
 from sensors.readings import Frame, Reading, Sound, Text
 
 _LOG = structlog.get_logger(__name__)
@@ -68,6 +69,7 @@ class ModelsClient:
         callbacks: receive results, questions, speech and failures.
         path: of the socket.
         degraded: the agent's reasons for a degraded status; the key `models` belongs to this component.
+        speech: sends the sound of microphones over the same socket; None where no stream is transcribed.
         max_age_s: by stream, the age at which a reading that waited for a connection is dropped.
         clock: monotonic seconds.
     """
@@ -79,10 +81,11 @@ class ModelsClient:
         path: Path,
         degraded: MutableMapping[str, str],
         *,
+        speech: SpeechClient | None = None,
         max_age_s: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.tasks, self.callbacks, self.degraded = dict(tasks), callbacks, degraded
+        self.tasks, self.callbacks, self.degraded, self.speech = dict(tasks), callbacks, degraded, speech
         self.counts: Counter[str] = Counter()
         """As those of `TaskRunner`; `lost` are readings on their way to a process that ended, `expired` those that waited too long
         for one, `stale` answers to readings of a former connection, `garbage` answers that cannot be read."""
@@ -161,7 +164,7 @@ class ModelsClient:
 
     def _watch(self) -> None:
         """Say that the process is silent, and kill one that hangs."""
-        if all(settings.stream is None for settings in self.tasks.values()):
+        if self.speech is None and all(settings.stream is None for settings in self.tasks.values()):
             return  # the supervisor starts none
         silent_s = self._clock() - self._heard_s
         if self._writer is not None and silent_s > HUNG_S and self._process is not None:
@@ -171,7 +174,8 @@ class ModelsClient:
             self._drop()
         if silent_s >= SILENT_S:
             state = "is not connected" if self._writer is None else f"is silent for more than {SILENT_S:.0f} s"
-            self.degraded["models"] = f"the models process {state}; tasks have no results"
+            missing = [*(["tasks"] if self.tasks else []), *(["streams from speech"] if self.speech else [])]
+            self.degraded["models"] = f"the models process {state}; {' and '.join(missing)} have no results"
         elif self._away and self._clock() - self._answered_s >= STUCK_S:
             names = ", ".join(sorted(self._away))
             self.degraded["models"] = f"the models process has not answered for more than {STUCK_S:.0f} s ({names})"
@@ -189,6 +193,8 @@ class ModelsClient:
         self._writer, self._heard_s = writer, self._clock()
         with suppress(OSError):
             self._process = os.pidfd_open(pid)
+        if self.speech is not None:
+            self.speech.connect(writer)
         self._expire()
         for task in self.tasks:
             self._send_version(task)
@@ -229,6 +235,8 @@ class ModelsClient:
         """Forget the connection; readings on their way are lost, and so are halves of answers."""
         if self._writer is not None:
             self._writer.close()
+        if self.speech is not None:
+            self.speech.disconnect()
         if self._process is not None:
             os.close(self._process)
         self._writer, self._process = None, None
@@ -267,6 +275,9 @@ class ModelsClient:
         """
         kind = header["is"]
         if kind == "beat":
+            return
+        if kind in ANSWERS and self.speech is not None:
+            self.speech.receive(header)
             return
         self._answered_s = self._clock()
         task = str(header["task"])

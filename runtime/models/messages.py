@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,31 @@ def offered_message(task: str, offered: Offered) -> bytes:
         "reading": reading, "context": context,
     }  # fmt: skip
     return packed(header, first + second)
+
+
+def sound_message(piece: Sound) -> bytes:
+    """Return the message that brings new sound of a microphone; all samples of the piece are new.
+
+    Raises:
+        BadMessage: it is too long.
+    """
+    about, body = _outward(piece)
+    return packed({"do": "hear", "reading": about}, body)
+
+
+def sound_of(header: Header, body: bytes) -> Sound:
+    """Return the new sound that `sound_message` described.
+
+    Raises:
+        BadMessage: a field is missing or wrong, or it is no sound.
+    """
+    try:
+        reading, rest = _inward(header["reading"], body)
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadMessage(f"damaged sound ({type(error).__name__}: {error})") from None
+    if rest or not isinstance(reading, Sound):
+        raise BadMessage(f"{len(rest)} bytes more than the sound has" if rest else "a reading that is no sound")
+    return replace(reading, new=len(reading.samples))
 
 
 def offered_of(header: Header, body: bytes) -> Offered:

@@ -23,6 +23,7 @@ import structlog
 from runtime.config.schema import Config
 from runtime.gate.stop_listener import has_own_session
 from runtime.process import child
+from sensors.config import transcribed
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +71,7 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         # at once: its imports alone would hold up the agent's on few cores
         command = tuple(child.with_parent_death(learner, priority=config.learner.priority))
         specs.append(Spec("learner", command, essential=False))  # the policy acts on without it
-    if has_live_tasks(config):
+    if has_models_process(config):
         models = child.with_parent_death([*python, "runtime.models", str(path)])
         specs.append(Spec("models", tuple(models), grace_s=3.0, essential=False))
     if config.dashboard is not None:
@@ -87,9 +88,9 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     return specs
 
 
-def has_live_tasks(config: Config) -> bool:
-    """Return whether the daemon has a process for the models of tasks: where a task reads a stream."""
-    return any(task.stream is not None for task in config.tasks.values())
+def has_models_process(config: Config) -> bool:
+    """Return whether the daemon has a models process: where a task reads a stream, or a microphone is transcribed."""
+    return any(task.stream is not None for task in config.tasks.values()) or bool(transcribed(config.streams))
 
 
 def environment() -> dict[str, str]:

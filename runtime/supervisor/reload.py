@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runtime.config.schema import Config
-from runtime.supervisor.children import has_live_tasks
+from runtime.supervisor.children import has_models_process
 
 RESTART_REQUIRED = ("agent", "state_dir", "tick", "mqtt", "actuators", "gate", "plant", "metrics")
 """Settings that the gate, the broker or the plant were built from."""
@@ -34,8 +34,10 @@ def compare(old: Config, new: Config) -> Changes:
     required = [key for key in changed if key in RESTART_REQUIRED]
     if old.required_streams != new.required_streams:
         required.append("streams")
-    if bool(old.tasks) != bool(new.tasks) or has_live_tasks(old) != has_live_tasks(new):
+    if bool(old.tasks) != bool(new.tasks):
         required.append("tasks")
+    elif has_models_process(old) != has_models_process(new):
+        required += {"tasks", "streams"} & {*changed} - {*required}
     return Changes(
         changed, required, {name for key in changed for name in LIVE.get(key, ("agent", "learner", "models"))}
     )

@@ -17,8 +17,9 @@ from fakes import eventually
 from learners.model.encoders.packages import BundledError
 from learners.model.encoders.silero_vad import FRAME, RATE_HZ
 from learners.speech import runner as speech_runner
-from learners.speech.runner import Heard, SpeechCallbacks, SpeechRunner
+from learners.speech.runner import SpeechRunner
 from learners.speech.transcription import Transcriber
+from learners.speech.transcripts import Heard, SpeechCallbacks, count_new_samples
 from learners.speech.utterances import SpokenUtterance, UtteranceCutter, VoiceActivity
 from learners.tasks.audio import read_sound
 from sensors.config import TextSettings
@@ -162,6 +163,7 @@ async def test_a_cancelled_runner_does_not_wait_for_an_utterance(monkeypatch: py
         begun.set()
         may_end.wait(60)
 
+    monkeypatch.setattr(SpeechRunner, "_open", lambda *_: None)
     monkeypatch.setattr(SpeechRunner, "_transcribe", transcribe)
     two = [SpokenUtterance(tone(1, 0), 0.0, 1.0)] * 2
     monkeypatch.setattr(SpeechRunner, "_cut", lambda *_, **__: two)
@@ -225,6 +227,41 @@ def test_a_model_that_could_not_be_opened_is_tried_again_after_a_while(
     opened: Any = object()
     monkeypatch.setattr(speech_runner, "Transcriber", lambda *_, **__: opened)
     assert runner._model("of-room", settings) is opened
+
+
+async def test_models_open_before_the_first_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, failed = list[str](), list[tuple[str, str]]()
+
+    def open_model(model: str, **_: Any) -> object:
+        if model == "damaged":
+            raise OSError("no such model")
+        opened.append(model)
+        return object()
+
+    monkeypatch.setattr(speech_runner, "Transcriber", open_model)
+    monkeypatch.setattr(speech_runner, "VoiceActivity", lambda: loud)
+    streams = {
+        name: TextSettings(kind="text", source="speech:room", model=name) for name in ("orders", "damaged", "names")
+    }
+    callbacks = SpeechCallbacks(lambda _: None, lambda *_: None, lambda *one: failed.append(one))
+    runner = SpeechRunner(streams, callbacks)
+    working = asyncio.create_task(runner.run())
+    await eventually(lambda: opened == ["orders", "names"] and bool(failed), "the models")
+    assert failed == [("damaged", "no such model")]
+    assert runner.failures == {"damaged": "no such model"}
+    assert runner._sources["room"].cutter is not None
+    await eventually(lambda: runner.busy_s() == 0.0, "a worker that waits for sound")
+    working.cancel()
+    await asyncio.wait([working])
+
+
+@pytest.mark.parametrize(
+    ("new", "last_s", "expected"),
+    [(30, None, 30), (900, 0.0, 100), (None, None, 100), (None, 9.99, 80), (None, 99.0, 0)],
+)
+def test_new_samples_of_a_window(new: int | None, last_s: float | None, expected: int) -> None:
+    window = Sound("room", 10.0, 1, np.zeros(100, np.float32), 8_000, new=new)
+    assert count_new_samples(window, last_s) == expected
 
 
 async def test_a_model_that_cannot_be_opened_is_reported_once(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learners.speech.runner import Heard
-from learners.speech.transcription import Transcript
+from learners.speech.transcripts import Heard, Transcript
 from runtime.agent.speech_outputs import SpeechOutputs
 from runtime.cli.preflight import preflight
 from runtime.config.loader import ConfigError, load
@@ -63,7 +62,7 @@ async def test_an_utterance_is_a_reading_and_a_message(tmp_path: Path) -> None:
         config, link, Topics("demo"), lambda *event: events.append(event), {"orders": sensor},  # type: ignore[arg-type]
         wall=lambda: 1_000.0, clock=lambda: 20.0,
     )  # fmt: skip
-    assert outputs.runner.sources == ("room",)
+    assert outputs.client.sources == ("room",)
     outputs._heard(heard("too early"))
     assert sensor.drops == {"not_running": 1}
     readings: list[Reading] = []

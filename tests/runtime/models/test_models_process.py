@@ -23,6 +23,8 @@ from fakes import eventually
 from learners.config import TaskSettings
 from learners.continual.results import Callbacks, Offered, Question, Result, Speech
 from learners.continual.versions import TaskVersionStore
+from learners.speech.runner import SpeechRunner
+from learners.speech.transcripts import Heard, SpeechCallbacks, Transcript
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
 from runtime.models.__main__ import MOST_WORK_S, ModelsServer
@@ -36,8 +38,11 @@ from runtime.models.messages import (
     packed,
     receive,
     socket_path,
+    sound_of,
 )
-from runtime.supervisor.children import table
+from runtime.models.speech_client import SpeechClient
+from runtime.supervisor.children import has_models_process, table
+from sensors.config import TextSettings
 from sensors.readings import Frame, Sound, Telemetry, Text
 
 SLOW = """
@@ -69,7 +74,9 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world_of(folder: Path, **fields: Any) -> AsyncIterator[World]:
+async def world_of(
+    folder: Path, *, speech: SpeechClient | None = None, tasks: dict[str, TaskSettings] | None = None, **fields: Any
+) -> AsyncIterator[World]:
     """A client that runs."""
     given: dict[str, Any] = {"kind": "text-classification", "stream": "orders", "model": "m", "labels": ("a", "b")}
     heard: list[Any] = []
@@ -80,7 +87,12 @@ async def world_of(folder: Path, **fields: Any) -> AsyncIterator[World]:
     path, degraded, clock = socket_path(folder), dict[str, str](), [100.0]
     callbacks = Callbacks(take, take, take, take, take)
     client = ModelsClient(
-        {"intents": TaskSettings(**(given | fields))}, callbacks, path, degraded, clock=lambda: clock[-1]
+        {"intents": TaskSettings(**(given | fields))} if tasks is None else tasks,
+        callbacks,
+        path,
+        degraded,
+        speech=speech,
+        clock=lambda: clock[-1],
     )
     world = World(client, path, heard, degraded, clock)
     running = asyncio.create_task(client.run())
@@ -126,6 +138,122 @@ async def test_readings_go_to_the_process_and_results_and_questions_come_back(tm
         await asyncio.wait([server])
         await eventually(lambda: "models" in world.degraded, "a degraded daemon")
         assert world.degraded["models"] == "the models process is not connected; tasks have no results"
+
+
+SPEECH = {"orders": TextSettings(kind="text", source="speech:room")}
+
+
+@dataclass
+class Ears:
+    """Stands for the callbacks of the agent; holds what they receive."""
+
+    heard: list[Heard] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+    def client(self) -> SpeechClient:
+        return SpeechClient(
+            SPEECH,
+            SpeechCallbacks(
+                self.heard.append, lambda *one: self.refused.append(one), lambda *one: self.failed.append(one)
+            ),
+        )
+
+
+def spoken(seq: int) -> Sound:
+    """A window of two seconds; its last tenth is new."""
+    samples = np.full(32_000, seq / 10, np.float32)
+    return Sound("room", 50 + seq / 10, seq, samples, new=1_600)
+
+
+async def test_sound_goes_to_the_process_and_words_and_counts_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[Sound] = []
+    monkeypatch.setattr(SpeechRunner, "_open", lambda *_: None)
+    monkeypatch.setattr(SpeechRunner, "take", lambda _self, piece: pieces.append(piece))
+    ears = Ears()
+    async with world_of(tmp_path, speech=ears.client(), tasks={}) as world:
+        speech = world.client.speech
+        assert speech is not None
+        speech.take(spoken(0))
+        assert speech.counts == {"lost": 1}, "no process is connected"
+        server = ModelsServer({}, streams=SPEECH)
+        server.speech.failures["orders"] = "no such model"
+        serving = asyncio.create_task(server.serve(world.path))
+        await eventually(lambda: world.client.connected and bool(ears.failed), "the connection")
+        assert ears.failed == [("orders", "no such model")], "an agent learns it when it connects"
+        await asyncio.to_thread(speech.take, spoken(1))
+        speech.take(spoken(2))
+        speech.take(Text("orders", 1.0, 1, "no sound"))
+        await eventually(lambda: len(pieces) == 2, "the sound")
+        for number, piece in enumerate(pieces, 1):
+            assert (piece.stream, piece.stamp_s, piece.new, len(piece.samples)) == (
+                "room",
+                50 + number / 10,
+                1_600,
+                1_600,
+            )
+            assert np.all(piece.samples == np.float32(number / 10))
+        words = ({"word": "go", "confidence": 0.5},)
+        heard = Heard("orders", "room", "m", Transcript("go", 0.5, 0.1, words), 50.0, 50.5, 0.2)
+        server.speech.callbacks.heard(heard)
+        server.speech.callbacks.refused("orders", "no_speech")
+        server.speech.counts.update(done=1, invented=2)
+        await eventually(lambda: speech.counts["done"] == 1, "the counts, which come with a beat")
+        assert ears.heard == [heard]
+        assert ears.refused == [("orders", "no_speech")]
+        assert speech.counts["garbage"] == 2
+        serving.cancel()
+        await asyncio.wait([serving])
+        await eventually(lambda: "models" in world.degraded, "a degraded daemon")
+        assert world.degraded["models"] == "the models process is not connected; streams from speech have no results"
+
+
+async def test_sound_that_the_process_does_not_read_is_dropped_and_odd_transcripts_are_counted(tmp_path: Path) -> None:
+    ears = Ears()
+    async with world_of(tmp_path, speech=ears.client()) as world:
+        speech = world.client.speech
+        assert speech is not None
+        reader, writer = await asyncio.open_unix_connection(world.path)
+        await eventually(lambda: world.client.connected, "the connection")
+        loud = np.zeros(300_000, np.float32)
+        for number in range(20):
+            speech.take(Sound("room", float(number), number, loud, new=len(loud)))
+        await eventually(lambda: speech.counts["dropped"] > 0, "a full buffer")
+        assert speech.counts["dropped"] < 20
+        right = {
+            "is": "heard",
+            "stream": "orders",
+            "source": "room",
+            "model": "m",
+            "start_s": 1.0,
+            "end_s": 2.0,
+            "took_s": 0.1,
+        }
+        transcript = {"text": "go", "confidence": 0.5, "no_speech": 0.1, "words": [], "refused": None}
+        odd = [
+            {"is": "heard", "stream": "other"},
+            right | {"transcript": 3},
+            right | {"transcript": transcript | {"confidence": None}},
+            right | {"transcript": transcript | {"words": ["go"]}},
+            {"is": "speech_counts", "counts": 3},
+        ]
+        for answer in [*odd, right | {"transcript": transcript}]:
+            writer.write(packed(answer))
+        await eventually(lambda: len(ears.heard) == 1, "the transcript in order")
+        assert world.client.counts["garbage"] == len(odd)
+        assert world.client.connected
+        writer.close()
+        del reader
+
+
+@pytest.mark.parametrize("body", [b"", b"1234567"])
+def test_damaged_sound_is_refused(body: bytes) -> None:
+    about = {"stream": "room", "stamp_s": 1.0, "seq": 1, "is": "sound", "rate_hz": 16_000, "count": 1}
+    for reading in (about, about | {"is": "text", "bytes": len(body)}, about | {"count": -1}, None):
+        with pytest.raises(BadMessage):
+            sound_of({"reading": reading}, body)
 
 
 async def test_the_newest_reading_waits_for_a_slow_process_and_one_that_hangs_is_killed(tmp_path: Path) -> None:
@@ -383,6 +511,10 @@ def test_the_supervisor_starts_it_where_a_task_reads_a_stream(tmp_path: Path) ->
         "agent": "a", "state_dir": tmp_path, "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "language"}},
         "encoders": {"language": {"model": "m"}}, "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
     }  # fmt: skip
+    spoken_streams = {
+        "room": {"kind": "microphone", "source": "topic", "encoder": "language"},
+        "orders": {"kind": "text", "source": "speech:room", "encoder": "language"},
+    }
     for tasks, expected in (
         ({}, False),
         ({"intents": {"kind": "text-classification", "stream": "orders", "model": "m"}}, True),
@@ -391,6 +523,7 @@ def test_the_supervisor_starts_it_where_a_task_reads_a_stream(tmp_path: Path) ->
         specs = {spec.name: spec for spec in table(Config.model_validate(body | {"tasks": tasks}), tmp_path / "s.yaml")}
         assert ("models" in specs) == expected
         assert not expected or not specs["models"].essential
+    assert has_models_process(Config.model_validate(body | {"streams": spoken_streams}))
 
 
 def test_a_long_folder_has_its_socket_elsewhere(tmp_path: Path) -> None:
