@@ -1,7 +1,7 @@
 """Turn published labels into examples of their task, and select those that never train.
 
 A label names a text, or a decision; the reading of that decision is then the example. The store copied it beside the label. A label
-that came when the raw reading was already deleted is counted and skipped. Whether an example is for validation depends on its content
+that came when the raw reading was already deleted, or that no model of the kind could learn from, is counted and skipped. Whether an example is for validation depends on its content
 alone, or on the time of its picture or sound. The selection is therefore the same in every run. No sentence is in both parts, and no
 two moments of one scene.
 """
@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from learners.config import TaskSettings
 from learners.continual.reading_inputs import inputs_of_text
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label, Raw
-from learners.task_kinds import KINDS
-from learners.tasks.base import DataError, EncodedMedia
+from learners.finetune.conll import TAG, as_iob2
+from learners.finetune.fields import check
+from learners.model.encoders.bundled import resolve
+from learners.task_kinds import KINDS, Output
+from learners.tasks.base import DataError, EncodedMedia, names_several_labels
+from learners.tasks.registry import task_class
+from learners.tasks.relation_extraction import mark
 
 WIDTH = 16
 """Hex digits of a key."""
@@ -45,7 +51,7 @@ class Labelled:
         return int((by_block and self.block) or self.key, 16) < share * float(16**WIDTH)
 
 
-@dataclass(slots=True)
+@dataclass
 class Labels:
     """Reads a task's labels."""
 
@@ -93,6 +99,7 @@ class Labels:
         block = _digest(f"{raw.stream} {raw.stamp_s // BLOCK_S:.0f}".encode()) if raw is not None else ""
         try:
             example = self._example(subject, label)
+            check([example], task_class(self.settings.kind))
         except (ValueError, KeyError):
             self.skipped["unusable"] += 1
             return None
@@ -116,31 +123,80 @@ class Labels:
         return _subject(raw, around)
 
     def _example(self, subject: dict[str, Any], label: Label) -> dict[str, Any]:
-        """Return the fields of the task's example."""
+        """Return the fields of the task's example.
+
+        Raises:
+            DataError: no model of the task's kind could learn from it.
+        """
         kind, given = self.settings.kind, label.label
-        modality = KINDS[kind].modality
+        modality, target = KINDS[kind].modality, KINDS[kind].target
         if "raw" in subject:
             media = EncodedMedia(subject["raw"].encoding, subject["raw"].data)
             if modality not in media.decode():
                 raise DataError(f"a label for {kind} is about a {modality}, not about {sorted(media.decode())}")
-            target = KINDS[kind].target
-            return {modality: media, target: given if target == "label" else str(given)}
+            return {modality: media, target: self._classes(given) if target == "label" else _one_text(given)}
         if modality != "text":
             raise DataError(f"a label for {kind} is about a {modality}, not about a text")
         inputs = inputs_of_text(kind, subject["text"], subject.get("context"))
-        match KINDS[kind].output:
-            case "tags":
-                words = inputs["text"].split()
-                if isinstance(given, str) or len(words) != len(given):
-                    raise DataError("one tag for each word is wanted")
-                return {"tokens": words, "tags": list(given)}
-            case "text":
-                return inputs | {"target": str(given)}
-            case "span":
-                return inputs | {"answers": [{"text": str(given)}]}
-            case "turn":
-                return {"messages": [*inputs["messages"], {"role": "assistant", "content": str(given)}]}
-        return inputs | {"label": given}
+        if kind == "relation-extraction":
+            mark(inputs["text"])
+        if target == "label":
+            return inputs | {"label": self._classes(given)}
+        return _TARGETS[KINDS[kind].output](inputs, given)
+
+    def _classes(self, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Return the label of an example, one class or several.
+
+        Raises:
+            DataError: there are several, and the task takes one.
+        """
+        if isinstance(given, str) or self._several:
+            return given
+        if len(given) != 1:
+            raise DataError(f"{len(given)} labels for one example; the task takes one")
+        return given[0]
+
+    @cached_property
+    def _several(self) -> bool:
+        """Whether an example can have several labels, by the settings or by the model's folder."""
+        return self.settings.multi_label or names_several_labels(resolve(self.settings.model))
+
+
+def _one_text(given: str | tuple[str, ...]) -> str:
+    if not isinstance(given, str):
+        raise DataError("one text is wanted as the label")
+    return given
+
+
+def _tags(inputs: dict[str, Any], given: str | tuple[str, ...]) -> dict[str, Any]:
+    words = inputs["text"].split()
+    if isinstance(given, str) or len(words) != len(given):
+        raise DataError("one tag for each word is wanted")
+    if odd := [tag for tag in given if tag != "O" and TAG.fullmatch(tag) is None]:
+        raise DataError(f"tags like O, B-x and I-x are wanted, not {odd[0]!r}")
+    return {"tokens": words, "tags": as_iob2(given)}
+
+
+def _span(inputs: dict[str, Any], given: str | tuple[str, ...]) -> dict[str, Any]:
+    """Return the answer, or none for an empty text, with the inputs."""
+    answer = _one_text(given)
+    if answer not in inputs["context"]:
+        raise DataError("an answer that is a part of its context is wanted, or none")
+    return inputs | {"answers": [{"text": answer}] if answer else []}
+
+
+def _text(inputs: dict[str, Any], given: str | tuple[str, ...]) -> dict[str, Any]:
+    return inputs | {"target": _one_text(given)}
+
+
+def _turn(inputs: dict[str, Any], given: str | tuple[str, ...]) -> dict[str, Any]:
+    return {"messages": [*inputs["messages"], {"role": "assistant", "content": _one_text(given)}]}
+
+
+_TARGETS: dict[Output, Callable[[dict[str, Any], str | tuple[str, ...]], dict[str, Any]]] = {
+    "tags": _tags, "span": _span, "text": _text, "turn": _turn,
+}  # fmt: skip
+"""What a label makes of the inputs of a text, by what the kind of task predicts."""
 
 
 def _digest(body: bytes) -> str:

@@ -27,10 +27,13 @@ from learners.continual.labels import LEAST_BLOCKS, Labelled
 from learners.continual.near_duplicates import NearDuplicates
 from learners.finetune.datasets import read
 from learners.finetune.fields import check
+from learners.task_kinds import KINDS
 from learners.tasks.base import Example
 from learners.tasks.registry import check_modality, task_class
 
 Examples = list[dict[str, Any]]
+OTHER_TARGETS = tuple(sorted({declared.target for declared in KINDS.values()} - {"label", "tags"}))
+"""Fields of an example that hold what is right, beside the two that every digest has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,10 @@ class Holdout:
     @property
     def digest(self) -> str:
         """Return a digest of the file's content and targets, in their order; of no file without one."""
-        rows = [(normalized_text(row), str(row.get("label", "")), str(row.get("tags", ""))) for row in self.examples]
+        rows = [
+            (normalized_text(row), str(row.get("label", "")), str(row.get("tags", "")), *_other_targets(row))
+            for row in self.examples
+        ]
         media = self.media.digest if any("picture" in row or "sound" in row for row in self.examples) else b""
         return hashlib.sha256(orjson.dumps([rows, sorted(self.keys)] if self.keys else rows) + media).hexdigest()
 
@@ -159,6 +165,10 @@ def classes(example: Example) -> frozenset[str]:
     given = example.get("label", ())
     found = {given} if isinstance(given, str) else set(given)
     return frozenset(found | {tag[2:] if tag[1:2] == "-" else tag for tag in example.get("tags", ())})
+
+
+def _other_targets(row: Example) -> list[str]:
+    return [str(row[name]) for name in OTHER_TARGETS if name in row]
 
 
 def normalized_text(example: Example) -> str:

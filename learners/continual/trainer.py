@@ -269,6 +269,7 @@ class ContinualTrainer:
         )
         tried = agreed(trained.task, parts.tried, predict(trained.task, parts.tried))
         figures: dict[str, Any] = {"new_labels": float(len(batch.new)), **trained.figures}
+        figures |= {f"skipped_{cause}": float(count) for cause, count in self.labels.skipped.items()}
         figures |= {f"validation_{name}": value for name, value in tried.items()}
         figures |= {f"labels_{name}": value for name, value in self._opinion(batch, holdout, before).items()}
         if holdout.file is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from learners.finetune.text_files import Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError
 
-_TAG = re.compile(r"([BIEMLSUW])[-_](.+)", re.IGNORECASE)
+TAG = re.compile(r"([BIEMLSUW])[-_](.+)", re.IGNORECASE)
 _SUFFIXED = re.compile(r"(.+)[-_]([BIEMLSUW])")
 _BEGINS, _ENDS = frozenset("BSUW"), frozenset("ELSUW")
 Line = tuple[int, list[str]]
@@ -79,7 +79,7 @@ def _shape(lines: Iterable[str]) -> tuple[int, frozenset[str]]:
 
 def _comment(line: str, cells: list[str], width: int, tags: frozenset[str]) -> bool:
     """Return whether a line that begins with `#` is a comment, and not the word `#` or `#tag` with its tag."""
-    tagged = cells[-1] in tags or cells[-1] == "O" or _TAG.fullmatch(cells[-1]) is not None
+    tagged = cells[-1] in tags or cells[-1] == "O" or TAG.fullmatch(cells[-1]) is not None
     return line.startswith("#") and not (len(cells) == width and tagged)
 
 
@@ -97,7 +97,7 @@ def to_iob2(examples: Examples) -> None:
     found = {tag for row in rows for tag in row["tags"]} - {"O"}
     if not found:
         return
-    plain = {tag for tag in found if not _TAG.fullmatch(tag)}
+    plain = {tag for tag in found if not TAG.fullmatch(tag)}
     if plain and (plain != found or all(map(_SUFFIXED.fullmatch, found))):
         where, tag = _first(rows, plain)
         raise DataError(f"{where}: the tag {tag!r} has no prefix B- or I-; write O, B-type or I-type")
@@ -106,7 +106,7 @@ def to_iob2(examples: Examples) -> None:
         raise DataError(f"{where}: the tag {tag!r}, and no word in the file has the tag O; write O, B-type or I-type")
     changed = 0
     for row in rows:
-        tags = _as_io(row["tags"]) if plain else _as_iob2(row["tags"])
+        tags = _as_io(row["tags"]) if plain else as_iob2(row["tags"])
         changed += tags != list(row["tags"])
         row["tags"] = tags
     if changed:
@@ -132,11 +132,11 @@ def _scheme(found: set[str], *, plain: bool) -> str:
     return "BILOU" if prefixes & {"L", "U"} else "BMEWO" if prefixes & {"M", "W"} else "BIOES"
 
 
-def _as_iob2(tags: Iterable[str]) -> list[str]:
+def as_iob2(tags: Iterable[str]) -> list[str]:
     """Convert tags with prefixes to IOB2."""
     result, before, ended = [], "", True
     for tag in tags:
-        match = _TAG.fullmatch(tag)
+        match = TAG.fullmatch(tag)
         if match is None:
             result.append("O")
             before, ended = "", True
@@ -150,4 +150,4 @@ def _as_iob2(tags: Iterable[str]) -> list[str]:
 
 def _as_io(tags: Iterable[str]) -> list[str]:
     """Convert types without prefix to IOB2: neighbours of one type are one chunk."""
-    return _as_iob2(tag if tag == "O" else f"I-{tag}" for tag in tags)
+    return as_iob2(tag if tag == "O" else f"I-{tag}" for tag in tags)

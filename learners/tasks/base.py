@@ -153,7 +153,7 @@ class Task(ABC):
     def open(cls, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Self:
         """Load the task from a transformers id or folder, or from a folder of `save`, with its options as defaults."""
         saved = saved_options(source)
-        if "multi_label" not in saved and _config(source).get("problem_type") == "multi_label_classification":
+        if "multi_label" not in saved and names_several_labels(source):
             saved["multi_label"] = True
         return cls(source, replace(Options(**{**cls.recipe.options, **saved}), **options), labels)
 
@@ -340,6 +340,12 @@ def _config(source: Path | str) -> dict[str, Any]:
     """Return the configuration of a model's folder; empty where there is none."""
     path = Path(source) / "config.json"
     return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def names_several_labels(source: Path | str) -> bool:
+    """Return whether a folder says that an example of its task can have several labels."""
+    given = saved_options(source).get("multi_label")
+    return _config(source).get("problem_type") == "multi_label_classification" if given is None else bool(given)
 
 
 def saved_options(source: Path | str) -> dict[str, Any]:

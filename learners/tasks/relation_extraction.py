@@ -69,7 +69,10 @@ class Relate(TextTask):
         return [feature]
 
     def _around(self, text: str, starts: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-        """Return a text as it is, or, if it is longer than the model, the part of it that has both marks in its middle."""
+        """Return a text as it is, or, if it is longer than the model, the part of it that has both marks in its middle.
+
+        Marks that no part of this length has both of are each in the middle of half of it.
+        """
         offsets = self.processor(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         room = self.options.max_length - self.processor.num_special_tokens_to_add()
         if len(offsets) <= room:
@@ -77,7 +80,7 @@ class Relate(TextTask):
         low, high = (next(i for i, (_, end) in enumerate(offsets) if end > start) for start in sorted(starts))
         first = max(0, min(len(offsets) - room, (low + high + 1 - room) // 2))
         if low < first or high >= first + room:
-            raise DataError(f"the marked spans are more than {room} pieces apart: {text}")
+            return _two_parts(text, starts, [_part(offsets, at, room // 2 - 1) for at in (low, high)])
         begin, end = offsets[first][0], offsets[first + room - 1][1]
         return text[begin:end], (starts[0] - begin, starts[1] - begin)
 
@@ -120,6 +123,21 @@ class Relate(TextTask):
         found = [str(prediction.value) for prediction in predictions]
         right = sum(w == f for w, f in zip(wanted, found, strict=True))
         return {"accuracy": right / max(len(wanted), 1), "macro_f1": official_f1(wanted, found)}
+
+
+def _part(offsets: Sequence[tuple[int, int]], middle: int, count: int) -> tuple[int, int]:
+    """Return the first character, and the one after the last, of `count` pieces around a piece."""
+    first = max(0, min(len(offsets) - count, middle - count // 2))
+    return offsets[first][0], offsets[first + max(count, 1) - 1][1]
+
+
+def _two_parts(
+    text: str, starts: tuple[int, int], parts: Sequence[tuple[int, int]]
+) -> tuple[str, tuple[int, int]]:  # fmt: skip
+    """Return two parts of a text, one behind the other, and where the marks are in them."""
+    (begin, end), (later, last) = parts
+    moved = [start - begin if start < end else end - begin + 1 + start - later for start in starts]
+    return f"{text[begin:end]} {text[later:last]}", (moved[0], moved[1])
 
 
 def official_f1(wanted: Sequence[str], found: Sequence[str]) -> float:

@@ -107,7 +107,9 @@ def inputs(batch: Batch) -> Batch:
 
 
 def cross_entropy(logits_NL: Tensor, labels_N: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy over targets that are not ignored, in float32."""
+    """Mean cross-entropy over targets that are not ignored, in float32; 0 where all are, as for words without a piece."""
+    if bool((labels_N == IGNORED).all()):
+        return logits_NL.float().sum() * 0.0
     return F.cross_entropy(logits_NL.float(), labels_N, ignore_index=IGNORED, label_smoothing=smoothing)
 
 

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 import soundfile
 from numpy.typing import NDArray
@@ -74,6 +75,22 @@ def test_what_the_file_holds_never_trains(tmp_path: Path) -> None:
     assert media.has("a", {"sound": np.repeat(utterance(3), 2), "rate_hz": 2 * RATE_HZ})
     assert not media.has("b", {"sound": utterance(4)})
     assert not media.has("c", {"text": "go"})
+
+
+def test_a_corrected_target_makes_another_file(tmp_path: Path) -> None:
+    """The anchor's scores belong to the answers that the file had."""
+    forms = (
+        {"source": "go", "target": "{}"},
+        {"question": "q", "context": "one two", "answers": [{"text": "{}"}]},
+        {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "{}"}]},
+        {"text": "go", "label": "{}"},
+    )
+    for form in forms:
+        digests = set()
+        for target in ("one", "two"):
+            (tmp_path / "held.jsonl").write_bytes(orjson.dumps(form).replace(b"{}", target.encode()))
+            digests.add(Holdout.of(str(tmp_path / "held.jsonl"), 0.2).digest)
+        assert len(digests) == 2, form
 
 
 def test_another_file_of_pictures_is_another_file(tmp_path: Path) -> None:

@@ -475,6 +475,57 @@ def test_texts_become_examples_of_every_kind(tmp_path: Path, store: Store, kind:
     assert labels.skipped == ({"unusable": 1} if kind == "token-classification" else {"unknown_decision": 1})
 
 
+PAIR, ASKED = '{"text": "p", "text_pair": "a b"}', '{"question": "q", "context": "a b"}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "given"),
+    [
+        ("question-answering", ASKED, "elsewhere"),
+        ("question-answering", ASKED, ("a", "b")),
+        ("question-answering", "no object", "a"),
+        ("relation-extraction", "no marks", "a"),
+        ("relation-extraction", "<e1>x</e1> <e1>y</e1>", "a"),
+        ("token-classification", "one two", ("O", "person")),
+        ("token-classification", "one two", ("O",)),
+        ("token-classification", "one two", "O"),
+        ("text-classification", "one two", ("a", "b")),
+        ("text-classification", "one two", ()),
+        ("text-classification", "one two", " "),
+        ("text-classification", " ", "a"),
+        ("text-pair-classification", PAIR, ("a", "b")),
+        ("translation", "one two", ""),
+        ("summarization", "one two", ("a",)),
+        ("text-generation", "one two", ("a", "b")),
+    ],
+)
+def test_a_label_that_no_model_could_learn_from_is_counted_and_left_out(
+    tmp_path: Path, store: Store, kind: TaskKind, text: str, given: Any
+) -> None:
+    """One message of a client must not end the fine-tune of all other labels."""
+    store.add_label(label(text=text, given=given))
+    assert store.flush()
+    labels = Labels("t", TaskSettings(kind=kind, model="m", stream="s"), Reader(tmp_path / "experience"))
+    assert labels.all() == []
+    assert labels.skipped == {"unusable": 1}
+
+
+def test_labels_of_other_forms_become_those_of_their_task(tmp_path: Path, store: Store) -> None:
+    """Tags of any scheme are IOB2, one class in a list is the class, and no answer is one."""
+    forms: tuple[tuple[TaskKind, str, Any, str, Any], ...] = (
+        ("token-classification", "a b c", ("S-x", "I-x", "e-x"), "tags", ["B-x", "B-x", "I-x"]),
+        ("text-classification", "one", ("a",), "label", "a"),
+        ("question-answering", ASKED, "", "answers", []),
+    )
+    for kind, text, given, _, _ in forms:
+        store.add_label(Label(kind, given, text))
+    assert store.flush()
+    for kind, _, _, field, wanted in forms:
+        settings = TaskSettings(kind=kind, model="m", stream="s")
+        (one,) = Labels(kind, settings, Reader(tmp_path / "experience")).all()
+        assert one.example[field] == wanted
+
+
 def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store) -> None:
     picture, sound = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 6), (200, 10, 10)).save(picture, "PNG")

@@ -41,6 +41,15 @@ def test_each_word_of_a_long_text_belongs_to_the_window_that_shows_most_around_i
     assert sorted(trained) == [(0, window) for window in range(len(features))], "every window in every epoch"
 
 
+def test_a_sentence_of_words_without_a_piece_costs_no_run(tmp_path: Path) -> None:
+    """A batch without a target has a loss of 0, not one that is no number."""
+    task = open_task("token-classification", tinymodels.bert(tmp_path / "bert"), labels=("O", "B-X", "I-X"))
+    rows = [{"tokens": ["\u200b"], "tags": ["O"]}, {"tokens": ["go"], "tags": ["B-X"]}]
+    run = Trainer(task, task.model, rows, rows, TrainerSettings(batch=1, epochs=2)).run()
+    assert np.isfinite(run.losses).all()
+    assert task.predict([{"tokens": ["\u200b"]}])[0].value == ["O"]
+
+
 def test_a_long_text_is_the_mean_of_its_windows(tmp_path: Path) -> None:
     task = open_task("text-classification", tinymodels.bert(tmp_path / "bert"), labels=("a", "b"), max_length=16)
     text = " ".join(random.Random(0).choices(WORDS, k=60))
