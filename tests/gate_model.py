@@ -17,6 +17,7 @@ from unittest import mock
 
 import aiomqtt
 import orjson
+from gate_stop_listener import ListenerProcess
 
 from actuators.actions import Value
 from actuators.config import requirements
@@ -74,6 +75,10 @@ STEP = 1.0 * 2 * PERIOD_S + 1e-6
 INSTANT_S = 1e-6
 """Between two messages: no two have one time of arrival."""
 LONG_S = 0.2
+FOUND_S = 2 * host_module.LATCH_POLL_S + 0.1
+"""Within this time a connected gate finds the latch of the second listener."""
+LATCHED_S = 0.6
+"""Longer than the second listener waits before it tries to write again."""
 BOUND_S = 0.5
 """Without proposals: the period, the dead-man and a few repeats."""
 
@@ -112,10 +117,12 @@ class Disk:
 
 
 class Latch:
-    """The file of the second listener, in memory."""
+    """The file of the second listener, in memory, on the same disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk: Disk, now: Callable[[], float]) -> None:
         self.found: tuple[int, str] | None = None
+        self.disk, self.now = disk, now
+        self.written_s = 0.0
 
     @classmethod
     def of(cls, _state_dir: Path) -> Latch:
@@ -124,13 +131,24 @@ class Latch:
     of_world: Latch
 
     def write(self, reason: str) -> None:
-        self.found = (1, reason)
+        self._must_work()
+        self.written_s = self.now()
+        self.found = (round(self.written_s * 1e9), reason)
 
     def read(self) -> tuple[int, str] | None:
         return self.found
 
+    def exists(self) -> bool:
+        return self.found is not None
+
     def remove(self) -> None:
-        self.found = None
+        if self.found is not None:
+            self._must_work()
+            self.found = None
+
+    def _must_work(self) -> None:
+        if self.disk.broken:
+            raise OSError(28, "No space left on device")
 
 
 class Client:
@@ -164,6 +182,17 @@ class Group:
         return task
 
 
+async def inline(call: Callable[..., Any], *args: Any) -> Any:
+    """A thread of the model: it runs in the next turn of the loop."""
+    await asyncio.sleep(0)
+    return call(*args)
+
+
+async def for_ever(_connection: Connection) -> None:
+    """In place of a connection's own work, which the model does."""
+    await asyncio.get_running_loop().create_future()
+
+
 async def take(client: Client, out: PublishMessage, _timeout_s: float | None = None) -> None:
     await client.publish(out)
 
@@ -175,7 +204,7 @@ class Line:
     connection: Connection
     client: Client
     group: Group | None = None
-    away: list[Callable[[], None]] = field(default_factory=list)
+    away: list[PublishMessage] = field(default_factory=list)
     """What the broker stores while the session is away."""
 
 
@@ -190,7 +219,7 @@ class World:
         self.loop = Loop()
         self.wall_s = 1_700_000_000.0
         self.disk = Disk()
-        self.latch = Latch.of_world = Latch()
+        self.latch = Latch.of_world = Latch(self.disk, lambda: self.loop.now_s)
         self.turns: int | None = None
         """So far the loop runs after each thing that happens; None: until all is done, disk and broker included."""
         self.folder = Path(tempfile.gettempdir()) / "reflexd-gate-model"
@@ -217,6 +246,8 @@ class World:
             mock.patch.object(latches, "load", self.disk.load),
             mock.patch.object(latches, "StopLatch", Latch),
             mock.patch.object(host_module, "StopLatch", Latch),
+            mock.patch.object(asyncio, "to_thread", inline),
+            mock.patch.object(Connection, "run", for_ever),
             mock.patch.object(StatusPublisher, "event", self._watched(StatusPublisher.event, self._announced)),
             mock.patch.object(Connection, "send_newest", self._watched(Connection.send_newest, self._status_published)),
             mock.patch.object(Connection, "reply", self._watched(Connection.reply, self._answered)),
@@ -225,6 +256,14 @@ class World:
             patch.start()
         asyncio.set_event_loop(self.loop)
         self.stop_in_force = self.release_without_arm = False
+        self.is_dead = False
+        """There is no supervisor, so no gate."""
+        self.latched_only: tuple[bool, bool] | None = None
+        """The listener alone has the stop: what was granted before, and whether a release waited for arming."""
+        self.connected_s = 0.0
+        self.listener = ListenerProcess(self)
+        self.stored: list[PublishMessage] = []
+        """What the broker stores for the gate while it is dead."""
         self.granted = arm == "auto"
         config = self._config(mode)
         streams = {name: fields_of(each) for name, each in config.streams.items()}
@@ -247,6 +286,7 @@ class World:
 
     def close(self) -> None:
         self._end_daemon()
+        self.listener.kill()
         self.loop.close()
         asyncio.set_event_loop(None)
         for patch in self._patches:
@@ -271,9 +311,11 @@ class World:
         host.safety._sender.limit = host.connection._sender.limit = OUTGOING
         self.host, self.mode, self.lost = host, mode, 0
         self.operators = OperatorCommands(host, self._reload)
-        self.serving = self.loop.create_task(self.operators.serve())
+        self.serving = [self.loop.create_task(job) for job in (self.operators.serve(), host.follow_stop_latch())]
         self.arm_waits = False
-        self.safety = Line(host.safety, Client(self._left))
+        self.is_dead = False
+        self.safety = Line(host.safety, Client(self._left), away=self.stored)
+        self.stored = []
         self.requests = Line(host.connection, Client(self._left))
         self.readings: dict[str, dict[str, float]] = {}
         """What the gate may know of the telemetry."""
@@ -299,6 +341,8 @@ class World:
         if (self.disk.content or {}).get("stopped") or self.latch.found is not None:
             self.stop_in_force = True
         self.check(not self.stop_in_force or host.gate.stopped, "a saved stop is lost over a restart")
+        self.latched_only = None
+        self.listener.start()
         self.connect(self.safety)
         self.connect(self.requests)
 
@@ -317,49 +361,105 @@ class World:
         self.turns = None
         self.kill(mode)
 
-    def kill_and_stop(self, mode: str) -> None:
-        """kill -9, a stop of QoS 0 that the second listener alone hears, and a new start."""
-        self.stop_in_force, self.granted = True, False
-        self.stop_event = len(self.event_types)
-        self.latch.write("sent while the gate did not listen")
-        self.kill(mode)
+    def stop_a_dead_gate(self, mode: str, payload: bytes, qos: int, *, released: bool, after_s: float) -> None:
+        """kill -9 of the supervisor, a stop that its listener and the broker's store alone can take, and a new start."""
+        self._die()
+        self.loop.now_s += after_s
+        self.loop.spin(8)
+        self.stop(payload, qos=qos)
+        if released:
+            self.stop(b'{"engaged": false}', qos=qos)
+        self.must_be_latched()
+        if self.latched_only is not None and self.latch.found is None:
+            self._lose_the_stop()
+        self.start(mode)
 
     def _end_daemon(self) -> None:
-        self.serving.cancel()
+        for task in self.serving:
+            task.cancel()
+        self.stored, self.safety.away = self.safety.away, []
         self.drop(self.safety)
         self.drop(self.requests)
         self.loop.spin(8)
 
     def kill(self, mode: str) -> None:
-        """kill -9 and a new start, in no time."""
-        on_disk = (self.disk.content or {}).get("stopped") or self.latch.found is not None
-        unsaved_stop = self.stop_in_force and not on_disk
-        if unsaved_stop:
-            self.check("stopped" not in self.event_types[self.stop_event :], "an announced stop was not on the disk")
-            self.stop_in_force = False
-        self._end_daemon()
+        """kill -9 and a new start."""
+        self._die()
         self.start(mode)
+
+    def _die(self) -> None:
+        """kill -9 of the supervisor; its listener outlives it, and writes what it has heard."""
+        self._end_daemon()
+        self.is_dead = True
+        self.listener.orphan()
+        self.loop.spin(8)
+        on_disk = (self.disk.content or {}).get("stopped") or self.latch.found is not None
+        if self.stop_in_force and not on_disk:
+            self.check("stopped" not in self.event_types[self.stop_event :], "an announced stop was not on the disk")
+            if not self.stored:
+                self._lose_the_stop()
+
+    def _lose_the_stop(self) -> None:
+        """The one process that had heard of the stop is gone, and nothing has announced it."""
+        self.stop_in_force = False
+        if self.latched_only is not None:
+            self.granted, self.release_without_arm = self.latched_only
+            self.latched_only = None
+
+    def must_be_latched(self) -> None:
+        """With a disk that works, a stop that the listener has read is in its file."""
+        self.loop.now_s += LATCHED_S
+        self.loop.spin(16)
+        is_latched = self.latched_only is None or self.disk.broken or self.latch.found is not None
+        self.check(is_latched, "the second listener has not latched the stop")
+
+    def change_the_listener(self, what: str) -> None:
+        """Something happens to the process of the second listener."""
+        match what:
+            case "kill":
+                self.listener.kill()
+                if self.latched_only is not None and self.latch.found is None:
+                    self._lose_the_stop()
+            case "start":
+                self.change_the_listener("kill")
+                self.listener.start()
+            case "freeze":
+                self.listener.frozen = True
+            case "thaw":
+                self.listener.thaw()
+            case "lose":
+                self.listener.lose()
+            case _:
+                self.listener.connect()
+        self.settle_loop()
 
     # --- the broker
 
-    def connect(self, line: Line) -> None:
-        if line.group is not None:
-            return
-        line.group = Group(self.loop)
-        line.client = Client(self._left)
+    def new_line(self, connection: Connection) -> Line:
+        """A connection that is not open."""
+        return Line(connection, Client(self._left))
+
+    def open_line(self, line: Line, *, resumed: bool) -> None:
+        """Open a connection; `resumed`: the broker has stored messages for its session."""
+        line.group, line.client = Group(self.loop), Client(self._left)
         connection = line.connection
-        resumed = bool(line.away)
         connection._inbound.resumed_s = self.loop.now_s if resumed else float("-inf")
         connection._group = line.group  # type: ignore[assignment]
         connection._client = line.client  # type: ignore[assignment]
         connection._sender.begin(line.group, line.client)  # type: ignore[arg-type]
+        self.loop.run_until_complete(connection._greet(line.client))  # type: ignore[arg-type]
+
+    def connect(self, line: Line) -> None:
+        if line.group is not None:
+            return
         if line is self.safety:
             self.session, self.commanded, self.heard = {}, {}, set[str]()
             self.disarmed()
-        self.loop.run_until_complete(connection._greet(line.client))  # type: ignore[arg-type]
-        for arrive in line.away:
-            self.in_loop(arrive)
-        line.away = []
+            self.connected_s = self.loop.now_s
+        away, line.away = line.away, []
+        self.open_line(line, resumed=bool(away))
+        for out in away:
+            self._dispatch(line, out)
         self.settle_loop()
 
     def lose(self, line: Line) -> None:
@@ -411,22 +511,31 @@ class World:
 
     # --- what arrives
 
-    def arrive(self, line: Line, topic: str, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
+    def arrive(
+        self, line: Line, topic: str, payload: bytes, *, retain: bool = False, qos: int = 1, properties: Any = None
+    ) -> None:
         """A message for the gate; the broker stores QoS 1 messages of the safety connection while it is away."""
+        out = PublishMessage(topic, payload, qos, retain, properties)
+        if self.is_dead or line.group is None:
+            if line is self.safety and qos:
+                (self.stored if self.is_dead else line.away).append(out)
+            return
+        self._dispatch(line, out)
+        self.settle_loop()
 
+    def _dispatch(self, line: Line, out: PublishMessage) -> None:
         def dispatch() -> None:
             self.loop.now_s += INSTANT_S
             raw = SimpleNamespace(
-                topic=aiomqtt.Topic(topic), payload=payload, qos=1, retain=retain, properties=properties
+                topic=aiomqtt.Topic(out.topic),
+                payload=out.payload,
+                qos=out.qos,
+                retain=out.retain,
+                properties=out.properties,
             )
             line.connection._inbound.dispatch(raw)  # type: ignore[arg-type]
 
-        if line.group is None:
-            if line is self.safety:
-                line.away.append(dispatch)
-            return
         self.in_loop(dispatch)
-        self.settle_loop()
 
     def in_loop(self, call: Callable[[], None]) -> None:
         """Call it inside the running loop."""
@@ -436,23 +545,36 @@ class World:
 
         self.loop.run_until_complete(run())
 
-    def stop(self, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
-        """Any message on `stop`."""
+    def stop(self, payload: bytes, *, retain: bool = False, qos: int = 1, properties: Any = None) -> None:
+        """Any message on `stop`: for the gate, and for the second listener."""
         self.loop.spin()  # what has left already has left
         body = _json(payload)
         plain = isinstance(body, dict) and body.get("engaged") is False and set(body) <= {"engaged", "source"}
         ignored = (not payload and retain) or (plain and retain)
-        is_away = self.safety.group is None
+        is_away = self.is_dead or self.safety.group is None
         resumed = self.loop.now_s - self.safety.connection._inbound.resumed_s < subscriber.RESUMED_S
         resumed = resumed or self.host.has_stalled(self.loop.now_s)
+        out = PublishMessage(TOPICS("stop"), payload, qos, retain, properties)
         if not ignored and not plain:
-            self.stop_in_force = True
-            self.stop_event = len(self.event_types)
-            self.granted = self.arm_waits = False
-        elif plain and not retain and not is_away and not resumed and self.stop_in_force:
-            self.stop_in_force, self.release_without_arm = False, not self.arm_waits
-            self.granted = self.granted or self.arm_waits
-        self.arrive(self.safety, TOPICS("stop"), payload, retain=retain, properties=properties)
+            latched = self.listener.hear(out)
+            if not is_away or qos or latched:
+                if is_away and not qos and not self.stop_in_force:
+                    self.latched_only = self.granted, self.release_without_arm
+                elif self.latched_only is not None:
+                    self.latched_only = None
+                self.stop_in_force = True
+                self.stop_event = len(self.event_types)
+                self.granted = self.arm_waits = False
+        else:
+            latched = self.listener.hear(out)
+            is_fresh = plain and not retain and not is_away and not resumed
+            if is_fresh and self.stop_in_force:
+                self.stop_in_force, self.release_without_arm = False, not self.arm_waits
+                self.granted = self.granted or self.arm_waits
+                self.latched_only = None
+            elif plain and not retain and latched and self.latched_only is not None and not self.is_dead:
+                self._lose_the_stop()  # the newest message was a release, and the gate has heard of neither
+        self.arrive(self.safety, TOPICS("stop"), payload, retain=retain, qos=qos, properties=properties)
         if not is_away:
             self.check(self.host.gate.stopped == self.stop_in_force, "the stop is not what was last sent")
 
@@ -568,14 +690,25 @@ class World:
             self.loop.spin(self.turns)
             return
         self.loop.spin(3)
-        if self.host.latches._dirty.is_set():
-            self.host.latches.write_now()
+        if not self.is_dead:
+            self._follow_the_latch()
+            if self.host.latches._dirty.is_set():
+                self.host.latches.write_now()
         if self.prompt:
             for line in (self.safety, self.requests):
                 if line.group is not None:
                     self.deliver(line)
         if self.broken:
             raise BrokenPromiseError(self.broken[0])
+
+    def _follow_the_latch(self) -> None:
+        """The gate may have found the file of the second listener."""
+        if not self.host.gate.stopped:
+            return
+        if not self.stop_in_force and self.host.publisher.stop_reason.startswith(host_module.SECOND_LISTENER):
+            self.stop_in_force, self.stop_event = True, len(self.event_types)  # late: the release came before it
+            self.granted = self.arm_waits = False
+        self.latched_only = None
 
     def must_come_to_rest(self) -> None:
         """No proposals, a working broker: every device gets its safe action within the bound."""
@@ -604,7 +737,7 @@ class World:
 
     def _command_left(self, name: str, value: Value, policy: str) -> None:
         if policy != "gate":
-            self.check(not self.stop_in_force, f"{policy} moves {name} although the stop is engaged")
+            self.check(not self._must_be_stopped(), f"{policy} moves {name} although the stop is engaged")
             self.check(not self.release_without_arm, f"{policy} moves {name} after a release without arming")
             self.check(self.granted, f"{policy} moves {name} although nothing was asked to arm since the disarming")
             if policy != "override":
@@ -616,6 +749,13 @@ class World:
         self.ever[name] = self.commanded[name] = value
         self.session.setdefault(name, []).append(value)
         self.known[name] = value
+
+    def _must_be_stopped(self) -> bool:
+        """Whether the gate must know of the stop: one that the listener alone has must be on the disk for a moment."""
+        if self.latched_only is None or not self.stop_in_force:
+            return self.stop_in_force
+        found_s = self.loop.now_s - self.latch.written_s
+        return self.latch.found is not None and (self.connected_s >= self.latch.written_s or found_s > FOUND_S)
 
     def _check_step(self, name: str, value: Value) -> None:
         if not isinstance(value, tuple):

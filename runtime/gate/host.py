@@ -463,6 +463,9 @@ class GateHost:
         self.publisher.invalidate()
         self.gate.connected(self.now())
         self.apply(self.gate.go_safe(self.now(), "connected to the broker"))
+        found = None if self.gate.stopped else self.stop_latch.read()  # before anything arms
+        if found is not None:
+            self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {found[1]}")
         self.publisher.publish_changes()
 
     def _on_other_connect(self) -> None:

@@ -47,6 +47,14 @@ class StopLatch:
             return 0, f"{self.path}: {error.strerror}"
         return written, reason
 
+    def exists(self) -> bool:
+        """Return whether the file is there.
+
+        Raises:
+            OSError: its folder cannot be read.
+        """
+        return self.path.exists()
+
     def remove(self) -> None:
         """Remove the stop and return once that is on the disk.
 

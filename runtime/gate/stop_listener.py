@@ -95,8 +95,8 @@ class StopListener:
         if read is None:
             return
         engaged, reason = read
-        if engaged and self._reason is None:
-            self._reason = reason or "sent while the gate did not listen"
+        if engaged:
+            self._reason = self._reason or reason or "sent while the gate did not listen"
             self._changed.set()
         elif not engaged and self.has_parent():
             self._reason = None
@@ -125,7 +125,7 @@ class StopListener:
             try:
                 if reason is None:
                     await asyncio.to_thread(self.latch.remove)
-                else:
+                elif not await asyncio.to_thread(self.latch.exists):  # the gate removes it with a release
                     await asyncio.to_thread(self.latch.write, reason)
             except OSError as error:
                 _LOG.error("stop_listener.not_saved", file=str(self.latch.path), reason=str(error))

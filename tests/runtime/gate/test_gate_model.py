@@ -275,9 +275,38 @@ class GateModel(RuleBasedStateMachine):
         }
         world.die_amid(happens[what], turns, mode, written=written)
 
-    @rule(mode=MODES)
-    def a_stop_while_the_gate_is_dead(self, mode: str) -> None:
-        self.world.kill_and_stop(mode)
+    @rule(
+        mode=MODES,
+        payload=st.sampled_from(STOPS),
+        qos=st.sampled_from([0, 0, 1]),
+        released=st.booleans(),
+        after_s=st.sampled_from([0.0, 0.0, 30.0, 90.0]),
+    )
+    def a_stop_while_the_gate_is_dead(
+        self, mode: str, payload: bytes, qos: int, released: bool, after_s: float
+    ) -> None:
+        self.world.stop_a_dead_gate(mode, payload, qos, released=released, after_s=after_s)
+
+    @rule(what=st.sampled_from(["kill", "start", "start", "freeze", "thaw", "lose", "connect", "connect"]))
+    def the_second_listener(self, what: str) -> None:
+        self.world.change_the_listener(what)
+
+    @rule(
+        payload=st.sampled_from([*STOPS, RELEASE]),
+        qos=st.sampled_from([0, 1]),
+        then_s=st.sampled_from([0.01, 0.2, 0.7]),
+        released=st.booleans(),
+    )
+    def a_stop_while_the_broker_is_away(self, payload: bytes, qos: int, then_s: float, released: bool) -> None:
+        self.world.lose(self.world.safety)
+        self.world.stop(payload, qos=qos)
+        if released:
+            self.world.stop(RELEASE, qos=qos)
+        self.world.wait(then_s)
+        if then_s > 0.5:
+            self.world.must_be_latched()
+        self.find_the_broker()
+        self.devices_report_and_an_operator_arms()
 
     @rule(by_s=st.sampled_from([-3_600.0, -1.0, 1.0, 3_600.0]))
     def step_the_clock(self, by_s: float) -> None:

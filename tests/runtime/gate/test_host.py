@@ -88,6 +88,18 @@ async def test_a_latch_that_appears_later_is_a_stop_too(tmp_path: Path, broker: 
         await eventually(lambda: world.commands()[-1]["policy"] == "gate")
 
 
+async def test_a_latch_of_the_second_listener_is_engaged_before_a_reconnected_gate_arms(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    async with world_of(tmp_path, broker) as world:
+        await world.armed()
+        StopLatch.of(tmp_path).write("sent while the gate did not listen")
+        world.host.on_connection_change(False, "lost")
+        world.host.on_connect()
+        assert world.host.gate.stopped
+        assert not (await world.propose({"head": "left"})).outcomes["head"].sent
+
+
 async def test_nothing_that_is_not_finite_or_in_range_reaches_a_device(tmp_path: Path, broker: Mosquitto) -> None:
     bad: list[Any] = [(float("nan"), 0.0), (float("inf"), 0.0), (2.0, 0.0), (0.0,), "left"]
     async with world_of(tmp_path, broker) as world:

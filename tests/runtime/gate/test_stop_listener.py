@@ -92,6 +92,20 @@ async def test_nothing_old_releases_and_without_a_supervisor_nothing_does(
     assert world.latch.read() is not None
 
 
+async def test_a_stop_is_latched_again_after_a_release_that_only_the_gate_received(
+    tmp_path: Path, broker: Mosquitto, quick: None
+) -> None:
+    world = World(tmp_path, broker.port)
+    running = asyncio.create_task(world.listener.run())
+    world.listener.heard(message(b'{"engaged": true}'))
+    await eventually(lambda: world.latch.read() is not None, "the latch")
+    world.latch.remove()
+    world.listener.heard(message(b"ON"))
+    await eventually(lambda: world.latch.read() is not None, "the latch of the second stop")
+    world.listener.ended.set()
+    await running
+
+
 async def test_a_disk_that_refuses_is_tried_again_and_at_the_end(
     tmp_path: Path, broker: Mosquitto, quick: None
 ) -> None:
