@@ -43,7 +43,7 @@ def broker(url: str) -> MqttSettings:
     """Return the broker of an address without login.
 
     Raises:
-        ValueError: what is wrong with it; the address is not repeated, since a password may stand in it.
+        ValueError: what is wrong with it; the address is not repeated, because it may contain a password.
     """
     try:
         return MqttSettings(url=url)

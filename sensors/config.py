@@ -135,7 +135,7 @@ class MicrophoneSettings(StreamSettings):
 
 
 SPEECH = "speech:"
-"""Prefix of the source of a text stream that hears a microphone stream."""
+"""Prefix of the source of a text stream that transcribes a microphone stream."""
 
 
 class TextSettings(StreamSettings):

@@ -139,7 +139,7 @@ class Actuator:
         return None
 
     def forget_commands(self) -> None:
-        """A new session: the device is asked again, and what is owed to it is due."""
+        """A new session: the device must report again, and what is owed to it is due."""
         self.inherited = tuple(self.possible)
         self.reported, self.chain, self.confirmed = False, [], None
         self.repeat_s, self.due = REPEAT_S[0], self.is_owed

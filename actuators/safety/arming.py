@@ -19,7 +19,7 @@ class Arming:
     """What must be true before an actuator moves."""
 
     wanted: bool
-    """An operator, or `arm: auto`, asks for movement."""
+    """An operator, or `arm: auto`, requests movement."""
     armed: bool = False
     stopped: bool = False
     """The software stop is engaged."""

@@ -50,7 +50,7 @@ class ForbiddenCombinations:
     def broken_by_telemetry(self) -> Iterator[tuple[Violation, list[Actuator]]]:
         """Yield every rule that the telemetry of this tick makes true, or leaves open, with the actuators that it names.
 
-        Each rule is evaluated when it is asked for: what the caller changed before then counts.
+        Each rule is evaluated on request: changes of the caller before that count.
         """
         for rule in self._rules:
             found = self._broken(rule, {}) if rule.streams else None

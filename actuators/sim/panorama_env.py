@@ -66,8 +66,8 @@ class Panorama(gymnasium.Env[Observation, np.int64]):
         return TURNS.index(panorama_world.oracle(self.world.distance_deg()))
 
     def _hear(self, count: int) -> None:
-        heard = self.world.voice.listen(count).astype(np.float32) / 32_768.0
-        self._sound = np.concatenate([self._sound[count:], heard])
+        samples = self.world.voice.listen(count).astype(np.float32) / 32_768.0
+        self._sound = np.concatenate([self._sound[count:], samples])
 
     def _observe(self) -> Observation:
         return {

@@ -72,7 +72,7 @@ def photographs() -> dict[str, Image.Image]:
 
 @cache
 def _background() -> Image.Image:
-    """Load a brick wall, darkened and blurred so that the photographs stand out."""
+    """Load a brick wall, darkened and blurred so that the photographs differ from it."""
     with (files("skimage") / "data" / "brick.png").open("rb") as stream, Image.open(stream) as image:
         wall = image.convert("RGB").resize((AROUND, AROUND)).crop((0, 0, AROUND, HEIGHT))
     soft = wall.filter(ImageFilter.GaussianBlur(3))
@@ -127,9 +127,9 @@ class Voice:
         """Return the next `count` samples."""
         while len(self._rest) < count:
             self._rest = np.concatenate([self._rest, self._once()])
-        heard, self._rest = self._rest[:count], self._rest[count:]
+        samples, self._rest = self._rest[:count], self._rest[count:]
         noise = self._rng.normal(0.0, 30.0, count)
-        return np.clip(heard + noise, -32_768, 32_767).astype(np.int16)
+        return np.clip(samples + noise, -32_768, 32_767).astype(np.int16)
 
     def _once(self) -> NDArray[np.float64]:
         """Return the word once, at a varying loudness, and a pause; about a second in all."""

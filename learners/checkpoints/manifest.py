@@ -82,13 +82,13 @@ class LoadedCheckpoint:
 
     manifest: Manifest
     tensors: dict[str, dict[str, Tensor]]
-    """By file stem: `policy`, `learner`, ...; empty where arrays were asked for."""
+    """By file stem: `policy`, `learner`, ...; empty if arrays were requested."""
     documents: dict[str, Any]
     """By file stem: `spec`, `settings`, `position`, ..."""
     graphs: dict[str, GraphFiles] = field(default_factory=dict)
     """By file stem: `policy`; the document `graphs` describes each."""
     arrays: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
-    """The same as `tensors`, where arrays were asked for."""
+    """The same as `tensors`, if arrays were requested."""
 
 
 def packed(

@@ -145,7 +145,7 @@ class Checkpoints:
     def load(
         self, version: str, shapes: Mapping[str, Shapes] | None = None, meaning: Mapping[str, Any] | None = None
     ) -> LoadedCheckpoint:
-        """Load a version, after every check; `shapes` and `meaning` are what its tensors must have and stand for.
+        """Load a version, after every check; `shapes` and `meaning` are what its tensors must have and mean.
 
         Raises:
             CheckpointRefused: with the reason.

@@ -1,6 +1,6 @@
 """Decide which key may have signed a policy that was made elsewhere: this installation's, a trusted one, or one that an operator names.
 
-A key that lies beside the checkpoint proves nothing: whoever changed the checkpoint could write it. It is used only after an
+A key that lies adjacent the checkpoint proves nothing: whoever changed the checkpoint could write it. It is used only after an
 operator has named its fingerprint, or confirmed it once. Confirmed keys are remembered in `keys/trusted-keys`.
 """
 
@@ -103,38 +103,38 @@ def signer(
         own: this installation's key.
         trusted: the keys confirmed before.
         named: a fingerprint or a PEM file that the operator names; None to look among the known keys and to ask.
-        ask: called with the fingerprint of an unknown key that lies beside the version.
+        ask: called with the fingerprint of an unknown key that lies adjacent the version.
 
     Raises:
         KeyRefused: there is no key that the operator trusts.
         OSError: the confirmed key cannot be stored.
     """
-    beside = _beside(directory)
+    adjacent = _adjacent_keys(directory)
     if named is not None and not named.startswith(PREFIX):
         return read_public(Path(named))
     known = [own, *trusted.all()]
     if named is not None:
-        match = next((each for each in (*known, *beside) if fingerprint(each) == named), None)
+        match = next((each for each in (*known, *adjacent) if fingerprint(each) == named), None)
         if match is None:
-            found = ", ".join(map(fingerprint, beside)) or "none"
+            found = ", ".join(map(fingerprint, adjacent)) or "none"
             raise KeyRefused(
-                f"{named}: {directory} has another key beside it ({found}); do not import it, or name its key"
+                f"{named}: {directory} has another key adjacent it ({found}); do not import it, or name its key"
             )
         return match
     for each in known:
         if _has_signed(each, directory):
             return each
-    if not beside:
+    if not adjacent:
         raise KeyRefused(f"{directory}: signed with an unknown key; name it with --key FILE")
-    if not ask(fingerprint(beside[0])):
+    if not ask(fingerprint(adjacent[0])):
         raise KeyRefused(
-            f"{directory}: its key {fingerprint(beside[0])} is not trusted; name it with --key if it is yours"
+            f"{directory}: its key {fingerprint(adjacent[0])} is not trusted; name it with --key if it is yours"
         )
-    trusted.remember(beside[0])
-    return beside[0]
+    trusted.remember(adjacent[0])
+    return adjacent[0]
 
 
-def _beside(directory: Path) -> list[Ed25519PublicKey]:
+def _adjacent_keys(directory: Path) -> list[Ed25519PublicKey]:
     """Return the key in the output folder of `reflexd train`; it is a proposal, and proves nothing."""
     for folder in (directory, *directory.parents[:2]):
         path = folder / "keys" / f"{CREDENTIAL}.pem"

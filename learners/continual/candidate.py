@@ -94,7 +94,7 @@ class CandidateTrainer:
         live: TaskVersion | None,
         parts: LabelSplits,
         number: int,
-        tell: OnProgress | None,
+        on_progress: OnProgress | None,
         stop: Callable[[], bool] | None,
         *,
         gently: bool = False,
@@ -105,7 +105,7 @@ class CandidateTrainer:
             live: the version to start from; the pretrained model if there is none.
             parts: the labels.
             number: number of the run, so that each run rehearses other examples.
-            tell: called with the progress.
+            on_progress: called with the progress.
             stop: called after every update; True ends the run.
             gently: use `GENTLE` times the learning rate, so that the weights change less.
 
@@ -122,7 +122,7 @@ class CandidateTrainer:
         settings = self._how(task, len(parts.new), GENTLE if gently else 1.0)
         splits = Splits(train, balanced(parts.tried, parts.known_validation, self.seed + number) or train)
         mode, rank = self.settings.train, self.settings.lora_rank
-        tuned = tune(task, splits, settings, mode, rank=rank, tell=tell, stop=stop)
+        tuned = tune(task, splits, settings, mode, rank=rank, on_progress=on_progress, stop=stop)
         figures: dict[str, Any] = {
             "trained_on": float(len(parts.new)),
             "replayed": float(len(again)),

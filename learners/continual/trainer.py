@@ -95,7 +95,7 @@ class TrainerState:
         return sum(low < label.id <= high for low, high in self.rejected) < MAX_REJECTIONS
 
     def of_file(self, digest: str) -> TrainerState:
-        """Return the state for a held-out file: another file knows no anchor and was never asked."""
+        """Return the state for a held-out file: another file has no anchor and was never used."""
         return self if self.file == digest else replace(self, file=digest, questions=0, anchor="", anchor_scores=[])
 
 
@@ -124,7 +124,7 @@ class LabelBatch:
     new: Sequence[Labelled]
     known: Sequence[Labelled]
     number: int
-    tell: OnProgress | None
+    on_progress: OnProgress | None
     stop: Callable[[], bool] | None
 
     def without(self, sources: Sequence[str]) -> LabelBatch:
@@ -202,7 +202,9 @@ class ContinualTrainer:
         live = self.versions.live()
         return max(state.judged, live.last_label if live is not None else 0)
 
-    def run(self, *, tell: OnProgress | None = None, stop: Callable[[], bool] | None = None) -> AcceptanceVerdict:
+    def run(
+        self, *, on_progress: OnProgress | None = None, stop: Callable[[], bool] | None = None
+    ) -> AcceptanceVerdict:
         """Train and evaluate a candidate on the labels that arrived since the last one.
 
         Raises:
@@ -212,7 +214,7 @@ class ContinualTrainer:
         self.restart_timer()
         start_s = time.monotonic()
         state, holdout, before = self.state, self.holdout(), self._before()
-        batch = self._batch(state, before, tell, stop)
+        batch = self._batch(state, before, on_progress, stop)
         attempt = self._attempt(batch, holdout, before)
         blamed: tuple[dict[str, Any], ...] = ()
         if attempt.evaluated is not None and rejection_reason(attempt.conclusive, self.finetune) is not None:
@@ -232,7 +234,7 @@ class ContinualTrainer:
         return None
 
     def _batch(
-        self, state: TrainerState, before: Task | None, tell: OnProgress | None, stop: Callable[[], bool] | None
+        self, state: TrainerState, before: Task | None, on_progress: OnProgress | None, stop: Callable[[], bool] | None
     ) -> LabelBatch:  # fmt: skip
         """Collect new labels: those since the last run, and earlier ones of classes that the live version lacks."""
         labels = [one for one in self.labels.all() if state.counts(one)]
@@ -242,7 +244,7 @@ class ContinualTrainer:
             raise DataError(f"task {self.name}: none of its new labels is usable: {dict(self.labels.skipped)}")
         ids = {one.id for one in fresh}
         known = [one for one in labels if one.id not in ids]
-        return LabelBatch(newest(fresh, self.finetune.per_source), known, state.number, tell, stop)
+        return LabelBatch(newest(fresh, self.finetune.per_source), known, state.number, on_progress, stop)
 
     def _fails_only_by_forgetting(self, attempt: Candidate) -> bool:
         """Return whether forgetting is the only reason against a candidate."""
@@ -265,7 +267,7 @@ class ContinualTrainer:
             why += f"; {parts.repeated} are of what the held-out file contains" if parts.repeated else ""
             raise DataError(f"task {self.name}: {len(parts.new)} labels to train on; more are needed{why}")
         trained = self.candidate_trainer.train(
-            self.versions.live(), parts, batch.number, batch.tell, batch.stop, gently=gently
+            self.versions.live(), parts, batch.number, batch.on_progress, batch.stop, gently=gently
         )
         tried = agreed(trained.task, parts.tried, predict(trained.task, parts.tried))
         figures: dict[str, Any] = {"new_labels": float(len(batch.new)), **trained.figures}

@@ -369,7 +369,7 @@ DRIFT = 1e-3
 
 
 class RawSource(Protocol):
-    """What is asked of a reader, or of the writer's side, to find a raw reading."""
+    """The interface of a reader, or of the writer, that finds a raw reading."""
 
     def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
         """Return raw readings of a stream with `start_s <= stamp_s < stop_s` (Unix)."""

@@ -85,7 +85,7 @@ class Writer:
         return self._database is not None
 
     def commit(self, batch: Sequence[Item], *, trim: bool) -> bool:
-        """Store a batch, and trim the folder where asked; False when the batch is lost."""
+        """Store a batch, and trim the folder on request; False when the batch is lost."""
         began_s, items = time.monotonic(), list(batch)
         reason = self._newer or ""
         for pause_s in () if self._newer else (*RETRIES_S, 0.0):

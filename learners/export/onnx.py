@@ -78,7 +78,7 @@ def output_names(spec: PolicySpec) -> list[str]:
 
 
 def export(policy: Policy, path: Path, *, version: str, encoder_versions: dict[str, str]) -> dict[str, Any]:
-    """Write the graph to `path` and say what it takes and gives; the manifest is returned, not written.
+    """Write the graph to `path`; return the manifest with its inputs and outputs, which is not written.
 
     Raises:
         OnnxExportFailed: the exporter is not installed, gives up, or its graph gives other numbers than torch.
@@ -110,10 +110,10 @@ def _convert(module: Served, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     dynamic = ({0: batch}, {0: batch}, tuple({0: batch} for _ in spec.streams))
     output = io.StringIO()
-    for name in ("onnxscript", "torch.onnx"):  # they tell of operators this policy has not
+    for name in ("onnxscript", "torch.onnx"):  # they log operators that this policy does not use
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        # the exporter tells its steps on standard output, and names deprecated parts of itself
+        # the exporter prints its steps to standard output, and names deprecated parts of itself
         with warnings.catch_warnings(), contextlib.redirect_stdout(output), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(

@@ -1,7 +1,7 @@
 """Measure the forgetting of an encoder: put an earlier task's head back on it and evaluate again.
 
 `before` is the earlier task as it was saved, `after` the same head on the encoder that was trained for another task since.
-The measure does not tell how fast the encoder could learn the earlier task again.
+The measure does not show how fast the encoder could learn the earlier task again.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def finetune(
     )
     keep, rank = out if adapter else None, extra["lora_rank"]
     try:
-        with bar as tell:
-            tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, tell=tell, keep=keep)
+        with bar as on_progress:
+            tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, on_progress=on_progress, keep=keep)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{model}: out of memory with batches of {settings.batch}; give a smaller --batch, or --mode lora"
@@ -289,7 +289,7 @@ def settings_of(recipe: Recipe, mode: Train, **others: Any) -> TrainerSettings:
 
 def tune(
     task: Task, splits: Splits, settings: TrainerSettings, mode: Train, *, rank: int = 8, state: State | None = None,
-    tell: OnProgress | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
+    on_progress: OnProgress | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
 ) -> Tuned:  # fmt: skip
     """Train the task's model in place, and merge LoRA at the end.
 
@@ -307,7 +307,9 @@ def tune(
     torch.manual_seed(settings.seed)  # the adapters
     model = trainable_layers.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
     trained, total = trainable_layers.counts(model)
-    run = Trainer(task, model, splits.train, splits.validation, settings, state=state, tell=tell, stop=stop).run()
+    run = Trainer(
+        task, model, splits.train, splits.validation, settings, state=state, on_progress=on_progress, stop=stop
+    ).run()
     if keep is not None:
         with new_files(keep / "adapter") as draft:
             trainable_layers.save_adapter(model, draft, keep / "adapter" / "base")

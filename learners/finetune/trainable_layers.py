@@ -49,7 +49,7 @@ def prepare(
             modules_to_save=[*heads, *extra] or None,
         )  # fmt: skip
         with warnings.catch_warnings():
-            # peft asks transformers 5 for an attribute under its old name
+            # peft reads an attribute of transformers 5 under its old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             # GPT-2's layers are transposed; peft says so, and treats them right
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)

@@ -104,14 +104,14 @@ class Trainer:
 
     def __init__(
         self, task: Task, model: nn.Module, train: Sequence[Example], validation: Sequence[Example], settings: TrainerSettings,
-        *, state: trainer_state.State | None = None, tell: OnProgress | None = None, stop: Callable[[], bool] | None = None,
+        *, state: trainer_state.State | None = None, on_progress: OnProgress | None = None, stop: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.task, self.model, self.settings = task, model, settings
         self.train, self.validation = train, validation
         self.run_state = RunState()
         self.best: dict[str, Tensor] = {}
-        self._state, self._tell, self._clock, self._stop = state, tell, clock, stop
+        self._state, self._on_progress, self._clock, self._stop = state, on_progress, clock, stop
         self._features = None if task.varying else [self._make(0, i) for i in range(len(train))]
         self._units = (
             [(i, 0) for i in range(len(train))]
@@ -237,9 +237,9 @@ class Trainer:
         return some[window]
 
     def _report(self, run: RunState, steps: int, loss: float, score: float | None = None) -> None:
-        if self._tell is not None:
+        if self._on_progress is not None:
             latest = run.history[-1][self.task.selection] if run.history else None
-            self._tell(
+            self._on_progress(
                 TrainingProgress(
                     run.epoch, self.settings.epochs, run.at, steps, loss, latest if score is None else score
                 )

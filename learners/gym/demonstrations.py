@@ -29,7 +29,7 @@ Controller = Callable[[NDArray[np.float64]], Any]
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationEpisode:
-    """What a teacher did: n + 1 observations, n actions (as the environment takes them), rewards and dones.
+    """What an expert did: n + 1 observations, n actions (as the environment takes them), rewards and dones.
 
     `dones` says where the world ended, which is at most at the last step; otherwise time ran out.
     """
@@ -194,7 +194,7 @@ def episodes_of(environment: str, env: gymnasium.Env[Any, Any], source: int | Pa
         return episodes
     if environment not in SCRIPTS:
         raise ValueError(
-            f"no scripted teacher for {environment}; there are {', '.join(SCRIPTS)}; or give a file of episodes"
+            f"no scripted expert for {environment}; there are {', '.join(SCRIPTS)}; or give a file of episodes"
         )
     return demonstrate(env, SCRIPTS[environment], range(4_000_000, 4_000_000 + source))
 

@@ -45,7 +45,7 @@ class ProgressWriter:
         self._updates: deque[tuple[float, int]] = deque()
         private_folder(path.parent)
 
-    def tell(self, updates: int, fields: Callable[[], dict[str, Any]], *, now: bool = False) -> bool:
+    def report(self, updates: int, fields: Callable[[], dict[str, Any]], *, now: bool = False) -> bool:
         """Write if it is time (or `now`); False if it is not, or if the disk refuses: the file then grows old."""
         moment = self._clock()
         self._updates.append((moment, updates))

@@ -39,7 +39,7 @@ class StreamRoute(_Section):
 
 
 class Tokens(_Section):
-    """Of the policy: how many each encoder gives."""
+    """Of the policy: number of tokens from each encoder."""
 
     tokens: int = 4
 

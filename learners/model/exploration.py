@@ -19,7 +19,7 @@ SLOW = (16.0, 64.0)
 """Time constants of excursions, in ticks: they are to get somewhere (a car out of its valley: 16 of 20 episodes, none with
 independent noise)."""
 UNEXPLAINED_SHARE = 0.01
-"""Share of the rewards' variance that actions must leave unexplained for rewards to tell more than the cost of acting."""
+"""Share of the rewards' variance that actions must leave unexplained for rewards to contain more than the cost of acting."""
 
 
 def silent(rewards_B: Tensor, action_BA: Tensor) -> bool:

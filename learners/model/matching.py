@@ -43,7 +43,7 @@ class Matching(nn.Module):
         self.out = nn.Sequential(nn.Linear(places * self.groups, width), nn.LayerNorm(width))
 
     def forward(self, adapted: Sequence[Tensor], present_BS: Tensor) -> Tensor:
-        """What was found where; streams that are missing neither ask nor answer."""
+        """What was found where; missing streams contribute no query and no map."""
         query_BD = self._ask(adapted, present_BS)
         maps = [self._look(adapted[i], query_BD) * present_BS[:, i : i + 1] for i in self.seen]
         out_BD: Tensor = self.out(torch.cat(maps, dim=1))
@@ -51,11 +51,11 @@ class Matching(nn.Module):
 
     def _ask(self, adapted: Sequence[Tensor], present_BS: Tensor) -> Tensor:
         """Return the sum of the queries of all present streams, B,D."""
-        asked = [
+        queries = [
             query(F.layer_norm(adapted[i], adapted[i].shape[-1:]).flatten(1)) * present_BS[:, i : i + 1]
             for query, i in zip(self.query, self.instructing, strict=True)
         ]
-        return torch.stack(asked).sum(0)
+        return torch.stack(queries).sum(0)
 
     def _look(self, x_BTD: Tensor, query_BD: Tensor) -> Tensor:
         """Return one image's maps B,(T G)."""

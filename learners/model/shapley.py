@@ -90,7 +90,7 @@ def explain(
         window: that tick and up to `history - 1` before it, oldest first.
         background: windows of other ticks, K of them; the more, the finer the mean.
         budget: ticks that may be fused.
-        limit_s: seconds after which no further random order is drawn; the standard errors tell what that costs.
+        limit_s: seconds after which no further random order is drawn; the standard errors show the effect.
 
     Raises:
         NotExplainable: tokens are missing, or of another encoder version than the decision's.

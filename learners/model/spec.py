@@ -176,7 +176,7 @@ class PolicySpec:
         return len(self.streams) == 1 and self.streams[0].modality == "telemetry"
 
     def meaning(self) -> dict[str, Any]:
-        """Return what the policy's numbers stand for: streams with encoder or fields in order, actuators with choices or limits."""
+        """Return the meaning of the policy's numbers: streams with encoder or fields in order, actuators with choices or limits."""
         streams = [{"name": s.name, "fields": list(s.fields), "encoder": s.encoder} for s in self.streams]
         return {"streams": streams, "actions": [_actuator_out(actuator) for actuator in self.actions.actuators]}
 

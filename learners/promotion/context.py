@@ -29,7 +29,7 @@ MAX_TICK_SHARE = 0.5
 
 
 class PolicyLike(Protocol):
-    """What a step asks of a policy."""
+    """What a promotion step needs of a policy."""
 
     heads: Heads
 

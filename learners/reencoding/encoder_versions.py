@@ -101,9 +101,9 @@ class EncoderVersions:
         live.record_encoder_version(encoder.version)
         return encoder.version
 
-    def _weights(self, name: str, version: str, heard_s: float) -> Encoder | None:
+    def _weights(self, name: str, version: str, window_s: float) -> Encoder | None:
         settings = self.inputs.encoders[name]
-        encoder = load(settings, self.inputs.policy.tokens, CPU, window_s=heard_s)
+        encoder = load(settings, self.inputs.policy.tokens, CPU, window_s=window_s)
         if encoder.version == version:
             return encoder
         for one in self._versions(name, version):

@@ -40,7 +40,7 @@ steps is led for long."""
 
 
 def parts(heads: Heads, generator: torch.Generator) -> list[HeadAlgorithm]:
-    """Build the parts that the heads ask for."""
+    """Build the parts that the heads require."""
     choices = tuple(a.name for a in heads.actions.choices)
     continuous = tuple(a.name for a in heads.actions.continuous)
     updates, built = heads.exploration.updates, list[HeadAlgorithm]()

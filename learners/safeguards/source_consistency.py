@@ -191,7 +191,7 @@ class Quarantine:
     isolated: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Quarantined sources, with the finding."""
     released: set[str] = field(default_factory=set)
-    """Sources a person vouched for: not judged any more."""
+    """Sources that an operator released; they are not compared any more."""
     comparisons: dict[tuple[str, str], SourceComparison] = field(default_factory=dict)
     """By the names of both, sorted; the tick's own rewards have the name of `OWN`."""
 
@@ -201,7 +201,7 @@ class Quarantine:
         return frozenset(self.isolated)
 
     def observe(self, entry: LedgerEntry, around: Callable[[], Iterable[LedgerEntry]] = tuple) -> list[Finding]:
-        """Take a decision with everything that came for it; `around` gives others of the same time, asked where needed."""
+        """Compare the rewards of one decision; `around` returns decisions of the same time, if needed."""
         if not any(source in self.rules for source in entry.rewards):
             return []
         near = list(around()) if len(entry.rewards) == 1 else []
@@ -275,7 +275,7 @@ class Quarantine:
         return Finding("contradicts", guilty, figures)
 
     def keep(self, source: str, figures: dict[str, Any]) -> None:
-        """Keep a source apart."""
+        """Quarantine a source."""
         self.isolated[source] = figures
         self.released.discard(source)
         self._forget(source)

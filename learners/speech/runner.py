@@ -19,7 +19,7 @@ import torch
 
 from learners.model.encoders.silero_vad import RATE_HZ
 from learners.speech.transcription import Transcriber
-from learners.speech.transcripts import Heard, SpeechCallbacks, count_new_samples
+from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, count_new_samples
 from learners.speech.utterances import Samples, SpokenUtterance, UtteranceCutter, VoiceActivity
 from sensors.codecs.resampling import SoundWindow
 from sensors.config import TextSettings
@@ -212,10 +212,10 @@ class SpeechRunner:
         self.counts["done"] += 1
         self.failures.pop(stream, None)
         took_s = self._clock() - start_s
-        heard = Heard(
+        transcribed = TranscribedUtterance(
             stream, settings.microphone, settings.model, transcript, utterance.start_s, utterance.end_s, took_s
         )
-        loop.call_soon_threadsafe(self.callbacks.heard, heard)
+        loop.call_soon_threadsafe(self.callbacks.transcribed, transcribed)
 
     def _model(self, stream: str, settings: TextSettings) -> Transcriber | None:
         """Return the stream's model, opened when it is first asked for; None for `RETRY_S` after it could not be opened."""

@@ -24,7 +24,7 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class TranscribedUtterance:
     """One transcribed utterance of a text stream; stamps are monotonic seconds."""
 
     stream: str
@@ -40,7 +40,7 @@ class Heard:
 class SpeechCallbacks:
     """Receivers of what speech to text makes; all are called on the event loop."""
 
-    heard: Callable[[Heard], None]
+    transcribed: Callable[[TranscribedUtterance], None]
     """Words of an utterance."""
     refused: Callable[[str, str], None]
     """A stream, and why a guard refused an utterance of it."""

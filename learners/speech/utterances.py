@@ -1,4 +1,4 @@
-"""Cut utterances out of a stream of sound, where a voice activity detector hears speech.
+"""Cut utterances out of a stream of sound, where a voice activity detector detects speech.
 
 An utterance begins when a frame is speech with a probability of at least `BEGIN`, and ends after `SILENCE_S` of frames below `END`.
 These are the rules of silero-vad's `VADIterator`. A little sound before and after belongs to it, so that no word loses its ends.
@@ -62,7 +62,7 @@ class UtteranceCutter:
     """Collects one utterance at a time.
 
     Args:
-        detect: tells speech; called with whole frames in their order.
+        detect: returns speech probabilities; called with whole frames in their order.
         longest_s: a longer utterance is cut into pieces of this length.
     """
 

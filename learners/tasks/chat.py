@@ -55,20 +55,24 @@ class Chat(TextTask):
             turns.insert(0, {"role": "system", "content": self.options.system})
         return turns
 
-    def ids(self, turns: Sequence[Turn], *, ask: bool) -> list[int]:
-        """Token ids of the turns; `ask` adds the beginning of an assistant turn."""
-        return list(self.processor(self.text(turns, ask=ask), add_special_tokens=False)["input_ids"])
+    def ids(self, turns: Sequence[Turn], *, generation_prompt: bool) -> list[int]:
+        """Token ids of the turns; `generation_prompt` adds the beginning of an assistant turn."""
+        return list(
+            self.processor(self.text(turns, generation_prompt=generation_prompt), add_special_tokens=False)["input_ids"]
+        )
 
-    def text(self, turns: Sequence[Turn], *, ask: bool) -> str:
+    def text(self, turns: Sequence[Turn], *, generation_prompt: bool) -> str:
         """Return the turns as the model's template writes them.
 
         Raises:
             DataError: the template refuses them.
         """
-        if not turns and not ask:
+        if not turns and not generation_prompt:
             return ""
         try:
-            return str(self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
+            return str(
+                self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generation_prompt)
+            )
         except TemplateError as error:  # for instance: roles must alternate
             raise DataError(f"the model's chat template refuses these turns: {error}; correct their roles") from None
 
@@ -76,13 +80,16 @@ class Chat(TextTask):
         """Return one feature; if it is too long, its beginning is cut."""
         del rng
         turns = self.turns(example)
-        text = self.text(turns, ask=False)
+        text = self.text(turns, generation_prompt=False)
         encoded = self.processor(text, add_special_tokens=False, return_offsets_mapping=True)
         whole = list(encoded["input_ids"])
         targets = [IGNORED] * len(whole)
         for i, turn in enumerate(turns):
             if turn["role"] == "assistant":
-                start, stop = len(self.text(turns[:i], ask=True)), len(self.text(turns[: i + 1], ask=False))
+                start, stop = (
+                    len(self.text(turns[:i], generation_prompt=True)),
+                    len(self.text(turns[: i + 1], generation_prompt=False)),
+                )
                 for at, (begin, end) in enumerate(encoded["offset_mapping"]):
                     if start < end <= stop and begin < end:
                         targets[at] = whole[at]
@@ -91,7 +98,7 @@ class Chat(TextTask):
 
     def unread(self, example: Example) -> float:
         """Return the share of a dialogue that is cut at its beginning."""
-        return self.share_above(len(self.ids(self.turns(example), ask=False)), self.options.max_length)
+        return self.share_above(len(self.ids(self.turns(example), generation_prompt=False)), self.options.max_length)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each assistant token given all before it."""
@@ -154,7 +161,7 @@ class Chat(TextTask):
         most = self.options.max_length
         if self.positions is not None:  # the answer needs positions too
             most = max(1, min(most, self.positions - self.options.max_new_tokens))
-        while len(ids := self.ids(turns, ask=True)) > most and len(turns) > keep + 1:
+        while len(ids := self.ids(turns, generation_prompt=True)) > most and len(turns) > keep + 1:
             del turns[keep]
         return ids[-most:]
 

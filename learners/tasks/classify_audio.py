@@ -100,9 +100,9 @@ class ClassifySounds(Classifier):
         last = max(0, len(samples) - window)
         # training hears another part in each epoch; prediction hears all, the newest whole, and takes the mean
         starts = [int(rng.integers(0, last + 1))] if rng is not None else [*range(last, -1, -max(1, window // 2))][::-1]
-        return [self._heard(samples[max(0, at) : at + window]) | target for at in starts[-MOST_WINDOWS:]]
+        return [self._feature(samples[max(0, at) : at + window]) | target for at in starts[-MOST_WINDOWS:]]
 
-    def _heard(self, samples: NDArray[np.float32]) -> Feature:
+    def _feature(self, samples: NDArray[np.float32]) -> Feature:
         made = self.processor(samples, sampling_rate=RATE_HZ, return_tensors="pt")
         name = self.processor.model_input_names[0]
         return {name: made[name][0]}

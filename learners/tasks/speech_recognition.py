@@ -85,7 +85,7 @@ class Transcribe(Task):
         """Load the feature extractor and the tokenizer.
 
         Raises:
-            ValueError: the model hears another rate than 16 kHz.
+            ValueError: the model needs another rate than 16 kHz.
         """
         extractor: Any = AutoFeatureExtractor
         features = extractor.from_pretrained(source)
@@ -180,10 +180,10 @@ class Transcribe(Task):
     def outputs(self, model: Any, batch: Batch) -> list[Any]:
         """Return ids, their log-probabilities and the probability of no speech, for each sound."""
         name = self.processor.features.model_input_names[0]
-        heard = model.get_encoder()(batch[name])
+        encoded = model.get_encoder()(batch[name])
         language = self.options.language
         if self.languages and language is None:
-            language = self._language(model, heard)
+            language = self._language(model, encoded)
         ids_BT = torch.tensor([self.prefix(language)] * len(batch[name]), device=self.device)
         most = [
             max(4, min(self.options.max_new_tokens, math.ceil(TOKENS_PER_S * seconds)))
@@ -194,7 +194,7 @@ class Transcribe(Task):
         silent = [0.0] * len(most)
         done, cache = [False] * len(most), None
         while not all(done):
-            out = model(encoder_outputs=heard, decoder_input_ids=ids_BT, past_key_values=cache, use_cache=True)
+            out = model(encoder_outputs=encoded, decoder_input_ids=ids_BT, past_key_values=cache, use_cache=True)
             cache, logits_BV = out.past_key_values, out.logits[:, -1].float()
             if not any(made) and self.not_spoken is not None:
                 silent = out.logits[:, 0].float().softmax(-1)[:, self.not_spoken].tolist()
@@ -208,11 +208,11 @@ class Transcribe(Task):
             ids_BT = best_B.indices.unsqueeze(1)
         return list(zip(made, logs, silent, strict=True))
 
-    def _language(self, model: Any, heard: Any) -> str:
+    def _language(self, model: Any, encoded: Any) -> str:
         """Return the language that the first sound is most probably in."""
         start = _first(self.model.generation_config.decoder_start_token_id, self.model.config.decoder_start_token_id)
-        count = heard[0].shape[0]
-        logits_V = model(encoder_outputs=heard, decoder_input_ids=torch.full((count, 1), start)).logits[0, -1]
+        count = encoded[0].shape[0]
+        logits_V = model(encoder_outputs=encoded, decoder_input_ids=torch.full((count, 1), start)).logits[0, -1]
         return max(self.languages, key=lambda name: float(logits_V[self.languages[name]])).strip("<|>")
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:

@@ -74,7 +74,7 @@ def finetune(task: str, run: Callable[..., AcceptanceVerdict], state_dir: Path, 
     """
     outbox = Outbox(state_dir / "learner" / "outbox")
     try:
-        verdict = run(tell=ProgressFile(task, progress_path(state_dir)), stop=stop.is_set)
+        verdict = run(on_progress=ProgressFile(task, progress_path(state_dir)), stop=stop.is_set)
     except (DataError, Stopped) as reason:
         outbox.post("finetune_skipped", {"task": task, "reason": str(reason)})
         return 0

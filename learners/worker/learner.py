@@ -54,7 +54,7 @@ class Learner:
         source: the store.
         state: where the training state is saved (a folder of its own beside the versions that may go live).
         journal: what was taken in since.
-        build: makes the policy, an nn.Module as `Algorithm` asks.
+        build: makes the policy, an nn.Module as `Algorithm` requires.
         rate_hz: ticks a second, which says how many updates may be pending and which transitions are settled.
         device: of the training.
         batch: transitions of an update; default: the settings'.

@@ -244,7 +244,7 @@ class LearnerLoop:
             self.candidates.report_refusal(self.learner.refused.pop(0))
 
     def _tell(self, state: str, *, now: bool = False) -> None:
-        self.progress.tell(self.learner.position.update, lambda: {"state": state, **self.figures()}, now=now)
+        self.progress.report(self.learner.position.update, lambda: {"state": state, **self.figures()}, now=now)
 
     def figures(self) -> dict[str, Any]:
         """Return the fields of `progress.json`; see `learners/ipc/progress.py`."""

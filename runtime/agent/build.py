@@ -37,7 +37,7 @@ async def build(
     Args:
         loaded: the settings.
         gate_end: the agent's end of the socket to the gate.
-        faults: sensor faults to inject, as `--fault` gives them.
+        faults: sensor faults to inject, as `--fault` names them.
         decoders: threads that decode and encode media.
         wall: Unix seconds.
 

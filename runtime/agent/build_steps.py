@@ -264,7 +264,7 @@ async def load_models(
 
 
 def build_speech(context: AgentContext, publishing: Publishing, perception: Perception) -> SpeechOutputs | None:
-    """Connect the text streams that hear a microphone stream with it; None where there are none."""
+    """Connect text streams of the source `speech:STREAM` with their microphone stream; None where there are none."""
     hearing = {name: sensor for name, sensor in perception.sensors.items() if isinstance(sensor, SpeechText)}
     if not hearing:
         return None

@@ -77,7 +77,7 @@ class Components:
         """Commit and close everything that holds data; takes up to a few seconds.
 
         Args:
-            clean: the agent was asked to stop; otherwise it ends by an exception, which the experiments count as a crash.
+            clean: the agent stops on request; otherwise it ends by an exception, which the experiments count as a crash.
         """
         if self.reporter.recorder is not None:
             self.reporter.recorder.close()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from learners.speech.transcripts import Heard, SpeechCallbacks
+from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance
 from runtime.config.schema import Config
 from runtime.models.speech_client import SpeechClient
 from runtime.mqtt import Connection
@@ -35,23 +35,23 @@ class SpeechOutputs:
     """Sends sound to the models process, over the socket of its `ModelsClient`."""
 
     def __post_init__(self) -> None:
-        callbacks = SpeechCallbacks(self._heard, self._refused, self._failed)
+        callbacks = SpeechCallbacks(self._publish_transcript, self._refused, self._failed)
         streams = {name: one for name, one in transcribed(self.config.streams).items() if name in self.sensors}
         self.client = SpeechClient(streams, callbacks)
 
-    def _heard(self, heard: Heard) -> None:
-        transcript = heard.transcript
-        self.sensors[heard.stream].take(transcript.text, heard.start_s, heard.end_s, transcript.confidence)
+    def _publish_transcript(self, utterance: TranscribedUtterance) -> None:
+        transcript = utterance.transcript
+        self.sensors[utterance.stream].take(transcript.text, utterance.start_s, utterance.end_s, transcript.confidence)
         unix_s = self.wall() - self.clock()
         body = {
             "value": transcript.text, "confidence": round(transcript.confidence, 4),
-            "no_speech": round(transcript.no_speech, 4), "start": heard.start_s + unix_s, "end": heard.end_s + unix_s,
+            "no_speech": round(transcript.no_speech, 4), "start": utterance.start_s + unix_s, "end": utterance.end_s + unix_s,
             "words": [
                 {"word": one["word"], "confidence": round(one["confidence"], 4)} for one in transcript.words
             ],
-            "stream": heard.source, "version": heard.model, "took_ms": round(heard.took_s * 1e3, 1),
+            "stream": utterance.source, "version": utterance.model, "took_ms": round(utterance.took_s * 1e3, 1),
         }  # fmt: skip
-        self.link.enqueue(self.topics("task", heard.stream), encode(body), qos=1)
+        self.link.enqueue(self.topics("task", utterance.stream), encode(body), qos=1)
 
     def _refused(self, stream: str, reason: str) -> None:
         self.sensors[stream].drops[reason] += 1

@@ -1,4 +1,4 @@
-"""Define the verbs that write a settings file: `discover` listens to a broker, `new` asks a few questions."""
+"""Define the verbs that write a settings file: `discover` listens to a broker, `new` is a dialogue."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def discover(
         _show(found)
     if out is None:
         return
-    asking = not yes and sys.stdin.isatty()
-    if asking:
+    interactive = not yes and sys.stdin.isatty()
+    if interactive:
         found.actuators = [
             each for each in found.actuators if click.confirm(f"Let the policy move {each.name}?", default=False)
         ]

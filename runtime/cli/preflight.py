@@ -184,10 +184,10 @@ def _speech(config: Config) -> Found:
 def _unfit(tasks: Mapping[str, TaskSettings]) -> dict[str, str]:
     """Ask a process of its own which architectures cannot do their task: neither `check` nor the supervisor holds torch."""
     pairs = [[name, task.kind, str(Path(task.model).absolute())] for name, task in tasks.items()]
-    ask = [sys.executable, "-c", _ASK_TASKS, json.dumps(pairs)]
+    command = [sys.executable, "-c", _ASK_TASKS, json.dumps(pairs)]
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter and a fixed text
-            ask, capture_output=True, text=True, timeout=TASKS_TIMEOUT_S, check=False
+            command, capture_output=True, text=True, timeout=TASKS_TIMEOUT_S, check=False
         )
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (subprocess.TimeoutExpired, IndexError, ValueError):  # the run reports what it cannot open
@@ -238,10 +238,10 @@ def _device(config: Config) -> Found:
     """Ask a process of its own: neither `check` nor the supervisor holds torch in memory."""
     if not config.device.startswith("cuda"):
         return
-    ask = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     try:
         output = subprocess.run(  # noqa: S603 - this interpreter and a fixed text
-            ask, capture_output=True, text=True, timeout=GPU_TIMEOUT_S, check=False
+            command, capture_output=True, text=True, timeout=GPU_TIMEOUT_S, check=False
         ).stdout.strip()
     except subprocess.TimeoutExpired:
         output = ""

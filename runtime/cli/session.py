@@ -48,10 +48,10 @@ def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
 
     Example: reflexd explain 3f9c1a2b7d4e-1042
     """
-    from runtime.console.client import NoAnswer, ask
+    from runtime.console.client import NoAnswer, send_request
 
     try:
-        answer = ask(load_or_demo(config), "explain", {"decision": decision})
+        answer = send_request(load_or_demo(config), "explain", {"decision": decision})
     except NoAnswer as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -69,10 +69,10 @@ def record(state: str, config: Path | None) -> None:
 
     Example: reflexd record on; reflexd record off
     """
-    from runtime.console.client import NoAnswer, ask
+    from runtime.console.client import NoAnswer, send_request
 
     try:
-        answer = ask(load_or_demo(config), "record", {"on": state == "on"})
+        answer = send_request(load_or_demo(config), "record", {"on": state == "on"})
     except NoAnswer as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(answer))
@@ -80,10 +80,10 @@ def record(state: str, config: Path | None) -> None:
 
 def _request(config: Path | None, verb: str, body: dict[str, Any]) -> None:
     """Send a request and print the answer's data as JSON."""
-    from runtime.console.client import NoAnswer, ask
+    from runtime.console.client import NoAnswer, send_request
 
     try:
-        answer = ask(load_or_demo(config), verb, body)
+        answer = send_request(load_or_demo(config), verb, body)
     except NoAnswer as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(answer))
@@ -137,10 +137,10 @@ def release(source: str, config: Path | None) -> None:
 
     Example: reflexd sources release button-3
     """
-    from runtime.console.client import NoAnswer, ask
+    from runtime.console.client import NoAnswer, send_request
 
     try:
-        answer = ask(load_or_demo(config), "release", {"source": source})
+        answer = send_request(load_or_demo(config), "release", {"source": source})
     except NoAnswer as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(answer))

@@ -293,8 +293,8 @@ class Config(Settings):
                 taken[use] = name
 
     def _check_speech(self, name: str, source: str) -> None:
-        heard = self.streams.get(source)
-        if heard is None or heard.kind not in ("microphone", "plugin"):
+        source_stream = self.streams.get(source)
+        if source_stream is None or source_stream.kind not in ("microphone", "plugin"):
             there = sorted(other for other, stream in self.streams.items() if stream.kind == "microphone")
             raise ValueError(f"streams.{name}.source: {source!r} is no microphone stream; there are {there}")
         if name in self.tasks:

@@ -69,14 +69,14 @@ def connect(loaded: LoadedConfig, tool: Tool, *, ended: Callable[[str], None] = 
     return Connection(address, f"reflexd-{tool}-{secrets.token_hex(6)}", on_connection_change=changed)
 
 
-def ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], *, timeout_s: float = 30.0) -> dict[str, Any]:
+def send_request(loaded: LoadedConfig, verb: str, body: dict[str, Any], *, timeout_s: float = 30.0) -> dict[str, Any]:
     """Send `request/<verb>` and return the answer's data.
 
     Raises:
         NoAnswer: no broker, no daemon, no login, or an error as the answer.
     """
     try:
-        answer = asyncio.run(_ask(loaded, verb, body, timeout_s))
+        answer = asyncio.run(_send_request(loaded, verb, body, timeout_s))
     except (TimeoutError, MqttLost):
         raise NoAnswer(
             f"no response to request/{verb} within {timeout_s:g} s on {loaded.config.mqtt.url}; see `reflexd status`"
@@ -86,7 +86,7 @@ def ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], *, timeout_s: flo
     return dict(answer.get("data") or {})
 
 
-async def _ask(loaded: LoadedConfig, verb: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+async def _send_request(loaded: LoadedConfig, verb: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     topics = Topics(loaded.config.agent)
     link = connect(loaded, "request")
     status: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()

@@ -31,7 +31,7 @@ class ExperimentRules:
         gamma: discount of a tick.
         settle_s: how late a reward may be at first; later rewards raise it.
         silence: what a tick without a reward means.
-        anchor_share: share of blocks of the anchor beside a live version that is only as good.
+        anchor_share: share of blocks of the anchor, while a version is live that is only as good.
         cap_pairs: pairs after which the champion remains.
         false_alarms_per_month: of the guard.
         alternate: the arms may alternate at every block.

@@ -19,7 +19,7 @@ PRETRAINED = "pretrained"
 
 
 class TaskRefused(ValueError):  # noqa: N818 - reads as what happened
-    """A version of a task cannot be promoted or rolled back; `str` gives the reason and the versions on disk."""
+    """A version of a task cannot be promoted or rolled back; `str` returns the reason and the versions on disk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,23 +93,23 @@ def _device_name(entity: dict[str, Any]) -> str:
 
 def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, state: str) -> None:
     place = _place(entity.get("value_template"))
-    heard = tree.topics.get(state)
+    observed = tree.topics.get(state)
     why = "Home Assistant discovery"
     if place is None:
         found.left_out.append(LeftOut(state, f"{name}: its value_template is more than a field"))
-    elif heard is None:
+    elif observed is None:
         found.left_out.append(LeftOut(state, f"{name}: no message arrived on its topic"))
     elif place == "" and entity.get("platform") == "binary_sensor":
         off, on = str(entity.get("payload_off", "OFF")), str(entity.get("payload_on", "ON"))
-        if bare_words(heard.samples, (off, on)):
-            found.streams.append(stream(name, state, heard, why, {"state": ""}, {"state": (off, on)}))
+        if bare_words(observed.samples, (off, on)):
+            found.streams.append(stream(name, state, observed, why, {"state": ""}, {"state": (off, on)}))
         else:
             found.left_out.append(LeftOut(state, f"{name}: its payload is neither {off} nor {on}"))
-    elif place == "" and bare_numbers(heard.samples):
-        found.streams.append(stream(name, state, heard, why, {_field(entity, "value"): ""}))
-    elif place and place in numeric_fields(heard.samples).values():
+    elif place == "" and bare_numbers(observed.samples):
+        found.streams.append(stream(name, state, observed, why, {_field(entity, "value"): ""}))
+    elif place and place in numeric_fields(observed.samples).values():
         found.streams.append(
-            stream(name, state, heard, why, {_field(entity, place.strip("/").split("/")[-1].lower()): place})
+            stream(name, state, observed, why, {_field(entity, place.strip("/").split("/")[-1].lower()): place})
         )
     else:
         found.left_out.append(LeftOut(state, f"{name}: its payload is not a number"))
@@ -179,7 +179,7 @@ def _zigbee_device(tree: Tree, found: Proposals, base: str, device: str, definit
     if not new:
         return  # Home Assistant's discovery has described it
     features = list(_features(definition.get("exposes")))
-    heard = tree.topics.get(state)
+    observed = tree.topics.get(state)
     readable = {
         str(each["property"])
         for each in features
@@ -187,10 +187,10 @@ def _zigbee_device(tree: Tree, found: Proposals, base: str, device: str, definit
         and int(each.get("access", 1)) & 1
         and not int(each.get("access", 1)) & 2
     }
-    numbers = numeric_fields(heard.samples) if heard is not None else {}
+    numbers = numeric_fields(observed.samples) if observed is not None else {}
     fields = {name: place for name, place in numbers.items() if place in readable}
-    if heard is not None and fields:
-        found.streams.append(stream(found.unique(device), state, heard, "Zigbee2MQTT", fields))
+    if observed is not None and fields:
+        found.streams.append(stream(found.unique(device), state, observed, "Zigbee2MQTT", fields))
     for each in features:
         _zigbee_feature(found, state, device, each)
 
@@ -234,12 +234,12 @@ def tasmota(tree: Tree, found: Proposals) -> None:
             continue
         found.used.add(topic)
         prefix, device, leaf = match.groups()
-        heard = tree.topics[topic]
+        observed = tree.topics[topic]
         if prefix == "tele" and leaf == "SENSOR":
-            fields = numeric_fields(heard.samples)
+            fields = numeric_fields(observed.samples)
             if fields:
-                found.streams.append(stream(found.unique(device), topic, heard, "Tasmota", _short(fields)))
-        elif prefix == "stat" and re.fullmatch(r"POWER\d*", leaf) and bare_words(heard.samples, ("ON", "OFF")):
+                found.streams.append(stream(found.unique(device), topic, observed, "Tasmota", _short(fields)))
+        elif prefix == "stat" and re.fullmatch(r"POWER\d*", leaf) and bare_words(observed.samples, ("ON", "OFF")):
             if is_dangerous(device):
                 found.left_out.append(LeftOut(topic, f"{device}: such a device can cause harm; add it by hand"))
                 continue
@@ -267,17 +267,17 @@ def esphome_and_statestream(tree: Tree, found: Proposals) -> None:
             continue
         found.used.add(topic)
         device, kind, name = match["device"], match["kind"], match["id"]
-        heard = tree.topics[topic]
+        observed = tree.topics[topic]
         commanded = tree.text(f"{device}/status") in {"online", "offline"} and not _is_statestream(tree, topic)
         unique = found.unique(name)
         why = "ESPHome" if commanded else "Home Assistant statestream"
         if is_diagnostic(name):
             found.left_out.append(LeftOut(topic, "it describes the device itself"))
-        elif kind == "sensor" and bare_numbers(heard.samples):
-            found.streams.append(stream(unique, topic, heard, why, {"value": ""}))
-        elif kind == "binary_sensor" and (words := _words(heard)):
-            found.streams.append(stream(unique, topic, heard, why, {"state": ""}, {"state": words}))
-        elif kind == "switch" and commanded and bare_words(heard.samples, ("ON", "OFF")) and not is_dangerous(name):
+        elif kind == "sensor" and bare_numbers(observed.samples):
+            found.streams.append(stream(unique, topic, observed, why, {"value": ""}))
+        elif kind == "binary_sensor" and (words := _words(observed)):
+            found.streams.append(stream(unique, topic, observed, why, {"state": ""}, {"state": words}))
+        elif kind == "switch" and commanded and bare_words(observed.samples, ("ON", "OFF")) and not is_dangerous(name):
             command = topic.removesuffix("state") + "command"
             found.used.add(command)
             found.actuators.append(FoundActuator(unique, command, ("OFF", "ON"), state_topic=topic, why=why))
@@ -292,9 +292,9 @@ def esphome_and_statestream(tree: Tree, found: Proposals) -> None:
     }
 
 
-def _words(heard: TopicSamples) -> tuple[str, str] | None:
+def _words(observed: TopicSamples) -> tuple[str, str] | None:
     for words in (("OFF", "ON"), ("off", "on")):
-        if bare_words(heard.samples, words):
+        if bare_words(observed.samples, words):
             return words
     return None
 
@@ -306,15 +306,15 @@ def _is_statestream(tree: Tree, topic: str) -> bool:
 def stream(
     name: str,
     topic: str,
-    heard: TopicSamples,
+    observed: TopicSamples,
     why: str,
     places: dict[str, str],
     words: dict[str, tuple[str, ...]] | None = None,
 ) -> FoundStream:
     """Return a proposal; `places` are key or JSON pointer of each field, "" for a message that is the bare value."""
     paths = {field: place for field, place in places.items() if place and place != field}
-    sample = heard.samples[-1].decode(errors="replace")
-    longest_s = heard.longest_s if heard.count > 1 else None
+    sample = observed.samples[-1].decode(errors="replace")
+    longest_s = observed.longest_s if observed.count > 1 else None
     return FoundStream(name, topic, tuple(places), paths, words or {}, sample, longest_s, why)
 
 

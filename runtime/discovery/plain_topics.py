@@ -33,19 +33,19 @@ def plain(tree: Tree, found: Proposals) -> None:
             _read(found, topic, tree.topics[topic])
 
 
-def _read(found: Proposals, topic: str, heard: TopicSamples) -> None:
+def _read(found: Proposals, topic: str, observed: TopicSamples) -> None:
     name = found.unique(name_of(topic))
-    fields = numeric_fields(heard.samples)
+    fields = numeric_fields(observed.samples)
     last = topic.rsplit("/", maxsplit=1)[-1]
     if is_diagnostic(last):
         found.left_out.append(LeftOut(topic, "it describes the device itself"))
     elif fields:
-        found.streams.append(stream(name, topic, heard, "plain JSON", fields))
-    elif bare_numbers(heard.samples):
+        found.streams.append(stream(name, topic, observed, "plain JSON", fields))
+    elif bare_numbers(observed.samples):
         found.streams.append(
-            stream(name, topic, heard, "a plain number", {last if last.isidentifier() else "value": ""})
+            stream(name, topic, observed, "a plain number", {last if last.isidentifier() else "value": ""})
         )
-    elif any(bare_words(heard.samples, words) for words in SWITCHED):
+    elif any(bare_words(observed.samples, words) for words in SWITCHED):
         reason = "it reports ON or OFF, but no command topic was seen; name it with --actuator NAME=COMMAND_TOPIC"
         found.left_out.append(LeftOut(topic, reason))
     else:
@@ -55,8 +55,8 @@ def _read(found: Proposals, topic: str, heard: TopicSamples) -> None:
 def _commanded(tree: Tree, found: Proposals, topic: str) -> None:
     """Propose a command topic that was used and that has a state topic of the same device."""
     found.used.add(topic)
-    heard, device = tree.topics[topic], topic.rpartition("/")[0]
-    words = next((words for words in SWITCHED if bare_words(heard.samples, words)), None)
+    observed, device = tree.topics[topic], topic.rpartition("/")[0]
+    words = next((words for words in SWITCHED if bare_words(observed.samples, words)), None)
     report = next((t for t in (f"{device}/state", f"{device}/status", device) if t in tree.topics), None)
     if words is None or report is None or not bare_words(tree.topics[report].samples, words):
         found.left_out.append(LeftOut(topic, "a command topic without a state topic that reports ON or OFF"))

@@ -51,7 +51,7 @@ class TopicSamples:
 
 @dataclass(slots=True)
 class Tree:
-    """Every topic that was heard."""
+    """Every topic that was observed."""
 
     topics: dict[str, TopicSamples] = field(default_factory=dict)
     left_out: int = 0
@@ -66,11 +66,11 @@ class Tree:
 
     def text(self, topic: str) -> str | None:
         """Return the newest sample of a topic as text; None where there is none or it is no text."""
-        heard = self.topics.get(topic)
-        if heard is None or not heard.samples:
+        observed = self.topics.get(topic)
+        if observed is None or not observed.samples:
             return None
         try:
-            return heard.samples[-1].decode()
+            return observed.samples[-1].decode()
         except UnicodeDecodeError:
             return None
 

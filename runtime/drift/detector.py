@@ -263,7 +263,7 @@ class DriftDetector:
         return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
 
     def _is_usual(self) -> bool:
-        """Return whether the last minute is as before on both scales; a slow scale that ended no block since is not asked."""
+        """Return whether the last minute is as before on both scales; a slow scale that ended no block since is not counted."""
         fast = self._scales[0]
         whole = len(fast.recent) * fast.block >= LATE
         return whole and all(float(np.median(s.recent)) > USUAL_P for s in self._scales if s.recent)

@@ -95,7 +95,7 @@ class DriftWatch:
             self.emit("drift_state_unreadable", {"reason": str(error)})
 
     async def run(self) -> None:
-        """Take the live version back when a drift asks for it, until cancelled."""
+        """Take the live version back when a drift requires it, until cancelled."""
         while True:
             name = await self._alarm.get()
             version, why = self.live(), f"drift of {name}"

@@ -1,4 +1,4 @@
-"""Read what operators ask of the gate: the stop, overrides and requests. All of it is untrusted.
+"""Read the messages of operators to the gate: the stop, overrides and requests. All of it is untrusted.
 
 A message on `stop` that is not exactly a release engages the stop. What allows movement (a release, arming, a mode, an
 override) must be exactly right, and is refused when the broker may have stored it. Each request is answered once, after what
@@ -152,13 +152,18 @@ class OperatorCommands:
         host = self.host
         with self._refusing(message):
             rpc.refuse_retained(message)
-            asked = decode(ExactOverride, message.payload)
+            wanted = decode(ExactOverride, message.payload)
             self._known(name)
             self._refuse_old()
             if message.stamp_s < self._ends_s.get(name, float("-inf")):
                 raise Refused("a request to end the override came after it; send it again")
-        decision = host.override(name, asked.value, asked.hold_s)
-        shown: dict[str, Any] = {"actuator": name, "value": asked.value, "hold_s": asked.hold_s, "source": asked.source}
+        decision = host.override(name, wanted.value, wanted.hold_s)
+        shown: dict[str, Any] = {
+            "actuator": name,
+            "value": wanted.value,
+            "hold_s": wanted.hold_s,
+            "source": wanted.source,
+        }
         shown |= {"sent": decision.sent, "rule": decision.rule}
         if shown != self._overridden.get(name):  # a hand on a slider repeats itself many times a second
             self._overridden[name] = shown
@@ -254,17 +259,17 @@ class OperatorCommands:
         self.host.disarm(self._after_saving(message, "disarmed", lambda: {"armed": False}))
 
     def _mode(self, message: Message) -> None:
-        asked = decode(ModeRequest, message.payload)
-        if asked.actuator is not None:
-            self._known(asked.actuator)
-        now = [mode for name, mode in self.host.gate.modes.items() if asked.actuator in (None, name)]
-        if MODES.index(asked.mode) > min(map(MODES.index, now)):
+        wanted = decode(ModeRequest, message.payload)
+        if wanted.actuator is not None:
+            self._known(wanted.actuator)
+        now = [mode for name, mode in self.host.gate.modes.items() if wanted.actuator in (None, name)]
+        if MODES.index(wanted.mode) > min(map(MODES.index, now)):
             self._refuse_old()
             if message.stamp_s < self._modes_s:
                 raise Refused("a request for another mode came after it; send it again")
         self._modes_s = max(self._modes_s, message.stamp_s)
         answered = self._after_saving(message, "the mode is changed", lambda: {"modes": self.host.gate.modes})
-        self.host.set_mode(asked.mode, asked.actuator, answered)
+        self.host.set_mode(wanted.mode, wanted.actuator, answered)
 
     def _end_override(self, message: Message) -> None:
         name = decode(EndOverrideRequest, message.payload).actuator

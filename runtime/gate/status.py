@@ -44,7 +44,7 @@ class AgentLiveness:
     policy: str = ""
     spoke_s: float | None = None
     """When the newest heartbeat came, also after the agent was lost; None before the first."""
-    heard_s: float | None = None
+    heartbeat_s: float | None = None
     """When the newest heartbeat came; None before the first and after the agent was lost."""
     stale: tuple[str, ...] = ()
     degraded: tuple[str, ...] = ()
@@ -54,14 +54,14 @@ class AgentLiveness:
 
     def spoke(self, proposal: Proposal, now_s: float) -> None:
         """Note a heartbeat."""
-        self.heard_s = self.spoke_s = now_s
+        self.heartbeat_s = self.spoke_s = now_s
         self.stale, self.policy = proposal.stale, proposal.policy
         self.ready, self.degraded = proposal.ready, proposal.degraded
         self.was_ready = self.was_ready or proposal.ready
 
     def lost(self) -> None:
         """Note that the agent closed its end, or was silent for too long."""
-        self.heard_s, self.ready = None, False
+        self.heartbeat_s, self.ready = None, False
 
 
 def without_broker(connection: Connection, what: str = "") -> str:
@@ -136,7 +136,7 @@ class StatusPublisher:
         if not agent.was_ready:
             return "starting", ("the agent is not ready yet", *reasons)
         if not agent.ready:
-            reasons.append("agent heartbeat lost" if agent.heard_s is None else "the agent is not ready")
+            reasons.append("agent heartbeat lost" if agent.heartbeat_s is None else "the agent is not ready")
         reasons.extend(agent.degraded)
         if reasons:
             return "degraded", tuple(reasons)

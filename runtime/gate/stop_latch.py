@@ -1,4 +1,4 @@
-"""The file `stop-latch`: a stop that the listener heard and that the gate has to engage.
+"""The file `stop-latch`: a stop that the listener received and that the gate has to engage.
 
 `stop_listener.py` writes it, the gate's host reads it and removes it with the release. It counts as a stop whatever it holds.
 """
@@ -34,7 +34,7 @@ class StopLatch:
         write_atomically(self.path, reason.encode(errors="replace"), mode=0o600)
 
     def read(self) -> tuple[int, str] | None:
-        """Return what tells this stop from a later one, with the reason; None without a stop.
+        """Return what distinguishes this stop from a later one, with the reason; None without a stop.
 
         A file that cannot be read is a stop too.
         """

@@ -80,10 +80,10 @@ class StopListener:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.connection.subscribe(self.topics("stop"), self.heard, retained="send")
+        self.connection.subscribe(self.topics("stop"), self.on_stop, retained="send")
         self.connection.on_connection_change = self._connection_changed
 
-    def heard(self, message: Message) -> None:
+    def on_stop(self, message: Message) -> None:
         """Take a message on `stop`.
 
         A release counts only while the supervisor lives: without it, a stop must hold until the gate reads it.
@@ -117,7 +117,7 @@ class StopListener:
             await asyncio.to_thread(self.latch.write, self._reason)
 
     async def _write(self) -> None:
-        """Bring the file up to what was heard; try again while the disk refuses."""
+        """Write the newest received state to the file; retry while the disk refuses."""
         while True:
             await self._changed.wait()
             self._changed.clear()

@@ -128,7 +128,7 @@ class GraphEncoder(ArrayEncoder):
             return array_inputs.tokenize(self.tokenizer, texts, one.limit, one.pad)
         sounds = [r for r in readings if isinstance(r, Sound)]
         if wrong := next((s for s in sounds if s.rate_hz != array_inputs.RATE_HZ), None):
-            raise ValueError(f"{wrong.stream}: sound at {wrong.rate_hz} Hz; the encoder hears {array_inputs.RATE_HZ}")
+            raise ValueError(f"{wrong.stream}: sound at {wrong.rate_hz} Hz; the encoder needs {array_inputs.RATE_HZ}")
         sound_BN = array_inputs.window([s.samples for s in sounds], one.samples)
         if self.filters is None:
             return (array_inputs.normalised(sound_BN) if one.normalises else sound_BN,)

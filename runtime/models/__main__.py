@@ -26,7 +26,7 @@ from learners.continual.results import Callbacks, Question, Result, Speech
 from learners.continual.serving import TaskRunner
 from learners.continual.versions import TaskVersion
 from learners.speech.runner import SpeechRunner
-from learners.speech.transcripts import Heard, SpeechCallbacks
+from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance
 from runtime.config.loader import load
 from runtime.models.messages import BadMessage, Header, offered_of, packed, peer, receive, socket_path, sound_of
 from runtime.process import child
@@ -64,8 +64,8 @@ class ModelsServer:
             self._result, self._question, self._speech, self._failed, self._refused, finished=self._finished
         )
         self.runner, self._live_on = TaskRunner(tasks, callbacks), live_on
-        heard = SpeechCallbacks(self._heard, self._speech_refused, self._speech_failed)
-        self.speech = SpeechRunner(streams or {}, heard, threads=threads)
+        speech = SpeechCallbacks(self._send_transcript, self._speech_refused, self._speech_failed)
+        self.speech = SpeechRunner(streams or {}, speech, threads=threads)
         self._writer: asyncio.StreamWriter | None = None
         self._reported: Counter[str] = Counter()
         self._reported_speech: Counter[str] = Counter()
@@ -103,7 +103,7 @@ class ModelsServer:
             writer.close()
 
     def _take(self, header: Header, body: bytes) -> None:
-        """Do what the agent asks.
+        """Execute one request of the agent.
 
         Raises:
             BadMessage: it is not a request of ours.
@@ -180,8 +180,8 @@ class ModelsServer:
     def _refused(self, task: str, reason: str, count: int) -> None:
         self._send({"is": "refused", "task": task, "reason": reason, "count": count})
 
-    def _heard(self, heard: Heard) -> None:
-        self._send({"is": "heard"} | asdict(heard))
+    def _send_transcript(self, utterance: TranscribedUtterance) -> None:
+        self._send({"is": "transcript"} | asdict(utterance))
 
     def _speech_refused(self, stream: str, reason: str) -> None:
         self._send({"is": "speech_refused", "stream": stream, "reason": reason})

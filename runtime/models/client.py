@@ -99,7 +99,7 @@ class ModelsClient:
         self._writer: asyncio.StreamWriter | None = None
         self._process: int | None = None
         """A pidfd of the connected process."""
-        self._heard_s = clock() + START_S - SILENT_S
+        self._last_message_s = clock() + START_S - SILENT_S
         self._answered_s = clock()
         """When a reading was sent while none was on its way, or an answer arrived."""
         self._warned_s = float("-inf")
@@ -166,7 +166,7 @@ class ModelsClient:
         """Say that the process is silent, and kill one that hangs."""
         if self.speech is None and all(settings.stream is None for settings in self.tasks.values()):
             return  # the supervisor starts none
-        silent_s = self._clock() - self._heard_s
+        silent_s = self._clock() - self._last_message_s
         if self._writer is not None and silent_s > HUNG_S and self._process is not None:
             _LOG.error("models.hangs", silent_s=round(silent_s))
             with suppress(ProcessLookupError):
@@ -190,7 +190,7 @@ class ModelsClient:
             writer.close()
             return
         self._drop()
-        self._writer, self._heard_s = writer, self._clock()
+        self._writer, self._last_message_s = writer, self._clock()
         with suppress(OSError):
             self._process = os.pidfd_open(pid)
         if self.speech is not None:
@@ -202,7 +202,7 @@ class ModelsClient:
         try:
             while self._writer is writer:
                 header, _ = await receive(reader)
-                self._heard_s = self._clock()
+                self._last_message_s = self._clock()
                 try:
                     self._take(header)
                 except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -215,7 +215,7 @@ class ModelsClient:
             writer.close()
             if self._writer is writer:
                 self._drop()
-                self._heard_s = min(self._heard_s, self._clock() - SILENT_S)  # degraded at once
+                self._last_message_s = min(self._last_message_s, self._clock() - SILENT_S)  # degraded at once
 
     def _count_garbage(self, error: Exception) -> None:
         self.counts["garbage"] += 1
@@ -311,8 +311,8 @@ class ModelsClient:
                 self.counts[str(cause) if cause in CAUSES else "garbage"] += int(count)
         elif kind == "question":
             candidates = {str(label): float(chance) for label, chance in dict(header["candidates"]).items()}
-            asked = Question(str(header["id"]), task, offered.reading, float(header["confidence"]), candidates)
-            self.callbacks.question(asked)
+            question = Question(str(header["id"]), task, offered.reading, float(header["confidence"]), candidates)
+            self.callbacks.question(question)
         else:
             self.callbacks.speech(Speech(task, str(header["piece"]), final=bool(header["final"])))
 

@@ -81,7 +81,7 @@ async def receive(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
 
 
 def offered_message(task: str, offered: Offered) -> bytes:
-    """Return the message that asks for the result of a reading.
+    """Return the message that requests the result of a reading.
 
     Raises:
         BadMessage: it is too long.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from learners.speech.transcripts import Heard, SpeechCallbacks, Transcript, count_new_samples
+from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, Transcript, count_new_samples
 from runtime.models.messages import BadMessage, Header, sound_message
 from sensors.config import TextSettings
 from sensors.readings import Reading, Sound
@@ -22,7 +22,7 @@ MOST_REASON = 500
 CAUSES = frozenset({
     "done", "dropped", "failed", "no_model", "too_short", "no_words", "no_speech", "improbable", "repeats",
 })  # fmt: skip
-ANSWERS = frozenset({"heard", "speech_refused", "speech_failed", "speech_counts"})
+ANSWERS = frozenset({"transcript", "speech_refused", "speech_failed", "speech_counts"})
 """Kinds of answers that belong to this module."""
 
 
@@ -87,17 +87,17 @@ class SpeechClient:
         stream = str(header["stream"])
         if stream not in self.streams:
             raise BadMessage(f"no text stream {stream[:64]!r} has a microphone as its source")
-        if header["is"] == "heard":
-            self.callbacks.heard(_heard(stream, header))
+        if header["is"] == "transcript":
+            self.callbacks.transcribed(_transcript(stream, header))
         elif header["is"] == "speech_refused":
             self.callbacks.refused(stream, str(header["reason"])[:MOST_REASON])
         else:
             self.callbacks.failed(stream, str(header["reason"])[:MOST_REASON])
 
 
-def _heard(stream: str, header: Header) -> Heard:
+def _transcript(stream: str, header: Header) -> TranscribedUtterance:
     given: Header = dict(header["transcript"])
     words = tuple({"word": str(one["word"]), "confidence": float(one["confidence"])} for one in given["words"])
     transcript = Transcript(str(given["text"]), float(given["confidence"]), float(given["no_speech"]), words)
     start_s, end_s, took_s = (float(header[name]) for name in ("start_s", "end_s", "took_s"))
-    return Heard(stream, str(header["source"]), str(header["model"]), transcript, start_s, end_s, took_s)
+    return TranscribedUtterance(stream, str(header["source"]), str(header["model"]), transcript, start_s, end_s, took_s)

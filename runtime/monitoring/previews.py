@@ -1,4 +1,4 @@
-"""Previews of the streams, published on `preview/<stream>` only while a client asks for them.
+"""Previews of the streams, published on `preview/<stream>` only while a client requests them.
 
 A client sends `watch` (`{"streams": [...]}`, never retained) every 2 s; 5 s after the last one the agent stops publishing. A
 camera's preview is a JPEG at most 320 pixels wide, every other stream's a JSON object: `level_db` and `peak_db` (dBFS) for

@@ -66,7 +66,7 @@ class Connection:
     on_connection_change: Callable[[bool, str], None] = lambda _up, _reason: None
     """Called with the new state and the reason on every change."""
     response_prefix: str = ""
-    """Answers go only to topics that begin with it, whatever a request asks for."""
+    """Answers go only to topics that begin with it, whatever topic a request names."""
     session_s: int = 0
     """How long the broker keeps the session and stores QoS 1 messages while this client is away."""
     max_incoming: int = 1_000
@@ -376,6 +376,6 @@ class Connection:
                 await faithful(client.publish(topic, b"", 1, timeout=patience_s))
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
-                if self._inbound.heard_s < asked_s and not stalled:
+                if self._inbound.last_message_s < asked_s and not stalled:
                     self._leave()
                     raise MqttLost(f"the broker does not respond ({error}); check the network and the broker") from None

@@ -24,7 +24,7 @@ class Sentence:
     text: str
     tone: Tone
     notable: bool
-    """Whether it is worth the attention of a person who did not ask for it."""
+    """Whether it is worth the attention of a person who did not request it."""
 
 
 Row = tuple[Tone, bool, str]

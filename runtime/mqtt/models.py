@@ -98,7 +98,7 @@ class Subscription:
     no_local: bool = False
     limit: Limit | None = None
     as_published: bool = True
-    """False: the retain flag tells what the broker stored from what was published just now."""
+    """False: the retain flag distinguishes a stored message from a new one."""
 
     @property
     def options(self) -> SubscribeOptions:

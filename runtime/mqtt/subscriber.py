@@ -71,7 +71,7 @@ class Receiver:
     drops: Counter[str]
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
     """By filter; subscribed again at every connect."""
-    heard_s: float = 0.0
+    last_message_s: float = 0.0
     """Monotonic seconds of the last message."""
     resumed_s: float = float("-inf")
     """When the broker resumed a stored session."""
@@ -116,7 +116,7 @@ class Receiver:
 
     def dispatch(self, raw: aiomqtt.Message) -> None:
         """Pass a message to every handler with a matching filter."""
-        self.heard_s = time.monotonic()
+        self.last_message_s = time.monotonic()
         properties = raw.properties
         message = Message(
             str(raw.topic),
@@ -125,8 +125,8 @@ class Receiver:
             raw.retain,
             getattr(properties, "ResponseTopic", None),
             getattr(properties, "CorrelationData", None),
-            self.heard_s,
-            self.heard_s - self.resumed_s < RESUMED_S,
+            self.last_message_s,
+            self.last_message_s - self.resumed_s < RESUMED_S,
             tuple(getattr(properties, "UserProperty", ())),
         )
         for name in self._routes(raw.topic):

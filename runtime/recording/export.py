@@ -36,7 +36,7 @@ class NotExported(ValueError):  # noqa: N818 - reads as what happened
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What is asked for, beside the format."""
+    """The options of an export, without the format."""
 
     out: Path
     version: str | None = None

@@ -235,7 +235,7 @@ class Recorder:
         return replace(item, fresh=fresh)
 
     def _end(self, kind: str, reason: str) -> None:
-        """End before anyone asked for it; what is queued and what comes later is dropped and counted."""
+        """End without a request; what is queued and what comes later is dropped and counted."""
         with self._counting:
             self.ended, self.kind = reason, kind
             with contextlib.suppress(queue.Empty):

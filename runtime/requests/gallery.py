@@ -340,7 +340,7 @@ def _add_labels(reader: Reader, task: str, stream: str, groups: Sequence[_Group]
 
 
 def _content(raw: Raw, budget: _Budget) -> Answer | None:
-    """Return what a person sees or hears of a reading; None if its bytes are unreadable or the answer is full."""
+    """Return the picture, sound or text of a reading for a person; None if its bytes are unreadable or the answer is full."""
     reading = decode_reading(raw.stream, raw.stamp_s, raw.encoding, raw.data)
     if isinstance(reading, Frame):
         picture = base64.b64encode(thumbnail(reading, THUMBNAIL)).decode()

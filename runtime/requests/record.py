@@ -90,7 +90,7 @@ class RecordingController:
     async def run(self) -> None:
         """Continue the recording where needed, until cancelled.
 
-        It is started first where `record.enabled` asks for it, or where the agent before was recording in the same daemon.
+        It is started first where `record.enabled` is true, or where the agent before was recording in the same daemon.
         """
         before, same_daemon = await asyncio.to_thread(self._interrupted)
         wanted = self.config.record.enabled or same_daemon

@@ -230,7 +230,7 @@ class Child:
         """End it: SIGTERM, and SIGKILL after its grace."""
         self.stopping = True
         self._signal(signal.SIGTERM)
-        self._signal(signal.SIGCONT)  # a frozen one would not hear it
+        self._signal(signal.SIGCONT)  # a stopped process would not handle the signal
         self._wake.set()
         if not await self._ended(self.spec.grace_s):
             log.warning("child.killed", child=self.spec.name, grace_s=self.spec.grace_s)

@@ -248,8 +248,8 @@ class Supervisor:
         """Restart an agent that is alive and says nothing."""
         while True:
             await asyncio.sleep(1.0)
-            heard_s, agent = self._host.agent.spoke_s, self._child("agent")
-            if heard_s is not None and agent is not None and time.monotonic() - heard_s > HUNG_S:
+            spoke_s, agent = self._host.agent.spoke_s, self._child("agent")
+            if spoke_s is not None and agent is not None and time.monotonic() - spoke_s > HUNG_S:
                 self._host.agent.spoke_s = None
                 log.error("supervisor.agent_unresponsive", silent_s=HUNG_S)
                 agent.kill()

@@ -52,7 +52,7 @@ class Devices:
 
 
 def devices(nodes: Path = Path("/dev"), names: Path = Path("/sys/class/video4linux")) -> Devices:
-    """Find cameras and microphones; takes up to a second, because PortAudio asks every sound driver."""
+    """Find cameras and microphones; takes up to a second, because PortAudio queries every sound driver."""
     try:
         microphones = tuple(
             MicrophoneDevice(found.number, found.name, found.channels, found.rate_hz) for found in portaudio.inputs()

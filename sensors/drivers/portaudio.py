@@ -97,7 +97,7 @@ def record(job: RecordJob, outbox: MessageSender, stop: threading.Event) -> None
     ring = SampleRing(4 * max(job.rate_hz, 192_000))
     troubles: list[str] = []
 
-    def heard(data: Any, _frames: int, _time: Any, status: Any) -> None:
+    def on_samples(data: Any, _frames: int, _time: Any, status: Any) -> None:
         ring.write(data[:, 0])
         if status and len(troubles) < 100:
             troubles.append("device_overflow")
@@ -105,7 +105,7 @@ def record(job: RecordJob, outbox: MessageSender, stop: threading.Event) -> None
     try:
         rate_hz = _rate(sounddevice, job)
         stream = sounddevice.InputStream(
-            device=job.device, channels=1, samplerate=rate_hz, dtype="float32", latency=0.05, callback=heard
+            device=job.device, channels=1, samplerate=rate_hz, dtype="float32", latency=0.05, callback=on_samples
         )
         with stream:
             _empty(stream, ring, rate_hz, outbox, troubles, stop)

@@ -2,7 +2,7 @@
 
 A driver process reads devices and files (`sensors.drivers.portaudio`), and a watchdog judges them by age. Samples of any rate
 become windows in `sensors/codecs/resampling.py`. Every `hop_s` the sensor publishes the last `window_s`, which begins
-with silence until enough samples came. Does not tell speech from noise.
+with silence until enough samples came. Does not distinguish speech from noise.
 """
 
 from __future__ import annotations

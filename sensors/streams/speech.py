@@ -1,4 +1,4 @@
-"""Text from speech: the words that a model hears on a microphone stream.
+"""Text from speech: a model transcribes the sound of a microphone stream.
 
 It has no topic, so no MQTT client can write it. The runtime connects it to its microphone and its model.
 """

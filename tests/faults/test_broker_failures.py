@@ -94,7 +94,7 @@ class Places:
         """Return the reasons of the published status."""
         gate: Any = SimpleNamespace(stopped=False, armed=False, restricted={})
         feeder: Any = SimpleNamespace(required=frozenset())
-        liveness = AgentLiveness(ready=True, was_ready=True, heard_s=0.0)
+        liveness = AgentLiveness(ready=True, was_ready=True, heartbeat_s=0.0)
         latches: Any = SimpleNamespace(error=None)
         info: Any = None
         made = StatusPublisher(gate, self.gate, self.gate, Topics("lamp"), feeder, liveness, latches, info)

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value, the per-round terms it is the mean of, and how many rounds' worth of evidence stand behind it."""
+    """A value, the per-round terms it is the mean of, and how many rounds' worth of evidence it has."""
 
     value: float
     terms: Array

@@ -109,7 +109,7 @@ def _unusable(e: Evidence) -> str | None:
         return (
             f"the gate changed {e.altered:.0%} of the proposals, so the probabilities of executed actions are unknown"
         )
-    if not e.tells:
+    if not e.informative:
         return "all ticks have the same reward and no episode ended: the log cannot distinguish policies"
     if not all(np.isfinite(side.probability).all() and np.isfinite(side.features).all() for side in e.sides):
         return "a probability or a value on a logged decision is not finite"

@@ -57,7 +57,7 @@ class Evidence:
         return self.candidate, self.live
 
     @property
-    def tells(self) -> bool:
+    def informative(self) -> bool:
         """Whether outcomes differ: some ticks earned more than others, or an episode ended."""
         return bool(self.done[self.known].any() or np.ptp(self.reward[self.known]) > 0)
 

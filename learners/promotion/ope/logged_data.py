@@ -1,6 +1,6 @@
 """Read logged decisions as arrays, for the evaluation of a candidate and the live policy.
 
-A decision has an observation, a reward, and a mark that tells whether the next row is its successor. For each actuator it has the
+A decision has an observation, a reward, and a mark that states whether the next row is its successor. For each actuator it has the
 executed action, its probability, and whether the acting policy drew it. Observations are read in chunks, because histories of
 tokens are large.
 
@@ -40,7 +40,7 @@ Flags = NDArray[np.bool_]
 
 
 class ActingPolicy(Protocol):
-    """What is asked of a policy: contexts of what was seen, and heads."""
+    """The interface of a policy: contexts of observations, and heads."""
 
     heads: Heads
 

@@ -51,7 +51,7 @@ def test_episodes_are_stored_in_files(tmp_path: Path) -> None:
     assert [len(e.actions) for e in again] == [len(e.actions) for e in episodes]
     np.testing.assert_array_equal(again[1].observations, episodes[1].observations)
     assert again[0].dones[-1]
-    with pytest.raises(ValueError, match="no scripted teacher for Walker2d-v5"):
+    with pytest.raises(ValueError, match="no scripted expert for Walker2d-v5"):
         demonstrations.episodes_of("Walker2d-v5", env, 2)
     np.savez(
         path,

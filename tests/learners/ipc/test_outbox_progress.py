@@ -38,15 +38,15 @@ def test_a_file_that_is_no_event_is_removed_and_counted(tmp_path: Path) -> None:
 def test_progress_counts_updates_a_second_and_is_written_at_most_so_often(tmp_path: Path) -> None:
     now = [0.0]
     progress = ProgressWriter(tmp_path / "a" / "progress.json", every_s=1.0, clock=lambda: now[0])
-    assert progress.tell(0, lambda: {"state": "starting"})
+    assert progress.report(0, lambda: {"state": "starting"})
     assert orjson.loads(progress.path.read_bytes()) == {"updates": 0, "updates_per_s": 0.0, "state": "starting"}
     now[0] = 0.5
-    assert not progress.tell(5, dict)
-    assert progress.tell(5, dict, now=True)
+    assert not progress.report(5, dict)
+    assert progress.report(5, dict, now=True)
     now[0] = 10.0
-    assert progress.tell(100, dict)
+    assert progress.report(100, dict)
     assert progress.rate() == 10.0
     now[0] = 45.0
-    progress.tell(100, dict)
+    progress.report(100, dict)
     assert progress.rate() == 0.0
     assert [path.name for path in progress.path.parent.iterdir()] == ["progress.json"]

@@ -19,7 +19,7 @@ from learners.model.encoders.silero_vad import FRAME, RATE_HZ
 from learners.speech import runner as speech_runner
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcription import Transcriber
-from learners.speech.transcripts import Heard, SpeechCallbacks, count_new_samples
+from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, count_new_samples
 from learners.speech.utterances import SpokenUtterance, UtteranceCutter, VoiceActivity
 from learners.tasks.audio import read_sound
 from sensors.config import TextSettings
@@ -127,7 +127,7 @@ def test_each_guard(
 @needs_sounds
 async def test_a_microphone_stream_becomes_a_text_stream(transcriber: Transcriber) -> None:
     del transcriber  # skips where the model is not installed
-    heard: list[Heard] = []
+    heard: list[TranscribedUtterance] = []
     failed: list[tuple[str, str]] = []
     settings = TextSettings(kind="text", source="speech:room")
     callbacks = SpeechCallbacks(heard.append, lambda *_: None, lambda *one: failed.append(one))

@@ -90,4 +90,4 @@ def test_models_without_a_template_get_a_plain_one(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     task = open_task("text-generation", folder)
     assert task.processor.chat_template == PLAIN
-    assert task.processor.decode(task.ids(TALK[:1], ask=True)).endswith("<unk>")
+    assert task.processor.decode(task.ids(TALK[:1], generation_prompt=True)).endswith("<unk>")

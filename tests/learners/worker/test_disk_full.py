@@ -141,7 +141,7 @@ def test_events_and_progress_that_cannot_be_written_are_counted(disk: SmallDisk)
     assert outbox.post("a", {})
     disk.fill()
     assert not outbox.post("b", {"long": "x" * 5_000})
-    assert not progress.tell(1, lambda: {"long": "x" * 5_000}, now=True)
+    assert not progress.report(1, lambda: {"long": "x" * 5_000}, now=True)
     assert outbox.drops == {"disk": 1}
     assert not drafts(disk.folder)
     disk.free()

@@ -42,8 +42,8 @@ state_dir, task = Path(sys.argv[1]), sys.argv[2]
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
-def run(*, tell, stop):
-    tell(TrainingProgress(0, 3, 7, 100, 0.5, None))
+def run(*, on_progress, stop):
+    on_progress(TrainingProgress(0, 3, 7, 100, 0.5, None))
     while not (state_dir / "go").exists():
         if stop():
             raise Stopped("stopped in epoch 1")

@@ -21,7 +21,7 @@ from fakes_agent import running as fake_agent
 from runtime.config.loader import LoadedConfig, load
 from runtime.config.schema import Config
 from runtime.console import status
-from runtime.console.client import NoAnswer, ask, connect
+from runtime.console.client import NoAnswer, connect, send_request
 from runtime.console.status import LatestMessages, picture, plain, show_status, subscribe
 from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.state import ViewState
@@ -111,7 +111,7 @@ def test_a_tool_without_a_login_is_named(tmp_path: Path, capsys: pytest.CaptureF
     assert status.watch(loaded) == 2
     assert "mqtt.status: missing" in capsys.readouterr().err
     with pytest.raises(NoAnswer, match=r"mqtt\.request: missing, while mqtt\.gate, mqtt\.agent have a login"):
-        ask(loaded, "explain", {})
+        send_request(loaded, "explain", {})
 
 
 def test_settings_with_a_login_for_some_clients_need_one_for_each() -> None:

@@ -56,11 +56,11 @@ async def test_the_latch_follows_the_newest_message_while_the_supervisor_lives(
     world = World(tmp_path, broker.port)
     running = asyncio.create_task(world.listener.run())
     for payload in (b'{"engaged": true}', b"junk", b"", b'{"engaged": false, "sauce": 1}'):
-        world.listener.heard(message(payload))
+        world.listener.on_stop(message(payload))
         await eventually(lambda: world.latch.read() is not None, "the latch")
-        world.listener.heard(message(b'{"engaged": false}'))
+        world.listener.on_stop(message(b'{"engaged": false}'))
         await eventually(lambda: world.latch.read() is None, "the release")
-    world.listener.heard(message(b"", retain=True))
+    world.listener.on_stop(message(b"", retain=True))
     world.listener.ended.set()
     await running
     assert world.latch.read() is None, "the deletion of a retained message is no stop"
@@ -71,13 +71,13 @@ async def test_nothing_old_releases_and_without_a_supervisor_nothing_does(
 ) -> None:
     world = World(tmp_path, broker.port)
     running = asyncio.create_task(world.listener.run())
-    world.listener.heard(message(b'{"engaged": true}', retain=True))
+    world.listener.on_stop(message(b'{"engaged": true}', retain=True))
     await eventually(lambda: world.latch.read() is not None, "the latch")
     for old in (message(b'{"engaged": false}', retain=True), message(b'{"engaged": false}', resumed=True)):
         with pytest.raises(Refused):
-            world.listener.heard(old)
+            world.listener.on_stop(old)
     world.parent = False
-    world.listener.heard(message(b'{"engaged": false}'))
+    world.listener.on_stop(message(b'{"engaged": false}'))
     await asyncio.sleep(0.05)
     assert not running.done()
     found = world.latch.read()
@@ -112,7 +112,7 @@ async def test_a_disk_that_refuses_is_tried_again_and_at_the_end(
     world = World(tmp_path, broker.port)
     (tmp_path / "state").write_text("a file in place of the folder")
     running = asyncio.create_task(world.listener.run())
-    world.listener.heard(message(b'{"engaged": true}'))
+    world.listener.on_stop(message(b'{"engaged": true}'))
     await asyncio.sleep(0.05)
     (tmp_path / "state").unlink()
     await eventually(lambda: world.latch.read() is not None, "the latch")
@@ -121,7 +121,7 @@ async def test_a_disk_that_refuses_is_tried_again_and_at_the_end(
 
     world = World(tmp_path / "other", broker.port)
     running = asyncio.create_task(world.listener.run())
-    world.listener.heard(message(b'{"engaged": true}'))
+    world.listener.on_stop(message(b'{"engaged": true}'))
     world.listener.ended.set()  # before the task that writes has had a turn
     await running
     assert world.latch.read() is not None

@@ -24,7 +24,7 @@ from learners.config import TaskSettings
 from learners.continual.results import Callbacks, Offered, Question, Result, Speech
 from learners.continual.versions import TaskVersionStore
 from learners.speech.runner import SpeechRunner
-from learners.speech.transcripts import Heard, SpeechCallbacks, Transcript
+from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, Transcript
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
 from runtime.models.__main__ import MOST_WORK_S, ModelsServer
@@ -147,7 +147,7 @@ SPEECH = {"orders": TextSettings(kind="text", source="speech:room")}
 class Ears:
     """Stands for the callbacks of the agent; holds what they receive."""
 
-    heard: list[Heard] = field(default_factory=list)
+    heard: list[TranscribedUtterance] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
@@ -196,8 +196,8 @@ async def test_sound_goes_to_the_process_and_words_and_counts_come_back(
             )
             assert np.all(piece.samples == np.float32(number / 10))
         words = ({"word": "go", "confidence": 0.5},)
-        heard = Heard("orders", "room", "m", Transcript("go", 0.5, 0.1, words), 50.0, 50.5, 0.2)
-        server.speech.callbacks.heard(heard)
+        heard = TranscribedUtterance("orders", "room", "m", Transcript("go", 0.5, 0.1, words), 50.0, 50.5, 0.2)
+        server.speech.callbacks.transcribed(heard)
         server.speech.callbacks.refused("orders", "no_speech")
         server.speech.counts.update(done=1, invented=2)
         await eventually(lambda: speech.counts["done"] == 1, "the counts, which come with a beat")
@@ -223,7 +223,7 @@ async def test_sound_that_the_process_does_not_read_is_dropped_and_odd_transcrip
         await eventually(lambda: speech.counts["dropped"] > 0, "a full buffer")
         assert speech.counts["dropped"] < 20
         right = {
-            "is": "heard",
+            "is": "transcript",
             "stream": "orders",
             "source": "room",
             "model": "m",
@@ -233,7 +233,7 @@ async def test_sound_that_the_process_does_not_read_is_dropped_and_odd_transcrip
         }
         transcript = {"text": "go", "confidence": 0.5, "no_speech": 0.1, "words": [], "refused": None}
         odd = [
-            {"is": "heard", "stream": "other"},
+            {"is": "transcript", "stream": "other"},
             right | {"transcript": 3},
             right | {"transcript": transcript | {"confidence": None}},
             right | {"transcript": transcript | {"words": ["go"]}},
@@ -431,7 +431,7 @@ async def test_a_model_that_does_not_answer_degrades_the_daemon_and_its_process_
         world.say("one")
         header = await offer_of(reader)
         world.later(STUCK_S + 1)
-        world.client._heard_s = world.clock[-1]  # it beats
+        world.client._last_message_s = world.clock[-1]  # it beats
         world.client._watch()
         assert "has not answered for more than 60 s (intents)" in world.degraded["models"]
         writer.write(numbered({"is": "done", "counts": {"done": 1}}, header))
