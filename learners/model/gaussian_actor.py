@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +97,17 @@ class CategoricalCritics(nn.Module):
         )
         self.register_buffer("scale", torch.ones(()))
 
-    def logits(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
-        """Return N,B,K logits of the return of actions in (-1, 1), divided by `scale`."""
+    def logits(self, context_BC: Tensor, action_BA: Tensor, first: int = 0) -> Tensor:
+        """Return N,B,K logits of the return of actions in (-1, 1), divided by `scale`.
+
+        Args:
+            context_BC: the contexts.
+            action_BA: the actions.
+            first: row of the first logits; rows before it only contribute to the batch statistics.
+        """
         x_BI = torch.cat((context_BC, action_BA), dim=-1)
-        return torch.stack([member(x_BI) for member in self.members])
+        pairs = [cast("nn.Sequential", member) for member in self.members]
+        return torch.stack([out(hidden(x_BI)[first:]) for hidden, out in pairs])
 
     def forward(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
         """Return N,B values of actions in (-1, 1), in units of the rewards."""

@@ -136,9 +136,14 @@ class DuelingCategorical(nn.Module):
         self.register_buffer("epsilon", torch.ones(()))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, context_BC: Tensor) -> list[Tensor]:
-        """Return the logits B,n,K of each branch, over returns divided by `scale`."""
-        parts_BxK = self.out(self.trunk(context_BC)).unflatten(-1, (-1, BINS))
+    def forward(self, context_BC: Tensor, first: int = 0) -> list[Tensor]:
+        """Return the logits B,n,K of each branch, over returns divided by `scale`.
+
+        Args:
+            context_BC: the contexts.
+            first: row of the first logits; rows before it only contribute to the batch statistics.
+        """
+        parts_BxK = self.out(self.trunk(context_BC)[first:]).unflatten(-1, (-1, BINS))
         value_B1K, *advantages = torch.split(parts_BxK, [1, *self.sizes], dim=1)
         return [value_B1K + (a_BnK - a_BnK.mean(1, keepdim=True)) for a_BnK in advantages]
 

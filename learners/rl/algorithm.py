@@ -32,6 +32,8 @@ MODELESS = (nn.Linear, UnitLinear, nn.ReLU, nn.GELU, nn.LayerNorm, nn.Sequential
 """Layers that do not; setting the mode of every layer took longer than a small network's forward pass."""
 RESCALE_EVERY = 250
 """Updates between two measurements of the deviation of returns; early ones follow each doubling."""
+RESCALE_FROM = 0.2
+"""Relative change of the deviation of returns that changes the divisor of rewards."""
 ENCODER_RATE = 3e-4
 ENCODER_TRACK = 0.005
 WARMUP, CHOICE_WARMUP = 1_000, 256
@@ -138,9 +140,14 @@ class Algorithm:
         return is_due and any(isinstance(part, (C51, Xqc)) for part in self.parts)
 
     def rescale(self, deviation: float) -> None:
-        """Divide rewards by this deviation of returns from now on (`ReplayBuffer.return_scale`)."""
+        """Divide rewards by this deviation of returns (`ReplayBuffer.return_scale`) if it is the first, or has moved by `RESCALE_FROM`.
+
+        Learned values are multiples of the deviation, so each change makes all of them wrong by its factor.
+        """
         for part in self.parts:
-            if isinstance(part, (C51, Xqc)):
+            if isinstance(part, (C51, Xqc)) and (
+                self.updates == 0 or abs(deviation / part.deviation - 1) > RESCALE_FROM
+            ):
                 part.rescale(deviation)
 
     def update(self, batch: Batch) -> dict[str, float]:

@@ -89,6 +89,11 @@ class C51:
         self._follow = Tracker(self.target, head)
         self._spheres = constrained(head)
 
+    @property
+    def deviation(self) -> float:
+        """The deviation of returns by which rewards are divided."""
+        return float(self.head.scale)
+
     def rescale(self, deviation: float) -> None:
         """Divide rewards by this deviation of returns from now on."""
         self.head.scale.fill_(deviation)
@@ -129,14 +134,14 @@ class C51:
     def _target(self, contexts: Contexts, batch: Batch, online: list[Tensor]) -> Tensor:
         """Return the target distribution B,K, common to all branches: the online critic chooses, the slow one evaluates."""
         prior, rows = contexts.prior, len(batch)
-        slow = self.target(torch.cat((contexts.now, contexts.upcoming)))
+        slow = self.target(torch.cat((contexts.now, contexts.upcoming)), rows)
         every_B = torch.arange(rows, device=contexts.now.device)
         chosen: list[Tensor] = []
         for name, online_BnK, slow_BnK in zip(self.names, online, slow, strict=True):
             fitting = prior is not None and prior.fitting
             scores_Bn = prior.upcoming[name] if prior is not None and fitting else expectation(online_BnK)
             best_B = masked(scores_Bn, batch.masks.get(name)).argmax(-1)
-            chosen.append(torch.softmax(slow_BnK[rows:][every_B, best_B], dim=-1))
+            chosen.append(torch.softmax(slow_BnK[every_B, best_B], dim=-1))
         return bootstrapped(average(chosen), batch.rewards, batch.discounts, self.head.scale)
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
@@ -185,6 +190,11 @@ class Xqc(ActorCritic):
         self.target = copy.deepcopy(head.critics).requires_grad_(False).train()
         self._follow = Tracker(self.target, head.critics)
 
+    @property
+    def deviation(self) -> float:
+        """The deviation of returns by which rewards are divided."""
+        return float(self.critics.scale)
+
     def rescale(self, deviation: float) -> None:
         """Divide rewards by this deviation of returns from now on."""
         self.critics.scale.fill_(deviation)
@@ -195,13 +205,12 @@ class Xqc(ActorCritic):
         with torch.no_grad():
             next_BA, _ = self.act_on(contexts.upcoming)
             joint = (torch.cat((contexts.now, contexts.upcoming)), torch.cat((self.executed(batch), next_BA)))
-            next_NBK = self.target.logits(*joint)[:, rows:]
+            next_NBK = self.target.logits(*joint, rows)
             lowest_B = expectation(next_NBK).argmin(0)
             next_BK = torch.softmax(next_NBK[lowest_B, torch.arange(rows, device=lowest_B.device)], dim=-1)
             # without the entropy of coming actions: its sum over time alone would fill the bins
             target_BK = bootstrapped(next_BK, batch.rewards, batch.discounts, self.critics.scale)
-        both_NBK = self.critics.logits(torch.cat((contexts.now, contexts.upcoming)), joint[1])
-        now_NBK = both_NBK[:, :rows]
+        now_NBK = self.critics.logits(torch.cat((contexts.upcoming, contexts.now)), joint[1].roll(-rows, 0), rows)
         loss_B = cross_entropy(now_NBK, target_BK).sum(0)
         acted_B = self.acted(batch)
         loss = batch.weighted(loss_B if acted_B is None else loss_B * acted_B)

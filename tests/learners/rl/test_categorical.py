@@ -167,6 +167,39 @@ def test_the_scale_is_measured_at_each_doubling_and_then_regularly() -> None:
     assert not Algorithm(plain(CHOICE), torch.Generator()).needs_return_scale
 
 
+def test_the_divisor_of_rewards_follows_large_changes_only() -> None:
+    learning = Algorithm(plain(CHOICE, ARM, algorithm="xqc"), torch.Generator().manual_seed(0))
+    choices, motions = learning.parts
+    assert isinstance(choices, C51)
+    assert isinstance(motions, Xqc)
+    divisors = []
+    for learning.updates, deviation in enumerate((1.1, 1.3, 1.4, 1.15, 1.1)):
+        learning.rescale(deviation)
+        divisors.append((choices.deviation, motions.deviation))
+    np.testing.assert_allclose(divisors, np.transpose([[1.1, 1.1, 1.4, 1.4, 1.1]] * 2))
+
+
+@pytest.mark.parametrize("factor", [2.0**-7, 2.0**7])
+def test_rewards_of_another_scale_leave_every_weight_the_same(factor: float) -> None:
+    """To the bit, because a power of two rounds nothing; values are in units of the rewards."""
+
+    def trained(scale: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        policy = plain(CHOICE, ARM, algorithm="xqc")
+        learning = Algorithm(policy, torch.Generator().manual_seed(0))
+        chance = torch.Generator().manual_seed(1)
+        for i in range(8):
+            batch = random_batch(policy, 16, chance, taught=i % 2 == 1)
+            batch.rewards.mul_(scale)
+            learning.rescale(scale * (2.0 + i))
+            learning.update(batch)
+        weights = {name: w for name, w in policy.state_dict().items() if not name.endswith(".scale")}
+        return weights, policy.act(seen(torch.ones(2, 3)), generator=chance, explore=False).value
+
+    (usual, value), (other, scaled) = trained(1.0), trained(factor)
+    assert all(torch.equal(weight, other[name]) for name, weight in usual.items())
+    torch.testing.assert_close(scaled, factor * value)
+
+
 def test_motions_are_learned_from_large_rewards() -> None:
     """One step, reward -100 (a - .5)^2: the mean motion is .5, and its value is that of the rewards."""
     scale = 100.0
