@@ -6,7 +6,7 @@ Python (str, tuple of float), so the gate needs neither torch nor numpy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
@@ -21,6 +21,15 @@ class Choice:
 
     name: str
     choices: tuple[str, ...]
+
+    def mask(self, allowed: Collection[str] | None) -> tuple[bool, ...] | None:
+        """Return n flags: which choices are allowed; None where all are, or where none of them is known to be.
+
+        Args:
+            allowed: the names of the choices that the gate would let pass; None where it named none.
+        """
+        flags = tuple(choice in allowed for choice in self.choices) if allowed is not None else ()
+        return flags if any(flags) and not all(flags) else None
 
 
 @dataclass(frozen=True, slots=True)

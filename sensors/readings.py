@@ -90,7 +90,8 @@ class Observation:
     `readings` contains only usable readings; a stream without a reading, or with one older than its `max_age_s`, is in
     `missing`. `fresh` contains the streams with a newer reading than at the previous tick. `ages_s` covers every stream
     that has delivered a reading, stale ones included. `unknown_age` contains usable streams with a reading that the broker had stored:
-    they count as old as is allowed, and not as present where the gate requires them.
+    they count as old as is allowed, and not as present where the gate requires them. `allowed` contains, by choice actuator, the
+    choices that the gate would let pass; an actuator is absent where these are all.
     """
 
     tick: int
@@ -100,6 +101,7 @@ class Observation:
     missing: frozenset[str] = frozenset()
     fresh: frozenset[str] = field(default=frozenset())
     unknown_age: frozenset[str] = frozenset()
+    allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def skew_s(self) -> float:

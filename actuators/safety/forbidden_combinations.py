@@ -34,15 +34,22 @@ class ForbiddenCombinations:
         self.readings: Readings = {}
         """The telemetry of the newest proposal, where it is fresh."""
 
-    def refusal(self, each: Actuator, value: Value) -> Refusal | None:
-        """Refuse a value that a rule forbids, unless it is a step out of the forbidden zone."""
+    def refusal(self, each: Actuator, value: Value, *, arrived: bool = False) -> Refusal | None:
+        """Refuse a value that a rule forbids, unless it is a step out of the forbidden zone.
+
+        Args:
+            each: the actuator.
+            value: its own.
+            arrived: assume that every command so far has arrived, as it will have at the next tick.
+        """
         for rule in self._rules:
             if each.name not in rule.names:
                 continue
-            would = self._broken(rule, {each.name: (value,)})
+            others = self._newest(rule) if arrived else {}
+            would = self._broken(rule, others | {each.name: (value,)})
             if would is None:
                 continue
-            now = None if rule.streams else self._broken(rule, {})
+            now = None if rule.streams else self._broken(rule, others)
             if now is None or not would.degree < now.degree < math.inf:  # from the unknown nothing is a step out
                 return Refusal("forbidden", would.reason)
         return None
@@ -88,6 +95,10 @@ class ForbiddenCombinations:
 
     def _named(self, rule: Rule) -> list[Actuator]:
         return [self._actuators[name] for name in sorted(rule.names)]
+
+    def _newest(self, rule: Rule) -> dict[str, Sequence[Value | None]]:
+        """Return the newest value of every actuator in a rule, where it is known."""
+        return {each.name: (each.value,) for each in self._named(rule) if each.value is not None}
 
     def _broken(self, rule: Rule, given: Mapping[str, Sequence[Value | None]]) -> Violation | None:
         """Return the worst violation of a rule, with some values given and every possible one of the other actuators."""

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, GateSettings, requirements
+from actuators.config import AnyActuator, ChoiceSettings, GateSettings, requirements
 from actuators.expressions import Known
 from actuators.safety import limits
 from actuators.safety.actuator_state import MAX_PENDING, Actuator, Hold, freshness_refusal, no_op
@@ -163,6 +163,24 @@ class Gate:
     def short_overrides(self) -> dict[str, Value]:
         """What a person commanded between the last two proposals, by actuator, where the hold was over by the newer one."""
         return dict(self._short_overrides)
+
+    def allowed_choices(self, now_s: float) -> dict[str, tuple[str, ...]]:
+        """Return the choices that a policy may propose at `now_s`, by choice actuator; absent where all are, or where it does not act.
+
+        The gate assumes that every command so far has arrived, and takes the telemetry of the last proposal. What it refuses may still
+        be proposed: this only tells the policy in time.
+        """
+        if self._arming.refusal() is not None:
+            return {}
+        found: dict[str, tuple[str, ...]] = {}
+        for each in self._actuators.values():
+            settings = each.settings
+            if not isinstance(settings, ChoiceSettings) or each.mode != "autonomous" or each.hold is not None:
+                continue
+            passing = tuple(choice for choice in settings.choices if self._would_pass(each, choice, now_s))
+            if 0 < len(passing) < len(settings.choices):
+                found[each.name] = passing
+        return found
 
     def held_until_s(self, actuator: str) -> float | None:
         """Return when an operator's hold ends, or None."""
@@ -447,6 +465,13 @@ class Gate:
             return self._refusals.refuse(each, paced)
         each.rule = None
         return each.command(paced, by, now_s)
+
+    def _would_pass(self, each: Actuator, choice: str, now_s: float) -> bool:
+        """Return whether pace and rules would let a choice pass at `now_s`; a short interval holds back every choice alike."""
+        last = limits.LastCommand(each.value, math.inf, now_s - each.changed_s)
+        if isinstance(limits.pace(each.settings, choice, last, 0.0, approach=False), Refusal):
+            return False
+        return self._forbidden.refusal(each, choice, arrived=True) is None
 
     def _end_forbidden(self, now_s: float) -> list[ActuatorDecision]:
         """Bring to their safe state the actuators of every rule that the telemetry of this tick makes true, or leaves open."""

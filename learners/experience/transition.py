@@ -61,6 +61,8 @@ class Transition:
     """What the policy proposed to the gate; empty where there is no gate, or where an older version wrote the row."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """The gate's rule that refused the proposal, by actuator."""
+    allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The choices that the gate would let pass, by actuator, as the policy knew them; absent where these were all."""
     probabilities: Mapping[str, float] = field(default_factory=dict)
     """Of the proposal as drawn, exploration included; a density where the action is continuous."""
     by: Mapping[str, By] = field(default_factory=dict)
@@ -144,6 +146,7 @@ def encode(transition: Transition) -> tuple[bytes, bytes]:
         "actions": dict(transition.actions),
         "proposed": dict(transition.proposed),
         "refused": dict(transition.refused),
+        "allowed": dict(transition.allowed),
         "probabilities": dict(transition.probabilities),
         "by": dict(transition.by),
         "armed": transition.armed,
@@ -165,6 +168,7 @@ def decode_head(head: bytes) -> dict[str, Any]:
         raise Malformed(f"header: not format {FORMAT}")
     fields["ages_s"] = {name: math.inf if age is None else age for name, age in fields["ages_s"].items()}
     fields["by"] = {name: FORMER_BY.get(by, by) for name, by in fields["by"].items()}
+    fields["allowed"] = {name: tuple(map(str, choices)) for name, choices in fields.get("allowed", {}).items()}
     for kind in ("actions", "proposed"):
         fields[kind] = {
             name: tuple(map(float, value)) if isinstance(value, list) else value

@@ -39,6 +39,8 @@ class Batch:
     weights: Tensor | None = None
     step_rewards: Tensor | None = None
     """Reward B of each transition alone, before any sum over steps; absent where `rewards` are of one step."""
+    allowed: Mapping[str, Tensor] = field(default_factory=dict)
+    """For a choice, B,n bool: allowed in this state."""
 
     def __len__(self) -> int:
         """B."""
@@ -48,7 +50,7 @@ class Batch:
         """Return some of the transitions."""
         cut = {
             name: {key: value[rows] for key, value in getattr(self, name).items()}
-            for name in ("actions", "masks", "is_expert", "acted")
+            for name in ("actions", "masks", "is_expert", "acted", "allowed")
         }
         return Batch(
             self.features[rows],
@@ -73,7 +75,7 @@ class Batch:
             flat["weights"] = self.weights
         if self.step_rewards is not None:
             flat["step_rewards"] = self.step_rewards
-        for name in ("actions", "masks", "is_expert", "acted"):
+        for name in ("actions", "masks", "is_expert", "acted", "allowed"):
             flat |= {f"{name}.{key}": value for key, value in getattr(self, name).items()}
         for name in ("features", "next_features"):
             f: Features = getattr(self, name)
@@ -102,6 +104,7 @@ class Batch:
             below("acted.") | below(f"{FORMER['acted']}."),
             flat.get("weights"),
             flat.get("step_rewards"),
+            below("allowed."),
         )
 
     def weighted(self, loss_B: Tensor) -> Tensor:

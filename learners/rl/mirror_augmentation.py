@@ -58,13 +58,14 @@ class MirrorAugmentation:
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Return the batch with half of its rows mirrored, drawn from `generator`."""
         flip_B = torch.rand(len(batch), generator=generator) < 0.5
-        masks = {name: _where(flip_B, x.flip(-1), x) if name in self._actions else x for name, x in batch.masks.items()}
+        turned = {name: lambda x: x.flip(-1) for name in self._choices & self._actions.keys()}
         return replace(
             batch,
             features=self._features(batch.features, flip_B),
             next_features=self._features(batch.next_features, flip_B),
             actions=_changed(batch.actions, self._actions, flip_B),
-            masks=masks,
+            masks=_changed(batch.masks, turned, flip_B),
+            allowed=_changed(batch.allowed, turned, flip_B),
         )
 
     def _features(self, features: Features, flip_B: Tensor) -> Features:

@@ -314,6 +314,8 @@ class ReplayBuffer:
             actions=self._columns.actions(at_B),
             rewards=torch.from_numpy(rewards_B),
             discounts=torch.from_numpy(discounts_B),
+            masks=self._columns.masks(next_B),
+            allowed=self._columns.masks(at_B),
             is_expert=self._columns.by_actuator(self._columns.is_expert_NU, at_B),
             acted=self._columns.by_actuator(self._columns.acted_NU, at_B),
             step_rewards=None if (steps or self.steps) == 1 else torch.from_numpy(self._columns.reward_N[at_B]),

@@ -27,7 +27,8 @@ def row_bytes(spec: PolicySpec) -> int:
     """Return the bytes of one position."""
     numbers = sum(s.tokens * s.width * (4 if s.modality == "telemetry" else 2) for s in spec.streams)
     actuators = len(spec.actions.choices) + len(spec.actions.continuous)
-    return int(numbers + 8 * len(spec.streams) + 64 + 16 * actuators)
+    choices = sum(len(choice.choices) for choice in spec.actions.choices)
+    return int(numbers + 8 * len(spec.streams) + 64 + 16 * actuators + choices)
 
 
 class ReplayStorage:
@@ -53,6 +54,9 @@ class ReplayStorage:
         self.ages_NS = np.full((n, len(streams)), np.inf, np.float32)
         self.index_NC = np.zeros((n, len(self.choices)), np.int64)
         self.value = {a.name: np.zeros((n, len(a.low)), np.float32) for a in spec.actions.continuous}
+        self.allowed = {c.name: np.ones((n, len(c.choices)), bool) for c in self.choices}
+        self.any_masked = False
+        """Whether a choice of any position was not allowed."""
         self.acted_NU = np.zeros((n, len(self.actuators)), bool)
         self.is_expert_NU = np.zeros((n, len(self.actuators)), bool)
         self.executed_NU = np.zeros((n, len(self.actuators)), bool)  # what is learned is what was executed
@@ -66,7 +70,8 @@ class ReplayStorage:
         self._version_ids: dict[str, int] = {}
         self._session_ids: dict[str, int] = {}
         self.arrays: list[NDArray[Any]] = [
-            *(*self.tokens.values(), *self.value.values(), self.version_NS, self.ages_NS, self.index_NC),
+            *(*self.tokens.values(), *self.value.values(), *self.allowed.values()),
+            *(self.version_NS, self.ages_NS, self.index_NC),
             *(
                 self.acted_NU,
                 self.is_expert_NU,
@@ -88,6 +93,7 @@ class ReplayStorage:
         special = self.special(at)
         self._write_tokens(at, transition)
         self._write_actions(at, transition)
+        self._write_masks(at, transition)
         self.reward_N[at], self.done_N[at] = transition.reward, transition.done
         self.truncated_N[at], self.outcome_N[at] = transition.truncated, transition.failure or transition.success
         self.intervention_N[at] = transition.intervention
@@ -176,6 +182,10 @@ class ReplayStorage:
         actions = {a.name: torch.from_numpy(self.index_NC[at, c]) for c, a in enumerate(self.choices)}
         return actions | {name: torch.from_numpy(value_NA[at]) for name, value_NA in self.value.items()}
 
+    def masks(self, at: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the choices B,n that the gate would have let pass, by choice actuator; empty while these were all at every position."""
+        return {name: torch.from_numpy(mask_Nn[at]) for name, mask_Nn in self.allowed.items() if self.any_masked}
+
     def by_actuator(self, flags_NU: NDArray[np.bool_], at: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return flags B of every actuator at given positions."""
         return {a.name: torch.from_numpy(flags_NU[at, u]) for u, a in enumerate(self.actuators)}
@@ -219,6 +229,12 @@ class ReplayStorage:
             self.executed_NU[at, u] = transition.actions.get(actuator.name) == value
             is_override = transition.by.get(actuator.name) == "override"
             self.is_expert_NU[at, u] = is_override or (every and self.executed_NU[at, u])
+
+    def _write_masks(self, at: int, transition: Transition) -> None:
+        for choice in self.choices:
+            mask = choice.mask(transition.allowed.get(choice.name))
+            self.allowed[choice.name][at] = True if mask is None else mask
+            self.any_masked |= mask is not None
 
     def _write_rest(self, at: int, u: int, actuator: Choice | Continuous, value: Value | None) -> None:
         """Write what was in force of an actuator that neither policy nor person moved; without it, its lowest index or its centre.

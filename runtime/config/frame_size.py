@@ -38,8 +38,9 @@ def check_frames(streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyAc
         "gate.forbid": sum(_text(field) + NUMBER for field in named_fields(forbid, streams)),
     }
     verdict = {
-        name: 2 * size + OUTCOME for name, size in values.items()
-    }  # in force, and of a person since the last tick
+        f"actuators.{name}": 2 * values[f"actuators.{name}"] + OUTCOME + _allowed(each)
+        for name, each in actuators.items()
+    }  # in force, of a person since the last tick, and what the next tick may propose
     for parts in (proposal, verdict):
         total = FIXED + sum(parts.values())
         if total > MAX_FRAME:
@@ -68,6 +69,10 @@ def _value(actuator: AnyActuator) -> int:
     if actuator.kind == "text":
         return CHARACTER * actuator.max_chars + 8
     return max(map(_text, actuator.choices))
+
+
+def _allowed(actuator: AnyActuator) -> int:
+    return sum(map(_text, actuator.choices)) if actuator.kind == "choice" else 0
 
 
 def _text(text: str | tuple[str, str]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actuators.actions import Action, Value
 from actuators.safety.decisions import Proposal
@@ -122,6 +122,8 @@ class ControlLoop:
     count: int = 0
     _executed: dict[str, Value] | None = None
     """What was executed at the tick before; None at the first one."""
+    _allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the gate would let pass at the next tick, by choice actuator; absent where these are all choices."""
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
 
     async def run(self) -> None:
@@ -131,13 +133,14 @@ class ControlLoop:
 
     async def tick(self, index: int) -> TickResult:
         """Run one tick and hand the result to the listeners."""
-        observation = self.inbox.observe(index, self.clock.now())
+        observation = replace(self.inbox.observe(index, self.clock.now()), allowed=self._allowed)
         earned = self._earned(observation)
         explore = self.explore and self.mode == "autonomous"  # only where actions are carried out
         arm = await self._activate(index)
         decided = await self.engine.decide(observation, explore=explore)
         decision = f"{self.session}-{index}"
         verdict, latency_s = await self._act(observation, decided, decision)
+        self._allowed = verdict.allowed if verdict is not None else {}
         self.store.release(earned or 0.0, verdict.overridden if verdict is not None else {})
         executed, by = executed_actions(decided.actions, verdict)
         now_s = self.clock.now()
@@ -235,6 +238,7 @@ class ControlLoop:
             refused={} if verdict is None else {n: o.rule for n, o in verdict.outcomes.items() if o.rule is not None},
             probabilities={name: action.probability for name, action in decided.actions.items()},
             by=by,
+            allowed=observation.allowed,
             armed=verdict is not None and verdict.armed and not verdict.stopped,
             intervention="override" in by.values(),
             value=decided.value,

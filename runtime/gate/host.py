@@ -233,6 +233,7 @@ class GateHost:
             restarts,
             events,
             gate.short_overrides,
+            gate.allowed_choices(self.now() + self.config.tick.period_s),
         )
         try:
             assert self._end is not None

@@ -58,6 +58,8 @@ class GateVerdict:
     """How often the gate published each of `host.COUNTED` since the daemon's start."""
     overridden: dict[str, Value] = field(default_factory=dict)
     """What a person commanded since the proposal before, by actuator, where the hold was over by this one."""
+    allowed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The choices that the gate would let pass at the next tick, by actuator; absent where these are all."""
 
 
 def shortened(text: str) -> str:
@@ -100,6 +102,7 @@ def unpack(data: bytes) -> Proposal | GateVerdict:
         try:
             body["outcomes"] = {name: Outcome(**_outcome(entry)) for name, entry in body["outcomes"].items()}
             body["overridden"] = {name: _value(value) for name, value in body.get("overridden", {}).items()}
+            body["allowed"] = {name: tuple(map(str, choices)) for name, choices in body.get("allowed", {}).items()}
             return GateVerdict(**body)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"malformed verdict: {error}") from None

@@ -26,7 +26,7 @@ from runtime.inference.arrays.history import Fuse
 from runtime.inference.arrays.policy import ArrayPolicy, Weights
 from runtime.inference.arrays.sampling import ArrayOutput, Exploration, generator_of
 from runtime.inference.comparison import OtherDecision
-from runtime.inference.decision import actions_of
+from runtime.inference.decision import Masks, actions_of
 from runtime.inference.engine import ENCODER_FILE, NEEDS_TORCH, UNTRAINED, Engine, LoadedVersion
 from runtime.inference.prepared import ArrayEncoder, stored_graph
 from sensors.config import AngleField, EnumField
@@ -180,9 +180,10 @@ class CompiledEngine(Engine):
         states_BHD: NDArray[np.float32],
         tick: int,
         explore: bool | float,  # noqa: FBT001 - as in decide
+        masks: Masks,
     ) -> ArrayOutput:
         policy: ArrayPolicy = live.policy
-        return policy.act(states_BHD, generator_of(self.seed, tick), self._memory, explore=explore)
+        return policy.act(states_BHD, generator_of(self.seed, tick), self._memory, explore=explore, masks=masks)
 
     def _compared(
         self,
@@ -191,13 +192,14 @@ class CompiledEngine(Engine):
         live: LoadedVersion,
         ours_BHD: NDArray[np.float32],
         out: Any,
+        masks: Masks,
     ) -> OtherDecision:
         theirs, ours = other.policy, live.policy
-        best = theirs.act(theirs_BHD, generator_of(0, 0), Exploration(0), explore=False)
-        own, by_acting = (p.taken(s, best.values) for p, s in ((theirs, theirs_BHD), (ours, ours_BHD)))
+        best = theirs.act(theirs_BHD, generator_of(0, 0), Exploration(0), explore=False, masks=masks)
+        own, by_acting = (p.taken(s, best.values, masks) for p, s in ((theirs, theirs_BHD), (ours, ours_BHD)))
         values = {name: action.value for name, action in actions_of(self.spec, best)[0].items()}
         actions = {n: {"value": v, "probability": own[n], "acting": by_acting[n]} for n, v in values.items()}
-        return OtherDecision(other.version, actions, theirs.taken(theirs_BHD, out.values))
+        return OtherDecision(other.version, actions, theirs.taken(theirs_BHD, out.values, masks))
 
     def _exploration_state(self) -> dict[str, NDArray[Any]]:
         return self._memory.state()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from actuators.actions import Action, Choice, Continuous, Value
 from learners.model.spec import PolicySpec
+
+Masks = Mapping[str, NDArray[np.bool_]]
+"""By choice actuator, which of its n choices are allowed; absent where all are."""
 
 
 class HeadRow(Protocol):
@@ -76,6 +81,12 @@ def actions_of(spec: PolicySpec, out: HeadRow) -> tuple[dict[str, Action], dict[
 def _value(actuator: Choice | Continuous, out: HeadRow) -> Value:
     row = out.values[actuator.name][0]
     return actuator.choices[int(row)] if isinstance(actuator, Choice) else tuple(row.tolist())
+
+
+def masks_of(spec: PolicySpec, allowed: Mapping[str, tuple[str, ...]]) -> Masks:
+    """Return which choices a policy may take, by what the gate would let pass."""
+    flags = {a.name: a.mask(allowed.get(a.name)) for a in spec.actions.choices} if allowed else {}
+    return {name: np.array(mask) for name, mask in flags.items() if mask is not None}
 
 
 def choices_of(spec: PolicySpec, out: HeadRow) -> dict[str, dict[str, float]]:

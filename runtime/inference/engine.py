@@ -33,7 +33,7 @@ from learners.model.spec import PolicySpec
 from runtime.inference.arrays.history import Fuse, ObservationHistory, TickFeatures
 from runtime.inference.arrays.input_statistics import InputStatistics
 from runtime.inference.comparison import OtherDecision, SecondPolicy
-from runtime.inference.decision import HeadRow, InferenceResult, actions_of, choices_of
+from runtime.inference.decision import HeadRow, InferenceResult, Masks, actions_of, choices_of, masks_of
 from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
 from sensors.codecs.telemetry_numbers import policy_numbers
 from sensors.config import AngleField, EnumField
@@ -142,9 +142,8 @@ class Engine(ABC):
         self._loading = asyncio.Lock()
         self._stream: AbstractContextManager[Any] = nullcontext()
         self._second = SecondPolicy(spec.history)
-        self._last: tuple[NDArray[np.float32], Any] | None = (
-            None  # states and output of the last decision, if it explored
-        )
+        self._last: tuple[NDArray[np.float32], Any, Masks] | None = None
+        """States, output and masks of the last decision, if it explored."""
         self._tick = -1  # the last one that was decided
         self._live = self._inference.submit(self._begin).result()
         self._pretrained = dict(self.encoders)
@@ -195,6 +194,7 @@ class Engine(ABC):
         states_BHD: NDArray[np.float32],
         tick: int,
         explore: bool | float,  # noqa: FBT001 - as in decide
+        masks: Masks,
     ) -> HeadRow:
         """Draw an action for each actuator."""
 
@@ -206,8 +206,9 @@ class Engine(ABC):
         live: LoadedVersion,
         ours_BHD: NDArray[np.float32],
         out: Any,
+        masks: Masks,
     ) -> OtherDecision:
-        """Return what a version would have done, given its states, and the states and output of the acting one."""
+        """Return what a version would have done, given its states, and the states, output and masks of the acting one."""
 
     @abstractmethod
     def _exploration_state(self) -> dict[str, NDArray[Any]]:
@@ -438,8 +439,9 @@ class Engine(ABC):
             if live.version == UNTRAINED:
                 self._statistics.observe(features, observation.fresh & observation.readings.keys())
             states_BHD = self._past.take(features, live.fuse)
-            out = self._act(live, states_BHD, observation.tick, explore)
-            self._last = (states_BHD, out) if explore is True else None
+            masks = masks_of(self.spec, observation.allowed)
+            out = self._act(live, states_BHD, observation.tick, explore, masks)
+            self._last = (states_BHD, out, masks) if explore is True else None
             actions, scores = actions_of(self.spec, out)
             choices = choices_of(self.spec, out)
         tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in self.spec.names}
@@ -458,9 +460,9 @@ class Engine(ABC):
         if any(encoder.version != live.encoders[name].version for name, encoder in other.encoders.items()):
             return None
         with self._stream:
-            states_BHD, out = self._last
+            states_BHD, out, masks = self._last
             theirs_BHD = self._second.states(version, self.spec.names, other.fuse, self._past.window(), self._tick)
-            return self._compared(other, theirs_BHD, live, states_BHD, out)
+            return self._compared(other, theirs_BHD, live, states_BHD, out, masks)
 
     def _numbers(self, reading: Telemetry) -> NDArray[np.float32]:
         return policy_numbers(reading.fields, reading.values, self.field_kinds.get(reading.stream, {}))

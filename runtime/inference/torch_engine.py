@@ -31,6 +31,7 @@ from learners.promotion.ope.propensities import taken
 from runtime.inference.arrays.history import Fuse, TickFeatures
 from runtime.inference.comparison import OtherDecision
 from runtime.inference.compiled_policy import compile_policy
+from runtime.inference.decision import Masks
 from runtime.inference.engine import ENCODER_FILE, NEEDS_TORCH, UNTRAINED, Engine, LoadedVersion
 from sensors.config import AngleField, EnumField
 from sensors.readings import Reading
@@ -51,7 +52,13 @@ def untrained(spec: PolicySpec, seed: int) -> Policy:
 
 
 def compare(
-    version: str, other: Heads, theirs_1C: Tensor, acting: Heads, ours_1C: Tensor, out: HeadOutput
+    version: str,
+    other: Heads,
+    theirs_1C: Tensor,
+    acting: Heads,
+    ours_1C: Tensor,
+    out: HeadOutput,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> OtherDecision:
     """Return what a version would have done at a tick.
 
@@ -62,11 +69,12 @@ def compare(
         acting: the heads that acted.
         ours_1C: their context.
         out: what they decided, while they explored.
+        masks: 1,n by choice actuator: what was allowed; absent where all choices were.
     """
-    best = other.act(theirs_1C, generator=torch.Generator(theirs_1C.device), explore=False)
+    best = other.act(theirs_1C, generator=torch.Generator(theirs_1C.device), explore=False, masks=masks)
     values = actuator_values(other.actions, best)
-    own, by_acting = taken(other, theirs_1C, best.values), taken(acting, ours_1C, best.values)
-    ours = taken(other, theirs_1C, out.values)
+    own, by_acting = taken(other, theirs_1C, best.values, masks), taken(acting, ours_1C, best.values, masks)
+    ours = taken(other, theirs_1C, out.values, masks)
     actions = {
         name: {"value": value, "probability": float(own[name][0]), "acting": float(by_acting[name][0])}
         for name, value in values.items()
@@ -166,12 +174,15 @@ class TorchEngine(Engine):
         live: LoadedVersion,
         ours_BHD: NDArray[np.float32],
         out: Any,
+        masks: Masks,
     ) -> OtherDecision:
         theirs_1C, ours_1C = (
             one.policy.context(torch.from_numpy(states).to(self.device))
             for one, states in ((other, theirs_BHD), (live, ours_BHD))
         )
-        return compare(other.version, other.policy.heads, theirs_1C, live.policy.heads, ours_1C, out)
+        return compare(
+            other.version, other.policy.heads, theirs_1C, live.policy.heads, ours_1C, out, self._on_device(masks)
+        )
 
     def _exploration_state(self) -> dict[str, NDArray[Any]]:
         head = self._live.policy.heads.continuous
@@ -315,10 +326,15 @@ class TorchEngine(Engine):
         states_BHD: NDArray[np.float32],
         tick: int,
         explore: bool | float,  # noqa: FBT001 - as in decide
+        masks: Masks,
     ) -> HeadOutput:
         if tick % WINDOW_EVERY == 0:
             self._windows.append(self._past.window())
         policy: Policy = live.policy
         context_BC = policy.context(torch.from_numpy(states_BHD).to(self.device))
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + tick)
-        return policy.heads.act(context_BC, generator=generator, explore=explore)
+        return policy.heads.act(context_BC, generator=generator, explore=explore, masks=self._on_device(masks))
+
+    def _on_device(self, masks: Masks) -> dict[str, Tensor]:
+        """Return masks 1,n."""
+        return {name: torch.from_numpy(mask_n).to(self.device)[None] for name, mask_n in masks.items()}

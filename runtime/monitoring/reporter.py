@@ -102,6 +102,7 @@ class Reporter:
             "encoders": ticked.decided.encoders,
             "ages_s": dict(observation.ages_s),
             "fresh": sorted(observation.fresh),
+            "allowed": dict(observation.allowed),
             "used": {name: reading.seq for name, reading in observation.readings.items()},
             "outcomes": {name: asdict(outcome) for name, outcome in ticked.verdict.outcomes.items()}
             if ticked.verdict

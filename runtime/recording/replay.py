@@ -244,6 +244,7 @@ def _observation(recorded: dict[str, Any], fresh: list[Reading], held: dict[str,
         recorded["ages_s"],
         missing,
         frozenset(recorded.get("fresh", [reading.stream for reading in fresh])),
+        allowed={name: tuple(choices) for name, choices in recorded.get("allowed", {}).items()},
     )
 
 

@@ -57,6 +57,8 @@ class PairedFeatures:
 class _Side:
     heads: Heads
     context: Tensor
+    masks: Mapping[str, Tensor]
+    """B,n by choice actuator: what the gate would have let pass; absent where these were all."""
     choices: dict[str, Preference]
     draws: Tensor | None
     """M,B,A."""
@@ -71,7 +73,10 @@ def compare(
     tries = {actuator.name: np.zeros((3, len(actuator.choices))) for actuator in logged.spec.actions.choices}
     for rows in logged.chunks():
         with torch.no_grad():
-            sides = [_side(policy, logged.contexts(policy, rows), seed + rows.start) for policy in (candidate, live)]
+            masks = logged.masks(rows)
+            sides = [
+                _side(policy, logged.contexts(policy, rows), masks, seed + rows.start) for policy in (candidate, live)
+            ]
             actions = logged.actions(rows)
             own = {name: own_N[rows] for name, own_N in logged.own.items()}
             joint = [_joint(side, actions, own) for side in sides]
@@ -109,18 +114,18 @@ def _is_untried(sums_3: Array, count: int) -> bool:
     return tries < LEAST_TRIES or total < 0.5 * rise
 
 
-def _side(policy: ActingPolicy, context_BC: Tensor, seed: int) -> _Side:
+def _side(policy: ActingPolicy, context_BC: Tensor, masks: Mapping[str, Tensor], seed: int) -> _Side:
     """The same seed for both sides: the noise of their draws then cancels in the difference."""
     head = policy.heads.continuous
     generator = torch.Generator().manual_seed(seed)
     draws = None if head is None else motions(head, context_BC, DRAWS, generator)
-    return _Side(policy.heads, context_BC, preferences(policy.heads, context_BC), draws)
+    return _Side(policy.heads, context_BC, masks, preferences(policy.heads, context_BC, masks), draws)
 
 
 def _joint(side: _Side, actions: Mapping[str, Tensor], own: Mapping[str, NDArray[np.bool_]]) -> Array:
     """Probability B of the actions that were the policy's own."""
     product_B = np.ones(len(side.context))
-    for name, probability_B in taken(side.heads, side.context, actions).items():
+    for name, probability_B in taken(side.heads, side.context, actions, side.masks).items():
         product_B *= np.where(own[name], probability_B.numpy(), 1.0)
     return product_B
 

@@ -41,7 +41,8 @@ def act(policy: ActingPolicy, logged: Logged) -> Generator[None, None, Actions]:
     sound = True
     for rows in logged.chunks():
         with torch.no_grad():
-            out = policy.heads.act(logged.contexts(policy, rows), generator=generator, explore=False)
+            context_BC, masks = logged.contexts(policy, rows), logged.masks(rows)
+            out = policy.heads.act(context_BC, generator=generator, explore=False, masks=masks)
         sound &= is_sound(out)
         parts.append({name: value.double().numpy() for name, value in out.values.items()})
         yield

@@ -127,6 +127,10 @@ class Logged:
         """Return the executed actions: index B of a choice, motion B,A."""
         return self._replay.batch(np.arange(rows.start, rows.stop), steps=1).actions
 
+    def masks(self, rows: slice) -> Mapping[str, Tensor]:
+        """Return the choices B,n that the gate would have let pass, by choice actuator; absent where these were all."""
+        return self._replay.batch(np.arange(rows.start, rows.stop), steps=1).allowed
+
     def history(self, rows: slice) -> NDArray[np.int64]:
         """Return row numbers B,H of the history at each row, oldest first; a session's first row fills the places before it."""
         at_BH = np.repeat(np.arange(rows.start, rows.stop)[:, None], self.spec.history, axis=1)

@@ -29,11 +29,11 @@ class Preference:
 
 
 @torch.no_grad()
-def preferences(heads: Heads, context_BC: Tensor) -> dict[str, Preference]:
-    """Return the probability of every choice of every choice actuator."""
+def preferences(heads: Heads, context_BC: Tensor, masks: Mapping[str, Tensor] | None = None) -> dict[str, Preference]:
+    """Return the probability of every choice of every choice actuator; `masks` B,n: what was allowed, all where absent."""
     found: dict[str, Preference] = {}
     if heads.actions.choices:
-        every = heads.preferences(context_BC, explore=True, masks={})
+        every = heads.preferences(context_BC, explore=True, masks=masks or {})
         found |= {actuator.name: Preference(*one) for actuator, one in zip(heads.actions.choices, every, strict=True)}
     return found
 
@@ -60,10 +60,12 @@ def unit_actions(heads: Heads, actions: Mapping[str, Tensor]) -> Tensor:
     return heads.continuous.from_units(torch.cat(values, dim=-1))
 
 
-def taken(heads: Heads, context_BC: Tensor, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Probability (or density) B, float64, of given actions of every actuator."""
+def taken(
+    heads: Heads, context_BC: Tensor, actions: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Probability (or density) B, float64, of given actions of every actuator; `masks` as for `preferences`."""
     found: dict[str, Tensor] = {}
-    for name, preference in preferences(heads, context_BC).items():
+    for name, preference in preferences(heads, context_BC, masks).items():
         index_B1 = actions[name].unsqueeze(-1)
         found[name] = preference.probabilities.gather(-1, index_B1).squeeze(-1).double()
     if heads.continuous is not None:

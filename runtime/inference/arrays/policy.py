@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ from runtime.inference.arrays.sampling import (
     epsilon_greedy,
     softmax,
 )
+
+Mask = NDArray[np.bool_] | None
+"""Which of the n choices are allowed; None allows all."""
+NO_MASKS: Mapping[str, NDArray[np.bool_]] = MappingProxyType({})
 
 LAYER_EPS, RENORM_EPS = np.float32(1e-5), np.float32(1e-3)
 """Of torch's LayerNorm, and of `learners.model.networks.BatchRenorm`."""
@@ -142,10 +147,11 @@ class ArrayPosterior:
         variance_Bn = np.einsum("nbf,bf->bn", projected_nBF, f_BF)
         return mean_Bn.astype(np.float32), np.sqrt(np.maximum(variance_Bn, 0)).astype(np.float32)
 
-    def probabilities(self, mean_n: Floats, std_n: Floats) -> Floats:
-        """Return the probability of each choice of one actuator: softmax of the upper confidence bounds."""
+    def probabilities(self, mean_n: Floats, std_n: Floats, mask_n: Mask = None) -> Floats:
+        """Return the probability of each choice of one actuator: softmax of the upper confidence bounds over what is allowed."""
         span = float(self._weights["highest"] - self._weights["lowest"]) or 1.0
-        return softmax((mean_n.astype(np.float64) / span + WIDTH * std_n) / TEMPERATURE)
+        bound_n = (mean_n.astype(np.float64) / span + WIDTH * std_n) / TEMPERATURE
+        return softmax(bound_n if mask_n is None else np.where(mask_n, bound_n, -np.inf))
 
 
 class ArrayPolicy:
@@ -271,12 +277,13 @@ class ArrayPolicy:
         memory: Exploration,
         *,
         explore: bool | float,
+        masks: Mapping[str, NDArray[np.bool_]] = NO_MASKS,
     ) -> ArrayOutput:
-        """Draw an action for each actuator; the arguments are those of `learners.model.heads.Heads.act`, B = 1."""
+        """Draw an action for each actuator; the arguments are those of `learners.model.heads.Heads.act`, B = 1; masks are n."""
         context_BC, out = self.context(states_BHD), ArrayOutput()
         estimates: list[float] = []
         if self._sizes:
-            estimates.append(self._choose(context_BC, chance, explore, out))
+            estimates.append(self._choose(context_BC, chance, explore, masks, out))
         if self._actor is not None:
             mean_BA, log_std_BA = self.actor(context_BC)
             epsilon, factor = self.excursion_share, self.spec.exploration.noise
@@ -297,12 +304,17 @@ class ArrayPolicy:
             return float(critic(x_BI)[0, 0])
         return float(self._critic_scale * expected_return(critic(x_BI))[0])
 
-    def taken(self, states_BHD: Floats, values: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    def taken(
+        self,
+        states_BHD: Floats,
+        values: Mapping[str, NDArray[Any]],
+        masks: Mapping[str, NDArray[np.bool_]] = NO_MASKS,
+    ) -> dict[str, float]:
         """Return the probability, or density, of given actions of every actuator as the policy explores, B = 1."""
         context_BC, found = self.context(states_BHD), dict[str, float]()
         if self._sizes:
             for actuator, (_, probabilities_n) in zip(
-                self.spec.actions.choices, self._preferences(context_BC, True), strict=True
+                self.spec.actions.choices, self._preferences(context_BC, True, masks), strict=True
             ):
                 found[actuator.name] = float(probabilities_n[int(values[actuator.name][0])])
         if self._actor is not None:
@@ -321,12 +333,13 @@ class ArrayPolicy:
         context_BC: Floats,
         chance: np.random.Generator,
         explore: bool | float,  # noqa: FBT001 - as in act
+        masks: Mapping[str, NDArray[np.bool_]],
         out: ArrayOutput,
     ) -> float:
         """Fill in the choice actuators; return the value of the choices taken."""
         taken: list[float] = []
         for actuator, (scores_n, probabilities_n) in zip(
-            self.spec.actions.choices, self._preferences(context_BC, explore), strict=True
+            self.spec.actions.choices, self._preferences(context_BC, explore, masks), strict=True
         ):
             index = draw_index(probabilities_n, chance)
             out.values[actuator.name] = np.array([index])
@@ -339,21 +352,24 @@ class ArrayPolicy:
         self,
         context_BC: Floats,
         explore: bool | float,  # noqa: FBT001 - as in act
+        masks: Mapping[str, NDArray[np.bool_]],
     ) -> list[tuple[Floats, Floats]]:
         """Return scores and probabilities n of every choice actuator."""
+        allowed = [masks.get(a.name) for a in self.spec.actions.choices]
         if self._posterior is None:
             epsilon = self.epsilon if explore is True else float(explore)
-            return [(s_Bn[0], epsilon_greedy(s_Bn[0], epsilon)) for s_Bn in self.choice_scores(context_BC)]
+            scores = self.choice_scores(context_BC)
+            return [(s_Bn[0], epsilon_greedy(s_Bn[0], epsilon, m)) for s_Bn, m in zip(scores, allowed, strict=True)]
         means, deviations = (self._split(x) for x in self._posterior(context_BC))
         pairs: list[tuple[Floats, Floats]] = []
-        for mean_Bn, std_Bn in zip(means, deviations, strict=True):
+        for mean_Bn, std_Bn, mask_n in zip(means, deviations, allowed, strict=True):
             mean_n = mean_Bn[0]
             if explore is False or (explore is True and self.spec.exploration.none):
-                pairs.append((mean_n, epsilon_greedy(mean_n, 0.0)))
+                pairs.append((mean_n, epsilon_greedy(mean_n, 0.0, mask_n)))
                 continue
-            bound_n = self._posterior.probabilities(mean_n, std_Bn[0])
+            bound_n = self._posterior.probabilities(mean_n, std_Bn[0], mask_n)
             mix = np.float32(0.0 if explore is True else float(explore))
-            pairs.append((mean_n, bound_n + mix * (epsilon_greedy(mean_n, 1.0) - bound_n)))
+            pairs.append((mean_n, bound_n + mix * (epsilon_greedy(mean_n, 1.0, mask_n) - bound_n)))
         return pairs
 
     def _split(self, x_Bn: Floats) -> list[Floats]:

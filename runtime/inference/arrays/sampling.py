@@ -50,17 +50,18 @@ class ArrayOutput:
     choices: dict[str, Floats] = field(default_factory=dict)
 
 
-def epsilon_greedy(scores_n: Floats, epsilon: float) -> Floats:
-    """Return the probabilities n: the best choice, with `epsilon` spread evenly over all.
+def epsilon_greedy(scores_n: Floats, epsilon: float, mask_n: NDArray[np.bool_] | None = None) -> Floats:
+    """Return the probabilities n: the best allowed choice, with `epsilon` spread evenly over the allowed ones; None allows all.
 
     Raises:
         ValueError: damaged weights: `epsilon` makes a probability negative, or a score is not finite.
     """
     if not np.isfinite(scores_n).all():
         raise ValueError("the scores of the choices are not finite")
-    uniform = np.float32(1.0) / np.float32(len(scores_n))
-    chosen_n = np.full(len(scores_n), np.float32(epsilon) * uniform, np.float32)
-    chosen_n[int(scores_n.argmax())] += np.float32(1.0 - epsilon)
+    allowed_n = np.ones(len(scores_n), bool) if mask_n is None else mask_n
+    uniform = np.float32(1.0) / np.float32(allowed_n.sum())
+    chosen_n = np.where(allowed_n, np.float32(epsilon) * uniform, np.float32(0.0))
+    chosen_n[int(np.where(allowed_n, scores_n, -np.inf).argmax())] += np.float32(1.0 - epsilon)
     if not (chosen_n >= 0).all():
         raise ValueError(f"the amount of exploration is no probability: {epsilon:g}")
     return chosen_n
