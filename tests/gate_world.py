@@ -26,6 +26,10 @@ class GateWorld:
     actuators: Mapping[str, AnyActuator]
     settings: GateSettings = field(default_factory=GateSettings)
     mode: Mode = "autonomous"
+    masked: bool = False
+    """Whether rows say what the gate would have let pass: the caller acts by `allowed`."""
+    allowed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the gate would let pass at the next tick; empty unless `masked`."""
     count: int = 0
     gate: Gate = field(init=False)
     verdict: ipc.GateVerdict = field(init=False)
@@ -58,6 +62,9 @@ class GateWorld:
         self.verdict = ipc.GateVerdict(str(k), gate.armed, gate.stopped, gate.modes, outcomes_of(gate, rulings))
         proposed = {name: Action(value, probability) for name, value in actions.items()}
         executed, by = executed_actions(proposed, self.verdict)
+        allowed = self.allowed
+        if self.masked:
+            self.allowed = gate.allowed_choices(now_s + PERIOD_S + 0.001)
         self.count += 1
         for name in self.actuators:
             self.gate.acknowledged(name, gate._actuators[name].serial)
@@ -73,6 +80,7 @@ class GateWorld:
             actions=executed,
             proposed=dict(actions),
             refused={name: o.rule for name, o in self.verdict.outcomes.items() if o.rule is not None},
+            allowed=allowed,
             probabilities=dict.fromkeys(actions, probability),
             by=by,
             armed=gate.armed and not gate.stopped,

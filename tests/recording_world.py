@@ -29,6 +29,7 @@ from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
 from runtime.control.tick import ControlLoop, Utterances
 from runtime.deploy.encoder_updater import EncoderUpdater
+from runtime.gate import ipc
 from runtime.inference.build import build_engine
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.monitoring.metrics import Metrics
@@ -151,11 +152,13 @@ class Stage:
         self.begun: asyncio.Task[Any] | None = None
         self.begin_at = (-1, 0)
 
-    async def propose(self, _proposal: Proposal, patience_s: float) -> None:
-        """Answer nothing, after some turns of the loop; the recording may begin in any of them."""
+    async def propose(self, proposal: Proposal, patience_s: float) -> ipc.GateVerdict | None:
+        """Answer after some turns of the loop, at times nothing or not all choices; the recording may begin in any turn."""
         for turn in range(self.chance.randrange(6)):
             self._maybe_begin(turn)
             await asyncio.sleep(0)
+        allowed = self.chance.choice([{}, {}, {"head": ("a", "c")}, {"head": ("b",)}])
+        return self.chance.choice([None, ipc.GateVerdict(proposal.decision, False, False, {}, allowed=allowed)])
 
     async def ticks(self, count: int, *, begin: bool = False) -> None:
         """Run some ticks; within one of them, or between two, the recording begins."""

@@ -67,6 +67,7 @@ def test_messages_survive_the_link() -> None:
         stopped=False,
         mode={"head": "autonomous"},
         outcomes={"head": ipc.Outcome(True, None, "left", "policy")},
+        allowed={"lamp": ("OFF",)},
     )
     gate, agent = ipc.pair()
     with gate, agent:

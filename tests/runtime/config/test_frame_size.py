@@ -47,12 +47,15 @@ def test_settings_that_could_need_a_larger_message_are_refused(actuators: dict[s
 
 
 def test_the_largest_messages_of_accepted_settings_fit() -> None:
-    config = settings(arms(4, 1_024) | {"say": {"kind": "text", "task": "t", "max_chars": 1_500}})
-    values: dict[str, Any] = {f"arm{n}": (LONGEST,) * 1_024 for n in range(4)} | {"say": "\0" * 1_500}
+    words = [f"\u00e4{n:03d}" * 8 for n in range(500)]
+    head = {"kind": "choice", "choices": words, "safe": words[0]}
+    config = settings(arms(3, 1_024) | {"say": {"kind": "text", "task": "t", "max_chars": 1_500}, "head": head})
+    values: dict[str, Any] = {f"arm{n}": (LONGEST,) * 1_024 for n in range(3)} | {"say": "\0" * 1_500}
+    values["head"], allowed = words[0], {"head": tuple(words[1:])}
     refused = {name: {f"unacknowledged{rule}": 10**9 for rule in range(20)} for name in values}
     outcomes = {name: ipc.Outcome(True, "unacknowledged", value, "override") for name, value in values.items()}
     modes = dict.fromkeys(config.actuators, "autonomous")
-    ipc.pack(ipc.GateVerdict("d" * 256, True, False, modes, outcomes, refused, overridden=values))
+    ipc.pack(ipc.GateVerdict("d" * 256, True, False, modes, outcomes, refused, overridden=values, allowed=allowed))
     ipc.pack(Proposal(1, "d" * 256, "p" * 256, LONGEST, values, degraded=("\0" * 256,) * 8))
 
 

@@ -143,20 +143,28 @@ def test_greedy_decisions_are_those_of_torch(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("explore", [True, 0.4])
-def test_probabilities_are_those_of_torch_for_what_was_drawn(name: str, explore: bool | float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("explore", "masked"), [(True, False), (True, True), (0.4, True)])
+def test_probabilities_are_those_of_torch_for_what_was_drawn(
+    name: str, explore: bool | float, masked: bool, tmp_path: Path
+) -> None:
     spec = SPECS[name]
     policy = trained(spec, 5)
     compiled, memory = on_graph(policy, tmp_path), Exploration(3)
     ticks = observed(spec, spec.history)
     context = torch.from_numpy(compiled.context(states(compiled, ticks)))
-    drawn = [compiled.act(states(compiled, ticks), generator_of(1, n), memory, explore=explore) for n in range(20)]
-    want = policy.heads.act(context, generator=torch.Generator().manual_seed(0), explore=explore)
+    masks = {a.name: np.arange(len(a.choices)) != 1 for a in spec.actions.choices[:1]} if masked else {}
+    drawn = [
+        compiled.act(states(compiled, ticks), generator_of(1, n), memory, explore=explore, masks=masks)
+        for n in range(20)
+    ]
+    allowed = {name: torch.from_numpy(mask)[None] for name, mask in masks.items()}
+    want = policy.heads.act(context, generator=torch.Generator().manual_seed(0), explore=explore, masks=allowed)
     for actuator in spec.actions.choices:
         np.testing.assert_allclose(drawn[0].choices[actuator.name], want.choices[actuator.name].numpy(), atol=1e-5)
         for out in drawn:
             index = int(out.values[actuator.name][0])
             assert out.probabilities[actuator.name][0] == out.choices[actuator.name][0, index]
+            assert index != 1 or actuator.name not in masks
     if (head := policy.heads.continuous) is not None and explore is True:
         for out in drawn:
             values = torch.cat([torch.from_numpy(out.values[a.name]) for a in spec.actions.continuous], -1)
