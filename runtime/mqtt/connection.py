@@ -29,6 +29,7 @@ from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful
 from runtime.mqtt.connection_problem import ConnectionProblem
 from runtime.mqtt.models import (
     Address,
+    BrokerSilent,
     Handler,
     Limit,
     Message,
@@ -44,7 +45,7 @@ from runtime.mqtt.subscriber import Receiver
 log = structlog.get_logger(__name__)
 
 STEADY_S = 5.0
-"""A session that lasted so long ends the back-off."""
+"""A session that lasted so long ends the back-off; one that ended because the broker was silent does so too."""
 BACKOFF_S = (0.1, 1.5)
 SHORT_SESSIONS_S = 10.0
 """Longest pause while sessions do not last: two clients of one name must not end each other's sessions all the time."""
@@ -257,7 +258,8 @@ class Connection:
             if cancelled():  # Python 3.11's TaskGroup loses it when a child fails meanwhile
                 raise asyncio.CancelledError
             self.drops["incoming full"] = self._queue.dropped
-            attempt = 0 if time.monotonic() - begun_s > STEADY_S else attempt + 1
+            is_over = self._trouble.was_silent or time.monotonic() - begun_s > STEADY_S
+            attempt = 0 if is_over else attempt + 1
             longest_s = SHORT_SESSIONS_S if self._trouble.is_short_lived else BACKOFF_S[1]
             delay_s = min(longest_s, BACKOFF_S[0] * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             log.debug("mqtt.retry", client=self.identifier, reason=reason, delay_s=round(delay_s, 2))
@@ -378,4 +380,6 @@ class Connection:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
                 if self._inbound.last_message_s < asked_s and not stalled:
                     self._leave()
-                    raise MqttLost(f"the broker does not respond ({error}); check the network and the broker") from None
+                    raise BrokerSilent(
+                        f"the broker does not respond ({error}); check the network and the broker"
+                    ) from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import aiomqtt
 
 from runtime.mqtt.client import TAKEN_OVER, error_text
-from runtime.mqtt.models import Address, MqttLost
+from runtime.mqtt.models import Address, BrokerSilent, MqttLost
 
 REPEAT_S = (10.0, 60.0, 600.0)
 """Seconds from one warning to the next of the same trouble; the last one counts from then on."""
@@ -44,8 +44,10 @@ class ConnectionProblem:
     identifier: str
     clock: Callable[[], float] = time.monotonic
     _reason: str | None = None
+    was_silent: bool = False
+    """The newest session ended because the broker was silent: no other client of this name ended it."""
     _short: int = 0
-    """Sessions in a row that ended within `STEADY_S`."""
+    """Sessions in a row that the broker ended within `STEADY_S`."""
     _began_s: float | None = None
     """When the running session began."""
     _logged: set[str] = field(default_factory=set)
@@ -61,7 +63,7 @@ class ConnectionProblem:
 
     @property
     def is_short_lived(self) -> bool:
-        """Whether the last sessions ended as soon as they had begun."""
+        """Whether the broker ended the last sessions as soon as they had begun."""
         return self._short >= SHORT_SESSIONS
 
     def connected(self) -> None:
@@ -72,12 +74,13 @@ class ConnectionProblem:
         """Note the end of a session, or of an attempt; return whether a warning is due."""
         began_s, self._began_s = self._began_s, None
         now_s = self.clock()
+        self.was_silent = began_s is not None and any(isinstance(each, BrokerSilent) for each in _chain(error))
         if began_s is not None and now_s - began_s >= STEADY_S:
             self._reset()
-        elif began_s is not None:
-            self._short += 1
-        else:
+        elif began_s is None or self.was_silent:
             self._short = 0
+        else:
+            self._short += 1
         self._reason = explain(error, self.address, self.identifier)
         if self._short >= SHORT_SESSIONS:
             self._reason = f"{self._short} sessions in a row ended within {STEADY_S:g} s: {same_name(self.identifier)}"

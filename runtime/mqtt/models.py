@@ -21,6 +21,10 @@ class MqttLost(ConnectionError):  # noqa: N818 - reads as what happened
     """There is no connection, or no answer in time."""
 
 
+class BrokerSilent(MqttLost):
+    """The broker acknowledged nothing in time; this side ended the session."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One incoming message."""

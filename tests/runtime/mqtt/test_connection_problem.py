@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from fakes import Mosquitto, eventually, free_port
 from runtime.mqtt import Address, Connection, MqttLost
-from runtime.mqtt.connection_problem import ConnectionProblem
+from runtime.mqtt.connection_problem import SHORT_SESSIONS, ConnectionProblem
+from runtime.mqtt.models import BrokerSilent
 
 ADDRESS = Address("127.0.0.1", 1883)
 
@@ -106,6 +107,26 @@ def test_the_interval_grows_and_starts_again_after_a_steady_session() -> None:
     now[0] += 6
     assert trouble.reason is None
     assert trouble.ended(MqttLost("closed by the broker"))
+
+
+def test_a_broker_that_pauses_again_and_again_is_not_taken_for_a_second_client() -> None:
+    now = [0.0]
+    trouble = ConnectionProblem(ADDRESS, "x", lambda: now[0])
+    for _ in range(2 * SHORT_SESSIONS):
+        for error in (BrokerSilent("the broker does not respond"), MqttLost("closed by the broker")):
+            trouble.connected()
+            now[0] += 1
+            trouble.ended(ExceptionGroup("of a session", [error]))
+            assert trouble.was_silent is isinstance(error, BrokerSilent)
+            assert not trouble.is_short_lived
+            assert "give each daemon its own name" not in (trouble.reason or "")
+    for _ in range(SHORT_SESSIONS):
+        trouble.connected()
+        trouble.ended(MqttLost("closed by the broker"))
+    assert trouble.is_short_lived
+    trouble.ended(ConnectionRefusedError())
+    assert not trouble.was_silent
+    assert not trouble.is_short_lived
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), OSError("odd"), MqttLost("closed by the broker")])
