@@ -24,6 +24,11 @@ class EncoderSettings(Settings):
     plugin: str | None = Field(
         None, description="entry point in the group `reflexd.encoders`; its encoder replaces the transformers model"
     )
+    when: Literal["tick", "arrival"] = Field(
+        "tick",
+        description="when new readings are encoded: `tick`: in the tick, which waits for the tokens; `arrival`: beside the tick when a "
+        "reading arrives; a tick uses the newest reading that has tokens, with its age. For encoders that are slower than a tick",
+    )
 
 
 TIME = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h)")

@@ -236,6 +236,8 @@ async def load_models(
     config, emit = context.config, publishing.emit
     engine = await build_acting_engine(config, feedback.checkpoints, emit)
     engine.seed = exploration_seed(config.agent, context.session)
+    for stream in engine.arrivals.routes:
+        perception.inbox.encode_first(stream, engine.arrivals.offer)
     utterances = Utterances()
     gallery = Gallery(
         context.state_dir / "experience",

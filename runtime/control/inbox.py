@@ -22,6 +22,9 @@ SAME_S = 1e-3
 AHEAD_S = 0.5
 """A reading that is stamped later than this after now has a wrong stamp."""
 
+Encode = Callable[[Reading, Callable[[Reading], None]], bool]
+"""Takes a reading and where to pass it on; returns whether an older one waited and is dropped."""
+
 
 @dataclass(slots=True)
 class _Slot:
@@ -52,17 +55,29 @@ class Inbox:
         self._slots = {name: _Slot(limit_s=age_limit_s(settings)) for name, settings in streams.items()}
         self.frozen = FrozenStreams(streams)
         self._listeners: dict[str, Callable[[Reading], None]] = {}
+        self._encoders: dict[str, Encode] = {}
+        """By stream, what a reading passes before it is stored."""
         self._required = frozenset(name for name, settings in streams.items() if settings.required)
 
     def listen(self, stream: str, listener: Callable[[Reading], None]) -> None:
         """Call `listener` with every reading of a stream, those too that no tick uses; it must not block."""
         self._listeners[stream] = listener
 
+    def encode_first(self, stream: str, encode: Encode) -> None:
+        """Store the readings of a stream when `encode` passes them on, with their tokens ready."""
+        self._encoders[stream] = encode
+
     def put(self, reading: Reading) -> None:
         """Store a reading; an older one that no tick used is dropped and counted as `superseded`."""
         self.frozen.put(reading)
         if (listener := self._listeners.get(reading.stream)) is not None:
             listener(reading)
+        if (encode := self._encoders.get(reading.stream)) is None:
+            self._store(reading)
+        elif encode(reading, self._store):
+            self._slots[reading.stream].drops["superseded"] += 1
+
+    def _store(self, reading: Reading) -> None:
         slot = self._slots[reading.stream]
         current = slot.reading
         if current is not None:

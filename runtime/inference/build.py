@@ -205,6 +205,7 @@ def _compiled_engine(config: Config, checkpoints: Checkpoints, refused: Refused)
                 checkpoints.load_arrays,
                 seed=zlib.crc32(config.agent.encode()),
                 field_kinds={name: field_kinds_of(stream) for name, stream in config.streams.items()},
+                at_arrival=_at_arrival(config),
             )
 
         try:
@@ -252,6 +253,7 @@ def _torch_engine(
         calibrations=Calibrations(config.state_dir, wanted, shared_cache(), refused=refused),
         load_weights=checkpoints.load,
         field_kinds={name: field_kinds_of(stream) for name, stream in config.streams.items()},
+        at_arrival=_at_arrival(config),
         find_encoder=partial(find_encoder, config),
         device=device,
         seed=zlib.crc32(config.agent.encode()),
@@ -259,6 +261,11 @@ def _torch_engine(
     if not hold_modules:
         _free_modules(engine, encoder_tasks(config.encoders, config.tasks, engine.routes))
     return engine
+
+
+def _at_arrival(config: Config) -> frozenset[str]:
+    """Return the encoders that encode readings when these arrive."""
+    return frozenset(name for name, settings in config.encoders.items() if settings.when == "arrival")
 
 
 def _free_modules(engine: TorchEngine, following: Collection[str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,7 @@ class CompiledEngine(Engine):
         version: name of the weights to start with.
         seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
         field_kinds: by telemetry stream, the fields that are no plain numbers.
+        at_arrival: names of encoders that encode readings when these arrive.
 
     Raises:
         NotCompiled: there is no graph of the weights to start with.
@@ -68,13 +69,23 @@ class CompiledEngine(Engine):
         version: str = UNTRAINED,
         seed: int = 0,
         field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] | None = None,
+        at_arrival: Collection[str] = (),
     ) -> None:
         self.load_weights, self._weights = load_weights, weights
         self._memory = Exploration(sum(len(a.low) for a in spec.actions.continuous))
         self._explained: tuple[str, ArrayPolicy] | None = None
         """The version that explained last, with a graph of its own: a request of OpenVINO serves one thread."""
         calibrations.convert_here = False
-        super().__init__(spec, encoders, routes, calibrations, version=version, seed=seed, field_kinds=field_kinds)
+        super().__init__(
+            spec,
+            encoders,
+            routes,
+            calibrations,
+            version=version,
+            seed=seed,
+            field_kinds=field_kinds,
+            at_arrival=at_arrival,
+        )
 
     def _prepare_thread(self, threads: int) -> None:
         """OpenVINO has threads of its own, and flushes denormals itself."""

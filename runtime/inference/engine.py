@@ -6,16 +6,19 @@ a version in a loader thread and compiles it at low priority while ticks go on. 
 thread: a tick never sees a mix of two versions, and a return to a loaded version takes one tick. Tokens are rounded to float16
 before they are used, so that the stored tokens are exactly those of the decision.
 
+Encoders with `when: arrival` make their tokens beside the tick (`arrival.py`).
+
 This module imports no torch. `compiled_engine.py` runs graphs, `torch_engine.py` runs torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -32,6 +35,7 @@ from learners.model.backends.choice import BackendChoice, EncoderNotCompiled, No
 from learners.model.spec import PolicySpec
 from runtime.inference.arrays.history import Fuse, ObservationHistory, TickFeatures
 from runtime.inference.arrays.input_statistics import InputStatistics
+from runtime.inference.arrival import ArrivalEncoder
 from runtime.inference.comparison import OtherDecision, SecondPolicy
 from runtime.inference.decision import HeadRow, InferenceResult, Masks, actions_of, choices_of, masks_of
 from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
@@ -45,6 +49,8 @@ UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
 MOST_LOADED = 4
 """Versions in memory at once: the acting one, the one before it, a candidate, and one to spare."""
+READY = 16
+"""Readings of a stream with tokens that were made at arrival; `align: common` may choose an older one."""
 HISTORY_FILE = "history.safetensors"
 ENCODER_FILE = "encoder-"
 """Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
@@ -107,6 +113,7 @@ class Engine(ABC):
         version: name of the weights to start with.
         seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
         field_kinds: by telemetry stream, the fields that are no plain numbers.
+        at_arrival: names of encoders that encode readings when these arrive, through `arrivals`.
     """
 
     runtime: str
@@ -124,6 +131,7 @@ class Engine(ABC):
         version: str = UNTRAINED,
         seed: int = 0,
         field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] | None = None,
+        at_arrival: Collection[str] = (),
     ) -> None:
         self.spec, self.encoders, self.routes, self.calibrations = spec, encoders, routes, calibrations
         self.version, self.seed, self.field_kinds = version, seed, field_kinds or {}
@@ -137,6 +145,12 @@ class Engine(ABC):
         self._inference = ThreadPoolExecutor(1, "inference", self._prepare_thread, (threads,))
         self._loader = ThreadPoolExecutor(1, "loader", self._prepare_thread, (threads,))
         self._cache: dict[str, _Cached] = {}
+        early = {stream: name for stream, name in routes.items() if name in at_arrival}
+        self._ready_tokens = {stream: deque[_Cached](maxlen=READY) for stream in early}
+        """By stream, tokens that were made when their readings arrived."""
+        self._encoding = {name: threading.Lock() for name in {*early.values()}}
+        """An encoder's graph serves one thread at a time."""
+        self.arrivals = ArrivalEncoder(early, self._encode_early, partial(self._prepare_thread, threads))
         self._past = ObservationHistory(spec)
         self._statistics = InputStatistics(spec)
         self._loading = asyncio.Lock()
@@ -247,7 +261,8 @@ class Engine(ABC):
         return {stream: self._live.encoders[name].version for stream, name in self.routes.items()}
 
     def close(self) -> None:
-        """End both threads; a running decision is completed first."""
+        """End all threads; a running decision is completed first."""
+        self.arrivals.close()
         self._loader.shutdown(wait=True)
         self._inference.shutdown(wait=True)
         self.calibrations.close()
@@ -470,6 +485,7 @@ class Engine(ABC):
     def _perceive(self, live: LoadedVersion, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
         """Encode new readings, streams that share an encoder in one batch; return these streams and the seconds of each encoder."""
         work: dict[str, list[Reading]] = defaultdict(list)
+        early: list[str] = []
         for name, reading in observation.readings.items():
             if isinstance(reading, Telemetry):
                 self._cache[name] = _Cached(reading, "", self._numbers(reading)[None])
@@ -477,15 +493,39 @@ class Engine(ABC):
                 encoder = live.encoders[self.routes[name]]
                 cached = self._cache.get(name)
                 if cached is None or cached.reading is not reading or cached.version != encoder.version:
-                    work[self.routes[name]].append(reading)
+                    if (ready := self._ready_for(reading, encoder.version)) is not None:
+                        self._cache[name] = ready
+                        early.append(name)
+                    else:
+                        work[self.routes[name]].append(reading)
         took_s: dict[str, float] = {}
         for route, readings in work.items():
             encoder, start = live.encoders[route], time.perf_counter()
-            tokens_BTW = self._encode(encoder, readings)
+            tokens_BTW = self._encode_now(route, encoder, readings)
             for reading, tokens_TW in zip(readings, tokens_BTW, strict=True):
                 self._cache[reading.stream] = _Cached(reading, encoder.version, tokens_TW)
             took_s[route] = time.perf_counter() - start
-        return tuple(reading.stream for readings in work.values() for reading in readings), took_s
+        return (*early, *(reading.stream for readings in work.values() for reading in readings)), took_s
+
+    def _ready_for(self, reading: Reading, version: str) -> _Cached | None:
+        """Return the tokens that an encoder of this version made when the reading arrived."""
+        ready = tuple(self._ready_tokens.get(reading.stream, ()))
+        return next((one for one in ready if one.reading is reading and one.version == version), None)
+
+    def _encode_now(self, route: str, encoder: Any, readings: Sequence[Reading]) -> NDArray[np.float16]:
+        """Return the tokens [B, T, W] of readings, one by one for an encoder that otherwise works at arrival: a replay is exact."""
+        lock = self._encoding.get(route)
+        if lock is None:
+            return self._encode(encoder, readings)
+        with lock:
+            return np.concatenate([self._encode(encoder, [reading]) for reading in readings])
+
+    def _encode_early(self, reading: Reading) -> None:
+        """Store the tokens of a reading that arrived, in a thread of `arrivals`."""
+        route = self.routes[reading.stream]
+        encoder = self._live.encoders[route]
+        (tokens_TW,) = self._encode_now(route, encoder, [reading])
+        self._ready_tokens[reading.stream].append(_Cached(reading, encoder.version, tokens_TW))
 
     def _features(self, observation: Observation) -> TickFeatures:
         """Return the features of this tick; missing streams are zeros."""

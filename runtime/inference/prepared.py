@@ -239,7 +239,7 @@ class Preparation:
         found = built_in(settings.model, tokens, window_s) if settings.plugin is None else None
         if found is not None:
             return found
-        work = {"encoder": settings.model_dump(mode="json"), "tokens": tokens, "window_s": window_s}
+        work = {"encoder": settings.model_dump(mode="json", exclude={"when"}), "tokens": tokens, "window_s": window_s}
         downloads: str | None = None
         for prepared in (False, True):
             source = _source(settings.model)

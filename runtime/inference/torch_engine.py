@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,7 @@ class TorchEngine(Engine):
         device: where the policy lives.
         seed: of exploration; each tick draws from a generator seeded with it and the tick's number.
         field_kinds: by telemetry stream, the fields that are no plain numbers.
+        at_arrival: names of encoders that encode readings when these arrive.
     """
 
     runtime = "torch"
@@ -113,6 +114,7 @@ class TorchEngine(Engine):
         device: torch.device | None = None,
         seed: int = 0,
         field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] | None = None,
+        at_arrival: Collection[str] = (),
     ) -> None:
         self.device = device or torch.device("cpu")
         self.device_name = str(self.device)
@@ -123,7 +125,14 @@ class TorchEngine(Engine):
         self._windows: deque[tuple[TickFeatures, ...]] = deque(maxlen=WINDOWS)
         """Observations of the last minutes, on which a reduced precision is judged."""
         super().__init__(
-            policy.spec, encoders, routes, calibrations, version=version, seed=seed, field_kinds=field_kinds
+            policy.spec,
+            encoders,
+            routes,
+            calibrations,
+            version=version,
+            seed=seed,
+            field_kinds=field_kinds,
+            at_arrival=at_arrival,
         )
 
     def _prepare_thread(self, threads: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from runtime.control.inbox import Inbox
 from sensors.config import TelemetrySettings, TextSettings
-from sensors.readings import Telemetry, Text
+from sensors.readings import Reading, Telemetry, Text
 
 
 def _inbox() -> Inbox:
@@ -110,3 +112,26 @@ def test_a_reading_of_unknown_age_never_replaces_one_of_known_age() -> None:
     assert observation.unknown_age == frozenset()
     assert inbox.drops["joints"]["retained"] == 1
     assert inbox.stale(1.3) == {"orders": None}
+
+
+def test_a_reading_that_is_encoded_first_is_observed_when_it_is_passed_on() -> None:
+    inbox, heard, waiting = _inbox(), list[int](), list[Reading]()
+
+    def encode(reading: Reading, store: Callable[[Reading], None]) -> bool:
+        waiting.append(reading)
+        if reading.seq == 2:
+            store(waiting[0])
+        return reading.seq == 1
+
+    inbox.encode_first("orders", encode)
+    inbox.listen("orders", lambda reading: heard.append(reading.seq))
+    for seq in (0, 1):
+        inbox.put(_text(1.0 + seq, seq))
+    assert "orders" in inbox.observe(0, 2.5).missing, "no tokens are ready"
+    assert inbox.drops["orders"]["superseded"] == 1
+    inbox.put(_text(3.0, 2))
+    observation = inbox.observe(1, 3.5)
+    assert observation.readings["orders"].seq == 0
+    assert observation.ages_s["orders"] == 2.5, "the age of the reading that has tokens"
+    assert observation.fresh == {"orders"}
+    assert heard == [0, 1, 2], "listeners do not wait"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice, Continuous
+from fakes import eventually
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from runtime.inference.arrival import ArrivalEncoder
 from runtime.inference.engine import ENCODER_FILE, MOST_LOADED
 from runtime.inference.torch_engine import TorchEngine as Engine
 from sensors.readings import Observation, Reading, Telemetry, Text
@@ -102,11 +104,13 @@ async def activate(engine: Engine, folder: Path, encoders: dict[str, str] | None
     await engine.activate(folder.name)
 
 
-def engine_of(spec: PolicySpec, backend: Any = "torch", state_dir: Path | None = None) -> Engine:
+def engine_of(
+    spec: PolicySpec, backend: Any = "torch", state_dir: Path | None = None, at_arrival: Collection[str] = ()
+) -> Engine:
     torch.manual_seed(0)
     calibrations = Calibrations(state_dir, BackendSettings(backend, "float32"))
     routes = {name: encoder for name, encoder in ROUTES.items() if name in spec.names}
-    return Engine(Policy(spec), {"letters": Letters()}, routes, calibrations, nothing, seed=3)
+    return Engine(Policy(spec), {"letters": Letters()}, routes, calibrations, nothing, seed=3, at_arrival=at_arrival)
 
 
 @pytest.fixture
@@ -142,6 +146,81 @@ async def test_only_what_is_new_is_encoded_and_a_shared_encoder_gets_one_batch(e
     assert first.tokens["orders"].dtype == np.float16
     assert first.tokens["joints"].tolist() == [[0.0, 1.0]]
     assert first.encoder_versions == {"orders": "letters-0", "notes": "letters-0"}
+
+
+@pytest.fixture
+def early() -> Iterator[Engine]:
+    """An engine with an encoder that works at arrival."""
+    made = engine_of(spec_of(), at_arrival=["letters"])
+    yield made
+    made.close()
+
+
+async def arrived(engine: Engine, *readings: Reading) -> None:
+    """Offer readings as the inbox does, one after the other, and wait until they are stored."""
+    for reading in readings:
+        stored: list[Reading] = []
+        assert not engine.arrivals.offer(reading, stored.append)
+        await eventually(lambda stored=stored: bool(stored), "the tokens")  # type: ignore[misc]
+        assert stored == [reading]
+
+
+async def test_an_encoder_at_arrival_costs_the_tick_nothing_and_decides_alike(engine: Engine, early: Engine) -> None:
+    """Tokens, scores and what is stored for training are those of an encoder in the tick; only the thread differs."""
+    letters: Any = early.encoders["letters"]
+    assert early.arrivals.routes == ROUTES
+    for tick, (words, note) in enumerate([("abba", "cab"), ("fed", "cab"), ("fed", "heda")]):
+        order, notes = text("orders", words, tick), text("notes", note, tick)
+        letters.threads.clear()
+        await arrived(early, order, notes)
+        beside, within = [await one.decide(seen(tick, orders=order, notes=notes)) for one in (early, engine)]
+        assert letters.threads == {"arrival-letters_0"}
+        assert set(beside.encoded) == set(within.encoded) == {"orders", "notes"}
+        assert beside.encode_s == {}, "the tick encoded nothing"
+        assert beside.scores["head"] == pytest.approx(within.scores["head"], abs=1e-6)
+        for name in ("orders", "notes"):
+            assert beside.tokens[name] == pytest.approx(within.tokens[name], abs=1e-3)
+        assert beside.encoder_versions == within.encoder_versions
+
+
+async def test_a_reading_without_tokens_of_this_encoder_is_encoded_in_the_tick(early: Engine) -> None:
+    """A replay offers no readings, and an encoder may change between arrival and tick. Each reading is encoded alone."""
+    letters: Any = early.encoders["letters"]
+    order, note = text("orders", "abba"), text("notes", "cab")
+    letters.batches.clear()
+    replayed = await early.decide(seen(0, orders=order, notes=note))
+    assert letters.batches == [1, 1]
+    assert set(replayed.encode_s) == {"letters"}
+    newer = text("orders", "hhh", 1)
+    await arrived(early, newer)
+    await early.load_encoder("letters", {"weight": torch.eye(8), "bias": torch.zeros(8)})
+    changed = await early.decide(seen(1, orders=newer, notes=note))
+    assert changed.tokens["orders"].tolist() == [[0, 0, 0, 0, 0, 0, 0, 3]]
+    assert set(changed.encoder_versions.values()) == {"letters-8.000000"}
+
+
+def test_the_newest_reading_waits_for_a_busy_encoder_and_one_that_fails_is_stored() -> None:
+    begun, go_on, stored = threading.Event(), threading.Event(), list[int]()
+
+    def encode(reading: Reading) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        if reading.seq == 3:
+            raise ValueError("an odd reading")
+
+    arrivals = ArrivalEncoder({"orders": "letters"}, encode, lambda: None)
+    try:
+        assert not arrivals.offer(text("orders", "a", 0), lambda one: stored.append(one.seq))
+        assert begun.wait(60)
+        superseded = [arrivals.offer(text("orders", "a", seq), lambda one: stored.append(one.seq)) for seq in (1, 2, 3)]
+        assert superseded == [False, True, True]
+        assert stored == []
+    finally:
+        go_on.set()
+        arrivals._threads["letters"].shutdown(wait=True)
+    assert stored == [0, 3], "the tick will name what is wrong with the last one"
+    arrivals.close()
+    assert not arrivals.offer(text("orders", "a", 4), lambda one: stored.append(one.seq))
 
 
 async def test_a_decision_is_what_the_policy_says_of_what_is_remembered(engine: Engine) -> None:
