@@ -39,8 +39,8 @@ from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.source_consistency import Quarantine
 from learners.worker.journal import Journal, JournalEntry
 from runtime.config.schema import DriftSettings
-from runtime.deploy.experiment_controller import ExperimentController
-from runtime.deploy.experiment_rules import ExperimentRules
+from runtime.deploy.experiments.controller import ExperimentController
+from runtime.deploy.experiments.rules import ExperimentRules
 from runtime.drift.watch import DriftWatch
 from runtime.gate import latches
 from runtime.recording.reader import Recording, RecordingError

@@ -30,8 +30,8 @@ from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, SourceRule
 from runtime.control.arm_record import ArmRecord
 from runtime.control.tick import TickResult, executed_actions
-from runtime.deploy.experiment_controller import ExperimentController
-from runtime.deploy.experiment_rules import ExperimentRules
+from runtime.deploy.experiments.controller import ExperimentController
+from runtime.deploy.experiments.rules import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.feedback.outcomes import OutcomeTracker

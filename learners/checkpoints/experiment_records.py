@@ -16,7 +16,7 @@ from learners.checkpoints.manifest import VERSION
 CHALLENGER = "CHALLENGER"
 """Which candidate passed the filters and waits for its experiment."""
 EXPERIMENTS_FILE = "experiments.json"
-"""In the state folder; `runtime/deploy/experiment_controller.py` writes it."""
+"""In the state folder; `runtime/deploy/experiments/controller.py` writes it."""
 PROBATION_FILE = "probation.json"
 """In the state folder of programs before 0.2.0: it named the version that was on probation, and the one before."""
 

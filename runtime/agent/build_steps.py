@@ -37,8 +37,8 @@ from runtime.control.sender_stamps import SenderStamps
 from runtime.control.tick import ControlLoop, TickListener, Utterances
 from runtime.deploy import promotion_history
 from runtime.deploy.encoder_updater import EncoderUpdater
-from runtime.deploy.experiment_controller import ExperimentController
-from runtime.deploy.experiment_rules import ExperimentRules
+from runtime.deploy.experiments.controller import ExperimentController
+from runtime.deploy.experiments.rules import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.promotion_history import PromotionHistory

@@ -15,7 +15,7 @@ from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop
 from runtime.deploy.encoder_updater import EncoderUpdater
-from runtime.deploy.experiment_controller import ExperimentController
+from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.deploy.task_updater import TaskUpdater

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import LIVE, Checkpoints
-from runtime.deploy.experiment_controller import ExperimentController
+from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine

@@ -12,7 +12,7 @@ from learners.experiments.paired_outcomes import OWN
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from runtime.control.attribution import attribution
 from runtime.control.tick import TickResult
-from runtime.deploy.experiment_controller import ExperimentController
+from runtime.deploy.experiments.controller import ExperimentController
 from runtime.feedback.source_quarantine import SourceQuarantine
 
 

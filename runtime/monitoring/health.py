@@ -21,7 +21,7 @@ from learners.rewards import TickRewards
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop
-from runtime.deploy.experiment_controller import ExperimentController
+from runtime.deploy.experiments.controller import ExperimentController
 from runtime.drift.watch import DriftWatch
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine

@@ -49,7 +49,7 @@ STILL = {
 }
 """What may stand still, and why."""
 CHANCE = {
-    "reflexd_experiment": "takes a trusted version and a challenger; tests/runtime/deploy/test_experiment_controller.py",
+    "reflexd_experiment": "takes a trusted version and a challenger; tests/runtime/deploy/experiments/test_controller.py",
     "reflexd_rejections": "takes a candidate that a filter rejects; tests/runtime/monitoring/test_metrics.py",
 }
 """What moves in some runs only, and where it is tested."""

@@ -31,8 +31,8 @@ from learners.safeguards.source_consistency import Quarantine
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
-from runtime.deploy.experiment_controller import ExperimentController
-from runtime.deploy.experiment_rules import ExperimentRules
+from runtime.deploy.experiments.controller import ExperimentController
+from runtime.deploy.experiments.rules import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.inference.build import find_encoder, graph_compiler

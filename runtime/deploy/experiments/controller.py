@@ -36,13 +36,13 @@ from learners.safeguards.source_consistency import Quarantine
 from runtime.control.arm_record import ArmRecord
 from runtime.control.attribution import attribution
 from runtime.control.tick import TickResult
-from runtime.deploy.experiment_phase import ExperimentPhase, LossBudget
-from runtime.deploy.experiment_report import guard_figures, look_figures, running_figures
-from runtime.deploy.experiment_rules import ExperimentRules
-from runtime.deploy.first_anchor import FirstAnchor
-from runtime.deploy.reward_drop_check import ALONE_S, RewardDropCheck
-from runtime.deploy.reward_levels import RewardLevels, RunningBlock
-from runtime.deploy.trusted_version import Trust
+from runtime.deploy.experiments.first_anchor import FirstAnchor
+from runtime.deploy.experiments.phase import ExperimentPhase, LossBudget
+from runtime.deploy.experiments.report import guard_figures, look_figures, running_figures
+from runtime.deploy.experiments.reward_drop_check import ALONE_S, RewardDropCheck
+from runtime.deploy.experiments.reward_levels import RewardLevels, RunningBlock
+from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.trusted_version import Trust
 from runtime.inference.engine import UNTRAINED
 from runtime.process.emit import Emit
 from runtime.process.state_file import StateFile, StateUnreadable

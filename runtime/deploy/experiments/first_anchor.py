@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.deploy.reward_levels import Level
+from runtime.deploy.experiments.reward_levels import Level
 
 LEAST_UNITS = 5
 """Units of a version before it counts."""

@@ -9,7 +9,7 @@ import pytest
 
 from learners.experiments.paired_outcomes import TickOutcome
 from learners.experiments.plan import SHARES, ExperimentPlan
-from runtime.deploy.experiment_phase import MOST_UNITS_ALONE, ExperimentPhase, LossBudget
+from runtime.deploy.experiments.phase import MOST_UNITS_ALONE, ExperimentPhase, LossBudget
 
 TICK_S = 0.02
 

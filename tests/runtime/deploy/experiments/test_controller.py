@@ -13,8 +13,8 @@ from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.experiments.plan import SHARES
 from runtime.cli import checkpoints
-from runtime.deploy.experiment_controller import ExperimentController
-from runtime.deploy.experiment_rules import ExperimentRules
+from runtime.deploy.experiments.controller import ExperimentController
+from runtime.deploy.experiments.rules import ExperimentRules
 
 GOOD = Script(errors=0.12)
 POLICIES = {

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from learners.experiments.guard import Guard
-from runtime.deploy.experiment_phase import ExperimentPhase
+from runtime.deploy.experiments.phase import ExperimentPhase
 
 
 def running_figures(phase: ExperimentPhase | None) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from learners.experiments.guard import Guard
 from learners.experiments.paired_outcomes import Silence
 from learners.experiments.plan import ExperimentPlan, block_design, margin
-from runtime.deploy.reward_levels import RewardLevels
+from runtime.deploy.experiments.reward_levels import RewardLevels
 from runtime.inference.engine import UNTRAINED
 
 LONGEST_BLOCK_S = 5.0
