@@ -17,7 +17,7 @@ FLOW = (
     "learners/worker", "learners/gym", "learners/export", "runtime", "runtime/process", "runtime/config",
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/supervisor", "runtime/control", "runtime/inference",
     "runtime/inference/arrays", "runtime/feedback", "runtime/drift", "runtime/models",
-    "runtime/deploy", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
+    "runtime/deploy", "runtime/deploy/experiments", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
     "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/cli",
 )  # fmt: skip
 """Packages in the order in which data flows."""
