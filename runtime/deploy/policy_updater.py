@@ -116,7 +116,7 @@ class PolicyUpdater:
 
     async def _load_wanted(self) -> None:
         """Release what is not needed any more, then load what is."""
-        wanted = self.experiments.wanted()
+        wanted = self.experiments.state.wanted()
         for version in self.engine.loaded - wanted - {self.engine.version}:
             await self.engine.release(version)
         for version in sorted(wanted - self.engine.loaded - {UNTRAINED}):
@@ -133,7 +133,7 @@ class PolicyUpdater:
             return False
         await self.learner_events.forward()
         try:
-            wanted = self.experiments.wanted() | {version}
+            wanted = self.experiments.state.wanted() | {version}
             for other in self.engine.loaded - wanted - {self.engine.version}:
                 await self.engine.release(other)
             await self.engine.load(version)

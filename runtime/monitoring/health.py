@@ -77,7 +77,7 @@ class Health:
             "drift": self.drift.figures(),
             "policy": self.experiments.live,
             "exploration": self.exploration(),
-            "experiments": self.experiments.figures(),
+            "experiments": self.experiments.state.figures(),
             "mode": loop.mode,
             "armed": verdict.armed if verdict else False,
             "stopped": verdict.stopped if verdict else False,

@@ -17,6 +17,27 @@ NOTES = 200
 SHARE_LEVELS = 3
 MAX_CRASHES = 2
 
+TRUSTED_BY = {
+    "proof": "live and trusted: it was proved better",
+    "request": "live and trusted: a person made it live",
+    "import": "live and trusted: a person imported it",
+    "upgrade": "live and trusted: it was live before the program was upgraded",
+}
+"""The sentence on the anchor, by why it is trusted."""
+_WITHOUT_PROOF = ("untrusted", "unguarded")
+
+
+def trust_reason(moved_by: str | None) -> str | None:
+    """Return why a live version is trusted, a key of `TRUSTED_BY`, by who moved LIVE; None where it went live without a proof.
+
+    An experiment promotes only what is proved, and the guard returns only to what is trusted. An earlier program noted no one.
+    """
+    if moved_by is None:
+        return "upgrade"
+    if moved_by in _WITHOUT_PROOF:
+        return None
+    return moved_by if moved_by in ("request", "import") else "proof"
+
 
 @dataclass(slots=True)
 class Trust:

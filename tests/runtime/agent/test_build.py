@@ -145,8 +145,8 @@ async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
     assert "fell at once" in figures["why"]
     async with agent(tmp_path, wall) as again:  # the next agent knows what is trusted
         assert again.engine.version == good
-        assert again.experiments.trust.anchor == good
-        assert again.experiments.phase is None
+        assert again.experiments.state.trust.anchor == good
+        assert again.experiments.state.phase is None
 
 
 async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store(

@@ -181,7 +181,7 @@ async def test_without_the_signing_key_nothing_untrained_acts(tmp_path: Path) ->
     bench = Bench(tmp_path)
     for version in bench.versions:
         bench.promote(version)
-    bench.updater.checkpoints = bench.experiments.checkpoints = Checkpoints(
+    bench.updater.checkpoints = bench.experiments.checkpoints = bench.experiments.moves.checkpoints = Checkpoints(
         tmp_path / "checkpoints", Ed25519PrivateKey.generate()
     )
     await bench.updater.start()
@@ -239,7 +239,7 @@ async def test_all_arms_of_an_experiment_are_in_memory_and_the_rest_is_released(
     assert bench.engine.version == first, "the control loop activates an arm, tick by tick"
     bench.propose(third)
     await bench.updater.sync()
-    assert bench.experiments.waiting == third
+    assert bench.experiments.state.waiting == third
     assert bench.engine.loaded == {first, second}, "a challenger that waits is not loaded"
     bench.checkpoints.rollback(failing=second)
     bench.experiments.unloadable(second, "wrong_hash")

@@ -37,7 +37,7 @@ async def trusted(folder: Path, seed: int, name: str = "good", seconds: float = 
     stage = stage_of(folder, seed, **fields)
     await stage.promote(name)
     await stage.run(seconds)
-    assert stage.experiments.trust.anchor == stage.version[name]
+    assert stage.experiments.state.trust.anchor == stage.version[name]
     stage.events.clear()
     return stage
 
@@ -57,9 +57,9 @@ async def test_a_better_challenger_goes_live_and_becomes_the_anchor(tmp_path: Pa
     ]  # fmt: skip
     live = stage.checkpoints.live()
     assert (live.version, live.by) == (stage.version["good"], "experiment")
-    assert stage.experiments.trust.anchor == stage.version["good"]
-    assert stage.experiments.trust.previous == stage.version["poor"]
-    assert "paired episodes; better by" in stage.experiments.sentence()
+    assert stage.experiments.state.trust.anchor == stage.version["good"]
+    assert stage.experiments.state.trust.previous == stage.version["poor"]
+    assert "paired episodes; better by" in stage.experiments.state.sentence()
     await stage.run(20.0)
     assert set(stage.acted[-200:]) == {"good"}
 
@@ -77,7 +77,7 @@ async def test_a_worse_challenger_never_goes_live_and_acts_little(tmp_path: Path
         assert arm.assignment is not None
         assert (arm.other is None) == (arm.assignment.pair is None), "a pair compares two versions, a plain block none"
         assert arm.other is None or {arm.version, arm.other} == both
-    assert "not live" in stage.experiments.trust.notes[stage.version[name]]
+    assert "not live" in stage.experiments.state.trust.notes[stage.version[name]]
     stage.events.clear()
     stage.propose(name)
     await stage.run(30.0)
@@ -101,7 +101,7 @@ async def test_the_list_of_versions_says_why_each_is_live_or_not(
 
 async def test_arms_change_at_the_ends_of_episodes_by_a_logged_coin(tmp_path: Path) -> None:
     stage = await trusted(tmp_path, 2)
-    stage.experiments.trust.pace = len(SHARES) - 1
+    stage.experiments.state.trust.pace = len(SHARES) - 1
     stage.propose("equal")
     await stage.run(120.0)
     arms = [arm for arm in stage.arms if arm.assignment is not None]
@@ -126,8 +126,8 @@ async def test_nothing_is_trusted_before_the_first_proof_and_versions_follow_fre
         stage.propose(name)
         await stage.run(40.0)
         assert stage.checkpoints.live().version == stage.version[name]
-        assert not stage.experiments.figures()["trusted"]
-        assert stage.experiments.sentence().startswith("not yet trusted")
+        assert not stage.experiments.state.figures()["trusted"]
+        assert stage.experiments.state.sentence().startswith("not yet trusted")
     stage.propose("negated")
     await stage.run(120.0, until=lambda: "policy_trusted" in stage.kinds())
     assert stage.event("policy_trusted")["version"] == stage.version["good"]
@@ -181,7 +181,7 @@ async def test_a_good_version_that_a_person_makes_live_stays(tmp_path: Path) -> 
     await stage.run(900.0, until=lambda: "experiment_ended" in stage.kinds())
     assert stage.event("experiment_ended")["outcome"] == "live"
     assert stage.checkpoints.live().version == stage.version["better"]
-    assert stage.experiments.trust.anchor == stage.version["better"]
+    assert stage.experiments.state.trust.anchor == stage.version["better"]
     assert "policy_rolled_back" not in stage.kinds()
 
 
@@ -194,20 +194,20 @@ def reopened(stage: Stage, folder: Path) -> ExperimentController:
 
 async def test_an_experiment_goes_on_after_a_restart(tmp_path: Path) -> None:
     stage = await trusted(tmp_path, 6)
-    stage.experiments.trust.pace = len(SHARES) - 1
+    stage.experiments.state.trust.pace = len(SHARES) - 1
     stage.propose("equal")
     await stage.run(100.0)
     stage.experiments.close(clean=True)
-    before = stage.experiments.phase
+    before = stage.experiments.state.phase
     assert before is not None
     assert before.test.pairs > 2
     again = reopened(stage, tmp_path)
-    assert again.phase is not None
-    assert again.phase.plan == before.plan
-    assert again.phase.test.pairs == before.test.pairs
-    assert again.phase.unit >= before.unit
-    assert again.phase.unit % again.phase.plan.pair_units == 0, "the pair that was open is void"
-    assert again.trust.crashes == {}
+    assert again.state.phase is not None
+    assert again.state.phase.plan == before.plan
+    assert again.state.phase.test.pairs == before.test.pairs
+    assert again.state.phase.unit >= before.unit
+    assert again.state.phase.unit % again.state.phase.plan.pair_units == 0, "the pair that was open is void"
+    assert again.state.trust.crashes == {}
 
 
 async def test_a_killed_agent_goes_on_once_and_returns_to_the_trusted_version_the_second_time(tmp_path: Path) -> None:
@@ -215,12 +215,12 @@ async def test_a_killed_agent_goes_on_once_and_returns_to_the_trusted_version_th
     stage.checkpoints.promote(stage.version["equal"])
     await stage.run(5.0)
     await stage.experiments.file.save()  # and dies
-    assert reopened(stage, tmp_path).trust.crashes == {stage.version["equal"]: 1}
+    assert reopened(stage, tmp_path).state.trust.crashes == {stage.version["equal"]: 1}
     assert stage.checkpoints.live().version == stage.version["equal"]
     again = reopened(stage, tmp_path)
     assert stage.checkpoints.live().version == stage.version["good"] == again.live
     assert stage.event("policy_rolled_back")["why"] == "crashes"
-    assert again.phase is None
+    assert again.state.phase is None
 
 
 async def test_a_challenger_with_which_the_agent_dies_twice_is_given_up(tmp_path: Path) -> None:
@@ -230,10 +230,10 @@ async def test_a_challenger_with_which_the_agent_dies_twice_is_given_up(tmp_path
     await stage.experiments.file.save()
     reopened(stage, tmp_path)
     again = reopened(stage, tmp_path)
-    assert again.phase is None
-    assert stage.version["equal"] in again.trust.judged
+    assert again.state.phase is None
+    assert stage.version["equal"] in again.state.trust.judged
     assert stage.checkpoints.live().version == stage.version["good"]
-    assert "died" in again.trust.notes[stage.version["equal"]]
+    assert "died" in again.state.trust.notes[stage.version["equal"]]
 
 
 async def test_the_guard_takes_back_a_version_that_turns_bad_after_its_proof(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ async def test_a_challenger_that_cannot_be_loaded_is_given_up(tmp_path: Path) ->
     stage.propose("equal")
     await stage.run(5.0)
     assert stage.kinds() == ["checkpoint_refused"]
-    assert stage.experiments.phase is None
+    assert stage.experiments.state.phase is None
     assert set(stage.acted[-20:]) == {"good"}
 
 
@@ -274,7 +274,7 @@ async def test_late_rewards_count_for_the_block_of_their_decision(tmp_path: Path
         return [waiting.pop(0)] if len(waiting) > 50 else [{"value": 0.0, "decision": decision, "source": "clock"}]
 
     stage = await trusted(tmp_path, 11, "poor", sends=late)
-    assert stage.experiments.late_s >= 5.0
+    assert stage.experiments.state.late_s >= 5.0
     ended = await verdict(stage, "good")
     assert ended["outcome"] == "live"
 
@@ -292,7 +292,7 @@ async def test_while_the_policy_may_not_act_nothing_alternates(tmp_path: Path) -
 async def test_takeovers_are_outcomes(tmp_path: Path, *, short: bool) -> None:
     stage = await trusted(tmp_path, 13, takeovers={"equal": 0.5})
     stage.short_takeovers = short
-    stage.experiments.trust.pace = len(SHARES) - 1
+    stage.experiments.state.trust.pace = len(SHARES) - 1
     ended = await verdict(stage, "equal")
     assert ended["outcome"] != "live"
     assert ended["reason"] == "more takeovers than the champion"
@@ -308,13 +308,20 @@ async def test_without_experiments_what_passes_the_steps_goes_live(tmp_path: Pat
     assert "experiment_started" not in stage.kinds()
 
 
-def test_a_broken_file_is_reported_and_the_live_version_trusted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("by", "trusted"),
+    [("request", True), ("import", True), ("experiment", True), ("guard", True), ("drift", True), ("untrusted", False)],
+)
+def test_a_broken_file_is_reported_and_the_live_version_trusted_unless_it_went_live_without_a_proof(
+    tmp_path: Path, by: str, trusted: bool
+) -> None:
     stage = stage_of(tmp_path, 15)
-    stage.checkpoints.promote(stage.version["good"])
+    stage.checkpoints.promote(stage.version["good"], by=by)
     (tmp_path / EXPERIMENTS_FILE).write_bytes(orjson.dumps({"format": 1}))
     again = reopened(stage, tmp_path)
     assert stage.kinds() == ["experiment_state_unreadable"]
-    assert again.trust.anchor == stage.version["good"]
+    assert again.state.trust.anchor == (stage.version["good"] if trusted else None)
+    assert again.state.sentence().startswith("live and trusted" if trusted else "not yet trusted")
 
 
 def test_a_version_on_probation_of_an_earlier_program_is_trusted_and_the_one_before_stays_as_a_way_back(
@@ -327,4 +334,4 @@ def test_a_version_on_probation_of_an_earlier_program_is_trusted_and_the_one_bef
     (tmp_path / EXPERIMENTS_FILE).unlink()
     (tmp_path / PROBATION_FILE).write_bytes(orjson.dumps({"good": good, "trial": {"version": newer, "before": good}}))
     again = reopened(stage, tmp_path)
-    assert (again.trust.anchor, again.trust.previous) == (newer, good)
+    assert (again.state.trust.anchor, again.state.trust.previous) == (newer, good)

@@ -1,0 +1,151 @@
+"""Hold what live experiments must not forget: trust, levels, the running phase, the guard; and what follows from it.
+
+`controller.py` changes the state and writes it to `experiments.json`. Knows no file, no clock and no engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from learners.experiments.alpha_budget import AlphaBudget
+from learners.experiments.guard import RAISED_SHARE, Guard
+from runtime.deploy.experiments.first_anchor import FirstAnchor
+from runtime.deploy.experiments.phase import ExperimentPhase, LossBudget
+from runtime.deploy.experiments.report import guard_figures, running_figures
+from runtime.deploy.experiments.reward_levels import RewardLevels, RunningBlock
+from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.trusted_version import Trust
+from runtime.inference.engine import UNTRAINED
+
+FORMAT = 1
+NOT_TRUSTED = "nothing is proved better than the untrained policy yet, so the newest version acts"
+"""Why a version is live although nothing is trusted."""
+
+
+@dataclass(slots=True)
+class ExperimentState:
+    """See the module."""
+
+    rules: ExperimentRules
+    live: str = UNTRAINED
+    """The version that LIVE names."""
+    waiting: str | None = None
+    """The challenger that waits."""
+    phase: ExperimentPhase | None = None
+    trust: Trust = field(default_factory=Trust)
+    levels: RewardLevels = field(default_factory=RewardLevels)
+    alpha: AlphaBudget = field(default_factory=AlphaBudget)
+    guard: Guard = field(init=False)
+    block: RunningBlock = field(default_factory=RunningBlock)
+    """The block of the version that acts alone."""
+    proof: FirstAnchor = field(default_factory=FirstAnchor)
+    """Until something is trusted."""
+    budget: LossBudget = field(default_factory=LossBudget)
+    """What experiments have cost."""
+    late_s: float = 0.0
+    """How late rewards were lately."""
+
+    def __post_init__(self) -> None:
+        self.guard = self.rules.guard(self.levels)
+
+    def renew_guard(self) -> None:
+        """Begin the watch over the live version anew."""
+        self.guard, self.block = self.rules.guard(self.levels), RunningBlock()
+
+    def way_back(self, version: str) -> str | None:
+        """Return the trusted version that replaces another one."""
+        if self.trust.anchor not in (None, version):
+            return self.trust.anchor
+        return self.trust.previous if self.trust.previous != version else None
+
+    def reference(self) -> str | None:
+        """Return whom the live version is compared with while no challenger is on trial."""
+        return None if self.live == UNTRAINED or self.trust.anchor is None else self.way_back(self.live)
+
+    def reference_share(self) -> float:
+        """Return the share of the reference: that of the settings, more on suspicion; an earlier anchor acts on suspicion only."""
+        if self.live == self.trust.anchor:
+            return RAISED_SHARE if self.guard.suspicious and self.rules.anchor_share > 0 else 0.0
+        return self.guard.anchor_share
+
+    def needs_idle_phase(self, reference: str) -> bool:
+        """Return whether the live version must be compared with its reference in a new phase."""
+        phase = self.phase
+        return (
+            phase is None
+            or phase.plan.champion != self.live
+            or phase.plan.anchor != reference
+            or phase.plan.episodic != self.rules.episodic(self.levels)
+        )
+
+    def wanted(self) -> set[str]:
+        """Return the versions that have to be loaded: what acts, its reference, and the challenger."""
+        found = {self.live}
+        if self.phase is not None:
+            found |= {v for v in (self.phase.plan.champion, self.phase.plan.challenger, self.phase.plan.anchor) if v}
+        elif self.waiting is not None and self.trust.anchor is not None:
+            found.add(self.waiting)
+        reference = self.reference()
+        return found | ({reference} if reference is not None else set())
+
+    def sentence(self) -> str:
+        """Say in one sentence why the live version is live."""
+        if self.live == UNTRAINED:
+            return "no version is live; the untrained policy acts"
+        if self.trust.anchor is None and self.rules.enabled:
+            return f"not yet trusted: {NOT_TRUSTED}"
+        return self.trust.notes.get(self.live, "live")
+
+    def figures(self) -> dict[str, Any]:
+        """Return the state for `health`, the page and `reflexd checkpoints`."""
+        return {
+            "live": self.live,
+            "trusted": self.trust.anchor is not None,
+            "anchor": self.trust.anchor,
+            "why": self.sentence(),
+            "experiment": running_figures(self.phase),
+            "waiting": self.waiting,
+            "alpha": {"next": round(self.alpha.next_alpha(), 5), "experiments": self.alpha.experiments},
+            "guard": guard_figures(self.guard),
+        }
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state as plain data."""
+        challenged = self.phase is not None and self.phase.plan.challenger is not None
+        return {
+            "format": FORMAT,
+            "live": self.live,
+            "waiting": self.waiting,
+            "trust": self.trust.dump(),
+            "levels": self.levels.dump(),
+            "alpha": self.alpha.dump(),
+            "guard": self.guard.dump(),
+            "proof": self.proof.dump(),
+            "late_s": self.late_s,
+            "debt": self.budget.debt,
+            "phase": self.phase.dump() if challenged and self.phase is not None else None,
+        }
+
+    def restore(self, body: dict[str, Any]) -> None:
+        """Take what `dump` returned, but for the live version, which LIVE names.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError: the body is malformed.
+        """
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']!r}; this program reads {FORMAT}")
+        trust, levels = Trust.of(body["trust"]), RewardLevels.restored(body["levels"])
+        alpha, proof = AlphaBudget.of(body["alpha"]), FirstAnchor.of(body["proof"])
+        phase = None if body["phase"] is None else ExperimentPhase.of(body["phase"], self.rules.silence)
+        late_s, waiting = float(body["late_s"]), body["waiting"]
+        debt = float(body.get("debt", 0.0))
+        if not 0 <= debt < float("inf"):
+            raise ValueError(f"debt {debt}: a finite number of at least 0 is expected")
+        guard = self.rules.guard(levels)
+        guard.restore(body["guard"])
+        self.trust, self.levels, self.alpha, self.guard = trust, levels, alpha, guard
+        self.proof, self.phase, self.late_s, self.waiting, self.budget.debt = proof, phase, late_s, waiting, debt
+        if phase is not None:
+            phase.budget = self.budget
+            self.budget.gain, self.budget.deviation = self.rules.gain(phase.plan.champion, levels)
