@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -71,6 +72,34 @@ def _sync(path: Path, flags: int = 0) -> None:
         os.close(handle)
 
 
+def read_plain_file(path: Path, most_bytes: int) -> bytes:
+    """Read a regular file that a person named; a pipe or a device would block or never end.
+
+    Args:
+        path: the file, or a link to it.
+        most_bytes: one byte more is read at most, so that the caller sees a file that is too large.
+
+    Raises:
+        OSError: it cannot be read, or it is no regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if (problem := not_plain(path)) is not None:
+            raise OSError(errno.EINVAL, problem, str(path))
+        return file.read(most_bytes + 1)
+
+
+def not_plain(path: Path) -> str | None:
+    """Return what a path is that exists and is neither a regular file nor a folder; None for any other path."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    kind = next((name for is_one, name in kinds.items() if is_one(mode)), None)
+    return None if kind is None else f"{kind}, not a file; name a regular file"
+
+
 @contextmanager
 def new_file(target: Path, *, durable: bool = True, mode: int = 0o666, overwrite: bool = True) -> Iterator[Path]:
     """Yield an empty draft that becomes `target` by one rename when the context ends without an exception.
@@ -84,8 +113,11 @@ def new_file(target: Path, *, durable: bool = True, mode: int = 0o666, overwrite
         overwrite: replace an existing file; otherwise it is an error.
 
     Raises:
-        OSError: the file cannot be written, or exists (`overwrite=False`); the old content is intact and no draft is left.
+        OSError: the file cannot be written, is a pipe or a device, or exists (`overwrite=False`); the old content is intact and no
+            draft is left.
     """
+    if (problem := not_plain(target)) is not None:
+        raise OSError(errno.EINVAL, problem, str(target))
     with _draft(target, lambda draft: os.close(os.open(draft, _CREATE, mode))) as draft:
         yield draft
         if durable:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from runtime.cli.options import FILE, InvalidInput, load_or_demo, refusing, takes_settings
+from runtime.cli.options import ANY, FILE, InvalidInput, load_or_demo, refusing, takes_settings
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def _size(count: int) -> str:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=ANY)
 @takes_settings()
 @click.option("--recordings", is_flag=True, help="Include the recordings.")
 @refusing

@@ -16,7 +16,7 @@ from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import refuse, refusing
+from runtime.cli.options import PlainPath, refuse, refusing
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.discovery.plain_topics import propose
 from runtime.discovery.proposals import FoundActuator, FoundStream, Proposals
@@ -24,7 +24,7 @@ from runtime.discovery.settings_text import Plan, settings_text
 from runtime.discovery.topic_samples import NoBroker, listen
 from runtime.mqtt import Address
 
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+NEW_FILE = PlainPath(dir_okay=False, path_type=Path)
 
 
 @click.command()

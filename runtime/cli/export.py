@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from runtime.cli.options import load_or_demo, refusing, takes_settings
+from runtime.cli.options import ANY, load_or_demo, refusing, takes_settings
 
 FORMATS = ("mcap", "lerobot", "onnx")
 TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"])
@@ -17,9 +17,7 @@ TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m
 @click.command()
 @takes_settings()
 @click.option("--format", "form", type=click.Choice(FORMATS), required=True, help="Format, as above.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="A file (mcap, onnx) or a new folder (lerobot)."
-)
+@click.option("--out", type=ANY, required=True, help="A file (mcap, onnx) or a new folder (lerobot).")
 @click.option("--version", help="onnx: policy version; default: the live one.")
 @click.option("--recording", help="mcap: name of the recording; required if there are several.")
 @click.option("--experience", is_flag=True, help="mcap: export experience even if there are recordings.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 
 import click
 
+from learners.files import not_plain
 from learners.task_kinds import FORMER_KINDS, KINDS
 from runtime.cli.ports import busy_ports
 from runtime.config import loader as settings_file
@@ -28,11 +30,25 @@ MAY_PASS = 1
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FILE = click.Path(dir_okay=False, path_type=Path)
 
-ANY = click.Path(path_type=Path)
+class PlainPath(click.Path):
+    """A path that is no pipe, socket or device: these would block, or never end."""
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path; a pipe, a socket or a device ends the program with exit code 2."""
+        path = super().convert(value, param, ctx)
+        if (problem := not_plain(Path(os.fsdecode(path)))) is not None:
+            self.fail(f"{os.fsdecode(path)!r} is {problem}", param, ctx)
+        return path
+
+
+FILE = PlainPath(dir_okay=False, path_type=Path)
+
+ANY = PlainPath(path_type=Path)
+
+FOLDER = PlainPath(file_okay=False, path_type=Path)
 
 SEED = click.IntRange(0, 2**31 - 1)
 """What numpy, torch and gymnasium all accept."""

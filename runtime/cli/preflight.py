@@ -23,6 +23,7 @@ from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, ROOM, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.config import TaskSettings
+from learners.files import not_plain
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.rewards import RewardUnknown, build_rewards
@@ -80,11 +81,19 @@ def preflight(path: Path, loaded: LoadedConfig) -> list[Problem]:
     )  # fmt: skip
     problems = []
     for check in checks:
-        for where, message, remedy in check(config):
+        for where, message, remedy in _found(check, config):
             named, text = split_path(message)
             place = named if named[: len(where)] == where else where
             problems.append(Problem(path, loaded.line(place), dotted(place), text if named else message, remedy))
     return problems
+
+
+def _found(check: Callable[[Config], Found], config: Config) -> Found:
+    """Yield what a check finds; a path that the system refuses is a problem too."""
+    try:
+        yield from check(config)
+    except OSError as error:
+        yield (), f"{str(error.filename)[:80]}: {error.strerror}", "correct the path"
 
 
 def _streams(config: Config) -> Found:
@@ -296,7 +305,7 @@ def _tls(config: Config) -> Found:
     mqtt = config.mqtt
     found = False
     for name, file in (("ca", mqtt.ca), ("cert", mqtt.cert), ("key", mqtt.key)):
-        if file is not None and not os.access(file, os.R_OK):
+        if file is not None and (not os.access(file, os.R_OK) or not_plain(file) is not None):
             found = True
             yield ("mqtt", name), f"{file} cannot be read", "name a readable file in PEM format"
     if mqtt.key is not None and mqtt.cert is None:

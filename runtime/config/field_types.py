@@ -7,11 +7,30 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+MOST_NAME, MOST_PATH = 255, 3_000
+"""Bytes and characters. Linux has 4,096 for a path; files of the daemon lie below it."""
+
 
 def _given(path: object) -> object:
     if isinstance(path, str) and not path.strip():
         raise ValueError("the path is empty; write one, as .reflexd/NAME")
+    if isinstance(path, str) and (problem := _path_problem(path)) is not None:
+        raise ValueError(problem)
     return path
+
+
+def _path_problem(path: str) -> str | None:
+    """Return why no file can have this path, or why it is not the one that was meant."""
+    first = path.split("/", maxsplit=1)[0]
+    if "\0" in path:
+        return "the path has a zero byte; delete it"
+    if first.startswith("~"):
+        return f"{first} is not replaced by a home directory; write ~/FOLDER, or the whole path"
+    if "$" in first or first.startswith("%"):
+        return f"{first} is not replaced; write the whole path, or `${{env:NAME}}` for a variable"
+    if any(len(part.encode("utf-8", "surrogatepass")) > MOST_NAME for part in path.split("/")) or len(path) > MOST_PATH:
+        return f"the path is too long; a name in it has at most {MOST_NAME} bytes, and the whole {MOST_PATH}"
+    return None
 
 
 GivenPath = Annotated[Path, BeforeValidator(_given)]

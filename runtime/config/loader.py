@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from actuators.config import conditions_of
 from actuators.expressions import Expression, ExpressionError, Known
 from actuators.safety.rules import Rule, known_names, unsafe_rests
+from learners.files import read_plain_file
 from runtime.config import forbid_lint
 from runtime.config.errors import Problem, Steps, dotted, explain
 from runtime.config.schema import Config
@@ -80,6 +81,10 @@ def load(path: Path) -> LoadedConfig:
         Problem(path, reader.lines.get(where, 1), dotted(where), str(error), "correct the expression")
         for where, error in _bad_expressions(config)
     ]
+    problems += [
+        Problem(path, reader.lines.get(where, 1), dotted(where), f"{written} is a truth value", "write a number")
+        for where, written in _truth_values(value, config)
+    ]
     if problems:
         raise ConfigError(problems)
     return LoadedConfig(config, reader.secrets | _model_secrets(config), text, reader.lines)
@@ -87,13 +92,13 @@ def load(path: Path) -> LoadedConfig:
 
 def _read(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = read_plain_file(path, MAX_BYTES)
     except OSError as error:
         raise ConfigError(
             [Problem(path, 1, "", error.strerror or str(error), "name an existing, readable file")]
         ) from None
     if len(data) > MAX_BYTES:
-        raise ConfigError([Problem(path, 1, "", f"{len(data)} bytes", f"a settings file has at most {MAX_BYTES}")])
+        raise ConfigError([Problem(path, 1, "", "too large", f"a settings file has at most {MAX_BYTES} bytes")])
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -168,7 +173,9 @@ class _Reader:
         try:
             scalar = self._construct.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError) as error:
-            self._problem(node, where, f"cannot be read: {error}", "use plain numbers, words and quoted strings")
+            self._problem(
+                node, where, f"cannot be read: {_one_line(error)}", "use plain numbers, words and quoted strings"
+            )
             return None
         if not isinstance(scalar, str):
             return scalar
@@ -224,17 +231,18 @@ class _Reader:
             kind, name = match.groups()
             try:
                 secret = (
-                    os.environ[name] if kind == "env" else (self.path.parent / name).expanduser().read_text().strip()
+                    os.environ[name]
+                    if kind == "env"
+                    else read_plain_file((self.path.parent / name).expanduser(), MAX_BYTES).decode().strip()
                 )
             except KeyError:
                 self._problem(
                     node, where, f"environment variable {name} is not set", f"export {name}=... before the start"
                 )
                 return ""
-            except (OSError, UnicodeDecodeError) as error:
-                self._problem(
-                    node, where, f"cannot read {name}: {type(error).__name__}", "create the file and make it readable"
-                )
+            except (OSError, ValueError, RuntimeError) as error:  # no such file, no text, no such user
+                reason = getattr(error, "strerror", None) or type(error).__name__
+                self._problem(node, where, f"cannot read {name}: {reason}", "create the file and make it readable")
                 return ""
             if secret:
                 self.secrets.add(secret)
@@ -244,6 +252,23 @@ class _Reader:
 
     def _problem(self, node: yaml.Node, where: Steps, message: str, remedy: str) -> None:
         self.problems.append(Problem(self.path, node.start_mark.line + 1, dotted(where), message, remedy))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "problem", None) or error).split())
+
+
+def _truth_values(written: Any, read: Any, where: Steps = ()) -> Iterator[tuple[Steps, str]]:
+    """Yield every `true` or `false` that was read as a number: 1 is never what its writer meant."""
+    if isinstance(written, bool) and not isinstance(read, bool) and isinstance(read, int | float):
+        yield where, str(written).lower()
+    elif isinstance(written, dict):
+        for name, value in written.items():
+            inner = read.get(name) if isinstance(read, dict) else getattr(read, name, None)
+            yield from _truth_values(value, inner, (*where, name))
+    elif isinstance(written, list) and isinstance(read, tuple | list) and len(written) == len(read):
+        for number, (value, inner) in enumerate(zip(written, read, strict=True)):
+            yield from _truth_values(value, inner, (*where, number))
 
 
 def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:

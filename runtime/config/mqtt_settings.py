@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from runtime.config.field_types import GivenPath
 from sensors.config import Settings
@@ -93,9 +93,23 @@ class MqttSettings(Settings):
             raise ValueError("write embedded://HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT")
         if parts.username or parts.password:
             raise ValueError("put the user under username: and password:, not into the URL")
+        if not parts.hostname.isprintable() or " " in parts.hostname:
+            raise ValueError(f"{parts.hostname!r} is no host; write its name or address")
+        if parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError("nothing may follow the port; topics and options have settings of their own")
         if parts.port is not None and not 0 < parts.port < 65_536:
             raise ValueError("the port must be between 1 and 65535")
         return url
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if self.password is not None and self.username is None:
+            raise ValueError("mqtt.password: there is no user for it; add username")
+        if self.scheme != "mqtts" and (given := [name for name in ("ca", "cert", "key") if getattr(self, name)]):
+            raise ValueError(
+                f"mqtt.{given[0]}: {self.scheme}:// is not encrypted and does not use it; write mqtts://, or leave it out"
+            )
+        return self
 
     @property
     def scheme(self) -> str:

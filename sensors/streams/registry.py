@@ -30,6 +30,8 @@ from sensors.streams.telemetry import TopicTelemetry
 from sensors.streams.text import FollowedText, StdinText, TopicText
 
 GROUP = "reflexd.sensors"
+MAX_TOPIC_BYTES = 65_535
+"""Of MQTT; a client that subscribes to a longer one is disconnected."""
 
 
 def build(name: str, settings: AnyStream, *, clock: Callable[[], float] = time.monotonic) -> Sensor | TopicSensor:
@@ -59,11 +61,13 @@ def topic_of(source: int | str) -> str | None:
     """Return NAME of `topic:NAME`; None for `topic`, which means the agent's own topic.
 
     Raises:
-        ValueError: NAME has a wildcard.
+        ValueError: NAME has a wildcard, or no broker takes it.
     """
     name = str(source).partition(":")[2]
     if "+" in name or "#" in name:
         raise ValueError(f"{source!r}: a stream has one topic, without + or #")
+    if "\0" in name or len(name.encode("utf-8", "surrogatepass")) > MAX_TOPIC_BYTES:
+        raise ValueError(f"{str(source)[:80]!r}: a topic has no zero byte and at most {MAX_TOPIC_BYTES} bytes")
     return name or None
 
 

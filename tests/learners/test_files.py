@@ -19,6 +19,7 @@ from learners.files import (
     new_files,
     new_folder,
     publish_folder,
+    read_plain_file,
     remove_abandoned_drafts,
     write_atomically,
 )
@@ -178,3 +179,14 @@ def test_full_disk_leaves_nothing_of_a_version_or_an_export(tmp_path: Path) -> N
             draft.write_bytes(bytes(8_000_000))
         assert [path.name for path in folder.iterdir()] == ["LIVE"]
         assert (folder / "LIVE").read_text() == "old"
+
+
+def test_a_pipe_is_never_replaced_or_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a pipe, not a file"):
+        write_atomically(tmp_path / "pipe", b"new")
+    with pytest.raises(OSError, match="a pipe, not a file"):
+        read_plain_file(tmp_path / "pipe", 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    (tmp_path / "plain").write_bytes(bytes(100))
+    assert len(read_plain_file(tmp_path / "plain", 10)) == 11

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +165,39 @@ def test_models_and_options_that_cannot_be_used(tmp_path: Path, model: Path, tun
         )
     (tmp_path / "o").write_text("a file")
     assert "is a file" in refused("finetune", "--task", "text-classification", "--model", model, *given)
+
+
+def test_a_pipe_or_a_device_is_refused_and_never_read(tmp_path: Path) -> None:
+    settings, out = state_of(tmp_path), tmp_path / "o"
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    tune = ("finetune", "--task", "text-classification", "--model", "bundled:minilm-l6", "--out", out)
+    for place, what in {pipe: "is a pipe", Path("/dev/zero"): "is a device"}.items():
+        for verb in (
+            ("check", place),
+            ("status", place),
+            ("replay", place, settings),
+            ("restore", place, settings),
+            ("backup", place, settings),
+            ("export", settings, "--format", "mcap", "--out", place),
+            ("plant", "CartPole-v1", "--settings", place),
+            ("train", "CartPole-v1", "--out", place),
+            ("checkpoints", "--config", settings, "import", place),
+            ("compare", place),
+            ("new", place),
+            (*tune, "--train", place, "--validation", place),
+            ("evaluate", "--task", "text-classification", "--model", "m", "--test", place),
+        ):
+            assert what in refused(*verb), verb
+
+
+def test_settings_that_name_a_pipe_for_a_secret_or_a_certificate(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    good = state_of(tmp_path).read_text()
+    secret = put(tmp_path / "a.yaml", good.replace("agent: robot", "agent: ${file:pipe}"))
+    assert f"{secret}:1: agent: cannot read pipe" in refused("check", secret)
+    pem = put(tmp_path / "b.yaml", good.replace('{url: "mqtt', f'{{ca: {tmp_path}/pipe, url: "mqtts'))
+    assert "pipe cannot be read" in refused("check", pem)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x89MCAP0\r\n", b"\x89MCAP0\r\n" + bytes(200)])

@@ -47,10 +47,10 @@ BROKEN = [
     ("", "plant: {{environment: Blackjack-v1}}\n", 10, "plant.environment", "observation space"),
     ("", "tasks: {{t: {{kind: text-classification, model: 'bundled:nope'}}}}\n", 10, "tasks.t.model", "bundled are"),
     ("state_dir: {state}", "state_dir: /dev/null/x", 2, "state_dir", "is a file"),
-    ('1883"', '1883", ca: nowhere.pem', 3, "mqtt.ca", "nowhere.pem"),
-    ('1883"', '1883", ca: /etc/passwd', 3, "mqtt.ca", "PEM"),
-    ('1883"', '1883", key: /etc/passwd', 3, "mqtt.key", "add mqtt.cert"),
-    ('1883"', '1883", key: /etc/passwd, cert: /etc/passwd', 3, "mqtt.key", "unencrypted"),
+    ('mqtt://127.0.0.1:1883"', 'mqtts://127.0.0.1:1883", ca: nowhere.pem', 3, "mqtt.ca", "nowhere.pem"),
+    ('mqtt://127.0.0.1:1883"', 'mqtts://127.0.0.1:1883", ca: /etc/passwd', 3, "mqtt.ca", "PEM"),
+    ('mqtt://127.0.0.1:1883"', 'mqtts://127.0.0.1:1883", key: /etc/passwd', 3, "mqtt.key", "add mqtt.cert"),
+    ('mqtt://127.0.0.1:1883"', 'mqtts://127.0.0.1:1883", key: /etc/passwd, cert: /etc/passwd', 3, "mqtt.key", "unencrypted"),
 ]  # fmt: skip
 
 
