@@ -50,6 +50,8 @@ class DeviceReport:
     value: str | float | list[float]
     seq: int | None = None
     boot: str | None = None
+    stamp_s: float | None = None
+    """Unix seconds by the device's own clock, where it states them."""
 
 
 def command_topic(base: str, name: str, settings: ActuatorSettings) -> str:
@@ -168,18 +170,20 @@ def parse_state(settings: AnyActuator, payload: bytes) -> DeviceReport:
         WireError: malformed, too large, too deep, without the value, or of a type that no actuator has.
     """
     document = parse_json(payload, bare_words=True)
-    seq = boot = None
+    seq = boot = stamp_s = None
     if isinstance(document, dict):
         seq, boot = _acknowledged(document)
+        stamp_s = _stamp(document)
         document = _find(document, settings.state_value)
     if isinstance(settings, ChoiceSettings) and isinstance(document, bool | int | float):
         document = orjson.dumps(document).decode()  # a switch may report true, or 1
-    return DeviceReport(_value(document), seq, boot)
+    return DeviceReport(_value(document), seq, boot, stamp_s)
 
 
-def state_payload(value: Value | None, seq: int | None, boot: str | None) -> bytes:
-    """Encode a device's report of what it does and of the command it answers."""
-    return orjson.dumps({"value": value, "seq": seq, "boot": boot})
+def state_payload(value: Value | None, seq: int | None, boot: str | None, stamp_s: float | None = None) -> bytes:
+    """Encode a device's report of what it does, of the command it answers, and of its clock in Unix seconds."""
+    body = {"value": value, "seq": seq, "boot": boot}
+    return orjson.dumps(body if stamp_s is None else body | {"stamp": stamp_s})
 
 
 def parse_json(payload: bytes, *, bare_words: bool = False) -> Any:
@@ -223,6 +227,18 @@ def _acknowledged(document: dict[str, Any]) -> tuple[int | None, str | None]:
     seq, boot = document.get("seq"), document.get("boot")
     known = isinstance(seq, int) and not isinstance(seq, bool) and isinstance(boot, str)
     return (seq, boot) if known else (None, None)
+
+
+EARLIEST_S, LATEST_S = 0.0, 1e11
+"""Unix seconds that a device's clock may show: one without a battery starts in 1970. Milliseconds are beyond."""
+
+
+def _stamp(document: dict[str, Any]) -> float | None:
+    """Return the device's time; None where it states none in seconds."""
+    stamp = document.get("stamp")
+    if not isinstance(stamp, int | float) or isinstance(stamp, bool):
+        return None
+    return float(stamp) if EARLIEST_S <= stamp < LATEST_S else None
 
 
 def check_state_value(where: str) -> None:

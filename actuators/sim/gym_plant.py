@@ -104,10 +104,10 @@ class GymPlant:
             device = self.devices[name]
             value = device.take(payload, retained=retained, now_s=now_s)
             if value is None:
-                return []
+                return device.refusal(self._values.get(name), now_s)
             self._values[name], self._commanded_s = value, now_s
             self._due.add(name)
-            out = [device.report(value)]
+            out = [device.report(value, now_s)]
             if len(self._due) == len(self.devices) and now_s - self._stepped_s >= EARLIEST * self.period_s:
                 out += self._step(now_s)
             return out

@@ -68,13 +68,13 @@ class PanoramaPlant:
             value = self.device.take(payload, retained=retained, now_s=now_s) if topic == self.device.topic else None
             turn = None if value is None else _turn(value)
             if turn is None:
-                return []
+                return self.device.refusal(self.world.head.turn, now_s) if topic == self.device.topic else []
             self._start(now_s)
             self._advance(now_s)
             out = self._reward(before.decision, now_s) if before is not None else []
             self.world.head.turn = turn
             self._interval(now_s)
-            return [self.device.report(turn), *out]
+            return [self.device.report(turn, now_s), *out]
 
     def step(self, now_s: float) -> list[DeviceMessage]:
         """Advance the world by one tick; return what it publishes."""

@@ -20,6 +20,8 @@ from actuators.device import Command, DeviceInbox
 from actuators.wire import DeviceMessage, state_payload
 
 JPEG_QUALITY = 85
+REFUSAL_EVERY_S = 1.0
+"""Between two reports of a device that drops commands as too old."""
 
 
 class PlantFault(ValueError):  # noqa: N818 - reads as what happened
@@ -59,6 +61,7 @@ class Device:
         self.command: Command | None = None
         """The last command accepted."""
         self._understood = understood
+        self._expired, self._refused_s = 0, float("-inf")
 
     def take(self, payload: bytes, *, retained: bool, now_s: float) -> Value | None:
         """Return the value to execute, or None; a value the device cannot execute counts as `not_understood`."""
@@ -72,10 +75,18 @@ class Device:
         self.command = command
         return value
 
-    def report(self, value: Value | None) -> DeviceMessage:
-        """Build the report of the device's state and of the command it answers."""
+    def refusal(self, value: Value | None, now_s: float) -> list[DeviceMessage]:
+        """Report the state again, once a second, while commands come too late by this device's clock: the gate then sees its time."""
+        expired = self.inbox.drops["expired"]
+        if expired == self._expired or 0 <= now_s - self._refused_s < REFUSAL_EVERY_S:
+            return []
+        self._expired, self._refused_s = expired, now_s
+        return [self.report(value, now_s)]
+
+    def report(self, value: Value | None, now_s: float | None = None) -> DeviceMessage:
+        """Build the report of the device's state, of the command it answers and, with `now_s`, of its clock (Unix seconds)."""
         seq, boot = (self.command.seq, self.command.boot) if self.command is not None else (None, None)
-        return DeviceMessage(self.state_topic, state_payload(value, seq, boot), qos=1, retain=True)
+        return DeviceMessage(self.state_topic, state_payload(value, seq, boot, now_s), qos=1, retain=True)
 
 
 def message(topic: str, body: dict[str, Any], *, qos: int = 0) -> DeviceMessage:

@@ -32,8 +32,8 @@ from runtime.config.schema import Config
 from runtime.control.actuator_conditions import Conditions
 from runtime.control.frozen_streams import FrozenReporter
 from runtime.control.inbox import Inbox
-from runtime.control.payload_decoder import PayloadDecoder
-from runtime.control.sender_stamps import SenderStamps
+from runtime.control.payload_decoder import MAX_PAYLOAD, PayloadDecoder
+from runtime.control.sender_stamps import ClockReporter, SenderStamps
 from runtime.control.tick import ControlLoop, TickListener, Utterances
 from runtime.deploy import promotion_history
 from runtime.deploy.encoder_updater import EncoderUpdater
@@ -79,10 +79,12 @@ from sensors.streams.registry import build as build_sensor
 from sensors.streams.speech import SpeechText
 from sensors.streams.task_output import TaskOutputSensor
 
-CONTROL_PACKET = 2_097_152
-"""Largest packet in bytes of texts, telemetry, rewards, labels and requests; the broker drops larger ones."""
-MEDIA_PACKET = 16_777_216
-"""Largest packet in bytes of pictures and sound."""
+CONTROL_PAYLOAD = 2_097_152
+"""Largest payload in bytes of texts, telemetry, rewards, labels and requests; a larger one is refused."""
+MEDIA_PAYLOAD = MAX_PAYLOAD
+"""Largest payload in bytes of pictures and sound."""
+LARGEST_PACKET = 67_108_864
+"""Bytes up to which the broker delivers packets, so that the agent can count and name those that are too large."""
 MEDIA_INCOMING = 128
 """Packets of pictures and sound that wait for their handlers: 2 GiB in the worst case."""
 
@@ -306,6 +308,7 @@ def build_control_loop(
         feedback.outcomes.ticked,
         RewardFaultReporter(feedback.rewards, emit, clock.now).ticked,
         FrozenReporter(perception.inbox.frozen, emit).ticked,
+        ClockReporter(perception.decoder.stamps, emit, context.degraded).ticked,
         RawCapture(feedback.store, streams_to_keep(config), context.decoders).ticked,
         drift.ticked,
         feedback.queries.ticked,
@@ -435,9 +438,16 @@ def _connection(config: Config, part: Literal["agent", "media"]) -> Connection:
     identifier = f"reflexd-{config.agent}-{part}"
     if part == "media":
         return Connection(
-            address, identifier, response_prefix=prefix, max_packet=MEDIA_PACKET, max_incoming=MEDIA_INCOMING
+            address,
+            identifier,
+            response_prefix=prefix,
+            max_packet=LARGEST_PACKET,
+            max_payload=MEDIA_PAYLOAD,
+            max_incoming=MEDIA_INCOMING,
         )
-    return Connection(address, identifier, response_prefix=prefix, max_packet=CONTROL_PACKET)
+    return Connection(
+        address, identifier, response_prefix=prefix, max_packet=LARGEST_PACKET, max_payload=CONTROL_PAYLOAD
+    )
 
 
 def _metrics(config: Config, registry: CollectorRegistry) -> Metrics:

@@ -21,6 +21,9 @@ from sensors.base import PayloadRefused, TopicSensor
 from sensors.readings import Reading
 
 SOUND_CHUNKS = 64
+MAX_PAYLOAD = 16_777_216
+"""Bytes; a larger picture or chunk of sound is refused undecoded."""
+TOO_LARGE = f"more than {MAX_PAYLOAD} bytes; send a smaller picture, or JPEG"
 EVENT_EVERY_S = 10.0
 """Seconds between two events about one stream and cause."""
 MAX_REASON = 200
@@ -74,6 +77,10 @@ class PayloadDecoder:
 
     def offer(self, stream: str, message: Message) -> None:
         """Queue one message of a stream; never blocks."""
+        if len(message.payload) > MAX_PAYLOAD:
+            self.drops[stream]["too_large"] += 1
+            self._refused(stream, PayloadRefused("too_large", TOO_LARGE))
+            return
         pending = self._pending[stream]
         if len(pending.messages) == pending.messages.maxlen:
             self.drops[stream]["backlog"] += 1

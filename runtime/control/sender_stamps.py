@@ -11,13 +11,15 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import Any
 
+from runtime.control.inbox import age_limit_s
 from runtime.mqtt import Message
+from runtime.process.emit import Emit
 from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import MISSING, look_up, parse_json, pointer_of
 from sensors.config import PROPERTY, AnyStream
@@ -27,6 +29,8 @@ MAX_DELAY_S = 60.0
 """A stamp that is older than this at its arrival is not believed."""
 AHEAD_S = 0.1
 """A stamp further ahead of its arrival is not believed; clocks that are synchronised differ by less."""
+AGREE = 5
+"""Readings in a row that must agree that the sender's clock is off; one alone may be late."""
 BIN_S = 10.0
 BINS = 60
 JUMP_S = 1.0
@@ -103,6 +107,9 @@ class SenderStamps:
         self._pointer = None if self._field is None else pointer_of(self._field)
         self._wall, self._clock = wall, clock
         self._sender = SenderClock() if settings.stamp_clock == "own" else None
+        self._limit_s = age_limit_s(settings)
+        self._ages: deque[float] = deque(maxlen=AGREE)
+        """Of the newest readings at their arrival, by a clock that should be synchronised."""
         self.missing = self.implausible = 0
         """Messages without a readable stamp, and with one that is not believed."""
 
@@ -117,6 +124,7 @@ class SenderStamps:
         if self._sender is not None:
             return self._sender.captured_s(stamp_s, message.stamp_s), "sender"
         age_s = self._wall() - (self._clock() - message.stamp_s) - stamp_s
+        self._ages.append(age_s)
         if not -AHEAD_S <= age_s <= MAX_DELAY_S:
             self.implausible += 1
             return message.stamp_s, "arrival"
@@ -125,8 +133,19 @@ class SenderStamps:
     def figures(self) -> dict[str, Any]:
         """Return what `health` shows of a stream's stamps; empty while everything is as it should be."""
         found: dict[str, Any] = {} if self._sender is None else dict(self._sender.figures())
+        if (offset_s := self.offset_s()) is not None:
+            found["clock_offset_s"] = round(offset_s, 3)
         counts = {"stamps_missing": self.missing, "stamps_implausible": self.implausible}
         return found | {name: count for name, count in counts.items() if count}
+
+    def offset_s(self) -> float | None:
+        """Return how far the sender's clock is ahead, by readings in a row that agree; None while its stamps can be used."""
+        ages = tuple(self._ages)
+        if len(ages) < AGREE or self._sender is not None:
+            return None
+        if min(ages) > min(self._limit_s, MAX_DELAY_S):
+            return -min(ages)
+        return -max(ages) if max(ages) < -AHEAD_S else None
 
     def _stated(self, message: Message) -> object:
         if self._property is not None:
@@ -138,6 +157,40 @@ class SenderStamps:
             return None
         found = look_up(document, self._field, self._pointer) if isinstance(document, dict) else MISSING
         return None if found is MISSING else found
+
+
+@dataclass(slots=True)
+class ClockReporter:
+    """Listens to ticks; publishes `clock_offset` and `clock_offset_ended`, and adds to the status what makes readings stale.
+
+    Args:
+        stamps: by stream.
+        emit: publishes an event.
+        degraded: the agent's reasons for a degraded status; the keys `streams.NAME` belong to this component.
+    """
+
+    stamps: Mapping[str, SenderStamps]
+    emit: Emit
+    degraded: dict[str, str]
+    _off: set[str] = field(default_factory=set)
+
+    def ticked(self, _result: object) -> None:
+        """Publish what has changed since the tick before."""
+        for name, stamps in self.stamps.items():
+            offset_s = stamps.offset_s()
+            if offset_s is None and name in self._off:
+                self._off.discard(name)
+                self.degraded.pop(f"streams.{name}", None)
+                self.emit("clock_offset_ended", {"of": f"streams.{name}"})
+            elif offset_s is not None and name not in self._off:
+                self._off.add(name)
+                makes_stale = -MAX_DELAY_S <= offset_s < 0
+                words = f"{abs(offset_s):.1f} s {'ahead' if offset_s > 0 else 'behind'}"
+                effect = "every reading is stale" if makes_stale else "readings count as of their arrival"
+                if makes_stale:
+                    self.degraded[f"streams.{name}"] = f"the sender's clock is {words}, or its readings are that late"
+                reason = f"{effect}; synchronise the clock with NTP, or set stamp_clock: own"
+                self.emit("clock_offset", {"of": f"streams.{name}", "offset_s": round(offset_s, 3), "reason": reason})
 
 
 def unix_seconds(stated: object) -> float | None:

@@ -323,6 +323,8 @@ class GateHost:
             raise Refused(str(error)) from None
         if report.boot is not None:
             self.gate.device_answers(name)
+        if report.stamp_s is not None and not message.retain:
+            self._measure_clock(name, report.stamp_s - (self.wall() - (self.now() - message.stamp_s)))
         if report.boot == self.commands.boot and report.seq is not None:
             if report.seq > self.commands.last(name):
                 raise Refused(f"seq: command {report.seq} was never sent; the last one is {self.commands.last(name)}")
@@ -334,6 +336,12 @@ class GateHost:
         refusal = self.gate.reconciled(name, report.value, self.now(), retained=message.retain)
         if refusal is not None:
             raise Refused(refusal.reason)
+
+    def _measure_clock(self, name: str, offset_s: float) -> None:
+        """Publish that a device's clock is off, or agrees again; with another clock it drops every command."""
+        event = self.publisher.clocks.measured(name, offset_s, self.config.actuators[name].ttl_ms / 1_000)
+        if event is not None:
+            self.publisher.event(*event)
 
     # --- operators
 

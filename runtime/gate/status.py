@@ -20,6 +20,7 @@ import structlog
 
 from actuators.safety.decisions import Proposal
 from actuators.safety.gate import Gate
+from runtime.gate.device_clocks import DeviceClocks
 from runtime.gate.info import InfoBuilder
 from runtime.gate.latches import LatchWriter
 from runtime.mqtt import Connection, Delivery, MqttLost
@@ -93,6 +94,7 @@ class StatusPublisher:
     """Why the software stop is engaged, where that is not an operator's plain message."""
     failing: Callable[[], Iterable[str]] = tuple
     """Returns the processes of the daemon that failed too often and are tried again now and then."""
+    clocks: DeviceClocks = field(default_factory=DeviceClocks)
     _published: tuple[str, tuple[str, ...]] | None = None
     _published_info: tuple[InfoBuilder, str, str] | None = None
     _armed: bool = False
@@ -132,6 +134,7 @@ class StatusPublisher:
             reasons.append(self.safety.trouble)
         if self.latches.error is not None:
             reasons.append(f"latches not saved: {self.latches.error}; trying again")
+        reasons.extend(self.clocks.problems())
         reasons.extend(f"the process {name} fails repeatedly" for name in self.failing())
         if not agent.was_ready:
             return "starting", ("the agent is not ready yet", *reasons)

@@ -32,14 +32,25 @@ T = TypeVar("T")
 
 
 class Newest(asyncio.Queue[aiomqtt.Message]):
-    """A bounded queue in which the newest pushes the oldest out."""
+    """A bounded queue in which the newest pushes the oldest out.
+
+    Args:
+        maxsize: messages.
+        most_bytes: a longer payload is cut to one byte more, so that its handler refuses it; None for no such limit.
+    """
 
     dropped = 0
     arrived = 0
 
+    def __init__(self, maxsize: int = 0, most_bytes: int | None = None) -> None:
+        super().__init__(maxsize)
+        self._most_bytes = most_bytes
+
     def put_nowait(self, item: aiomqtt.Message) -> None:
         """Take an item; the oldest is dropped (and counted) where there is no room."""
         self.arrived += 1
+        if self._most_bytes is not None and isinstance(item.payload, bytes | bytearray):
+            item.payload = item.payload[: self._most_bytes + 1]
         if self.full():
             self.get_nowait()
             self.dropped += 1

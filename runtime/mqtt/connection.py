@@ -73,6 +73,9 @@ class Connection:
     max_incoming: int = 1_000
     max_outgoing: int = 200
     max_packet: int = 2_097_152
+    """Bytes of the largest packet that the broker may send; it drops a larger one, and reports that to no one."""
+    max_payload: int | None = None
+    """A longer payload is cut to one byte more, so that its handler refuses and counts it; default: no limit but `max_packet`."""
     drops: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     connects: int = 0
@@ -87,7 +90,7 @@ class Connection:
     _handled: int = 0
 
     def __post_init__(self) -> None:
-        self._queue = Newest(maxsize=self.max_incoming)
+        self._queue = Newest(self.max_incoming, self.max_payload)
         self._inbound = Receiver(self.identifier, self.refused, self.drops)
         self._trouble = ConnectionProblem(self.address, self.identifier)
         self._sender = Sender(self.max_outgoing, self.drops)

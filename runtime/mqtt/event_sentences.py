@@ -37,6 +37,8 @@ TABLE: dict[str, Row] = {
     "checkpoint_refused": ("bad", True, "Version {version} was refused: {reason}."),
     "child_restart_limit": ("bad", True, "The daemon exits: {reason}."),
     "child_restarted": ("bad", True, "The process {child} ended (exit code {code}). The supervisor restarts it."),
+    "clock_offset": ("bad", True, "The clock of {of} is off by {offset_s} s: {reason}."),
+    "clock_offset_ended": ("good", True, "The clock of {of} agrees again."),
     "daemon_stopping": ("plain", False, "The daemon shuts down: {reason}."),
     "disarmed": ("plain", True, "The policy may not act until someone arms it."),
     "encoder_refused": ("bad", True, "Encoder {encoder} cannot use version {task_version}: {reason}."),

@@ -11,6 +11,8 @@ EVENTS: dict[str, str] = {
     "checkpoint_refused": "A checkpoint is corrupt, unsigned, signed by another key or without its encoder; the agent uses the newest valid one.",
     "child_restart_limit": "A child process failed five times in 60 s; the daemon exits.",
     "child_restarted": "A child process ended; the supervisor restarts it.",
+    "clock_offset": "The clock of a device, or of a stream's sender, is off; `offset_s` is how far it is ahead.",
+    "clock_offset_ended": "A clock that was off agrees again.",
     "daemon_stopping": "The daemon shuts down on request.",
     "disarmed": "The gate no longer lets the policy act.",
     "encoder_on_trial": "A task has new weights for an encoder; they act with the first policy that was trained with them and passes.",

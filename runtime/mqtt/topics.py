@@ -118,6 +118,8 @@ class DeviceState(Payload):
     value: str | float | list[float] | None
     seq: int | None = None
     boot: str | None = None
+    stamp: float | None = None
+    """Unix seconds by the device's clock: the gate reports a clock with which commands are too old, or from the future."""
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -26,6 +26,8 @@ from runtime.config.mqtt_settings import Credentials, MqttSettings
 from runtime.process import child
 
 MAX_PACKET = 16_777_216
+LARGEST_PACKET = 67_108_864
+"""Bytes that the broker delivers; the agent refuses and counts payloads above its own limits."""
 ITERATIONS = 101
 """PBKDF2 rounds of mosquitto_passwd 2.x."""
 Kind = Literal["mosquitto", "iotcore"]
@@ -147,7 +149,7 @@ def _mosquitto(settings: MqttSettings, folder: Path, users: list[Credentials]) -
         f"listener {settings.port} {settings.host}",
         f"allow_anonymous {'false' if users else 'true'}",
         "set_tcp_nodelay true",
-        f"max_packet_size {MAX_PACKET}",
+        f"max_packet_size {LARGEST_PACKET}",
         "max_inflight_messages 100",
         "max_queued_messages 1000",
         "queue_qos0_messages true",  # a stop of QoS 0 is stored too while the gate is away

@@ -67,7 +67,9 @@ def topic_of(source: int | str) -> str | None:
     if "+" in name or "#" in name:
         raise ValueError(f"{source!r}: a stream has one topic, without + or #")
     if "\0" in name or len(name.encode("utf-8", "surrogatepass")) > MAX_TOPIC_BYTES:
-        raise ValueError(f"{str(source)[:80]!r}: a topic has no zero byte and at most {MAX_TOPIC_BYTES} bytes")
+        raise ValueError(
+            f"{str(source)[:80]!r}: a topic has no zero byte and at most {MAX_TOPIC_BYTES} bytes; correct it"
+        )
     return name or None
 
 

@@ -275,7 +275,8 @@ def test_time_that_goes_back_a_little_is_ignored_and_a_jump_is_short() -> None:
 def test_a_command_may_come_before_the_first_step() -> None:
     broker = Broker(PanoramaPlant("demo", 1))
     broker.command("right", "d")
-    assert broker.take("act", "head", "state") == [{"value": "right", "seq": 1, "boot": "b"}]
+    (report,) = broker.take("act", "head", "state")
+    assert report == {"value": "right", "seq": 1, "boot": "b", "stamp": broker.now_s}
     assert not broker.take("reward")
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fakes import eventually
-from runtime.control.payload_decoder import SOUND_CHUNKS, PayloadDecoder
+from runtime.control.payload_decoder import MAX_PAYLOAD, SOUND_CHUNKS, PayloadDecoder
 from runtime.mqtt import Message
 from sensors.base import PayloadRefused
 from sensors.readings import Reading, Text
@@ -140,3 +140,17 @@ async def test_what_the_broker_stored_is_of_unknown_age() -> None:
         running.cancel()
         await asyncio.wait([running])
     assert [reading.stamp_source for reading in readings] == ["unknown", "arrival"]
+
+
+async def test_a_payload_beyond_the_limit_is_named_and_counted_and_never_decoded() -> None:
+    sensor, events = FakeSensor("s"), list[tuple[str, dict[str, Any]]]()
+    with ThreadPoolExecutor(1) as executor:
+        intake = PayloadDecoder(
+            {"s": (sensor, "camera")}, lambda _: None, executor, lambda kind, data: events.append((kind, data))
+        )
+        for _ in range(3):
+            intake.offer("s", message(bytes(MAX_PAYLOAD + 1), 0.0))
+    assert intake.drops["s"] == {"too_large": 3}
+    assert [(kind, data["cause"]) for kind, data in events] == [("payload_refused", "too_large")]
+    assert str(MAX_PAYLOAD) in intake.refusals["s"]
+    assert not sensor.entered.is_set()

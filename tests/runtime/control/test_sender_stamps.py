@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from fakes import eventually
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
-from runtime.control.sender_stamps import SenderClock, SenderStamps, unix_seconds
+from runtime.control.sender_stamps import AGREE, ClockReporter, SenderClock, SenderStamps, unix_seconds
 from runtime.mqtt import Message
 from sensors.config import AnyStream
 from sensors.readings import Frame, Reading, Telemetry, Text
@@ -149,3 +149,38 @@ def test_readings_of_one_moment() -> None:
     late.put(Frame("front", 0.0, 0, np.zeros((2, 2, 3), np.uint8)))
     late.put(Telemetry("gyro", 5.0, 0, ("x",), np.array([1.0])))
     assert late.observe(0, 5.0).ages_s["gyro"] == 0.0, "a stream that is stale holds nothing up"
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "is_stale"), [(-5.0, True), (-3_600.0, False), (3_600.0, False)], ids=["behind", "far behind", "ahead"]
+)
+def test_a_sender_with_another_clock_is_named_with_its_offset(ahead_s: float, is_stale: bool) -> None:
+    of, events, degraded = stamps(stamp="t", max_age_s=1), list[tuple[str, Any]](), dict[str, str]()
+    reporter = ClockReporter({"s": of}, lambda kind, data: events.append((kind, data)), degraded)
+
+    def deliver(offset_s: float, count: int) -> None:
+        for _ in range(count):
+            of.of(message({"t": UNIX_S + offset_s}))
+            reporter.ticked(None)
+
+    deliver(ahead_s, AGREE - 1)
+    assert events == []
+    deliver(ahead_s, 5)
+    ((kind, data),) = events
+    assert (kind, data["of"], data["offset_s"]) == ("clock_offset", "streams.s", pytest.approx(ahead_s, abs=1e-3))
+    assert ("stale" in data["reason"]) is is_stale
+    assert (f"{abs(ahead_s):.1f} s behind" in degraded.get("streams.s", "")) is is_stale
+    assert of.figures()["clock_offset_s"] == pytest.approx(ahead_s, abs=1e-3)
+    deliver(-0.2, 1)
+    assert events[1:] == [("clock_offset_ended", {"of": "streams.s"})]
+    assert degraded == {}
+    assert "clock_offset_s" not in of.figures()
+
+
+def test_one_late_reading_and_an_own_clock_are_no_offset() -> None:
+    shared, own = stamps(stamp="t", max_age_s=1), stamps(stamp="t", stamp_clock="own")
+    for number in range(30):
+        shared.of(message({"t": UNIX_S - (5.0 if number % AGREE else 0.1)}))
+        own.of(message({"t": UNIX_S - 3_600}))
+        assert shared.offset_s() is None
+        assert own.offset_s() is None

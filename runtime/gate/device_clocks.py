@@ -1,0 +1,55 @@
+"""Compare the clocks of devices with the gate's: a device whose clock is off drops every command as expired.
+
+A device states its time in its reports (`stamp`). A late report looks like a clock that is behind, so several in a row must agree.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+REPORTS = 3
+"""Reports in a row that must agree."""
+
+
+@dataclass(slots=True)
+class DeviceClocks:
+    """The newest offsets of each device, in seconds: positive where the device is ahead."""
+
+    _measured: dict[str, deque[float]] = field(default_factory=dict)
+    _off: dict[str, float] = field(default_factory=dict)
+    """Offset of each device with a clock that is off."""
+
+    def measured(self, name: str, offset_s: float, limit_s: float) -> tuple[str, dict[str, Any]] | None:
+        """Note an offset, and return the event that it causes, if any.
+
+        Args:
+            name: of the actuator.
+            offset_s: the device's clock minus the gate's, at the arrival of a report.
+            limit_s: the offset beyond which the device drops commands.
+        """
+        offsets = self._measured.setdefault(name, deque(maxlen=REPORTS))
+        offsets.append(offset_s)
+        least = min(offsets, key=abs)
+        if len(offsets) == REPORTS and abs(least) > limit_s and len({offset > 0 for offset in offsets}) == 1:
+            was, self._off[name] = self._off.get(name), least
+            if was is not None:
+                return None
+            return "clock_offset", {"of": f"actuators.{name}", "offset_s": round(least, 3), "reason": DROPS}
+        if abs(offset_s) <= limit_s and self._off.pop(name, None) is not None:
+            return "clock_offset_ended", {"of": f"actuators.{name}"}
+        return None
+
+    def problems(self) -> list[str]:
+        """Return a reason for the status of each device with a clock that is off."""
+        return [
+            f"{name}: the device's clock is {_words(offset)}; {DROPS}" for name, offset in sorted(self._off.items())
+        ]
+
+
+DROPS = "it drops commands as expired; synchronise it with NTP"
+
+
+def _words(offset_s: float) -> str:
+    return f"{abs(offset_s):.1f} s {'ahead' if offset_s > 0 else 'behind'}"
