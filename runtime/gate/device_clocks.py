@@ -1,6 +1,6 @@
-"""Compare the clocks of devices with the gate's: a device whose clock is off drops every command as expired.
+"""Compare the clocks of devices with the gate's: one with another clock drops every command as expired.
 
-A device states its time in its reports (`stamp`). A late report looks like a clock that is behind, so several in a row must agree.
+A device reports its time in its reports (`stamp`). A late report looks like a clock that is behind, so several in a row must agree.
 """
 
 from __future__ import annotations

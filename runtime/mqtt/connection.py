@@ -73,7 +73,7 @@ class Connection:
     max_incoming: int = 1_000
     max_outgoing: int = 200
     max_packet: int = 2_097_152
-    """Bytes of the largest packet that the broker may send; it drops a larger one, and reports that to no one."""
+    """Bytes of the largest packet that the broker may send; it drops a larger one, and reports it to neither side."""
     max_payload: int | None = None
     """A longer payload is cut to one byte more, so that its handler refuses and counts it; default: no limit but `max_packet`."""
     drops: Counter[str] = field(default_factory=Counter)
