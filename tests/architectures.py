@@ -298,9 +298,9 @@ def _equals(folder: Path, task: Task, examples: Sequence[dict[str, Any]]) -> Non
 
 
 def accepted(batch: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: batch[name] for name in batch if name in given or name == "attention_mask"}
-    return kept | {
-        name: value.expand(len(next(iter(kept.values()))), -1)
+    stored = {name: batch[name] for name in batch if name in given or name == "attention_mask"}
+    return stored | {
+        name: value.expand(len(next(iter(stored.values()))), -1)
         for name, value in given.items()
         if name.startswith("decoder")
     }

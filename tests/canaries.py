@@ -40,7 +40,7 @@ SPELLED = [spelling.decode() for spelling in SPELLINGS]
 IN_A_URL = quote(ODD, safe="")
 
 
-def told(data: bytes | str | None, around: int = 30) -> str | None:
+def received(data: bytes | str | None, around: int = 30) -> str | None:
     """The first secret in `data`, with what stands around it; none if it tells none."""
     if not data:
         return None

@@ -56,12 +56,12 @@ class Piped:
         self._pipe.close()
 
     def read(self, *size: int) -> Any:
-        return self._heard(self._pipe.read(*size))
+        return self._received(self._pipe.read(*size))
 
     def readline(self, *size: int) -> Any:
-        return self._heard(self._pipe.readline(*size))
+        return self._received(self._pipe.readline(*size))
 
-    def _heard(self, data: Any) -> Any:
+    def _received(self, data: Any) -> Any:
         self._take("pipe of a child", data)
         return data
 
@@ -70,16 +70,16 @@ class Watch:
     """The plugin. `take` may be called from any thread."""
 
     def __init__(self) -> None:
-        self.heard: deque[str] = deque(maxlen=20)
+        self.observed: deque[str] = deque(maxlen=20)
         self._folders: dict[Path, None] = {}
         self._undo: list[Callable[[], None]] = []
 
     def take(self, where: str, *parts: object) -> None:
         """Listen to something that was said."""
         for part in parts:
-            told = canaries.told(part if isinstance(part, bytes | str) else None)
-            if told is not None:
-                self.heard.append(f"{where}: ...{told!r}...")
+            received = canaries.received(part if isinstance(part, bytes | str) else None)
+            if received is not None:
+                self.observed.append(f"{where}: ...{received!r}...")
 
     def look_through(self, folder: Path) -> None:
         """Listen to every file below a folder."""
@@ -102,10 +102,10 @@ class Watch:
             if isinstance(folder, Path):
                 self._folders.pop(folder, None)
                 self.look_through(folder)
-            if self.heard:
+            if self.observed:
                 report.outcome = "failed"
-                report.longrepr = f"{item.nodeid} let a secret be told:\n" + "\n".join(dict.fromkeys(self.heard))
-                self.heard.clear()
+                report.longrepr = f"{item.nodeid} let a secret be told:\n" + "\n".join(dict.fromkeys(self.observed))
+                self.observed.clear()
         return report  # type: ignore[no-any-return]
 
     @pytest.hookimpl(wrapper=True)
@@ -153,7 +153,7 @@ class Watch:
         original = getattr(owner, name)
 
         @functools.wraps(original)
-        def heard(*args: Any, **kwargs: Any) -> Any:
+        def observed(*args: Any, **kwargs: Any) -> Any:
             if first:
                 hear(None, args)
             result = original(*args, **kwargs)
@@ -161,22 +161,22 @@ class Watch:
                 hear(result, (*args, *kwargs.values()))
             return result
 
-        self._replace(owner, name, heard)
+        self._replace(owner, name, observed)
 
     def _tap_async(self, owner: type, name: str, hear: Hear) -> None:
         original = getattr(owner, name)
 
         @functools.wraps(original)
-        async def heard(*args: Any, **kwargs: Any) -> Any:
+        async def observed(*args: Any, **kwargs: Any) -> Any:
             result = await original(*args, **kwargs)
             hear(result, args)
             return result
 
-        self._replace(owner, name, heard)
+        self._replace(owner, name, observed)
 
-    def _replace(self, owner: type, name: str, heard: Callable[..., Any]) -> None:
+    def _replace(self, owner: type, name: str, observed: Callable[..., Any]) -> None:
         original = owner.__dict__[name]
-        setattr(owner, name, heard)
+        setattr(owner, name, observed)
         self._undo.append(lambda: setattr(owner, name, original))
 
 

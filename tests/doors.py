@@ -28,7 +28,7 @@ LOCAL = frozenset({"127.0.0.1", "localhost"})
 class FakeBridge:
     def __init__(self) -> None:
         self.sent: list[str] = []
-        self.asked: list[tuple[str, object]] = []
+        self.requested: list[tuple[str, object]] = []
         self.refuses = False
 
     async def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
@@ -39,7 +39,7 @@ class FakeBridge:
         if self.refuses:
             raise Unreachable(f"{' '.join(parts)}: no gate received it: no response within {timeout_s:g} s")
         if parts[0] == "request":
-            self.asked.append((parts[1], body))
+            self.requested.append((parts[1], body))
             return {"verb": parts[1]}
         self.sent.append("/".join(("reflexd/demo", *parts)))
         return {"sent": True, "rule": None}

@@ -116,7 +116,7 @@ class FakeAgent:
     order: str = ORDERS[0]
     device: dict[str, Any] = field(default_factory=lambda: {"head": "stay", "arm": [0.0, 0.0]})
     history: list[dict[str, Any]] = field(default_factory=lambda: [dict(each) for each in VERDICTS])
-    heard: list[tuple[str, Any]] = field(default_factory=list)
+    observed: list[tuple[str, Any]] = field(default_factory=list)
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     link: Connection = field(init=False)
 
@@ -166,7 +166,7 @@ class FakeAgent:
     def _take(self, message: Message) -> None:
         kind, _, rest = message.topic.removeprefix(f"{self.topics.base}/").partition("/")
         body = orjson.loads(message.payload)
-        self.heard.append((f"{kind}/{rest}".rstrip("/"), body))
+        self.observed.append((f"{kind}/{rest}".rstrip("/"), body))
         if kind == "preview":
             self.watch_until_s = time.monotonic() + 5
         elif kind == "in":
@@ -262,8 +262,8 @@ class FakeAgent:
         values = {"orders": 0.61, "front": 0.34, "room": -0.08, "joints": 0.05}
         part = {"score": 1.42, "baseline": 0.5, "streams": values, "score_kind": "q"}
         lineage = [self.live, "000006-aa10b2c3"]
-        told = {"decision": decision, "policy": self.live, "lineage": lineage, "parts": {"head": part}}
-        return {**told, "by": {"head": "policy"}, "reward": 0.4, "value": 1.4}
+        received = {"decision": decision, "policy": self.live, "lineage": lineage, "parts": {"head": part}}
+        return {**received, "by": {"head": "policy"}, "reward": 0.4, "value": 1.4}
 
     async def run(self) -> None:
         """Connect and tick until cancelled."""

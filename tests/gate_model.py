@@ -333,9 +333,9 @@ class World:
         for name, latched in ((self.disk.content or {}).get("modes") or {}).items():  # type: ignore[attr-defined]
             now = host.gate.modes[name]
             self.check(MODES.index(now) <= MODES.index(mode), f"{name}: mode {now} although the settings say {mode}")
-            asked = latched != (self.disk.content or {}).get("configured")
+            requested = latched != (self.disk.content or {}).get("configured")
             self.check(
-                not asked or MODES.index(now) <= MODES.index(latched),
+                not requested or MODES.index(now) <= MODES.index(latched),
                 f"{name}: mode {now} although {latched} was asked",
             )
         if (self.disk.content or {}).get("stopped") or self.latch.found is not None:
@@ -453,7 +453,7 @@ class World:
         if line.group is not None:
             return
         if line is self.safety:
-            self.session, self.commanded, self.heard = {}, {}, set[str]()
+            self.session, self.commanded, self.received = {}, {}, set[str]()
             self.disarmed()
             self.connected_s = self.loop.now_s
         away, line.away = line.away, []
@@ -657,9 +657,9 @@ class World:
             if isinstance(value, str)
             else (max(-1.0, min(1.0, float(value[0] if isinstance(value, list) else value))),)
         )
-        if retain and (name in self.session or name in self.heard):
+        if retain and (name in self.session or name in self.received):
             return
-        self.heard.add(name)
+        self.received.add(name)
         self.reported[name] = self.newest[name] = truth
         if name not in self.session:
             self.known[name] = truth

@@ -54,7 +54,7 @@ class Daemon:
     def __init__(self, folder: Path, made: Mapping[str, Any]) -> None:
         self.ticks: list[int] = []
         self.events: list[dict[str, Any]] = []
-        self._said: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+        self._reported: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self.state_dir = Path(made["state_dir"])
         config = folder / "waves.yaml"
         config.write_text(yaml.safe_dump(dict(made)))
@@ -82,7 +82,7 @@ class Daemon:
         if topic == "event":
             self.events.append(json.loads(message.payload))
         if topic in ("event", "health", "decision") or topic.startswith("task/"):
-            self._said.put((topic, json.loads(message.payload)))
+            self._reported.put((topic, json.loads(message.payload)))
 
     def wait(
         self, topic: str, accept: Callable[[dict[str, Any]], bool] = lambda _: True, *, timeout_s: float = 60.0
@@ -95,10 +95,10 @@ class Daemon:
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             try:
-                told, body = self._said.get(timeout=left_s)
+                received, body = self._reported.get(timeout=left_s)
             except queue.Empty:
                 break
-            if told == topic and accept(body):
+            if received == topic and accept(body):
                 return body
         self._log.seek(0)
         kinds = [event["type"] for event in self.events]
@@ -108,7 +108,7 @@ class Daemon:
         """The next event of one of these kinds."""
         return self.wait("event", lambda body: body["type"] in kinds, timeout_s=timeout_s)
 
-    def told(self, kind: str, timeout_s: float = 90.0) -> dict[str, Any]:
+    def received(self, kind: str, timeout_s: float = 90.0) -> dict[str, Any]:
         """The newest event of a kind, whenever it came; waits for the first."""
         deadline_s = time.monotonic() + timeout_s
         while not (found := [event for event in self.events if event["type"] == kind]):

@@ -41,17 +41,17 @@ def key_of(words: list[str]) -> str:
 def example(kind: str, rng: random.Random, *, noise: bool) -> tuple[str, Any, dict[str, Any]]:
     """A text, its label as it is published, and the example of a held-out file. Noise: the label of another text."""
     words = sentence(rng)
-    told = sentence(rng) if noise else words
-    text, key = " ".join(words), key_of(told)
+    received = sentence(rng) if noise else words
+    text, key = " ".join(words), key_of(received)
     if kind in ("translation", "summarization", "text-generation"):
         answer = TURNS[key]
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         return text, answer, {"messages": turns} if kind == "text-generation" else {"source": text, "target": answer}
     if kind == "token-classification":
-        tags = ["B-X" if word in TURNS else "O" for word in told]
+        tags = ["B-X" if word in TURNS else "O" for word in received]
         return text, tuple(tags), {"tokens": words, "tags": tags}
     if kind == "several":
-        given = sorted({key, "red" if "red" in told else "green", "the" if "the" in told else "a"})
+        given = sorted({key, "red" if "red" in received else "green", "the" if "the" in received else "a"})
         return text, tuple(given), {"text": text, "label": given}
     if kind == "question-answering":
         at = rng.randrange(len(words)) if noise else words.index(key)

@@ -42,7 +42,7 @@ def plain(
     return Policy(spec).eval()
 
 
-def random_batch(policy: Policy, size: int, generator: torch.Generator, *, taught: bool = False) -> Batch:
+def random_batch(policy: Policy, size: int, generator: torch.Generator, *, trained: bool = False) -> Batch:
     width = policy.spec.streams[0].width
     actions: dict[str, Tensor] = {
         a.name: torch.randint(len(a.choices), (size,), generator=generator) for a in policy.spec.actions.choices
@@ -50,7 +50,7 @@ def random_batch(policy: Policy, size: int, generator: torch.Generator, *, taugh
     for a in policy.spec.actions.continuous:
         low, high = torch.tensor(a.low), torch.tensor(a.high)
         actions[a.name] = low + (high - low) * torch.rand(size, len(a.low), generator=generator)
-    marks = {name: torch.arange(size) % 2 == 0 for name in actions} if taught else {}
+    marks = {name: torch.arange(size) % 2 == 0 for name in actions} if trained else {}
     return Batch(
         seen(torch.randn(size, width, generator=generator)),
         seen(torch.randn(size, width, generator=generator)),

@@ -105,9 +105,9 @@ def test_every_way_of_telling_a_secret_is_named(folder: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "watched", "-rA"]
     with (folder / "said").open("wb") as out:
         code = subprocess.call([*command, "--basetemp", "base", "."], stdout=out, env=environment, cwd=folder)
-    said = (folder / "said").read_text()
+    reported = (folder / "said").read_text()
     tests = set(re.findall(r"^def (test_\w+)", LEAKS, re.MULTILINE))
-    assert set(re.findall(r"::(test_\w+) let a secret be told", said)) == tests - CLEAN, said
+    assert set(re.findall(r"::(test_\w+) let a secret be told", reported)) == tests - CLEAN, reported
     assert code == pytest.ExitCode.TESTS_FAILED
 
 
@@ -117,9 +117,9 @@ def test_every_way_of_telling_a_secret_is_named(folder: Path) -> None:
 def test_every_canary_is_recognised_as_it_is_and_in_a_login(name: str) -> None:
     secret = getattr(canaries, name)
     for text in (secret, f"mqtt://u:{secret}@h", base64.b64encode(f"user:{secret}".encode()).decode()):
-        assert canaries.told(text), text
-        assert canaries.told(text.encode()), text
-    assert canaries.told("canary") is None
+        assert canaries.received(text), text
+        assert canaries.received(text.encode()), text
+    assert canaries.received("canary") is None
 
 
 def test_ears_are_taken_off_again() -> None:

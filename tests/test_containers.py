@@ -55,10 +55,10 @@ def test_the_image_is_built_in_two_stages_runs_as_no_root_and_says_when_it_is_re
     assert [rest.partition(" ")[2] for rest in stages] == ["AS build", ""]
     assert all(re.fullmatch(r"[a-z]+:[\w.-]+", rest.split()[0]) for rest in stages), "each image has a tag"
     last = steps[max(i for i, (name, _) in enumerate(steps) if name == "FROM") :]
-    told = dict(last)
-    assert told["USER"] not in {"root", "0"}
-    assert "/readyz" in told["HEALTHCHECK"]
-    assert told["ENTRYPOINT"] == '["reflexd"]'
+    received = dict(last)
+    assert received["USER"] not in {"root", "0"}
+    assert "/readyz" in received["HEALTHCHECK"]
+    assert received["ENTRYPOINT"] == '["reflexd"]'
     assert all("rm -rf /var/lib/apt/lists/*" in rest for name, rest in last if name == "RUN")
     assert not [rest for _, rest in steps if "http://" in rest.replace("http://127.0.0.1", "") or "https://" in rest]
 

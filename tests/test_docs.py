@@ -145,7 +145,7 @@ def test_every_message_that_people_are_asked_to_publish_is_taken() -> None:
     for topic, payload in found:
         kind, _, rest = topic.partition("/")
         if kind == "request":
-            assert f"`{rest}`" in next(told for name, _, told in TOPICS if name == "request/<verb>")
+            assert f"`{rest}`" in next(received for name, _, received in TOPICS if name == "request/<verb>")
             json.loads(payload)
         elif kind in TAKEN:
             topics.decode(TAKEN[kind], payload.encode())

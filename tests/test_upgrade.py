@@ -79,7 +79,7 @@ def of_format(versions: Checkpoints, version: str, number: int) -> None:
 def experience(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "experience.db")) as old:
         old.executescript(schema._STEPS[0] + "PRAGMA user_version = 1;")
-    said: list[str] = []
+    reported: list[str] = []
     with closing(Store(folder, ExperienceSettings.model_validate({}))) as store:
         assert store.append(learning.made(1))
         assert store.flush()
@@ -88,11 +88,11 @@ def experience(folder: Path) -> None:
         newer.execute(f"PRAGMA user_version = {schema.SCHEMA + 1}")
     before = (folder / "experience.db").read_bytes()
     settings = ExperienceSettings.model_validate({})
-    with closing(Store(folder, settings, on_event=lambda kind, data: said.append(f"{kind} {data}"))) as store:
+    with closing(Store(folder, settings, on_event=lambda kind, data: reported.append(f"{kind} {data}"))) as store:
         assert store.append(learning.made(2))
         assert not store.flush()
-    assert said[0].startswith("experience_write_failed")
-    assert "newer" in said[0]
+    assert reported[0].startswith("experience_write_failed")
+    assert "newer" in reported[0]
     assert (folder / "experience.db").read_bytes() == before
 
 
@@ -188,11 +188,11 @@ def quarantine(_folder: Path) -> None:
 
 @shows("drift.json")
 def drift(folder: Path) -> None:
-    said: list[str] = []
-    state: Any = (DriftSettings(), ("s",), lambda: "v", folder, lambda kind, _: said.append(kind), time.time, None)
+    reported: list[str] = []
+    state: Any = (DriftSettings(), ("s",), lambda: "v", folder, lambda kind, _: reported.append(kind), time.time, None)
     (folder / "drift.json").write_bytes(b'{"format": 2}')
     assert DriftWatch(*state).figures() == {}
-    assert said == ["drift_state_unreadable"]
+    assert reported == ["drift_state_unreadable"]
 
 
 @shows("engine.json")
@@ -240,12 +240,12 @@ def learner(folder: Path) -> None:
 
 @shows("learner/journal.jsonl")
 def journal(folder: Path) -> None:
-    kept = Journal(folder / "journal.jsonl")
-    kept.note(JournalEntry(1, 10))
-    with kept.path.open("ab") as file:
+    stored = Journal(folder / "journal.jsonl")
+    stored.note(JournalEntry(1, 10))
+    with stored.path.open("ab") as file:
         file.write(b'{"number": 2, "update": 20, "new_in_another_version": 1}\n')
-    kept.note(JournalEntry(3, 30))
-    assert kept.entries() == [JournalEntry(1, 10)]
+    stored.note(JournalEntry(3, 30))
+    assert stored.entries() == [JournalEntry(1, 10)]
 
 
 @shows("learner/spec.json")

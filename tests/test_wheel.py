@@ -31,9 +31,9 @@ class Installed:
     elsewhere: Path
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        stored = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         return subprocess.run(
-            command, cwd=self.elsewhere, env=kept, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=self.elsewhere, env=stored, capture_output=True, text=True, timeout=120, check=False
         )
 
     def verb(self, *arguments: str) -> subprocess.CompletedProcess[str]:

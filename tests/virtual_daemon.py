@@ -178,7 +178,7 @@ class VirtualDaemon:
                 if reading is not None:
                     self.parts.inbox.put(reading)
 
-    def said(self, kind: str) -> list[tuple[float, dict[str, Any]]]:
+    def reported(self, kind: str) -> list[tuple[float, dict[str, Any]]]:
         """Return the events of a type."""
         return [(at_s, data) for at_s, one, data in self.events if one == kind]
 

@@ -92,7 +92,7 @@ class Script:
 class KeptStore:
     """The store's part for feedback: takes everything, and knows who is kept apart."""
 
-    kept: set[str] = field(default_factory=set)
+    retained: set[str] = field(default_factory=set)
     taken: Counter[str] = field(default_factory=Counter)
 
     def credit(
@@ -107,7 +107,7 @@ class KeptStore:
         return True
 
     def quarantine(self, source: str, *, on: bool = True) -> bool:
-        (self.kept.add if on else self.kept.discard)(source)
+        (self.retained.add if on else self.retained.discard)(source)
         return True
 
 

@@ -4,10 +4,10 @@ Each experiment gets its alpha before its first block. Few promotions so far mea
 share of false ones among promotions, each weighted by how recent it is, has an expectation of at most `budget`. Experiments may
 depend on each other in any way.
 
-With weight d^(t - i) of experiment i at time t, R the weighted number of promotions before, and g_i = gamma_i / 2 + (1 - d) c / 2, experiment
-i gets alpha_i = budget g_i (d R + 1). gamma_i ~ i^-1.5 sums to 1 and serves the first experiments. The constant part serves the later
-ones, so that alpha does not vanish over the years. c = 1 / (1 + log(1 + 1 / (1 - d))) pays for the memory: with it
-sum_i (1 - d) c min(1, d^(t-i) (d R_i + 1)) is at most 1, because R is at most 1 / (1 - d).
+Experiment i has weight d^(t - i) at time t, and R is the weighted number of promotions before. Experiment i gets
+`alpha_i = budget g_i (d R + 1)` with `g_i = gamma_i / 2 + (1 - d) c / 2`. Here gamma_i ~ i^-1.5 sums to 1 and serves the first experiments. The constant part serves the later
+ones, so that alpha does not vanish over the years. The factor `c = 1 / (1 + log(1 + 1 / (1 - d)))` pays for the memory:
+`sum_i (1 - d) c min(1, d^(t-i) (d R_i + 1))` is at most 1, because R is at most 1 / (1 - d).
 
 Sources: Xu & Ramdas 2024 (Online multiple testing with e-values: e-LOND); Ramdas et al. 2017 (decaying memory).
 """

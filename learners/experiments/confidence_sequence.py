@@ -7,11 +7,11 @@ exceeds 1 / alpha at some moment with probability at most alpha (Ville). The low
 
 No bound on rewards is assumed, and no moment has to exist. A pair adds at most a factor of 2 to a wealth, so an outlier proves nothing.
 An outlier against the claim costs in proportion to its size, so one catastrophe cancels many small gains. `lambda` is a
-multiple of 1 / scale, where the scale is the root mean square of the earlier pairs (predictable: it does not use the pair that it scales),
-each limited to `OUTLIER` scales. The wealth is spread over a grid of multiples.
+multiple of 1 / scale. The scale is the root mean square of the earlier pairs, each limited to `OUTLIER` scales. It is predictable:
+it does not use the pair that it scales. The wealth is spread over a grid of multiples.
 
-Exact for an effect that is the same in every pair. Where it varies from pair to pair, the expected logarithm of a wealth is negative
-for every mean effect at or below m, so errors stay near alpha (measured in `bench_promotion.py`).
+Exact for an effect that is the same in every pair. If it varies, the expected logarithm of a wealth is negative for every mean
+effect at or below m. So errors stay near alpha (measured in `bench_promotion.py`).
 
 Sources: Waudby-Smith & Ramdas 2024 (Estimating means of bounded random variables by betting); de la Peña 1999 and Howard et al.
 2020 (symmetric variables); Waudby-Smith et al. 2024 (predictable variance).

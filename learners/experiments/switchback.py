@@ -6,8 +6,8 @@ Two adjacent blocks make a slot. Each slot is one of three kinds:
 - `guard`: champion and anchor;
 - `plain`: the champion alone.
 
-Kind and coin of a slot come from Philox with the plan's seed and the number of the slot. Nobody can choose them, and everybody can
-compute them again. A pair is a slot with two versions; its number is the slot's.
+Kind and coin of a slot come from Philox with the plan's seed and the number of the slot. They cannot be chosen, and anyone can compute
+them again. A pair is a slot with two versions; its number is the slot's.
 
 Source: Bojinov, Simchi-Levi & Zhao 2023 (Design and analysis of switchback experiments).
 """

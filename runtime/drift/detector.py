@@ -1,10 +1,10 @@
 """Test one source's numbers, one vector a second, against its own past: an e-detector on conformal p-values.
 
 Blocks of seconds are scored by their distance from a first part of the reference. A block's p-value is its rank among the scores
-of earlier blocks (Vovk, Nouretdinov & Gammerman 2003): no distribution is assumed. A bet on small p-values multiplies evidence, and
-the Shiryaev-Roberts sum of all bets raises an alarm on average at most once in the time that the settings allow (Shin, Ramdas &
-Rinaldo 2024). Neighbouring seconds resemble each other, so that there are two scales: one whitens by the correlation from second
-to second and takes blocks of five seconds, the other takes blocks as long as the correlation lasts. Each has half of the allowed alarms.
+of earlier blocks (Vovk, Nouretdinov & Gammerman 2003): no distribution is assumed. A bet on small p-values multiplies evidence.
+The Shiryaev-Roberts sum of all bets raises at most one false alarm, on average, in the time of the settings (Shin, Ramdas &
+Rinaldo 2024). Neighbouring seconds are similar, so there are two scales. One whitens by the correlation from second to second and
+takes blocks of five seconds. The other takes blocks as long as the correlation lasts. Each has half of the allowed alarms.
 Blocks join the reference a minute late, and none does while drift is noticed.
 
 Shapes: D numbers of a vector, N vectors.

@@ -1,7 +1,7 @@
 """Let another process run the models of tasks and of speech to text: the agent's end of the socket. It imports no torch.
 
 The agent listens; the process connects, again after each restart of either. At most one reading of each task is on its way, and
-the newest reading waits: a slow, hung or dead process costs memory of two readings a task, and no tick waits for it. A process that
+the newest reading waits. A slow, hung or dead process costs memory of two readings a task, and no tick waits for it. A process that
 is silent makes the daemon `degraded: models`. After `HUNG_S` it is killed, and the supervisor starts another one.
 """
 
@@ -87,8 +87,8 @@ class ModelsClient:
     ) -> None:
         self.tasks, self.callbacks, self.degraded, self.speech = dict(tasks), callbacks, degraded, speech
         self.counts: Counter[str] = Counter()
-        """As those of `TaskRunner`; `lost` are readings on their way to a process that ended, `expired` those that waited too long
-        for one, `stale` answers to readings of a former connection, `garbage` answers that cannot be read."""
+        """As those of `TaskRunner`. `lost` counts readings on their way to a process that ended, and `expired` those that waited too
+        long for one. `stale` counts answers to readings of a former connection, `garbage` answers that cannot be read."""
         self._path, self._max_age_s, self._clock = path, dict(max_age_s or {}), clock
         self._numbers = itertools.count(time.monotonic_ns())
         """Of offers; a process that answers an agent before this one has other numbers."""

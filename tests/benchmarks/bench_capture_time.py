@@ -118,10 +118,10 @@ async def files(folder: Path, seconds: int) -> dict[str, NDArray[np.float64]]:
     microphone = MicrophoneSettings(
         kind="microphone", source=f"file:{click_file(folder, seconds + 5)}", window_s=1.0, hop_s=0.1
     )
-    seen, heard = await asyncio.gather(
+    seen, received = await asyncio.gather(
         readings_of(CameraSensor("front", camera), seconds), readings_of(MicrophoneSensor("room", microphone), seconds)
     )
-    return {"file, flash": relative_ms(onsets(seen)), "file, click": relative_ms(onsets(heard))}
+    return {"file, flash": relative_ms(onsets(seen)), "file, click": relative_ms(onsets(received))}
 
 
 def rtsp(port: int, seconds: int) -> NDArray[np.float64] | None:
@@ -167,7 +167,7 @@ def topic(stamp: str, clock: str, seconds: int, seed: int) -> dict[str, NDArray[
         if is_flash(reading):
             seen.append(1e3 * (reading.stamp_s - true_s))
     microphone = TopicMicrophone("room", None, MicrophoneSettings(kind="microphone", source="topic", window_s=1.0))
-    heard: list[float] = []
+    received: list[float] = []
     stamps, last_s, arrived_s, samples = (
         SenderStamps(settings, stamps._wall, stamps._clock),
         -np.inf,
@@ -185,9 +185,9 @@ def topic(stamp: str, clock: str, seconds: int, seed: int) -> dict[str, NDArray[
             at_s = click_s(sound, last_s + 0.5)
             if at_s is not None:
                 last_s = at_s
-                heard.append(1e3 * (at_s - (1_000.5 + number // 10)))
+                received.append(1e3 * (at_s - (1_000.5 + number // 10)))
     name = "arrival" if stamp == "arrival" else f"sender's stamp, {clock} clock"
-    return {f"topic, {name}, flash": np.array(seen), f"topic, {name}, click": np.array(heard)}
+    return {f"topic, {name}, flash": np.array(seen), f"topic, {name}, click": np.array(received)}
 
 
 def hour(ppm: float, seed: int) -> dict[str, NDArray[np.float64]]:

@@ -112,8 +112,8 @@ def run(seed: int, pictures: int, rows: int, folder: Path) -> dict[str, Any]:
     live = trainer.versions.live()
     assert live is not None, verdict.reason
     task = open_task(TASK.kind, live.path)
-    said = task.predict([{"picture": EncodedMedia("jpeg", data)} for _, data in unseen])
-    right = [answer.value == name for answer, (name, _) in zip(said, unseen, strict=True)]
+    reported = task.predict([{"picture": EncodedMedia("jpeg", data)} for _, data in unseen])
+    right = [answer.value == name for answer, (name, _) in zip(reported, unseen, strict=True)]
     store.close()
     return {
         "clicks": clicks,

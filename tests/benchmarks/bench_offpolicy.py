@@ -76,8 +76,8 @@ def linear(x_ND: Array, choice_N: Choices, reward_N: Array, asked_MD: Array) -> 
 def cross_fitted(model: Model, x_ND: Array, choice_N: Choices, reward_N: Array, seed: int) -> Array:
     """Expected reward of every choice, N x n, each row by a model that did not see it."""
     q_Nn = np.empty((len(choice_N), CHOICES))
-    for known, asked in KFold(FOLDS, shuffle=True, random_state=seed).split(x_ND):
-        q_Nn[asked] = model(x_ND[known], choice_N[known], reward_N[known], x_ND[asked])
+    for known, requested in KFold(FOLDS, shuffle=True, random_state=seed).split(x_ND):
+        q_Nn[requested] = model(x_ND[known], choice_N[known], reward_N[known], x_ND[requested])
     return q_Nn
 
 

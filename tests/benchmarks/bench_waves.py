@@ -76,7 +76,7 @@ class Plan:
     """What a seed publishes, is judged by, and measured on."""
 
     waves: list[Rows]
-    asked: list[Rows]
+    requested: list[Rows]
     """Test orders of each wave."""
     eval_file: Path
 
@@ -86,19 +86,19 @@ def plan(folder: Path, seed: int) -> Plan:
     train, validation, test = (datasets.read(path) for path in data.clinc(folder))
     generator = random.Random(seed)
     names = generator.sample(sorted({row["label"] for row in train}), 3 * INTENTS)
-    waves, asked = [], []
+    waves, requested = [], []
     for at in range(0, len(names), INTENTS):
         own = names[at : at + INTENTS]
         waves.append(some(train, own, 0, PER_INTENT))
         generator.shuffle(waves[-1])
-        asked.append([row for row in test if row["label"] in own])
+        requested.append([row for row in test if row["label"] in own])
     poison = some(train, names[:INTENTS], PER_INTENT, 2 * PER_INTENT)
     labels = [row["label"] for row in poison]
     generator.shuffle(labels)
     waves.append([{**row, "label": label} for row, label in zip(poison, labels, strict=True)])
     eval_file = folder / "held_out.jsonl"
     eval_file.write_bytes(b"\n".join(orjson.dumps(row) for row in validation if row["label"] in names))
-    return Plan(waves, asked, eval_file)
+    return Plan(waves, requested, eval_file)
 
 
 def some(rows: list[dict[str, Any]], names: list[str], first: int, last: int) -> Rows:
@@ -109,13 +109,13 @@ def some(rows: list[dict[str, Any]], names: list[str], first: int, last: int) ->
     return [row for name in names for row in by_name[name][first:last]]
 
 
-def score(versions: TaskVersionStore, asked: list[Rows]) -> list[float]:
+def score(versions: TaskVersionStore, requested: list[Rows]) -> list[float]:
     """Accuracy of the live version on each wave's test orders."""
     live = versions.live()
     if live is None:
-        return [0.0] * len(asked)
+        return [0.0] * len(requested)
     task = open_task("text-classification", live.path)
-    return [task.metrics(rows, task.predict([{"text": row["text"]} for row in rows]))["accuracy"] for rows in asked]
+    return [task.metrics(rows, task.predict([{"text": row["text"]} for row in rows]))["accuracy"] for rows in requested]
 
 
 class InProcess:
@@ -145,7 +145,7 @@ class InProcess:
         verdict = self.online.run()
         return Published(verdict.event, verdict.fields)
 
-    def asked(self, made: Plan, number: int) -> str:
+    def requested(self, made: Plan, number: int) -> str:
         """Nothing is asked here."""
         return ""
 
@@ -200,10 +200,10 @@ class Running:
         self.busy, self.missed = self.busy + len(self.daemon.ticks) - at, self.missed + self.daemon.missed(at)
         return Published(published["type"], published["data"])
 
-    def asked(self, made: Plan, number: int) -> str:
+    def requested(self, made: Plan, number: int) -> str:
         """How many of a few orders are answered rightly on `task/intents`."""
         live, right, total = self.versions.live(), 0, 0
-        for wave in made.asked[:number] if live else []:  # without a version the task says nothing
+        for wave in made.requested[:number] if live else []:  # without a version the task says nothing
             for row in random.Random(number).sample(wave, ASKED):
                 answer = self.daemon.ask(row["text"], live.name if live else None)
                 right, total = right + (answer["value"] == row["label"]), total + 1
@@ -238,7 +238,7 @@ def run(folder: Path, seed: int, replay: float | None, given: argparse.Namespace
     with world:
         for number, (name, rows) in enumerate(waves.items(), 1):
             published = world.publish(rows)
-            scores, figures = score(world.versions, made.asked), published.figures
+            scores, figures = score(world.versions, made.requested), published.figures
             yield [
                 str(seed),
                 "default" if replay is None else f"{replay:g}",
@@ -246,7 +246,7 @@ def run(folder: Path, seed: int, replay: float | None, given: argparse.Namespace
                 published.kind.removeprefix("task_"),
                 *(f"{s:.3f}" for s in scores),
                 f"{sum(scores) / len(scores):.3f}",
-                world.asked(made, number),
+                world.requested(made, number),
                 *(f"{figures.get(name, 1):.0f}" for name in ("trained_on", "replayed", "epochs", "tries", "wall_s")),
                 str(figures["reason"]),
             ]

@@ -82,8 +82,8 @@ async def wire(environment: str, steps: int, seed: int, arm: str, changes: dict[
             for _ in range(QUARTERS):
                 await daemon.run(steps / QUARTERS * daemon.parts.config.tick.period_s)
                 found.append(play(environment, daemon.learner.learner.policy))
-            if daemon.said("transition_rejected"):
-                raise RuntimeError(f"the store rejected rows: {daemon.said('transition_rejected')[0]}")
+            if daemon.reported("transition_rejected"):
+                raise RuntimeError(f"the store rejected rows: {daemon.reported('transition_rejected')[0]}")
     return found
 
 

@@ -64,13 +64,13 @@ def run(seed: int, folder: Path, minutes: float, *, simulated_overrides: bool) -
         client.on_connect = lambda c, *_: c.subscribe([("reflexd/demo/plant", 0), ("reflexd/demo/decision", 0)])
         first = threading.Event()
 
-        def heard(_client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
+        def received(_client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
             if message.topic.endswith("decision"):
                 first.set()
             elif first.is_set():
                 rows.append(json.loads(message.payload))
 
-        client.on_message = heard
+        client.on_message = received
         until = time.monotonic() + 30
         while time.monotonic() < until:
             try:

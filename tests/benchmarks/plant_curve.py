@@ -44,7 +44,7 @@ class Seen:
     """Seconds, mean return of the last episodes."""
     events: list[str] = field(default_factory=list)
 
-    def heard(self, message: mqtt.MQTTMessage) -> None:
+    def received(self, message: mqtt.MQTTMessage) -> None:
         """Take a message of the plant, or an event."""
         body, at_s = json.loads(message.payload), time.monotonic() - self.began_s
         if message.topic.endswith("/plant"):
@@ -90,7 +90,7 @@ def run(environment: str, seed: int, minutes: float, goal: float, hold: float) -
         seen = Seen()
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         client.on_connect = lambda c, *_: c.subscribe([("reflexd/bench/plant", 0), ("reflexd/bench/event", 0)])
-        client.on_message = lambda _client, _data, message: seen.heard(message)
+        client.on_message = lambda _client, _data, message: seen.received(message)
         connect_when_up(client, port, 10.0)
         stack.callback(client.loop_stop)
         log = stack.enter_context((folder / "log").open("w"))

@@ -54,7 +54,7 @@ class Seen:
     """What passed by, by the minute."""
 
     agreed: Counter[int] = field(default_factory=Counter)
-    asked: Counter[int] = field(default_factory=Counter)
+    requested: Counter[int] = field(default_factory=Counter)
     policies: list[str] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
     override: tuple[float, str] = (0.0, "")
@@ -76,13 +76,13 @@ class Seen:
             stamp_s, value = self.override
             if now_s - stamp_s < 0.15:
                 minute = int((now_s - self.begun_s) / 60)
-                self.asked[minute] += 1
+                self.requested[minute] += 1
                 self.agreed[minute] += body["actions"]["head"]["value"] == value
 
     def share(self, minutes: range) -> float:
         """How often it would have done what the person did."""
-        asked = sum(self.asked[minute] for minute in minutes)
-        return sum(self.agreed[minute] for minute in minutes) / asked if asked else float("nan")
+        requested = sum(self.requested[minute] for minute in minutes)
+        return sum(self.agreed[minute] for minute in minutes) / requested if requested else float("nan")
 
 
 def settings(folder: Path, port: int) -> Path:
@@ -134,7 +134,7 @@ def watch(seconds: float, seen: Seen, daemon: subprocess.Popen[bytes]) -> None:
         while time.monotonic() < seen.begun_s + 60 * (minute + 1) and daemon.poll() is None:
             pause.wait(0.5)
         sys.stderr.write(
-            f"minute {minute + 1}: agrees {seen.share(range(minute, minute + 1)):.2f} in {seen.asked[minute]} ticks,"
+            f"minute {minute + 1}: agrees {seen.share(range(minute, minute + 1)):.2f} in {seen.requested[minute]} ticks,"
             f" {len(seen.policies)} versions\n"
         )
 
@@ -156,20 +156,20 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = settings(folder, port)
-        with (folder / "log").open("wb") as log, (folder / "commands").open("w+") as heard, ExitStack() as running:
+        with (folder / "log").open("wb") as log, (folder / "commands").open("w+") as received, ExitStack() as running:
             run = [sys.executable, "-m", "runtime.cli", "run", str(config)]
             daemon = started(running, run, log)
             client = connected(port, seen)
             running.callback(client.loop_stop)
             running.callback(client.disconnect)
             started(running, [sys.executable, __file__, "--world", str(port)], log)
-            listener = commands(port, heard)
+            listener = commands(port, received)
             running.callback(listener.terminate)
             watch(seconds, seen, daemon)
             running.close()
             listener.wait(10)
-            heard.seek(0)
-            who = by_policy([line for line in heard.read().splitlines() if line.strip()])
+            received.seek(0)
+            who = by_policy([line for line in received.read().splitlines() if line.strip()])
     return report(seen, who, int(seconds / 60))
 
 

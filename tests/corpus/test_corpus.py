@@ -62,8 +62,8 @@ class Listening(World):
     def ask(self, topic: str, payload: str) -> bytes:
         """The answer to a request."""
         before = len(self.answers)
-        asked = SimpleNamespace(ResponseTopic="reflexd/model/response/me", CorrelationData=b"c")
-        self.arrive(self.requests, f"reflexd/model/{topic}", payload.encode(), properties=asked)
+        requested = SimpleNamespace(ResponseTopic="reflexd/model/response/me", CorrelationData=b"c")
+        self.arrive(self.requests, f"reflexd/model/{topic}", payload.encode(), properties=requested)
         self.wait(0.05)
         assert len(self.answers) == before + 1
         return self.answers[-1]

@@ -46,7 +46,7 @@ def chromium() -> Iterator[Browser]:
 
 def overheard(page: Page) -> Page:
     """The page, with `canary_watch.py` hearing its console and everything its web sockets get from now on."""
-    page.on("console", lambda said: WATCH.take("console of the page", said.text))
+    page.on("console", lambda reported: WATCH.take("console of the page", reported.text))
     page.on("websocket", lambda ws: ws.on("framereceived", lambda frame: WATCH.take("web socket of the page", frame)))
     return page
 
@@ -56,7 +56,7 @@ def without_errors(page: Page) -> Iterator[Page]:
     """The page for a test, closed after it; whatever its scripts or its console complained of fails the test."""
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda reported: problems.append(reported.text) if reported.type == "error" else None)
     yield page
     WATCH.take("the page", page.content())
     page.context.close()

@@ -77,6 +77,6 @@ def running_demo(folder: Path, **changes: Any) -> Iterator[Demo]:
 
 
 def _up(demo: Demo, page: int) -> bool:
-    said = (demo.folder / "log").read_text()[-2_000:]
-    assert demo.process.poll() is None, said
+    reported = (demo.folder / "log").read_text()[-2_000:]
+    assert demo.process.poll() is None, reported
     return listening(page)

@@ -91,7 +91,7 @@ class Singing:
     known: dict[str, Any]
     broker: Mosquitto
     environment: dict[str, str]
-    heard: list[mqtt.MQTTMessage] = field(default_factory=list)
+    received: list[mqtt.MQTTMessage] = field(default_factory=list)
 
     @property
     def config(self) -> Path:
@@ -106,13 +106,13 @@ class Singing:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         client.username_pw_set("sings", canaries.MQTT)
         client.on_connect = lambda client, *_: client.subscribe("#", 1)
-        client.on_message = lambda _c, _u, message: self.heard.append(message)
+        client.on_message = lambda _c, _u, message: self.received.append(message)
         client.connect("127.0.0.1", self.broker.port)
         client.loop_start()
         return client
 
     def has(self, topic: str, accept: str = "") -> bool:
-        return any(m.topic == f"reflexd/sings/{topic}" and accept in m.payload.decode() for m in list(self.heard))
+        return any(m.topic == f"reflexd/sings/{topic}" and accept in m.payload.decode() for m in list(self.received))
 
     def verb(self, *arguments: str) -> bytes:
         command = [sys.executable, "-m", "runtime.cli", *arguments]
@@ -217,7 +217,7 @@ async def test_no_secret_is_in_anything_a_whole_daemon_produced(singing: Singing
         end(process)
         listener.disconnect()
         listener.loop_stop()
-    for message in singing.heard:
+    for message in singing.received:
         found |= sung(f"{message.topic} {message.payload[:40]!r}", message.topic.encode() + message.payload)
     found |= sung("log", (singing.folder / "log").read_bytes())
     files = [path for path in (singing.folder / "state").rglob("*") if path.is_file()]
@@ -230,7 +230,7 @@ async def test_no_secret_is_in_anything_a_whole_daemon_produced(singing: Singing
     assert singing.has("event", "the password '***' was refused")
     assert b"signing in with ***" in (singing.folder / "log").read_bytes()
     assert any(path.suffix == ".mcap" for path in files), "nothing was recorded"
-    topics = {message.topic for message in singing.heard}
+    topics = {message.topic for message in singing.received}
     assert {f"{base}/{name}" for name in ("info", "status", "health", "decision", "event")} <= topics
 
 
@@ -255,6 +255,6 @@ def test_what_check_says_of_broken_settings_names_no_secret(singing: Singing, wh
         for key, change in BROKEN[what].items()
     }
     singing.config.write_text(yaml.safe_dump(body))
-    said = singing.verb("check", str(singing.config))
-    assert sung(what, said) == set(), said.decode()
-    assert b"sings.yaml:" in said or b"ok" in said.lower()
+    reported = singing.verb("check", str(singing.config))
+    assert sung(what, reported) == set(), reported.decode()
+    assert b"sings.yaml:" in reported or b"ok" in reported.lower()

@@ -141,8 +141,8 @@ def test_status_and_health_say_it_is_well(daemon: Daemon, watcher: Watcher) -> N
     assert {name: stream["stale"] for name, stream in health["streams"].items()} == dict.fromkeys(
         health["streams"], False
     )
-    told = daemon.verb("status", str(daemon.config), "--json", "--timeout", "30")
-    assert json.loads(told.stdout)["policy"]
+    received = daemon.verb("status", str(daemon.config), "--json", "--timeout", "30")
+    assert json.loads(received.stdout)["policy"]
 
 
 def test_a_policy_is_learned_promoted_and_flipped_in(daemon: Daemon, watcher: Watcher) -> None:
@@ -173,9 +173,9 @@ def test_a_recording_is_decided_again_bit_for_bit_across_a_promotion(daemon: Dae
 
 def test_a_decision_can_be_explained(daemon: Daemon, watcher: Watcher) -> None:
     decision = watcher.wait("decision")["id"]
-    told = daemon.verb("explain", decision, "--config", str(daemon.config), "--json")
-    assert told.returncode == 0, told.stderr
-    part = json.loads(told.stdout)["parts"]["head"]
+    received = daemon.verb("explain", decision, "--config", str(daemon.config), "--json")
+    assert received.returncode == 0, received.stderr
+    part = json.loads(received.stdout)["parts"]["head"]
     assert sum(part["streams"].values()) == pytest.approx(part["score"] - part["baseline"], abs=1e-4)
 
 

@@ -96,9 +96,9 @@ def teach(page: Page, world: World) -> None:
         until_tiles(page, left)
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.locator("#gallery-accuracy")).to_contain_text("held-out readings")
-    said = page.locator("#gallery-accuracy").inner_text()
-    assert int(re.search(r"(\d+) % right of 9", said)[1]) >= 90, said  # type: ignore[index]
-    assert "promoted" in said
+    reported = page.locator("#gallery-accuracy").inner_text()
+    assert int(re.search(r"(\d+) % right of 9", reported)[1]) >= 90, reported  # type: ignore[index]
+    assert "promoted" in reported
     expect(page.locator("#gallery tbody tr")).to_have_count(3)
     assert page.evaluate("window.clicks") <= 60
     correct_and_remove(page)

@@ -29,7 +29,7 @@ class Zigbee2MQTT:
     def __init__(self, port: int) -> None:
         self.orders: list[dict[str, Any]] = []
         """What the lamp was sent."""
-        self.heard: dict[str, Any] = {}
+        self.received: dict[str, Any] = {}
         """The newest message of each topic."""
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client.on_connect = lambda client, *_: client.subscribe([(f"{t}/#", 1) for t in TREES])
@@ -40,7 +40,7 @@ class Zigbee2MQTT:
         if not payload.startswith(b"{"):
             return
         body = json.loads(payload)
-        self.heard[topic] = body
+        self.received[topic] = body
         if topic == "zigbee2mqtt/hall_lamp/set":
             self.orders.append(body)
             self.report(body["state"])
@@ -83,12 +83,12 @@ def home(tmp_path: Path) -> Iterator[Zigbee2MQTT]:
 
 def test_a_person_switches_the_lamp_and_the_policy_only_when_it_may(home: Zigbee2MQTT) -> None:
     def decided() -> bool:
-        return home.heard.get("reflexd/home/decision", {}).get("ages_ms", {}).get("motion") is not None
+        return home.received.get("reflexd/home/decision", {}).get("ages_ms", {}).get("motion") is not None
 
     wait_for(decided, "a decision that saw the motion sensor", START_S)
-    wait_for(lambda: any(t.startswith("homeassistant/device/") for t in home.heard), "its discovery", 60.0)
-    first = home.heard["reflexd/home/decision"]["tick"]
-    wait_for(lambda: home.heard["reflexd/home/decision"]["tick"] >= first + 3, "three more decisions", 60.0)
+    wait_for(lambda: any(t.startswith("homeassistant/device/") for t in home.received), "its discovery", 60.0)
+    first = home.received["reflexd/home/decision"]["tick"]
+    wait_for(lambda: home.received["reflexd/home/decision"]["tick"] >= first + 3, "three more decisions", 60.0)
     assert home.orders == [], "in shadow mode it only watches"
 
     home.say("reflexd/home/override/lamp", {"value": "ON", "hold_s": 2, "source": "hall"})

@@ -59,33 +59,33 @@ def test_an_unsure_task_asks_and_the_answer_needs_its_id_alone(daemon: labelling
     for text in ("please go now", "stop the red"):
         daemon.client.publish(f"{labelling.BASE}/in/orders", text.encode(), 1)
         daemon.wait("decision", lambda body: body["missing"] == [])
-    asked = daemon.told("label_requested")
-    assert asked["task"] == "moods"
-    assert {one["label"] for one in asked["candidates"]} == {"calm", "cross"}
-    assert asked["reading"] == {"orders": {"text": asked["text"]}}
+    requested = daemon.received("label_requested")
+    assert requested["task"] == "moods"
+    assert {one["label"] for one in requested["candidates"]} == {"calm", "cross"}
+    assert requested["reading"] == {"orders": {"text": requested["text"]}}
     assert [event["type"] for event in daemon.events].count("label_requested") == 1
-    answer = {"task": "moods", "label": "calm", "id": asked["id"]}
+    answer = {"task": "moods", "label": "calm", "id": requested["id"]}
     daemon.client.publish(f"{labelling.BASE}/label", json.dumps(answer), 1)
     settings = TaskSettings(kind="text-classification", model="m", stream="orders")
     labels = Labels("moods", settings, Reader(daemon.state_dir / "experience"))
     daemon.wait("decision", lambda _: bool(labels.all()), timeout_s=60)
-    assert [one.example for one in labels.all()] == [{"text": asked["text"], "label": "calm"}]
+    assert [one.example for one in labels.all()] == [{"text": requested["text"], "label": "calm"}]
 
 
 def test_labels_become_a_version_that_answers(daemon: labelling.Daemon) -> None:
     daemon.label(tinymodels.orders(90, 1, INTENTS))
-    told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
-    assert told["type"] == "task_promoted", told
-    version = told["data"]["version"]
-    assert told["data"]["held_out"] == "file"
-    assert told["data"]["agreement"] >= 0.9, told
-    assert told["data"]["all_after"] <= 0.6, "two of five orders in the file are of a wave that has not come"
+    received = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
+    assert received["type"] == "task_promoted", received
+    version = received["data"]["version"]
+    assert received["data"]["held_out"] == "file"
+    assert received["data"]["agreement"] >= 0.9, received
+    assert received["data"]["all_after"] <= 0.6, "two of five orders in the file are of a wave that has not come"
     assert daemon.ask("please stop now", version)["value"] == "halt"
     assert daemon.ask("please go now", version)["value"] == "move"
 
 
 def test_the_streams_encoder_follows_its_task(daemon: labelling.Daemon) -> None:
-    swapped = daemon.told("encoder_swapped")
+    swapped = daemon.received("encoder_swapped")
     assert swapped["encoder"] == "language"
     assert swapped["task"] == "intents"
     assert swapped["version"] != swapped["before"]
@@ -101,9 +101,9 @@ def test_the_streams_encoder_follows_its_task(daemon: labelling.Daemon) -> None:
 
 def test_a_second_wave_is_learned_and_the_first_is_retained(daemon: labelling.Daemon) -> None:
     daemon.label(tinymodels.orders(90, 2, LATER))
-    told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
-    assert told["type"] == "task_promoted", told
-    figures = told["data"]
+    received = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
+    assert received["type"] == "task_promoted", received
+    figures = received["data"]
     assert figures["replayed"] > 0
     assert (figures["held_known"], figures["held_new"]) == (60, 40)
     assert figures["all_after"] >= figures["all_before"] + 0.3
@@ -118,11 +118,11 @@ def test_a_poisoned_wave_is_refused_with_its_numbers_and_changes_nothing(daemon:
     labels = [row["label"] for row in rows]
     random.Random(0).shuffle(labels)
     daemon.label([{**row, "label": label} for row, label in zip(rows, labels, strict=True)], source="mallory")
-    told = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
-    assert told["type"] == "task_rejected", told
-    assert "labels look like noise" in told["data"]["reason"]
-    assert told["data"]["labels_agreement_low"] <= told["data"]["labels_chance"]
-    assert {"all_before", "all_after", "known_before", "known_after"} <= set(told["data"])
+    received = daemon.event("task_promoted", "task_rejected", "finetune_skipped", timeout_s=SLOW_S)
+    assert received["type"] == "task_rejected", received
+    assert "labels look like noise" in received["data"]["reason"]
+    assert received["data"]["labels_agreement_low"] <= received["data"]["labels_chance"]
+    assert {"all_before", "all_after", "known_before", "known_after"} <= set(received["data"])
     answer = daemon.ask("please stop now")
     assert (answer["version"], answer["value"]) == (before, "halt")
 
@@ -130,13 +130,13 @@ def test_a_poisoned_wave_is_refused_with_its_numbers_and_changes_nothing(daemon:
 def test_what_nothing_can_judge_waits_for_a_person(daemon: labelling.Daemon) -> None:
     """`moods` has no held-out file: labels that agree with each other perfectly do not make it live."""
     daemon.label(tinymodels.orders(90, 5, {"red": "cross", "blue": "calm"}), task="moods")
-    told = daemon.event(
+    received = daemon.event(
         "task_promoted", "task_rejected", "task_awaiting_approval", "finetune_skipped", timeout_s=SLOW_S
     )
-    assert told["type"] == "task_awaiting_approval", told
-    assert told["data"]["reason"].startswith("inconclusive: no held-out file")
-    assert told["data"]["validation"] >= 0.9
-    version = told["data"]["version"]
+    assert received["type"] == "task_awaiting_approval", received
+    assert received["data"]["reason"].startswith("inconclusive: no held-out file")
+    assert received["data"]["validation"] >= 0.9
+    version = received["data"]["version"]
     daemon.request("promote", task="moods", version=version)
     promoted = daemon.event("task_promoted", timeout_s=90)["data"]
     assert (promoted["version"], promoted["by"]) == (version, "request")

@@ -199,9 +199,9 @@ def test_what_is_asked_for_exists_and_every_metric_moves(daemon: tuple[psutil.Pr
         world.close()
         scrapes.close()
     board = json.loads((CONFIGS / "grafana/dashboards/reflexd.json").read_text())
-    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    asked.append((CONFIGS / "prometheus/reflexd.rules.yml").read_text())
-    used = set(re.findall(r"\b(?:reflexd|process)_[a-z_]+\b", "\n".join(asked)))
+    requested = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    requested.append((CONFIGS / "prometheus/reflexd.rules.yml").read_text())
+    used = set(re.findall(r"\b(?:reflexd|process)_[a-z_]+\b", "\n".join(requested)))
     later = {
         "reflexd_experience_refused_total",
         "reflexd_rejections_total",

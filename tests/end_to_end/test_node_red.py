@@ -63,8 +63,8 @@ class Sidebar:
         async with asyncio.timeout(PATIENCE_S):
             while not (found := [body for shown, body in self.seen if shown == name and accept(body)]):
                 entries = json.loads((await self._ws.receive()).data)
-                told = [e["data"] for e in entries if e.get("topic") == "debug"]
-                self.seen += [(data["name"], json.loads(data["msg"])) for data in told]
+                received = [e["data"] for e in entries if e.get("topic") == "debug"]
+                self.seen += [(data["name"], json.loads(data["msg"])) for data in received]
         return found[0]
 
 
@@ -78,19 +78,19 @@ async def sidebar(red: str) -> AsyncIterator[Sidebar]:
 async def test_the_example_flow_orders_rewards_shows_and_stops(broker: Mosquitto, red: str, sidebar: Sidebar) -> None:
     async with running(broker.url, gives_orders=False) as agent, aiohttp.ClientSession() as http:
 
-        def heard(topic: str, key: str) -> list[Any]:
-            return [body for of, body in agent.heard if of == topic and key in body]
+        def observed(topic: str, key: str) -> list[Any]:
+            return [body for of, body in agent.observed if of == topic and key in body]
 
         decision = await sidebar.shows("decisions")
         assert set(decision["actions"]) == {"head", "arm"}
         assert (await sidebar.shows("status"))["state"] == "online"
-        await eventually(lambda: heard("in/orders", "text"), "an order", PATIENCE_S)
-        assert heard("in/orders", "text")[0] == {"text": "find the cat"}
-        await eventually(lambda: len(heard("reward", "source")) > 1, "two rewards", PATIENCE_S)
-        for reward in heard("reward", "source"):
+        await eventually(lambda: observed("in/orders", "text"), "an order", PATIENCE_S)
+        assert observed("in/orders", "text")[0] == {"text": "find the cat"}
+        await eventually(lambda: len(observed("reward", "source")) > 1, "two rewards", PATIENCE_S)
+        for reward in observed("reward", "source"):
             assert reward["source"] == "node-red"
             assert 0.0 <= reward["value"] <= 1.0
             assert reward["decision"] in {f"s-{n}" for n in range(1, agent.tick + 1)}
         assert (await http.post(f"{red}/inject/press")).status == 200
         await sidebar.shows("status", lambda body: body["state"] == "stopped")
-        assert heard("stop", "engaged") == [{"engaged": True}]
+        assert observed("stop", "engaged") == [{"engaged": True}]

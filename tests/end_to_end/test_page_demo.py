@@ -45,30 +45,30 @@ STEERING: list[dict[str, Any]] = [
 class Device:
     """What the head does, as its own reports say, with the time of each."""
 
-    said: list[tuple[float, str]] = field(default_factory=list)
+    reported: list[tuple[float, str]] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def take(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
         body: dict[str, Any] = json.loads(message.payload)
         with self.changed:
-            self.said.append((time.time(), str(body["value"])))
+            self.reported.append((time.time(), str(body["value"])))
             self.changed.notify_all()
 
     def comes_to(self, value: str, since_s: float) -> float:
         """Seconds from `since_s` to the first report after it that says so."""
 
         def after() -> list[float]:
-            return [s - since_s for s, said in self.said if said == value and s >= since_s]
+            return [s - since_s for s, reported in self.reported if reported == value and s >= since_s]
 
         with self.changed:
-            assert self.changed.wait_for(after, 60.0), f"the head does {self.said[-1:]}, not {value}"
+            assert self.changed.wait_for(after, 60.0), f"the head does {self.reported[-1:]}, not {value}"
             return after()[0]
 
     def moves(self) -> None:
         """Wait for three more reports: nobody has stopped it."""
         with self.changed:
-            wanted = len(self.said) + 3
-            assert self.changed.wait_for(lambda: len(self.said) >= wanted, 60.0), "the head reports nothing more"
+            wanted = len(self.reported) + 3
+            assert self.changed.wait_for(lambda: len(self.reported) >= wanted, 60.0), "the head reports nothing more"
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def test_stop_release_arm_and_taking_over_reach_the_device(page: Page, demo: Dem
         page.get_by_role("button", name="Release stop").click()
         confirm(page, "Release")
         expect(page.locator("#pill")).to_contain_text("not armed")
-        assert {said for at_s, said in device.said if at_s > pressed_s + 1.0 + contention.s} <= {"stay"}
+        assert {reported for at_s, reported in device.reported if at_s > pressed_s + 1.0 + contention.s} <= {"stay"}
         page.get_by_role("button", name="Arm", exact=True).click()
         expect(page.locator("#pill")).to_contain_text("online · armed")
         head.get_by_text("Take over by hand").click()

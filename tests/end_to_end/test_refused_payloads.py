@@ -41,7 +41,7 @@ class Outside:
     """Sends what devices send, and holds what the daemon published."""
 
     def __init__(self, port: int) -> None:
-        self.heard: dict[str, dict[str, Any]] = {}
+        self.received: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client.on_connect = lambda client, *_: client.subscribe("reflexd/house/#", 1)
@@ -53,7 +53,7 @@ class Outside:
         if kind == "event":
             self.events.append(json.loads(payload))
         elif kind in {"health", "decision", "status"} or kind.startswith("act/"):
-            self.heard[kind] = json.loads(payload)
+            self.received[kind] = json.loads(payload)
 
     def send(self, topic: str, payload: str, *, retain: bool = False) -> None:
         self.client.publish(topic, payload, qos=1, retain=retain)
@@ -82,8 +82,8 @@ def house(tmp_path: Path) -> Iterator[Outside]:
 
 
 def test_what_cannot_be_used_is_named_and_what_can_be_used_is_acted_on(house: Outside) -> None:
-    wait_for(lambda: "decision" in house.heard, "the first decision", START_S)
-    wait_for(lambda: "hall" not in house.heard["decision"]["missing"], "the stored reading of the start", 60.0)
+    wait_for(lambda: "decision" in house.received, "the first decision", START_S)
+    wait_for(lambda: "hall" not in house.received["decision"]["missing"], "the stored reading of the start", 60.0)
     for payload, cause, field in [
         ('{"occupancy": true, "illuminance": "12,5"}', "not_a_number", "illuminance"),
         ('{"linkquality": 80}', "missing_field", "occupancy"),
@@ -95,12 +95,14 @@ def test_what_cannot_be_used_is_named_and_what_can_be_used_is_acted_on(house: Ou
         )
         event = next(each for each in house.refused("hall") if each["cause"] == cause)
         assert field in event["reason"]
-    wait_for(lambda: '"last_refusal": "not_json' in json.dumps(house.heard.get("health")), "the reason in health", 60.0)
+    wait_for(
+        lambda: '"last_refusal": "not_json' in json.dumps(house.received.get("health")), "the reason in health", 60.0
+    )
     house.send("hall/window", "0")
     house.send(BARE, "21.5")
-    wait_for(lambda: house.heard["decision"]["ages_ms"].get("bare") is not None, "a bare number", 60.0)
-    assert "bare" not in house.heard["decision"]["missing"]
-    wait_for(lambda: "act/heater/set" in house.heard, "a command", 60.0)
+    wait_for(lambda: house.received["decision"]["ages_ms"].get("bare") is not None, "a bare number", 60.0)
+    assert "bare" not in house.received["decision"]["missing"]
+    wait_for(lambda: "act/heater/set" in house.received, "a command", 60.0)
     house.send("hall/window", "OPEN")
     wait_for(
         lambda: any(
@@ -110,4 +112,4 @@ def test_what_cannot_be_used_is_named_and_what_can_be_used_is_acted_on(house: Ou
         "no heating while the window is open",
         60,
     )
-    assert house.heard["act/heater/set"]["value"] == "OFF"
+    assert house.received["act/heater/set"]["value"] == "OFF"

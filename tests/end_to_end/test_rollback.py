@@ -145,13 +145,13 @@ def test_it_is_back_out_in_ten_seconds_and_a_crash_loop_too(config: Path) -> Non
         world.until_known(good)
         checkpoints.promote(bad)
         world.until(bad)
-        told = world.wait("policy_rolled_back", START_S)
+        received = world.wait("policy_rolled_back", START_S)
         world.until(good, START_S)
         assert world.counts[bad] <= 100  # ten seconds at 10 Hz
-        assert (told["version"], told["to"], told["by"]) == (bad, good, "experiment")
-        assert "fell" in told["why"]
+        assert (received["version"], received["to"], received["by"]) == (bad, good, "experiment")
+        assert "fell" in received["why"]
         checkpoints.promote(crashing)  # its exploration is no probability: the agent dies of the first decision
-        told = world.wait("policy_rolled_back", START_S)
-        assert (told["version"], told["to"], told["why"]) == (crashing, good, "crashes")
+        received = world.wait("policy_rolled_back", START_S)
+        assert (received["version"], received["to"], received["why"]) == (crashing, good, "crashes")
         world.until(good, START_S)
     assert checkpoints.live().failed == (bad, crashing)

@@ -69,10 +69,10 @@ def test_every_command_of_the_tutorial_works_in_its_order(folder: tuple[Path, in
     try:
         text = place / "log"
         wait_for(lambda: '"type":"policy_untrained"' in text.read_text(), "the agent", START_S)
-        said = {line: run(line, place, port) for line in lines[2:]}
-        assert "room/sensor" in next(text for line, text in said.items() if line.startswith("mosquitto_sub"))
-        assert '"autonomous"' in next(text for line, text in said.items() if "mode autonomous" in line)
-        assert '"armed": true' in next(text for line, text in said.items() if line.startswith("reflexd arm"))
+        reported = {line: run(line, place, port) for line in lines[2:]}
+        assert "room/sensor" in next(text for line, text in reported.items() if line.startswith("mosquitto_sub"))
+        assert '"autonomous"' in next(text for line, text in reported.items() if "mode autonomous" in line)
+        assert '"armed": true' in next(text for line, text in reported.items() if line.startswith("reflexd arm"))
         wait_for(lambda: _heats(port), "the policy switches the heater on", 60)
     finally:
         end(daemon)
@@ -84,8 +84,8 @@ def test_every_command_of_the_tutorial_works_in_its_order(folder: tuple[Path, in
 
 def _heats(port: int) -> bool:
     command = ["mosquitto_sub", "-p", str(port), "-t", "room/heater/set", "-C", "1", "-W", "3"]
-    heard = subprocess.run(command, capture_output=True, text=True, check=False)
-    return heard.stdout.strip() == "ON"
+    received = subprocess.run(command, capture_output=True, text=True, check=False)
+    return received.stdout.strip() == "ON"
 
 
 def test_the_page_shows_the_shipped_settings() -> None:

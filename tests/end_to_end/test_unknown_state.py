@@ -91,7 +91,7 @@ class Witness:
         elif topic == "decision":
             self.policies.append(json.loads(message.payload)["policy"])
 
-    def said(self, kind: str) -> list[dict[str, Any]]:
+    def reported(self, kind: str) -> list[dict[str, Any]]:
         return [data for each, data in list(self.events) if each == kind]
 
     def tell(self, topic: str, **body: Any) -> None:
@@ -109,21 +109,21 @@ def test_it_starts_names_what_it_does_not_know_and_acts(tmp_path: Path, broker: 
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         wait_for(lambda: len(witness.policies) > 5, "decisions", START_S)
-        wait_for(lambda: bool(witness.said("learner_resumed")), "the learner", START_S)
-        wait_for(lambda: bool(witness.said("experience_write_failed")), "the store", START_S)
+        wait_for(lambda: bool(witness.reported("learner_resumed")), "the learner", START_S)
+        wait_for(lambda: bool(witness.reported("experience_write_failed")), "the store", START_S)
         assert set(witness.policies) == {good}
-        assert {data["version"] for data in witness.said("checkpoint_refused")} >= {strange}
-        assert {data["reason"] for data in witness.said("checkpoint_refused")} == {"unknown_format"}
-        assert witness.said("experiment_state_unreadable")
-        assert witness.said("quarantine_state_unreadable")
-        assert witness.said("learner_resumed")[0] == {"resumed": False, "update": 0, "row": 0}
+        assert {data["version"] for data in witness.reported("checkpoint_refused")} >= {strange}
+        assert {data["reason"] for data in witness.reported("checkpoint_refused")} == {"unknown_format"}
+        assert witness.reported("experiment_state_unreadable")
+        assert witness.reported("quarantine_state_unreadable")
+        assert witness.reported("learner_resumed")[0] == {"resumed": False, "update": 0, "row": 0}
         assert witness.status["state"] == "stopped"
         assert not witness.moved
         witness.tell("stop", engaged=False)
         wait_for(lambda: witness.status["state"] != "stopped", "the release")
         witness.tell("request/arm")
         wait_for(lambda: witness.moved > 3, "acting")
-        assert not witness.said("child_restarted")
+        assert not witness.reported("child_restarted")
     finally:
         code = end(process)
         witness.client.disconnect()

@@ -36,10 +36,10 @@ BROKEN = {"checkpoint_refused", "experience_corrupt", "transition_rejected"}
 VICTIMS = ("agent", "learner", "supervisor")
 
 
-def until(what: Callable[[], object], told: Callable[[], str], deadline_s: float = START_S) -> None:
+def until(what: Callable[[], object], received: Callable[[], str], deadline_s: float = START_S) -> None:
     end = time.monotonic() + deadline_s
     while not what():
-        assert time.monotonic() < end, told()
+        assert time.monotonic() < end, received()
         threading.Event().wait(0.05)
 
 
@@ -98,7 +98,7 @@ class Life:
             with self.lock:
                 (self.decisions if topic == "decision" else self.events).append(body)
 
-    def told(self) -> str:
+    def received(self) -> str:
         """What is known, for a failure."""
         self.log.seek(0)
         return f"events {[event['type'] for event in self.events][-20:]}; log: {self.log.read()[-3000:]}"
@@ -135,7 +135,7 @@ class Life:
             found[:] = [child.pid for child in children if " ".join(child.cmdline()).strip() == f"reflexd: {victim}"]
             return found
 
-        until(titled, self.told)
+        until(titled, self.received)
         return found[0]
 
     def kill(self, victim: str) -> None:
@@ -151,8 +151,8 @@ class Life:
     def learning(self) -> None:
         """Wait until it acts by a learned version and the learner makes updates."""
         at, decided = self.updates(), len(self.decided(0))
-        until(lambda: any(d["policy"] != "untrained" for d in self.decided(decided)), self.told)
-        until(lambda: self.updates() > at, self.told)
+        until(lambda: any(d["policy"] != "untrained" for d in self.decided(decided)), self.received)
+        until(lambda: self.updates() > at, self.received)
 
 
 @pytest.fixture(scope="module")
@@ -176,14 +176,14 @@ def survive(life: Life, victims: list[str], rng: random.Random) -> int:
         acknowledged, at, resumed = life.rows(), life.updates(), life.count("learner_resumed")
         life.kill(victim)
         seen = len(life.decided(0))
-        until(lambda seen=seen: life.decided(seen), life.told)
+        until(lambda seen=seen: life.decided(seen), life.received)
         first = life.decided(seen)[0]
-        assert first["policy"] != "untrained", f"after the {victim}: {life.told()}"
+        assert first["policy"] != "untrained", f"after the {victim}: {life.received()}"
         if victim != "agent":
-            until(lambda resumed=resumed: life.count("learner_resumed") > resumed, life.told)
-            told = [event["data"] for event in life.events if event["type"] == "learner_resumed"][-1]
-            assert told["resumed"], told
-            assert told["update"] <= at + RATE_HZ * 10
+            until(lambda resumed=resumed: life.count("learner_resumed") > resumed, life.received)
+            received = [event["data"] for event in life.events if event["type"] == "learner_resumed"][-1]
+            assert received["resumed"], received
+            assert received["update"] <= at + RATE_HZ * 10
         life.learning()
         after = life.rows()
         lost |= {row for row, decision in acknowledged.items() if after.get(row) != decision}
@@ -200,7 +200,7 @@ def acts_on(life: Life, while_s: float) -> float:
     longest_s, end_s = 0.0, time.monotonic() + while_s
     while time.monotonic() < end_s:
         begun_s, seen = time.monotonic(), len(life.decided(0))
-        until(lambda seen=seen: life.decided(seen), life.told)
+        until(lambda seen=seen: life.decided(seen), life.received)
         longest_s = max(longest_s, time.monotonic() - begun_s)
     return longest_s
 
@@ -235,10 +235,10 @@ def test_a_learner_without_memory_is_started_again_and_stops_no_decision(life: L
     acknowledged, restarts, resumed = life.rows(), life.count("child_restarted"), life.count("learner_resumed")
     resource.prlimit(life.pid("learner"), resource.RLIMIT_AS, (1, 1))  # it gets no memory any more
     begun_s = time.monotonic()
-    until(lambda: life.count("child_restarted") > restarts, life.told)
+    until(lambda: life.count("child_restarted") > restarts, life.received)
     named_s = time.monotonic() - begun_s
     gap_s = acts_on(life, 1.0)
-    until(lambda: life.count("learner_resumed") > resumed, life.told)
+    until(lambda: life.count("learner_resumed") > resumed, life.received)
     life.learning()
     lost = lost_rows(life, acknowledged)
     last = [event["data"] for event in life.events if event["type"] == "child_restarted"][-1]

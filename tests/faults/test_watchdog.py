@@ -26,13 +26,13 @@ class Meals:
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
-        self.said: list[str] = []
+        self.reported: list[str] = []
         self.last_s = float("-inf")
 
     def take(self) -> float:
         """Look at what has come; gives the moment of the last food."""
         new = [line for message in self._manager.got() for line in message.split("\n")]
-        self.said += new
+        self.reported += new
         if "WATCHDOG=1" in new:
             self.last_s = time.monotonic()
         return self.last_s
@@ -90,8 +90,8 @@ async def test_the_watchdog_starves_within_its_limit_and_is_fed_again(
         end(daemon)
         await meals.fed()
         await device.moving()
-    assert meals.said.index("READY=1") < meals.said.index("WATCHDOG=1")
-    assert meals.said.count("READY=1") == 1
+    assert meals.reported.index("READY=1") < meals.reported.index("WATCHDOG=1")
+    assert meals.reported.count("READY=1") == 1
 
 
 async def test_a_missing_required_stream_is_degraded_and_no_reason_to_restart(
@@ -119,8 +119,8 @@ async def test_ready_does_not_wait_for_a_stream_that_is_missing(tmp_path: Path, 
             try:
                 meals = Meals(manager)
                 await meals.fed()
-                assert "READY=1" in meals.said
-                assert "STATUS=degraded: no recent data from joints" in meals.said
+                assert "READY=1" in meals.reported
+                assert "STATUS=degraded: no recent data from joints" in meals.reported
                 await eventually(
                     lambda: "joints: no recent data" in device.statuses[-1]["reasons"], "the reason in the status", 30
                 )

@@ -40,12 +40,12 @@ class Story:
     """One row as it was told: the tick, and everything that was said about it, in order."""
 
     tick: Transition
-    said: list[Credit] = field(default_factory=list)
+    reported: list[Credit] = field(default_factory=list)
     shown: bool = False
     """A person confirmed the action."""
 
     def counted(self, quarantined: set[str]) -> list[Credit]:
-        return [each for each in self.said if each.source not in quarantined]
+        return [each for each in self.reported if each.source not in quarantined]
 
     def reward(self, quarantined: set[str]) -> float:
         return self.tick.reward + sum(each.value for each in self.counted(quarantined))
@@ -135,7 +135,7 @@ class Life:
         for _ in range(int(self.rng.choice([1, 1, 2]))):  # a message that arrives twice counts twice
             assert self.database.credit(credit, self.now_s) == (row is not None)
             if row is not None:
-                row.said.append(credit)
+                row.reported.append(credit)
 
     def mark(self) -> None:
         usual = [row for row in self.rows if row.action is not None and row.tick.actions.get("head") == row.action]

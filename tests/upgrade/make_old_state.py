@@ -116,8 +116,8 @@ class Session:
         """The next message of a topic that is accepted."""
         end_s = time.monotonic() + WAIT_S
         while True:
-            said, body = self.messages.get(timeout=max(0.01, end_s - time.monotonic()))
-            if said == topic and accept(body):
+            reported, body = self.messages.get(timeout=max(0.01, end_s - time.monotonic()))
+            if reported == topic and accept(body):
                 return body
 
     def event(self, *kinds: str) -> dict[str, Any]:
@@ -192,8 +192,8 @@ def make(tree: Path, folder: Path) -> None:
     print("first run: labels, an encoder that follows, a policy that passes", flush=True)
     with Session(tree, folder, HASTE) as first, first.rewarded():
         first.label(tinymodels.orders(75, 1, INTENTS), "teacher")
-        told = first.event("task_promoted", "task_rejected", "finetune_skipped", "task_held_back")
-        assert told["type"] == "task_promoted", told
+        received = first.event("task_promoted", "task_rejected", "finetune_skipped", "task_held_back")
+        assert received["type"] == "task_promoted", received
         wrong = tinymodels.orders(75, 3, INTENTS)
         labels = [row["label"] for row in wrong]
         random.Random(0).shuffle(labels)
@@ -225,7 +225,7 @@ def read(tree: Path, folder: Path) -> dict[str, Any]:
     state = folder / "state"
     with Reader(state / "experience") as reader:
         rows = reader.newest(1 << 30)
-        told = {
+        received = {
             "rows": [row_facts(row) for row in rows],
             "labels": [[x.text, x.label, x.source] for x in reader.labels("intents")],
             "rewards": [[x.row, x.value, x.source] for x in reader.rewards(0, 1 << 30)],
@@ -233,10 +233,10 @@ def read(tree: Path, folder: Path) -> dict[str, Any]:
             "raw": [[x.stamp_s, x.encoding, x.data.decode()] for x in reader.raw("orders", 0, 1e12)],
         }
     for name in ("latches", "probation", "quarantine"):
-        told[name] = json.loads((state / f"{name}.json").read_bytes())
-    told["live"] = json.loads((state / "checkpoints" / "LIVE").read_bytes())
-    told["task"] = json.loads((state / "learner" / "tasks" / "intents" / "current.json").read_bytes())
-    told["replays"] = {}
+        received[name] = json.loads((state / f"{name}.json").read_bytes())
+    received["live"] = json.loads((state / "checkpoints" / "LIVE").read_bytes())
+    received["task"] = json.loads((state / "learner" / "tasks" / "intents" / "current.json").read_bytes())
+    received["replays"] = {}
     for path in sorted((state / "recordings").iterdir()):
         command = [sys.executable, "-m", "runtime.cli", "replay", str(path), "--config", "config.yaml", "--json"]
         done = subprocess.run(command, cwd=folder, env=_environment(tree), capture_output=True, text=True, check=False)
@@ -245,8 +245,8 @@ def read(tree: Path, folder: Path) -> dict[str, Any]:
             f"{path.name}: {report['decisions']} decisions by {report['versions']}, same: {report['same']}", flush=True
         )
         assert report["same"], f"the old program itself decides otherwise, run it again: {report['different'][:3]}"
-        told["replays"][path.name] = report
-    return told
+        received["replays"][path.name] = report
+    return received
 
 
 def row_facts(row: Any) -> dict[str, Any]:
@@ -295,19 +295,19 @@ def pack(folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description="Make the archive of an old state directory.")
-    asked.add_argument("tree", type=Path, help=f"a checkout of {COMMIT}")
-    asked.add_argument("out", type=Path)
-    given = asked.parse_args()
+    requested = argparse.ArgumentParser(description="Make the archive of an old state directory.")
+    requested.add_argument("tree", type=Path, help=f"a checkout of {COMMIT}")
+    requested.add_argument("out", type=Path)
+    given = requested.parse_args()
     sys.path[:0] = [str(given.tree), str(given.tree / "tests")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
             make(given.tree, folder)
-            told = {"machine": machine(), **read(given.tree, folder)}
+            received = {"machine": machine(), **read(given.tree, folder)}
         finally:
             shutil.copy(folder / "log", given.out.with_suffix(".log"))
-        (folder / "expected.json").write_text(json.dumps(told))
+        (folder / "expected.json").write_text(json.dumps(received))
         for left in ("log", "config.yaml"):
             (folder / left).unlink()
         pack(folder, given.out)

@@ -93,7 +93,7 @@ class Upgraded:
     def tell(self, topic: str, **body: Any) -> None:
         self.client.publish(f"{BASE}/{topic}", json.dumps(body), 1)
 
-    def said(self, kind: str) -> list[dict[str, Any]]:
+    def reported(self, kind: str) -> list[dict[str, Any]]:
         return [data for each, data in list(self.events) if each == kind]
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
@@ -120,7 +120,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgraded]:
         running.tell("in/joints", x=0.5, y=-0.5)
         running.client.publish(f"{BASE}/in/orders", b"please stop now", 1)
         running.until(lambda: not running.decisions[-1]["missing"], "a decision on every stream")
-        running.until(lambda: bool(running.said("learner_resumed")), "the learner", START_S)
+        running.until(lambda: bool(running.reported("learner_resumed")), "the learner", START_S)
         running.until(lambda: bool(running.health), "health")
         yield running
     finally:
@@ -162,7 +162,7 @@ def test_a_source_stays_in_quarantine(daemon: Upgraded) -> None:
 
 
 def test_the_learner_goes_on_with_what_it_had(daemon: Upgraded) -> None:
-    (resumed,) = daemon.said("learner_resumed")
+    (resumed,) = daemon.reported("learner_resumed")
     assert resumed["resumed"] is True
     assert resumed["update"] > 0
     assert resumed["row"] > 0.5 * len(daemon.expected["rows"])
@@ -242,9 +242,9 @@ def test_todays_settings_are_valid_and_old_ones_are_distinguished(tmp_path: Path
     assert today.returncode == 0, today.stderr
     old, new = (leaves(yaml.safe_load((HERE / f).read_text())) for f in ("config_0_1_0.yaml", "config.yaml"))
     renamed = [where for where, value in old.items() if where not in new or new[where] != value]
-    told = verb("check", str(HERE / "config_0_1_0.yaml"), folder=tmp_path)
-    assert told.returncode == (2 if renamed else 0), told.stderr
-    assert [where for where in renamed if where not in told.stderr] == []
+    received = verb("check", str(HERE / "config_0_1_0.yaml"), folder=tmp_path)
+    assert received.returncode == (2 if renamed else 0), received.stderr
+    assert [where for where in renamed if where not in received.stderr] == []
 
 
 def idle_words(rows: Iterable[Any]) -> set[str]:

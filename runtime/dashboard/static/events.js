@@ -20,7 +20,7 @@ export function render(changed) {
 
 function row(event) {
   const data = event.data ?? {};
-  const head = [h("span", { class: "said" }, event.text ?? stepName(event.type)), moment(event.stamp ?? event.at)];
+  const head = [h("span", { class: "sentence" }, event.text ?? stepName(event.type)), moment(event.stamp ?? event.at)];
   const figures = Object.keys(data).length > 0;
   const body = figures ? h("details", {}, h("summary", {}, head), stepTable(data.steps), figureTable({ type: event.type, ...data })) : h("p", {}, head);
   return h("li", {}, h("span", { class: `dotmark ${event.tone ?? ""}`, "aria-hidden": "true" }), h("div", {}, body));

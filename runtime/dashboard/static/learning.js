@@ -82,9 +82,9 @@ function refreshRow(version, view, entry, live, failed) {
   view.when.title = whole(made(entry));
   view.badge.className = `badge ${kind}`;
   setText(view.badge, text);
-  const told = JSON.stringify([verdicts, entry.metrics]);
-  if (told !== view.shown) {
-    view.shown = told;
+  const figuresText = JSON.stringify([verdicts, entry.metrics]);
+  if (figuresText !== view.shown) {
+    view.shown = figuresText;
     const judged = [...verdicts].reverse().find((each) => each.data.steps) ?? verdicts.at(-1);
     view.evidence.replaceChildren(view.evidence.firstChild, ...[stepTable(judged?.data.steps), figureTable({ version, ...(judged?.data ?? entry.metrics ?? {}) })].filter(Boolean));
   }

@@ -34,7 +34,7 @@ function well() {
   const gone = trouble();
   if (gone) return ["bad", "No", gone];
   const streams = Object.keys(info().streams);
-  const stale = streams.filter((name) => missing(name) && (info().streams[name].required || age(name) !== undefined)); // one that nobody has used yet is not missing
+  const stale = streams.filter((name) => missing(name) && (info().streams[name].required || age(name) !== undefined)); // a stream without any reading yet is not missing
   const unused = streams.filter((name) => age(name) === undefined);
   const tick = health().tick;
   const pace = tick ? `ticks take ${number(tick.p50_ms)} ms, worst ${number(tick.p99_ms)} ms` : `${number(info().rate_hz)} Hz`;

@@ -1,7 +1,7 @@
 """Convert readings to the input arrays of encoders' graphs, in numpy: pictures, sound, mel spectra and ids of texts.
 
-It computes what `learners.model.encoders.preprocess` computes with torch: ids equal, spectra within the rounding of a Fourier
-transform, and pictures within one level of 255, because Pillow rounds the weights of its filter to other digits. `tests/runtime/inference/arrays/test_inputs_without_torch.py` compares both. Imports no torch.
+It computes what `learners.model.encoders.preprocess` computes with torch. Ids are equal, and spectra are within the rounding of a
+Fourier transform. Pictures are within one level of 255, because Pillow rounds the weights of its filter to other digits. `tests/runtime/inference/arrays/test_inputs_without_torch.py` compares both. Imports no torch.
 
 Shapes: B batch, Y and X of a picture, N samples, M mel bands, K frequencies, F frames of 10 ms, L ids of a text.
 """

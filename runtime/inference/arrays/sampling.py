@@ -2,7 +2,7 @@
 
 The distributions are those of `learners.model.heads` and `learners.model.gaussian_actor`, which train and evaluate the policy;
 `tests/runtime/inference/test_sampling.py` compares both. Each tick has a generator of its own, so that a replay can
-begin at any tick: Philox (Salmon et al. 2011), with the seed as its key and the tick as its counter.
+begin at any tick. It is Philox (Salmon et al. 2011), with the seed as its key and the tick as its counter.
 
 Shapes: n choices of an actuator, A all continuous components together, a continuous actuators, K time constants.
 """

@@ -77,7 +77,7 @@ def one(gate: Gate, now_s: float, actuator: str, value: Any, **more: Any) -> Act
     return next(ruling for ruling in rulings if ruling.actuator == actuator)
 
 
-def told(rulings: list[ActuatorDecision]) -> dict[str, tuple[Value | None, str | None, str]]:
+def received(rulings: list[ActuatorDecision]) -> dict[str, tuple[Value | None, str | None, str]]:
     return {ruling.actuator: (ruling.value, ruling.rule, ruling.by) for ruling in rulings}
 
 
@@ -93,7 +93,7 @@ def test_a_sound_action_passes() -> None:
 
 def test_an_actuator_without_action_is_left_alone() -> None:
     gate = make(head=HEAD, lamp=LAMP)
-    assert told(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {
+    assert received(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {
         "head": ("left", None, "policy"),
         "lamp": (None, None, "none"),
     }
@@ -393,7 +393,7 @@ def test_where_one_rests_the_other_goes_first() -> None:
     assert sent == [("heater", "ON"), ("heater", "OFF"), ("fan", "OFF")]
     assert "a rule forbids the combination" in rulings[1].reason
     again = gate.judge(offer(10.3, {"heater": "ON", "fan": "ON"}, ("air",)), 10.3)
-    assert told(again) == {"heater": (None, "forbidden", "none"), "fan": (None, "stale", "none")}
+    assert received(again) == {"heater": (None, "forbidden", "none"), "fan": (None, "stale", "none")}
 
 
 def test_a_mode_takes_the_other_along_and_ends_a_hold() -> None:
@@ -494,11 +494,11 @@ def forbidding(*texts: str, **actuators: AnyActuator) -> Gate:
 def test_forbidden_combinations_are_seen_with_what_the_others_do() -> None:
     lamp = LAMP.model_copy(update={"min_hold_s": 0.0})
     gate = forbidding("lamp == 'ON' and head == 'left'", lamp=lamp, head=HEAD)
-    first = told(gate.judge(offer(11.0, {"lamp": "ON", "head": "left"}), 11.0))
+    first = received(gate.judge(offer(11.0, {"lamp": "ON", "head": "left"}), 11.0))
     assert first == {"lamp": (None, "forbidden", "none"), "head": (None, "forbidden", "none")}, "nothing is known"
-    second = told(gate.judge(offer(11.1, {"lamp": "OFF", "head": "left"}), 11.1))
+    second = received(gate.judge(offer(11.1, {"lamp": "OFF", "head": "left"}), 11.1))
     assert second == {"lamp": ("OFF", None, "policy"), "head": ("left", None, "policy")}
-    third = told(gate.judge(offer(11.2, {"lamp": "ON", "head": "right"}), 11.2))
+    third = received(gate.judge(offer(11.2, {"lamp": "ON", "head": "right"}), 11.2))
     assert third == {"lamp": (None, "forbidden", "none"), "head": ("right", None, "policy")}, "one after the other"
     assert one(gate, 11.3, "lamp", "ON").sent
     refused = gate.override("head", "left", 1.0, 11.4)
@@ -519,7 +519,7 @@ def test_only_expressions_about_the_actuator_are_asked() -> None:
 def test_the_safe_action_is_never_forbidden() -> None:
     gate = forbidding("head == 'stay'", head=HEAD)
     assert gate.override("head", "left", 0.0, 11.0).sent
-    assert told(gate.stop(11.1, engaged=True)) == {"head": ("stay", "stopped", "gate")}
+    assert received(gate.stop(11.1, engaged=True)) == {"head": ("stay", "stopped", "gate")}
 
 
 def test_an_expression_about_nobody_is_refused_at_once() -> None:
@@ -538,7 +538,7 @@ def test_a_proposal_expires(age_s: float, passes: bool) -> None:
     gate._alive_s = 0.95  # a stamp that is no number is no heartbeat
     rulings = gate.judge(offer(1.0 - age_s, {"head": "right"}), 1.0)
     expected = ("right", None, "policy") if passes else ("stay", "expired", "gate")
-    assert told(rulings) == {"head": expected}
+    assert received(rulings) == {"head": expected}
 
 
 def test_a_stale_required_stream_makes_safe_once() -> None:
@@ -587,7 +587,7 @@ def windowed(rule: str = "heater == 'ON' and window.open", **actuators: AnyActua
 
 def with_window(gate: Gate, now_s: float, actions: dict[str, Any], value: float | None, age_s: float = 0.0) -> Any:
     readings = {} if value is None else {"window": {"open": value}}
-    return told(gate.judge(dataclasses.replace(offer(now_s - age_s, actions), readings=readings), now_s))
+    return received(gate.judge(dataclasses.replace(offer(now_s - age_s, actions), readings=readings), now_s))
 
 
 def test_no_heating_while_the_window_is_open() -> None:
@@ -737,12 +737,14 @@ def test_while_disarmed_a_rule_with_telemetry_sends_nothing() -> None:
 
 def test_missing_everything_from_the_start_acts_safe() -> None:
     gate = make(head=HEAD)
-    assert told(gate.judge(offer(11.0, {}, stale=("cam",)), 11.0)) == {"head": ("stay", "stale", "gate")}
+    assert received(gate.judge(offer(11.0, {}, stale=("cam",)), 11.0)) == {"head": ("stay", "stale", "gate")}
 
 
 def test_an_agent_that_is_not_ready_moves_nothing() -> None:
     gate = make(arm=False)
-    assert told(gate.judge(offer(10.0, {"head": "left"}, ready=False), 10.0)) == {"head": (None, "disarmed", "none")}
+    assert received(gate.judge(offer(10.0, {"head": "left"}, ready=False), 10.0)) == {
+        "head": (None, "disarmed", "none")
+    }
     assert not gate.armed
     assert one(gate, 10.1, "head", "left").sent
     assert one(gate, 10.2, "head", "left", ready=False).rule == "not_ready"
@@ -808,7 +810,7 @@ def test_the_dead_man_acts_after_period_and_grace() -> None:
 def test_the_agent_comes_back_and_auto_arms() -> None:
     gate = make()
     gate.override("head", "left", 5.0, 11.0)
-    assert told(gate.lost(11.1)) == {"head": ("stay", "lost", "gate")}
+    assert received(gate.lost(11.1)) == {"head": ("stay", "lost", "gate")}
     assert gate.held_until_s("head") is None
     assert gate.override("head", "left", 5.0, 11.2).rule == "disarmed"
     assert gate.tick(11.3) == []
@@ -838,7 +840,7 @@ def test_arming_ahead_of_the_agent_takes_effect_when_it_comes() -> None:
 def test_a_person_disarms() -> None:
     gate = make(head=HEAD, say=SAY)
     one(gate, 11.0, "head", "left")
-    assert told(gate.disarm(11.1)) == {"head": ("stay", "disarmed", "gate"), "say": (None, "disarmed", "none")}
+    assert received(gate.disarm(11.1)) == {"head": ("stay", "disarmed", "gate"), "say": (None, "disarmed", "none")}
     assert one(gate, 11.2, "head", "left").rule == "disarmed"
     gate.lost(11.3)
     assert one(gate, 11.4, "head", "left").rule == "disarmed", "auto does not overrule a person"
@@ -860,7 +862,7 @@ def test_nothing_arms_after_the_end(arm: Literal["auto", "request"]) -> None:
     gate.judge(offer(10.0), 10.0)
     assert gate.arm(10.0) is None
     assert gate.armed
-    assert told(gate.end(11.0, "SIGTERM")) == {"head": ("stay", "disarmed", "gate")}
+    assert received(gate.end(11.0, "SIGTERM")) == {"head": ("stay", "disarmed", "gate")}
     gate.end_hold("head", 11.1)
     gate.connected(11.1)
     gate.tick(11.2)
@@ -877,7 +879,7 @@ def test_nothing_arms_after_the_end(arm: Literal["auto", "request"]) -> None:
 def test_a_lost_broker_disarms_and_everything_is_asked_anew() -> None:
     gate = make()
     one(gate, 11.0, "head", "left")
-    assert told(gate.disconnected(11.1)) == {"head": ("stay", "disarmed", "gate")}
+    assert received(gate.disconnected(11.1)) == {"head": ("stay", "disarmed", "gate")}
     assert one(gate, 11.2, "head", "left").rule == "disarmed"
     gate.connected(20.0)
     assert not gate.is_reconciled(21.9)
@@ -893,7 +895,7 @@ def test_stop_is_latched_and_release_moves_nothing() -> None:
     gate = make(head=HEAD, say=SAY)
     gate.set_mode("shadow", 10.5)
     gate.override("head", "left", 5.0, 11.0)
-    assert told(gate.stop(11.1, engaged=True)) == {
+    assert received(gate.stop(11.1, engaged=True)) == {
         "head": ("stay", "stopped", "gate"),
         "say": (None, "stopped", "none"),
     }
@@ -980,8 +982,8 @@ def test_readable_latches() -> None:
 @pytest.mark.parametrize("mode", ["shadow", "assist"])
 def test_only_people_act_outside_autonomous(mode: Any) -> None:
     gate = AckedGate({"head": HEAD}, GateSettings(reconcile_s=0.0), ["cam"], period_s=0.1, now_s=10.0, mode=mode)
-    assert told(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {"head": (None, "mode", "none")}
-    assert told(gate.judge(offer(11.1, {}, stale=("cam",)), 11.1)) == {"head": (None, None, "none")}
+    assert received(gate.judge(offer(11.0, {"head": "left"}), 11.0)) == {"head": (None, "mode", "none")}
+    assert received(gate.judge(offer(11.1, {}, stale=("cam",)), 11.1)) == {"head": (None, None, "none")}
     assert gate.override("head", "left", 0.5, 11.2) == ActuatorDecision("head", "left", None, "override")
     assert gate.judge(offer(11.6, {}), 11.6) == [ActuatorDecision("head", None, None, "none")]
     assert gate.tick(11.7) == [ActuatorDecision("head", "stay", None, "gate", "the override has ended")]
@@ -992,16 +994,16 @@ def test_in_shadow_the_dead_man_speaks_only_where_the_gate_has_acted() -> None:
     gate = make(head=HEAD, lamp=LAMP)
     gate.set_mode("shadow", 10.1)
     gate.override("lamp", "ON", 5.0, 10.6)
-    assert told(gate.lost(10.7)) == {"lamp": ("OFF", "lost", "gate")}
+    assert received(gate.lost(10.7)) == {"lamp": ("OFF", "lost", "gate")}
     assist = make(head=HEAD)
     assist.set_mode("assist", 10.1)
-    assert told(assist.lost(10.7)) == {"head": ("stay", "lost", "gate")}
+    assert received(assist.lost(10.7)) == {"head": ("stay", "lost", "gate")}
 
 
 def test_leaving_autonomous_leaves_no_motion_behind() -> None:
     gate = make(head=HEAD, lamp=LAMP)
     gate.judge(offer(11.0, {"head": "left", "lamp": "ON"}), 11.0)
-    assert told(gate.set_mode("assist", 11.1, "head")) == {"head": ("stay", "mode", "gate")}
+    assert received(gate.set_mode("assist", 11.1, "head")) == {"head": ("stay", "mode", "gate")}
     assert gate.modes == {"head": "assist", "lamp": "autonomous"}
     assert gate.last_command("lamp") == ("ON", "policy")
     assert gate.set_mode("assist", 11.2, "head") == []
@@ -1130,9 +1132,9 @@ def test_a_stale_stream_does_not_stop_a_person() -> None:
 def test_hold_sends_nothing() -> None:
     still = HEAD.model_copy(update={"safe": "hold"})
     gate = AckedGate({"head": still, "it": LOOSE}, GateSettings(), now_s=10.0)
-    assert told(gate.lost(10.0)) == {"head": (None, "lost", "none"), "it": (None, "lost", "none")}
+    assert received(gate.lost(10.0)) == {"head": (None, "lost", "none"), "it": (None, "lost", "none")}
     named = ChoiceSettings(kind="choice", choices=("hold", "go"), safe="hold")
-    assert told(make(it=named).lost(10.0)) == {"it": ("hold", "lost", "gate")}
+    assert received(make(it=named).lost(10.0)) == {"it": ("hold", "lost", "gate")}
 
 
 # What people are told.
@@ -1344,7 +1346,7 @@ def test_new_settings_change_the_mode_of_every_actuator_at_once() -> None:
     gate.set_mode("shadow", 11.0, "lamp")
     assert gate.restricted == {"lamp": "shadow"}
     rested = gate.configure("assist", 11.5)
-    assert told(rested) == {"head": ("stay", "mode", "gate")}
+    assert received(rested) == {"head": ("stay", "mode", "gate")}
     assert gate.modes == {"head": "assist", "lamp": "shadow"}
     assert gate.restricted == {"lamp": "shadow"}, "an operator's request holds through a reload, as through a restart"
     gate.set_mode("assist", 11.5, "lamp")

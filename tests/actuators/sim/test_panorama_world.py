@@ -246,10 +246,10 @@ def test_the_score_is_one_for_the_oracle_and_nought_for_chance() -> None:
 def test_takeovers_come_at_first_only_and_know_better() -> None:
     plant = PanoramaPlant("demo", 2, simulated_overrides=True)
     broker = drive(plant, "random", TAKEOVERS_S + 40)
-    told = broker.take("plant")
-    share = np.mean([truth["takeover"] for truth in told if truth["stamp"] < 1_000 + TAKEOVERS_S])
+    received = broker.take("plant")
+    share = np.mean([truth["takeover"] for truth in received if truth["stamp"] < 1_000 + TAKEOVERS_S])
     assert 0.25 < share < 0.8
-    assert not any(truth["takeover"] for truth in told if truth["stamp"] > 1_000 + TAKEOVERS_S + 10.0)
+    assert not any(truth["takeover"] for truth in received if truth["stamp"] > 1_000 + TAKEOVERS_S + 10.0)
     overrides = broker.take("override", "head")
     assert len(overrides) > 200
     assert {body["hold_s"] for body in overrides} == {HOLD_S}

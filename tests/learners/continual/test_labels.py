@@ -126,10 +126,10 @@ def test_above_the_budget_the_largest_class_gives_way(tmp_path: Path, camera: Ca
     camera.see(picture(20_001))
     assert camera.store.flush()
     labels = usable(tmp_path)
-    kept = [one.example["label"] for one in labels.all()]
-    assert kept[0] == "rare"
-    assert room * 0.8 < len(kept) < room * 1.1
-    assert labels.skipped["reading_gone"] == room + 31 - len(kept)
+    stored = [one.example["label"] for one in labels.all()]
+    assert stored[0] == "rare"
+    assert room * 0.8 < len(stored) < room * 1.1
+    assert labels.skipped["reading_gone"] == room + 31 - len(stored)
     camera.store.close()
 
 

@@ -38,8 +38,8 @@ class Heard:
 
     def callbacks(self) -> Callbacks:
         def into(target: list[Any]) -> Callable[..., None]:
-            def take(*said: Any) -> None:
-                target.append(said[0] if len(said) == 1 else said)
+            def take(*reported: Any) -> None:
+                target.append(reported[0] if len(reported) == 1 else reported)
                 self.changed.set()
 
             return take
@@ -85,28 +85,28 @@ def add_version(tmp_path: Path, number: int, labels: tuple[str, ...]) -> TaskVer
 
 
 async def test_an_untrained_head_only_asks_and_a_promoted_one_speaks(tmp_path: Path) -> None:
-    heard, now = Heard(), 0.0
+    received, now = Heard(), 0.0
     tasks = {"intents": settings(tmp_path, query_confidence=1.0)}
-    runner = TaskRunner(tasks, heard.callbacks(), clock=lambda: now)
+    runner = TaskRunner(tasks, received.callbacks(), clock=lambda: now)
     async with running(runner):
         say(runner, "go now")
-        await heard.until(lambda: heard.questions)
-        question = heard.questions[0]
+        await received.until(lambda: received.questions)
+        question = received.questions[0]
         assert (question.id, question.task, set(question.candidates)) == ("d1", "intents", {"a", "b"})
-        assert not heard.results
+        assert not received.results
         version = add_version(tmp_path, 1, ("a", "b", "c"))
         runner.set_version("intents", version)
         say(runner, "go now")
-        await heard.until(lambda: heard.results)
-        result = heard.results[0]
+        await received.until(lambda: received.results)
+        result = received.results[0]
         assert result.version == version.name
         assert set(result.payload["probabilities"]) == {"a", "b", "c"}
         assert result.payload["decision"] == "d1"
         assert sum(result.prediction.probabilities.values()) == pytest.approx(1.0)
-        assert len(heard.questions) == 1, "one question in ten seconds"
+        assert len(received.questions) == 1, "one question in ten seconds"
         now = 11.0
         say(runner, "stop")
-        await heard.until(lambda: len(heard.questions) == 2)
+        await received.until(lambda: len(received.questions) == 2)
     assert runner.counts["done"] == 3
 
 
@@ -117,76 +117,76 @@ async def test_a_version_keeps_its_labels_by_name_in_whatever_order_the_settings
     tasks = {"intents": settings(tmp_path, labels=order)}
     version = add_version(tmp_path, 1, ("a", "b", "c"))
     wanted = open_task("text-classification", version.path).predict([{"text": "go now"}])[0].probabilities
-    heard = Heard()
-    runner = TaskRunner(tasks, heard.callbacks())
+    received = Heard()
+    runner = TaskRunner(tasks, received.callbacks())
     runner.set_version("intents", version)
     async with running(runner):
         say(runner, "go now")
-        await heard.until(lambda: heard.results)
-    assert heard.results[0].payload["probabilities"] == pytest.approx(wanted, abs=1e-4)
+        await received.until(lambda: received.results)
+    assert received.results[0].payload["probabilities"] == pytest.approx(wanted, abs=1e-4)
 
 
 async def test_only_the_newest_reading_waits(tmp_path: Path) -> None:
-    heard = Heard()
+    received = Heard()
     settings(tmp_path)
-    runner = TaskRunner({"intents": settings(tmp_path)}, heard.callbacks())
+    runner = TaskRunner({"intents": settings(tmp_path)}, received.callbacks())
     runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
     for number in range(5):
         say(runner, "go", f"d{number}")
     runner.offer({}, frozenset({"orders"}), None)
     runner.offer({"orders": Text("orders", 1.0, 9, "x")}, frozenset(), "stale")
     async with running(runner):
-        await heard.until(lambda: heard.results)
-    assert [result.decision for result in heard.results] == ["d4"]
+        await received.until(lambda: received.results)
+    assert [result.decision for result in received.results] == ["d4"]
     assert runner.counts["dropped"] == 4
 
 
 async def test_a_model_that_cannot_load_is_reported_once(tmp_path: Path) -> None:
-    heard = Heard()
+    received = Heard()
     tasks = {
         "bad": settings(tmp_path, model="bundled:nothing"),
         "intents": settings(tmp_path),
         "new": settings(tmp_path, labels=()),
     }
-    runner = TaskRunner(tasks, heard.callbacks())
+    runner = TaskRunner(tasks, received.callbacks())
     runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
     async with running(runner):
         say(runner, "go")
-        await heard.until(lambda: heard.failures and heard.results)
+        await received.until(lambda: received.failures and received.results)
         say(runner, "go")
-        await heard.until(lambda: len(heard.results) == 2)
-    assert len(heard.failures) == 1
-    assert heard.failures[0][0] == "bad"
-    assert "unknown" in heard.failures[0][1]
+        await received.until(lambda: len(received.results) == 2)
+    assert len(received.failures) == 1
+    assert received.failures[0][0] == "bad"
+    assert "unknown" in received.failures[0][1]
 
 
 async def test_chat_speaks_in_pieces_and_remembers_its_turns(tmp_path: Path) -> None:
-    heard = Heard()
+    received = Heard()
     model = tinymodels.llama(tmp_path / "llama")
     task = TaskSettings(kind="text-generation", stream="orders", model=str(model), max_new_tokens=4)
-    runner = TaskRunner({"assistant": task}, heard.callbacks())
+    runner = TaskRunner({"assistant": task}, received.callbacks())
     async with running(runner):
         say(runner, "what is red ?")
-        await heard.until(lambda: heard.speech and heard.speech[-1].final)
+        await received.until(lambda: received.speech and received.speech[-1].final)
         turns = runner._loaded["assistant"].turns
     assert [turn["role"] for turn in turns] == ["user", "assistant"]
-    assert "".join(s.piece for s in heard.speech) == turns[1]["content"]
-    assert len(heard.speech) <= 5
+    assert "".join(s.piece for s in received.speech) == turns[1]["content"]
+    assert len(received.speech) <= 5
 
 
 async def test_readings_a_task_cannot_take_are_counted(tmp_path: Path) -> None:
-    heard = Heard()
+    received = Heard()
     tasks = {"rel": settings(tmp_path, kind="relation-extraction", labels=("r",)), "intents": settings(tmp_path)}
-    runner = TaskRunner(tasks, heard.callbacks())
+    runner = TaskRunner(tasks, received.callbacks())
     telemetry = Telemetry("orders", 1.0, 1, ("x",), np.zeros(1, np.float32))
     runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
     async with running(runner):
         runner.offer({"orders": telemetry}, frozenset({"orders"}), "d")
         say(runner, "no marks")  # `rel` wants marked spans; `intents` comes after it and answers
-        await heard.until(lambda: heard.results)
+        await received.until(lambda: received.results)
     assert runner.counts == {"unusable": 1, "done": 1, "dropped": 2}
-    assert [(task, count) for task, _, count in heard.refusals] == [("rel", 1)]
-    assert "<e1>" in heard.refusals[0][1]
+    assert [(task, count) for task, _, count in received.refusals] == [("rel", 1)]
+    assert "<e1>" in received.refusals[0][1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,7 +194,7 @@ async def test_an_untrained_task_of_every_kind_survives_readings_of_its_modality
     tmp_path: Path, kind: TaskKind
 ) -> None:
     """A kind with a new head asks, a kind without one answers, and a reading that it cannot take is named."""
-    heard = Heard()
+    received = Heard()
     task = settings(
         tmp_path,
         kind=kind,
@@ -203,26 +203,26 @@ async def test_an_untrained_task_of_every_kind_survives_readings_of_its_modality
         query_confidence=1.0,
         max_new_tokens=2,
     )
-    runner = TaskRunner({"t": task}, heard.callbacks(), ask_every_s=0.0)
+    runner = TaskRunner({"t": task}, received.callbacks(), ask_every_s=0.0)
     readings = reading_of(kind), Text("orders", 2.0, 2, "\0"), reading_of(kind)
     async with running(runner):
         for number, reading in enumerate(readings, 1):
             runner.offer({"orders": reading}, frozenset({"orders"}), f"d{number}")
             await counted(runner, number)
-    assert not heard.failures
+    assert not received.failures
     if kind == "question-answering":
         assert runner.counts == {"waiting": 3, "dropped": 0}
     else:
-        assert runner.counts["done"] >= 2, heard.refusals
-    assert len(heard.questions) >= 2 or kind not in LABELS
+        assert runner.counts["done"] >= 2, received.refusals
+    assert len(received.questions) >= 2 or kind not in LABELS
 
 
 async def test_a_promoted_answering_task_takes_an_object_or_a_context_stream(tmp_path: Path) -> None:
-    heard, now = Heard(), 0.0
+    received, now = Heard(), 0.0
     model = tinymodels.bert(tmp_path / "model")
     task = settings(tmp_path, kind="question-answering", labels=())
     both = settings(tmp_path, kind="question-answering", labels=(), context="page")
-    runner = TaskRunner({"object": task, "streams": both}, heard.callbacks(), clock=lambda: now)
+    runner = TaskRunner({"object": task, "streams": both}, received.callbacks(), clock=lambda: now)
     for name in ("object", "streams"):
         versions = TaskVersionStore(tmp_path / "tasks" / name)
         runner.set_version(name, versions.add(open_task("question-answering", model), 1))
@@ -235,23 +235,23 @@ async def test_a_promoted_answering_task_takes_an_object_or_a_context_stream(tmp
         for text in ("what is", "[1]", '{"question": "what is"}', '{"question": "", "context": "go"}'):
             say(runner, text)
             await counted(runner, runner.counts.total() + 2)
-    answers = [(r.task, r.prediction.value) for r in heard.results]
+    answers = [(r.task, r.prediction.value) for r in received.results]
     assert [task for task, _ in answers] == ["object", "streams", "streams"], "an object names its own context"
     assert all(value and value in page.text for _, value in answers)
     assert runner.counts["unusable"] == 9, "whatever does not hold question and context"
-    assert {(task, count) for task, _, count in heard.refusals} == {("object", 1), ("streams", 1)}, "rate-limited"
-    assert all('"question"' in reason and '"context"' in reason for _, reason, _ in heard.refusals)
+    assert {(task, count) for task, _, count in received.refusals} == {("object", 1), ("streams", 1)}, "rate-limited"
+    assert all('"question"' in reason and '"context"' in reason for _, reason, _ in received.refusals)
 
 
 async def test_whatever_a_model_raises_ends_with_its_reading(tmp_path: Path) -> None:
     """The task of a reading fails with an error of any kind; the reading is counted, the reason named, the next one answered."""
-    heard, now = Heard(), 0.0
+    received, now = Heard(), 0.0
     settings(tmp_path)
-    runner = TaskRunner({"intents": settings(tmp_path)}, heard.callbacks(), clock=lambda: now)
+    runner = TaskRunner({"intents": settings(tmp_path)}, received.callbacks(), clock=lambda: now)
     runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
     async with running(runner):
         say(runner, "go")
-        await heard.until(lambda: heard.results)
+        await received.until(lambda: received.results)
         task = runner._loaded["intents"].task
         predict, task.predict = task.predict, failing(KeyError("context"))  # type: ignore[method-assign]
         for _ in range(3):
@@ -262,33 +262,33 @@ async def test_whatever_a_model_raises_ends_with_its_reading(tmp_path: Path) -> 
         await counted(runner, 5)
         task.predict = predict  # type: ignore[method-assign]
         say(runner, "go")
-        await heard.until(lambda: len(heard.results) == 2)
-    assert heard.refusals == [("intents", "KeyError: 'context'", 1), ("intents", "KeyError: 'context'", 3)]
+        await received.until(lambda: len(received.results) == 2)
+    assert received.refusals == [("intents", "KeyError: 'context'", 1), ("intents", "KeyError: 'context'", 3)]
     assert runner.counts == {"done": 2, "failed": 4, "dropped": 0}
 
 
 async def test_a_damaged_version_is_reported_and_the_one_before_goes_on(tmp_path: Path) -> None:
-    heard = Heard()
+    received = Heard()
     settings(tmp_path)
-    runner = TaskRunner({"intents": settings(tmp_path)}, heard.callbacks())
+    runner = TaskRunner({"intents": settings(tmp_path)}, received.callbacks())
     runner.set_version("intents", add_version(tmp_path, 1, ("a", "b")))
     async with running(runner):
         say(runner, "go")
-        await heard.until(lambda: heard.results)
+        await received.until(lambda: received.results)
         damaged = add_version(tmp_path, 2, ("a", "b", "c"))
         (damaged.path / "model.safetensors").write_bytes(b"no weights")
         runner.set_version("intents", damaged)
         say(runner, "go")
-        await heard.until(lambda: len(heard.results) == 2)
-    assert [task for task, _ in heard.failures] == ["intents"]
-    assert heard.results[0].version == heard.results[1].version
+        await received.until(lambda: len(received.results) == 2)
+    assert [task for task, _ in received.failures] == ["intents"]
+    assert received.results[0].version == received.results[1].version
 
 
 async def test_a_model_that_could_not_be_loaded_is_tried_again_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard, now = Heard(), [100.0]
-    runner = TaskRunner({"intents": settings(tmp_path)}, heard.callbacks(), clock=lambda: now[-1])
+    received, now = Heard(), [100.0]
+    runner = TaskRunner({"intents": settings(tmp_path)}, received.callbacks(), clock=lambda: now[-1])
     loop, opened = asyncio.get_running_loop(), list[str]()
 
     def cannot(kind: str, *_: Any, **__: Any) -> Any:
@@ -304,14 +304,14 @@ async def test_a_model_that_could_not_be_loaded_is_tried_again_after_a_while(
     now.append(now[-1] + serving.RETRY_S)
     assert runner._ready(loop, "intents") is not None
     await asyncio.sleep(0)
-    assert heard.failures == [("intents", "no memory")], "reported once"
+    assert received.failures == [("intents", "no memory")], "reported once"
 
 
 async def test_a_chat_that_fails_forgets_the_turn_and_ends_its_answer(tmp_path: Path) -> None:
-    heard = Heard()
+    received = Heard()
     model = tinymodels.llama(tmp_path / "llama")
     task = TaskSettings(kind="text-generation", stream="orders", model=str(model), max_new_tokens=2)
-    runner = TaskRunner({"assistant": task}, heard.callbacks())
+    runner = TaskRunner({"assistant": task}, received.callbacks())
     async with running(runner):
         say(runner, "what is red ?")
         await counted(runner, 1)
@@ -319,7 +319,7 @@ async def test_a_chat_that_fails_forgets_the_turn_and_ends_its_answer(tmp_path: 
         stream, chat.stream = chat.stream, failing(RuntimeError("no memory"))
         say(runner, "what is blue ?")
         await counted(runner, 2)
-        assert heard.speech[-1].final
+        assert received.speech[-1].final
         chat.stream = stream
         say(runner, "what is green ?")
         await counted(runner, 3)

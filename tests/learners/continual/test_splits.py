@@ -75,7 +75,7 @@ def test_a_source_that_tries_to_shape_what_judges_cannot_reach_it(tmp_path: Path
     assert (verdict.figures["held_new"], verdict.figures["held_known"]) == (0, 30)
     assert one.holdout().examples == tinymodels.orders(30, 9, INTENTS)
     assert one.versions.live() == live
-    assert [told["source"] for told in verdict.blamed] == ["label:mallory"]
+    assert [received["source"] for received in verdict.blamed] == ["label:mallory"]
 
 
 def test_without_a_file_nothing_is_known_and_a_person_decides(tmp_path: Path, store: Store) -> None:

@@ -77,11 +77,11 @@ class Careless(CandidateTrainer):
     always = False
 
     def train(self, *given: Any, gently: bool = False) -> TrainedCandidate:
-        taught = super().train(*given, gently=gently)
+        trained = super().train(*given, gently=gently)
         if given[0] is not None and (self.always or not gently):
             with torch.no_grad():
-                taught.task.model.classifier.bias[taught.task.labels.index("halt")] -= 100.0
-        return taught
+                trained.task.model.classifier.bias[trained.task.labels.index("halt")] -= 100.0
+        return trained
 
 
 class Hopeless(Careless):
@@ -99,11 +99,11 @@ def test_what_only_forgets_is_trained_once_more_gently(
     publish(store, tinymodels.orders(60, 1, FIRST))
     assert "tries" not in tuner.run().figures
     publish(store, tinymodels.orders(60, 2, SECOND))
-    told = tuner.run()
-    assert told.outcome == outcome, told
-    assert told.figures["tries"] == 2
-    assert told.figures["known_after_first"] <= told.figures["known_before"] - 0.4
-    assert (outcome == "rejected") == told.reason.startswith("forgetting")
+    received = tuner.run()
+    assert received.outcome == outcome, received
+    assert received.figures["tries"] == 2
+    assert received.figures["known_after_first"] <= received.figures["known_before"] - 0.4
+    assert (outcome == "rejected") == received.reason.startswith("forgetting")
 
 
 def test_the_gentle_try_learns_slower(tmp_path: Path, store: Store) -> None:
@@ -181,7 +181,7 @@ def test_two_that_lie_together_are_both_named(tmp_path: Path, store: Store) -> N
         publish(store, tinymodels.orders(48, seed, FIRST), liar, move="halt", halt="move")
     verdict = tuner.run()
     assert verdict.promoted, verdict
-    assert {told["source"] for told in verdict.blamed} == {"label:paul", "label:mark"}
+    assert {received["source"] for received in verdict.blamed} == {"label:paul", "label:mark"}
 
 
 def test_no_source_is_blamed_for_what_chance_explains(tmp_path: Path, store: Store) -> None:
@@ -344,10 +344,10 @@ def test_refusals_in_their_order() -> None:
     assert "fell from" in str(rejection_reason(fine | {"known_after": 0.86}, settings))
 
 
-def right(rng: np.random.Generator, before: np.ndarray | None, share: float, kept: float = 0.8) -> np.ndarray:
+def right(rng: np.random.Generator, before: np.ndarray | None, share: float, stored: float = 0.8) -> np.ndarray:
     """Scores of a version on 400 examples: right on a share of them, most answers as the version before."""
     fresh = (rng.random(400) < share).astype(float)
-    return fresh if before is None else np.where(rng.random(400) < kept, before, fresh)
+    return fresh if before is None else np.where(rng.random(400) < stored, before, fresh)
 
 
 def test_two_hundred_equal_candidates_do_not_wear_the_file_out() -> None:
@@ -412,8 +412,8 @@ def test_every_earlier_class_is_rehearsed_as_much_as_a_new_one_is_trained() -> N
 def test_new_and_earlier_labels_weigh_alike_when_the_epoch_is_chosen() -> None:
     tried = [{"text": "new", "label": "a"}] * 4
     for count in (1, 4, 9, 1_000):
-        kept = [{"text": str(i), "label": "b"} for i in range(count)]
-        rows = balanced(tried, kept, 0)
+        stored = [{"text": str(i), "label": "b"} for i in range(count)]
+        rows = balanced(tried, stored, 0)
         new = sum(row["text"] == "new" for row in rows)
         assert 0.4 <= new / len(rows) <= 0.6
         assert len(rows) <= 2 * WEIGH * len(tried) + len(tried)
@@ -530,13 +530,13 @@ def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store
     picture, sound = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 6), (200, 10, 10)).save(picture, "PNG")
     soundfile.write(sound, np.zeros(800, np.float32), 16_000, format="FLAC")
-    kept = {
+    stored = {
         "see": ("png", picture.getvalue()),
         "hear": ("flac", sound.getvalue()),
         "read": ("utf-8", b"go now"),
         "odd": ("tiff", b"x"),
     }
-    for i, (stream, (encoding, data)) in enumerate(kept.items()):
+    for i, (stream, (encoding, data)) in enumerate(stored.items()):
         store.append(Transition("s", i, f"d{i}", 100.0 + i, "p", ages_s={stream: 0.2}))
         store.add_raw(Raw(stream, 100.0 + i, encoding, data))
         store.add_label(Label(stream, "a", None, f"d{i}"))
@@ -546,7 +546,7 @@ def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store
     assert store.flush()
     found = {}
     kinds: dict[str, TaskKind] = {"see": "image-classification", "hear": "audio-classification"}
-    for stream in kept:
+    for stream in stored:
         labels = Labels(
             stream,
             TaskSettings(kind=kinds.get(stream, "text-classification"), model="m", stream=stream, labels=("a",)),

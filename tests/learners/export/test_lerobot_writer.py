@@ -73,10 +73,10 @@ def numbers(found: list[list[Step]]) -> list[list[int]]:
 def test_episodes_end_with_done_session_gap_and_length(tmp_path: Path) -> None:
     ticks = [tick(n, done=n == 2) for n in (1, 2, 3, 4, 30, 31)] + [tick(n, "z") for n in range(32, 36)]
     remember(tmp_path, ticks, [])
-    told: list[tuple[int, int]] = []
-    found, walk = episodes(tmp_path, on_progress=lambda done, total: told.append((done, total)), longest=3)
+    received: list[tuple[int, int]] = []
+    found, walk = episodes(tmp_path, on_progress=lambda done, total: received.append((done, total)), longest=3)
     assert numbers(found) == [[1, 2], [3, 4], [30, 31], [32, 33, 34], [35]]
-    assert told[-1] == (10, 10)
+    assert received[-1] == (10, 10)
     assert str(walk.tally) == "10 of 10 ticks"
     assert numbers(episodes(tmp_path, window=(1_000.15, 1_000.45))[0]) == [[2], [3, 4]]
 

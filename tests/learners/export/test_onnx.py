@@ -49,10 +49,10 @@ def policy(**fields: Any) -> Policy:
 def test_onnxruntime_gives_every_action_and_what_is_missing_does_not_matter(kind: str, tmp_path: Path) -> None:
     made = policy(**KINDS[kind])
     spec = made.spec
-    told = onnx.export(made, tmp_path / "p.onnx", version="000001-aa", encoder_versions={"front": "v1"})
-    assert told["difference"] <= told["tolerance"] == onnx.TOLERANCE
-    assert [entry["name"] for entry in told["outputs"]] == ["scores.head", "scores.lamp", "action.arm", "value"]
-    assert {entry["name"]: entry.get("encoder") for entry in told["inputs"]}.get("tokens.front", "v1") == "v1"
+    received = onnx.export(made, tmp_path / "p.onnx", version="000001-aa", encoder_versions={"front": "v1"})
+    assert received["difference"] <= received["tolerance"] == onnx.TOLERANCE
+    assert [entry["name"] for entry in received["outputs"]] == ["scores.head", "scores.lamp", "action.arm", "value"]
+    assert {entry["name"]: entry.get("encoder") for entry in received["inputs"]}.get("tokens.front", "v1") == "v1"
     session = onnx.open_session(tmp_path / "p.onnx")
 
     for batch in (1, 5):

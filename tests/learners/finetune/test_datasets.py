@@ -113,10 +113,10 @@ def test_tables_that_cannot_be_meant_are_refused_by_line(
     tmp_path: Path, name: str, content: str | bytes, line: int, reason: str
 ) -> None:
     path = write(tmp_path, content, name)
-    said = refusal(path)
-    assert said.startswith(f"{path}:{line}: ")
-    assert reason in said
-    assert ";" in said
+    reported = refusal(path)
+    assert reported.startswith(f"{path}:{line}: ")
+    assert reason in reported
+    assert ";" in reported
 
 
 def test_numbers_and_truth_values_are_names_of_classes(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_numbers_and_truth_values_are_names_of_classes(tmp_path: Path) -> None:
 
 
 def test_every_problem_is_named_up_to_five(tmp_path: Path) -> None:
-    said = refusal(write(tmp_path, CSV + "x,\n" * 7)).splitlines()
-    assert [line.rpartition(".csv:")[2][:1] for line in said] == ["4", "5", "6", "7", "8"]
+    reported = refusal(write(tmp_path, CSV + "x,\n" * 7)).splitlines()
+    assert [line.rpartition(".csv:")[2][:1] for line in reported] == ["4", "5", "6", "7", "8"]
 
 
 def test_json_lines_named_json_say_so(tmp_path: Path) -> None:
@@ -192,10 +192,10 @@ def test_numbered_words_are_not_the_numbers(tmp_path: Path) -> None:
 )
 def test_columns_that_cannot_be_meant_are_refused_by_line(tmp_path: Path, content: str, line: int, reason: str) -> None:
     path = write(tmp_path, content, "a.conll")
-    said = refusal(path, needs=("tokens|text", "tags"))
-    assert said.startswith(f"{path}:{line}: ")
-    assert reason in said
-    assert ";" in said
+    reported = refusal(path, needs=("tokens|text", "tags"))
+    assert reported.startswith(f"{path}:{line}: ")
+    assert reason in reported
+    assert ";" in reported
 
 
 @pytest.mark.parametrize(
@@ -228,9 +228,9 @@ def test_other_tasks_name_what_they_miss(
     tmp_path: Path, needs: tuple[str, ...], body: dict[str, object], reason: str
 ) -> None:
     path = write(tmp_path, orjson.dumps(body), "a.jsonl")
-    said = refusal(path, needs=needs)
-    assert said.startswith(f"{path}:1: ")
-    assert reason in said
+    reported = refusal(path, needs=needs)
+    assert reported.startswith(f"{path}:1: ")
+    assert reason in reported
 
 
 def test_semeval_without_a_relation_is_refused(tmp_path: Path) -> None:

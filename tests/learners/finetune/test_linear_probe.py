@@ -107,11 +107,11 @@ def test_labels_of_people_are_learned_head_first_and_as_they_were_given(
     fit = linear_probe.fit_head
     monkeypatch.setattr("learners.finetune.run.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows))
     lesson = CandidateTrainer(settings, FinetuneSettings(batch=32), 0, {"epochs": 1, "learning_rate": 1e-9})
-    taught = lesson.train(
+    trained = lesson.train(
         None, LabelSplits(new=ROWS, known=[], tried=[], known_validation=[], uncovered=[]), 0, None, None
     )
     assert fits == [len(ROWS)]
-    assert taught.settings.head_rate == 1.0
-    assert taught.task.options.label_smoothing == 0.0
-    assert taught.tuned.run.best > 0.9, "chance is a third"
-    assert orjson.dumps(taught.figures)
+    assert trained.settings.head_rate == 1.0
+    assert trained.task.options.label_smoothing == 0.0
+    assert trained.tuned.run.best > 0.9, "chance is a third"
+    assert orjson.dumps(trained.figures)

@@ -82,8 +82,8 @@ def test_lora_leaves_merged_weights_an_adapter_and_what_was_forgotten(tmp_path: 
     assert report["trained_parameters"] < report["total_parameters"] / 2
     adapter = peft.PeftConfig.from_pretrained(str(tmp_path / "second" / "adapter"))
     assert adapter.r == 4
-    kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "second")
-    assert not [name for name, _ in kept.named_parameters() if "lora" in name]
+    stored = AutoModelForSequenceClassification.from_pretrained(tmp_path / "second")
+    assert not [name for name, _ in stored.named_parameters() if "lora" in name]
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path, files: dict[str, Path]) -> None:

@@ -77,8 +77,8 @@ def build(folder: Path, state: Path | None, stop: Callable[[], bool] | None = No
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = build(tmp_path / "m", None)
-    told: list[TrainingProgress] = []
-    whole._tell = told.append
+    received: list[TrainingProgress] = []
+    whole._tell = received.append
     run = whole.run()
     seen = 0
 
@@ -95,8 +95,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert resumed.history == run.history
     for (name, a), (_, b) in zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(a, b), name
-    assert told[-1].epoch == 3
-    assert told[-1].score == run.history[-1]["accuracy"]
+    assert received[-1].epoch == 3
+    assert received[-1].score == run.history[-1]["accuracy"]
 
 
 def test_an_interrupted_run_on_pictures_ends_with_the_same_weights(tmp_path: Path) -> None:

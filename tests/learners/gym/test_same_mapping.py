@@ -97,15 +97,15 @@ def test_streams_fields_actuators_and_choices_agree(seen: spaces.Space[Any], act
         senses = ObservationEncoder(seen, Shrink())  # type: ignore[arg-type] # small
         return senses.specify(env, gamma=0.9, algorithm="auto")
 
-    said = refused(spec_of_train)
+    reported = refused(spec_of_train)
     assert (
-        (said is None)
+        (reported is None)
         == (refused(lambda: settings_of(env, "x")) is None)
         == (refused(lambda: GymPlant(env, "x")) is None)
     )
-    if said is not None:
-        assert "\n" not in said
-        assert said.startswith(("observation space ", "action space "))
+    if reported is not None:
+        assert "\n" not in reported
+        assert reported.startswith(("observation space ", "action space "))
         return
     spec, config = spec_of_train(), Config.model_validate(settings_of(env, "x", 10.0))
     assert spec.actions == actions.action_space(config.actuators)

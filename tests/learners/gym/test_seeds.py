@@ -41,11 +41,11 @@ def test_seeds_are_listed_as_numbers_and_ranges() -> None:
 
 
 def test_a_failed_seed_stops_no_other(tmp_path: Path) -> None:
-    told: dict[int, tuple[int, str]] = {}
+    received: dict[int, tuple[int, str]] = {}
     program = "import sys, os; print('first'); sys.stdout.flush(); os.write(1, b'l\\xe4st words\\n'); sys.exit(int(sys.argv[1] == '1'))"
 
     def report(seed: int, code: int, line: str) -> None:
-        told[seed] = (code, line)
+        received[seed] = (code, line)
 
     def command(seed: int) -> list[str]:
         return [sys.executable, "-S", "-c", program, str(seed)] if seed < 3 else ["/nowhere/program"]
@@ -53,7 +53,7 @@ def test_a_failed_seed_stops_no_other(tmp_path: Path) -> None:
     failed = train_seeds([0, 1, 3, 2], command, lambda seed: tmp_path / str(seed) / "log", report, workers=2)
     assert failed == [1, 3]
     words = "l\ufffdst words"
-    assert told == {
+    assert received == {
         0: (0, words),
         1: (1, words),
         2: (0, words),
@@ -67,7 +67,7 @@ def test_a_failed_seed_stops_no_other(tmp_path: Path) -> None:
 )
 def test_a_signal_ends_the_processes(tmp_path: Path, number: signal.Signals, raised: type[BaseException]) -> None:
     """Each process sends the signal to this one, and would then run for a minute."""
-    told: dict[int, int] = {}
+    received: dict[int, int] = {}
     program = f"import os, time; os.kill(os.getppid(), {int(number)}); time.sleep(60)"
     former = signal.getsignal(number)
     with pytest.raises(raised):
@@ -75,10 +75,10 @@ def test_a_signal_ends_the_processes(tmp_path: Path, number: signal.Signals, rai
             [0, 1],
             lambda _: [sys.executable, "-S", "-c", program],
             lambda seed: tmp_path / f"log-{seed}",
-            lambda seed, code, _: told.update({seed: code}),
+            lambda seed, code, _: received.update({seed: code}),
             workers=1,
         )
-    assert told == {0: -signal.SIGTERM}
+    assert received == {0: -signal.SIGTERM}
     assert signal.getsignal(number) is former
 
 

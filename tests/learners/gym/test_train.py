@@ -58,19 +58,19 @@ def test_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert written["final"]["episodes"] == 5
     assert written["delivered"]["step"] in (200, 400, 450)
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    told = capsys.readouterr().err
-    assert all(f"after {step} of 450 steps" in told for step in (200, 400, 450))
+    received = capsys.readouterr().err
+    assert all(f"after {step} of 450 steps" in received for step in (200, 400, 450))
 
 
 def test_mujoco_warns_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mujoco")
     once = replace(SMALL, evaluation_episodes=1, selection_episodes=1, final_episodes=2)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as received:
         warnings.simplefilter("always")
         # its model uses an attribute that MuJoCo warns of
         train("HalfCheetah-v5", 30, 0, tmp_path, settings=once, progress=False)
-    said = [str(one.message) for one in told if str(one.message).startswith("MuJoCo")]
-    assert len(said) == 1
+    reported = [str(one.message) for one in received if str(one.message).startswith("MuJoCo")]
+    assert len(reported) == 1
     assert "WARNING" not in capfd.readouterr().err
 
 
@@ -135,8 +135,8 @@ def test_demonstrations_are_drawn_and_marked() -> None:
     episodes = demonstrate(trainer.env, SCRIPTS["CartPole-v1"], range(2))
     assert trainer.load_demonstrations(episodes) == sum(len(e.actions) for e in episodes)
     trainer.run(120)
-    taught = trainer.replay.sample(64, torch.Generator().manual_seed(0)).is_expert["action"]
-    assert int(taught.sum()) >= 32
+    trained = trainer.replay.sample(64, torch.Generator().manual_seed(0)).is_expert["action"]
+    assert int(trained.sum()) >= 32
     assert trainer.metrics["dqn_imitation"] >= 0
 
 

@@ -70,10 +70,10 @@ def test_epsilon_probabilities_are_exact() -> None:
     made = heads(actions=ActionSpace((CHOICE,)))
     context = torch.randn(1, 4, generator=generator(1)).expand(6000, -1)
     out = made.act(context, generator=generator(), explore=0.3)
-    index, said = out.values["head"], out.probabilities["head"]
+    index, reported = out.values["head"], out.probabilities["head"]
     best = int(out.scores["head"][0].argmax())
-    assert torch.allclose(said[index == best], torch.tensor(0.8))
-    assert torch.allclose(said[index != best], torch.tensor(0.1))
+    assert torch.allclose(reported[index == best], torch.tensor(0.8))
+    assert torch.allclose(reported[index != best], torch.tensor(0.1))
     assert (index == best).float().mean().item() == pytest.approx(0.8, abs=0.02)
 
 
@@ -164,23 +164,23 @@ def test_coloured_noise_is_standard_normal_and_hangs_together() -> None:
     neighbours = float((drawn[:-1] * drawn[1:]).mean())
     # one part in five has no memory, the others keep 1 - 1/t of themselves: (0 + .75 + .9375 + .984 + .996) / 5
     assert neighbours == pytest.approx(0.734, abs=0.02)
-    kept = noise.state()
+    retained = noise.state()
     following = noise(2000, generator(5))
-    noise.restore(kept)
+    noise.restore(retained)
     assert torch.equal(following, noise(2000, generator(5)))
     noise.restart()
     assert noise.state() is None
 
 
 @pytest.mark.parametrize(
-    ("told", "is_silent"),
+    ("received", "is_silent"),
     [(0.0, True), (0.005, True), (0.2, False), (10.0, False)],
 )
-def test_rewards_are_silent_where_actions_explain_them(told: float, is_silent: bool) -> None:
+def test_rewards_are_silent_where_actions_explain_them(received: float, is_silent: bool) -> None:
     actions = torch.rand(256, 3, generator=generator(1)) * 2 - 1
     cost = 0.5 - 0.1 * actions.square().sum(-1) + 0.02 * actions[:, 0]
     world = torch.randn(256, generator=generator(2))
-    assert silent(cost + told * cost.std() * world, actions) is is_silent
+    assert silent(cost + received * cost.std() * world, actions) is is_silent
 
 
 def test_rewards_that_never_vary_are_silent_and_too_few_say_nothing() -> None:

@@ -365,11 +365,11 @@ def test_readings_come_back_as_they_were() -> None:
     samples = (np.arange(-400, 400) / 32_768).astype(np.float32)
     soundfile.write(sound, samples, 16_000, format="FLAC", subtype="PCM_16")
     frame = decode_reading(*("front", 1.0, "png", picture.getvalue()))
-    heard = decode_reading(*("room", 1.0, "flac", sound.getvalue()))
+    received = decode_reading(*("room", 1.0, "flac", sound.getvalue()))
     assert isinstance(frame, Frame)
     assert np.array_equal(frame.image, pixels)
-    assert isinstance(heard, Sound)
-    assert np.array_equal(heard.samples, samples)
+    assert isinstance(received, Sound)
+    assert np.array_equal(received.samples, samples)
     assert decode_reading(*("front", 1.0, "png", b"torn")) is None
 
 

@@ -33,7 +33,7 @@ CASES = [
 @pytest.mark.parametrize(("actuators", "algorithm", "gamma"), CASES)
 def test_resumes_bit_for_bit(actuators: tuple, algorithm: str, gamma: float) -> None:  # type: ignore[type-arg]
     policy = plain(*actuators, algorithm=algorithm, gamma=gamma)
-    batches = [random_batch(policy, 16, torch.Generator().manual_seed(i), taught=True) for i in range(8)]
+    batches = [random_batch(policy, 16, torch.Generator().manual_seed(i), trained=True) for i in range(8)]
     whole = Algorithm(policy, torch.Generator().manual_seed(0))
     for batch in batches[:4]:
         whole.update(batch)
@@ -62,10 +62,10 @@ def test_the_state_is_a_snapshot() -> None:
     batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
     learning.update(batch)
     moments = {k: v.clone() for k, v in learning.state_dict().items() if "optimiser.first" in k}
-    kept = {k: v for k, v in learning.state_dict().items() if "optimiser.first" in k}
+    stored = {k: v for k, v in learning.state_dict().items() if "optimiser.first" in k}
     learning.update(batch)
     assert moments
-    assert all(torch.equal(moments[k], kept[k]) for k in kept)
+    assert all(torch.equal(moments[k], stored[k]) for k in stored)
 
 
 def test_mixed_actuators_have_a_critic_for_each_kind() -> None:
@@ -177,7 +177,7 @@ def test_adam_is_that_of_torch() -> None:
 
 def test_a_batch_comes_apart_and_together_again() -> None:
     policy = plain(CHOICE, ARM)
-    batch = random_batch(policy, 6, torch.Generator().manual_seed(1), taught=True)
+    batch = random_batch(policy, 6, torch.Generator().manual_seed(1), trained=True)
     again = Batch.of(batch.tensors())
     assert len(again[2:5]) == 3
     for name, value in batch.tensors().items():
@@ -185,7 +185,7 @@ def test_a_batch_comes_apart_and_together_again() -> None:
 
 
 def test_a_batch_in_a_state_of_before_0_1_0_is_read() -> None:
-    batch = random_batch(plain(CHOICE, ARM), 6, torch.Generator().manual_seed(1), taught=True)
+    batch = random_batch(plain(CHOICE, ARM), 6, torch.Generator().manual_seed(1), trained=True)
     former = {
         name.replace("is_expert.", "taught.").replace("acted.", "moved."): t for name, t in batch.tensors().items()
     }

@@ -287,8 +287,8 @@ def test_terminal_and_taught_rows_have_their_share() -> None:
 def test_reserved_ticks_outlive_the_ring_with_what_led_up_to_them() -> None:
     memory = replay(history=2, steps=2, max_rows=200)
     for n in range(2_000):
-        taught: dict[str, Any] = {"demonstration": True} if n == 500 else {}
-        memory.append(tick(n, done=n == 300, **taught))
+        trained: dict[str, Any] = {"demonstration": True} if n == 500 else {}
+        memory.append(tick(n, done=n == 300, **trained))
     assert (memory.strata().demonstrations, memory.strata().terminal) == (1, 1)
     held = memory._columns.number_N  # no store here: numbers are not used
     assert (held == -1).all()
@@ -323,9 +323,9 @@ def test_a_late_reward_makes_no_demonstration_of_what_the_policy_did() -> None:
     """A person spoke instead of the policy; what the policy moved at that tick is still its own."""
     memory = replay()
     moved = tick(1).actions
-    said = {"head": "policy", "arm": "policy", "say": "override"}
+    reported = {"head": "policy", "arm": "policy", "say": "override"}
     for n in range(3):
-        memory.append(tick(n, actions={**moved, "say": "stop"}, by=said, intervention=True), number=n)
+        memory.append(tick(n, actions={**moved, "say": "stop"}, by=reported, intervention=True), number=n)
     after = {"reward": 3.0, "done": 0, "intervention": 1, "demonstration": 0, "failure": 0}
     assert memory.change(1, after)
     assert memory.strata().demonstrations == 0

@@ -127,9 +127,9 @@ def test_cloning_pulls_only_what_was_taught() -> None:
     generator = torch.Generator().manual_seed(1)
     for _ in range(200):
         x = torch.randn(64, 2, generator=generator)
-        taught = torch.arange(64) < 32
-        arm = torch.where(taught[:, None], torch.tensor([0.8, 3.5]), torch.rand(64, 2, generator=generator) - 0.5)
-        marks = {"arm": taught}
+        trained = torch.arange(64) < 32
+        arm = torch.where(trained[:, None], torch.tensor([0.8, 3.5]), torch.rand(64, 2, generator=generator) - 0.5)
+        marks = {"arm": trained}
         metrics = learning.update(
             Batch(seen(x), seen(x), {"arm": arm}, torch.zeros(64), torch.zeros(64), is_expert=marks)
         )

@@ -33,9 +33,9 @@ def watch(
     for n, value in enumerate(truth):
         ledger.decided(LedgerEntry(f"s-{start + n}", n / RATE_HZ, "a", acted=True, refused=False, own=own(value)))
         for name, source in sources.items():
-            said = source(value)
-            if said is not None:
-                ledger.credit(name, said, f"s-{start + n}")
+            reported = source(value)
+            if reported is not None:
+                ledger.credit(name, reported, f"s-{start + n}")
         for entry in ledger.settle(n / RATE_HZ):
             one = entry
             found += [(n // RATE_HZ, finding) for finding in court.observe(one, lambda one=one: ledger.around(one))]  # type: ignore[misc]

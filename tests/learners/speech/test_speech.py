@@ -127,10 +127,10 @@ def test_each_guard(
 @needs_sounds
 async def test_a_microphone_stream_becomes_a_text_stream(transcriber: Transcriber) -> None:
     del transcriber  # skips where the model is not installed
-    heard: list[TranscribedUtterance] = []
+    received: list[TranscribedUtterance] = []
     failed: list[tuple[str, str]] = []
     settings = TextSettings(kind="text", source="speech:room")
-    callbacks = SpeechCallbacks(heard.append, lambda *_: None, lambda *one: failed.append(one))
+    callbacks = SpeechCallbacks(received.append, lambda *_: None, lambda *one: failed.append(one))
     runner = SpeechRunner({"orders": settings}, callbacks)
     assert runner.sources == ("room",)
     working = asyncio.create_task(runner.run())
@@ -141,10 +141,10 @@ async def test_a_microphone_stream_becomes_a_text_stream(transcriber: Transcribe
         piece = sound[at : at + 1_600]
         window = np.concatenate((window, piece))[-2 * RATE_HZ :]
         runner.take(Sound("room", 50.0 + (at + len(piece)) / RATE_HZ, number, window, RATE_HZ, new=len(piece)))
-    await eventually(lambda: bool(heard or failed), timeout_s=120)
+    await eventually(lambda: bool(received or failed), timeout_s=120)
     working.cancel()
     assert not failed
-    one = heard[0]
+    one = received[0]
     assert (one.stream, one.source, one.transcript.text) == ("orders", "room", "Front, left.")
     assert 50.5 < one.start_s < one.end_s < 50.1 + len(sound) / RATE_HZ
 

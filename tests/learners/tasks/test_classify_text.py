@@ -158,8 +158,8 @@ def test_sounds_are_learned_from_their_samples_by_a_wav2vec2(tmp_path: Path, mod
     assert tuned.run.best == 1.0
     assert tuned.trained < tuned.total or mode == "full"
     if mode == "lora":
-        kept = "wav2vec2.encoder.layer_norm.weight"
-        assert torch.equal(before[kept], dict(task.model.named_parameters())[kept])
+        stored = "wav2vec2.encoder.layer_norm.weight"
+        assert torch.equal(before[stored], dict(task.model.named_parameters())[stored])
     task.save(tmp_path / "o")
     assert AutoModelForAudioClassification.from_pretrained(tmp_path / "o").config.label2id == {"high": 0, "low": 1}
     again = open_task("audio-classification", tmp_path / "o")

@@ -42,9 +42,9 @@ def test_both_texts_decide_from_files(tmp_path: Path) -> None:
     assert evaluate(task=KIND, model=str(out), test=test)["metrics"]["test"]["accuracy"] >= 0.95
     plain = pipeline("text-classification", model=str(out))
     pairs = [("go now", "the red please"), ("stop now", "the red please")]
-    told = [plain({"text": first, "text_pair": second})["label"] for first, second in pairs]
+    received = [plain({"text": first, "text_pair": second})["label"] for first, second in pairs]
     own = open_task(KIND, out).predict([{"text": first, "text_pair": second} for first, second in pairs])
-    assert told == [one.value for one in own] == ["red", "none"]
+    assert received == [one.value for one in own] == ["red", "none"]
 
 
 def test_a_pair_without_its_second_text_is_refused(tmp_path: Path) -> None:

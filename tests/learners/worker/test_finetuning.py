@@ -136,18 +136,18 @@ def test_the_loop_goes_on_during_a_long_fine_tune_and_health_says_finetuning(tmp
         os.utime(file, (time.time() - 2 * PROGRESS_STALE_S,) * 2)
         assert Health.learner(health)["state"] == "dead", "what a loop that waits would show"
         loop.step()
-        said = Health.learner(health)
-        assert said["state"] == "finetuning"
-        assert said["finetuning"] == {
+        reported = Health.learner(health)
+        assert reported["state"] == "finetuning"
+        assert reported["finetuning"] == {
             "task": "slow", "epoch": 0, "epochs": 3, "step": 7, "steps": 100, "loss": 0.5, "score": None
         }  # fmt: skip
-        assert said["row"] == 160, "experience that came meanwhile"
+        assert reported["row"] == 160, "experience that came meanwhile"
         assert loop.learner.position.update > 0
         (tmp_path / "go").touch()
         wait_until(lambda: (loop.step(), bench.runner.task is None)[1])
         loop.step()
-        said = Health.learner(health)
-        assert (said["state"] == "finetuning", said["finetuning"]) == (False, None)
+        reported = Health.learner(health)
+        assert (reported["state"] == "finetuning", reported["finetuning"]) == (False, None)
     finally:
         bench.runner.close()
     kinds = dict(bench.events())

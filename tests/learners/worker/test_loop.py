@@ -78,10 +78,10 @@ def test_it_learns_proposes_and_says_so(tmp_path: Path) -> None:
     assert loaded.documents["position"]["row"] == 300
     assert loaded.manifest.data == {"first_row": 1, "last_row": 300, "transitions": 300}
     assert loaded.manifest.metrics["updates"] == one.learner.position.update
-    told = dict(events(tmp_path))
-    assert told["learner_resumed"] == {"resumed": False, "update": 0, "row": 0}
-    assert told["policy_proposed"]["version"] == live
-    assert told["policy_proposed"]["steps"]["latency"]["limit_ms"] == 50.0
+    received = dict(events(tmp_path))
+    assert received["learner_resumed"] == {"resumed": False, "update": 0, "row": 0}
+    assert received["policy_proposed"]["version"] == live
+    assert received["policy_proposed"]["steps"]["latency"]["limit_ms"] == 50.0
     one._tell("training", now=True)
     progress = orjson.loads((tmp_path / "learner" / "progress.json").read_bytes())
     assert progress["policy"] is None

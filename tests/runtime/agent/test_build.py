@@ -103,7 +103,7 @@ async def live(parts: Components, wall: Wall, seconds: float, gains: dict[str, f
     return start + round(seconds * 10)
 
 
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+def received(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Every event the reporter publishes from now on."""
     events: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(
@@ -115,7 +115,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wall, events = Wall(), told(monkeypatch)
+    wall, events = Wall(), received(monkeypatch)
     async with agent(tmp_path, wall) as parts:
         good, bad = version(parts, 0.0), version(parts, 0.5)
         gains = {"untrained": 0.0, good: 1.0, bad: 0.2}
@@ -152,7 +152,7 @@ async def test_a_worse_version_comes_back_out_of_the_assembled_agent(
 async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wall, events = Wall(), told(monkeypatch)
+    wall, events = Wall(), received(monkeypatch)
     own = {"name": "turns", "kind": "expression", "value": "(head == 'left') - (head == 'right')"}
     topic = SETTINGS["rewards"][0] | {"sources": {"liar": {"rates": "tick", "authority": "sensor"}}}
     async with agent(tmp_path, wall, rewards=[topic, own]) as parts:
@@ -175,7 +175,7 @@ async def test_rewards_of_the_tick_judge_sources_and_a_release_reaches_the_store
 async def test_a_signed_policy_is_never_read_with_reordered_choices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wall, events = Wall(), told(monkeypatch)
+    wall, events = Wall(), received(monkeypatch)
     async with agent(tmp_path, wall) as parts:
         good = version(parts, 0.0)
         parts.checkpoints.promote(good)

@@ -36,7 +36,7 @@ from sensors.streams.task_output import TaskOutputSensor
 
 def settings(tmp_path: Path, **task: Any) -> dict[str, Any]:
     model = str(tmp_path / "model")
-    told = {
+    received = {
         "kind": "text-classification",
         "stream": "orders",
         "model": model,
@@ -52,7 +52,7 @@ def settings(tmp_path: Path, **task: Any) -> dict[str, Any]:
         },
         "encoders": {"language": {"model": model}},
         "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
-        "tasks": {"intents": told | task},
+        "tasks": {"intents": received | task},
     }
 
 

@@ -81,19 +81,21 @@ async def test_the_sensor_reads_loses_and_recovers(tmp_path: Path) -> None:
     source.write_text("0.5 0.25 0.125 1/100 42\n")
     sensor = build_sensor("load", settings(path=str(source), rate_hz=200.0))
     assert isinstance(sensor, Sensor)
-    heard: asyncio.Queue[object] = asyncio.Queue()
-    task = asyncio.create_task(sensor.run(heard.put_nowait, heard.put_nowait, lambda: heard.put_nowait("recovered")))
+    received: asyncio.Queue[object] = asyncio.Queue()
+    task = asyncio.create_task(
+        sensor.run(received.put_nowait, received.put_nowait, lambda: received.put_nowait("recovered"))
+    )
     async with asyncio.timeout(60):
-        first = await heard.get()
+        first = await received.get()
         assert isinstance(first, Telemetry)
         assert first.values.tolist() == [0.5, 0.25, 0.125]
         source.unlink()
-        while isinstance(said := await heard.get(), Telemetry):
+        while isinstance(reported := await received.get(), Telemetry):
             pass
-        assert "No such file" in str(said)
+        assert "No such file" in str(reported)
         source.write_text("1 2 3 1/100 42\n")
-        assert await heard.get() == "recovered"
-        again = await heard.get()
+        assert await received.get() == "recovered"
+        again = await received.get()
         assert isinstance(again, Telemetry)
         assert again.seq > first.seq
     assert sensor.drops["unreadable"] >= 1

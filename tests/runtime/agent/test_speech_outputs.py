@@ -49,7 +49,7 @@ def written(folder: Path, change: Callable[[str], str] = lambda text: text) -> P
     return path
 
 
-def heard(text: str) -> TranscribedUtterance:
+def received(text: str) -> TranscribedUtterance:
     words = tuple({"word": word, "confidence": 0.91234} for word in text.split())
     return TranscribedUtterance(
         "orders", "room", "bundled:whisper-tiny.en", Transcript(text, 0.8, 0.05, words), 10.0, 11.5, 0.25
@@ -65,12 +65,12 @@ async def test_an_utterance_is_a_reading_and_a_message(tmp_path: Path) -> None:
         wall=lambda: 1_000.0, clock=lambda: 20.0,
     )  # fmt: skip
     assert outputs.client.sources == ("room",)
-    outputs._publish_transcript(heard("too early"))
+    outputs._publish_transcript(received("too early"))
     assert sensor.drops == {"not_running": 1}
     readings: list[Reading] = []
     sensor._publish = readings.append
-    outputs._publish_transcript(heard("turn left"))
-    outputs._publish_transcript(heard("word " * 20))
+    outputs._publish_transcript(received("turn left"))
+    outputs._publish_transcript(received("word " * 20))
     outputs._refused("orders", "no_speech")
     outputs._failed("orders", "no model")
     assert readings == [Text("orders", 11.5, 1, "turn left", start_s=10.0, confidence=0.8)]

@@ -108,16 +108,16 @@ def test_every_kind_of_reading_has_its_encoding() -> None:
     assert encode_reading(Frame("front", 0.0, 0, image, b"\x89PNG")) == ("png", b"\x89PNG")
     assert encode_reading(Text("orders", 0.0, 0, "läft")) == ("utf-8", "läft".encode())
     assert encode_reading(Telemetry("joints", 0.0, 0, ("q",), np.zeros(1, np.float32))) is None
-    kept = encode_reading(Sound("room", 0.0, 0, np.linspace(-1, 1, 800, dtype=np.float32)))
-    assert kept is not None
-    assert kept[0] == "flac"
+    stored = encode_reading(Sound("room", 0.0, 0, np.linspace(-1, 1, 800, dtype=np.float32)))
+    assert stored is not None
+    assert stored[0] == "flac"
 
 
 def test_a_stored_sound_reads_back(tmp_path: Path) -> None:
     samples = np.sin(np.arange(1_600) / 10).astype(np.float32) * 0.5
-    kept = encode_reading(Sound("room", 0.0, 0, samples))
-    assert kept is not None
-    (tmp_path / "s.flac").write_bytes(kept[1])
+    stored = encode_reading(Sound("room", 0.0, 0, samples))
+    assert stored is not None
+    (tmp_path / "s.flac").write_bytes(stored[1])
     back, rate = soundfile.read(tmp_path / "s.flac", dtype="float32")
     assert rate == 16_000
     assert np.abs(back - samples).max() < 1e-4
@@ -126,11 +126,11 @@ def test_a_stored_sound_reads_back(tmp_path: Path) -> None:
 def test_the_keeper_stores_what_is_fresh_and_counts_what_does_not_fit() -> None:
     @dataclass
     class FakeStore:
-        kept: list[Any] = field(default_factory=list)
+        stored: list[Any] = field(default_factory=list)
 
         def add_raw(self, raw: Any) -> bool:
-            self.kept.append(raw)
-            return len(self.kept) < 2
+            self.stored.append(raw)
+            return len(self.stored) < 2
 
     @dataclass
     class FakeTicked:
@@ -148,5 +148,5 @@ def test_the_keeper_stores_what_is_fresh_and_counts_what_does_not_fit() -> None:
             keeper.ticked(FakeTicked(observation))  # type: ignore[arg-type]
             for future in keeper._waiting:
                 future.result(5)
-    assert [raw.encoding for raw in store.kept] == ["utf-8", "utf-8"]
+    assert [raw.encoding for raw in store.stored] == ["utf-8", "utf-8"]
     assert keeper.drops["orders"] == 1

@@ -81,13 +81,13 @@ def backup(state: Path, tmp_path: Path) -> Path:
 
 def test_what_is_needed_comes_back_and_nothing_else(state: Path, backup: Path, tmp_path: Path) -> None:
     done = restore(backup, tmp_path / "new")
-    kept = content(state)
-    for name in list(kept):
+    stored = content(state)
+    for name in list(stored):
         if name.startswith(("log/", "recordings/", "openvino/")) or name in (
             "engine.json", "experience/closed-cleanly", "experience/experience.db.broken-1", "learner/.draft-1",
         ):  # fmt: skip
-            del kept[name]
-    assert content(tmp_path / "new") == kept
+            del stored[name]
+    assert content(tmp_path / "new") == stored
     assert (done.head.agent, done.files, done.set_aside) == ("a", 6, None)
     assert not (state / LINKS).exists()
 
@@ -189,21 +189,21 @@ def test_restoring_needs_an_empty_folder_or_replace(state: Path, backup: Path, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.backup", "state", done.set_aside.name]
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("stored", [True, False])
 def test_a_disk_that_refuses_the_last_step_changes_nothing(
-    state: Path, backup: Path, monkeypatch: pytest.MonkeyPatch, *, kept: bool
+    state: Path, backup: Path, monkeypatch: pytest.MonkeyPatch, *, stored: bool
 ) -> None:
     def refuse(_draft: Path, _target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("runtime.backup.restore.publish_folder", refuse)
-    if not kept:
+    if not stored:
         shutil.rmtree(state)
-    before = content(state) if kept else {}
+    before = content(state) if stored else {}
     with pytest.raises(OSError, match="No space left"):
         restore(backup, state, replace=True)
-    assert (content(state) if kept else {}) == before
-    assert sorted(path.name for path in backup.parent.iterdir()) == ["one.backup", *(["state"] if kept else [])]
+    assert (content(state) if stored else {}) == before
+    assert sorted(path.name for path in backup.parent.iterdir()) == ["one.backup", *(["state"] if stored else [])]
 
 
 def test_a_running_daemon_is_not_replaced(state: Path, backup: Path) -> None:

@@ -262,8 +262,8 @@ def test_a_database_of_experience_that_is_damaged(tmp_path: Path) -> None:
     config = state_of(tmp_path)
     learning.fill(tmp_path / "state", 0, 20)
     (tmp_path / "state" / "experience" / "raw.db").write_bytes(b"junk" * 1_000)
-    said = refused("export", config, "--format", "mcap", "--out", tmp_path / "x.mcap")
-    assert "experience: a database cannot be read: file is not a database; " in said
+    reported = refused("export", config, "--format", "mcap", "--out", tmp_path / "x.mcap")
+    assert "experience: a database cannot be read: file is not a database; " in reported
     assert not (tmp_path / "x.mcap").exists()
 
 
@@ -272,8 +272,8 @@ def test_a_signed_version_with_weights_of_another_shape(tmp_path: Path) -> None:
     versions = open_checkpoints(tmp_path / "state", load(config).config.promotion)
     spec = orjson.loads(learning.SPEC.to_json())
     versions.promote(versions.save({"policy": {"w": torch.zeros(2)}}, {"spec": spec}))
-    said = refused("export", config, "--format", "onnx", "--out", tmp_path / "x.onnx")
-    assert "its weights do not fit its spec" in said
+    reported = refused("export", config, "--format", "onnx", "--out", tmp_path / "x.onnx")
+    assert "its weights do not fit its spec" in reported
 
 
 def test_numbers_and_names_that_no_verb_can_use(tmp_path: Path) -> None:

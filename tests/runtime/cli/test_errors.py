@@ -109,8 +109,8 @@ async def test_bad_token_and_stale_browser() -> None:
 
 
 def test_disk_full() -> None:
-    said = sentence("storage_degraded", {"reason": "state/experience: No space left on device"}).text
-    assert said.startswith(
+    reported = sentence("storage_degraded", {"reason": "state/experience: No space left on device"}).text
+    assert reported.startswith(
         "A file cannot be written: state/experience: No space left on device. Free or repair the disk"
     )
 

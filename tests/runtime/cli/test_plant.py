@@ -12,7 +12,7 @@ PASSWORD = "hunter2-in-a-url"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reported"),
     [
         (["Nowhere-v0"], "Nowhere"),
         (["Nowhere-v0", "--config"], "Nowhere"),
@@ -22,11 +22,11 @@ PASSWORD = "hunter2-in-a-url"
         (["CartPole-v1", "--settings", "missing.yaml"], "missing.yaml:1"),
     ],
 )
-def test_what_cannot_be_used_is_reported_in_a_line(arguments: list[str], said: str) -> None:
+def test_what_cannot_be_used_is_reported_in_a_line(arguments: list[str], reported: str) -> None:
     done = CliRunner().invoke(main, ["plant", *arguments])
     assert done.exit_code == 2
     assert isinstance(done.exception, SystemExit), done.exception
-    assert said in done.output
+    assert reported in done.output
     assert PASSWORD not in done.output
 
 

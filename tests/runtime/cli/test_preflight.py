@@ -75,9 +75,9 @@ def test_check_and_run_refuse_what_no_daemon_could_start_with(
     for name in ("check", "run"):
         done = verb(name, file)
         assert done.exit_code == 2, done.output
-        said = next((each for each in done.stderr.splitlines() if f"{file}:{line}: {path}: " in each), None)
-        assert said is not None, done.stderr
-        assert word in said
+        reported = next((each for each in done.stderr.splitlines() if f"{file}:{line}: {path}: " in each), None)
+        assert reported is not None, done.stderr
+        assert word in reported
         assert "good" not in done.output
     assert not (tmp_path / "state").exists(), "nothing was begun"
 
@@ -113,9 +113,9 @@ def test_an_architecture_that_cannot_do_a_task_is_refused(tmp_path: Path) -> Non
     assert done.exit_code == 2, done.output
     for number, (_, _, wanted) in enumerate(FITTING):
         place = f":{11 + number}: tasks.t{number}.kind: "
-        said = [line for line in done.stderr.splitlines() if place in line]
-        assert len(said) == bool(wanted), done.stderr
-        assert all(wanted in line for line in said), done.stderr
+        reported = [line for line in done.stderr.splitlines() if place in line]
+        assert len(reported) == bool(wanted), done.stderr
+        assert all(wanted in line for line in reported), done.stderr
 
 
 def test_a_port_that_is_taken_is_a_warning_and_ends_run(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _words(node: ast.expr) -> list[str]:
     return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
-def _said() -> Iterator[tuple[str, str]]:
+def _reported() -> Iterator[tuple[str, str]]:
     """Every (kind, name) in the code."""
     files = [
         path for folder in ("runtime", "learners", "actuators", "sensors") for path in (ROOT / folder).rglob("*.py")
@@ -86,14 +86,14 @@ def _said() -> Iterator[tuple[str, str]]:
 
 def test_every_event_refusal_and_drop_in_the_code_is_explained_to_the_operator() -> None:
     text = (ROOT / "docs" / "operating.md").read_text()
-    said = set(_said())
-    assert {pair for pair in said if f"`{pair[1]}`" not in text} == set()
-    counts = Counter(kind for kind, _ in said)
+    reported = set(_reported())
+    assert {pair for pair in reported if f"`{pair[1]}`" not in text} == set()
+    counts = Counter(kind for kind, _ in reported)
     assert {kind: counts[kind] for kind, least in AT_LEAST.items() if counts[kind] < least} == {}
 
 
 def test_every_event_in_the_code_is_in_the_registry_and_the_other_way_round() -> None:
-    emitted = {name for kind, name in _said() if kind == "event"}
+    emitted = {name for kind, name in _reported() if kind == "event"}
     assert emitted - set(EVENTS) == set()
     words: set[str] = set()
     for folder in ("runtime", "learners"):
@@ -110,7 +110,7 @@ def test_the_pages_name_only_events_that_exist() -> None:
     table = (ROOT / "docs" / "operating.md").read_text().partition("\n## Events")[2].partition("\n## ")[0]
     cells = [cell.partition("(")[0] for cell in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)]
     named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-    causes = {name for kind, name in _said() if kind != "event"}
+    causes = {name for kind, name in _reported() if kind != "event"}
     assert named - causes - set(EVENTS) == set()
     assert set(EVENTS) - named == set()
 

@@ -41,18 +41,18 @@ def checked(file: Path) -> tuple[int, str]:
 def test_check_tells_which_task_nothing_will_judge(tmp_path: Path) -> None:
     file = written(tmp_path)
     line = file.read_text().splitlines().index("  intents:") + 1
-    code, said = checked(file)
+    code, reported = checked(file)
     assert code == 0
-    assert said.startswith(f"{file}:{line}: tasks.intents: no held-out file")
-    assert "tasks.intents.eval_file" in said
+    assert reported.startswith(f"{file}:{line}: tasks.intents: no held-out file")
+    assert "tasks.intents.eval_file" in reported
 
 
 @pytest.mark.parametrize("wrong", ["gone.jsonl", "gone.json#test"])
 def test_check_tells_of_a_file_that_is_not_there(tmp_path: Path, wrong: str) -> None:
-    code, said = checked(written(tmp_path, str(tmp_path / wrong)))
+    code, reported = checked(written(tmp_path, str(tmp_path / wrong)))
     assert code == 0
-    assert "tasks.intents.eval_file: " in said
-    assert "no such file or folder" in said
+    assert "tasks.intents.eval_file: " in reported
+    assert "no such file or folder" in reported
 
 
 def test_check_says_nothing_where_all_is_well(tmp_path: Path) -> None:
@@ -70,10 +70,11 @@ def test_check_tells_of_a_second_task_on_one_encoder(tmp_path: Path) -> None:
     assert checked(file) == (0, "")
     body["tasks"]["mood"] = body["tasks"]["intents"]
     file.write_text(yaml.safe_dump(body, sort_keys=False))
-    code, said = checked(file)
+    code, reported = checked(file)
     assert code == 0
     assert (
-        "tasks.mood: the encoder language follows tasks.intents alone; what this task learns does not reach it" in said
+        "tasks.mood: the encoder language follows tasks.intents alone; what this task learns does not reach it"
+        in reported
     )
 
 
@@ -94,8 +95,8 @@ def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path)
     assert verb("rollback") == (0, f"{first.name} is live\n")
     assert verb("rollback") == (0, "pretrained is live\n"), "the first version can be taken back"
     assert versions.live() is None
-    code, said = verb("rollback")
-    assert (code, "nothing to roll back to" in said) == (1, True)
+    code, reported = verb("rollback")
+    assert (code, "nothing to roll back to" in reported) == (1, True)
     assert "reads policies" in verb("import", str(tmp_path))[1]
     assert verb("promote", first.name) == (0, f"{first.name} is live\n")
 
@@ -112,9 +113,9 @@ def test_check_warns_of_a_rate_and_of_streams_beyond_what_was_measured(tmp_path:
     ):
         streams = body["streams"] | {f"sensor-{number}": sensor for number in range(count)}
         file.write_text(yaml.safe_dump(body | {"tick": {"rate_hz": rate_hz}, "streams": streams}, sort_keys=False))
-        code, said = checked(file)
-        assert (code, len(said.splitlines())) == (0, len(warned))
-        assert all(text in said for text in warned)
+        code, reported = checked(file)
+        assert (code, len(reported.splitlines())) == (0, len(warned))
+        assert all(text in reported for text in warned)
     for wrong in ({"tick": {"rate_hz": 251}}, {"streams": streams | {"sensor-511": sensor}}):
         file.write_text(yaml.safe_dump(body | {"streams": streams} | wrong))
         assert checked(file)[0] == 2

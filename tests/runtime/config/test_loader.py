@@ -178,7 +178,7 @@ def test_secrets_come_from_environment_and_file_and_are_remembered(
     assert user.password is not None
     assert user.password.get_secret_value() == canaries.ENVIRONMENT
     assert loaded.secrets == {canaries.ENVIRONMENT, canaries.FILE}
-    assert canaries.told(repr(loaded.config)) is None
+    assert canaries.received(repr(loaded.config)) is None
 
 
 def test_secrets_of_plugins_and_in_addresses_are_remembered_and_other_words_are_not(tmp_path: Path) -> None:

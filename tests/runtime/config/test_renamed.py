@@ -118,7 +118,7 @@ def test_former_verbs_are_not_in_the_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "stream", "said"),
+    ("kind", "stream", "reported"),
     [
         (
             "text-classification",
@@ -134,13 +134,13 @@ def test_former_verbs_are_not_in_the_help() -> None:
         ),
     ],
 )
-def test_a_task_names_a_stream_that_it_can_read(kind: str, stream: dict[str, Any], said: str) -> None:
+def test_a_task_names_a_stream_that_it_can_read(kind: str, stream: dict[str, Any], reported: str) -> None:
     body = {
         "agent": "a", "state_dir": "s", "streams": {"seen": stream}, "encoders": {"e": {"model": "m"}},
         "actuators": {"head": {"kind": "choice", "choices": ["a", "b"], "safe": "a"}},
         "tasks": {"mine": {"kind": kind, "model": "m", "stream": "seen"}},
     }  # fmt: skip
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=reported):
         Config.model_validate(body)
 
 

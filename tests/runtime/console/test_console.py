@@ -110,10 +110,10 @@ def test_a_terminal_shows_a_banner_a_line_and_sentences_and_ctrl_c_reaches_the_d
 def test_every_event_is_a_sentence_with_and_without_its_fields(kind: str) -> None:
     data = {"stream": "front", "reason": "no frame for 2 s.", "version": "000042-1f3a9c0e", "actuator": "head"}
     for fields in (data, {}, {"reason": {"a": [1]}, "modes": 3, "problems": None}):
-        said = sentence(kind, fields)
-        assert said.text.endswith("."), said
-        assert said.text[0].isupper() or not said.text[0].isalpha()
-        assert not re.search(r"[{}]|\bNone\b|\.\.| :|\x00", said.text.replace("{'a': [1]}", "")), said
+        reported = sentence(kind, fields)
+        assert reported.text.endswith("."), reported
+        assert reported.text[0].isupper() or not reported.text[0].isalpha()
+        assert not re.search(r"[{}]|\bNone\b|\.\.| :|\x00", reported.text.replace("{'a': [1]}", "")), reported
 
 
 def test_the_table_has_only_events_that_exist_and_nearly_all_of_them() -> None:

@@ -131,16 +131,16 @@ async def test_every_command_by_role(role: str) -> None:
         ws = await page.talk(await page.sign_in(VIEWER if role == "viewer" else OPERATOR))
         for number, command in enumerate(commands, 1):
             page.bridge.sent.clear()
-            page.bridge.asked.clear()
+            page.bridge.requested.clear()
             await ws.send_json({**command, "id": number})
             answer = await reply(ws, number)
             if role == "operator" or command.get("verb") in READING_VERBS:
                 assert "data" in answer
-                assert len(page.bridge.sent) + len(page.bridge.asked) == 1
+                assert len(page.bridge.sent) + len(page.bridge.requested) == 1
             else:
                 assert "viewer may look only" in str(answer["error"])
                 assert not page.bridge.sent
-                assert not page.bridge.asked
+                assert not page.bridge.requested
 
 
 # --- what attackers send
@@ -283,7 +283,7 @@ def test_no_command_makes_the_socket_fail_and_no_viewers_command_is_sent(
             still_answers()
             if token == VIEWER:
                 assert page.bridge.sent == []
-                assert {verb for verb, _ in page.bridge.asked} <= READING_VERBS
+                assert {verb for verb, _ in page.bridge.requested} <= READING_VERBS
 
         command()
         wait(ws.close())
@@ -297,10 +297,10 @@ async def test_numbers_and_depths_no_device_could_take_are_refused_in_words(text
         ws = await page.talk(await page.sign_in(OPERATOR))
         await ws.send_str(text)
         if "1" * 40 in text:  # beyond 64 bits: taken as the double it is
-            await comes(page.hub, lambda _: bool(page.bridge.asked))
+            await comes(page.hub, lambda _: bool(page.bridge.requested))
         else:
             assert (await reply(ws, 0))["error"]
-            assert page.bridge.asked == []
+            assert page.bridge.requested == []
 
 
 FRAMES = [

@@ -66,24 +66,24 @@ async def test_previews_are_asked_for_only_while_someone_looks(broker: Mosquitto
     async with running(broker.url) as agent, linked(broker, watched) as (bridge, state):
         await comes(lambda: "info" in state.sections, "info")
         await comes(lambda: agent.tick > 10, "ticks")
-        assert asked(agent) == []
+        assert requested(agent) == []
         watched[:] = ["front", "room"]
         bridge.watch_changed.set()
         await comes(lambda: state.stream_views.picture_counts.get("front", 0) >= 3, "three pictures")
         await comes(lambda: "level_db" in state.stream_views.contents.get("room", {}), "a sound level")
-        assert asked(agent)[0] == {"streams": ["front", "room"]}
+        assert requested(agent)[0] == {"streams": ["front", "room"]}
         watched.clear()
         bridge.watch_changed.set()
-        before = len(asked(agent))
+        before = len(requested(agent))
         watched[:] = ["front"]
         bridge.watch_changed.set()
-        await comes(lambda: len(asked(agent)) > before, "watching again")
+        await comes(lambda: len(requested(agent)) > before, "watching again")
         watched.clear()
         bridge.watch_changed.set()
 
 
-def asked(agent: FakeAgent) -> list[object]:
-    return [body for what, body in agent.heard if what == "preview/subscribe"]
+def requested(agent: FakeAgent) -> list[object]:
+    return [body for what, body in agent.received if what == "preview/subscribe"]
 
 
 async def test_commands_are_answered_refused_or_time_out_in_words(broker: Mosquitto) -> None:

@@ -84,8 +84,8 @@ def seen(tick: int, order: Text) -> Observation:
 
 async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mixed(tmp_path: Path) -> None:
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
-    engine, said = engine_of(config), []
-    tuning = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
+    engine, reported = engine_of(config), []
+    tuning = EncoderUpdater(config, engine, lambda kind, data: reported.append((kind, data)))
     order = Text("orders", 0.0, 0, "go left")
     before = await engine.decide(seen(0, order))
     assert not await tuning.sync("language"), "no version yet"
@@ -95,7 +95,7 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
     after = await engine.decide(seen(1, order))
     assert after.encoded == ("orders",), "the same reading is encoded anew"
     assert after.encoder_versions != before.encoder_versions
-    assert said == [
+    assert reported == [
         (
             "encoder_swapped",
             {
@@ -141,11 +141,11 @@ async def test_a_trained_policy_keeps_its_encoder_over_a_promotion_a_restart_and
     first, second = (save_policy(checkpoints, engine, {"orders": version}) for version in (pretrained, tuned))
     acted: list[tuple[str, str]] = []
 
-    async def live_through(engine: TorchEngine, live: str, said: list[tuple[str, Any]]) -> None:
+    async def live_through(engine: TorchEngine, live: str, reported: list[tuple[str, Any]]) -> None:
         checkpoints.promote(live)
         updater = policy_updater(tmp_path, checkpoints, engine)
         await updater.start()
-        encoders = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
+        encoders = EncoderUpdater(config, engine, lambda kind, data: reported.append((kind, data)))
         await encoders.start()
         for tick in range(3):
             decided = await engine.decide(seen(tick, order))
@@ -153,12 +153,14 @@ async def test_a_trained_policy_keeps_its_encoder_over_a_promotion_a_restart_and
             assert not await encoders.sync("language")
         engine.close()
 
-    said: list[tuple[str, Any]] = []
-    await live_through(engine, first, said)
-    assert [kind for kind, _ in said] == ["encoder_on_trial"], "the task's new version waits for a candidate, said once"
-    said.clear()
-    await live_through(paired_engine(config, checkpoints), second, said)
-    assert not said, "the new version acts, from the first tick after the restart"
+    reported: list[tuple[str, Any]] = []
+    await live_through(engine, first, reported)
+    assert [kind for kind, _ in reported] == ["encoder_on_trial"], (
+        "the task's new version waits for a candidate, said once"
+    )
+    reported.clear()
+    await live_through(paired_engine(config, checkpoints), second, reported)
+    assert not reported, "the new version acts, from the first tick after the restart"
     promote(config, 2)
     again = paired_engine(config, checkpoints)
     checkpoints.rollback()
@@ -174,11 +176,11 @@ async def test_without_its_encoder_a_policy_does_not_act_and_the_one_before_does
     first, second = (save_policy(checkpoints, engine, {"orders": version}) for version in versions)
     checkpoints.promote(first)
     checkpoints.promote(second)
-    said: list[tuple[str, Any]] = []
-    updater = policy_updater(tmp_path, checkpoints, engine, said)
+    reported: list[tuple[str, Any]] = []
+    updater = policy_updater(tmp_path, checkpoints, engine, reported)
     await updater.start()
     assert engine.version == first
-    refused = [data for kind, data in said if kind == "checkpoint_refused"]
+    refused = [data for kind, data in reported if kind == "checkpoint_refused"]
     assert [(one["version"], one["reason"]) for one in refused] == [(second, "encoder_missing")]
     assert "encoder language" in refused[0]["detail"]
     engine.close()
@@ -187,11 +189,11 @@ async def test_without_its_encoder_a_policy_does_not_act_and_the_one_before_does
 async def test_an_untrained_policy_has_its_encoder_before_the_first_tick(tmp_path: Path) -> None:
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
     folder = promote(config, 1)
-    engine, said = engine_of(config), []
-    await EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data))).start()
+    engine, reported = engine_of(config), []
+    await EncoderUpdater(config, engine, lambda kind, data: reported.append((kind, data))).start()
     decided = await engine.decide(seen(0, Text("orders", 0.0, 0, "go left")))
     assert decided.encoder_versions["orders"] == find_version(config, engine, folder)
-    assert [kind for kind, _ in said] == ["encoder_swapped"]
+    assert [kind for kind, _ in reported] == ["encoder_swapped"]
     engine.close()
 
 
@@ -227,11 +229,11 @@ def save_policy(checkpoints: Checkpoints, engine: TorchEngine, encoders: dict[st
 
 
 def policy_updater(
-    folder: Path, checkpoints: Checkpoints, engine: TorchEngine, said: list[tuple[str, Any]] | None = None
+    folder: Path, checkpoints: Checkpoints, engine: TorchEngine, reported: list[tuple[str, Any]] | None = None
 ) -> PolicyUpdater:
     def emit(kind: str, data: dict[str, Any]) -> None:
-        if said is not None:
-            said.append((kind, data))
+        if reported is not None:
+            reported.append((kind, data))
 
     experiments = ExperimentController(ExperimentRules(), checkpoints, folder, emit, lambda: 1.0, Quarantine())
     return PolicyUpdater(checkpoints, engine, experiments, LearnerEvents(Outbox(folder / "outbox"), emit, {}), emit)
@@ -239,25 +241,25 @@ def policy_updater(
 
 async def test_a_version_of_another_architecture_is_refused_and_the_encoder_stays(tmp_path: Path) -> None:
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
-    engine, said = engine_of(config), []
+    engine, reported = engine_of(config), []
     version = engine.encoders["language"].version
-    tuning = EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data)))
+    tuning = EncoderUpdater(config, engine, lambda kind, data: reported.append((kind, data)))
     other = open_task("text-classification", tinymodels.bert(tmp_path / "wide", width=64), labels=("x", "y"))
     versions = TaskVersionStore(tuning.folder / "intents")
     versions.promote(versions.add(other, 1))
     assert not await tuning.sync("language")
-    assert said[0][0] == "encoder_refused"
-    assert "the encoder has" in said[0][1]["reason"]
+    assert reported[0][0] == "encoder_refused"
+    assert "the encoder has" in reported[0][1]["reason"]
     assert engine.encoders["language"].version == version
     engine.close()
 
 
 async def test_an_encoder_that_nothing_would_train_is_reported(tmp_path: Path) -> None:
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"), kind="token-classification")
-    engine, said = engine_of(config), []
-    await EncoderUpdater(config, engine, lambda kind, data: said.append((kind, data))).run()
-    assert [kind for kind, _ in said] == ["encoder_without_task"]
-    assert "no classification task" in said[0][1]["reason"]
+    engine, reported = engine_of(config), []
+    await EncoderUpdater(config, engine, lambda kind, data: reported.append((kind, data))).run()
+    assert [kind for kind, _ in reported] == ["encoder_without_task"]
+    assert "no classification task" in reported[0][1]["reason"]
     engine.close()
 
 
@@ -272,26 +274,26 @@ def test_which_task_trains_which_encoder() -> None:
         "intents": TaskSettings(kind="text-classification", stream="orders", model="m"),
         "looks": TaskSettings(kind="text-classification", stream="front", model="v"),
     }
-    taught = encoder_tasks(encoders, tasks, {"orders": "language", "front": "vision", "joints": None})
-    assert taught == {"language": "intents"}, "frozen ones are left alone"
-    assert list(encoders_without_task(encoders, taught)) == ["other"]
+    trained = encoder_tasks(encoders, tasks, {"orders": "language", "front": "vision", "joints": None})
+    assert trained == {"language": "intents"}, "frozen ones are left alone"
+    assert list(encoders_without_task(encoders, trained)) == ["other"]
 
 
 async def test_the_encoder_of_a_version_is_compiled_in_a_process_of_its_own(tmp_path: Path) -> None:
     """The agent may neither measure nor convert while it acts."""
     config = config_of(tmp_path, tinymodels.bert(tmp_path / "model"))
     checkpoints = Checkpoints(config.state_dir / "checkpoints", load_key(config.state_dir))
-    engine, said = paired_engine(config, checkpoints), []
+    engine, reported = paired_engine(config, checkpoints), []
     engine.calibrations = Calibrations(config.state_dir, BackendSettings("openvino", "float32"))
     compile_policy(engine.calibrations, engine.policy, example_inputs(engine.spec), first=True)
     engine.calibrations.convert_here = False
-    engine.compiler = graph_compiler(config, engine, lambda kind, data: said.append((kind, data)))
+    engine.compiler = graph_compiler(config, engine, lambda kind, data: reported.append((kind, data)))
     wanted = find_version(config, engine, promote(config, 1))
     version = save_policy(checkpoints, engine, {"orders": wanted})
     await engine.switch(version)
     decided = await engine.decide(seen(0, Text("orders", 0.0, 0, "go left")))
     assert (decided.policy, decided.encoder_versions["orders"]) == (version, wanted)
-    assert [(kind, data.get("encoder"), data["version"]) for kind, data in said] == [
+    assert [(kind, data.get("encoder"), data["version"]) for kind, data in reported] == [
         ("graph_compiled", "language", wanted),
         ("graph_compiled", None, version),
     ]

@@ -187,9 +187,9 @@ async def test_without_the_signing_key_nothing_untrained_acts(tmp_path: Path) ->
     await bench.updater.start()
     assert bench.engine.version == "untrained"
     assert bench.updater.is_untried
-    told = bench.event("policy_unusable")
-    assert (told["reason"], told["refused"], told["version"]) == ("wrong_signature", 2, bench.versions[1])
-    assert "checkpoint-key.pem" in told["remedy"]
+    received = bench.event("policy_unusable")
+    assert (received["reason"], received["refused"], received["version"]) == ("wrong_signature", 2, bench.versions[1])
+    assert "checkpoint-key.pem" in received["remedy"]
     assert [kind for kind in bench.kinds() if kind != "checkpoint_refused"] == ["policy_unusable", "policy_untrained"]
 
 

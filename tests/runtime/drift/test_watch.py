@@ -25,11 +25,11 @@ class Checkpoints:
     """Goes back to version `first` once."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str | None, str]] = []
+        self.requested: list[tuple[str | None, str]] = []
 
     def rollback(self, *, failing: str | None = None, by: str = "request") -> SimpleNamespace:
-        self.asked.append((failing, by))
-        if len(self.asked) > 1:
+        self.requested.append((failing, by))
+        if len(self.requested) > 1:
             raise CheckpointRefused("none", "missing", "there is nothing to go back to")
         return SimpleNamespace(version="first")
 
@@ -155,7 +155,7 @@ async def test_with_version_before_the_live_version_is_taken_back_once(tmp_path:
     assert {data["stream"] for kind, data in world.events if kind == "drift_noticed"} == {"meter", "front"}
     async with asyncio.timeout(60):
         await world.returned.wait()
-    assert world.checkpoints.asked == [("second", "drift")]
+    assert world.checkpoints.requested == [("second", "drift")]
     back = next(data for kind, data in world.events if kind == "policy_rolled_back")
     assert (back["version"], back["to"], back["by"]) == ("second", "first", "drift")
     running.cancel()

@@ -112,30 +112,30 @@ def test_a_confirmed_decision_becomes_a_demonstration_and_another_answer_gets_a_
     one, events = asking()
     usual(one)
     one.ticked(ticked(MIN_MARGINS, 0.001))
-    asked = events[0]["id"]
+    requested = events[0]["id"]
     store = Store(tmp_path / "experience")
-    assert store.append(Transition("s", MIN_MARGINS, asked, 1.0, "v1", actions={"head": "left"}))
-    said: list[dict[str, Any]] = []
+    assert store.append(Transition("s", MIN_MARGINS, requested, 1.0, "v1", actions={"head": "left"}))
+    reported: list[dict[str, Any]] = []
     feedback = Feedback(
         store,
         SimpleNamespace(),  # type: ignore[arg-type] - no reward comes
         SimpleNamespace(names=lambda: frozenset({"label:mallory"})),  # type: ignore[arg-type]
         one,
-        lambda _, data: said.append(data),
+        lambda _, data: reported.append(data),
         (TopicReward(name="r", kind="topic"),),
         frozenset({"intents"}),
         lambda: 0.0,
         lambda: 0.0,
     )
 
-    def answer(label: str, decision: str = asked, source: str = "anna") -> None:
+    def answer(label: str, decision: str = requested, source: str = "anna") -> None:
         feedback.label(orjson.dumps({"task": "head", "label": label, "id": decision, "source": source}))
 
     answer("left", source="mallory")
     answer("right")
     answer("left", decision="s-1")
     assert feedback.counts == {"label_quarantined": 1, "label_action_mismatch": 1, "label_unknown_task": 1}
-    assert "override/head" in said[0]["reason"]
+    assert "override/head" in reported[0]["reason"]
     answer("left")
     assert store.flush()
     (row,) = Reader(tmp_path / "experience").newest(1)

@@ -36,10 +36,10 @@ async def test_a_hostile_source_is_named_and_its_rewards_count_no_more(tmp_path:
     stage = Stage(tmp_path, 0, {"good": Script()}, sends=with_a_liar)
     await stage.promote("good")
     await stage.run(240.0, until=lambda: "source_quarantined" in stage.kinds())
-    told = stage.event("source_quarantined")
-    assert (told["source"], told["kind"], told["against"]) == ("liar", "rewards", ["world"])
-    assert told["discordant"] > 0.6
-    assert stage.store.kept == {"liar"}
+    received = stage.event("source_quarantined")
+    assert (received["source"], received["kind"], received["against"]) == ("liar", "rewards", ["world"])
+    assert received["discordant"] > 0.6
+    assert stage.store.retained == {"liar"}
     honest, stored = stage.feedback.counts["reward"], stage.store.taken["liar"]
     await stage.run(20.0)
     assert stage.feedback.counts["reward_quarantined"] > 20
@@ -73,11 +73,11 @@ async def test_state_survives_a_restart_and_a_person_releases(tmp_path: Path) ->
     await asyncio.wait([running])
     fresh = KeptStore()
     again = sources(tmp_path, fresh, events)
-    assert fresh.kept == {"label:paul"}
+    assert fresh.retained == {"label:paul"}
     assert again.figures() == {"quarantined": ["label:paul"], "released": []}
     assert again.release("label:paul")
     assert not again.release("label:paul")
-    assert fresh.kept == set()
+    assert fresh.retained == set()
     again.report({"source": "label:paul"})  # a person vouched for it
     again.file.write()
     assert sources(tmp_path, KeptStore(), events).figures() == {"quarantined": [], "released": ["label:paul"]}
@@ -99,7 +99,7 @@ async def test_two_of_equal_weight_are_reported_once_in_a_while(tmp_path: Path) 
     await stage.promote("good")
     await stage.run(300.0)
     assert stage.kinds().count("sources_disagree") == 1
-    assert stage.store.kept == set()
+    assert stage.store.retained == set()
 
 
 def test_quarantine_takes_rewards_and_labels_out_of_the_real_store_and_back(tmp_path: Path) -> None:

@@ -168,13 +168,13 @@ def undying_wish() -> Patch:
     disconnected, go_safe = Gate.disconnected, Gate.go_safe
 
     def keep(method: Any) -> Any:
-        def kept(self: Gate, *args: Any) -> Any:
+        def stored(self: Gate, *args: Any) -> Any:
             wanted = self._arming.wanted
             decisions = method(self, *args)
             self._arming.wanted = wanted
             return decisions
 
-        return kept
+        return stored
 
     return lambda: _both(
         mock.patch.object(Gate, "disconnected", keep(disconnected)), mock.patch.object(Gate, "go_safe", keep(go_safe))
@@ -269,8 +269,8 @@ def steps_until_noticed(patch: Patch, most: int) -> tuple[int | None, str]:
     if not problems:
         return None, ""
     lines = problems[0].splitlines()
-    said = [line.split("Error: ", 1)[1] for line in lines if "BrokenPromiseError: " in line]
-    return taken, said[0][:90] if said else lines[-1][:90]
+    reported = [line.split("Error: ", 1)[1] for line in lines if "BrokenPromiseError: " in line]
+    return taken, reported[0][:90] if reported else lines[-1][:90]
 
 
 def main() -> int:
@@ -281,9 +281,9 @@ def main() -> int:
     wrong = 0
     print("| mending taken away | steps until noticed | what was noticed |\n|---|---:|---|", flush=True)
     for name in (name for name in MENDINGS if any(name.startswith(each) for each in chosen)):
-        taken, said = steps_until_noticed(MENDINGS[name](), most)
+        taken, reported = steps_until_noticed(MENDINGS[name](), most)
         wrong += (taken is None) != (name == "none")
-        print(f"| {name} | {taken if taken is not None else f'not in {most:,}'} | {said} |", flush=True)
+        print(f"| {name} | {taken if taken is not None else f'not in {most:,}'} | {reported} |", flush=True)
     return int(wrong > 0)
 
 

@@ -14,10 +14,10 @@ def refused(rule: str | None = "overridden", actuator: str = "head", *, rule_cha
 
 def test_the_first_is_reported_at_once_and_the_same_again_with_its_count() -> None:
     throttle = EventThrottle()
-    told = [throttle.event(refused(), n * 0.1) for n in range(250)]  # 25 s at 10 Hz
-    said = [(n / 10, data["count"]) for n, data in enumerate(told) if data is not None]
-    assert said == [(0.0, 1), (10.0, 100), (20.0, 100)]
-    assert told[0] == {"actuator": "head", "rule": "overridden", "reason": "a person acts", "count": 1}
+    received = [throttle.event(refused(), n * 0.1) for n in range(250)]  # 25 s at 10 Hz
+    reported = [(n / 10, data["count"]) for n, data in enumerate(received) if data is not None]
+    assert reported == [(0.0, 1), (10.0, 100), (20.0, 100)]
+    assert received[0] == {"actuator": "head", "rule": "overridden", "reason": "a person acts", "count": 1}
 
 
 def test_other_rules_and_actuators_are_reported_for_themselves() -> None:
@@ -41,8 +41,8 @@ def test_what_stays_in_force_is_counted_and_no_news() -> None:
 
 def test_names_that_are_not_configured_cannot_fill_the_memory() -> None:
     throttle = EventThrottle()
-    told = [throttle.event(refused("unknown_actuator", f"x{n}"), 0.0) for n in range(1_000)]
-    assert sum(data is not None for data in told) == 1
+    received = [throttle.event(refused("unknown_actuator", f"x{n}"), 0.0) for n in range(1_000)]
+    assert sum(data is not None for data in received) == 1
     assert len(throttle._kinds) == 1
 
 

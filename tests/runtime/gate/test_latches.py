@@ -54,19 +54,19 @@ async def test_a_write_that_was_cancelled_is_made_up_for_at_the_end(
         real(path, content)
 
     monkeypatch.setattr(latches, "save", save)
-    stopped, heard = [False], list[str]()
+    stopped, received = [False], list[str]()
     writer = latches.LatchWriter(path, lambda: {"stopped": stopped[0]})
-    writer.changed(lambda error: heard.append(f"first {error}"))
+    writer.changed(lambda error: received.append(f"first {error}"))
     running = asyncio.create_task(writer.run())
     await asyncio.to_thread(begun.wait, 60)
     stopped[0] = True
-    writer.changed(lambda error: heard.append(f"stop {error}"))
+    writer.changed(lambda error: received.append(f"stop {error}"))
     running.cancel()
     slow.set()
     await asyncio.wait([running])
     await writer.finish()
     assert latches.load(path) == {"stopped": True}
-    assert heard == ["first None", "stop None"]
+    assert received == ["first None", "stop None"]
 
 
 async def test_the_last_write_waits_for_one_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

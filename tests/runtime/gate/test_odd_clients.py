@@ -107,16 +107,16 @@ async def test_a_message_with_a_repeated_key_allows_nothing(
 async def test_a_request_for_a_huge_or_odd_answer_ends_no_connection(
     tmp_path: Path, broker: Mosquitto, long: str
 ) -> None:
-    asked = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    asked.ResponseTopic = TOPICS("response") + "/" + ("x" * 60_000 if long == "topic" else "x")
-    asked.CorrelationData = b"c" * (60_000 if long == "correlation" else 1)
-    asked.UserProperty = [("k" * 50, "v" * 50)] * (500 if long == "properties" else 1)
+    requested = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    requested.ResponseTopic = TOPICS("response") + "/" + ("x" * 60_000 if long == "topic" else "x")
+    requested.CorrelationData = b"c" * (60_000 if long == "correlation" else 1)
+    requested.UserProperty = [("k" * 50, "v" * 50)] * (500 if long == "properties" else 1)
     async with world_of(tmp_path, broker) as world:
         await world.armed()
         connects = world.host.safety.connects, world.host.connection.connects
         async with aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as client:
             for topic in ("request/arm", "request/nothing", "override/head", "stop"):
-                await client.publish(TOPICS(*topic.split("/")), STOP, 1, properties=asked)
+                await client.publish(TOPICS(*topic.split("/")), STOP, 1, properties=requested)
         await eventually(lambda: world.host.gate.stopped, "the stop")
         await settled(world)
         assert (world.host.safety.connects, world.host.connection.connects) == connects
@@ -281,6 +281,6 @@ def test_latches_of_any_content_arm_nothing_and_free_nothing(content: Any, mode:
     gate.restore(content if isinstance(content, dict) else latches.UNREADABLE)
     assert not gate.armed
     assert MODES.index(gate.modes["head"]) <= MODES.index(mode)
-    said = isinstance(content, dict) and content.get("stopped") is False
-    assert gate.stopped or said, "whatever is no clear `false` is a stop"
+    reported = isinstance(content, dict) and content.get("stopped") is False
+    assert gate.stopped or reported, "whatever is no clear `false` is a stop"
     assert orjson.loads(orjson.dumps(gate.latches))["configured"] == mode

@@ -97,10 +97,10 @@ async def test_a_stop_is_latched_again_after_a_release_that_only_the_gate_receiv
 ) -> None:
     world = World(tmp_path, broker.port)
     running = asyncio.create_task(world.listener.run())
-    world.listener.heard(message(b'{"engaged": true}'))
+    world.listener.received(message(b'{"engaged": true}'))
     await eventually(lambda: world.latch.read() is not None, "the latch")
     world.latch.remove()
-    world.listener.heard(message(b"ON"))
+    world.listener.received(message(b"ON"))
     await eventually(lambda: world.latch.read() is not None, "the latch of the second stop")
     world.listener.ended.set()
     await running

@@ -252,13 +252,13 @@ async def test_deep_and_large_messages_are_refused_and_counted(tmp_path: Path, b
     "response", ["reflexd/tester/stop", "reflexd/tester/act/head/set", "reflexd/tester/response/../stop", "reflexd/tester/request/arm", "$SYS/x", "reflexd/tester/responses/x", "reflexd/tester/response", "/"]
 )  # fmt: skip
 async def test_an_answer_never_becomes_a_command(tmp_path: Path, broker: Mosquitto, response: str) -> None:
-    asked = Properties(PacketTypes.PUBLISH)
-    asked.ResponseTopic = response
-    asked.CorrelationData = b'{"engaged": true}' * 3_000
+    requested = Properties(PacketTypes.PUBLISH)
+    requested.ResponseTopic = response
+    requested.CorrelationData = b'{"engaged": true}' * 3_000
     async with world_of(tmp_path, broker, gate=SETTINGS["gate"] | {"arm": "request"}) as world:
         async with aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as client:
             for verb in ("arm", "disarm", "mode", "no-such-verb"):
-                await client.publish(TOPICS("request", verb), b"", 1, properties=asked)
+                await client.publish(TOPICS("request", verb), b"", 1, properties=requested)
         await settled(world)
         assert not world.host.gate.stopped
         assert [

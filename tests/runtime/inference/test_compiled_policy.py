@@ -64,10 +64,10 @@ def test_the_graphs_of_old_checkpoints_go_and_the_first_stays(tmp_path: Path) ->
     calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
     for seed in range(compiled_policy.MAX_GRAPHS + 3):
         compiled_policy.compile_policy(calibrations, policy(seed), example(), first=seed == 0)
-    kept = [path.name for path in (tmp_path / "openvino").iterdir()]
-    assert sum(name.startswith(compiled_policy.LATER) for name in kept) == compiled_policy.MAX_GRAPHS
-    assert any(compiled_policy.digest(policy(compiled_policy.MAX_GRAPHS + 2)) in name for name in kept)
-    assert any(compiled_policy.digest(policy(0)) in name for name in kept)
+    stored = [path.name for path in (tmp_path / "openvino").iterdir()]
+    assert sum(name.startswith(compiled_policy.LATER) for name in stored) == compiled_policy.MAX_GRAPHS
+    assert any(compiled_policy.digest(policy(compiled_policy.MAX_GRAPHS + 2)) in name for name in stored)
+    assert any(compiled_policy.digest(policy(0)) in name for name in stored)
 
 
 def test_graphs_that_cannot_be_removed_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

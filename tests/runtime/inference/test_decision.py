@@ -33,9 +33,9 @@ def test_the_probabilities_of_all_choices_sum_to_one_and_hold_that_of_the_chosen
         out = heads.act(torch.randn(1, 4), generator=torch.Generator().manual_seed(seed), explore=explore)
         choices, (actions, _) = choices_of(SPEC, out), actions_of(SPEC, out)
         assert set(choices) == {"head", "lamp"}
-        for name, told in choices.items():
-            assert sum(told.values()) == pytest.approx(1.0, abs=1e-6)
-            assert told[str(actions[name].value)] == actions[name].probability
+        for name, received in choices.items():
+            assert sum(received.values()) == pytest.approx(1.0, abs=1e-6)
+            assert received[str(actions[name].value)] == actions[name].probability
         if algorithm == "dqn" and explore == 0.3:
             assert min(choices["head"].values()) == pytest.approx(0.1), "exploration is part of it"
 
@@ -62,11 +62,11 @@ def compared(recorded: dict[str, Any], now: InferenceResult) -> bool:
 
 
 def test_a_replay_compares_them_where_they_were_recorded() -> None:
-    told = decided().actions_message()
-    assert compared(told, decided())
+    received = decided().actions_message()
+    assert compared(received, decided())
     assert compared(
-        {name: {k: action[k] for k in ("value", "probability")} for name, action in told.items()}, decided()
+        {name: {k: action[k] for k in ("value", "probability")} for name, action in received.items()}, decided()
     )
-    assert not compared(told, decided(choices={"head": {"left": 0.5, "stay": 0.3, "right": 0.2}}))
-    assert not compared({"head": told["head"]}, decided()), "an action that was not recorded"
-    assert not compared(told, decided(actions={"head": Action("left", 0.5), "arm": Action((0.5,), 1.5)}))
+    assert not compared(received, decided(choices={"head": {"left": 0.5, "stay": 0.3, "right": 0.2}}))
+    assert not compared({"head": received["head"]}, decided()), "an action that was not recorded"
+    assert not compared(received, decided(actions={"head": Action("left", 0.5), "arm": Action((0.5,), 1.5)}))

@@ -287,8 +287,8 @@ async def test_loaded_weights_act_and_a_refused_checkpoint_changes_nothing(engin
     engine.load_weights = refuse
     with pytest.raises(OSError, match="torn"):
         await engine.load("000003-0000000a")
-    kept = (await engine.decide(observation)).scores["head"]
-    assert kept == pytest.approx(after.scores["head"], abs=1e-5)
+    stored = (await engine.decide(observation)).scores["head"]
+    assert stored == pytest.approx(after.scores["head"], abs=1e-5)
 
 
 async def test_the_history_is_fused_again_by_new_weights(engine: Engine, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ while True:
 class World:
     client: ModelsClient
     path: Path
-    heard: list[Any] = field(default_factory=list)
+    received: list[Any] = field(default_factory=list)
     degraded: dict[str, str] = field(default_factory=dict)
     clock: list[float] = field(default_factory=list)
     """Its last entry is now."""
@@ -79,10 +79,10 @@ async def world_of(
 ) -> AsyncIterator[World]:
     """A client that runs."""
     given: dict[str, Any] = {"kind": "text-classification", "stream": "orders", "model": "m", "labels": ("a", "b")}
-    heard: list[Any] = []
+    received: list[Any] = []
 
-    def take(*said: Any) -> None:
-        heard.append(said[0] if len(said) == 1 else said)
+    def take(*reported: Any) -> None:
+        received.append(reported[0] if len(reported) == 1 else reported)
 
     path, degraded, clock = socket_path(folder), dict[str, str](), [100.0]
     callbacks = Callbacks(take, take, take, take, take)
@@ -94,7 +94,7 @@ async def world_of(
         speech=speech,
         clock=lambda: clock[-1],
     )
-    world = World(client, path, heard, degraded, clock)
+    world = World(client, path, received, degraded, clock)
     running = asyncio.create_task(client.run())
     await eventually(path.exists, "the socket")
     try:
@@ -125,7 +125,7 @@ async def test_readings_go_to_the_process_and_results_and_questions_come_back(tm
         server = asyncio.create_task(ModelsServer(world.client.tasks).serve(world.path))
         world.say("go now")
         await eventually(lambda: world.client.counts["done"] == 1, "the answer")
-        result, question = world.heard
+        result, question = world.received
         assert isinstance(result, Result)
         assert (result.version, result.decision, result.stream) == (version.name, "s-1", "orders")
         assert result.prediction.value == wanted.value
@@ -147,7 +147,7 @@ SPEECH = {"orders": TextSettings(kind="text", source="speech:room")}
 class Ears:
     """Stands for the callbacks of the agent; holds what they receive."""
 
-    heard: list[TranscribedUtterance] = field(default_factory=list)
+    received: list[TranscribedUtterance] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
@@ -155,7 +155,7 @@ class Ears:
         return SpeechClient(
             SPEECH,
             SpeechCallbacks(
-                self.heard.append, lambda *one: self.refused.append(one), lambda *one: self.failed.append(one)
+                self.received.append, lambda *one: self.refused.append(one), lambda *one: self.failed.append(one)
             ),
         )
 
@@ -196,12 +196,12 @@ async def test_sound_goes_to_the_process_and_words_and_counts_come_back(
             )
             assert np.all(piece.samples == np.float32(number / 10))
         words = ({"word": "go", "confidence": 0.5},)
-        heard = TranscribedUtterance("orders", "room", "m", Transcript("go", 0.5, 0.1, words), 50.0, 50.5, 0.2)
-        server.speech.callbacks.transcribed(heard)
+        received = TranscribedUtterance("orders", "room", "m", Transcript("go", 0.5, 0.1, words), 50.0, 50.5, 0.2)
+        server.speech.callbacks.transcribed(received)
         server.speech.callbacks.refused("orders", "no_speech")
         server.speech.counts.update(done=1, invented=2)
         await eventually(lambda: speech.counts["done"] == 1, "the counts, which come with a beat")
-        assert ears.heard == [heard]
+        assert ears.received == [received]
         assert ears.refused == [("orders", "no_speech")]
         assert speech.counts["garbage"] == 2
         serving.cancel()
@@ -241,7 +241,7 @@ async def test_sound_that_the_process_does_not_read_is_dropped_and_odd_transcrip
         ]
         for answer in [*odd, right | {"transcript": transcript}]:
             writer.write(packed(answer))
-        await eventually(lambda: len(ears.heard) == 1, "the transcript in order")
+        await eventually(lambda: len(ears.received) == 1, "the transcript in order")
         assert world.client.counts["garbage"] == len(odd)
         assert world.client.connected
         writer.close()
@@ -305,7 +305,7 @@ async def test_garbage_ends_the_connection_and_nothing_else(tmp_path: Path, garb
         link.sendall(garbage)
         await eventually(lambda: world.client.counts["garbage"] == 1 and not world.client.connected, "the end of it")
         link.close()
-        assert world.heard == []
+        assert world.received == []
 
 
 def numbered(answer: dict[str, Any], header: Any) -> bytes:
@@ -342,7 +342,7 @@ async def test_an_odd_answer_is_counted_and_the_connection_stays(tmp_path: Path)
         assert (await offer_of(reader))["number"] != header["number"], "the next reading goes out"
         await eventually(lambda: world.client.counts["garbage"] == len(ODD) + 1, "all of them")
         assert world.client.connected
-        assert world.heard == []
+        assert world.received == []
         writer.close()
 
 
@@ -356,13 +356,13 @@ async def test_answers_to_a_reading_of_a_former_connection_are_ignored(tmp_path:
         reader, writer = await asyncio.open_unix_connection(world.path)
         world.say("two")
         second = await offer_of(reader)
-        asked = {"is": "question", "id": "s", "confidence": 0.3, "candidates": {}}
+        requested = {"is": "question", "id": "s", "confidence": 0.3, "candidates": {}}
         done = {"is": "done", "counts": {"done": 1}}
         for header in (first, second):
-            writer.write(numbered(asked, header) + numbered(done, header))
-        writer.write(numbered(asked, second))
+            writer.write(numbered(requested, header) + numbered(done, header))
+        writer.write(numbered(requested, second))
         await eventually(lambda: world.client.counts["stale"] == 3, "the answers")
-        (question,) = world.heard
+        (question,) = world.received
         assert question.reading.text == "two"
         assert world.client.counts["done"] == 1
         assert world.client.connected
@@ -392,10 +392,10 @@ async def test_half_an_answer_ends_with_its_process(tmp_path: Path) -> None:
         world.say("where is the door?")
         header = await offer_of(reader)
         writer.write(numbered({"is": "speech", "piece": "The door is ", "final": False}, header))
-        await eventually(lambda: len(world.heard) == 1, "the first half")
+        await eventually(lambda: len(world.received) == 1, "the first half")
         writer.close()
-        await eventually(lambda: len(world.heard) == 2, "the end")
-        assert world.heard[1] == Speech("intents", "", final=True, lost=True)
+        await eventually(lambda: len(world.received) == 2, "the end")
+        assert world.received[1] == Speech("intents", "", final=True, lost=True)
 
 
 async def test_a_reading_of_numpy_numbers_crosses_and_an_odd_one_is_refused(tmp_path: Path) -> None:
@@ -471,8 +471,8 @@ async def test_speech_failures_and_refusals_are_passed_on(tmp_path: Path) -> Non
         ):
             writer.write(packed(common | answer))
         await eventually(lambda: world.client.counts["failed"] == 2, "the answers")
-        said = [Speech("intents", "Hel", final=False), ("intents", "no such model"), ("intents", "no spans", 3)]
-        assert world.heard == said
+        reported = [Speech("intents", "Hel", final=False), ("intents", "no such model"), ("intents", "no spans", 3)]
+        assert world.received == reported
         writer.close()
 
 

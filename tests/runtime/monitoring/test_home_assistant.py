@@ -160,9 +160,9 @@ def test_before_any_health_the_state_is_complete_and_stopped_is_stopped(config: 
 
 def test_info_names_everything_and_no_secret() -> None:
     config = load(ROOT / "configs" / "demo.yaml").config
-    told = describe(config, version="1", policy="p")
-    assert set(told["streams"]) == set(config.streams)
-    assert told["actuators"]["head"]["choices"] == ["left", "stay", "right"]
+    received = describe(config, version="1", policy="p")
+    assert set(received["streams"]) == set(config.streams)
+    assert received["actuators"]["head"]["choices"] == ["left", "stay", "right"]
     assert public_source(f"rtsp://user:{canaries.RTSP}@cam:554/1?token={canaries.QUERY}") == "rtsp://cam:554/1"
     assert public_source(0) == 0
     assert public_source("topic:a/b") == "topic:a/b"

@@ -23,21 +23,21 @@ CONFIG = load(Path(__file__).parents[3] / "configs" / "home.yaml").config
 @asynccontextmanager
 async def up(broker: Mosquitto, name: str, *filters: str) -> AsyncIterator[tuple[Connection, asyncio.Queue[Message]]]:
     link = Connection(Address("127.0.0.1", broker.port), name)
-    heard: asyncio.Queue[Message] = asyncio.Queue()
+    received: asyncio.Queue[Message] = asyncio.Queue()
     for each in filters:
-        link.subscribe(each, heard.put_nowait, retained="send")
+        link.subscribe(each, received.put_nowait, retained="send")
     task = asyncio.create_task(link.run())
     try:
         await asyncio.wait_for(link.up(), 60)
-        yield link, heard
+        yield link, received
     finally:
         task.cancel()
         await asyncio.wait([task])
 
 
-async def next_on(heard: asyncio.Queue[Message], topic: str) -> Message:
+async def next_on(received: asyncio.Queue[Message], topic: str) -> Message:
     async with asyncio.timeout(60):
-        while (message := await heard.get()).topic != topic:
+        while (message := await received.get()).topic != topic:
             pass
     return message
 
@@ -47,7 +47,7 @@ async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(b
     health = {"policy": "000002", "mode": "shadow", "tick": {"p50_ms": 12.0}}
     async with (
         up(broker, "agent") as (link, _),
-        up(broker, "home", "homeassistant/#", "reflexd/home/homeassistant/state") as (ha, heard),
+        up(broker, "home", "homeassistant/#", "reflexd/home/homeassistant/state") as (ha, received),
     ):
         outcomes = {"lamp": ipc.Outcome(True, None, "ON", "policy")}
         gate = SimpleNamespace(latest=ipc.GateVerdict("d", True, False, {}, outcomes))
@@ -55,13 +55,13 @@ async def test_home_assistant_hears_who_is_there_how_it_is_and_when_it_is_gone(b
         link.subscribe(BIRTH_TOPIC, announcer.home_assistant_started)
         link.subscribe("reflexd/home/status", announcer.status_changed, retained="send")
         task = asyncio.create_task(announcer.run())
-        assert json.loads((await next_on(heard, discovery.topic)).payload)["dev"]["ids"] == ["reflexd_home"]
-        state = json.loads((await next_on(heard, discovery.state_topic)).payload)
+        assert json.loads((await next_on(received, discovery.topic)).payload)["dev"]["ids"] == ["reflexd_home"]
+        state = json.loads((await next_on(received, discovery.state_topic)).payload)
         assert (state["policy"], state["actions"]) == ("000002", {"lamp": "ON"})
         ha.enqueue("reflexd/home/status", b'{"state": "online"}', qos=1, retain=True)
         ha.enqueue("homeassistant/status", b"online", qos=1)
-        await next_on(heard, discovery.topic)
-        assert json.loads((await next_on(heard, discovery.state_topic)).payload)["status"] == "online"
+        await next_on(received, discovery.topic)
+        assert json.loads((await next_on(received, discovery.state_topic)).payload)["status"] == "online"
         task.cancel()
         await asyncio.wait([task])
 
@@ -74,14 +74,14 @@ async def test_state_comes_at_its_pace_and_no_faster(broker: Mosquitto) -> None:
         asked_s.append(time.monotonic())
         return {}
 
-    async with up(broker, "agent") as (link, _), up(broker, "home", discovery.state_topic) as (_, heard):
+    async with up(broker, "agent") as (link, _), up(broker, "home", discovery.state_topic) as (_, received):
         task = asyncio.create_task(
             Announcer(
                 discovery, link, SimpleNamespace(payload=health), SimpleNamespace(latest=None), period_s=0.2
             ).run()
         )
         for _ in range(2):
-            await next_on(heard, discovery.state_topic)
+            await next_on(received, discovery.state_topic)
         task.cancel()
         await asyncio.wait([task])
     assert min(later_s - before_s for before_s, later_s in pairwise(asked_s)) > 0.15

@@ -153,8 +153,8 @@ def test_rules_and_dashboard_are_made_of_metrics_that_exist() -> None:
     ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids)
     assert board["templating"]["list"][0]["type"] == "datasource", "whoever imports the board chooses"
-    asked = [source for panel in board["panels"] for source in (panel, *panel["targets"])]
-    assert {source["datasource"]["uid"] for source in asked} == {"${datasource}"}
+    requested = [source for panel in board["panels"] for source in (panel, *panel["targets"])]
+    assert {source["datasource"]["uid"] for source in requested} == {"${datasource}"}
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is missing: apt-get install prometheus")

@@ -170,14 +170,14 @@ async def test_nobody_takes_over_the_gates_session_by_its_identifier(guarded: Mo
 
 @pytest.mark.parametrize("qos", [0, 1])
 async def test_a_stop_of_any_qos_is_stored_while_the_second_listener_is_away(guarded: Mosquitto, qos: int) -> None:
-    heard: list[Message] = []
+    received: list[Message] = []
     login = Credentials(username="gate-stop", password=SecretStr(f"{canaries.MQTT}-gate-stop"))
     listener = Connection(Address("127.0.0.1", guarded.port, login), "gate-stop", session_s=60)
-    listener.subscribe("reflexd/demo/stop", heard.append)
+    listener.subscribe("reflexd/demo/stop", received.append)
     async with running(listener):
         pass
     async with client(guarded, "page") as page:
         await page.publish("reflexd/demo/stop", b'{"engaged": true}', qos)
     async with running(listener):
-        await eventually(lambda: bool(heard))
-    assert heard[0].resumed
+        await eventually(lambda: bool(received))
+    assert received[0].resumed

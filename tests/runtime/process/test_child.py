@@ -118,10 +118,10 @@ def test_an_idle_child_gives_way_from_its_first_moment() -> None:
 async def test_a_child_that_no_restart_helps_is_not_started_again() -> None:
     assert CANNOT_START == REFUSED_EXIT
     code = f"raise SystemExit({CANNOT_START})"
-    kept = Child(Spec("bad", (sys.executable, "-S", "-c", code)))
+    stored = Child(Spec("bad", (sys.executable, "-S", "-c", code)))
     with pytest.raises(RestartLimitExceeded, match="bad cannot start; its log names the file"):
-        await kept.supervise()
-    assert kept.restarts == 0
+        await stored.supervise()
+    assert stored.restarts == 0
 
 
 def test_the_agent_ends_at_once_with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
@@ -148,25 +148,25 @@ def test_the_agent_ends_at_once_with_a_key_that_cannot_be_used(tmp_path: Path) -
 
 async def test_a_failing_child_is_restarted_and_given_up() -> None:
     seen: list[tuple[str, int, int]] = []
-    kept = Child(
+    stored = Child(
         Spec("bad", (sys.executable, "-S", "-c", "raise SystemExit(9)")),
         restarted=lambda name, code, count: seen.append((name, code, count)),
     )
     begun_s = time.monotonic()
     with pytest.raises(RestartLimitExceeded, match="bad failed 6 times within 60 s, last with exit code 9"):
-        await kept.supervise()
+        await stored.supervise()
     assert seen == [("bad", 9, n) for n in range(1, 6)]
     assert time.monotonic() - begun_s > 0.1 + 0.2 + 0.4 + 0.8 + 1.6 - 0.01
 
 
 async def test_a_child_that_is_not_essential_never_ends_the_daemon() -> None:
-    kept = Child(
+    stored = Child(
         Spec("page", (sys.executable, "-S", "-c", "raise SystemExit(9)"), grace_s=5, essential=False), patience_s=0.1
     )
-    task = asyncio.create_task(kept.supervise())
-    await eventually(lambda: kept.restarts >= 8)
+    task = asyncio.create_task(stored.supervise())
+    await eventually(lambda: stored.restarts >= 8)
     assert not task.done()
-    await kept.stop()
+    await stored.stop()
     await task
     specs = {spec.name: spec.essential for spec in table(settings_with_a_page(), Path("x.yaml"))}
     assert specs["agent"]
@@ -186,19 +186,19 @@ async def test_a_machine_without_resources_does_not_end_the_daemon_because_of_a_
         attempts += 1
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    kept = Child(Spec("models", ("sleep", "60"), grace_s=5, essential=False), patience_s=0.01)
+    stored = Child(Spec("models", ("sleep", "60"), grace_s=5, essential=False), patience_s=0.01)
     with monkeypatch.context() as patch:
         if cause == "pidfd_open":
             patch.setattr(children, "os", SimpleNamespace(pidfd_open=refuse, environ=os.environ, pathsep=os.pathsep))
         else:
             patch.setattr(asyncio, cause, refuse)
-        task = asyncio.create_task(kept.supervise())
+        task = asyncio.create_task(stored.supervise())
         await eventually(lambda: attempts >= 3 or task.done())
-        assert kept.is_failing()
+        assert stored.is_failing()
         with pytest.raises(BlockingIOError):
             await Child(Spec("agent", ("sleep", "60"))).supervise()
-    await eventually(lambda: kept._pidfd is not None)
-    await kept.stop()
+    await eventually(lambda: stored._pidfd is not None)
+    await stored.stop()
     await task
 
 
@@ -206,15 +206,15 @@ async def test_a_restart_for_new_settings_does_not_wait_for_the_next_attempt(tmp
     """A helper that fails too often waits for a minute; settings that mend it are taken at once."""
     mended = tmp_path / "mended"
     command = ("sh", "-c", f"[ -e {mended} ] && exec sleep 60; exit {CANNOT_START}")
-    kept = Child(Spec("models", command, grace_s=5, essential=False), patience_s=3_600.0)
-    task = asyncio.create_task(kept.supervise())
-    await eventually(lambda: kept.restarts == 1)
-    assert kept.is_failing()
+    stored = Child(Spec("models", command, grace_s=5, essential=False), patience_s=3_600.0)
+    task = asyncio.create_task(stored.supervise())
+    await eventually(lambda: stored.restarts == 1)
+    assert stored.is_failing()
     mended.touch()
-    kept.restart()
-    await eventually(lambda: kept._pidfd is not None)
-    assert not kept.planned, "the next failure counts"
-    await kept.stop()
+    stored.restart()
+    await eventually(lambda: stored._pidfd is not None)
+    assert not stored.planned, "the next failure counts"
+    await stored.stop()
     await task
 
 
@@ -231,29 +231,29 @@ def settings_with_a_page() -> Config:
 
 
 async def test_stopping_ends_a_back_off_at_once() -> None:
-    kept = Child(Spec("bad", (sys.executable, "-S", "-c", "raise SystemExit(9)"), grace_s=5))
-    task = asyncio.create_task(kept.supervise())
-    await eventually(lambda: kept.restarts == 4)
+    stored = Child(Spec("bad", (sys.executable, "-S", "-c", "raise SystemExit(9)"), grace_s=5))
+    task = asyncio.create_task(stored.supervise())
+    await eventually(lambda: stored.restarts == 4)
     begun_s, contention = time.monotonic(), Contention()
-    await kept.stop()
+    await stored.stop()
     assert time.monotonic() - begun_s < 0.8 + contention.s
     await task
 
 
 async def test_a_planned_restart_is_no_failure_and_a_frozen_child_can_be_stopped() -> None:
-    kept = Child(Spec("good", ("sleep", "60"), grace_s=5))
-    task = asyncio.create_task(kept.supervise())
-    await eventually(lambda: kept.process is not None)
-    first = kept.process
+    stored = Child(Spec("good", ("sleep", "60"), grace_s=5))
+    task = asyncio.create_task(stored.supervise())
+    await eventually(lambda: stored.process is not None)
+    first = stored.process
     assert first is not None
-    kept.restart()
-    await eventually(lambda: kept.process is not first)
-    assert kept.restarts == 0
-    assert kept.process is not None
-    os.kill(kept.process.pid, signal.SIGSTOP)
-    await kept.stop()
+    stored.restart()
+    await eventually(lambda: stored.process is not first)
+    assert stored.restarts == 0
+    assert stored.process is not None
+    os.kill(stored.process.pid, signal.SIGSTOP)
+    await stored.stop()
     await task
-    assert kept.process.returncode == -signal.SIGTERM
+    assert stored.process.returncode == -signal.SIGTERM
 
 
 def test_exit_codes_in_words() -> None:
@@ -271,14 +271,14 @@ def test_the_usual_children() -> None:
 
 
 def test_the_steps_before_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[tuple[int, signal.Signals]] = []
+    requested: list[tuple[int, signal.Signals]] = []
     ran: list[tuple[str, list[str]]] = []
 
     def exec_nothing(file: str, arguments: list[str]) -> None:
         ran.append((file, arguments))
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(child, "die_with", lambda parent, number: asked.append((parent, number)) or True)
+    monkeypatch.setattr(child, "die_with", lambda parent, number: requested.append((parent, number)) or True)
     monkeypatch.setattr(os, "execvp", exec_nothing)
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -286,7 +286,7 @@ def test_the_steps_before_the_command(monkeypatch: pytest.MonkeyPatch, capsys: p
     finally:
         signal.signal(signal.SIGINT, before)
     assert code == 127
-    assert asked == [(7, signal.SIGTERM)]
+    assert requested == [(7, signal.SIGTERM)]
     assert ran == [("/x/mosquitto", ["reflexd: broker", "-v"])]
     assert "/x/mosquitto: No such file" in capsys.readouterr().err
     monkeypatch.setattr(child, "die_with", lambda _parent, _number: False)

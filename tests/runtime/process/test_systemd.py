@@ -74,8 +74,8 @@ def test_ready_after_the_first_full_tick_and_food_only_from_ticks(manager: Manag
         (9.9, False, ()),  # starving
         (10.0, True, ()),  # fed
     ]
-    told = [feeder.ticked(ready=ready, stale=stale, now_s=at, status="ticking") for at, ready, stale in ticks]
-    assert told == [False, True, False, True, True, False, True]
+    received = [feeder.ticked(ready=ready, stale=stale, now_s=at, status="ticking") for at, ready, stale in ticks]
+    assert received == [False, True, False, True, True, False, True]
     first, *rest = manager.got()
     assert first == "READY=1\nSTATUS=degraded: no recent data from front"
     assert rest == ["WATCHDOG=1"] * 4

@@ -147,8 +147,8 @@ def test_a_recording_is_copied_whole_and_cut_with_whole_sounds(config: Path) -> 
     source = recorded(state)
     assert export(config, "mcap", "whole.mcap")[0] == 0
     assert (config.parent / "whole.mcap").read_bytes() == source.read_bytes()
-    code, said = export(config, "mcap", "begin.mcap", "--until", local(1_000.0 + 1))
-    assert (code, said.split(";")[0]) == (0, "r.mcap, 10 decisions")
+    code, reported = export(config, "mcap", "begin.mcap", "--until", local(1_000.0 + 1))
+    assert (code, reported.split(";")[0]) == (0, "r.mcap, 10 decisions")
     assert Recording(config.parent / "begin.mcap").attachments() == {"history": b"\x01"}
     recorded(state, "later", 30)
     assert export(config, "mcap", "cut.mcap", "--recording", "later", "--since", local(1_001.0))[1].startswith(
@@ -181,15 +181,15 @@ def test_several_recordings_must_be_chosen_from(config: Path) -> None:
 
 def test_a_dataset_takes_pictures_and_texts_from_raw_readings_and_recordings(config: Path) -> None:
     recorded(lived(config, raws=4), count=4, start=10)
-    code, said = export(config, "lerobot", "d")
-    assert (code, said.split(";")[0]) == (0, "2 episodes, 8 of 20 ticks")
+    code, reported = export(config, "lerobot", "d")
+    assert (code, reported.split(";")[0]) == (0, "2 episodes, 8 of 20 ticks")
     rows = pq.read_table(config.parent / "d/data/chunk-000/file-000.parquet").to_pylist()
     pictures = [cv2.imdecode(np.frombuffer(r["observation.images.front"]["bytes"], np.uint8), 1).mean() for r in rows]
     assert pictures == pytest.approx([0, 1, 2, 3, 10, 11, 12, 13], abs=1)
     tasks = pq.read_table(config.parent / "d/meta/tasks.parquet").to_pylist()
     assert [row["task"] for row in tasks] == ["look left", "look up"]
-    code, said = export(config, "lerobot", "plain", "--no-pictures", "--task", "reach")
-    assert (code, said.split(";")[0]) == (0, "1 episodes, 20 of 20 ticks")
+    code, reported = export(config, "lerobot", "plain", "--no-pictures", "--task", "reach")
+    assert (code, reported.split(";")[0]) == (0, "1 episodes, 20 of 20 ticks")
     info = json.loads((config.parent / "plain/meta/info.json").read_text())
     assert "observation.images.front" not in info["features"]
     assert info["robot_type"] == "arm"
@@ -210,8 +210,8 @@ def test_the_live_policy_becomes_onnx_with_a_manifest(config: Path) -> None:
     version = checkpoints.save(files, {"spec": spec}, parent=None, encoder_versions={"front": "v1"})
     assert "no version is live" in export(config, "onnx", "p.onnx")[1]
     checkpoints.promote(version)
-    code, said = export(config, "onnx", "p.onnx")
-    assert code == 0, said
+    code, reported = export(config, "onnx", "p.onnx")
+    assert code == 0, reported
     manifest = json.loads((config.parent / "p.json").read_text())
     assert manifest["policy"] == version
     assert manifest["difference"] <= manifest["tolerance"]
@@ -232,8 +232,8 @@ def test_the_live_policy_becomes_onnx_with_a_manifest(config: Path) -> None:
 
 
 def test_what_cannot_be_written_leaves_nothing(config: Path) -> None:
-    code, said = export(config, "mcap", "x.mcap")
-    assert (code, "does not exist; `reflexd run` creates it" in said) == (2, True)
+    code, reported = export(config, "mcap", "x.mcap")
+    assert (code, "does not exist; `reflexd run` creates it" in reported) == (2, True)
     lived(config)
     (config.parent / "there").write_bytes(b"")
     assert "exists already" in export(config, "mcap", "there")[1]

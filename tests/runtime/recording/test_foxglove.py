@@ -38,5 +38,5 @@ def test_foxglove_hears_what_the_policy_heard() -> None:
     """`pcm-s16` is Foxglove's one format: interleaved, signed, little-endian."""
     body = ReadingCodec().encode(SOUND)
     assert (body["format"], body["sample_rate"], body["number_of_channels"]) == ("pcm-s16", SOUND.rate_hz, 1)
-    heard = np.frombuffer(base64.b64decode(body["data"]), "<i2") / 32_768
-    assert np.abs(heard - SOUND.samples).max() <= 0.5 / 32_768
+    received = np.frombuffer(base64.b64decode(body["data"]), "<i2") / 32_768
+    assert np.abs(received - SOUND.samples).max() <= 0.5 / 32_768

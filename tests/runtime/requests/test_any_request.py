@@ -156,13 +156,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made.store.close()
 
 
-async def ask(requests: Requests, link: Link, asked: list[tuple[str, bytes]]) -> list[dict[str, Any]]:
+async def ask(requests: Requests, link: Link, requested: list[tuple[str, bytes]]) -> list[dict[str, Any]]:
     """Send all requests at once and wait for as many answers."""
     running = asyncio.create_task(requests.run())
-    for verb, payload in asked:
+    for verb, payload in requested:
         requests.take(Message(f"reflexd/demo/request/{verb}", payload, 1, retain=False))
     async with asyncio.timeout(60):
-        while len(link.answers) < len(asked):
+        while len(link.answers) < len(requested):
             link.more.clear()
             await link.more.wait()
     assert not running.done()
@@ -190,7 +190,7 @@ payloads = st.binary(max_size=20) | (bodies | st.lists(values, max_size=2) | val
 )
 @given(st.lists(st.tuples(st.sampled_from(VERBS), payloads), min_size=1, max_size=10), st.sampled_from(["", "dead"]))
 def test_every_request_is_answered_once_and_none_ends_the_agent(
-    world: World, asked: list[tuple[str, bytes]], state: str
+    world: World, requested: list[tuple[str, bytes]], state: str
 ) -> None:
     async def run() -> None:
         link = Link()
@@ -199,8 +199,8 @@ def test_every_request_is_answered_once_and_none_ends_the_agent(
             await requests.recording.begin()
             await asyncio.to_thread(reporter.recorder.close)
             reporter.recorder.path.unlink()
-        answers = await ask(requests, link, asked)
-        assert len(answers) == len(asked)
+        answers = await ask(requests, link, requested)
+        assert len(answers) == len(requested)
         assert {answer["status"] for answer in answers} <= {"ok", "error"}
         assert all(answer.get("error", "-") for answer in answers)
         if reporter.recorder is not None:

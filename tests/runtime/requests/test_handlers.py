@@ -111,8 +111,8 @@ async def test_a_task_s_versions_are_listed_promoted_and_rolled_back(tmp_path: P
     task = open_task("text-classification", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
     versions = TaskVersionStore(tmp_path / "tasks" / "intents")
     first, second = versions.add(task, 1), versions.add(task, 2)
-    wish = json.dumps({"task": "intents", "version": first.name}).encode()
-    assert (await bench.ask("promote", wish))["data"] == {"task": "intents", "version": first.name, "before": None}
+    request = json.dumps({"task": "intents", "version": first.name}).encode()
+    assert (await bench.ask("promote", request))["data"] == {"task": "intents", "version": first.name, "before": None}
     newest = (await bench.ask("promote", b'{"task": "intents", "version": "newest"}'))["data"]
     assert newest == {"task": "intents", "version": second.name, "before": first.name}
     listed = (await bench.ask("checkpoints", b'{"task": "intents"}'))["data"]

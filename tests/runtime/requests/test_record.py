@@ -129,13 +129,13 @@ async def test_the_oldest_files_go_first_where_the_settings_say_so(tmp_path: Pat
         deleted = sum(event["deleted"] for event in events(stage, "recordings_deleted"))
         assert deleted > 0
         assert [path.exists() for path in old] == [n >= deleted for n in range(4)], "the oldest first"
-        kept = [path for path in files(stage) if path not in old]
-        numbers = [ticks(path) for path in kept]
-        assert len(kept) > 2
+        stored = [path for path in files(stage) if path not in old]
+        numbers = [ticks(path) for path in stored]
+        assert len(stored) > 2
         for before, after in itertools.pairwise(numbers):
             assert after[0] <= before[-1] + 1, "no tick is in neither file"
         assert numbers[-1][-1] == stage.count - 1
-        for path in kept:
+        for path in stored:
             report = await stage.world.replay(path)
             assert report.same, report.text()
 

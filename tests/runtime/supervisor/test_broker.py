@@ -186,7 +186,7 @@ async def test_users_of_the_settings_may_enter_and_no_one_else(tmp_path: Path) -
         made.end()
     secret = tmp_path / "broker" / "passwords"
     assert secret.stat().st_mode & 0o077 == 0
-    assert canaries.told(secret.read_text()) is None
+    assert canaries.received(secret.read_text()) is None
 
 
 async def test_mosquitto_keeps_what_is_retained_over_a_restart(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ async def test_a_whole_life(tmp_path: Path) -> None:
             parting = {"state": "offline", "reasons": ["SIGTERM received"]}
             await eventually(lambda: run.device.statuses[-1] == parting, "the parting status")
         assert run.task.result() == 0
-        said = [line for message in manager.got() for line in message.split("\n")]
-    assert said.index("READY=1") < said.index("WATCHDOG=1") < said.index("STOPPING=1")
-    assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in said)
+        reported = [line for message in manager.got() for line in message.split("\n")]
+    assert reported.index("READY=1") < reported.index("WATCHDOG=1") < reported.index("STOPPING=1")
+    assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in reported)
 
 
 async def test_reload(tmp_path: Path) -> None:

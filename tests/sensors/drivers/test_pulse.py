@@ -91,7 +91,7 @@ def microphone(source: str, **more: object) -> MicrophoneSensor:
     )
 
 
-def hears(witness: Witness, hz: float) -> bool:
+def receives(witness: Witness, hz: float) -> bool:
     """Whether the newest window is a tone of `hz`."""
     newest = witness.readings[-1] if witness.readings else None
     if not isinstance(newest, Sound) or newest.samples.std() < 0.1:
@@ -107,7 +107,7 @@ async def test_a_tone_is_captured_and_recognised_by_frequency(
     await eventually(lambda: room.listening)
     room.play(440.0)
     async with running(microphone(source, rate_hz=rate_hz)) as witness:
-        await witness.until(lambda: hears(witness, 440.0), 60.0)
+        await witness.until(lambda: receives(witness, 440.0), 60.0)
         seen, contention = len(witness.readings), Contention()
         await witness.until(lambda: len(witness.readings) >= seen + 10)
         stamps = [reading.stamp_s for reading in witness.readings[-10:]]
@@ -118,7 +118,7 @@ async def test_a_sound_server_that_dies_is_noticed_and_found_again(room: Room, r
     await eventually(lambda: room.listening)
     room.play(440.0)
     async with running(microphone("default")) as witness:
-        await witness.until(lambda: hears(witness, 440.0) and witness.well, 60.0)
+        await witness.until(lambda: receives(witness, 440.0) and witness.well, 60.0)
         newest_s = witness.readings[-1].stamp_s
         contention = Contention()
         room.close()
@@ -127,7 +127,7 @@ async def test_a_sound_server_that_dies_is_noticed_and_found_again(room: Room, r
         room.open()
         await eventually(lambda: room.listening)
         room.play(660.0)
-        await witness.until(lambda: hears(witness, 660.0) and witness.well, 60.0)
+        await witness.until(lambda: receives(witness, 660.0) and witness.well, 60.0)
 
 
 async def test_a_device_that_does_not_exist_is_reported(room: Room, running: Running) -> None:

@@ -126,4 +126,4 @@ async def test_a_camera_that_wants_a_password_gets_it_and_no_one_else_does(
         await witness.until(lambda: bool(witness.lost), 60.0)
     assert not witness.readings
     assert f"rtsp://127.0.0.1:{port}/test" in witness.lost[0][1]
-    assert canaries.told(repr(witness.lost)) is None
+    assert canaries.received(repr(witness.lost)) is None

@@ -104,7 +104,7 @@ def test_specifications(text: str, fault: Fault) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reported"),
     [
         ("", "write STREAM=KIND"),
         ("front", "write STREAM=KIND"),
@@ -117,8 +117,8 @@ def test_specifications(text: str, fault: Fault) -> None:
         ("front=off\n", "write STREAM=KIND"),
     ],
 )
-def test_bad_specifications_say_what_is_wanted(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_bad_specifications_say_what_is_wanted(text: str, reported: str) -> None:
+    with pytest.raises(ValueError, match=reported):
         parse_fault(text)
 
 
@@ -127,9 +127,9 @@ def test_any_text_is_a_fault_or_refused(text: str) -> None:
     try:
         fault = parse_fault(text)
     except ValueError as refusal:
-        said = str(refusal)
+        reported = str(refusal)
         fault = None
-    assert said if fault is None else fault.kind in KINDS
+    assert reported if fault is None else fault.kind in KINDS
 
 
 def test_off_begins_and_ends_on_command() -> None:

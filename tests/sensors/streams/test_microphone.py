@@ -217,8 +217,8 @@ def test_play_loops_in_order(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "ramp.wav", ramp, 8_000, subtype="FLOAT")
     sink = Sink(6)
     portaudio.play(PlayJob(str(tmp_path / "ramp.wav"), loop=True), sink, sink.stop)
-    heard = np.concatenate([block for _, _, block in sink.blocks])
-    assert np.allclose(heard, np.tile(ramp, 3)[: len(heard)])
+    received = np.concatenate([block for _, _, block in sink.blocks])
+    assert np.allclose(received, np.tile(ramp, 3)[: len(received)])
 
 
 @given(st.lists(st.integers(0, 25), max_size=20), st.data())
@@ -295,8 +295,8 @@ def test_record_delivers_counts_overflows_and_says_when_the_device_stops(monkeyp
     with pytest.raises(SensorLost, match="stopped"):
         portaudio.record(RecordJob(None, RATE_HZ), sink, sink.stop)
     assert {rate for _, rate, _ in sink.blocks} == {RATE_HZ}
-    heard = np.concatenate([block for _, _, block in sink.blocks])
-    assert heard.tolist() == [0.0] * 320 + [1.0] * 320 + [2.0] * 320
+    received = np.concatenate([block for _, _, block in sink.blocks])
+    assert received.tolist() == [0.0] * 320 + [1.0] * 320 + [2.0] * 320
     assert sink.drops == ["device_overflow"]
 
 
@@ -363,7 +363,7 @@ CHUNK = 1_600
 ARRIVALS = tuple(100 + 0.1 * (k + 1) for k in range(60))
 
 
-def heard(arrivals: dict[int, float]) -> NDArray[np.float32]:
+def received(arrivals: dict[int, float]) -> NDArray[np.float32]:
     """The last window of 2 s of a topic; chunk k holds the number k in each of its samples."""
     settings = MicrophoneSettings(kind="microphone", source="topic", window_s=2.0, hop_s=0.1)
     microphone, last = TopicMicrophone("room", None, settings), None
@@ -378,19 +378,19 @@ def heard(arrivals: dict[int, float]) -> NDArray[np.float32]:
 def test_a_stalled_network_puts_no_silence_between_samples(stall_s: float) -> None:
     steady = dict(enumerate(ARRIVALS[:40]))
     stalled = {k: max(at_s, 103 + stall_s) if 103 < at_s < 103 + stall_s else at_s for k, at_s in steady.items()}
-    assert np.array_equal(heard(stalled), heard(steady))
+    assert np.array_equal(received(stalled), received(steady))
 
 
 def test_lost_payloads_become_silence_and_do_not_stretch_the_window() -> None:
     """Every third payload is lost: the window of 2 s at 6 s begins at 4 s, but for the half second that a loss is in doubt."""
-    window = heard({k: at_s for k, at_s in enumerate(ARRIVALS) if k % 3 != 2})
+    window = received({k: at_s for k, at_s in enumerate(ARRIVALS) if k % 3 != 2})
     chunks = window[window >= 0]
     assert 60 - 1 - chunks.min() <= 25
     assert (window == -1).mean() > 0.1
 
 
 def test_one_loss_is_silence_at_its_place() -> None:
-    window = heard({k: at_s for k, at_s in enumerate(ARRIVALS[:40]) if not 28 <= k < 32})
+    window = received({k: at_s for k, at_s in enumerate(ARRIVALS[:40]) if not 28 <= k < 32})
     silent = np.flatnonzero(window == -1)
     assert len(silent) == pytest.approx(4 * CHUNK, abs=CHUNK // 10)
     assert window[silent[0] - 1] == pytest.approx(27, abs=1)

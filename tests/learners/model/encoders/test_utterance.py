@@ -28,14 +28,14 @@ def recordings() -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def room(*said: tuple[np.ndarray, float], seed: int = 0) -> Sound:
+def room(*reported: tuple[np.ndarray, float], seed: int = 0) -> Sound:
     """Two seconds of faint noise in which each recording begins at its time."""
-    heard = np.random.default_rng(seed).normal(0, 0.001, 2 * RATE_HZ)
-    for samples, start_s in said:
+    received = np.random.default_rng(seed).normal(0, 0.001, 2 * RATE_HZ)
+    for samples, start_s in reported:
         start = round(start_s * RATE_HZ)
-        part = samples[: len(heard) - start]
-        heard[start : start + len(part)] += part
-    return Sound("room", 0.0, 0, heard.astype(np.float32))
+        part = samples[: len(received) - start]
+        received[start : start + len(part)] += part
+    return Sound("room", 0.0, 0, received.astype(np.float32))
 
 
 def tokens(sound: Sound) -> torch.Tensor:
@@ -57,9 +57,9 @@ def test_words_are_distinguished_across_voices() -> None:
     """Leave one recording out: the nearest other one is mostly the same word."""
     known = [(word, tokens(room((samples, 0.3))).flatten()) for word, samples in recordings()]
     right = 0
-    for number, (word, heard) in enumerate(known):
+    for number, (word, received) in enumerate(known):
         others = known[:number] + known[number + 1 :]
-        right += min(others, key=lambda each: float((each[1] - heard).norm()))[0] == word
+        right += min(others, key=lambda each: float((each[1] - received).norm()))[0] == word
     assert right >= 0.8 * len(known)
 
 

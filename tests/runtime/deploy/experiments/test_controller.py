@@ -93,10 +93,10 @@ async def test_the_list_of_versions_says_why_each_is_live_or_not(
     stage.experiments.close(clean=True)
     checkpoints.show(stage.checkpoints)
     lines = capsys.readouterr().out.splitlines()
-    told = {name: next(line for line in lines if stage.version[name] in line) for name in ("good", "negated")}
-    assert "a person made it live" in told["good"]
-    assert "not live: " in told["negated"]
-    assert "paired episodes; worse by" in told["negated"]
+    received = {name: next(line for line in lines if stage.version[name] in line) for name in ("good", "negated")}
+    assert "a person made it live" in received["good"]
+    assert "not live: " in received["negated"]
+    assert "paired episodes; worse by" in received["negated"]
 
 
 async def test_arms_change_at_the_ends_of_episodes_by_a_logged_coin(tmp_path: Path) -> None:
@@ -145,8 +145,12 @@ async def test_a_version_that_a_person_makes_live_is_back_out_within_ten_seconds
     assert stage.acted[-1] == "negated", "a person's choice acts at once"
     took_s = await stage.run(60.0, until=lambda: stage.acted[-1] == "good")
     assert took_s <= 10.0
-    told = stage.event("policy_rolled_back")
-    assert (told["version"], told["to"], told["by"]) == (stage.version["negated"], stage.version["good"], "experiment")
+    received = stage.event("policy_rolled_back")
+    assert (received["version"], received["to"], received["by"]) == (
+        stage.version["negated"],
+        stage.version["good"],
+        "experiment",
+    )
     live = stage.checkpoints.live()
     assert (live.version, live.failed) == (stage.version["good"], (stage.version["negated"],))
     with pytest.raises(CheckpointRefused, match="not tried again"):
@@ -242,8 +246,12 @@ async def test_the_guard_takes_back_a_version_that_turns_bad_after_its_proof(tmp
     await stage.run(400.0)
     stage.policies["good"].sign = -1  # such as a camera that was mounted upside down
     took_s = await stage.run(1_800.0, until=lambda: "policy_rolled_back" in stage.kinds())
-    told = stage.event("policy_rolled_back")
-    assert (told["by"], told["version"], told["to"]) == ("guard", stage.version["good"], stage.version["poor"])
+    received = stage.event("policy_rolled_back")
+    assert (received["by"], received["version"], received["to"]) == (
+        "guard",
+        stage.version["good"],
+        stage.version["poor"],
+    )
     assert took_s <= 1_200.0
     await stage.run(1.0)
     assert stage.acted[-1] == "poor"
