@@ -200,29 +200,29 @@ def test_rewards_of_another_scale_leave_every_weight_the_same(factor: float) -> 
     torch.testing.assert_close(scaled, factor * value)
 
 
-def test_motions_are_learned_from_large_rewards() -> None:
-    """One step, reward -100 (a - .5)^2: the mean motion is .5, and its value is that of the rewards."""
-    scale = 100.0
-    arm = Continuous("arm", (-1.0,), (1.0,))
+def test_the_values_of_motions_in_two_states_are_known() -> None:
+    """States +-1 in turn, reward 100 (s - (a - s / 2)^2): the best motion is s / 2, and Q(s, a) / 100 = s / (1 + gamma) - (a - s / 2)^2."""
+    gamma, rows, scale = 0.5, 64, 100.0
     torch.manual_seed(0)
-    policy = Policy(
-        PolicySpec(
-            (StreamSpec("joints", "telemetry", 1, 3),), ActionSpace((arm,)), history=1, hidden=(32, 32), algorithm="xqc"
-        )
-    ).eval()
+    streams, arm = (StreamSpec("joints", "telemetry", 1, 1),), Continuous("arm", (-1.0,), (1.0,))
+    spec = PolicySpec(streams, ActionSpace((arm,)), history=1, gamma=gamma, hidden=(32, 32), algorithm="xqc")
+    policy = Policy(spec).eval()
     learning = Algorithm(policy, torch.Generator().manual_seed(0))
     (part,) = learning.parts
     assert isinstance(part, Xqc)
     part.settings = replace(part.settings, delay=1)
-    learning.rescale(0.6 * scale)
+    learning.rescale(scale)
     chance = torch.Generator().manual_seed(1)
-    for _ in range(300):
-        x, a = torch.randn(64, 3, generator=chance), 2 * torch.rand(64, 1, generator=chance) - 1
-        rewards = -scale * (a[:, 0] - 0.5).square()
-        learning.update(Batch(seen(x), seen(x), {"arm": a}, rewards, torch.zeros(64)))
-    out = policy.act(seen(torch.zeros(1, 3)), generator=torch.Generator())
-    assert float(out.values["arm"]) == pytest.approx(0.5, abs=0.15)
-    assert float(out.value) == pytest.approx(0.0, abs=0.15 * scale)
+    for _ in range(450):
+        s, a = 2 * torch.randint(2, (rows, 1), generator=chance) - 1.0, 2 * torch.rand(rows, 1, generator=chance) - 1
+        rewards = scale * (s - (a - s / 2).square())[:, 0]
+        learning.update(Batch(seen(s), seen(-s), {"arm": a}, rewards, torch.full((rows,), gamma)))
+    s, a = torch.tensor([[1.0], [-1.0]]).repeat(3, 1), torch.tensor([-0.5, 0.0, 0.5]).repeat_interleave(2).unsqueeze(-1)
+    with torch.no_grad():
+        context = policy.encode(seen(s))
+        values, (mean, _) = part.critics(context, a).mean(0) / scale, part.head.actor(context[:2])
+    torch.testing.assert_close(values, (s / (1 + gamma) - (a - s / 2).square())[:, 0], atol=0.3, rtol=0)
+    torch.testing.assert_close(torch.tanh(mean), s[:2] / 2, atol=0.45, rtol=0)
 
 
 def test_a_target_that_is_not_a_number_is_seen_in_the_loss() -> None:
